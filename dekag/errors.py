@@ -1,0 +1,42 @@
+"""The errors of the library and the services; each is mapped once to gRPC and once to HTTP."""
+
+from __future__ import annotations
+
+
+class DekagError(Exception):
+    """Base of every error that is meant to be read by whoever made the request."""
+
+
+class InvalidInputError(DekagError):
+    """A field of the request is outside what is allowed.
+
+    Args:
+        field: dotted name of the field, as the client wrote it ("link.snr_db").
+        allowed: what would have been allowed, in words ("between -20 and 40 dB").
+        got: the value that came, shown shortened.
+    """
+
+    def __init__(self, field: str, allowed: str, got: object) -> None:
+        super().__init__(f"{field} must be {allowed}; got {str(got)[:80]!r}")
+        self.field = field
+        self.allowed = allowed
+
+
+class NotFoundError(DekagError):
+    """What was asked for does not exist."""
+
+
+class MismatchError(DekagError):
+    """Two artifacts do not fit together: other hash, other base model, other shape."""
+
+
+class UnavailableError(DekagError):
+    """A service or store that is needed cannot be reached now; trying again may help."""
+
+
+class DeadlineError(DekagError):
+    """The time that the client allowed is over."""
+
+
+class ExhaustedError(DekagError):
+    """More is asked for at once than there is room for; trying later helps."""

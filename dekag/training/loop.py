@@ -1,0 +1,160 @@
+"""The one training loop: resumable, deterministic per step, with a progress bar.
+
+The learning rate warms up, stays constant and falls linearly to zero over the last fifth of the run, so a
+run may be resumed with another number of steps without a jump. Randomness is drawn from a generator seeded
+by (seed, step): a resumed run continues exactly as an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from tqdm import tqdm
+
+StepFunction = Callable[[int, torch.Generator], Mapping[str, torch.Tensor]]
+
+WARMUP_STEPS = 200
+COOLDOWN_SHARE = 0.2
+SAVE_EVERY_SECONDS = 120.0
+
+
+def learning_rate_factor(step: int, total_steps: int) -> float:
+    """Share (0..1) of the peak learning rate at `step` of `total_steps`."""
+    warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, total_steps))
+    cooldown = min(1.0, (total_steps - step) / max(1.0, COOLDOWN_SHARE * total_steps))
+    return warmup * cooldown
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The random generator of one training step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+
+
+class TrainingRun:
+    """Trains `model` and keeps its exponential moving average in `average`.
+
+    Args:
+        folder: where checkpoints go (safetensors and JSON only); an existing one is resumed.
+        model: the module whose trainable parameters are optimised.
+        optimizers: stepped together; their learning rates at construction are the peaks.
+        seed: seeds every step's generator.
+        ema_decay: decay of the moving average; its effective value is lower in the first steps.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: nn.Module,
+        optimizers: list[torch.optim.Optimizer],
+        *,
+        seed: int,
+        ema_decay: float = 0.999,
+    ) -> None:
+        self.folder = folder
+        self.model = model
+        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.optimizers = optimizers
+        self.seed = seed
+        self.step = 0
+        self.seconds = 0.0
+        self._ema_decay = ema_decay
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        if (folder / "state.json").exists():
+            self._load()
+
+    def run(
+        self,
+        step_function: StepFunction,
+        total_steps: int,
+        *,
+        max_grad_norm: float = 1.0,
+        on_save: Callable[[int], None] | None = None,
+    ) -> None:
+        """Step until `total_steps`; `step_function` returns named losses, of which "loss" is minimised."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.train()
+        saved = started = time.monotonic()
+        base_seconds = self.seconds
+        smooth: dict[str, float] = {}
+        with tqdm(total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=2.0) as bar:
+            while self.step < total_steps:
+                factor = learning_rate_factor(self.step, total_steps)
+                for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
+                    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                        group["lr"] = peak * factor
+                losses = step_function(self.step, step_generator(self.seed, self.step))
+                losses["loss"].backward()
+                nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                self._update_average()
+                self.step += 1
+                for name, value in losses.items():
+                    new = float(value.detach())
+                    smooth[name] = new if name not in smooth else 0.98 * smooth[name] + 0.02 * new
+                bar.update()
+                if self.step % 20 == 0:
+                    bar.set_postfix({name: f"{value:.4f}" for name, value in smooth.items()}, refresh=False)
+                now = time.monotonic()
+                self.seconds = base_seconds + now - started
+                if now - saved > SAVE_EVERY_SECONDS or self.step == total_steps:
+                    self.save()
+                    if on_save is not None:
+                        on_save(self.step)
+                        self.model.train()
+                    saved = time.monotonic()
+
+    def _update_average(self) -> None:
+        decay = min(self._ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            current = dict(self.model.named_parameters())
+            averages = dict(self.average.named_parameters())
+            names = [name for name, p in current.items() if p.requires_grad]
+            torch._foreach_lerp_([averages[n] for n in names], [current[n] for n in names], 1 - decay)
+            for average, buffer in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                average.copy_(buffer)
+
+    def save(self) -> None:
+        """Write a checkpoint; an interruption while writing leaves the one before it intact."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"model.{k}": v.detach().contiguous().clone() for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v.contiguous().clone() for k, v in self.average.state_dict().items()}
+        for index, optimizer in enumerate(self.optimizers):
+            for parameter, values in optimizer.state_dict()["state"].items():
+                for name, value in values.items():
+                    key = f"optimizer.{index}.{parameter}.{name}"
+                    tensors[key] = torch.as_tensor(value).contiguous().clone()
+        save_file(tensors, self.folder / "checkpoint.new")
+        os.replace(self.folder / "checkpoint.new", self.folder / "checkpoint.safetensors")
+        state = {"step": self.step, "seed": self.seed, "seconds": round(self.seconds, 1)}
+        (self.folder / "state.new").write_text(json.dumps(state))
+        os.replace(self.folder / "state.new", self.folder / "state.json")
+
+    def _load(self) -> None:
+        state = json.loads((self.folder / "state.json").read_text())
+        tensors = load_file(self.folder / "checkpoint.safetensors")
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
+        for index, optimizer in enumerate(self.optimizers):
+            values: dict[int, dict[str, Any]] = {}
+            for key, tensor in part(f"optimizer.{index}.").items():
+                parameter, name = key.split(".", 1)
+                values.setdefault(int(parameter), {})[name] = tensor
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
+        self.step = state["step"]
+        self.seed = state["seed"]
+        self.seconds = state["seconds"]
