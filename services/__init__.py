@@ -1,0 +1,1 @@
+"""The processes of the chain, one package each, and what they share."""
