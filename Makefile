@@ -1,0 +1,60 @@
+# `make` alone lists what there is. Everything runs in .venv, which is made on first use.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+SNR ?= 10
+PROMPT ?=
+SEED ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install constraints up demo test test-slow test-compose lint format proto down clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/.installed ## make .venv and install the project with its pinned dependencies
+
+.venv/.installed: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with 'make PYTHON=...'" >&2; exit 1; }
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
+	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(SEED),--seed "$(SEED)")
+
+up: install ## start Redis and the five services until Ctrl-C
+	@$(BIN)/dekag up
+
+test: install ## the quick tests
+	$(BIN)/python -m pytest -m "not slow and not compose"
+
+test-slow: install ## the tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+test-compose: install ## build and check docker-compose.yml on a real engine
+	$(BIN)/python -m pytest -m compose
+
+lint: install ## ruff, mypy --strict, and whether the generated stubs match proto/
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/generate_proto.py --check
+
+format: install ## let ruff format and fix what it can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: install ## regenerate services/proto from proto/
+	$(BIN)/python scripts/generate_proto.py
+
+constraints: install ## pin what .venv holds now
+	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude dekag | \
+	  sed -nE 's/^([A-Za-z0-9._-]+==[^+ ]+)(\+.*)?$$/\1/p' | LC_ALL=C sort -f > constraints.txt.new
+	@mv constraints.txt.new constraints.txt && touch .venv/.installed
+
+down: ## remove the containers of docker-compose.yml and their volumes
+	docker compose down --volumes --remove-orphans
+
+clean: ## remove what building, testing and running left
+	rm -rf .run demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
