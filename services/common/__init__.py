@@ -1,0 +1,1 @@
+"""What the services share: settings, server, errors, request context, cache, converters."""

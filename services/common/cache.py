@@ -1,0 +1,111 @@
+"""Redis as a cache: raw bytes under documented keys, and nothing but slower without it.
+
+====================================  ==========================================================
+``dekag:latent:{sha256}``             float32 little-endian latents of one image
+``dekag:image:{sha256}``              PNG or WebP bytes of one cloud image
+``dekag:report:{request_id}``         the report of one delivery, as the gateway returned it
+====================================  ==========================================================
+
+A sha256 is taken over everything the value depends on, model hash included, so nothing is ever stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+
+import structlog
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from services.common.settings import CommonSettings
+
+_log = structlog.get_logger()
+_WARN_EVERY_S = 30.0
+
+
+def content_key(kind: str, *parts: str | int) -> str:
+    """``dekag:{kind}:{sha256 of the parts}``; equal keys mean equal parts."""
+    return f"dekag:{kind}:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
+
+
+def latent_key(model_hash: str, prompt: str, seed: int, width: int, height: int) -> str:
+    """Key of the latents that the edge model ``model_hash`` draws for these arguments."""
+    return content_key("latent", model_hash, prompt, seed, width, height)
+
+
+def image_key(model_hash: str, prompt: str, seed: int, width: int, height: int, image_format: str) -> str:
+    """Key of the encoded image that the cloud model ``model_hash`` draws for these arguments."""
+    return content_key("image", model_hash, prompt, seed, width, height, image_format)
+
+
+def report_key(request_id: str) -> str:
+    """Key of the report of one delivery."""
+    return f"dekag:report:{request_id}"
+
+
+class Cache:
+    """A cache that never fails: without Redis every ``get`` is a miss and every ``set`` is dropped.
+
+    After a failure Redis is left alone for ``redis_retry_s``, so that a request pays for the failure at
+    most once, and a warning is logged at most every 30 s.
+    """
+
+    def __init__(self, settings: CommonSettings) -> None:
+        self._retry_s = settings.redis_retry_s
+        self._asleep_until = self._silent_until = 0.0
+        self._redis: Redis | None = None
+        if settings.redis_url:
+            self._redis = Redis.from_url(
+                settings.redis_url,
+                socket_timeout=settings.redis_timeout_s,
+                socket_connect_timeout=settings.redis_timeout_s,
+                retry=Retry(NoBackoff(), 0),
+            )
+
+    async def get(self, key: str) -> bytes | None:
+        """The value under ``key``, None when it is not there or Redis is not."""
+        if (redis := self._awake()) is None:
+            return None
+        try:
+            value = await redis.get(key)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._sleep(error)
+            return None
+        return value if isinstance(value, bytes) else None
+
+    async def set(self, key: str, value: bytes, ttl_s: int) -> None:
+        """Keeps ``value`` under ``key`` for ``ttl_s`` seconds."""
+        if (redis := self._awake()) is None:
+            return
+        try:
+            await redis.set(key, value, ex=ttl_s)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._sleep(error)
+
+    async def ping(self) -> bool:
+        """Whether Redis answers now."""
+        if self._redis is None:
+            return False
+        try:
+            return bool(await self._redis.ping())
+        except (RedisError, OSError, TimeoutError):
+            return False
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    def _awake(self) -> Redis | None:
+        return self._redis if time.monotonic() >= self._asleep_until else None
+
+    def _sleep(self, error: Exception) -> None:
+        now = time.monotonic()
+        self._asleep_until = now + self._retry_s
+        if now >= self._silent_until:
+            self._silent_until = now + _WARN_EVERY_S
+            _log.warning("cache unavailable, going on without", error=str(error))

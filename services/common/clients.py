@@ -1,0 +1,58 @@
+"""Calls to the next service of the chain: id and deadline go along, errors come back as DekagErrors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+import grpc
+from grpc import aio
+
+from services.common.errors import from_rpc
+from services.common.requests import outgoing_metadata, request_id, time_remaining
+from services.common.settings import CommonSettings
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+def open_channel(address: str, settings: CommonSettings) -> aio.Channel:
+    """A channel to keep for the life of the process: kept alive, reconnecting within about a second."""
+    return aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.min_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1_000),
+            ("grpc.enable_http_proxy", 0),
+        ],
+    )
+
+
+async def call(
+    method: aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request, peer: str
+) -> _Response:
+    """One answer from ``peer`` (the service's name, for messages); raises DekagError."""
+    try:
+        return await method(request, timeout=time_remaining(), metadata=outgoing_metadata())
+    except grpc.RpcError as error:
+        raise from_rpc(error, peer, request_id.get()) from error
+
+
+async def stream(
+    method: aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request, peer: str
+) -> AsyncIterator[_Response]:
+    """The answers of ``peer`` in order; raises DekagError. Leaving the iteration early cancels the call."""
+    answers = method(request, timeout=time_remaining(), metadata=outgoing_metadata())
+    try:
+        async for answer in answers:
+            yield answer
+    except grpc.RpcError as error:
+        raise from_rpc(error, peer, request_id.get()) from error
+    finally:
+        answers.cancel()

@@ -1,0 +1,108 @@
+"""The one table of errors: DekagError <-> gRPC status, DekagError -> HTTP status.
+
+An error travels as its gRPC status plus a JSON object in the trailing metadata (``ERROR_KEY``), from which
+the next hop rebuilds the same exception: class, message, field and what is allowed survive every hop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import grpc
+from grpc import StatusCode
+
+from dekag.errors import (
+    DeadlineError,
+    DekagError,
+    ExhaustedError,
+    InvalidInputError,
+    MismatchError,
+    NotFoundError,
+    UnavailableError,
+)
+
+ERROR_KEY = "dekag-error-bin"
+
+
+class InternalError(DekagError):
+    """Something broke; the message names the request, the log of the service that broke has the rest."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"internal error; the log has details under request id {request_id}")
+
+
+STATUS: Mapping[type[DekagError], tuple[StatusCode, int]] = {
+    InvalidInputError: (StatusCode.INVALID_ARGUMENT, 422),
+    NotFoundError: (StatusCode.NOT_FOUND, 404),
+    MismatchError: (StatusCode.FAILED_PRECONDITION, 409),
+    UnavailableError: (StatusCode.UNAVAILABLE, 503),
+    DeadlineError: (StatusCode.DEADLINE_EXCEEDED, 504),
+    ExhaustedError: (StatusCode.RESOURCE_EXHAUSTED, 429),
+    InternalError: (StatusCode.INTERNAL, 500),
+}
+_CLASSES = {kind.__name__: kind for kind in STATUS}
+_MESSAGES = {
+    StatusCode.UNAVAILABLE: "cannot be reached",
+    StatusCode.CANCELLED: "stopped before it answered",
+    StatusCode.DEADLINE_EXCEEDED: "did not answer within the time allowed",
+    StatusCode.RESOURCE_EXHAUSTED: "turned the request away: too large or too many",
+}
+
+
+def public(error: BaseException, request_id: str) -> DekagError:
+    """What a client may know of ``error``: itself if it is in the table, else an InternalError."""
+    if isinstance(error, DekagError) and _kind(error) is not InternalError:
+        return error
+    if isinstance(error, TimeoutError):
+        return DeadlineError("the time allowed is over")
+    return error if isinstance(error, InternalError) else InternalError(request_id)
+
+
+def _kind(error: DekagError) -> type[DekagError]:
+    return next((kind for kind in type(error).__mro__ if kind in STATUS), InternalError)
+
+
+def http_status(error: DekagError) -> int:
+    """HTTP status code of an error that ``public`` returned."""
+    return STATUS[_kind(error)][1]
+
+
+def grpc_status(error: DekagError) -> StatusCode:
+    """gRPC status code of an error that ``public`` returned."""
+    return STATUS[_kind(error)][0]
+
+
+def to_metadata(error: DekagError) -> tuple[tuple[str, bytes], ...]:
+    """Trailing metadata from which ``from_rpc`` rebuilds the error."""
+    details = {"type": _kind(error).__name__, "message": str(error)[:600]}
+    if isinstance(error, InvalidInputError):
+        details |= {"field": error.field[:200], "allowed": error.allowed[:500]}
+    return ((ERROR_KEY, json.dumps(details).encode()),)
+
+
+def from_rpc(error: grpc.RpcError, peer: str, request_id: str) -> DekagError:
+    """The DekagError that ``peer`` (a service's name) raised, or what a failed call to it means here."""
+    if not isinstance(error, grpc.aio.AioRpcError):
+        return InternalError(request_id)
+    details = next((v for k, v in error.trailing_metadata() or () if k == ERROR_KEY), None)
+    if details is not None:
+        try:
+            return _rebuild(json.loads(details))
+        except (ValueError, KeyError, TypeError):
+            return InternalError(request_id)
+    code = StatusCode.UNAVAILABLE if error.code() is StatusCode.CANCELLED else error.code()
+    kind = next((kind for kind, (status, _) in STATUS.items() if status is code), InternalError)
+    if kind in (UnavailableError, DeadlineError, ExhaustedError):
+        return kind(f"the {peer} service {_MESSAGES[error.code()]}")
+    return InternalError(request_id)
+
+
+def _rebuild(details: dict[str, str]) -> DekagError:
+    kind, message = _CLASSES[details["type"]], details["message"]
+    if kind is InvalidInputError:
+        error: DekagError = InvalidInputError(details["field"], details["allowed"], "")
+    else:
+        error = kind("")
+    error.args = (message,)
+    return error

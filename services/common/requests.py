@@ -1,0 +1,73 @@
+"""What belongs to one request and travels with it: its id, its deadline, its log lines."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+import uuid
+from contextvars import ContextVar
+
+import structlog
+from structlog.typing import EventDict
+
+from dekag.errors import DeadlineError
+
+REQUEST_ID_KEY = "x-request-id"
+_ALLOWED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+def begin_request(given_id: str | bytes | None, seconds: float | None) -> str:
+    """Binds id and deadline to the current context; returns the id.
+
+    Args:
+        given_id: the id the caller sent; one that is missing or not ``[A-Za-z0-9._-]{1,64}`` is replaced.
+        seconds: time allowed from now, s; None for no deadline.
+    """
+    text = given_id.decode("ascii", "replace") if isinstance(given_id, bytes) else given_id or ""
+    name = text if _ALLOWED_ID.fullmatch(text) else uuid.uuid4().hex
+    request_id.set(name)
+    _deadline.set(None if seconds is None else time.monotonic() + seconds)
+    return name
+
+
+def time_remaining() -> float | None:
+    """Seconds until the deadline of the current request, None without one; DeadlineError when it is over."""
+    deadline = _deadline.get()
+    if deadline is None:
+        return None
+    if (left := deadline - time.monotonic()) <= 0:
+        raise DeadlineError("the time allowed is over")
+    return left
+
+
+def outgoing_metadata() -> tuple[tuple[str, str], ...]:
+    """gRPC metadata that carries the current request's id to the next service."""
+    return ((REQUEST_ID_KEY, request_id.get()),)
+
+
+def configure_logging(service: str, level: str) -> None:
+    """JSON lines to stderr, one an event, with time, level, service and request id."""
+
+    def add_context(_logger: object, _method: str, event: EventDict) -> EventDict:
+        event["service"] = service
+        if (name := request_id.get()) != "-":
+            event["request_id"] = name
+        return event
+
+    structlog.configure(
+        processors=[
+            add_context,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )

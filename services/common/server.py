@@ -1,0 +1,188 @@
+"""Runs one servicer as a process: health, readiness, errors, request context, logs, graceful shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+import grpc
+import structlog
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from dekag.errors import DekagError, UnavailableError
+from services.common import errors
+from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
+from services.common.settings import CommonSettings
+
+_log = structlog.get_logger()
+_HEALTH = "/grpc.health.v1.Health/"
+
+
+class Servicer(Protocol):
+    """A gRPC servicer that can be run: built on the event loop without models, which ``load`` then reads."""
+
+    def load(self) -> None:
+        """Loads the models; called once, in a thread. No request is let in before it returns."""
+
+    async def close(self) -> None:
+        """Closes channels, caches and threads; called once, when no request is in flight."""
+
+
+_S = TypeVar("_S", bound=Servicer)
+
+
+class _Requests(aio.ServerInterceptor):
+    """Gives each request its context, its log line and its error status."""
+
+    def __init__(self) -> None:
+        self.ready = False
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(details)
+        if handler is None or details.method.startswith(_HEALTH):
+            return handler
+        given_id = next((v for k, v in details.invocation_metadata or () if k == REQUEST_ID_KEY), None)
+
+        async def unary(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+            async with self._request(details.method, given_id, context):
+                return await handler.unary_unary(request, context)
+
+        async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async with (
+                self._request(details.method, given_id, context),
+                aclosing(handler.unary_stream(request, context)) as messages,
+            ):
+                async for message in messages:
+                    yield message
+
+        if handler.unary_stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                stream, handler.request_deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            unary, handler.request_deserializer, handler.response_serializer
+        )
+
+    @asynccontextmanager
+    async def _request(
+        self, method: str, given_id: str | bytes | None, context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[None]:
+        request_id = begin_request(given_id, context.time_remaining())
+        start, status = time.perf_counter(), "OK"
+        try:
+            if not self.ready:
+                raise UnavailableError("the service is still loading its models; try again later")
+            yield
+        except (asyncio.CancelledError, GeneratorExit):
+            status = "CANCELLED"
+            raise
+        except Exception as error:
+            shown = errors.public(error, request_id)
+            status = errors.grpc_status(shown).name
+            if not isinstance(error, DekagError):
+                _log.exception("request failed", method=method)
+            await context.abort(errors.grpc_status(shown), str(shown)[:300], errors.to_metadata(shown))
+        finally:
+            _log.info("request", method=method, status=status, seconds=round(time.perf_counter() - start, 4))
+
+
+class Server:
+    """One servicer on one port.
+
+    Args:
+        settings: where to listen, limits, grace.
+        servicer: what to run.
+        add: the generated ``add_...Servicer_to_server``.
+    """
+
+    def __init__(self, settings: CommonSettings, servicer: _S, add: Callable[[_S, aio.Server], None]) -> None:
+        self._settings, self._servicer, self._requests = settings, servicer, _Requests()
+        self._health = health_aio.HealthServicer()
+        self._server = aio.server(
+            interceptors=[self._requests],
+            options=[
+                ("grpc.max_send_message_length", settings.max_message_bytes),
+                ("grpc.max_receive_message_length", settings.max_message_bytes),
+                ("grpc.so_reuseport", 0),
+                ("grpc.keepalive_time_ms", 30_000),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ],
+        )
+        add(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self) -> int:
+        """Listens, so far only to health checks; returns the port. OSError when it is taken."""
+        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        try:
+            port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._settings.host}:{self._settings.port}") from error
+        await self._server.start()
+        return port
+
+    async def load(self) -> None:
+        """Loads the models and lets requests in."""
+        await asyncio.to_thread(self._servicer.load)
+        self._requests.ready = True
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    async def stop(self) -> None:
+        """Turns new requests away, lets those in flight finish for ``grace_s``, then closes everything."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(self._settings.grace_s)
+        await self._servicer.close()
+
+
+def run(
+    name: str,
+    settings: CommonSettings,
+    build: Callable[[], _S],
+    add: Callable[[_S, aio.Server], None],
+) -> None:
+    """Runs a service until SIGTERM or SIGINT: what every ``__main__`` calls.
+
+    Args:
+        name: the service's name, for the logs.
+        settings: the service's settings.
+        build: makes the servicer; called on the event loop.
+        add: the generated ``add_...Servicer_to_server``.
+    """
+    configure_logging(name, settings.log_level)
+
+    async def serve() -> None:
+        start, stop = time.perf_counter(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        server = Server(settings, build(), add)
+        port = await server.start()
+        _log.info("listening", host=settings.host, port=port)
+        loading, stopping = asyncio.create_task(server.load()), asyncio.create_task(stop.wait())
+        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            if loading.exception() is None:
+                _log.info("ready", seconds=round(time.perf_counter() - start, 3))
+                await stopping
+            stopping.cancel()
+        _log.info("stopping")
+        await asyncio.gather(loading, return_exceptions=True)
+        await server.stop()
+        _log.info("stopped")
+        loading.result()
+
+    try:
+        asyncio.run(serve())
+    except Exception as error:
+        _log.exception("service failed")
+        raise SystemExit(1) from error

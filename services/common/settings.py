@@ -1,0 +1,48 @@
+"""Settings that every service has; each service adds its own in its ``settings.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CommonSettings(BaseSettings):
+    """Read from the environment, prefix ``DEKAG_``: ``DEKAG_LOG_LEVEL=debug``."""
+
+    model_config = SettingsConfigDict(env_prefix="DEKAG_", frozen=True)
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0", description="Redis that serves as cache; empty turns caching off."
+    )
+    redis_timeout_s: float = Field(
+        0.25, gt=0, description="Longest wait for a connection to Redis or an answer from it, s."
+    )
+    redis_retry_s: float = Field(
+        2.0, ge=0, description="After a failure Redis is left alone for this long, s."
+    )
+    cache_ttl_s: int = Field(86_400, gt=0, description="Time that latents and images stay cached, s.")
+    report_ttl_s: int = Field(3_600, gt=0, description="Time that link reports stay retrievable, s.")
+    max_message_bytes: int = Field(
+        16 * 2**20, ge=2**16, description="Largest gRPC message sent or accepted, bytes."
+    )
+    grace_s: float = Field(
+        30.0, ge=0, description="Time that requests in flight are given to finish at shutdown, s."
+    )
+
+
+class ServiceSettings(CommonSettings):
+    """Settings of a gRPC service that holds models."""
+
+    models_dir: Path = Field(
+        Path("models/embedded"), description="Folder that holds the model folders cloud, edge and codec."
+    )
+    threads: int = Field(0, ge=0, description="CPU threads of each model; 0 leaves it to torch.")
+    max_queue: int = Field(
+        64, ge=1, description="Requests that may wait for one model; more are turned away as exhausted."
+    )
