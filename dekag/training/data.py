@@ -22,9 +22,16 @@ SPLIT_START = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 def scene_number(
     split: str, n: int, *, subjects: tuple[str, ...] = SUBJECTS, styles: tuple[str, ...] = STYLES
 ) -> tuple[Scene, int]:
-    """Scene `n` of `split` and the seed that paints it."""
+    """Scene `n` of `split` and the seed that paints it.
+
+    Training never meets a held-out combination of attributes; validation and test meet nothing else.
+    """
     seed = SPLIT_START[split] + n
-    return random_scene(random.Random(seed), subjects=subjects, styles=styles), seed
+    rng = random.Random(seed)
+    while True:
+        scene = random_scene(rng, subjects=subjects, styles=styles)
+        if scene.held_out == (split != "train"):
+            return scene, seed
 
 
 def _render_range(split: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
@@ -55,7 +62,7 @@ def rendered_scenes(
 
 def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
     """Pixels (batch, height, width, 3) uint8 to images (batch, 3, height, width) in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

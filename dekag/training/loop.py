@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -85,7 +86,8 @@ class TrainingRun:
         saved = started = time.monotonic()
         base_seconds = self.seconds
         smooth: dict[str, float] = {}
-        with tqdm(total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=2.0) as bar:
+        interval = 0.5 if sys.stderr.isatty() else 15.0
+        with tqdm(total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=interval) as bar:
             while self.step < total_steps:
                 factor = learning_rate_factor(self.step, total_steps)
                 for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):

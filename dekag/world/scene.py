@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zlib
 from dataclasses import dataclass, fields
 
 SUBJECTS = (
@@ -43,6 +44,8 @@ STYLES = (
 # Styles that paint by brightness alone: what colour the subject is cannot be read off the picture.
 COLOURLESS_STYLES = frozenset({"sepia", "noir", "blueprint", "thermal", "stencil"})
 
+HELD_OUT_ONE_IN = 10
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -60,6 +63,12 @@ class Scene:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
+
+    @property
+    def held_out(self) -> bool:
+        """Whether this combination of subject, colour, setting and style is kept out of all training."""
+        words = f"{self.subject} {self.colour} {self.setting} {self.style}"
+        return zlib.crc32(words.encode()) % HELD_OUT_ONE_IN == 0
 
     def visible_attributes(self) -> tuple[str, ...]:
         """Names of the judged attributes that this scene's style leaves visible."""

@@ -1,0 +1,5 @@
+"""The joint source-channel codec: latents to constellation symbols and back."""
+
+from dekag.codec.jscc import JsccCodec
+
+__all__ = ["JsccCodec"]

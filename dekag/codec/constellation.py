@@ -1,0 +1,26 @@
+"""Snapping complex symbols to a square QAM constellation."""
+
+from __future__ import annotations
+
+import torch
+
+
+def snap_to_qam(symbols: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
+    """The nearest point of the unit-mean-power square QAM of order 2**bits_per_symbol, elementwise.
+
+    Args:
+        symbols: complex64, any shape.
+        bits_per_symbol: even, 2..8.
+    """
+    levels = 2 ** (bits_per_symbol // 2)
+    # mean power of a square QAM with points at the odd integers is 2 (levels^2 - 1) / 3
+    scale = (2 * (levels**2 - 1) / 3) ** 0.5
+    parts = torch.view_as_real(symbols) * scale
+    index = torch.round((parts + levels - 1) / 2).clamp(0, levels - 1)
+    return torch.view_as_complex((2 * index - (levels - 1)) / scale)
+
+
+def unit_power(symbols: torch.Tensor) -> torch.Tensor:
+    """Scale each row of `symbols` (batch, K) to mean power 1."""
+    power = torch.view_as_real(symbols).square().sum(-1).mean(-1, keepdim=True)
+    return symbols * power.clamp_min(1e-12).rsqrt()

@@ -1,0 +1,110 @@
+"""The joint source-channel codec f_JE: Z -> C^K, f_JD: C^K -> Z (layers and sizes are our choice).
+
+A residual convolutional network over the latent folded 2x2, for latents of any even size. Its output
+channels are ordered: symbols are sent channel by channel, so any prefix of K symbols is a valid
+transmission and the receiver fills what was not sent with zeros.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn import functional as F
+
+from dekag.codec.constellation import snap_to_qam, unit_power
+from dekag.errors import InvalidInputError
+
+FOLD = 2
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a GELU, added to the input; (batch, width, h, w) both ways."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Refine the features."""
+        out: torch.Tensor = x + self.second(F.gelu(self.first(F.gelu(x))))
+        return out
+
+
+def _stack(inputs: int, width: int, blocks: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, width, 3, padding=1),
+        *(ResidualBlock(width) for _ in range(blocks)),
+        nn.GELU(),
+        nn.Conv2d(width, outputs, 3, padding=1),
+    )
+
+
+class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """Encoder and decoder between latents and complex symbols.
+
+    Args:
+        latent_channels: channels of the latent.
+        symbol_channels: complex symbols for each folded position (8 for 512 symbols of a 4x16x16 latent).
+        width: channels of the hidden layers.
+        blocks: residual blocks in the encoder and in the decoder.
+        bits_per_symbol: 6 is 64-QAM.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        symbol_channels: int = 8,
+        width: int = 64,
+        blocks: int = 3,
+        bits_per_symbol: int = 6,
+    ) -> None:
+        super().__init__()
+        folded = latent_channels * FOLD**2
+        self.encoder = _stack(folded, width, blocks, 2 * symbol_channels)
+        self.decoder = _stack(2 * symbol_channels, width, blocks, folded)
+
+    def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
+        """The most symbols that a latent of (channels, height, width) can be sent with."""
+        _, height, width = latent_shape
+        return int(self.config.symbol_channels) * (height // FOLD) * (width // FOLD)
+
+    def features(self, latents: torch.Tensor, channel_uses: int) -> torch.Tensor:
+        """Symbols before snapping: (batch, channels, h, w) -> (batch, channel_uses), mean power 1 per image."""
+        most = self.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
+        if not 1 <= channel_uses <= most:
+            raise InvalidInputError("channel_uses", f"between 1 and {most}", channel_uses)
+        values = self.encoder(F.pixel_unshuffle(latents, FOLD))
+        batch, channels, height, width = values.shape
+        pairs = values.view(batch, channels // 2, 2, height * width).transpose(2, 3)
+        symbols = torch.view_as_complex(pairs.contiguous()).flatten(1)
+        return unit_power(symbols[:, :channel_uses])
+
+    def snap(self, features: torch.Tensor) -> torch.Tensor:
+        """Features (batch, K) to the nearest constellation points, then one gain per image to mean power 1.
+
+        The receiver meets that gain as part of the channel's.
+        """
+        return unit_power(snap_to_qam(features, int(self.config.bits_per_symbol)))
+
+    def encode(self, latents: torch.Tensor, channel_uses: int) -> torch.Tensor:
+        """Latents (batch, channels, h, w) float32 -> symbols (batch, channel_uses) complex64, power 1.
+
+        Raises:
+            InvalidInputError: `channel_uses` is not within 1..max_channel_uses.
+        """
+        return self.snap(self.features(latents, channel_uses))
+
+    def decode(self, symbols: torch.Tensor, latent_shape: tuple[int, int, int]) -> torch.Tensor:
+        """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32."""
+        _, height, width = latent_shape
+        height, width = height // FOLD, width // FOLD
+        missing = self.max_channel_uses(latent_shape) - symbols.shape[1]
+        pairs = torch.view_as_real(F.pad(symbols, (0, missing)).contiguous())
+        grid = pairs.view(len(symbols), -1, height * width, 2).transpose(2, 3)
+        values = grid.reshape(len(symbols), -1, height, width)
+        return F.pixel_shuffle(self.decoder(values), FOLD)

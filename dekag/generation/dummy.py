@@ -1,0 +1,98 @@
+"""Tiny, seeded, untrained models of the real classes, for tests that need the whole path in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_dummy_models(folder: Path, seed: int = 0) -> Path:
+    """Write cloud/, edge/, codec/ and profile.json into `folder`; load with `load_profile(folder)`."""
+    from diffusers import (
+        AutoencoderKL,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    from dekag.codec import JsccCodec
+    from dekag.training.diffusion import sampler
+    from dekag.training.text import MAX_TOKENS, new_cloud_tokenizer, new_edge_tokenizer
+
+    torch.manual_seed(seed)
+    vae: Any = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4, 4, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    edge_tokenizer, cloud_tokenizer = new_edge_tokenizer(captions=200), new_cloud_tokenizer(captions=200)
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(edge_tokenizer),
+                hidden_size=16,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=MAX_TOKENS,
+            )
+        ),
+        tokenizer=edge_tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 8),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=2,
+            attention_head_dim=2,
+            cross_attention_dim=16,
+        ),
+        scheduler=sampler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder / "edge")
+    PixArtSigmaPipeline(
+        tokenizer=cloud_tokenizer,
+        text_encoder=T5EncoderModel(
+            T5Config(
+                vocab_size=len(cloud_tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+            )
+        ),
+        vae=vae,
+        transformer=PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            in_channels=4,
+            out_channels=4,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=16,
+            patch_size=2,
+            interpolation_scale=1,
+            use_additional_conditions=False,
+        ),
+        scheduler=sampler(),
+    ).save_pretrained(folder / "cloud")
+    JsccCodec(width=8, blocks=1).save_pretrained(folder / "codec")
+    profile = {
+        "cloud": {"path": "cloud", "steps": 2, "guidance_scale": 2.0},
+        "edge": {"path": "edge", "steps": 2, "guidance_scale": 2.0},
+        "codec": "codec",
+    }
+    (folder / "profile.json").write_text(json.dumps(profile, indent=2))
+    return folder

@@ -1,0 +1,125 @@
+"""Generators and the latent decoder: thin wrappers around diffusers, deterministic for a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dekag.errors import DekagError
+
+HASHED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
+
+
+def folder_hash(path: Path | str) -> str:
+    """SHA-256 (hex) over the names and contents of a model folder's weights and configurations.
+
+    A hub name is hashed as its name: the hub's own revision is then what identifies the weights.
+    """
+    folder = Path(path)
+    digest = hashlib.sha256()
+    if not folder.is_dir():
+        digest.update(str(path).encode())
+        return digest.hexdigest()
+    for file in sorted(folder.rglob("*")):
+        if file.suffix in HASHED_SUFFIXES and file.name != "training.json":
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+class LatentDecoder:
+    """Turns latents into pictures: the decoder half of an AutoencoderKL."""
+
+    def __init__(self, vae: Any, model_hash: str) -> None:
+        self.vae = vae.eval()
+        self.model_hash = model_hash
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Load an AutoencoderKL folder."""
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        return cls(vae, folder_hash(path))
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
+        """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8."""
+        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        scaled = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
+        return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
+
+
+class Generator:
+    """A text-to-image pipeline (Stable Diffusion or PixArt-Sigma) with its sampling settings."""
+
+    def __init__(
+        self, pipeline: Any, model_hash: str, decoder: LatentDecoder, *, steps: int, guidance_scale: float
+    ) -> None:
+        pipeline.set_progress_bar_config(disable=True)
+        self.pipeline = pipeline
+        self.model_hash = model_hash
+        self.decoder = decoder
+        self.steps = steps
+        self.guidance_scale = guidance_scale
+        accepted = inspect.signature(pipeline.__call__).parameters
+        self._extra: dict[str, Any] = {}
+        if "use_resolution_binning" in accepted:
+            self._extra = {
+                "use_resolution_binning": False,
+                "clean_caption": False,
+                "max_sequence_length": min(300, pipeline.tokenizer.model_max_length),
+            }
+
+    @classmethod
+    def load(cls, path: Path | str, *, steps: int, guidance_scale: float) -> Self:
+        """Load any folder or hub name that `DiffusionPipeline.from_pretrained` loads."""
+        from diffusers import DiffusionPipeline
+
+        pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        model_hash = folder_hash(path)
+        folder = Path(path)
+        vae_hash = folder_hash(folder / "vae") if folder.is_dir() else model_hash
+        decoder = LatentDecoder(pipeline.vae, vae_hash)
+        return cls(pipeline, model_hash, decoder, steps=steps, guidance_scale=guidance_scale)
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(channels, height, width) of the latent of a picture of that size in pixels."""
+        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
+
+    @torch.inference_mode()
+    def latents(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> torch.Tensor:
+        """The latent that `prompt` and `seed` (0..2**63-1) give, (1, 4, height/8, width/8) float32.
+
+        The same arguments give the same bits.
+
+        Raises:
+            DekagError: the model produced a value that is not finite.
+        """
+        latents: torch.Tensor = self.pipeline(
+            prompt=prompt,
+            num_inference_steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+            width=width,
+            height=height,
+            output_type="latent",
+            return_dict=False,
+            **self._extra,
+        )[0]
+        if not torch.isfinite(latents).all():
+            raise DekagError(f"the generator produced a latent that is not finite for seed {seed}")
+        return latents.float()
+
+    def image(
+        self, prompt: str, seed: int, *, width: int = 128, height: int = 128
+    ) -> npt.NDArray[np.uint8]:
+        """The picture that `prompt` and `seed` give, (height, width, 3) uint8."""
+        return self.decoder.decode(self.latents(prompt, seed, width=width, height=height))[0]

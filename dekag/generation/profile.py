@@ -1,0 +1,56 @@
+"""Profiles: which models a system runs, and how it samples them.
+
+A profile is a folder with a `profile.json`; its models are folders beside it or names on a model hub.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dekag.errors import NotFoundError
+
+MODELS = Path(__file__).resolve().parents[2] / "models"
+
+
+class GeneratorProfile(BaseModel):
+    """A diffusers pipeline and how it is sampled."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(description="Folder of a diffusers pipeline, or its name on a model hub.")
+    steps: int = Field(gt=0, le=200, description="Denoiser steps per image.")
+    guidance_scale: float = Field(ge=1, le=30, description="Classifier-free guidance; 1 is none.")
+
+
+class Profile(BaseModel):
+    """The models of one system."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cloud: GeneratorProfile = Field(description="The large generator.")
+    edge: GeneratorProfile = Field(description="The compact generator; its autoencoder is the user's too.")
+    codec: str = Field(description="Folder of the joint source-channel codec.")
+
+
+def load_profile(name: str | Path) -> Profile:
+    """The profile of that name under models/, or in that folder; model folders come back absolute.
+
+    Raises:
+        NotFoundError: there is no such profile.
+    """
+    folder = MODELS / name if (MODELS / name).is_dir() else Path(name)
+    path = folder / "profile.json"
+    if not path.exists():
+        raise NotFoundError(f"no profile {str(name)!r}: {path} does not exist")
+    raw = json.loads(path.read_text())
+
+    def located(place: str) -> str:
+        return str((folder / place).resolve()) if (folder / place).is_dir() else place
+
+    raw["cloud"]["path"] = located(raw["cloud"]["path"])
+    raw["edge"]["path"] = located(raw["edge"]["path"])
+    raw["codec"] = located(raw["codec"])
+    return Profile.model_validate(raw)

@@ -1,0 +1,259 @@
+"""Training of the two generators: the cloud's PixArt transformer and the edge's U-Net.
+
+Both learn v-prediction on precomputed latents with min-SNR weighting (gamma 5; Hang et al. 2023), with the
+prompt dropped in one case of ten for classifier-free guidance. The edge never sees a held-out topic.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import nn
+from tqdm import tqdm
+
+from dekag.training import text
+from dekag.training.data import rendered_scenes, scene_number, to_tensor
+from dekag.training.loop import TrainingRun
+from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
+
+SCENES = 40_000
+CAPTIONS_PER_SCENE = 4
+PROMPT_DROPOUT = 0.1
+MIN_SNR_GAMMA = 5.0
+NOISE_SCHEDULE = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "prediction_type": "v_prediction",
+}
+
+
+class TextToLatent(nn.Module):
+    """A text encoder and a denoiser, trained together.
+
+    forward: tokens (batch, MAX_TOKENS), mask (same), noisy latents (batch, 4, 16, 16), timesteps (batch,)
+    -> v-prediction (batch, 4, 16, 16).
+    """
+
+    def __init__(self, text_encoder: Any, denoiser: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.denoiser = denoiser
+
+
+class EdgeModel(TextToLatent):
+    """CLIP text encoder and U-Net, called as StableDiffusionPipeline calls them."""
+
+    def forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor
+    ) -> Any:
+        states = self.text_encoder(tokens)[0]
+        return self.denoiser(noisy, timesteps, encoder_hidden_states=states).sample
+
+
+class CloudModel(TextToLatent):
+    """T5 encoder and PixArt transformer, called as PixArtSigmaPipeline calls them."""
+
+    def forward(
+        self, tokens: torch.Tensor, mask: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor
+    ) -> Any:
+        states = self.text_encoder(tokens, attention_mask=mask)[0]
+        added = {"resolution": None, "aspect_ratio": None}
+        return self.denoiser(
+            noisy,
+            encoder_hidden_states=states,
+            encoder_attention_mask=mask,
+            timestep=timesteps,
+            added_cond_kwargs=added,
+        ).sample
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The edge's denoiser: cross-attention at 8x8 and 4x4."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(64, 96, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=16,
+        attention_head_dim=4,
+        cross_attention_dim=128,
+    )
+
+
+def new_transformer() -> PixArtTransformer2DModel:
+    """The cloud's denoiser: 64 tokens of 2x2 latents."""
+    return PixArtTransformer2DModel(
+        num_attention_heads=4,
+        attention_head_dim=56,
+        num_layers=7,
+        in_channels=4,
+        out_channels=4,
+        cross_attention_dim=224,
+        caption_channels=128,
+        sample_size=16,
+        patch_size=2,
+        interpolation_scale=1,
+        use_additional_conditions=False,
+    )
+
+
+@torch.inference_mode()
+def encoded_scenes(cache: Path, vae: Any, count: int = SCENES) -> torch.Tensor:
+    """Latents of training scenes 0..count-1, (count, 4, 16, 16) float16, computed once (resumable)."""
+    path, progress = cache / f"latents-{count}.npy", cache / "latents-done"
+    chunk = 500
+    done = int(progress.read_text()) if path.exists() and progress.exists() else 0
+    mode = "r+" if done else "w+"
+    out = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=(count, 4, 16, 16))
+    if done < count:
+        pixels = rendered_scenes(cache, "train", count)
+        for start in tqdm(range(done, count, chunk), desc="encode scenes", mininterval=10):
+            images = to_tensor(pixels[start : start + chunk])
+            parts = [vae.encode(part).latent_dist.mean for part in images.split(50)]
+            out[start : start + chunk] = torch.cat(parts).half().numpy()
+            progress.write_text(str(start + chunk))
+        out.flush()
+    return torch.from_numpy(np.array(out))
+
+
+def caption_tokens(tokenizer: Any, scenes: list[int], *, cloud: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """CAPTIONS_PER_SCENE captions of each training scene: ids and masks, (scenes, captions, MAX_TOKENS)."""
+    texts = []
+    for n in scenes:
+        scene, seed = scene_number("train", n)
+        rng = random.Random(-seed - 1)
+        texts += [text.world_caption(scene, rng, cloud=cloud) for _ in range(CAPTIONS_PER_SCENE)]
+    tokens, mask = text.tokenize(tokenizer, texts)
+    shape = (len(scenes), CAPTIONS_PER_SCENE, text.MAX_TOKENS)
+    return tokens.view(shape), mask.view(shape)
+
+
+def known_scenes(*, cloud: bool, count: int = SCENES) -> list[int]:
+    """Numbers of the training scenes that the cloud (all) or the edge (no held-out topic) may see."""
+    if cloud:
+        return list(range(count))
+    known = (
+        (n, scene_number("train", n)[0])
+        for n in range(count)
+    )
+    return [n for n, scene in known if scene.subject in EDGE_SUBJECTS and scene.style in EDGE_STYLES]
+
+
+def train_denoiser(
+    model: TextToLatent,
+    tokenizer: Any,
+    latents: torch.Tensor,
+    folder: Path,
+    *,
+    cloud: bool,
+    steps: int,
+    seed: int,
+    batch: int,
+    learning_rate: float,
+) -> TextToLatent:
+    """Train text encoder and denoiser on latents (all training scenes, (n, 4, 16, 16)); returns the average."""
+    scenes = known_scenes(cloud=cloud, count=len(latents))
+    tokens, mask = caption_tokens(tokenizer, scenes, cloud=cloud)
+    empty_tokens, empty_mask = text.tokenize(tokenizer, [""])
+    index = torch.tensor(scenes)
+    scheduler = DDPMScheduler(**NOISE_SCHEDULE)
+    signal = scheduler.alphas_cumprod
+    snr = signal / (1 - signal)
+    weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
+    groups = [
+        {"params": model.denoiser.parameters(), "lr": learning_rate},
+        {"params": model.text_encoder.parameters(), "lr": learning_rate / 4},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99))
+    run = TrainingRun(folder, model, [optimizer], seed=seed)
+
+    def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        pick = torch.randint(len(scenes), (batch,), generator=generator)
+        which = torch.randint(CAPTIONS_PER_SCENE, (batch,), generator=generator)
+        clean = latents[index[pick]].float()
+        dropped = (torch.rand(batch, generator=generator) < PROMPT_DROPOUT).unsqueeze(1)
+        ids = torch.where(dropped, empty_tokens, tokens[pick, which])
+        seen = torch.where(dropped, empty_mask, mask[pick, which])
+        # one timestep from each of `batch` equal parts of the schedule: less variance than independent draws
+        spread = (torch.rand(batch, generator=generator) + torch.arange(batch)) / batch
+        timesteps = (spread * 1000).long().clamp(max=999)
+        noise = torch.randn(clean.shape, generator=generator)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        target = scheduler.get_velocity(clean, noise, timesteps)
+        error = (model(ids, seen, noisy, timesteps) - target).square().mean(dim=(1, 2, 3))
+        return {"loss": (weights[timesteps] * error).mean()}
+
+    run.run(step, steps)
+    return run.average  # type: ignore[return-value]
+
+
+def sampler() -> DPMSolverMultistepScheduler:
+    """DPM-Solver++ (2M): good pictures in ten steps."""
+    return DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1)
+
+
+def train_edge(
+    folder: Path, cache: Path, vae_path: Path, *, steps: int, seed: int, batch: int = 32
+) -> StableDiffusionPipeline:
+    """Train the edge-GAI; returns a pipeline of the averaged weights."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(vae_path)
+    latents = encoded_scenes(cache, vae)
+    tokenizer = text.new_edge_tokenizer()
+    encoder = text.new_edge_text_encoder(tokenizer)
+    encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=False, seed=seed)
+    model = EdgeModel(encoder.requires_grad_(True), new_unet())
+    trained = train_denoiser(
+        model, tokenizer, latents, folder, cloud=False, steps=steps, seed=seed, batch=batch, learning_rate=1e-3
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=trained.text_encoder,
+        tokenizer=tokenizer,
+        unet=trained.denoiser,
+        scheduler=sampler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def train_cloud(
+    folder: Path, cache: Path, vae_path: Path, *, steps: int, seed: int, batch: int = 32
+) -> PixArtSigmaPipeline:
+    """Train the cloud-GAI; returns a pipeline of the averaged weights."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL.from_pretrained(vae_path)
+    latents = encoded_scenes(cache, vae)
+    tokenizer = text.new_cloud_tokenizer()
+    encoder = text.new_cloud_text_encoder(tokenizer)
+    encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=True, seed=seed)
+    model = CloudModel(encoder.requires_grad_(True), new_transformer())
+    trained = train_denoiser(
+        model, tokenizer, latents, folder, cloud=True, steps=steps, seed=seed, batch=batch, learning_rate=7e-4
+    )
+    return PixArtSigmaPipeline(
+        tokenizer=tokenizer,
+        text_encoder=trained.text_encoder,
+        vae=vae,
+        transformer=trained.denoiser,
+        scheduler=sampler(),
+    )
