@@ -1,0 +1,159 @@
+"""The REST application: ``create_app(settings)``."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, TypeVar
+
+import grpc
+from fastapi import FastAPI, Path, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi_offline import FastAPIOffline
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
+from services.common.cache import Cache, report_key
+from services.common.clients import call, open_channel
+from services.common.converters import MAX_SEED
+from services.common.requests import request_id
+from services.gateway import problems
+from services.gateway.converters import to_image, to_proto
+from services.gateway.middleware import RequestMiddleware
+from services.gateway.schemas import ImagesRequest, ImagesResponse, Problem, Readiness, Reports
+from services.gateway.settings import GatewaySettings
+from services.proto import user_pb2_grpc
+
+_DOCS_URL = "/docs"
+_JSON_SAFE_SEEDS = 2**53  # seeds drawn here survive clients whose integers are doubles
+_T = TypeVar("_T")
+
+
+def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": Problem, "content": {problems.MEDIA_TYPE: {}}} for status in statuses}
+
+
+async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
+    """Result of ``work``, or None after cancelling it because the client hung up."""
+    task = asyncio.ensure_future(work)
+
+    async def hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        task.cancel()
+
+    watcher = asyncio.create_task(hang_up())
+    try:
+        await asyncio.wait({task})
+        return None if task.cancelled() else task.result()
+    finally:
+        watcher.cancel()
+        task.cancel()
+
+
+def create_app(settings: GatewaySettings | None = None) -> FastAPI:
+    """The application; it opens its connections at start-up and closes them at shutdown.
+
+    Args:
+        settings: read from the environment if left out.
+    """
+    settings = settings or GatewaySettings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        cache = app.state.cache = Cache(settings)
+        async with open_channel(settings.user_address, settings) as channel:
+            app.state.user = user_pb2_grpc.UserStub(channel)
+            app.state.health = health_pb2_grpc.HealthStub(channel)
+            yield
+        await cache.close()
+
+    app = FastAPIOffline(
+        docs_url=_DOCS_URL,
+        redoc_url=None,
+        static_url="/docs-assets",
+        title="DeKA-g",
+        version="1",
+        description="Images over a simulated generative semantic communication link, in the shape of the "
+        "OpenAI Images API; `link` says over what radio link, `link_report` how it went.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL)
+    problems.install(app)
+
+    @app.post("/v1/images/generations", tags=["images"], responses=_problems(413, 422, 429, 503, 504))
+    async def generate(request: Request, body: ImagesRequest) -> ImagesResponse:
+        """Makes `n` images with seeds `seed`, `seed + 1`, ... and sends each over its own draw of the link.
+
+        A conventional delivery that did not decode is a result, not an error: `b64_json` is null and
+        `link_report.decoded` is false.
+        """
+        last = MAX_SEED + 1 - body.n
+        if body.seed is not None and body.seed > last:
+            raise InvalidInputError("seed", f"at most {last} when n is {body.n}", body.seed)
+        first = secrets.randbelow(_JSON_SAFE_SEEDS - body.n) if body.seed is None else body.seed
+
+        async def deliver() -> ImagesResponse:
+            answer = ImagesResponse(created=int(time.time()), data=[])
+            for seed in range(first, first + body.n):
+                received = await call(app.state.user.Receive, to_proto(body, seed), "user")
+                answer.data.append(to_image(received, request_id.get()))
+            return answer
+
+        answer = await _unless_gone(request, deliver())
+        if answer is None:
+            raise UnavailableError("the client hung up")
+        reports = Reports(
+            request_id=request_id.get(),
+            created=answer.created,
+            link_reports=[image.link_report for image in answer.data],
+        )
+        await app.state.cache.set(
+            report_key(reports.request_id), reports.model_dump_json().encode(), settings.report_ttl_s
+        )
+        return answer
+
+    @app.get("/v1/reports/{of}", tags=["reports"], responses=_problems(404, 422, 503))
+    async def report(
+        of: Annotated[
+            str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The X-Request-ID of the request.")
+        ],
+    ) -> Reports:
+        """The link reports of an earlier request, kept for an hour unless the settings say otherwise."""
+        if (found := await app.state.cache.get(report_key(of))) is not None:
+            return Reports.model_validate_json(found)
+        if not await app.state.cache.ping():
+            raise UnavailableError("the store of reports cannot be reached")
+        raise NotFoundError(
+            f"there is no report of request {of}; reports are kept for {settings.report_ttl_s} s"
+        )
+
+    @app.get("/healthz", tags=["health"])
+    async def healthz() -> dict[str, str]:
+        """Whether this process is up."""
+        return {"status": "up"}
+
+    @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
+    async def readyz() -> Response:
+        """Whether images can be asked for now."""
+        user, redis = await asyncio.gather(_health(app, settings.ready_timeout_s), app.state.cache.ping())
+        checks = {"user": user, "redis": "up" if redis else "down"}
+        ready = Readiness(ready=user == "serving", checks=checks)
+        return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> RedirectResponse:
+        return RedirectResponse(_DOCS_URL)
+
+    return app
+
+
+async def _health(app: FastAPI, timeout_s: float) -> str:
+    try:
+        answer = await app.state.health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
+    except grpc.RpcError:
+        return "unreachable"
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status).lower()

@@ -1,0 +1,79 @@
+"""REST to gRPC and back; the only place that knows both shapes."""
+
+from __future__ import annotations
+
+import base64
+
+import numpy as np
+
+from services.common.converters import DELIVERIES, FADINGS, link_to_proto
+from services.gateway.schemas import (
+    HopTraffic,
+    ImageData,
+    ImagesRequest,
+    LinkReport,
+    ModulationAndCoding,
+    StageTime,
+    parse_size,
+)
+from services.proto import downlink_pb2, user_pb2
+
+_DELIVERY_NAMES = {value: name for name, value in DELIVERIES.items()}
+_FADING_NAMES = {value: name for name, value in FADINGS.items()}
+
+
+def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
+    """The request for one of the images, the one with this seed."""
+    width, height = parse_size(request.size)
+    return downlink_pb2.ProvideRequest(
+        prompt=request.prompt,
+        seed=seed,
+        width=width,
+        height=height,
+        delivery=DELIVERIES[request.delivery],
+        cbr=request.link.cbr,
+        link=link_to_proto(request.link),
+        measure=True,
+    )
+
+
+def to_image(received: user_pb2.ReceivedImage, request_id: str) -> ImageData:
+    """The image and its report as REST returns them."""
+    report = to_report(received.report, request_id)
+    png = base64.b64encode(received.png).decode() if report.decoded else None
+    return ImageData(b64_json=png, seed=report.seed, link_report=report)
+
+
+def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
+    """The link report as REST returns it; gains are (J,) complex64 on the wire."""
+    gains = np.frombuffer(report.gains, "<f4").reshape(-1, 2).tolist()
+    coding = report.coding
+    return LinkReport(
+        request_id=request_id,
+        seed=report.seed,
+        delivery=_DELIVERY_NAMES[report.delivery],
+        decoded=report.decoded,
+        channel_uses=report.channel_uses,
+        cbr=report.cbr,
+        snr_db=report.link.snr_db,
+        fading=_FADING_NAMES[report.link.fading],
+        tau_rms_s=report.link.tau_rms_s,
+        no=report.no,
+        gains=gains,
+        instantaneous_snr_db=(
+            report.instantaneous_snr_db if report.HasField("instantaneous_snr_db") else None
+        ),
+        psnr_db=report.psnr_db if report.HasField("psnr_db") else None,
+        stages=[StageTime(stage=each.stage, seconds=each.seconds) for each in report.stages],
+        hops=[HopTraffic(hop=each.hop, sent_bytes=each.sent_bytes) for each in report.hops],
+        model_hashes=dict(report.model_hashes),
+        cached=report.cached,
+        coding=ModulationAndCoding(
+            bits_per_symbol=coding.bits_per_symbol,
+            codeword_bits=coding.codeword_bits,
+            information_bits=coding.information_bits,
+            payload_bytes=coding.payload_bytes,
+        )
+        if report.HasField("coding")
+        else None,
+    )

@@ -1,0 +1,19 @@
+"""Settings of the gateway."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.common.settings import CommonSettings
+
+
+class GatewaySettings(CommonSettings):
+    """Read from the environment, prefix ``DEKAG_``."""
+
+    port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    user_address: str = Field("127.0.0.1:50051", description="host:port of the user service.")
+    deadline_s: float = Field(
+        60.0, gt=0, le=3600, description="Time that one REST request may take in all, s."
+    )
+    max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body accepted, bytes.")
+    ready_timeout_s: float = Field(1.0, gt=0, description="Time that /readyz gives each check, s.")

