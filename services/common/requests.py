@@ -15,7 +15,7 @@ from structlog.typing import EventDict
 from dekag.errors import DeadlineError
 
 REQUEST_ID_KEY = "x-request-id"
-_ALLOWED_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_ALLOWED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
@@ -25,7 +25,8 @@ def begin_request(given_id: str | bytes | None, seconds: float | None) -> str:
     """Binds id and deadline to the current context; returns the id.
 
     Args:
-        given_id: the id the caller sent; one that is missing or not ``[A-Za-z0-9._-]{1,64}`` is replaced.
+        given_id: the id the caller sent; one that is missing or not up to 64 letters, digits, ``.``, ``_``
+            and ``-``, starting with a letter or digit, is replaced.
         seconds: time allowed from now, s; None for no deadline.
     """
     text = given_id.decode("ascii", "replace") if isinstance(given_id, bytes) else given_id or ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -39,8 +38,9 @@ class CommonSettings(BaseSettings):
 class ServiceSettings(CommonSettings):
     """Settings of a gRPC service that holds models."""
 
-    models_dir: Path = Field(
-        Path("models/embedded"), description="Folder that holds the model folders cloud, edge and codec."
+    profile: str = Field(
+        "embedded",
+        description="Models to run: a profile's name under models/, or a folder with a profile.json.",
     )
     threads: int = Field(0, ge=0, description="CPU threads of each model; 0 leaves it to torch.")
     max_queue: int = Field(

@@ -1,0 +1,64 @@
+"""Downlink.Provide in the air: what comes from the Downlink below passes faded and noisy, with its CSI."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import torch
+from grpc import aio
+
+from dekag.link.conditions import LinkConditions
+from services.common import clients, converters
+from services.common.frames import Transmission, channel_state, collect
+from services.common.worker import ModelWorker
+from services.proto.downlink_pb2 import HopTraffic, ProvideRequest, SymbolFrame
+from services.proto.downlink_pb2_grpc import DownlinkServicer, DownlinkStub
+
+if TYPE_CHECKING:
+    from services.channel.settings import ChannelSettings
+    from services.common.converters import DeliveryRequest
+
+
+class ChannelServicer(DownlinkServicer):
+    """Bends the symbols as the request's link conditions say, whatever they carry."""
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        self._channel = clients.open_channel(settings.downlink_address, settings)
+        self._downlink = DownlinkStub(self._channel)
+        self._worker = ModelWorker("channel", threads=1, max_queue=settings.max_queue)
+
+    def load(self) -> None:
+        """Pays for the first import of the signal code before the first request."""
+        from dekag.link.channel import transmit
+
+        transmit(torch.ones(1, 1, dtype=torch.complex64), [LinkConditions()], [0])
+
+    async def close(self) -> None:
+        """Closes channel and thread."""
+        self._worker.close()
+        await self._channel.close()
+
+    async def Provide(
+        self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
+    ) -> AsyncIterator[SymbolFrame]:
+        """The frames from below, symbols bent and one channel state added."""
+        asked = converters.request_from_proto(request)
+        transmission = await collect(clients.stream(self._downlink.Provide, request, "edge"))
+        hop = "channel-channel" if transmission.states else "edge-channel"
+        transmission.report.hops.append(
+            HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)
+        )
+        _, seconds = await self._worker.run(_bend, transmission, asked)
+        transmission.add_stage("channel.transmit", seconds)
+        for frame in transmission.frames():
+            yield frame
+
+
+def _bend(transmission: Transmission, asked: DeliveryRequest) -> None:
+    from dekag.link.channel import transmit
+
+    hop = len(transmission.states)
+    reception = transmit(transmission.symbols, [asked.link], [asked.seed], hop=hop)
+    transmission.symbols = reception.symbols
+    transmission.states.append(channel_state(reception.gains[0], reception.no.item()))

@@ -1,0 +1,18 @@
+"""Settings of the channel service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.common.settings import CommonSettings
+
+
+class ChannelSettings(CommonSettings):
+    """Read from the environment, prefix ``DEKAG_``."""
+
+    port: int = Field(50052, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    downlink_address: str = Field(
+        "127.0.0.1:50053",
+        description="host:port of the Downlink whose symbols pass: an edge or another channel.",
+    )
+    max_queue: int = Field(256, ge=1, description="Requests that may wait to pass; more are turned away.")

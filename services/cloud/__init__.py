@@ -1,0 +1,1 @@
+"""The cloud service: holds the large generator."""

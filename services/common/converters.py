@@ -1,0 +1,231 @@
+"""Messages <-> library types. Everything that comes from outside is validated here and nowhere else.
+
+Imports no torch, so that the gateway can use it. Errors name fields as REST writes them: ``link.snr_db``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from dekag.errors import InvalidInputError
+from dekag.link.conditions import LinkConditions
+from services.proto import cloud_pb2, downlink_pb2
+
+if TYPE_CHECKING:
+    from dekag.link.digital import ModulationAndCoding
+
+MAX_PROMPT_CHARS = 1000
+MIN_PIXELS, MAX_PIXELS, DEFAULT_PIXELS = 64, 256, 128
+PIXEL_STEP = 16  # the codec folds the 8x latent 2x2, the cloud's transformer patches it 2x2
+MAX_CBR = 1 / 48
+MAX_SEED = 2**63 - 1
+MAX_SEEDS = 64
+MAX_PAYLOAD_BYTES = 2**16
+
+DELIVERIES = {
+    "semantic": downlink_pb2.DELIVERY_SEMANTIC,
+    "conventional": downlink_pb2.DELIVERY_CONVENTIONAL,
+}
+FADINGS = {"awgn": downlink_pb2.FADING_AWGN, "rayleigh": downlink_pb2.FADING_RAYLEIGH}
+FORMATS = {"png": cloud_pb2.IMAGE_FORMAT_PNG, "webp": cloud_pb2.IMAGE_FORMAT_WEBP}
+_UNITS = {"snr_db": " dB", "tau_rms_s": " s"}
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryRequest:
+    """A validated ProvideRequest.
+
+    Attributes:
+        prompt: what to draw, 1 to 1000 characters, not blank.
+        seed: 0 to 2**63 - 1.
+        width, height: pixels, multiples of 16 from 64 to 256.
+        delivery: "semantic" or "conventional".
+        cbr: channel uses / (3 * width * height), above 0 and at most 1/48; 0 if conventional.
+        link: the radio conditions.
+        measure: whether the receiver is to be judged.
+    """
+
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    delivery: str
+    cbr: float
+    link: LinkConditions
+    measure: bool
+
+    @property
+    def source_values(self) -> int:
+        """3 * width * height: the denominator of the channel bandwidth ratio."""
+        return 3 * self.width * self.height
+
+
+def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
+    """Validates a request; width and height that are unset (0) become 128, an unset link the default one.
+
+    Raises:
+        InvalidInputError: names the first field that is outside what is allowed.
+    """
+    delivery = _name_of(DELIVERIES, message.delivery, "delivery")
+    width, height = size(message.width, message.height)
+    return DeliveryRequest(
+        prompt=prompt(message.prompt),
+        seed=seed(message.seed),
+        width=width,
+        height=height,
+        delivery=delivery,
+        cbr=cbr(message.cbr) if delivery == "semantic" else 0.0,
+        link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),
+        measure=message.measure,
+    )
+
+
+def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
+    """The message that ``request_from_proto`` reads back as ``request``."""
+    return downlink_pb2.ProvideRequest(
+        prompt=request.prompt,
+        seed=request.seed,
+        width=request.width,
+        height=request.height,
+        delivery=DELIVERIES[request.delivery],
+        cbr=request.cbr,
+        link=link_to_proto(request.link),
+        measure=request.measure,
+    )
+
+
+def prompt(text: str) -> str:
+    """``text`` if it is a prompt: 1 to 1000 characters, not blank."""
+    if not text.strip() or len(text) > MAX_PROMPT_CHARS:
+        raise InvalidInputError("prompt", f"1 to {MAX_PROMPT_CHARS} characters, not blank", text)
+    return text
+
+
+def seed(value: int) -> int:
+    """``value`` if it is a seed: 0 to 2**63 - 1."""
+    if not 0 <= value <= MAX_SEED:
+        raise InvalidInputError("seed", "between 0 and 2**63 - 1", value)
+    return value
+
+
+def size(width: int, height: int) -> tuple[int, int]:
+    """Width and height in pixels, 0 replaced by 128; both are multiples of 16 from 64 to 256."""
+    pixels = width or DEFAULT_PIXELS, height or DEFAULT_PIXELS
+    if any(not MIN_PIXELS <= side <= MAX_PIXELS or side % PIXEL_STEP for side in pixels):
+        raise InvalidInputError(
+            "size", f"multiples of {PIXEL_STEP} from {MIN_PIXELS} to {MAX_PIXELS} pixels", f"{width}x{height}"
+        )
+    return pixels
+
+
+def cbr(value: float) -> float:
+    """``value`` if it is a channel bandwidth ratio: above 0, at most 1/48."""
+    if not 0 < value <= MAX_CBR:  # a NaN is not
+        raise InvalidInputError("link.cbr", "above 0 and at most 1/48", value)
+    return value
+
+
+def link_from_proto(message: downlink_pb2.LinkConditions) -> LinkConditions:
+    """Validated radio conditions; InvalidInputError names ``link.<field>``."""
+    values: dict[str, Any] = {
+        "snr_db": message.snr_db,
+        "fading": _name_of(FADINGS, message.fading, "link.fading"),
+        "tau_rms_s": message.tau_rms_s,
+    }
+    try:
+        return LinkConditions(**values)
+    except ValidationError as error:
+        field = str(error.errors()[0]["loc"][0])
+        raise InvalidInputError(f"link.{field}", _allowed(field), values[field]) from None
+
+
+def link_to_proto(link: LinkConditions) -> downlink_pb2.LinkConditions:
+    """The message of ``link``."""
+    return downlink_pb2.LinkConditions(
+        snr_db=link.snr_db, fading=FADINGS[link.fading], tau_rms_s=link.tau_rms_s
+    )
+
+
+def coding_from_proto(message: downlink_pb2.ModulationAndCoding) -> ModulationAndCoding:
+    """Validated modulation and coding; bounds what a hostile header could make a receiver allocate."""
+    from dekag.link.digital import ModulationAndCoding
+
+    n, k = message.codeword_bits, message.information_bits
+    if message.bits_per_symbol not in range(1, 11):
+        raise InvalidInputError("coding.bits_per_symbol", "between 1 and 10", message.bits_per_symbol)
+    if not 0 < n <= 25_344:
+        raise InvalidInputError("coding.codeword_bits", "between 1 and 25344", n)
+    if not 0 < k < n or k > 8_448:
+        raise InvalidInputError("coding.information_bits", "between 1 and 8448, below codeword_bits", k)
+    payload_bytes(message.payload_bytes)
+    return ModulationAndCoding(bits_per_symbol=message.bits_per_symbol, codeword_bits=n, information_bits=k)
+
+
+def coding_to_proto(coding: ModulationAndCoding, payload: int) -> downlink_pb2.ModulationAndCoding:
+    """The message of ``coding`` for a payload of that many bytes."""
+    return downlink_pb2.ModulationAndCoding(
+        bits_per_symbol=coding.bits_per_symbol,
+        codeword_bits=coding.codeword_bits,
+        information_bits=coding.information_bits,
+        payload_bytes=payload,
+    )
+
+
+def payload_bytes(value: int) -> int:
+    """``value`` if it is a size of an image in bytes: 1 to 2**16."""
+    if not 0 < value <= MAX_PAYLOAD_BYTES:
+        raise InvalidInputError("coding.payload_bytes", f"between 1 and {MAX_PAYLOAD_BYTES}", value)
+    return value
+
+
+def latents_to_bytes(latents: npt.NDArray[np.float32]) -> bytes:
+    """Latents of any shape as little-endian float32 in C order."""
+    return np.ascontiguousarray(latents, dtype="<f4").tobytes()
+
+
+def latents_from_bytes(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Writable float32 latents of ``shape``; InvalidInputError on another size or a value not finite."""
+    if len(data) != 4 * math.prod(shape):
+        raise InvalidInputError("latents", f"{4 * math.prod(shape)} bytes", f"{len(data)} bytes")
+    values = np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(shape)
+    if not np.isfinite(values).all():
+        raise InvalidInputError("latents", "finite numbers", "NaN or infinity")
+    return values
+
+
+def image_formats(message: cloud_pb2.GenerateRequest) -> list[str]:
+    """Names of the formats asked for: "png" or "webp", one or both."""
+    names = [_name_of(FORMATS, value, "formats") for value in message.formats]
+    if not names or len(set(names)) < len(names):
+        raise InvalidInputError("formats", "one or both of png and webp", names)
+    return names
+
+
+def seeds(message: cloud_pb2.GenerateRequest) -> list[int]:
+    """The seeds asked for, 1 to 64 of them."""
+    if not 0 < len(message.seeds) <= MAX_SEEDS:
+        raise InvalidInputError("seeds", f"1 to {MAX_SEEDS} seeds", f"{len(message.seeds)} seeds")
+    return [seed(value) for value in message.seeds]
+
+
+def _name_of(names: dict[str, Any], value: int, field: str) -> str:
+    name = next((name for name, number in names.items() if number == value), None)
+    if name is None:
+        raise InvalidInputError(field, " or ".join(names), value or "nothing")
+    return name
+
+
+def _allowed(field: str) -> str:
+    limits = {
+        key: getattr(limit, key)
+        for limit in LinkConditions.model_fields[field].metadata
+        for key in ("ge", "le")
+        if hasattr(limit, key)
+    }
+    return f"between {limits['ge']:g} and {limits['le']:g}{_UNITS.get(field, '')}"

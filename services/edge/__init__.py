@@ -1,0 +1,1 @@
+"""The edge service: holds the compact generator and the encoder, and sends."""

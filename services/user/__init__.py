@@ -1,0 +1,1 @@
+"""The user service: equalises, decodes and shows the picture."""

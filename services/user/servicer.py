@@ -1,0 +1,176 @@
+"""User.Receive: symbols back to a picture, and the report of how they came."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+from grpc import aio
+
+from dekag.errors import InvalidInputError, MismatchError
+from dekag.link.channel import Reception, instantaneous_snr_db, received
+from dekag.link.equalizer import mmse_equalize
+from services.common import clients, converters
+from services.common.frames import FrameError, Transmission, channel_states, collect
+from services.common.worker import ModelWorker
+from services.proto.downlink_pb2 import HopTraffic, ProvideRequest, Reference, TransmissionHeader
+from services.proto.downlink_pb2_grpc import DownlinkStub
+from services.proto.user_pb2 import LinkReport, ReceivedImage
+from services.proto.user_pb2_grpc import UserServicer as UserBase
+
+if TYPE_CHECKING:
+    from dekag.codec import JsccCodec
+    from dekag.generation.images import Pixels
+    from dekag.generation.models import LatentDecoder
+    from services.common.converters import DeliveryRequest
+    from services.user.settings import UserSettings
+
+
+class UserServicer(UserBase):
+    """Asks the downlink for symbols and decodes them with the codec and the edge's autoencoder."""
+
+    def __init__(self, settings: UserSettings) -> None:
+        self._settings = settings
+        self._channel = clients.open_channel(settings.downlink_address, settings)
+        self._downlink = DownlinkStub(self._channel)
+        self._worker = ModelWorker("user", threads=settings.threads, max_queue=settings.max_queue)
+        self._codec: JsccCodec
+        self._codec_hash: str
+        self._decoder: LatentDecoder
+
+    def load(self) -> None:
+        """Loads the profile's codec and the edge's autoencoder."""
+        from dekag.codec import JsccCodec
+        from dekag.generation.models import LatentDecoder, folder_hash
+        from dekag.generation.profile import load_profile
+
+        profile = load_profile(self._settings.profile)
+        self._codec = JsccCodec.from_pretrained(profile.codec).eval()
+        self._codec_hash = folder_hash(profile.codec)
+        self._decoder = LatentDecoder.load(f"{profile.edge.path}/vae")
+
+    async def close(self) -> None:
+        """Closes channel and the models' thread."""
+        self._worker.close()
+        await self._channel.close()
+
+    async def Receive(
+        self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedImage]
+    ) -> ReceivedImage:
+        """The picture as received, with its link report."""
+        asked = converters.request_from_proto(request)
+        transmission = await collect(clients.stream(self._downlink.Provide, request, "channel"))
+        self._check(transmission, asked)
+        hop = "channel-user" if transmission.states else "edge-user"
+        transmission.report.hops.append(
+            HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)
+        )
+        image, _ = await self._worker.run(self._receive, transmission, asked)
+        own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
+        for _ in range(3):  # the count's own varint is counted too; its length settles at once
+            own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
+        return image
+
+    def _check(self, transmission: Transmission, asked: DeliveryRequest) -> None:
+        header = transmission.header
+        if header.delivery != converters.DELIVERIES[asked.delivery]:
+            raise FrameError(f"asked for {asked.delivery} delivery, got {header.delivery}")
+        if asked.delivery == "conventional":
+            return
+        if header.codec_hash != self._codec_hash:
+            raise MismatchError(
+                f"the sender's codec {header.codec_hash[:12]} is not the receiver's {self._codec_hash[:12]}"
+            )
+        _, *sides = shape = tuple(header.latent_shape)
+        if len(shape) != 3 or shape[0] != self._codec.config.latent_channels or sides != self._sides(asked):
+            raise MismatchError(f"latents {shape} do not make {asked.width}x{asked.height} pixels here")
+        most = self._codec.max_channel_uses((shape[0], shape[1], shape[2]))
+        if header.channel_uses > most:
+            raise FrameError(f"{header.channel_uses} symbols, the codec sends at most {most}")
+
+    def _sides(self, asked: DeliveryRequest) -> list[int]:
+        factor = 2 ** (len(self._decoder.vae.config.block_out_channels) - 1)
+        return [asked.height // factor, asked.width // factor]
+
+    @torch.inference_mode()
+    def _receive(self, transmission: Transmission, asked: DeliveryRequest) -> ReceivedImage:
+        from dekag.generation.images import to_png
+
+        header, sent = transmission.header, transmission.report
+        reception = received(transmission.symbols, channel_states(transmission.states))
+        decode = self._decode_jscc if asked.delivery == "semantic" else self._decode_digital
+        pixels = decode(transmission, reception)
+        image = ReceivedImage()
+        if pixels is not None:
+            start = time.perf_counter()
+            image.png = to_png(pixels)
+            transmission.add_stage("user.png", time.perf_counter() - start)
+        report = LinkReport(
+            seed=asked.seed,
+            delivery=header.delivery,
+            decoded=pixels is not None,
+            channel_uses=header.channel_uses,
+            cbr=header.channel_uses / asked.source_values,
+            link=converters.link_to_proto(asked.link),
+            no=reception.no.item(),
+            hops=sent.hops,
+            model_hashes=sent.model_hashes,
+            cached=sent.cached,
+            coding=header.coding if header.HasField("coding") else None,
+        )
+        if transmission.states:
+            report.gains = reception.gains.numpy().tobytes()
+            report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
+        if pixels is not None and transmission.reference is not None:
+            start = time.perf_counter()
+            report.psnr_db = self._psnr_db(pixels, transmission.reference, transmission.header)
+            transmission.add_stage("user.measure", time.perf_counter() - start)
+        report.stages.extend(sent.stages)
+        image.report.CopyFrom(report)
+        return image
+
+    def _decode_jscc(self, transmission: Transmission, reception: Reception) -> Pixels:
+        channels, height, width = transmission.header.latent_shape
+        start = time.perf_counter()
+        symbols = mmse_equalize(reception).symbols
+        latents = self._codec.decode(symbols, (channels, height, width))
+        decoded = time.perf_counter()
+        pixels: Pixels = self._decoder.decode(latents)[0]
+        transmission.add_stage("user.decode", decoded - start)
+        transmission.add_stage("user.render", time.perf_counter() - decoded)
+        transmission.report.model_hashes["decoder"] = self._decoder.model_hash
+        return pixels
+
+    def _decode_digital(self, transmission: Transmission, reception: Reception) -> Pixels | None:
+        from dekag.generation.images import from_bytes
+        from dekag.link.digital import DecodingError, DigitalLink
+
+        message = transmission.header.coding
+        start = time.perf_counter()
+        try:
+            coding = converters.coding_from_proto(message)
+            payload = DigitalLink().demodulate(reception, coding, message.payload_bytes)
+        except DecodingError:
+            transmission.add_stage("user.decode", time.perf_counter() - start)
+            return None
+        except InvalidInputError as error:
+            raise FrameError(str(error)) from error
+        decoded = time.perf_counter()
+        pixels = from_bytes(payload)
+        transmission.add_stage("user.decode", decoded - start)
+        transmission.add_stage("user.render", time.perf_counter() - decoded)
+        return pixels
+
+    def _psnr_db(self, pixels: Pixels, reference: Reference, header: TransmissionHeader) -> float:
+        from dekag.generation.images import from_bytes
+        from dekag.metrics.image import psnr_db
+
+        try:
+            if reference.WhichOneof("content") == "image":
+                return psnr_db(pixels, from_bytes(reference.image))
+            shape = (1, *header.latent_shape)
+            latents = torch.from_numpy(converters.latents_from_bytes(reference.latents, shape))
+            return psnr_db(pixels, self._decoder.decode(latents)[0])
+        except (InvalidInputError, ValueError) as error:
+            raise FrameError(f"reference: {error}") from error

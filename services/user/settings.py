@@ -1,0 +1,17 @@
+"""Settings of the user service."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from services.common.settings import ServiceSettings
+
+
+class UserSettings(ServiceSettings):
+    """Read from the environment, prefix ``DEKAG_``."""
+
+    port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    downlink_address: str = Field(
+        "127.0.0.1:50052",
+        description="host:port of the Downlink to receive from: a channel, or an edge directly.",
+    )

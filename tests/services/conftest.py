@@ -1,0 +1,132 @@
+"""The services in this process, on free ports, over real gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import torch
+
+from dekag.link import LinkConditions
+from services.channel.servicer import ChannelServicer
+from services.channel.settings import ChannelSettings
+from services.cloud.servicer import CloudServicer
+from services.cloud.settings import CloudSettings
+from services.common import clients
+from services.common.converters import DeliveryRequest
+from services.common.server import Server
+from services.common.settings import CommonSettings
+from services.edge.servicer import EdgeServicer
+from services.edge.settings import EdgeSettings
+from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
+from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
+from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
+from services.user.servicer import UserServicer
+from services.user.settings import UserSettings
+
+Start = Callable[..., Awaitable[str]]
+
+
+@asynccontextmanager
+async def starter() -> AsyncIterator[Start]:
+    """A function that runs a servicer and returns its address; all are stopped, last first, in the end."""
+    torch.set_num_threads(1)
+    servers: list[Server] = []
+
+    async def start(servicer: Any, add: Any, settings: CommonSettings | None = None) -> str:
+        server = Server(settings or CommonSettings(port=0, redis_url=""), servicer, add)
+        servers.append(server)
+        port = await server.start()
+        await server.load()
+        return f"127.0.0.1:{port}"
+
+    try:
+        yield start
+    finally:
+        for server in reversed(servers):
+            await server.stop()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start() -> AsyncIterator[Start]:
+    """Runs servicers for one test."""
+    async with starter() as run:
+        yield run
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def connect() -> AsyncIterator[Callable[[str], Any]]:
+    """Opens channels for one test."""
+    channels = []
+
+    def open_channel(address: str) -> Any:
+        channels.append(clients.open_channel(address, CommonSettings()))
+        return channels[-1]
+
+    yield open_channel
+    for channel in channels:
+        await channel.close()
+
+
+@dataclass
+class Chain:
+    """Addresses and stubs of a whole chain."""
+
+    addresses: dict[str, str]
+    cloud: CloudStub
+    edge: DownlinkStub
+    channel: DownlinkStub
+    user: UserStub
+
+
+async def start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, str]:
+    """Addresses of cloud, edge, channel and user."""
+    models: dict[str, Any] = {"port": 0, "redis_url": redis_url, "profile": str(profile)}
+    cloud = CloudSettings(**models)
+    found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud)}
+    edge = EdgeSettings(**models, cloud_address=found["cloud"])
+    found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge)
+    channel = ChannelSettings(port=0, downlink_address=found["edge"])
+    found["channel"] = await start(ChannelServicer(channel), add_DownlinkServicer_to_server, channel)
+    user = UserSettings(**models, downlink_address=found["channel"])
+    found["user"] = await start(UserServicer(user), add_UserServicer_to_server, user)
+    return found
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
+    """cloud, edge, channel and user with dummy models and a real Redis."""
+    async with starter() as start:
+        addresses = await start_chain(start, dummy_profile, redis_url)
+        open_channels = {
+            name: clients.open_channel(address, CommonSettings()) for name, address in addresses.items()
+        }
+        yield Chain(
+            addresses,
+            CloudStub(open_channels["cloud"]),
+            DownlinkStub(open_channels["edge"]),
+            DownlinkStub(open_channels["channel"]),
+            UserStub(open_channels["user"]),
+        )
+        for channel in open_channels.values():
+            await channel.close()
+
+
+@pytest.fixture
+def asked() -> DeliveryRequest:
+    """A plain semantic request."""
+    return DeliveryRequest(
+        prompt="a red fox by the sea",
+        seed=7,
+        width=128,
+        height=128,
+        delivery="semantic",
+        cbr=1 / 96,
+        link=LinkConditions(snr_db=15, fading="rayleigh"),
+        measure=True,
+    )

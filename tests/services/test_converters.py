@@ -1,0 +1,138 @@
+"""Messages to library types: what fits goes through unchanged, what does not is named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dekag.errors import InvalidInputError
+from dekag.link import LinkConditions
+from dekag.link.digital import TABLE
+from services.common import converters
+from services.common.converters import DeliveryRequest
+from services.proto.cloud_pb2 import GenerateRequest
+from services.proto.downlink_pb2 import LinkConditions as LinkMessage
+from services.proto.downlink_pb2 import ModulationAndCoding as CodingMessage
+from services.proto.downlink_pb2 import ProvideRequest
+
+
+def test_request_round_trip(asked: DeliveryRequest) -> None:
+    assert converters.request_from_proto(converters.request_to_proto(asked)) == asked
+    conventional = replace(asked, delivery="conventional", cbr=0.0, seed=2**63 - 1, measure=False)
+    assert converters.request_from_proto(converters.request_to_proto(conventional)) == conventional
+
+
+def test_unset_size_and_link_take_defaults() -> None:
+    found = converters.request_from_proto(
+        ProvideRequest(prompt="fox", delivery="DELIVERY_SEMANTIC", cbr=0.01)
+    )
+    assert (found.width, found.height, found.link) == (128, 128, LinkConditions())
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": " \n\t"}),
+        ("prompt", {"prompt": "x" * 1001}),
+        ("seed", {"seed": 2**63}),
+        ("seed", {"seed": 2**64 - 1}),
+        ("size", {"width": 63}),
+        ("size", {"width": 72}),
+        ("size", {"height": 272}),
+        ("size", {"width": 2**32 - 1}),
+        ("delivery", {"delivery": 0}),
+        ("delivery", {"delivery": 77}),
+        ("link.cbr", {"cbr": 0.0}),
+        ("link.cbr", {"cbr": -0.01}),
+        ("link.cbr", {"cbr": 0.021}),
+        ("link.cbr", {"cbr": float("nan")}),
+        ("link.cbr", {"cbr": float("inf")}),
+        ("link.fading", {"link": LinkMessage(snr_db=10)}),
+        ("link.fading", {"link": LinkMessage(fading=9)}),
+        ("link.snr_db", {"link": LinkMessage(snr_db=40.1, fading="FADING_AWGN")}),
+        ("link.snr_db", {"link": LinkMessage(snr_db=float("nan"), fading="FADING_AWGN")}),
+        ("link.snr_db", {"link": LinkMessage(snr_db=float("-inf"), fading="FADING_AWGN")}),
+        ("link.tau_rms_s", {"link": LinkMessage(tau_rms_s=-1e-9, fading="FADING_RAYLEIGH")}),
+        ("link.tau_rms_s", {"link": LinkMessage(tau_rms_s=float("nan"), fading="FADING_RAYLEIGH")}),
+    ],
+)
+def test_hostile_request_names_the_field(asked: DeliveryRequest, field: str, changes: dict[str, Any]) -> None:
+    message = converters.request_to_proto(asked)
+    for name, value in changes.items():
+        message.link.CopyFrom(value) if name == "link" else setattr(message, name, value)
+    with pytest.raises(InvalidInputError) as caught:
+        converters.request_from_proto(message)
+    assert caught.value.field == field
+    assert caught.value.allowed
+
+
+def test_limits_are_told_with_units() -> None:
+    with pytest.raises(InvalidInputError, match="between -20 and 40 dB"):
+        converters.link_from_proto(LinkMessage(snr_db=99, fading="FADING_AWGN"))
+
+
+@pytest.mark.parametrize("coding", TABLE)
+def test_every_coding_round_trips(coding: Any) -> None:
+    message = converters.coding_to_proto(coding, 900)
+    assert converters.coding_from_proto(message) == coding
+    assert message.payload_bytes == 900
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("bits_per_symbol", 0),
+        ("bits_per_symbol", 31),
+        ("codeword_bits", 0),
+        ("codeword_bits", 2**32 - 1),
+        ("information_bits", 0),
+        ("information_bits", 9600),
+        ("payload_bytes", 0),
+        ("payload_bytes", 2**32 - 1),
+    ],
+)
+def test_hostile_coding(field: str, value: int) -> None:
+    message = CodingMessage(bits_per_symbol=2, codeword_bits=9600, information_bits=1920, payload_bytes=10)
+    setattr(message, field, value)
+    with pytest.raises(InvalidInputError, match=f"coding.{field}"):
+        converters.coding_from_proto(message)
+
+
+def test_latents_are_little_endian_float32_bit_for_bit() -> None:
+    latents = np.random.default_rng(1).standard_normal((1, 4, 16, 16)).astype(np.float32)
+    data = converters.latents_to_bytes(latents)
+    assert data == latents.astype("<f4").tobytes()
+    assert converters.latents_from_bytes(data, latents.shape).tobytes() == latents.tobytes()
+
+
+@pytest.mark.parametrize("data", [b"", b"123", bytes(4 * 1023), bytes(4 * 1025), b"\x00\x00\xc0\x7f" * 1024])
+def test_hostile_latents(data: bytes) -> None:
+    with pytest.raises(InvalidInputError, match="latents"):
+        converters.latents_from_bytes(data, (1, 4, 16, 16))
+
+
+@pytest.mark.parametrize("formats", [[], [0], [9], [1, 1], [1, 2, 1]])
+def test_hostile_formats(formats: list[Any]) -> None:
+    with pytest.raises(InvalidInputError, match="formats"):
+        converters.image_formats(GenerateRequest(formats=formats))
+
+
+@pytest.mark.parametrize(("field", "seeds"), [("seeds", []), ("seeds", [1] * 65), ("seed", [1, 2**63])])
+def test_hostile_seeds(field: str, seeds: list[int]) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        converters.seeds(GenerateRequest(seeds=seeds))
+    assert caught.value.field == field
+
+
+def test_what_the_gateway_imports_leaves_torch_out() -> None:
+    code = (
+        "import sys; from services.common import cache, clients, converters, errors, requests, settings; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
