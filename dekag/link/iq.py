@@ -1,0 +1,43 @@
+"""Complex symbols as bytes: little-endian float32, interleaved I Q I Q ..."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dekag.errors import InvalidInputError
+
+BYTES_PER_SYMBOL = 8
+
+
+def iq_to_bytes(symbols: torch.Tensor, *, field: str = "iq") -> bytes:
+    """Serialise `symbols` (any shape, complex64) in row-major order, 8 bytes each.
+
+    Raises:
+        InvalidInputError: naming `field`, if a symbol is not finite.
+    """
+    values = symbols.detach().cpu().resolve_conj().to(torch.complex64).numpy()
+    if not np.isfinite(values).all():
+        raise InvalidInputError(field, "finite complex numbers", "NaN or infinity")
+    return values.astype("<c8", copy=False).tobytes()
+
+
+def bytes_to_iq(data: bytes, *, count: int | None = None, field: str = "iq") -> torch.Tensor:
+    """Inverse of `iq_to_bytes`: complex64 of shape (len(data) / 8,).
+
+    Args:
+        data: whole symbols of 8 bytes.
+        count: how many symbols there must be, if that is known.
+        field: what errors call the data.
+
+    Raises:
+        InvalidInputError: naming `field`, on another length or a value that is not finite.
+    """
+    if len(data) % BYTES_PER_SYMBOL:
+        raise InvalidInputError(field, "a multiple of 8 bytes long", f"{len(data)} bytes")
+    values = np.frombuffer(data, dtype="<c8").astype(np.complex64)
+    if count is not None and values.size != count:
+        raise InvalidInputError(field, f"{count} complex numbers", f"{values.size}")
+    if not np.isfinite(values).all():
+        raise InvalidInputError(field, "finite complex numbers", "NaN or infinity")
+    return torch.from_numpy(values)
