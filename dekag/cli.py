@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dekag.training.cli import train
 
 app = typer.Typer(
     name="dekag",
@@ -12,6 +15,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+
+experiment = typer.Typer(help="Measure figures; each writes results/.", no_args_is_help=True)
+app.add_typer(train, name="train")
+app.add_typer(experiment, name="experiment")
+bench = typer.Typer(help="Measure speed, as ratios inside one run.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
 
 FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
 
@@ -35,6 +44,42 @@ def demo(
     from services.launcher.demo import run_demo
 
     raise typer.Exit(run_demo(prompt=prompt, snr_db=snr_db, seed=seed, output=output))
+
+
+@app.command()
+def world(
+    output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("world.png"),
+    seed: Annotated[int, typer.Option(help="Draws what is not a style or a subject.", min=0)] = 0,
+) -> None:
+    """Draw a contact sheet of the embedded world: every style against every subject."""
+    from dekag.world.sheet import world_sheet
+
+    world_sheet(output, seed)
+    typer.echo(f"wrote {output}")
+
+
+@experiment.command("first-image")
+def first_image(
+    count: Annotated[int, typer.Option(help="Pictures for each figure.", min=8)] = 500,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+) -> None:
+    """What the embedded models reach before any alignment; writes results/."""
+    import torch
+
+    from dekag.experiments.first_image import run
+
+    torch.set_num_threads(threads)
+    run(count)
+
+
+@bench.command("chain")
+def bench_chain(
+    requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,
+) -> None:
+    """One request through all services against the same library calls in one process."""
+    from services.launcher.bench import run_chain_bench
+
+    run_chain_bench(requests=requests)
 
 
 if __name__ == "__main__":

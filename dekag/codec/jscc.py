@@ -7,6 +7,9 @@ transmission and the receiver fills what was not sent with zeros.
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Self
+
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
@@ -68,13 +71,19 @@ class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.encoder = _stack(folded, width, blocks, 2 * symbol_channels)
         self.decoder = _stack(2 * symbol_channels, width, blocks, folded)
 
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """The codec in that folder, in float32, ready for inference."""
+        codec: Self = cls.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        return codec.eval()
+
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
         _, height, width = latent_shape
         return int(self.config.symbol_channels) * (height // FOLD) * (width // FOLD)
 
     def features(self, latents: torch.Tensor, channel_uses: int) -> torch.Tensor:
-        """Symbols before snapping: (batch, channels, h, w) -> (batch, channel_uses), mean power 1 per image."""
+        """Symbols before snapping: (batch, channels, h, w) -> (batch, channel_uses), power 1 per image."""
         most = self.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
         if not 1 <= channel_uses <= most:
             raise InvalidInputError("channel_uses", f"between 1 and {most}", channel_uses)

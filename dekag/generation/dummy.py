@@ -68,9 +68,7 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
     PixArtSigmaPipeline(
         tokenizer=cloud_tokenizer,
         text_encoder=T5EncoderModel(
-            T5Config(
-                vocab_size=len(cloud_tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2
-            )
+            T5Config(vocab_size=len(cloud_tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
         ),
         vae=vae,
         transformer=PixArtTransformer2DModel(

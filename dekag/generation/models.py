@@ -118,8 +118,6 @@ class Generator:
             raise DekagError(f"the generator produced a latent that is not finite for seed {seed}")
         return latents.float()
 
-    def image(
-        self, prompt: str, seed: int, *, width: int = 128, height: int = 128
-    ) -> npt.NDArray[np.uint8]:
+    def image(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> npt.NDArray[np.uint8]:
         """The picture that `prompt` and `seed` give, (height, width, 3) uint8."""
         return self.decoder.decode(self.latents(prompt, seed, width=width, height=height))[0]

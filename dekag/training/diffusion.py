@@ -24,12 +24,14 @@ from diffusers import (
 from torch import nn
 from tqdm import tqdm
 
+from dekag.metrics.probe import JUDGED, AttributeProbe
 from dekag.training import text
 from dekag.training.data import rendered_scenes, scene_number, to_tensor
 from dekag.training.loop import TrainingRun
+from dekag.training.vae import SCENES
+from dekag.world import Scene, caption
 from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
 
-SCENES = 40_000
 CAPTIONS_PER_SCENE = 4
 PROMPT_DROPOUT = 0.1
 MIN_SNR_GAMMA = 5.0
@@ -119,7 +121,7 @@ def new_transformer() -> PixArtTransformer2DModel:
 def encoded_scenes(cache: Path, vae: Any, count: int = SCENES) -> torch.Tensor:
     """Latents of training scenes 0..count-1, (count, 4, 16, 16) float16, computed once (resumable)."""
     path, progress = cache / f"latents-{count}.npy", cache / "latents-done"
-    chunk = 500
+    chunk = min(500, count)
     done = int(progress.read_text()) if path.exists() and progress.exists() else 0
     mode = "r+" if done else "w+"
     out = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=(count, 4, 16, 16))
@@ -128,14 +130,14 @@ def encoded_scenes(cache: Path, vae: Any, count: int = SCENES) -> torch.Tensor:
         for start in tqdm(range(done, count, chunk), desc="encode scenes", mininterval=10):
             images = to_tensor(pixels[start : start + chunk])
             parts = [vae.encode(part).latent_dist.mean for part in images.split(50)]
-            out[start : start + chunk] = torch.cat(parts).half().numpy()
+            out[start : start + len(images)] = torch.cat(parts).half().numpy()
             progress.write_text(str(start + chunk))
         out.flush()
     return torch.from_numpy(np.array(out))
 
 
 def caption_tokens(tokenizer: Any, scenes: list[int], *, cloud: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """CAPTIONS_PER_SCENE captions of each training scene: ids and masks, (scenes, captions, MAX_TOKENS)."""
+    """CAPTIONS_PER_SCENE captions of each training scene: ids and masks, (scenes, captions, tokens)."""
     texts = []
     for n in scenes:
         scene, seed = scene_number("train", n)
@@ -150,10 +152,7 @@ def known_scenes(*, cloud: bool, count: int = SCENES) -> list[int]:
     """Numbers of the training scenes that the cloud (all) or the edge (no held-out topic) may see."""
     if cloud:
         return list(range(count))
-    known = (
-        (n, scene_number("train", n)[0])
-        for n in range(count)
-    )
+    known = ((n, scene_number("train", n)[0]) for n in range(count))
     return [n for n, scene in known if scene.subject in EDGE_SUBJECTS and scene.style in EDGE_STYLES]
 
 
@@ -182,7 +181,7 @@ def train_denoiser(
         {"params": model.denoiser.parameters(), "lr": learning_rate},
         {"params": model.text_encoder.parameters(), "lr": learning_rate / 4},
     ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
     run = TrainingRun(folder, model, [optimizer], seed=seed)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -211,18 +210,33 @@ def sampler() -> DPMSolverMultistepScheduler:
 
 
 def train_edge(
-    folder: Path, cache: Path, vae_path: Path, *, steps: int, seed: int, batch: int = 32
+    folder: Path,
+    cache: Path,
+    vae_path: Path,
+    *,
+    steps: int,
+    seed: int,
+    batch: int = 32,
+    scenes: int = SCENES,
 ) -> StableDiffusionPipeline:
     """Train the edge-GAI; returns a pipeline of the averaged weights."""
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(vae_path)
-    latents = encoded_scenes(cache, vae)
+    latents = encoded_scenes(cache, vae, scenes)
     tokenizer = text.new_edge_tokenizer()
     encoder = text.new_edge_text_encoder(tokenizer)
     encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=False, seed=seed)
     model = EdgeModel(encoder.requires_grad_(True), new_unet())
     trained = train_denoiser(
-        model, tokenizer, latents, folder, cloud=False, steps=steps, seed=seed, batch=batch, learning_rate=1e-3
+        model,
+        tokenizer,
+        latents,
+        folder,
+        cloud=False,
+        steps=steps,
+        seed=seed,
+        batch=batch,
+        learning_rate=1e-3,
     )
     return StableDiffusionPipeline(
         vae=vae,
@@ -237,12 +251,19 @@ def train_edge(
 
 
 def train_cloud(
-    folder: Path, cache: Path, vae_path: Path, *, steps: int, seed: int, batch: int = 32
+    folder: Path,
+    cache: Path,
+    vae_path: Path,
+    *,
+    steps: int,
+    seed: int,
+    batch: int = 32,
+    scenes: int = SCENES,
 ) -> PixArtSigmaPipeline:
     """Train the cloud-GAI; returns a pipeline of the averaged weights."""
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(vae_path)
-    latents = encoded_scenes(cache, vae)
+    latents = encoded_scenes(cache, vae, scenes)
     tokenizer = text.new_cloud_tokenizer()
     encoder = text.new_cloud_text_encoder(tokenizer)
     encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=True, seed=seed)
@@ -257,3 +278,29 @@ def train_cloud(
         transformer=trained.denoiser,
         scheduler=sampler(),
     )
+
+
+def validation_prompts(count: int, *, cloud: bool) -> list[tuple[Scene, str, int]]:
+    """Held-out scenes with a prompt in plain words and a seed; the edge's are of what it knows."""
+    out = []
+    for n in range(count):
+        scene, seed = scene_number("validation", n, **text.scenes_known(cloud))
+        out.append((scene, caption(scene, random.Random(seed)), seed))
+    return out
+
+
+def probe_accuracy(pipeline: Any, probe_path: Path, *, cloud: bool, count: int = 100) -> dict[str, float]:
+    """Share of visible attributes that the probe finds right in pictures of held-out prompts."""
+    from dekag.generation.models import Generator, LatentDecoder
+
+    decoder = LatentDecoder(pipeline.vae, "")
+    generator = Generator(pipeline, "", decoder, steps=10, guidance_scale=3.0)
+    probe = AttributeProbe.from_pretrained(probe_path).eval()
+    prompts = validation_prompts(count, cloud=cloud)
+    pixels = np.stack([generator.image(prompt, seed) for _, prompt, seed in prompts])
+    verdicts = probe.correct(pixels, [scene for scene, _, _ in prompts])
+    shares = {}
+    for name in JUDGED:
+        seen = [verdict[name] for verdict in verdicts if name in verdict]
+        shares[name] = round(sum(seen) / len(seen), 4)
+    return shares

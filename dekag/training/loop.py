@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -137,10 +136,10 @@ class TrainingRun:
                     key = f"optimizer.{index}.{parameter}.{name}"
                     tensors[key] = torch.as_tensor(value).contiguous().clone()
         save_file(tensors, self.folder / "checkpoint.new")
-        os.replace(self.folder / "checkpoint.new", self.folder / "checkpoint.safetensors")
+        (self.folder / "checkpoint.new").replace(self.folder / "checkpoint.safetensors")
         state = {"step": self.step, "seed": self.seed, "seconds": round(self.seconds, 1)}
         (self.folder / "state.new").write_text(json.dumps(state))
-        os.replace(self.folder / "state.new", self.folder / "state.json")
+        (self.folder / "state.new").replace(self.folder / "state.json")
 
     def _load(self) -> None:
         state = json.loads((self.folder / "state.json").read_text())

@@ -28,6 +28,8 @@ from dekag.world.topics import VOCABULARIES
 
 MAX_TOKENS = 40
 UNSAID = "unsaid"
+PRETRAINING_STEPS = 700
+PRETRAINING_CAPTIONS = 8000
 LETTERS = [*"abcdefghijklmnopqrstuvwxyz"]
 
 
@@ -58,6 +60,15 @@ def training_captions(count: int, *, cloud: bool) -> Iterator[tuple[Scene, str]]
 
 def new_edge_tokenizer(captions: int = 4000) -> CLIPTokenizer:
     """CLIP byte-pair tokenizer trained on the edge's captions; other words fall apart into letters."""
+    return _clip_tokenizer(text for _, text in training_captions(captions, cloud=False))
+
+
+def new_clip_tokenizer(captions: int = 4000) -> CLIPTokenizer:
+    """Tokenizer of the metric CLIP: it knows the words of all topics."""
+    return _clip_tokenizer(text for _, text in training_captions(captions, cloud=True))
+
+
+def _clip_tokenizer(texts: Iterator[str]) -> CLIPTokenizer:
     empty = CLIPTokenizer(model_max_length=MAX_TOKENS)
     trainer = trainers.BpeTrainer(
         vocab_size=600,
@@ -67,7 +78,7 @@ def new_edge_tokenizer(captions: int = 4000) -> CLIPTokenizer:
         show_progress=False,
     )
     learner: Any = empty.backend_tokenizer
-    learner.train_from_iterator((text for _, text in training_captions(captions, cloud=False)), trainer)
+    learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
     vocab = dict(model["vocab"])
     for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
@@ -132,9 +143,7 @@ def new_cloud_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 def tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both (batch, MAX_TOKENS) int64, padded as the pipelines pad."""
-    out = tokenizer(
-        texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
+    out = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     return out.input_ids, out.attention_mask
 
 
@@ -172,11 +181,9 @@ class AttributeReader(nn.Module):
         return [head(pooled) for head in self.heads]
 
 
-def pretrain_text_encoder(
-    folder: Path, encoder: Any, tokenizer: Any, *, cloud: bool, steps: int = 700, seed: int
-) -> Any:
+def pretrain_text_encoder(folder: Path, encoder: Any, tokenizer: Any, *, cloud: bool, seed: int) -> Any:
     """Teach `encoder` to tell the attributes that a caption says; returns the averaged encoder."""
-    pairs = list(training_captions(8000, cloud=cloud))
+    pairs = list(training_captions(PRETRAINING_CAPTIONS, cloud=cloud))
     tokens, mask = tokenize(tokenizer, [text for _, text in pairs])
     labels = torch.tensor([said_attributes(scene, text) for scene, text in pairs])
     reader = AttributeReader(encoder, masked_mean=cloud)
@@ -190,5 +197,5 @@ def pretrain_text_encoder(
         losses = [F.cross_entropy(one, labels[pick, i]) for i, one in enumerate(logits)]
         return {"loss": torch.stack(losses).sum()}
 
-    run.run(step, steps)
+    run.run(step, PRETRAINING_STEPS)
     return run.average.encoder

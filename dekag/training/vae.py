@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from dekag.training.data import batches, psnr_db, rendered_scenes, to_tensor
 from dekag.training.loop import TrainingRun
@@ -79,9 +80,7 @@ def held_out_psnr(vae: Any, cache: Path, count: int = 256) -> torch.Tensor:
 @torch.inference_mode()
 def normalise_latents(vae: Any, pixels: Any, count: int = 2000) -> None:
     """Fold the latents' per-channel mean and deviation into quant_conv and post_quant_conv, in place."""
-    means = torch.cat(
-        [vae.encode(to_tensor(pixels[part])).latent_dist.mean for part in batches(count, 32)]
-    )
+    means = torch.cat([vae.encode(to_tensor(pixels[part])).latent_dist.mean for part in batches(count, 32)])
     mean, deviation = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     vae.quant_conv.weight[:4].div_(deviation.view(4, 1, 1, 1))
     vae.quant_conv.bias[:4].sub_(mean).div_(deviation)
@@ -90,12 +89,14 @@ def normalise_latents(vae: Any, pixels: Any, count: int = 2000) -> None:
     vae.post_quant_conv.weight.mul_(deviation.view(1, 4, 1, 1))
 
 
-def train_vae(folder: Path, cache: Path, *, steps: int, seed: int) -> Any:
+def train_vae(folder: Path, cache: Path, *, steps: int, seed: int, scenes: int = SCENES) -> Any:
     """Train for `steps`, resuming what `folder` holds; returns the averaged, normalised model."""
     torch.manual_seed(seed)
-    pixels = rendered_scenes(cache, "train", SCENES)
+    pixels = rendered_scenes(cache, "train", scenes)
     vae = new_vae()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        vae.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.98), fused=True
+    )
     run = TrainingRun(folder, vae, [optimizer], seed=seed)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
@@ -107,7 +108,7 @@ def train_vae(folder: Path, cache: Path, *, steps: int, seed: int) -> Any:
         return {"loss": loss + 1e-4 * posterior.kl().mean() / (CROP * CROP / 64), "reconstruction": loss}
 
     def report(at: int) -> None:
-        print(f"step {at}: held-out PSNR {held_out_psnr(run.average, cache).mean():.2f} dB", flush=True)
+        tqdm.write(f"step {at}: held-out PSNR {held_out_psnr(run.average, cache, 64).mean():.2f} dB")
 
     run.run(step, steps, on_save=report)
     normalise_latents(run.average, pixels)

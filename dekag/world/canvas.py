@@ -53,7 +53,9 @@ class Brush:
         """The upper half of an ellipse: a dome that stands on y."""
         paint = self._style.paint(colour, self._subject)
         width = round(paint.width * self._unit) if paint.stroke is not None else 0
-        self._draw.chord(self._box(x, y, rx, ry), 180, 360, fill=paint.fill, outline=paint.stroke, width=width)
+        self._draw.chord(
+            self._box(x, y, rx, ry), 180, 360, fill=paint.fill, outline=paint.stroke, width=width
+        )
 
     def dot(self, x: float, y: float, r: float, colour: Rgb) -> None:
         """A disc without outline: eyes, spots, hubs."""

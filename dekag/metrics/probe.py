@@ -1,0 +1,64 @@
+"""The attribute probe: reads subject, colour, setting and style off a picture. It only judges.
+
+Trained on rendered scenes alone, never on a generator's output, so that no generator is trained to please it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from torch.nn import functional as F
+
+from dekag.world.scene import ATTRIBUTES, Scene
+
+JUDGED = ("subject", "colour", "setting", "style")
+
+
+class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    """A small convolutional classifier with one head for each judged attribute.
+
+    forward: images (batch, 3, 128, 128) in [-1, 1] -> logits by attribute, each (batch, words).
+    """
+
+    @register_to_config
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (width, 2 * width, 4 * width, 4 * width)
+        layers: list[nn.Module] = []
+        inputs = 3
+        for outputs in widths:
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
+                nn.GroupNorm(4, outputs),
+                nn.GELU(),
+            ]
+            inputs = outputs
+        self.body = nn.Sequential(*layers, nn.Conv2d(inputs, inputs, 3, padding=1), nn.GELU())
+        # mean over the picture for what fills it, maximum for what stands somewhere in it
+        self.heads = nn.ModuleDict({name: nn.Linear(2 * inputs, len(ATTRIBUTES[name])) for name in JUDGED})
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits of every judged attribute."""
+        features = self.body(F.avg_pool2d(images, images.shape[-1] // 64))
+        pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
+        return {name: head(pooled) for name, head in self.heads.items()}
+
+    @torch.inference_mode()
+    def read(self, pixels: npt.NDArray[np.uint8]) -> list[dict[str, str]]:
+        """The most likely word of every judged attribute, for each of (batch, 128, 128, 3) uint8 pictures."""
+        images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        indices = {name: logits.argmax(1).tolist() for name, logits in self(images).items()}
+        return [{name: ATTRIBUTES[name][indices[name][i]] for name in JUDGED} for i in range(len(pixels))]
+
+    def correct(self, pixels: npt.NDArray[np.uint8], scenes: Sequence[Scene]) -> list[dict[str, bool]]:
+        """Whether each picture shows its scene's attributes; only those that its style leaves visible."""
+        return [
+            {name: read[name] == getattr(scene, name) for name in scene.visible_attributes()}
+            for read, scene in zip(self.read(pixels), scenes, strict=True)
+        ]

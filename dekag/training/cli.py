@@ -1,0 +1,151 @@
+"""`dekag train ...`: the commands that made the embedded models, each resumable and seeded."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
+
+Steps = Annotated[int, typer.Option(min=2, help="Optimiser steps in all.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seeds initial weights and every step.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Runs = Annotated[Path, typer.Option(help="Where checkpoints and rendered scenes are kept.")]
+Out = Annotated[Path, typer.Option(help="Where the finished model goes.")]
+
+RUNS = Path("runs")
+EMBEDDED = Path("models/embedded")
+
+
+def _threads(count: int) -> None:
+    import torch
+
+    torch.set_num_threads(count)
+
+
+def _save(model: Any, folder: Path, runs: Path, name: str, quality: dict[str, Any], seed: int) -> None:
+    """Write `model` as fp16 safetensors with a training.json beside it."""
+    import torch
+
+    state = json.loads((runs / name / "state.json").read_text())
+    model.to(dtype=torch.float16)
+    model.save_pretrained(folder, safe_serialization=True)
+    record = {
+        "command": "dekag " + " ".join(sys.argv[1:]),
+        "seed": seed,
+        "steps": state["step"],
+        "seconds": state["seconds"],
+        "quality": quality,
+    }
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
+    typer.echo(f"{name}: {json.dumps(quality)} -> {folder}")
+
+
+@train.command()
+def vae(
+    steps: Steps = 8000, seed: Seed = 1, threads: Threads = 2, runs: Runs = RUNS, out: Out = EMBEDDED / "vae"
+) -> None:
+    """The autoencoder shared by cloud, edge and user."""
+    _threads(threads)
+    from dekag.training.vae import held_out_psnr, train_vae
+
+    model = train_vae(runs / "vae", runs / "cache", steps=steps, seed=seed)
+    psnr = float(held_out_psnr(model, runs / "cache").mean())
+    _save(model, out, runs, "vae", {"validation_psnr_db": round(psnr, 2)}, seed)
+
+
+@train.command()
+def probe(
+    steps: Steps = 2000,
+    seed: Seed = 1,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+    out: Out = EMBEDDED / "probe",
+) -> None:
+    """The attribute probe that judges the generators."""
+    _threads(threads)
+    from dekag.training.probe import rendered_accuracy, train_probe
+
+    model = train_probe(runs / "probe", runs / "cache", steps=steps, seed=seed)
+    _save(model, out, runs, "probe", rendered_accuracy(model, runs / "cache"), seed)
+
+
+@train.command()
+def encoders(
+    steps: Steps = 1500, seed: Seed = 1, threads: Threads = 1, runs: Runs = RUNS, out: Out = EMBEDDED
+) -> None:
+    """The metric encoders: CLIP and a DINOv2-style ViT."""
+    _threads(threads)
+    from dekag.training.encoders import clip_retrieval, dino_neighbours, train_clip, train_dino
+
+    clip, tokenizer = train_clip(runs / "clip", runs / "cache", steps=steps, seed=seed)
+    tokenizer.save_pretrained(out / "clip")
+    quality = {"validation_retrieval_of_200": clip_retrieval(clip, tokenizer, runs / "cache")}
+    _save(clip, out / "clip", runs, "clip", quality, seed)
+    dino = train_dino(runs / "dino", runs / "cache", steps=steps, seed=seed)
+    _save(dino, out / "dino", runs, "dino", dino_neighbours(dino, runs / "cache"), seed)
+
+
+@train.command()
+def edge(
+    steps: Steps = 4000,
+    seed: Seed = 1,
+    threads: Threads = 1,
+    batch: int = 32,
+    runs: Runs = RUNS,
+    vae: Path = EMBEDDED / "vae",
+    out: Out = EMBEDDED / "edge",
+) -> None:
+    """The edge-GAI; it never sees a held-out topic."""
+    _threads(threads)
+    from dekag.training.diffusion import probe_accuracy, train_edge
+
+    pipeline = train_edge(runs / "edge", runs / "cache", vae, steps=steps, seed=seed, batch=batch)
+    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=False)
+    _save(pipeline, out, runs, "edge", quality, seed)
+
+
+@train.command()
+def cloud(
+    steps: Steps = 4000,
+    seed: Seed = 1,
+    threads: Threads = 1,
+    batch: int = 32,
+    runs: Runs = RUNS,
+    vae: Path = EMBEDDED / "vae",
+    out: Out = EMBEDDED / "cloud",
+) -> None:
+    """The cloud-GAI; it knows every topic."""
+    _threads(threads)
+    from dekag.training.diffusion import probe_accuracy, train_cloud
+
+    pipeline = train_cloud(runs / "cloud", runs / "cache", vae, steps=steps, seed=seed, batch=batch)
+    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=True)
+    _save(pipeline, out, runs, "cloud", quality, seed)
+
+
+@train.command()
+def codec(
+    steps: Steps = 1500,
+    seed: Seed = 1,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+    vae: Path = EMBEDDED / "vae",
+    out: Out = EMBEDDED / "codec",
+) -> None:
+    """The base codec: clean channel, top rate."""
+    _threads(threads)
+    from diffusers import AutoencoderKL
+
+    from dekag.training.codec import clean_latent_snr_db, train_codec
+    from dekag.training.diffusion import encoded_scenes
+
+    latents = encoded_scenes(runs / "cache", AutoencoderKL.from_pretrained(vae))
+    # the last thousand latents are kept out of training to measure on
+    model = train_codec(runs / "codec", latents[:-1000], steps=steps, seed=seed)
+    quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, latents[-1000:])}
+    _save(model, out, runs, "codec", quality, seed)

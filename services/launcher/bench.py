@@ -1,0 +1,87 @@
+"""`dekag bench chain`: one request through all services against the same library calls in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from itertools import count
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from dekag.codec import JsccCodec
+from dekag.experiments.headline import RESULTS, record
+from dekag.generation.images import to_png
+from dekag.generation.models import Generator
+from dekag.generation.profile import load_profile
+from dekag.link import LinkConditions
+from dekag.link.channel import transmit
+from dekag.link.equalizer import mmse_equalize
+from dekag.metrics.image import psnr_db
+from services.launcher.demo import ask
+from services.launcher.stack import Stack
+from services.launcher.up import RUN_DIR, await_ready
+
+COMMAND = "dekag bench chain"
+PROMPT = "a large red boat in the middle under the sea, pastel style"
+LINK = {"snr_db": 10.0, "cbr": 1 / 96, "fading": "rayleigh"}
+
+
+class OneProcess:
+    """The semantic delivery as plain library calls: what the services do, without services."""
+
+    def __init__(self, profile_name: str) -> None:
+        profile = load_profile(profile_name)
+        self._edge = Generator.load(
+            profile.edge.path, steps=profile.edge.steps, guidance_scale=profile.edge.guidance_scale
+        )
+        self._codec = JsccCodec.load(profile.codec)
+
+    @torch.inference_mode()
+    def deliver(self, seed: int) -> bytes:
+        """Prompt to PNG, PSNR included, as one request does it."""
+        latents = self._edge.latents(PROMPT, seed)
+        shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+        symbols = self._codec.encode(latents, round(LINK["cbr"] * 3 * 128 * 128))  # type: ignore[operator]
+        reception = transmit(symbols, [LinkConditions(snr_db=10.0, fading="rayleigh")], [seed])
+        received = self._codec.decode(mmse_equalize(reception).symbols, shape)
+        pixels = self._edge.decoder.decode(received)[0]
+        psnr_db(pixels, self._edge.decoder.decode(latents)[0])
+        return to_png(pixels)
+
+
+def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: Path = RESULTS) -> float:
+    """Alternate requests over REST and in one process, each with a seed of its own so that no cache helps.
+
+    Returns:
+        The ratio of the median times, written to headline.json as `chain_overhead_ratio`; its interval is
+        that of the median over the paired ratios' 2.5 and 97.5 % order statistics.
+    """
+    console = Console()
+    seeds = count(1_000_000)
+    local = OneProcess(profile)
+    through, alone = [], []
+    with Stack((RUN_DIR / "bench").resolve(), free_ports=True) as stack:
+        await_ready(stack, console)
+        for index in range(-3, requests):  # the first three warm up
+            start = time.perf_counter()
+            ask(stack.url, {"prompt": PROMPT, "seed": next(seeds), "link": LINK})
+            middle = time.perf_counter()
+            local.deliver(next(seeds))
+            if index >= 0:
+                through.append(middle - start)
+                alone.append(time.perf_counter() - middle)
+    ratio = statistics.median(through) / statistics.median(alone)
+    pairs = sorted(a / b for a, b in zip(through, alone, strict=True))
+    spread = 0.98 * len(pairs) ** 0.5  # 95 % order-statistic interval of a median
+    low, high = pairs[int(len(pairs) / 2 - spread)], pairs[int(len(pairs) / 2 + spread)]
+    record(
+        "chain_overhead_ratio", ratio, "ratio", command=COMMAND, count=requests, ci95=[low, high],
+        results=results,
+    )  # fmt: skip
+    console.print(
+        f"{1e3 * statistics.median(through):.0f} ms through all services, "
+        f"{1e3 * statistics.median(alone):.0f} ms in one process: ratio {ratio:.3f}"
+    )
+    return ratio

@@ -1,0 +1,95 @@
+"""Pictures as bytes, profiles, hashes and deterministic generation with the real pipeline classes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dekag.errors import DekagError, InvalidInputError, NotFoundError
+from dekag.generation.dummy import save_dummy_models
+from dekag.generation.images import from_bytes, to_png, to_webp
+from dekag.generation.models import Generator, folder_hash
+from dekag.generation.profile import load_profile
+from dekag.world import random_scene, render
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dummy_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module", params=["cloud", "edge"])
+def generator(request: pytest.FixtureRequest, models: Path) -> Generator:
+    model = getattr(load_profile(models), request.param)
+    return Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    import random
+
+    return render(random_scene(random.Random(1)), 1)
+
+
+def test_png_is_lossless_and_webp_is_small(pixels: np.ndarray) -> None:
+    np.testing.assert_array_equal(from_bytes(to_png(pixels)), pixels)
+    webp = to_webp(pixels)
+    assert len(webp) < len(to_png(pixels))
+    assert np.abs(from_bytes(webp).astype(int) - pixels).mean() < 8
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_broken_pictures_are_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInputError, match="readable PNG or WebP"):
+        from_bytes(data)
+
+
+def test_a_truncated_picture_is_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(InvalidInputError):
+        from_bytes(to_png(pixels)[:200])
+
+
+def test_same_prompt_and_seed_give_the_same_bits(generator: Generator) -> None:
+    first = generator.latents("a red cat", 1)
+    assert first.dtype == torch.float32
+    assert tuple(first.shape[1:]) == generator.latent_shape(128, 128)
+    assert torch.equal(first, generator.latents("a red cat", 1))
+    assert not torch.equal(first, generator.latents("a red cat", 2))
+
+
+def test_other_sizes(generator: Generator) -> None:
+    image = generator.image("a red cat", 1, width=64, height=96)
+    assert image.shape == (96, 64, 3)
+    assert image.dtype == np.uint8
+
+
+def test_latents_that_are_not_finite_are_reported_with_their_seed(generator: Generator) -> None:
+    module = getattr(generator.pipeline, "unet", None) or generator.pipeline.transformer
+    parameter = next(module.parameters())
+    kept = parameter.data.clone()
+    parameter.data.fill_(float("nan"))
+    try:
+        with pytest.raises(DekagError, match="seed 11"):
+            generator.latents("a red cat", 11)
+    finally:
+        parameter.data.copy_(kept)
+
+
+def test_hash_follows_the_weights(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "codec", tmp_path / "codec")
+    assert folder_hash(tmp_path / "codec") == folder_hash(models / "codec")
+    (tmp_path / "codec" / "training.json").write_text("{}")
+    assert folder_hash(tmp_path / "codec") == folder_hash(models / "codec")
+    weights = next((tmp_path / "codec").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert folder_hash(tmp_path / "codec") != folder_hash(models / "codec")
+
+
+def test_profiles(models: Path) -> None:
+    assert Path(load_profile(models).codec).is_absolute()
+    with pytest.raises(NotFoundError, match="no profile 'nowhere'"):
+        load_profile("nowhere")

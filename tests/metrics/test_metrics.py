@@ -1,0 +1,62 @@
+"""PSNR by its definition, the probe's verdicts, and features of unit length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+
+from dekag.metrics.features import ImageScorer
+from dekag.metrics.image import psnr_db
+from dekag.metrics.probe import AttributeProbe
+from dekag.world import Scene
+
+
+def test_psnr_of_a_known_error() -> None:
+    reference = np.full((8, 8, 3), 100, np.uint8)
+    assert psnr_db(reference + np.uint8(51), reference) == pytest.approx(20 * np.log10(5))
+    assert psnr_db(reference, reference) == 100
+
+
+def test_psnr_of_different_shapes_is_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be compared"):
+        psnr_db(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 9, 3), np.uint8))
+
+
+def test_probe_judges_only_what_the_style_leaves_visible() -> None:
+    torch.manual_seed(0)
+    probe = AttributeProbe(width=8).eval()
+    pixels = np.zeros((2, 128, 128, 3), np.uint8)
+    scenes = [
+        Scene("cat", "red", "large", "left", "beach", "comic"),
+        Scene("cat", "red", "large", "left", "beach", "sepia"),
+    ]
+    coloured, colourless = probe.correct(pixels, scenes)
+    assert set(coloured) == {"subject", "colour", "setting", "style"}
+    assert set(colourless) == {"subject", "setting", "style"}
+    read = probe.read(pixels)[0]
+    assert coloured == {name: read[name] == getattr(scenes[0], name) for name in coloured}
+
+
+def test_scores_are_cosines() -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config={**small, "vocab_size": 10},
+            vision_config={**small, "image_size": 64, "patch_size": 16},
+            projection_dim=8,
+        )
+    )
+    dino = Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16)
+    )
+    scorer = ImageScorer(clip, dino)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (3, 128, 128, 3), np.uint8)
+    same = scorer.scores(pixels, pixels)
+    other = scorer.scores(pixels, pixels[::-1])
+    for name in ("clip", "dino"):
+        np.testing.assert_allclose(same[name], 1, atol=1e-5)
+        assert other[name][0] < 1
