@@ -18,6 +18,7 @@ _DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
+_PROBES = frozenset({"/healthz", "/readyz"})
 _log = structlog.get_logger()
 
 
@@ -68,7 +69,8 @@ class RequestMiddleware:
                 raise
             await from_error(error)(scope, receive, send_with_headers)
         finally:
-            _log.info(
+            log = _log.debug if scope["path"] in _PROBES else _log.info
+            log(
                 "request",
                 method=scope["method"],
                 path=scope["path"],

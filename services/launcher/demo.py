@@ -48,11 +48,10 @@ def run_demo(*, prompt: str, snr_db: float, seed: int, output: str | os.PathLike
                         stack.url,
                         {"prompt": prompt, "seed": seed, "delivery": delivery, "link": {"snr_db": snr_db}},
                     )
-                stack.check_alive()
     except Stopped:
         return 130
     except LaunchError as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", markup=False, soft_wrap=True)
         return 1
     console.print(f'\n"{prompt}", seed {seed}\n', markup=False, highlight=False)
     console.print(_table(images))

@@ -162,7 +162,7 @@ class Stack:
         """Starts Redis, without persistence, and returns its URL; an empty one if no Redis is installed."""
         if (program := find_redis()) is None:
             return ""
-        port = REDIS_PORT if not self.free_ports and _is_free(REDIS_PORT) else _free_port()
+        port = REDIS_PORT if not self.free_ports and _is_free(REDIS_PORT) else free_port()
         command = [program, "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
         command += ["--dir", str(self.run_dir), "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
         url = f"redis://{HOST}:{port}/0"
@@ -195,7 +195,7 @@ class Stack:
 
     def _port(self, default: int, name: str) -> int:
         if self.free_ports:
-            return _free_port()
+            return free_port()
         if not _is_free(default):
             raise LaunchError(f"port {default} for {name} is taken; --free-ports takes free ones instead")
         return default
@@ -206,7 +206,10 @@ class Stack:
             signal.signal(number, lambda *_: self._kill())
         deadline = time.monotonic() + self.grace_s
         for child in reversed(self.children):
-            child.process.terminate()
+            if child.ready:
+                child.process.terminate()
+            else:
+                child.process.kill()  # nothing is in flight, and loading models is not worth waiting for
             try:
                 child.process.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
@@ -250,7 +253,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nothing listens on now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

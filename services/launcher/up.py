@@ -23,7 +23,7 @@ def run_up(*, free_ports: bool = False) -> int:
             console.print(f"\nReady: [bold]{stack.url}/docs[/]. Ctrl-C ends it. Try:\n")
             console.print(
                 f"curl -s {stack.url}/v1/images/generations -H 'Content-Type: application/json' \\\n"
-                """  -d '{"prompt": "a red boat at sea", "link": {"snr_db": 10}}'""",
+                """  -d '{"prompt": "a red boat on the beach, pastel style", "link": {"snr_db": 10}}'""",
                 highlight=False,
                 soft_wrap=True,
             )

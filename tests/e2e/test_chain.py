@@ -1,0 +1,150 @@
+"""The whole chain as the launcher starts it: real processes, real sockets, REST outside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.launcher.demo import ask
+from services.launcher.stack import SERVICES, LaunchError, Stack
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def env(dummy_profile: Path) -> dict[str, str]:
+    return {"DEKAG_PROFILE": str(dummy_profile), "DEKAG_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Iterator[Stack]:
+    """A running chain; checks afterwards that nothing of it is left."""
+    with Stack(tmp_path_factory.mktemp("run"), free_ports=True, env=env) as stack:
+        for _ in stack.wait_ready(600):
+            pass
+        yield stack
+    assert all(gone(child.process.pid) for child in stack.children)
+
+
+def events(stack: Stack, name: str) -> list[dict[str, Any]]:
+    """The log of one service."""
+    lines = stack[name].log.read_text().splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+@pytest.mark.parametrize("delivery", ["semantic", "conventional"])
+def test_the_same_seed_makes_the_same_bits(stack: Stack, delivery: str) -> None:
+    request = {"prompt": "a red boat", "seed": 11, "delivery": delivery, "link": {"snr_db": 25}}
+    images = [ask(stack.url, request) for _ in range(2)]
+    assert images[0]["b64_json"] == images[1]["b64_json"]
+    assert base64.b64decode(images[0]["b64_json"]).startswith(b"\x89PNG")
+    first, second = (image["link_report"] for image in images)
+    assert not first["cached"]
+    assert second["cached"]
+    assert first["gains"] == second["gains"]
+    assert first["psnr_db"] == second["psnr_db"]
+
+
+def test_one_request_id_is_in_the_log_of_every_service(stack: Stack) -> None:
+    name = "e2e-one-id"
+    request = {"prompt": "a green tree", "delivery": "conventional", "link": {"snr_db": 25}}
+    answer = httpx2.post(
+        f"{stack.url}/v1/images/generations",
+        json=request,
+        headers={"X-Request-ID": name},
+        timeout=120,
+        trust_env=False,
+    )
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-request-id"] == name
+    for service in SERVICES:
+        assert any(event.get("request_id") == name for event in events(stack, service)), service
+    report = httpx2.get(f"{stack.url}/v1/reports/{name}", trust_env=False)
+    assert report.json()["link_reports"][0] == answer.json()["data"][0]["link_report"]
+
+
+def test_only_loopback_is_listened_on(stack: Stack) -> None:
+    ports = {child.port for child in stack.children}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    addresses = [row[1].split(":") for row in rows if row[3] == "0A"]
+    ours = {host for host, port in addresses if int(port, 16) in ports}
+    assert ours == {"0100007F"}  # 127.0.0.1
+
+
+@pytest.mark.slow
+def test_a_service_that_cannot_start_is_named_and_ends_the_others(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    with (
+        pytest.raises(LaunchError, match="ended with status 1"),
+        Stack(tmp_path, free_ports=True, env=env | {"DEKAG_PROFILE": "nowhere"}) as stack,
+    ):
+        for _ in stack.wait_ready(600):
+            pass
+    assert all(gone(child.process.pid) for child in stack.children)
+
+
+@pytest.mark.slow
+def test_demo_shows_both_deliveries_and_leaves_nothing_running(tmp_path: Path, env: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dekag.cli", "demo", "--snr-db", "20", "--output", "pictures"],
+        cwd=tmp_path,
+        env=os.environ | env | {"COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {"semantic.png", "side-by-side.png"} <= {path.name for path in (tmp_path / "pictures").iterdir()}
+    for row in ("PSNR", "channel uses", "CBR", "bytes cloud-edge", "time user.decode"):
+        assert row in done.stdout
+    assert not _running_below(tmp_path)
+
+
+@pytest.mark.slow
+def test_up_ends_cleanly_on_a_signal(tmp_path: Path, env: dict[str, str]) -> None:
+    up = subprocess.Popen(
+        [sys.executable, "-m", "dekag.cli", "up", "--free-ports"],
+        cwd=tmp_path,
+        env=os.environ | env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert up.stdout is not None
+    for line in up.stdout:
+        if "Ready:" in line:
+            break
+    up.send_signal(signal.SIGINT)
+    up.stdout.read()
+    assert up.wait(120) == 0
+    assert not _running_below(tmp_path)
+
+
+def _running_below(folder: Path) -> list[int]:
+    """Processes whose working folder is ``folder``, after giving the kernel a moment."""
+    time.sleep(0.5)
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(folder):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found

@@ -1,0 +1,104 @@
+"""docker-compose.yml on a real engine: it builds, becomes healthy, draws, and is closed to the outside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from services.launcher.demo import ask
+from services.launcher.stack import SERVICES, free_port
+
+pytestmark = pytest.mark.compose
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = ["redis", *SERVICES]
+
+
+def compose(*arguments: str, port: int = 0, check: bool = True) -> str:
+    done = subprocess.run(
+        ["docker", "compose", "--project-name", "dekag-test", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"DEKAG_GATEWAY_PORT": str(port)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=check,
+    )
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """The running chain's gateway."""
+    if shutil.which("docker") is None:
+        pytest.fail("docker is not here")
+    port = free_port()
+    try:
+        compose("up", "--build", "--wait", "--wait-timeout", "600", port=port)
+        yield f"http://127.0.0.1:{port}"
+    except subprocess.CalledProcessError:
+        compose("logs", "--tail", "20", check=False)
+        raise
+    finally:
+        compose("down", "--volumes", "--remove-orphans", "--timeout", "40", check=False)
+
+
+@pytest.fixture(scope="module")
+def containers(url: str) -> dict[str, dict[str, Any]]:
+    """What the engine says of each container, by service."""
+    ids = compose("ps", "--quiet").split()
+    described = json.loads(subprocess.check_output(["docker", "inspect", *ids]))
+    return {each["Config"]["Labels"]["com.docker.compose.service"]: each for each in described}
+
+
+@pytest.mark.parametrize("delivery", ["semantic", "conventional"])
+def test_draws(url: str, delivery: str) -> None:
+    image = ask(url, {"prompt": "a red boat", "seed": 1, "delivery": delivery, "link": {"snr_db": 25}})
+    assert base64.b64decode(image["b64_json"]).startswith(b"\x89PNG")
+
+
+def test_redis_is_used(url: str) -> None:
+    assert httpx2.get(f"{url}/readyz", trust_env=False).json()["checks"]["redis"] == "up"
+
+
+def test_only_the_gateway_is_published_and_only_here(containers: dict[str, dict[str, Any]]) -> None:
+    assert sorted(containers) == sorted(NAMES)
+    for name, container in containers.items():
+        bindings = [b for each in container["HostConfig"]["PortBindings"].values() for b in each or []]
+        assert [b["HostIp"] for b in bindings] == (["127.0.0.1"] if name == "gateway" else [])
+
+
+def test_containers_may_do_little(containers: dict[str, dict[str, Any]]) -> None:
+    for name, container in containers.items():
+        host = container["HostConfig"]
+        assert host["ReadonlyRootfs"], name
+        assert host["CapDrop"] == ["ALL"], name
+        assert "no-new-privileges:true" in host["SecurityOpt"], name
+        assert host["Memory"] > 0, name
+        assert not any(mount["RW"] for mount in container["Mounts"] if mount["Type"] == "volume"), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_process_is_root_and_nothing_can_be_written(url: str, name: str) -> None:
+    status = compose("exec", "-T", name, "cat", "/proc/1/status")
+    fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert "0" not in fields["Uid"].split()
+    assert int(fields["CapEff"], 16) == 0
+    for folder in ("/", "/app", "/usr"):
+        script = f"touch {folder}/probe 2>/dev/null && echo written || echo refused"
+        assert compose("exec", "-T", name, "sh", "-c", script).strip() == "refused"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "gateway"])
+def test_services_have_no_way_out(containers: dict[str, dict[str, Any]], name: str) -> None:
+    networks = list(containers[name]["NetworkSettings"]["Networks"])
+    assert networks == ["dekag-test_chain"]
+    described = json.loads(subprocess.check_output(["docker", "network", "inspect", networks[0]]))
+    assert described[0]["Internal"]

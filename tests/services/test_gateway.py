@@ -1,0 +1,297 @@
+"""The gateway over real HTTP, in front of the real chain with tiny models."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import numpy as np
+import openai
+import pytest
+import pytest_asyncio
+import uvicorn
+from fastapi import FastAPI
+from PIL import Image
+from structlog.testing import capture_logs
+
+from services.gateway.app import create_app
+from services.gateway.settings import GatewaySettings
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PATH = "/v1/images/generations"
+Client = httpx2.AsyncClient
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[Client]:
+    """A client of ``app``, which a real server serves on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        yield client
+    server.should_exit = True
+    await task
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(chain: Any, redis_url: str) -> AsyncIterator[Client]:
+    settings = GatewaySettings(user_address=chain.addresses["user"], redis_url=redis_url)
+    async with serving(create_app(settings)) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def alone() -> AsyncIterator[Client]:
+    """A gateway without Redis whose user service cannot be reached."""
+    async with serving(create_app(GatewaySettings(user_address="127.0.0.1:1", redis_url=""))) as client:
+        yield client
+
+
+def is_problem(answer: httpx2.Response, status: int) -> dict[str, Any]:
+    """The body, after checking that it is a problem of that status."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["status"] == status
+    assert body["type"].startswith("urn:dekag:problem:")
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert "Traceback" not in answer.text
+    return body
+
+
+def pixels(image: dict[str, Any]) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))))
+
+
+async def test_returns_a_picture_and_its_link_report(client: Client) -> None:
+    answer = await client.post(PATH, json={"prompt": "a red boat", "seed": 7, "link": {"snr_db": 12}})
+    assert answer.status_code == 200, answer.text
+    (image,) = answer.json()["data"]
+    assert pixels(image).shape == (128, 128, 3)
+    report = image["link_report"]
+    assert report["request_id"] == answer.headers["x-request-id"]
+    assert (report["seed"], report["delivery"], report["decoded"]) == (7, "semantic", True)
+    assert (report["channel_uses"], report["cbr"]) == (512, pytest.approx(1 / 96))
+    assert (report["snr_db"], report["fading"]) == (12, "rayleigh")
+    assert report["no"] == pytest.approx(10**-1.2)
+    gains = np.asarray(report["gains"])
+    assert gains.shape == (8, 2)
+    instantaneous = 10 * np.log10((gains**2).sum(1).mean() / report["no"])
+    assert report["instantaneous_snr_db"] == pytest.approx(instantaneous, abs=1e-3)
+    assert np.isfinite(report["psnr_db"])
+    sent = {each["hop"]: each["sent_bytes"] for each in report["hops"]}
+    assert list(sent) == ["cloud-edge", "edge-channel", "channel-user", "user-gateway"]
+    assert sent.pop("cloud-edge") == 0  # the edge draws by itself
+    assert min(sent.values()) > 0
+    assert all(each["seconds"] >= 0 for each in report["stages"])
+    assert report["stages"]
+    assert report["model_hashes"]
+    assert report["coding"] is None
+
+
+async def test_same_seed_makes_the_same_bits_and_image_i_uses_seed_plus_i(client: Client) -> None:
+    ask = {"prompt": "a blue house", "seed": 40, "size": "64x64"}
+    first, again, two = [(await client.post(PATH, json=ask | more)).json() for more in ({}, {}, {"n": 2})]
+    assert first["data"][0]["b64_json"] == again["data"][0]["b64_json"]
+    assert [image["seed"] for image in two["data"]] == [40, 41]
+    assert two["data"][0]["b64_json"] == first["data"][0]["b64_json"] != two["data"][1]["b64_json"]
+
+
+async def test_a_drawn_seed_is_returned_and_makes_the_image_again(client: Client) -> None:
+    ask = {"prompt": "a tree", "size": "64x64"}
+    drawn = (await client.post(PATH, json=ask)).json()["data"][0]
+    again = (await client.post(PATH, json=ask | {"seed": drawn["seed"]})).json()["data"][0]
+    assert drawn["b64_json"] == again["b64_json"]
+
+
+@pytest.mark.parametrize("snr_db", [25, -20])
+async def test_conventional_delivery_decodes_or_says_that_it_did_not(client: Client, snr_db: float) -> None:
+    link = {"snr_db": snr_db, "fading": "awgn"}
+    answer = await client.post(
+        PATH, json={"prompt": "a cat", "seed": 3, "delivery": "conventional", "link": link}
+    )
+    assert answer.status_code == 200, answer.text
+    (image,) = answer.json()["data"]
+    report = image["link_report"]
+    assert report["decoded"] == (snr_db > 0) == (image["b64_json"] is not None)
+    assert (report["psnr_db"] is not None) == report["decoded"]
+    assert report["coding"]["payload_bytes"] > 0
+    assert report["channel_uses"] > 0
+
+
+async def test_the_openai_client_can_ask(client: Client) -> None:
+    async with openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="unused", max_retries=0) as sdk:
+        answer = await sdk.images.generate(
+            prompt="a fox",
+            model="any",
+            n=1,
+            size="64x64",  # type: ignore[call-overload]
+            quality="low",
+            user="someone",
+            response_format="b64_json",
+            extra_body={"seed": 5, "link": {"snr_db": 20, "fading": "awgn"}},
+        )
+        assert base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
+        with pytest.raises(openai.UnprocessableEntityError, match="prompt"):
+            await sdk.images.generate(prompt="")
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "allowed"),
+    [
+        ({}, "prompt", "1 to 1000"),
+        ({"prompt": ""}, "prompt", "1 to 1000"),
+        ({"prompt": "   "}, "prompt", "not blank"),
+        ({"prompt": "x" * 1001}, "prompt", "1 to 1000"),
+        ({"prompt": 3}, "prompt", "string"),
+        ({"prompt": "x", "n": 0}, "n", "of at least 1 and at most 4"),
+        ({"prompt": "x", "n": 5}, "n", "of at least 1 and at most 4"),
+        ({"prompt": "x", "n": "2"}, "n", "an integer"),
+        ({"prompt": "x", "size": "100x100"}, "size", "from 64 to 256"),
+        ({"prompt": "x", "size": "1024x1024"}, "size", "from 64 to 256"),
+        ({"prompt": "x", "size": "auto"}, "size", "from 64 to 256"),
+        ({"prompt": "x", "response_format": "url"}, "response_format", "b64_json"),
+        ({"prompt": "x", "output_format": "webp"}, "output_format", "png"),
+        ({"prompt": "x", "stream": True}, "stream", "False"),
+        ({"prompt": "x", "seed": -1}, "seed", "of at least 0"),
+        ({"prompt": "x", "seed": 2**63}, "seed", "at most 9223372036854775807"),
+        ({"prompt": "x", "seed": 2**63 - 1, "n": 2}, "seed", "at most 9223372036854775806 when n is 2"),
+        ({"prompt": "x", "seed": 1.5}, "seed", "an integer"),
+        ({"prompt": "x", "delivery": "pigeon"}, "delivery", "semantic, conventional"),
+        ({"prompt": "x", "link": {"snr_db": 41}}, "link.snr_db", "of at least -20.0 and at most 40.0"),
+        ({"prompt": "x", "link": {"snr_db": float("nan")}}, "link.snr_db", "of at least -20.0"),
+        ({"prompt": "x", "link": {"cbr": 0}}, "link.cbr", "above 0.0 and at most 0.0208"),
+        ({"prompt": "x", "link": {"fading": "fog"}}, "link.fading", "awgn, rayleigh"),
+        ({"prompt": "x", "link": {"tau_rms_s": 1}}, "link.tau_rms_s", "at most 0.0001"),
+        ({"prompt": "x", "link": {"rician_k": 1}}, "link.rician_k", "snr_db, fading, tau_rms_s, cbr"),
+        ({"prompt": "x", "link": 3}, "link", "an object"),
+        ({"prompt": "x", "negative_prompt": "y"}, "negative_prompt", "prompt, n, size"),
+    ],
+)
+async def test_a_field_that_is_not_allowed_is_named_with_what_is(
+    alone: Client, body: dict[str, Any], field: str, allowed: str
+) -> None:
+    answer = await alone.post(PATH, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    (error,) = is_problem(answer, 422)["errors"]
+    assert error["field"] == field
+    assert allowed in error["allowed"]
+    assert error["allowed"] in error["detail"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"prompt": "\\ud800"}']
+)
+async def test_a_body_that_is_no_request_is_refused(alone: Client, content: bytes) -> None:
+    is_problem(await alone.post(PATH, content=content, headers={"Content-Type": "application/json"}), 422)
+
+
+async def test_a_large_body_is_refused_with_and_without_a_length(alone: Client) -> None:
+    async def parts() -> AsyncIterator[bytes]:
+        for _ in range(70):
+            yield b" " * 1024
+
+    for content in (b" " * 70_000, parts()):
+        assert "65536" in is_problem(await alone.post(PATH, content=content), 413)["detail"]
+
+
+async def test_reports_are_kept(client: Client) -> None:
+    ask = {"prompt": "a boat", "seed": 1, "size": "64x64", "n": 2}
+    made = await client.post(PATH, json=ask, headers={"X-Request-ID": "kept-1"})
+    kept = await client.get("/v1/reports/kept-1")
+    assert kept.status_code == 200
+    assert kept.json()["link_reports"] == [image["link_report"] for image in made.json()["data"]]
+    assert kept.json()["created"] == made.json()["created"]
+
+
+async def test_a_report_that_is_not_there(client: Client, alone: Client) -> None:
+    assert "nobody" in is_problem(await client.get("/v1/reports/nobody"), 404)["detail"]
+    is_problem(await client.get("/v1/reports/no%20body"), 422)
+    is_problem(await alone.get("/v1/reports/nobody"), 503)
+
+
+async def test_request_ids(alone: Client) -> None:
+    answer = await alone.get("/healthz", headers={"X-Request-ID": "abc.DEF-1_2"})
+    assert answer.headers["x-request-id"] == "abc.DEF-1_2"
+    for bad in ("x" * 65, "a b", "{}", ""):
+        answer = await alone.get("/healthz", headers={"X-Request-ID": bad})
+        assert len(answer.headers["x-request-id"]) == 32
+
+
+async def test_unknown_paths_and_methods_are_problems(alone: Client) -> None:
+    is_problem(await alone.get("/nothing"), 404)
+    assert is_problem(await alone.get(PATH), 405)["title"] == "Method Not Allowed"
+
+
+async def test_headers_keep_browsers_strict(alone: Client) -> None:
+    answer = await alone.get("/healthz", headers={"Origin": "https://example.org"})
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert answer.headers["cache-control"] == "no-store"
+    assert not any(name.startswith("access-control") for name in answer.headers)
+
+
+async def test_docs_need_no_other_host(alone: Client) -> None:
+    page = await alone.get("/docs")
+    assert page.status_code == 200
+    assert "http" not in page.text
+    assert (await alone.get("/docs-assets/swagger-ui-bundle.js")).status_code == 200
+    described = (await alone.get("/openapi.json")).json()["paths"][PATH]["post"]["responses"]
+    assert list(described["422"]["content"]) == ["application/problem+json"]
+
+
+async def test_an_unreachable_user_is_503_and_not_ready(alone: Client) -> None:
+    answer = await alone.post(PATH, json={"prompt": "x"})
+    assert "user" in is_problem(answer, 503)["detail"]
+    assert int(answer.headers["retry-after"]) > 0
+    answer = await alone.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json() == {"ready": False, "checks": {"user": "unreachable", "redis": "down"}}
+
+
+async def test_ready(client: Client) -> None:
+    answer = await client.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {"ready": True, "checks": {"user": "serving", "redis": "up"}}
+
+
+async def test_a_deadline_that_passes_is_504(chain: Any) -> None:
+    settings = GatewaySettings(user_address=chain.addresses["user"], redis_url="", deadline_s=0.05)
+    async with serving(create_app(settings)) as client:
+        is_problem(await client.post(PATH, json={"prompt": "x", "seed": 90}), 504)
+
+
+async def test_what_breaks_inside_is_500_without_details() -> None:
+    app = create_app(GatewaySettings(redis_url=""))
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("secret")
+
+    async with serving(app) as client:
+        with capture_logs() as logs:
+            answer = await client.get("/broken")
+        assert "secret" not in str(is_problem(answer, 500))
+        assert any(line["event"] == "request failed" for line in logs)
+
+
+async def test_hanging_up_cancels_the_work(client: Client) -> None:
+    with capture_logs() as logs:
+        task = asyncio.create_task(
+            client.post(PATH, json={"prompt": "a crowd", "seed": 600, "n": 4, "size": "256x256"})
+        )
+        await asyncio.sleep(0.1)
+        task.cancel()
+
+        async with asyncio.timeout(20):
+            while not any(line.get("status") == "CANCELLED" for line in logs):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
