@@ -35,7 +35,7 @@ def up(free_ports: FreePorts = False) -> None:
 
 @app.command()
 def demo(
-    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red boat at sea, pastel",
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red boat on the beach, pastel style",
     snr_db: Annotated[float, typer.Option(help="Mean Es/N0 per complex channel use, dB.")] = 10.0,
     seed: Annotated[int, typer.Option(help="Seeds generation, fading and noise.", min=0)] = 7,
     output: Annotated[str, typer.Option(help="Folder for the pictures.")] = "demo-out",
