@@ -15,7 +15,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
-from dekag.errors import DekagError, UnavailableError
+from dekag.errors import UnavailableError
 from services.common import errors
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
@@ -89,7 +89,7 @@ class _Requests(aio.ServerInterceptor):
         except Exception as error:
             shown = errors.public(error, request_id)
             status = errors.grpc_status(shown).name
-            if not isinstance(error, DekagError):
+            if isinstance(shown, errors.InternalError) and shown is not error:
                 _log.exception("request failed", method=method)
             await context.abort(errors.grpc_status(shown), str(shown)[:300], errors.to_metadata(shown))
         finally:

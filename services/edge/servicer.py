@@ -62,7 +62,7 @@ class EdgeServicer(DownlinkServicer):
         profile = load_profile(self._settings.profile)
         model = profile.edge
         self._generator = Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
-        self._codec = JsccCodec.from_pretrained(profile.codec).eval()
+        self._codec = JsccCodec.load(profile.codec)
         self._codec_hash = folder_hash(profile.codec)
 
     async def close(self) -> None:

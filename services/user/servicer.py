@@ -46,7 +46,7 @@ class UserServicer(UserBase):
         from dekag.generation.profile import load_profile
 
         profile = load_profile(self._settings.profile)
-        self._codec = JsccCodec.from_pretrained(profile.codec).eval()
+        self._codec = JsccCodec.load(profile.codec)
         self._codec_hash = folder_hash(profile.codec)
         self._decoder = LatentDecoder.load(f"{profile.edge.path}/vae")
 

@@ -84,8 +84,7 @@ class Chain:
     user: UserStub
 
 
-async def start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, str]:
-    """Addresses of cloud, edge, channel and user."""
+async def _start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, str]:
     models: dict[str, Any] = {"port": 0, "redis_url": redis_url, "profile": str(profile)}
     cloud = CloudSettings(**models)
     found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud)}
@@ -98,11 +97,17 @@ async def start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, 
     return found
 
 
+@pytest.fixture
+def start_chain() -> Callable[[Start, Path, str], Awaitable[dict[str, str]]]:
+    """Runs cloud, edge, channel and user with ``start``; returns their addresses."""
+    return _start_chain
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
     """cloud, edge, channel and user with dummy models and a real Redis."""
     async with starter() as start:
-        addresses = await start_chain(start, dummy_profile, redis_url)
+        addresses = await _start_chain(start, dummy_profile, redis_url)
         open_channels = {
             name: clients.open_channel(address, CommonSettings()) for name, address in addresses.items()
         }
