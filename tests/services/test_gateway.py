@@ -142,7 +142,7 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
             extra_body={"seed": 5, "link": {"snr_db": 20, "fading": "awgn"}},
         )
         assert base64.b64decode(answer.data[0].b64_json).startswith(b"\x89PNG")
-        with pytest.raises(openai.UnprocessableEntityError, match="prompt"):
+        with pytest.raises(openai.UnprocessableEntityError):
             await sdk.images.generate(prompt="")
 
 
@@ -189,10 +189,20 @@ async def test_a_field_that_is_not_allowed_is_named_with_what_is(
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 5000, b'{"prompt": "\\ud800"}']
+    ("content", "status"),
+    [
+        (b"", 422),
+        (b"{", 422),
+        (b"[]", 422),
+        (b"null", 422),
+        (b"\xff\xfe", 422),
+        (b"[" * 5000, 400),
+        (b'{"prompt": "\\ud800"}', 422),
+    ],
 )
-async def test_a_body_that_is_no_request_is_refused(alone: Client, content: bytes) -> None:
-    is_problem(await alone.post(PATH, content=content, headers={"Content-Type": "application/json"}), 422)
+async def test_a_body_that_is_no_request_is_refused(alone: Client, content: bytes, status: int) -> None:
+    answer = await alone.post(PATH, content=content, headers={"Content-Type": "application/json"})
+    is_problem(answer, status)
 
 
 async def test_a_large_body_is_refused_with_and_without_a_length(alone: Client) -> None:
