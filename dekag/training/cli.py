@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ Out = Annotated[Path, typer.Option(help="Where the finished model goes.")]
 
 RUNS = Path("runs")
 EMBEDDED = Path("models/embedded")
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def _threads(count: int) -> None:
@@ -56,6 +58,34 @@ def vae(
     model = train_vae(runs / "vae", runs / "cache", steps=steps, seed=seed)
     psnr = float(held_out_psnr(model, runs / "cache").mean())
     _save(model, out, runs, "vae", {"validation_psnr_db": round(psnr, 2)}, seed)
+
+
+@train.command()
+def decoder(
+    steps: Steps = 6000,
+    seed: Seed = 1,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+    vae: Path = EMBEDDED / "vae",
+    out: Out = EMBEDDED / "vae",
+) -> None:
+    """Refine the autoencoder's decoder on whole pictures; its latents stay the same."""
+    _threads(threads)
+    import torch
+    from diffusers import AutoencoderKL
+
+    from dekag.training.diffusion import encoded_scenes
+    from dekag.training.vae import held_out_psnr, refine_decoder
+
+    model = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
+    latents = encoded_scenes(runs / "cache", model)
+    model = refine_decoder(runs / "decoder", runs / "cache", model, latents, steps=steps, seed=seed)
+    psnr = float(held_out_psnr(model, runs / "cache").mean())
+    _save(model, out, runs, "decoder", {"validation_psnr_db": round(psnr, 2)}, seed)
+    for pipeline in ("edge", "cloud"):
+        copy = out.parent / pipeline / "vae"
+        if copy.is_dir():
+            shutil.copy(out / WEIGHTS, copy / WEIGHTS)
 
 
 @train.command()
@@ -139,12 +169,13 @@ def codec(
 ) -> None:
     """The base codec: clean channel, top rate."""
     _threads(threads)
+    import torch
     from diffusers import AutoencoderKL
 
     from dekag.training.codec import clean_latent_snr_db, train_codec
     from dekag.training.diffusion import encoded_scenes
 
-    latents = encoded_scenes(runs / "cache", AutoencoderKL.from_pretrained(vae))
+    latents = encoded_scenes(runs / "cache", AutoencoderKL.from_pretrained(vae, dtype=torch.float32))
     # the last thousand latents are kept out of training to measure on
     model = train_codec(runs / "codec", latents[:-1000], steps=steps, seed=seed)
     quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, latents[-1000:])}

@@ -90,28 +90,31 @@ def new_unet() -> UNet2DConditionModel:
         sample_size=16,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(64, 96, 128),
+        block_out_channels=(32, 64, 128),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         layers_per_block=1,
-        norm_num_groups=16,
+        norm_num_groups=8,
         attention_head_dim=4,
         cross_attention_dim=128,
     )
 
 
 def new_transformer() -> PixArtTransformer2DModel:
-    """The cloud's denoiser: 64 tokens of 2x2 latents."""
+    """The cloud's denoiser: 16 tokens of 4x4 latents.
+
+    At equal time on a CPU its loss falls faster than that of 64 narrower tokens of 2x2.
+    """
     return PixArtTransformer2DModel(
         num_attention_heads=4,
-        attention_head_dim=56,
-        num_layers=7,
+        attention_head_dim=64,
+        num_layers=6,
         in_channels=4,
         out_channels=4,
-        cross_attention_dim=224,
+        cross_attention_dim=256,
         caption_channels=128,
         sample_size=16,
-        patch_size=2,
+        patch_size=4,
         interpolation_scale=1,
         use_additional_conditions=False,
     )
@@ -168,7 +171,7 @@ def train_denoiser(
     batch: int,
     learning_rate: float,
 ) -> TextToLatent:
-    """Train text encoder and denoiser on latents (all training scenes, (n, 4, 16, 16)); returns the average."""
+    """Train text encoder and denoiser on the latents (n, 4, 16, 16) of all scenes; returns the average."""
     scenes = known_scenes(cloud=cloud, count=len(latents))
     tokens, mask = caption_tokens(tokenizer, scenes, cloud=cloud)
     empty_tokens, empty_mask = text.tokenize(tokenizer, [""])
@@ -221,7 +224,7 @@ def train_edge(
 ) -> StableDiffusionPipeline:
     """Train the edge-GAI; returns a pipeline of the averaged weights."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(vae_path)
+    vae = AutoencoderKL.from_pretrained(vae_path, dtype=torch.float32)
     latents = encoded_scenes(cache, vae, scenes)
     tokenizer = text.new_edge_tokenizer()
     encoder = text.new_edge_text_encoder(tokenizer)
@@ -262,14 +265,14 @@ def train_cloud(
 ) -> PixArtSigmaPipeline:
     """Train the cloud-GAI; returns a pipeline of the averaged weights."""
     torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(vae_path)
+    vae = AutoencoderKL.from_pretrained(vae_path, dtype=torch.float32)
     latents = encoded_scenes(cache, vae, scenes)
     tokenizer = text.new_cloud_tokenizer()
     encoder = text.new_cloud_text_encoder(tokenizer)
     encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=True, seed=seed)
     model = CloudModel(encoder.requires_grad_(True), new_transformer())
     trained = train_denoiser(
-        model, tokenizer, latents, folder, cloud=True, steps=steps, seed=seed, batch=batch, learning_rate=7e-4
+        model, tokenizer, latents, folder, cloud=True, steps=steps, seed=seed, batch=batch, learning_rate=1e-3
     )
     return PixArtSigmaPipeline(
         tokenizer=tokenizer,
