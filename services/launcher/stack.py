@@ -99,7 +99,7 @@ class Stack:
     ) -> None:
         self._end()
 
-    def wait_ready(self, timeout_s: float = 300.0) -> Iterator[list[Child]]:
+    def wait_ready(self, timeout_s: float = 600.0) -> Iterator[list[Child]]:
         """Yields the children, four times a second, until all are ready.
 
         Raises:
