@@ -57,7 +57,7 @@ class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         bits_per_symbol: 6 is 64-QAM.
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
         self,
         latent_channels: int = 4,
@@ -75,7 +75,8 @@ class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def load(cls, path: Path | str) -> Self:
         """The codec in that folder, in float32, ready for inference."""
         codec: Self = cls.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-        return codec.eval()
+        codec.eval()
+        return codec
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""

@@ -72,7 +72,7 @@ def _write_rows(results: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 def measure_vae(generator: Generator, count: int, results: Path) -> None:
     """PSNR of test scenes after encoding and decoding."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n in tqdm(range(count), desc="autoencoder"):
         scene, seed = scene_number("test", n)
         pixels = render(scene, seed)

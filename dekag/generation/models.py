@@ -51,9 +51,10 @@ class LatentDecoder:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
         """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8."""
-        images = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        images: torch.Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         scaled = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
-        return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
+        pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
+        return pixels
 
 
 class Generator:

@@ -26,7 +26,7 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
     forward: images (batch, 3, 128, 128) in [-1, 1] -> logits by attribute, each (batch, words).
     """
 
-    @register_to_config
+    @register_to_config  # type: ignore[untyped-decorator]
     def __init__(self, width: int = 32) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 4 * width)

@@ -204,7 +204,7 @@ def train_denoiser(
         return {"loss": (weights[timesteps] * error).mean()}
 
     run.run(step, steps)
-    return run.average  # type: ignore[return-value]
+    return run.average
 
 
 def sampler() -> DPMSolverMultistepScheduler:

@@ -68,8 +68,7 @@ def train_clip(
         return {"loss": out.loss}
 
     run.run(step, steps)
-    average: CLIPModel = run.average
-    return average, tokenizer
+    return run.average, tokenizer
 
 
 def new_dino() -> Dinov2Model:

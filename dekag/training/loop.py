@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+Model = TypeVar("Model", bound=nn.Module)
 StepFunction = Callable[[int, torch.Generator], Mapping[str, torch.Tensor]]
 
 WARMUP_STEPS = 200
@@ -39,7 +40,7 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
-class TrainingRun:
+class TrainingRun(Generic[Model]):
     """Trains `model` and keeps its exponential moving average in `average`.
 
     Args:
@@ -53,7 +54,7 @@ class TrainingRun:
     def __init__(
         self,
         folder: Path,
-        model: nn.Module,
+        model: Model,
         optimizers: list[torch.optim.Optimizer],
         *,
         seed: int,
@@ -61,7 +62,7 @@ class TrainingRun:
     ) -> None:
         self.folder = folder
         self.model = model
-        self.average = copy.deepcopy(model).requires_grad_(False).eval()
+        self.average: Model = copy.deepcopy(model).requires_grad_(False).eval()
         self.optimizers = optimizers
         self.seed = seed
         self.step = 0

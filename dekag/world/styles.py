@@ -99,14 +99,14 @@ def _watercolor(pixels: Pixels) -> Pixels:
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     paper = np.clip((np.maximum(np.abs(ramp)[:, None], np.abs(ramp)[None, :]) - 0.72) / 0.2, 0, 1)[..., None]
     light = pixels * 0.8 + 48
-    return light * (1 - paper) + np.array([250, 246, 236], np.float32) * paper
+    return np.asarray(light * (1 - paper) + np.array([250, 246, 236], np.float32) * paper, np.float32)
 
 
 def _sunset(pixels: Pixels) -> Pixels:
     height = pixels.shape[0]
     glow = np.linspace(0.0, 1.0, height, dtype=np.float32)[:, None, None]
     tint = np.array([255, 120, 60], np.float32) * glow + np.array([90, 40, 120], np.float32) * (1 - glow)
-    return pixels * 0.62 + tint * 0.34
+    return np.asarray(pixels * 0.62 + tint * 0.34, np.float32)
 
 
 @dataclass(frozen=True)

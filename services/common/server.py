@@ -37,6 +37,32 @@ class Servicer(Protocol):
 _S = TypeVar("_S", bound=Servicer)
 
 
+class _Health(health_aio.HealthServicer):
+    """Health whose watchers are let go at shutdown; they would hold it up for the whole grace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watchers: set[asyncio.Task[None]] = set()
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
+    ) -> None:
+        watching = asyncio.create_task(super().Watch(request, context))
+        self._watchers.add(watching)
+        try:
+            await asyncio.wait({watching})
+            if not watching.cancelled():
+                watching.result()
+        finally:
+            self._watchers.discard(watching)
+            watching.cancel()
+
+    async def enter_graceful_shutdown(self) -> None:
+        await super().enter_graceful_shutdown()
+        for watching in self._watchers:
+            watching.cancel()
+
+
 class _Requests(aio.ServerInterceptor):
     """Gives each request its context, its log line and its error status."""
 
@@ -107,7 +133,7 @@ class Server:
 
     def __init__(self, settings: CommonSettings, servicer: _S, add: Callable[[_S, aio.Server], None]) -> None:
         self._settings, self._servicer, self._requests = settings, servicer, _Requests()
-        self._health = health_aio.HealthServicer()
+        self._health = _Health()
         self._server = aio.server(
             interceptors=[self._requests],
             options=[
