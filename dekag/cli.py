@@ -67,9 +67,11 @@ def first_image(
     import torch
 
     from dekag.experiments.first_image import run
+    from dekag.experiments.page import write_first_image_page
 
     torch.set_num_threads(threads)
     run(count)
+    write_first_image_page(Path("docs/results-first-image.md"))
 
 
 @bench.command("chain")
@@ -77,9 +79,11 @@ def bench_chain(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,
 ) -> None:
     """One request through all services against the same library calls in one process."""
+    from dekag.experiments.page import write_first_image_page
     from services.launcher.bench import run_chain_bench
 
     run_chain_bench(requests=requests)
+    write_first_image_page(Path("docs/results-first-image.md"))
 
 
 if __name__ == "__main__":

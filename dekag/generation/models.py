@@ -53,8 +53,7 @@ class LatentDecoder:
         """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8."""
         images: torch.Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
         scaled = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
-        pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
-        return pixels
+        return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
 
 
 class Generator:
@@ -121,4 +120,6 @@ class Generator:
 
     def image(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> npt.NDArray[np.uint8]:
         """The picture that `prompt` and `seed` give, (height, width, 3) uint8."""
-        return self.decoder.decode(self.latents(prompt, seed, width=width, height=height))[0]
+        batch = self.decoder.decode(self.latents(prompt, seed, width=width, height=height))
+        pixels: npt.NDArray[np.uint8] = batch[0]
+        return pixels
