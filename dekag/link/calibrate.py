@@ -5,8 +5,8 @@
 AWGN: `n` random payloads of one full codeword go through modulate, transmit and demodulate. Each meets one
 fixed noise, whose power is lowered or raised in steps of 0.125 dB until decoding just succeeds; mean and
 standard deviation of the SNRs so needed are kept. The threshold is where 90 % of images of 1,200 bytes (a
-WebP of the embedded world) arrive, each of them 6 codewords that must all be decoded; needed SNRs are
-taken to be normally distributed, as they are for codes of this length.
+WebP of the embedded world) arrive, each of them 6 codewords that must all be decoded, if a normal
+distribution is fitted to the SNRs needed.
 
 Rayleigh: the payload is interleaved over the J blocks, so it is taken to be decoded when the mean over the
 blocks of the bitwise mutual information of its constellation reaches what it is at the AWGN threshold. The
@@ -78,10 +78,10 @@ def calibrate(n: int, checks: int, seed: int) -> dict[str, Any]:
         checked = []
         for fading, thresholds in zip(fadings, columns, strict=True):
             lost = 0
-            for coding, snr_db in zip(TABLE, thresholds, strict=True):
+            for row, (coding, snr_db) in enumerate(zip(TABLE, thresholds, strict=True)):
                 link = LinkConditions.model_validate({**fading, "snr_db": min(snr_db, 40.0)})
                 for item in range(checks):
-                    lost += not _decodes(coding, link, IMAGE_BYTES, seed + n + item)
+                    lost += not _decodes(coding, link, IMAGE_BYTES, seed + n + row * checks + item)
                     bar.update()
             checked.append({**fading, "images": len(TABLE) * checks, "lost": lost})
     return {
@@ -109,7 +109,7 @@ def calibrate(n: int, checks: int, seed: int) -> dict[str, Any]:
     }
 
 
-def mutual_information_curve(bits_per_symbol: int, seed: int, symbols: int = 20_000) -> Curve:
+def mutual_information_curve(bits_per_symbol: int, seed: int, symbols: int = 5_000) -> Curve:
     """SNR grid (dB) and, at each, the mean mutual information (bit) of a bit and its soft value."""
     from dekag.link.phy import complex_normal
 

@@ -93,8 +93,9 @@ class DigitalLink:
 
         A threshold is the mean SNR at which one image's payload is lost in at most 10 % of transmissions
         (see `dekag.link.calibrate`, which measured them). On Rayleigh it counts the fades, which the sender
-        does not know: the row is fixed for the mean SNR and the delay spread, of which the nearest smaller
-        calibrated one counts. Below every threshold the most robust row is used and decoding may fail.
+        does not know: the row is fixed for the mean SNR and the delay spread; between two calibrated delay
+        spreads the more careful one counts. Below every threshold the most robust row is used and decoding
+        may fail.
         """
         thresholds = _thresholds(conditions.fading, conditions.tau_rms_s)
         fitting = [
@@ -252,5 +253,7 @@ def _thresholds(fading: str, tau_rms_s: float) -> list[float]:
     rows = _calibration()["rows"]
     if fading == "awgn":
         return [row["awgn_db"] for row in rows]
-    index = sum(tau <= tau_rms_s for tau in _calibration()["tau_rms_s"]) - 1
-    return [row["rayleigh_db"][index] for row in rows]
+    taus = _calibration()["tau_rms_s"]
+    below = sum(tau <= tau_rms_s for tau in taus) - 1
+    above = below if taus[below] == tau_rms_s else min(below + 1, len(taus) - 1)
+    return [max(row["rayleigh_db"][below : above + 1]) for row in rows]
