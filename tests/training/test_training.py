@@ -58,9 +58,9 @@ def test_learning_happens(tmp_path: Path) -> None:
     run = _toy_run(tmp_path)
     step = _toy_step(run)
     generator = torch.Generator().manual_seed(9)
-    before = float(step(0, generator)["loss"])
+    before = step(0, generator)["loss"].item()
     run.run(step, 400)
-    assert float(step(0, generator)["loss"]) < 0.2 * before
+    assert step(0, generator)["loss"].item() < 0.2 * before
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
@@ -147,13 +147,13 @@ def test_codec_probe_and_encoders_take_two_steps(tmp_path: Path, cache: Path) ->
     assert set(dino_neighbours(dino, cache, 8)) == {"subject", "setting", "style"}
 
 
-def test_unknown_words_fall_apart_for_the_edge_only() -> None:
+def test_unknown_words_fall_apart_into_letters_and_are_never_lost() -> None:
     from dekag.training.text import new_cloud_tokenizer, new_edge_tokenizer
 
     edge, cloud = new_edge_tokenizer(), new_cloud_tokenizer()
     assert len(edge.tokenize("meadow")) == 1
     assert len(edge.tokenize("amethyst")) > 3
-    assert len(cloud.tokenize("amethyst")) < len(edge.tokenize("amethyst"))
     for tokenizer in (edge, cloud):
-        ids = tokenizer("zebra quokka 99!").input_ids
-        assert tokenizer.convert_tokens_to_ids("<unk>") not in ids[:-1] or tokenizer is edge
+        inner = tokenizer("zebra quokka 99!").input_ids[1:-1]
+        assert tokenizer.unk_token_id not in inner
+        assert len(inner) > 5
