@@ -277,6 +277,15 @@ async def test_shutdown_finishes_what_is_in_flight(connect: Connect, asked: Deli
     await stopping
 
 
+async def test_who_watches_health_does_not_hold_up_shutdown(connect: Connect) -> None:
+    server = Server(CommonSettings(port=0, redis_url=""), raising(KeyError()), add_DownlinkServicer_to_server)
+    health = health_pb2_grpc.HealthStub(connect(f"127.0.0.1:{await server.start()}"))
+    await server.load()
+    watch = health.Watch(health_pb2.HealthCheckRequest())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    await asyncio.wait_for(server.stop(), 5)
+
+
 async def test_a_port_in_use_is_an_error(closed_port: int) -> None:
     first = Server(CommonSettings(port=closed_port), raising(KeyError()), add_DownlinkServicer_to_server)
     await first.start()
