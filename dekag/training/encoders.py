@@ -22,6 +22,7 @@ from dekag.training.loop import TrainingRun
 from dekag.training.vae import SCENES
 
 BATCH = 96
+DINO_BATCH = 48  # of which two views each
 PROTOTYPES = 512
 
 
@@ -120,7 +121,7 @@ def train_dino(folder: Path, cache: Path, *, steps: int, seed: int, scenes: int 
     centre = torch.zeros(PROTOTYPES)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        pick = torch.randint(len(pixels), (BATCH,), generator=generator)
+        pick = torch.randint(len(pixels), (DINO_BATCH,), generator=generator)
         images = to_tensor(pixels[pick.numpy()])
         views = [random_view(images, generator) for _ in range(2)]
         with torch.no_grad():

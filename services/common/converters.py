@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_CHARS = 1000
 MIN_PIXELS, MAX_PIXELS, DEFAULT_PIXELS = 64, 256, 128
-PIXEL_STEP = 16  # the codec folds the 8x latent 2x2, the cloud's transformer patches it 2x2
+PIXEL_STEP = 32  # the cloud's transformer patches the 8x latent 4x4
 MAX_CBR = 1 / 48
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 64
@@ -44,7 +44,7 @@ class DeliveryRequest:
     Attributes:
         prompt: what to draw, 1 to 1000 characters, not blank.
         seed: 0 to 2**63 - 1.
-        width, height: pixels, multiples of 16 from 64 to 256.
+        width, height: pixels, multiples of 32 from 64 to 256.
         delivery: "semantic" or "conventional".
         cbr: channel uses / (3 * width * height), above 0 and at most 1/48; 0 if conventional.
         link: the radio conditions.
@@ -115,7 +115,7 @@ def seed(value: int) -> int:
 
 
 def size(width: int, height: int) -> tuple[int, int]:
-    """Width and height in pixels, 0 replaced by 128; both are multiples of 16 from 64 to 256."""
+    """Width and height in pixels, 0 replaced by 128; both are multiples of 32 from 64 to 256."""
     pixels = width or DEFAULT_PIXELS, height or DEFAULT_PIXELS
     if any(not MIN_PIXELS <= side <= MAX_PIXELS or side % PIXEL_STEP for side in pixels):
         raise InvalidInputError(
