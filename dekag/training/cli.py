@@ -29,20 +29,30 @@ def _threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _save(model: Any, folder: Path, runs: Path, name: str, quality: dict[str, Any], seed: int) -> None:
-    """Write `model` as fp16 safetensors with a training.json beside it."""
+def _save(
+    model: Any,
+    folder: Path,
+    runs: Path,
+    name: str,
+    quality: dict[str, Any],
+    seed: int,
+    continues: dict[str, Any] | None = None,
+) -> None:
+    """Write `model` as fp16 safetensors and a training.json beside it; `continues`: the record it adds to."""
     import torch
 
     state = json.loads((runs / name / "state.json").read_text())
     model.to(dtype=torch.float16)
     model.save_pretrained(folder, safe_serialization=True)
-    record = {
+    record: dict[str, Any] = {
         "command": "dekag " + " ".join(sys.argv[1:]),
         "seed": seed,
         "steps": state["step"],
         "seconds": state["seconds"],
         "quality": quality,
     }
+    if continues is not None:
+        record["continues"] = continues
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     typer.echo(f"{name}: {json.dumps(quality)} -> {folder}")
 
@@ -81,7 +91,8 @@ def decoder(
     latents = encoded_scenes(runs / "cache", model)
     model = refine_decoder(runs / "decoder", runs / "cache", model, latents, steps=steps, seed=seed)
     psnr = float(held_out_psnr(model, runs / "cache").mean())
-    _save(model, out, runs, "decoder", {"validation_psnr_db": round(psnr, 2)}, seed)
+    before = json.loads((vae / "training.json").read_text())
+    _save(model, out, runs, "decoder", {"validation_psnr_db": round(psnr, 2)}, seed, before)
     for pipeline in ("edge", "cloud"):
         copy = out.parent / pipeline / "vae"
         if copy.is_dir():
