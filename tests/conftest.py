@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Tests start processes while gRPC runs in this one; its fork handlers would abort the children before exec.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 import shutil
 import socket
 import subprocess

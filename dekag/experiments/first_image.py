@@ -76,7 +76,7 @@ def measure_vae(generator: Generator, count: int, results: Path) -> None:
     for n in tqdm(range(count), desc="autoencoder"):
         scene, seed = scene_number("test", n)
         pixels = render(scene, seed)
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
         with torch.inference_mode():
             latents = generator.pipeline.vae.encode(image).latent_dist.mean
         decoded = generator.decoder.decode(latents)[0]

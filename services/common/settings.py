@@ -42,7 +42,11 @@ class ServiceSettings(CommonSettings):
         "embedded",
         description="Models to run: a profile's name under models/, or a folder with a profile.json.",
     )
-    threads: int = Field(0, ge=0, description="CPU threads of each model; 0 leaves it to torch.")
+    threads: int = Field(
+        1,
+        ge=0,
+        description="CPU threads of each model; 0 leaves it to torch. One is fastest for the embedded models.",
+    )
     max_queue: int = Field(
         64, ge=1, description="Requests that may wait for one model; more are turned away as exhausted."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from itertools import count
@@ -51,8 +52,16 @@ class OneProcess:
         return to_png(pixels)
 
 
-def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: Path = RESULTS) -> float:
+def run_chain_bench(
+    *, requests: int = 40, threads: int = 1, profile: str = "embedded", results: Path = RESULTS
+) -> float:
     """Alternate requests over REST and in one process, each with a seed of its own so that no cache helps.
+
+    Args:
+        requests: how many each way.
+        threads: CPU threads of each model, the same in the services and in the one process.
+        profile: the models.
+        results: where headline.json is.
 
     Returns:
         The ratio of the median times, written to headline.json as `chain_overhead_ratio`; its interval is
@@ -60,6 +69,8 @@ def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: P
     """
     console = Console()
     seeds = count(1_000_000)
+    torch.set_num_threads(threads)
+    os.environ["DEKAG_THREADS"] = str(threads)
     local = OneProcess(profile)
     through, alone = [], []
     with Stack((RUN_DIR / "bench").resolve(), free_ports=True) as stack:

@@ -257,7 +257,7 @@ async def test_any_rate_the_codec_has_works(chain: Any, asked: DeliveryRequest, 
     assert image.report.channel_uses == channel_uses
 
 
-@pytest.mark.parametrize(("width", "height"), [(64, 64), (80, 128), (256, 256)])
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 128), (256, 256)])
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
 async def test_sizes(chain: Any, asked: DeliveryRequest, width: int, height: int, delivery: str) -> None:
     link = LinkConditions(snr_db=30, fading="awgn")
