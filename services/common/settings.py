@@ -45,7 +45,7 @@ class ServiceSettings(CommonSettings):
     threads: int = Field(
         1,
         ge=0,
-        description="CPU threads of each model; 0 leaves it to torch. One is fastest for the embedded models.",
+        description="CPU threads of each model; 0 leaves it to torch. 1 is fastest for the embedded models.",
     )
     max_queue: int = Field(
         64, ge=1, description="Requests that may wait for one model; more are turned away as exhausted."
