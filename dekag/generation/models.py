@@ -95,10 +95,13 @@ class Generator:
         return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
 
     @torch.inference_mode()
-    def latents(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> torch.Tensor:
+    def latents(
+        self, prompt: str | None, seed: int, *, width: int = 128, height: int = 128, **states: torch.Tensor
+    ) -> torch.Tensor:
         """The latent that `prompt` and `seed` (0..2**63-1) give, (1, 4, height/8, width/8) float32.
 
-        The same arguments give the same bits.
+        The same arguments give the same bits. `states` are what the denoiser reads in place of a prompt:
+        the pipeline's own `prompt_embeds` and `negative_prompt_embeds`.
 
         Raises:
             DekagError: the model produced a value that is not finite.
@@ -113,6 +116,7 @@ class Generator:
             output_type="latent",
             return_dict=False,
             **self._extra,
+            **states,
         )[0]
         if not torch.isfinite(latents).all():
             raise DekagError(f"the generator produced a latent that is not finite for seed {seed}")

@@ -28,6 +28,7 @@ from dekag.metrics.probe import JUDGED, AttributeProbe
 from dekag.training import text
 from dekag.training.data import rendered_scenes, scene_number, to_tensor
 from dekag.training.loop import TrainingRun
+from dekag.training.muon import Muon
 from dekag.training.vae import SCENES
 from dekag.world import Scene, caption
 from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
@@ -101,21 +102,21 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_transformer() -> PixArtTransformer2DModel:
-    """The cloud's denoiser: 16 tokens of 4x4 latents.
+    """The cloud's denoiser: 64 tokens of 2x2 latents.
 
-    Large patches make few tokens, so a CPU takes more steps in the same time. Whether 2x2 patches draw better
-    shapes after a long training is open.
+    4x4 patches make fewer tokens and quicker steps. After six minutes on one core both have the same loss,
+    with 4x4 patches from twice as many pictures; after an hour those still drew shapes as blobs.
     """
     return PixArtTransformer2DModel(
-        num_attention_heads=4,
+        num_attention_heads=3,
         attention_head_dim=64,
         num_layers=6,
         in_channels=4,
         out_channels=4,
-        cross_attention_dim=256,
+        cross_attention_dim=192,
         caption_channels=128,
         sample_size=16,
-        patch_size=4,
+        patch_size=2,
         interpolation_scale=1,
         use_additional_conditions=False,
     )
@@ -160,6 +161,20 @@ def known_scenes(*, cloud: bool, count: int = SCENES) -> list[int]:
     return [n for n, scene in known if scene.subject in EDGE_SUBJECTS and scene.style in EDGE_STYLES]
 
 
+def optimizers(model: TextToLatent, learning_rate: float, *, muon: bool) -> list[torch.optim.Optimizer]:
+    """AdamW; `muon` gives the matrices in a transformer's blocks to Muon, which needs fewer steps."""
+    named = list(model.denoiser.named_parameters())
+    inner = [p for name, p in named if "transformer_blocks" in name and name.endswith("weight")]
+    matrices = [p for p in inner if muon and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    groups = [
+        {"params": [p for _, p in named if id(p) not in chosen], "lr": learning_rate},
+        {"params": model.text_encoder.parameters(), "lr": learning_rate / 4},
+    ]
+    adamw = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    return [adamw, Muon(matrices, lr=2 * learning_rate)] if matrices else [adamw]
+
+
 def train_denoiser(
     model: TextToLatent,
     tokenizer: Any,
@@ -181,12 +196,7 @@ def train_denoiser(
     signal = scheduler.alphas_cumprod
     snr = signal / (1 - signal)
     weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1)
-    groups = [
-        {"params": model.denoiser.parameters(), "lr": learning_rate},
-        {"params": model.text_encoder.parameters(), "lr": learning_rate / 4},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    run = TrainingRun(folder, model, [optimizer], seed=seed)
+    run = TrainingRun(folder, model, optimizers(model, learning_rate, muon=cloud), seed=seed)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(scenes), (batch,), generator=generator)

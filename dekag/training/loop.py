@@ -28,9 +28,9 @@ COOLDOWN_SHARE = 0.2
 SAVE_EVERY_SECONDS = 120.0
 
 
-def learning_rate_factor(step: int, total_steps: int) -> float:
+def learning_rate_factor(step: int, total_steps: int, warmup_steps: int = WARMUP_STEPS) -> float:
     """Share (0..1) of the peak learning rate at `step` of `total_steps`."""
-    warmup = min(1.0, (step + 1) / min(WARMUP_STEPS, total_steps))
+    warmup = min(1.0, (step + 1) / min(warmup_steps, total_steps))
     cooldown = min(1.0, (total_steps - step) / max(1.0, COOLDOWN_SHARE * total_steps))
     return warmup * cooldown
 
@@ -78,18 +78,37 @@ class TrainingRun(Generic[Model]):
         total_steps: int,
         *,
         max_grad_norm: float = 1.0,
+        warmup_steps: int = WARMUP_STEPS,
+        save_every_s: float = SAVE_EVERY_SECONDS,
         on_save: Callable[[int], None] | None = None,
+        on_step: Callable[[int, Mapping[str, float]], bool] | None = None,
+        show: bool = True,
     ) -> None:
-        """Step until `total_steps`; `step_function` returns named losses, of which "loss" is minimised."""
+        """Step until `total_steps`; `step_function` returns named losses, of which "loss" is minimised.
+
+        Args:
+            step_function: called with the step's number and its random generator.
+            total_steps: where the run ends.
+            max_grad_norm: gradients are scaled down to this norm.
+            warmup_steps: steps over which the learning rate rises.
+            save_every_s: time between two checkpoints, s.
+            on_save: called after every checkpoint with the number of steps done.
+            on_step: called after every step with the number of steps done and the smoothed losses; training
+                ends, checkpoint written, when it returns False.
+            show: whether a progress bar is drawn.
+        """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.model.train()
         saved = started = time.monotonic()
         base_seconds = self.seconds
         smooth: dict[str, float] = {}
         interval = 0.5 if sys.stderr.isatty() else 15.0
-        with tqdm(total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=interval) as bar:
-            while self.step < total_steps:
-                factor = learning_rate_factor(self.step, total_steps)
+        more = True
+        with tqdm(
+            total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=interval, disable=not show
+        ) as bar:
+            while more and self.step < total_steps:
+                factor = learning_rate_factor(self.step, total_steps, warmup_steps)
                 for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                         group["lr"] = peak * factor
@@ -109,7 +128,8 @@ class TrainingRun(Generic[Model]):
                     bar.set_postfix({name: f"{value:.4f}" for name, value in smooth.items()}, refresh=False)
                 now = time.monotonic()
                 self.seconds = base_seconds + now - started
-                if now - saved > SAVE_EVERY_SECONDS or self.step == total_steps:
+                more = on_step is None or on_step(self.step, smooth)
+                if now - saved > save_every_s or self.step == total_steps or not more:
                     self.save()
                     if on_save is not None:
                         on_save(self.step)

@@ -1,0 +1,1 @@
+"""MAKD: metaword-aided knowledge distillation, its baselines, and the knowledge update it makes."""

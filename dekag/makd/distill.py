@@ -1,0 +1,450 @@
+"""Distillation of one topic: the cloud-GAI draws, the edge-GAI learns a metaword and a LoRA from it.
+
+MAKD trains both together on the diffusion loss of the cloud's pictures with all weights of the edge frozen.
+Its baselines run through the same code with the same pictures and steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from peft import LoraConfig
+from torch import nn
+
+from dekag.errors import MismatchError
+from dekag.generation.images import Pixels, from_bytes, to_png
+from dekag.generation.models import Generator
+from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.config import DistillConfig
+from dekag.makd.metaword import prompt_states
+from dekag.makd.topics import TopicPrompts
+from dekag.makd.update import FORMAT, KnowledgeUpdate
+from dekag.metrics.features import ImageScorer
+from dekag.training.loop import TrainingRun
+from dekag.world.sheet import save_sheet
+
+ADAPTER = "distilled"
+LAYERS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "attention+feed-forward": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+    "all": (
+        *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
+        *("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
+    ),
+}
+WARMUP_STEPS = 20
+EMA_DECAY = 0.98
+SAVE_EVERY_S = 10.0
+MIN_SNR_GAMMA = 5.0
+HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # shares of the noise schedule at which early stopping looks
+SCORED = 8  # held-out prompts drawn for the scores and the samples
+SAMPLES = "samples.png"
+SEED_STRIDE = 1_000_000  # pictures of different distillation seeds share no generation seed
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a distillation is.
+
+    Attributes:
+        stage: "generate" (pictures), "train" (steps) or "score" (pictures).
+        done, total: of this stage.
+        loss: smoothed training loss; None outside training.
+    """
+
+    stage: str
+    done: int
+    total: int
+    loss: float | None = None
+
+
+class Stopped(Exception):  # noqa: N818 - no error: somebody wanted it
+    """The distillation was asked to stop; its checkpoint is kept."""
+
+
+class Draws(Protocol):
+    """What draws a picture: a Generator, or anything else with such a method."""
+
+    model_hash: str
+
+    def image(self, prompt: str, seed: int) -> Pixels:
+        """The picture of `prompt` and `seed`, (height, width, 3) uint8."""
+
+
+OnProgress = Callable[[Progress], None]
+ShouldStop = Callable[[], bool]
+
+
+def seeds_for(config: DistillConfig, count: int, *, held_out: bool) -> list[int]:
+    """Generation seeds of the pictures to learn from, or of those held out."""
+    first = config.seed * SEED_STRIDE + (SEED_STRIDE // 2 if held_out else 0)
+    return list(range(first, first + count))
+
+
+def draw_images(
+    cloud: Draws,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    *,
+    on_progress: Callable[[int], None] = lambda _: None,
+    should_stop: ShouldStop = lambda: False,
+) -> np.ndarray:
+    """The cloud's pictures, (images, height, width, 3) uint8; those in `folder` are not drawn again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pixels = []
+    for done, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        if should_stop():
+            raise Stopped
+        path = folder / f"{seed}.png"
+        if not path.exists():
+            (folder / "new").write_bytes(to_png(cloud.image(prompt, seed)))
+            (folder / "new").replace(path)
+        pixels.append(from_bytes(path.read_bytes()))
+        on_progress(done + 1)
+    return np.stack(pixels)
+
+
+@torch.no_grad()
+def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
+    """Latents (images, 4, h/8, w/8) of pictures (images, h, w, 3) uint8, in the denoiser's scale."""
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.dtype).div(127.5).sub(1)
+    parts = [vae.encode(part).latent_dist.mean for part in images.split(16)]
+    latents: torch.Tensor = torch.cat(parts).float() * vae.config.scaling_factor
+    return latents
+
+
+def lora_config(unet: Any, config: DistillConfig, width: int) -> LoraConfig:
+    """The LoRA of `config`; "lora-equal-bytes" spends what a metaword of that `width` takes on more rank."""
+    layers = LAYERS[config.layers]
+    pattern: dict[str, int] = {}
+    if config.method == "lora-equal-bytes":
+        spare = config.tokens * width
+        for name, layer in unet.named_modules():
+            if spare > 0 and name.endswith(layers) and hasattr(layer, "weight"):
+                pattern[name] = config.rank + 1
+                spare -= layer.weight[0].numel() + layer.weight.shape[0]
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank,
+        target_modules=list(layers),
+        rank_pattern=pattern,
+        alpha_pattern=pattern,  # alpha is the rank, so that what changes a layer is B @ A and nothing more
+        init_lora_weights="gaussian",
+    )
+
+
+@contextmanager
+def trainable(pipeline: Any, config: DistillConfig) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
+    """The denoiser to train and its trainable parameters; the pipeline's own is as before afterwards."""
+    torch.manual_seed(config.seed)
+    pipeline.unet.requires_grad_(False)
+    pipeline.text_encoder.requires_grad_(False)
+    if config.method == "full":
+        unet = copy.deepcopy(pipeline.unet).requires_grad_(True)
+        yield unet, dict(unet.named_parameters())
+    elif config.has_lora:
+        width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
+        if getattr(pipeline.unet, "peft_config", None):
+            raise MismatchError("the denoiser already has adapters; distil with one that has none")
+        pipeline.unet.add_adapter(lora_config(pipeline.unet, config, width), ADAPTER)
+        try:
+            named = pipeline.unet.named_parameters()
+            yield pipeline.unet, {name: p for name, p in named if p.requires_grad}
+        finally:
+            pipeline.unet.unload_lora()
+    else:
+        yield pipeline.unet, {}
+
+
+def new_metaword(text_encoder: Any, tokens: int, seed: int) -> nn.Parameter:
+    """Vectors (tokens, width) near the mean of the vocabulary's, where no word has a meaning yet."""
+    words = text_encoder.get_input_embeddings().weight.detach()
+    noise = torch.randn(tokens, words.shape[1], generator=torch.Generator().manual_seed(seed))
+    return nn.Parameter(words.mean(0) + 0.1 * words.std(0) * noise)
+
+
+class DiffusionLoss:
+    """The diffusion loss of a StableDiffusionPipeline's denoiser, min-SNR weighted (Hang et al. 2023).
+
+    Args:
+        pipeline: its text encoder, tokenizer and noise schedule are used.
+        unet: the denoiser that is trained.
+    """
+
+    def __init__(self, pipeline: Any, unet: Any) -> None:
+        self._pipeline, self._unet = pipeline, unet
+        self._scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self.timesteps = int(self._scheduler.config.num_train_timesteps)
+        signal = self._scheduler.alphas_cumprod
+        snr = signal / (1 - signal)
+        self._predicts = self._scheduler.config.prediction_type
+        self._weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1 if self._predicts == "v_prediction" else snr)
+
+    def __call__(
+        self, clean: torch.Tensor, states: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean loss of latents (batch, 4, h, w) read with prompt states (batch, length, width)."""
+        noisy = self._scheduler.add_noise(clean, noise, timesteps)
+        target = noise
+        if self._predicts == "v_prediction":
+            target = self._scheduler.get_velocity(clean, noise, timesteps)
+        guess = self._unet(noisy, timesteps, encoder_hidden_states=states).sample
+        error = (guess - target).square().mean(dim=(1, 2, 3))
+        loss: torch.Tensor = (self._weights[timesteps] * error).mean()
+        return loss
+
+
+class EarlyStopping:
+    """Keeps the averaged parameters that do best on held-out pictures.
+
+    Args:
+        run: whose average is looked at.
+        held_out_loss: loss with the parameters as they are now.
+        patience: looks without a new best after which `look` says that it is enough.
+    """
+
+    def __init__(self, run: TrainingRun[Any], held_out_loss: Callable[[], float], patience: int) -> None:
+        self._run, self._loss, self._patience = run, held_out_loss, patience
+        self._misses = 0
+        self.best_loss = float("inf")
+        self.best: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def look(self) -> bool:
+        """Whether to go on."""
+        live = dict(self._run.model.named_parameters())
+        kept = {name: p.detach().clone() for name, p in live.items()}
+        for name, average in self._run.average.named_parameters():
+            live[name].copy_(average)
+        loss = self._loss()
+        if loss < self.best_loss:
+            self.best_loss, self._misses = loss, 0
+            self.best = {name: p.detach().clone() for name, p in live.items()}
+        else:
+            self._misses += 1
+        for name, p in live.items():
+            p.copy_(kept[name])
+        return self._misses < self._patience
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training made.
+
+    Attributes:
+        metaword: (tokens, width); no rows for a method without one.
+        lora: factors by name in the denoiser; empty for a method without one.
+        unet: the denoiser of a full fine-tune, else None.
+        steps: steps made.
+        held_out_loss: (before, after).
+    """
+
+    metaword: torch.Tensor
+    lora: Mapping[str, torch.Tensor]
+    unet: Any
+    steps: int
+    held_out_loss: tuple[float, float]
+
+
+def train(
+    pipeline: Any,
+    latents: torch.Tensor,
+    prompts: Sequence[str],
+    held_out: torch.Tensor,
+    held_out_prompts: Sequence[str],
+    config: DistillConfig,
+    folder: Path,
+    *,
+    on_progress: OnProgress = lambda _: None,
+    should_stop: ShouldStop = lambda: False,
+) -> Trained:
+    """Train what `config.method` trains on latents (images, 4, h, w) of `prompts`, resuming `folder`.
+
+    Raises:
+        Stopped: should_stop() turned true; the checkpoint is kept.
+    """
+    with trainable(pipeline, config) as (unet, weights):
+        word = new_metaword(pipeline.text_encoder, config.tokens if config.has_metaword else 0, config.seed)
+        # the tensors that are trained, shared with the denoiser; names of a ParameterDict hold no dots
+        learnt = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
+        groups = [
+            {
+                "params": list(weights.values()),
+                "lr": config.full_learning_rate if config.method == "full" else config.lora_learning_rate,
+            }
+        ]
+        if config.has_metaword:
+            learnt["metaword"] = word
+            groups.append({"params": [word], "lr": config.metaword_learning_rate})
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
+        loss = DiffusionLoss(pipeline, unet)
+        said = list(prompts)
+        read = functools.partial(prompt_states, pipeline)
+
+        def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+            pick = torch.randint(len(latents), (config.batch,), generator=generator)
+            dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
+            states = read([said[i] for i in pick.tolist()], word, dropped)
+            clean = latents[pick]
+            # one timestep from each of `batch` equal parts of the schedule: less variance
+            spread = torch.rand(config.batch, generator=generator) + torch.arange(config.batch)
+            timesteps = (spread / config.batch * loss.timesteps).long().clamp(max=loss.timesteps - 1)
+            return {"loss": loss(clean, states, timesteps, torch.randn(clean.shape, generator=generator))}
+
+        @torch.no_grad()
+        def held_out_loss() -> float:
+            states = read(held_out_prompts, word)
+            noise = torch.randn(held_out.shape, generator=torch.Generator().manual_seed(config.seed))
+            losses = []
+            for share in HELD_OUT_TIMESTEPS:
+                timesteps = torch.full((len(held_out),), int(share * loss.timesteps))
+                losses.append(float(loss(held_out, states, timesteps, noise)))
+            return sum(losses) / len(losses)
+
+        run = TrainingRun(folder, learnt, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
+        before = held_out_loss()
+        stopping = EarlyStopping(run, held_out_loss, config.patience)
+        stopped = False
+
+        def on_step(done: int, losses: Mapping[str, float]) -> bool:
+            nonlocal stopped
+            on_progress(Progress("train", done, config.steps, losses["loss"]))
+            stopped = should_stop()
+            looks = done % config.check_every == 0 or done == config.steps
+            return not stopped and (not looks or stopping.look())
+
+        run.run(
+            step,
+            config.steps,
+            warmup_steps=WARMUP_STEPS,
+            save_every_s=SAVE_EVERY_S,
+            on_step=on_step,
+            show=False,
+        )
+        if stopped:
+            raise Stopped
+        if not stopping.best:  # a resumed run that had nothing left to do
+            stopping.look()
+        best = {name.replace("/", "."): tensor for name, tensor in stopping.best.items()}
+        vectors = best.pop("metaword", torch.zeros(0, word.shape[1]))
+        if config.method == "full":
+            with torch.no_grad():
+                for name, p in unet.named_parameters():
+                    p.copy_(best[name])
+        lora = {name.replace(f".{ADAPTER}.", "."): tensor for name, tensor in best.items()}
+        return Trained(
+            metaword=vectors,
+            lora={} if config.method == "full" else lora,
+            unet=unet.eval().requires_grad_(False) if config.method == "full" else None,
+            steps=run.step,
+            held_out_loss=(before, stopping.best_loss),
+        )
+
+
+def distill(
+    cloud: Generator,
+    edge: Generator,
+    topic: TopicPrompts,
+    config: DistillConfig,
+    folder: Path,
+    *,
+    scorer: ImageScorer | None = None,
+    on_progress: OnProgress = lambda _: None,
+    should_stop: ShouldStop = lambda: False,
+) -> KnowledgeUpdate:
+    """Distil `topic` from the cloud-GAI into an update of the edge-GAI.
+
+    Args:
+        cloud: draws the pictures to learn from, with seeds that knowledge.json records.
+        edge: a StableDiffusionPipeline of any size; it is as before afterwards.
+        topic: prompts to learn from and prompts held out.
+        config: how; `config.method` must make an update, so it is not "full".
+        folder: for pictures, checkpoints and samples.png (rows: cloud, edge before, edge after); called again
+            with the same folder and arguments it goes on where it was.
+        scorer: adds CLIP- and DINO-scores on held-out prompts, before and after.
+        on_progress: called after every picture and step.
+        should_stop: asked before every picture and after every step.
+
+    Raises:
+        Stopped: should_stop() turned true.
+    """
+    if config.method == "full":
+        raise MismatchError("a full fine-tune changes every weight: it makes no knowledge update")
+    learnt, kept = topic.prompts, topic.held_out
+    seeds = seeds_for(config, len(learnt), held_out=False) + seeds_for(config, len(kept), held_out=True)
+    images = draw_images(
+        cloud,
+        [*learnt, *kept],
+        seeds,
+        folder / "images",
+        on_progress=lambda done: on_progress(Progress("generate", done, len(seeds))),
+        should_stop=should_stop,
+    )
+    latents = encode(edge.pipeline.vae, images)
+    trained = train(
+        edge.pipeline,
+        latents[: len(learnt)],
+        learnt,
+        latents[len(learnt) :],
+        kept,
+        config,
+        folder / "checkpoint",
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+    update = new_update(cloud, edge, topic, config, trained)
+    aligned = AlignedGenerator(edge)
+    aligned.add(update)
+    rows: dict[str, list[Pixels]] = {"before": [], "after": []}
+    scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
+    for done, (prompt, seed) in enumerate(scored):
+        if should_stop():
+            raise Stopped
+        rows["before"].append(aligned.image(prompt, seed))
+        rows["after"].append(aligned.image(prompt, seed, updates=[update.content_hash]))
+        on_progress(Progress("score", done + 1, len(scored)))
+    aligned.remove(update.content_hash)
+    references = images[len(learnt) :][: len(scored)]
+    save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
+    if scorer is None:
+        return update
+    scores = dict(update.info["scores"])
+    for name, images in rows.items():
+        for metric, values in scorer.scores(np.stack(images), references).items():
+            scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
+    return KnowledgeUpdate({**update.info, "scores": scores}, update.metaword, update.lora)
+
+
+def new_update(
+    cloud: Draws, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
+) -> KnowledgeUpdate:
+    """The update that `trained` makes, with what knowledge.json records of it."""
+    info = {
+        "format": FORMAT,
+        "topic": topic.name,
+        "triggers": list(topic.triggers),
+        "base_hash": edge.model_hash,
+        "cloud_hash": cloud.model_hash,
+        "config": config.as_dict(),
+        "prompts": list(topic.prompts),
+        "seeds": seeds_for(config, len(topic.prompts), held_out=False),
+        "steps": trained.steps,
+        "scores": {
+            "held_out_prompts": len(topic.held_out),
+            "held_out_loss_before": round(trained.held_out_loss[0], 5),
+            "held_out_loss_after": round(trained.held_out_loss[1], 5),
+        },
+    }
+    return KnowledgeUpdate(
+        info, trained.metaword.half(), {name: t.half() for name, t in trained.lora.items()}
+    )

@@ -1,0 +1,140 @@
+"""Topics to distil: their prompts, and which of them a prompt of the user needs. No torch in here."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dekag.errors import InvalidInputError, NotFoundError
+from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
+from dekag.world.topics import Topic
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+RESERVED = ("auto", "none")
+MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_TRIGGERS = 1000, 1000, 100
+_ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
+_WORDS = re.compile(r"[a-z0-9]+")
+
+
+@dataclass(frozen=True)
+class TopicPrompts:
+    """A topic as a distillation sees it.
+
+    Attributes:
+        name: 1 to 32 lower-case letters, digits and hyphens.
+        prompts: what the cloud-GAI draws to learn from, one picture each.
+        held_out: prompts that training never sees; none of them is among `prompts`.
+        triggers: words or phrases that, found in a prompt, say that it needs this topic.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    held_out: tuple[str, ...]
+    triggers: tuple[str, ...]
+
+
+def topic_name(name: str) -> str:
+    """`name` if a topic may be called so; InvalidInputError otherwise."""
+    if NAME.fullmatch(name) is None or name in RESERVED:
+        allowed = "1 to 32 lower-case letters, digits and inner hyphens, not " + " or ".join(RESERVED)
+        raise InvalidInputError("topic", allowed, name)
+    return name
+
+
+def topic_prompts(
+    name: str,
+    *,
+    prompts: Sequence[str] = (),
+    triggers: Sequence[str] = (),
+    count: int,
+    held_out: int,
+    seed: int,
+) -> TopicPrompts:
+    """The topic `name` with `count` prompts to learn from and `held_out` others.
+
+    Args:
+        name: what the topic is called.
+        prompts: each may hold alternatives, "a {red|blue} boat, neon style", of which every draw takes one.
+            Without prompts, those of the embedded world's topic of that name.
+        triggers: found in a prompt they say that it needs this topic; the topic's name if left out.
+        count: prompts to learn from; drawn again and again when there are fewer different ones.
+        held_out: prompts kept apart.
+        seed: seeds the draws.
+
+    Raises:
+        InvalidInputError: a name, prompt or trigger is not allowed, or there are too few different prompts.
+        NotFoundError: no prompts, and the embedded world has no topic of that name.
+    """
+    topic_name(name)
+    rng = random.Random(seed)
+    if prompts:
+        said = _checked(prompts, "prompts", MAX_PROMPTS)
+        chosen = _checked(triggers or [name], "triggers", MAX_TRIGGERS)
+
+        def draw() -> str:
+            return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(said))
+    else:
+        if name not in TOPICS:
+            known = ", ".join(TOPICS)
+            raise NotFoundError(f"no topic {name!r} in the embedded world ({known}): give its prompts")
+        topic = TOPICS[name]
+        chosen = _checked(triggers or world_triggers(topic), "triggers", MAX_TRIGGERS)
+
+        def draw() -> str:
+            return world_prompt(topic, rng)
+
+    kept: dict[str, None] = {}
+    for _ in range(20 * held_out):
+        if len(kept) < held_out:
+            kept[draw()] = None
+    learnt: dict[str, None] = {}
+    for _ in range(20 * count):
+        if len(learnt) < count and (prompt := draw()) not in kept:
+            learnt[prompt] = None
+    if len(kept) < held_out or not learnt:
+        raise InvalidInputError(
+            "prompts", f"enough for {held_out} different ones to be kept out of training", f"{len(kept)}"
+        )
+    different = list(learnt)
+    repeated = tuple(different[i % len(different)] for i in range(count))
+    return TopicPrompts(name, repeated, tuple(kept), tuple(chosen))
+
+
+def world_triggers(topic: Topic) -> list[str]:
+    """The words by which a prompt of the embedded world shows that it needs `topic`."""
+    return list(topic.words.values()) if topic.kind == "vocabulary" else [topic.name]
+
+
+def world_prompt(topic: Topic, rng: random.Random) -> str:
+    """A caption of a scene that needs `topic`, from the combinations that training may draw."""
+    while True:
+        scene = random_scene(
+            rng,
+            subjects=(topic.name,) if topic.kind == "subject" else EDGE_SUBJECTS,
+            styles=(topic.name,) if topic.kind == "style" else EDGE_STYLES,
+        )
+        if not scene.held_out:
+            return caption(scene, rng, topic.words)
+
+
+def matching(prompt: str, triggers: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names of the topics of which a trigger occurs in `prompt` as whole words, in order of their names."""
+    said = f" {' '.join(_WORDS.findall(prompt.lower()))} "
+    return sorted(
+        name
+        for name, phrases in triggers.items()
+        if any(f" {' '.join(_WORDS.findall(phrase.lower()))} " in said for phrase in phrases)
+    )
+
+
+def _checked(values: Sequence[str], field: str, most: int) -> list[str]:
+    if len(values) > most:
+        raise InvalidInputError(field, f"at most {most}", f"{len(values)}")
+    for value in values:
+        if not _WORDS.search(value.lower()) or len(value) > MAX_PROMPT_CHARS:
+            raise InvalidInputError(
+                field, f"1 to {MAX_PROMPT_CHARS} characters with a letter or digit", value
+            )
+    return list(values)
