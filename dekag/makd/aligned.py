@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +61,11 @@ class AlignedGenerator:
             self.remove(next(iter(self._updates)))
         if update.lora:
             factors = {PREFIX + name: factor.float() for name, factor in update.lora.items()}
-            self._pipeline.load_lora_weights(factors, adapter_name=content_hash)
+            with warnings.catch_warnings():  # several adapters in one model are what we want
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                self._pipeline.load_lora_into_unet(
+                    factors, network_alphas=None, unet=self._pipeline.unet, adapter_name=content_hash
+                )
             self._pipeline.disable_lora()
             self._active = ()
         self._updates[content_hash] = update

@@ -311,8 +311,8 @@ def train(
                 losses.append(float(loss(held_out, states, timesteps, noise)))
             return sum(losses) / len(losses)
 
-        run = TrainingRun(folder, learnt, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
         before = held_out_loss()
+        run = TrainingRun(folder, learnt, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
         stopping = EarlyStopping(run, held_out_loss, config.patience)
         stopped = False
 
@@ -419,8 +419,8 @@ def distill(
     if scorer is None:
         return update
     scores = dict(update.info["scores"])
-    for name, images in rows.items():
-        for metric, values in scorer.scores(np.stack(images), references).items():
+    for name, drawn in rows.items():
+        for metric, values in scorer.scores(np.stack(drawn), references).items():
             scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
     return KnowledgeUpdate({**update.info, "scores": scores}, update.metaword, update.lora)
 

@@ -1,0 +1,61 @@
+"""Prompts of topics, and which topic a prompt needs."""
+
+from __future__ import annotations
+
+import pytest
+
+from dekag.errors import InvalidInputError, NotFoundError
+from dekag.makd.topics import matching, topic_prompts, world_triggers
+from dekag.world import TOPICS
+
+
+@pytest.mark.parametrize("name", TOPICS)
+def test_world_topic_never_trains_on_what_is_held_out(name: str) -> None:
+    topic = topic_prompts(name, count=64, held_out=16, seed=1)
+    assert len(topic.prompts) == 64
+    assert len(topic.held_out) == 16
+    assert not set(topic.prompts) & set(topic.held_out)
+    triggers = {each.name: world_triggers(each) for each in TOPICS.values()}
+    assert all(matching(prompt, triggers) == [name] for prompt in (*topic.prompts, *topic.held_out))
+
+
+def test_template_draws_alternatives() -> None:
+    said = ["a {red|blue|green} {cat|dog} in oil"]
+    topic = topic_prompts("oil", prompts=said, count=20, held_out=2, seed=0)
+    assert set(topic.prompts) | set(topic.held_out) == {
+        f"a {colour} {animal} in oil" for colour in ("red", "blue", "green") for animal in ("cat", "dog")
+    }
+    assert topic.triggers == ("oil",)
+    assert topic == topic_prompts("oil", prompts=said, count=20, held_out=2, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "needs"),
+    [
+        ("a red boat, Neon style", ["neon"]),
+        ("a ruby boat, neon style", ["jewel", "neon"]),
+        ("a neonatal ward", []),
+        ("lights at dusk!", ["dusk"]),
+        ("at the dusky sea", []),
+        ("", []),
+    ],
+)
+def test_topics_are_found_by_whole_words(prompt: str, needs: list[str]) -> None:
+    triggers = {"neon": ["neon"], "jewel": ["ruby", "onyx"], "dusk": ["at dusk"]}
+    assert matching(prompt, triggers) == needs
+
+
+@pytest.mark.parametrize("name", ["", "auto", "none", "Neon", "a/b", "..", "x" * 33, "-a"])
+def test_bad_names_are_refused(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="topic"):
+        topic_prompts(name, prompts=["a"], count=4, held_out=1, seed=0)
+
+
+def test_unknown_topic_needs_prompts() -> None:
+    with pytest.raises(NotFoundError, match="give its prompts"):
+        topic_prompts("oil", count=4, held_out=1, seed=0)
+
+
+def test_too_few_different_prompts_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="prompts"):
+        topic_prompts("oil", prompts=["a boat in oil"], count=4, held_out=1, seed=0)

@@ -1,0 +1,94 @@
+"""The artifact: hashes, damage, and plain diffusers reading it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dekag.errors import MismatchError
+from dekag.generation.models import Generator
+from dekag.generation.profile import load_profile
+from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.update import INFO, LORA, METAWORD, KnowledgeUpdate
+from tests.makd.conftest import Distilled
+
+
+def test_survives_its_files(neon: Distilled, tmp_path: Path) -> None:
+    neon.update.save(tmp_path / "update")
+    again = KnowledgeUpdate.load(tmp_path / "update")
+    assert again.content_hash == neon.update.content_hash
+    assert again.info == neon.update.info
+    assert sum(path.stat().st_size for path in (tmp_path / "update").iterdir()) == again.size_bytes
+
+
+def test_plain_diffusers_draws_the_same(
+    neon: Distilled, edge: Generator, dummy_profile: Path, tmp_path: Path
+) -> None:
+    neon.update.save(tmp_path)
+    aligned = AlignedGenerator(edge)
+    aligned.add(neon.update)
+    ours = aligned.latents("a red boat, neon style", 5, updates=[neon.update.content_hash])
+    pipeline = StableDiffusionPipeline.from_pretrained(load_profile(dummy_profile).edge.path)
+    pipeline.load_textual_inversion(tmp_path / METAWORD)
+    pipeline.load_lora_weights(tmp_path, weight_name=LORA)
+    theirs = pipeline(
+        "<neon> a red boat, neon style",
+        num_inference_steps=edge.steps,
+        guidance_scale=edge.guidance_scale,
+        generator=torch.Generator().manual_seed(5),
+        height=128,
+        width=128,
+        output_type="latent",
+    ).images
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, edge.latents("a red boat, neon style", 5))
+
+
+@pytest.mark.parametrize("name", [INFO, METAWORD, LORA])
+def test_any_changed_byte_is_noticed(name: str, neon: Distilled) -> None:
+    files = neon.update.to_files()
+    for place in range(0, len(files[name]), max(1, len(files[name]) // 40)):
+        data = bytearray(files[name])
+        data[place] ^= 1
+        try:
+            changed = KnowledgeUpdate.from_files({**files, name: bytes(data)})
+        except MismatchError:
+            continue
+        # a change of what JSON leaves free, such as white space, is none
+        assert changed.content_hash == neon.update.content_hash
+
+
+@pytest.mark.parametrize("name", [INFO, METAWORD, LORA])
+def test_missing_file_is_noticed(name: str, neon: Distilled) -> None:
+    files = neon.update.to_files()
+    del files[name]
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files(files)
+
+
+def test_wrong_content_under_a_right_hash_is_noticed(neon: Distilled) -> None:
+    for changes in ({"triggers": []}, {"triggers": [3]}, {"topic": "../x"}, {"format": 2}, {"base_hash": 1}):
+        files = KnowledgeUpdate({**neon.update.info, **changes}, neon.update.metaword, {}).to_files()
+        with pytest.raises(MismatchError):
+            KnowledgeUpdate.from_files(files)
+    broken = {name: factor * torch.nan for name, factor in neon.update.lora.items()}
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files(KnowledgeUpdate(neon.update.info, neon.update.metaword, broken).to_files())
+
+
+@given(st.dictionaries(st.sampled_from([INFO, METAWORD, LORA, "other"]), st.binary(max_size=200)))
+def test_garbage_is_refused(files: dict[str, bytes]) -> None:
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files(files)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=5))
+def test_json_of_another_shape_is_refused(content: object) -> None:
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files({INFO: json.dumps(content).encode()})
