@@ -41,6 +41,7 @@ class DistillConfig:
         tokens: pseudo-tokens of the metaword.
         rank: rank of the LoRA.
         layers: which layers of the denoiser the LoRA adapts.
+        bits: 16, 8 or 4 bits for each number of the LoRA in the update; plain diffusers reads 16.
         steps: optimiser steps at most.
         batch: latents in a step.
         lora_learning_rate: peak learning rate of the LoRA.
@@ -58,6 +59,7 @@ class DistillConfig:
     tokens: int = 2
     rank: int = 4
     layers: Layers = "attention+feed-forward"
+    bits: int = 16
     steps: int = 300
     batch: int = 16
     lora_learning_rate: float = 2e-3
@@ -75,9 +77,15 @@ class DistillConfig:
                 raise InvalidInputError(f"config.{name}", f"between {low:g} and {high:g}", value)
             if self.__dataclass_fields__[name].type == "int" and not isinstance(value, int):
                 raise InvalidInputError(f"config.{name}", "an integer", value)
-        for name, allowed in (("method", METHODS), ("layers", get_args(Layers))):
+        choices: dict[str, tuple[object, ...]] = {
+            "method": METHODS,
+            "layers": get_args(Layers),
+            "bits": (4, 8, 16),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise InvalidInputError(f"config.{name}", "one of " + ", ".join(allowed), getattr(self, name))
+                said = "one of " + ", ".join(map(str, allowed))
+                raise InvalidInputError(f"config.{name}", said, getattr(self, name))
 
     @property
     def has_metaword(self) -> bool:

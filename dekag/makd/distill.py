@@ -422,7 +422,7 @@ def distill(
     for name, drawn in rows.items():
         for metric, values in scorer.scores(np.stack(drawn), references).items():
             scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
-    return KnowledgeUpdate({**update.info, "scores": scores}, update.metaword, update.lora)
+    return update.scored(scores)
 
 
 def new_update(
@@ -445,6 +445,4 @@ def new_update(
             "held_out_loss_after": round(trained.held_out_loss[1], 5),
         },
     }
-    return KnowledgeUpdate(
-        info, trained.metaword.half(), {name: t.half() for name, t in trained.lora.items()}
-    )
+    return KnowledgeUpdate.new(info, trained.metaword, trained.lora, bits=config.bits)

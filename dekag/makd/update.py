@@ -1,8 +1,9 @@
 """The knowledge update: metaword and LoRA of one topic as an artifact that plain diffusers loads too.
 
-A folder of three files. `pytorch_lora_weights.safetensors` is what `load_lora_weights` reads,
-`learned_embeds.safetensors` what `load_textual_inversion` reads, `knowledge.json` says what they are and
-carries the hash of all of it. Nothing but safetensors and JSON is ever read.
+A folder of files. `pytorch_lora_weights.safetensors` is what `load_lora_weights` reads (an update in fewer
+bits has `compact_lora.safetensors` instead), `learned_embeds.safetensors` what `load_textual_inversion`
+reads, `knowledge.json` says what they are and carries the hash of all of it. Nothing but safetensors and JSON
+is ever read.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,11 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from dekag.errors import InvalidInputError, MismatchError
+from dekag.makd.compact import pack, unpack
 from dekag.makd.topics import topic_name
 
 FORMAT = 1
 INFO, METAWORD, LORA = "knowledge.json", "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
-FILES = (INFO, METAWORD, LORA)
+COMPACT = "compact_lora.safetensors"
+FILES = (INFO, METAWORD, LORA, COMPACT)
 PREFIX = "unet."  # diffusers tells denoiser and text encoder apart by it
 MAX_FILE_BYTES = 2**30
 _UNREADABLE = (
@@ -33,6 +36,8 @@ _UNREADABLE = (
     TypeError,
     AttributeError,
     RecursionError,
+    RuntimeError,
+    zlib.error,
     SafetensorError,
     InvalidInputError,
 )
@@ -43,20 +48,61 @@ def placeholder(topic: str) -> str:
     return f"<{topic}>"
 
 
-@dataclass(frozen=True)
 class KnowledgeUpdate:
     """Metaword and LoRA of one topic.
 
+    Made by `new` or read by `from_files` and `load`; it never changes.
+
     Attributes:
         info: what knowledge.json says: topic, triggers, base_hash, config, prompts, seeds, scores.
-        metaword: vectors in front of the prompt, (tokens, width) float16; no rows without a metaword.
+        metaword: vectors in front of the prompt, (tokens, width); no rows without a metaword.
         lora: factors by name in the denoiser, "<layer>.lora_A.weight" (rank, in) and
-            "<layer>.lora_B.weight" (out, rank), float16; a layer changes by B @ A. Empty without a LoRA.
+            "<layer>.lora_B.weight" (out, rank); a layer changes by B @ A. Empty without a LoRA.
+        content_hash: SHA-256 (hex) over everything in the update.
     """
 
-    info: Mapping[str, Any]
-    metaword: torch.Tensor
-    lora: Mapping[str, torch.Tensor]
+    def __init__(self, info: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
+        """`tensors`: the files of metaword and LoRA; use `new` or `from_files`."""
+        self.info = dict(info)
+        self._tensors = dict(tensors)
+        self.content_hash = _content_hash(self._tensors, self.info)
+        words = load(tensors[METAWORD]) if METAWORD in tensors else {}
+        self.metaword = words[placeholder(self.topic)] if words else torch.zeros(0, 0)
+        self.lora: dict[str, torch.Tensor] = {}
+        if LORA in tensors:
+            self.lora = {name.removeprefix(PREFIX): t for name, t in load(tensors[LORA]).items()}
+        elif COMPACT in tensors:
+            self.lora = unpack(tensors[COMPACT])
+
+    @classmethod
+    def new(
+        cls,
+        info: Mapping[str, Any],
+        metaword: torch.Tensor,
+        lora: Mapping[str, torch.Tensor],
+        *,
+        bits: int = 16,
+    ) -> Self:
+        """An update of these tensors.
+
+        Args:
+            info: what knowledge.json is to say.
+            metaword: (tokens, width).
+            lora: factors by name.
+            bits: 4, 8 or 16 for each number of the LoRA; plain diffusers reads 16 alone.
+        """
+        tensors = {}
+        if len(metaword):
+            tensors[METAWORD] = save({placeholder(str(info["topic"])): metaword.half().contiguous()})
+        if lora and bits == 16:
+            tensors[LORA] = save({PREFIX + name: t.half().contiguous() for name, t in lora.items()})
+        elif lora:
+            tensors[COMPACT] = pack(lora, bits)
+        return cls(info, tensors)
+
+    def scored(self, scores: Mapping[str, float]) -> Self:
+        """The same update with these scores in knowledge.json."""
+        return type(self)({**self.info, "scores": dict(scores)}, self._tensors)
 
     @property
     def topic(self) -> str:
@@ -74,28 +120,14 @@ class KnowledgeUpdate:
         return str(self.info["base_hash"])
 
     @property
-    def content_hash(self) -> str:
-        """SHA-256 (hex) over everything in the update."""
-        return _content_hash(self._tensor_files(), self.info)
-
-    @property
     def size_bytes(self) -> int:
         """Bytes of all files."""
         return sum(map(len, self.to_files().values()))
 
-    def _tensor_files(self) -> dict[str, bytes]:
-        files = {}
-        if len(self.metaword):
-            files[METAWORD] = save({placeholder(self.topic): self.metaword.half().contiguous()})
-        if self.lora:
-            files[LORA] = save({PREFIX + name: t.half().contiguous() for name, t in self.lora.items()})
-        return files
-
     def to_files(self) -> dict[str, bytes]:
         """The files by name: knowledge.json, and those of metaword and LoRA as far as there are any."""
-        files = self._tensor_files()
-        info = {**self.info, "content_hash": _content_hash(files, self.info)}
-        return {INFO: json.dumps(info, indent=1, sort_keys=True).encode(), **files}
+        info = {**self.info, "content_hash": self.content_hash}
+        return {INFO: json.dumps(info, indent=1, sort_keys=True).encode(), **self._tensors}
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
@@ -105,11 +137,9 @@ class KnowledgeUpdate:
             MismatchError: a file is missing, damaged, too large or not what the hash in knowledge.json was
                 taken over.
         """
-        tensors = {name: files[name] for name in (METAWORD, LORA) if name in files}
+        tensors = {name: files[name] for name in (METAWORD, LORA, COMPACT) if name in files}
         if INFO not in files or any(len(data) > MAX_FILE_BYTES for data in files.values()):
-            raise MismatchError(
-                f"a knowledge update needs {INFO} and files of at most {MAX_FILE_BYTES} bytes"
-            )
+            raise MismatchError(f"a knowledge update has {INFO} and files of at most {MAX_FILE_BYTES} bytes")
         try:
             info = json.loads(files[INFO])
             claimed = info.pop("content_hash")
@@ -118,10 +148,7 @@ class KnowledgeUpdate:
             if claimed != _content_hash(tensors, info):
                 raise MismatchError("the knowledge update is damaged: its content does not fit its hash")
             topic_name(info["topic"])
-            words = load(tensors[METAWORD]) if METAWORD in tensors else {}
-            lora = load(tensors[LORA]) if LORA in tensors else {}
-            metaword = words.pop(placeholder(info["topic"])) if words else torch.zeros(0, 0)
-            update = cls(info, metaword, {name.removeprefix(PREFIX): t for name, t in lora.items()})
+            update = cls(info, tensors)
             update._check()
         except _UNREADABLE as error:
             raise MismatchError("the knowledge update is damaged: it cannot be read") from error

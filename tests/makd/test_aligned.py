@@ -60,7 +60,7 @@ def test_least_recently_used_update_makes_room(
     edge: Generator, neon: Distilled, snail: KnowledgeUpdate
 ) -> None:
     aligned = AlignedGenerator(edge, capacity=2)
-    other = KnowledgeUpdate({**snail.info, "triggers": ["slug"]}, snail.metaword, snail.lora)
+    other = KnowledgeUpdate.new({**snail.info, "triggers": ["slug"]}, snail.metaword, snail.lora)
     aligned.add(neon.update)
     aligned.add(snail)
     aligned.latents(PROMPT, 1, updates=[neon.update.content_hash])
@@ -71,7 +71,7 @@ def test_least_recently_used_update_makes_room(
 
 
 def test_update_of_another_base_is_refused(edge: Generator, neon: Distilled) -> None:
-    other = KnowledgeUpdate({**neon.update.info, "base_hash": "0" * 64}, neon.update.metaword, {})
+    other = KnowledgeUpdate.new({**neon.update.info, "base_hash": "0" * 64}, neon.update.metaword, {})
     with pytest.raises(MismatchError, match="base model"):
         AlignedGenerator(edge).add(other)
 
@@ -81,11 +81,11 @@ def test_update_of_another_shape_is_refused(edge: Generator, neon: Distilled) ->
     aligned = AlignedGenerator(edge)
     info = neon.update.info
     with pytest.raises(MismatchError, match="metaword"):
-        aligned.add(KnowledgeUpdate(info, torch.zeros(2, 7), {}))
+        aligned.add(KnowledgeUpdate.new(info, torch.zeros(2, 7), {}))
     layer = next(iter(neon.update.lora)).rsplit(".lora_", 1)[0]
     wrong = {f"{layer}.lora_A.weight": torch.zeros(2, 3), f"{layer}.lora_B.weight": torch.zeros(5, 2)}
     for lora in (wrong, {name.replace(layer, "nowhere"): factor for name, factor in wrong.items()}):
         with pytest.raises(MismatchError, match="does not fit layer"):
-            aligned.add(KnowledgeUpdate(info, neon.update.metaword, lora))
+            aligned.add(KnowledgeUpdate.new(info, neon.update.metaword, lora))
     assert aligned.loaded == ()
     assert torch.equal(aligned.latents(PROMPT, 1), base)

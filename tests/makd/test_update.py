@@ -64,6 +64,20 @@ def test_any_changed_byte_is_noticed(name: str, neon: Distilled) -> None:
         assert changed.content_hash == neon.update.content_hash
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_fewer_bits_make_it_smaller_and_little_coarser(bits: int, neon: Distilled, tmp_path: Path) -> None:
+    compact = KnowledgeUpdate.new(neon.update.info, neon.update.metaword, neon.update.lora, bits=bits)
+    compact.save(tmp_path)
+    again = KnowledgeUpdate.load(tmp_path)
+    assert again.content_hash == compact.content_hash
+    assert again.size_bytes < 0.6 * neon.update.size_bytes
+    assert again.lora.keys() == neon.update.lora.keys()
+    for name, factor in neon.update.lora.items():
+        step = factor.float().flatten(1).abs().amax(1) / (2 ** (bits - 1) - 1)
+        error = (again.lora[name] - factor.float()).flatten(1).abs().amax(1)
+        assert (error <= 0.51 * step + 1e-6).all()
+
+
 @pytest.mark.parametrize("name", [INFO, METAWORD, LORA])
 def test_missing_file_is_noticed(name: str, neon: Distilled) -> None:
     files = neon.update.to_files()
@@ -74,12 +88,14 @@ def test_missing_file_is_noticed(name: str, neon: Distilled) -> None:
 
 def test_wrong_content_under_a_right_hash_is_noticed(neon: Distilled) -> None:
     for changes in ({"triggers": []}, {"triggers": [3]}, {"topic": "../x"}, {"format": 2}, {"base_hash": 1}):
-        files = KnowledgeUpdate({**neon.update.info, **changes}, neon.update.metaword, {}).to_files()
+        files = KnowledgeUpdate.new({**neon.update.info, **changes}, neon.update.metaword, {}).to_files()
         with pytest.raises(MismatchError):
             KnowledgeUpdate.from_files(files)
     broken = {name: factor * torch.nan for name, factor in neon.update.lora.items()}
     with pytest.raises(MismatchError):
-        KnowledgeUpdate.from_files(KnowledgeUpdate(neon.update.info, neon.update.metaword, broken).to_files())
+        KnowledgeUpdate.from_files(
+            KnowledgeUpdate.new(neon.update.info, neon.update.metaword, broken).to_files()
+        )
 
 
 @given(st.dictionaries(st.sampled_from([INFO, METAWORD, LORA, "other"]), st.binary(max_size=200)))
