@@ -74,6 +74,19 @@ def first_image(
     write_first_image_page(Path("docs/results-first-image.md"))
 
 
+@experiment.command("gka")
+def gka(
+    prompts: Annotated[int, typer.Option(help="Test prompts of each topic.", min=4)] = 16,
+    seeds: Annotated[int, typer.Option(help="Training seeds.", min=1)] = 3,
+    workers: Annotated[int, typer.Option(help="Processes of one thread each.", min=1)] = 2,
+    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+) -> None:
+    """MAKD beside its baselines on every held-out topic; resumes, writes results/ and docs/results-gka.md."""
+    from dekag.experiments.gka_report import run_gka
+
+    run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile)
+
+
 @bench.command("chain")
 def bench_chain(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,

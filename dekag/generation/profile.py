@@ -25,6 +25,15 @@ class GeneratorProfile(BaseModel):
     guidance_scale: float = Field(ge=1, le=30, description="Classifier-free guidance; 1 is none.")
 
 
+class ScorerProfile(BaseModel):
+    """The encoders that tell how alike two pictures are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    clip: str = Field(description="Folder of a CLIPModel, or its name on a model hub.")
+    dino: str = Field(description="Folder of a Dinov2Model, or its name on a model hub.")
+
+
 class Profile(BaseModel):
     """The models of one system."""
 
@@ -33,6 +42,9 @@ class Profile(BaseModel):
     cloud: GeneratorProfile = Field(description="The large generator.")
     edge: GeneratorProfile = Field(description="The compact generator; its autoencoder is the user's too.")
     codec: str = Field(description="Folder of the joint source-channel codec.")
+    scorer: ScorerProfile | None = Field(
+        default=None, description="Scores knowledge updates; without it they carry no CLIP- and DINO-scores."
+    )
 
 
 def load_profile(name: str | Path) -> Profile:
@@ -53,4 +65,6 @@ def load_profile(name: str | Path) -> Profile:
     raw["cloud"]["path"] = located(raw["cloud"]["path"])
     raw["edge"]["path"] = located(raw["edge"]["path"])
     raw["codec"] = located(raw["codec"])
+    if "scorer" in raw:
+        raw["scorer"] = {name: located(place) for name, place in raw["scorer"].items()}
     return Profile.model_validate(raw)
