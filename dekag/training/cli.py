@@ -117,7 +117,12 @@ def probe(
 
 @train.command()
 def encoders(
-    steps: Steps = 1500, seed: Seed = 1, threads: Threads = 1, runs: Runs = RUNS, out: Out = EMBEDDED
+    steps: Steps = 1500,
+    dino_steps: Steps = 1000,
+    seed: Seed = 1,
+    threads: Threads = 1,
+    runs: Runs = RUNS,
+    out: Out = EMBEDDED,
 ) -> None:
     """The metric encoders: CLIP and a DINOv2-style ViT."""
     _threads(threads)
@@ -127,7 +132,7 @@ def encoders(
     tokenizer.save_pretrained(out / "clip")
     quality = {"validation_retrieval_of_200": clip_retrieval(clip, tokenizer, runs / "cache")}
     _save(clip, out / "clip", runs, "clip", quality, seed)
-    dino = train_dino(runs / "dino", runs / "cache", steps=steps, seed=seed)
+    dino = train_dino(runs / "dino", runs / "cache", steps=dino_steps, seed=seed)
     _save(dino, out / "dino", runs, "dino", dino_neighbours(dino, runs / "cache"), seed)
 
 

@@ -23,7 +23,9 @@ from dekag.training.vae import SCENES
 
 BATCH = 96
 DINO_BATCH = 48  # of which two views each
-PROTOTYPES = 512
+PROTOTYPES = 256
+TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
+KOLEO_WEIGHT = 0.1
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -95,20 +97,45 @@ class SelfDistillation(nn.Module):
         self.head = nn.Sequential(nn.Linear(128, 256), nn.GELU(), nn.Linear(256, 64))
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, 64), dim=1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (batch, 3, 64, 64) -> cosine to every prototype, (batch, PROTOTYPES)."""
-        features = self.head(self.backbone(images).pooler_output)
-        return F.normalize(features, dim=1) @ F.normalize(self.prototypes, dim=1).T
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (batch, 3, 64, 64) -> features (batch, 128), cosine to each prototype (batch, PROTOTYPES)."""
+        features: torch.Tensor = self.backbone(images).pooler_output
+        projected = F.normalize(self.head(features), dim=1)
+        return features, projected @ F.normalize(self.prototypes, dim=1).T
 
 
-def random_view(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One random crop (70 to 100 % of a side) of a batch, at 64x64, with a little noise."""
-    side = int(torch.randint(90, 129, (1,), generator=generator))
-    top, left = (int(v) for v in torch.randint(0, 129 - side, (2,), generator=generator))
-    view = F.interpolate(
-        images[..., top : top + side, left : left + side], size=CLIP_SIZE, mode="bilinear", antialias=True
-    )
-    return view + 0.05 * torch.randn(view.shape, generator=generator)
+def random_views(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A crop of each image (batch, 3, h, w), half to all of a side, at 64x64, with a little noise."""
+    count = len(images)
+    side = 0.5 + 0.5 * torch.rand(count, generator=generator)
+    centre = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - side)[:, None]
+    frame = torch.zeros(count, 2, 3)
+    frame[:, 0, 0] = frame[:, 1, 1] = side
+    frame[:, :, 2] = centre
+    grid = F.affine_grid(frame, [count, 3, CLIP_SIZE, CLIP_SIZE], align_corners=False)
+    views = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return views + 0.05 * torch.randn(views.shape, generator=generator)
+
+
+def balanced(cosines: torch.Tensor) -> torch.Tensor:
+    """Targets (batch, prototypes) that use all prototypes alike: Sinkhorn-Knopp, as in DINOv2.
+
+    Without it a small ViT sorts the pictures into a handful of heaps and stops learning.
+    """
+    shares = (cosines / TEACHER_TEMPERATURE).double().exp()
+    for _ in range(3):
+        shares = shares / shares.sum(0, keepdim=True) / shares.shape[1]
+        shares = shares / shares.sum(1, keepdim=True) / shares.shape[0]
+    return (shares * shares.shape[0]).float()
+
+
+def crowding(features: torch.Tensor) -> torch.Tensor:
+    """The KoLeo term of DINOv2 (Sablayrolles et al. 2019): small when no two features (batch, d) are near."""
+    unit = F.normalize(features, dim=1)
+    similarity = unit @ unit.T - 2 * torch.eye(len(unit))
+    nearest = (unit - unit[similarity.argmax(1)]).norm(dim=1)
+    loss: torch.Tensor = -(nearest + 1e-4).log().mean()
+    return loss
 
 
 def train_dino(folder: Path, cache: Path, *, steps: int, seed: int, scenes: int = SCENES) -> Dinov2Model:
@@ -118,19 +145,18 @@ def train_dino(folder: Path, cache: Path, *, steps: int, seed: int, scenes: int 
     student = SelfDistillation(new_dino())
     optimizer = torch.optim.AdamW(student.parameters(), lr=7e-4, weight_decay=0.05, fused=True)
     run = TrainingRun(folder, student, [optimizer], seed=seed, ema_decay=0.99)
-    centre = torch.zeros(PROTOTYPES)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(pixels), (DINO_BATCH,), generator=generator)
         images = to_tensor(pixels[pick.numpy()])
-        views = [random_view(images, generator) for _ in range(2)]
+        views = [random_views(images, generator) for _ in range(2)]
         with torch.no_grad():
-            teacher = [run.average(view) for view in views]
-            centre.lerp_(torch.cat(teacher).mean(0), 0.1)
-            targets = [((t - centre) / 0.04).softmax(1) for t in teacher]
-        guesses = [(student(view) / 0.1).log_softmax(1) for view in views]
+            targets = balanced(torch.cat([run.average(view)[1] for view in views])).chunk(2)
+        features, cosines = zip(*(student(view) for view in views), strict=True)
+        guesses = [(each / STUDENT_TEMPERATURE).log_softmax(1) for each in cosines]
         loss = -(targets[0] * guesses[1] + targets[1] * guesses[0]).sum(1).mean() / 2
-        return {"loss": loss}
+        spread = torch.stack([crowding(each) for each in features]).mean()
+        return {"loss": loss + KOLEO_WEIGHT * spread, "dino": loss}
 
     run.run(step, steps)
     return copy.deepcopy(run.average.backbone)
