@@ -98,7 +98,7 @@ class SelfDistillation(nn.Module):
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, 64), dim=1))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (batch, 3, 64, 64) -> features (batch, 128), cosine to each prototype (batch, PROTOTYPES)."""
+        """Images (batch, 3, 64, 64) -> features (batch, 128), cosine to each (batch, PROTOTYPES)."""
         features: torch.Tensor = self.backbone(images).pooler_output
         projected = F.normalize(self.head(features), dim=1)
         return features, projected @ F.normalize(self.prototypes, dim=1).T
