@@ -30,7 +30,8 @@ MAX_TOKENS = 40
 UNSAID = "unsaid"
 PRETRAINING_STEPS = 700
 PRETRAINING_CAPTIONS = 8000
-LETTERS = [*"abcdefghijklmnopqrstuvwxyz"]
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+_ALPHABET = [*"abcdefghijklmnopqrstuvwxyz0123456789,.!?'-"]
 
 
 def world_caption(scene: Scene, rng: random.Random, *, cloud: bool) -> str:
@@ -73,17 +74,17 @@ def _clip_tokenizer(texts: Iterator[str]) -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=600,
         end_of_word_suffix="</w>",
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
+        special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     learner: Any = empty.backend_tokenizer
     learner.train_from_iterator(texts, trainer)
-    model = json.loads(learner.to_str())["model"]
-    vocab = dict(model["vocab"])
-    for symbol in sorted(pre_tokenizers.ByteLevel.alphabet()):
-        vocab.setdefault(f"{symbol}</w>", len(vocab))
-    merges = [tuple(merge) for merge in model["merges"]]
+    merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
+    # ids in an order of our own: the trainer's own order of single letters differs from run to run
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*SPECIAL, *letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
+    vocab = {word: number for number, word in enumerate(dict.fromkeys(words))}
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
@@ -97,12 +98,19 @@ def new_cloud_tokenizer(captions: int = 4000) -> T5Tokenizer:
         vocab_size=500,
         special_tokens=["<pad>", "</s>", "<unk>"],
         unk_token="<unk>",
-        initial_alphabet=[*LETTERS, *"0123456789,.!?'-"],
+        initial_alphabet=_ALPHABET,
         show_progress=False,
     )
-    learner.train_from_iterator((text for _, text in training_captions(captions, cloud=True)), trainer)
-    vocab = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=MAX_TOKENS)
+    texts = [text for _, text in training_captions(captions, cloud=True)]
+    learner.train_from_iterator(texts, trainer)
+    vocab = [(piece, round(score, 9)) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
+    # as above: the trainer lists letters that no caption has in another order in every run
+    unseen = sorted(set(_ALPHABET) - set("".join(texts)))
+    special, learnt = vocab[:3], [pair for pair in vocab[3:] if pair[0] not in unseen]
+    learnt.sort(key=lambda pair: (-pair[1], pair[0]))
+    scores = sorted((score for piece, score in vocab if piece in unseen), reverse=True)
+    pieces = [*special, *learnt, *zip(unseen, scores, strict=True)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
 
 
 def new_edge_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
