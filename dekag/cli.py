@@ -99,5 +99,15 @@ def bench_chain(
     write_first_image_page(Path("docs/results-first-image.md"))
 
 
+@bench.command("distill")
+def bench_distill(
+    topics: Annotated[str, typer.Option(help="Topics, separated by commas.")] = "neon,rocket,jewel",
+) -> None:
+    """Time from asking for a distillation over REST to the first picture drawn with it."""
+    from services.launcher.bench import run_distill_bench
+
+    run_distill_bench(topics=topics.split(","))
+
+
 if __name__ == "__main__":
     app()

@@ -1,18 +1,25 @@
-"""`dekag bench chain`: one request through all services against the same library calls in one process."""
+"""`dekag bench chain`: one request through all services against the same library calls in one process.
+
+`dekag bench distill`: how long it takes from asking for a topic to the first picture drawn with it.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import torch
 from rich.console import Console
 
 from dekag.codec import JsccCodec
-from dekag.experiments.headline import RESULTS, record
+from dekag.experiments.headline import RESULTS, mean_ci95, record
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
@@ -21,7 +28,7 @@ from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from services.launcher.demo import ask
-from services.launcher.stack import Stack
+from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import RUN_DIR, await_ready
 
 COMMAND = "dekag bench chain"
@@ -96,3 +103,55 @@ def run_chain_bench(
         f"{1e3 * statistics.median(alone):.0f} ms in one process: ratio {ratio:.3f}"
     )
     return ratio
+
+
+def run_distill_bench(
+    *, topics: Sequence[str], threads: int = 1, profile: str = "embedded", results: Path = RESULTS
+) -> float:
+    """Time from asking for a distillation over REST to holding the first picture drawn with it.
+
+    Args:
+        topics: of the embedded world, distilled one after another with the default settings.
+        threads: CPU threads of the distillation.
+        profile: the models.
+        results: where headline.json is.
+
+    Returns:
+        The mean over the topics, s, written to headline.json as `distill_seconds`.
+    """
+    console = Console()
+    os.environ["DEKAG_PROFILE"] = profile
+    os.environ["DEKAG_DISTILL_THREADS"] = str(threads)
+    folder = (RUN_DIR / "bench-distill").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = []
+    with Stack(folder, free_ports=True) as stack:
+        await_ready(stack, console)
+        for topic in topics:
+            start = time.perf_counter()
+            job = _answer(httpx2.post(f"{stack.url}/v1/knowledge", json={"topic": topic}, trust_env=False))
+            while job["status"] in ("queued", "running"):
+                time.sleep(0.2)
+                job = _answer(httpx2.get(f"{stack.url}/v1/jobs/{job['id']}", trust_env=False))
+            if job["status"] != "finished":
+                raise LaunchError(f"the distillation of {topic} ended as {job['status']}: {job['error']}")
+            image = ask(stack.url, {"prompt": PROMPT, "seed": 1, "knowledge": topic})
+            used = [each["topic"] for each in image["link_report"]["knowledge"]]
+            if used != [topic]:
+                raise LaunchError(f"the picture was drawn with {used}, not with {topic}")
+            seconds.append(time.perf_counter() - start)
+            console.print(f"{topic}: {seconds[-1]:.1f} s")
+    mean = statistics.mean(seconds)
+    ci95 = mean_ci95(seconds)[1] if len(seconds) > 1 else None
+    record(
+        "distill_seconds", mean, "s", command="dekag bench distill", count=len(seconds), ci95=ci95,
+        results=results,
+    )  # fmt: skip
+    return mean
+
+
+def _answer(response: httpx2.Response) -> dict[str, Any]:
+    body: dict[str, Any] = response.json()
+    if response.status_code >= 400:
+        raise LaunchError(f"{body['title']}: {body['detail']}")
+    return body
