@@ -55,18 +55,18 @@ class DistillConfig:
 
     method: Method = "makd"
     images: int = 64
-    held_out: int = 16
+    held_out: int = 8
     tokens: int = 2
     rank: int = 4
     layers: Layers = "attention+feed-forward"
     bits: int = 16
-    steps: int = 300
-    batch: int = 16
-    lora_learning_rate: float = 2e-3
-    metaword_learning_rate: float = 1e-2
+    steps: int = 120
+    batch: int = 8
+    lora_learning_rate: float = 7e-3
+    metaword_learning_rate: float = 3e-2
     full_learning_rate: float = 3e-4
     prompt_dropout: float = 0.1
-    check_every: int = 50
+    check_every: int = 20
     patience: int = 3
     seed: int = 0
 
