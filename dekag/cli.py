@@ -62,15 +62,20 @@ def world(
 def first_image(
     count: Annotated[int, typer.Option(help="Pictures for each figure.", min=8)] = 500,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    only: Annotated[
+        list[str] | None, typer.Option(help="vae, edge, cloud or codec; all if left out.")
+    ] = None,
 ) -> None:
     """What the embedded models reach before any alignment; writes results/."""
     import torch
 
-    from dekag.experiments.first_image import run
+    from dekag.experiments.first_image import PARTS, run
     from dekag.experiments.page import write_first_image_page
 
+    if unknown := set(only or ()) - set(PARTS):
+        raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(PARTS)}", param_hint="--only")
     torch.set_num_threads(threads)
-    run(count)
+    run(count, parts=only or PARTS)
     write_first_image_page(Path("docs/results-first-image.md"))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from dekag.world.topics import Topic
 
 COMMAND = "dekag experiment first-image"
 FOLDER = "first-image"
+PARTS = ("vae", "edge", "cloud", "codec")
 RAYLEIGH_SNRS_DB = (0.0, 5.0, 10.0)
 TOP_RATE = 1 / 96
 DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
@@ -94,7 +95,7 @@ def judge(
     results: Path,
     *,
     tags: list[str] | None = None,
-) -> list[np.ndarray]:
+) -> None:
     """Draw every prompt and write what the probe finds right; the figure is the mean share per picture."""
     images = [draw(prompt, seed) for _, prompt, seed in tqdm(prompts, desc=name)]
     verdicts = probe.correct(np.stack(images), [scene for scene, _, _ in prompts])
@@ -110,7 +111,6 @@ def judge(
         f"probe_{name}_accuracy", 100 * mean, "%", command=COMMAND, count=len(prompts),
         ci95=[100 * limit for limit in interval], results=results,
     )  # fmt: skip
-    return images
 
 
 def sent_directly(latents: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
@@ -174,27 +174,43 @@ def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], resu
         record(key, mean, "dB", command=COMMAND, count=len(values), ci95=interval, results=results)
 
 
-def run(count: int = 500, *, profile: Profile | None = None, results: Path = RESULTS) -> None:
-    """Measure all figures of the first image on `count` pictures each (the codec on 200 at most)."""
+def run(
+    count: int = 500,
+    *,
+    parts: Collection[str] = PARTS,
+    profile: Profile | None = None,
+    results: Path = RESULTS,
+) -> None:
+    """Measure the figures of the first image.
+
+    Args:
+        count: pictures for each figure (the codec's at most 200).
+        parts: of PARTS; the others' figures stay as they are. Enough when one model was replaced.
+        profile: the models; the embedded ones if left out.
+        results: where headline.json is.
+    """
     profile = profile or load_profile("embedded")
     probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
     edge, cloud = (
         Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
         for model in (profile.edge, profile.cloud)
     )
-    codec = JsccCodec.load(profile.codec)
-    measure_vae(edge, count, results)
     known = world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
     everything = world_prompts(count, subjects=SUBJECTS, styles=STYLES)
     each = -(-count // len(TOPICS))
     held_out = [(topic.name, p) for topic in TOPICS.values() for p in topic_prompts(topic, each)][:count]
-    tags = [name for name, _ in held_out]
-    rows = [
-        judge("edge_known", edge.image, known, probe, results)[:12],
-        judge("cloud", cloud.image, everything, probe, results)[:12],
-        judge("edge_heldout", edge.image, [p for _, p in held_out], probe, results, tags=tags)[::each],
-    ]
-    rows.append([cloud.image(prompt, seed) for _, (_, prompt, seed) in held_out[::each]])
-    width = min(len(row) for row in rows)
-    save_sheet([row[:width] for row in rows], results / FOLDER / "samples.png")
-    measure_codec(codec, edge, known[:200], results)
+    if "vae" in parts:
+        measure_vae(edge, count, results)
+    if "edge" in parts:
+        judge("edge_known", edge.image, known, probe, results)
+        tags = [name for name, _ in held_out]
+        judge("edge_heldout", edge.image, [p for _, p in held_out], probe, results, tags=tags)
+    if "cloud" in parts:
+        judge("cloud", cloud.image, everything, probe, results)
+    if "codec" in parts:
+        measure_codec(JsccCodec.load(profile.codec), edge, known[:200], results)
+    one_each = [prompt for _, prompt in held_out[::each]]
+    shown = [(edge, known), (cloud, everything), (edge, one_each), (cloud, one_each)]
+    width = len(one_each)
+    rows = [[model.image(prompt, seed) for _, prompt, seed in prompts[:width]] for model, prompts in shown]
+    save_sheet(rows, results / FOLDER / "samples.png")

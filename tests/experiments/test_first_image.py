@@ -28,6 +28,12 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     assert "not measured" in page
 
 
+def test_one_part_leaves_the_other_figures_alone(dummy_profile: Path, tmp_path: Path) -> None:
+    run(8, parts=["cloud"], profile=load_profile(dummy_profile), results=tmp_path)
+    assert set(json.loads((tmp_path / "headline.json").read_text())) == {"probe_cloud_accuracy"}
+    assert (tmp_path / "first-image" / "samples.png").exists()
+
+
 def test_prompts_are_held_out_and_need_their_topic() -> None:
     known = world_prompts(50, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
     assert all(scene.held_out for scene, _, _ in known)
