@@ -292,13 +292,17 @@ def measure(
     done: dict[Cell, Row] = {}
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         drawing = [pool.submit(_run_topic_ends, *where, topic) for topic in TOPICS]
-        # by training seed first, so that an interrupted experiment has whole seeds
-        training = [
-            pool.submit(_run_cell, *where, cell) for cell in sorted(todo, key=lambda c: c.config.seed)
-        ]
         for topic_ends in tqdm(as_completed(drawing), total=len(drawing), desc="references"):
             topic, rows = topic_ends.result()
             ends[topic] = rows
+        # drawn before any training, so that no two workers draw the same pictures
+        shared = [cell for cell in todo if cell.config == dataclasses.replace(base, seed=cell.config.seed)]
+        pictures = [pool.submit(_draw, *where, cell) for cell in shared]
+        for picture in tqdm(as_completed(pictures), total=len(pictures), desc="pictures"):
+            picture.result()
+        # by training seed first, so that an interrupted experiment has whole seeds
+        todo.sort(key=lambda cell: cell.config.seed)
+        training = [pool.submit(_run_cell, *where, cell) for cell in todo]
         for trained in tqdm(as_completed(training), total=len(training), desc="trainings"):
             cell, row = trained.result()
             done[cell] = row

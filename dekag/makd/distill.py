@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,8 +108,9 @@ def draw_images(
             raise Stopped
         path = folder / f"{seed}.png"
         if not path.exists():
-            (folder / "new").write_bytes(to_png(cloud.image(prompt, seed)))
-            (folder / "new").replace(path)
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(to_png(cloud.image(prompt, seed)))
+            unfinished.replace(path)
         pixels.append(from_bytes(path.read_bytes()))
         on_progress(done + 1)
     return np.stack(pixels)
