@@ -1,16 +1,38 @@
-"""Cloud.Generate: prompt and seeds to images."""
+"""Cloud: prompt and seeds to images, topics to knowledge updates."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
+import structlog
 from grpc import aio
+from redis.exceptions import RedisError
 
+from dekag.makd.topics import topic_name
+from services.cloud import orders
+from services.cloud.catalogue import mirror
+from services.cloud.jobs import Jobs, open_redis
+from services.cloud.store import KnowledgeStore
 from services.common import converters
 from services.common.cache import Cache, image_key
 from services.common.worker import ModelWorker
-from services.proto.cloud_pb2 import GeneratedImage, GenerateRequest
+from services.proto.cloud_pb2 import (
+    DeleteKnowledgeRequest,
+    DeleteKnowledgeResponse,
+    DistillRequest,
+    GeneratedImage,
+    GenerateRequest,
+    GetKnowledgeRequest,
+    Job,
+    JobId,
+    Knowledge,
+    KnowledgeList,
+    ListJobsRequest,
+    ListKnowledgeRequest,
+)
+from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
 from services.proto.downlink_pb2 import StageTime
 
@@ -19,12 +41,21 @@ if TYPE_CHECKING:
     from dekag.generation.models import Generator
     from services.cloud.settings import CloudSettings
 
+_log = structlog.get_logger()
+
 
 class CloudServicer(CloudBase):
-    """Draws with the cloud-GAI; images are cached by everything they depend on."""
+    """Draws with the cloud-GAI, keeps the knowledge updates and starts the jobs that make them.
+
+    Images are cached by everything they depend on. Distillers do the work of the jobs.
+    """
 
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
+        self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
+        self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
+        self._closing = False
+        self._mirroring = asyncio.create_task(self._mirror())
         self._cache = Cache(settings)
         self._worker = ModelWorker("cloud", threads=settings.threads, max_queue=settings.max_queue)
         self._generator: Generator
@@ -38,7 +69,13 @@ class CloudServicer(CloudBase):
         self._generator = Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
 
     async def close(self) -> None:
-        """Closes the cache and the model's thread."""
+        """Closes the connections to Redis and the model's thread."""
+        self._closing = True  # too, since redis-py swallows a cancellation now and then
+        self._mirroring.cancel()
+        await asyncio.gather(self._mirroring, return_exceptions=True)
+        await self._jobs.close()
+        if self._redis is not None:
+            await self._redis.aclose()
         self._worker.close()
         await self._cache.close()
 
@@ -52,6 +89,82 @@ class CloudServicer(CloudBase):
         for seed in seeds:
             async for image in self._draw(prompt, seed, width, height, formats):
                 yield image
+
+    async def Distill(
+        self, request: DistillRequest, context: aio.ServicerContext[DistillRequest, Job]
+    ) -> Job:
+        """Starts a job."""
+        order = await asyncio.to_thread(orders.from_proto, request)
+        return (await self._jobs.start(order)).to_proto()
+
+    async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
+        """The job as it is now."""
+        return (await self._jobs.get(request.id)).to_proto()
+
+    async def ListJobs(
+        self, request: ListJobsRequest, context: aio.ServicerContext[ListJobsRequest, JobsMessage]
+    ) -> JobsMessage:
+        """The jobs, the newest first."""
+        return JobsMessage(jobs=[state.to_proto() for state in await self._jobs.recent()])
+
+    async def WatchJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> AsyncIterator[Job]:
+        """The job after each change."""
+        async for state in self._jobs.watch(request.id):
+            yield state.to_proto()
+
+    async def CancelJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
+        """Cancels a job that is not over."""
+        return (await self._jobs.cancel(request.id)).to_proto()
+
+    async def ListKnowledge(
+        self,
+        request: ListKnowledgeRequest,
+        context: aio.ServicerContext[ListKnowledgeRequest, KnowledgeList],
+    ) -> KnowledgeList:
+        """The current version of each topic."""
+        topics = await asyncio.to_thread(self._store.topics)
+        return KnowledgeList(knowledge=[manifest.to_proto() for manifest in topics.values()])
+
+    async def GetKnowledge(
+        self, request: GetKnowledgeRequest, context: aio.ServicerContext[GetKnowledgeRequest, Knowledge]
+    ) -> Knowledge:
+        """One version of one topic, with as much of it as is asked for."""
+        return await asyncio.to_thread(self._knowledge, request)
+
+    def _knowledge(self, request: GetKnowledgeRequest) -> Knowledge:
+        manifest = self._store.find(topic_name(request.topic), request.content_hash)
+        whole = request.files or request.samples
+        return Knowledge(
+            manifest=manifest.to_proto(),
+            files=self._store.files(manifest) if request.files else {},
+            samples=self._store.samples(manifest) if request.samples else b"",
+            versions=[] if whole else self._store.versions(request.topic),
+        )
+
+    async def DeleteKnowledge(
+        self,
+        request: DeleteKnowledgeRequest,
+        context: aio.ServicerContext[DeleteKnowledgeRequest, DeleteKnowledgeResponse],
+    ) -> DeleteKnowledgeResponse:
+        """Deletes all versions of a topic; edges stop using it with their next request."""
+        await asyncio.to_thread(self._store.delete, topic_name(request.topic))
+        await self._mirror_once()
+        return DeleteKnowledgeResponse()
+
+    async def _mirror(self) -> None:
+        """Gives Redis back what it lost, sooner or later whatever happens."""
+        while not self._closing:
+            await self._mirror_once()
+            await asyncio.sleep(self._settings.mirror_every_s)
+
+    async def _mirror_once(self) -> None:
+        if self._redis is None:
+            return
+        try:
+            if changed := await mirror(self._store, self._redis):
+                _log.info("knowledge mirrored to Redis", topics=changed)
+        except (RedisError, OSError, TimeoutError) as error:
+            _log.debug("knowledge not mirrored to Redis", error=str(error))
 
     async def _draw(
         self, prompt: str, seed: int, width: int, height: int, formats: list[str]

@@ -1,13 +1,52 @@
-"""Settings of the cloud service."""
+"""Settings of the cloud service and of its distillers."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from pydantic import Field
 
 from services.common.settings import ServiceSettings
 
 
-class CloudSettings(ServiceSettings):
+class KnowledgeSettings(ServiceSettings):
+    """What the cloud and its distillers have in common."""
+
+    data_dir: Path = Field(
+        Path(".run/data"),
+        description="Folder of the knowledge updates and of unfinished jobs; cloud and distillers share it.",
+    )
+    job_heartbeat_s: int = Field(
+        10, ge=2, description="A job whose worker has said nothing for so long is given to another one, s."
+    )
+    job_attempts: int = Field(
+        5, ge=1, description="Workers that may die on a job before it is given up as failed."
+    )
+    job_keep_s: int = Field(86_400, ge=60, description="Time that a job can be looked up after its end, s.")
+    queue_timeout_s: float = Field(
+        5.0, gt=0, description="Longest wait for an answer of Redis where jobs are concerned, s."
+    )
+
+
+class CloudSettings(KnowledgeSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     port: int = Field(50054, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    job_poll_s: float = Field(0.25, gt=0, description="Time between two looks at a job that is watched, s.")
+    mirror_every_s: float = Field(
+        2.0, gt=0, description="Time between two looks at whether Redis still has all knowledge, s."
+    )
+
+
+class DistillerSettings(KnowledgeSettings):
+    """Read from the environment, prefix ``DEKAG_``."""
+
+    distill_threads: int = Field(
+        0, ge=0, description="CPU threads of a distillation; 0 leaves it to torch, which takes all cores."
+    )
+    sweep_every_s: int = Field(
+        5, ge=1, description="Time between two looks for jobs whose worker has died, s."
+    )
+    health_file: Path | None = Field(
+        None, description="File that is touched every few seconds while this worker and Redis are well."
+    )

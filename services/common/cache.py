@@ -1,5 +1,7 @@
 """Redis as a cache: raw bytes under documented keys, and nothing but slower without it.
 
+Beside these keys, ``services.cloud.catalogue`` and ``services.cloud.jobs`` say what else is kept in Redis.
+
 ====================================  ==========================================================
 ``dekag:latent:{sha256}``             float32 little-endian latents of one image
 ``dekag:image:{sha256}``              PNG or WebP bytes of one cloud image
@@ -14,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 
 import structlog
 from redis.asyncio import Redis
@@ -32,9 +35,17 @@ def content_key(kind: str, *parts: str | int) -> str:
     return f"dekag:{kind}:{hashlib.sha256(json.dumps(parts).encode()).hexdigest()}"
 
 
-def latent_key(model_hash: str, prompt: str, seed: int, width: int, height: int) -> str:
-    """Key of the latents that the edge model ``model_hash`` draws for these arguments."""
-    return content_key("latent", model_hash, prompt, seed, width, height)
+def latent_key(
+    model_hash: str, prompt: str, seed: int, width: int, height: int, updates: Sequence[str] = ()
+) -> str:
+    """Key of the latents that the edge model ``model_hash`` draws for these arguments.
+
+    Args:
+        model_hash: of the edge model.
+        prompt, seed, width, height: as asked.
+        updates: content hashes of the knowledge updates that take part, in any order.
+    """
+    return content_key("latent", model_hash, prompt, seed, width, height, *sorted(updates))
 
 
 def image_key(model_hash: str, prompt: str, seed: int, width: int, height: int, image_format: str) -> str:
@@ -86,12 +97,23 @@ class Cache:
         except (RedisError, OSError, TimeoutError) as error:
             self._sleep(error)
 
+    async def get_hash(self, key: str) -> dict[bytes, bytes]:
+        """All fields of the hash under ``key``; none when it is not there or Redis is not."""
+        if (redis := self._awake()) is None:
+            return {}
+        try:
+            fields: dict[bytes, bytes] = await redis.hgetall(key)  # type: ignore[misc]  # typed for both clients at once
+        except (RedisError, OSError, TimeoutError) as error:
+            self._sleep(error)
+            return {}
+        return fields
+
     async def ping(self) -> bool:
         """Whether Redis answers now."""
         if self._redis is None:
             return False
         try:
-            return bool(await self._redis.ping())
+            return bool(await self._redis.ping())  # type: ignore[misc]
         except (RedisError, OSError, TimeoutError):
             return False
 

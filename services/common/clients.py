@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 import grpc
@@ -35,18 +36,33 @@ def open_channel(address: str, settings: CommonSettings) -> aio.Channel:
 
 
 async def call(
-    method: aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request, peer: str
+    method: aio.UnaryUnaryMultiCallable[_Request, _Response],
+    request: _Request,
+    peer: str,
+    *,
+    timeout_s: float = math.inf,
 ) -> _Response:
-    """One answer from ``peer`` (the service's name, for messages); raises DekagError."""
+    """One answer from ``peer`` (the service's name, for messages); raises DekagError.
+
+    Args:
+        method: of a stub.
+        request: its request.
+        peer: who is called.
+        timeout_s: time to wait where the request's deadline leaves more, s.
+    """
+    left = time_remaining()
+    timeout_s = min(timeout_s, math.inf if left is None else left)
     try:
-        return await method(request, timeout=time_remaining(), metadata=outgoing_metadata())
+        return await method(
+            request, timeout=timeout_s if timeout_s < math.inf else None, metadata=outgoing_metadata()
+        )
     except grpc.RpcError as error:
         raise from_rpc(error, peer, request_id.get()) from error
 
 
 async def stream(
     method: aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request, peer: str
-) -> AsyncIterator[_Response]:
+) -> AsyncGenerator[_Response, None]:
     """The answers of ``peer`` in order; raises DekagError. Leaving the iteration early cancels the call."""
     answers = method(request, timeout=time_remaining(), metadata=outgoing_metadata())
     try:

@@ -6,6 +6,7 @@ Imports no torch, so that the gateway can use it. Errors name fields as REST wri
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from dekag.errors import InvalidInputError
 from dekag.link.conditions import LinkConditions
+from dekag.makd.topics import topic_name
 from services.proto import cloud_pb2, downlink_pb2
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ MAX_CBR = 1 / 48
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 64
 MAX_PAYLOAD_BYTES = 2**16
+MAX_KNOWLEDGE = 4
+KNOWLEDGE_ALLOWED = f'"auto", "none", or 1 to {MAX_KNOWLEDGE} names of topics, each once'
 
 DELIVERIES = {
     "semantic": downlink_pb2.DELIVERY_SEMANTIC,
@@ -49,6 +53,8 @@ class DeliveryRequest:
         cbr: channel uses / (3 * width * height), above 0 and at most 1/48; 0 if conventional.
         link: the radio conditions.
         measure: whether the receiver is to be judged.
+        knowledge: topics whose updates draw the latent, 1 to 4; () for none; None for those that the prompt
+            needs. Semantic delivery only.
     """
 
     prompt: str
@@ -59,6 +65,7 @@ class DeliveryRequest:
     cbr: float
     link: LinkConditions
     measure: bool
+    knowledge: tuple[str, ...] | None = None
 
     @property
     def source_values(self) -> int:
@@ -83,6 +90,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         cbr=cbr(message.cbr) if delivery == "semantic" else 0.0,
         link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),
         measure=message.measure,
+        knowledge=knowledge(message.knowledge),
     )
 
 
@@ -97,7 +105,22 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         cbr=request.cbr,
         link=link_to_proto(request.link),
         measure=request.measure,
+        knowledge=() if request.knowledge is None else request.knowledge or ("none",),
     )
+
+
+def knowledge(names: Sequence[str]) -> tuple[str, ...] | None:
+    """What ``DeliveryRequest.knowledge`` is for the names that a request holds."""
+    if list(names) in ([], ["auto"]):
+        return None
+    if list(names) == ["none"]:
+        return ()
+    try:
+        if len(set(names)) == len(names) <= MAX_KNOWLEDGE:
+            return tuple(topic_name(name) for name in names)
+    except InvalidInputError:
+        pass
+    raise InvalidInputError("knowledge", KNOWLEDGE_ALLOWED, ", ".join(names))
 
 
 def prompt(text: str) -> str:

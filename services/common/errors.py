@@ -32,10 +32,15 @@ class InternalError(DekagError):
         super().__init__(f"internal error; the log has details under request id {request_id}")
 
 
+class ConflictError(DekagError):
+    """What is asked for does not go with what is there: a job of that topic runs, a job is already over."""
+
+
 STATUS: Mapping[type[DekagError], tuple[StatusCode, int]] = {
     InvalidInputError: (StatusCode.INVALID_ARGUMENT, 422),
     NotFoundError: (StatusCode.NOT_FOUND, 404),
     MismatchError: (StatusCode.FAILED_PRECONDITION, 409),
+    ConflictError: (StatusCode.ABORTED, 409),
     UnavailableError: (StatusCode.UNAVAILABLE, 503),
     DeadlineError: (StatusCode.DEADLINE_EXCEEDED, 504),
     ExhaustedError: (StatusCode.RESOURCE_EXHAUSTED, 429),

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 import torch
 from grpc import aio
 
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from services.common import clients, converters
 from services.common.cache import Cache, latent_key
 from services.common.frames import FrameError, Transmission
+from services.common.knowledge import Manifest
 from services.common.worker import ModelWorker
+from services.edge.knowledge import Knowledge
 from services.proto.cloud_pb2 import GeneratedImage, GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub
 from services.proto.downlink_pb2 import (
     DELIVERY_CONVENTIONAL,
     DELIVERY_SEMANTIC,
     HopTraffic,
+    KnowledgeUse,
     ProvideRequest,
     Reference,
     StageTime,
@@ -30,10 +35,30 @@ from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
     from dekag.codec import JsccCodec
-    from dekag.generation.models import Generator
     from dekag.link.digital import ModulationAndCoding
+    from dekag.makd.aligned import AlignedGenerator
+    from dekag.makd.update import KnowledgeUpdate
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
+
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Latents (1, *shape), and how they came about.
+
+    Attributes:
+        seconds: that it took to draw them; None if they were cached.
+        knowledge: the updates that took part.
+        fetched_bytes: sent to fetch updates.
+    """
+
+    latents: torch.Tensor
+    seconds: float | None
+    knowledge: Sequence[Manifest]
+    fetched_bytes: int
 
 
 class EdgeServicer(DownlinkServicer):
@@ -49,7 +74,8 @@ class EdgeServicer(DownlinkServicer):
             for name in ("edge", "codec", "digital")
         )
         self._generating, self._encoding, self._modulating = workers
-        self._generator: Generator
+        self._knowledge = Knowledge(settings, self._cache, self._cloud)
+        self._generator: AlignedGenerator
         self._codec: JsccCodec
         self._codec_hash: str
 
@@ -58,10 +84,12 @@ class EdgeServicer(DownlinkServicer):
         from dekag.codec import JsccCodec
         from dekag.generation.models import Generator, folder_hash
         from dekag.generation.profile import load_profile
+        from dekag.makd.aligned import AlignedGenerator
 
         profile = load_profile(self._settings.profile)
         model = profile.edge
-        self._generator = Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+        generator = Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+        self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codec = JsccCodec.load(profile.codec)
         self._codec_hash = folder_hash(profile.codec)
 
@@ -89,12 +117,16 @@ class EdgeServicer(DownlinkServicer):
             raise InvalidInputError(
                 "link.cbr", f"between {lowest:.3g} and {highest:.6g} for this size and codec", asked.cbr
             )
-        latents, generating = await self._latents(asked, shape)
-        symbols, encoding = await self._encoding.run(self._encode, latents, channel_uses)
+        drawn = await self._latents(asked, shape)
+        symbols, encoding = await self._encoding.run(self._encode, drawn.latents, channel_uses)
         report = TransmissionReport(
-            hops=[HopTraffic(hop="cloud-edge", sent_bytes=0)],
+            hops=[HopTraffic(hop="cloud-edge", sent_bytes=drawn.fetched_bytes)],
             model_hashes={"edge": self._generator.model_hash, "codec": self._codec_hash},
-            cached=generating is None,
+            cached=drawn.seconds is None,
+            knowledge=[
+                KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
+                for each in drawn.knowledge
+            ],
         )
         header = TransmissionHeader(
             channel_uses=channel_uses,
@@ -102,28 +134,62 @@ class EdgeServicer(DownlinkServicer):
             latent_shape=shape,
             codec_hash=self._codec_hash,
         )
-        reference = Reference(latents=_to_bytes(latents)) if asked.measure else None
+        reference = Reference(latents=_to_bytes(drawn.latents)) if asked.measure else None
         transmission = Transmission(header, symbols, [], reference, report)
-        if generating is not None:
-            transmission.add_stage("edge.generate", generating)
+        if drawn.seconds is not None:
+            transmission.add_stage("edge.generate", drawn.seconds)
         transmission.add_stage("edge.encode", encoding)
         return transmission
 
-    async def _latents(
-        self, asked: DeliveryRequest, shape: tuple[int, int, int]
-    ) -> tuple[torch.Tensor, float | None]:
-        """Latents (1, *shape) and the seconds it took to draw them, None if they were cached."""
-        key = latent_key(self._generator.model_hash, asked.prompt, asked.seed, asked.width, asked.height)
-        if (cached := await self._cache.get(key)) is not None:
+    async def _latents(self, asked: DeliveryRequest, shape: tuple[int, int, int]) -> _Drawn:
+        """What the edge draws, with the knowledge that is asked for, or takes from the cache."""
+        knowledge = await self._knowledge.choose(asked, self._generator.model_hash)
+        if (cached := await self._cached(asked, shape, knowledge)) is not None:
+            return _Drawn(cached, None, knowledge, 0)
+        updates, fetched_bytes = [], 0
+        for manifest in knowledge:
             try:
-                return torch.from_numpy(converters.latents_from_bytes(cached, (1, *shape))), None
-            except InvalidInputError:
-                pass  # not what this service wrote: drawn anew and overwritten
-        latents, seconds = await self._generating.run(
-            self._generator.latents, asked.prompt, asked.seed, width=asked.width, height=asked.height
+                update, sent_bytes = await self._knowledge.fetch(manifest)
+                fetched_bytes += sent_bytes
+                await self._generating.run(self._generator.add, update)
+                updates.append(update)
+            except (MismatchError, NotFoundError, UnavailableError) as error:
+                if asked.knowledge is not None:
+                    raise
+                _log.warning("knowledge left out", topic=manifest.topic, error=str(error))
+        had = {update.content_hash for update in updates}
+        if len(had) < len(knowledge):  # the prompt asked for it, nobody else: better drawn without
+            knowledge = [manifest for manifest in knowledge if manifest.content_hash in had]
+            if (cached := await self._cached(asked, shape, knowledge)) is not None:
+                return _Drawn(cached, None, knowledge, fetched_bytes)
+        latents, seconds = await self._generating.run(self._draw, asked, updates)
+        await self._cache.set(self._key(asked, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
+        return _Drawn(latents, seconds, knowledge, fetched_bytes)
+
+    def _draw(self, asked: DeliveryRequest, updates: Sequence[KnowledgeUpdate]) -> torch.Tensor:
+        for (
+            update
+        ) in updates:  # again, in the turn that draws: those of other requests may have pushed it out
+            self._generator.add(update)
+        hashes = [update.content_hash for update in updates]
+        return self._generator.latents(
+            asked.prompt, asked.seed, width=asked.width, height=asked.height, updates=hashes
         )
-        await self._cache.set(key, _to_bytes(latents), self._settings.cache_ttl_s)
-        return latents, seconds
+
+    def _key(self, asked: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
+        hashes = [manifest.content_hash for manifest in knowledge]
+        model_hash = self._generator.model_hash
+        return latent_key(model_hash, asked.prompt, asked.seed, asked.width, asked.height, hashes)
+
+    async def _cached(
+        self, asked: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
+    ) -> torch.Tensor | None:
+        if (data := await self._cache.get(self._key(asked, knowledge))) is None:
+            return None
+        try:
+            return torch.from_numpy(converters.latents_from_bytes(data, (1, *shape)))
+        except InvalidInputError:
+            return None  # not what this service wrote: drawn anew and overwritten
 
     @torch.inference_mode()
     def _encode(self, latents: torch.Tensor, channel_uses: int) -> torch.Tensor:

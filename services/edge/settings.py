@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from services.common.converters import MAX_KNOWLEDGE
 from services.common.settings import ServiceSettings
 
 
@@ -12,3 +13,14 @@ class EdgeSettings(ServiceSettings):
 
     port: int = Field(50053, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     cloud_address: str = Field("127.0.0.1:50054", description="host:port of the cloud service.")
+    knowledge_capacity: int = Field(
+        8, ge=MAX_KNOWLEDGE, description="Knowledge updates held in memory; the least recently used goes."
+    )
+    knowledge_keep_s: float = Field(
+        2.0,
+        ge=0,
+        description="Where Redis does not say what knowledge there is: time that the cloud's word holds, s.",
+    )
+    knowledge_timeout_s: float = Field(
+        2.0, gt=0, description="Longest wait for the cloud to say what knowledge there is, s."
+    )

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import grpc
 from fastapi import FastAPI, Path, Request
@@ -20,20 +20,16 @@ from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
 from services.common.converters import MAX_SEED
 from services.common.requests import request_id
-from services.gateway import problems
+from services.gateway import knowledge, problems
 from services.gateway.converters import to_image, to_proto
 from services.gateway.middleware import RequestMiddleware
-from services.gateway.schemas import ImagesRequest, ImagesResponse, Problem, Readiness, Reports
+from services.gateway.schemas import ImagesRequest, ImagesResponse, Readiness, Reports
 from services.gateway.settings import GatewaySettings
-from services.proto import user_pb2_grpc
+from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
 _JSON_SAFE_SEEDS = 2**53  # seeds drawn here survive clients whose integers are doubles
 _T = TypeVar("_T")
-
-
-def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": Problem, "content": {problems.MEDIA_TYPE: {}}} for status in statuses}
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
@@ -65,9 +61,14 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         cache = app.state.cache = Cache(settings)
-        async with open_channel(settings.user_address, settings) as channel:
+        app.state.settings, app.state.stopping = settings, asyncio.Event()
+        async with (
+            open_channel(settings.user_address, settings) as channel,
+            open_channel(settings.cloud_address, settings) as cloud_channel,
+        ):
             app.state.user = user_pb2_grpc.UserStub(channel)
             app.state.health = health_pb2_grpc.HealthStub(channel)
+            app.state.cloud = cloud_pb2_grpc.CloudStub(cloud_channel)
             yield
         await cache.close()
 
@@ -83,8 +84,13 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     )
     app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL)
     problems.install(app)
+    app.include_router(knowledge.router)
 
-    @app.post("/v1/images/generations", tags=["images"], responses=_problems(413, 422, 429, 503, 504))
+    @app.post(
+        "/v1/images/generations",
+        tags=["images"],
+        responses=problems.responses(404, 409, 413, 422, 429, 503, 504),
+    )
     async def generate(request: Request, body: ImagesRequest) -> ImagesResponse:
         """Makes `n` images with seeds `seed`, `seed + 1`, ... and sends each over its own draw of the link.
 
@@ -116,7 +122,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         )
         return answer
 
-    @app.get("/v1/reports/{of}", tags=["reports"], responses=_problems(404, 422, 503))
+    @app.get("/v1/reports/{of}", tags=["reports"], responses=problems.responses(404, 422, 503))
     async def report(
         of: Annotated[
             str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The X-Request-ID of the request.")

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import base64
+from typing import get_args
 
 import numpy as np
 
 from services.common.converters import DELIVERIES, FADINGS, link_to_proto
+from services.common.knowledge import Manifest
 from services.gateway.schemas import (
     HopTraffic,
     ImageData,
     ImagesRequest,
+    Job,
+    JobStatus,
+    KnowledgeManifest,
+    KnowledgeRequest,
+    KnowledgeUse,
     LinkReport,
     ModulationAndCoding,
     StageTime,
     parse_size,
 )
-from services.proto import downlink_pb2, user_pb2
+from services.proto import cloud_pb2, downlink_pb2, user_pb2
 
 _DELIVERY_NAMES = {value: name for name, value in DELIVERIES.items()}
+_STATUS_NAMES = {
+    cloud_pb2.JobStatus.Value(f"JOB_STATUS_{name.upper()}"): name for name in get_args(JobStatus)
+}
 _FADING_NAMES = {value: name for name, value in FADINGS.items()}
 
 
@@ -34,7 +44,36 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         cbr=request.link.cbr,
         link=link_to_proto(request.link),
         measure=True,
+        knowledge=request.knowledge,
     )
+
+
+def to_distill(request: KnowledgeRequest) -> cloud_pb2.DistillRequest:
+    """The request for a job."""
+    return cloud_pb2.DistillRequest(**request.model_dump(exclude_none=True))
+
+
+def to_job(job: cloud_pb2.Job) -> Job:
+    """The job as REST returns it."""
+    return Job(
+        id=job.id,
+        topic=job.topic,
+        status=_STATUS_NAMES[job.status],
+        stage=job.stage or None,
+        done=job.done,
+        total=job.total,
+        loss=job.loss if job.HasField("loss") else None,
+        error=job.error or None,
+        created=job.created,
+        started=job.started if job.HasField("started") else None,
+        finished=job.finished if job.HasField("finished") else None,
+        version=job.version if job.HasField("version") else None,
+    )
+
+
+def to_manifest(manifest: cloud_pb2.KnowledgeManifest) -> KnowledgeManifest:
+    """The manifest as REST returns it."""
+    return KnowledgeManifest(**Manifest.from_proto(manifest).model_dump())
 
 
 def to_image(received: user_pb2.ReceivedImage, request_id: str) -> ImageData:
@@ -68,6 +107,10 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
         hops=[HopTraffic(hop=each.hop, sent_bytes=each.sent_bytes) for each in report.hops],
         model_hashes=dict(report.model_hashes),
         cached=report.cached,
+        knowledge=[
+            KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
+            for each in report.knowledge
+        ],
         coding=ModulationAndCoding(
             bits_per_symbol=coding.bits_per_symbol,
             codeword_bits=coding.codeword_bits,

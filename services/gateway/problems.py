@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
 from services.common.errors import http_status, public
 from services.common.requests import request_id
-from services.gateway.schemas import FieldProblem, ImagesRequest, Problem
+from services.gateway.schemas import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 
 # RFC 9110's phrases, which Python took up in 3.13: a problem's type must not depend on its version
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
-_SCHEMA = ImagesRequest.model_json_schema()
 
 
 def problem(
@@ -57,43 +58,68 @@ def from_error(error: Exception) -> JSONResponse:
     return problem(http_status(shown), str(shown), errors=errors, headers=headers)
 
 
-def allowed(location: Sequence[int | str]) -> str:
-    """What the field at ``location`` of an images request may be, in words, read from its JSON schema."""
-    node = _schema_of(location)
-    if choices := node.get("enum", [node["const"]] if "const" in node else None):
-        return "one of " + ", ".join(map(str, choices))
-    low, above = node.get("minimum"), node.get("exclusiveMinimum")
-    high, below = node.get("maximum"), node.get("exclusiveMaximum")
-    kind = "an integer" if node.get("type") == "integer" else "a number"
-    bounds = {"of at least": low, "above": above, "at most": high, "below": below}
-    if said := [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]:
-        return f"{kind} {' and '.join(said)}"
-    if "maxLength" in node:
-        return f"a string of {node.get('minLength', 0)} to {node['maxLength']} characters"
-    return {"object": "an object", "integer": kind, "string": "a string"}.get(node.get("type", ""), "a value")
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What an operation says in the OpenAPI document of the problems that it may answer with."""
+    return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
 
 
-def _schema_of(location: Sequence[int | str]) -> Mapping[str, Any]:
-    node: Mapping[str, Any] = _SCHEMA
-    for name in (*location, None):
-        if "anyOf" in node:
-            node = next(choice for choice in node["anyOf"] if choice.get("type") != "null")
-        if "$ref" in node:
-            node = _SCHEMA["$defs"][node["$ref"].rsplit("/", 1)[-1]]
-        if name is not None:
-            node = node.get("properties", {}).get(name, {})
-    return node
+@cache
+def _body_schema(model: type[BaseModel]) -> dict[str, Any]:
+    return model.model_json_schema()
 
 
-def _field_problem(error: Mapping[str, Any]) -> FieldProblem:
+class _Schema:
+    """The JSON schema of what a route takes as its body."""
+
+    def __init__(self, route: Any) -> None:
+        field = getattr(route, "body_field", None)
+        self._root = _body_schema(field.field_info.annotation) if field is not None else {}
+
+    def allowed(self, location: Sequence[int | str]) -> str:
+        """What the field at ``location`` may be, in words."""
+        node = self.at(location)
+        if choices := node.get("enum", [node["const"]] if "const" in node else None):
+            return "one of " + ", ".join(map(str, choices))
+        low, above = node.get("minimum"), node.get("exclusiveMinimum")
+        high, below = node.get("maximum"), node.get("exclusiveMaximum")
+        kind = "an integer" if node.get("type") == "integer" else "a number"
+        bounds = {"of at least": low, "above": above, "at most": high, "below": below}
+        if said := [f"{words} {bound}" for words, bound in bounds.items() if bound is not None]:
+            return f"{kind} {' and '.join(said)}"
+        if "maxLength" in node:
+            return f"a string of {node.get('minLength', 0)} to {node['maxLength']} characters"
+        if "maxItems" in node:
+            return f"a list of at most {node['maxItems']}"
+        kinds = {"object": "an object", "integer": kind, "string": "a string", "array": "a list"}
+        return kinds.get(node.get("type", ""), "a value")
+
+    def at(self, location: Sequence[int | str]) -> Mapping[str, Any]:
+        """The schema of the field at ``location``; an empty one where there is none."""
+        node: Mapping[str, Any] = self._root
+        for name in (*location, None):
+            if "anyOf" in node:
+                node = next(choice for choice in node["anyOf"] if choice.get("type") != "null")
+            if "$ref" in node:
+                node = self._root["$defs"][node["$ref"].rsplit("/", 1)[-1]]
+            if isinstance(name, int):
+                node = node.get("items", {})
+            elif name is not None:
+                node = node.get("properties", {}).get(name, {})
+        return node
+
+
+def _field_problem(error: Mapping[str, Any], schema: _Schema) -> FieldProblem:
     where, *location = error["loc"]
     if error["type"] == "json_invalid":
         return FieldProblem(field="body", allowed="a JSON object", detail="the body is not valid JSON")
     field, context = ".".join(map(str, location)) or where, error.get("ctx", {})
     if error["type"] == "extra_forbidden":
-        may = f"one of {', '.join(_schema_of(location[:-1]).get('properties', {}))}"
+        may = f"one of {', '.join(schema.at(location[:-1]).get('properties', {}))}"
         return FieldProblem(field=field, allowed=may, detail=f"there is no field {field}; it must be {may}")
-    may = context.get("allowed") or context.get("pattern") or allowed(location)
+    if where != "body" and "max_length" in context:
+        may = f"a string of at most {context['max_length']} characters"
+    else:
+        may = context.get("allowed") or context.get("pattern") or schema.allowed(location)
     return FieldProblem(field=field, allowed=may, detail=f"{field} must be {may}")
 
 
@@ -101,8 +127,9 @@ def install(app: FastAPI) -> None:
     """Makes every error of ``app`` a problem, and says so in its OpenAPI document."""
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_field_problem(each) for each in error.errors()]
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        schema = _Schema(request.scope["route"])
+        errors = [_field_problem(each, schema) for each in error.errors()]
         return problem(422, "; ".join(each.detail for each in errors), errors=errors)
 
     @app.exception_handler(HTTPException)

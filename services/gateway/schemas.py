@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
+from dekag.makd.config import RANGES
+from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, topic_name
 from services.common import converters
 
 _SIZE = re.compile(r"([1-9]\d{1,3})x([1-9]\d{1,3})")
@@ -40,6 +42,25 @@ def _check_prompt(prompt: str) -> str:
         return converters.prompt(prompt)
     except InvalidInputError as error:
         raise PydanticCustomError("prompt", "must be {allowed}", {"allowed": error.allowed}) from None
+
+
+def _check_topic(topic: str) -> str:
+    try:
+        return topic_name(topic)
+    except InvalidInputError as error:
+        raise PydanticCustomError("topic", "must be {allowed}", {"allowed": error.allowed}) from None
+
+
+def _check_knowledge(value: Any) -> list[str]:
+    names = [value] if isinstance(value, str) else value
+    try:
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            converters.knowledge(names)
+            return names
+    except InvalidInputError:
+        pass
+    allowed = converters.KNOWLEDGE_ALLOWED
+    raise PydanticCustomError("knowledge", "must be {allowed}", {"allowed": allowed})
 
 
 class LinkRequest(LinkConditions):
@@ -77,6 +98,15 @@ class ImagesRequest(BaseModel):
         description="semantic: the edge's latent as joint source-channel coded symbols. "
         "conventional: the cloud's image as WebP over LDPC and QAM.",
     )
+    knowledge: Annotated[
+        list[str], BeforeValidator(_check_knowledge, json_schema_input_type=str | list[str])
+    ] = Field(
+        default_factory=lambda: ["auto"],
+        json_schema_extra={"default": "auto"},
+        description="Topics whose knowledge updates the edge draws with: a name, or up to "
+        f'{converters.MAX_KNOWLEDGE} in a list; "auto": those that the prompt needs; "none": none. '
+        "Semantic delivery only.",
+    )
 
     model: str | None = Field(default=None, max_length=200, description="Ignored: the service has one model.")
     background: str | None = Field(default=None, max_length=50, description="Ignored.")
@@ -113,6 +143,14 @@ class ModulationAndCoding(BaseModel):
     payload_bytes: int = Field(description="Bytes of the image file before padding.")
 
 
+class KnowledgeUse(BaseModel):
+    """A knowledge update that the edge drew with."""
+
+    topic: str
+    version: int
+    content_hash: str = Field(description="sha256 over everything in the update.")
+
+
 class LinkReport(BaseModel):
     """What one image cost on its way and how well it arrived."""
 
@@ -139,6 +177,9 @@ class LinkReport(BaseModel):
     hops: list[HopTraffic] = Field(description="Traffic per hop.")
     model_hashes: dict[str, str] = Field(description="sha256 of each model that took part.")
     cached: bool = Field(description="Whether the latent or the image came from a cache.")
+    knowledge: list[KnowledgeUse] = Field(
+        default_factory=list, description="Knowledge updates that the edge drew with."
+    )
     coding: ModulationAndCoding | None = Field(description="Conventional delivery only.")
 
 
@@ -163,6 +204,113 @@ class Reports(BaseModel):
     request_id: str
     created: int = Field(description="Unix time, s.")
     link_reports: list[LinkReport]
+
+
+_Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
+
+
+class KnowledgeRequest(BaseModel):
+    """A topic to distil. What is left out takes the library's default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    topic: Annotated[str, AfterValidator(_check_topic)] = Field(
+        min_length=1, max_length=32, description="Its name; requests for images can name it as knowledge."
+    )
+    prompts: list[_Prompt] = Field(
+        default_factory=list,
+        max_length=MAX_PROMPTS,
+        description='What the cloud draws to learn from; "a {red|blue} boat" stands for both. '
+        "Left out: the embedded world's prompts of the topic of that name.",
+    )
+    triggers: list[_Prompt] = Field(
+        default_factory=list,
+        max_length=MAX_TRIGGERS,
+        description="Words or phrases that say that a prompt needs this topic; its name if left out.",
+    )
+    images: int | None = Field(
+        default=None,
+        ge=RANGES["images"][0],
+        le=RANGES["images"][1],
+        description="Pictures that the cloud draws to learn from.",
+    )
+    tokens: int | None = Field(
+        default=None,
+        ge=RANGES["tokens"][0],
+        le=RANGES["tokens"][1],
+        description="Pseudo-tokens of the metaword.",
+    )
+    rank: int | None = Field(
+        default=None, ge=RANGES["rank"][0], le=RANGES["rank"][1], description="Rank of the LoRA."
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=RANGES["steps"][0],
+        le=RANGES["steps"][1],
+        description="Optimiser steps at most.",
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=RANGES["seed"][0],
+        le=RANGES["seed"][1],
+        description="Seeds the cloud's pictures and the training.",
+    )
+
+
+JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
+
+
+class Job(BaseModel):
+    """A distillation."""
+
+    id: str
+    topic: str
+    status: JobStatus = Field(description="The last three are final.")
+    stage: str | None = Field(
+        description='"generate" (pictures), "train" (steps) or "score" (pictures); null before the first.'
+    )
+    done: int = Field(description="Pictures or steps of this stage that are done.")
+    total: int = Field(description="Pictures or steps of this stage at most.")
+    loss: float | None = Field(description="Smoothed training loss; null while there is none.")
+    error: str | None = Field(description="Why it failed.")
+    created: float = Field(description="Unix time, s.")
+    started: float | None = Field(description="Unix time, s.")
+    finished: float | None = Field(
+        description="Unix time at which its worker let go of it, s; a moment after it was cancelled."
+    )
+    version: int | None = Field(description="The version of the topic's knowledge that it made.")
+
+
+class JobList(BaseModel):
+    """Jobs, the newest first."""
+
+    data: list[Job]
+
+
+class KnowledgeManifest(BaseModel):
+    """One version of a topic's knowledge update."""
+
+    topic: str
+    version: int = Field(description="Counts up for each topic; the highest is current.")
+    content_hash: str = Field(description="sha256 over everything in the update.")
+    base_hash: str = Field(description="Hash of the edge model that it fits.")
+    triggers: list[str] = Field(description="Words or phrases that say that a prompt needs it.")
+    size_bytes: int = Field(description="Bytes of the update's files.")
+    scores: dict[str, float] = Field(description="On held-out prompts.")
+    created: float = Field(description="Unix time, s.")
+    job: str = Field(description="Id of the job that made it.")
+
+
+class Topic(KnowledgeManifest):
+    """The current version of a topic's knowledge, and which others there are."""
+
+    versions: list[int] = Field(description="Versions that there are, ascending.")
+
+
+class KnowledgeList(BaseModel):
+    """The current version of each topic."""
+
+    data: list[KnowledgeManifest]
 
 
 class Readiness(BaseModel):

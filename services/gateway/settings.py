@@ -12,8 +12,14 @@ class GatewaySettings(CommonSettings):
 
     port: int = Field(8080, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     user_address: str = Field("127.0.0.1:50051", description="host:port of the user service.")
+    cloud_address: str = Field(
+        "127.0.0.1:50054", description="host:port of the cloud service, for knowledge and jobs."
+    )
     deadline_s: float = Field(
         60.0, gt=0, le=3600, description="Time that one REST request may take in all, s."
+    )
+    stream_deadline_s: float = Field(
+        3600.0, gt=0, description="Time after which an event stream ends; it may be asked for again, s."
     )
     max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body accepted, bytes.")
     ready_timeout_s: float = Field(1.0, gt=0, description="Time that /readyz gives each check, s.")

@@ -39,6 +39,46 @@ class CloudStub:
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_cloud__pb2.GeneratedImage.FromString,
                 _registered_method=True)
+        self.Distill = channel.unary_unary(
+                '/dekag.v1.Cloud/Distill',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.DistillRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+                _registered_method=True)
+        self.GetJob = channel.unary_unary(
+                '/dekag.v1.Cloud/GetJob',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+                _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/dekag.v1.Cloud/ListJobs',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Jobs.FromString,
+                _registered_method=True)
+        self.WatchJob = channel.unary_stream(
+                '/dekag.v1.Cloud/WatchJob',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/dekag.v1.Cloud/CancelJob',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+                _registered_method=True)
+        self.ListKnowledge = channel.unary_unary(
+                '/dekag.v1.Cloud/ListKnowledge',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.ListKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.KnowledgeList.FromString,
+                _registered_method=True)
+        self.GetKnowledge = channel.unary_unary(
+                '/dekag.v1.Cloud/GetKnowledge',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.GetKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
+                _registered_method=True)
+        self.DeleteKnowledge = channel.unary_unary(
+                '/dekag.v1.Cloud/DeleteKnowledge',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.FromString,
+                _registered_method=True)
 
 
 class CloudServicer:
@@ -51,6 +91,59 @@ class CloudServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Distill(self, request, context):
+        """Starts a job that distils a topic into a knowledge update; one unfinished job for each topic.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """The newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJob(self, request, context):
+        """The job as it is, then as it is after each change; ends with the message that says how it ended. A reader
+        that is slow gets fewer messages, never older ones.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListKnowledge(self, request, context):
+        """The current version of each topic, in order of the topics' names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetKnowledge(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteKnowledge(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CloudServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +151,46 @@ def add_CloudServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.GenerateRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_cloud__pb2.GeneratedImage.SerializeToString,
+            ),
+            'Distill': grpc.unary_unary_rpc_method_handler(
+                    servicer.Distill,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.DistillRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Job.SerializeToString,
+            ),
+            'GetJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetJob,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.JobId.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Job.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.ListJobsRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Jobs.SerializeToString,
+            ),
+            'WatchJob': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJob,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.JobId.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Job.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.JobId.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Job.SerializeToString,
+            ),
+            'ListKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.ListKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.KnowledgeList.SerializeToString,
+            ),
+            'GetKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.GetKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.SerializeToString,
+            ),
+            'DeleteKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +220,222 @@ class Cloud:
             '/dekag.v1.Cloud/Generate',
             dekag_dot_v1_dot_cloud__pb2.GenerateRequest.SerializeToString,
             dekag_dot_v1_dot_cloud__pb2.GeneratedImage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Distill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/Distill',
+            dekag_dot_v1_dot_cloud__pb2.DistillRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/GetJob',
+            dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/ListJobs',
+            dekag_dot_v1_dot_cloud__pb2.ListJobsRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Jobs.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dekag.v1.Cloud/WatchJob',
+            dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/CancelJob',
+            dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/ListKnowledge',
+            dekag_dot_v1_dot_cloud__pb2.ListKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.KnowledgeList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/GetKnowledge',
+            dekag_dot_v1_dot_cloud__pb2.GetKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/DeleteKnowledge',
+            dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.FromString,
             options,
             channel_credentials,
             insecure,

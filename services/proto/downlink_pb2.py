@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65kag/v1/downlink.proto\x12\x08\x64\x65kag.v1\"U\n\x0eLinkConditions\x12\x0e\n\x06snr_db\x18\x01 \x01(\x01\x12 \n\x06\x66\x61\x64ing\x18\x02 \x01(\x0e\x32\x10.dekag.v1.Fading\x12\x11\n\ttau_rms_s\x18\x03 \x01(\x01\"\xb9\x01\n\x0eProvideRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12$\n\x08\x64\x65livery\x18\x05 \x01(\x0e\x32\x12.dekag.v1.Delivery\x12\x0b\n\x03\x63\x62r\x18\x06 \x01(\x01\x12&\n\x04link\x18\x07 \x01(\x0b\x32\x18.dekag.v1.LinkConditions\x12\x0f\n\x07measure\x18\x08 \x01(\x08\"\xf0\x01\n\x0bSymbolFrame\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.dekag.v1.TransmissionHeaderH\x00\x12(\n\x07symbols\x18\x02 \x01(\x0b\x32\x15.dekag.v1.SymbolBlockH\x00\x12%\n\x03\x63si\x18\x03 \x01(\x0b\x32\x16.dekag.v1.ChannelStateH\x00\x12(\n\treference\x18\x04 \x01(\x0b\x32\x13.dekag.v1.ReferenceH\x00\x12.\n\x06report\x18\x05 \x01(\x0b\x32\x1c.dekag.v1.TransmissionReportH\x00\x42\x06\n\x04part\"\xa9\x01\n\x12TransmissionHeader\x12\x14\n\x0c\x63hannel_uses\x18\x01 \x01(\r\x12$\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x12.dekag.v1.Delivery\x12\x14\n\x0clatent_shape\x18\x03 \x03(\r\x12-\n\x06\x63oding\x18\x04 \x01(\x0b\x32\x1d.dekag.v1.ModulationAndCoding\x12\x12\n\ncodec_hash\x18\x05 \x01(\t\"v\n\x13ModulationAndCoding\x12\x17\n\x0f\x62its_per_symbol\x18\x01 \x01(\r\x12\x15\n\rcodeword_bits\x18\x02 \x01(\r\x12\x18\n\x10information_bits\x18\x03 \x01(\r\x12\x15\n\rpayload_bytes\x18\x04 \x01(\r\"\x19\n\x0bSymbolBlock\x12\n\n\x02iq\x18\x01 \x01(\x0c\")\n\x0c\x43hannelState\x12\r\n\x05gains\x18\x01 \x01(\x0c\x12\n\n\x02no\x18\x02 \x01(\x01\"\xe6\x01\n\x12TransmissionReport\x12#\n\x06stages\x18\x01 \x03(\x0b\x32\x13.dekag.v1.StageTime\x12\"\n\x04hops\x18\x02 \x03(\x0b\x32\x14.dekag.v1.HopTraffic\x12\x43\n\x0cmodel_hashes\x18\x03 \x03(\x0b\x32-.dekag.v1.TransmissionReport.ModelHashesEntry\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x1a\x32\n\x10ModelHashesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\":\n\tReference\x12\x11\n\x07latents\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"+\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"-\n\nHopTraffic\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\x12\n\nsent_bytes\x18\x02 \x01(\x04*V\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45LIVERY_SEMANTIC\x10\x01\x12\x19\n\x15\x44\x45LIVERY_CONVENTIONAL\x10\x02*F\n\x06\x46\x61\x64ing\x12\x16\n\x12\x46\x41\x44ING_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46\x41\x44ING_AWGN\x10\x01\x12\x13\n\x0f\x46\x41\x44ING_RAYLEIGH\x10\x02\x32H\n\x08\x44ownlink\x12<\n\x07Provide\x12\x18.dekag.v1.ProvideRequest\x1a\x15.dekag.v1.SymbolFrame0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64\x65kag/v1/downlink.proto\x12\x08\x64\x65kag.v1\"U\n\x0eLinkConditions\x12\x0e\n\x06snr_db\x18\x01 \x01(\x01\x12 \n\x06\x66\x61\x64ing\x18\x02 \x01(\x0e\x32\x10.dekag.v1.Fading\x12\x11\n\ttau_rms_s\x18\x03 \x01(\x01\"\xcc\x01\n\x0eProvideRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12$\n\x08\x64\x65livery\x18\x05 \x01(\x0e\x32\x12.dekag.v1.Delivery\x12\x0b\n\x03\x63\x62r\x18\x06 \x01(\x01\x12&\n\x04link\x18\x07 \x01(\x0b\x32\x18.dekag.v1.LinkConditions\x12\x0f\n\x07measure\x18\x08 \x01(\x08\x12\x11\n\tknowledge\x18\t \x03(\t\"\xf0\x01\n\x0bSymbolFrame\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.dekag.v1.TransmissionHeaderH\x00\x12(\n\x07symbols\x18\x02 \x01(\x0b\x32\x15.dekag.v1.SymbolBlockH\x00\x12%\n\x03\x63si\x18\x03 \x01(\x0b\x32\x16.dekag.v1.ChannelStateH\x00\x12(\n\treference\x18\x04 \x01(\x0b\x32\x13.dekag.v1.ReferenceH\x00\x12.\n\x06report\x18\x05 \x01(\x0b\x32\x1c.dekag.v1.TransmissionReportH\x00\x42\x06\n\x04part\"\xa9\x01\n\x12TransmissionHeader\x12\x14\n\x0c\x63hannel_uses\x18\x01 \x01(\r\x12$\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x12.dekag.v1.Delivery\x12\x14\n\x0clatent_shape\x18\x03 \x03(\r\x12-\n\x06\x63oding\x18\x04 \x01(\x0b\x32\x1d.dekag.v1.ModulationAndCoding\x12\x12\n\ncodec_hash\x18\x05 \x01(\t\"v\n\x13ModulationAndCoding\x12\x17\n\x0f\x62its_per_symbol\x18\x01 \x01(\r\x12\x15\n\rcodeword_bits\x18\x02 \x01(\r\x12\x18\n\x10information_bits\x18\x03 \x01(\r\x12\x15\n\rpayload_bytes\x18\x04 \x01(\r\"\x19\n\x0bSymbolBlock\x12\n\n\x02iq\x18\x01 \x01(\x0c\")\n\x0c\x43hannelState\x12\r\n\x05gains\x18\x01 \x01(\x0c\x12\n\n\x02no\x18\x02 \x01(\x01\"\x91\x02\n\x12TransmissionReport\x12#\n\x06stages\x18\x01 \x03(\x0b\x32\x13.dekag.v1.StageTime\x12\"\n\x04hops\x18\x02 \x03(\x0b\x32\x14.dekag.v1.HopTraffic\x12\x43\n\x0cmodel_hashes\x18\x03 \x03(\x0b\x32-.dekag.v1.TransmissionReport.ModelHashesEntry\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12)\n\tknowledge\x18\x05 \x03(\x0b\x32\x16.dekag.v1.KnowledgeUse\x1a\x32\n\x10ModelHashesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x0cKnowledgeUse\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\t\":\n\tReference\x12\x11\n\x07latents\x18\x01 \x01(\x0cH\x00\x12\x0f\n\x05image\x18\x02 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"+\n\tStageTime\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"-\n\nHopTraffic\x12\x0b\n\x03hop\x18\x01 \x01(\t\x12\x12\n\nsent_bytes\x18\x02 \x01(\x04*V\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x15\n\x11\x44\x45LIVERY_SEMANTIC\x10\x01\x12\x19\n\x15\x44\x45LIVERY_CONVENTIONAL\x10\x02*F\n\x06\x46\x61\x64ing\x12\x16\n\x12\x46\x41\x44ING_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46\x41\x44ING_AWGN\x10\x01\x12\x13\n\x0f\x46\x41\x44ING_RAYLEIGH\x10\x02\x32H\n\x08\x44ownlink\x12<\n\x07Provide\x12\x18.dekag.v1.ProvideRequest\x1a\x15.dekag.v1.SymbolFrame0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,34 +33,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TRANSMISSIONREPORT_MODELHASHESENTRY']._loaded_options = None
   _globals['_TRANSMISSIONREPORT_MODELHASHESENTRY']._serialized_options = b'8\001'
-  _globals['_DELIVERY']._serialized_start=1302
-  _globals['_DELIVERY']._serialized_end=1388
-  _globals['_FADING']._serialized_start=1390
-  _globals['_FADING']._serialized_end=1460
+  _globals['_DELIVERY']._serialized_start=1434
+  _globals['_DELIVERY']._serialized_end=1520
+  _globals['_FADING']._serialized_start=1522
+  _globals['_FADING']._serialized_end=1592
   _globals['_LINKCONDITIONS']._serialized_start=37
   _globals['_LINKCONDITIONS']._serialized_end=122
   _globals['_PROVIDEREQUEST']._serialized_start=125
-  _globals['_PROVIDEREQUEST']._serialized_end=310
-  _globals['_SYMBOLFRAME']._serialized_start=313
-  _globals['_SYMBOLFRAME']._serialized_end=553
-  _globals['_TRANSMISSIONHEADER']._serialized_start=556
-  _globals['_TRANSMISSIONHEADER']._serialized_end=725
-  _globals['_MODULATIONANDCODING']._serialized_start=727
-  _globals['_MODULATIONANDCODING']._serialized_end=845
-  _globals['_SYMBOLBLOCK']._serialized_start=847
-  _globals['_SYMBOLBLOCK']._serialized_end=872
-  _globals['_CHANNELSTATE']._serialized_start=874
-  _globals['_CHANNELSTATE']._serialized_end=915
-  _globals['_TRANSMISSIONREPORT']._serialized_start=918
-  _globals['_TRANSMISSIONREPORT']._serialized_end=1148
-  _globals['_TRANSMISSIONREPORT_MODELHASHESENTRY']._serialized_start=1098
-  _globals['_TRANSMISSIONREPORT_MODELHASHESENTRY']._serialized_end=1148
-  _globals['_REFERENCE']._serialized_start=1150
-  _globals['_REFERENCE']._serialized_end=1208
-  _globals['_STAGETIME']._serialized_start=1210
-  _globals['_STAGETIME']._serialized_end=1253
-  _globals['_HOPTRAFFIC']._serialized_start=1255
-  _globals['_HOPTRAFFIC']._serialized_end=1300
-  _globals['_DOWNLINK']._serialized_start=1462
-  _globals['_DOWNLINK']._serialized_end=1534
+  _globals['_PROVIDEREQUEST']._serialized_end=329
+  _globals['_SYMBOLFRAME']._serialized_start=332
+  _globals['_SYMBOLFRAME']._serialized_end=572
+  _globals['_TRANSMISSIONHEADER']._serialized_start=575
+  _globals['_TRANSMISSIONHEADER']._serialized_end=744
+  _globals['_MODULATIONANDCODING']._serialized_start=746
+  _globals['_MODULATIONANDCODING']._serialized_end=864
+  _globals['_SYMBOLBLOCK']._serialized_start=866
+  _globals['_SYMBOLBLOCK']._serialized_end=891
+  _globals['_CHANNELSTATE']._serialized_start=893
+  _globals['_CHANNELSTATE']._serialized_end=934
+  _globals['_TRANSMISSIONREPORT']._serialized_start=937
+  _globals['_TRANSMISSIONREPORT']._serialized_end=1210
+  _globals['_TRANSMISSIONREPORT_MODELHASHESENTRY']._serialized_start=1160
+  _globals['_TRANSMISSIONREPORT_MODELHASHESENTRY']._serialized_end=1210
+  _globals['_KNOWLEDGEUSE']._serialized_start=1212
+  _globals['_KNOWLEDGEUSE']._serialized_end=1280
+  _globals['_REFERENCE']._serialized_start=1282
+  _globals['_REFERENCE']._serialized_end=1340
+  _globals['_STAGETIME']._serialized_start=1342
+  _globals['_STAGETIME']._serialized_end=1385
+  _globals['_HOPTRAFFIC']._serialized_start=1387
+  _globals['_HOPTRAFFIC']._serialized_end=1432
+  _globals['_DOWNLINK']._serialized_start=1594
+  _globals['_DOWNLINK']._serialized_end=1666
 # @@protoc_insertion_point(module_scope)

@@ -100,6 +100,7 @@ class ProvideRequest(_message.Message):
     CBR_FIELD_NUMBER: _builtins.int
     LINK_FIELD_NUMBER: _builtins.int
     MEASURE_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it as it is, each channel derives its own from it"""
@@ -114,6 +115,12 @@ class ProvideRequest(_message.Message):
     """send a Reference too, so that the receiver can be judged"""
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
+    @_builtins.property
+    def knowledge(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Topics whose knowledge updates draw the latent, 1 to 4 together; "none" alone: none; nothing or "auto" alone:
+        those that the prompt needs. Semantic delivery only.
+        """
+
     def __init__(
         self,
         *,
@@ -125,10 +132,11 @@ class ProvideRequest(_message.Message):
         cbr: _builtins.float = ...,
         link: Global___LinkConditions | None = ...,
         measure: _builtins.bool = ...,
+        knowledge: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cbr", b"cbr", "delivery", b"delivery", "height", b"height", "link", b"link", "measure", b"measure", "prompt", b"prompt", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cbr", b"cbr", "delivery", b"delivery", "height", b"height", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "prompt", b"prompt", "seed", b"seed", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -319,6 +327,7 @@ class TransmissionReport(_message.Message):
     HOPS_FIELD_NUMBER: _builtins.int
     MODEL_HASHES_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
     """the latent or the image came from a cache"""
     @_builtins.property
@@ -327,6 +336,10 @@ class TransmissionReport(_message.Message):
     def hops(self) -> _containers.RepeatedCompositeFieldContainer[Global___HopTraffic]: ...
     @_builtins.property
     def model_hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnowledgeUse]:
+        """in order of the topics' names"""
+
     def __init__(
         self,
         *,
@@ -334,14 +347,43 @@ class TransmissionReport(_message.Message):
         hops: _abc.Iterable[Global___HopTraffic] | None = ...,
         model_hashes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cached: _builtins.bool = ...,
+        knowledge: _abc.Iterable[Global___KnowledgeUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "hops", b"hops", "model_hashes", b"model_hashes", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransmissionReport: _TypeAlias = TransmissionReport  # noqa: Y015
+
+@_typing.final
+class KnowledgeUse(_message.Message):
+    """A knowledge update that took part."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    version: _builtins.int
+    content_hash: _builtins.str
+    """sha256 over everything in the update"""
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        version: _builtins.int = ...,
+        content_hash: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "topic", b"topic", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KnowledgeUse: _TypeAlias = KnowledgeUse  # noqa: Y015
 
 @_typing.final
 class Reference(_message.Message):

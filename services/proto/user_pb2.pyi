@@ -82,6 +82,7 @@ class LinkReport(_message.Message):
     MODEL_HASHES_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     CODING_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
@@ -112,6 +113,10 @@ class LinkReport(_message.Message):
     def coding(self) -> _downlink_pb2.ModulationAndCoding:
         """conventional delivery"""
 
+    @_builtins.property
+    def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.KnowledgeUse]:
+        """updates that drew the latent"""
+
     def __init__(
         self,
         *,
@@ -130,10 +135,11 @@ class LinkReport(_message.Message):
         model_hashes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cached: _builtins.bool = ...,
         coding: _downlink_pb2.ModulationAndCoding | None = ...,
+        knowledge: _abc.Iterable[_downlink_pb2.KnowledgeUse] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "coding", b"coding", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "gains", b"gains", "hops", b"hops", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "model_hashes", b"model_hashes", "no", b"no", "psnr_db", b"psnr_db", "seed", b"seed", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "gains", b"gains", "hops", b"hops", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "no", b"no", "psnr_db", b"psnr_db", "seed", b"seed", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__instantaneous_snr_db: _TypeAlias = _typing.Literal["instantaneous_snr_db"]  # noqa: Y015
     _WhichOneofArgType__instantaneous_snr_db: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db"]  # noqa: Y015

@@ -117,6 +117,7 @@ class UserServicer(UserBase):
             hops=sent.hops,
             model_hashes=sent.model_hashes,
             cached=sent.cached,
+            knowledge=sent.knowledge,
             coding=header.coding if header.HasField("coding") else None,
         )
         if transmission.states:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,14 @@ from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
 
 Start = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test touches the knowledge of this checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEKAG_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @asynccontextmanager

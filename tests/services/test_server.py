@@ -142,6 +142,7 @@ async def test_every_error_has_its_http_status() -> None:
         "InvalidInputError": 422,
         "NotFoundError": 404,
         "MismatchError": 409,
+        "ConflictError": 409,
         "UnavailableError": 503,
         "DeadlineError": 504,
         "ExhaustedError": 429,

@@ -1,0 +1,305 @@
+"""Distillation jobs: a SAQ queue in Redis, and what may be said of a job.
+
+=====================================  =======================================================
+``saq:*``                              the queue and its jobs, as SAQ keeps them
+``dekag:jobs``                         sorted set: job id by the time it was created, Unix s
+``dekag:outcome:{job id}``             "cancelled" or "published"; whoever writes first decides
+``dekag:lock:jobs``                    held while a job is started
+=====================================  =======================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from saq import Job, Status
+from saq.job import TERMINAL_STATUSES
+from saq.queue.redis import RedisQueue
+
+from dekag.errors import NotFoundError, UnavailableError
+from services.cloud.settings import CloudSettings, KnowledgeSettings
+from services.common.errors import ConflictError
+from services.proto import cloud_pb2
+
+FUNCTION = "distill"
+CANCELLED, PUBLISHED = b"cancelled", b"published"
+_QUEUE = "distill"
+_JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
+_LISTED = 100
+_STATUSES = {
+    Status.NEW: "queued",
+    Status.QUEUED: "queued",
+    Status.ACTIVE: "running",
+    Status.ABORTING: "cancelled",
+    Status.COMPLETE: "finished",
+    Status.FAILED: "failed",
+    Status.ABORTED: "cancelled",
+}
+STATUSES = {
+    "queued": cloud_pb2.JOB_STATUS_QUEUED,
+    "running": cloud_pb2.JOB_STATUS_RUNNING,
+    "finished": cloud_pb2.JOB_STATUS_FINISHED,
+    "failed": cloud_pb2.JOB_STATUS_FAILED,
+    "cancelled": cloud_pb2.JOB_STATUS_CANCELLED,
+}
+OVER = frozenset({"finished", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a job is to distil; JSON can hold it.
+
+    Attributes:
+        topic, prompts, triggers: as ``dekag.makd.topics.topic_prompts`` takes them.
+        config: fields of ``dekag.makd.config.DistillConfig`` that differ from its defaults.
+    """
+
+    topic: str
+    prompts: list[str]
+    triggers: list[str]
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What is known of a job; times are Unix times, s.
+
+    Attributes:
+        status: "queued", "running", "finished", "failed" or "cancelled".
+        stage: "generate" (pictures), "train" (steps) or "score" (pictures); empty before the first.
+        done, total: of this stage.
+        loss: smoothed training loss.
+        finished: when its worker let go of it; a moment after it was cancelled.
+        error: why it failed, for people to read.
+        version: of the knowledge that it made.
+    """
+
+    id: str
+    topic: str
+    status: str
+    stage: str
+    done: int
+    total: int
+    loss: float | None
+    error: str
+    created: float
+    started: float | None
+    finished: float | None
+    version: int | None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.status in OVER
+
+    def to_proto(self) -> cloud_pb2.Job:
+        """The message."""
+        fields = {name: value for name, value in vars(self).items() if value is not None}
+        return cloud_pb2.Job(**fields | {"status": STATUSES[self.status]})
+
+
+def open_redis(settings: KnowledgeSettings, timeout_s: float) -> Redis:
+    """A client for jobs and the catalogue; unlike the cache's, it does fail."""
+    return Redis.from_url(settings.redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+
+
+class DistillQueue(RedisQueue):
+    """SAQ's queue with a sweep of its own.
+
+    SAQ's takes a job off every list for some seconds before it queues it again, so that a second death in
+    that time loses the job, and it takes jobs for stuck that were given out a moment ago.
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis, name=_QUEUE)
+        self._suspects: set[str] = set()
+
+    async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
+        """Queues unfinished jobs again that nobody has spoken of for longer than their heartbeat.
+
+        Each goes back in one transaction; one that should wait but is on no list goes back when the sweep
+        before this one saw the same. A job that has used up its attempts fails instead.
+        """
+        swept, suspects = [], set()
+        async with self.redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S):
+            names = [name.decode() for name in await self.redis.zrange(_JOBS_KEY, 0, -1)]
+            waiting = await self.redis.lrange(self.namespace("queued"), 0, -1)  # type: ignore[misc]
+            for job in await self.jobs(names) if names else []:
+                if job is None or job.status in TERMINAL_STATUSES or _silent_s(job) <= job.heartbeat:
+                    continue
+                if job.status is Status.QUEUED:
+                    if job.id.encode() in waiting:
+                        continue
+                    suspects.add(job.key)
+                    if job.key not in self._suspects:  # perhaps given out a moment ago
+                        continue
+                if job.retryable:
+                    await self.retry(job, "its worker died")
+                else:
+                    await self.finish(job, Status.FAILED, error="its workers died")
+                swept.append(job.key)
+        self._suspects = suspects
+        return swept
+
+
+def _silent_s(job: Job) -> float:
+    return time.time() - max(job.queued, job.started, job.touched) / 1000
+
+
+def open_queue(redis: Redis) -> DistillQueue:
+    """The queue of distillations."""
+    return DistillQueue(redis)
+
+
+async def outcome(redis: Redis, job: str) -> bytes | None:
+    """CANCELLED or PUBLISHED, None as long as nobody decided."""
+    value: bytes | None = await redis.get(_outcome_key(job))
+    return value
+
+
+async def decide(redis: Redis, job: str, how: bytes, keep_s: int) -> bool:
+    """Whether the job's outcome is ``how``, now or as decided before: the first who decides is right."""
+    await redis.set(_outcome_key(job), how, nx=True, ex=keep_s)
+    return await outcome(redis, job) == how
+
+
+def _outcome_key(job: str) -> str:
+    return f"dekag:outcome:{job}"
+
+
+class Jobs:
+    """Starts, shows and cancels jobs; raises UnavailableError where Redis is needed and is not there."""
+
+    def __init__(self, settings: CloudSettings) -> None:
+        self._settings = settings
+        self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
+        self._queue = open_queue(self._redis) if self._redis else None
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    async def start(self, order: Order) -> JobState:
+        """Queues a job; ConflictError while another of its topic is unfinished."""
+        async with (
+            self._connected() as (redis, queue),
+            redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
+        ):
+            for state in await self._recent(redis, queue):
+                if state.topic == order.topic and not state.over:
+                    raise ConflictError(
+                        f"job {state.id} already distils topic {order.topic!r}; wait for it or cancel it"
+                    )
+            name, now = uuid.uuid4().hex, time.time()
+            await redis.zadd(_JOBS_KEY, {name: now})
+            job = await queue.enqueue(
+                FUNCTION,
+                key=name,
+                kwargs=vars(order),
+                timeout=0,
+                heartbeat=self._settings.job_heartbeat_s,
+                retries=self._settings.job_attempts,
+                ttl=self._settings.job_keep_s,
+                meta={"created": now},
+            )
+            if job is None:
+                raise ConflictError(f"job {name} exists already")
+            return _state(job, None)
+
+    async def get(self, name: str) -> JobState:
+        """The job as it is now; NotFoundError if there is none of that id, or no more."""
+        async with self._connected() as (redis, queue):
+            (state,) = await self._states(redis, queue, [name])
+        if state is None:
+            raise NotFoundError(f"there is no job {name!r}; jobs are kept for {self._settings.job_keep_s} s")
+        return state
+
+    async def recent(self) -> list[JobState]:
+        """At most 100 jobs, the newest first."""
+        async with self._connected() as (redis, queue):
+            return await self._recent(redis, queue)
+
+    async def cancel(self, name: str) -> JobState:
+        """Sees to it that the job publishes nothing; ConflictError if it is already over."""
+        state = await self.get(name)
+        async with self._connected() as (redis, queue):
+            # the decision outlives the job, so that a worker that comes back late finds it
+            keep_s = 2 * self._settings.job_keep_s
+            if state.over or not await decide(redis, name, CANCELLED, keep_s):
+                raise ConflictError(f"job {name} is already over or publishing its update")
+            job = await queue.job(name)
+            if job is not None and job.status is Status.QUEUED:
+                await queue.abort(job, "cancelled")
+        return await self.get(name)
+
+    async def watch(self, name: str) -> AsyncIterator[JobState]:
+        """The job as it is, and again after each change, until it is over."""
+        seen: JobState | None = None
+        while seen is None or not seen.over:
+            state = await self.get(name)
+            if state != seen:
+                yield state
+                seen = state
+            else:
+                await asyncio.sleep(self._settings.job_poll_s)
+
+    async def _recent(self, redis: Redis, queue: DistillQueue) -> list[JobState]:
+        names = [name.decode() for name in await redis.zrevrange(_JOBS_KEY, 0, _LISTED - 1)]
+        states = await self._states(redis, queue, names)
+        if gone := [name for name, state in zip(names, states, strict=True) if state is None]:
+            await redis.zrem(_JOBS_KEY, *gone)
+        return [state for state in states if state is not None]
+
+    async def _states(
+        self, redis: Redis, queue: DistillQueue, names: Sequence[str]
+    ) -> Sequence[JobState | None]:
+        if not names:
+            return []
+        jobs = await queue.jobs(names)
+        outcomes = await redis.mget(map(_outcome_key, names))
+        return [
+            None if job is None else _state(job, decided) for job, decided in zip(jobs, outcomes, strict=True)
+        ]
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncIterator[tuple[Redis, DistillQueue]]:
+        if self._redis is None or self._queue is None:
+            raise UnavailableError("distillation needs Redis, and there is none")
+        try:
+            yield self._redis, self._queue
+        except (RedisError, OSError, TimeoutError) as error:
+            raise UnavailableError("distillation needs Redis, which does not answer") from error
+
+
+def _state(job: Job, decided: bytes | None) -> JobState:
+    made: dict[str, Any] = job.result or {}
+    status, error = _STATUSES[job.status], made.get("error", "")
+    if decided == CANCELLED:
+        status = "cancelled"
+    elif status == "failed":
+        error = f"given up after {job.attempts} workers that took it up died"
+    elif error:
+        status = "failed"
+    return JobState(
+        id=job.key,
+        topic=(job.kwargs or {})["topic"],
+        status=status,
+        stage=job.meta.get("stage", ""),
+        done=job.meta.get("done", 0),
+        total=job.meta.get("total", 0),
+        loss=job.meta.get("loss"),
+        error=error,
+        created=job.meta["created"],
+        started=job.meta.get("started"),
+        finished=job.completed / 1000 if status in OVER and job.completed else None,
+        version=made.get("version"),
+    )

@@ -1,0 +1,204 @@
+"""Knowledge updates on the cloud's disk: the durable copy, of which everything else is a mirror.
+
+::
+
+    <data>/knowledge/<topic>/<version>/   manifest.json, samples.png, files/ with the files of the update
+    <data>/jobs/<id>/                     what an unfinished job has so far
+
+Folders appear and go by one rename, so that whoever reads finds all of a version or nothing. The cloud and
+the distillers share the data folder; none of them keeps anything of it in memory. No torch in here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dekag.errors import NotFoundError
+from services.common.knowledge import Manifest
+
+_MANIFEST, _FILES, _SAMPLES, _LOCK = "manifest.json", "files", "samples.png", "lock"
+_OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # by who took this version, or deleted the topic
+
+
+class KnowledgeStore:
+    """The data folder.
+
+    Args:
+        data_dir: is made when something is first written.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._knowledge, self._jobs = data_dir / "knowledge", data_dir / "jobs"
+
+    def topics(self) -> dict[str, Manifest]:
+        """The current manifest of each topic, by name in alphabetical order."""
+        names = sorted(folder.name for folder in _folders(self._knowledge))
+        versions = {name: self._versions(name) for name in names}
+        return {name: found[max(found)] for name, found in versions.items() if found}
+
+    def versions(self, topic: str) -> dict[int, Manifest]:
+        """The manifests of ``topic`` by version, ascending; NotFoundError if there is none."""
+        if not (found := self._versions(topic)):
+            raise NotFoundError(f"there is no knowledge of topic {topic!r}; {self._known()}")
+        return found
+
+    def find(self, topic: str, content_hash: str = "") -> Manifest:
+        """The manifest of the version with that hash, of the current one without a hash.
+
+        Raises:
+            NotFoundError: there is no such topic or no such version of it.
+        """
+        found = self.versions(topic)
+        if not content_hash:
+            return found[max(found)]
+        for manifest in found.values():
+            if manifest.content_hash == content_hash:
+                return manifest
+        raise NotFoundError(f"no version of topic {topic!r} has content hash {content_hash[:12]!r}")
+
+    def files(self, manifest: Manifest) -> dict[str, bytes]:
+        """The files of the update by name; NotFoundError if it was deleted meanwhile."""
+        try:
+            return {path.name: path.read_bytes() for path in (self._folder(manifest) / _FILES).iterdir()}
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no knowledge of topic {manifest.topic!r} any more") from None
+
+    def samples(self, manifest: Manifest) -> bytes:
+        """PNG with rows cloud, edge before and edge after; NotFoundError if there is none."""
+        try:
+            return (self._folder(manifest) / _SAMPLES).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"there are no samples of topic {manifest.topic!r}") from None
+
+    def made_by(self, topic: str, job: str) -> Manifest | None:
+        """The version of ``topic`` that ``job`` published, if it has."""
+        return next((found for found in self._versions(topic).values() if found.job == job), None)
+
+    def publish(
+        self, job: str, info: Mapping[str, Any], content_hash: str, files: Mapping[str, bytes], samples: bytes
+    ) -> Manifest:
+        """Makes the update that ``job`` made the current version of its topic; once for each job.
+
+        Args:
+            job: id of the job.
+            info: what the update says of itself: topic, base_hash, triggers, scores.
+            content_hash: sha256 (hex) over everything in the update.
+            files: by name.
+            samples: PNG.
+        """
+        topic = str(info["topic"])
+        while True:
+            if (earlier := self.made_by(topic, job)) is not None:
+                return earlier
+            manifest = Manifest(
+                topic=topic,
+                version=max(self._versions(topic), default=0) + 1,
+                content_hash=content_hash,
+                base_hash=info["base_hash"],
+                triggers=tuple(info["triggers"]),
+                size_bytes=sum(map(len, files.values())),
+                scores=info["scores"],
+                created=time.time(),
+                job=job,
+            )
+            new = self._knowledge / f".new-{uuid.uuid4().hex}"
+            (new / _FILES).mkdir(parents=True)
+            _write(new / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+            _write(new / _SAMPLES, samples)
+            for name, data in files.items():
+                _write(new / _FILES / name, data)
+            target = self._folder(manifest)
+            target.parent.mkdir(exist_ok=True)
+            try:
+                new.rename(target)
+            except OSError as error:
+                shutil.rmtree(new)
+                if error.errno not in _OVERTAKEN:
+                    raise
+                continue
+            _sync(target.parent)
+            return manifest
+
+    def delete(self, topic: str) -> None:
+        """Deletes all versions of ``topic``; NotFoundError if there is none."""
+        self.versions(topic)
+        gone = self._knowledge / f".gone-{uuid.uuid4().hex}"
+        with contextlib.suppress(FileNotFoundError):  # somebody else just deleted it
+            (self._knowledge / topic).rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def work(self, job: str) -> Path:
+        """The folder in which a job keeps what it has so far."""
+        return self._jobs / job
+
+    @contextlib.contextmanager
+    def claimed(self, job: str) -> Iterator[bool]:
+        """Whether this process alone works at ``job`` while inside; a claim ends with its process."""
+        self.work(job).mkdir(parents=True, exist_ok=True)
+        with (self.work(job) / _LOCK).open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def forget(self, job: str) -> None:
+        """Deletes what a job that is over has left."""
+        shutil.rmtree(self.work(job), ignore_errors=True)
+
+    def tidy(self, older_than_s: float) -> None:
+        """Forgets jobs whose folders nobody has touched for so long, s: Redis knows them no more."""
+        for folder in _folders(self._jobs):
+            with contextlib.suppress(FileNotFoundError):  # its job has just ended
+                if time.time() - max(path.stat().st_mtime for path in folder.rglob("*")) > older_than_s:
+                    self.forget(folder.name)
+
+    def _known(self) -> str:
+        return f"there is {', '.join(self.topics()) or 'none yet'}"
+
+    def _folder(self, manifest: Manifest) -> Path:
+        return self._knowledge / manifest.topic / str(manifest.version)
+
+    def _versions(self, topic: str) -> dict[int, Manifest]:
+        numbers = sorted(int(p.name) for p in _folders(self._knowledge / topic) if p.name.isdigit())
+        found = {}
+        for number in numbers:
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
+                path = self._knowledge / topic / str(number) / _MANIFEST
+                if (manifest := Manifest.parse(path.read_bytes())) is not None:
+                    found[number] = manifest
+        return found
+
+
+def _folders(parent: Path) -> list[Path]:
+    """The folders in ``parent`` but those being written or deleted; none if it is not there."""
+    try:
+        return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in ``folder`` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

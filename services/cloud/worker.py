@@ -1,0 +1,278 @@
+"""Runs a distiller, a worker process that makes knowledge updates: ``python -m services.cloud.worker``.
+
+As many as there is room for may run, each with one job at a time. A job whose worker dies is taken up by
+another one, or by the same one after its restart, where its last checkpoint is. Torch and the models are
+loaded for the first job and not before; the models are let go after each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import structlog
+from redis.exceptions import RedisError
+from saq import Job, Worker
+
+from dekag.errors import DekagError
+from services.cloud.catalogue import mirror
+from services.cloud.jobs import (
+    CANCELLED,
+    FUNCTION,
+    PUBLISHED,
+    Order,
+    decide,
+    open_queue,
+    open_redis,
+    outcome,
+)
+from services.cloud.settings import DistillerSettings
+from services.cloud.store import KnowledgeStore
+from services.common.errors import public
+from services.common.knowledge import Manifest
+from services.common.requests import begin_request, configure_logging
+from services.common.worker import ModelWorker
+
+if TYPE_CHECKING:
+    from dekag.makd.distill import Progress
+    from dekag.metrics.features import ImageScorer
+
+BEAT_S = 0.5
+_DEQUEUE_S = 5.0
+_RETRY_S = 2.0
+_REDIS_DOWN = (RedisError, ConnectionError, TimeoutError)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A knowledge update as bytes, and PNG samples of what it does."""
+
+    info: Mapping[str, Any]
+    content_hash: str
+    files: Mapping[str, bytes]
+    samples: bytes
+
+
+class Distillation:
+    """One attempt at one job: what its thread does, and what the event loop may ask and tell it meanwhile."""
+
+    def __init__(self, settings: DistillerSettings, order: Order, folder: Path) -> None:
+        self._settings, self._order, self._folder = settings, order, folder
+        self._progress: Progress | None = None
+        self.stop = threading.Event()
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """Stage, pictures or steps done and in all, and loss, as far as there are any."""
+        return {} if self._progress is None else vars(self._progress)
+
+    def run(self) -> Distilled | None:
+        """Distils, or goes on where an earlier attempt was; None after ``stop`` was set."""
+        from dekag.generation.models import Generator
+        from dekag.generation.profile import load_profile
+        from dekag.makd.config import DistillConfig
+        from dekag.makd.distill import SAMPLES, Stopped, distill
+        from dekag.makd.topics import topic_prompts
+
+        profile, config = load_profile(self._settings.profile), DistillConfig(**self._order.config)
+        cloud, edge = (
+            Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+            for model in (profile.cloud, profile.edge)
+        )
+        topic = topic_prompts(
+            self._order.topic,
+            prompts=self._order.prompts,
+            triggers=self._order.triggers,
+            count=config.images,
+            held_out=config.held_out,
+            seed=config.seed,
+        )
+        try:
+            update = distill(
+                cloud,
+                edge,
+                topic,
+                config,
+                self._folder,
+                scorer=_scorer(self._settings.profile),
+                on_progress=self._note,
+                should_stop=self.stop.is_set,
+            )
+        except Stopped:
+            return None
+        samples = (self._folder / SAMPLES).read_bytes()
+        return Distilled(update.info, update.content_hash, update.to_files(), samples)
+
+    def _note(self, progress: Progress) -> None:
+        self._progress = progress
+
+
+def _scorer(profile: str) -> ImageScorer | None:
+    """The metric encoders that lie beside the profile's models, if any do."""
+    from dekag.generation.profile import MODELS
+    from dekag.metrics.features import ImageScorer
+
+    folder = MODELS / profile if (MODELS / profile).is_dir() else Path(profile)
+    clip, dino = folder / "clip", folder / "dino"
+    return ImageScorer.load(clip, dino) if clip.is_dir() and dino.is_dir() else None
+
+
+class Distiller:
+    """Works off the queue of distillations."""
+
+    def __init__(self, settings: DistillerSettings) -> None:
+        self._settings = settings
+        self._store = KnowledgeStore(settings.data_dir)
+        self._redis = open_redis(settings, _DEQUEUE_S + settings.queue_timeout_s)
+        self._queue = open_queue(self._redis)
+        self._thread = ModelWorker("distiller", threads=settings.distill_threads)
+
+    async def serve(self) -> None:
+        """Takes jobs until SIGTERM or SIGINT; a job in hand is stopped, kept and left to another worker."""
+        await asyncio.to_thread(self._store.tidy, 2 * self._settings.job_keep_s)
+        worker = Worker(
+            self._queue,
+            [(FUNCTION, self._distill)],
+            concurrency=1,
+            timers={"schedule": 1, "worker_info": 10, "sweep": self._settings.sweep_every_s, "abort": 1},
+            dequeue_timeout=_DEQUEUE_S,
+            cancellation_hard_deadline_s=self._settings.grace_s,
+        )
+        health = asyncio.create_task(self._say_healthy(worker))
+        try:
+            await worker.start()
+        finally:
+            health.cancel()
+            self._thread.close()
+            await self._queue.disconnect()
+
+    async def _distill(self, context: Mapping[str, Any], **order: Any) -> dict[str, Any]:
+        """What SAQ calls for a job; what it returns is the job's result, see ``services.cloud.jobs``."""
+        job: Job = context["job"]
+        begin_request(job.key, None)
+        _log.info("job taken up", topic=order["topic"], attempt=job.attempts)
+        try:
+            async with self._claim(job):
+                made = await self._make(job, Order(**order))
+                await asyncio.to_thread(self._store.forget, job.key)
+        except Exception as error:
+            if not isinstance(error, DekagError):
+                _log.exception("job failed")
+            await asyncio.to_thread(self._store.forget, job.key)
+            return {"error": str(public(error, job.key))}
+        return {} if made is None else {"version": made.version}
+
+    @contextlib.asynccontextmanager
+    async def _claim(self, job: Job) -> AsyncIterator[None]:
+        """Waits until no other process works at ``job``: SAQ may give one out again too early."""
+        while True:
+            with self._store.claimed(job.key) as mine:
+                if mine:
+                    yield
+                    return
+            with contextlib.suppress(*_REDIS_DOWN, RuntimeError):  # RuntimeError: Redis lost the job
+                await job.refresh()  # the other process says how far it is
+            await self._beat(job, {})
+            await asyncio.sleep(BEAT_S)
+
+    async def _make(self, job: Job, order: Order) -> Manifest | None:
+        """Publishes what the job makes, once however often it is called; None if the job was cancelled."""
+        made = await asyncio.to_thread(self._store.made_by, order.topic, job.key)
+        if made is None and await self._beat(job, {}) == CANCELLED:
+            return None
+        if made is None:
+            distilled, seconds = await self._work(job, order)
+            keep_s = 2 * self._settings.job_keep_s
+            if distilled is None or not await _insist(decide, self._redis, job.key, PUBLISHED, keep_s):
+                _log.info("job cancelled", topic=order.topic)
+                return None
+            made = await asyncio.to_thread(
+                self._store.publish,
+                job.key,
+                distilled.info,
+                distilled.content_hash,
+                distilled.files,
+                distilled.samples,
+            )
+            _log.info("knowledge made", topic=made.topic, version=made.version, seconds=round(seconds, 1))
+        await _insist(mirror, self._store, self._redis)
+        return made
+
+    async def _work(self, job: Job, order: Order) -> tuple[Distilled | None, float]:
+        """What the model's thread makes, None if the job was cancelled, and the seconds that it took."""
+        attempt = Distillation(self._settings, order, self._store.work(job.key))
+        working = asyncio.create_task(self._thread.run(attempt.run))
+        try:
+            while not working.done():
+                if await self._beat(job, attempt.progress) == CANCELLED:
+                    attempt.stop.set()
+                await asyncio.wait({working}, timeout=BEAT_S)
+        except asyncio.CancelledError:  # this worker is to end: the job goes back to the queue
+            attempt.stop.set()
+            await asyncio.wait({working})
+            raise
+        return working.result()
+
+    async def _beat(self, job: Job, progress: Mapping[str, Any]) -> bytes | None:
+        """Says that the job lives and how far it is; returns its outcome. Without Redis the job goes on."""
+        meta = {"started": job.started / 1000, **job.meta, **progress}
+        try:
+            await job.update(meta=meta)
+            return await outcome(self._redis, job.key)
+        except _REDIS_DOWN as error:
+            _log.warning("Redis is away; the job goes on", error=str(error))
+            return None
+
+    async def _say_healthy(self, worker: Worker[Any]) -> None:
+        if (file := self._settings.health_file) is None:
+            return
+        while not worker.event.is_set():  # redis-py swallows a cancellation now and then
+            with contextlib.suppress(*_REDIS_DOWN):
+                await self._redis.ping()  # type: ignore[misc]  # typed for both clients at once
+                await asyncio.to_thread(file.touch)
+            await asyncio.sleep(2.0)
+
+
+async def _insist(action: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Result of ``action``, tried until Redis answers: what was distilled must not get lost."""
+    while True:
+        try:
+            return await action(*args, **kwargs)
+        except _REDIS_DOWN as error:
+            _log.warning("Redis is away; trying again", error=str(error))
+            await asyncio.sleep(_RETRY_S)
+
+
+class _ToStructlog(logging.Handler):
+    """SAQ's log lines as this service's own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
+
+
+def main() -> None:
+    """Reads the settings and works until stopped."""
+    settings = DistillerSettings()
+    configure_logging("distiller", settings.log_level)
+    saq = logging.getLogger("saq")
+    saq.setLevel(logging.ERROR)  # it warns of every shutdown
+    saq.addHandler(_ToStructlog())
+    if not settings.redis_url:
+        _log.error("a distiller needs Redis: DEKAG_REDIS_URL is empty")
+        raise SystemExit(1)
+    _log.info("ready")
+    asyncio.run(Distiller(settings).serve())
+    _log.info("stopped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What cloud, edge and Redis say to each other of a knowledge update, without its weights."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from services.proto import cloud_pb2
+
+CATALOGUE_KEY = "dekag:knowledge"
+
+
+def update_key(content_hash: str) -> str:
+    """Redis key of the files of the update with that hash."""
+    return f"dekag:update:{content_hash}"
+
+
+class Manifest(BaseModel):
+    """One version of a topic's knowledge update."""
+
+    model_config = ConfigDict(frozen=True)
+
+    topic: str = Field(description="Name of the topic.")
+    version: int = Field(ge=1, description="Counts up for each topic; the highest is current.")
+    content_hash: str = Field(pattern="^[0-9a-f]{64}$", description="sha256 over everything in the update.")
+    base_hash: str = Field(description="Hash of the edge model that it fits.")
+    triggers: tuple[str, ...] = Field(description="Words or phrases that say that a prompt needs it.")
+    size_bytes: int = Field(ge=0, description="Bytes of the update's files.")
+    scores: dict[str, float] = Field(description="On held-out prompts.")
+    created: float = Field(description="Unix time, s.")
+    job: str = Field(description="Id of the job that made it.")
+
+    def to_proto(self) -> cloud_pb2.KnowledgeManifest:
+        """The message that ``from_proto`` reads back."""
+        return cloud_pb2.KnowledgeManifest(**self.model_dump())
+
+    @classmethod
+    def from_proto(cls, message: cloud_pb2.KnowledgeManifest) -> Manifest:
+        """The manifest that ``message`` carries; pydantic's ValidationError if it carries none."""
+        return cls(
+            topic=message.topic,
+            version=message.version,
+            content_hash=message.content_hash,
+            base_hash=message.base_hash,
+            triggers=tuple(message.triggers),
+            size_bytes=message.size_bytes,
+            scores=dict(message.scores),
+            created=message.created,
+            job=message.job,
+        )
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Manifest | None:
+        """The manifest in a JSON text, None if it holds none."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return None

@@ -1,0 +1,138 @@
+"""The control plane over REST: knowledge updates and the jobs that make them, asked of the cloud directly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import aclosing
+from typing import Annotated, Any, TypeVar
+
+import structlog
+from fastapi import APIRouter, Depends, Path, Request
+from fastapi.responses import Response
+from fastapi.sse import EventSourceResponse
+
+from dekag.errors import DekagError
+from services.common.clients import call, stream
+from services.common.requests import begin_request, request_id
+from services.gateway.converters import to_distill, to_job, to_manifest
+from services.gateway.problems import responses
+from services.gateway.schemas import Job, JobList, KnowledgeList, KnowledgeRequest, Topic
+from services.proto.cloud_pb2 import (
+    DeleteKnowledgeRequest,
+    GetKnowledgeRequest,
+    JobId,
+    ListJobsRequest,
+    ListKnowledgeRequest,
+)
+
+router = APIRouter()
+_log = structlog.get_logger()
+_T = TypeVar("_T")
+_TopicName = Annotated[str, Path(max_length=64, description="Name of the topic.")]
+_JobName = Annotated[str, Path(max_length=64, description="Id of the job.")]
+
+
+@router.post("/v1/knowledge", tags=["knowledge"], status_code=202, responses=responses(404, 409, 422, 503))
+async def distill(request: Request, response: Response, body: KnowledgeRequest) -> Job:
+    """Starts a job that distils the topic; `Location` says where to look at it."""
+    job = to_job(await call(request.app.state.cloud.Distill, to_distill(body), "cloud"))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return job
+
+
+@router.get("/v1/knowledge", tags=["knowledge"], responses=responses(503))
+async def list_knowledge(request: Request) -> KnowledgeList:
+    """The current version of each topic's knowledge, in order of the topics' names."""
+    answer = await call(request.app.state.cloud.ListKnowledge, ListKnowledgeRequest(), "cloud")
+    return KnowledgeList(data=[to_manifest(each) for each in answer.knowledge])
+
+
+@router.get("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(404, 422, 503))
+async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
+    """The current version of one topic's knowledge, with its scores on held-out prompts."""
+    answer = await call(request.app.state.cloud.GetKnowledge, GetKnowledgeRequest(topic=topic), "cloud")
+    return Topic(**to_manifest(answer.manifest).model_dump(), versions=list(answer.versions))
+
+
+@router.get(
+    "/v1/knowledge/{topic}/samples",
+    tags=["knowledge"],
+    response_class=Response,
+    responses={**responses(404, 422, 503), 200: {"content": {"image/png": {}}}},
+)
+async def get_samples(request: Request, topic: _TopicName) -> Response:
+    """Pictures of held-out prompts; rows: cloud, edge before, edge after."""
+    asked = GetKnowledgeRequest(topic=topic, samples=True)
+    answer = await call(request.app.state.cloud.GetKnowledge, asked, "cloud")
+    return Response(answer.samples, media_type="image/png")
+
+
+@router.delete(
+    "/v1/knowledge/{topic}", tags=["knowledge"], status_code=204, responses=responses(404, 422, 503)
+)
+async def delete_knowledge(request: Request, topic: _TopicName) -> None:
+    """Deletes all versions of one topic's knowledge; no later image uses it."""
+    await call(request.app.state.cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=topic), "cloud")
+
+
+@router.get("/v1/jobs", tags=["jobs"], responses=responses(503))
+async def list_jobs(request: Request) -> JobList:
+    """The latest 100 jobs, the newest first."""
+    answer = await call(request.app.state.cloud.ListJobs, ListJobsRequest(), "cloud")
+    return JobList(data=[to_job(each) for each in answer.jobs])
+
+
+@router.get("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 422, 503))
+async def get_job(request: Request, name: _JobName) -> Job:
+    """The job as it is now; it can be looked up for a day after its end."""
+    return to_job(await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud"))
+
+
+@router.get(
+    "/v1/jobs/{name}/events",
+    tags=["jobs"],
+    response_class=EventSourceResponse,
+    responses=responses(404, 422, 503),
+)
+async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> AsyncIterable[Job]:
+    """The job as it is, and again after each change, as Server-Sent Events; the last one says how it ended.
+
+    A stream that ends without one may be asked for again.
+    """
+    begin_request(request_id.get(), request.app.state.settings.stream_deadline_s)
+    states = stream(request.app.state.cloud.WatchJob, JobId(id=job.id), "cloud")
+    try:
+        async with aclosing(_until(request.app.state.stopping, states)) as states_until:
+            async for state in states_until:
+                yield to_job(state)
+    except DekagError as error:  # the answer has begun: all that is left is to end it
+        _log.warning("event stream ends early", error=str(error))
+
+
+@router.delete("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 409, 422, 503))
+async def cancel_job(request: Request, name: _JobName) -> Job:
+    """Cancels a job that is not over; nothing of it will be published."""
+    return to_job(await call(request.app.state.cloud.CancelJob, JobId(id=name), "cloud"))
+
+
+async def _until(stopping: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:
+    """``items`` until they end or the gateway is to stop."""
+    stop: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
+    try:
+        async with aclosing(items):
+            while not stop.done():
+                item = asyncio.ensure_future(anext(items))
+                try:
+                    await asyncio.wait({item, stop}, return_when=asyncio.FIRST_COMPLETED)
+                    if not item.done():
+                        return
+                    yield item.result()
+                except StopAsyncIteration:
+                    return
+                finally:
+                    if not item.done():
+                        item.cancel()
+                        await asyncio.wait({item})
+    finally:
+        stop.cancel()

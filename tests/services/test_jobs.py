@@ -1,0 +1,411 @@
+"""The life of a distillation: queue, progress, result, cancelling, and workers that die."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from saq import Status
+from structlog.testing import capture_logs
+
+from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
+from dekag.makd.update import KnowledgeUpdate
+from services.cloud.jobs import DistillQueue
+from services.cloud.servicer import CloudServicer
+from services.cloud.settings import CloudSettings, DistillerSettings
+from services.cloud.store import KnowledgeStore
+from services.cloud.worker import Distiller
+from services.common import clients
+from services.common.errors import ConflictError
+from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+from services.common.requests import begin_request
+from services.proto import cloud_pb2
+from services.proto.cloud_pb2 import DeleteKnowledgeRequest, DistillRequest, GetKnowledgeRequest, Job, JobId
+from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
+
+if TYPE_CHECKING:
+    from services.proto.cloud_pb2_grpc import CloudAsyncStub
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+Start = Callable[..., Awaitable[str]]
+Connect = Callable[[str], Any]
+Work = Callable[[], subprocess.Popen[bytes]]
+
+SMALL = {"images": 4, "steps": 4, "rank": 1, "tokens": 1}
+ENDLESS = SMALL | {"steps": 100_000}
+HEARTBEAT_S = 3
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """An empty Redis."""
+    begin_request(None, None)
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+        yield redis
+        await redis.flushdb()
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def cloud(
+    start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
+) -> CloudAsyncStub:
+    """A cloud whose Redis is mirrored often."""
+    settings = CloudSettings(
+        port=0,
+        redis_url=redis_url,
+        profile=str(dummy_profile),
+        data_dir=data_dir,
+        job_heartbeat_s=HEARTBEAT_S,
+        job_poll_s=0.05,
+        mirror_every_s=0.1,
+    )
+    return CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
+
+
+@pytest.fixture
+def settings(dummy_profile: Path, redis_url: str, data_dir: Path, tmp_path: Path) -> DistillerSettings:
+    """Of a distiller."""
+    return DistillerSettings(
+        redis_url=redis_url,
+        profile=str(dummy_profile),
+        data_dir=data_dir,
+        sweep_every_s=1,
+        distill_threads=1,
+        health_file=tmp_path / "healthy",
+    )
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def distiller(settings: DistillerSettings) -> AsyncIterator[None]:
+    """A distiller in this process."""
+    serving = asyncio.create_task(Distiller(settings).serve())
+    yield
+    serving.cancel()
+    await asyncio.wait({serving})
+
+
+@pytest.fixture
+def work(settings: DistillerSettings, tmp_path: Path) -> Iterator[Work]:
+    """Starts a distiller process; all are ended in the end."""
+    env = {f"DEKAG_{name.upper()}": str(value) for name, value in settings.model_dump().items()}
+    workers: list[subprocess.Popen[bytes]] = []
+
+    def start_one() -> subprocess.Popen[bytes]:
+        with (tmp_path / "distiller.log").open("ab") as log:
+            workers.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "services.cloud.worker"],
+                    env=os.environ | env,
+                    cwd=Path(__file__).parents[2],
+                    stderr=log,
+                )
+            )
+        return workers[-1]
+
+    yield start_one
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+
+
+async def distil(cloud: CloudAsyncStub, topic: str = "neon", **config: Any) -> Job:
+    return await clients.call(cloud.Distill, DistillRequest(topic=topic, **config), "cloud")
+
+
+async def get(cloud: CloudAsyncStub, job: Job) -> Job:
+    return await clients.call(cloud.GetJob, JobId(id=job.id), "cloud")
+
+
+async def until(
+    cloud: CloudAsyncStub, job: Job, enough: Callable[[Job], bool], timeout_s: float = 240
+) -> Job:
+    """The first state of ``job`` that is ``enough``; fails when it ends before."""
+    async with asyncio.timeout(timeout_s):
+        async for state in clients.stream(cloud.WatchJob, JobId(id=job.id), "cloud"):
+            if enough(state):
+                return state
+    pytest.fail(f"ended: {state}")
+
+
+def training(job: Job) -> bool:
+    return job.stage == "train" and job.done > 0
+
+
+def over(job: Job) -> bool:
+    return job.status not in (cloud_pb2.JOB_STATUS_QUEUED, cloud_pb2.JOB_STATUS_RUNNING)
+
+
+async def test_a_job_is_checked_queued_listed_and_cancelled_without_any_worker(cloud: CloudAsyncStub) -> None:
+    job = await distil(cloud, **SMALL)
+    assert job.status == cloud_pb2.JOB_STATUS_QUEUED
+    assert (job.topic, job.stage, job.done, job.error) == ("neon", "", 0, "")
+    assert abs(job.created - time.time()) < 60
+    assert not job.HasField("started")
+    with pytest.raises(ConflictError, match=job.id):
+        await distil(cloud, **SMALL)
+    other = await distil(cloud, "snail", **SMALL)
+    jobs = await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")
+    assert [each.id for each in jobs.jobs] == [other.id, job.id]
+
+    cancelled = await clients.call(cloud.CancelJob, JobId(id=job.id), "cloud")
+    assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
+    with pytest.raises(ConflictError, match="already over"):
+        await clients.call(cloud.CancelJob, JobId(id=job.id), "cloud")
+    states = [state async for state in clients.stream(cloud.WatchJob, JobId(id=job.id), "cloud")]
+    assert states == [cancelled]
+    again = await distil(cloud, **SMALL)
+    assert again.id != job.id
+    with pytest.raises(NotFoundError, match="no job 'nobody'"):
+        await clients.call(cloud.GetJob, JobId(id="nobody"), "cloud")
+
+
+async def test_of_two_who_ask_at_once_one_gets_the_topic(cloud: CloudAsyncStub) -> None:
+    found = await asyncio.gather(*(distil(cloud, **SMALL) for _ in range(6)), return_exceptions=True)
+    assert sorted(type(each).__name__ for each in found) == ["ConflictError"] * 5 + ["Job"]
+
+
+@pytest.mark.parametrize(
+    ("field", "request_"),
+    [
+        ("topic", {"topic": "Neon lights"}),
+        ("topic", {"topic": "auto"}),
+        ("rank", {"topic": "neon", "rank": 0}),
+        ("steps", {"topic": "neon", "steps": 2**31}),
+        ("images", {"topic": "neon", "images": 1}),
+        ("prompts", {"topic": "mine", "prompts": ["always the same"]}),
+        ("prompts", {"topic": "mine", "prompts": ["!"]}),
+        ("triggers", {"topic": "neon", "triggers": [""]}),
+    ],
+)
+async def test_what_cannot_be_distilled_is_refused_at_once(
+    cloud: CloudAsyncStub, field: str, request_: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        await distil(cloud, **request_)
+    assert caught.value.field == field
+    assert caught.value.allowed
+    assert str(caught.value).startswith(f"{field} must be")
+
+
+async def test_an_unknown_topic_without_prompts_is_refused(cloud: CloudAsyncStub) -> None:
+    with pytest.raises(NotFoundError, match="give its prompts"):
+        await distil(cloud, "cubism")
+
+
+@pytest.mark.parametrize("url", ["", "closed"])
+async def test_without_redis_distillation_is_unavailable_and_knowledge_is_not(
+    start: Start, connect: Connect, dummy_profile: Path, data_dir: Path, closed_port: int, url: str
+) -> None:
+    settings = CloudSettings(
+        port=0,
+        redis_url=url and f"redis://127.0.0.1:{closed_port}/0",
+        profile=str(dummy_profile),
+        data_dir=data_dir,
+        queue_timeout_s=0.2,
+    )
+    stub = CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
+    for method, request in (
+        (stub.Distill, DistillRequest(topic="neon")),
+        (stub.ListJobs, cloud_pb2.ListJobsRequest()),
+        (stub.CancelJob, JobId(id="x")),
+    ):
+        with pytest.raises(UnavailableError, match="distillation needs Redis"):
+            await clients.call(method, request, "cloud")
+    answer = await clients.call(stub.ListKnowledge, cloud_pb2.ListKnowledgeRequest(), "cloud")
+    assert not answer.knowledge
+
+
+async def test_a_job_is_worked_off_and_its_update_published(
+    cloud: CloudAsyncStub, distiller: None, redis: Redis, data_dir: Path, tmp_path: Path
+) -> None:
+    job = await distil(cloud, **SMALL)
+    states = [state async for state in clients.stream(cloud.WatchJob, JobId(id=job.id), "cloud")]
+    last = states[-1]
+    assert last.status == cloud_pb2.JOB_STATUS_FINISHED, last
+    assert all(state.id == job.id for state in states)
+    assert any(state.status == cloud_pb2.JOB_STATUS_RUNNING for state in states)
+    assert last.version == 1
+    assert last.created <= last.started <= last.finished <= time.time()
+    assert not KnowledgeStore(data_dir).work(job.id).exists()
+
+    store = KnowledgeStore(data_dir)
+    manifest = store.find("neon")
+    update = KnowledgeUpdate.from_files(store.files(manifest))
+    assert (manifest.content_hash, manifest.base_hash) == (update.content_hash, update.base_hash)
+    assert manifest.job == job.id
+    assert manifest.triggers == ("neon",)
+    assert store.samples(manifest).startswith(b"\x89PNG")
+    assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == manifest
+    files = await redis.hgetall(update_key(manifest.content_hash))
+    assert KnowledgeUpdate.from_files({k.decode(): v for k, v in files.items()}).topic == "neon"
+
+    request = GetKnowledgeRequest(topic="neon", files=True)
+    got = await clients.call(cloud.GetKnowledge, request, "cloud")
+    assert dict(got.files) == store.files(manifest)
+    assert got.samples == b""
+
+    again = await until(cloud, await distil(cloud, **SMALL, seed=1), over)
+    assert again.version == 2
+    got = await clients.call(cloud.GetKnowledge, GetKnowledgeRequest(topic="neon", samples=True), "cloud")
+    assert got.manifest.version == 2
+    assert got.samples.startswith(b"\x89PNG")
+    got = await clients.call(cloud.GetKnowledge, GetKnowledgeRequest(topic="neon"), "cloud")
+    assert list(got.versions) == [1, 2]
+
+    await redis.flushdb()
+    async with asyncio.timeout(10):
+        while set(await redis.hgetall(CATALOGUE_KEY)) != {b"neon"}:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await clients.call(cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic="neon"), "cloud")
+    assert not await redis.exists(CATALOGUE_KEY)
+    with pytest.raises(NotFoundError, match="none yet"):
+        await clients.call(cloud.GetKnowledge, GetKnowledgeRequest(topic="neon"), "cloud")
+
+    assert time.time() - (tmp_path / "healthy").stat().st_mtime < 10
+
+
+async def test_a_running_job_is_cancelled_and_publishes_nothing(
+    cloud: CloudAsyncStub, distiller: None, data_dir: Path
+) -> None:
+    job = await distil(cloud, **ENDLESS)
+    running = await until(cloud, job, training)
+    assert running.status == cloud_pb2.JOB_STATUS_RUNNING
+    assert running.total == ENDLESS["steps"]
+    assert running.loss > 0
+    cancelled = await clients.call(cloud.CancelJob, JobId(id=job.id), "cloud")
+    assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
+    following = await until(cloud, await distil(cloud, **SMALL), over)
+    assert following.version == 1
+    assert not KnowledgeStore(data_dir).work(job.id).exists()
+    assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_CANCELLED
+
+
+async def test_a_job_that_fails_says_why_and_is_not_tried_again(
+    cloud: CloudAsyncStub, settings: DistillerSettings, data_dir: Path
+) -> None:
+    job = await distil(cloud, **SMALL)
+    blocked = KnowledgeStore(data_dir).work(job.id) / "images"
+    blocked.parent.mkdir(parents=True)
+    blocked.write_bytes(b"not a folder")
+    with capture_logs() as logs:
+        serving = asyncio.create_task(Distiller(settings).serve())
+        failed = await until(cloud, job, over)
+        serving.cancel()
+        await asyncio.wait({serving})
+    assert failed.status == cloud_pb2.JOB_STATUS_FAILED
+    assert failed.error == f"internal error; the log has details under request id {job.id}"
+    assert [line["event"] for line in logs if line["event"].startswith("job")] == [
+        "job taken up",
+        "job failed",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_job_outlives_its_worker_and_finishes_once(
+    cloud: CloudAsyncStub, work: Work, data_dir: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    first = work()
+    job = await distil(cloud, **SMALL | {"steps": 120, "images": 8})
+    before = await until(cloud, job, lambda job: training(job) and job.done > 20)
+    first.send_signal(number)
+    assert await asyncio.to_thread(first.wait, 40) == (0 if number == signal.SIGTERM else -number)
+    store = KnowledgeStore(data_dir)
+    pictures = {path.name: path.stat().st_mtime_ns for path in (store.work(job.id) / "images").iterdir()}
+    for _ in range(2):
+        work()
+    seen: dict[str, int] = {}
+
+    def finished(state: Job) -> bool:
+        seen.update({path.name: path.stat().st_mtime_ns for path in _pictures(store, job)})
+        return over(state)
+
+    after = await until(cloud, job, finished)
+    assert after.status == cloud_pb2.JOB_STATUS_FINISHED, after
+    assert after.version == 1
+    assert after.started == before.started
+    assert pictures.items() <= seen.items(), "the pictures were not drawn again"
+    await asyncio.sleep(2)
+    assert list(store.versions("neon")) == [1]
+    assert (await get(cloud, job)) == after
+    lines = [json.loads(line) for line in (tmp_path / "distiller.log").read_text().splitlines()]
+    taken_up = [line["attempt"] for line in lines if line["event"] == "job taken up"]
+    assert taken_up == [1, 2]
+    assert sum(line["event"] == "knowledge made" for line in lines) == 1
+    assert all(line.get("request_id", job.id) == job.id for line in lines)
+
+
+def _pictures(store: KnowledgeStore, job: Job) -> list[Path]:
+    try:
+        return [path for path in (store.work(job.id) / "images").iterdir() if path.suffix == ".png"]
+    except FileNotFoundError:
+        return []
+
+
+async def taken(redis: Redis, *, silent_s: float, attempts: int = 1, status: str = "active") -> DistillQueue:
+    """Takes the one job that waits, as a worker that has said nothing since ``silent_s`` seconds."""
+    queue = DistillQueue(redis)
+    job = await queue.dequeue(1)
+    assert job is not None
+    job.attempts, job.status = attempts, Status[status.upper()]
+    job.queued = job.started = job.touched = int(1000 * (time.time() - silent_s))
+    await redis.set(job.id, queue.serialize(job))
+    return queue
+
+
+@pytest.mark.parametrize("status", ["queued", "active"])
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_job_that_nobody_speaks_of_is_queued_again(
+    cloud: CloudAsyncStub, redis: Redis, status: str, listed: bool
+) -> None:
+    job = await distil(cloud, **SMALL)
+    queue = await taken(redis, silent_s=HEARTBEAT_S + 1, status=status)
+    if not listed:  # a death at the wrong moment, or a Redis that lost a list
+        await redis.delete("saq:distill:active", "saq:distill:incomplete")
+    assert await queue.sweep() == ([job.id] if status == "active" else [])
+    assert await queue.sweep() == ([job.id] if status == "queued" else [])
+    assert await queue.sweep() == []
+    assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_QUEUED
+    assert await queue.count("queued") == 1
+    assert await queue.count("active") == 0
+    assert (await queue.dequeue(1)) is not None
+
+
+async def test_a_job_that_waits_or_lives_is_left_alone(cloud: CloudAsyncStub, redis: Redis) -> None:
+    job = await distil(cloud, **SMALL)
+    queue = DistillQueue(redis)
+    stored = await queue.job(job.id)
+    assert stored is not None
+    stored.queued = 1
+    await redis.set(stored.id, queue.serialize(stored))
+    assert await queue.sweep() == [], "there was no worker since 1970"
+    await taken(redis, silent_s=0)
+    assert await queue.sweep() == []
+    assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
+
+
+async def test_a_job_whose_workers_all_die_is_given_up(cloud: CloudAsyncStub, redis: Redis) -> None:
+    job = await distil(cloud, **SMALL)
+    queue = await taken(redis, silent_s=HEARTBEAT_S + 1, attempts=5)
+    assert await queue.sweep() == [job.id]
+    failed = await get(cloud, job)
+    assert failed.status == cloud_pb2.JOB_STATUS_FAILED
+    assert failed.error == "given up after 5 workers that took it up died"
+    assert (await distil(cloud, **SMALL)).id != job.id

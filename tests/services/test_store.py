@@ -1,0 +1,165 @@
+"""Knowledge on disk: whole or not at all, once for each job, mirrored to Redis whatever Redis lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+
+from dekag.errors import NotFoundError
+from services.cloud.catalogue import mirror
+from services.cloud.store import KnowledgeStore
+from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+def publish(store: KnowledgeStore, job: str, topic: str = "neon", content: str = "a") -> Manifest:
+    info = {"topic": topic, "base_hash": "b" * 64, "triggers": ["neon"], "scores": {"loss": 0.5}}
+    files = {"knowledge.json": b"{}", "pytorch_lora_weights.safetensors": content.encode()}
+    return store.publish(job, info, content * 64, files, b"PNG" + content.encode())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KnowledgeStore:
+    return KnowledgeStore(tmp_path / "data")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+        yield redis
+        await redis.flushdb()
+
+
+async def test_versions_count_up_and_the_highest_is_current(store: KnowledgeStore) -> None:
+    assert store.topics() == {}
+    first, second = publish(store, "job1", content="a"), publish(store, "job2", content="c")
+    assert (first.version, second.version) == (1, 2)
+    assert store.topics() == {"neon": second}
+    assert store.find("neon") == second
+    assert store.find("neon", first.content_hash) == first
+    assert list(store.versions("neon")) == [1, 2]
+    assert store.files(first)["pytorch_lora_weights.safetensors"] == b"a"
+    assert first.size_bytes == 3
+    assert store.samples(second) == b"PNGc"
+
+
+async def test_a_job_publishes_once(store: KnowledgeStore) -> None:
+    first = publish(store, "job1")
+    assert publish(store, "job1") == first
+    assert store.made_by("neon", "job1") == first
+    assert store.made_by("neon", "job2") is None
+    assert list(store.versions("neon")) == [1]
+
+
+async def test_workers_that_publish_at_once_get_versions_of_their_own(store: KnowledgeStore) -> None:
+    start = threading.Barrier(8)
+
+    def work(i: int) -> int:
+        start.wait()
+        return publish(store, f"job{i}", content="abcdef01"[i]).version
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(work, range(8))) == list(range(1, 9))
+
+
+async def test_what_is_not_there_is_named(store: KnowledgeStore) -> None:
+    with pytest.raises(NotFoundError, match="none yet"):
+        store.find("neon")
+    publish(store, "job1", topic="snail")
+    with pytest.raises(NotFoundError, match="there is snail"):
+        store.find("neon")
+    with pytest.raises(NotFoundError, match="content hash"):
+        store.find("snail", "f" * 64)
+
+
+async def test_delete_leaves_nothing(store: KnowledgeStore, tmp_path: Path) -> None:
+    manifest = publish(store, "job1")
+    store.delete("neon")
+    assert store.topics() == {}
+    assert not list((tmp_path / "data" / "knowledge").iterdir())
+    with pytest.raises(NotFoundError):
+        store.delete("neon")
+    with pytest.raises(NotFoundError):
+        store.files(manifest)
+
+
+async def test_half_written_and_damaged_versions_are_not_seen(store: KnowledgeStore, tmp_path: Path) -> None:
+    first = publish(store, "job1")
+    folder = tmp_path / "data" / "knowledge" / "neon"
+    (folder / "2").mkdir()
+    (folder / "3").mkdir()
+    (folder / "3" / "manifest.json").write_text("{}")
+    assert store.find("neon") == first
+
+
+async def test_a_claim_is_for_one_process_and_ends_with_it(store: KnowledgeStore, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from services.cloud.store import KnowledgeStore\n"
+        "with KnowledgeStore(Path(sys.argv[1])).claimed('job1') as mine:\n"
+        "    print(mine, flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", program, str(tmp_path / "data")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "True\n"
+    with store.claimed("job1") as mine, store.claimed("job2") as another:
+        assert not mine
+        assert another
+    other.kill()
+    other.communicate()
+    with store.claimed("job1") as mine:
+        assert mine
+
+
+async def test_only_old_work_is_tidied_away(store: KnowledgeStore) -> None:
+    with store.claimed("job1"):
+        (store.work("job1") / "checkpoint").write_bytes(b"1")
+    store.tidy(60)
+    assert store.work("job1").exists()
+    store.tidy(-1)
+    assert not store.work("job1").exists()
+
+
+async def test_redis_becomes_what_the_disk_is(store: KnowledgeStore, redis: Redis) -> None:
+    first, snail = publish(store, "job1"), publish(store, "job2", topic="snail", content="d")
+    assert await mirror(store, redis) == ["neon", "snail"]
+    assert await mirror(store, redis) == []
+    assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == first
+    files = await redis.hgetall(update_key(first.content_hash))
+    assert files == {name.encode(): data for name, data in store.files(first).items()}
+
+    second = publish(store, "job3", content="e")
+    assert await mirror(store, redis) == ["neon"]
+    assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == second
+    assert 0 < await redis.ttl(update_key(first.content_hash)) <= 3600, "edges may still be fetching it"
+
+    for loss in (
+        redis.flushdb(),
+        redis.delete(update_key(snail.content_hash)),
+        redis.hset(CATALOGUE_KEY, "snail", b"{}"),
+        redis.hset(CATALOGUE_KEY, "ghost", snail.model_dump_json()),
+    ):
+        await loss
+        assert await mirror(store, redis)
+        assert set(await redis.hgetall(CATALOGUE_KEY)) == {b"neon", b"snail"}
+        assert await redis.exists(update_key(snail.content_hash), update_key(second.content_hash)) == 2
+        assert await mirror(store, redis) == []
+
+    store.delete("snail")
+    await mirror(store, redis)
+    assert set(await redis.hgetall(CATALOGUE_KEY)) == {b"neon"}
