@@ -148,8 +148,12 @@ def install(app: FastAPI) -> None:
             for operation in operations.values():
                 for response in operation["responses"].values():
                     content = response.get("content", {})
-                    if MEDIA_TYPE in content:  # FastAPI puts the model under application/json beside it
-                        content[MEDIA_TYPE] = content.pop("application/json", content[MEDIA_TYPE])
+                    if (
+                        MEDIA_TYPE in content
+                    ):  # FastAPI puts the model under the operation's own type beside it
+                        described = [each for each in content.values() if "schema" in each]
+                        content.clear()
+                        content[MEDIA_TYPE] = described[0] if described else {}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,8 +20,11 @@ import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from services.cloud.settings import DistillerSettings
+from services.cloud.worker import Distiller
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 
@@ -45,16 +50,36 @@ async def serving(app: FastAPI) -> AsyncIterator[Client]:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def client(chain: Any, redis_url: str) -> AsyncIterator[Client]:
-    settings = GatewaySettings(user_address=chain.addresses["user"], redis_url=redis_url)
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
+    )
     async with serving(create_app(settings)) as client:
         yield client
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def alone() -> AsyncIterator[Client]:
-    """A gateway without Redis whose user service cannot be reached."""
-    async with serving(create_app(GatewaySettings(user_address="127.0.0.1:1", redis_url=""))) as client:
+    """A gateway without Redis whose user and cloud services cannot be reached."""
+    settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
+    async with serving(create_app(settings)) as client:
         yield client
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty(redis_url: str) -> None:
+    """Nothing is cached or queued."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
+    """A worker for the chain's cloud."""
+    settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
+    serving = asyncio.create_task(Distiller(settings).serve())
+    yield
+    serving.cancel()
+    await asyncio.wait({serving})
 
 
 def is_problem(answer: httpx2.Response, status: int) -> dict[str, Any]:
@@ -176,6 +201,12 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
         ({"prompt": "x", "link": {"rician_k": 1}}, "link.rician_k", "snr_db, fading, tau_rms_s, cbr"),
         ({"prompt": "x", "link": 3}, "link", "an object"),
         ({"prompt": "x", "negative_prompt": "y"}, "negative_prompt", "prompt, n, size"),
+        ({"prompt": "x", "knowledge": []}, "knowledge", '"auto", "none", or 1 to 4 names'),
+        ({"prompt": "x", "knowledge": 3}, "knowledge", '"auto", "none", or 1 to 4 names'),
+        ({"prompt": "x", "knowledge": None}, "knowledge", '"auto", "none", or 1 to 4 names'),
+        ({"prompt": "x", "knowledge": "A B"}, "knowledge", '"auto", "none", or 1 to 4 names'),
+        ({"prompt": "x", "knowledge": ["neon", "auto"]}, "knowledge", '"auto", "none", or 1 to 4 names'),
+        ({"prompt": "x", "knowledge": ["a", "b", "c", "d", "e"]}, "knowledge", "1 to 4 names"),
     ],
 )
 async def test_a_field_that_is_not_allowed_is_named_with_what_is(
@@ -305,3 +336,163 @@ async def test_hanging_up_cancels_the_work(client: Client) -> None:
         async with asyncio.timeout(20):
             while not any(line.get("status") == "CANCELLED" for line in logs):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+
+
+SMALL = {"images": 4, "steps": 4, "rank": 1, "tokens": 1}
+
+
+async def follow(client: Client, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The job after each change, until its stream ends."""
+    states = []
+    async with client.stream("GET", f"/v1/jobs/{job['id']}/events") as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-cache"
+        async for line in answer.aiter_lines():
+            assert not line or line.startswith(("data: ", ":"))
+            if line.startswith("data: "):
+                states.append(json.loads(line.removeprefix("data: ")))
+    return states
+
+
+async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> None:
+    started = await client.post("/v1/knowledge", json={"topic": "stencil", **SMALL})
+    assert started.status_code == 202, started.text
+    job = started.json()
+    assert started.headers["location"] == f"/v1/jobs/{job['id']}"
+    assert (job["topic"], job["status"], job["stage"], job["error"]) == ("stencil", "queued", None, None)
+
+    states = await follow(client, job)
+    last = states[-1]
+    assert (last["status"], last["version"], last["error"]) == ("finished", 1, None), last
+    assert [state["status"] for state in states][:-1] == sorted(
+        (state["status"] for state in states[:-1]), key=["queued", "running"].index
+    )
+    assert all(a != b for a, b in itertools.pairwise(states))
+    assert (await follow(client, job)) == [last]
+    assert (await client.get(started.headers["location"])).json() == last
+    assert (await client.get("/v1/jobs")).json()["data"][0] == last
+
+    (manifest,) = (await client.get("/v1/knowledge")).json()["data"]
+    topic = (await client.get("/v1/knowledge/stencil")).json()
+    assert topic == manifest | {"versions": [1]}
+    assert (manifest["topic"], manifest["version"], manifest["job"]) == ("stencil", 1, job["id"])
+    assert manifest["triggers"] == ["stencil"]
+    assert manifest["size_bytes"] > 0
+    assert manifest["scores"]
+    samples = await client.get("/v1/knowledge/stencil/samples")
+    assert samples.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(samples.content)).size[0] > 0
+
+    ask = {"prompt": "a boat, stencil style", "seed": 3, "size": "64x64", "link": {"snr_db": 30}}
+    images = {
+        str(knowledge): (await client.post(PATH, json=ask | {"knowledge": knowledge})).json()["data"][0]
+        for knowledge in ("auto", "none", "stencil", ["stencil"])
+    }
+    use = [{name: manifest[name] for name in ("topic", "version", "content_hash")}]
+    assert [images[name]["link_report"]["knowledge"] for name in images] == [use, [], use, use]
+    assert images["auto"]["b64_json"] == images["stencil"]["b64_json"] != images["none"]["b64_json"]
+    unknown = await client.post(PATH, json=ask | {"knowledge": "cubism"})
+    assert "there is stencil" in is_problem(unknown, 404)["detail"]
+
+    assert (await client.delete("/v1/knowledge/stencil")).status_code == 204
+    assert (await client.get("/v1/knowledge")).json() == {"data": []}
+    is_problem(await client.get("/v1/knowledge/stencil"), 404)
+    is_problem(await client.get("/v1/knowledge/stencil/samples"), 404)
+    is_problem(await client.delete("/v1/knowledge/stencil"), 404)
+    assert is_problem(await client.delete(f"/v1/jobs/{job['id']}"), 409)["title"] == "Conflict"
+
+
+async def test_a_job_that_waits_may_be_cancelled_and_asked_for_again(client: Client, empty: None) -> None:
+    job = (await client.post("/v1/knowledge", json={"topic": "neon", **SMALL})).json()
+    again = await client.post("/v1/knowledge", json={"topic": "neon", **SMALL})
+    assert job["id"] in is_problem(again, 409)["detail"]
+    following = asyncio.create_task(follow(client, job))
+    await asyncio.sleep(0.2)
+    cancelled = await client.delete(f"/v1/jobs/{job['id']}")
+    assert cancelled.status_code == 200
+    assert cancelled.json()["status"] == "cancelled"
+    assert [state["status"] for state in await following] == ["queued", "cancelled"]
+    is_problem(await client.delete(f"/v1/jobs/{job['id']}"), 409)
+    assert (await client.post("/v1/knowledge", json={"topic": "neon", **SMALL})).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "allowed"),
+    [
+        ({}, "topic", "a string of 1 to 32 characters"),
+        ({"topic": "Neon"}, "topic", "lower-case letters, digits"),
+        ({"topic": "auto"}, "topic", "not auto or none"),
+        ({"topic": "x" * 33}, "topic", "a string of 1 to 32 characters"),
+        ({"topic": "x", "prompts": "a boat"}, "prompts", "a list of at most 1000"),
+        ({"topic": "x", "prompts": [3]}, "prompts.0", "a string of 1 to 1000 characters"),
+        ({"topic": "x", "triggers": ["a"] * 101}, "triggers", "a list of at most 100"),
+        ({"topic": "x", "rank": 0}, "rank", "an integer of at least 1 and at most"),
+        ({"topic": "x", "steps": 1.5}, "steps", "an integer of at least 2 and at most"),
+        ({"topic": "x", "epochs": 1}, "epochs", "topic, prompts, triggers"),
+    ],
+)
+async def test_a_topic_that_is_not_allowed_is_explained(
+    alone: Client, body: dict[str, Any], field: str, allowed: str
+) -> None:
+    (error,) = is_problem(await alone.post("/v1/knowledge", json=body), 422)["errors"]
+    assert error["field"] == field
+    assert allowed in error["allowed"]
+
+
+async def test_what_the_cloud_refuses_is_explained_too(client: Client, empty: None) -> None:
+    answer = await client.post("/v1/knowledge", json={"topic": "mine", "prompts": ["one and the same"]})
+    (error,) = is_problem(answer, 422)["errors"]
+    assert error["field"] == "prompts"
+    assert (
+        "give its prompts"
+        in is_problem(await client.post("/v1/knowledge", json={"topic": "x"}), 404)["detail"]
+    )
+    for path in ("/v1/jobs/nobody", "/v1/jobs/nobody/events", "/v1/knowledge/nothing"):
+        is_problem(await client.get(path), 404)
+    is_problem(await client.get("/v1/knowledge/..%5Cx"), 422)
+    is_problem(await client.delete("/v1/jobs/" + "x" * 65), 422)
+
+
+async def test_without_a_cloud_there_is_no_knowledge(alone: Client) -> None:
+    for path in ("/v1/knowledge", "/v1/knowledge/neon", "/v1/jobs", "/v1/jobs/x", "/v1/jobs/x/events"):
+        assert "cloud" in is_problem(await alone.get(path), 503)["detail"]
+
+
+async def test_event_streams_outlast_the_deadline_and_end_with_the_gateway(
+    chain: Any, redis_url: str, empty: None
+) -> None:
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"],
+        cloud_address=chain.addresses["cloud"],
+        redis_url=redis_url,
+        deadline_s=0.5,
+    )
+    app = create_app(settings)
+    async with serving(app) as client:
+        job = (await client.post("/v1/knowledge", json={"topic": "thermal", **SMALL})).json()
+        following = asyncio.create_task(follow(client, job))
+        await asyncio.sleep(1)
+        assert not following.done()
+        app.state.stopping.set()
+        async with asyncio.timeout(2):
+            assert [state["status"] for state in await following] == ["queued"]
+
+
+async def test_who_leaves_an_event_stream_is_not_waited_for(client: Client, empty: None) -> None:
+    job = (await client.post("/v1/knowledge", json={"topic": "rocket", **SMALL})).json()
+    with capture_logs() as logs:
+        async with client.stream("GET", f"/v1/jobs/{job['id']}/events") as answer:
+            await anext(answer.aiter_lines())
+        async with asyncio.timeout(5):
+            while not any(line.get("method") == "/dekag.v1.Cloud/WatchJob" for line in logs):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+async def test_the_document_tells_of_events(alone: Client) -> None:
+    paths = (await alone.get("/openapi.json")).json()["paths"]
+    answers = paths["/v1/jobs/{name}/events"]["get"]["responses"]
+    assert list(answers["200"]["content"]) == ["text/event-stream"]
+    for path in ("/v1/jobs/{name}/events", "/v1/knowledge/{topic}/samples", "/v1/knowledge/{topic}"):
+        content = paths[path]["get"]["responses"]["404"]["content"]
+        assert content == {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
