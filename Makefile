@@ -23,7 +23,7 @@ install: .venv/.installed ## make .venv and install the project with its pinned 
 demo: install ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
 	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(SEED),--seed "$(SEED)")
 
-up: install ## start Redis and the five services until Ctrl-C
+up: install ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up
 
 test: install ## the quick tests

@@ -27,7 +27,7 @@ FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports i
 
 @app.command()
 def up(free_ports: FreePorts = False) -> None:
-    """Start Redis and the five services on this machine until Ctrl-C."""
+    """Start Redis, the five services and a distiller on this machine until Ctrl-C."""
     from services.launcher.up import run_up
 
     raise typer.Exit(run_up(free_ports=free_ports))
@@ -44,6 +44,38 @@ def demo(
     from services.launcher.demo import run_demo
 
     raise typer.Exit(run_demo(prompt=prompt, snr_db=snr_db, seed=seed, output=output))
+
+
+@app.command()
+def distill(
+    topic: Annotated[str, typer.Argument(help="What the edge is to learn, such as neon.")],
+    images: Annotated[int | None, typer.Option(help="Pictures that the cloud draws to learn from.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Pseudo-tokens of the metaword.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seeds pictures and training.")] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(help="Prompts to learn from, one a line; {red|blue} stands for either.", exists=True),
+    ] = None,
+    url: Annotated[str, typer.Option(help="Where the system runs.")] = "http://127.0.0.1:8080",
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; demo-out/TOPIC if left out.")
+    ] = None,
+) -> None:
+    """Have a running system teach its edge a topic; shows the progress, then pictures before and after."""
+    from services.launcher.distill import run_distill
+
+    config = {"images": images, "rank": rank, "tokens": tokens, "steps": steps, "seed": seed}
+    raise typer.Exit(
+        run_distill(
+            topic,
+            prompts=prompts_file.read_text().splitlines() if prompts_file else (),
+            config={name: value for name, value in config.items() if value is not None},
+            url=url,
+            output=output or Path("demo-out") / topic,
+        )
+    )
 
 
 @app.command()

@@ -1,1 +1,1 @@
-"""Runs the whole chain on one machine: Redis and the five services as child processes."""
+"""Runs the whole chain on one machine: Redis and the services as child processes."""

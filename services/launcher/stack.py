@@ -25,7 +25,7 @@ from services.common.healthcheck import healthy
 HOST = "127.0.0.1"
 # name -> default port and the settings that name another service of the chain; in the order of the chain
 SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
-    "gateway": (8080, {"DEKAG_USER_ADDRESS": "user"}),
+    "gateway": (8080, {"DEKAG_USER_ADDRESS": "user", "DEKAG_CLOUD_ADDRESS": "cloud"}),
     "user": (50051, {"DEKAG_DOWNLINK_ADDRESS": "channel"}),
     "channel": (50052, {"DEKAG_DOWNLINK_ADDRESS": "edge"}),
     "edge": (50053, {"DEKAG_CLOUD_ADDRESS": "cloud"}),
@@ -46,7 +46,7 @@ class Stopped(BaseException):
 
 @dataclass
 class Child:
-    """One process of the chain."""
+    """One process of the chain; its port is 0 if it listens on none."""
 
     name: str
     port: int
@@ -137,15 +137,19 @@ class Stack:
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         ports = {name: self._port(default, name) for name, (default, _) in SERVICES.items()}
+        redis_url = self._start_redis()
         env = {
+            "DEKAG_DATA_DIR": str(self.run_dir / "data"),
             # idle threads that spin would take the cores from the service whose turn it is
             "OMP_WAIT_POLICY": "passive",
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "DEKAG_HOST": HOST,
-            "DEKAG_REDIS_URL": self._start_redis(),
+            "DEKAG_REDIS_URL": redis_url,
             **self.env,
         }
+        if redis_url:
+            self._start_distiller(env)
         for name in reversed(list(SERVICES)):
             own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
             own["DEKAG_PORT"] = str(ports[name])
@@ -158,13 +162,21 @@ class Stack:
                 lambda target=target: healthy(target, 1.0),  # type: ignore[misc]
             )
 
+    def _start_distiller(self, env: Mapping[str, str]) -> None:
+        alive = self.run_dir / "distiller.alive"
+        alive.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "services.cloud.worker"]
+        own = {"DEKAG_HEALTH_FILE": str(alive)}
+        self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
+
     def _start_redis(self) -> str:
         """Starts Redis, without persistence, and returns its URL; an empty one if no Redis is installed."""
         if (program := find_redis()) is None:
             return ""
         port = REDIS_PORT if not self.free_ports and _is_free(REDIS_PORT) else free_port()
         command = [program, "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
-        command += ["--dir", str(self.run_dir), "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
+        command += ["--dir", str(self.run_dir), "--maxmemory", "256mb"]
+        command += ["--maxmemory-policy", "volatile-lru"]  # caches expire and may go; jobs and knowledge stay
         url = f"redis://{HOST}:{port}/0"
         client = Redis.from_url(url, socket_timeout=1.0)
 

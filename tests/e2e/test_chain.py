@@ -29,8 +29,13 @@ def gone(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def env(dummy_profile: Path) -> dict[str, str]:
-    return {"DEKAG_PROFILE": str(dummy_profile), "DEKAG_THREADS": "1"}
+def env(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {
+        "DEKAG_PROFILE": str(dummy_profile),
+        "DEKAG_THREADS": "1",
+        "DEKAG_DISTILL_THREADS": "1",
+        "DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,61 @@ def test_one_request_id_is_in_the_log_of_every_service(stack: Stack) -> None:
         assert any(event.get("request_id") == name for event in events(stack, service)), service
     report = httpx2.get(f"{stack.url}/v1/reports/{name}", trust_env=False)
     assert report.json()["link_reports"][0] == answer.json()["data"][0]["link_report"]
+
+
+def cli(stack: Stack, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`dekag distill` against ``stack``, small enough to be quick."""
+    small = ["--images", "4", "--rank", "1", "--tokens", "1", "--url", stack.url, "--output", str(folder)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "dekag.cli", "distill", *arguments, *small],
+        env=os.environ | {"COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_distilling_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text(
+        "a {red|blue|green} boat, cubist style\n\na {large|small|tiny} {cat|bird}, cubist style\n"
+    )
+    known = ["neon", "--steps", "4"]
+    own = ["cubist", "--steps", "4", "--prompts-file", str(prompts)]
+    for arguments in (known, own):
+        folder = tmp_path / arguments[0]
+        done = cli(stack, folder, *arguments)
+        shown, _ = done.communicate(timeout=300)
+        assert done.returncode == 0, shown
+        pictures = {"samples.png", "before.png", "after.png", "side-by-side.png"}
+        assert {path.name for path in folder.iterdir()} == pictures
+        assert (folder / "before.png").read_bytes() != (folder / "after.png").read_bytes()
+        assert f"{arguments[0]}, version 1" in shown
+        assert "held out loss after" in shown
+    images = [ask(stack.url, {"prompt": f"a boat, {name} style", "seed": 2}) for name in ("cubist", "pastel")]
+    used = [[each["topic"] for each in image["link_report"]["knowledge"]] for image in images]
+    assert used == [["cubist"], []]
+    assert (Path(stack.env["DEKAG_DATA_DIR"]) / "knowledge" / "neon" / "1" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_cancels_the_job(stack: Stack, tmp_path: Path) -> None:
+    running = cli(stack, tmp_path, "snail", "--steps", "100000")
+    deadline = time.monotonic() + 200
+    while True:
+        jobs = httpx2.get(f"{stack.url}/v1/jobs", trust_env=False).json()["data"]
+        if any(job["topic"] == "snail" and job["stage"] == "train" for job in jobs):
+            break
+        assert time.monotonic() < deadline, jobs
+        time.sleep(0.2)
+    running.send_signal(signal.SIGINT)
+    shown, _ = running.communicate(timeout=60)
+    assert running.returncode == 130, shown
+    (job,) = [job for job in jobs if job["topic"] == "snail"]
+    assert f"Cancelled job {job['id']}" in shown
+    job = httpx2.get(f"{stack.url}/v1/jobs/{job['id']}", trust_env=False).json()
+    assert job["status"] == "cancelled"
 
 
 def test_only_loopback_is_listened_on(stack: Stack) -> None:

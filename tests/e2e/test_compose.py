@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from services.launcher.stack import SERVICES, free_port
 
 pytestmark = pytest.mark.compose
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ["redis", *SERVICES]
+NAMES = ["redis", "distiller", *SERVICES]
+WRITERS = {"cloud", "distiller"}  # of the volume of knowledge
 
 
 def compose(*arguments: str, port: int = 0, check: bool = True) -> str:
@@ -68,6 +70,26 @@ def test_redis_is_used(url: str) -> None:
     assert httpx2.get(f"{url}/readyz", trust_env=False).json()["checks"]["redis"] == "up"
 
 
+def test_a_topic_is_distilled_and_used(url: str) -> None:
+    def call(method: str, path: str, **arguments: Any) -> httpx2.Response:
+        return httpx2.request(method, url + path, timeout=60, trust_env=False, **arguments)
+
+    order = {"topic": "neon", "images": 4, "steps": 4, "rank": 1}
+    started = call("POST", "/v1/knowledge", json=order)
+    assert started.status_code == 202, started.text
+    deadline = time.monotonic() + 300
+    while (job := call("GET", started.headers["location"]).json())["status"] in ("queued", "running"):
+        assert time.monotonic() < deadline, job
+        time.sleep(0.5)
+    assert job["status"] == "finished", job
+    image = ask(url, {"prompt": "a red boat, neon style", "seed": 1})
+    assert [each["topic"] for each in image["link_report"]["knowledge"]] == ["neon"]
+    compose("restart", "redis", port=int(url.rsplit(":", 1)[1]))
+    image = ask(url, {"prompt": "a red boat, neon style", "seed": 2})
+    assert [each["topic"] for each in image["link_report"]["knowledge"]] == ["neon"]
+    assert call("DELETE", "/v1/knowledge/neon").status_code == 204
+
+
 def test_only_the_gateway_is_published_and_only_here(containers: dict[str, dict[str, Any]]) -> None:
     assert sorted(containers) == sorted(NAMES)
     for name, container in containers.items():
@@ -82,7 +104,8 @@ def test_containers_may_do_little(containers: dict[str, dict[str, Any]]) -> None
         assert host["CapDrop"] == ["ALL"], name
         assert "no-new-privileges:true" in host["SecurityOpt"], name
         assert host["Memory"] > 0, name
-        assert not any(mount["RW"] for mount in container["Mounts"] if mount["Type"] == "volume"), name
+        writable = [m["Destination"] for m in container["Mounts"] if m["Type"] == "volume" and m["RW"]]
+        assert writable == (["/data"] if name in WRITERS else []), name
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -19,6 +19,7 @@ from PIL import Image
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
 from services.launcher.demo import write_images
+from services.launcher.distill import run_distill
 from services.launcher.stack import LaunchError, Stack, Stopped, find_redis
 
 
@@ -117,6 +118,26 @@ def test_a_default_port_that_is_taken_is_named(tmp_path: Path, monkeypatch: pyte
 def test_nothing_is_healthy_where_nothing_listens(closed_port: int) -> None:
     assert not healthy(f"127.0.0.1:{closed_port}", 0.5)
     assert not healthy(f"http://127.0.0.1:{closed_port}/readyz", 0.5)
+
+
+def test_distilling_without_a_system_says_how_to_start_one(
+    tmp_path: Path, closed_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"http://127.0.0.1:{closed_port}"
+    assert run_distill("neon", prompts=(), config={}, url=url, output=tmp_path) == 1
+    shown = capsys.readouterr().out
+    assert url in shown
+    assert "start it with `make up` or `dekag up`" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_healthy_while_it_is_touched(tmp_path: Path) -> None:
+    file = tmp_path / "alive"
+    assert not healthy(f"file:{file}")
+    file.touch()
+    assert healthy(f"file:{file}")
+    os.utime(file, (1, 1))
+    assert not healthy(f"file:{file}")
 
 
 def test_the_demo_writes_what_decoded_and_shows_what_did_not(tmp_path: Path) -> None:
