@@ -48,10 +48,10 @@ BITS = (16, 8, 4)
 # a style and a subject for the studies of a single setting
 STUDY_TOPICS = ("blueprint", "rocket")
 STUDIES: dict[str, list[Any]] = {
-    "rank": [1, 2, 8],
+    "rank": [1, 4, 8],
     "images": [16, 32],
     "tokens": [1, 8],
-    "layers": ["attention"],
+    "layers": ["attention", "attention+feed-forward", "all"],
 }
 PAIRS = (("neon", "rocket"), ("blueprint", "snail"), ("thermal", "rocket"), ("stencil", "snail"))
 VERSION = 1  # raised when the code changes what a cell comes out as
@@ -181,7 +181,8 @@ class Bench:
         references = self.references(cell.topic, prompts)
         if trained.unet is not None:
             base, self.edge.pipeline.unet = self.edge.pipeline.unet, trained.unet
-            tuned = [self.edge.image(prompt, seed) for _, prompt, seed in prompts]
+            drawn = [self.edge.latents(p, s, guidance_scale=config.guidance_scale) for _, p, s in prompts]
+            tuned = [self.edge.decoder.decode(latents)[0] for latents in drawn]
             self.edge.pipeline.unet = base
             result["bytes"]["16"] = 2 * sum(p.numel() for p in trained.unet.parameters())
             result["rows"]["16"] = self.judge(tuned, references, prompts)

@@ -96,12 +96,20 @@ class Generator:
 
     @torch.inference_mode()
     def latents(
-        self, prompt: str | None, seed: int, *, width: int = 128, height: int = 128, **states: torch.Tensor
+        self,
+        prompt: str | None,
+        seed: int,
+        *,
+        width: int = 128,
+        height: int = 128,
+        guidance_scale: float | None = None,
+        **states: torch.Tensor,
     ) -> torch.Tensor:
         """The latent that `prompt` and `seed` (0..2**63-1) give, (1, 4, height/8, width/8) float32.
 
-        The same arguments give the same bits. `states` are what the denoiser reads in place of a prompt:
-        the pipeline's own `prompt_embeds` and `negative_prompt_embeds`.
+        The same arguments give the same bits. `guidance_scale` takes the place of the generator's own.
+        `states` are what the denoiser reads in place of a prompt: the pipeline's own `prompt_embeds` and
+        `negative_prompt_embeds`.
 
         Raises:
             DekagError: the model produced a value that is not finite.
@@ -109,7 +117,7 @@ class Generator:
         latents: torch.Tensor = self.pipeline(
             prompt=prompt,
             num_inference_steps=self.steps,
-            guidance_scale=self.guidance_scale,
+            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
             generator=torch.Generator().manual_seed(seed),
             width=width,
             height=height,

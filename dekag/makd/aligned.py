@@ -103,8 +103,15 @@ class AlignedGenerator:
         self._switch(tuple(each for each in chosen if self._updates[each].lora))
         if not chosen:
             return self.generator.latents(prompt, seed, width=width, height=height)
-        states = self._states(prompt, [self._updates[each] for each in chosen])
-        return self.generator.latents(None, seed, width=width, height=height, **states)
+        acting = [self._updates[each] for each in chosen]
+        return self.generator.latents(
+            None,
+            seed,
+            width=width,
+            height=height,
+            guidance_scale=min(update.guidance_scale for update in acting),
+            **self._states(prompt, acting),
+        )
 
     def image(
         self, prompt: str, seed: int, *, width: int = 128, height: int = 128, updates: Sequence[str] = ()

@@ -10,7 +10,7 @@ from dekag.errors import InvalidInputError
 
 Method = Literal["makd", "metaword", "lora", "lora-equal-bytes", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
-Layers = Literal["attention", "attention+feed-forward", "all"]
+Layers = Literal["attention", "attention+feed-forward", "attention+convolution", "all"]
 
 # field: (lowest, highest)
 RANGES: dict[str, tuple[float, float]] = {
@@ -24,6 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "metaword_learning_rate": (1e-7, 1.0),
     "full_learning_rate": (1e-7, 1.0),
     "prompt_dropout": (0.0, 0.9),
+    "guidance_scale": (1.0, 30.0),
     "check_every": (1, 100_000),
     "patience": (1, 1000),
     "seed": (0, 2**31 - 1),
@@ -48,6 +49,8 @@ class DistillConfig:
         metaword_learning_rate: peak learning rate of the metaword.
         full_learning_rate: peak learning rate of the full fine-tune.
         prompt_dropout: share of a batch trained without its prompt, for classifier-free guidance.
+        guidance_scale: classifier-free guidance with which pictures are drawn afterwards; less than the
+            edge's own, since the cloud's pictures that are learnt from are guided already.
         check_every: steps between two looks at the held-out loss.
         patience: looks without a better held-out loss after which training stops.
         seed: seeds the cloud's pictures, the initial weights and every step.
@@ -57,17 +60,18 @@ class DistillConfig:
     images: int = 64
     held_out: int = 8
     tokens: int = 2
-    rank: int = 4
-    layers: Layers = "attention+feed-forward"
+    rank: int = 2
+    layers: Layers = "attention+convolution"
     bits: int = 16
-    steps: int = 120
+    steps: int = 300
     batch: int = 8
     lora_learning_rate: float = 7e-3
     metaword_learning_rate: float = 3e-2
     full_learning_rate: float = 3e-4
     prompt_dropout: float = 0.1
-    check_every: int = 20
-    patience: int = 3
+    guidance_scale: float = 2.0
+    check_every: int = 25
+    patience: int = 6
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -34,13 +34,14 @@ from dekag.training.loop import TrainingRun
 from dekag.world.sheet import save_sheet
 
 ADAPTER = "distilled"
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+_CONVOLUTION = ("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj")
 LAYERS = {
-    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
-    "attention+feed-forward": ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
-    "all": (
-        *("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"),
-        *("proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj"),
-    ),
+    "attention": _ATTENTION,
+    "attention+feed-forward": _ATTENTION + _FEED_FORWARD,
+    "attention+convolution": _ATTENTION + _CONVOLUTION,
+    "all": _ATTENTION + _FEED_FORWARD + _CONVOLUTION,
 }
 WARMUP_STEPS = 20
 EMA_DECAY = 0.98
@@ -405,17 +406,19 @@ def distill(
         should_stop=should_stop,
     )
     update = new_update(cloud, edge, topic, config, trained)
+    scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
+    rows: dict[str, list[Pixels]] = {"before": [], "after": []}
     aligned = AlignedGenerator(edge)
     aligned.add(update)
-    rows: dict[str, list[Pixels]] = {"before": [], "after": []}
-    scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
-    for done, (prompt, seed) in enumerate(scored):
-        if should_stop():
-            raise Stopped
-        rows["before"].append(aligned.image(prompt, seed))
-        rows["after"].append(aligned.image(prompt, seed, updates=[update.content_hash]))
-        on_progress(Progress("score", done + 1, len(scored)))
-    aligned.remove(update.content_hash)
+    try:
+        for done, (prompt, seed) in enumerate(scored):
+            if should_stop():
+                raise Stopped
+            rows["before"].append(aligned.image(prompt, seed))
+            rows["after"].append(aligned.image(prompt, seed, updates=[update.content_hash]))
+            on_progress(Progress("score", done + 1, len(scored)))
+    finally:
+        aligned.remove(update.content_hash)
     references = images[len(learnt) :][: len(scored)]
     save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
     if scorer is None:

@@ -115,6 +115,11 @@ class KnowledgeUpdate:
         return tuple(self.info["triggers"])
 
     @property
+    def guidance_scale(self) -> float:
+        """Classifier-free guidance with which pictures are drawn with this update."""
+        return float(self.info["config"]["guidance_scale"])
+
+    @property
     def base_hash(self) -> str:
         """Hash of the edge model that this update was trained on and fits."""
         return str(self.info["base_hash"])
@@ -159,6 +164,8 @@ class KnowledgeUpdate:
         texts = [self.topic, *self.info["triggers"], self.info["base_hash"]]
         if not all(isinstance(text, str) for text in texts) or not self.info["triggers"]:
             raise ValueError("texts")
+        if not 1 <= self.guidance_scale <= 30:
+            raise ValueError("guidance_scale")
         if self.metaword.ndim != 2 or not torch.isfinite(self.metaword).all():
             raise ValueError("metaword")
         for name, factor in self.lora.items():

@@ -40,6 +40,7 @@ from services.common.requests import begin_request, configure_logging
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
+    from dekag.generation.profile import Profile
     from dekag.makd.distill import Progress
     from dekag.metrics.features import ImageScorer
 
@@ -103,7 +104,7 @@ class Distillation:
                 topic,
                 config,
                 self._folder,
-                scorer=_scorer(self._settings.profile),
+                scorer=_scorer(profile),
                 on_progress=self._note,
                 should_stop=self.stop.is_set,
             )
@@ -116,14 +117,10 @@ class Distillation:
         self._progress = progress
 
 
-def _scorer(profile: str) -> ImageScorer | None:
-    """The metric encoders that lie beside the profile's models, if any do."""
-    from dekag.generation.profile import MODELS
+def _scorer(profile: Profile) -> ImageScorer | None:
     from dekag.metrics.features import ImageScorer
 
-    folder = MODELS / profile if (MODELS / profile).is_dir() else Path(profile)
-    clip, dino = folder / "clip", folder / "dino"
-    return ImageScorer.load(clip, dino) if clip.is_dir() and dino.is_dir() else None
+    return None if profile.scorer is None else ImageScorer.load(profile.scorer.clip, profile.scorer.dino)
 
 
 class Distiller:

@@ -88,6 +88,20 @@ def test_stopping_while_pictures_are_drawn_keeps_them(
     assert sorted(path.name for path in (tmp_path / "images").glob("*.png")) == ["0.png", "1.png"]
 
 
+def test_stopping_while_scoring_leaves_the_edge_as_it_was(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    done: list[Progress] = []
+    before = edge.latents("a red boat", 3)
+    with pytest.raises(Stopped):
+        distill(
+            cloud, edge, prompts_of("neon"), TINY, tmp_path, on_progress=done.append,
+            should_stop=lambda: bool(done) and done[-1].stage == "score",
+        )  # fmt: skip
+    assert torch.equal(edge.latents("a red boat", 3), before)
+    assert distill(cloud, edge, prompts_of("neon"), TINY, tmp_path).topic == "neon"
+
+
 @pytest.mark.parametrize("method", ["makd", "metaword", "lora", "lora-equal-bytes", "full"])
 def test_every_method_learns_and_trains_only_what_it_says(
     method: Method, cloud: Generator, edge: Generator, tmp_path: Path
