@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -132,18 +133,31 @@ def bench_chain(
     from dekag.experiments.page import write_first_image_page
     from services.launcher.bench import run_chain_bench
 
-    run_chain_bench(requests=requests)
+    _launch(lambda: run_chain_bench(requests=requests))
     write_first_image_page(Path("docs/results-first-image.md"))
 
 
 @bench.command("distill")
 def bench_distill(
-    topics: Annotated[str, typer.Option(help="Topics, separated by commas.")] = "neon,rocket,jewel",
+    topics: Annotated[str, typer.Option(help="Topics, separated by commas.")] = "neon,rocket",
 ) -> None:
     """Time from asking for a distillation over REST to the first picture drawn with it."""
     from services.launcher.bench import run_distill_bench
 
-    run_distill_bench(topics=topics.split(","))
+    _launch(lambda: run_distill_bench(topics=topics.split(",")))
+
+
+def _launch(work: Callable[[], object]) -> None:
+    """Runs what starts the chain; a signal or a chain that does not start ends it without a traceback."""
+    from services.launcher.stack import LaunchError, Stopped
+
+    try:
+        work()
+    except Stopped:
+        raise typer.Exit(130) from None
+    except LaunchError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ class DistillerSettings(KnowledgeSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     distill_threads: int = Field(
-        0, ge=0, description="CPU threads of a distillation; 0 leaves it to torch, which takes all cores."
+        1,
+        ge=0,
+        description="CPU threads of a distillation; 0 leaves it to torch. 1 is fastest for the small models.",
     )
     sweep_every_s: int = Field(
         5, ge=1, description="Time between two looks for jobs whose worker has died, s."

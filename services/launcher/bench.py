@@ -105,14 +105,11 @@ def run_chain_bench(
     return ratio
 
 
-def run_distill_bench(
-    *, topics: Sequence[str], threads: int = 1, profile: str = "embedded", results: Path = RESULTS
-) -> float:
+def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", results: Path = RESULTS) -> float:
     """Time from asking for a distillation over REST to holding the first picture drawn with it.
 
     Args:
         topics: of the embedded world, distilled one after another with the default settings.
-        threads: CPU threads of the distillation.
         profile: the models.
         results: where headline.json is.
 
@@ -121,7 +118,6 @@ def run_distill_bench(
     """
     console = Console()
     os.environ["DEKAG_PROFILE"] = profile
-    os.environ["DEKAG_DISTILL_THREADS"] = str(threads)
     folder = (RUN_DIR / "bench-distill").resolve()
     shutil.rmtree(folder, ignore_errors=True)
     seconds = []
