@@ -191,10 +191,7 @@ def run(
     """
     profile = profile or load_profile("embedded")
     probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
-    edge, cloud = (
-        Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
-        for model in (profile.edge, profile.cloud)
-    )
+    edge, cloud = Generator.from_profile(profile.edge), Generator.from_profile(profile.cloud)
     known = world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
     everything = world_prompts(count, subjects=SUBJECTS, styles=STYLES)
     each = -(-count // len(TOPICS))

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from dekag.errors import NotFoundError
 from dekag.experiments.consistency import judged
 from dekag.experiments.first_image import Prompt, topic_prompts
-from dekag.generation.models import Generator
+from dekag.generation.models import Generator, folder_hash
 from dekag.generation.profile import MODELS, load_profile
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.config import METHODS, DistillConfig
@@ -79,37 +79,37 @@ def cells(base: DistillConfig, seeds: int) -> list[Cell]:
 
 
 @dataclass
-class Bench:
+class Workbench:
     """The models and judges of one worker process, and the pictures that all cells share."""
 
     cloud: Generator
     edge: Generator
     scorer: ImageScorer
     probe: AttributeProbe
+    judges_hash: str
     prompts: int
     runs: Path
 
     @classmethod
-    def load(cls, profile_name: str, prompts: int, runs: Path) -> Bench:
+    def load(cls, profile_name: str, prompts: int, runs: Path) -> Workbench:
         """Load a profile's generators and its judges, one thread each."""
         torch.set_num_threads(1)
         profile = load_profile(profile_name)
-        cloud, edge = (
-            Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
-            for model in (profile.cloud, profile.edge)
-        )
+        cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)
         # the judges are the embedded world's own, whatever models the profile names
         judges = load_profile("embedded").scorer
         if judges is None:
             raise NotFoundError("the embedded profile names no scorer")
         scorer = ImageScorer.load(judges.clip, judges.dino)
-        probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
-        return cls(cloud, edge, scorer, probe, prompts, runs)
+        probe_path = MODELS / "embedded" / "probe"
+        probe = AttributeProbe.from_pretrained(probe_path).eval()
+        judges_hash = "".join(folder_hash(path) for path in (judges.clip, judges.dino, probe_path))
+        return cls(cloud, edge, scorer, probe, judges_hash, prompts, runs)
 
     def key(self, *parts: object) -> str:
         """Hash of `parts` and of everything that every result depends on."""
         known = [VERSION, self.cloud.model_hash, self.edge.model_hash, self.prompts, self.cloud.steps]
-        known += [self.cloud.guidance_scale, self.edge.steps, self.edge.guidance_scale]
+        known += [self.cloud.guidance_scale, self.edge.steps, self.edge.guidance_scale, self.judges_hash]
         return hashlib.sha256(json.dumps([*known, *parts], default=str).encode()).hexdigest()[:24]
 
     def references(self, name: str, prompts: Sequence[Prompt], offset: int = 0) -> npt.NDArray[np.uint8]:
@@ -252,20 +252,20 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @cache
-def _bench(profile: str, prompts: int, runs: Path) -> Bench:
-    return Bench.load(profile, prompts, runs)
+def _workbench(profile: str, prompts: int, runs: Path) -> Workbench:
+    return Workbench.load(profile, prompts, runs)
 
 
 def _run_topic_ends(profile: str, prompts: int, runs: Path, topic: str) -> tuple[str, dict[str, list[Row]]]:
-    return topic, _bench(profile, prompts, runs).unaligned(topic)
+    return topic, _workbench(profile, prompts, runs).unaligned(topic)
 
 
 def _draw(profile: str, prompts: int, runs: Path, cell: Cell) -> None:
-    _bench(profile, prompts, runs).draw(cell)
+    _workbench(profile, prompts, runs).draw(cell)
 
 
 def _run_cell(profile: str, prompts: int, runs: Path, cell: Cell) -> tuple[Cell, Row]:
-    return cell, _bench(profile, prompts, runs).run(cell)
+    return cell, _workbench(profile, prompts, runs).run(cell)
 
 
 @dataclass(frozen=True)
@@ -307,18 +307,18 @@ def measure(
         for trained in tqdm(as_completed(training), total=len(training), desc="trainings"):
             cell, row = trained.result()
             done[cell] = row
-    bench = _bench(*where)
-    pairs = [bench.compose(pair, base) for pair in tqdm(PAIRS, desc="compositions")]
+    workbench = _workbench(*where)
+    pairs = [workbench.compose(pair, base) for pair in tqdm(PAIRS, desc="compositions")]
     return Measured(ends, done, pairs)
 
 
 def sample_rows(base: DistillConfig, *, profile: str, prompts: int, runs: Path = RUNS) -> list[list[Any]]:
     """One test prompt of every topic: the cloud's pictures, the edge's before and after."""
-    bench = _bench(profile, prompts, runs)
+    workbench = _workbench(profile, prompts, runs)
     rows: list[list[Any]] = [[], [], []]
     for topic in TOPICS:
         chosen = topic_prompts(TOPICS[topic], prompts)[:1]
-        rows[0].append(bench.references(topic, chosen)[0])
-        rows[1].append(bench.edge.image(chosen[0][1], chosen[0][2]))
-        rows[2] += bench.aligned_images([bench.update_of(Cell(topic, base))], chosen)
+        rows[0].append(workbench.references(topic, chosen)[0])
+        rows[1].append(workbench.edge.image(chosen[0][1], chosen[0][2]))
+        rows[2] += workbench.aligned_images([workbench.update_of(Cell(topic, base))], chosen)
     return rows

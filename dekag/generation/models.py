@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from dekag.errors import DekagError
+from dekag.generation.profile import GeneratorProfile
 
 HASHED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
 
@@ -88,6 +89,11 @@ class Generator:
         vae_hash = folder_hash(folder / "vae") if folder.is_dir() else model_hash
         decoder = LatentDecoder(pipeline.vae, vae_hash)
         return cls(pipeline, model_hash, decoder, steps=steps, guidance_scale=guidance_scale)
+
+    @classmethod
+    def from_profile(cls, model: GeneratorProfile) -> Self:
+        """Load what a profile names, to be sampled as it says."""
+        return cls.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of a picture of that size in pixels."""

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from dekag.makd.metaword import prompt_states
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
+from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.loop import TrainingRun
 from dekag.world.sheet import save_sheet
 
@@ -46,7 +47,6 @@ LAYERS = {
 WARMUP_STEPS = 20
 EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
-MIN_SNR_GAMMA = 5.0
 HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # shares of the noise schedule at which early stopping looks
 SCORED = 8  # held-out prompts drawn for the scores and the samples
 SAMPLES = "samples.png"
@@ -73,15 +73,6 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody wanted it
     """The distillation was asked to stop; its checkpoint is kept."""
 
 
-class Draws(Protocol):
-    """What draws a picture: a Generator, or anything else with such a method."""
-
-    model_hash: str
-
-    def image(self, prompt: str, seed: int) -> Pixels:
-        """The picture of `prompt` and `seed`, (height, width, 3) uint8."""
-
-
 OnProgress = Callable[[Progress], None]
 ShouldStop = Callable[[], bool]
 
@@ -93,7 +84,7 @@ def seeds_for(config: DistillConfig, count: int, *, held_out: bool) -> list[int]
 
 
 def draw_images(
-    cloud: Draws,
+    cloud: Generator,
     prompts: Sequence[str],
     seeds: Sequence[int],
     folder: Path,
@@ -174,37 +165,6 @@ def new_metaword(text_encoder: Any, tokens: int, seed: int) -> nn.Parameter:
     words = text_encoder.get_input_embeddings().weight.detach()
     noise = torch.randn(tokens, words.shape[1], generator=torch.Generator().manual_seed(seed))
     return nn.Parameter(words.mean(0) + 0.1 * words.std(0) * noise)
-
-
-class DiffusionLoss:
-    """The diffusion loss of a StableDiffusionPipeline's denoiser, min-SNR weighted (Hang et al. 2023).
-
-    Args:
-        pipeline: its text encoder, tokenizer and noise schedule are used.
-        unet: the denoiser that is trained.
-    """
-
-    def __init__(self, pipeline: Any, unet: Any) -> None:
-        self._pipeline, self._unet = pipeline, unet
-        self._scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
-        self.timesteps = int(self._scheduler.config.num_train_timesteps)
-        signal = self._scheduler.alphas_cumprod
-        snr = signal / (1 - signal)
-        self._predicts = self._scheduler.config.prediction_type
-        self._weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1 if self._predicts == "v_prediction" else snr)
-
-    def __call__(
-        self, clean: torch.Tensor, states: torch.Tensor, timesteps: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean loss of latents (batch, 4, h, w) read with prompt states (batch, length, width)."""
-        noisy = self._scheduler.add_noise(clean, noise, timesteps)
-        target = noise
-        if self._predicts == "v_prediction":
-            target = self._scheduler.get_velocity(clean, noise, timesteps)
-        guess = self._unet(noisy, timesteps, encoder_hidden_states=states).sample
-        error = (guess - target).square().mean(dim=(1, 2, 3))
-        loss: torch.Tensor = (self._weights[timesteps] * error).mean()
-        return loss
 
 
 class EarlyStopping:
@@ -290,19 +250,21 @@ def train(
             learnt["metaword"] = word
             groups.append({"params": [word], "lr": config.metaword_learning_rate})
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
-        loss = DiffusionLoss(pipeline, unet)
+        loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
         said = list(prompts)
         read = functools.partial(prompt_states, pipeline)
+
+        def denoiser(states: torch.Tensor, timesteps: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            return lambda noisy: unet(noisy, timesteps, encoder_hidden_states=states).sample
 
         def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
             pick = torch.randint(len(latents), (config.batch,), generator=generator)
             dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
             states = read([said[i] for i in pick.tolist()], word, dropped)
             clean = latents[pick]
-            # one timestep from each of `batch` equal parts of the schedule: less variance
-            spread = torch.rand(config.batch, generator=generator) + torch.arange(config.batch)
-            timesteps = (spread / config.batch * loss.timesteps).long().clamp(max=loss.timesteps - 1)
-            return {"loss": loss(clean, states, timesteps, torch.randn(clean.shape, generator=generator))}
+            timesteps = loss.draw_timesteps(config.batch, generator)
+            noise = torch.randn(clean.shape, generator=generator)
+            return {"loss": loss(clean, noise, timesteps, denoiser(states, timesteps))}
 
         @torch.no_grad()
         def held_out_loss() -> float:
@@ -311,7 +273,7 @@ def train(
             losses = []
             for share in HELD_OUT_TIMESTEPS:
                 timesteps = torch.full((len(held_out),), int(share * loss.timesteps))
-                losses.append(float(loss(held_out, states, timesteps, noise)))
+                losses.append(float(loss(held_out, noise, timesteps, denoiser(states, timesteps))))
             return sum(losses) / len(losses)
 
         before = held_out_loss()
@@ -431,7 +393,7 @@ def distill(
 
 
 def new_update(
-    cloud: Draws, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
+    cloud: Generator, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
 ) -> KnowledgeUpdate:
     """The update that `trained` makes, with what knowledge.json records of it."""
     info = {

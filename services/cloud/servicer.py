@@ -65,8 +65,7 @@ class CloudServicer(CloudBase):
         from dekag.generation.models import Generator
         from dekag.generation.profile import load_profile
 
-        model = load_profile(self._settings.profile).cloud
-        self._generator = Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+        self._generator = Generator.from_profile(load_profile(self._settings.profile).cloud)
 
     async def close(self) -> None:
         """Closes the connections to Redis and the model's thread."""

@@ -85,10 +85,7 @@ class Distillation:
         from dekag.makd.topics import topic_prompts
 
         profile, config = load_profile(self._settings.profile), DistillConfig(**self._order.config)
-        cloud, edge = (
-            Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
-            for model in (profile.cloud, profile.edge)
-        )
+        cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)
         topic = topic_prompts(
             self._order.topic,
             prompts=self._order.prompts,

@@ -87,8 +87,7 @@ class EdgeServicer(DownlinkServicer):
         from dekag.makd.aligned import AlignedGenerator
 
         profile = load_profile(self._settings.profile)
-        model = profile.edge
-        generator = Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+        generator = Generator.from_profile(profile.edge)
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codec = JsccCodec.load(profile.codec)
         self._codec_hash = folder_hash(profile.codec)

@@ -41,9 +41,7 @@ class OneProcess:
 
     def __init__(self, profile_name: str) -> None:
         profile = load_profile(profile_name)
-        self._edge = Generator.load(
-            profile.edge.path, steps=profile.edge.steps, guidance_scale=profile.edge.guidance_scale
-        )
+        self._edge = Generator.from_profile(profile.edge)
         self._codec = JsccCodec.load(profile.codec)
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dekag.experiments.consistency import bootstrap_ci95
-from dekag.experiments.gka import BITS, PAIRS, STUDY_TOPICS, Bench, Cell, Measured, Row, cells
+from dekag.experiments.gka import BITS, PAIRS, STUDY_TOPICS, Cell, Measured, Row, Workbench, cells
 from dekag.experiments.gka_report import smallest, write
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.world import TOPICS
@@ -19,8 +19,8 @@ TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2)
 
 
 @pytest.fixture(scope="module")
-def bench(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    return Bench.load(str(dummy_profile), 2, tmp_path_factory.mktemp("gka"))
+def bench(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench.load(str(dummy_profile), 2, tmp_path_factory.mktemp("gka"))
 
 
 def test_every_method_topic_and_seed_is_a_cell() -> None:
@@ -31,7 +31,7 @@ def test_every_method_topic_and_seed_is_a_cell() -> None:
         assert runs >= {(method, seed) for method in METHODS for seed in range(3)}
 
 
-def test_finished_cell_is_read_not_run_again(bench: Bench) -> None:
+def test_finished_cell_is_read_not_run_again(bench: Workbench) -> None:
     cell = Cell("rocket", TINY)
     first = bench.run(cell)
     bench.edge, edge = None, bench.edge  # type: ignore[assignment]
@@ -45,14 +45,14 @@ def test_finished_cell_is_read_not_run_again(bench: Bench) -> None:
     assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
 
 
-def test_full_fine_tune_leaves_the_edge_as_it_was(bench: Bench) -> None:
+def test_full_fine_tune_leaves_the_edge_as_it_was(bench: Workbench) -> None:
     before = bench.edge.image("a red boat", 1)
     result = bench.run(Cell("rocket", dataclasses.replace(TINY, method="full")))
     assert list(result["rows"]) == ["16"]
     assert np.array_equal(bench.edge.image("a red boat", 1), before)
 
 
-def test_compositions_show_each_alone_and_both(bench: Bench) -> None:
+def test_compositions_show_each_alone_and_both(bench: Workbench) -> None:
     for topic in PAIRS[0]:
         bench.run(Cell(topic, TINY))
     found = bench.compose(PAIRS[0], TINY)

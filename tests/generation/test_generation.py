@@ -25,7 +25,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["cloud", "edge"])
 def generator(request: pytest.FixtureRequest, models: Path) -> Generator:
     model = getattr(load_profile(models), request.param)
-    return Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+    return Generator.from_profile(model)
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,13 @@ from pathlib import Path
 import pytest
 
 from dekag.generation.models import Generator
-from dekag.generation.profile import GeneratorProfile, load_profile
+from dekag.generation.profile import load_profile
 from dekag.makd.config import DistillConfig
 from dekag.makd.distill import Progress, distill
 from dekag.makd.topics import TopicPrompts, topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 
 TINY = DistillConfig(images=6, held_out=3, steps=8, batch=4, check_every=4, rank=2, layers="all")
-
-
-def load(model: GeneratorProfile) -> Generator:
-    """The generator of a profile."""
-    return Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
 
 
 def prompts_of(topic: str, config: DistillConfig = TINY) -> TopicPrompts:
@@ -39,13 +34,13 @@ class Distilled:
 @pytest.fixture(scope="session")
 def cloud(dummy_profile: Path) -> Generator:
     """The tiny cloud-GAI."""
-    return load(load_profile(dummy_profile).cloud)
+    return Generator.from_profile(load_profile(dummy_profile).cloud)
 
 
 @pytest.fixture
 def edge(dummy_profile: Path) -> Generator:
     """A tiny edge-GAI of the test's own."""
-    return load(load_profile(dummy_profile).edge)
+    return Generator.from_profile(load_profile(dummy_profile).edge)
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +48,6 @@ def neon(cloud: Generator, dummy_profile: Path, tmp_path_factory: pytest.TempPat
     """An update for the topic neon."""
     folder = tmp_path_factory.mktemp("neon")
     progress: list[Progress] = []
-    edge = load(load_profile(dummy_profile).edge)
+    edge = Generator.from_profile(load_profile(dummy_profile).edge)
     update = distill(cloud, edge, prompts_of("neon"), TINY, folder, on_progress=progress.append)
     return Distilled(folder, update, progress)

@@ -10,6 +10,7 @@ import torch
 
 from dekag.errors import MismatchError, NotFoundError
 from dekag.generation.models import Generator
+from dekag.generation.profile import load_profile
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.distill import distill
 from dekag.makd.update import KnowledgeUpdate
@@ -20,10 +21,7 @@ PROMPT = "a red boat on the beach"
 
 @pytest.fixture(scope="session")
 def snail(cloud: Generator, dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> KnowledgeUpdate:
-    from dekag.generation.profile import load_profile
-    from tests.makd.conftest import load
-
-    edge = load(load_profile(dummy_profile).edge)
+    edge = Generator.from_profile(load_profile(dummy_profile).edge)
     config = dataclasses.replace(TINY, rank=3, tokens=1, seed=4)
     return distill(cloud, edge, prompts_of("snail", config), config, tmp_path_factory.mktemp("snail"))
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.models import Generator
 from dekag.makd.config import DistillConfig, Method
 from dekag.makd.distill import (
-    DiffusionLoss,
     Progress,
     Stopped,
     distill,
@@ -21,7 +21,8 @@ from dekag.makd.distill import (
     seeds_for,
     train,
 )
-from dekag.makd.metaword import prompt_states
+from dekag.training.diffusion import NOISE_SCHEDULE
+from dekag.training.diffusion_loss import DiffusionLoss
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 
@@ -135,18 +136,17 @@ def test_full_fine_tune_makes_no_update(cloud: Generator, edge: Generator, tmp_p
         distill(cloud, edge, prompts_of("neon"), dataclasses.replace(TINY, method="full"), tmp_path)
 
 
-def test_noise_prediction_is_trained_as_such(edge: Generator) -> None:
-    edge.pipeline.scheduler.register_to_config(prediction_type="epsilon")
+def test_noise_prediction_is_trained_as_such() -> None:
+    scheduler = DDPMScheduler(**{**NOISE_SCHEDULE, "prediction_type": "epsilon"})
     seen = {}
 
-    def unet(noisy: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor) -> object:
+    def denoise(noisy: torch.Tensor) -> torch.Tensor:
         seen["noisy"] = noisy
-        return type("Out", (), {"sample": noise})
+        return noise
 
-    loss = DiffusionLoss(edge.pipeline, unet)
     noise = torch.randn(2, 4, 16, 16)
-    states = prompt_states(edge.pipeline, ["a", "b"], torch.zeros(0, 16))
-    assert loss(torch.zeros(2, 4, 16, 16), states, torch.tensor([10, 900]), noise) == 0
+    loss = DiffusionLoss(scheduler)
+    assert loss(torch.zeros(2, 4, 16, 16), noise, torch.tensor([10, 900]), denoise) == 0
     assert not torch.equal(seen["noisy"], noise)
 
 

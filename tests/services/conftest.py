@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
+from redis.asyncio import Redis
 
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
@@ -19,6 +20,7 @@ from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.common import clients
 from services.common.converters import DeliveryRequest
+from services.common.requests import begin_request
 from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.edge.servicer import EdgeServicer
@@ -38,6 +40,16 @@ def _data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEKAG_DATA_DIR", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    """An empty Redis."""
+    begin_request(None, None)
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+        yield redis
+        await redis.flushdb()
 
 
 @asynccontextmanager

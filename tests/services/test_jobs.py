@@ -29,7 +29,6 @@ from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.errors import ConflictError
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
-from services.common.requests import begin_request
 from services.proto import cloud_pb2
 from services.proto.cloud_pb2 import DeleteKnowledgeRequest, DistillRequest, GetKnowledgeRequest, Job, JobId
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
@@ -37,7 +36,7 @@ from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("redis")]
 Start = Callable[..., Awaitable[str]]
 Connect = Callable[[str], Any]
 Work = Callable[[], subprocess.Popen[bytes]]
@@ -45,16 +44,6 @@ Work = Callable[[], subprocess.Popen[bytes]]
 SMALL = {"images": 4, "steps": 4, "rank": 1, "tokens": 1}
 ENDLESS = SMALL | {"steps": 100_000}
 HEARTBEAT_S = 3
-
-
-@pytest_asyncio.fixture(autouse=True, loop_scope="session")
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """An empty Redis."""
-    begin_request(None, None)
-    async with Redis.from_url(redis_url) as redis:
-        await redis.flushdb()
-        yield redis
-        await redis.flushdb()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,6 @@ from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import Transmission, collect
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
-from services.common.requests import begin_request
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.proto.cloud_pb2_grpc import add_CloudServicer_to_server
@@ -50,10 +49,7 @@ PLAIN, NEON, BOTH = "a red boat", "a red boat, neon style", "a snail on the beac
 def updates(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, KnowledgeUpdate]:
     """Updates of the tiny edge by topic: a real one, and others with weights of their own."""
     profile = load_profile(dummy_profile)
-    cloud, edge = (
-        Generator.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
-        for model in (profile.cloud, profile.edge)
-    )
+    cloud, edge = (Generator.from_profile(model) for model in (profile.cloud, profile.edge))
     config = DistillConfig(images=4, held_out=2, steps=4, batch=4, rank=2, tokens=1)
     prompts = topic_prompts("neon", count=config.images, held_out=config.held_out, seed=0)
     neon = distill(cloud, edge, prompts, config, tmp_path_factory.mktemp("neon"))
@@ -72,16 +68,6 @@ def updates(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> di
 def changed(update: KnowledgeUpdate, **info: Any) -> KnowledgeUpdate:
     """The same weights with other words about them."""
     return KnowledgeUpdate.new({**update.info, **info}, update.metaword, update.lora)
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """An empty Redis."""
-    begin_request(None, None)
-    async with Redis.from_url(redis_url) as redis:
-        await redis.flushdb()
-        yield redis
-        await redis.flushdb()
 
 
 @dataclass
