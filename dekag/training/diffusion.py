@@ -128,6 +128,7 @@ def encoded_scenes(cache: Path, vae: Any, count: int = SCENES) -> torch.Tensor:
     chunk = min(500, count)
     done = int(progress.read_text()) if path.exists() and progress.exists() else 0
     mode = "r+" if done else "w+"
+    cache.mkdir(parents=True, exist_ok=True)
     out = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=(count, 4, 16, 16))
     if done < count:
         pixels = rendered_scenes(cache, "train", count)
@@ -185,8 +186,12 @@ def train_denoiser(
     seed: int,
     batch: int,
     learning_rate: float,
+    bf16: bool,
 ) -> TextToLatent:
-    """Train text encoder and denoiser on the latents (n, 4, 16, 16) of all scenes; returns the average."""
+    """Train text encoder and denoiser on the latents (n, 4, 16, 16) of all scenes; returns the average.
+
+    `bf16` lets matrix products run in bfloat16, which pays only where the processor has units for it.
+    """
     scenes = known_scenes(cloud=cloud, count=len(latents))
     tokens, mask = caption_tokens(tokenizer, scenes, cloud=cloud)
     empty_tokens, empty_mask = text.tokenize(tokenizer, [""])
@@ -203,7 +208,13 @@ def train_denoiser(
         seen = torch.where(dropped, empty_mask, mask[pick, which])
         timesteps = loss.draw_timesteps(batch, generator)
         noise = torch.randn(clean.shape, generator=generator)
-        return {"loss": loss(clean, noise, timesteps, lambda noisy: model(ids, seen, noisy, timesteps))}
+
+        def denoise(noisy: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                said: torch.Tensor = model(ids, seen, noisy, timesteps)
+            return said.float()
+
+        return {"loss": loss(clean, noise, timesteps, denoise)}
 
     run.run(step, steps)
     return run.average
@@ -222,6 +233,7 @@ def train_edge(
     steps: int,
     seed: int,
     batch: int = 32,
+    bf16: bool = False,
     scenes: int = SCENES,
 ) -> StableDiffusionPipeline:
     """Train the edge-GAI; returns a pipeline of the averaged weights."""
@@ -242,6 +254,7 @@ def train_edge(
         seed=seed,
         batch=batch,
         learning_rate=1e-3,
+        bf16=bf16,
     )
     return StableDiffusionPipeline(
         vae=vae,
@@ -263,18 +276,36 @@ def train_cloud(
     steps: int,
     seed: int,
     batch: int = 32,
+    bf16: bool = False,
+    start: Path | None = None,
     scenes: int = SCENES,
 ) -> PixArtSigmaPipeline:
-    """Train the cloud-GAI; returns a pipeline of the averaged weights."""
+    """Train the cloud-GAI; returns a pipeline of the averaged weights.
+
+    `start` is the folder of a trained pipeline to go on from, instead of from nothing.
+    """
     torch.manual_seed(seed)
     vae = AutoencoderKL.from_pretrained(vae_path, dtype=torch.float32)
     latents = encoded_scenes(cache, vae, scenes)
-    tokenizer = text.new_cloud_tokenizer()
-    encoder = text.new_cloud_text_encoder(tokenizer)
-    encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=True, seed=seed)
-    model = CloudModel(encoder.requires_grad_(True), new_transformer())
+    if start is None:
+        tokenizer = text.new_cloud_tokenizer()
+        encoder = text.new_cloud_text_encoder(tokenizer)
+        encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=True, seed=seed)
+        model = CloudModel(encoder.requires_grad_(True), new_transformer())
+    else:
+        before = PixArtSigmaPipeline.from_pretrained(start, dtype=torch.float32)
+        tokenizer, model = before.tokenizer, CloudModel(before.text_encoder, before.transformer)
     trained = train_denoiser(
-        model, tokenizer, latents, folder, cloud=True, steps=steps, seed=seed, batch=batch, learning_rate=1e-3
+        model,
+        tokenizer,
+        latents,
+        folder,
+        cloud=True,
+        steps=steps,
+        seed=seed,
+        batch=batch,
+        learning_rate=1e-3,
+        bf16=bf16,
     )
     return PixArtSigmaPipeline(
         tokenizer=tokenizer,
