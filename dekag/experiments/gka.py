@@ -184,13 +184,13 @@ class Workbench:
             drawn = [self.edge.latents(p, s, guidance_scale=config.guidance_scale) for _, p, s in prompts]
             tuned = [self.edge.decoder.decode(latents)[0] for latents in drawn]
             self.edge.pipeline.unet = base
-            result["bytes"]["16"] = 2 * sum(p.numel() for p in trained.unet.parameters())
-            result["rows"]["16"] = self.judge(tuned, references, prompts)
+            result["bytes"][str(config.bits)] = 2 * sum(p.numel() for p in trained.unet.parameters())
+            result["rows"][str(config.bits)] = self.judge(tuned, references, prompts)
             return result
         update = new_update(self.cloud, self.edge, topic, config, trained)
         update.save(folder / "update")
-        # fewer bits are tried where they may be the answer: on MAKD, once for each topic
-        tried = BITS if config.method == "makd" and config.seed == 0 else (16,)
+        # other sizes are tried where they may be the answer: on MAKD, once for each topic
+        tried = BITS if config.method == "makd" and config.seed == 0 else (config.bits,)
         for bits in tried:
             coarse = KnowledgeUpdate.new(update.info, update.metaword, update.lora, bits=bits)
             aligned = self.aligned_images([coarse], prompts)

@@ -62,7 +62,7 @@ def rows_of(measured: Measured, method: str, topics: Sequence[str], base: Distil
             found += [{**row, "topic": topic} for row in measured.ends[topic][method]]
             continue
         runs = [
-            result["rows"]["16"]
+            result["rows"][str(base.bits)]
             for cell, result in measured.cells.items()
             if cell.topic == topic and _is_main(cell, base, method)
         ]
@@ -130,7 +130,7 @@ def figures(
     best = max(RIVALS, key=lambda method: mean_of(rows[method], "consistency"))
     lead = bootstrap_ci95(gain, column(rows[best]), makd)
     put("gka_lead_over_best_baseline_percent", *_with_unit(lead, "%"))
-    sizes = [r["bytes"]["16"] for c, r in measured.cells.items() if _is_main(c, base, "makd")]
+    sizes = [r["bytes"][str(base.bits)] for c, r in measured.cells.items() if _is_main(c, base, "makd")]
     put("update_bytes", max(sizes), "B", None, len(sizes))
     put("update_model_share", 100 * max(sizes) / edge_bytes, "%", None, len(sizes))
 
@@ -146,7 +146,7 @@ def _summary(rows: Sequence[Row]) -> dict[str, float]:
 def smallest(measured: Measured, base: DistillConfig) -> list[dict[str, Any]]:
     """Sizes of update that were tried, the largest first, with the share of the whole gain that each keeps.
 
-    Over the study topics and training seed 0; the whole gain is that of the default update in 16 bits.
+    Over the study topics and training seed 0; the whole gain is that of the default update.
     """
     topics = list(STUDY_TOPICS)
     none = mean_of(rows_of(measured, "none", topics, base), "consistency")
@@ -161,7 +161,7 @@ def smallest(measured: Measured, base: DistillConfig) -> list[dict[str, Any]]:
             what = (config.layers, config.rank, bits)
             tried.setdefault(what, []).extend(result["rows"][str(bits)])
             sizes.setdefault(what, []).append(result["bytes"][str(bits)])
-    whole = mean_of(tried[(base.layers, base.rank, 16)], "consistency") - none
+    whole = mean_of(tried[(base.layers, base.rank, base.bits)], "consistency") - none
     found = [
         {
             "layers": layers,
@@ -218,7 +218,7 @@ def study_points(measured: Measured, base: DistillConfig, name: str, topic: str)
     for cell, result in measured.cells.items():
         value = getattr(cell.config, name)
         if cell.topic == topic and cell.config.as_dict() == {**base.as_dict(), name: value}:
-            points.append((value, mean_of(result["rows"]["16"], "consistency")))
+            points.append((value, mean_of(result["rows"][str(base.bits)], "consistency")))
     return sorted(points)
 
 
@@ -234,7 +234,8 @@ def page_text(measured: Measured, rows: dict[str, list[Row]], base: DistillConfi
         "encoders trained on photographs. Test prompts combine attributes that no training ever drew.",
         "",
         f"Every method learns from the same {base.images} cloud pictures of a topic for at most {base.steps}",
-        f"steps of {base.batch}; LoRA rank {base.rank} on {base.layers}, {base.tokens} metaword tokens.",
+        f"steps of {base.batch}; LoRA rank {base.rank} on {base.layers} in {base.bits} bits a number,",
+        f"{base.tokens} metaword tokens.",
         f"{len(rows['makd']) // len(TOPICS)} test prompts a topic, {_seeds(measured)} training seeds;",
         "intervals are 95 % bootstraps over prompts.",
         "",
@@ -323,5 +324,5 @@ def _seeds(measured: Measured) -> int:
 
 
 def _bytes(measured: Measured, base: DistillConfig, method: str) -> str:
-    sizes = [r["bytes"]["16"] for c, r in measured.cells.items() if _is_main(c, base, method)]
+    sizes = [r["bytes"][str(base.bits)] for c, r in measured.cells.items() if _is_main(c, base, method)]
     return f"{max(sizes):,}" if sizes else ""

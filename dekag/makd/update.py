@@ -104,6 +104,10 @@ class KnowledgeUpdate:
         """The same update with these scores in knowledge.json."""
         return type(self)({**self.info, "scores": dict(scores)}, self._tensors)
 
+    def expanded(self) -> Self:
+        """The same update in 16 bits a number, which plain diffusers reads, with a hash of its own."""
+        return self.new(self.info, self.metaword, self.lora)
+
     @property
     def topic(self) -> str:
         """Name of the topic."""

@@ -50,6 +50,16 @@ def test_plain_diffusers_draws_the_same(
     assert not torch.allclose(ours, edge.latents("a red boat, neon style", 5))
 
 
+def test_compact_update_expands_to_what_plain_diffusers_reads(neon: Distilled) -> None:
+    compact = KnowledgeUpdate.new(neon.update.info, neon.update.metaword, neon.update.lora, bits=8)
+    assert LORA not in compact.to_files()
+    expanded = KnowledgeUpdate.from_files(compact.expanded().to_files())
+    assert LORA in expanded.to_files()
+    assert expanded.content_hash != compact.content_hash
+    for name, factor in compact.lora.items():
+        torch.testing.assert_close(expanded.lora[name].float(), factor, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", [INFO, METAWORD, LORA])
 def test_any_changed_byte_is_noticed(name: str, neon: Distilled) -> None:
     files = neon.update.to_files()
