@@ -164,10 +164,10 @@ class Workbench:
     def _run(self, cell: Cell, folder: Path) -> Row:
         config = cell.config
         topic, images = self.draw(cell)
-        learnt, kept, n = topic.prompts, topic.held_out, len(topic.prompts)
+        n = len(topic.prompts)
         latents = encode(self.edge.pipeline.vae, images)
         start = time.perf_counter()
-        trained = train(self.edge.pipeline, latents[:n], learnt, latents[n:], kept, config, folder)
+        trained = train(self.edge.pipeline, latents[:n], latents[n:], topic, config, folder)
         result: Row = {
             "topic": cell.topic,
             "config": config.as_dict(),
@@ -192,7 +192,7 @@ class Workbench:
         # other sizes are tried where they may be the answer: on MAKD, once for each topic
         tried = BITS if config.method == "makd" and config.seed == 0 else (config.bits,)
         for bits in tried:
-            coarse = KnowledgeUpdate.new(update.info, update.metaword, update.lora, bits=bits)
+            coarse = new_update(self.cloud, self.edge, topic, dataclasses.replace(config, bits=bits), trained)
             aligned = self.aligned_images([coarse], prompts)
             result["bytes"][str(bits)] = coarse.size_bytes
             result["rows"][str(bits)] = self.judge(aligned, references, prompts)

@@ -128,7 +128,7 @@ class AlignedGenerator:
     @torch.inference_mode()
     def _states(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> dict[str, torch.Tensor]:
         """Prompt embeddings with and without the words, as the pipeline takes them."""
-        words = [update.metaword.float() for update in updates if len(update.metaword)]
+        words = [update.vectors_for(prompt) for update in updates if len(update.metaword)]
         width = self._pipeline.text_encoder.get_input_embeddings().weight.shape[1]
         vectors = torch.cat(words) if words else torch.zeros(0, width)
         none = torch.zeros(0, width)
@@ -150,7 +150,8 @@ class AlignedGenerator:
     def _check_shapes(self, update: KnowledgeUpdate) -> None:
         width = self._pipeline.text_encoder.get_input_embeddings().weight.shape[1]
         most = self._pipeline.tokenizer.model_max_length // 2
-        if len(update.metaword) and (update.metaword.shape[1] != width or len(update.metaword) > most):
+        vectors = len(update.metaword) + len(update.words)
+        if vectors and (update.metaword.shape[1] != width or len(update.metaword) > most):
             raise MismatchError(f"the metaword of {update.topic!r} does not fit the text encoder")
         layers = dict(self._pipeline.unet.named_modules())
         for name, factor in update.lora.items():

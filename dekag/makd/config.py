@@ -39,10 +39,11 @@ class DistillConfig:
         method: "makd" trains metaword and LoRA together; the others are its baselines.
         images: N, pictures that the cloud-GAI draws to learn from.
         held_out: further pictures, of held-out prompts, on which early stopping looks.
-        tokens: pseudo-tokens of the metaword.
+        tokens: pseudo-tokens of the metaword that every prompt shares; each of several triggers has one more.
         rank: rank of the LoRA.
         layers: which layers of the denoiser the LoRA adapts.
-        bits: 16, 8 or 4 bits for each number of the LoRA in the update; plain diffusers reads 16.
+        bits: 16, 8 or 4 bits for each number of the LoRA in the update; plain diffusers reads 16, which
+            `KnowledgeUpdate.expanded` makes of the others.
         steps: optimiser steps at most.
         batch: latents in a step.
         lora_learning_rate: peak learning rate of the LoRA.
@@ -57,15 +58,15 @@ class DistillConfig:
     """
 
     method: Method = "makd"
-    images: int = 64
+    images: int = 96
     held_out: int = 8
     tokens: int = 2
-    rank: int = 2
-    layers: Layers = "attention+convolution"
-    bits: int = 16
-    steps: int = 300
+    rank: int = 6
+    layers: Layers = "all"
+    bits: int = 4
+    steps: int = 200
     batch: int = 8
-    lora_learning_rate: float = 7e-3
+    lora_learning_rate: float = 3e-3
     metaword_learning_rate: float = 3e-2
     full_learning_rate: float = 3e-4
     prompt_dropout: float = 0.1

@@ -7,7 +7,6 @@ Its baselines run through the same code with the same pictures and steps.
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from dekag.generation.images import Pixels, from_bytes, to_png
 from dekag.generation.models import Generator
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.config import DistillConfig
-from dekag.makd.metaword import prompt_states
+from dekag.makd.metaword import prompt_states, rows_for, words_of
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
@@ -117,12 +116,12 @@ def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
     return latents
 
 
-def lora_config(unet: Any, config: DistillConfig, width: int) -> LoraConfig:
-    """The LoRA of `config`; "lora-equal-bytes" spends what a metaword of that `width` takes on more rank."""
+def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> LoraConfig:
+    """The LoRA of `config`; "lora-equal-bytes" spends the bytes of so many 16-bit numbers on more rank."""
     layers = LAYERS[config.layers]
     pattern: dict[str, int] = {}
     if config.method == "lora-equal-bytes":
-        spare = config.tokens * width
+        spare = metaword_numbers * 16 // config.bits
         for name, layer in unet.named_modules():
             if spare > 0 and name.endswith(layers) and hasattr(layer, "weight"):
                 pattern[name] = config.rank + 1
@@ -138,7 +137,9 @@ def lora_config(unet: Any, config: DistillConfig, width: int) -> LoraConfig:
 
 
 @contextmanager
-def trainable(pipeline: Any, config: DistillConfig) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
+def trainable(
+    pipeline: Any, config: DistillConfig, metaword_numbers: int
+) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
     """The denoiser to train and its trainable parameters; the pipeline's own is as before afterwards."""
     torch.manual_seed(config.seed)
     pipeline.unet.requires_grad_(False)
@@ -147,10 +148,9 @@ def trainable(pipeline: Any, config: DistillConfig) -> Iterator[tuple[Any, dict[
         unet = copy.deepcopy(pipeline.unet).requires_grad_(True)
         yield unet, dict(unet.named_parameters())
     elif config.has_lora:
-        width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
         if getattr(pipeline.unet, "peft_config", None):
             raise MismatchError("the denoiser already has adapters; distil with one that has none")
-        pipeline.unet.add_adapter(lora_config(pipeline.unet, config, width), ADAPTER)
+        pipeline.unet.add_adapter(lora_config(pipeline.unet, config, metaword_numbers), ADAPTER)
         try:
             named = pipeline.unet.named_parameters()
             yield pipeline.unet, {name: p for name, p in named if p.requires_grad}
@@ -160,10 +160,10 @@ def trainable(pipeline: Any, config: DistillConfig) -> Iterator[tuple[Any, dict[
         yield pipeline.unet, {}
 
 
-def new_metaword(text_encoder: Any, tokens: int, seed: int) -> nn.Parameter:
-    """Vectors (tokens, width) near the mean of the vocabulary's, where no word has a meaning yet."""
+def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
+    """Vectors (rows, width) near the mean of the vocabulary's, where no word has a meaning yet."""
     words = text_encoder.get_input_embeddings().weight.detach()
-    noise = torch.randn(tokens, words.shape[1], generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(rows, words.shape[1], generator=torch.Generator().manual_seed(seed))
     return nn.Parameter(words.mean(0) + 0.1 * words.std(0) * noise)
 
 
@@ -205,7 +205,7 @@ class Trained:
     """What a training made.
 
     Attributes:
-        metaword: (tokens, width); no rows for a method without one.
+        metaword: (tokens + words, width), shared vectors first; no rows for a method without one.
         lora: factors by name in the denoiser; empty for a method without one.
         unet: the denoiser of a full fine-tune, else None.
         steps: steps made.
@@ -222,22 +222,44 @@ class Trained:
 def train(
     pipeline: Any,
     latents: torch.Tensor,
-    prompts: Sequence[str],
     held_out: torch.Tensor,
-    held_out_prompts: Sequence[str],
+    topic: TopicPrompts,
     config: DistillConfig,
     folder: Path,
     *,
     on_progress: OnProgress = lambda _: None,
     should_stop: ShouldStop = lambda: False,
 ) -> Trained:
-    """Train what `config.method` trains on latents (images, 4, h, w) of `prompts`, resuming `folder`.
+    """Train what `config.method` trains, resuming `folder`.
+
+    Args:
+        pipeline: a StableDiffusionPipeline; as before afterwards.
+        latents: of the topic's prompts, (images, 4, h, w).
+        held_out: of its held-out prompts, on which early stopping looks.
+        topic: the prompts.
+        config: how.
+        folder: of the checkpoint.
+        on_progress, should_stop: called after every step.
 
     Raises:
         Stopped: should_stop() turned true; the checkpoint is kept.
     """
-    with trainable(pipeline, config) as (unet, weights):
-        word = new_metaword(pipeline.text_encoder, config.tokens if config.has_metaword else 0, config.seed)
+    words = words_of(topic.triggers)
+    tokens = config.tokens if config.has_metaword else 0
+    rows = config.tokens + len(words)
+    width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
+    with trainable(pipeline, config, rows * width) as (unet, weights):
+        word = new_metaword(pipeline.text_encoder, rows if config.has_metaword else 0, config.seed)
+
+        def read(prompts: Sequence[str], dropped: Sequence[bool]) -> torch.Tensor:
+            """Prompt states; a dropped prompt is read as the empty one without metaword."""
+            said = ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
+            spoken = words if config.has_metaword else ()
+            chosen = [
+                rows_for(p, tokens, spoken) if not drop else [] for p, drop in zip(said, dropped, strict=True)
+            ]
+            return prompt_states(pipeline, said, word, chosen)
+
         # the tensors that are trained, shared with the denoiser; names of a ParameterDict hold no dots
         learnt = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
         groups = [
@@ -251,8 +273,6 @@ def train(
             groups.append({"params": [word], "lr": config.metaword_learning_rate})
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
         loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
-        said = list(prompts)
-        read = functools.partial(prompt_states, pipeline)
 
         def denoiser(states: torch.Tensor, timesteps: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
             return lambda noisy: unet(noisy, timesteps, encoder_hidden_states=states).sample
@@ -260,7 +280,7 @@ def train(
         def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
             pick = torch.randint(len(latents), (config.batch,), generator=generator)
             dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
-            states = read([said[i] for i in pick.tolist()], word, dropped)
+            states = read([topic.prompts[i] for i in pick.tolist()], dropped.tolist())
             clean = latents[pick]
             timesteps = loss.draw_timesteps(config.batch, generator)
             noise = torch.randn(clean.shape, generator=generator)
@@ -268,7 +288,7 @@ def train(
 
         @torch.no_grad()
         def held_out_loss() -> float:
-            states = read(held_out_prompts, word)
+            states = read(topic.held_out, [False] * len(topic.held_out))
             noise = torch.randn(held_out.shape, generator=torch.Generator().manual_seed(config.seed))
             losses = []
             for share in HELD_OUT_TIMESTEPS:
@@ -359,9 +379,8 @@ def distill(
     trained = train(
         edge.pipeline,
         latents[: len(learnt)],
-        learnt,
         latents[len(learnt) :],
-        kept,
+        topic,
         config,
         folder / "checkpoint",
         on_progress=on_progress,
@@ -412,4 +431,6 @@ def new_update(
             "held_out_loss_after": round(trained.held_out_loss[1], 5),
         },
     }
-    return KnowledgeUpdate.new(info, trained.metaword, trained.lora, bits=config.bits)
+    vectors = trained.metaword
+    words = dict(zip(words_of(topic.triggers), vectors[config.tokens :], strict=True)) if len(vectors) else {}
+    return KnowledgeUpdate.new(info, vectors[: config.tokens], trained.lora, words=words, bits=config.bits)

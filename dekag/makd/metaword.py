@@ -1,4 +1,8 @@
-"""Reading a prompt with a metaword: trainable vectors between the start token and the prompt's own words."""
+"""Reading a prompt with a metaword: trainable vectors between the start token and the prompt's own words.
+
+A topic's shared vectors stand in front of every prompt that needs it. A topic of several trigger words, such
+as a vocabulary, has one more vector for each of them, which stands there only if the prompt says that word.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +12,50 @@ from typing import Any
 
 import torch
 
+from dekag.makd.topics import matching
 
-def token_ids(pipeline: Any, prompts: Sequence[str], tokens: int) -> torch.Tensor:
-    """Ids of `prompts` with `tokens` places after the start token, (batch, model_max_length) int64.
+
+def words_of(triggers: Sequence[str]) -> tuple[str, ...]:
+    """The triggers that have a vector of their own: all of several; a single one is what the topic is."""
+    return tuple(triggers) if len(triggers) > 1 else ()
+
+
+def rows_for(prompt: str, tokens: int, words: Sequence[str]) -> list[int]:
+    """Which rows of a metaword (tokens + len(words), width) `prompt` is read with, in order."""
+    said = set(matching(prompt, {word: [word] for word in words}))
+    return [*range(tokens), *(tokens + i for i, word in enumerate(words) if word in said)]
+
+
+def token_ids(pipeline: Any, prompts: Sequence[str], places: Sequence[int]) -> torch.Tensor:
+    """Ids of `prompts`, each with so many `places` after its start token, (batch, model_max_length) int64.
 
     The places hold the start token's id; `metaword` puts the vectors there. A prompt too long is cut.
     """
-    tokenizer = pipeline.tokenizer
-    length = tokenizer.model_max_length
-    ids: torch.Tensor = tokenizer(
-        list(prompts),
-        padding="max_length",
-        max_length=length - tokens,
-        truncation=True,
-        return_tensors="pt",
-    ).input_ids
-    places = ids[:, :1].expand(-1, tokens)
-    return torch.cat([ids[:, :1], places, ids[:, 1:]], dim=1)
+    length = pipeline.tokenizer.model_max_length
+    rows = []
+    for prompt, count in zip(prompts, places, strict=True):
+        ids = pipeline.tokenizer(
+            prompt, padding="max_length", max_length=length - count, truncation=True
+        ).input_ids
+        rows.append([ids[0]] * (1 + count) + ids[1:])
+    return torch.tensor(rows)
 
 
 @contextmanager
-def metaword(text_encoder: Any, vectors: torch.Tensor, rows: torch.Tensor | None = None) -> Iterator[None]:
-    """While inside, the text encoder reads `vectors` (tokens, width) behind the start token.
+def metaword(text_encoder: Any, vectors: torch.Tensor, chosen: Sequence[Sequence[int]]) -> Iterator[None]:
+    """While inside, the text encoder reads vectors behind the start token of every row of a batch.
 
     Args:
         text_encoder: any transformers text encoder.
-        vectors: gradients flow into them.
-        rows: (batch,) bool, the rows of a batch that have the metaword; all if left out.
+        vectors: (rows, width); gradients flow into them.
+        chosen: which of them each row of the batch reads, in order; may be none.
     """
+    row = torch.tensor([i for i, indices in enumerate(chosen) for _ in indices], dtype=torch.long)
+    place = torch.tensor([1 + k for indices in chosen for k in range(len(indices))], dtype=torch.long)
+    which = torch.tensor([index for indices in chosen for index in indices], dtype=torch.long)
 
     def put(_: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
-        count = len(vectors)
-        words = vectors.to(embedded.dtype).expand(len(embedded), -1, -1)
-        if rows is not None:
-            words = torch.where(rows[:, None, None], words, embedded[:, 1 : 1 + count])
-        return torch.cat([embedded[:, :1], words, embedded[:, 1 + count :]], dim=1)
+        return embedded.index_put((row, place), vectors[which].to(embedded.dtype))
 
     handle = text_encoder.get_input_embeddings().register_forward_hook(put)
     try:
@@ -55,19 +68,19 @@ def prompt_states(
     pipeline: Any,
     prompts: Sequence[str],
     vectors: torch.Tensor,
-    dropped: torch.Tensor | None = None,
+    chosen: Sequence[Sequence[int]] | None = None,
 ) -> torch.Tensor:
     """What the denoiser reads of `prompts` behind the metaword, (batch, model_max_length, width).
 
     Args:
         pipeline: a StableDiffusionPipeline.
         prompts: one for each row.
-        vectors: the metaword, (tokens, width); no rows for none.
-        dropped: (batch,) bool, rows to be read as the empty prompt without metaword.
+        vectors: (rows, width).
+        chosen: which vectors stand in front of each prompt, in order; all of them if left out.
     """
-    ids = token_ids(pipeline, prompts, len(vectors))
-    if dropped is not None:
-        ids = torch.where(dropped[:, None], token_ids(pipeline, [""], 0), ids)
-    with metaword(pipeline.text_encoder, vectors, None if dropped is None else ~dropped):
+    if chosen is None:
+        chosen = [range(len(vectors))] * len(prompts)
+    ids = token_ids(pipeline, prompts, [len(indices) for indices in chosen])
+    with metaword(pipeline.text_encoder, vectors, chosen):
         states: torch.Tensor = pipeline.text_encoder(ids)[0]
     return states

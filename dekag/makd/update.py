@@ -22,6 +22,7 @@ from safetensors.torch import load, save
 
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.makd.compact import pack, unpack
+from dekag.makd.metaword import rows_for
 from dekag.makd.topics import topic_name
 
 FORMAT = 1
@@ -43,9 +44,9 @@ _UNREADABLE = (
 )
 
 
-def placeholder(topic: str) -> str:
-    """The pseudo-word that stands for the metaword of `topic` where plain diffusers reads it."""
-    return f"<{topic}>"
+def placeholder(topic: str, word: str = "") -> str:
+    """The pseudo-word by which plain diffusers calls a topic's shared vectors, or that of one trigger."""
+    return f"<{topic} {word}>".replace(" ", "-") if word else f"<{topic}>"
 
 
 class KnowledgeUpdate:
@@ -55,7 +56,8 @@ class KnowledgeUpdate:
 
     Attributes:
         info: what knowledge.json says: topic, triggers, base_hash, config, prompts, seeds, scores.
-        metaword: vectors in front of the prompt, (tokens, width); no rows without a metaword.
+        metaword: vectors in front of every prompt, (tokens, width); no rows without a metaword.
+        words: for triggers that have a vector of their own, that vector, (width,).
         lora: factors by name in the denoiser, "<layer>.lora_A.weight" (rank, in) and
             "<layer>.lora_B.weight" (out, rank); a layer changes by B @ A. Empty without a LoRA.
         content_hash: SHA-256 (hex) over everything in the update.
@@ -66,8 +68,10 @@ class KnowledgeUpdate:
         self.info = dict(info)
         self._tensors = dict(tensors)
         self.content_hash = _content_hash(self._tensors, self.info)
-        words = load(tensors[METAWORD]) if METAWORD in tensors else {}
-        self.metaword = words[placeholder(self.topic)] if words else torch.zeros(0, 0)
+        vectors = load(tensors[METAWORD]) if METAWORD in tensors else {}
+        self.metaword = vectors[placeholder(self.topic)] if vectors else torch.zeros(0, 0)
+        named = {word: placeholder(self.topic, word) for word in self.triggers}
+        self.words = {word: vectors[name][0] for word, name in named.items() if name in vectors}
         self.lora: dict[str, torch.Tensor] = {}
         if LORA in tensors:
             self.lora = {name.removeprefix(PREFIX): t for name, t in load(tensors[LORA]).items()}
@@ -81,6 +85,7 @@ class KnowledgeUpdate:
         metaword: torch.Tensor,
         lora: Mapping[str, torch.Tensor],
         *,
+        words: Mapping[str, torch.Tensor] | None = None,
         bits: int = 16,
     ) -> Self:
         """An update of these tensors.
@@ -89,11 +94,15 @@ class KnowledgeUpdate:
             info: what knowledge.json is to say.
             metaword: (tokens, width).
             lora: factors by name.
+            words: vectors (width,) of triggers that have their own.
             bits: 4, 8 or 16 for each number of the LoRA; plain diffusers reads 16 alone.
         """
         tensors = {}
         if len(metaword):
-            tensors[METAWORD] = save({placeholder(str(info["topic"])): metaword.half().contiguous()})
+            topic = str(info["topic"])
+            vectors = {placeholder(topic): metaword}
+            vectors |= {placeholder(topic, word): vector[None] for word, vector in (words or {}).items()}
+            tensors[METAWORD] = save({name: vector.half().contiguous() for name, vector in vectors.items()})
         if lora and bits == 16:
             tensors[LORA] = save({PREFIX + name: t.half().contiguous() for name, t in lora.items()})
         elif lora:
@@ -106,7 +115,7 @@ class KnowledgeUpdate:
 
     def expanded(self) -> Self:
         """The same update in 16 bits a number, which plain diffusers reads, with a hash of its own."""
-        return self.new(self.info, self.metaword, self.lora)
+        return self.new(self.info, self.metaword, self.lora, words=self.words)
 
     @property
     def topic(self) -> str:
@@ -117,6 +126,12 @@ class KnowledgeUpdate:
     def triggers(self) -> tuple[str, ...]:
         """Words or phrases that say that a prompt needs this update."""
         return tuple(self.info["triggers"])
+
+    def vectors_for(self, prompt: str) -> torch.Tensor:
+        """The vectors that stand in front of `prompt`, (n, width) float32."""
+        words = tuple(self.words)
+        vectors = torch.cat([self.metaword, *(self.words[word][None] for word in words)])
+        return vectors[rows_for(prompt, len(self.metaword), words)].float()
 
     @property
     def guidance_scale(self) -> float:
@@ -172,6 +187,9 @@ class KnowledgeUpdate:
             raise ValueError("guidance_scale")
         if self.metaword.ndim != 2 or not torch.isfinite(self.metaword).all():
             raise ValueError("metaword")
+        for word, vector in self.words.items():
+            if vector.shape != self.metaword.shape[1:] or not torch.isfinite(vector).all():
+                raise ValueError(word)
         for name, factor in self.lora.items():
             layer, which = name.rsplit(".lora_", 1)
             if which == "A.weight":
@@ -202,7 +220,8 @@ class KnowledgeUpdate:
 
     def parameters(self) -> int:
         """Numbers in metaword and LoRA."""
-        return self.metaword.numel() + sum(math.prod(factor.shape) for factor in self.lora.values())
+        vectors = self.metaword.numel() + sum(vector.numel() for vector in self.words.values())
+        return vectors + sum(math.prod(factor.shape) for factor in self.lora.values())
 
 
 def _content_hash(tensors: Mapping[str, bytes], info: Mapping[str, Any]) -> str:

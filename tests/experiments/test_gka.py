@@ -15,7 +15,7 @@ from dekag.experiments.gka_report import smallest, write
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.world import TOPICS
 
-TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2)
+TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2, bits=16)
 
 
 @pytest.fixture(scope="module")

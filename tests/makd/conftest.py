@@ -14,7 +14,7 @@ from dekag.makd.distill import Progress, distill
 from dekag.makd.topics import TopicPrompts, topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 
-TINY = DistillConfig(images=6, held_out=3, steps=8, batch=4, check_every=4, rank=2, layers="all")
+TINY = DistillConfig(images=6, held_out=3, steps=8, batch=4, check_every=4, rank=2, layers="all", bits=16)
 
 
 def prompts_of(topic: str, config: DistillConfig = TINY) -> TopicPrompts:

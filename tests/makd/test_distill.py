@@ -21,8 +21,10 @@ from dekag.makd.distill import (
     seeds_for,
     train,
 )
+from dekag.makd.update import KnowledgeUpdate
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
+from dekag.world import TOPICS
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 
@@ -109,9 +111,10 @@ def test_every_method_learns_and_trains_only_what_it_says(
 ) -> None:
     config = dataclasses.replace(TINY, method=method, steps=12, metaword_learning_rate=0.1)
     topic = prompts_of("neon", config)
+    topic = dataclasses.replace(topic, held_out=topic.prompts)
     pixels = draw_images(cloud, topic.prompts, seeds_for(config, 6, held_out=False), tmp_path / "images")
     latents = encode(edge.pipeline.vae, pixels)
-    trained = train(edge.pipeline, latents, topic.prompts, latents, topic.prompts, config, tmp_path / "run")
+    trained = train(edge.pipeline, latents, latents, topic, config, tmp_path / "run")
     before, after = trained.held_out_loss
     assert after < before
     assert bool(len(trained.metaword)) == config.has_metaword
@@ -129,6 +132,22 @@ def test_equal_bytes_spends_what_the_metaword_takes(
         numbers[method] = update.parameters()
     assert numbers["lora"] < numbers["makd"] <= numbers["lora-equal-bytes"]
     assert numbers["lora-equal-bytes"] < 1.05 * numbers["makd"]
+
+
+def test_every_trigger_of_a_vocabulary_has_a_vector_that_only_its_prompts_read(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, method="metaword", images=12, steps=12)
+    update = distill(cloud, edge, prompts_of("jewel", config), config, tmp_path)
+    assert set(update.words) == set(TOPICS["jewel"].words.values())
+    assert len(update.metaword) == config.tokens
+    ruby, both = (update.vectors_for(prompt) for prompt in ("a ruby boat", "a ruby and an onyx boat"))
+    assert len(ruby) == config.tokens + 1
+    assert len(both) == config.tokens + 2
+    assert torch.equal(ruby[-1], update.words["ruby"].float())
+    assert torch.equal(update.vectors_for("a red boat"), update.metaword.float())
+    again = KnowledgeUpdate.from_files(update.to_files())
+    assert torch.equal(again.vectors_for("an onyx boat"), update.vectors_for("an onyx boat"))
 
 
 def test_full_fine_tune_makes_no_update(cloud: Generator, edge: Generator, tmp_path: Path) -> None:
