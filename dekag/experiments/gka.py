@@ -49,9 +49,9 @@ BITS = (16, 8, 4)
 STUDY_TOPICS = ("blueprint", "rocket")
 STUDIES: dict[str, list[Any]] = {
     "rank": [1, 4, 8],
-    "images": [16, 32],
+    "images": [24, 48],
     "tokens": [1, 8],
-    "layers": ["attention", "attention+feed-forward", "all"],
+    "layers": ["attention", "attention+feed-forward", "attention+convolution"],
 }
 PAIRS = (("neon", "rocket"), ("blueprint", "snail"), ("thermal", "rocket"), ("stencil", "snail"))
 VERSION = 1  # raised when the code changes what a cell comes out as
