@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
 from dekag.errors import InvalidInputError
-from dekag.link.conditions import LinkConditions
+from dekag.link.conditions import Fading, LinkConditions
 from dekag.makd.topics import topic_name
 from services.proto import cloud_pb2, downlink_pb2
 
@@ -36,9 +36,17 @@ DELIVERIES = {
     "semantic": downlink_pb2.DELIVERY_SEMANTIC,
     "conventional": downlink_pb2.DELIVERY_CONVENTIONAL,
 }
-FADINGS = {"awgn": downlink_pb2.FADING_AWGN, "rayleigh": downlink_pb2.FADING_RAYLEIGH}
+FADINGS = {
+    name: downlink_pb2.Fading.Value(f"FADING_{name.upper().replace('-', '_')}") for name in get_args(Fading)
+}
+CSIS = {
+    "perfect": downlink_pb2.CSI_PERFECT,
+    "pilots": downlink_pb2.CSI_PILOTS,
+    "none": downlink_pb2.CSI_NONE,
+}
+EQUALIZERS = {"mmse": downlink_pb2.EQUALIZER_MMSE, "zf": downlink_pb2.EQUALIZER_ZF}
 FORMATS = {"png": cloud_pb2.IMAGE_FORMAT_PNG, "webp": cloud_pb2.IMAGE_FORMAT_WEBP}
-_UNITS = {"snr_db": " dB", "tau_rms_s": " s"}
+_UNITS = {"db": " dB", "m_s": " m/s", "s": " s"}  # by how the field's name ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,18 +168,39 @@ def link_from_proto(message: downlink_pb2.LinkConditions) -> LinkConditions:
         "snr_db": message.snr_db,
         "fading": _name_of(FADINGS, message.fading, "link.fading"),
         "tau_rms_s": message.tau_rms_s,
+        "speed_m_s": message.speed_m_s,
+        "trace": message.trace or None,
+        "trace_start_s": message.trace_start_s,
     }
+    for name in ("rician_k_db", "reported_snr_db"):
+        if message.HasField(name):
+            values[name] = getattr(message, name)
+    if message.csi:  # what older clients do not send takes the default
+        values["csi"] = _name_of(CSIS, message.csi, "link.csi")
+    if message.equalizer:
+        values["equalizer"] = _name_of(EQUALIZERS, message.equalizer, "link.equalizer")
     try:
         return LinkConditions(**values)
     except ValidationError as error:
-        field = str(error.errors()[0]["loc"][0])
-        raise InvalidInputError(f"link.{field}", _allowed(field), values[field]) from None
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        allowed = first.get("ctx", {}).get("allowed") or _allowed(field)
+        raise InvalidInputError(f"link.{field}", allowed, values[field]) from None
 
 
 def link_to_proto(link: LinkConditions) -> downlink_pb2.LinkConditions:
     """The message of ``link``."""
     return downlink_pb2.LinkConditions(
-        snr_db=link.snr_db, fading=FADINGS[link.fading], tau_rms_s=link.tau_rms_s
+        snr_db=link.snr_db,
+        fading=FADINGS[link.fading],
+        tau_rms_s=link.tau_rms_s,
+        rician_k_db=link.rician_k_db,
+        speed_m_s=link.speed_m_s,
+        trace=link.trace or "",
+        trace_start_s=link.trace_start_s,
+        csi=CSIS[link.csi],
+        equalizer=EQUALIZERS[link.equalizer],
+        reported_snr_db=link.reported_snr_db,
     )
 
 
@@ -245,10 +274,14 @@ def _name_of(names: dict[str, Any], value: int, field: str) -> str:
 
 
 def _allowed(field: str) -> str:
+    metadata = LinkConditions.model_fields[field].metadata
     limits = {
-        key: getattr(limit, key)
-        for limit in LinkConditions.model_fields[field].metadata
-        for key in ("ge", "le")
-        if hasattr(limit, key)
+        key: getattr(each, key)
+        for each in metadata
+        for key in ("ge", "le", "pattern")
+        if getattr(each, key, None) is not None
     }
-    return f"between {limits['ge']:g} and {limits['le']:g}{_UNITS.get(field, '')}"
+    if "pattern" in limits:
+        return f"a name like {limits['pattern']}"
+    unit = next(unit for ending, unit in _UNITS.items() if field.endswith(f"_{ending}"))
+    return f"between {limits['ge']:g} and {limits['le']:g}{unit}"

@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from services.common.converters import DELIVERIES, FADINGS, link_to_proto
+from services.common.converters import DELIVERIES, link_from_proto, link_to_proto
 from services.common.knowledge import Manifest
 from services.gateway.schemas import (
     HopTraffic,
@@ -29,7 +29,6 @@ _DELIVERY_NAMES = {value: name for name, value in DELIVERIES.items()}
 _STATUS_NAMES = {
     cloud_pb2.JobStatus.Value(f"JOB_STATUS_{name.upper()}"): name for name in get_args(JobStatus)
 }
-_FADING_NAMES = {value: name for name, value in FADINGS.items()}
 
 
 def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
@@ -94,9 +93,8 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
         decoded=report.decoded,
         channel_uses=report.channel_uses,
         cbr=report.cbr,
-        snr_db=report.link.snr_db,
-        fading=_FADING_NAMES[report.link.fading],
-        tau_rms_s=report.link.tau_rms_s,
+        **link_from_proto(report.link).model_dump(),
+        pilot_uses=report.pilot_uses,
         no=report.no,
         gains=gains,
         instantaneous_snr_db=(

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
+from dekag.link.conditions import Csi, EqualizerKind, Fading
 from dekag.makd.config import RANGES
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, topic_name
 from services.common import converters
@@ -158,14 +159,27 @@ class LinkReport(BaseModel):
     seed: int
     delivery: Literal["semantic", "conventional"]
     decoded: bool = Field(description="False for a conventional delivery whose code did not decode.")
-    channel_uses: int = Field(description="Complex symbols sent, K.")
-    cbr: float = Field(description="channel_uses / (3 * width * height)")
+    channel_uses: int = Field(description="Complex symbols sent, K, without pilots.")
+    pilot_uses: int = Field(default=0, description="Channel uses spent on pilots, of all hops together.")
+    cbr: float = Field(description="(channel_uses + pilot_uses) / (3 * width * height)")
     snr_db: float = Field(description="Mean Es/N0 per complex channel use as asked, dB.")
-    fading: Literal["awgn", "rayleigh"]
+    fading: Fading = Field(description="As asked.")
     tau_rms_s: float = Field(description="RMS delay spread as asked, s.")
+    rician_k_db: float | None = Field(
+        default=None, description="Power of the direct path over the scattered ones as asked, dB."
+    )
+    speed_m_s: float = Field(default=0.0, description="Speed of the receiver as asked, m/s.")
+    trace: str | None = Field(default=None, description="Name of the trace that was played back.")
+    trace_start_s: float = Field(default=0.0, description="Where in the trace it started, s.")
+    csi: Csi = Field(default="perfect", description="What the receiver knew of the gains.")
+    equalizer: EqualizerKind = Field(default="mmse", description="As asked.")
+    reported_snr_db: float | None = Field(
+        default=None, description="Mean SNR that the sender was told, dB; null: it knew snr_db."
+    )
     no: float = Field(description="Noise power per channel use; signal power is 1. 0 over an ideal channel.")
     gains: list[tuple[float, float]] = Field(
-        description="Block gains h_j as [real, imaginary]; empty over an ideal channel."
+        description="Gains h_j as the receiver knew them, [real, imaginary]; empty over an ideal channel. "
+        "Of more than 1024, evenly spaced ones."
     )
     instantaneous_snr_db: float | None = Field(
         description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel."

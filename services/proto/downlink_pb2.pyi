@@ -51,13 +51,76 @@ class _FadingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fading.ValueTy
     FADING_UNSPECIFIED: _Fading.ValueType  # 0
     FADING_AWGN: _Fading.ValueType  # 1
     FADING_RAYLEIGH: _Fading.ValueType  # 2
+    FADING_RICIAN: _Fading.ValueType  # 3
+    FADING_TDL_A: _Fading.ValueType  # 4
+    """TDL: tapped delay lines of 3GPP TR 38.901 over OFDM"""
+    FADING_TDL_B: _Fading.ValueType  # 5
+    FADING_TDL_C: _Fading.ValueType  # 6
+    FADING_TDL_D: _Fading.ValueType  # 7
+    FADING_TDL_E: _Fading.ValueType  # 8
+    FADING_TRACE: _Fading.ValueType  # 9
+    """played back"""
 
 class Fading(_Fading, metaclass=_FadingEnumTypeWrapper): ...
 
 FADING_UNSPECIFIED: Fading.ValueType  # 0
 FADING_AWGN: Fading.ValueType  # 1
 FADING_RAYLEIGH: Fading.ValueType  # 2
+FADING_RICIAN: Fading.ValueType  # 3
+FADING_TDL_A: Fading.ValueType  # 4
+"""TDL: tapped delay lines of 3GPP TR 38.901 over OFDM"""
+FADING_TDL_B: Fading.ValueType  # 5
+FADING_TDL_C: Fading.ValueType  # 6
+FADING_TDL_D: Fading.ValueType  # 7
+FADING_TDL_E: Fading.ValueType  # 8
+FADING_TRACE: Fading.ValueType  # 9
+"""played back"""
 Global___Fading: _TypeAlias = Fading  # noqa: Y015
+
+class _Csi:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CsiEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Csi.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CSI_UNSPECIFIED: _Csi.ValueType  # 0
+    """perfect"""
+    CSI_PERFECT: _Csi.ValueType  # 1
+    CSI_PILOTS: _Csi.ValueType  # 2
+    """estimated from pilots, which cost channel uses"""
+    CSI_NONE: _Csi.ValueType  # 3
+    """nothing: it takes every gain to be 1"""
+
+class Csi(_Csi, metaclass=_CsiEnumTypeWrapper):
+    """What the receiver knows of the gains."""
+
+CSI_UNSPECIFIED: Csi.ValueType  # 0
+"""perfect"""
+CSI_PERFECT: Csi.ValueType  # 1
+CSI_PILOTS: Csi.ValueType  # 2
+"""estimated from pilots, which cost channel uses"""
+CSI_NONE: Csi.ValueType  # 3
+"""nothing: it takes every gain to be 1"""
+Global___Csi: _TypeAlias = Csi  # noqa: Y015
+
+class _Equalizer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EqualizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Equalizer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EQUALIZER_UNSPECIFIED: _Equalizer.ValueType  # 0
+    """MMSE"""
+    EQUALIZER_MMSE: _Equalizer.ValueType  # 1
+    EQUALIZER_ZF: _Equalizer.ValueType  # 2
+
+class Equalizer(_Equalizer, metaclass=_EqualizerEnumTypeWrapper): ...
+
+EQUALIZER_UNSPECIFIED: Equalizer.ValueType  # 0
+"""MMSE"""
+EQUALIZER_MMSE: Equalizer.ValueType  # 1
+EQUALIZER_ZF: Equalizer.ValueType  # 2
+Global___Equalizer: _TypeAlias = Equalizer  # noqa: Y015
 
 @_typing.final
 class LinkConditions(_message.Message):
@@ -68,23 +131,56 @@ class LinkConditions(_message.Message):
     SNR_DB_FIELD_NUMBER: _builtins.int
     FADING_FIELD_NUMBER: _builtins.int
     TAU_RMS_S_FIELD_NUMBER: _builtins.int
+    RICIAN_K_DB_FIELD_NUMBER: _builtins.int
+    SPEED_M_S_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    TRACE_START_S_FIELD_NUMBER: _builtins.int
+    CSI_FIELD_NUMBER: _builtins.int
+    EQUALIZER_FIELD_NUMBER: _builtins.int
+    REPORTED_SNR_DB_FIELD_NUMBER: _builtins.int
     snr_db: _builtins.float
     """mean Es/N0 per complex channel use, dB"""
     fading: Global___Fading.ValueType
     tau_rms_s: _builtins.float
-    """RMS delay spread, s (Rayleigh only)"""
+    """RMS delay spread, s (Rayleigh, Rician, TDL)"""
+    rician_k_db: _builtins.float
+    """power of the direct path over the scattered ones, dB; 6 if unset"""
+    speed_m_s: _builtins.float
+    """of the receiver, m/s (TDL)"""
+    trace: _builtins.str
+    """name of the trace to play back; empty unless fading is FADING_TRACE"""
+    trace_start_s: _builtins.float
+    """where in the trace the transmission starts, s"""
+    csi: Global___Csi.ValueType
+    equalizer: Global___Equalizer.ValueType
+    reported_snr_db: _builtins.float
+    """mean SNR that the sender was told, dB; unset: it knows snr_db"""
     def __init__(
         self,
         *,
         snr_db: _builtins.float = ...,
         fading: Global___Fading.ValueType = ...,
         tau_rms_s: _builtins.float = ...,
+        rician_k_db: _builtins.float | None = ...,
+        speed_m_s: _builtins.float = ...,
+        trace: _builtins.str = ...,
+        trace_start_s: _builtins.float = ...,
+        csi: Global___Csi.ValueType = ...,
+        equalizer: Global___Equalizer.ValueType = ...,
+        reported_snr_db: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db", "_rician_k_db", b"_rician_k_db", "reported_snr_db", b"reported_snr_db", "rician_k_db", b"rician_k_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fading", b"fading", "snr_db", b"snr_db", "tau_rms_s", b"tau_rms_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db", "_rician_k_db", b"_rician_k_db", "csi", b"csi", "equalizer", b"equalizer", "fading", b"fading", "reported_snr_db", b"reported_snr_db", "rician_k_db", b"rician_k_db", "snr_db", b"snr_db", "speed_m_s", b"speed_m_s", "tau_rms_s", b"tau_rms_s", "trace", b"trace", "trace_start_s", b"trace_start_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reported_snr_db: _TypeAlias = _typing.Literal["reported_snr_db"]  # noqa: Y015
+    _WhichOneofArgType__reported_snr_db: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db"]  # noqa: Y015
+    _WhichOneofReturnType__rician_k_db: _TypeAlias = _typing.Literal["rician_k_db"]  # noqa: Y015
+    _WhichOneofArgType__rician_k_db: _TypeAlias = _typing.Literal["_rician_k_db", b"_rician_k_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reported_snr_db) -> _WhichOneofReturnType__reported_snr_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rician_k_db) -> _WhichOneofReturnType__rician_k_db | None: ...
 
 Global___LinkConditions: _TypeAlias = LinkConditions  # noqa: Y015
 
@@ -281,19 +377,29 @@ class ChannelState(_message.Message):
 
     GAINS_FIELD_NUMBER: _builtins.int
     NO_FIELD_NUMBER: _builtins.int
+    GAIN_ERRORS_FIELD_NUMBER: _builtins.int
+    PILOT_USES_FIELD_NUMBER: _builtins.int
     gains: _builtins.bytes
-    """complex block gains h_j, as SymbolBlock.iq; J = length / 8"""
+    """complex gains h_j as the receiver knows them, as SymbolBlock.iq; J = length / 8, at most"""
     no: _builtins.float
-    """noise power per channel use; signal power is 1"""
+    """the larger of K and 1024
+    noise power per channel use; signal power is 1
+    """
+    gain_errors: _builtins.bytes
+    """J variances of the estimated gains, little-endian float32; empty: none is known"""
+    pilot_uses: _builtins.int
+    """channel uses that were spent on pilots"""
     def __init__(
         self,
         *,
         gains: _builtins.bytes = ...,
         no: _builtins.float = ...,
+        gain_errors: _builtins.bytes = ...,
+        pilot_uses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gains", b"gains", "no", b"no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gain_errors", b"gain_errors", "gains", b"gains", "no", b"no", "pilot_uses", b"pilot_uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
