@@ -1,8 +1,8 @@
 """Rows of a batch that come out with the same bits as alone: what a batch of strangers' requests must keep.
 
-A row depends on the batch that it rides in where torch takes another kernel for one row than for several, which
-`same_kernels` prevents, and where a kernel splits its work by the size of the batch. No library promises that
-its kernels do not, so `safe_batch` tries.
+A row depends on the batch that it rides in where torch takes another kernel for one row than for several,
+which `same_kernels` prevents, and where a kernel splits its work by the size of the batch. No library says
+that its kernels do not, so `safe_batch` tries.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-
 # What a gate does with (batch, n) numbers: vectorised kernels round the last few of a tensor differently.
 _SMALL = (F.linear, F.gelu, F.softplus, F.softmax, torch.sigmoid, torch.softmax)
+_PRODUCTS = (torch.bmm, torch.baddbmm)
 
 
 class same_kernels(TorchFunctionMode):  # noqa: N801 - reads as what it does: `with same_kernels():`
     """Inside, what is done with a row is the same whatever the size of the batch.
 
-    Convolutions of float32 images on the CPU are oneDNN's; torch leaves single images of up to 20480 numbers to
-    a kernel of its own. The small matrices of gates go row by row. Holds for this thread alone.
+    Convolutions of float32 images on the CPU are oneDNN's; torch leaves single images of up to 20480 numbers
+    to a kernel of its own. The small matrices of gates, and products of matrices, go row by row. Holds for
+    this thread alone.
     """
 
     def __torch_function__(
@@ -38,6 +39,9 @@ class same_kernels(TorchFunctionMode):  # noqa: N801 - reads as what it does: `w
             return _convolve(*args, **(kwargs or {}))
         if function in _SMALL and args[0].ndim == 2 and len(args[0]) > 1:
             return torch.cat([function(row, *args[1:], **(kwargs or {})) for row in args[0].split(1)])
+        if function in _PRODUCTS and len(args[0]) > 1:
+            rows = zip(*(matrices.split(1) for matrices in args), strict=True)
+            return torch.cat([function(*each, **(kwargs or {})) for each in rows])
         return function(*args, **(kwargs or {}))
 
 
@@ -53,7 +57,7 @@ def _convolve(
     plain = images.ndim == 4 and images.dtype == torch.float32 and images.device.type == "cpu"
     if not plain or isinstance(padding, str):
         return torch.conv2d(images, weight, bias, stride, padding, dilation, groups)
-    out: torch.Tensor = torch.mkldnn_convolution(  # type: ignore[attr-defined]
+    out: torch.Tensor = torch.mkldnn_convolution(
         images, weight, bias, _pair(padding), _pair(stride), _pair(dilation), groups
     )
     return out
