@@ -80,6 +80,18 @@ def distill(
 
 
 @app.command()
+def publish(
+    folder: Annotated[
+        Path, typer.Argument(help="What `dekag train cala` wrote.", exists=True, file_okay=False)
+    ],
+) -> None:
+    """Make a codec's adapters current; a running system uses them from the next request on."""
+    from services.cloud.publish import main
+
+    raise typer.Exit(main([str(folder)]))
+
+
+@app.command()
 def world(
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("world.png"),
     seed: Annotated[int, typer.Option(help="Draws what is not a style or a subject.", min=0)] = 0,

@@ -12,7 +12,13 @@ from dekag.link.conditions import LinkConditions
 from services.common import clients, converters
 from services.common.frames import Transmission, channel_state, collect
 from services.common.worker import ModelWorker
-from services.proto.downlink_pb2 import HopTraffic, ProvideRequest, SymbolFrame
+from services.proto.downlink_pb2 import (
+    GetTransmissionKnowledgeRequest,
+    HopTraffic,
+    ProvideRequest,
+    SymbolFrame,
+    TransmissionKnowledge,
+)
 from services.proto.downlink_pb2_grpc import DownlinkServicer, DownlinkStub
 
 if TYPE_CHECKING:
@@ -53,6 +59,14 @@ class ChannelServicer(DownlinkServicer):
         transmission.add_stage("channel.transmit", seconds)
         for frame in transmission.frames():
             yield frame
+
+    async def GetTransmissionKnowledge(
+        self,
+        request: GetTransmissionKnowledgeRequest,
+        context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
+    ) -> TransmissionKnowledge:
+        """What the Downlink below says; a channel bends symbols, not files."""
+        return await clients.call(self._downlink.GetTransmissionKnowledge, request, "edge")
 
 
 def _bend(transmission: Transmission, asked: DeliveryRequest) -> None:
