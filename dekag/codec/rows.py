@@ -14,10 +14,6 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# What a gate does with (batch, n) numbers: vectorised kernels round the last few of a tensor differently.
-_SMALL = (F.linear, F.gelu, F.softplus, F.softmax, torch.sigmoid, torch.softmax)
-_PRODUCTS = (torch.bmm, torch.baddbmm)
-
 
 class same_kernels(TorchFunctionMode):  # noqa: N801 - reads as what it does: `with same_kernels():`
     """Inside, what is done with a row is the same whatever the size of the batch.
@@ -34,18 +30,15 @@ class same_kernels(TorchFunctionMode):  # noqa: N801 - reads as what it does: `w
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Calls `function` so."""
-        if function is F.conv2d and torch.backends.mkldnn.is_available():
-            return _convolve(*args, **(kwargs or {}))
-        if function in _SMALL and args[0].ndim == 2 and len(args[0]) > 1:
-            return torch.cat([function(row, *args[1:], **(kwargs or {})) for row in args[0].split(1)])
-        if function in _PRODUCTS and len(args[0]) > 1:
-            rows = zip(*(matrices.split(1) for matrices in args), strict=True)
-            return torch.cat([function(*each, **(kwargs or {})) for each in rows])
-        return function(*args, **(kwargs or {}))
+        """Calls `function`, or what is to be called in its place."""
+        instead = _INSTEAD.get(function)
+        if instead is None:
+            return function(*args, **(kwargs or {}))
+        return instead(function, *args, **(kwargs or {}))
 
 
 def _convolve(
+    function: Callable[..., torch.Tensor],
     images: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
@@ -55,16 +48,40 @@ def _convolve(
     groups: int = 1,
 ) -> torch.Tensor:
     plain = images.ndim == 4 and images.dtype == torch.float32 and images.device.type == "cpu"
-    if not plain or isinstance(padding, str):
-        return torch.conv2d(images, weight, bias, stride, padding, dilation, groups)
-    out: torch.Tensor = torch.mkldnn_convolution(
+    if not plain or isinstance(padding, str) or not torch.backends.mkldnn.is_available():
+        return function(images, weight, bias, stride, padding, dilation, groups)
+    return torch.mkldnn_convolution(
         images, weight, bias, _pair(padding), _pair(stride), _pair(dilation), groups
     )
-    return out
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else value
+
+
+def _small(
+    function: Callable[..., torch.Tensor], numbers: torch.Tensor, *args: Any, **kwargs: Any
+) -> torch.Tensor:
+    """Row by row if `numbers` are (batch, n): vectorised kernels round the last of a tensor differently."""
+    if numbers.ndim != 2 or len(numbers) < 2:
+        return function(numbers, *args, **kwargs)
+    return torch.cat([function(row, *args, **kwargs) for row in numbers.split(1)])
+
+
+def _product(function: Callable[..., torch.Tensor], *matrices: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Row by row, of batches of matrices."""
+    if len(matrices[0]) < 2:
+        return function(*matrices, **kwargs)
+    rows = zip(*(each.split(1) for each in matrices), strict=True)
+    return torch.cat([function(*row, **kwargs) for row in rows])
+
+
+_INSTEAD: Mapping[Callable[..., Any], Callable[..., torch.Tensor]] = {
+    F.conv2d: _convolve,
+    torch.bmm: _product,
+    torch.baddbmm: _product,
+    **dict.fromkeys((F.linear, F.gelu, F.softplus, F.softmax, torch.sigmoid, torch.softmax), _small),
+}
 
 
 def safe_batch(rows: int, work: Callable[[slice], torch.Tensor]) -> int:
