@@ -39,8 +39,11 @@ class CalaConfig(PeftConfig):
     """
 
     target_modules: list[str] | str | None = field(
-        default=r"(encoder|decoder)\..*",
-        metadata={"help": "Names of the convolutions to adapt, or a regular expression that matches them."},
+        default=None,
+        metadata={
+            "help": "Names of the convolutions to adapt, or a regular expression that matches them; left out, "
+            "all in the sides."
+        },
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, or a regular expression, of those to leave alone."}

@@ -74,7 +74,11 @@ class Components(nn.Module):
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor, base: nn.Conv2d) -> torch.Tensor:
         """What is added to the base layer's output for inputs x (batch, in, h, w) and gates (batch, rank)."""
-        maps = F.conv2d(x, self.kernels(), self.offset, base.stride, base.padding, base.dilation)
+        geometry = base.stride, base.padding, base.dilation
+        if self.taps is None:
+            maps = F.conv2d(x, self.kernels(), self.offset, *geometry)
+        else:  # the same as with kernels(), in a third of the time
+            maps = F.conv2d(F.conv2d(x, self.down), self.taps, self.offset, *geometry, groups=len(self.taps))
         weighted = maps * (self.scale * gates)[:, :, None, None].to(maps.dtype)
         return F.conv2d(weighted, self.up[:, :, None, None])
 
@@ -92,6 +96,7 @@ class CalaLayer(nn.Module, BaseTunerLayer):
         self.base_layer = base_layer
         self.cala_components = nn.ModuleDict({})
         self.gates: torch.Tensor | None = None
+        self._fused: tuple[torch.Tensor, torch.Tensor] | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
@@ -113,10 +118,31 @@ class CalaLayer(nn.Module, BaseTunerLayer):
         found: Components = self.cala_components[name]
         return found
 
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """For inference: one convolution for base layer and A, as calls cost more than products here.
+
+        Weights that change afterwards, or another active adapter, have no effect until it is called again.
+        """
+        base, components = self.get_base_layer(), self.components
+        if components is None:
+            raise RuntimeError("there is no active adapter to fuse")
+        rank = len(components.up[0])
+        bias = base.weight.new_zeros(base.out_channels) if base.bias is None else base.bias
+        offset = bias.new_zeros(rank) if components.offset is None else components.offset
+        self._fused = torch.cat([base.weight, components.kernels()]), torch.cat([bias, offset])
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The adapted convolution of x (batch, in, h, w)."""
-        result: torch.Tensor = self.base_layer(x, *args, **kwargs)
         components = self.components
         if components is None or self.gates is None:
-            return result
-        return result + components(x, self.gates, self.get_base_layer())
+            plain: torch.Tensor = self.base_layer(x, *args, **kwargs)
+            return plain
+        base = self.get_base_layer()
+        if self._fused is None:
+            result: torch.Tensor = base(x)
+            return result + components(x, self.gates, base)
+        both = F.conv2d(x, *self._fused, base.stride, base.padding, base.dilation)
+        result, maps = both.split([base.out_channels, both.shape[1] - base.out_channels], dim=1)
+        per_image = components.up * (components.scale * self.gates)[:, None, :]
+        return torch.baddbmm(result.flatten(2), per_image, maps.flatten(2)).view(result.shape)

@@ -38,6 +38,16 @@ class CalaModel(BaseTuner):
         )
         self.cala_trunks[adapter_name].requires_grad_(not config.inference_mode)
 
+    def _prepare_adapter_config(self, peft_config: CalaConfig, model_config: dict[str, Any]) -> CalaConfig:
+        if peft_config.target_modules is None:
+            sides = tuple(f"{side}." for side in peft_config.sides)
+            peft_config.target_modules = [
+                name
+                for name, module in self.model.named_modules()
+                if isinstance(module, nn.Conv2d) and name.startswith(sides)
+            ]
+        return peft_config
+
     def _create_and_replace(
         self,
         peft_config: CalaConfig,
@@ -59,6 +69,8 @@ class CalaModel(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+        else:
+            raise InvalidInputError("target_modules", "convolutions", f"{current_key}: {type(target).__name__}")
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         setattr(parent, child_name, new_module)
@@ -87,6 +99,12 @@ class CalaModel(BaseTuner):
         return [
             layer.components.gates(hidden) for layer in self._layers(side) if layer.components is not None
         ]
+
+    def fuse(self) -> None:
+        """Make all layers ready for quick inference; see `CalaLayer.fuse`."""
+        for module in self.model.modules():
+            if isinstance(module, CalaLayer):
+                module.fuse()
 
     @contextmanager
     def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
