@@ -97,7 +97,7 @@ def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
     return ConditionBatch(cbr, snr_db, direct, tau_rms_s, pilots=zeros, no_csi=zeros)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pixel_metric(
     decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, *, seed: int = 0, size: float = 0.2
 ) -> torch.Tensor:
