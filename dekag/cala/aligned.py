@@ -34,7 +34,8 @@ class AlignedCodec:
         """
         if knowledge.base_hash != base_hash:
             raise MismatchError(
-                f"transmission knowledge for codec {knowledge.base_hash[:12]}, but this codec is {base_hash[:12]}"
+                f"the transmission knowledge is for codec {knowledge.base_hash[:12]}, "
+                f"but this codec is {base_hash[:12]}"
             )
         self.codec = codec
         self.knowledge = knowledge
@@ -50,7 +51,9 @@ class AlignedCodec:
         Raises:
             MismatchError: the knowledge is damaged or was made for another codec.
         """
-        return cls(JsccCodec.load(base_path), folder_hash(base_path), TransmissionKnowledge.load(adapter_path))
+        return cls(
+            JsccCodec.load(base_path), folder_hash(base_path), TransmissionKnowledge.load(adapter_path)
+        )
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""

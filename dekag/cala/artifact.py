@@ -1,9 +1,9 @@
 """Transmission knowledge: CALA's adapters and gates as one versioned artifact.
 
-A folder: `adapter_config.json` and `adapter_model.safetensors` as PEFT's own `save_pretrained` writes them, so that
-`PeftModel.from_pretrained(codec, folder)` loads it, and `knowledge.json`, which says which codec it fits, how it
-scored, what quality to expect (for rate control), and carries the hash of all of it. Nothing but safetensors and
-JSON is ever read.
+A folder: `adapter_config.json` and `adapter_model.safetensors` as PEFT's own `save_pretrained` writes them,
+so that `PeftModel.from_pretrained(codec, folder)` loads it, and `knowledge.json`, which says which codec it
+fits, how it scored and what quality to expect (for rate control), and carries the hash of all of it. Nothing
+but safetensors and JSON is ever read.
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ class TransmissionKnowledge:
                 taken over.
         """
         if any(name not in files or len(files[name]) > MAX_FILE_BYTES for name in FILES):
-            raise MismatchError(f"transmission knowledge has {', '.join(FILES)} of at most {MAX_FILE_BYTES} bytes")
+            raise MismatchError(
+                f"transmission knowledge has {', '.join(FILES)} of at most {MAX_FILE_BYTES} bytes"
+            )
         adapters = {name: files[name] for name in (CONFIG, WEIGHTS)}
         try:
             info = json.loads(files[INFO])
@@ -147,7 +149,9 @@ class TransmissionKnowledge:
             if info["format"] != FORMAT or info["kind"] != KIND:
                 raise MismatchError(f"not transmission knowledge of format {FORMAT}")
             if claimed != content_hash(adapters, info):
-                raise MismatchError("the transmission knowledge is damaged: its content does not fit its hash")
+                raise MismatchError(
+                    "the transmission knowledge is damaged: its content does not fit its hash"
+                )
             knowledge = cls(info, adapters)
             knowledge._check()
         except _UNREADABLE as error:
@@ -173,7 +177,9 @@ class TransmissionKnowledge:
     def load(cls, folder: Path | str) -> Self:
         """Read knowledge from its folder; MismatchError as from_files says."""
         place = Path(folder)
-        return cls.from_files({name: (place / name).read_bytes() for name in FILES if (place / name).is_file()})
+        return cls.from_files(
+            {name: (place / name).read_bytes() for name in FILES if (place / name).is_file()}
+        )
 
 
 def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """CALA and what it is measured against: every way to adapt the codec, behind one interface.
 
-All of them are trained by `dekag.training.cala.train_method` with the same loss, data and steps. `METHODS` lists
-them. A share is the number of trained parameters (gates included) over the codec's.
+All of them are trained by `dekag.training.cala.train_method` with the same loss, data and steps. `METHODS`
+lists them. A share is the number of trained parameters (gates included) over the codec's.
 """
 
 from __future__ import annotations
@@ -116,13 +116,17 @@ class AttentionFeature(nn.Module):
         self.excite = nn.Linear(hidden, channels)
         nn.init.zeros_(self.excite.weight)
         nn.init.zeros_(self.excite.bias)
-        self.condition: torch.Tensor | None = None
+        self._condition: torch.Tensor | None = None
+
+    def read(self, condition: torch.Tensor | None) -> None:
+        """Attend as these conditions (batch, C) ask; None: not at all."""
+        self._condition = condition
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features (batch, channels, h, w) scaled by 0..2; 1 when untrained."""
-        if self.condition is None:
+        if self._condition is None:
             return x
-        pooled = torch.cat([x.mean(dim=(2, 3)).float(), self.condition], dim=1)
+        pooled = torch.cat([x.mean(dim=(2, 3)).float(), self._condition], dim=1)
         scales = 2 * torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled))))
         return x * scales[:, :, None, None].to(x.dtype)
 
@@ -138,25 +142,22 @@ class SnrAttention(Adapted):
     def __init__(self, codec: JsccCodec, hidden: int) -> None:
         super().__init__(codec)
         width = int(codec.config.width)
-        self.sides = {"encoder": codec.encoder, "decoder": codec.decoder}
-        self._names: dict[str, list[str]] = {}
-        self.attention = nn.ModuleDict()
-        for side, stack in self.sides.items():
-            for index, layer in enumerate(stack[:-2]):  # the first convolution and the residual blocks
-                self.attention[f"{side}{index}"] = module = AttentionFeature(width, hidden)
-                stack[index] = nn.Sequential(layer, module)
+        for stack in (codec.encoder, codec.decoder):
+            for index in range(len(stack) - 2):  # the first convolution and the residual blocks
+                stack[index] = nn.Sequential(stack[index], AttentionFeature(width, hidden))
 
     @contextmanager
     def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
         """Inside, the side's attention reads these conditions (batch, C)."""
-        modules = [module for name, module in self.attention.items() if name.startswith(side)]
+        stack = self.codec.get_submodule(side)
+        modules = [module for module in stack.modules() if isinstance(module, AttentionFeature)]
         for module in modules:
-            module.condition = condition
+            module.read(condition)
         try:
             yield
         finally:
             for module in modules:
-                module.condition = None
+                module.read(None)
 
 
 class Cala(Adapted):

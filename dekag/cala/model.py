@@ -15,17 +15,16 @@ from dekag.cala.layer import CalaLayer
 from dekag.errors import InvalidInputError
 
 
-class CalaModel(BaseTuner):
+class CalaModel(BaseTuner):  # type: ignore[misc]
     """A codec with condition-aware low-rank adapters.
 
-    A gate is a trunk for each side (encoder, decoder), which turns a condition vector into `gate_width` hidden
-    units, and a linear head for each layer, which turns those into the weights of the layer's components.
+    A gate is a trunk for each side (encoder, decoder), which turns a condition vector into `gate_width`
+    hidden units, and a linear head for each layer, which turns those into the weights of its components.
     """
 
     prefix = "cala_"
     tuner_layer_cls = CalaLayer
     uses_shared_state = True
-    target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: CalaConfig, adapter_name: str) -> None:
         if not hasattr(self, "cala_trunks"):
@@ -70,9 +69,13 @@ class CalaModel(BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
         else:
-            raise InvalidInputError("target_modules", "convolutions", f"{current_key}: {type(target).__name__}")
+            raise InvalidInputError(
+                "target_modules", "convolutions", f"{current_key}: {type(target).__name__}"
+            )
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
         setattr(parent, child_name, new_module)
 
     def _layers(self, side: str) -> list[CalaLayer]:
@@ -83,7 +86,11 @@ class CalaModel(BaseTuner):
         ]
 
     def gates(self, side: str, condition: torch.Tensor) -> list[torch.Tensor]:
-        """The weights of the components of each of the side's layers, (batch, rank), for (batch, C) conditions.
+        """The weights of the components of each of the side's layers, (batch, rank).
+
+        Args:
+            side: which part of the model, such as "encoder".
+            condition: (batch, C) float32.
 
         Raises:
             InvalidInputError: there is no such side, or the conditions have another shape.
@@ -108,7 +115,7 @@ class CalaModel(BaseTuner):
 
     @contextmanager
     def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
-        """Inside, image i of every batch meets the side's layers as condition[i] asks; outside, the base codec.
+        """Inside, image i of a batch meets the side's layers as condition[i] asks; outside, the base codec.
 
         Args:
             side: which part of the model, such as "encoder".

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -26,9 +27,9 @@ RATE_STEPS = 96
 class QualityModel:
     """Mean and spread of the PSNR over rate, SNR and fading, measured with perfect CSI and MMSE.
 
-    Between the grid's points it is interpolated linearly, over log2 of the rate, dB, the share of direct power and
-    log10 of the delay spread; beyond them the outermost value holds. A channel is known by its share of direct
-    power and its delay spread, so that TDL profiles have a place in the table.
+    Between the grid's points it is interpolated linearly, over log2 of the rate, dB, the share of direct
+    power and log10 of the delay spread; beyond them the outermost value holds. A channel is known by its
+    share of direct power and its delay spread, so that TDL profiles have a place in the table.
 
     Attributes:
         cbrs: rates, rising.
@@ -53,7 +54,7 @@ class QualityModel:
             if values.shape != shape or not np.isfinite(values).all():
                 raise MismatchError("a quality table does not fit its grid")
         for axis in (self.cbrs, self.snrs_db, self.directs, self.taus_s):
-            if not axis or any(a >= b for a, b in zip(axis[:-1], axis[1:], strict=True)):
+            if not axis or any(a >= b for a, b in pairwise(axis)):
                 raise MismatchError("the grid of a quality table does not rise")
 
     @classmethod
@@ -110,9 +111,7 @@ class QualityModel:
         return np.interp(np.log2(cbrs), np.log2(self.cbrs), values)
 
 
-def _along(
-    values: npt.NDArray[np.float64], points: Sequence[float], place: float
-) -> npt.NDArray[np.float64]:
+def _along(values: npt.NDArray[np.float64], points: Sequence[float], place: float) -> npt.NDArray[np.float64]:
     """Linear interpolation over the first axis, constant beyond its ends."""
     position = float(np.interp(place, points, np.arange(len(points))))
     low = min(int(position), len(points) - 1)

@@ -29,7 +29,7 @@ def unit_power(symbols: torch.Tensor) -> torch.Tensor:
 
 
 def padded_unit_power(symbols: torch.Tensor, channel_uses: Sequence[int]) -> torch.Tensor:
-    """Row i of `symbols` (batch, K) with mean power 1 over its first channel_uses[i] symbols and zero after."""
+    """Row i of `symbols` (batch, K) with mean power 1 over its first channel_uses[i], and zero after them."""
     counts = torch.tensor(channel_uses, device=symbols.device)[:, None]
     sent = torch.where(torch.arange(symbols.shape[1], device=symbols.device) < counts, symbols, 0)
     power = torch.view_as_real(sent).square().sum((1, 2))[:, None] / counts

@@ -1,8 +1,8 @@
 """Many random channels at once, for training: statistically the same as `transmit`, an order quicker.
 
 `transmit` draws each item by itself, so that a request's bits depend on its seed alone, and makes a Sionna
-model for every delay spread. Training needs neither: here a batch's gains come from one Cholesky factorisation
-and one draw. A test holds the two equal in distribution.
+model for every delay spread. Training needs neither: here a batch's gains come from one batched Cholesky
+factorisation and one draw. A test holds the two equal in distribution.
 """
 
 from __future__ import annotations

@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from dekag.cala.conditions import block_snr_db, condition_features, condition_vector, direct_share
 from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.conditions import block_snr_db, condition_features, condition_vector, direct_share
 from dekag.cala.methods import METHODS, Adapted, Cala, build
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, Modulation
@@ -128,7 +128,8 @@ def pixel_metric(
             both = (cost(unit[i] + unit[j]) - cost(unit[i] - unit[j])) / 4
             metric[i, j] = metric[j, i] = both
     values, vectors = torch.linalg.eigh(metric)
-    return (vectors * values.clamp_min(values.max() / 100)) @ vectors.T
+    rebuilt: torch.Tensor = (vectors * values.clamp_min(values.max() / 100)) @ vectors.T
+    return rebuilt
 
 
 def picture_error(received: torch.Tensor, clean: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
@@ -265,12 +266,14 @@ def train_method(
 
 @torch.inference_mode()
 def expected_psnr_db(
-    adapted: Adapted, latents: torch.Tensor, conditions: ConditionBatch, metric: torch.Tensor, *, seed: int = 0
+    adapted: Adapted,
+    latents: torch.Tensor,
+    conditions: ConditionBatch,
+    metric: torch.Tensor,
+    *,
+    seed: int = 0,
 ) -> torch.Tensor:
-    """(n,) PSNR, dB, that latents (n, c, h, w) have by the metric, each sent under all of conditions[0]'s kind.
-
-    Row i is sent under conditions row i; conditions of one group.
-    """
+    """(n,) PSNR, dB, by the metric, of latents (n, c, h, w) sent under the n conditions, all of one group."""
     generator = torch.Generator().manual_seed(seed)
     adapted.use_group(int(adapted.group_of(conditions.cbr, conditions.snr_db)[0]))
     sent = send(adapted, latents.float(), conditions, generator)
@@ -316,7 +319,8 @@ def deliver(
     seen = [condition_vector(cbr, conditions, at="receiver", block_snr_db=row) for row in blocks]
     adapted.use_group(int(adapted.group_of(torch.tensor([cbr]), torch.tensor([conditions.snr_db]))[0]))
     with adapted.conditioned("decoder", torch.stack(seen)):
-        return adapted.codec.decode(mmse_equalize(reception).symbols, shape)
+        received: torch.Tensor = adapted.codec.decode(mmse_equalize(reception).symbols, shape)
+        return received
 
 
 QUALITY_CBRS = tuple(2.0 ** (-i / 2) / 96 for i in range(6, -1, -1))
@@ -390,7 +394,7 @@ def train_knowledge(
     share: float,
     bf16: bool = False,
     command: str = "",
-    quality_grid: Mapping[str, Sequence[float]] | None = None,
+    quality_grid: Mapping[str, Any] | None = None,
 ) -> TransmissionKnowledge:
     """Train CALA and measure it: the artifact that edge and user load.
 
@@ -410,11 +414,12 @@ def train_knowledge(
     """
     decode = torch.no_grad()(decode)
     metric = pixel_metric(decode, latents[:METRIC_LATENTS].float())
+    torch.manual_seed(seed)
+    model = build("cala", codec, share)
     trained = train_method(
-        folder, "cala", codec, latents, metric, steps=steps, seed=seed, share=share, bf16=bf16
+        folder, "cala", codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model
     )
-    assert isinstance(trained, Cala)
-    knowledge = TransmissionKnowledge.new({"base_hash": base_hash}, trained.peft)
+    knowledge = TransmissionKnowledge.new({"base_hash": base_hash}, trained.get_submodule("peft"))
     # measured as it ships: loaded into a new codec, its weights rounded
     shipped = Cala.attached(copy.deepcopy(codec), knowledge)
     quality = calibrate_quality(shipped, decode, validation, **(quality_grid or {}))

@@ -19,9 +19,8 @@ from dekag.generation.models import folder_hash
 from dekag.link.conditions import LinkConditions
 
 SHAPE = (4, 16, 16)
-QUALITY = QualityModel(
-    (1 / 768, 1 / 96), (0.0, 10.0), (0.0, 1.0), (1e-7, 1e-6), [[[[10, 16], [16, 22]]] * 2] * 2, [[[[1, 1], [1, 1]]] * 2] * 2
-)  # fmt: skip
+MEAN, SPREAD = [[[[10, 16], [16, 22]]] * 2] * 2, [[[[1, 1], [1, 1]]] * 2] * 2
+QUALITY = QualityModel((1 / 768, 1 / 96), (0.0, 10.0), (0.0, 1.0), (1e-7, 1e-6), MEAN, SPREAD)
 
 
 @pytest.fixture
@@ -40,9 +39,7 @@ def folders(codec: JsccCodec, tmp_path: Path) -> tuple[Path, Path]:
 
 
 def _condition(*snrs_db: float) -> torch.Tensor:
-    return torch.stack(
-        [condition_vector(1 / 96, LinkConditions(snr_db=snr), at="sender") for snr in snrs_db]
-    )
+    return torch.stack([condition_vector(1 / 96, LinkConditions(snr_db=snr), at="sender") for snr in snrs_db])
 
 
 def test_round_trip(folders: tuple[Path, Path]) -> None:
@@ -76,8 +73,12 @@ def test_damage_is_refused(folders: tuple[Path, Path], name: str) -> None:
         TransmissionKnowledge.from_files({key: data for key, data in files.items() if key != name})
 
 
-@pytest.mark.parametrize("changes", [{"format": 9}, {"kind": "generation"}, {"base_hash": 7}, {"quality": {"cbrs": 1}}])
-def test_what_is_not_transmission_knowledge_is_refused(folders: tuple[Path, Path], changes: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"format": 9}, {"kind": "generation"}, {"base_hash": 7}, {"quality": {"cbrs": 1}}]
+)
+def test_what_is_not_transmission_knowledge_is_refused(
+    folders: tuple[Path, Path], changes: dict[str, object]
+) -> None:
     odd = TransmissionKnowledge.load(folders[1]).with_info(**changes)
     with pytest.raises(MismatchError):
         TransmissionKnowledge.from_files(odd.to_files())
@@ -85,7 +86,7 @@ def test_what_is_not_transmission_knowledge_is_refused(folders: tuple[Path, Path
 
 def test_another_codec_is_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
     JsccCodec(width=16, blocks=1).save_pretrained(tmp_path / "other")
-    with pytest.raises(MismatchError, match="another|for codec"):
+    with pytest.raises(MismatchError, match="is for codec"):
         AlignedCodec.load(tmp_path / "other", folders[1])
     wider = JsccCodec(width=24, blocks=2)
     with pytest.raises(MismatchError, match="does not fit"):

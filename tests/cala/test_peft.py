@@ -35,9 +35,7 @@ def adapted(codec: JsccCodec) -> Any:
 
 
 def _conditions(*snrs_db: float) -> torch.Tensor:
-    return torch.stack(
-        [condition_vector(1 / 96, LinkConditions(snr_db=snr), at="sender") for snr in snrs_db]
-    )
+    return torch.stack([condition_vector(1 / 96, LinkConditions(snr_db=snr), at="sender") for snr in snrs_db])
 
 
 @torch.inference_mode()
@@ -79,7 +77,9 @@ def test_an_adapted_layer_is_the_convolution_with_its_merged_weight(gate: Any, k
         for row in range(2):
             up = parts.up * (0.5 * layer.gates[row])
             weight = base.weight + torch.einsum("or,rihw->oihw", up, parts.kernels())
-            merged = torch.nn.functional.conv2d(x[row : row + 1], weight, base.bias + up @ parts.offset, padding=1)
+            merged = torch.nn.functional.conv2d(
+                x[row : row + 1], weight, base.bias + up @ parts.offset, padding=1
+            )
             # at the border the convolution pads x, not the constant, so the two agree everywhere
             torch.testing.assert_close(out[row : row + 1], merged, rtol=1e-4, atol=1e-4)
 

@@ -57,6 +57,12 @@ def test_the_sender_chooses_by_what_it_was_told(model: QualityModel) -> None:
 def test_json_round_trip_and_refusals(model: QualityModel) -> None:
     raw = model.to_json()
     assert QualityModel.from_json(raw) == model
-    for name, value in [("mean_db", [[1]]), ("cbrs", [1, 0]), ("snrs_db", []), ("taus_s", "x"), ("mean_db", None)]:
+    for name, value in [
+        ("mean_db", [[1]]),
+        ("cbrs", [1, 0]),
+        ("snrs_db", []),
+        ("taus_s", "x"),
+        ("mean_db", None),
+    ]:
         with pytest.raises(MismatchError):
             QualityModel.from_json({**raw, name: value})

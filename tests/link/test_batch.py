@@ -14,9 +14,7 @@ MANY = 20_000
 
 def _channels(direct: float, tau_s: float, snr_db: float = 10.0, **csi: torch.Tensor):  # type: ignore[no-untyped-def]
     rows = torch.ones(MANY)
-    return draw_channels(
-        snr_db * rows, direct * rows, tau_s * rows, torch.Generator().manual_seed(1), **csi
-    )
+    return draw_channels(snr_db * rows, direct * rows, tau_s * rows, torch.Generator().manual_seed(1), **csi)
 
 
 @pytest.mark.parametrize("tau_s", [0.0, 1e-7, 1e-5])

@@ -75,8 +75,17 @@ def test_resumed_training_ends_where_uninterrupted_training_does(
 ) -> None:
     def train(folder: str, steps: int) -> dict[str, torch.Tensor]:
         trained = train_method(
-            tmp_path / folder, "cala", codec, latents, PLAIN, steps=steps, seed=1, share=SHARE, batch=4, show=False
-        )  # fmt: skip
+            tmp_path / folder,
+            "cala",
+            codec,
+            latents,
+            PLAIN,
+            steps=steps,
+            seed=1,
+            share=SHARE,
+            batch=4,
+            show=False,
+        )
         return dict(trained.state_dict())
 
     # the learning rate depends on the run's length, so the halves are cut from a finished run's start
@@ -143,7 +152,9 @@ def test_one_condition_can_be_trained_alone(codec: JsccCodec, latents: torch.Ten
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
-def test_training_makes_an_artifact_that_loads(codec: JsccCodec, latents: torch.Tensor, tmp_path: Path) -> None:
+def test_training_makes_an_artifact_that_loads(
+    codec: JsccCodec, latents: torch.Tensor, tmp_path: Path
+) -> None:
     from dekag.cala.aligned import AlignedCodec
     from dekag.cala.artifact import TransmissionKnowledge
     from dekag.generation.models import folder_hash
@@ -151,9 +162,17 @@ def test_training_makes_an_artifact_that_loads(codec: JsccCodec, latents: torch.
     codec.save_pretrained(tmp_path / "codec")
     decoder = torch.nn.ConvTranspose2d(4, 3, 8, stride=8)
     knowledge = train_knowledge(
-        tmp_path / "run", codec, folder_hash(tmp_path / "codec"), decoder, latents[:16], latents[16:18],
-        steps=2, seed=1, share=SHARE, quality_grid={"cbrs": (1 / 768, 1 / 96), "snrs_db": (0.0,), "taus_s": (1e-7,)},
-    )  # fmt: skip
+        tmp_path / "run",
+        codec,
+        folder_hash(tmp_path / "codec"),
+        decoder,
+        latents[:16],
+        latents[16:18],
+        steps=2,
+        seed=1,
+        share=SHARE,
+        quality_grid={"cbrs": (1 / 768, 1 / 96), "snrs_db": (0.0,), "taus_s": (1e-7,)},
+    )
     knowledge.save(tmp_path / "cala")
     assert TransmissionKnowledge.load(tmp_path / "cala").quality is not None
     AlignedCodec.load(tmp_path / "codec", tmp_path / "cala")
