@@ -31,7 +31,7 @@ admit_peft_type("CALA")
 
 
 @dataclass
-class CalaConfig(PeftConfig):
+class CalaConfig(PeftConfig):  # type: ignore[misc]
     """CALA on the convolutions of a codec: W + s B diag(g(c)) A.
 
     Raises:
@@ -39,8 +39,11 @@ class CalaConfig(PeftConfig):
     """
 
     target_modules: list[str] | str | None = field(
-        default=r"(encoder|decoder)\..*",
-        metadata={"help": "Names of the convolutions to adapt, or a regular expression that matches them."},
+        default=None,
+        metadata={
+            "help": "Names of the convolutions to adapt, or a regular expression that matches them; left "
+            "out, all in the sides."
+        },
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, or a regular expression, of those to leave alone."}

@@ -15,17 +15,16 @@ from dekag.cala.layer import CalaLayer
 from dekag.errors import InvalidInputError
 
 
-class CalaModel(BaseTuner):
+class CalaModel(BaseTuner):  # type: ignore[misc]
     """A codec with condition-aware low-rank adapters.
 
-    A gate is a trunk for each side (encoder, decoder), which turns a condition vector into `gate_width` hidden
-    units, and a linear head for each layer, which turns those into the weights of the layer's components.
+    A gate is a trunk for each side (encoder, decoder), which turns a condition vector into `gate_width`
+    hidden units, and a linear head for each layer, which turns those into the weights of its components.
     """
 
     prefix = "cala_"
     tuner_layer_cls = CalaLayer
     uses_shared_state = True
-    target_module_mapping: dict[str, list[str]] = {}
 
     def _pre_injection_hook(self, model: nn.Module, config: CalaConfig, adapter_name: str) -> None:
         if not hasattr(self, "cala_trunks"):
@@ -37,6 +36,16 @@ class CalaModel(BaseTuner):
             }
         )
         self.cala_trunks[adapter_name].requires_grad_(not config.inference_mode)
+
+    def _prepare_adapter_config(self, peft_config: CalaConfig, model_config: dict[str, Any]) -> CalaConfig:
+        if peft_config.target_modules is None:
+            sides = tuple(f"{side}." for side in peft_config.sides)
+            peft_config.target_modules = [
+                name
+                for name, module in self.model.named_modules()
+                if isinstance(module, nn.Conv2d) and name.startswith(sides)
+            ]
+        return peft_config
 
     def _create_and_replace(
         self,
@@ -59,8 +68,14 @@ class CalaModel(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+        else:
+            raise InvalidInputError(
+                "target_modules", "convolutions", f"{current_key}: {type(target).__name__}"
+            )
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
         setattr(parent, child_name, new_module)
 
     def _layers(self, side: str) -> list[CalaLayer]:
@@ -71,7 +86,11 @@ class CalaModel(BaseTuner):
         ]
 
     def gates(self, side: str, condition: torch.Tensor) -> list[torch.Tensor]:
-        """The weights of the components of each of the side's layers, (batch, rank), for (batch, C) conditions.
+        """The weights of the components of each of the side's layers, (batch, rank).
+
+        Args:
+            side: which part of the model, such as "encoder".
+            condition: (batch, C) float32.
 
         Raises:
             InvalidInputError: there is no such side, or the conditions have another shape.
@@ -88,9 +107,15 @@ class CalaModel(BaseTuner):
             layer.components.gates(hidden) for layer in self._layers(side) if layer.components is not None
         ]
 
+    def fuse(self) -> None:
+        """Make all layers ready for quick inference; see `CalaLayer.fuse`."""
+        for module in self.model.modules():
+            if isinstance(module, CalaLayer):
+                module.fuse()
+
     @contextmanager
     def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
-        """Inside, image i of every batch meets the side's layers as condition[i] asks; outside, the base codec.
+        """Inside, image i of a batch meets the side's layers as condition[i] asks; outside, the base codec.
 
         Args:
             side: which part of the model, such as "encoder".
