@@ -17,7 +17,7 @@ from rich.table import Table
 from services.launcher.stack import LaunchError, Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
 
-DELIVERIES = ("semantic", "conventional")
+DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 _TILE, _LABEL, _GAP = 384, 52, 16  # pixels
 
 
@@ -32,7 +32,7 @@ def run_demo(*, prompt: str, snr_db: float, seed: int, output: str | os.PathLike
         prompt: what to draw.
         snr_db: mean Es/N0 per complex channel use, dB.
         seed: seeds generation, fading and noise.
-        output: folder for ``semantic.png``, ``conventional.png`` and ``side-by-side.png``.
+        output: folder for a picture of each delivery that decoded, and ``side-by-side.png``.
 
     Returns:
         The exit status: 1 if the chain did not start or refused, 130 after a signal.

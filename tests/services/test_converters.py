@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from dekag.codec import MODULATIONS
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
 from dekag.link.conditions import Fading
@@ -26,6 +27,15 @@ def test_request_round_trip(asked: DeliveryRequest) -> None:
     assert converters.request_from_proto(converters.request_to_proto(asked)) == asked
     conventional = replace(asked, delivery="conventional", cbr=0.0, seed=2**63 - 1, measure=False)
     assert converters.request_from_proto(converters.request_to_proto(conventional)) == conventional
+    chosen = replace(asked, cbr=0.0, target_psnr_db=20.5, modulation="qam256")
+    assert converters.request_from_proto(converters.request_to_proto(chosen)) == chosen
+    unaligned = replace(asked, delivery="semantic-unaligned", knowledge=("neon",))
+    found = converters.request_from_proto(converters.request_to_proto(unaligned))
+    assert found == replace(unaligned, knowledge=()), "it goes without any"
+
+
+def test_modulations_are_the_codecs_own() -> None:
+    assert get_args(converters.Modulation) == tuple(MODULATIONS)
 
 
 def test_unset_size_and_link_take_defaults() -> None:
@@ -50,6 +60,12 @@ def test_unset_size_and_link_take_defaults() -> None:
         ("delivery", {"delivery": 0}),
         ("delivery", {"delivery": 77}),
         ("link.cbr", {"cbr": 0.0}),
+        ("link.cbr", {"cbr": 0.01, "target_psnr_db": 20}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 4.9}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": float("nan")}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 20, "delivery": "DELIVERY_CONVENTIONAL"}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 20, "delivery": "DELIVERY_SEMANTIC_UNALIGNED"}),
+        ("link.modulation", {"modulation": 6}),
         ("link.cbr", {"cbr": -0.01}),
         ("link.cbr", {"cbr": 0.021}),
         ("link.cbr", {"cbr": float("nan")}),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 import torch
@@ -37,6 +38,8 @@ from services.common.knowledge import update_key
 from services.common.transmission import TRANSMISSION_KEY, TransmissionManifest
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
+from services.gateway.app import create_app
+from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 from services.proto.downlink_pb2 import TransmissionKnowledge as GivenKnowledge
@@ -105,6 +108,7 @@ class System:
     store: TransmissionStore
     redis: Redis
     cloud_address: str
+    user_address: str
     start_edge: Callable[..., Awaitable[str]]
     start_user: Callable[..., Awaitable[UserAsyncStub]]
     edge: DownlinkAsyncStub
@@ -128,16 +132,27 @@ async def system(
         own = EdgeSettings(**{**models, "cloud_address": cloud, "knowledge_keep_s": 0, **changes})
         return await start(EdgeServicer(own), add_DownlinkServicer_to_server, own)
 
-    async def start_user(downlink: str, **changes: Any) -> UserAsyncStub:
+    async def user_at(downlink: str, **changes: Any) -> str:
         channel = ChannelSettings(port=0, downlink_address=downlink)
         air = await start(ChannelServicer(channel), add_DownlinkServicer_to_server, channel)
         own = UserSettings(**{**models, "downlink_address": air, **changes})
-        return UserStub(connect(await start(UserServicer(own), add_UserServicer_to_server, own)))
+        return await start(UserServicer(own), add_UserServicer_to_server, own)
+
+    async def start_user(downlink: str, **changes: Any) -> UserAsyncStub:
+        return UserStub(connect(await user_at(downlink, **changes)))
 
     edge = await start_edge()
-    user = await start_user(edge)
-    store = TransmissionStore(tmp_path)
-    return System(store, redis, cloud, start_edge, start_user, DownlinkStub(connect(edge)), user)
+    user = await user_at(edge)
+    return System(
+        TransmissionStore(tmp_path),
+        redis,
+        cloud,
+        user,
+        start_edge,
+        start_user,
+        DownlinkStub(connect(edge)),
+        UserStub(connect(user)),
+    )
 
 
 @pytest.fixture
@@ -429,6 +444,29 @@ async def test_a_rate_cannot_be_chosen_without_a_quality_model(
         with pytest.raises(InvalidInputError, match='"auto" needs transmission knowledge') as caught:
             await receive(user, asked)
         assert caught.value.field == "link.cbr"
+
+
+async def test_over_rest(system: System, newer: TransmissionKnowledge, own: TransmissionKnowledge) -> None:
+    app = create_app(
+        GatewaySettings(redis_url="", user_address=system.user_address, cloud_address=system.cloud_address)
+    )
+    client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway", timeout=60)
+    async with app.router.lifespan_context(app), client:
+        current = (await client.get("/v1/transmission")).json()
+        assert (current["version"], current["versions"]) == (1, [1])
+        assert current["content_hash"] == own.content_hash
+        link = {"snr_db": 0, "reported_snr_db": 10, "cbr": "auto", "target_psnr_db": 24}
+        ask = {"prompt": "a boat", "seed": 1, "link": link}
+        answer = await client.post("/v1/images/generations", json=ask)
+        assert answer.status_code == 200, answer.text
+        report = answer.json()["data"][0]["link_report"]
+        assert (report["snr_db"], report["reported_snr_db"], report["target_psnr_db"]) == (0, 10, 24)
+        assert report["expected_psnr_db"] == pytest.approx(24, abs=0.15)
+        assert report["cbr"] == pytest.approx(1 / 384, rel=0.03)
+        assert report["psnr_db"] is not None
+        assert report["model_hashes"]["adapters"] == own.content_hash
+        await system.publish(newer)
+        assert (await client.get("/v1/transmission")).json()["versions"] == [1, 2]
 
 
 async def test_the_cloud_says_what_is_current(
