@@ -10,9 +10,10 @@ from grpc import aio
 
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.link.channel import Reception, instantaneous_snr_db, received
-from dekag.link.equalizer import mmse_equalize
+from dekag.link.equalizer import equalize
+from dekag.link.iq import iq_to_bytes
 from services.common import clients, converters
-from services.common.frames import FrameError, Transmission, channel_states, collect
+from services.common.frames import MAX_BLOCKS, FrameError, Transmission, channel_states, collect
 from services.common.worker import ModelWorker
 from services.proto.downlink_pb2 import HopTraffic, ProvideRequest, Reference, TransmissionHeader
 from services.proto.downlink_pb2_grpc import DownlinkStub
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dekag.codec import JsccCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
+    from dekag.link.conditions import EqualizerKind
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
 
@@ -98,20 +100,25 @@ class UserServicer(UserBase):
         from dekag.generation.images import to_png
 
         header, sent = transmission.header, transmission.report
-        reception = received(transmission.symbols, channel_states(transmission.states))
-        decode = self._decode_jscc if asked.delivery == "semantic" else self._decode_digital
-        pixels = decode(transmission, reception)
+        reception = received(transmission.symbols, channel_states(transmission.states, header.channel_uses))
+        pixels: Pixels | None
+        if asked.delivery == "semantic":
+            pixels = self._decode_jscc(transmission, reception, asked.link.equalizer)
+        else:
+            pixels = self._decode_digital(transmission, reception)
         image = ReceivedImage()
         if pixels is not None:
             start = time.perf_counter()
             image.png = to_png(pixels)
             transmission.add_stage("user.png", time.perf_counter() - start)
+        pilot_uses = sum(reception.pilot_uses)
         report = LinkReport(
             seed=asked.seed,
             delivery=header.delivery,
             decoded=pixels is not None,
             channel_uses=header.channel_uses,
-            cbr=header.channel_uses / asked.source_values,
+            pilot_uses=pilot_uses,
+            cbr=(header.channel_uses + pilot_uses) / asked.source_values,
             link=converters.link_to_proto(asked.link),
             no=reception.no.item(),
             hops=sent.hops,
@@ -121,7 +128,8 @@ class UserServicer(UserBase):
             coding=header.coding if header.HasField("coding") else None,
         )
         if transmission.states:
-            report.gains = reception.gains.numpy().tobytes()
+            step = -(-reception.gains.shape[1] // MAX_BLOCKS)
+            report.gains = iq_to_bytes(reception.gains[:, ::step])
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
         if pixels is not None and transmission.reference is not None:
             start = time.perf_counter()
@@ -131,10 +139,12 @@ class UserServicer(UserBase):
         image.report.CopyFrom(report)
         return image
 
-    def _decode_jscc(self, transmission: Transmission, reception: Reception) -> Pixels:
+    def _decode_jscc(
+        self, transmission: Transmission, reception: Reception, equalizer: EqualizerKind
+    ) -> Pixels:
         channels, height, width = transmission.header.latent_shape
         start = time.perf_counter()
-        symbols = mmse_equalize(reception).symbols
+        symbols = equalize(reception, equalizer).symbols
         latents = self._codec.decode(symbols, (channels, height, width))
         decoded = time.perf_counter()
         pixels: Pixels = self._decoder.decode(latents)[0]
