@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
@@ -9,6 +10,9 @@ from pydantic_core import PydanticCustomError
 
 BLOCKS = 8
 """J: groups of channel uses that share one gain (sub-bands of one slot)."""
+
+SHIPPED_TRACES = Path(__file__).with_name("traces")
+"""Folder of the traces that come with this package."""
 
 BANDWIDTH_HZ = 10e6
 """Bandwidth that the J sub-bands divide equally, Hz."""

@@ -12,10 +12,11 @@ from grpc import aio
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.link.channel import Reception, instantaneous_snr_db, received
-from dekag.link.equalizer import mmse_equalize
+from dekag.link.equalizer import equalize
+from dekag.link.iq import iq_to_bytes
 from services.common import clients, converters
 from services.common.cache import Cache
-from services.common.frames import FrameError, Transmission, channel_states, collect
+from services.common.frames import MAX_BLOCKS, FrameError, Transmission, channel_states, collect
 from services.common.transmission import Codecs
 from services.common.worker import BatchWorker, ModelWorker
 from services.proto.downlink_pb2 import (
@@ -95,7 +96,9 @@ class UserServicer(UserBase):
         asked = converters.request_from_proto(request)
         transmission = await collect(clients.stream(self._downlink.Provide, request, "channel"))
         self._check(transmission, asked)
-        reception = received(transmission.symbols, channel_states(transmission.states))
+        reception = received(
+            transmission.symbols, channel_states(transmission.states, transmission.header.channel_uses)
+        )
         latents, adapters_bytes = None, 0
         if asked.jscc:
             latents, adapters_bytes = await self._latents(transmission, reception, asked)
@@ -175,12 +178,14 @@ class UserServicer(UserBase):
             start = time.perf_counter()
             image.png = to_png(pixels)
             transmission.add_stage("user.png", time.perf_counter() - start)
+        pilot_uses = sum(reception.pilot_uses)
         report = LinkReport(
             seed=asked.seed,
             delivery=header.delivery,
             decoded=pixels is not None,
             channel_uses=header.channel_uses,
-            cbr=header.channel_uses / asked.source_values,
+            pilot_uses=pilot_uses,
+            cbr=(header.channel_uses + pilot_uses) / asked.source_values,
             link=converters.link_to_proto(asked.link),
             no=reception.no.item(),
             hops=sent.hops,
@@ -193,7 +198,8 @@ class UserServicer(UserBase):
             coding=header.coding if header.HasField("coding") else None,
         )
         if transmission.states:
-            report.gains = reception.gains.numpy().tobytes()
+            step = -(-reception.gains.shape[1] // MAX_BLOCKS)
+            report.gains = iq_to_bytes(reception.gains[:, ::step])
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
         if pixels is not None and transmission.reference is not None:
             start = time.perf_counter()
@@ -255,5 +261,5 @@ def _decode(incoming: Sequence[_Incoming]) -> list[torch.Tensor]:
         blocks = block_snr_db(each.reception.gains, each.reception.no)[0]
         cbr = channel_uses / each.asked.source_values
         conditions.append(condition_vector(cbr, each.asked.link, at="receiver", block_snr_db=blocks))
-    symbols = [mmse_equalize(each.reception).symbols for each in incoming]
+    symbols = [equalize(each.reception, each.asked.link.equalizer).symbols for each in incoming]
     return incoming[0].codec.decode(symbols, incoming[0].shape, conditions)
