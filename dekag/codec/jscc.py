@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag.codec.constellation import padded_unit_power, snap_to_qam, unit_power
+from dekag.codec.rows import Conv2d
 from dekag.errors import InvalidInputError
 
 FOLD = 2
@@ -32,8 +33,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = Conv2d(width, width, 3, padding=1)
+        self.second = Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -44,10 +45,10 @@ class ResidualBlock(nn.Module):
 
 def _stack(inputs: int, width: int, blocks: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, width, 3, padding=1),
+        Conv2d(inputs, width, 3, padding=1),
         *(ResidualBlock(width) for _ in range(blocks)),
         nn.GELU(),
-        nn.Conv2d(width, outputs, 3, padding=1),
+        Conv2d(width, outputs, 3, padding=1),
     )
 
 

@@ -13,7 +13,7 @@ from dekag.cala import CONDITION_FEATURES
 from dekag.cala.aligned import AlignedCodec
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec, Modulation
-from dekag.codec.rows import safe_batch, same_kernels
+from dekag.codec.rows import safe_batch
 from dekag.generation.models import folder_hash
 
 LatentShape = tuple[int, int, int]
@@ -121,20 +121,17 @@ class Codec:
         modulation: Modulation,
         conditions: Sequence[torch.Tensor],
     ) -> torch.Tensor:
-        with same_kernels():
-            if self._aligned is None:
-                return self.base.encode(latents, counts, modulation=modulation)
-            stacked = torch.stack(list(conditions))
-            return self._aligned.encode(latents, counts, stacked, modulation=modulation)
+        if self._aligned is None:
+            return self.base.encode(latents, counts, modulation=modulation)
+        return self._aligned.encode(latents, counts, torch.stack(list(conditions)), modulation=modulation)
 
     @torch.inference_mode()
     def _decode(
         self, symbols: torch.Tensor, shape: LatentShape, conditions: Sequence[torch.Tensor]
     ) -> torch.Tensor:
-        with same_kernels():
-            if self._aligned is None:
-                return self.base.decode(symbols, shape)
-            return self._aligned.decode(symbols, shape, torch.stack(list(conditions)))
+        if self._aligned is None:
+            return self.base.decode(symbols, shape)
+        return self._aligned.decode(symbols, shape, torch.stack(list(conditions)))
 
     def _largest(self, what: str, shape: LatentShape) -> int:
         """The largest batch of that shape that changes no bit; tried out once, when it is first wanted."""
