@@ -26,13 +26,14 @@ class Conv2d(nn.Conv2d):
             not torch.is_grad_enabled()
             and images.is_cpu
             and images.dtype == weight.dtype == torch.float32
-            and not isinstance(self.padding, str)
             and torch.backends.mkldnn.is_available()
         )
-        if not one_kernel:
-            return super()._conv_forward(images, weight, bias)
+        padding = self.padding
+        if isinstance(padding, str) or not one_kernel:
+            plain: torch.Tensor = super()._conv_forward(images, weight, bias)
+            return plain
         return torch.mkldnn_convolution(
-            images, weight, bias, self.padding, self.stride, self.dilation, self.groups
+            images, weight, bias, padding, self.stride, self.dilation, self.groups
         )
 
 
