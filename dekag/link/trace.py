@@ -90,7 +90,7 @@ def _read(path: Path, modified_ns: int, size: int) -> Trace:
 
 
 def _parse(path: Path, rows: Iterable[list[str]]) -> Trace:
-    header, *lines = rows or [[]]
+    header, *lines = list(rows) or [[]]
     if header not in (_SNR_HEADER, _GAIN_HEADER):
         raise _broken(path, f"start with {','.join(_SNR_HEADER)} or {','.join(_GAIN_HEADER)}", header)
     if not 2 <= len(lines) <= MAX_SAMPLES:

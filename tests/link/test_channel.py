@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from dekag.errors import InvalidInputError
 from dekag.link.channel import (
     Reception,
+    State,
     block_correlation,
     block_of_symbol,
     instantaneous_snr_db,
@@ -285,6 +286,8 @@ def test_received_refuses_states_that_do_not_fit() -> None:
         ([(gains, no), (gains[:, :4], no)], "csi.gains"),
         ([(gains, -no)], "csi.no"),
         ([(gains, torch.ones(2))], "csi.no"),
+        ([State(gains, no, -torch.ones(1, BLOCKS))], "csi.gain_errors"),
+        ([State(gains, no, torch.ones(1, 4))], "csi.gain_errors"),
     ):
         with pytest.raises(InvalidInputError) as caught:
             received(symbols, states)
