@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
+from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.training.cli import train
 
 app = typer.Typer(
@@ -38,13 +40,35 @@ def up(free_ports: FreePorts = False) -> None:
 def demo(
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red boat on the beach, pastel style",
     snr_db: Annotated[float, typer.Option(help="Mean Es/N0 per complex channel use, dB.")] = 10.0,
+    fading: Annotated[Fading, typer.Option(help="Kind of fading.")] = "rayleigh",
+    tau_rms_s: Annotated[float, typer.Option(help="RMS delay spread, s.")] = 1e-6,
+    rician_k_db: Annotated[float, typer.Option(help="Rician: direct over scattered power, dB.")] = 6.0,
+    speed_m_s: Annotated[float, typer.Option(help="TDL: speed of the receiver, m/s.")] = 0.0,
+    trace: Annotated[str | None, typer.Option(help="Trace: its name, such as walk or drive.")] = None,
+    csi: Annotated[Csi, typer.Option(help="What the receiver knows of the gains.")] = "perfect",
+    equalizer: Annotated[EqualizerKind, typer.Option(help="How the receiver equalises.")] = "mmse",
     seed: Annotated[int, typer.Option(help="Seeds generation, fading and noise.", min=0)] = 7,
     output: Annotated[str, typer.Option(help="Folder for the pictures.")] = "demo-out",
 ) -> None:
     """Ask the whole chain for one image per delivery mode and compare what each one cost."""
     from services.launcher.demo import run_demo
 
-    raise typer.Exit(run_demo(prompt=prompt, snr_db=snr_db, seed=seed, output=output))
+    try:
+        link = LinkConditions(
+            snr_db=snr_db,
+            fading=fading,
+            tau_rms_s=tau_rms_s,
+            rician_k_db=rician_k_db,
+            speed_m_s=speed_m_s,
+            trace=trace,
+            csi=csi,
+            equalizer=equalizer,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = f"--{str(first['loc'][0]).replace('_', '-')}"
+        raise typer.BadParameter(first["msg"], param_hint=option) from None
+    raise typer.Exit(run_demo(prompt=prompt, link=link, seed=seed, output=output))
 
 
 @app.command()
@@ -77,6 +101,18 @@ def distill(
             output=output or Path("demo-out") / topic,
         )
     )
+
+
+@app.command()
+def publish(
+    folder: Annotated[
+        Path, typer.Argument(help="What `dekag train cala` wrote.", exists=True, file_okay=False)
+    ],
+) -> None:
+    """Make a codec's adapters current; a running system uses them from the next request on."""
+    from services.cloud.publish import main
+
+    raise typer.Exit(main([str(folder)]))
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -24,3 +26,15 @@ def unit_power(symbols: torch.Tensor) -> torch.Tensor:
     """Scale each row of `symbols` (batch, K) to mean power 1."""
     power = torch.view_as_real(symbols).square().sum(-1).mean(-1, keepdim=True)
     return symbols * power.clamp_min(1e-12).rsqrt()
+
+
+def padded_unit_power(symbols: torch.Tensor, channel_uses: Sequence[int]) -> torch.Tensor:
+    """Row i of `symbols` (batch, K) with mean power 1 over its first channel_uses[i] symbols and zero after.
+
+    A row's bits do not depend on the others', K included: a running sum only ever adds zeros after the last
+    symbol, where a plain one would split its work by K.
+    """
+    counts = torch.tensor(channel_uses, device=symbols.device)[:, None]
+    sent = torch.where(torch.arange(symbols.shape[1], device=symbols.device) < counts, symbols, 0)
+    power = torch.view_as_real(sent).square().sum(-1).cumsum(-1)[:, -1:] / counts
+    return sent * power.clamp_min(1e-12).rsqrt()

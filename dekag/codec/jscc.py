@@ -7,8 +7,9 @@ transmission and the receiver fills what was not sent with zeros.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -16,10 +17,15 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from dekag.codec.constellation import snap_to_qam, unit_power
+from dekag.codec.constellation import padded_unit_power, snap_to_qam, unit_power
+from dekag.codec.rows import Conv2d
 from dekag.errors import InvalidInputError
 
 FOLD = 2
+
+Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
+MODULATIONS: tuple[Modulation, ...] = get_args(Modulation)
+BITS_PER_SYMBOL = {"qam4": 2, "qam16": 4, "qam64": 6, "qam256": 8}
 
 
 class ResidualBlock(nn.Module):
@@ -27,8 +33,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = Conv2d(width, width, 3, padding=1)
+        self.second = Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,10 +45,10 @@ class ResidualBlock(nn.Module):
 
 def _stack(inputs: int, width: int, blocks: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, width, 3, padding=1),
+        Conv2d(inputs, width, 3, padding=1),
         *(ResidualBlock(width) for _ in range(blocks)),
         nn.GELU(),
-        nn.Conv2d(width, outputs, 3, padding=1),
+        Conv2d(width, outputs, 3, padding=1),
     )
 
 
@@ -83,38 +89,88 @@ class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         _, height, width = latent_shape
         return int(self.config.symbol_channels) * (height // FOLD) * (width // FOLD)
 
-    def features(self, latents: torch.Tensor, channel_uses: int) -> torch.Tensor:
-        """Symbols before snapping: (batch, channels, h, w) -> (batch, channel_uses), power 1 per image."""
-        most = self.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
-        if not 1 <= channel_uses <= most:
-            raise InvalidInputError("channel_uses", f"between 1 and {most}", channel_uses)
-        values = self.encoder(F.pixel_unshuffle(latents, FOLD))
-        batch, channels, height, width = values.shape
-        pairs = values.view(batch, channels // 2, 2, height * width).transpose(2, 3)
-        symbols = torch.view_as_complex(pairs.contiguous()).flatten(1)
-        return unit_power(symbols[:, :channel_uses])
+    def features(self, latents: torch.Tensor, channel_uses: int | Sequence[int]) -> torch.Tensor:
+        """Symbols before snapping: (batch, channels, h, w) -> (batch, K), mean power 1 per image.
 
-    def snap(self, features: torch.Tensor) -> torch.Tensor:
+        Args:
+            latents: (batch, channels, h, w).
+            channel_uses: symbols for every image, or a number for each; shorter rows end in zeros, K is the
+                most of them.
+
+        Raises:
+            InvalidInputError: a number is not within 1..max_channel_uses, or there is not one for each image.
+        """
+        most = self.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
+        counts = [channel_uses] if isinstance(channel_uses, int) else list(channel_uses)
+        for count in counts:
+            if not 1 <= count <= most:
+                raise InvalidInputError("channel_uses", f"between 1 and {most}", count)
+        if not isinstance(channel_uses, int) and len(counts) != len(latents):
+            raise InvalidInputError("channel_uses", f"one for each of {len(latents)} images", len(counts))
+        values = self.encoder(F.pixel_unshuffle(latents, FOLD)).float()
+        batch, channels, height, width = values.shape
+        pairs = values.reshape(batch, channels // 2, 2, height * width).transpose(2, 3)
+        symbols = torch.view_as_complex(pairs.contiguous()).flatten(1)
+        if isinstance(channel_uses, int):
+            return unit_power(symbols[:, :channel_uses])
+        return padded_unit_power(symbols[:, : max(counts, default=0)], counts)
+
+    def snap(
+        self,
+        features: torch.Tensor,
+        *,
+        channel_uses: Sequence[int] | None = None,
+        modulation: Modulation | None = None,
+    ) -> torch.Tensor:
         """Features (batch, K) to the nearest constellation points, then one gain per image to mean power 1.
 
         The receiver meets that gain as part of the channel's.
-        """
-        return unit_power(snap_to_qam(features, int(self.config.bits_per_symbol)))
 
-    def encode(self, latents: torch.Tensor, channel_uses: int) -> torch.Tensor:
-        """Latents (batch, channels, h, w) float32 -> symbols (batch, channel_uses) complex64, power 1.
+        Args:
+            features: what `features` returned.
+            channel_uses: how many symbols each row sends, if not all of them send K.
+            modulation: the constellation; left out, it is the one the codec was trained with. "unquantised"
+                sends the features as they are.
 
         Raises:
-            InvalidInputError: `channel_uses` is not within 1..max_channel_uses.
+            InvalidInputError: there is no such modulation.
         """
-        return self.snap(self.features(latents, channel_uses))
+        if modulation == "unquantised":
+            return features
+        if modulation is not None and modulation not in BITS_PER_SYMBOL:
+            raise InvalidInputError("modulation", f"one of {', '.join(MODULATIONS)}", modulation)
+        bits = int(self.config.bits_per_symbol) if modulation is None else BITS_PER_SYMBOL[modulation]
+        points = snap_to_qam(features, bits)
+        return unit_power(points) if channel_uses is None else padded_unit_power(points, channel_uses)
+
+    def encode(
+        self,
+        latents: torch.Tensor,
+        channel_uses: int | Sequence[int],
+        *,
+        modulation: Modulation | None = None,
+    ) -> torch.Tensor:
+        """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, mean power 1 per image.
+
+        With one number of channel uses for each image, shorter rows end in zeros and K is the most of them.
+
+        Raises:
+            InvalidInputError: `channel_uses` is not within 1..max_channel_uses, or there is no such
+                modulation.
+        """
+        features = self.features(latents, channel_uses)
+        counts = None if isinstance(channel_uses, int) else channel_uses
+        return self.snap(features, channel_uses=counts, modulation=modulation)
 
     def decode(self, symbols: torch.Tensor, latent_shape: tuple[int, int, int]) -> torch.Tensor:
-        """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32."""
+        """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
+
+        What a row did not send must be zero.
+        """
         _, height, width = latent_shape
         height, width = height // FOLD, width // FOLD
         missing = self.max_channel_uses(latent_shape) - symbols.shape[1]
         pairs = torch.view_as_real(F.pad(symbols, (0, missing)).contiguous())
         grid = pairs.view(len(symbols), -1, height * width, 2).transpose(2, 3)
         values = grid.reshape(len(symbols), -1, height, width)
-        return F.pixel_shuffle(self.decoder(values), FOLD)
+        return F.pixel_shuffle(self.decoder(values).float(), FOLD)

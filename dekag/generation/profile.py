@@ -42,6 +42,10 @@ class Profile(BaseModel):
     cloud: GeneratorProfile = Field(description="The large generator.")
     edge: GeneratorProfile = Field(description="The compact generator; its autoencoder is the user's too.")
     codec: str = Field(description="Folder of the joint source-channel codec.")
+    adapters: str | None = Field(
+        default=None,
+        description="Folder of the codec's adapters, its transmission knowledge; left out, there are none.",
+    )
     scorer: ScorerProfile | None = Field(
         default=None, description="Scores knowledge updates; without it they carry no CLIP- and DINO-scores."
     )
@@ -65,6 +69,8 @@ def load_profile(name: str | Path) -> Profile:
     raw["cloud"]["path"] = located(raw["cloud"]["path"])
     raw["edge"]["path"] = located(raw["edge"]["path"])
     raw["codec"] = located(raw["codec"])
+    if "adapters" in raw:
+        raw["adapters"] = located(raw["adapters"])
     if "scorer" in raw:
         raw["scorer"] = {name: located(place) for name, place in raw["scorer"].items()}
     return Profile.model_validate(raw)

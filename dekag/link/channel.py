@@ -1,13 +1,9 @@
-"""Block fading and noise: y_k = h_j s_k + n_k, where block j holds symbol k.
+"""Fading and noise: y_k = h_k s_k + n_k, and what the receiver knows of it.
 
-Signal power and mean fading power are 1, so the noise power is `no = 10**(-snr_db/10)` whatever was sent and
-however deep the fade. The J gains are jointly complex Gaussian with E[h_j' conj(h_j)] = C[j', j],
-
-    C[j', j] = 1 / (1 + 2 pi i (f_j' - f_j) tau_rms),
-
-the frequency correlation of an exponential power-delay profile with RMS delay spread tau_rms; f_j are the
-centres of J equal sub-bands. That profile is our reading of the paper's formula, whose printed form does not
-decay with distance.
+Signal power and mean fading power are 1, so the noise power is `no = 10**(-snr_db/10)` whatever was sent
+and however deep the fade. In block fading the gain h_k is that of the block j that holds symbol k
+(`dekag.link.fading`, `dekag.link.trace`); in a tapped delay line every symbol has its own
+(`dekag.link.ofdm`). The receiver knows the gains, estimates them or does not (`dekag.link.csi`).
 
 Two hops: a channel applied to what another one delivered acts as a relay of gain 1. It forwards signal and
 noise unscaled, so the *signal part* keeps mean power 1 on every hop and each hop's `snr_db` keeps its
@@ -20,36 +16,76 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from dekag.errors import InvalidInputError
-from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
+from dekag.link import csi, ofdm, trace
+from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, LinkConditions
+from dekag.link.csi import Estimate
+from dekag.link.fading import block_correlation, block_correlator, rayleigh_gains, rician_gains
 
-# Delay spreads near zero make C singular; this much independent fading keeps its Cholesky factor real.
-_INDEPENDENT_POWER = 1e-12
+__all__ = [
+    "Reception",
+    "State",
+    "block_correlation",
+    "block_correlator",
+    "block_of_symbol",
+    "instantaneous_snr_db",
+    "received",
+    "transmit",
+]
+
+
+class State(NamedTuple):
+    """What the receiver knows of one channel.
+
+    Attributes:
+        gains: (B, J) complex64, as it believes them.
+        no: (B,) float32, noise power per channel use.
+        gain_errors: (B, J) float32, variances of the gains around their estimates; None: it knows of none.
+        pilot_uses: channel uses spent on pilots, for each item; () if none were.
+    """
+
+    gains: torch.Tensor
+    no: torch.Tensor
+    gain_errors: torch.Tensor | None = None
+    pilot_uses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Reception:
-    """What the receiver has, with perfect CSI.
+    """What the receiver has.
 
     Attributes:
         symbols: (B, K) complex64, received.
-        gains: (B, J) complex64, block gains h_j.
+        gains: (B, J) complex64, gains h_j as the receiver believes them: perfect, estimated, or all 1.
         no: (B,) float32, noise power per channel use.
+        gain_errors: (B, J) float32, variances of the gains around their estimates; None: it knows of none.
+        pilot_uses: channel uses spent on pilots beside the K, for each item; () if none were.
     """
 
     symbols: torch.Tensor
     gains: torch.Tensor
     no: torch.Tensor
+    gain_errors: torch.Tensor | None = None
+    pilot_uses: tuple[int, ...] = ()
 
     @property
     def symbol_gains(self) -> torch.Tensor:
         """(B, K) complex64: the gain that each symbol met."""
         return self.gains[:, block_of_symbol(self.symbols.shape[1], self.gains.shape[1])]
+
+    @property
+    def symbol_no(self) -> torch.Tensor:
+        """(B, K) or (B, 1) float32: noise of each symbol and the error of its gain, at signal power 1."""
+        if self.gain_errors is None:
+            return self.no[:, None]
+        blocks = block_of_symbol(self.symbols.shape[1], self.gain_errors.shape[1])
+        return self.gain_errors[:, blocks] + self.no[:, None]
 
 
 def block_of_symbol(channel_uses: int, blocks: int = BLOCKS) -> torch.Tensor:
@@ -60,28 +96,34 @@ def block_of_symbol(channel_uses: int, blocks: int = BLOCKS) -> torch.Tensor:
     return torch.arange(channel_uses) * blocks // max(channel_uses, 1)
 
 
-def block_correlation(tau_rms_s: float, blocks: int = BLOCKS) -> torch.Tensor:
-    """(J, J) complex128: C[j', j] = E[h_j' conj(h_j)] for an RMS delay spread in s."""
-    centres = torch.arange(blocks, dtype=torch.float64) * (BANDWIDTH_HZ / blocks)
-    return 1 / (1 + 2j * math.pi * (centres[:, None] - centres[None, :]) * tau_rms_s)
-
-
 def transmit(
-    symbols: torch.Tensor, conditions: Sequence[LinkConditions], seeds: Sequence[int], *, hop: int = 0
+    symbols: torch.Tensor,
+    conditions: Sequence[LinkConditions],
+    seeds: Sequence[int],
+    *,
+    channel_uses: Sequence[int] | None = None,
+    hop: int = 0,
+    traces: Path = SHIPPED_TRACES,
 ) -> Reception:
     """Send each item through a channel of its own.
 
-    Item i depends on its symbols, `conditions[i]`, `seeds[i]` and `hop` alone, bit for bit, never on the rest
-    of the batch. Its fading does not depend on K or SNR: the same seed meets the same fades at every rate.
+    Item i depends on its symbols, `conditions[i]`, `seeds[i]` and `hop` alone, bit for bit, never on the
+    rest of the batch. Its fading does not depend on K, SNR or CSI: the same seed meets the same fades at
+    every rate (of longer transmissions, in their first slot), and the noise of its symbols is the same with
+    every fading.
 
     Args:
         symbols: (B, K) complex64, mean power 1.
         conditions: B of them.
         seeds: B of them, 0 to 2**64 - 1.
+        channel_uses: B of them, 1 to K, if items differ in rate: how many symbols each one sends. What
+            follows them in its row is padding that is not sent; it comes back as zeros with gains of 1.
         hop: how many channels the symbols crossed before; channels in a chain must not share their draws.
+        traces: folder of the traces that conditions may name.
 
     Returns:
-        A Reception on the CPU; AWGN gains are exactly 1.
+        A Reception on the CPU. J is 8, or K as soon as an item has a gain for every symbol (TDL) or is
+        padded. AWGN gains are exactly 1.
 
     Raises:
         InvalidInputError: names the argument that has another shape or range.
@@ -97,34 +139,46 @@ def transmit(
     for seed in seeds:
         if not 0 <= seed < 2**64:
             raise InvalidInputError("seed", "between 0 and 2**64 - 1", seed)
-    blocks = block_of_symbol(symbols.shape[1])
+    longest = symbols.shape[1]
+    uses = [longest] * len(seeds) if channel_uses is None else list(channel_uses)
+    if len(uses) != len(seeds) or not all(1 <= each <= longest for each in uses):
+        raise InvalidInputError(
+            "channel_uses", f"between 1 and {longest} for each of {len(seeds)} items", uses
+        )
     # One item at a time: vectorised kernels may round an element by where in the batch it happens to lie.
     items = [
-        _transmit_one(item, condition, _generator(seed, hop), blocks)
-        for item, condition, seed in zip(symbols.cpu(), conditions, seeds, strict=True)
+        _transmit_one(item[:sent], condition, _Draws(seed, hop), traces)
+        for item, sent, condition, seed in zip(symbols.cpu(), uses, conditions, seeds, strict=True)
     ]
+    if not items:
+        return Reception(symbols.cpu(), torch.ones(0, BLOCKS, dtype=torch.complex64), torch.ones(0))
+    estimates = [estimate for _, estimate in items]
     return Reception(
-        symbols=torch.stack([received for received, _ in items]) if items else symbols.cpu(),
-        gains=torch.stack([gains for _, gains in items])
-        if items
-        else torch.ones(0, BLOCKS, dtype=torch.complex64),
+        symbols=_stack([received for received, _ in items], uses, padding=0),
+        gains=_stack([estimate.gains for estimate in estimates], uses, padding=1),
         no=torch.tensor([condition.no for condition in conditions], dtype=torch.float32),
+        gain_errors=_stack([estimate.errors for estimate in estimates], uses, padding=0),
+        pilot_uses=tuple(estimate.pilot_uses for estimate in estimates),
     )
 
 
 def received(
-    symbols: torch.Tensor, states: Sequence[tuple[torch.Tensor, torch.Tensor]], *, blocks: int = BLOCKS
+    symbols: torch.Tensor,
+    states: Sequence[State | tuple[torch.Tensor, torch.Tensor]],
+    *,
+    blocks: int = BLOCKS,
 ) -> Reception:
     """The Reception of `symbols` (B, K) that crossed the channels `states`, first to last.
 
-    Without a channel reception is ideal: gains 1, no 0. One channel gives its own gains and no. Several give
-    one channel that is equivalent for every linear receiver: the gains multiply, a hop's noise is faded by
-    the hops after it, and blocks are scaled so that all of them have the same noise power, the sum of the
-    hops' no.
+    Without a channel reception is ideal: gains 1, no 0. One channel gives its own state. Several give one
+    channel that is equivalent for every linear receiver: the gains multiply, a hop's noise is faded by the
+    hops after it, and blocks are scaled so that all of them have the same noise power, the sum of the hops'
+    no. Every hop estimates its own gain, with pilots of its own, and hands it on: errors of the hops are
+    independent, pilots add up.
 
     Args:
         symbols: (B, K) complex64, as the last channel delivered them.
-        states: for each channel its gains (B, J) complex64 and no (B,) float32.
+        states: for each channel its gains (B, J) complex64 and no (B,) float32, or a whole State.
         blocks: J of an ideal reception.
 
     Raises:
@@ -133,20 +187,37 @@ def received(
     batch = symbols.shape[0]
     if not states:
         return Reception(symbols, torch.ones(batch, blocks, dtype=torch.complex64), torch.zeros(batch))
-    for gains, no in states:
-        if gains.ndim != 2 or gains.shape != (batch, states[0][0].shape[1]) or not gains.shape[1]:
+    known = [State(*state) for state in states]
+    for gains, no, errors, _ in known:
+        if gains.ndim != 2 or gains.shape != (batch, known[0].gains.shape[1]) or not gains.shape[1]:
             raise InvalidInputError("csi.gains", f"({batch}, J), the same J on every hop", tuple(gains.shape))
         if no.shape != (batch,) or not (torch.isfinite(no) & (no >= 0)).all():
             raise InvalidInputError("csi.no", f"{batch} finite powers of at least 0", no.tolist())
-    (gain, total), *later = states
+        if errors is not None and (
+            errors.shape != gains.shape or not (torch.isfinite(errors) & (errors >= 0)).all()
+        ):
+            raise InvalidInputError("csi.gain_errors", "a finite power of at least 0 for each gain", errors)
+    (gain, total, error, pilots), *later = known
     if not later:
-        return Reception(symbols, gain, total)
+        return Reception(symbols, gain, total, error, pilots)
+    pilot_uses = [state.pilot_uses for state in known if state.pilot_uses]
+    error = torch.zeros(gain.shape) if error is None else error
     noise = total[:, None].expand(gain.shape)
-    for gains, no in later:
-        gain, noise, total = gain * gains, noise * gains.abs().square() + no[:, None], total + no
+    for gains, no, errors, _ in later:
+        fresh = torch.zeros(gain.shape) if errors is None else errors
+        power = gains.abs().square()
+        # h1 h2 - g1 g2 = g1 e2 + e1 g2 + e1 e2, whose terms are uncorrelated.
+        error = gain.abs().square() * fresh + error * power + error * fresh
+        gain, noise, total = gain * gains, noise * (power + fresh) + no[:, None], total + no
     scale = torch.where(noise > 0, total[:, None] / noise, 1.0).sqrt()
     per_symbol = scale[:, block_of_symbol(symbols.shape[1], gain.shape[1])]
-    return Reception(symbols * per_symbol, gain * scale, total)
+    return Reception(
+        symbols * per_symbol,
+        gain * scale,
+        total,
+        error * scale.square() if any(state.gain_errors is not None for state in known) else None,
+        tuple(map(sum, zip(*pilot_uses, strict=True))),
+    )
 
 
 def instantaneous_snr_db(gains: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
@@ -154,36 +225,87 @@ def instantaneous_snr_db(gains: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
     return 10 * torch.log10(gains.abs().square().mean(dim=-1) / no)
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """The random streams of one item on one hop; those of different purpose do not depend on one another."""
+
+    seed: int
+    hop: int
+
+    def of(self, purpose: str) -> torch.Generator:
+        """A stream of its own for each purpose."""
+        # Hashed, for two reasons: torch's CPU generator keeps only the low 32 bits of a seed, and the same
+        # request seed starts the image's diffusion noise, which must not reappear as channel noise.
+        digest = hashlib.sha256(f"dekag.link.{purpose}/{self.hop}/{self.seed}".encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
 def _transmit_one(
-    symbols: torch.Tensor, conditions: LinkConditions, generator: torch.Generator, blocks: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Received symbols (K,) and gains (J,) for symbols (K,)."""
+    symbols: torch.Tensor, conditions: LinkConditions, draws: _Draws, traces: Path
+) -> tuple[torch.Tensor, Estimate]:
+    """Received symbols (K,), and (J,) gains as the receiver believes them, for symbols (K,)."""
     from dekag.link.phy import complex_normal
 
     # GenerateFlatFadingChannel(1, J, KroneckerModel(None, C)) and AWGN can draw only from Sionna's one global
     # generator, whose seed concurrent requests would share; these are their two steps with a generator of
     # the item's own. The gains are drawn first and always, so that the noise is the same with and without.
+    generator = draws.of("channel")
     independent = complex_normal((BLOCKS, 1), precision="double", device="cpu", generator=generator)
     noise = complex_normal(tuple(symbols.shape), precision="single", device="cpu", generator=generator)
     noise = noise * math.sqrt(conditions.no)
+    if conditions.fading.startswith("tdl"):
+        gains, estimate = _grid_fading(len(symbols), conditions, draws)
+        return gains * symbols + noise, estimate
+    gains = _block_fading(len(symbols), conditions, independent, draws, traces)
+    estimate = _block_estimate(gains, conditions, draws)
     if conditions.fading == "awgn":
-        return symbols + noise, torch.ones(BLOCKS, dtype=torch.complex64)
-    gains: torch.Tensor = block_correlator(conditions.tau_rms_s)(independent)[:, 0].to(torch.complex64)
-    return gains[blocks] * symbols + noise, gains
+        return symbols + noise, estimate
+    return gains[block_of_symbol(len(symbols))] * symbols + noise, estimate
 
 
-@lru_cache(maxsize=64)
-def block_correlator(tau_rms_s: float) -> Any:
-    """Sionna's KroneckerModel that maps independent gains (..., J, 1) complex128 to correlated ones."""
-    from dekag.link.phy import KroneckerModel
+def _block_fading(
+    channel_uses: int, conditions: LinkConditions, independent: torch.Tensor, draws: _Draws, traces: Path
+) -> torch.Tensor:
+    """(J,) complex64: the gains that the blocks meet, from `independent` ones (J, 1) complex128."""
+    if conditions.fading == "awgn":
+        return torch.ones(BLOCKS, dtype=torch.complex64)
+    if conditions.fading == "rayleigh":
+        gains = rayleigh_gains(independent, conditions.tau_rms_s)
+    elif conditions.fading == "rician":
+        phase = draws.of("direct-path")
+        gains = rician_gains(independent, conditions.tau_rms_s, conditions.rician_k_db, phase)
+    else:
+        played = trace.load(conditions.trace or "", traces)
+        gains = played.block_gains(conditions.trace_start_s, ofdm.slots(channel_uses))
+    return gains.to(torch.complex64)
 
-    identity = torch.eye(BLOCKS, dtype=torch.float64)
-    correlation = block_correlation(tau_rms_s) + _INDEPENDENT_POWER * identity
-    return KroneckerModel(None, correlation / (1 + _INDEPENDENT_POWER), precision="double", device="cpu")
+
+def _block_estimate(gains: torch.Tensor, conditions: LinkConditions, draws: _Draws) -> Estimate:
+    if conditions.csi == "pilots":
+        return csi.estimate_blocks(gains, conditions, draws.of("pilots"))
+    return csi.perfect(gains) if conditions.csi == "perfect" else csi.blind(gains)
 
 
-def _generator(seed: int, hop: int) -> torch.Generator:
-    # Hashed, for two reasons: torch's CPU generator keeps only the low 32 bits of a seed, and the same
-    # request seed starts the image's diffusion noise, which must not reappear as channel noise.
-    digest = hashlib.sha256(f"dekag.link.channel/{hop}/{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+def _grid_fading(
+    channel_uses: int, conditions: LinkConditions, draws: _Draws
+) -> tuple[torch.Tensor, Estimate]:
+    """(K,) complex64: the gains that symbols meet on an OFDM grid, and what the receiver makes of them."""
+    grid = ofdm.Grid.of(channel_uses)
+    on_grid = ofdm.tdl_gains(grid, conditions, draws.of("tdl"))
+    gains = grid.of_symbols(on_grid, channel_uses).to(torch.complex64)
+    if conditions.csi != "pilots":
+        return gains, csi.perfect(gains) if conditions.csi == "perfect" else csi.blind(gains)
+    estimate = csi.estimate_grid(on_grid, grid, conditions, draws.of("pilots"))
+    return gains, Estimate(
+        grid.of_symbols(estimate.gains, channel_uses),
+        grid.of_symbols(estimate.errors, channel_uses),
+        estimate.pilot_uses,
+    )
+
+
+def _stack(items: Sequence[torch.Tensor], channel_uses: Sequence[int], *, padding: float) -> torch.Tensor:
+    """(B, J) from items (J_i,) if they and the channel uses are alike, else (B, K), K the most of those."""
+    if len({len(item) for item in items}) == len(set(channel_uses)) == 1:
+        return torch.stack(list(items))
+    rows = [item[block_of_symbol(uses, len(item))] for item, uses in zip(items, channel_uses, strict=True)]
+    return pad_sequence(rows, batch_first=True, padding_value=padding)

@@ -1,4 +1,8 @@
-"""Linear equalisation with perfect CSI, for unit-power symbols."""
+"""Linear equalisation of unit-power symbols with the gains that the receiver believes in.
+
+An estimated gain g is off by an error of known variance e, which acts like noise of power e on a symbol of
+power 1: both equalisers count e + no as the noise. Without an estimate the receiver takes g = 1 and e = 0.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from dekag.link.channel import Reception
+from dekag.link.conditions import EqualizerKind
 
 
 @dataclass(frozen=True)
@@ -22,22 +27,27 @@ class Equalized:
     no: torch.Tensor
 
 
+def equalize(reception: Reception, kind: EqualizerKind) -> Equalized:
+    """Equalises as asked: "mmse" as `mmse_equalize`, "zf" as `unbiased_equalize`."""
+    return mmse_equalize(reception) if kind == "mmse" else unbiased_equalize(reception)
+
+
 def mmse_equalize(reception: Reception) -> Equalized:
-    """s = conj(h) y / (|h|^2 + no): the linear estimate of least mean squared error.
+    """s = conj(g) y / (|g|^2 + e + no): the linear estimate of least mean squared error.
 
     It shrinks faded symbols towards zero instead of blowing their noise up. Its `no` is the mean squared
-    error against the sent symbol, no / (|h|^2 + no), between 0 (perfect) and 1 (nothing received).
+    error against the sent symbol, (e + no) / (|g|^2 + e + no), between 0 (perfect) and 1 (nothing received).
     """
-    gains, no = reception.symbol_gains, reception.no[:, None]
+    gains, no = reception.symbol_gains, reception.symbol_no
     total = (gains.abs().square() + no).clamp_min(torch.finfo(torch.float32).tiny)
     return Equalized(reception.symbols * gains.conj() / total, no / total)
 
 
 def unbiased_equalize(reception: Reception) -> Equalized:
-    """s = y / h, the MMSE estimate without its shrinkage, for soft demapping.
+    """s = y / g, zero forcing: the MMSE estimate without its shrinkage, for soft demapping.
 
-    Its `no` is the variance of the Gaussian error around the sent symbol, no / |h|^2.
+    Its `no` is the variance of the error around the sent symbol, (e + no) / |g|^2; Gaussian if e is 0.
     """
     gains = reception.symbol_gains
     power = gains.abs().square().clamp_min(torch.finfo(torch.float32).tiny)
-    return Equalized(reception.symbols * gains.conj() / power, reception.no[:, None] / power)
+    return Equalized(reception.symbols * gains.conj() / power, reception.symbol_no / power)

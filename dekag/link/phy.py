@@ -10,18 +10,36 @@ from __future__ import annotations
 import torch
 
 with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-    from sionna.phy.channel import KroneckerModel
+    from sionna.phy import SPEED_OF_LIGHT
+    from sionna.phy.channel import KroneckerModel, cir_to_ofdm_channel
+    from sionna.phy.channel.tr38901 import TDL
     from sionna.phy.fec.crc import CRCEncoder
     from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
     from sionna.phy.mapping import Demapper, Mapper
     from sionna.phy.utils import complex_normal
 
 __all__ = [
+    "SPEED_OF_LIGHT",
     "CRCEncoder",
     "Demapper",
     "KroneckerModel",
     "LDPC5GDecoder",
     "LDPC5GEncoder",
     "Mapper",
+    "SeededTDL",
+    "cir_to_ofdm_channel",
     "complex_normal",
 ]
+
+
+class SeededTDL(TDL):  # type: ignore[misc]
+    """Sionna's tapped delay line, drawing from `generator` instead of Sionna's global one."""
+
+    generator: torch.Generator | None = None
+
+    @property
+    def torch_rng(self) -> torch.Generator:
+        """What every draw of the block comes from."""
+        if self.generator is None:
+            raise RuntimeError("set the generator of a SeededTDL before it draws")
+        return self.generator

@@ -8,7 +8,6 @@ is ever read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import zlib
@@ -20,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from dekag.artifacts import content_hash
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.makd.compact import pack, unpack
 from dekag.makd.metaword import rows_for
@@ -67,7 +67,7 @@ class KnowledgeUpdate:
         """`tensors`: the files of metaword and LoRA; use `new` or `from_files`."""
         self.info = dict(info)
         self._tensors = dict(tensors)
-        self.content_hash = _content_hash(self._tensors, self.info)
+        self.content_hash = content_hash(self._tensors, self.info)
         vectors = load(tensors[METAWORD]) if METAWORD in tensors else {}
         self.metaword = vectors[placeholder(self.topic)] if vectors else torch.zeros(0, 0)
         named = {word: placeholder(self.topic, word) for word in self.triggers}
@@ -169,7 +169,7 @@ class KnowledgeUpdate:
             claimed = info.pop("content_hash")
             if info["format"] != FORMAT:
                 raise MismatchError(f"knowledge update of format {info['format']!r}, not {FORMAT}")
-            if claimed != _content_hash(tensors, info):
+            if claimed != content_hash(tensors, info):
                 raise MismatchError("the knowledge update is damaged: its content does not fit its hash")
             topic_name(info["topic"])
             update = cls(info, tensors)
@@ -222,11 +222,3 @@ class KnowledgeUpdate:
         """Numbers in metaword and LoRA."""
         vectors = self.metaword.numel() + sum(vector.numel() for vector in self.words.values())
         return vectors + sum(math.prod(factor.shape) for factor in self.lora.values())
-
-
-def _content_hash(tensors: Mapping[str, bytes], info: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(info), sort_keys=True, separators=(",", ":")).encode())
-    for name in sorted(tensors):
-        digest.update(f"\0{name}\0{len(tensors[name])}\0".encode())
-        digest.update(tensors[name])
-    return digest.hexdigest()

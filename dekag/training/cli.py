@@ -203,3 +203,45 @@ def codec(
     model = train_codec(runs / "codec", latents[:-1000], steps=steps, seed=seed)
     quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, latents[-1000:])}
     _save(model, out, runs, "codec", quality, seed)
+
+
+@train.command()
+def cala(
+    steps: Steps = 12000,
+    seed: Seed = 1,
+    threads: Threads = 1,
+    share: Annotated[float, typer.Option(min=0.005, max=1, help="Most parameters, of the codec's.")] = 0.05,
+    bf16: Bf16 = False,
+    calibrate_on: Annotated[int, typer.Option(min=2, help="Latents that measure what to expect.")] = 16,
+    runs: Runs = RUNS,
+    codec: Path = EMBEDDED / "codec",
+    vae: Path = EMBEDDED / "vae",
+    out: Out = EMBEDDED / "cala",
+) -> None:
+    """Transmission knowledge: CALA's adapters for the base codec, over random rates and channels."""
+    _threads(threads)
+    import torch
+    from diffusers import AutoencoderKL
+
+    from dekag.codec import JsccCodec
+    from dekag.generation.models import folder_hash
+    from dekag.training.cala import train_knowledge
+    from dekag.training.diffusion import encoded_scenes
+
+    model = AutoencoderKL.from_pretrained(vae, dtype=torch.float32).eval()
+    latents = encoded_scenes(runs / "cache", model)
+    knowledge = train_knowledge(
+        runs / "cala",
+        JsccCodec.load(codec),
+        folder_hash(codec),
+        lambda batch: model.decode(batch).sample,
+        latents[:-1000],
+        latents[-1000:][:calibrate_on],
+        steps=steps,
+        seed=seed,
+        share=share,
+        bf16=bf16,
+        command="dekag " + " ".join(sys.argv[1:]),
+    )
+    knowledge.save(out)
+    typer.echo(f"cala: {json.dumps(knowledge.info['scores'])} -> {out}")

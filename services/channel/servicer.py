@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,13 @@ from dekag.link.conditions import LinkConditions
 from services.common import clients, converters
 from services.common.frames import Transmission, channel_state, collect
 from services.common.worker import ModelWorker
-from services.proto.downlink_pb2 import HopTraffic, ProvideRequest, SymbolFrame
+from services.proto.downlink_pb2 import (
+    GetTransmissionKnowledgeRequest,
+    HopTraffic,
+    ProvideRequest,
+    SymbolFrame,
+    TransmissionKnowledge,
+)
 from services.proto.downlink_pb2_grpc import DownlinkServicer, DownlinkStub
 
 if TYPE_CHECKING:
@@ -27,6 +34,7 @@ class ChannelServicer(DownlinkServicer):
         self._channel = clients.open_channel(settings.downlink_address, settings)
         self._downlink = DownlinkStub(self._channel)
         self._worker = ModelWorker("channel", threads=1, max_queue=settings.max_queue)
+        self._traces = settings.traces
 
     def load(self) -> None:
         """Pays for the first import of the signal code before the first request."""
@@ -44,21 +52,40 @@ class ChannelServicer(DownlinkServicer):
     ) -> AsyncIterator[SymbolFrame]:
         """The frames from below, symbols bent and one channel state added."""
         asked = converters.request_from_proto(request)
+        if asked.link.trace is not None:
+            await self._worker.run(_check_trace, asked.link.trace, self._traces)
         transmission = await collect(clients.stream(self._downlink.Provide, request, "edge"))
         hop = "channel-channel" if transmission.states else "edge-channel"
         transmission.report.hops.append(
             HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)
         )
-        _, seconds = await self._worker.run(_bend, transmission, asked)
+        _, seconds = await self._worker.run(_bend, transmission, asked, self._traces)
         transmission.add_stage("channel.transmit", seconds)
         for frame in transmission.frames():
             yield frame
 
+    async def GetTransmissionKnowledge(
+        self,
+        request: GetTransmissionKnowledgeRequest,
+        context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
+    ) -> TransmissionKnowledge:
+        """What the Downlink below says; a channel bends symbols, not files."""
+        return await clients.call(self._downlink.GetTransmissionKnowledge, request, "edge")
 
-def _bend(transmission: Transmission, asked: DeliveryRequest) -> None:
+
+def _check_trace(name: str, traces: Path) -> None:
+    """Raises before anything is drawn for a channel that there is not."""
+    from dekag.link.trace import load
+
+    load(name, traces)
+
+
+def _bend(transmission: Transmission, asked: DeliveryRequest, traces: Path) -> None:
     from dekag.link.channel import transmit
 
     hop = len(transmission.states)
-    reception = transmit(transmission.symbols, [asked.link], [asked.seed], hop=hop)
+    reception = transmit(transmission.symbols, [asked.link], [asked.seed], hop=hop, traces=traces)
     transmission.symbols = reception.symbols
-    transmission.states.append(channel_state(reception.gains[0], reception.no.item()))
+    errors = None if reception.gain_errors is None else reception.gain_errors[0]
+    state = channel_state(reception.gains[0], reception.no.item(), errors, sum(reception.pilot_uses))
+    transmission.states.append(state)

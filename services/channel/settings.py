@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import DirectoryPath, Field
 
+from dekag.link.conditions import SHIPPED_TRACES
 from services.common.settings import CommonSettings
 
 
@@ -14,5 +15,8 @@ class ChannelSettings(CommonSettings):
     downlink_address: str = Field(
         "127.0.0.1:50053",
         description="host:port of the Downlink whose symbols pass: an edge or another channel.",
+    )
+    traces: DirectoryPath = Field(
+        SHIPPED_TRACES, description="Folder of the traces, NAME.csv each, that requests may have played back."
     )
     max_queue: int = Field(256, ge=1, description="Requests that may wait to pass; more are turned away.")

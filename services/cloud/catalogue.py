@@ -2,7 +2,8 @@
 
 =====================================  =======================================================
 ``dekag:knowledge``                    hash: topic -> JSON of the current version's manifest
-``dekag:update:{content_hash}``        hash: name -> bytes of each file of the update
+``dekag:transmission``                 hash: codec's hash -> JSON of its current adapters' manifest
+``dekag:update:{content_hash}``        hash: name -> bytes of each file of the update or adapters
 ``dekag:lock:knowledge``               held by who makes Redis equal to the disk
 =====================================  =======================================================
 """
@@ -10,20 +11,24 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from redis.asyncio import Redis
 
 from dekag.errors import NotFoundError
-from services.cloud.store import KnowledgeStore
+from services.cloud.store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+from services.common.transmission import TRANSMISSION_KEY, TransmissionManifest
 
 LOCK_KEY = "dekag:lock:knowledge"
 LOCK_S = 5.0  # that a process which died with it holds up the others
 REPLACED_TTL_S = 3600  # an edge may have read the manifest just before it was replaced
+_Manifest = TypeVar("_Manifest", Manifest, TransmissionManifest)
 
 
 async def mirror(store: KnowledgeStore, redis: Redis) -> list[str]:
-    """Makes Redis hold what the disk holds; returns the topics that it did not hold like that.
+    """Makes Redis hold the updates that the disk holds; returns the topics that it did not hold like that.
 
     Every change of the disk is followed by a call, and the cloud calls every few seconds besides, so that a
     Redis that lost something gets it back. The lock orders the calls: none writes what is outdated.
@@ -31,10 +36,25 @@ async def mirror(store: KnowledgeStore, redis: Redis) -> list[str]:
     Raises:
         redis.exceptions.RedisError: Redis does not answer.
     """
+    return await _mirror(redis, CATALOGUE_KEY, Manifest.parse, store.topics, store.files)
+
+
+async def mirror_transmission(store: TransmissionStore, redis: Redis) -> list[str]:
+    """The same for the adapters; returns the hashes of the codecs whose current ones Redis did not hold."""
+    return await _mirror(redis, TRANSMISSION_KEY, TransmissionManifest.parse, store.current, store.files)
+
+
+async def _mirror(
+    redis: Redis,
+    catalogue: str,
+    parse: Callable[[bytes], _Manifest | None],
+    current: Callable[[], Mapping[str, _Manifest]],
+    files_of: Callable[[_Manifest], Mapping[str, bytes]],
+) -> list[str]:
     async with redis.lock(LOCK_KEY, timeout=LOCK_S, blocking_timeout=LOCK_S):
-        texts = await redis.hgetall(CATALOGUE_KEY)  # type: ignore[misc]  # typed for both clients at once
-        held = {name.decode(): Manifest.parse(text) for name, text in texts.items()}
-        wanted = await asyncio.to_thread(store.topics)
+        texts = await redis.hgetall(catalogue)  # type: ignore[misc]  # typed for both clients at once
+        held = {name.decode(): parse(text) for name, text in texts.items()}
+        wanted = await asyncio.to_thread(current)
         there = [await redis.exists(update_key(manifest.content_hash)) for manifest in wanted.values()]
         changed = [
             name
@@ -43,25 +63,31 @@ async def mirror(store: KnowledgeStore, redis: Redis) -> list[str]:
         ]
         changed += [name for name in held if name not in wanted]
         for name in changed:
-            await _replace(store, redis, name, wanted.get(name), held.get(name))
+            new, old = wanted.get(name), held.get(name)
+            try:
+                files = {} if new is None else await asyncio.to_thread(files_of, new)
+            except NotFoundError:
+                continue  # being deleted, and whoever does so calls next
+            await _replace(redis, catalogue, name, new, old, files)
         return changed
 
 
 async def _replace(
-    store: KnowledgeStore, redis: Redis, topic: str, new: Manifest | None, old: Manifest | None
+    redis: Redis,
+    catalogue: str,
+    name: str,
+    new: _Manifest | None,
+    old: _Manifest | None,
+    files: Mapping[str, bytes],
 ) -> None:
-    try:
-        files = {} if new is None else await asyncio.to_thread(store.files, new)
-    except NotFoundError:
-        return  # being deleted, and whoever does so calls next
     async with redis.pipeline(transaction=True) as together:  # a manifest never points at nothing
         if old is not None and (new is None or old.content_hash != new.content_hash):
             together.expire(update_key(old.content_hash), REPLACED_TTL_S)
         if new is None:
-            together.hdel(CATALOGUE_KEY, topic)
+            together.hdel(catalogue, name)
         else:
             key = update_key(new.content_hash)
             together.delete(key)
-            together.hset(key, mapping=files)
-            together.hset(CATALOGUE_KEY, topic, new.model_dump_json())
+            together.hset(key, mapping=dict(files))
+            together.hset(catalogue, name, new.model_dump_json())
         await together.execute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,9 +13,9 @@ from redis.exceptions import RedisError
 
 from dekag.makd.topics import topic_name
 from services.cloud import orders
-from services.cloud.catalogue import mirror
+from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.jobs import Jobs, open_redis
-from services.cloud.store import KnowledgeStore
+from services.cloud.store import KnowledgeStore, TransmissionStore
 from services.common import converters
 from services.common.cache import Cache, image_key
 from services.common.worker import ModelWorker
@@ -34,7 +35,7 @@ from services.proto.cloud_pb2 import (
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
-from services.proto.downlink_pb2 import StageTime
+from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest, StageTime, TransmissionKnowledge
 
 if TYPE_CHECKING:
     from dekag.generation.images import Pixels
@@ -45,7 +46,7 @@ _log = structlog.get_logger()
 
 
 class CloudServicer(CloudBase):
-    """Draws with the cloud-GAI, keeps the knowledge updates and starts the jobs that make them.
+    """Draws with the cloud-GAI, keeps all knowledge and starts the jobs that make knowledge updates.
 
     Images are cached by everything they depend on. Distillers do the work of the jobs.
     """
@@ -53,19 +54,26 @@ class CloudServicer(CloudBase):
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
+        self._transmission = TransmissionStore(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._closing = False
         self._mirroring = asyncio.create_task(self._mirror())
         self._cache = Cache(settings)
         self._worker = ModelWorker("cloud", threads=settings.threads, max_queue=settings.max_queue)
         self._generator: Generator
+        self._codec_hash: str
 
     def load(self) -> None:
-        """Loads the profile's cloud model."""
-        from dekag.generation.models import Generator
+        """Loads the profile's cloud model, and publishes its adapters if they never were."""
+        from dekag.generation.models import Generator, folder_hash
         from dekag.generation.profile import load_profile
+        from services.cloud.publish import publish
 
-        self._generator = Generator.from_profile(load_profile(self._settings.profile).cloud)
+        profile = load_profile(self._settings.profile)
+        self._generator = Generator.from_profile(profile.cloud)
+        self._codec_hash = folder_hash(profile.codec)
+        if profile.adapters is not None:
+            publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
 
     async def close(self) -> None:
         """Closes the connections to Redis and the model's thread."""
@@ -150,6 +158,23 @@ class CloudServicer(CloudBase):
         await self._mirror_once()
         return DeleteKnowledgeResponse()
 
+    async def GetTransmissionKnowledge(
+        self,
+        request: GetTransmissionKnowledgeRequest,
+        context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
+    ) -> TransmissionKnowledge:
+        """One version of a codec's adapters, with as much of it as is asked for."""
+        return await asyncio.to_thread(self._adapters, request)
+
+    def _adapters(self, request: GetTransmissionKnowledgeRequest) -> TransmissionKnowledge:
+        base_hash = request.base_hash or self._codec_hash
+        manifest = self._transmission.find(base_hash, request.content_hash)
+        return TransmissionKnowledge(
+            manifest=manifest.to_proto(),
+            files=self._transmission.files(manifest) if request.files else {},
+            versions=[] if request.files else self._transmission.versions(base_hash),
+        )
+
     async def _mirror(self) -> None:
         """Gives Redis back what it lost, sooner or later whatever happens."""
         while not self._closing:
@@ -162,6 +187,8 @@ class CloudServicer(CloudBase):
         try:
             if changed := await mirror(self._store, self._redis):
                 _log.info("knowledge mirrored to Redis", topics=changed)
+            if codecs := await mirror_transmission(self._transmission, self._redis):
+                _log.info("transmission knowledge mirrored to Redis", codecs=codecs)
         except (RedisError, OSError, TimeoutError) as error:
             _log.debug("knowledge not mirrored to Redis", error=str(error))
 

@@ -1,8 +1,9 @@
-"""Knowledge updates on the cloud's disk: the durable copy, of which everything else is a mirror.
+"""Knowledge on the cloud's disk: the durable copy, of which everything else is a mirror.
 
 ::
 
     <data>/knowledge/<topic>/<version>/   manifest.json, samples.png, files/ with the files of the update
+    <data>/transmission/<version>/        manifest.json, files/ with the files of the adapters
     <data>/jobs/<id>/                     what an unfinished job has so far
 
 Folders appear and go by one rename, so that whoever reads finds all of a version or nothing. The cloud and
@@ -20,10 +21,16 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from dekag.errors import NotFoundError
 from services.common.knowledge import Manifest
+from services.common.transmission import TransmissionManifest
+
+if TYPE_CHECKING:
+    from dekag.cala.artifact import TransmissionKnowledge
 
 _MANIFEST, _FILES, _SAMPLES, _LOCK = "manifest.json", "files", "samples.png", "lock"
 _OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # by who took this version, or deleted the topic
@@ -111,22 +118,12 @@ class KnowledgeStore:
                 job=job,
             )
             new = self._knowledge / f".new-{uuid.uuid4().hex}"
-            (new / _FILES).mkdir(parents=True)
-            _write(new / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+            _write_version(new, manifest.model_dump_json(indent=1), files)
             _write(new / _SAMPLES, samples)
-            for name, data in files.items():
-                _write(new / _FILES / name, data)
             target = self._folder(manifest)
             target.parent.mkdir(exist_ok=True)
-            try:
-                new.rename(target)
-            except OSError as error:
-                shutil.rmtree(new)
-                if error.errno not in _OVERTAKEN:
-                    raise
-                continue
-            _sync(target.parent)
-            return manifest
+            if _appear(new, target):
+                return manifest
 
     def delete(self, topic: str) -> None:
         """Deletes all versions of ``topic``; NotFoundError if there is none."""
@@ -178,6 +175,119 @@ class KnowledgeStore:
                 if (manifest := Manifest.parse(path.read_bytes())) is not None:
                     found[number] = manifest
         return found
+
+
+class TransmissionStore:
+    """The versions of the codec's adapters in the data folder.
+
+    Versions count up over all codecs; the highest one that fits a codec is that codec's current one.
+
+    Args:
+        data_dir: is made when something is first written.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._root = data_dir / "transmission"
+
+    def versions(self, base_hash: str) -> dict[int, TransmissionManifest]:
+        """The manifests that fit a codec by version, ascending; none if there are none.
+
+        Args:
+            base_hash: of the codec.
+        """
+        return {number: found for number, found in self._all().items() if found.base_hash == base_hash}
+
+    def current(self) -> dict[str, TransmissionManifest]:
+        """The current manifest of each codec, by the codec's hash."""
+        return {manifest.base_hash: manifest for manifest in self._all().values()}
+
+    def find(self, base_hash: str, content_hash: str = "") -> TransmissionManifest:
+        """The manifest with that content, the current one without a hash.
+
+        Args:
+            base_hash: of the codec that it must fit.
+            content_hash: sha256 over everything in it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        for manifest in reversed(self.versions(base_hash).values()):
+            if content_hash in ("", manifest.content_hash):
+                return manifest
+        what = f"with content hash {content_hash[:12]!r} " if content_hash else ""
+        raise NotFoundError(f"there is no transmission knowledge {what}for the codec {base_hash[:12]!r}")
+
+    def files(self, manifest: TransmissionManifest) -> dict[str, bytes]:
+        """The files by name."""
+        folder = self._root / str(manifest.version) / _FILES
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def publish(self, knowledge: TransmissionKnowledge, *, if_new: bool = False) -> TransmissionManifest:
+        """Makes ``knowledge`` the current version for its codec, unless it is that already.
+
+        What was current once may be published again: it becomes a version of its own.
+
+        Args:
+            knowledge: whose hashes have been checked.
+            if_new: only if no version has had this content; returns the latest that has.
+        """
+        while True:
+            found = self.versions(knowledge.base_hash)
+            same = [each for each in found.values() if each.content_hash == knowledge.content_hash]
+            if same and (if_new or same[-1].version == max(found)):
+                return same[-1]
+            files = knowledge.to_files()
+            manifest = TransmissionManifest(
+                version=max(self._numbers(), default=0) + 1,
+                content_hash=knowledge.content_hash,
+                base_hash=knowledge.base_hash,
+                size_bytes=sum(map(len, files.values())),
+                scores=_figures(knowledge.info.get("scores")),
+                created=time.time(),
+            )
+            new = self._root / f".new-{uuid.uuid4().hex}"
+            _write_version(new, manifest.model_dump_json(indent=1), files)
+            if _appear(new, self._root / str(manifest.version)):
+                return manifest
+
+    def _numbers(self) -> list[int]:
+        """Ascending; of folders that are no versions too, since their places are taken."""
+        return sorted(int(path.name) for path in _folders(self._root) if path.name.isdigit())
+
+    def _all(self) -> dict[int, TransmissionManifest]:
+        found = {}
+        for number in self._numbers():
+            with contextlib.suppress(FileNotFoundError, ValidationError):  # not of this program's making
+                text = (self._root / str(number) / _MANIFEST).read_bytes()
+                found[number] = TransmissionManifest.model_validate_json(text)
+        return found
+
+
+def _figures(scores: Any) -> dict[str, float]:
+    """The plain numbers among ``scores``, whatever it is."""
+    found = scores if isinstance(scores, dict) else {}
+    return {str(name): float(each) for name, each in found.items() if isinstance(each, int | float)}
+
+
+def _write_version(new: Path, manifest: str, files: Mapping[str, bytes]) -> None:
+    """Writes what every version has into the folder ``new``, which is to appear by a rename."""
+    (new / _FILES).mkdir(parents=True)
+    _write(new / _MANIFEST, manifest.encode())
+    for name, data in files.items():
+        _write(new / _FILES / name, data)
+
+
+def _appear(new: Path, target: Path) -> bool:
+    """Renames ``new`` to ``target``; False, and ``new`` is gone, if somebody else's is there already."""
+    try:
+        new.rename(target)
+    except OSError as error:
+        shutil.rmtree(new)
+        if error.errno not in _OVERTAKEN:
+            raise
+        return False
+    _sync(target.parent)
+    return True
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
 from dekag.errors import InvalidInputError
-from dekag.link.conditions import LinkConditions
+from dekag.link.conditions import Fading, LinkConditions
 from dekag.makd.topics import topic_name
 from services.proto import cloud_pb2, downlink_pb2
 
@@ -30,15 +30,31 @@ MAX_SEED = 2**63 - 1
 MAX_SEEDS = 64
 MAX_PAYLOAD_BYTES = 2**16
 MAX_KNOWLEDGE = 4
+MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
 KNOWLEDGE_ALLOWED = f'"auto", "none", or 1 to {MAX_KNOWLEDGE} names of topics, each once'
+
+Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
+"""Where the codec's symbols may lie; the same names as the codec's own, which this file cannot import."""
 
 DELIVERIES = {
     "semantic": downlink_pb2.DELIVERY_SEMANTIC,
+    "semantic-unaligned": downlink_pb2.DELIVERY_SEMANTIC_UNALIGNED,
     "conventional": downlink_pb2.DELIVERY_CONVENTIONAL,
 }
-FADINGS = {"awgn": downlink_pb2.FADING_AWGN, "rayleigh": downlink_pb2.FADING_RAYLEIGH}
+FADINGS = {
+    name: downlink_pb2.Fading.Value(f"FADING_{name.upper().replace('-', '_')}") for name in get_args(Fading)
+}
+CSIS = {
+    "perfect": downlink_pb2.CSI_PERFECT,
+    "pilots": downlink_pb2.CSI_PILOTS,
+    "none": downlink_pb2.CSI_NONE,
+}
+MODULATIONS = {
+    name: downlink_pb2.Modulation.Value(f"MODULATION_{name.upper()}") for name in get_args(Modulation)
+}
+EQUALIZERS = {"mmse": downlink_pb2.EQUALIZER_MMSE, "zf": downlink_pb2.EQUALIZER_ZF}
 FORMATS = {"png": cloud_pb2.IMAGE_FORMAT_PNG, "webp": cloud_pb2.IMAGE_FORMAT_WEBP}
-_UNITS = {"snr_db": " dB", "tau_rms_s": " s"}
+_UNITS = {"db": " dB", "m_s": " m/s", "s": " s"}  # by how the field's name ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +65,16 @@ class DeliveryRequest:
         prompt: what to draw, 1 to 1000 characters, not blank.
         seed: 0 to 2**63 - 1.
         width, height: pixels, multiples of 32 from 64 to 256.
-        delivery: "semantic" or "conventional".
-        cbr: channel uses / (3 * width * height), above 0 and at most 1/48; 0 if conventional.
+        delivery: "semantic", "semantic-unaligned" (no knowledge updates and no adapters) or "conventional".
+        cbr: channel uses / (3 * width * height), above 0 and at most 1/48; 0 if conventional, and where the
+            sender is to choose.
         link: the radio conditions.
         measure: whether the receiver is to be judged.
         knowledge: topics whose updates draw the latent, 1 to 4; () for none; None for those that the prompt
             needs. Semantic delivery only.
+        modulation: where the codec's symbols may lie; semantic deliveries only.
+        target_psnr_db: the sender chooses the smallest rate that it expects to reach this, 5 to 60; None if
+            `cbr` says the rate. Semantic delivery only.
     """
 
     prompt: str
@@ -66,6 +86,13 @@ class DeliveryRequest:
     link: LinkConditions
     measure: bool
     knowledge: tuple[str, ...] | None = None
+    modulation: Modulation = "qam64"
+    target_psnr_db: float | None = None
+
+    @property
+    def jscc(self) -> bool:
+        """Whether the codec carries it, and not an image file."""
+        return self.delivery != "conventional"
 
     @property
     def source_values(self) -> int:
@@ -80,6 +107,8 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         InvalidInputError: names the first field that is outside what is allowed.
     """
     delivery = _name_of(DELIVERIES, message.delivery, "delivery")
+    named = knowledge(message.knowledge)
+    target = target_psnr_db(message.target_psnr_db) if message.HasField("target_psnr_db") else None
     width, height = size(message.width, message.height)
     return DeliveryRequest(
         prompt=prompt(message.prompt),
@@ -87,10 +116,12 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         width=width,
         height=height,
         delivery=delivery,
-        cbr=cbr(message.cbr) if delivery == "semantic" else 0.0,
+        cbr=_rate(message.cbr, target, delivery),
         link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),
         measure=message.measure,
-        knowledge=knowledge(message.knowledge),
+        knowledge=() if delivery == "semantic-unaligned" else named,
+        modulation=_modulation(message.modulation),
+        target_psnr_db=target,
     )
 
 
@@ -106,6 +137,8 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         link=link_to_proto(request.link),
         measure=request.measure,
         knowledge=() if request.knowledge is None else request.knowledge or ("none",),
+        modulation=MODULATIONS[request.modulation],
+        target_psnr_db=request.target_psnr_db,
     )
 
 
@@ -154,24 +187,53 @@ def cbr(value: float) -> float:
     return value
 
 
+def target_psnr_db(value: float) -> float:
+    """``value`` if it is a PSNR that may be aimed at: 5 to 60 dB."""
+    if not MIN_TARGET_PSNR_DB <= value <= MAX_TARGET_PSNR_DB:
+        allowed = f"between {MIN_TARGET_PSNR_DB:g} and {MAX_TARGET_PSNR_DB:g} dB"
+        raise InvalidInputError("link.target_psnr_db", allowed, value)
+    return value
+
+
 def link_from_proto(message: downlink_pb2.LinkConditions) -> LinkConditions:
     """Validated radio conditions; InvalidInputError names ``link.<field>``."""
     values: dict[str, Any] = {
         "snr_db": message.snr_db,
         "fading": _name_of(FADINGS, message.fading, "link.fading"),
         "tau_rms_s": message.tau_rms_s,
+        "speed_m_s": message.speed_m_s,
+        "trace": message.trace or None,
+        "trace_start_s": message.trace_start_s,
     }
+    for name in ("rician_k_db", "reported_snr_db"):
+        if message.HasField(name):
+            values[name] = getattr(message, name)
+    if message.csi:  # what older clients do not send takes the default
+        values["csi"] = _name_of(CSIS, message.csi, "link.csi")
+    if message.equalizer:
+        values["equalizer"] = _name_of(EQUALIZERS, message.equalizer, "link.equalizer")
     try:
         return LinkConditions(**values)
     except ValidationError as error:
-        field = str(error.errors()[0]["loc"][0])
-        raise InvalidInputError(f"link.{field}", _allowed(field), values[field]) from None
+        first = error.errors()[0]
+        field = str(first["loc"][0])
+        allowed = first.get("ctx", {}).get("allowed") or _allowed(field)
+        raise InvalidInputError(f"link.{field}", allowed, values[field]) from None
 
 
 def link_to_proto(link: LinkConditions) -> downlink_pb2.LinkConditions:
     """The message of ``link``."""
     return downlink_pb2.LinkConditions(
-        snr_db=link.snr_db, fading=FADINGS[link.fading], tau_rms_s=link.tau_rms_s
+        snr_db=link.snr_db,
+        fading=FADINGS[link.fading],
+        tau_rms_s=link.tau_rms_s,
+        rician_k_db=link.rician_k_db,
+        speed_m_s=link.speed_m_s,
+        trace=link.trace or "",
+        trace_start_s=link.trace_start_s,
+        csi=CSIS[link.csi],
+        equalizer=EQUALIZERS[link.equalizer],
+        reported_snr_db=link.reported_snr_db,
     )
 
 
@@ -237,6 +299,23 @@ def seeds(message: cloud_pb2.GenerateRequest) -> list[int]:
     return [seed(value) for value in message.seeds]
 
 
+def _rate(value: float, target: float | None, delivery: str) -> float:
+    """``DeliveryRequest.cbr``; InvalidInputError where rate, target and delivery do not go together."""
+    if target is not None and delivery != "semantic":
+        allowed = "left out unless delivery is semantic, which alone chooses its rate"
+        raise InvalidInputError("link.target_psnr_db", allowed, target)
+    if target is not None and value != 0:
+        raise InvalidInputError("link.cbr", '"auto" with link.target_psnr_db', value)
+    return 0.0 if target is not None or delivery == "conventional" else cbr(value)
+
+
+def _modulation(value: int) -> Modulation:
+    if not value:  # of older clients
+        return "qam64"
+    name: Modulation = _name_of(MODULATIONS, value, "link.modulation")  # type: ignore[assignment]
+    return name
+
+
 def _name_of(names: dict[str, Any], value: int, field: str) -> str:
     name = next((name for name, number in names.items() if number == value), None)
     if name is None:
@@ -245,10 +324,14 @@ def _name_of(names: dict[str, Any], value: int, field: str) -> str:
 
 
 def _allowed(field: str) -> str:
+    metadata = LinkConditions.model_fields[field].metadata
     limits = {
-        key: getattr(limit, key)
-        for limit in LinkConditions.model_fields[field].metadata
-        for key in ("ge", "le")
-        if hasattr(limit, key)
+        key: getattr(each, key)
+        for each in metadata
+        for key in ("ge", "le", "pattern")
+        if getattr(each, key, None) is not None
     }
-    return f"between {limits['ge']:g} and {limits['le']:g}{_UNITS.get(field, '')}"
+    if "pattern" in limits:
+        return f"a name like {limits['pattern']}"
+    unit = next(unit for ending, unit in _UNITS.items() if field.endswith(f"_{ending}"))
+    return f"between {limits['ge']:g} and {limits['le']:g}{unit}"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from dekag.errors import InvalidInputError
+from dekag.link.channel import State
 from dekag.link.iq import BYTES_PER_SYMBOL, bytes_to_iq, iq_to_bytes
 from services.proto.downlink_pb2 import (
     ChannelState,
@@ -22,6 +25,7 @@ from services.proto.downlink_pb2 import (
 BLOCK_SYMBOLS = 32_768
 MAX_CHANNEL_USES = 2**22
 MAX_CHANNELS = 16
+MAX_BLOCKS = 1024  # gains of a channel state, or a gain for every symbol
 _ORDER = ("header", "symbols", "csi", "reference", "report")
 
 
@@ -116,21 +120,51 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
     return Transmission(header, symbols[None], states, reference, report, received)
 
 
-def channel_state(gains: torch.Tensor, no: float) -> ChannelState:
-    """The message of block gains (J,) complex64 and noise power ``no``."""
-    return ChannelState(gains=iq_to_bytes(gains), no=no)
+def channel_state(
+    gains: torch.Tensor, no: float, gain_errors: torch.Tensor | None = None, pilot_uses: int = 0
+) -> ChannelState:
+    """The message of what a receiver knows of a channel.
+
+    Args:
+        gains: (J,) complex64.
+        no: noise power.
+        gain_errors: (J,) float32; all of them 0 are not sent.
+        pilot_uses: channel uses spent on pilots.
+    """
+    state = ChannelState(gains=iq_to_bytes(gains), no=no, pilot_uses=pilot_uses)
+    if gain_errors is not None and gain_errors.any():
+        state.gain_errors = gain_errors.numpy().astype("<f4").tobytes()
+    return state
 
 
-def channel_states(states: list[ChannelState]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Gains (1, J) complex64 and no (1,) float32 of each channel, for ``dekag.link.channel.received``.
+def channel_states(states: list[ChannelState], channel_uses: int) -> list[State]:
+    """What the receiver knows of each channel, B = 1, for ``dekag.link.channel.received``.
+
+    Args:
+        states: as they came.
+        channel_uses: K of the transmission; there is no use for more gains than that.
 
     Raises:
         FrameError: a state holds no gains, too many, or a value that is not finite.
     """
+    return [_state(state, max(channel_uses, MAX_BLOCKS)) for state in states]
+
+
+def _state(state: ChannelState, most: int) -> State:
+    count = len(state.gains) // BYTES_PER_SYMBOL
+    if not 0 < count <= most or not 0 <= state.no < math.inf:
+        raise FrameError(f"channel state without 1 to {most} gains and a noise power of at least 0")
+    errors = None
+    if state.gain_errors:
+        if len(state.gain_errors) != 4 * count:
+            raise FrameError(f"channel state without an error for each of its {count} gains")
+        errors = torch.from_numpy(np.frombuffer(state.gain_errors, "<f4").astype(np.float32))[None]
+        if not (torch.isfinite(errors) & (errors >= 0)).all():
+            raise FrameError("channel state with an error that is not finite or below 0")
+    if state.pilot_uses > MAX_CHANNEL_USES:
+        raise FrameError(f"channel state with {state.pilot_uses} pilots")
     try:
-        found = [(bytes_to_iq(state.gains)[None], torch.tensor([state.no])) for state in states]
+        gains = bytes_to_iq(state.gains)[None]
     except InvalidInputError as error:
         raise FrameError(str(error)) from error
-    if any(not 0 < gains.shape[1] <= 1024 or not torch.isfinite(no).all() or no < 0 for gains, no in found):
-        raise FrameError("channel state without 1 to 1024 gains and a noise power of at least 0")
-    return found
+    return State(gains, torch.tensor([state.no]), errors, (state.pilot_uses,))

@@ -50,3 +50,20 @@ class ServiceSettings(CommonSettings):
     max_queue: int = Field(
         64, ge=1, description="Requests that may wait for one model; more are turned away as exhausted."
     )
+
+
+class CodecSettings(ServiceSettings):
+    """Settings of a gRPC service that encodes or decodes."""
+
+    max_batch: int = Field(
+        16,
+        ge=1,
+        le=64,
+        description="Most transmissions that the codec takes at once of those that wait for it. "
+        "It never waits for more to come, and no result depends on it.",
+    )
+    adapters_capacity: int = Field(
+        4,
+        ge=1,
+        description="Versions of the transmission knowledge held in memory; the least recently used goes.",
+    )

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
-from dekag.errors import ExhaustedError
+from dekag.errors import DeadlineError, ExhaustedError
 from services.common.requests import time_remaining
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def _set_threads(threads: int) -> None:
@@ -62,3 +67,127 @@ class ModelWorker:
     def close(self) -> None:
         """Lets the call that runs finish and drops the others."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(eq=False)
+class _Call(Generic[_Item, _Result]):
+    """An item that waits for its batch, with the context of its request."""
+
+    item: _Item
+    context: contextvars.Context
+    answer: Future[tuple[_Result, float]] = field(default_factory=Future)
+
+
+class BatchWorker(Generic[_Item, _Result]):
+    """Runs the CPU work of one model in its own thread, for all that waits for it at once.
+
+    A call never waits for others to come: a free worker starts at once, with what is there. The call that has
+    waited longest is in every batch, and those behind it that are like it ride along in their order, so that
+    nobody waits for more batches than there were calls before. A cancelled call that has not started never
+    starts. If a batch fails, its calls are tried one by one, so that none fails for another.
+
+    Args:
+        name: of the model, for messages.
+        work: results for items that are all alike, in their order.
+        alike: items that give the same value may share a batch.
+        max_batch: most items in one batch.
+        threads: CPU threads of the model; 0 leaves it to torch.
+        max_queue: calls that may wait.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Sequence[_Item]], Sequence[_Result]],
+        *,
+        alike: Callable[[_Item], Hashable],
+        max_batch: int,
+        threads: int = 0,
+        max_queue: int = 64,
+    ) -> None:
+        self._name, self._work, self._alike = name, work, alike
+        self._max_batch, self._max_queue, self._waiting = max_batch, max_queue, 0
+        self._calls: deque[_Call[_Item, _Result]] = deque()
+        self._lock = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, f"model-{name}", initializer=partial(_set_threads, threads))
+
+    async def run(self, item: _Item) -> tuple[_Result, float]:
+        """Result for ``item`` and the seconds its batch took, without its time in the queue.
+
+        Raises:
+            ExhaustedError: too many calls are waiting.
+            DeadlineError: the request's time was over before its turn came.
+        """
+        if self._waiting >= self._max_queue:
+            raise ExhaustedError(f"{self._waiting} requests wait for the {self._name} model; try again later")
+        call: _Call[_Item, _Result] = _Call(item, contextvars.copy_context())
+        self._waiting += 1
+        try:
+            with self._lock:
+                self._calls.append(call)
+            self._thread.submit(
+                self._turn
+            )  # one turn for each call; those of calls that rode along find less
+            return await asyncio.wrap_future(call.answer)
+        finally:
+            self._waiting -= 1
+
+    def close(self) -> None:
+        """Lets the batch that runs finish and drops the other calls."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        for call in self._calls:
+            call.answer.cancel()
+
+    def _turn(self) -> None:
+        """One batch, if anything waits."""
+        if not (batch := self._next()):
+            return
+        start = time.perf_counter()
+        try:
+            results = self._work([call.item for call in batch])
+            answered = list(zip(batch, results, strict=True))
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].answer.set_exception(error)
+                return
+            for call in batch:
+                self._alone(call)
+            return
+        seconds = time.perf_counter() - start
+        for call, result in answered:
+            call.answer.set_result((result, seconds))
+
+    def _alone(self, call: _Call[_Item, _Result]) -> None:
+        start = time.perf_counter()
+        try:
+            (result,) = self._work([call.item])
+        except Exception as error:
+            call.answer.set_exception(error)
+        else:
+            call.answer.set_result((result, time.perf_counter() - start))
+
+    def _next(self) -> list[_Call[_Item, _Result]]:
+        """Takes the first call off the queue, and those like it."""
+        batch: list[_Call[_Item, _Result]] = []
+        with self._lock:
+            others: list[_Call[_Item, _Result]] = []
+            while self._calls and len(batch) < self._max_batch:
+                call = self._calls.popleft()
+                if batch and self._alike(call.item) != self._alike(batch[0].item):
+                    others.append(call)
+                elif _starts(call):
+                    batch.append(call)
+            self._calls.extendleft(reversed(others))
+        return batch
+
+
+def _starts(call: _Call[_Item, _Result]) -> bool:
+    """Whether ``call`` is to be worked: nobody has cancelled it, and its request has time left."""
+    if not call.answer.set_running_or_notify_cancel():
+        return False
+    try:
+        call.context.run(time_remaining)
+    except DeadlineError as error:
+        call.answer.set_exception(error)
+        return False
+    return True

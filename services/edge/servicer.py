@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,13 +16,15 @@ from services.common import clients, converters
 from services.common.cache import Cache, latent_key
 from services.common.frames import FrameError, Transmission
 from services.common.knowledge import Manifest
-from services.common.worker import ModelWorker
+from services.common.transmission import Codecs
+from services.common.worker import BatchWorker, ModelWorker
 from services.edge.knowledge import Knowledge
+from services.edge.transmission import CurrentCodec, ask_cloud
 from services.proto.cloud_pb2 import GeneratedImage, GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub
 from services.proto.downlink_pb2 import (
     DELIVERY_CONVENTIONAL,
-    DELIVERY_SEMANTIC,
+    GetTransmissionKnowledgeRequest,
     HopTraffic,
     KnowledgeUse,
     ProvideRequest,
@@ -29,15 +32,16 @@ from services.proto.downlink_pb2 import (
     StageTime,
     SymbolFrame,
     TransmissionHeader,
+    TransmissionKnowledge,
     TransmissionReport,
 )
 from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
-    from dekag.codec import JsccCodec
     from dekag.link.digital import ModulationAndCoding
     from dekag.makd.aligned import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
+    from services.common.codec import Codec
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
 
@@ -61,6 +65,27 @@ class _Drawn:
     fetched_bytes: int
 
 
+@dataclass(frozen=True)
+class _Rate:
+    """Symbols to send, and the PSNR that is expected of them if they were chosen for one."""
+
+    channel_uses: int
+    expected_psnr_db: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Outgoing:
+    """Latents (1, *shape) to be sent with `codec` in that many symbols."""
+
+    codec: Codec
+    latents: torch.Tensor
+    channel_uses: int
+    asked: DeliveryRequest
+
+    def alike(self) -> tuple[object, ...]:
+        return self.codec.content_hash, self.latents.shape, self.asked.modulation
+
+
 class EdgeServicer(DownlinkServicer):
     """Draws latents with the edge-GAI and sends them as symbols; conventionally, sends the cloud's image."""
 
@@ -71,31 +96,38 @@ class EdgeServicer(DownlinkServicer):
         self._cloud = CloudStub(self._channel)
         workers = (
             ModelWorker(name, threads=settings.threads, max_queue=settings.max_queue)
-            for name in ("edge", "codec", "digital")
+            for name in ("edge", "digital")
         )
-        self._generating, self._encoding, self._modulating = workers
+        self._generating, self._modulating = workers
+        self._encoding = BatchWorker(
+            "codec",
+            _encode,
+            alike=_Outgoing.alike,
+            max_batch=settings.max_batch,
+            threads=settings.threads,
+            max_queue=settings.max_queue,
+        )
         self._knowledge = Knowledge(settings, self._cache, self._cloud)
+        self._codecs = Codecs(settings, self._cache, self._ask_for_adapters)
+        self._current = CurrentCodec(settings, self._cache, self._cloud, self._codecs)
         self._generator: AlignedGenerator
-        self._codec: JsccCodec
-        self._codec_hash: str
 
     def load(self) -> None:
-        """Loads the profile's edge model and codec."""
-        from dekag.codec import JsccCodec
-        from dekag.generation.models import Generator, folder_hash
+        """Loads the profile's edge model, codec and adapters."""
+        from dekag.generation.models import Generator
         from dekag.generation.profile import load_profile
         from dekag.makd.aligned import AlignedGenerator
 
         profile = load_profile(self._settings.profile)
         generator = Generator.from_profile(profile.edge)
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
-        self._codec = JsccCodec.load(profile.codec)
-        self._codec_hash = folder_hash(profile.codec)
+        self._codecs.load(profile.codec, profile.adapters)
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
-        for worker in (self._generating, self._encoding, self._modulating):
+        for worker in (self._generating, self._modulating):
             worker.close()
+        self._encoding.close()
         await self._channel.close()
         await self._cache.close()
 
@@ -104,23 +136,41 @@ class EdgeServicer(DownlinkServicer):
     ) -> AsyncIterator[SymbolFrame]:
         """The symbols of what was asked for, with the report of how they came about."""
         asked = converters.request_from_proto(request)
-        send = self._semantic if asked.delivery == "semantic" else self._conventional
+        send = self._semantic if asked.jscc else self._conventional
         for frame in (await send(asked)).frames():
             yield frame
 
+    async def GetTransmissionKnowledge(
+        self,
+        request: GetTransmissionKnowledgeRequest,
+        context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
+    ) -> TransmissionKnowledge:
+        """The files of the adapters with that hash, from memory or from the cloud."""
+        held = self._codecs.held(request.content_hash)
+        if held is None or held.knowledge is None:
+            answer, _ = await self._ask_for_adapters(request.content_hash)
+            return answer
+        return TransmissionKnowledge(files=held.knowledge.to_files())
+
+    async def _ask_for_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
+        return await ask_cloud(self._cloud, content_hash, self._codecs.base.base_hash)
+
     async def _semantic(self, asked: DeliveryRequest) -> Transmission:
         shape = self._generator.latent_shape(asked.width, asked.height)
-        channel_uses, most = round(asked.cbr * asked.source_values), self._codec.max_channel_uses(shape)
-        if not 1 <= channel_uses <= most:
-            lowest, highest = 1 / asked.source_values, most / asked.source_values
-            raise InvalidInputError(
-                "link.cbr", f"between {lowest:.3g} and {highest:.6g} for this size and codec", asked.cbr
-            )
+        codec, adapters_bytes = self._codecs.base, 0
+        if asked.delivery == "semantic":
+            codec, adapters_bytes = await self._current.get()
+        rate = _rate(asked, codec, codec.base.max_channel_uses(shape))
         drawn = await self._latents(asked, shape)
-        symbols, encoding = await self._encoding.run(self._encode, drawn.latents, channel_uses)
+        outgoing = _Outgoing(codec, drawn.latents, rate.channel_uses, asked)
+        symbols, encoding = await self._encoding.run(outgoing)
+        hashes = {"edge": self._generator.model_hash, "codec": codec.base_hash}
+        if codec.content_hash:
+            hashes["adapters"] = codec.content_hash
         report = TransmissionReport(
-            hops=[HopTraffic(hop="cloud-edge", sent_bytes=drawn.fetched_bytes)],
-            model_hashes={"edge": self._generator.model_hash, "codec": self._codec_hash},
+            hops=[HopTraffic(hop="cloud-edge", sent_bytes=drawn.fetched_bytes + adapters_bytes)],
+            model_hashes=hashes,
+            expected_psnr_db=rate.expected_psnr_db,
             cached=drawn.seconds is None,
             knowledge=[
                 KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
@@ -128,10 +178,11 @@ class EdgeServicer(DownlinkServicer):
             ],
         )
         header = TransmissionHeader(
-            channel_uses=channel_uses,
-            delivery=DELIVERY_SEMANTIC,
+            channel_uses=rate.channel_uses,
+            delivery=converters.DELIVERIES[asked.delivery],
             latent_shape=shape,
-            codec_hash=self._codec_hash,
+            codec_hash=codec.base_hash,
+            adapters_hash=codec.content_hash,
         )
         reference = Reference(latents=_to_bytes(drawn.latents)) if asked.measure else None
         transmission = Transmission(header, symbols, [], reference, report)
@@ -190,10 +241,6 @@ class EdgeServicer(DownlinkServicer):
         except InvalidInputError:
             return None  # not what this service wrote: drawn anew and overwritten
 
-    @torch.inference_mode()
-    def _encode(self, latents: torch.Tensor, channel_uses: int) -> torch.Tensor:
-        return self._codec.encode(latents, channel_uses)
-
     async def _conventional(self, asked: DeliveryRequest) -> Transmission:
         webp, png, traffic = await self._fetch_image(asked)
         (symbols, coding), modulating = await self._modulating.run(_modulate, webp.image, asked)
@@ -230,6 +277,52 @@ class EdgeServicer(DownlinkServicer):
         return webp, png[0].image if png else b"", request.ByteSize() + webp.ByteSize()
 
 
+def _rate(asked: DeliveryRequest, codec: Codec, most: int) -> _Rate:
+    """How many symbols are sent: as asked, or the fewest that are expected to reach the PSNR asked for.
+
+    Args:
+        asked: says the rate, or leaves it to be chosen.
+        codec: will encode.
+        most: symbols that it can send for this size.
+    """
+    if asked.target_psnr_db is None:
+        channel_uses = round(asked.cbr * asked.source_values)
+        if not 1 <= channel_uses <= most:
+            lowest, highest = 1 / asked.source_values, most / asked.source_values
+            raise InvalidInputError(
+                "link.cbr", f"between {lowest:.3g} and {highest:.6g} for this size and codec", asked.cbr
+            )
+        return _Rate(channel_uses, None)
+    if codec.quality is None:
+        raise InvalidInputError(
+            "link.cbr",
+            'a number: "auto" needs transmission knowledge that says what quality to expect, '
+            "and there is none for this codec",
+            "auto",
+        )
+    cbr = codec.quality.smallest_cbr(asked.target_psnr_db, asked.link)
+    channel_uses = min(max(math.ceil(cbr * asked.source_values), 1), most)
+    expected = codec.quality.expected_psnr_db(channel_uses / asked.source_values, asked.link)
+    return _Rate(channel_uses, expected)
+
+
+def _encode(outgoing: Sequence[_Outgoing]) -> list[torch.Tensor]:
+    """Symbols of each, of transmissions that are all alike; each for what the sender knows of its channel."""
+    from dekag.cala import condition_vector
+
+    conditions = [
+        condition_vector(each.channel_uses / each.asked.source_values, each.asked.link, at="sender")
+        for each in outgoing
+    ]
+    first = outgoing[0]
+    return first.codec.encode(
+        [each.latents for each in outgoing],
+        [each.channel_uses for each in outgoing],
+        first.asked.modulation,
+        conditions,
+    )
+
+
 def _to_bytes(latents: torch.Tensor) -> bytes:
     return converters.latents_to_bytes(latents.numpy())
 
@@ -238,5 +331,6 @@ def _modulate(payload: bytes, asked: DeliveryRequest) -> tuple[torch.Tensor, Mod
     from dekag.link.digital import DigitalLink
 
     digital = DigitalLink()
-    coding = digital.choose(asked.link)
+    # the sender goes by what it was told of the channel
+    coding = digital.choose(asked.link.model_copy(update={"snr_db": asked.link.sender_snr_db}))
     return digital.modulate(payload, coding), coding

@@ -7,8 +7,9 @@ from typing import get_args
 
 import numpy as np
 
-from services.common.converters import DELIVERIES, FADINGS, link_to_proto
+from services.common.converters import DELIVERIES, MODULATIONS, link_from_proto, link_to_proto
 from services.common.knowledge import Manifest
+from services.common.transmission import TransmissionManifest
 from services.gateway.schemas import (
     HopTraffic,
     ImageData,
@@ -21,15 +22,16 @@ from services.gateway.schemas import (
     LinkReport,
     ModulationAndCoding,
     StageTime,
+    Transmission,
     parse_size,
 )
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
 
 _DELIVERY_NAMES = {value: name for name, value in DELIVERIES.items()}
+_MODULATION_NAMES = {value: name for name, value in MODULATIONS.items()}
 _STATUS_NAMES = {
     cloud_pb2.JobStatus.Value(f"JOB_STATUS_{name.upper()}"): name for name in get_args(JobStatus)
 }
-_FADING_NAMES = {value: name for name, value in FADINGS.items()}
 
 
 def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
@@ -41,10 +43,12 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         width=width,
         height=height,
         delivery=DELIVERIES[request.delivery],
-        cbr=request.link.cbr,
+        cbr=0.0 if request.link.cbr == "auto" else request.link.cbr,
         link=link_to_proto(request.link),
         measure=True,
         knowledge=request.knowledge,
+        modulation=MODULATIONS[request.link.modulation],
+        target_psnr_db=request.link.target_psnr_db,
     )
 
 
@@ -76,6 +80,12 @@ def to_manifest(manifest: cloud_pb2.KnowledgeManifest) -> KnowledgeManifest:
     return KnowledgeManifest(**Manifest.from_proto(manifest).model_dump())
 
 
+def to_transmission(answer: downlink_pb2.TransmissionKnowledge) -> Transmission:
+    """The current transmission knowledge as REST returns it."""
+    manifest = TransmissionManifest.from_proto(answer.manifest)
+    return Transmission(**manifest.model_dump(), versions=list(answer.versions))
+
+
 def to_image(received: user_pb2.ReceivedImage, request_id: str) -> ImageData:
     """The image and its report as REST returns them."""
     report = to_report(received.report, request_id)
@@ -94,9 +104,8 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
         decoded=report.decoded,
         channel_uses=report.channel_uses,
         cbr=report.cbr,
-        snr_db=report.link.snr_db,
-        fading=_FADING_NAMES[report.link.fading],
-        tau_rms_s=report.link.tau_rms_s,
+        **link_from_proto(report.link).model_dump(),
+        pilot_uses=report.pilot_uses,
         no=report.no,
         gains=gains,
         instantaneous_snr_db=(
@@ -111,6 +120,9 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
             KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
             for each in report.knowledge
         ],
+        modulation=_MODULATION_NAMES.get(report.modulation),
+        target_psnr_db=report.target_psnr_db if report.HasField("target_psnr_db") else None,
+        expected_psnr_db=report.expected_psnr_db if report.HasField("expected_psnr_db") else None,
         coding=ModulationAndCoding(
             bits_per_symbol=coding.bits_per_symbol,
             codeword_bits=coding.codeword_bits,

@@ -15,9 +15,9 @@ from fastapi.sse import EventSourceResponse
 from dekag.errors import DekagError
 from services.common.clients import call, stream
 from services.common.requests import begin_request, request_id
-from services.gateway.converters import to_distill, to_job, to_manifest
+from services.gateway.converters import to_distill, to_job, to_manifest, to_transmission
 from services.gateway.problems import responses
-from services.gateway.schemas import Job, JobList, KnowledgeList, KnowledgeRequest, Topic
+from services.gateway.schemas import Job, JobList, KnowledgeList, KnowledgeRequest, Topic, Transmission
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
     GetKnowledgeRequest,
@@ -25,6 +25,7 @@ from services.proto.cloud_pb2 import (
     ListJobsRequest,
     ListKnowledgeRequest,
 )
+from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 
 router = APIRouter()
 _log = structlog.get_logger()
@@ -74,6 +75,16 @@ async def get_samples(request: Request, topic: _TopicName) -> Response:
 async def delete_knowledge(request: Request, topic: _TopicName) -> None:
     """Deletes all versions of one topic's knowledge; no later image uses it."""
     await call(request.app.state.cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=topic), "cloud")
+
+
+@router.get("/v1/transmission", tags=["knowledge"], responses=responses(404, 503))
+async def get_transmission(request: Request) -> Transmission:
+    """The current transmission knowledge, the codec's adapters; 404 if the codec works alone.
+
+    `dekag publish` makes a newer one current.
+    """
+    asked = GetTransmissionKnowledgeRequest()
+    return to_transmission(await call(request.app.state.cloud.GetTransmissionKnowledge, asked, "cloud"))
 
 
 @router.get("/v1/jobs", tags=["jobs"], responses=responses(503))

@@ -5,11 +5,21 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
+from dekag.link.conditions import Csi, EqualizerKind, Fading
 from dekag.makd.config import RANGES
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, topic_name
 from services.common import converters
@@ -63,16 +73,54 @@ def _check_knowledge(value: Any) -> list[str]:
     raise PydanticCustomError("knowledge", "must be {allowed}", {"allowed": allowed})
 
 
-class LinkRequest(LinkConditions):
-    """The radio link asked for."""
+def _check_cbr(value: Any) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= converters.MAX_CBR:
+        return float(value)
+    allowed = f'"auto" or a number above 0.0 and at most {converters.MAX_CBR}'
+    raise PydanticCustomError("cbr", "must be {allowed}", {"allowed": allowed})
 
-    cbr: float = Field(
+
+class LinkRequest(LinkConditions):
+    """The radio link asked for, and what is sent over it."""
+
+    cbr: Annotated[
+        Annotated[float, Field(gt=0.0, le=converters.MAX_CBR)] | Literal["auto"], BeforeValidator(_check_cbr)
+    ] = Field(
         default=1 / 96,
-        gt=0.0,
-        le=converters.MAX_CBR,
-        allow_inf_nan=False,
-        description="Channel bandwidth ratio, channel uses / (3 * width * height); semantic delivery only.",
+        description="Channel bandwidth ratio, channel uses / (3 * width * height); semantic deliveries only. "
+        '"auto": the smallest that is expected to reach target_psnr_db at the SNR that the sender was told; '
+        'delivery "semantic" only.',
     )
+    target_psnr_db: float | None = Field(
+        default=None,
+        ge=converters.MIN_TARGET_PSNR_DB,
+        le=converters.MAX_TARGET_PSNR_DB,
+        allow_inf_nan=False,
+        validate_default=True,
+        description='PSNR to reach, dB; with cbr "auto", which needs one, and with nothing else.',
+    )
+    modulation: converters.Modulation = Field(
+        default="qam64",
+        description="Where the symbols may lie; unquantised: anywhere. Semantic deliveries only. "
+        "The embedded codec was trained with qam64.",
+    )
+
+    @field_validator("target_psnr_db")
+    @classmethod
+    def _target_goes_with_auto(cls, target: float | None, info: ValidationInfo) -> float | None:
+        cbr, allowed = info.data.get("cbr"), None  # absent if it was refused itself
+        if cbr == "auto" and target is None:
+            allowed = "a PSNR in dB when cbr is auto"
+        elif cbr not in ("auto", None) and target is not None:
+            allowed = "left out unless cbr is auto"
+        if allowed is not None:
+            raise PydanticCustomError("target_psnr_db", "must be {allowed}", {"allowed": allowed})
+        return target
+
+
+Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
 
 
 class ImagesRequest(BaseModel):
@@ -93,9 +141,10 @@ class ImagesRequest(BaseModel):
         description="Seeds generation, fading and noise; at most 2**63 - n. Drawn and returned if left out.",
     )
     link: LinkRequest = Field(default_factory=LinkRequest, description="The radio link.")
-    delivery: Literal["semantic", "conventional"] = Field(
+    delivery: Delivery = Field(
         default="semantic",
         description="semantic: the edge's latent as joint source-channel coded symbols. "
+        "semantic-unaligned: the same without any knowledge updates and adapters. "
         "conventional: the cloud's image as WebP over LDPC and QAM.",
     )
     knowledge: Annotated[
@@ -156,16 +205,29 @@ class LinkReport(BaseModel):
 
     request_id: str
     seed: int
-    delivery: Literal["semantic", "conventional"]
+    delivery: Delivery
     decoded: bool = Field(description="False for a conventional delivery whose code did not decode.")
-    channel_uses: int = Field(description="Complex symbols sent, K.")
-    cbr: float = Field(description="channel_uses / (3 * width * height)")
+    channel_uses: int = Field(description="Complex symbols sent, K, without pilots.")
+    pilot_uses: int = Field(default=0, description="Channel uses spent on pilots, of all hops together.")
+    cbr: float = Field(description="(channel_uses + pilot_uses) / (3 * width * height)")
     snr_db: float = Field(description="Mean Es/N0 per complex channel use as asked, dB.")
-    fading: Literal["awgn", "rayleigh"]
+    fading: Fading = Field(description="As asked.")
     tau_rms_s: float = Field(description="RMS delay spread as asked, s.")
+    rician_k_db: float | None = Field(
+        default=None, description="Power of the direct path over the scattered ones as asked, dB."
+    )
+    speed_m_s: float = Field(default=0.0, description="Speed of the receiver as asked, m/s.")
+    trace: str | None = Field(default=None, description="Name of the trace that was played back.")
+    trace_start_s: float = Field(default=0.0, description="Where in the trace it started, s.")
+    csi: Csi = Field(default="perfect", description="What the receiver knew of the gains.")
+    equalizer: EqualizerKind = Field(default="mmse", description="As asked.")
+    reported_snr_db: float | None = Field(
+        default=None, description="Mean SNR that the sender was told, dB; null: it knew snr_db."
+    )
     no: float = Field(description="Noise power per channel use; signal power is 1. 0 over an ideal channel.")
     gains: list[tuple[float, float]] = Field(
-        description="Block gains h_j as [real, imaginary]; empty over an ideal channel."
+        description="Gains h_j as the receiver knew them, [real, imaginary]; empty over an ideal channel. "
+        "Of more than 1024, evenly spaced ones."
     )
     instantaneous_snr_db: float | None = Field(
         description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel."
@@ -179,6 +241,15 @@ class LinkReport(BaseModel):
     cached: bool = Field(description="Whether the latent or the image came from a cache.")
     knowledge: list[KnowledgeUse] = Field(
         default_factory=list, description="Knowledge updates that the edge drew with."
+    )
+    modulation: converters.Modulation | None = Field(
+        default=None, description="As asked; semantic deliveries only."
+    )
+    target_psnr_db: float | None = Field(default=None, description="As asked, dB.")
+    expected_psnr_db: float | None = Field(
+        default=None,
+        description="What the sender expected of the rate that it chose for target_psnr_db, dB; below that "
+        "where no rate was expected to reach it.",
     )
     coding: ModulationAndCoding | None = Field(description="Conventional delivery only.")
 
@@ -311,6 +382,18 @@ class KnowledgeList(BaseModel):
     """The current version of each topic."""
 
     data: list[KnowledgeManifest]
+
+
+class Transmission(BaseModel):
+    """The current transmission knowledge: the adapters with which edge and user encode and decode."""
+
+    version: int = Field(description="Counts up; the highest is current.")
+    content_hash: str = Field(description="sha256 over everything in it; model_hashes.adapters of a report.")
+    base_hash: str = Field(description="Hash of the codec that it fits.")
+    size_bytes: int = Field(description="Bytes of its files.")
+    scores: dict[str, float] = Field(description="On held-out pictures.")
+    created: float = Field(description="Unix time of its publication, s.")
+    versions: list[int] = Field(description="Versions that there are for this codec, ascending.")
 
 
 class Readiness(BaseModel):

@@ -18,6 +18,9 @@ import httpx2
 import torch
 from rich.console import Console
 
+from dekag.cala import condition_vector
+from dekag.cala.aligned import AlignedCodec
+from dekag.cala.conditions import block_snr_db
 from dekag.codec import JsccCodec
 from dekag.experiments.headline import RESULTS, mean_ci95, record
 from dekag.generation.images import to_png
@@ -33,7 +36,8 @@ from services.launcher.up import RUN_DIR, await_ready
 
 COMMAND = "dekag bench chain"
 PROMPT = "a large red boat in the middle under the sea, pastel style"
-LINK = {"snr_db": 10.0, "cbr": 1 / 96, "fading": "rayleigh"}
+CBR = 1 / 96
+LINK = {"snr_db": 10.0, "cbr": CBR, "fading": "rayleigh"}
 
 
 class OneProcess:
@@ -43,15 +47,25 @@ class OneProcess:
         profile = load_profile(profile_name)
         self._edge = Generator.from_profile(profile.edge)
         self._codec = JsccCodec.load(profile.codec)
+        self._aligned = None
+        if profile.adapters is not None:
+            self._aligned = AlignedCodec.load(profile.codec, profile.adapters)
 
     @torch.inference_mode()
     def deliver(self, seed: int) -> bytes:
         """Prompt to PNG, PSNR included, as one request does it."""
         latents = self._edge.latents(PROMPT, seed)
         shape = (latents.shape[1], latents.shape[2], latents.shape[3])
-        symbols = self._codec.encode(latents, round(LINK["cbr"] * 3 * 128 * 128))  # type: ignore[operator]
-        reception = transmit(symbols, [LinkConditions(snr_db=10.0, fading="rayleigh")], [seed])
-        received = self._codec.decode(mmse_equalize(reception).symbols, shape)
+        link, channel_uses = LinkConditions(snr_db=10.0, fading="rayleigh"), round(CBR * 3 * 128 * 128)
+        if self._aligned is None:
+            reception = transmit(self._codec.encode(latents, channel_uses), [link], [seed])
+            received = self._codec.decode(mmse_equalize(reception).symbols, shape)
+        else:
+            told = condition_vector(CBR, link, at="sender")[None]
+            reception = transmit(self._aligned.encode(latents, [channel_uses], told), [link], [seed])
+            blocks = block_snr_db(reception.gains, reception.no)[0]
+            seen = condition_vector(CBR, link, at="receiver", block_snr_db=blocks)[None]
+            received = self._aligned.decode(mmse_equalize(reception).symbols, shape, seen)
         pixels = self._edge.decoder.decode(received)[0]
         psnr_db(pixels, self._edge.decoder.decode(latents)[0])
         return to_png(pixels)

@@ -14,10 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from dekag.link import LinkConditions
 from services.launcher.stack import LaunchError, Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
 
-DELIVERIES = ("semantic", "conventional")
+DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 _TILE, _LABEL, _GAP = 384, 52, 16  # pixels
 
 
@@ -25,14 +26,16 @@ class RefusedError(LaunchError):
     """The gateway answered with a problem."""
 
 
-def run_demo(*, prompt: str, snr_db: float, seed: int, output: str | os.PathLike[str] = "demo-out") -> int:
+def run_demo(
+    *, prompt: str, link: LinkConditions, seed: int, output: str | os.PathLike[str] = "demo-out"
+) -> int:
     """Starts the chain on free ports, asks for one image per delivery mode, ends the chain.
 
     Args:
         prompt: what to draw.
-        snr_db: mean Es/N0 per complex channel use, dB.
+        link: the radio channel, the same for each of them.
         seed: seeds generation, fading and noise.
-        output: folder for ``semantic.png``, ``conventional.png`` and ``side-by-side.png``.
+        output: folder for a picture of each delivery that decoded, and ``side-by-side.png``.
 
     Returns:
         The exit status: 1 if the chain did not start or refused, 130 after a signal.
@@ -43,10 +46,15 @@ def run_demo(*, prompt: str, snr_db: float, seed: int, output: str | os.PathLike
             await_ready(stack, console)
             images = {}
             for delivery in DELIVERIES:
-                with console.status(f"{delivery} delivery at {snr_db:g} dB"):
+                with console.status(f"{delivery} delivery at {link.snr_db:g} dB"):
                     images[delivery] = ask(
                         stack.url,
-                        {"prompt": prompt, "seed": seed, "delivery": delivery, "link": {"snr_db": snr_db}},
+                        {
+                            "prompt": prompt,
+                            "seed": seed,
+                            "delivery": delivery,
+                            "link": link.model_dump(exclude_defaults=True),
+                        },
                     )
     except Stopped:
         return 130
@@ -110,10 +118,12 @@ def _table(images: Mapping[str, Mapping[str, Any]]) -> Table:
     for delivery, report in reports.items():
         rows = {
             "delivery": "decoded" if report["decoded"] else "did not decode",
+            "fading": report["fading"],
             "mean SNR": f"{report['snr_db']:g} dB",
             "SNR of this slot": _or_dash(report["instantaneous_snr_db"], "dB"),
             "PSNR": _or_dash(report["psnr_db"], "dB"),
             "channel uses": f"{report['channel_uses']:,}",
+            "pilots": f"{report['pilot_uses']:,}",
             "CBR": f"1/{1 / report['cbr']:.1f}",
         }
         rows |= {f"bytes {each['hop']}": f"{each['sent_bytes']:,}" for each in report["hops"]}

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from services.proto import cloud_pb2 as dekag_dot_v1_dot_cloud__pb2
+from services.proto import downlink_pb2 as dekag_dot_v1_dot_downlink__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -79,6 +80,11 @@ class CloudStub:
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.FromString,
                 _registered_method=True)
+        self.GetTransmissionKnowledge = channel.unary_unary(
+                '/dekag.v1.Cloud/GetTransmissionKnowledge',
+                request_serializer=dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
+                _registered_method=True)
 
 
 class CloudServicer:
@@ -144,6 +150,13 @@ class CloudServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTransmissionKnowledge(self, request, context):
+        """The adapters of a codec; `dekag publish` makes newer ones current.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CloudServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -191,6 +204,11 @@ def add_CloudServicer_to_server(servicer, server):
                     servicer.DeleteKnowledge,
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.SerializeToString,
+            ),
+            'GetTransmissionKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTransmissionKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -436,6 +454,33 @@ class Cloud:
             '/dekag.v1.Cloud/DeleteKnowledge',
             dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
             dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTransmissionKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/GetTransmissionKnowledge',
+            dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ The cloud: the large generator, and the knowledge distilled from it."""
 
 from collections import abc as _abc
 from services.proto import cloud_pb2 as _cloud_pb2
+from services.proto import downlink_pb2 as _downlink_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 import grpc as _grpc
@@ -47,6 +48,8 @@ class CloudStub:
     """The current version of each topic, in order of the topics' names."""
     GetKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]
     DeleteKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]
+    GetTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
+    """The adapters of a codec; `dekag publish` makes newer ones current."""
 
 @_typing.type_check_only
 class CloudAsyncStub(CloudStub):
@@ -67,6 +70,8 @@ class CloudAsyncStub(CloudStub):
     """The current version of each topic, in order of the topics' names."""
     GetKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
     DeleteKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]  # type: ignore[assignment]
+    GetTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
+    """The adapters of a codec; `dekag publish` makes newer ones current."""
 
 class CloudServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -138,5 +143,13 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.DeleteKnowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.DeleteKnowledgeResponse, _abc.Awaitable[_cloud_pb2.DeleteKnowledgeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetTransmissionKnowledge(
+        self,
+        request: _downlink_pb2.GetTransmissionKnowledgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downlink_pb2.TransmissionKnowledge, _abc.Awaitable[_downlink_pb2.TransmissionKnowledge]]:
+        """The adapters of a codec; `dekag publish` makes newer ones current."""
 
 def add_CloudServicer_to_server(servicer: CloudServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

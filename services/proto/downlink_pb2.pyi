@@ -32,6 +32,8 @@ class _DeliveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Delivery.Val
     """edge latent -> JSCC symbols"""
     DELIVERY_CONVENTIONAL: _Delivery.ValueType  # 2
     """cloud image -> WebP -> LDPC -> QAM symbols"""
+    DELIVERY_SEMANTIC_UNALIGNED: _Delivery.ValueType  # 3
+    """as semantic, without any knowledge updates and adapters"""
 
 class Delivery(_Delivery, metaclass=_DeliveryEnumTypeWrapper): ...
 
@@ -40,7 +42,37 @@ DELIVERY_SEMANTIC: Delivery.ValueType  # 1
 """edge latent -> JSCC symbols"""
 DELIVERY_CONVENTIONAL: Delivery.ValueType  # 2
 """cloud image -> WebP -> LDPC -> QAM symbols"""
+DELIVERY_SEMANTIC_UNALIGNED: Delivery.ValueType  # 3
+"""as semantic, without any knowledge updates and adapters"""
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
+
+class _Modulation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModulationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Modulation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODULATION_UNSPECIFIED: _Modulation.ValueType  # 0
+    """64-QAM"""
+    MODULATION_QAM4: _Modulation.ValueType  # 1
+    MODULATION_QAM16: _Modulation.ValueType  # 2
+    MODULATION_QAM64: _Modulation.ValueType  # 3
+    MODULATION_QAM256: _Modulation.ValueType  # 4
+    MODULATION_UNQUANTISED: _Modulation.ValueType  # 5
+    """anywhere"""
+
+class Modulation(_Modulation, metaclass=_ModulationEnumTypeWrapper):
+    """Where the codec's symbols may lie."""
+
+MODULATION_UNSPECIFIED: Modulation.ValueType  # 0
+"""64-QAM"""
+MODULATION_QAM4: Modulation.ValueType  # 1
+MODULATION_QAM16: Modulation.ValueType  # 2
+MODULATION_QAM64: Modulation.ValueType  # 3
+MODULATION_QAM256: Modulation.ValueType  # 4
+MODULATION_UNQUANTISED: Modulation.ValueType  # 5
+"""anywhere"""
+Global___Modulation: _TypeAlias = Modulation  # noqa: Y015
 
 class _Fading:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -51,13 +83,76 @@ class _FadingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fading.ValueTy
     FADING_UNSPECIFIED: _Fading.ValueType  # 0
     FADING_AWGN: _Fading.ValueType  # 1
     FADING_RAYLEIGH: _Fading.ValueType  # 2
+    FADING_RICIAN: _Fading.ValueType  # 3
+    FADING_TDL_A: _Fading.ValueType  # 4
+    """TDL: tapped delay lines of 3GPP TR 38.901 over OFDM"""
+    FADING_TDL_B: _Fading.ValueType  # 5
+    FADING_TDL_C: _Fading.ValueType  # 6
+    FADING_TDL_D: _Fading.ValueType  # 7
+    FADING_TDL_E: _Fading.ValueType  # 8
+    FADING_TRACE: _Fading.ValueType  # 9
+    """played back"""
 
 class Fading(_Fading, metaclass=_FadingEnumTypeWrapper): ...
 
 FADING_UNSPECIFIED: Fading.ValueType  # 0
 FADING_AWGN: Fading.ValueType  # 1
 FADING_RAYLEIGH: Fading.ValueType  # 2
+FADING_RICIAN: Fading.ValueType  # 3
+FADING_TDL_A: Fading.ValueType  # 4
+"""TDL: tapped delay lines of 3GPP TR 38.901 over OFDM"""
+FADING_TDL_B: Fading.ValueType  # 5
+FADING_TDL_C: Fading.ValueType  # 6
+FADING_TDL_D: Fading.ValueType  # 7
+FADING_TDL_E: Fading.ValueType  # 8
+FADING_TRACE: Fading.ValueType  # 9
+"""played back"""
 Global___Fading: _TypeAlias = Fading  # noqa: Y015
+
+class _Csi:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CsiEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Csi.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CSI_UNSPECIFIED: _Csi.ValueType  # 0
+    """perfect"""
+    CSI_PERFECT: _Csi.ValueType  # 1
+    CSI_PILOTS: _Csi.ValueType  # 2
+    """estimated from pilots, which cost channel uses"""
+    CSI_NONE: _Csi.ValueType  # 3
+    """nothing: it takes every gain to be 1"""
+
+class Csi(_Csi, metaclass=_CsiEnumTypeWrapper):
+    """What the receiver knows of the gains."""
+
+CSI_UNSPECIFIED: Csi.ValueType  # 0
+"""perfect"""
+CSI_PERFECT: Csi.ValueType  # 1
+CSI_PILOTS: Csi.ValueType  # 2
+"""estimated from pilots, which cost channel uses"""
+CSI_NONE: Csi.ValueType  # 3
+"""nothing: it takes every gain to be 1"""
+Global___Csi: _TypeAlias = Csi  # noqa: Y015
+
+class _Equalizer:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EqualizerEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Equalizer.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EQUALIZER_UNSPECIFIED: _Equalizer.ValueType  # 0
+    """MMSE"""
+    EQUALIZER_MMSE: _Equalizer.ValueType  # 1
+    EQUALIZER_ZF: _Equalizer.ValueType  # 2
+
+class Equalizer(_Equalizer, metaclass=_EqualizerEnumTypeWrapper): ...
+
+EQUALIZER_UNSPECIFIED: Equalizer.ValueType  # 0
+"""MMSE"""
+EQUALIZER_MMSE: Equalizer.ValueType  # 1
+EQUALIZER_ZF: Equalizer.ValueType  # 2
+Global___Equalizer: _TypeAlias = Equalizer  # noqa: Y015
 
 @_typing.final
 class LinkConditions(_message.Message):
@@ -68,23 +163,56 @@ class LinkConditions(_message.Message):
     SNR_DB_FIELD_NUMBER: _builtins.int
     FADING_FIELD_NUMBER: _builtins.int
     TAU_RMS_S_FIELD_NUMBER: _builtins.int
+    RICIAN_K_DB_FIELD_NUMBER: _builtins.int
+    SPEED_M_S_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
+    TRACE_START_S_FIELD_NUMBER: _builtins.int
+    CSI_FIELD_NUMBER: _builtins.int
+    EQUALIZER_FIELD_NUMBER: _builtins.int
+    REPORTED_SNR_DB_FIELD_NUMBER: _builtins.int
     snr_db: _builtins.float
     """mean Es/N0 per complex channel use, dB"""
     fading: Global___Fading.ValueType
     tau_rms_s: _builtins.float
-    """RMS delay spread, s (Rayleigh only)"""
+    """RMS delay spread, s (Rayleigh, Rician, TDL)"""
+    rician_k_db: _builtins.float
+    """power of the direct path over the scattered ones, dB; 6 if unset"""
+    speed_m_s: _builtins.float
+    """of the receiver, m/s (TDL)"""
+    trace: _builtins.str
+    """name of the trace to play back; empty unless fading is FADING_TRACE"""
+    trace_start_s: _builtins.float
+    """where in the trace the transmission starts, s"""
+    csi: Global___Csi.ValueType
+    equalizer: Global___Equalizer.ValueType
+    reported_snr_db: _builtins.float
+    """mean SNR that the sender was told, dB; unset: it knows snr_db"""
     def __init__(
         self,
         *,
         snr_db: _builtins.float = ...,
         fading: Global___Fading.ValueType = ...,
         tau_rms_s: _builtins.float = ...,
+        rician_k_db: _builtins.float | None = ...,
+        speed_m_s: _builtins.float = ...,
+        trace: _builtins.str = ...,
+        trace_start_s: _builtins.float = ...,
+        csi: Global___Csi.ValueType = ...,
+        equalizer: Global___Equalizer.ValueType = ...,
+        reported_snr_db: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db", "_rician_k_db", b"_rician_k_db", "reported_snr_db", b"reported_snr_db", "rician_k_db", b"rician_k_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fading", b"fading", "snr_db", b"snr_db", "tau_rms_s", b"tau_rms_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db", "_rician_k_db", b"_rician_k_db", "csi", b"csi", "equalizer", b"equalizer", "fading", b"fading", "reported_snr_db", b"reported_snr_db", "rician_k_db", b"rician_k_db", "snr_db", b"snr_db", "speed_m_s", b"speed_m_s", "tau_rms_s", b"tau_rms_s", "trace", b"trace", "trace_start_s", b"trace_start_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__reported_snr_db: _TypeAlias = _typing.Literal["reported_snr_db"]  # noqa: Y015
+    _WhichOneofArgType__reported_snr_db: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db"]  # noqa: Y015
+    _WhichOneofReturnType__rician_k_db: _TypeAlias = _typing.Literal["rician_k_db"]  # noqa: Y015
+    _WhichOneofArgType__rician_k_db: _TypeAlias = _typing.Literal["_rician_k_db", b"_rician_k_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__reported_snr_db) -> _WhichOneofReturnType__reported_snr_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rician_k_db) -> _WhichOneofReturnType__rician_k_db | None: ...
 
 Global___LinkConditions: _TypeAlias = LinkConditions  # noqa: Y015
 
@@ -101,6 +229,8 @@ class ProvideRequest(_message.Message):
     LINK_FIELD_NUMBER: _builtins.int
     MEASURE_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    MODULATION_FIELD_NUMBER: _builtins.int
+    TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it as it is, each channel derives its own from it"""
@@ -110,9 +240,15 @@ class ProvideRequest(_message.Message):
     """pixels"""
     delivery: Global___Delivery.ValueType
     cbr: _builtins.float
-    """channel uses / (3 * width * height); semantic delivery only"""
+    """channel uses / (3 * width * height); semantic deliveries only; unset with target_psnr_db"""
     measure: _builtins.bool
     """send a Reference too, so that the receiver can be judged"""
+    modulation: Global___Modulation.ValueType
+    """semantic deliveries only"""
+    target_psnr_db: _builtins.float
+    """dB; the sender takes the smallest rate that it expects to reach this at the SNR it was told. DELIVERY_SEMANTIC
+    only.
+    """
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -133,12 +269,16 @@ class ProvideRequest(_message.Message):
         link: Global___LinkConditions | None = ...,
         measure: _builtins.bool = ...,
         knowledge: _abc.Iterable[_builtins.str] | None = ...,
+        modulation: Global___Modulation.ValueType = ...,
+        target_psnr_db: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["link", b"link"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "link", b"link", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cbr", b"cbr", "delivery", b"delivery", "height", b"height", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "prompt", b"prompt", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "height", b"height", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
+    _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_psnr_db) -> _WhichOneofReturnType__target_psnr_db | None: ...
 
 Global___ProvideRequest: _TypeAlias = ProvideRequest  # noqa: Y015
 
@@ -191,11 +331,14 @@ class TransmissionHeader(_message.Message):
     LATENT_SHAPE_FIELD_NUMBER: _builtins.int
     CODING_FIELD_NUMBER: _builtins.int
     CODEC_HASH_FIELD_NUMBER: _builtins.int
+    ADAPTERS_HASH_FIELD_NUMBER: _builtins.int
     channel_uses: _builtins.int
     """K, complex symbols that follow"""
     delivery: Global___Delivery.ValueType
     codec_hash: _builtins.str
     """sender's codec weights; the receiver's must be the same"""
+    adapters_hash: _builtins.str
+    """content hash of the adapters that encoded; empty: the codec alone"""
     @_builtins.property
     def latent_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """(channels, height, width); semantic delivery"""
@@ -212,10 +355,11 @@ class TransmissionHeader(_message.Message):
         latent_shape: _abc.Iterable[_builtins.int] | None = ...,
         coding: Global___ModulationAndCoding | None = ...,
         codec_hash: _builtins.str = ...,
+        adapters_hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_uses", b"channel_uses", "codec_hash", b"codec_hash", "coding", b"coding", "delivery", b"delivery", "latent_shape", b"latent_shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_hash", b"adapters_hash", "channel_uses", b"channel_uses", "codec_hash", b"codec_hash", "coding", b"coding", "delivery", b"delivery", "latent_shape", b"latent_shape"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,19 +425,29 @@ class ChannelState(_message.Message):
 
     GAINS_FIELD_NUMBER: _builtins.int
     NO_FIELD_NUMBER: _builtins.int
+    GAIN_ERRORS_FIELD_NUMBER: _builtins.int
+    PILOT_USES_FIELD_NUMBER: _builtins.int
     gains: _builtins.bytes
-    """complex block gains h_j, as SymbolBlock.iq; J = length / 8"""
+    """complex gains h_j as the receiver knows them, as SymbolBlock.iq; J = length / 8, at most"""
     no: _builtins.float
-    """noise power per channel use; signal power is 1"""
+    """the larger of K and 1024
+    noise power per channel use; signal power is 1
+    """
+    gain_errors: _builtins.bytes
+    """J variances of the estimated gains, little-endian float32; empty: none is known"""
+    pilot_uses: _builtins.int
+    """channel uses that were spent on pilots"""
     def __init__(
         self,
         *,
         gains: _builtins.bytes = ...,
         no: _builtins.float = ...,
+        gain_errors: _builtins.bytes = ...,
+        pilot_uses: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gains", b"gains", "no", b"no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gain_errors", b"gain_errors", "gains", b"gains", "no", b"no", "pilot_uses", b"pilot_uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -328,8 +482,11 @@ class TransmissionReport(_message.Message):
     MODEL_HASHES_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
     """the latent or the image came from a cache"""
+    expected_psnr_db: _builtins.float
+    """of the rate that the sender chose for ProvideRequest.target_psnr_db"""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageTime]: ...
     @_builtins.property
@@ -348,12 +505,15 @@ class TransmissionReport(_message.Message):
         model_hashes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cached: _builtins.bool = ...,
         knowledge: _abc.Iterable[Global___KnowledgeUse] | None = ...,
+        expected_psnr_db: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "expected_psnr_db", b"expected_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
+    _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_psnr_db) -> _WhichOneofReturnType__expected_psnr_db | None: ...
 
 Global___TransmissionReport: _TypeAlias = TransmissionReport  # noqa: Y015
 
@@ -459,3 +619,144 @@ class HopTraffic(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HopTraffic: _TypeAlias = HopTraffic  # noqa: Y015
+
+@_typing.final
+class TransmissionManifest(_message.Message):
+    """What is known of one version of the transmission knowledge, the codec's adapters, without their weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ScoresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    BASE_HASH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    version: _builtins.int
+    """counts up; the highest that fits a codec is that codec's current one"""
+    content_hash: _builtins.str
+    """sha256 over everything in it"""
+    base_hash: _builtins.str
+    """of the codec that it fits"""
+    size_bytes: _builtins.int
+    created: _builtins.float
+    """Unix time, s"""
+    @_builtins.property
+    def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.int = ...,
+        content_hash: _builtins.str = ...,
+        base_hash: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        created: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "created", b"created", "scores", b"scores", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransmissionManifest: _TypeAlias = TransmissionManifest  # noqa: Y015
+
+@_typing.final
+class GetTransmissionKnowledgeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_HASH_FIELD_NUMBER: _builtins.int
+    BASE_HASH_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    content_hash: _builtins.str
+    """of the version wanted; empty: the current one"""
+    base_hash: _builtins.str
+    """of the codec that it is to fit; empty: the answering service's own"""
+    files: _builtins.bool
+    """whether TransmissionKnowledge.files is wanted"""
+    def __init__(
+        self,
+        *,
+        content_hash: _builtins.str = ...,
+        base_hash: _builtins.str = ...,
+        files: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTransmissionKnowledgeRequest: _TypeAlias = GetTransmissionKnowledgeRequest  # noqa: Y015
+
+@_typing.final
+class TransmissionKnowledge(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    VERSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def manifest(self) -> Global___TransmissionManifest: ...
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """JSON and safetensors, by name"""
+
+    @_builtins.property
+    def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """that fit the codec, ascending; the cloud's answer without files"""
+
+    def __init__(
+        self,
+        *,
+        manifest: Global___TransmissionManifest | None = ...,
+        files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        versions: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "manifest", b"manifest", "versions", b"versions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransmissionKnowledge: _TypeAlias = TransmissionKnowledge  # noqa: Y015

@@ -39,6 +39,11 @@ class DownlinkStub:
                 request_serializer=dekag_dot_v1_dot_downlink__pb2.ProvideRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_downlink__pb2.SymbolFrame.FromString,
                 _registered_method=True)
+        self.GetTransmissionKnowledge = channel.unary_unary(
+                '/dekag.v1.Downlink/GetTransmissionKnowledge',
+                request_serializer=dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
+                _registered_method=True)
 
 
 class DownlinkServicer:
@@ -52,6 +57,13 @@ class DownlinkServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTransmissionKnowledge(self, request, context):
+        """The adapters that a TransmissionHeader names, for a receiver that lacks them. A channel passes it on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DownlinkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +71,11 @@ def add_DownlinkServicer_to_server(servicer, server):
                     servicer.Provide,
                     request_deserializer=dekag_dot_v1_dot_downlink__pb2.ProvideRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_downlink__pb2.SymbolFrame.SerializeToString,
+            ),
+            'GetTransmissionKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTransmissionKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +105,33 @@ class Downlink:
             '/dekag.v1.Downlink/Provide',
             dekag_dot_v1_dot_downlink__pb2.ProvideRequest.SerializeToString,
             dekag_dot_v1_dot_downlink__pb2.SymbolFrame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTransmissionKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Downlink/GetTransmissionKnowledge',
+            dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class DownlinkStub:
     """Streams one TransmissionHeader, then SymbolBlocks in order, then ChannelStates (one for each channel
     crossed, the first crossed first), then a Reference if ProvideRequest.measure, then one TransmissionReport.
     """
+    GetTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
+    """The adapters that a TransmissionHeader names, for a receiver that lacks them. A channel passes it on."""
 
 @_typing.type_check_only
 class DownlinkAsyncStub(DownlinkStub):
@@ -45,6 +47,8 @@ class DownlinkAsyncStub(DownlinkStub):
     """Streams one TransmissionHeader, then SymbolBlocks in order, then ChannelStates (one for each channel
     crossed, the first crossed first), then a Reference if ProvideRequest.measure, then one TransmissionReport.
     """
+    GetTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
+    """The adapters that a TransmissionHeader names, for a receiver that lacks them. A channel passes it on."""
 
 class DownlinkServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -56,5 +60,13 @@ class DownlinkServicer(metaclass=_abc_1.ABCMeta):
         """Streams one TransmissionHeader, then SymbolBlocks in order, then ChannelStates (one for each channel
         crossed, the first crossed first), then a Reference if ProvideRequest.measure, then one TransmissionReport.
         """
+
+    @_abc_1.abstractmethod
+    def GetTransmissionKnowledge(
+        self,
+        request: _downlink_pb2.GetTransmissionKnowledgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downlink_pb2.TransmissionKnowledge, _abc.Awaitable[_downlink_pb2.TransmissionKnowledge]]:
+        """The adapters that a TransmissionHeader names, for a receiver that lacks them. A channel passes it on."""
 
 def add_DownlinkServicer_to_server(servicer: DownlinkServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -83,22 +83,36 @@ class LinkReport(_message.Message):
     CACHED_FIELD_NUMBER: _builtins.int
     CODING_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    PILOT_USES_FIELD_NUMBER: _builtins.int
+    MODULATION_FIELD_NUMBER: _builtins.int
+    TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
+    EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
     """false: a conventional delivery whose code did not decode"""
     channel_uses: _builtins.int
     cbr: _builtins.float
-    """channel_uses / (3 * width * height)"""
+    """(channel_uses + pilot_uses) / (3 * width * height)"""
     no: _builtins.float
     """noise power per channel use, at the receiver; 0 over an ideal channel"""
     gains: _builtins.bytes
-    """block gains h_j as SymbolBlock.iq; empty over an ideal channel"""
+    """gains h_j as the receiver knew them, as SymbolBlock.iq; of more than 1024 evenly"""
     instantaneous_snr_db: _builtins.float
-    """mean |h_j|^2 / no, dB; unset over an ideal channel"""
+    """spaced ones; empty over an ideal channel
+    mean |h_j|^2 / no, dB; unset over an ideal channel
+    """
     psnr_db: _builtins.float
     """received image against the Reference; unset without one or when not decoded"""
     cached: _builtins.bool
+    pilot_uses: _builtins.int
+    """channel uses spent on pilots, beside channel_uses"""
+    modulation: _downlink_pb2.Modulation.ValueType
+    """semantic deliveries, as asked"""
+    target_psnr_db: _builtins.float
+    """as asked"""
+    expected_psnr_db: _builtins.float
+    """of the rate that was chosen for it"""
     @_builtins.property
     def link(self) -> _downlink_pb2.LinkConditions:
         """as asked"""
@@ -136,18 +150,30 @@ class LinkReport(_message.Message):
         cached: _builtins.bool = ...,
         coding: _downlink_pb2.ModulationAndCoding | None = ...,
         knowledge: _abc.Iterable[_downlink_pb2.KnowledgeUse] | None = ...,
+        pilot_uses: _builtins.int = ...,
+        modulation: _downlink_pb2.Modulation.ValueType = ...,
+        target_psnr_db: _builtins.float | None = ...,
+        expected_psnr_db: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "coding", b"coding", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "gains", b"gains", "hops", b"hops", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "no", b"no", "psnr_db", b"psnr_db", "seed", b"seed", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gains", b"gains", "hops", b"hops", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "psnr_db", b"psnr_db", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
+    _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015
     _WhichOneofReturnType__instantaneous_snr_db: _TypeAlias = _typing.Literal["instantaneous_snr_db"]  # noqa: Y015
     _WhichOneofArgType__instantaneous_snr_db: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db"]  # noqa: Y015
     _WhichOneofReturnType__psnr_db: _TypeAlias = _typing.Literal["psnr_db"]  # noqa: Y015
     _WhichOneofArgType__psnr_db: _TypeAlias = _typing.Literal["_psnr_db", b"_psnr_db"]  # noqa: Y015
+    _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
+    _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_psnr_db) -> _WhichOneofReturnType__expected_psnr_db | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__instantaneous_snr_db) -> _WhichOneofReturnType__instantaneous_snr_db | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__psnr_db) -> _WhichOneofReturnType__psnr_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target_psnr_db) -> _WhichOneofReturnType__target_psnr_db | None: ...
 
 Global___LinkReport: _TypeAlias = LinkReport  # noqa: Y015

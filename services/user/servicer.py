@@ -3,28 +3,54 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from grpc import aio
 
-from dekag.errors import InvalidInputError, MismatchError
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.link.channel import Reception, instantaneous_snr_db, received
-from dekag.link.equalizer import mmse_equalize
+from dekag.link.equalizer import equalize
+from dekag.link.iq import iq_to_bytes
 from services.common import clients, converters
-from services.common.frames import FrameError, Transmission, channel_states, collect
-from services.common.worker import ModelWorker
-from services.proto.downlink_pb2 import HopTraffic, ProvideRequest, Reference, TransmissionHeader
+from services.common.cache import Cache
+from services.common.frames import MAX_BLOCKS, FrameError, Transmission, channel_states, collect
+from services.common.transmission import Codecs
+from services.common.worker import BatchWorker, ModelWorker
+from services.proto.downlink_pb2 import (
+    MODULATION_UNSPECIFIED,
+    GetTransmissionKnowledgeRequest,
+    HopTraffic,
+    ProvideRequest,
+    Reference,
+    TransmissionHeader,
+    TransmissionKnowledge,
+)
 from services.proto.downlink_pb2_grpc import DownlinkStub
 from services.proto.user_pb2 import LinkReport, ReceivedImage
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
-    from dekag.codec import JsccCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
+    from services.common.codec import Codec
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
+
+
+@dataclass(frozen=True, eq=False)
+class _Incoming:
+    """Symbols to be decoded into latents of `shape` with `codec`."""
+
+    codec: Codec
+    reception: Reception
+    shape: tuple[int, int, int]
+    asked: DeliveryRequest
+
+    def alike(self) -> tuple[object, ...]:
+        return self.codec.content_hash, self.shape
 
 
 class UserServicer(UserBase):
@@ -34,26 +60,34 @@ class UserServicer(UserBase):
         self._settings = settings
         self._channel = clients.open_channel(settings.downlink_address, settings)
         self._downlink = DownlinkStub(self._channel)
+        self._cache = Cache(settings)
         self._worker = ModelWorker("user", threads=settings.threads, max_queue=settings.max_queue)
-        self._codec: JsccCodec
-        self._codec_hash: str
+        self._decoding = BatchWorker(
+            "codec",
+            _decode,
+            alike=_Incoming.alike,
+            max_batch=settings.max_batch,
+            threads=settings.threads,
+            max_queue=settings.max_queue,
+        )
+        self._codecs = Codecs(settings, self._cache, self._ask_for_adapters)
         self._decoder: LatentDecoder
 
     def load(self) -> None:
-        """Loads the profile's codec and the edge's autoencoder."""
-        from dekag.codec import JsccCodec
-        from dekag.generation.models import LatentDecoder, folder_hash
+        """Loads the profile's codec, its adapters and the edge's autoencoder."""
+        from dekag.generation.models import LatentDecoder
         from dekag.generation.profile import load_profile
 
         profile = load_profile(self._settings.profile)
-        self._codec = JsccCodec.load(profile.codec)
-        self._codec_hash = folder_hash(profile.codec)
+        self._codecs.load(profile.codec, profile.adapters)
         self._decoder = LatentDecoder.load(f"{profile.edge.path}/vae")
 
     async def close(self) -> None:
-        """Closes channel and the models' thread."""
+        """Closes channel, cache and the models' threads."""
         self._worker.close()
+        self._decoding.close()
         await self._channel.close()
+        await self._cache.close()
 
     async def Receive(
         self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedImage]
@@ -62,11 +96,17 @@ class UserServicer(UserBase):
         asked = converters.request_from_proto(request)
         transmission = await collect(clients.stream(self._downlink.Provide, request, "channel"))
         self._check(transmission, asked)
-        hop = "channel-user" if transmission.states else "edge-user"
-        transmission.report.hops.append(
-            HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)
+        reception = received(
+            transmission.symbols, channel_states(transmission.states, transmission.header.channel_uses)
         )
-        image, _ = await self._worker.run(self._receive, transmission, asked)
+        latents, adapters_bytes = None, 0
+        if asked.jscc:
+            latents, adapters_bytes = await self._latents(transmission, reception, asked)
+        hop = "channel-user" if transmission.states else "edge-user"
+        transmission.report.hops.append(  # adapters that the user lacked came over the air too
+            HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes + adapters_bytes)
+        )
+        image, _ = await self._worker.run(self._show, transmission, reception, latents, asked)
         own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
         for _ in range(3):  # the count's own varint is counted too; its length settles at once
             own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
@@ -78,14 +118,17 @@ class UserServicer(UserBase):
             raise FrameError(f"asked for {asked.delivery} delivery, got {header.delivery}")
         if asked.delivery == "conventional":
             return
-        if header.codec_hash != self._codec_hash:
+        codec = self._codecs.base
+        if header.codec_hash != codec.base_hash:
             raise MismatchError(
-                f"the sender's codec {header.codec_hash[:12]} is not the receiver's {self._codec_hash[:12]}"
+                f"the sender's codec {header.codec_hash[:12]} is not the receiver's {codec.base_hash[:12]}"
             )
+        if header.adapters_hash and asked.delivery == "semantic-unaligned":
+            raise FrameError("asked for no adapters, got some")
         _, *sides = shape = tuple(header.latent_shape)
-        if len(shape) != 3 or shape[0] != self._codec.config.latent_channels or sides != self._sides(asked):
+        if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != self._sides(asked):
             raise MismatchError(f"latents {shape} do not make {asked.width}x{asked.height} pixels here")
-        most = self._codec.max_channel_uses((shape[0], shape[1], shape[2]))
+        most = codec.base.max_channel_uses((shape[0], shape[1], shape[2]))
         if header.channel_uses > most:
             raise FrameError(f"{header.channel_uses} symbols, the codec sends at most {most}")
 
@@ -93,35 +136,70 @@ class UserServicer(UserBase):
         factor = 2 ** (len(self._decoder.vae.config.block_out_channels) - 1)
         return [asked.height // factor, asked.width // factor]
 
+    async def _ask_for_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
+        request = GetTransmissionKnowledgeRequest(content_hash=content_hash, files=True)
+        try:
+            answer = await clients.call(self._downlink.GetTransmissionKnowledge, request, "channel")
+        except NotFoundError as error:
+            raise MismatchError(
+                f"the sender's adapters {content_hash[:12]} cannot be had: {error}"
+            ) from error
+        return answer, request.ByteSize() + answer.ByteSize()
+
+    async def _latents(
+        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
+    ) -> tuple[torch.Tensor, int]:
+        """Latents (1, *shape) as received, and the bytes that were sent for adapters to decode them with."""
+        header = transmission.header
+        codec, sent_bytes = await self._codecs.get(header.adapters_hash)
+        channels, height, width = header.latent_shape
+        incoming = _Incoming(codec, reception, (channels, height, width), asked)
+        latents, seconds = await self._decoding.run(incoming)
+        transmission.add_stage("user.decode", seconds)
+        return latents, sent_bytes
+
     @torch.inference_mode()
-    def _receive(self, transmission: Transmission, asked: DeliveryRequest) -> ReceivedImage:
+    def _show(
+        self,
+        transmission: Transmission,
+        reception: Reception,
+        latents: torch.Tensor | None,
+        asked: DeliveryRequest,
+    ) -> ReceivedImage:
         from dekag.generation.images import to_png
 
         header, sent = transmission.header, transmission.report
-        reception = received(transmission.symbols, channel_states(transmission.states))
-        decode = self._decode_jscc if asked.delivery == "semantic" else self._decode_digital
-        pixels = decode(transmission, reception)
+        if latents is not None:
+            pixels: Pixels | None = self._render(transmission, latents)
+        else:
+            pixels = self._decode_digital(transmission, reception)
         image = ReceivedImage()
         if pixels is not None:
             start = time.perf_counter()
             image.png = to_png(pixels)
             transmission.add_stage("user.png", time.perf_counter() - start)
+        pilot_uses = sum(reception.pilot_uses)
         report = LinkReport(
             seed=asked.seed,
             delivery=header.delivery,
             decoded=pixels is not None,
             channel_uses=header.channel_uses,
-            cbr=header.channel_uses / asked.source_values,
+            pilot_uses=pilot_uses,
+            cbr=(header.channel_uses + pilot_uses) / asked.source_values,
             link=converters.link_to_proto(asked.link),
             no=reception.no.item(),
             hops=sent.hops,
             model_hashes=sent.model_hashes,
             cached=sent.cached,
             knowledge=sent.knowledge,
+            modulation=converters.MODULATIONS[asked.modulation] if asked.jscc else MODULATION_UNSPECIFIED,
+            target_psnr_db=asked.target_psnr_db,
+            expected_psnr_db=sent.expected_psnr_db if sent.HasField("expected_psnr_db") else None,
             coding=header.coding if header.HasField("coding") else None,
         )
         if transmission.states:
-            report.gains = reception.gains.numpy().tobytes()
+            step = -(-reception.gains.shape[1] // MAX_BLOCKS)
+            report.gains = iq_to_bytes(reception.gains[:, ::step])
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
         if pixels is not None and transmission.reference is not None:
             start = time.perf_counter()
@@ -131,15 +209,10 @@ class UserServicer(UserBase):
         image.report.CopyFrom(report)
         return image
 
-    def _decode_jscc(self, transmission: Transmission, reception: Reception) -> Pixels:
-        channels, height, width = transmission.header.latent_shape
+    def _render(self, transmission: Transmission, latents: torch.Tensor) -> Pixels:
         start = time.perf_counter()
-        symbols = mmse_equalize(reception).symbols
-        latents = self._codec.decode(symbols, (channels, height, width))
-        decoded = time.perf_counter()
         pixels: Pixels = self._decoder.decode(latents)[0]
-        transmission.add_stage("user.decode", decoded - start)
-        transmission.add_stage("user.render", time.perf_counter() - decoded)
+        transmission.add_stage("user.render", time.perf_counter() - start)
         transmission.report.model_hashes["decoder"] = self._decoder.model_hash
         return pixels
 
@@ -175,3 +248,18 @@ class UserServicer(UserBase):
             return psnr_db(pixels, self._decoder.decode(latents)[0])
         except (InvalidInputError, ValueError) as error:
             raise FrameError(f"reference: {error}") from error
+
+
+def _decode(incoming: Sequence[_Incoming]) -> list[torch.Tensor]:
+    """Latents of each, of transmissions that are alike; each for what the receiver knows of its channel."""
+    from dekag.cala import condition_vector
+    from dekag.cala.conditions import block_snr_db
+
+    conditions = []
+    for each in incoming:
+        channel_uses = each.reception.symbols.shape[1]
+        blocks = block_snr_db(each.reception.gains, each.reception.no)[0]
+        cbr = channel_uses / each.asked.source_values
+        conditions.append(condition_vector(cbr, each.asked.link, at="receiver", block_snr_db=blocks))
+    symbols = [equalize(each.reception, each.asked.link.equalizer).symbols for each in incoming]
+    return incoming[0].codec.decode(symbols, incoming[0].shape, conditions)

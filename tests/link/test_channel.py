@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from dekag.errors import InvalidInputError
 from dekag.link.channel import (
     Reception,
+    State,
     block_correlation,
     block_of_symbol,
     instantaneous_snr_db,
@@ -223,7 +224,15 @@ def test_a_block_that_is_lost_stays_finite() -> None:
         ("snr_db", math.nan, "finite"),
         ("tau_rms_s", -1e-9, "0"),
         ("tau_rms_s", 1.1e-4, "0.0001"),
-        ("fading", "rician", "rayleigh"),
+        ("fading", "fog", "rayleigh"),
+        ("rician_k_db", 41, "40"),
+        ("speed_m_s", -1, "0"),
+        ("speed_m_s", 151, "150"),
+        ("trace", "walk", "unless fading is trace"),
+        ("trace_start_s", -1, "0"),
+        ("csi", "guessed", "pilots"),
+        ("equalizer", "mf", "zf"),
+        ("reported_snr_db", 41, "40"),
         ("rician_k", 3, "Extra"),
     ],
 )
@@ -233,6 +242,24 @@ def test_conditions_name_field_and_range(field: str, value: object, allowed: str
     (error,) = caught.value.errors()
     assert error["loc"] == (field,)
     assert allowed in error["msg"]
+
+
+@pytest.mark.parametrize(
+    ("trace", "allowed"),
+    [(None, "name"), ("../walk", "pattern"), ("a.csv", "pattern"), ("A", "pattern"), ("a\n", "pattern")],
+)
+def test_a_trace_is_a_name(trace: str | None, allowed: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        LinkConditions(fading="trace", trace=trace)
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("trace",)
+    assert allowed in error["msg"]
+
+
+def test_the_sender_believes_what_it_was_told() -> None:
+    assert LinkConditions(snr_db=3).sender_snr_db == 3
+    told = LinkConditions(snr_db=3, reported_snr_db=0)
+    assert (told.sender_snr_db, told.no) == (0, 10**-0.3)
 
 
 def test_transmit_names_what_is_wrong() -> None:
@@ -259,6 +286,8 @@ def test_received_refuses_states_that_do_not_fit() -> None:
         ([(gains, no), (gains[:, :4], no)], "csi.gains"),
         ([(gains, -no)], "csi.no"),
         ([(gains, torch.ones(2))], "csi.no"),
+        ([State(gains, no, -torch.ones(1, BLOCKS))], "csi.gain_errors"),
+        ([State(gains, no, torch.ones(1, 4))], "csi.gain_errors"),
     ):
         with pytest.raises(InvalidInputError) as caught:
             received(symbols, states)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
+from dekag.codec import MODULATIONS
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
+from dekag.link.conditions import Fading
 from dekag.link.digital import TABLE
 from services.common import converters
 from services.common.converters import DeliveryRequest
@@ -25,6 +27,15 @@ def test_request_round_trip(asked: DeliveryRequest) -> None:
     assert converters.request_from_proto(converters.request_to_proto(asked)) == asked
     conventional = replace(asked, delivery="conventional", cbr=0.0, seed=2**63 - 1, measure=False)
     assert converters.request_from_proto(converters.request_to_proto(conventional)) == conventional
+    chosen = replace(asked, cbr=0.0, target_psnr_db=20.5, modulation="qam256")
+    assert converters.request_from_proto(converters.request_to_proto(chosen)) == chosen
+    unaligned = replace(asked, delivery="semantic-unaligned", knowledge=("neon",))
+    found = converters.request_from_proto(converters.request_to_proto(unaligned))
+    assert found == replace(unaligned, knowledge=()), "it goes without any"
+
+
+def test_modulations_are_the_codecs_own() -> None:
+    assert get_args(converters.Modulation) == tuple(MODULATIONS)
 
 
 def test_unset_size_and_link_take_defaults() -> None:
@@ -49,17 +60,32 @@ def test_unset_size_and_link_take_defaults() -> None:
         ("delivery", {"delivery": 0}),
         ("delivery", {"delivery": 77}),
         ("link.cbr", {"cbr": 0.0}),
+        ("link.cbr", {"cbr": 0.01, "target_psnr_db": 20}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 4.9}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": float("nan")}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 20, "delivery": "DELIVERY_CONVENTIONAL"}),
+        ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 20, "delivery": "DELIVERY_SEMANTIC_UNALIGNED"}),
+        ("link.modulation", {"modulation": 6}),
         ("link.cbr", {"cbr": -0.01}),
         ("link.cbr", {"cbr": 0.021}),
         ("link.cbr", {"cbr": float("nan")}),
         ("link.cbr", {"cbr": float("inf")}),
         ("link.fading", {"link": LinkMessage(snr_db=10)}),
-        ("link.fading", {"link": LinkMessage(fading=9)}),
+        ("link.fading", {"link": LinkMessage(fading=10)}),
         ("link.snr_db", {"link": LinkMessage(snr_db=40.1, fading="FADING_AWGN")}),
         ("link.snr_db", {"link": LinkMessage(snr_db=float("nan"), fading="FADING_AWGN")}),
         ("link.snr_db", {"link": LinkMessage(snr_db=float("-inf"), fading="FADING_AWGN")}),
         ("link.tau_rms_s", {"link": LinkMessage(tau_rms_s=-1e-9, fading="FADING_RAYLEIGH")}),
         ("link.tau_rms_s", {"link": LinkMessage(tau_rms_s=float("nan"), fading="FADING_RAYLEIGH")}),
+        ("link.rician_k_db", {"link": LinkMessage(rician_k_db=41, fading="FADING_RICIAN")}),
+        ("link.speed_m_s", {"link": LinkMessage(speed_m_s=-1, fading="FADING_TDL_A")}),
+        ("link.trace", {"link": LinkMessage(fading="FADING_TRACE")}),
+        ("link.trace", {"link": LinkMessage(fading="FADING_TRACE", trace="../secret")}),
+        ("link.trace", {"link": LinkMessage(fading="FADING_AWGN", trace="walk")}),
+        ("link.trace_start_s", {"link": LinkMessage(fading="FADING_TRACE", trace="a", trace_start_s=1e6)}),
+        ("link.csi", {"link": LinkMessage(fading="FADING_AWGN", csi=9)}),
+        ("link.equalizer", {"link": LinkMessage(fading="FADING_AWGN", equalizer=9)}),
+        ("link.reported_snr_db", {"link": LinkMessage(fading="FADING_AWGN", reported_snr_db=-21)}),
     ],
 )
 def test_hostile_request_names_the_field(asked: DeliveryRequest, field: str, changes: dict[str, Any]) -> None:
@@ -72,7 +98,35 @@ def test_hostile_request_names_the_field(asked: DeliveryRequest, field: str, cha
     assert caught.value.allowed
 
 
+@pytest.mark.parametrize(
+    "link",
+    [
+        LinkConditions(),
+        LinkConditions(fading="rician", rician_k_db=0, csi="none", equalizer="zf"),
+        LinkConditions(fading="tdl-d", tau_rms_s=3e-7, speed_m_s=30, csi="pilots", reported_snr_db=0),
+        LinkConditions(fading="trace", trace="walk", trace_start_s=1.5),
+    ],
+)
+def test_link_round_trip(link: LinkConditions) -> None:
+    assert converters.link_from_proto(converters.link_to_proto(link)) == link
+
+
+@pytest.mark.parametrize("fading", get_args(Fading))
+def test_every_fading_has_its_number(fading: Fading) -> None:
+    link = LinkConditions(fading=fading, trace="walk" if fading == "trace" else None)
+    assert converters.link_from_proto(converters.link_to_proto(link)) == link
+
+
+def test_what_an_older_client_leaves_out_takes_the_defaults() -> None:
+    message = LinkMessage(snr_db=3, fading="FADING_RICIAN", tau_rms_s=1e-7)
+    assert converters.link_from_proto(message) == LinkConditions(snr_db=3, fading="rician", tau_rms_s=1e-7)
+
+
 def test_limits_are_told_with_units() -> None:
+    with pytest.raises(InvalidInputError, match="between 0 and 150 m/s"):
+        converters.link_from_proto(LinkMessage(speed_m_s=200, fading="FADING_TDL_A"))
+    with pytest.raises(InvalidInputError, match=r"between 0 and 0\.0001 s"):
+        converters.link_from_proto(LinkMessage(tau_rms_s=1, fading="FADING_TDL_A"))
     with pytest.raises(InvalidInputError, match="between -20 and 40 dB"):
         converters.link_from_proto(LinkMessage(snr_db=99, fading="FADING_AWGN"))
 

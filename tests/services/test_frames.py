@@ -108,8 +108,31 @@ async def test_broken_streams(frames: list[SymbolFrame]) -> None:
         ChannelState(gains=bytes(8), no=float("nan")),
         ChannelState(gains=bytes(8), no=float("inf")),
         ChannelState(gains=bytes(8), no=-1),
+        ChannelState(gains=bytes(8), no=1, gain_errors=bytes(8)),
+        ChannelState(gains=bytes(8), no=1, gain_errors=bytes(3)),
+        ChannelState(gains=bytes(8), no=1, gain_errors=struct.pack("<f", -1)),
+        ChannelState(gains=bytes(8), no=1, gain_errors=struct.pack("<f", float("nan"))),
+        ChannelState(gains=bytes(8), no=1, pilot_uses=2**32 - 1),
     ],
 )
 def test_broken_states(state: ChannelState) -> None:
     with pytest.raises(FrameError):
-        channel_states([state])
+        channel_states([state], 512)
+
+
+@pytest.mark.parametrize("count", [1, 8, 1024, 6000])
+def test_states_round_trip_with_up_to_a_gain_for_every_symbol(count: int) -> None:
+    gains, errors = torch.randn(count, dtype=torch.complex64), torch.rand(count)
+    exact, estimated = channel_states(
+        [channel_state(gains, 0.25, torch.zeros(count)), channel_state(gains, 0.25, errors, 48)], 6000
+    )
+    for state in (exact, estimated):
+        assert torch.equal(state.gains, gains[None])
+        assert state.no.tolist() == [0.25]
+    assert (exact.gain_errors, exact.pilot_uses) == (None, (0,))
+    assert estimated.gain_errors is not None
+    assert torch.equal(estimated.gain_errors, errors[None])
+    assert estimated.pilot_uses == (48,)
+    if count > 1024:
+        with pytest.raises(FrameError):
+            channel_states([channel_state(gains, 0.25)], 512)

@@ -192,13 +192,33 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
         ({"prompt": "x", "seed": 2**63}, "seed", "at most 9223372036854775807"),
         ({"prompt": "x", "seed": 2**63 - 1, "n": 2}, "seed", "at most 9223372036854775806 when n is 2"),
         ({"prompt": "x", "seed": 1.5}, "seed", "an integer"),
-        ({"prompt": "x", "delivery": "pigeon"}, "delivery", "semantic, conventional"),
+        ({"prompt": "x", "delivery": "pigeon"}, "delivery", "semantic, semantic-unaligned, conventional"),
         ({"prompt": "x", "link": {"snr_db": 41}}, "link.snr_db", "of at least -20.0 and at most 40.0"),
         ({"prompt": "x", "link": {"snr_db": float("nan")}}, "link.snr_db", "of at least -20.0"),
         ({"prompt": "x", "link": {"cbr": 0}}, "link.cbr", "above 0.0 and at most 0.0208"),
-        ({"prompt": "x", "link": {"fading": "fog"}}, "link.fading", "awgn, rayleigh"),
+        ({"prompt": "x", "link": {"fading": "fog"}}, "link.fading", "awgn, rayleigh, rician, tdl-a"),
+        ({"prompt": "x", "link": {"fading": "trace"}}, "link.trace", "a name when fading is trace"),
+        ({"prompt": "x", "link": {"trace": "walk"}}, "link.trace", "left out unless fading is trace"),
+        ({"prompt": "x", "link": {"fading": "trace", "trace": "/etc/passwd"}}, "link.trace", "[a-z0-9-]"),
+        ({"prompt": "x", "link": {"csi": "some"}}, "link.csi", "perfect, pilots, none"),
+        ({"prompt": "x", "link": {"equalizer": "mf"}}, "link.equalizer", "mmse, zf"),
+        ({"prompt": "x", "link": {"reported_snr_db": 41}}, "link.reported_snr_db", "at most 40.0"),
+        ({"prompt": "x", "link": {"cbr": "most"}}, "link.cbr", '"auto" or a number above 0.0'),
+        ({"prompt": "x", "link": {"cbr": True}}, "link.cbr", '"auto" or a number above 0.0'),
+        ({"prompt": "x", "link": {"cbr": "auto"}}, "link.target_psnr_db", "a PSNR in dB when cbr is auto"),
+        (
+            {"prompt": "x", "link": {"target_psnr_db": 20}},
+            "link.target_psnr_db",
+            "left out unless cbr is auto",
+        ),
+        (
+            {"prompt": "x", "link": {"cbr": "auto", "target_psnr_db": 61}},
+            "link.target_psnr_db",
+            "of at least 5.0 and at most 60.0",
+        ),
+        ({"prompt": "x", "link": {"modulation": "qam32"}}, "link.modulation", "qam4, qam16, qam64, qam256"),
         ({"prompt": "x", "link": {"tau_rms_s": 1}}, "link.tau_rms_s", "at most 0.0001"),
-        ({"prompt": "x", "link": {"rician_k": 1}}, "link.rician_k", "snr_db, fading, tau_rms_s, cbr"),
+        ({"prompt": "x", "link": {"rician_k": 1}}, "link.rician_k", "snr_db, fading, tau_rms_s, rician_k_db"),
         ({"prompt": "x", "link": 3}, "link", "an object"),
         ({"prompt": "x", "negative_prompt": "y"}, "negative_prompt", "prompt, n, size"),
         ({"prompt": "x", "knowledge": []}, "knowledge", '"auto", "none", or 1 to 4 names'),
@@ -243,6 +263,30 @@ async def test_a_large_body_is_refused_with_and_without_a_length(alone: Client) 
 
     for content in (b" " * 70_000, parts()):
         assert "65536" in is_problem(await alone.post(PATH, content=content), 413)["detail"]
+
+
+async def test_a_rate_cannot_be_chosen_without_adapters_or_for_another_delivery(client: Client) -> None:
+    ask = {"prompt": "a boat", "seed": 1, "size": "64x64", "link": {"cbr": "auto", "target_psnr_db": 20}}
+    (error,) = is_problem(await client.post(PATH, json=ask), 422)["errors"]
+    assert error["field"] == "link.cbr"
+    assert "transmission knowledge" in error["allowed"]
+    for delivery in ("semantic-unaligned", "conventional"):
+        (error,) = is_problem(await client.post(PATH, json=ask | {"delivery": delivery}), 422)["errors"]
+        assert error["field"] == "link.target_psnr_db"
+        assert "delivery is semantic" in error["allowed"]
+
+
+async def test_unaligned_delivery_and_modulation_are_reported(client: Client, alone: Client) -> None:
+    ask = {"prompt": "a neon boat", "seed": 1, "size": "64x64", "link": {"modulation": "qam16"}}
+    (image,) = (await client.post(PATH, json=ask | {"delivery": "semantic-unaligned"})).json()["data"]
+    report = image["link_report"]
+    assert (report["delivery"], report["modulation"]) == ("semantic-unaligned", "qam16")
+    assert report["knowledge"] == []
+    assert "adapters" not in report["model_hashes"]
+    (conventional,) = (await client.post(PATH, json=ask | {"delivery": "conventional"})).json()["data"]
+    assert conventional["link_report"]["modulation"] is None
+    assert "no transmission knowledge" in is_problem(await client.get("/v1/transmission"), 404)["detail"]
+    is_problem(await alone.get("/v1/transmission"), 503)
 
 
 async def test_reports_are_kept(client: Client) -> None:

@@ -1,0 +1,146 @@
+"""What the gates read: the normalised condition vector c.
+
+Features are our choice. They are physical rather than names of channels, so that a channel that was never
+trained on lies where its physics put it: a TDL profile is a share of direct power and a correlation between
+sub-bands, as Rayleigh and Rician fading are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch.nn import functional as F
+
+from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
+
+RATE_CENTRES = (0.0, 1.0, 2.0, 3.0)
+"""Centres of the rate's hats: log2 of the CBR over 1/768."""
+
+SNR_CENTRES_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
+"""Centres of the SNR's hats, dB."""
+
+LOWEST_CBR = 1 / 768
+
+CONDITION_FEATURES = 1 + len(RATE_CENTRES) + 1 + len(SNR_CENTRES_DB) + 3 + 3 + 1 + BLOCKS
+"""C: numbers in a condition vector."""
+
+# Power of the direct path over the scattered ones, dB, of 3GPP TR 38.901's profiles with a direct path.
+_TDL_K_DB = {"tdl-d": 13.3, "tdl-e": 22.0}
+_MIDDLE_DB, _HALF_RANGE_DB = 7.5, 12.5  # of the SNRs that are trained on
+
+
+def _hats(x: torch.Tensor, centres: Sequence[float]) -> torch.Tensor:
+    """(batch,) -> (batch, centres): linear interpolation's weights, constant beyond the outermost centres."""
+    points = torch.tensor(centres)
+    x = x.clamp(points[0], points[-1])
+    return (1 - (x[:, None] - points).abs() / (points[1] - points[0])).clamp_min(0)
+
+
+def _normalised_db(snr_db: torch.Tensor) -> torch.Tensor:
+    return ((snr_db - _MIDDLE_DB) / _HALF_RANGE_DB).clamp(-2, 2)
+
+
+def band_correlation(tau_rms_s: torch.Tensor, blocks_apart: int) -> torch.Tensor:
+    """|C| between the gains of sub-bands that far apart, for RMS delay spreads (batch,) in s."""
+    apart_hz = blocks_apart * BANDWIDTH_HZ / BLOCKS
+    return (1 + (2 * math.pi * apart_hz * tau_rms_s).square()).rsqrt()
+
+
+def condition_features(
+    *,
+    cbr: torch.Tensor,
+    snr_db: torch.Tensor,
+    direct: torch.Tensor,
+    tau_rms_s: torch.Tensor,
+    pilots: torch.Tensor,
+    no_csi: torch.Tensor,
+    zero_forcing: torch.Tensor,
+    block_snr_db: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The condition vectors (batch, C) float32 of a batch.
+
+    Args:
+        cbr: (batch,) rates.
+        snr_db: (batch,) mean SNR, dB.
+        direct: (batch,) share of the mean power that arrives on a direct path: 1 without fading, 0 Rayleigh.
+        tau_rms_s: (batch,) RMS delay spread, s; 0 without fading.
+        pilots: (batch,) 1 where the gains are estimated.
+        no_csi: (batch,) 1 where they are unknown.
+        zero_forcing: (batch,) 1 where the equaliser is ZF and not MMSE.
+        block_snr_db: (batch, J) SNR of each block as the receiver sees it, dB; left out, nothing is known of
+            the blocks and each counts as the mean.
+    """
+    rate = torch.log2(cbr.clamp_min(1e-9) / LOWEST_CBR)
+    blocks = snr_db[:, None].expand(-1, BLOCKS) if block_snr_db is None else block_snr_db
+    # 10 dB either way of the trained range; a block in a deep fade is lost however deep it is
+    blocks = _normalised_db(blocks)
+    columns = [
+        (rate / 1.5 - 1).clamp(-2, 2)[:, None],
+        _hats(rate, RATE_CENTRES),
+        _normalised_db(snr_db)[:, None],
+        _hats(snr_db, SNR_CENTRES_DB),
+        torch.stack([direct, band_correlation(tau_rms_s, 1), band_correlation(tau_rms_s, BLOCKS - 1)], dim=1),
+        torch.stack([pilots, no_csi, zero_forcing], dim=1),
+        blocks.mean(1, keepdim=True),
+        blocks,
+    ]
+    return torch.cat(columns, dim=1).float()
+
+
+def direct_share(conditions: LinkConditions) -> float:
+    """Share of the mean power on a direct path: 1 without fading, 0 for Rayleigh."""
+    if conditions.fading in ("awgn", "trace"):
+        return 1.0
+    k_db = conditions.rician_k_db if conditions.fading == "rician" else _TDL_K_DB.get(conditions.fading)
+    return 0.0 if k_db is None else 1 / (1 + 10 ** (-k_db / 10))
+
+
+def condition_vector(
+    cbr: float,
+    conditions: LinkConditions,
+    *,
+    at: Literal["sender", "receiver"],
+    block_snr_db: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The condition vector (C,) float32 of one transmission, as the sender or the receiver knows it.
+
+    Args:
+        cbr: rate of the transmission.
+        conditions: its channel. The sender goes by the SNR it was last told, the receiver by the real one.
+        at: whose knowledge.
+        block_snr_db: (J,) SNR of each block by the receiver's CSI (`block_snr_db` of a reception), dB; the
+            receiver's alone. Left out, only the mean SNR is known.
+    """
+    sender = at == "sender"
+    flat = conditions.fading in ("awgn", "trace")
+
+    def scalar(value: float) -> torch.Tensor:
+        return torch.tensor([value], dtype=torch.float32)
+
+    return condition_features(
+        cbr=scalar(cbr),
+        snr_db=scalar(conditions.sender_snr_db if sender else conditions.snr_db),
+        direct=scalar(direct_share(conditions)),
+        tau_rms_s=scalar(0.0 if flat else conditions.tau_rms_s),
+        pilots=scalar(conditions.csi == "pilots"),
+        no_csi=scalar(conditions.csi == "none"),
+        zero_forcing=scalar(conditions.equalizer == "zf"),
+        block_snr_db=None if sender or block_snr_db is None else block_snr_db[None],
+    )[0]
+
+
+def block_snr_db(gains: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+    """(B, 8) SNR of each eighth of a transmission, dB, by the receiver's CSI.
+
+    Args:
+        gains: (B, J) complex64, as the receiver believes them to be; any J that is a multiple of 8, else the
+            parts overlap.
+        no: (B,) float32, noise power per channel use.
+    """
+    power = gains.abs().square().float()
+    if power.shape[1] != BLOCKS:
+        power = F.adaptive_avg_pool1d(power[:, None], BLOCKS)[:, 0]
+    return 10 * torch.log10((power / no[:, None].clamp_min(1e-12)).clamp_min(1e-12))

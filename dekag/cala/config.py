@@ -1,0 +1,104 @@
+"""How CALA is set up, as PEFT's other methods are: a dataclass with a sentence per field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+
+from dekag.cala.conditions import CONDITION_FEATURES
+from dekag.errors import InvalidInputError
+
+GateKind = Literal["sigmoid", "softplus", "softmax", "linear"]
+KernelKind = Literal["separable", "pointwise", "full"]
+
+
+def admit_peft_type(name: str) -> None:
+    """Add `name` to PEFT's closed enumeration of methods, which `register_peft_method` looks names up in."""
+    if name in PeftType.__members__:
+        return
+    member = str.__new__(PeftType, name)
+    member._name_ = member._value_ = name
+    type.__setattr__(PeftType, name, member)
+    PeftType._member_names_.append(name)
+    PeftType._member_map_[name] = member
+    PeftType._value2member_map_[name] = member
+
+
+admit_peft_type("CALA")
+
+
+@dataclass
+class CalaConfig(PeftConfig):  # type: ignore[misc]
+    """CALA on the convolutions of a codec: W + s B diag(g(c)) A.
+
+    Raises:
+        InvalidInputError: names the field and what it allows.
+    """
+
+    target_modules: list[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the convolutions to adapt, or a regular expression that matches them; left "
+            "out, all in the sides."
+        },
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names, or a regular expression, of those to leave alone."}
+    )
+    sides: list[str] = field(
+        default_factory=lambda: ["encoder", "decoder"],
+        metadata={"help": "Parts of the model with a gate and a condition of their own, by their names."},
+    )
+    rank: int = field(default=8, metadata={"help": "Components of each adapted layer; 1 to 256."})
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict,
+        metadata={"help": "Another rank for the layers whose names end so, such as {'encoder.0': 16}."},
+    )
+    scale: float = field(default=1.0, metadata={"help": "s, by which the components are multiplied."})
+    kernel: KernelKind = field(
+        default="separable",
+        metadata={
+            "help": "What a row of A is: channels times one spatial kernel (separable), channels at the "
+            "kernel's centre (pointwise), or a kernel for each channel (full)."
+        },
+    )
+    gate: GateKind = field(
+        default="sigmoid",
+        metadata={
+            "help": "How the gate's numbers g become weights of the components: 2 sigmoid(g); softplus(g); "
+            "rank softmax(g); 1 + g (linear). All but the last are soft switches."
+        },
+    )
+    gate_width: int = field(
+        default=16, metadata={"help": "Hidden units of the gate's trunk, one trunk a side; 1 to 1024."}
+    )
+    gated_bias: bool = field(
+        default=True, metadata={"help": "Whether each component also adds a constant, gated with it."}
+    )
+    condition_features: int = field(
+        default=CONDITION_FEATURES, metadata={"help": "Numbers in a condition vector c."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType["CALA"]
+        if isinstance(self.target_modules, (set, tuple)):
+            self.target_modules = sorted(self.target_modules)
+        for name, value in {"rank": self.rank, **self.rank_pattern}.items():
+            if not 1 <= value <= 256:
+                raise InvalidInputError(name, "a rank between 1 and 256", value)
+        if not self.scale > 0:
+            raise InvalidInputError("scale", "above 0", self.scale)
+        if not 1 <= self.gate_width <= 1024:
+            raise InvalidInputError("gate_width", "between 1 and 1024", self.gate_width)
+        if self.condition_features < 1:
+            raise InvalidInputError("condition_features", "at least 1", self.condition_features)
+        if not self.sides or len(set(self.sides)) != len(self.sides):
+            raise InvalidInputError("sides", "names, each once", self.sides)
+        if self.gate not in get_args(GateKind):
+            raise InvalidInputError("gate", f"one of {', '.join(get_args(GateKind))}", self.gate)
+        if self.kernel not in get_args(KernelKind):
+            raise InvalidInputError("kernel", f"one of {', '.join(get_args(KernelKind))}", self.kernel)

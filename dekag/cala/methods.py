@@ -1,0 +1,270 @@
+"""CALA and what it is measured against: every way to adapt the codec, behind one interface.
+
+All of them are trained by `dekag.training.cala.train_method` with the same loss, data and steps. `METHODS`
+lists them. A share is the number of trained parameters (gates included) over the codec's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.conditions import CONDITION_FEATURES
+from dekag.cala.config import CalaConfig
+from dekag.codec import JsccCodec
+from dekag.errors import InvalidInputError
+
+
+def convolutions(codec: JsccCodec) -> list[str]:
+    """Names of the codec's convolutions."""
+    return [name for name, module in codec.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+class Adapted(nn.Module):
+    """A codec that something was done to so that it suits its condition; this base class does nothing.
+
+    Attributes:
+        codec: the codec, with whatever was put into it.
+        groups: how many groups of conditions it keeps apart; 1 if it does not.
+    """
+
+    groups = 1
+
+    def __init__(self, codec: JsccCodec) -> None:
+        super().__init__()
+        self.codec = codec.requires_grad_(False)
+
+    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside, the codec's side ("encoder", "decoder") suits the conditions (batch, C)."""
+        return nullcontext()
+
+    def group_of(self, cbr: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
+        """(batch,) int64: the group of each condition by what the sender knows."""
+        return torch.zeros(len(cbr), dtype=torch.int64)
+
+    def use_group(self, group: int) -> None:
+        """Switch to that group; a batch holds conditions of one group."""
+
+    def trained_parameters(self) -> int:
+        """Numbers that are trained, in all groups together."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+
+class FullFineTune(Adapted):
+    """All of the codec's own parameters are trained."""
+
+    def __init__(self, codec: JsccCodec) -> None:
+        super().__init__(codec)
+        self.codec.requires_grad_(True)
+
+
+class Lora(Adapted):
+    """PEFT's own LoRA, one adapter for each group of conditions.
+
+    Args:
+        codec: the base codec.
+        rank: of each adapter.
+        split: "none": one for all. "snr": two, below 5 dB and above. "snr-cbr": four, also by CBR below 1/271
+            (the middle of the grid) and above.
+    """
+
+    SNR_DB, CBR = 5.0, 1 / 271.5
+
+    def __init__(self, codec: JsccCodec, rank: int, split: str = "none") -> None:
+        from peft import LoraConfig, get_peft_model
+
+        super().__init__(codec)
+        self._split = split
+        self.groups = {"none": 1, "snr": 2, "snr-cbr": 4}[split]
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=convolutions(codec))
+        self.peft = get_peft_model(self.codec, config, adapter_name="group0")
+        for group in range(1, self.groups):
+            self.peft.add_adapter(f"group{group}", copy.deepcopy(config))
+        for name, parameter in self.peft.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+
+    def group_of(self, cbr: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
+        """(batch,) int64."""
+        by_snr, by_cbr = (snr_db >= self.SNR_DB).long(), (cbr >= self.CBR).long()
+        return {1: 0 * by_snr, 2: by_snr, 4: 2 * by_snr + by_cbr}[self.groups]
+
+    def use_group(self, group: int) -> None:
+        """Make that group's adapter the active one."""
+        for module in self.peft.modules():
+            if hasattr(module, "lora_A"):
+                module._active_adapter = [f"group{group}"]
+
+
+class AttentionFeature(nn.Module):
+    """Channel attention that reads pooled features and the condition, after ADJSCC (Xu et al., 2022).
+
+    Args:
+        channels: of the features.
+        hidden: units of its hidden layer.
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels + CONDITION_FEATURES, hidden)
+        self.excite = nn.Linear(hidden, channels)
+        nn.init.zeros_(self.excite.weight)
+        nn.init.zeros_(self.excite.bias)
+        self._condition: torch.Tensor | None = None
+
+    def read(self, condition: torch.Tensor | None) -> None:
+        """Attend as these conditions (batch, C) ask; None: not at all."""
+        self._condition = condition
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features (batch, channels, h, w) scaled by 0..2; 1 when untrained."""
+        if self._condition is None:
+            return x
+        pooled = torch.cat([x.mean(dim=(2, 3)).float(), self._condition], dim=1)
+        scales = 2 * torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled))))
+        return x * scales[:, :, None, None].to(x.dtype)
+
+
+class SnrAttention(Adapted):
+    """ADJSCC-like: attention after each hidden layer's features; the codec itself stays as it is.
+
+    Args:
+        codec: the base codec.
+        hidden: units of each attention module.
+    """
+
+    def __init__(self, codec: JsccCodec, hidden: int) -> None:
+        super().__init__(codec)
+        width = int(codec.config.width)
+        for stack in (codec.encoder, codec.decoder):
+            for index in range(len(stack) - 2):  # the first convolution and the residual blocks
+                stack[index] = nn.Sequential(stack[index], AttentionFeature(width, hidden))
+
+    @contextmanager
+    def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
+        """Inside, the side's attention reads these conditions (batch, C)."""
+        stack = self.codec.get_submodule(side)
+        modules = [module for module in stack.modules() if isinstance(module, AttentionFeature)]
+        for module in modules:
+            module.read(condition)
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.read(None)
+
+
+class Cala(Adapted):
+    """Condition-aware low-rank adaptation, through PEFT."""
+
+    def __init__(self, codec: JsccCodec, config: CalaConfig) -> None:
+        from peft import get_peft_model
+
+        super().__init__(codec)
+        self.peft: Any = get_peft_model(self.codec, config)
+
+    @classmethod
+    def attached(cls, codec: JsccCodec, knowledge: TransmissionKnowledge) -> Self:
+        """Knowledge as it ships, in a codec."""
+        made = cls.__new__(cls)
+        Adapted.__init__(made, codec)
+        made.peft = knowledge.attach(codec)
+        return made
+
+    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside, the side's gates read these conditions (batch, C)."""
+        conditioned: AbstractContextManager[None] = self.peft.base_model.conditioned(side, condition)
+        return conditioned
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to adapt the codec.
+
+    Attributes:
+        title: what figures call it.
+        build: makes it from a copy of the base codec and the largest share of parameters it may train.
+        learning_rate: peak; found for each by short runs on validation latents.
+        sized: whether it obeys the share.
+    """
+
+    title: str
+    build: Callable[[JsccCodec, float], Adapted]
+    learning_rate: float
+    sized: bool = True
+
+
+def largest(build: Callable[[int], Adapted], limit: int, *, most: int = 64) -> Adapted:
+    """`build(n)` for the largest n in 1..most that trains no more than `limit` parameters.
+
+    Raises:
+        InvalidInputError: even n = 1 trains more.
+    """
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if build(middle).trained_parameters() <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    if low == 0:
+        raise InvalidInputError("share", "enough for the smallest adapter", f"{limit} parameters")
+    return build(low)
+
+
+def _sized(build: Callable[[JsccCodec, int], Adapted]) -> Callable[[JsccCodec, float], Adapted]:
+    def of_share(codec: JsccCodec, share: float) -> Adapted:
+        limit = int(share * sum(p.numel() for p in codec.parameters()))
+        return largest(lambda size: build(copy.deepcopy(codec), size), limit)
+
+    return of_share
+
+
+def cala_config(rank: int, **changes: Any) -> CalaConfig:
+    """The configuration of CALA at that rank, as docs/decisions/0008 found it best."""
+    return CalaConfig(**{"rank": rank, "gate_width": 16, **changes})
+
+
+METHODS: dict[str, Method] = {
+    "none": Method("unaligned", lambda codec, _: Adapted(copy.deepcopy(codec)), 0.0, sized=False),
+    "cala": Method("CALA", _sized(lambda codec, rank: Cala(codec, cala_config(rank))), 3e-3),
+    "lora": Method("one shared LoRA", _sized(Lora), 3e-3),
+    "lora-groups": Method(
+        "LoRA per SNR group, equal bytes in all", _sized(lambda codec, rank: Lora(codec, rank, "snr")), 3e-3
+    ),
+    "lora-groups-large": Method(
+        "LoRA per SNR and rate group, equal bytes each",
+        lambda codec, share: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(codec, 4 * share),
+        3e-3,
+    ),
+    "snr-attention": Method("SNR attention", _sized(SnrAttention), 3e-3),
+    "fine-tune": Method(
+        "shared full fine-tune", lambda codec, _: FullFineTune(copy.deepcopy(codec)), 1e-3, sized=False
+    ),
+}
+
+
+def build(name: str, codec: JsccCodec, share: float) -> Adapted:
+    """The method of that name over a copy of `codec`.
+
+    Raises:
+        InvalidInputError: there is no such method, or the share is too small for it.
+    """
+    if name not in METHODS:
+        raise InvalidInputError("method", f"one of {', '.join(METHODS)}", name)
+    return METHODS[name].build(codec, share)
+
+
+@contextmanager
+def both_sides(adapted: Adapted, sender: torch.Tensor, receiver: torch.Tensor) -> Iterator[None]:
+    """Inside, encoder and decoder suit these conditions (batch, C)."""
+    with ExitStack() as stack:
+        stack.enter_context(adapted.conditioned("encoder", sender))
+        stack.enter_context(adapted.conditioned("decoder", receiver))
+        yield

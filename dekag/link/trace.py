@@ -1,0 +1,131 @@
+"""Recorded channels: a CSV file of time and SNR, or of time and complex gain, played back.
+
+A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times rise. A sample holds
+until the next one, the last one for the mean distance of the samples; then the trace starts again.
+
+A trace says how the channel *varies*: its mean power over time is scaled to 1, like that of every other
+fading, and `snr_db` of the conditions says what the mean SNR is. To play an SNR trace at the level that was
+recorded, ask for its `Trace.mean_snr_db`. SNRs have no phase; their gains are real.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from dekag.errors import InvalidInputError
+from dekag.link.conditions import BLOCKS, SHIPPED_TRACES
+from dekag.link.ofdm import SLOT_S
+
+MAX_BYTES = 4 * 2**20
+MAX_SAMPLES = 100_000
+
+_SNR_HEADER = ["time_s", "snr_db"]
+_GAIN_HEADER = ["time_s", "gain_re", "gain_im"]
+_MAX_SNR_DB = 200.0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One period of a trace.
+
+    Attributes:
+        times: (N,) float64, s, rising from 0: when each sample starts to hold.
+        gains: (N,) complex128, mean power 1 over `period_s`.
+        period_s: after this time the trace starts again.
+        mean_snr_db: mean of the SNRs as recorded, dB; of gains, what their mean power is.
+    """
+
+    times: torch.Tensor
+    gains: torch.Tensor
+    period_s: float
+    mean_snr_db: float
+
+    def at(self, times_s: torch.Tensor) -> torch.Tensor:
+        """complex128 gains at times of any shape, s since the trace's start."""
+        within = torch.remainder(times_s.to(torch.float64), self.period_s)
+        return self.gains[torch.searchsorted(self.times, within, right=True) - 1]
+
+    def block_gains(self, start_s: float, slots: int) -> torch.Tensor:
+        """(J,) complex128: gains in the middle of J equal parts of `slots` slots from `start_s` on."""
+        middles = (torch.arange(BLOCKS, dtype=torch.float64) + 0.5) / BLOCKS
+        return self.at(start_s + middles * slots * SLOT_S)
+
+
+def names(folder: Path = SHIPPED_TRACES) -> list[str]:
+    """The traces in that folder, in order."""
+    return sorted(path.stem for path in folder.glob("*.csv") if re.fullmatch("[a-z0-9-]{1,64}", path.stem))
+
+
+def load(name: str, folder: Path = SHIPPED_TRACES) -> Trace:
+    """The trace of that name.
+
+    Raises:
+        InvalidInputError: names "link.trace"; there is no such trace, or its file is none.
+    """
+    if name not in names(folder):  # a name is looked up, never joined to a path
+        raise InvalidInputError("link.trace", f"one of {', '.join(names(folder)) or 'no traces'}", name)
+    path = folder / f"{name}.csv"
+    state = path.stat()
+    return _read(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, modified_ns: int, size: int) -> Trace:
+    """The trace in the file, which is read again when it changed."""
+    if size > MAX_BYTES:
+        raise _broken(path, f"be at most {MAX_BYTES} bytes long", size)
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return _parse(path, csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise _broken(path, "be a CSV file in UTF-8", error) from None
+
+
+def _parse(path: Path, rows: Iterable[list[str]]) -> Trace:
+    header, *lines = list(rows) or [[]]
+    if header not in (_SNR_HEADER, _GAIN_HEADER):
+        raise _broken(path, f"start with {','.join(_SNR_HEADER)} or {','.join(_GAIN_HEADER)}", header)
+    if not 2 <= len(lines) <= MAX_SAMPLES:
+        raise _broken(path, f"hold 2 to {MAX_SAMPLES} samples", len(lines))
+    values = torch.tensor(
+        [_numbers(path, number, line, len(header)) for number, line in enumerate(lines, 2)],
+        dtype=torch.float64,
+    )
+    times = values[:, 0] - values[0, 0]
+    if not (times.diff() > 0).all():
+        line = int((times.diff() <= 0).nonzero()[0]) + 3
+        raise _broken(path, f"have a later time_s in line {line} than before it", ",".join(lines[line - 2]))
+    if header == _SNR_HEADER:
+        if not (values[:, 1].abs() <= _MAX_SNR_DB).all():
+            raise _broken(path, f"hold SNRs between -{_MAX_SNR_DB:g} and {_MAX_SNR_DB:g} dB", "another")
+        gains = (10 ** (values[:, 1] / 20)).to(torch.complex128)
+    else:
+        gains = torch.complex(values[:, 1], values[:, 2])
+    period_s = times[-1].item() * len(lines) / (len(lines) - 1)
+    holds = torch.cat([times[1:], torch.tensor([period_s], dtype=torch.float64)]) - times
+    mean_power = ((gains.abs().square() * holds).sum() / period_s).item()
+    if not 0 < mean_power < math.inf:
+        raise _broken(path, "have a mean power above 0", mean_power)
+    return Trace(times, gains / math.sqrt(mean_power), period_s, 10 * math.log10(mean_power))
+
+
+def _numbers(path: Path, number: int, line: list[str], columns: int) -> list[float]:
+    try:
+        values = [float(each) for each in line]
+    except ValueError:
+        values = []
+    if len(values) != columns or not all(map(math.isfinite, values)):
+        raise _broken(path, f"hold {columns} finite numbers in line {number}", ",".join(line))
+    return values
+
+
+def _broken(path: Path, must: str, got: object) -> InvalidInputError:
+    return InvalidInputError("link.trace", f"a trace that can be read: {path.name} must {must}", got)

@@ -1,0 +1,435 @@
+"""Training of CALA and its baselines: random conditions, one loss for all of them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.conditions import block_snr_db, condition_features, condition_vector, direct_share
+from dekag.cala.methods import METHODS, Adapted, Cala, build
+from dekag.cala.rate import QualityModel
+from dekag.codec import JsccCodec, Modulation
+from dekag.link.batch import draw_channels, pass_through
+from dekag.link.channel import transmit
+from dekag.link.conditions import Fading, LinkConditions
+from dekag.link.equalizer import mmse_equalize
+from dekag.training.data import psnr_db
+from dekag.training.loop import TrainingRun
+
+BATCH = 64
+COMMITMENT = 0.25
+ERROR_FLOOR = 1e-5  # of the image's squared error, about 50 dB
+GRID_CBRS = (1 / 96, 1 / 192, 1 / 384, 1 / 768)
+SNR_RANGE_DB = (-5.0, 20.0)
+TAU_RANGE_S = (1e-8, 1e-5)
+RICIAN_K_RANGE_DB = (0.0, 12.0)
+METRIC_LATENTS = 32
+SOURCE_VALUES = 3 * 128 * 128  # of the pictures whose latents are trained on
+
+
+@dataclass(frozen=True)
+class ConditionBatch:
+    """The conditions of a batch, a number each: what `condition_features` and `draw_channels` read."""
+
+    cbr: torch.Tensor
+    snr_db: torch.Tensor
+    direct: torch.Tensor
+    tau_rms_s: torch.Tensor
+    pilots: torch.Tensor
+    no_csi: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.cbr)
+
+    def take(self, rows: torch.Tensor) -> Self:
+        """Those rows."""
+        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def channel_uses(self, source_values: int) -> list[int]:
+        """Symbols of each row for pictures of that many values."""
+        return [max(1, round(cbr * source_values)) for cbr in self.cbr.tolist()]
+
+    def features(self, blocks_db: torch.Tensor | None = None) -> torch.Tensor:
+        """The condition vectors (batch, C); the receiver's if it knows its blocks' SNR (batch, J), dB."""
+        return condition_features(
+            cbr=self.cbr,
+            snr_db=self.snr_db,
+            direct=self.direct,
+            tau_rms_s=self.tau_rms_s,
+            pilots=(self.pilots > 0).float(),
+            no_csi=self.no_csi,
+            zero_forcing=torch.zeros_like(self.cbr),
+            block_snr_db=blocks_db,
+        )
+
+
+def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
+    """Random conditions of training.
+
+    SNR uniform over -5..20 dB; a third each AWGN, Rayleigh and Rician (K uniform over 0..12 dB), with
+    log-uniform delay spreads of 1e-8..1e-5 s; half of the rates are of the grid, half log-uniform between its
+    ends.
+    """
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    snr_db = uniform(*SNR_RANGE_DB)
+    between = torch.exp(uniform(math.log(GRID_CBRS[-1]), math.log(GRID_CBRS[0])))
+    of_grid = torch.tensor(GRID_CBRS)[torch.randint(len(GRID_CBRS), (count,), generator=generator)]
+    cbr = torch.where(uniform(0, 1) < 0.5, between, of_grid)
+    kind = torch.randint(3, (count,), generator=generator)
+    tau_rms_s = torch.exp(uniform(math.log(TAU_RANGE_S[0]), math.log(TAU_RANGE_S[1])))
+    rician = 1 / (1 + 10 ** (-uniform(*RICIAN_K_RANGE_DB) / 10))
+    direct = torch.where(kind == 0, 1.0, torch.where(kind == 1, 0.0, rician))
+    tau_rms_s = torch.where(kind == 0, 0.0, tau_rms_s)
+    zeros = torch.zeros(count)
+    return ConditionBatch(cbr, snr_db, direct, tau_rms_s, pilots=zeros, no_csi=zeros)
+
+
+@torch.no_grad()
+def pixel_metric(
+    decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, *, seed: int = 0, size: float = 0.2
+) -> torch.Tensor:
+    """M (channels, channels): small latent errors d cost a squared error of mean(d' M d) in the picture.
+
+    The autoencoder's decoder is far from equally sensitive to its latent's channels, so that plain latent
+    error measures something else than PSNR. Each entry is estimated from white errors on a pair of channels.
+
+    Args:
+        decode: latents (n, channels, h, w) -> pictures in [-1, 1].
+        latents: what is perturbed.
+        seed: of the errors.
+        size: standard deviation of the errors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    clean = decode(latents).clamp(-1, 1)
+    noise = size * torch.randn(len(latents), *latents.shape[2:], generator=generator)
+
+    def cost(direction: torch.Tensor) -> float:
+        noisy = decode(latents + direction[:, None, None] * noise[:, None]).clamp(-1, 1)
+        return float((noisy - clean).div(2).square().mean() / noise.square().mean())
+
+    channels = latents.shape[1]
+    unit = torch.eye(channels)
+    metric = torch.diag(torch.tensor([cost(unit[i]) for i in range(channels)]))
+    for i in range(channels):
+        for j in range(i):
+            both = (cost(unit[i] + unit[j]) - cost(unit[i] - unit[j])) / 4
+            metric[i, j] = metric[j, i] = both
+    values, vectors = torch.linalg.eigh(metric)
+    rebuilt: torch.Tensor = (vectors * values.clamp_min(values.max() / 100)) @ vectors.T
+    return rebuilt
+
+
+def picture_error(received: torch.Tensor, clean: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    """(batch,) expected squared error of the decoded picture in [0, 1], from latents (batch, c, h, w)."""
+    error = received - clean
+    return torch.einsum("bchw,cd,bdhw->b", error, metric, error) / (error.shape[2] * error.shape[3])
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What came of sending a batch."""
+
+    received: torch.Tensor
+    commitment: torch.Tensor
+
+
+def send(
+    adapted: Adapted,
+    clean: torch.Tensor,
+    conditions: ConditionBatch,
+    generator: torch.Generator,
+    *,
+    bf16: bool = False,
+    source_values: int = SOURCE_VALUES,
+) -> Sent:
+    """Latents (batch, c, h, w) through encoder, channel, equaliser and decoder; differentiable.
+
+    Snapping passes gradients straight through. `commitment` is the mean squared distance of the features from
+    the points that they snapped to.
+    """
+    shape = (clean.shape[1], clean.shape[2], clean.shape[3])
+    counts = conditions.channel_uses(source_values)
+    channels = draw_channels(
+        conditions.snr_db,
+        conditions.direct,
+        conditions.tau_rms_s,
+        generator,
+        pilots=conditions.pilots,
+        no_csi=conditions.no_csi,
+    )
+    codec = adapted.codec
+    precision = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
+    with precision, adapted.conditioned("encoder", conditions.features()):
+        features = codec.features(clean, counts)
+    symbols = codec.snap(features.detach(), channel_uses=counts)
+    straight = features + (symbols - features).detach()
+    equalised = pass_through(channels, straight, torch.tensor(counts), generator)
+    seen = conditions.features(block_snr_db(channels.believed, channels.no))
+    with precision, adapted.conditioned("decoder", seen):
+        received = codec.decode(equalised, shape)
+    return Sent(received, (features - symbols).abs().square().mean())
+
+
+def _channels_last(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return (arguments[0].contiguous(memory_format=torch.channels_last), *arguments[1:])
+
+
+def train_method(
+    folder: Path,
+    method: str,
+    codec: JsccCodec,
+    latents: torch.Tensor,
+    metric: torch.Tensor,
+    *,
+    steps: int,
+    seed: int,
+    share: float = 0.05,
+    batch: int = BATCH,
+    learning_rate: float | None = None,
+    bf16: bool = False,
+    only: ConditionBatch | None = None,
+    adapted: Adapted | None = None,
+    show: bool = True,
+) -> Adapted:
+    """Train a method on latents (n, c, h, w), resuming what `folder` holds; returns its average over steps.
+
+    Loss: the mean over the batch of the logarithm of each row's expected picture error, because the figure of
+    merit, mean PSNR, is a mean of logarithms: in a mean of errors the worst conditions would drown the rest.
+    Plus a commitment that draws features to the constellation points.
+
+    Args:
+        folder: where checkpoints go.
+        method: a name in METHODS.
+        codec: the base codec; it is copied.
+        latents: what is sent.
+        metric: what latent errors cost in the picture (`pixel_metric`).
+        steps: optimiser steps in all, shared by the groups of conditions if the method has any.
+        seed: of everything random.
+        share: largest share of parameters.
+        batch: rows of a step.
+        learning_rate: the peak, if not the method's own.
+        bf16: run the convolutions in bfloat16.
+        only: the one condition (a row) to train for, instead of random ones.
+        adapted: what to train, instead of the method built anew.
+        show: whether a progress bar is drawn.
+    """
+    torch.manual_seed(seed)
+    model = build(method, codec, share) if adapted is None else adapted
+    peak = METHODS[method].learning_rate if learning_rate is None else learning_rate
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        return model
+    optimizer = torch.optim.AdamW(trained, lr=peak, weight_decay=0.0, fused=True)
+    run = TrainingRun(folder, model, [optimizer], seed=seed, ema_decay=0.998)
+
+    # after the run's copy was made: this layout is for training alone, where it saves a third of the time
+    for stack in (model.codec.encoder, model.codec.decoder):
+        stack.register_forward_pre_hook(_channels_last)
+
+    def step(number: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        pick = torch.randint(len(latents), (batch,), generator=generator)
+        clean = latents[pick].float()
+        group = number % model.groups
+        model.use_group(group)
+        if only is not None:
+            conditions = only.take(torch.zeros(batch, dtype=torch.int64))
+        else:
+            conditions = draw_conditions(8 * batch if model.groups > 1 else batch, generator)
+            inside = model.group_of(conditions.cbr, conditions.snr_db) == group
+            conditions = conditions.take(inside.nonzero()[:batch, 0])
+        clean = clean[: len(conditions)]
+        sent = send(model, clean, conditions, generator, bf16=bf16)
+        error = picture_error(sent.received, clean, metric)
+        distortion = (error + ERROR_FLOOR).log().mean()
+        return {
+            "loss": distortion + COMMITMENT * sent.commitment,
+            "psnr_db": -10 / math.log(10) * distortion.detach(),
+        }
+
+    run.run(step, steps, show=show)
+    average: Adapted = run.average
+    return average
+
+
+@torch.inference_mode()
+def expected_psnr_db(
+    adapted: Adapted,
+    latents: torch.Tensor,
+    conditions: ConditionBatch,
+    metric: torch.Tensor,
+    *,
+    seed: int = 0,
+) -> torch.Tensor:
+    """(n,) PSNR, dB, by the metric, of latents (n, c, h, w) sent under the n conditions, all of one group."""
+    generator = torch.Generator().manual_seed(seed)
+    adapted.use_group(int(adapted.group_of(conditions.cbr, conditions.snr_db)[0]))
+    sent = send(adapted, latents.float(), conditions, generator)
+    return -10 * torch.log10(picture_error(sent.received, latents.float(), metric) + 1e-10)
+
+
+def grid_condition(
+    cbr: float, snr_db: float, *, direct: float = 1.0, tau_rms_s: float = 0.0, count: int = 1
+) -> ConditionBatch:
+    """`count` rows of one condition."""
+
+    def rows(value: float) -> torch.Tensor:
+        return torch.full((count,), value, dtype=torch.float32)
+
+    return ConditionBatch(rows(cbr), rows(snr_db), rows(direct), rows(tau_rms_s), rows(0.0), rows(0.0))
+
+
+@torch.inference_mode()
+def deliver(
+    adapted: Adapted,
+    latents: torch.Tensor,
+    cbr: float,
+    conditions: LinkConditions,
+    seeds: Sequence[int],
+    *,
+    modulation: Modulation | None = None,
+    source_values: int = SOURCE_VALUES,
+) -> torch.Tensor:
+    """Latents (n, c, h, w) sent under one condition through the simulated link; one seed each.
+
+    Everything is as the services do it: the sender adapts to what it was told, the receiver to its CSI.
+    """
+    shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+    channel_uses = max(1, round(cbr * source_values))
+    count = len(latents)
+    sender = condition_vector(cbr, conditions, at="sender").expand(count, -1)
+    told = torch.tensor([conditions.sender_snr_db])
+    adapted.use_group(int(adapted.group_of(torch.tensor([cbr]), told)[0]))
+    with adapted.conditioned("encoder", sender):
+        symbols = adapted.codec.encode(latents.float(), channel_uses, modulation=modulation)
+    reception = transmit(symbols, [conditions] * count, seeds)
+    blocks = block_snr_db(reception.gains, reception.no)
+    seen = [condition_vector(cbr, conditions, at="receiver", block_snr_db=row) for row in blocks]
+    adapted.use_group(int(adapted.group_of(torch.tensor([cbr]), torch.tensor([conditions.snr_db]))[0]))
+    with adapted.conditioned("decoder", torch.stack(seen)):
+        received: torch.Tensor = adapted.codec.decode(mmse_equalize(reception).symbols, shape)
+        return received
+
+
+QUALITY_CBRS = tuple(2.0 ** (-i / 2) / 96 for i in range(6, -1, -1))
+QUALITY_SNRS_DB = (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
+QUALITY_TAUS_S = (1e-8, 1e-7, 1e-6)
+QUALITY_RICIAN_K_DB = 6.0
+
+
+def calibrate_quality(
+    adapted: Adapted,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    latents: torch.Tensor,
+    *,
+    seed: int = 0,
+    cbrs: Sequence[float] = QUALITY_CBRS,
+    snrs_db: Sequence[float] = QUALITY_SNRS_DB,
+    taus_s: Sequence[float] = QUALITY_TAUS_S,
+    show: bool = True,
+) -> QualityModel:
+    """Measure the PSNR of pictures over rates, SNRs and channels, for rate control.
+
+    Channels: Rayleigh and Rician (K of 6 dB) with each delay spread, and AWGN. Perfect CSI, MMSE.
+
+    Args:
+        adapted: what sends.
+        decode: latents -> pictures in [-1, 1].
+        latents: (n, c, h, w) that nothing was trained on; each is sent once under every condition.
+        seed: of fades and noise.
+        cbrs: rates, rising.
+        snrs_db: mean SNRs, rising, dB.
+        taus_s: delay spreads, rising, s.
+        show: whether a progress bar is drawn.
+    """
+    clean = latents.float()
+    reference = decode(clean)
+    rician = LinkConditions(fading="rician", rician_k_db=QUALITY_RICIAN_K_DB)
+    directs = (0.0, direct_share(rician), 1.0)
+    fadings: tuple[Fading, ...] = ("rayleigh", "rician", "awgn")
+    mean = np.zeros((len(directs), len(taus_s), len(snrs_db), len(cbrs)))
+    spread = np.zeros_like(mean)
+    with tqdm(total=mean.size, disable=not show, desc="quality") as bar:
+        for place in np.ndindex(mean.shape):
+            fading, tau_s, snr_db, cbr = (
+                fadings[place[0]], taus_s[place[1]], snrs_db[place[2]], cbrs[place[3]],
+            )  # fmt: skip
+            bar.update()
+            if fading == "awgn" and place[1]:
+                mean[place], spread[place] = mean[place[0], 0][place[2:]], spread[place[0], 0][place[2:]]
+                continue
+            conditions = LinkConditions(
+                snr_db=snr_db, fading=fading, tau_rms_s=tau_s, rician_k_db=QUALITY_RICIAN_K_DB
+            )
+            received = deliver(adapted, clean, cbr, conditions, range(seed, seed + len(clean)))
+            psnr = psnr_db(decode(received), reference)
+            mean[place], spread[place] = float(psnr.mean()), float(psnr.std())
+    return QualityModel(
+        tuple(cbrs), tuple(snrs_db), directs, tuple(taus_s), mean.round(3).tolist(), spread.round(3).tolist()
+    )
+
+
+def train_knowledge(
+    folder: Path,
+    codec: JsccCodec,
+    base_hash: str,
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    latents: torch.Tensor,
+    validation: torch.Tensor,
+    *,
+    steps: int,
+    seed: int,
+    share: float,
+    bf16: bool = False,
+    command: str = "",
+    quality_grid: Mapping[str, Any] | None = None,
+) -> TransmissionKnowledge:
+    """Train CALA and measure it: the artifact that edge and user load.
+
+    Args:
+        folder: where checkpoints go; resumed.
+        codec: the base codec.
+        base_hash: hash of its folder.
+        decode: latents -> pictures in [-1, 1], without gradients.
+        latents: (n, c, h, w) to train on.
+        validation: (m, c, h, w) to measure on.
+        steps: optimiser steps in all.
+        seed: of everything random.
+        share: largest share of parameters.
+        bf16: run the convolutions in bfloat16.
+        command: what made it, for the record.
+        quality_grid: `cbrs`, `snrs_db` and `taus_s` of `calibrate_quality`, if not its own.
+    """
+    decode = torch.no_grad()(decode)
+    metric = pixel_metric(decode, latents[:METRIC_LATENTS].float())
+    torch.manual_seed(seed)
+    model = build("cala", codec, share)
+    trained = train_method(
+        folder, "cala", codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model
+    )
+    knowledge = TransmissionKnowledge.new({"base_hash": base_hash}, trained.get_submodule("peft"))
+    # measured as it ships: loaded into a new codec, its weights rounded
+    shipped = Cala.attached(copy.deepcopy(codec), knowledge)
+    quality = calibrate_quality(shipped, decode, validation, **(quality_grid or {}))
+    of_codec = sum(p.numel() for p in codec.parameters())
+    return knowledge.with_info(
+        config={"steps": steps, "seed": seed, "command": command, "metric": metric.tolist()},
+        scores={
+            "parameters": trained.trained_parameters(),
+            "share": round(trained.trained_parameters() / of_codec, 5),
+            "mean_psnr_db": round(float(np.mean(quality.mean_db)), 2),
+        },
+        quality=quality.to_json(),
+    )

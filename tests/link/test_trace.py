@@ -1,0 +1,111 @@
+"""Recorded channels: what is read, what is played, what is refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from dekag.errors import InvalidInputError
+from dekag.link import trace
+from dekag.link.channel import transmit
+from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, LinkConditions
+from dekag.link.make_traces import write
+
+
+def loaded(folder: Path, content: str | bytes, name: str = "t") -> trace.Trace:
+    data = content.encode() if isinstance(content, str) else content
+    (folder / f"{name}.csv").write_bytes(data)
+    return trace.load(name, folder)
+
+
+def test_gains_are_played_back_at_mean_power_one(tmp_path: Path) -> None:
+    # Samples hold for 1, 3 and, as the last one, the mean distance of 2 s: power (1 + 3 * 4 + 2 * 25) / 6.
+    played = loaded(tmp_path, "time_s,gain_re,gain_im\n10,1,0\n11,0,2\n14,-3,4\n")
+    assert played.period_s == 6
+    assert 10 ** (played.mean_snr_db / 10) == pytest.approx(63 / 6)
+    times = torch.tensor([0, 0.99, 1, 3.99, 4, 5.99, 6, 7.5, 600])
+    expected = torch.tensor([1, 1, 2j, 2j, -3 + 4j, -3 + 4j, 1, 2j, 1], dtype=torch.complex128)
+    torch.testing.assert_close(played.at(times), expected / (63 / 6) ** 0.5)
+
+
+def test_snrs_are_amplitudes_around_their_mean(tmp_path: Path) -> None:
+    played = loaded(tmp_path, "time_s,snr_db\n0,20\n1,0\n")
+    assert played.mean_snr_db == pytest.approx(10 * torch.tensor(50.5).log10().item())
+    torch.testing.assert_close(played.gains, torch.tensor([10, 1], dtype=torch.complex128) / 50.5**0.5)
+
+
+def test_a_transmission_plays_the_slot_that_it_starts_in(tmp_path: Path) -> None:
+    step = 1e-3 / BLOCKS
+    lines = [f"{i * step:.9f},{i + 1},0" for i in range(64)]
+    played = loaded(tmp_path, "\n".join(["time_s,gain_re,gain_im", *lines]))
+    symbols = torch.ones(1, 64, dtype=torch.complex64)
+    for start, first in ((0.0, 0), (1e-3, 8), (7e-3, 56), (played.period_s, 0)):
+        conditions = LinkConditions(fading="trace", trace="t", trace_start_s=start)
+        gains = transmit(symbols, [conditions], [1], traces=tmp_path).gains[0]
+        torch.testing.assert_close(gains, played.gains[first : first + BLOCKS].to(torch.complex64))
+    conditions = LinkConditions(fading="trace", trace="t", trace_start_s=step / 2)
+    long = transmit(symbols[:, :1].expand(1, 9000), [conditions], [1], traces=tmp_path).gains[0]
+    torch.testing.assert_close(long, played.gains[1:16:2].to(torch.complex64))  # two slots, twice as coarse
+
+
+@pytest.mark.parametrize("name", ["walk", "drive"])
+def test_shipped_traces_have_mean_power_one(name: str) -> None:
+    played = trace.load(name)
+    assert played.gains.abs().square().mean().item() == pytest.approx(1, abs=1e-9)
+    assert played.gains.abs().min() < 0.4 < 1.5 < played.gains.abs().max()
+
+
+def test_shipped_traces_are_what_their_command_makes(tmp_path: Path) -> None:
+    assert sorted(path.name for path in SHIPPED_TRACES.iterdir()) == ["drive.csv", "walk.csv"]
+    for path in write(tmp_path, seed=1):
+        assert path.read_text() == (SHIPPED_TRACES / path.name).read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["nobody", "", "../traces/walk", "/etc/passwd", "walk.csv", "WALK", "*", "wal?"]
+)
+def test_only_names_of_traces_that_there_are(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="one of drive, walk") as caught:
+        trace.load(name)
+    assert caught.value.field == "link.trace"
+
+
+def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
+    first = loaded(tmp_path, "time_s,snr_db\n0,20\n1,0\n")
+    assert trace.load("t", tmp_path) is first
+    (tmp_path / "t.csv").write_text("time_s,snr_db\n0,20\n1,20\n")
+    os.utime(tmp_path / "t.csv", ns=(1, 1))
+    assert (trace.load("t", tmp_path).gains == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "start with time_s,snr_db"),
+        ("time,snr\n0,1\n1,1\n", "start with time_s,snr_db"),
+        ("time_s,snr_db\n", "2 to 100000 samples"),
+        ("time_s,snr_db\n0,1\n", "2 to 100000 samples"),
+        ("time_s,snr_db\n" + "0,1\n" * 100_001, "2 to 100000 samples"),
+        ("time_s,snr_db\n0,1\n0,1\n", "later time_s in line 3"),
+        ("time_s,snr_db\n0,1\n2,1\n1,1\n", "later time_s in line 4"),
+        ("time_s,snr_db\n0,1\n1,x\n", "2 finite numbers in line 3"),
+        ("time_s,snr_db\n0,nan\n1,1\n", "2 finite numbers in line 2"),
+        ("time_s,snr_db\n0,1\n1,1,1\n", "2 finite numbers in line 3"),
+        ("time_s,snr_db\n0,1\n\n1,1\n", "2 finite numbers in line 3"),
+        ("time_s,snr_db\n0,1\n1,1e9\n", "SNRs between"),
+        ("time_s,gain_re,gain_im\n0,0,0\n1,0,0\n", "mean power above 0"),
+        ("time_s,gain_re,gain_im\n0,1e300,0\n1,0,0\n", "mean power above 0"),
+        (b"time_s,snr_db\n0,\xff\n", "CSV file in UTF-8"),
+        (b"x" * (4 * 2**20 + 1), "at most 4194304 bytes"),
+    ],
+)
+def test_a_file_that_is_no_trace_is_named_with_what_is_wrong(
+    tmp_path: Path, content: str | bytes, complaint: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        loaded(tmp_path, content)
+    assert caught.value.field == "link.trace"
+    assert complaint in caught.value.allowed

@@ -1,0 +1,189 @@
+"""Two steps of every method, what the loss measures, and the artifact that training makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dekag.cala.methods import METHODS, Lora, build
+from dekag.codec import JsccCodec
+from dekag.errors import InvalidInputError
+from dekag.link.conditions import LinkConditions
+from dekag.training.cala import (
+    calibrate_quality,
+    deliver,
+    draw_conditions,
+    grid_condition,
+    picture_error,
+    pixel_metric,
+    train_knowledge,
+    train_method,
+)
+
+SHAPE = (4, 16, 16)
+PLAIN = torch.eye(4)
+SHARE = 0.3  # a tiny codec needs a large share
+
+
+@pytest.fixture
+def codec() -> JsccCodec:
+    torch.manual_seed(0)
+    return JsccCodec(width=16, blocks=1).eval()
+
+
+@pytest.fixture
+def latents() -> torch.Tensor:
+    return torch.randn(20, *SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_takes_two_steps_and_delivers(
+    name: str, codec: JsccCodec, latents: torch.Tensor, tmp_path: Path
+) -> None:
+    trained = train_method(
+        tmp_path, name, codec, latents, PLAIN, steps=2, seed=1, share=SHARE, batch=8, show=False
+    )
+    conditions = LinkConditions(snr_db=5, fading="rayleigh", reported_snr_db=-3)
+    received = deliver(trained, latents[:3], 1 / 192, conditions, [1, 2, 3])
+    assert received.shape == (3, *SHAPE)
+    assert torch.isfinite(received).all()
+    of_codec = sum(p.numel() for p in codec.parameters())
+    fresh = build(name, codec, SHARE).trained_parameters()
+    if name == "none":
+        assert fresh == 0
+    elif name == "fine-tune":
+        assert fresh == of_codec
+    else:
+        share = fresh / of_codec
+        limit = 4 * SHARE if name == "lora-groups-large" else SHARE
+        assert 0.4 * limit < share <= limit
+
+
+def test_methods_start_as_the_base_codec(codec: JsccCodec, latents: torch.Tensor) -> None:
+    conditions = LinkConditions(snr_db=10, fading="awgn")
+    base = deliver(build("none", codec, SHARE), latents[:2], 1 / 96, conditions, [1, 2])
+    for name in METHODS:
+        torch.testing.assert_close(
+            deliver(build(name, codec, SHARE), latents[:2], 1 / 96, conditions, [1, 2]), base
+        )
+
+
+def test_resumed_training_ends_where_uninterrupted_training_does(
+    codec: JsccCodec, latents: torch.Tensor, tmp_path: Path
+) -> None:
+    def train(folder: str, steps: int) -> dict[str, torch.Tensor]:
+        trained = train_method(
+            tmp_path / folder,
+            "cala",
+            codec,
+            latents,
+            PLAIN,
+            steps=steps,
+            seed=1,
+            share=SHARE,
+            batch=4,
+            show=False,
+        )
+        return dict(trained.state_dict())
+
+    # the learning rate depends on the run's length, so the halves are cut from a finished run's start
+    whole = train("whole", 2)
+    assert all(torch.equal(value, train("again", 2)[name]) for name, value in whole.items())
+    assert all(torch.equal(value, train("whole", 2)[name]) for name, value in whole.items())
+
+
+def test_groups_are_switched_and_kept_apart(codec: JsccCodec) -> None:
+    lora = Lora(codec, 1, "snr-cbr")
+    groups = lora.group_of(torch.tensor([1 / 96, 1 / 768, 1 / 96]), torch.tensor([0.0, 10.0, 10.0]))
+    assert groups.tolist() == [1, 2, 3]
+    for name, parameter in lora.named_parameters():
+        if "lora_B" in name and "group2" in name:
+            torch.nn.init.ones_(parameter)
+    latents = torch.randn(1, *SHAPE)
+    lora.use_group(0)
+    base = codec.features(latents, 512)
+    lora.use_group(2)
+    assert not torch.allclose(codec.features(latents, 512), base)
+    lora.use_group(1)
+    assert torch.equal(codec.features(latents, 512), base)
+
+
+def test_a_share_too_small_for_any_adapter_is_refused(codec: JsccCodec) -> None:
+    with pytest.raises(InvalidInputError, match="share"):
+        build("lora", codec, 1e-5)
+    with pytest.raises(InvalidInputError, match="method"):
+        build("magic", codec, 0.05)
+
+
+def test_training_conditions_cover_their_ranges() -> None:
+    drawn = draw_conditions(4000, torch.Generator().manual_seed(1))
+    assert -5 <= drawn.snr_db.min() < -4.9
+    assert 19.9 < drawn.snr_db.max() <= 20
+    assert drawn.cbr.min() >= 1 / 768 * 0.999
+    assert drawn.cbr.max() <= 1 / 96 * 1.001
+    for direct in (0.0, 1.0):
+        assert (drawn.direct == direct).float().mean() == pytest.approx(1 / 3, abs=0.04)
+    assert (drawn.tau_rms_s[drawn.direct == 1] == 0).all()
+
+
+def test_the_metric_predicts_what_latent_errors_cost() -> None:
+    """For a linear decoder the metric is exact: M = W'W over the pixels of a position."""
+    torch.manual_seed(5)
+    decoder = torch.nn.Conv2d(4, 3, 1, bias=False)
+    torch.nn.init.normal_(decoder.weight, std=0.1)
+    weight = decoder.weight[:, :, 0, 0]
+    latents = 0.1 * torch.randn(64, *SHAPE)
+    with torch.inference_mode():
+        metric = pixel_metric(decoder, latents, size=0.05)
+        expected = weight.T @ weight / 3 / 4  # mean over colours; images in [-1, 1] count half
+        torch.testing.assert_close(metric, expected, atol=0.02 * float(expected.max()), rtol=0)
+        other = latents + 0.05 * torch.randn(latents.shape)
+        error = (decoder(other) - decoder(latents)).div(2).square().mean((1, 2, 3))
+        torch.testing.assert_close(picture_error(other, latents, metric), error, rtol=0.15, atol=0)
+
+
+def test_one_condition_can_be_trained_alone(codec: JsccCodec, latents: torch.Tensor, tmp_path: Path) -> None:
+    only = grid_condition(1 / 768, -5.0, direct=0.0, tau_rms_s=1e-6)
+    train_method(
+        tmp_path, "fine-tune", codec, latents, PLAIN, steps=2, seed=1, batch=4, only=only, show=False
+    )
+    assert (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_training_makes_an_artifact_that_loads(
+    codec: JsccCodec, latents: torch.Tensor, tmp_path: Path
+) -> None:
+    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.artifact import TransmissionKnowledge
+    from dekag.generation.models import folder_hash
+
+    codec.save_pretrained(tmp_path / "codec")
+    decoder = torch.nn.ConvTranspose2d(4, 3, 8, stride=8)
+    knowledge = train_knowledge(
+        tmp_path / "run",
+        codec,
+        folder_hash(tmp_path / "codec"),
+        decoder,
+        latents[:16],
+        latents[16:18],
+        steps=2,
+        seed=1,
+        share=SHARE,
+        quality_grid={"cbrs": (1 / 768, 1 / 96), "snrs_db": (0.0,), "taus_s": (1e-7,)},
+    )
+    knowledge.save(tmp_path / "cala")
+    assert TransmissionKnowledge.load(tmp_path / "cala").quality is not None
+    AlignedCodec.load(tmp_path / "codec", tmp_path / "cala")
+
+
+def test_calibration_fills_its_grid(codec: JsccCodec, latents: torch.Tensor) -> None:
+    decoder = torch.nn.ConvTranspose2d(4, 3, 8, stride=8).requires_grad_(False)
+    quality = calibrate_quality(
+        build("none", codec, SHARE), decoder, latents[:4], cbrs=(1 / 768, 1 / 96), snrs_db=(0.0, 20.0),
+        taus_s=(1e-7, 1e-6), show=False,
+    )  # fmt: skip
+    awgn = LinkConditions(snr_db=20, fading="awgn")
+    assert quality.expected_psnr_db(1 / 96, awgn) > 0
+    assert quality.spread_psnr_db(1 / 96, awgn) > 0
