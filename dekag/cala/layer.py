@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,9 +54,8 @@ class Components(nn.Module):
         nn.init.normal_(self.head.weight, std=0.1)
         nn.init.zeros_(self.head.bias)
 
-    def gates(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The weights g (batch, rank) from what the trunk made of the conditions (batch, gate_width)."""
-        numbers: torch.Tensor = self.head(hidden)
+    def weights(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The weights g of the components from the numbers that the gate's head gives, (batch, rank) both."""
         if self.gate_kind == "sigmoid":
             return 2 * torch.sigmoid(numbers)
         if self.gate_kind == "softplus":
@@ -83,6 +83,44 @@ class Components(nn.Module):
         return F.conv2d(weighted, self.up[:, :, None, None])
 
 
+@dataclass(frozen=True)
+class Gating:
+    """What a layer works with until its gates change.
+
+    Attributes:
+        gates: weights of the components (batch, rank); None is the base layer alone.
+        merged: weight and bias of the layer for the one image of the batch.
+    """
+
+    gates: torch.Tensor | None = None
+    merged: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Base layer and components, flattened so that merging them is two products.
+
+    Attributes:
+        weight, bias: of the base layer: (out, in * height * width), (out,).
+        up: s B, (out, rank).
+        down, offset: A, (rank, in * height * width), and (rank,).
+        shape: of the weight as a convolution's.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    offset: torch.Tensor
+    shape: torch.Size
+
+    def merged(self, gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias for gates (1, rank)."""
+        up = self.up * gates
+        weight = torch.addmm(self.weight, up, self.down).view(self.shape)
+        return weight, torch.addmv(self.bias, up, self.offset)
+
+
 class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
     """A convolution with the components of one or more adapters, of which one is active.
 
@@ -95,8 +133,8 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         super().__init__()
         self.base_layer = base_layer
         self.cala_components = nn.ModuleDict({})
-        self.gates: torch.Tensor | None = None
-        self._fused: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._state = [Gating()]  # in a list: modules are slow to assign to
+        self._fused: Fused | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = adapter_name
@@ -124,33 +162,49 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """For inference: one convolution for base layer and A, as calls cost more than products here.
+        """Make ready for quick inference: a batch of one image is convolved with its merged weight.
 
         Weights that change afterwards, or another active adapter, have no effect until it is called again.
         """
         base, components = self.base_layer, self.components
         if components is None:
             raise RuntimeError("there is no active adapter to fuse")
-        bias = base.weight.new_zeros(base.out_channels) if base.bias is None else base.bias
-        offset = bias.new_zeros(components.up.shape[1]) if components.offset is None else components.offset
-        self._fused = torch.cat([base.weight, components.kernels()]), torch.cat([bias, offset])
+        offset = components.offset
+        self._fused = Fused(
+            weight=base.weight.flatten(1),
+            bias=base.weight.new_zeros(base.out_channels) if base.bias is None else base.bias,
+            up=components.scale * components.up,
+            down=components.kernels().flatten(1),
+            offset=base.weight.new_zeros(components.up.shape[1]) if offset is None else offset,
+            shape=base.weight.shape,
+        )
+
+    def gating(self, gates: torch.Tensor) -> Gating:
+        """What the layer works with for these weights of its components, (batch, rank)."""
+        if self._fused is None or len(gates) != 1:
+            return Gating(gates)
+        return Gating(gates, self._fused.merged(gates))
+
+    def set_gating(self, gating: Gating) -> None:
+        """Work so until told otherwise; `Gating()` is the base layer alone."""
+        self._state[0] = gating
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The adapted convolution of x (batch, in, h, w)."""
-        components, base = self.components, self.base_layer
-        if components is None or self.gates is None:
-            return _convolve(x, base.weight, base.bias, base)
-        if self._fused is None:
-            return _convolve(x, base.weight, base.bias, base) + components(x, self.gates, base)
-        both = _convolve(x, *self._fused, base)
-        result, maps = both.split([base.out_channels, both.shape[1] - base.out_channels], dim=1)
-        per_image = components.up * (components.scale * self.gates)[:, None, :]
-        flat: torch.Tensor = torch.baddbmm(result.flatten(2), per_image, maps.flatten(2))
-        return flat.view(result.shape)
+        base, gating = self.base_layer, self._state[0]
+        if gating.merged is not None:
+            return _convolve(x, *gating.merged, base)
+        result = _convolve(x, base.weight, base.bias, base)
+        components = None if gating.gates is None else self.components
+        if components is None or gating.gates is None:
+            return result
+        adapted: torch.Tensor = result + components(x, gating.gates, base)
+        return adapted
 
 
 def _convolve(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d, groups: int = 1
 ) -> torch.Tensor:
     """Convolution with the stride, padding and dilation of `like`."""
-    return F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation, groups)
+    result: torch.Tensor = F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation, groups)
+    return result

@@ -2,17 +2,67 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
+from torch.nn import functional as F
 
 from dekag.cala.config import CalaConfig
-from dekag.cala.layer import CalaLayer
+from dekag.cala.layer import CalaLayer, Components, Gating
 from dekag.errors import InvalidInputError
+
+
+RECENT_CONDITIONS = 32
+"""Single conditions whose merged weights are kept, about 1 MB each for the embedded codec."""
+
+_BASE_ALONE = Gating()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One gated part of the model.
+
+    Attributes:
+        trunk: turns conditions (batch, C) into hidden units.
+        layers: the adapted layers.
+        components: theirs, in the same order.
+        head: weight and bias of all layers' heads in one, for quick inference.
+    """
+
+    trunk: nn.Sequential
+    layers: list[CalaLayer]
+    components: list[Components]
+    head: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def gates(self, condition: torch.Tensor) -> list[torch.Tensor]:
+        """The weights of each layer's components, (batch, rank), for conditions (batch, C)."""
+        features = self.trunk[0].in_features
+        if condition.ndim != 2 or condition.shape[1] != features:
+            raise InvalidInputError("condition", f"(batch, {features})", tuple(condition.shape))
+        hidden = self.trunk(condition)
+        if self.head is None:
+            return [part.weights(part.head(hidden)) for part in self.components]
+        numbers = F.linear(hidden, *self.head)
+        ranks = [part.head.out_features for part in self.components]
+        if self.components[0].gate_kind == "softmax":  # over each layer's numbers apart
+            return [part.weights(n) for part, n in zip(self.components, numbers.split(ranks, 1), strict=True)]
+        return list(self.components[0].weights(numbers).split(ranks, dim=1))
+
+    def gatings(self, condition: torch.Tensor) -> list[Gating]:
+        """What each layer works with for conditions (batch, C)."""
+        return [layer.gating(g) for layer, g in zip(self.layers, self.gates(condition), strict=True)]
+
+    def with_one_head(self) -> Side:
+        """The same with the layers' heads put together."""
+        heads = [part.head for part in self.components]
+        together = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
+        return replace(self, head=together)
 
 
 class CalaModel(BaseTuner):  # type: ignore[misc]
@@ -29,6 +79,8 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
     def _pre_injection_hook(self, model: nn.Module, config: CalaConfig, adapter_name: str) -> None:
         if not hasattr(self, "cala_trunks"):
             self.cala_trunks = nn.ModuleDict({})
+            self._fused_sides: dict[str, Side] = {}
+            self._recent: OrderedDict[tuple[str, bytes], list[Gating]] = OrderedDict()
         self.cala_trunks[adapter_name] = nn.ModuleDict(
             {
                 side: nn.Sequential(nn.Linear(config.condition_features, config.gate_width), nn.GELU())
@@ -78,12 +130,21 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
     ) -> None:
         setattr(parent, child_name, new_module)
 
-    def _layers(self, side: str) -> list[CalaLayer]:
-        return [
+    def _side(self, side: str) -> Side:
+        """The trunk, layers and heads of a side under the active adapter."""
+        name = self.active_adapters[0]
+        if side in self._fused_sides:
+            return self._fused_sides[side]
+        trunks: Any = self.cala_trunks[name]
+        if side not in trunks:
+            raise InvalidInputError("side", f"one of {', '.join(trunks)}", side)
+        layers = [
             module
-            for name, module in self.model.named_modules()
-            if isinstance(module, CalaLayer) and name.startswith(f"{side}.")
+            for place, module in self.model.named_modules()
+            if isinstance(module, CalaLayer) and place.startswith(f"{side}.")
         ]
+        pairs = [(layer, layer.components) for layer in layers if layer.components is not None]
+        return Side(trunks[side], [layer for layer, _ in pairs], [components for _, components in pairs])
 
     def gates(self, side: str, condition: torch.Tensor) -> list[torch.Tensor]:
         """The weights of the components of each of the side's layers, (batch, rank).
@@ -95,23 +156,19 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
         Raises:
             InvalidInputError: there is no such side, or the conditions have another shape.
         """
-        name = self.active_adapters[0]
-        trunks: Any = self.cala_trunks[name]
-        if side not in trunks:
-            raise InvalidInputError("side", f"one of {', '.join(trunks)}", side)
-        features = trunks[side][0].in_features
-        if condition.ndim != 2 or condition.shape[1] != features:
-            raise InvalidInputError("condition", f"(batch, {features})", tuple(condition.shape))
-        hidden = trunks[side](condition)
-        return [
-            layer.components.gates(hidden) for layer in self._layers(side) if layer.components is not None
-        ]
+        return self._side(side).gates(condition)
 
+    @torch.no_grad()
     def fuse(self) -> None:
-        """Make all layers ready for quick inference; see `CalaLayer.fuse`."""
-        for module in self.model.modules():
-            if isinstance(module, CalaLayer):
-                module.fuse()
+        """Make layers and gates ready for quick inference; see `CalaLayer.fuse`."""
+        self._fused_sides.clear()
+        self._recent.clear()
+        trunks: Any = self.cala_trunks[self.active_adapters[0]]
+        for name in trunks:
+            side = self._side(name)
+            for layer in side.layers:
+                layer.fuse()
+            self._fused_sides[name] = side.with_one_head()
 
     @contextmanager
     def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
@@ -121,11 +178,23 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             side: which part of the model, such as "encoder".
             condition: (batch, C) float32.
         """
-        layers = [layer for layer in self._layers(side) if layer.components is not None]
-        for layer, gates in zip(layers, self.gates(side, condition), strict=True):
-            layer.gates = gates
+        part = self._side(side)
+        for layer, gating in zip(part.layers, self._gatings(side, part, condition), strict=True):
+            layer.set_gating(gating)
         try:
             yield
         finally:
-            for layer in layers:
-                layer.gates = None
+            for layer in part.layers:
+                layer.set_gating(_BASE_ALONE)
+
+    def _gatings(self, side: str, part: Side, condition: torch.Tensor) -> list[Gating]:
+        """What each layer works with; kept for single conditions, as requests often repeat them."""
+        if part.head is None or len(condition) != 1:
+            return part.gatings(condition)
+        key = side, condition.numpy().tobytes()
+        if key not in self._recent:
+            self._recent[key] = part.gatings(condition)
+            if len(self._recent) > RECENT_CONDITIONS:
+                self._recent.popitem(last=False)
+        self._recent.move_to_end(key)
+        return self._recent[key]

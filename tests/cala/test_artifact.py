@@ -103,16 +103,21 @@ def test_a_mixed_batch_through_the_aligned_codec(folders: tuple[Path, Path]) -> 
     aligned = AlignedCodec.load(*folders)
     latents, uses, condition = torch.randn(3, *SHAPE), [512, 64, 130], _condition(-5, 8, 20)
     symbols = aligned.encode(latents, uses, condition)
-    assert symbols.shape == (3, 512)
+    at_once = aligned.encode(latents, uses, condition, exact=False)
+    assert symbols.shape == at_once.shape == (3, 512)
     for row, count in enumerate(uses):
         assert symbols[row, :count].abs().square().mean() == pytest.approx(1, abs=1e-5)
         assert not symbols[row, count:].any()
         alone = aligned.encode(latents[row : row + 1], [count], condition[row : row + 1])
-        agree = (alone[0] - symbols[row, :count]).abs() < 1e-4
+        assert torch.equal(alone[0], symbols[row, :count])
+        agree = (at_once[row] - symbols[row]).abs() < 1e-4
         assert agree.float().mean() > 0.99  # a feature on the edge between two points may snap either way
     decoded = aligned.decode(symbols, SHAPE, condition)
-    alone = aligned.decode(symbols[1:2], SHAPE, condition[1:2])
-    torch.testing.assert_close(alone[0], decoded[1], rtol=1e-4, atol=1e-4)
+    assert torch.equal(aligned.decode(symbols[1:2], SHAPE, condition[1:2])[0], decoded[1])
+    at_once = aligned.decode(symbols, SHAPE, condition, exact=False)
+    torch.testing.assert_close(at_once, decoded, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InvalidInputError, match="condition"):
+        aligned.decode(symbols, SHAPE, condition[:2])
 
 
 @pytest.mark.parametrize(("modulation", "points"), [("qam4", 4), ("qam16", 16), ("qam256", 256)])

@@ -75,7 +75,7 @@ def test_an_adapted_layer_is_the_convolution_with_its_merged_weight(gate: Any, k
         out = layer(x)
         parts, base = layer.components, layer.get_base_layer()
         for row in range(2):
-            up = parts.up * (0.5 * layer.gates[row])
+            up = parts.up * (0.5 * layer._state[0].gates[row])
             weight = base.weight + torch.einsum("or,rihw->oihw", up, parts.kernels())
             merged = torch.nn.functional.conv2d(
                 x[row : row + 1], weight, base.bias + up @ parts.offset, padding=1
