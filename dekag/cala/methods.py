@@ -233,10 +233,10 @@ def cala_config(rank: int, **changes: Any) -> CalaConfig:
 
 METHODS: dict[str, Method] = {
     "none": Method("unaligned", lambda codec, _: Adapted(copy.deepcopy(codec)), 0.0, sized=False),
-    "cala": Method("CALA", _sized(lambda codec, rank: Cala(codec, cala_config(rank))), 3e-3),
-    "lora": Method("one shared LoRA", _sized(Lora), 3e-3),
+    "cala": Method("CALA", _sized(lambda codec, rank: Cala(codec, cala_config(rank))), 1e-2),
+    "lora": Method("one shared LoRA", _sized(Lora), 1e-2),
     "lora-groups": Method(
-        "LoRA per SNR group, equal bytes in all", _sized(lambda codec, rank: Lora(codec, rank, "snr")), 3e-3
+        "LoRA per SNR group, equal bytes in all", _sized(lambda codec, rank: Lora(codec, rank, "snr")), 1e-2
     ),
     "lora-groups-large": Method(
         "LoRA per SNR and rate group, equal bytes each",

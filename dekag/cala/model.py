@@ -17,7 +17,6 @@ from dekag.cala.config import CalaConfig
 from dekag.cala.layer import CalaLayer, Components, Gating
 from dekag.errors import InvalidInputError
 
-
 RECENT_CONDITIONS = 32
 """Single conditions whose merged weights are kept, about 1 MB each for the embedded codec."""
 
