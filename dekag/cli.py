@@ -161,6 +161,27 @@ def gka(
     run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile)
 
 
+@experiment.command("digital")
+def digital(
+    count: Annotated[int, typer.Option(help="Pictures.", min=4)] = 64,
+    checks: Annotated[int, typer.Option(help="Deliveries that are really decoded.", min=0)] = 100,
+    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
+    channel: Annotated[list[str] | None, typer.Option(help="Channels; all if left out.")] = None,
+    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+) -> None:
+    """The conventional delivery at its best beside the base codec; writes results/ and its page in docs/."""
+    import torch
+
+    from dekag.experiments.digital import CHANNELS
+    from dekag.experiments.digital_report import run_digital
+
+    if unknown := set(channel or ()) - set(CHANNELS):
+        named = f"{', '.join(unknown)} is none of {', '.join(CHANNELS)}"
+        raise typer.BadParameter(named, param_hint="--channel")
+    torch.set_num_threads(threads)
+    run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), profile=profile)
+
+
 @bench.command("chain")
 def bench_chain(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,

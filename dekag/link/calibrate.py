@@ -1,28 +1,27 @@
 """Measures the SNR that every modulation and coding needs, and writes dekag/link/mcs.json.
 
-    python -m dekag.link.calibrate [--n 60] [--checks 10] [--seed 1]
+    python -m dekag.link.calibrate [--n 24] [--checks 4] [--seed 1]
 
-AWGN: `n` random payloads of one full codeword go through modulate, transmit and demodulate. Each meets one
-fixed noise, whose power is lowered or raised in steps of 0.125 dB until decoding just succeeds; mean and
-standard deviation of the SNRs so needed are kept. The threshold is where 90 % of images of 1,200 bytes (a
-WebP of the embedded world) arrive, each of them 6 codewords that must all be decoded, if a normal
-distribution is fitted to the SNRs needed.
+For each row of the table and each of a few lengths, `n` codewords of random payloads cross AWGN, each with a
+noise of its own whose power is halved between what decodes and what does not, down to 0.125 dB. Mean and
+standard deviation of the SNRs so needed are kept. Rows below rate 1/5 send every bit of the code of rate 1/5
+several times, which on AWGN is that code at as many times its SNR, so they need no measurement of their own.
+`dekag.link.outage` predicts every loss from this and from the mutual information of each constellation's
+bits, which is kept too.
 
-Rayleigh: the payload is interleaved over the J blocks, so it is taken to be decoded when the mean over the
-blocks of the bitwise mutual information of its constellation reaches what it is at the AWGN threshold. The
-threshold is the mean SNR at which that holds for 90 % of 20,000 fading draws, for each delay spread of the
-table.
-
-Neither step is trusted: `checks` says how many images of 1,200 bytes, the same number for every row, were
-really lost when sent at those thresholds.
+Neither the normal distribution nor the mutual information of fading slots is trusted: `checks` says how many
+images of 150 and of 900 bytes were really lost, beside how many were expected to be, when every row was used
+at the mean SNR at which it is predicted to lose 10 %.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,87 +29,76 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dekag.link.channel import block_correlator, transmit
-from dekag.link.conditions import BLOCKS, LinkConditions
-from dekag.link.digital import (
-    INFORMATION_BITS,
-    TABLE,
-    DecodingError,
-    DigitalLink,
-    ModulationAndCoding,
-    _constellation,
-)
+from dekag.link.channel import Reception
+from dekag.link.coding import INFORMATION_BITS, MOTHER_RATE, TABLE, Layout, ModulationAndCoding
+from dekag.link.conditions import LinkConditions
+from dekag.link.digital import ITERATIONS, DigitalLink, _code, _constellation, _sent_bits
+from dekag.link.outage import FADING_DRAWS, loss_share
 
-IMAGE_BYTES = 1200
-CODEWORD_BYTES = INFORMATION_BITS // 8 - 3
-DECODED_SHARE = 0.9
 STEP_DB = 0.125
-FADING_DRAWS = 20_000
-TAU_RMS_S = (0.0, 1e-8, 2e-8, 5e-8, 1e-7, 2e-7, 5e-7, 1e-6)
-CHECKED_TAU_RMS_S = (0.0, 1e-7, 1e-6)
-
-Curve = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-
-
-def calibrate(n: int, checks: int, seed: int) -> dict[str, Any]:
-    """The content of mcs.json, from `n` codewords and, at each fading, `checks` images for every row."""
-    codewords = math.ceil((IMAGE_BYTES + 3) * 8 / INFORMATION_BITS)
-    deviations = statistics.NormalDist().inv_cdf(DECODED_SHARE ** (1 / codewords))
-    with tqdm(total=len(TABLE) * (n + checks * (1 + len(CHECKED_TAU_RMS_S)))) as bar:
-        needed: list[tuple[float, float]] = []
-        gap_db = 1.0
-        for coding in TABLE:
-            shannon_db = 10 * math.log10(2**coding.efficiency - 1)
-            needed.append(_needed_db(coding, n, seed, shannon_db + gap_db, bar))
-            gap_db = needed[-1][0] - shannon_db
-        awgn = [round(mean + deviations * deviation, 2) for mean, deviation in needed]
-        curves = {m: mutual_information_curve(m, seed) for m in {c.bits_per_symbol for c in TABLE}}
-        powers = [_fading_powers(tau, seed) for tau in TAU_RMS_S]
-        rayleigh = [
-            [_rayleigh_threshold_db(curves[coding.bits_per_symbol], threshold, p) for p in powers]
-            for coding, threshold in zip(TABLE, awgn, strict=True)
-        ]
-        fadings: list[dict[str, Any]] = [
-            {"fading": "awgn"},
-            *({"fading": "rayleigh", "tau_rms_s": t} for t in CHECKED_TAU_RMS_S),
-        ]
-        columns = [awgn] + [[row[TAU_RMS_S.index(tau)] for row in rayleigh] for tau in CHECKED_TAU_RMS_S]
-        checked = []
-        for fading, thresholds in zip(fadings, columns, strict=True):
-            lost = 0
-            for row, (coding, snr_db) in enumerate(zip(TABLE, thresholds, strict=True)):
-                link = LinkConditions.model_validate({**fading, "snr_db": min(snr_db, 40.0)})
-                for item in range(checks):
-                    lost += not _decodes(coding, link, IMAGE_BYTES, seed + n + row * checks + item)
-                    bar.update()
-            checked.append({**fading, "images": len(TABLE) * checks, "lost": lost})
-    return {
-        "command": f"python -m dekag.link.calibrate --n {n} --checks {checks} --seed {seed}",
-        "n": n,
-        "seed": seed,
-        "image_bytes": IMAGE_BYTES,
-        "decoded_share": DECODED_SHARE,
-        "fading_draws": FADING_DRAWS,
-        "tau_rms_s": TAU_RMS_S,
-        "checks": checked,
-        "rows": [
-            {
-                "bits_per_symbol": coding.bits_per_symbol,
-                "codeword_bits": coding.codeword_bits,
-                "information_bits": coding.information_bits,
-                "codeword_needs_db": {"mean": round(mean, 3), "standard_deviation": round(deviation, 3)},
-                "awgn_db": awgn_db,
-                "rayleigh_db": rayleigh_db,
-            }
-            for coding, (mean, deviation), awgn_db, rayleigh_db in zip(
-                TABLE, needed, awgn, rayleigh, strict=True
-            )
-        ],
-    }
+SEARCH_DB = 12.0  # widest gap to Shannon's limit that is searched
+CODEWORD_BYTES = (4, 16, 60, 237)
+IMAGE_BYTES = (150, 900)
+CHECKED: tuple[dict[str, Any], ...] = (
+    {"fading": "awgn"},
+    {"fading": "rayleigh", "tau_rms_s": 0.0},
+    {"fading": "rayleigh", "tau_rms_s": 1e-7},
+    {"fading": "rayleigh", "tau_rms_s": 1e-6},
+)
+GRID_DB = tuple(range(-40, 51))
 
 
-def mutual_information_curve(bits_per_symbol: int, seed: int, symbols: int = 5_000) -> Curve:
-    """SNR grid (dB) and, at each, the mean mutual information (bit) of a bit and its soft value."""
+def random_bytes(count: int, generator: torch.Generator) -> bytes:
+    """A payload."""
+    return bytes(torch.randint(0, 256, (count,), generator=generator).tolist())
+
+
+def needed_db(coding: ModulationAndCoding, payload_bytes: int, n: int, seed: int) -> list[float]:
+    """AWGN SNR, dB, that each of `n` codewords of such a payload needs."""
+    generator = torch.Generator().manual_seed(seed)
+    layout = Layout.of(payload_bytes, coding)
+    if layout.codewords != 1:
+        raise ValueError(f"{payload_bytes} bytes are not one codeword")
+    link = DigitalLink()
+    payloads = [random_bytes(payload_bytes, generator) for _ in range(n)]
+    symbols = torch.cat([link.modulate(payload, coding) for payload in payloads])
+    noise = torch.randn(symbols.shape, dtype=torch.complex64, generator=generator)
+    low = torch.full((n,), math.floor(10 * math.log10(2**coding.efficiency - 1)) - 1.0)
+    high = low + SEARCH_DB
+    while (high - low).max() > STEP_DB:
+        middle = (low + high) / 2
+        fine = _decodes(symbols, noise, middle, payloads, coding)
+        low, high = torch.where(fine, low, middle), torch.where(fine, middle, high)
+    needed: list[float] = ((low + high) / 2).tolist()
+    return needed
+
+
+def _decodes(
+    symbols: torch.Tensor,
+    noise: torch.Tensor,
+    snr_db: torch.Tensor,
+    payloads: list[bytes],
+    coding: ModulationAndCoding,
+) -> torch.Tensor:
+    """(n,) whether each codeword is decoded at its SNR; all of them in one run of the decoder."""
+    link, layout = DigitalLink(), Layout.of(len(payloads[0]), coding)
+    no = 10 ** (-snr_db / 10)
+    received, gain = symbols + noise * no.sqrt()[:, None], torch.ones(1, 1, dtype=torch.complex64)
+    codewords = torch.zeros(len(payloads), layout.mother_bits)
+    encoder, decoder = _code(layout.size, layout.mother_bits)
+    for i, payload in enumerate(payloads):
+        reception = Reception(received[i : i + 1], gain, no[i : i + 1])
+        soft_bits = link.soft_bits(reception, coding, len(payload))
+        codewords[i : i + 1].index_add_(1, _sent_bits(layout), soft_bits)
+    codewords[:, layout.used_bits - 2 * encoder.z : layout.size - 2 * encoder.z] = -20.0
+    decoded, _ = decoder(codewords, num_iter=ITERATIONS)
+    sent = torch.from_numpy(np.stack([np.unpackbits(np.frombuffer(p, np.uint8)) for p in payloads]))
+    fine: torch.Tensor = (decoded[:, : sent.shape[1]] == sent).all(dim=1)
+    return fine
+
+
+def mutual_information(bits_per_symbol: int, seed: int, symbols: int = 20_000) -> list[float]:
+    """At each SNR of GRID_DB the mean mutual information (bit) of a bit and its soft value."""
     from dekag.link.phy import complex_normal
 
     generator = torch.Generator().manual_seed(seed)
@@ -118,86 +106,109 @@ def mutual_information_curve(bits_per_symbol: int, seed: int, symbols: int = 5_0
     noise = complex_normal((symbols,), precision="single", device="cpu", generator=generator)
     mapper, demapper = _constellation(bits_per_symbol)
     sent = mapper(bits)
-    grid = np.arange(-40.0, 51.0)
     information = []
-    for snr_db in grid:
+    for snr_db in GRID_DB:
         no = 10 ** (-snr_db / 10)
         llrs = demapper(sent + math.sqrt(no) * noise, torch.full((symbols,), no))
         loss = torch.nn.functional.softplus((1 - 2 * bits) * llrs).mean().item() / math.log(2)
         information.append(max(0.0, 1 - loss))
-    return grid, np.maximum.accumulate(information)
+    return [round(float(value), 5) for value in np.maximum.accumulate(information)]
 
 
-def _decodes(coding: ModulationAndCoding, conditions: LinkConditions, length: int, seed: int) -> bool:
-    """Whether the payload of `seed`, `length` bytes, survives the channel of `seed`."""
-    generator = torch.Generator().manual_seed(seed)
-    payload = bytes(torch.randint(0, 256, (length,), generator=generator).tolist())
-    link = DigitalLink()
-    reception = transmit(link.modulate(payload, coding), [conditions], [seed])
-    try:
-        return link.demodulate(reception, coding, length) == payload
-    except DecodingError:
-        return False
+def measure(n: int, seed: int) -> dict[str, Any]:
+    """The measured part of mcs.json."""
+    rows = []
+    measured = cache(needed_db)
+    for coding in tqdm(TABLE, desc="rows"):
+        repeats = max(1.0, float(MOTHER_RATE / coding.rate))
+        mother = coding if repeats == 1 else next(c for c in TABLE if c.rate == MOTHER_RATE)
+        needs = []
+        for payload_bytes in CODEWORD_BYTES:
+            needed = measured(mother, payload_bytes, n, seed)
+            mean = statistics.mean(needed) - 10 * math.log10(repeats)
+            size = Layout.of(payload_bytes, coding).used_bits
+            needs.append([size, round(mean, 3), round(max(statistics.stdev(needed), STEP_DB / 2), 3)])
+        rows.append(
+            {
+                "bits_per_symbol": coding.bits_per_symbol,
+                "codeword_bits": coding.codeword_bits,
+                "information_bits": INFORMATION_BITS,
+                "needs_db": needs,
+            }
+        )
+    orders = sorted({coding.bits_per_symbol for coding in TABLE})
+    curves = {str(order): mutual_information(order, seed) for order in orders}
+    return {"mutual_information": {"snr_db": list(GRID_DB), **curves}, "rows": rows}
 
 
-def _needed_db(
-    coding: ModulationAndCoding, n: int, seed: int, start_db: float, bar: Any
-) -> tuple[float, float]:
-    """Mean and standard deviation of the AWGN SNR, dB, that one codeword needs."""
-    needed: list[int] = []
-    for item in range(n):
-        # The search of each codeword starts where the others ended: a step or two decide.
-        step = round(statistics.median(needed) if needed else start_db / STEP_DB)
-
-        def decodes(step: int, item: int = item) -> bool:
-            conditions = LinkConditions(snr_db=step * STEP_DB, fading="awgn")
-            return _decodes(coding, conditions, CODEWORD_BYTES, seed + item)
-
-        if decodes(step):
-            while decodes(step - 1):
-                step -= 1
-        else:
-            step += 1
-            while not decodes(step):
-                step += 1
-        needed.append(step)
-        bar.update()
-    return statistics.mean(needed) * STEP_DB, statistics.stdev(needed) * STEP_DB
-
-
-def _fading_powers(tau_rms_s: float, seed: int) -> np.ndarray[Any, Any]:
-    """(FADING_DRAWS, J) block powers |h_j|^2, dB."""
-    from dekag.link.phy import complex_normal
-
-    generator = torch.Generator().manual_seed(seed)
-    independent = complex_normal(
-        (FADING_DRAWS, BLOCKS, 1), precision="double", device="cpu", generator=generator
-    )
-    gains = block_correlator(tau_rms_s)(independent)[..., 0]
-    return np.asarray(10 * torch.log10(gains.abs().square()))
-
-
-def _rayleigh_threshold_db(curve: Curve, awgn_db: float, powers_db: np.ndarray[Any, Any]) -> float:
-    needed = np.interp(awgn_db, *curve)
-    low, high = awgn_db - 10.0, awgn_db + 30.0
+def threshold_db(coding: ModulationAndCoding, payload_bytes: int, conditions: LinkConditions) -> float:
+    """Mean SNR, dB, within -20 to 40, at which such a payload is predicted to be lost in 10 % of slots."""
+    low, high = -20.0, 40.0
     while high - low > 0.01:
         middle = (low + high) / 2
-        reached = np.interp(middle + powers_db, *curve).mean(axis=1) >= needed
-        low, high = (low, middle) if reached.mean() >= DECODED_SHARE else (middle, high)
-    return round(high, 2)
+        loss = loss_share(coding, payload_bytes, conditions.model_copy(update={"snr_db": middle}))
+        low, high = (low, middle) if loss <= 0.1 else (middle, high)
+    return high
+
+
+def check(checks: int, seed: int) -> list[dict[str, Any]]:
+    """Images really lost at the thresholds, beside what is expected, for each channel of CHECKED."""
+    from dekag.link.harq import deliver
+
+    found = []
+    number = seed
+    for channel in tqdm(CHECKED, desc="checks"):
+        sent = lost = 0
+        expected = 0.0
+        for coding, payload_bytes in itertools.product(TABLE, IMAGE_BYTES):
+            conditions = LinkConditions.model_validate(channel)
+            snr_db = threshold_db(coding, payload_bytes, conditions)
+            conditions = conditions.model_copy(update={"snr_db": snr_db})
+            for _ in range(checks):
+                number += 1  # fades of its own for every image
+                payload = random_bytes(payload_bytes, torch.Generator().manual_seed(number))
+                delivery = deliver(payload, coding, conditions, number, max_transmissions=1)
+                sent, lost = sent + 1, lost + (delivery.payload != payload)
+                expected += loss_share(coding, payload_bytes, conditions)
+        found.append({**channel, "images": sent, "lost": lost, "expected": round(expected, 1)})
+    return found
 
 
 def main() -> None:
     """Command line: see the module's docstring."""
-    parser = argparse.ArgumentParser(description="Measure the thresholds of dekag/link/mcs.json.")
-    parser.add_argument("--n", type=int, default=60, help="codewords for each row of the table")
-    parser.add_argument("--checks", type=int, default=10, help="images for each row and each checked fading")
+    parser = argparse.ArgumentParser(description="Measure the needs of dekag/link/mcs.json.")
+    parser.add_argument("--n", type=int, default=24, help="codewords for each row and length")
+    parser.add_argument("--checks", type=int, default=4, help="images for each row, length and channel")
     parser.add_argument("--seed", type=int, default=1, help="seeds payloads, noise and fading")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    content = json.dumps(calibrate(arguments.n, arguments.checks, arguments.seed), indent=2)
-    Path(__file__).with_name("mcs.json").write_text(content + "\n")
+    path = Path(__file__).with_name("mcs.json")
+    content: dict[str, Any] = {
+        "command": f"python -m dekag.link.calibrate --n {arguments.n} --checks {arguments.checks} "
+        f"--seed {arguments.seed}",
+        "n": arguments.n,
+        "seed": arguments.seed,
+        "fading_draws": FADING_DRAWS,
+        **measure(arguments.n, arguments.seed),
+    }
+    path.write_text(_pretty({**content, "checks": []}))  # what follows reads it
+    content["checks"] = check(arguments.checks, arguments.seed)
+    path.write_text(_pretty(content))
+
+
+def _pretty(content: dict[str, Any]) -> str:
+    """JSON with one line for each row and curve."""
+    lines = [f"  {json.dumps(key)}: " + _lines(value) for key, value in content.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list):
+        return "[\n" + ",\n".join(f"    {json.dumps(each)}" for each in value) + "\n  ]"
+    if isinstance(value, dict):
+        return "{\n" + ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n  }"
+    return json.dumps(value)
 
 
 if __name__ == "__main__":

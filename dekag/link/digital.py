@@ -1,25 +1,23 @@
 """The conventional baseline: bytes -> CRC -> 5G LDPC -> interleaving -> QAM, and back.
 
-One transmission carries one payload:
+Sent, in this order:
 
-1. a 24-bit CRC (CRC24A) is appended to the payload;
-2. the bits are cut into the fewest equal parts that fit k; each is LDPC-encoded with the same (k, n) code,
-   whose unused information bits are known zeros that are not sent, and whose parity is punctured in
-   proportion, so that the rate stays k/n however long the payload;
+1. payload, then the CRC that 5G gives it: CRC16 up to 3824 bits, else CRC24A;
+2. cut into the fewest equal parts of at most 1920 bits; each is LDPC-encoded with the next longer code of
+   `coding.SIZES`, whose unused information bits are known zeros that are not sent, and whose parity is
+   punctured in proportion, so that the rate stays k/n however long the payload; below rate 1/5, coded bits
+   are repeated;
 3. all coded bits of the transmission are scrambled and interleaved together, so that every codeword meets
    every fading block and the constellation points are equally likely, whatever the payload;
 4. Gray-mapped QAM points of mean power 1 (over the constellation) go out.
 
 The receiver equalises, demaps with the noise variance of every symbol, and runs belief propagation for at
-most 20 iterations, stopping as soon as the CRC holds.
+most 50 iterations, stopping as soon as the CRC holds.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from functools import cache, lru_cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -27,85 +25,46 @@ import torch
 
 from dekag.errors import DekagError, InvalidInputError
 from dekag.link.channel import Reception
+from dekag.link.coding import MAX_PAYLOAD_BYTES, TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import unbiased_equalize
 
-MAX_PAYLOAD_BYTES = 1 << 16
-INFORMATION_BITS = 1920
-ITERATIONS = 20
+__all__ = ["MAX_PAYLOAD_BYTES", "TABLE", "DecodingError", "DigitalLink", "ModulationAndCoding", "warm_up"]
 
-_CRC_BITS = 24
+ITERATIONS = 50
+
 _ITERATIONS_PER_CHECK = 5
 _KNOWN_ZERO_LLR = -20.0  # the decoder's own limit; log p(1)/p(0)
 _MIN_NO = 1e-6  # an ideal reception has no noise, and no finite likelihood ratio
 _SEED = 38212  # of the interleaver and scrambler, which both sides know
+_TYPICAL_BYTES = 900  # a WebP of the embedded world
 
 
 class DecodingError(DekagError):
     """The CRC does not hold after the last iteration: the payload is lost."""
 
 
-@dataclass(frozen=True)
-class ModulationAndCoding:
-    """One row of the modulation-and-coding table.
-
-    Attributes:
-        bits_per_symbol: QAM order is 2**bits_per_symbol.
-        codeword_bits: n of one LDPC codeword.
-        information_bits: k of one LDPC codeword.
-    """
-
-    bits_per_symbol: int
-    codeword_bits: int
-    information_bits: int
-
-    @property
-    def efficiency(self) -> float:
-        """Information bits per channel use."""
-        return self.bits_per_symbol * self.information_bits / self.codeword_bits
-
-
-def _row(bits_per_symbol: int, numerator: int, denominator: int) -> ModulationAndCoding:
-    return ModulationAndCoding(bits_per_symbol, INFORMATION_BITS * denominator // numerator, INFORMATION_BITS)
-
-
-TABLE = (
-    _row(2, 1, 5),
-    _row(2, 1, 3),
-    _row(2, 1, 2),
-    _row(2, 2, 3),
-    _row(4, 1, 2),
-    _row(4, 2, 3),
-    _row(4, 5, 6),
-    _row(6, 2, 3),
-    _row(6, 5, 6),
-    _row(8, 3, 4),
-    _row(8, 5, 6),
-)
-"""Every choice there is, by rising efficiency: 0.4 to 6.67 information bits per channel use."""
-
-
 class DigitalLink:
     """Sends bytes over the link the conventional way. Holds no state: one serves every thread."""
 
-    def choose(self, conditions: LinkConditions) -> ModulationAndCoding:
-        """The most efficient row whose threshold is at most `conditions.snr_db`.
+    def choose(
+        self, conditions: LinkConditions, payload_bytes: int, *, outage: float = 0.1
+    ) -> ModulationAndCoding:
+        """The most efficient row that is expected to lose at most `outage` of such payloads.
 
-        A threshold is the mean SNR at which one image's payload is lost in at most 10 % of transmissions
-        (see `dekag.link.calibrate`, which measured them). On Rayleigh it counts the fades, which the sender
-        does not know: the row is fixed for the mean SNR and the delay spread; between two calibrated delay
-        spreads the more careful one counts. Below every threshold the most robust row is used and decoding
-        may fail.
+        The sender knows the conditions, at the SNR last reported to it, but not the fades of the slot. If no
+        row is that safe, the one with the smallest loss is taken and decoding will often fail. See
+        `dekag.link.outage`, which predicts losses from what `dekag.link.calibrate` measured.
         """
-        thresholds = _thresholds(conditions.fading, conditions.tau_rms_s)
-        fitting = [
-            row for row, threshold in zip(TABLE, thresholds, strict=True) if threshold <= conditions.snr_db
-        ]
-        return fitting[-1] if fitting else TABLE[0]
+        from dekag.link.outage import loss_share
+
+        losses = {row: loss_share(row, payload_bytes, conditions) for row in TABLE}
+        safe = [row for row, loss in losses.items() if loss <= outage]
+        return safe[-1] if safe else min(TABLE, key=lambda row: losses[row])
 
     def channel_uses(self, payload_bytes: int, coding: ModulationAndCoding) -> int:
         """K, complex symbols that carry `payload_bytes` bytes."""
-        return _Layout.of(payload_bytes, coding).channel_uses
+        return Layout.of(payload_bytes, coding).channel_uses
 
     def modulate(self, payload: bytes, coding: ModulationAndCoding) -> torch.Tensor:
         """Symbols (1, K) complex64 of mean power 1 for 1 to 65536 bytes.
@@ -113,15 +72,15 @@ class DigitalLink:
         Raises:
             InvalidInputError: on another length, or a coding that is not in TABLE.
         """
-        layout = _Layout.of(len(payload), coding)
+        layout = Layout.of(len(payload), coding)
         bits = torch.from_numpy(np.unpackbits(np.frombuffer(payload, np.uint8))).float()
         information = torch.zeros(layout.codewords * layout.used_bits)
         information[: bits.numel()] = bits
-        information[bits.numel() : bits.numel() + _CRC_BITS] = _crc(bits)
-        blocks = torch.zeros(layout.codewords, coding.information_bits)
+        information[bits.numel() : bits.numel() + layout.crc_bits] = _crc(bits, layout.crc)
+        blocks = torch.zeros(layout.codewords, layout.size)
         blocks[:, : layout.used_bits] = information.view(layout.codewords, layout.used_bits)
-        encoder, _ = _code(coding.information_bits, coding.codeword_bits)
-        coded = encoder(blocks)[:, _sent_bits(layout.used_bits, layout.sent_bits, coding)].flatten()
+        encoder, _ = _code(layout.size, layout.mother_bits)
+        coded = encoder(blocks)[:, _sent_bits(layout)].flatten()
         order, mask = _interleaver(layout.channel_uses * coding.bits_per_symbol)
         padded = torch.zeros(order.numel())
         padded[: coded.numel()] = coded
@@ -141,7 +100,13 @@ class DigitalLink:
             DecodingError: if the CRC does not hold.
             InvalidInputError: if K, the coding or the length do not fit.
         """
-        layout = _Layout.of(payload_bytes, coding)
+        return self.decode(self.soft_bits(reception, coding, payload_bytes), coding, payload_bytes)
+
+    def soft_bits(
+        self, reception: Reception, coding: ModulationAndCoding, payload_bytes: int
+    ) -> torch.Tensor:
+        """log p(1)/p(0) of the coded bits (codewords, sent bits) in the encoder's order; see `demodulate`."""
+        layout = Layout.of(payload_bytes, coding)
         if reception.symbols.shape != (1, layout.channel_uses):
             allowed = f"(1, {layout.channel_uses}) for {payload_bytes} bytes with this coding"
             raise InvalidInputError("symbols", allowed, tuple(reception.symbols.shape))
@@ -150,55 +115,52 @@ class DigitalLink:
         order, mask = _interleaver(layout.channel_uses * coding.bits_per_symbol)
         llrs = torch.empty(order.numel())
         llrs[order] = demapper(equalized.symbols, equalized.no.clamp_min(_MIN_NO))[0] * (1 - 2 * mask)
-        codewords = torch.zeros(layout.codewords, coding.codeword_bits)
-        encoder, decoder = _code(coding.information_bits, coding.codeword_bits)
+        return llrs[: layout.codewords * layout.sent_bits].view(layout.codewords, -1)
+
+    def decode(self, soft_bits: torch.Tensor, coding: ModulationAndCoding, payload_bytes: int) -> bytes:
+        """The payload behind soft bits, of one transmission or summed over several of the same payload.
+
+        Raises:
+            DecodingError: if the CRC does not hold.
+        """
+        layout = Layout.of(payload_bytes, coding)
+        encoder, decoder = _code(layout.size, layout.mother_bits)
+        codewords = torch.zeros(layout.codewords, layout.mother_bits)
+        codewords.index_add_(1, _sent_bits(layout), soft_bits)
         unsent = 2 * encoder.z
-        codewords[:, layout.used_bits - unsent : coding.information_bits - unsent] = _KNOWN_ZERO_LLR
-        sent = _sent_bits(layout.used_bits, layout.sent_bits, coding)
-        codewords[:, sent] = llrs[: layout.codewords * layout.sent_bits].view(layout.codewords, -1)
+        codewords[:, layout.used_bits - unsent : layout.size - unsent] = _KNOWN_ZERO_LLR
         state = None
         for _ in range(ITERATIONS // _ITERATIONS_PER_CHECK):
             decoded, state = decoder(codewords, num_iter=_ITERATIONS_PER_CHECK, msg_v2c=state)
             bits = decoded[:, : layout.used_bits].flatten()
-            payload, crc = bits[: 8 * payload_bytes], bits[8 * payload_bytes :][:_CRC_BITS]
-            if torch.equal(_crc(payload), crc):
+            payload, crc = bits[: 8 * payload_bytes], bits[8 * payload_bytes :][: layout.crc_bits]
+            if torch.equal(_crc(payload, layout.crc), crc):
                 return np.packbits(payload.numpy().astype(np.uint8)).tobytes()
         raise DecodingError(f"the CRC of {payload_bytes} bytes does not hold after {ITERATIONS} iterations")
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """How one payload is cut: codewords, information and sent bits of each, channel uses of all."""
+def warm_up() -> None:
+    """Does what the first delivery would otherwise wait for: import Sionna, set up what all deliveries share.
 
-    codewords: int
-    used_bits: int
-    sent_bits: int
-    channel_uses: int
-
-    @staticmethod
-    def of(payload_bytes: int, coding: ModulationAndCoding) -> _Layout:
-        if coding not in TABLE:
-            raise InvalidInputError("coding", "a row of the modulation-and-coding table", coding)
-        if not 1 <= payload_bytes <= MAX_PAYLOAD_BYTES:
-            raise InvalidInputError("payload_bytes", f"between 1 and {MAX_PAYLOAD_BYTES}", payload_bytes)
-        k, n = coding.information_bits, coding.codeword_bits
-        total = 8 * payload_bytes + _CRC_BITS
-        codewords = -(-total // k)
-        # Below half of k the punctured code is too short to recover the 2z bits that 5G never sends.
-        used = max(-(-total // codewords), k // 2)
-        sent = -(-used * n // k)
-        return _Layout(codewords, used, sent, -(-codewords * sent // coding.bits_per_symbol))
+    The codes themselves are set up when they are first needed, a tenth of a second each.
+    """
+    link, coding = DigitalLink(), TABLE[len(TABLE) // 2]
+    link.choose(LinkConditions(), _TYPICAL_BYTES)
+    symbols = link.modulate(bytes(_TYPICAL_BYTES), coding)
+    gains = torch.ones(1, 1, dtype=torch.complex64)
+    link.demodulate(Reception(symbols, gains, torch.zeros(1)), coding, _TYPICAL_BYTES)
 
 
-def _sent_bits(used: int, sent: int, coding: ModulationAndCoding) -> torch.Tensor:
-    """(sent,) int64: positions within n of what is sent; the others are known zeros or punctured."""
-    encoder, _ = _code(coding.information_bits, coding.codeword_bits)
-    systematic = used - 2 * encoder.z
-    parity = coding.information_bits - 2 * encoder.z
-    return torch.cat([torch.arange(systematic), torch.arange(parity, parity + sent - systematic)])
+def _sent_bits(layout: Layout) -> torch.Tensor:
+    """(sent_bits,) int64: positions within n of what is sent; the others are known zeros or punctured."""
+    encoder, _ = _code(layout.size, layout.mother_bits)
+    systematic = torch.arange(layout.used_bits - 2 * encoder.z)
+    parity = torch.arange(layout.size - 2 * encoder.z, layout.mother_bits)
+    whole = torch.cat([systematic, parity])
+    return whole.repeat(-(-layout.sent_bits // whole.numel()))[: layout.sent_bits]
 
 
-@cache
+@lru_cache(maxsize=128)
 def _code(k: int, n: int) -> tuple[Any, Any]:
     from dekag.link.phy import LDPC5GDecoder, LDPC5GEncoder
 
@@ -218,20 +180,20 @@ def _constellation(bits_per_symbol: int) -> tuple[Any, Any]:
     return mapper, demapper
 
 
-def _crc(bits: torch.Tensor) -> torch.Tensor:
-    """(24,) CRC24A of bits (N,)."""
-    # Leading zeros do not change this CRC, so payloads share the generator matrix of the next power of two.
-    length = max(1 << 14, 1 << (bits.numel() - 1).bit_length())
+def _crc(bits: torch.Tensor, name: str) -> torch.Tensor:
+    """(16,) or (24,) CRC of bits (N,)."""
+    # Leading zeros do not change these CRCs, so payloads share the generator matrix of the next power of two.
+    length = max(1 << 12, 1 << (bits.numel() - 1).bit_length())
     padded = torch.nn.functional.pad(bits, (length - bits.numel(), 0))
-    parity: torch.Tensor = _crc_encoder(length)(padded[None])[0, length:]
+    parity: torch.Tensor = _crc_encoder(name, length)(padded[None])[0, length:]
     return parity
 
 
 @cache
-def _crc_encoder(length: int) -> Any:
+def _crc_encoder(name: str, length: int) -> Any:
     from dekag.link.phy import CRCEncoder
 
-    return CRCEncoder("CRC24A", k=length, device="cpu", precision="single")
+    return CRCEncoder(name, k=length, device="cpu", precision="single")
 
 
 @lru_cache(maxsize=64)
@@ -240,20 +202,3 @@ def _interleaver(bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(_SEED)
     order = torch.randperm(bits, generator=generator)
     return order, torch.randint(0, 2, (bits,), generator=generator).float()
-
-
-@cache
-def _calibration() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads((files("dekag.link") / "mcs.json").read_text())
-    return table
-
-
-def _thresholds(fading: str, tau_rms_s: float) -> list[float]:
-    """Mean SNR, dB, that each row of TABLE needs."""
-    rows = _calibration()["rows"]
-    if fading == "awgn":
-        return [row["awgn_db"] for row in rows]
-    taus = _calibration()["tau_rms_s"]
-    below = sum(tau <= tau_rms_s for tau in taus) - 1
-    above = below if taus[below] == tau_rms_s else min(below + 1, len(taus) - 1)
-    return [max(row["rayleigh_db"][below : above + 1]) for row in rows]

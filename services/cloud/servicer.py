@@ -225,7 +225,7 @@ class CloudServicer(CloudBase):
 
 
 def _encode(pixels: Pixels, formats: list[str]) -> dict[str, bytes]:
-    from dekag.generation.images import to_png, to_webp
+    from dekag.generation.images import IMAGE_FORMATS, to_format, to_png
 
-    encoders = {"png": to_png, "webp": to_webp}
-    return {name: encoders[name](pixels) for name in formats}
+    files: dict[str, bytes] = {name: to_format(pixels, name) for name in IMAGE_FORMATS if name in formats}
+    return files | {"png": to_png(pixels)} if "png" in formats else files

@@ -4,7 +4,7 @@ Beside these keys, ``services.cloud.catalogue`` and ``services.cloud.jobs`` say 
 
 ====================================  ==========================================================
 ``dekag:latent:{sha256}``             float32 little-endian latents of one image
-``dekag:image:{sha256}``              PNG or WebP bytes of one cloud image
+``dekag:image:{sha256}``              bytes of one cloud image in one format
 ``dekag:report:{request_id}``         the report of one delivery, as the gateway returned it
 ====================================  ==========================================================
 

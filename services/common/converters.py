@@ -53,7 +53,14 @@ MODULATIONS = {
     name: downlink_pb2.Modulation.Value(f"MODULATION_{name.upper()}") for name in get_args(Modulation)
 }
 EQUALIZERS = {"mmse": downlink_pb2.EQUALIZER_MMSE, "zf": downlink_pb2.EQUALIZER_ZF}
-FORMATS = {"png": cloud_pb2.IMAGE_FORMAT_PNG, "webp": cloud_pb2.IMAGE_FORMAT_WEBP}
+FORMATS = {
+    "png": downlink_pb2.IMAGE_FORMAT_PNG,
+    "webp": downlink_pb2.IMAGE_FORMAT_WEBP,
+    "avif": downlink_pb2.IMAGE_FORMAT_AVIF,
+    "jpeg": downlink_pb2.IMAGE_FORMAT_JPEG,
+}
+DELIVERED_FORMATS = {name: value for name, value in FORMATS.items() if name != "png"}
+DEFAULT_FORMAT = "webp"
 _UNITS = {"db": " dB", "m_s": " m/s", "s": " s"}  # by how the field's name ends
 
 
@@ -75,6 +82,7 @@ class DeliveryRequest:
         modulation: where the codec's symbols may lie; semantic deliveries only.
         target_psnr_db: the sender chooses the smallest rate that it expects to reach this, 5 to 60; None if
             `cbr` says the rate. Semantic delivery only.
+        image_format: "webp", "avif" or "jpeg": the image file of a conventional delivery.
     """
 
     prompt: str
@@ -88,6 +96,7 @@ class DeliveryRequest:
     knowledge: tuple[str, ...] | None = None
     modulation: Modulation = "qam64"
     target_psnr_db: float | None = None
+    image_format: str = DEFAULT_FORMAT
 
     @property
     def jscc(self) -> bool:
@@ -122,6 +131,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         knowledge=() if delivery == "semantic-unaligned" else named,
         modulation=_modulation(message.modulation),
         target_psnr_db=target,
+        image_format=image_format(message.image_format),
     )
 
 
@@ -139,6 +149,7 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         knowledge=() if request.knowledge is None else request.knowledge or ("none",),
         modulation=MODULATIONS[request.modulation],
         target_psnr_db=request.target_psnr_db,
+        image_format=FORMATS[request.image_format],
     )
 
 
@@ -244,8 +255,8 @@ def coding_from_proto(message: downlink_pb2.ModulationAndCoding) -> ModulationAn
     n, k = message.codeword_bits, message.information_bits
     if message.bits_per_symbol not in range(1, 11):
         raise InvalidInputError("coding.bits_per_symbol", "between 1 and 10", message.bits_per_symbol)
-    if not 0 < n <= 25_344:
-        raise InvalidInputError("coding.codeword_bits", "between 1 and 25344", n)
+    if not 0 < n <= 65_536:
+        raise InvalidInputError("coding.codeword_bits", "between 1 and 65536", n)
     if not 0 < k < n or k > 8_448:
         raise InvalidInputError("coding.information_bits", "between 1 and 8448, below codeword_bits", k)
     payload_bytes(message.payload_bytes)
@@ -284,11 +295,16 @@ def latents_from_bytes(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.fl
     return values
 
 
+def image_format(value: int) -> str:
+    """Name of the format of a conventional delivery; "webp" for one that is unset."""
+    return _name_of(DELIVERED_FORMATS, value, "image_format") if value else DEFAULT_FORMAT
+
+
 def image_formats(message: cloud_pb2.GenerateRequest) -> list[str]:
-    """Names of the formats asked for: "png" or "webp", one or both."""
+    """Names of the formats asked for: of FORMATS, each once."""
     names = [_name_of(FORMATS, value, "formats") for value in message.formats]
     if not names or len(set(names)) < len(names):
-        raise InvalidInputError("formats", "one or both of png and webp", names)
+        raise InvalidInputError("formats", f"some of {', '.join(FORMATS)}, each once", names)
     return names
 
 

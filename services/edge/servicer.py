@@ -116,12 +116,14 @@ class EdgeServicer(DownlinkServicer):
         """Loads the profile's edge model, codec and adapters."""
         from dekag.generation.models import Generator
         from dekag.generation.profile import load_profile
+        from dekag.link.digital import warm_up
         from dekag.makd.aligned import AlignedGenerator
 
         profile = load_profile(self._settings.profile)
         generator = Generator.from_profile(profile.edge)
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile.codec, profile.adapters)
+        warm_up()
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
@@ -242,24 +244,24 @@ class EdgeServicer(DownlinkServicer):
             return None  # not what this service wrote: drawn anew and overwritten
 
     async def _conventional(self, asked: DeliveryRequest) -> Transmission:
-        webp, png, traffic = await self._fetch_image(asked)
-        (symbols, coding), modulating = await self._modulating.run(_modulate, webp.image, asked)
+        file, png, traffic = await self._fetch_image(asked)
+        (symbols, coding), modulating = await self._modulating.run(_modulate, file.image, asked)
         report = TransmissionReport(
-            stages=[*webp.stages, StageTime(stage="edge.modulate", seconds=modulating)],
+            stages=[*file.stages, StageTime(stage="edge.modulate", seconds=modulating)],
             hops=[HopTraffic(hop="cloud-edge", sent_bytes=traffic)],
-            model_hashes={"cloud": webp.model_hash},
-            cached=webp.cached,
+            model_hashes={"cloud": file.model_hash},
+            cached=file.cached,
         )
         header = TransmissionHeader(
             channel_uses=symbols.shape[1],
             delivery=DELIVERY_CONVENTIONAL,
-            coding=converters.coding_to_proto(coding, len(webp.image)),
+            coding=converters.coding_to_proto(coding, len(file.image)),
         )
         return Transmission(header, symbols, [], Reference(image=png) if asked.measure else None, report)
 
     async def _fetch_image(self, asked: DeliveryRequest) -> tuple[GeneratedImage, bytes, int]:
-        """The cloud's WebP, its PNG (empty unless measured) and the traffic without that PNG, bytes."""
-        formats = ["webp", "png"] if asked.measure else ["webp"]
+        """The cloud's image file, its PNG (empty unless measured) and the traffic without that PNG, bytes."""
+        formats = [asked.image_format, "png"] if asked.measure else [asked.image_format]
         request = GenerateRequest(
             prompt=asked.prompt,
             seeds=[asked.seed],
@@ -271,10 +273,10 @@ class EdgeServicer(DownlinkServicer):
             image.format: image async for image in clients.stream(self._cloud.Generate, request, "cloud")
         }
         try:
-            webp, *png = (images[converters.FORMATS[name]] for name in formats)
+            file, *png = (images[converters.FORMATS[name]] for name in formats)
         except KeyError as error:
             raise FrameError(f"the cloud left out format {error}") from error
-        return webp, png[0].image if png else b"", request.ByteSize() + webp.ByteSize()
+        return file, png[0].image if png else b"", request.ByteSize() + file.ByteSize()
 
 
 def _rate(asked: DeliveryRequest, codec: Codec, most: int) -> _Rate:
@@ -331,6 +333,5 @@ def _modulate(payload: bytes, asked: DeliveryRequest) -> tuple[torch.Tensor, Mod
     from dekag.link.digital import DigitalLink
 
     digital = DigitalLink()
-    # the sender goes by what it was told of the channel
-    coding = digital.choose(asked.link.model_copy(update={"snr_db": asked.link.sender_snr_db}))
+    coding = digital.choose(asked.link, len(payload))
     return digital.modulate(payload, coding), coding

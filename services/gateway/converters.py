@@ -7,7 +7,7 @@ from typing import get_args
 
 import numpy as np
 
-from services.common.converters import DELIVERIES, MODULATIONS, link_from_proto, link_to_proto
+from services.common.converters import DELIVERIES, FORMATS, MODULATIONS, link_from_proto, link_to_proto
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
 from services.gateway.schemas import (
@@ -29,6 +29,7 @@ from services.proto import cloud_pb2, downlink_pb2, user_pb2
 
 _DELIVERY_NAMES = {value: name for name, value in DELIVERIES.items()}
 _MODULATION_NAMES = {value: name for name, value in MODULATIONS.items()}
+_FORMAT_NAMES = {value: name for name, value in FORMATS.items()}
 _STATUS_NAMES = {
     cloud_pb2.JobStatus.Value(f"JOB_STATUS_{name.upper()}"): name for name in get_args(JobStatus)
 }
@@ -49,6 +50,7 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         knowledge=request.knowledge,
         modulation=MODULATIONS[request.link.modulation],
         target_psnr_db=request.link.target_psnr_db,
+        image_format=FORMATS[request.image_format],
     )
 
 
@@ -131,4 +133,5 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
         )
         if report.HasField("coding")
         else None,
+        image_format=_FORMAT_NAMES[report.image_format] if report.image_format else None,
     )

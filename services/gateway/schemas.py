@@ -145,7 +145,10 @@ class ImagesRequest(BaseModel):
         default="semantic",
         description="semantic: the edge's latent as joint source-channel coded symbols. "
         "semantic-unaligned: the same without any knowledge updates and adapters. "
-        "conventional: the cloud's image as WebP over LDPC and QAM.",
+        "conventional: the cloud's image as a file over LDPC and QAM.",
+    )
+    image_format: Literal["webp", "avif", "jpeg"] = Field(
+        default="webp", description="File that carries the cloud's image; conventional delivery only."
     )
     knowledge: Annotated[
         list[str], BeforeValidator(_check_knowledge, json_schema_input_type=str | list[str])
@@ -252,6 +255,9 @@ class LinkReport(BaseModel):
         "where no rate was expected to reach it.",
     )
     coding: ModulationAndCoding | None = Field(description="Conventional delivery only.")
+    image_format: Literal["webp", "avif", "jpeg"] | None = Field(
+        default=None, description="File that carried the image; conventional delivery only."
+    )
 
 
 class ImageData(BaseModel):

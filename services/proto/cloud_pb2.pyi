@@ -20,25 +20,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _ImageFormat:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFormat.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
-    IMAGE_FORMAT_PNG: _ImageFormat.ValueType  # 1
-    IMAGE_FORMAT_WEBP: _ImageFormat.ValueType  # 2
-    """quality 75"""
-
-class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper): ...
-
-IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
-IMAGE_FORMAT_PNG: ImageFormat.ValueType  # 1
-IMAGE_FORMAT_WEBP: ImageFormat.ValueType  # 2
-"""quality 75"""
-Global___ImageFormat: _TypeAlias = ImageFormat  # noqa: Y015
-
 class _JobStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -87,8 +68,8 @@ class GenerateRequest(_message.Message):
         """1..64"""
 
     @_builtins.property
-    def formats(self) -> _containers.RepeatedScalarFieldContainer[Global___ImageFormat.ValueType]:
-        """1 or 2, each at most once"""
+    def formats(self) -> _containers.RepeatedScalarFieldContainer[_downlink_pb2.ImageFormat.ValueType]:
+        """1 to 4, each at most once"""
 
     def __init__(
         self,
@@ -97,7 +78,7 @@ class GenerateRequest(_message.Message):
         seeds: _abc.Iterable[_builtins.int] | None = ...,
         width: _builtins.int = ...,
         height: _builtins.int = ...,
-        formats: _abc.Iterable[Global___ImageFormat.ValueType] | None = ...,
+        formats: _abc.Iterable[_downlink_pb2.ImageFormat.ValueType] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -121,7 +102,7 @@ class GeneratedImage(_message.Message):
     image: _builtins.bytes
     model_hash: _builtins.str
     cached: _builtins.bool
-    format: Global___ImageFormat.ValueType
+    format: _downlink_pb2.ImageFormat.ValueType
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.StageTime]:
         """with the first format of a seed"""
@@ -134,7 +115,7 @@ class GeneratedImage(_message.Message):
         model_hash: _builtins.str = ...,
         cached: _builtins.bool = ...,
         stages: _abc.Iterable[_downlink_pb2.StageTime] | None = ...,
-        format: Global___ImageFormat.ValueType = ...,
+        format: _downlink_pb2.ImageFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

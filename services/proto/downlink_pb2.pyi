@@ -31,7 +31,7 @@ class _DeliveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Delivery.Val
     DELIVERY_SEMANTIC: _Delivery.ValueType  # 1
     """edge latent -> JSCC symbols"""
     DELIVERY_CONVENTIONAL: _Delivery.ValueType  # 2
-    """cloud image -> WebP -> LDPC -> QAM symbols"""
+    """cloud image -> image file -> LDPC -> QAM symbols"""
     DELIVERY_SEMANTIC_UNALIGNED: _Delivery.ValueType  # 3
     """as semantic, without any knowledge updates and adapters"""
 
@@ -41,7 +41,7 @@ DELIVERY_UNSPECIFIED: Delivery.ValueType  # 0
 DELIVERY_SEMANTIC: Delivery.ValueType  # 1
 """edge latent -> JSCC symbols"""
 DELIVERY_CONVENTIONAL: Delivery.ValueType  # 2
-"""cloud image -> WebP -> LDPC -> QAM symbols"""
+"""cloud image -> image file -> LDPC -> QAM symbols"""
 DELIVERY_SEMANTIC_UNALIGNED: Delivery.ValueType  # 3
 """as semantic, without any knowledge updates and adapters"""
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
@@ -73,6 +73,33 @@ MODULATION_QAM256: Modulation.ValueType  # 4
 MODULATION_UNQUANTISED: Modulation.ValueType  # 5
 """anywhere"""
 Global___Modulation: _TypeAlias = Modulation  # noqa: Y015
+
+class _ImageFormat:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ImageFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ImageFormat.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IMAGE_FORMAT_UNSPECIFIED: _ImageFormat.ValueType  # 0
+    IMAGE_FORMAT_PNG: _ImageFormat.ValueType  # 1
+    IMAGE_FORMAT_WEBP: _ImageFormat.ValueType  # 2
+    """quality 75"""
+    IMAGE_FORMAT_AVIF: _ImageFormat.ValueType  # 3
+    """quality 50"""
+    IMAGE_FORMAT_JPEG: _ImageFormat.ValueType  # 4
+    """quality 75"""
+
+class ImageFormat(_ImageFormat, metaclass=_ImageFormatEnumTypeWrapper): ...
+
+IMAGE_FORMAT_UNSPECIFIED: ImageFormat.ValueType  # 0
+IMAGE_FORMAT_PNG: ImageFormat.ValueType  # 1
+IMAGE_FORMAT_WEBP: ImageFormat.ValueType  # 2
+"""quality 75"""
+IMAGE_FORMAT_AVIF: ImageFormat.ValueType  # 3
+"""quality 50"""
+IMAGE_FORMAT_JPEG: ImageFormat.ValueType  # 4
+"""quality 75"""
+Global___ImageFormat: _TypeAlias = ImageFormat  # noqa: Y015
 
 class _Fading:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -231,6 +258,7 @@ class ProvideRequest(_message.Message):
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
     MODULATION_FIELD_NUMBER: _builtins.int
     TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
+    IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it as it is, each channel derives its own from it"""
@@ -249,6 +277,8 @@ class ProvideRequest(_message.Message):
     """dB; the sender takes the smallest rate that it expects to reach this at the SNR it was told. DELIVERY_SEMANTIC
     only.
     """
+    image_format: Global___ImageFormat.ValueType
+    """Of the image file of a conventional delivery; unspecified: WebP. PNG is not among them."""
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -271,10 +301,11 @@ class ProvideRequest(_message.Message):
         knowledge: _abc.Iterable[_builtins.str] | None = ...,
         modulation: Global___Modulation.ValueType = ...,
         target_psnr_db: _builtins.float | None = ...,
+        image_format: Global___ImageFormat.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "link", b"link", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "height", b"height", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
@@ -556,7 +587,7 @@ class Reference(_message.Message):
     latents: _builtins.bytes
     """semantic: float32 little-endian, of header.latent_shape"""
     image: _builtins.bytes
-    """conventional: the cloud's image as PNG, so that the loss of WebP shows too"""
+    """conventional: the cloud's image as PNG, so that the loss of its format shows too"""
     def __init__(
         self,
         *,

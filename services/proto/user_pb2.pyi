@@ -83,6 +83,7 @@ class LinkReport(_message.Message):
     CACHED_FIELD_NUMBER: _builtins.int
     CODING_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     PILOT_USES_FIELD_NUMBER: _builtins.int
     MODULATION_FIELD_NUMBER: _builtins.int
     TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
@@ -105,6 +106,8 @@ class LinkReport(_message.Message):
     psnr_db: _builtins.float
     """received image against the Reference; unset without one or when not decoded"""
     cached: _builtins.bool
+    image_format: _downlink_pb2.ImageFormat.ValueType
+    """conventional delivery: as asked"""
     pilot_uses: _builtins.int
     """channel uses spent on pilots, beside channel_uses"""
     modulation: _downlink_pb2.Modulation.ValueType
@@ -150,6 +153,7 @@ class LinkReport(_message.Message):
         cached: _builtins.bool = ...,
         coding: _downlink_pb2.ModulationAndCoding | None = ...,
         knowledge: _abc.Iterable[_downlink_pb2.KnowledgeUse] | None = ...,
+        image_format: _downlink_pb2.ImageFormat.ValueType = ...,
         pilot_uses: _builtins.int = ...,
         modulation: _downlink_pb2.Modulation.ValueType = ...,
         target_psnr_db: _builtins.float | None = ...,
@@ -157,7 +161,7 @@ class LinkReport(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gains", b"gains", "hops", b"hops", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "psnr_db", b"psnr_db", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "psnr_db", b"psnr_db", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

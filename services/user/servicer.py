@@ -77,10 +77,12 @@ class UserServicer(UserBase):
         """Loads the profile's codec, its adapters and the edge's autoencoder."""
         from dekag.generation.models import LatentDecoder
         from dekag.generation.profile import load_profile
+        from dekag.link.digital import warm_up
 
         profile = load_profile(self._settings.profile)
         self._codecs.load(profile.codec, profile.adapters)
         self._decoder = LatentDecoder.load(f"{profile.edge.path}/vae")
+        warm_up()
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
@@ -172,7 +174,7 @@ class UserServicer(UserBase):
         if latents is not None:
             pixels: Pixels | None = self._render(transmission, latents)
         else:
-            pixels = self._decode_digital(transmission, reception)
+            pixels = self._decode_digital(transmission, reception, asked)
         image = ReceivedImage()
         if pixels is not None:
             start = time.perf_counter()
@@ -197,6 +199,8 @@ class UserServicer(UserBase):
             expected_psnr_db=sent.expected_psnr_db if sent.HasField("expected_psnr_db") else None,
             coding=header.coding if header.HasField("coding") else None,
         )
+        if header.HasField("coding"):
+            report.image_format = converters.FORMATS[asked.image_format]
         if transmission.states:
             step = -(-reception.gains.shape[1] // MAX_BLOCKS)
             report.gains = iq_to_bytes(reception.gains[:, ::step])
@@ -216,7 +220,9 @@ class UserServicer(UserBase):
         transmission.report.model_hashes["decoder"] = self._decoder.model_hash
         return pixels
 
-    def _decode_digital(self, transmission: Transmission, reception: Reception) -> Pixels | None:
+    def _decode_digital(
+        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
+    ) -> Pixels | None:
         from dekag.generation.images import from_bytes
         from dekag.link.digital import DecodingError, DigitalLink
 
@@ -231,7 +237,10 @@ class UserServicer(UserBase):
         except InvalidInputError as error:
             raise FrameError(str(error)) from error
         decoded = time.perf_counter()
-        pixels = from_bytes(payload)
+        try:
+            pixels = from_bytes(payload, max_side=max(asked.width, asked.height))
+        except InvalidInputError as error:
+            raise FrameError(f"payload: {error}") from error
         transmission.add_stage("user.decode", decoded - start)
         transmission.add_stage("user.render", time.perf_counter() - decoded)
         return pixels

@@ -44,7 +44,7 @@ def test_png_is_lossless_and_webp_is_small(pixels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_broken_pictures_are_refused(data: bytes) -> None:
-    with pytest.raises(InvalidInputError, match="readable PNG or WebP"):
+    with pytest.raises(InvalidInputError, match="readable PNG, WebP, AVIF or JPEG"):
         from_bytes(data)
 
 

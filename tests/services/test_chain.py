@@ -28,8 +28,9 @@ from services.common.frames import collect
 from services.common.requests import begin_request
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
-from services.proto.cloud_pb2 import IMAGE_FORMAT_PNG, IMAGE_FORMAT_WEBP, GenerateRequest
+from services.proto.cloud_pb2 import GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
+from services.proto.downlink_pb2 import IMAGE_FORMAT_PNG, IMAGE_FORMAT_WEBP
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2 import ReceivedImage
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
@@ -174,6 +175,19 @@ async def test_conventional_over_a_good_link_loses_what_webp_loses(
         "user.png",
         "user.measure",
     ]
+
+
+@pytest.mark.parametrize("image_format", ["avif", "jpeg"])
+async def test_conventional_in_another_format(chain: Any, asked: DeliveryRequest, image_format: str) -> None:
+    link = LinkConditions(snr_db=30, fading="awgn")
+    asked = replace(asked, delivery="conventional", cbr=0.0, link=link, image_format=image_format)
+    image = await receive(chain.user, asked)
+    number = converters.FORMATS[image_format]
+    request = GenerateRequest(prompt=asked.prompt, seeds=[asked.seed], formats=[number])
+    (file,) = [answer async for answer in chain.cloud.Generate(request)]
+    assert np.array_equal(from_bytes(image.png), from_bytes(file.image))
+    assert image.report.image_format == number
+    assert image.report.coding.payload_bytes == len(file.image)
 
 
 async def test_conventional_that_does_not_decode_still_reports(chain: Any, asked: DeliveryRequest) -> None:

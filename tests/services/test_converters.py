@@ -25,7 +25,9 @@ from services.proto.downlink_pb2 import ProvideRequest
 
 def test_request_round_trip(asked: DeliveryRequest) -> None:
     assert converters.request_from_proto(converters.request_to_proto(asked)) == asked
-    conventional = replace(asked, delivery="conventional", cbr=0.0, seed=2**63 - 1, measure=False)
+    conventional = replace(
+        asked, delivery="conventional", cbr=0.0, seed=2**63 - 1, measure=False, image_format="avif"
+    )
     assert converters.request_from_proto(converters.request_to_proto(conventional)) == conventional
     chosen = replace(asked, cbr=0.0, target_psnr_db=20.5, modulation="qam256")
     assert converters.request_from_proto(converters.request_to_proto(chosen)) == chosen
@@ -59,6 +61,8 @@ def test_unset_size_and_link_take_defaults() -> None:
         ("size", {"width": 2**32 - 1}),
         ("delivery", {"delivery": 0}),
         ("delivery", {"delivery": 77}),
+        ("image_format", {"image_format": 1}),
+        ("image_format", {"image_format": 77}),
         ("link.cbr", {"cbr": 0.0}),
         ("link.cbr", {"cbr": 0.01, "target_psnr_db": 20}),
         ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 4.9}),

@@ -151,6 +151,7 @@ async def test_conventional_delivery_decodes_or_says_that_it_did_not(client: Cli
     assert report["decoded"] == (snr_db > 0) == (image["b64_json"] is not None)
     assert (report["psnr_db"] is not None) == report["decoded"]
     assert report["coding"]["payload_bytes"] > 0
+    assert report["image_format"] == "webp"
     assert report["channel_uses"] > 0
 
 
@@ -193,6 +194,7 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
         ({"prompt": "x", "seed": 2**63 - 1, "n": 2}, "seed", "at most 9223372036854775806 when n is 2"),
         ({"prompt": "x", "seed": 1.5}, "seed", "an integer"),
         ({"prompt": "x", "delivery": "pigeon"}, "delivery", "semantic, semantic-unaligned, conventional"),
+        ({"prompt": "x", "image_format": "png"}, "image_format", "webp, avif"),
         ({"prompt": "x", "link": {"snr_db": 41}}, "link.snr_db", "of at least -20.0 and at most 40.0"),
         ({"prompt": "x", "link": {"snr_db": float("nan")}}, "link.snr_db", "of at least -20.0"),
         ({"prompt": "x", "link": {"cbr": 0}}, "link.cbr", "above 0.0 and at most 0.0208"),

@@ -1,0 +1,132 @@
+"""Which modulations and codes there are, and how a payload is cut into codewords. Imports no torch."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from fractions import Fraction
+
+from dekag.errors import InvalidInputError
+
+MAX_PAYLOAD_BYTES = 1 << 16
+INFORMATION_BITS = 1920  # longer codewords need no less SNR within as many iterations, and more time
+MOTHER_RATE = Fraction(1, 5)  # the lowest rate that 5G codes; below it, coded bits are repeated
+SIZES = tuple(round(INFORMATION_BITS * 2 ** (-step / 4)) for step in reversed(range(26)))
+"""k of the codes that are used, 25 to 1920: a payload takes the next longer one, which stays
+partly empty. So few codes need to be set up, whatever the lengths of the payloads."""
+
+_SHORT_CRC_UP_TO = 3824  # payload bits: 5G protects what is no longer with CRC16, the rest with CRC24A
+
+
+@dataclass(frozen=True)
+class ModulationAndCoding:
+    """One row of the modulation-and-coding table.
+
+    Attributes:
+        bits_per_symbol: QAM order is 2**bits_per_symbol.
+        codeword_bits: n of the longest LDPC codeword; shorter payloads take shorter ones of the same rate.
+        information_bits: k of that codeword.
+    """
+
+    bits_per_symbol: int
+    codeword_bits: int
+    information_bits: int
+
+    @property
+    def rate(self) -> Fraction:
+        """Code rate k/n."""
+        return Fraction(self.information_bits, self.codeword_bits)
+
+    @property
+    def efficiency(self) -> float:
+        """Information bits per channel use."""
+        return self.bits_per_symbol * self.information_bits / self.codeword_bits
+
+
+def _row(bits_per_symbol: int, numerator: int, denominator: int) -> ModulationAndCoding:
+    codeword_bits = INFORMATION_BITS * denominator // numerator
+    return ModulationAndCoding(bits_per_symbol, codeword_bits, INFORMATION_BITS)
+
+
+TABLE = (
+    _row(2, 1, 20),
+    _row(2, 1, 10),
+    _row(2, 1, 5),
+    _row(2, 1, 3),
+    _row(2, 1, 2),
+    _row(2, 2, 3),
+    _row(4, 2, 5),
+    _row(4, 1, 2),
+    _row(4, 2, 3),
+    _row(6, 1, 2),
+    _row(4, 5, 6),
+    _row(6, 3, 5),
+    _row(6, 2, 3),
+    _row(6, 3, 4),
+    _row(8, 3, 5),
+    _row(6, 5, 6),
+    _row(8, 2, 3),
+    _row(8, 3, 4),
+    _row(8, 5, 6),
+    _row(8, 8, 9),
+)
+"""Every choice there is, by rising efficiency: 0.1 to 7.1 information bits per channel use."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one payload is cut into codewords.
+
+    Attributes:
+        codewords: how many, all alike.
+        used_bits: of payload and CRC in each.
+        size: k of the code that carries them, of SIZES; the rest are known zeros, which are not sent.
+        mother_bits: n of that code.
+        sent_bits: coded bits of each codeword that are sent, repetitions included.
+        channel_uses: of all codewords together.
+        crc: its name in 5G.
+        crc_bits: its length.
+    """
+
+    codewords: int
+    used_bits: int
+    size: int
+    mother_bits: int
+    sent_bits: int
+    channel_uses: int
+    crc: str
+    crc_bits: int
+
+    @staticmethod
+    def of(payload_bytes: int, coding: ModulationAndCoding) -> Layout:
+        """The layout of a payload.
+
+        Raises:
+            InvalidInputError: another length than 1 to 65536 bytes, or a coding that is not in TABLE.
+        """
+        if coding not in TABLE:
+            raise InvalidInputError("coding", "a row of the modulation-and-coding table", coding)
+        if not 1 <= payload_bytes <= MAX_PAYLOAD_BYTES:
+            raise InvalidInputError("payload_bytes", f"between 1 and {MAX_PAYLOAD_BYTES}", payload_bytes)
+        short = 8 * payload_bytes <= _SHORT_CRC_UP_TO
+        crc, crc_bits = ("CRC16", 16) if short else ("CRC24A", 24)
+        total = 8 * payload_bytes + crc_bits
+        codewords = -(-total // INFORMATION_BITS)
+        used = -(-total // codewords)
+        size = SIZES[bisect_left(SIZES, used)]
+        mother = int(size / max(coding.rate, MOTHER_RATE))
+        sent = -(-used * coding.codeword_bits // coding.information_bits)
+        uses = -(-codewords * sent // coding.bits_per_symbol)
+        return Layout(codewords, used, size, mother, sent, uses, crc, crc_bits)
+
+
+def largest_payload(channel_uses: int, coding: ModulationAndCoding) -> int:
+    """The most bytes that `coding` carries in at most `channel_uses` channel uses; 0 if not even one."""
+    low, high = 0, min(MAX_PAYLOAD_BYTES, int(channel_uses * coding.efficiency) // 8)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if Layout.of(middle, coding).channel_uses <= channel_uses:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,0 +1,288 @@
+"""The picture's side of the conventional delivery: the best picture that fits a number of bytes.
+
+A sender that has few bytes may do more than lower the quality:
+
+* *scale*: send the picture at a half, a quarter or an eighth of its size; the receiver enlarges it;
+* *bare*: leave out of the file whatever the receiver knows anyway. Of a WebP of 100 bytes 27 say that it is
+  a WebP, and how large; of an AVIF 290 bytes are boxes; of a JPEG 600 are standard tables. A bare picture is
+  one byte for format and scale, one more for a JPEG's quality, and the coded picture; the receiver, who knows
+  the size that was asked for, puts the file together again, byte for byte.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from dekag.errors import InvalidInputError
+from dekag.generation.images import (
+    IMAGE_FORMATS,
+    ImageFormat,
+    Pixels,
+    from_bytes,
+    to_format,
+    to_lossless_webp,
+    to_plain_jpeg,
+)
+from dekag.metrics.image import psnr_db
+
+SCALES = (1, 2, 4, 8)
+QUALITIES = (0, 1, 2, 3, 5, 7, 10, 13, 17, 22, 28, 35, 43, 52, 62, 73, 85, 95)
+
+_LOWEST = {"webp": 0, "avif": 0, "jpeg": 1}  # quality
+_HIGHEST = {"webp": 100, "avif": 99, "jpeg": 100}  # AVIF of quality 100 has another sequence header
+_FRAME_OBU = 6
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture as it would be sent.
+
+    Attributes:
+        data: what is sent.
+        image_format: of IMAGE_FORMATS.
+        quality: the encoder's, 0..100; 101 is lossless.
+        scale: by how much the picture was made smaller.
+        psnr_db: of what the receiver shows against the original.
+    """
+
+    data: bytes
+    image_format: ImageFormat
+    quality: int
+    scale: int
+    psnr_db: float
+
+
+def encode(
+    pixels: Pixels, image_format: ImageFormat, quality: int, *, scale: int = 1, bare: bool = False
+) -> bytes:
+    """Pixels (height, width, 3) uint8 as they are sent; `scale` of SCALES."""
+    small = _resized(pixels, *_small(pixels.shape[1], pixels.shape[0], scale))
+    quality = min(max(quality, _LOWEST[image_format]), _HIGHEST[image_format])
+    if not bare:
+        return to_format(small, image_format, quality)
+    if image_format == "jpeg":
+        return _bare(to_plain_jpeg(small, quality), image_format, quality, scale)
+    return _bare(to_format(small, image_format, quality), image_format, quality, scale)
+
+
+def decode(data: bytes, width: int, height: int, *, bare: bool = False) -> Pixels:
+    """Pixels (height, width, 3) uint8 of what `encode` made of a picture of that size.
+
+    Raises:
+        InvalidInputError: the data are no picture, or one larger than that.
+    """
+    file = _restored(data, width, height) if bare else data
+    return _resized(from_bytes(file, max_side=max(width, height)), width, height)
+
+
+def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[Encoded], list[Encoded]]:
+    """What is worth sending of a picture, as whole files and bare, over QUALITIES and SCALES.
+
+    Each is a frontier: by rising bytes and rising PSNR.
+    """
+    whole, bare = [], []
+    for quality in QUALITIES:
+        for scale in SCALES:
+            first = _tried(pixels, image_format, quality, scale, False)
+            if image_format == "jpeg":
+                data = encode(pixels, image_format, quality, scale=scale, bare=True)
+            else:  # the same file, of which encoding is the dear part
+                data = _bare(first.data, image_format, quality, scale)
+            whole.append(first)
+            bare.append(replace(first, data=data))  # shows the same picture, byte for byte
+    return frontier(whole), frontier(bare)
+
+
+def frontier(candidates: Sequence[Encoded]) -> list[Encoded]:
+    """Those that no other one beats in PSNR with no more bytes, by rising bytes."""
+    best: list[Encoded] = []
+    for each in sorted(candidates, key=lambda c: (len(c.data), -c.psnr_db)):
+        if not best or each.psnr_db > best[-1].psnr_db:
+            best.append(each)
+    return best
+
+
+def best_within(candidates: Sequence[Encoded], max_bytes: int) -> Encoded | None:
+    """The last of a frontier that fits; None if nothing does."""
+    index = bisect_right(candidates, max_bytes, key=lambda c: len(c.data))
+    return candidates[index - 1] if index else None
+
+
+def encode_within(
+    pixels: Pixels,
+    max_bytes: int,
+    *,
+    formats: Sequence[ImageFormat] = IMAGE_FORMATS,
+    scales: Sequence[int] = SCALES,
+    bare: bool = False,
+) -> Encoded | None:
+    """The picture of highest PSNR in at most `max_bytes`, or None if no setting squeezes it into them.
+
+    For each format and scale the highest quality that fits is searched by halving.
+    """
+    tried = (_highest(pixels, each, scale, max_bytes, bare) for each in formats for scale in scales)
+    found = [each for each in tried if each is not None]
+    if "webp" in formats and any(each.quality == 100 and each.scale == 1 for each in found):
+        lossless = to_lossless_webp(pixels)
+        if len(lossless) <= max_bytes:
+            shown = decode(lossless, pixels.shape[1], pixels.shape[0])
+            found.append(Encoded(lossless, "webp", 101, 1, psnr_db(shown, pixels)))
+    return max(found, key=lambda each: (each.psnr_db, -len(each.data)), default=None)
+
+
+def _highest(
+    pixels: Pixels, image_format: ImageFormat, scale: int, max_bytes: int, bare: bool
+) -> Encoded | None:
+    best: bytes | None = None
+    low, high, quality = _LOWEST[image_format], _HIGHEST[image_format], 0
+    while low <= high:
+        middle = (low + high) // 2
+        data = encode(pixels, image_format, middle, scale=scale, bare=bare)
+        if len(data) <= max_bytes:
+            best, quality, low = data, middle, middle + 1
+        else:
+            high = middle - 1
+    if best is None:
+        return None
+    shown = decode(best, pixels.shape[1], pixels.shape[0], bare=bare)
+    return Encoded(best, image_format, quality, scale, psnr_db(shown, pixels))
+
+
+def _tried(pixels: Pixels, image_format: ImageFormat, quality: int, scale: int, bare: bool) -> Encoded:
+    data = encode(pixels, image_format, quality, scale=scale, bare=bare)
+    shown = decode(data, pixels.shape[1], pixels.shape[0], bare=bare)
+    return Encoded(data, image_format, quality, scale, psnr_db(shown, pixels))
+
+
+def _bare(file: bytes, image_format: ImageFormat, quality: int, scale: int) -> bytes:
+    tag = bytes([IMAGE_FORMATS.index(image_format) * len(SCALES) + SCALES.index(scale)])
+    if image_format == "webp":
+        return tag + _bare_webp(file)
+    if image_format == "avif":
+        return tag + _bare_avif(file)
+    return tag + bytes([quality]) + _bare_jpeg(file)
+
+
+def _small(width: int, height: int, scale: int) -> tuple[int, int]:
+    return max(1, width // scale), max(1, height // scale)
+
+
+def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    smaller = width < pixels.shape[1]
+    filter_ = Image.Resampling.LANCZOS if smaller else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(pixels).resize((width, height), filter_))
+
+
+def _restored(data: bytes, width: int, height: int) -> bytes:
+    """The file that a bare picture was taken from."""
+    if len(data) < 2 or data[0] >= len(IMAGE_FORMATS) * len(SCALES):
+        raise InvalidInputError("image", "a bare picture", f"{len(data)} bytes")
+    image_format = IMAGE_FORMATS[data[0] // len(SCALES)]
+    size = _small(width, height, SCALES[data[0] % len(SCALES)])
+    if image_format == "webp":
+        return _whole_webp(data[1:], *size)
+    if image_format == "avif":
+        return _whole_avif(data[1:], *size)
+    return _jpeg_head(data[1], *size) + data[2:] + b"\xff\xd9"
+
+
+# WebP: RIFF header, chunk header, VP8 key frame: 3 bytes of its own, a start code, the size (RFC 6386).
+
+
+def _bare_webp(file: bytes) -> bytes:
+    if file[12:16] != b"VP8 ":
+        raise ValueError("a lossy WebP without extensions is needed")
+    length = int.from_bytes(file[16:20], "little")
+    return file[20:23] + file[30 : 20 + length]
+
+
+def _whole_webp(bare: bytes, width: int, height: int) -> bytes:
+    frame = bare[:3] + b"\x9d\x01\x2a" + struct.pack("<HH", width, height) + bare[3:]
+    chunk = b"VP8 " + struct.pack("<I", len(frame)) + frame + b"\0" * (len(frame) % 2)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+# AVIF: boxes, of which the last, mdat, holds AV1 data units: delimiter, sequence header, then one frame. All
+# but the frame and three lengths are the same for every picture of a size.
+
+
+def _bare_avif(file: bytes) -> bytes:
+    start = file.index(b"mdat") + 4
+    frame = start + _frame_offset(file[start:])
+    _, header = _leb128(file, frame + 1)
+    return file[header:]
+
+
+def _whole_avif(bare: bytes, width: int, height: int) -> bytes:
+    boxes, before = _avif_head(width, height)
+    units = before + bytes([_FRAME_OBU << 3 | 2]) + _to_leb128(len(bare)) + bare
+    file = bytearray(boxes + units)
+    extent = file.index(b"iloc") + 22
+    file[extent : extent + 4] = struct.pack(">I", len(units))
+    file[len(boxes) - 8 : len(boxes) - 4] = struct.pack(">I", len(units) + 8)
+    return bytes(file)
+
+
+@cache
+def _avif_head(width: int, height: int) -> tuple[bytes, bytes]:
+    """Boxes up to mdat's content, and the data units before the frame, of any AVIF of that size."""
+    file = to_format(np.zeros((height, width, 3), np.uint8), "avif", 0)
+    start = file.index(b"mdat") + 4
+    return file[:start], file[start : start + _frame_offset(file[start:])]
+
+
+def _frame_offset(units: bytes) -> int:
+    offset = 0
+    while units[offset] >> 3 & 15 != _FRAME_OBU:
+        length, content = _leb128(units, offset + 1)
+        offset = content + length
+    return offset
+
+
+def _leb128(data: bytes, offset: int) -> tuple[int, int]:
+    """The number that starts there, seven bits a byte from the lowest, and where the next thing starts."""
+    value = shift = 0
+    while True:
+        value |= (data[offset] & 127) << shift
+        offset, shift = offset + 1, shift + 7
+        if data[offset - 1] < 128:
+            return value, offset
+
+
+def _to_leb128(value: int) -> bytes:
+    out = bytearray()
+    while value >= 128:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+# JPEG: tables that the quality fixes, or the standard, then the scan and an end marker.
+
+
+def _bare_jpeg(file: bytes) -> bytes:
+    return file[_scan_start(file) : -2]
+
+
+@cache
+def _jpeg_head(quality: int, width: int, height: int) -> bytes:
+    if not 1 <= quality <= 100:
+        raise InvalidInputError("image", "a JPEG quality of 1 to 100", quality)
+    file = to_plain_jpeg(np.zeros((height, width, 3), np.uint8), quality)
+    return file[: _scan_start(file)]
+
+
+def _scan_start(file: bytes) -> int:
+    marker = file.index(b"\xff\xda")
+    return marker + 2 + int.from_bytes(file[marker + 2 : marker + 4], "big")

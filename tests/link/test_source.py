@@ -1,0 +1,100 @@
+"""Pictures in few bytes: bounds, round trips, and failures that say so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dekag.errors import InvalidInputError
+from dekag.generation.images import IMAGE_FORMATS, ImageFormat, Pixels, from_bytes, to_format, to_plain_jpeg
+from dekag.link import source
+from dekag.link.source import SCALES, best_within, decode, encode, encode_within, ladders
+from dekag.metrics.image import psnr_db
+from dekag.training.data import scene_number
+from dekag.world import render
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Pixels:
+    return np.asarray(render(*scene_number("test", 3)))
+
+
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+def test_every_format_comes_back_and_tells_its_kind(pixels: Pixels, image_format: ImageFormat) -> None:
+    data = to_format(pixels, image_format)
+    assert psnr_db(from_bytes(data), pixels) > 27
+    assert len(to_format(pixels, image_format, 5)) < len(data)
+    assert to_format(pixels, image_format) == data
+
+
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_bare_pictures_are_the_same_file_in_fewer_bytes(
+    pixels: Pixels, image_format: ImageFormat, scale: int
+) -> None:
+    small = source._resized(pixels, 128 // scale, 128 // scale)
+    for quality in (0, 30, 99):
+        bare = encode(pixels, image_format, quality, scale=scale, bare=True)
+        file = (
+            to_plain_jpeg(small, max(1, quality))
+            if image_format == "jpeg"
+            else to_format(small, image_format, quality)
+        )
+        assert source._restored(bare, 128, 128) == file
+        assert len(bare) <= len(file) - 25
+        assert decode(bare, 128, 128, bare=True).shape == pixels.shape
+
+
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+@pytest.mark.parametrize("bare", [False, True])
+def test_bytes_are_bounded_and_quality_rises_with_them(
+    pixels: Pixels, image_format: ImageFormat, bare: bool
+) -> None:
+    last = 0.0
+    for most in (400, 2000):
+        found = encode_within(pixels, most, formats=[image_format], scales=(2,), bare=bare)
+        if found is None:
+            continue
+        assert len(found.data) <= most
+        assert found.psnr_db == psnr_db(decode(found.data, 128, 128, bare=bare), pixels)
+        assert found.psnr_db >= last
+        last = found.psnr_db
+    assert last > 25
+
+
+def test_what_cannot_be_squeezed_in_is_not_sent(pixels: Pixels) -> None:
+    assert encode_within(pixels, 8, bare=True, scales=(8,)) is None
+    assert encode_within(pixels, 40, scales=(8,)) is None
+
+
+def test_lossless_where_it_fits() -> None:
+    flat = np.full((64, 64, 3), 77, np.uint8)
+    found = encode_within(flat, 2000, formats=["webp"], scales=(1,))
+    assert found is not None
+    assert found.psnr_db == 100
+
+
+def test_ladder_is_a_frontier(pixels: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "QUALITIES", (0, 20, 60))
+    whole, bare = ladders(pixels, "webp")
+    for rungs in (whole, bare):
+        sizes, quality = [len(rung.data) for rung in rungs], [rung.psnr_db for rung in rungs]
+        assert sizes == sorted(set(sizes))
+        assert quality == sorted(set(quality))
+        assert best_within(rungs, sizes[2]) is rungs[2]
+        assert best_within(rungs, sizes[0] - 1) is None
+    assert len(bare[0].data) < len(whole[0].data)
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\x01", b"\x0c12345", b"\x00" * 40, b"\x04" + b"\xff" * 30, b"\x08\x00ab"]
+)
+def test_nonsense_is_no_picture(data: bytes) -> None:
+    with pytest.raises(InvalidInputError, match="image"):
+        decode(data, 64, 64, bare=True)
+
+
+def test_a_picture_larger_than_asked_is_refused(pixels: Pixels) -> None:
+    for image_format in IMAGE_FORMATS:
+        with pytest.raises(InvalidInputError, match="64 pixels a side"):
+            decode(to_format(pixels, image_format), 64, 64)
