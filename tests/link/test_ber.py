@@ -44,7 +44,7 @@ def error_shares(bits_per_symbol: int, link: LinkConditions, items: int, symbols
 def test_qam_in_awgn(bits_per_symbol: int, snr_db: float) -> None:
     snr = 10 ** (snr_db / 10)
     expected = theory(bits_per_symbol, lambda a: math.erfc(math.sqrt(a * snr)))
-    shares = error_shares(bits_per_symbol, LinkConditions(fading="awgn", snr_db=snr_db), 100, 2000)
+    shares = error_shares(bits_per_symbol, LinkConditions(fading="awgn", snr_db=snr_db), 100, 400)
     assert shares.mean().item() == pytest.approx(expected, abs=4 * shares.std().item() / math.sqrt(100))
     assert 1e-3 < expected < 0.1
 
