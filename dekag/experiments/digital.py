@@ -40,7 +40,7 @@ from dekag.link.coding import TABLE, Layout, ModulationAndCoding, largest_payloa
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import mmse_equalize
 from dekag.link.harq import MAX_TRANSMISSIONS, deliver
-from dekag.link.outage import csi_loss_db, effective_snr_db, powers_db, success
+from dekag.link.outage import effective_snr_db, powers_db, success
 from dekag.link.source import QUALITIES, SCALES, Encoded, decode, encode, ladders
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
@@ -193,13 +193,15 @@ class Forecast:
 
     def __init__(self, conditions: LinkConditions) -> None:
         self.conditions = conditions
-        snr_db = conditions.sender_snr_db + csi_loss_db(conditions)
         one = 10 ** (powers_db(conditions) / 10)
         # another transmission meets another slot: any other of the draws
         slots = [np.roll(one, 7 * attempt, axis=0) for attempt in range(MAX_TRANSMISSIONS)]
         powers = [10 * np.log10(power) for power in np.cumsum(slots, axis=0)]
         orders = {coding.bits_per_symbol for coding in TABLE}
-        self._snrs = {order: [effective_snr_db(order, snr_db, power) for power in powers] for order in orders}
+        self._snrs = {
+            order: [effective_snr_db(order, conditions.sender_snr_db, power) for power in powers]
+            for order in orders
+        }
         self._tables: dict[ModulationAndCoding, Array] = {}
 
     def arrives(self, coding: ModulationAndCoding, payload_bytes: int) -> Array:

@@ -57,7 +57,7 @@ def deliver(
     channel_uses = 0
     for attempt in range(max_transmissions):
         reception = transmit(symbols, [conditions], [slot_seed(seed, attempt)])
-        channel_uses += symbols.shape[1] + sum(getattr(reception, "pilot_uses", ()))
+        channel_uses += symbols.shape[1] + sum(reception.pilot_uses)
         soft_bits = link.soft_bits(reception, coding, len(payload))
         total = soft_bits if total is None else total + soft_bits
         try:

@@ -29,6 +29,8 @@ from dekag.link.conditions import LinkConditions
 Array = npt.NDArray[np.float64]
 
 FADING_DRAWS = 1000
+_SYMBOLS = 64  # that sample a slot whose every symbol has a gain of its own
+_NOTHING_DB = -100.0
 _SEED = 20506  # of the fading that senders average over; no request's own
 
 
@@ -85,33 +87,47 @@ def effective_snr_db(bits_per_symbol: int, snr_db: float, powers_db: Array) -> A
 
 @lru_cache(maxsize=256)
 def _sender_snrs_db(bits_per_symbol: int, conditions: LinkConditions) -> Array:
-    powers = powers_db(conditions)
-    return effective_snr_db(bits_per_symbol, conditions.sender_snr_db + csi_loss_db(conditions), powers)
-
-
-def csi_loss_db(conditions: LinkConditions) -> float:
-    """What the receiver's knowledge of the channel adds to the mean SNR, dB; at most 0."""
-    if conditions.csi == "none" and conditions.fading != "awgn":
-        return -100.0  # without a phase reference QAM carries nothing
-    return 0.0
+    return effective_snr_db(bits_per_symbol, conditions.sender_snr_db, powers_db(conditions))
 
 
 def powers_db(conditions: LinkConditions) -> Array:
-    """(draws, J) block powers |h_j|^2 of seeded slots, dB, mean power 1."""
-    known = {"snr_db": 40.0, "reported_snr_db": None, "csi": "perfect"}
-    return _powers_db(conditions.model_copy(update=known))
+    """(draws, J) powers |h_j|^2 of seeded slots, dB, mean power 1, as the sender of a payload expects them.
+
+    Errors of estimated gains count as noise, hence as less power. Without CSI a faded symbol has no phase
+    reference and is worth nothing. What a trace holds the sender cannot know; it prepares for Rayleigh
+    fading.
+    """
+    if conditions.fading == "awgn" and conditions.csi != "pilots":
+        return np.zeros((1, 1))
+    if conditions.csi == "none":
+        return np.full((1, 1), _NOTHING_DB)
+    fading = "rayleigh" if conditions.fading == "trace" else conditions.fading
+    # perfectly known gains do not depend on the SNR
+    snr_db = conditions.sender_snr_db if conditions.csi == "pilots" else 0.0
+    return _powers_db(
+        LinkConditions(
+            snr_db=snr_db,
+            fading=fading,
+            tau_rms_s=conditions.tau_rms_s,
+            rician_k_db=conditions.rician_k_db,
+            speed_m_s=conditions.speed_m_s,
+            csi=conditions.csi,
+        )
+    )
 
 
 @lru_cache(maxsize=32)
 def _powers_db(conditions: LinkConditions) -> Array:
     from dekag.link.channel import transmit
 
-    if conditions.fading == "awgn":
-        return np.zeros((1, 1))
-    symbols = torch.ones(1, 64, dtype=torch.complex64)
-    seeds = range(_SEED, _SEED + FADING_DRAWS)
-    gains = torch.cat([transmit(symbols, [conditions], [seed]).gains for seed in seeds])
-    return np.asarray(20 * torch.log10(gains.abs().double().clamp_min(1e-6)))
+    symbols = torch.ones(1, _SYMBOLS, dtype=torch.complex64)
+    powers = []
+    for seed in range(_SEED, _SEED + FADING_DRAWS):
+        reception = transmit(symbols, [conditions], [seed])
+        errors = 0.0 if reception.gain_errors is None else reception.gain_errors
+        no = reception.no[:, None]
+        powers.append(reception.gains.abs().square() * no / (no + errors))
+    return np.asarray(10 * torch.log10(torch.cat(powers).double().clamp_min(1e-12)))
 
 
 @cache
