@@ -205,6 +205,8 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 def _convolve(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d, groups: int = 1
 ) -> torch.Tensor:
-    """Convolution with the stride, padding and dilation of `like`."""
-    result: torch.Tensor = F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation, groups)
-    return result
+    """Convolution with the stride, padding and dilation of `like`, by its own kernel where groups allow."""
+    if groups == like.groups:
+        result: torch.Tensor = like._conv_forward(x, weight, bias)
+        return result
+    return F.conv2d(x, weight, bias, like.stride, like.padding, like.dilation, groups)

@@ -416,6 +416,7 @@ def train_knowledge(
     metric = pixel_metric(decode, latents[:METRIC_LATENTS].float())
     torch.manual_seed(seed)
     model = build("cala", codec, share)
+    parameters, of_codec = model.trained_parameters(), sum(p.numel() for p in codec.parameters())
     trained = train_method(
         folder, "cala", codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model
     )
@@ -423,12 +424,11 @@ def train_knowledge(
     # measured as it ships: loaded into a new codec, its weights rounded
     shipped = Cala.attached(copy.deepcopy(codec), knowledge)
     quality = calibrate_quality(shipped, decode, validation, **(quality_grid or {}))
-    of_codec = sum(p.numel() for p in codec.parameters())
     return knowledge.with_info(
         config={"steps": steps, "seed": seed, "command": command, "metric": metric.tolist()},
         scores={
-            "parameters": trained.trained_parameters(),
-            "share": round(trained.trained_parameters() / of_codec, 5),
+            "parameters": parameters,
+            "share": round(parameters / of_codec, 5),
             "mean_psnr_db": round(float(np.mean(quality.mean_db)), 2),
         },
         quality=quality.to_json(),

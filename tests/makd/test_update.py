@@ -40,7 +40,7 @@ def test_plain_diffusers_draws_the_same(
     theirs = pipeline(
         "<neon> a red boat, neon style",
         num_inference_steps=edge.steps,
-        guidance_scale=edge.guidance_scale,
+        guidance_scale=neon.update.guidance_scale,
         generator=torch.Generator().manual_seed(5),
         height=128,
         width=128,
