@@ -139,15 +139,19 @@ def condition_vector(
     )[0]
 
 
-def block_snr_db(gains: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+def block_snr_db(
+    gains: torch.Tensor, no: torch.Tensor, gain_errors: torch.Tensor | None = None
+) -> torch.Tensor:
     """(B, 8) SNR of each eighth of a transmission, dB, by the receiver's CSI.
 
     Args:
         gains: (B, J) complex64, as the receiver believes them to be; any J that is a multiple of 8, else the
             parts overlap.
         no: (B,) float32, noise power per channel use.
+        gain_errors: (B, J) float32, variances of the gains around their estimates, which count as noise.
     """
-    power = gains.abs().square().float()
-    if power.shape[1] != BLOCKS:
-        power = F.adaptive_avg_pool1d(power[:, None], BLOCKS)[:, 0]
-    return 10 * torch.log10((power / no[:, None].clamp_min(1e-12)).clamp_min(1e-12))
+    noise = no[:, None] if gain_errors is None else no[:, None] + gain_errors
+    ratio = gains.abs().square().float() / noise.clamp_min(1e-12)
+    if ratio.shape[1] != BLOCKS:
+        ratio = F.adaptive_avg_pool1d(ratio[:, None], BLOCKS)[:, 0]
+    return 10 * torch.log10(ratio.clamp_min(1e-12))

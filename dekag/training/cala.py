@@ -22,7 +22,7 @@ from dekag.codec import JsccCodec, Modulation
 from dekag.link.batch import draw_channels, pass_through
 from dekag.link.channel import transmit
 from dekag.link.conditions import Fading, LinkConditions
-from dekag.link.equalizer import mmse_equalize
+from dekag.link.equalizer import equalize
 from dekag.training.data import psnr_db
 from dekag.training.loop import TrainingRun
 
@@ -33,6 +33,7 @@ GRID_CBRS = (1 / 96, 1 / 192, 1 / 384, 1 / 768)
 SNR_RANGE_DB = (-5.0, 20.0)
 TAU_RANGE_S = (1e-8, 1e-5)
 RICIAN_K_RANGE_DB = (0.0, 12.0)
+PILOT_SHARE, BLIND_SHARE, ZERO_FORCING_SHARE = 0.15, 0.05, 0.1
 METRIC_LATENTS = 32
 SOURCE_VALUES = 3 * 128 * 128  # of the pictures whose latents are trained on
 
@@ -47,6 +48,7 @@ class ConditionBatch:
     tau_rms_s: torch.Tensor
     pilots: torch.Tensor
     no_csi: torch.Tensor
+    zero_forcing: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.cbr)
@@ -66,9 +68,9 @@ class ConditionBatch:
             snr_db=self.snr_db,
             direct=self.direct,
             tau_rms_s=self.tau_rms_s,
-            pilots=(self.pilots > 0).float(),
+            pilots=self.pilots,
             no_csi=self.no_csi,
-            zero_forcing=torch.zeros_like(self.cbr),
+            zero_forcing=self.zero_forcing,
             block_snr_db=blocks_db,
         )
 
@@ -78,7 +80,7 @@ def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
 
     SNR uniform over -5..20 dB; a third each AWGN, Rayleigh and Rician (K uniform over 0..12 dB), with
     log-uniform delay spreads of 1e-8..1e-5 s; half of the rates are of the grid, half log-uniform between its
-    ends.
+    ends. Most with perfect CSI and MMSE, the rest with pilots, without CSI, or zero-forced.
     """
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -93,8 +95,12 @@ def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
     rician = 1 / (1 + 10 ** (-uniform(*RICIAN_K_RANGE_DB) / 10))
     direct = torch.where(kind == 0, 1.0, torch.where(kind == 1, 0.0, rician))
     tau_rms_s = torch.where(kind == 0, 0.0, tau_rms_s)
-    zeros = torch.zeros(count)
-    return ConditionBatch(cbr, snr_db, direct, tau_rms_s, pilots=zeros, no_csi=zeros)
+    csi = uniform(0, 1)
+    pilots, no_csi = csi < PILOT_SHARE, csi > 1 - BLIND_SHARE
+    zero_forcing = uniform(0, 1) < ZERO_FORCING_SHARE
+    return ConditionBatch(
+        cbr, snr_db, direct, tau_rms_s, pilots.float(), no_csi.float(), zero_forcing.float()
+    )
 
 
 @torch.no_grad()
@@ -176,8 +182,10 @@ def send(
         features = codec.features(clean, counts)
     symbols = codec.snap(features.detach(), channel_uses=counts)
     straight = features + (symbols - features).detach()
-    equalised = pass_through(channels, straight, torch.tensor(counts), generator)
-    seen = conditions.features(block_snr_db(channels.believed, channels.no))
+    equalised = pass_through(
+        channels, straight, torch.tensor(counts), generator, zero_forcing=conditions.zero_forcing
+    )
+    seen = conditions.features(channels.block_snr_db)
     with precision, adapted.conditioned("decoder", seen):
         received = codec.decode(equalised, shape)
     return Sent(received, (features - symbols).abs().square().mean())
@@ -288,7 +296,8 @@ def grid_condition(
     def rows(value: float) -> torch.Tensor:
         return torch.full((count,), value, dtype=torch.float32)
 
-    return ConditionBatch(rows(cbr), rows(snr_db), rows(direct), rows(tau_rms_s), rows(0.0), rows(0.0))
+    known = (rows(0.0), rows(0.0), rows(0.0))
+    return ConditionBatch(rows(cbr), rows(snr_db), rows(direct), rows(tau_rms_s), *known)
 
 
 @torch.inference_mode()
@@ -315,11 +324,13 @@ def deliver(
     with adapted.conditioned("encoder", sender):
         symbols = adapted.codec.encode(latents.float(), channel_uses, modulation=modulation)
     reception = transmit(symbols, [conditions] * count, seeds)
-    blocks = block_snr_db(reception.gains, reception.no)
+    blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)
     seen = [condition_vector(cbr, conditions, at="receiver", block_snr_db=row) for row in blocks]
     adapted.use_group(int(adapted.group_of(torch.tensor([cbr]), torch.tensor([conditions.snr_db]))[0]))
     with adapted.conditioned("decoder", torch.stack(seen)):
-        received: torch.Tensor = adapted.codec.decode(mmse_equalize(reception).symbols, shape)
+        received: torch.Tensor = adapted.codec.decode(
+            equalize(reception, conditions.equalizer).symbols, shape
+        )
         return received
 
 

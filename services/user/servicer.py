@@ -267,7 +267,7 @@ def _decode(incoming: Sequence[_Incoming]) -> list[torch.Tensor]:
     conditions = []
     for each in incoming:
         channel_uses = each.reception.symbols.shape[1]
-        blocks = block_snr_db(each.reception.gains, each.reception.no)[0]
+        blocks = block_snr_db(each.reception.gains, each.reception.no, each.reception.gain_errors)[0]
         cbr = channel_uses / each.asked.source_values
         conditions.append(condition_vector(cbr, each.asked.link, at="receiver", block_snr_db=blocks))
     symbols = [equalize(each.reception, each.asked.link.equalizer).symbols for each in incoming]
