@@ -235,15 +235,27 @@ def _channel_table(measured: Measured, semantic: Semantic, name: str, channel: s
     lines += [f"| SNR, dB | {name} | " + " | ".join(rivals) + " | lost, best | nothing fits, best-file |"]
     lines += ["|---:|" + "---:|" * (len(rivals) + 3)]
     for snr_db, cell in cells.items():
-        own = [
-            np.mean(v) for k, v in semantic.items() if (k[0], round(k[1], 6), k[2]) == (channel, cbr, snr_db)
-        ]
+        place = (channel, cbr, snr_db)
+        own = [v[:, 0].mean() for k, v in semantic.items() if (k[0], round(k[1], 6), k[2]) == place]
         values = " | ".join(f"{cell[rival]['psnr_db']:.1f}" for rival in rivals)
         lines.append(
             f"| {snr_db:g} | {f'{own[0]:.1f}' if own else ''} | {values} "
             f"| {100 * cell['best']['lost']:.0f} % | {100 * cell['best-file']['unfit']:.0f} % |"
         )
+    lines += ["", "More than half of the pictures do not arrive up to, by CBR:", ""]
+    for rival in ("best-file", "best"):
+        told = []
+        for rate in sorted({row["cbr"] for row in measured.rows}, reverse=True):
+            failing = fails_up_to_db(measured.rows, channel, rate, rival)
+            told.append(f"1/{1 / rate:.0f}: " + ("never" if failing is None else f"{failing:g} dB"))
+        lines.append(f"- {rival}: " + ", ".join(told))
     return lines
+
+
+def fails_up_to_db(rows: Sequence[Row], channel: str, cbr: float, rival: str) -> float | None:
+    """The highest SNR of the grid, dB, at which more than half of the pictures do not arrive, if any."""
+    cell = [row for row in rows if (row["channel"], row["cbr"], row["rival"]) == (channel, cbr, rival)]
+    return max((row["snr_db"] for row in cell if row["lost"] > 0.5), default=None)
 
 
 def _decoded_table(checks: Sequence[Row]) -> list[str]:

@@ -28,7 +28,7 @@ from dekag.experiments.digital import (
     needed_uses,
     shannon,
 )
-from dekag.experiments.digital_report import write
+from dekag.experiments.digital_report import fails_up_to_db, write
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.link import source
@@ -135,8 +135,10 @@ def test_measured_written_and_compared(
     rows = [json.loads(line) for line in (tmp_path / "digital" / "rivals.jsonl").read_text().splitlines()]
     assert {row["rival"] for row in rows} == {*RIVALS, "best-harq", "shannon-outage", "shannon-ergodic"}
     assert all(0 <= row.get("lost", 0) <= 1 for row in rows)
+    assert fails_up_to_db(rows, "awgn", rows[0]["cbr"], "jpeg-file") in (-5.0, 5.0)
     assert len(measured.checks) == 2
-    assert "| base codec |" in page.read_text()
+    own = semantic[key][:, 0].mean()
+    assert f"| 5 | {own:.1f} |" in page.read_text()
     assert (tmp_path / "digital" / "consistency.svg").exists()
 
 
