@@ -241,11 +241,11 @@ METHODS: dict[str, Method] = {
     "lora-groups-large": Method(
         "LoRA per SNR and rate group, equal bytes each",
         lambda codec, share: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(codec, 4 * share),
-        3e-3,
+        1e-2,
     ),
-    "snr-attention": Method("SNR attention", _sized(SnrAttention), 3e-3),
+    "snr-attention": Method("SNR attention", _sized(SnrAttention), 1e-2),
     "fine-tune": Method(
-        "shared full fine-tune", lambda codec, _: FullFineTune(copy.deepcopy(codec)), 1e-3, sized=False
+        "shared full fine-tune", lambda codec, _: FullFineTune(copy.deepcopy(codec)), 3e-3, sized=False
     ),
 }
 

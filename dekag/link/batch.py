@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS
+from dekag.link.conditions import BLOCKS
 from dekag.link.csi import PILOTS_PER_BLOCK
+from dekag.link.fading import block_correlation
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,12 @@ class RandomChannels:
         return 10 * torch.log10(ratio.clamp_min(1e-12))
 
 
-def complex_normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def _complex_normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Circular complex Gaussians of unit variance, complex64."""
-    return torch.view_as_complex(torch.randn(*shape, 2, generator=generator) * math.sqrt(0.5))
+    from dekag.link.phy import complex_normal
+
+    drawn: torch.Tensor = complex_normal(shape, precision="single", device="cpu", generator=generator)
+    return drawn
 
 
 def draw_channels(
@@ -64,12 +68,10 @@ def draw_channels(
         pilots: (B,) 1 where the gains are estimated as `dekag.link.csi.estimate_blocks` does; else known.
         no_csi: (B,) 1 where the receiver takes every gain to be 1.
     """
-    centres = torch.arange(BLOCKS, dtype=torch.float64) * (BANDWIDTH_HZ / BLOCKS)
-    apart = centres[:, None] - centres[None, :]
-    correlation = 1 / (1 + 2j * math.pi * apart * tau_rms_s.double()[:, None, None])
+    correlation = block_correlation(tau_rms_s)
     identity = torch.eye(BLOCKS, dtype=torch.complex128)
     factor = torch.linalg.cholesky(correlation + 1e-9 * identity)
-    independent = complex_normal((len(snr_db), BLOCKS, 1), generator)
+    independent = _complex_normal((len(snr_db), BLOCKS, 1), generator)
     scattered = (factor.to(torch.complex64) @ independent)[:, :, 0]
     angle = 2 * math.pi * torch.rand(len(snr_db), generator=generator)
     phase = torch.where(direct < 1, torch.polar(torch.ones_like(angle), angle), 1)
@@ -81,7 +83,7 @@ def draw_channels(
         covariance = share * torch.ones_like(correlation) + (1 - share) * correlation
         noise = (no / PILOTS_PER_BLOCK).double()[:, None, None]
         kept = torch.linalg.solve(covariance + noise * identity, covariance).mH
-        seen = gains + complex_normal(tuple(gains.shape), generator) * noise[:, :, 0].float().sqrt()
+        seen = gains + _complex_normal(tuple(gains.shape), generator) * noise[:, :, 0].float().sqrt()
         estimate = (kept.to(torch.complex64) @ seen[:, :, None])[:, :, 0]
         left = (covariance - kept @ covariance).diagonal(dim1=1, dim2=2).real.clamp_min(0).float()
         believed = torch.where(pilots[:, None] > 0, estimate, believed)
@@ -115,7 +117,7 @@ def pass_through(
     counted = no + channels.errors.gather(1, block)
     if zero_forcing is not None:
         counted = torch.where(zero_forcing[:, None] > 0, 0, counted)
-    noise = complex_normal(tuple(symbols.shape), generator) * no.sqrt()
+    noise = _complex_normal(tuple(symbols.shape), generator) * no.sqrt()
     total = (believed.abs().square() + counted).clamp_min(torch.finfo(torch.float32).tiny)
     equalised = (gains * symbols + noise) * believed.conj() / total
     return torch.where(place < channel_uses[:, None], equalised, 0)

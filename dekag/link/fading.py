@@ -28,10 +28,11 @@ from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
 _INDEPENDENT_POWER = 1e-12
 
 
-def block_correlation(tau_rms_s: float, blocks: int = BLOCKS) -> torch.Tensor:
-    """(J, J) complex128: C[j', j] = E[h_j' conj(h_j)] for an RMS delay spread in s."""
+def block_correlation(tau_rms_s: float | torch.Tensor, blocks: int = BLOCKS) -> torch.Tensor:
+    """(..., J, J) complex128: C[j', j] = E[h_j' conj(h_j)] for RMS delay spreads (...) in s."""
     centres = torch.arange(blocks, dtype=torch.float64) * (BANDWIDTH_HZ / blocks)
-    return 1 / (1 + 2j * math.pi * (centres[:, None] - centres[None, :]) * tau_rms_s)
+    tau = torch.as_tensor(tau_rms_s, dtype=torch.float64)[..., None, None]
+    return 1 / (1 + 2j * math.pi * (centres[:, None] - centres[None, :]) * tau)
 
 
 @lru_cache(maxsize=64)
