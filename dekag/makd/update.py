@@ -8,40 +8,22 @@ is ever read.
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from dekag.artifacts import content_hash
-from dekag.errors import InvalidInputError, MismatchError
+from dekag.artifacts import Artifact
 from dekag.makd.compact import pack, unpack
 from dekag.makd.metaword import rows_for
 from dekag.makd.topics import topic_name
 
 FORMAT = 1
-INFO, METAWORD, LORA = "knowledge.json", "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
+METAWORD, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
 COMPACT = "compact_lora.safetensors"
-FILES = (INFO, METAWORD, LORA, COMPACT)
 PREFIX = "unet."  # diffusers tells denoiser and text encoder apart by it
-MAX_FILE_BYTES = 2**30
-_UNREADABLE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    RuntimeError,
-    zlib.error,
-    SafetensorError,
-    InvalidInputError,
-)
 
 
 def placeholder(topic: str, word: str = "") -> str:
@@ -49,7 +31,7 @@ def placeholder(topic: str, word: str = "") -> str:
     return f"<{topic} {word}>".replace(" ", "-") if word else f"<{topic}>"
 
 
-class KnowledgeUpdate:
+class KnowledgeUpdate(Artifact):
     """Metaword and LoRA of one topic.
 
     Made by `new` or read by `from_files` and `load`; it never changes.
@@ -63,11 +45,12 @@ class KnowledgeUpdate:
         content_hash: SHA-256 (hex) over everything in the update.
     """
 
+    what = "the knowledge update"
+    parts = (METAWORD, LORA, COMPACT)
+
     def __init__(self, info: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
         """`tensors`: the files of metaword and LoRA; use `new` or `from_files`."""
-        self.info = dict(info)
-        self._tensors = dict(tensors)
-        self.content_hash = content_hash(self._tensors, self.info)
+        super().__init__(info, tensors)
         vectors = load(tensors[METAWORD]) if METAWORD in tensors else {}
         self.metaword = vectors[placeholder(self.topic)] if vectors else torch.zeros(0, 0)
         named = {word: placeholder(self.topic, word) for word in self.triggers}
@@ -111,7 +94,7 @@ class KnowledgeUpdate:
 
     def scored(self, scores: Mapping[str, float]) -> Self:
         """The same update with these scores in knowledge.json."""
-        return type(self)({**self.info, "scores": dict(scores)}, self._tensors)
+        return type(self)({**self.info, "scores": dict(scores)}, self._files)
 
     def expanded(self) -> Self:
         """The same update in 16 bits a number, which plain diffusers reads, with a hash of its own."""
@@ -138,47 +121,12 @@ class KnowledgeUpdate:
         """Classifier-free guidance with which pictures are drawn with this update."""
         return float(self.info["config"]["guidance_scale"])
 
-    @property
-    def base_hash(self) -> str:
-        """Hash of the edge model that this update was trained on and fits."""
-        return str(self.info["base_hash"])
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(map(len, self.to_files().values()))
-
-    def to_files(self) -> dict[str, bytes]:
-        """The files by name: knowledge.json, and those of metaword and LoRA as far as there are any."""
-        info = {**self.info, "content_hash": self.content_hash}
-        return {INFO: json.dumps(info, indent=1, sort_keys=True).encode(), **self._tensors}
-
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """The update that `to_files` wrote.
+    def known_format(cls, info: Mapping[str, Any]) -> bool:
+        """Whether knowledge.json says that it is of this format, and of a topic that may be called so."""
+        return bool(info["format"] == FORMAT and topic_name(info["topic"]))
 
-        Raises:
-            MismatchError: a file is missing, damaged, too large or not what the hash in knowledge.json was
-                taken over.
-        """
-        tensors = {name: files[name] for name in (METAWORD, LORA, COMPACT) if name in files}
-        if INFO not in files or any(len(data) > MAX_FILE_BYTES for data in files.values()):
-            raise MismatchError(f"a knowledge update has {INFO} and files of at most {MAX_FILE_BYTES} bytes")
-        try:
-            info = json.loads(files[INFO])
-            claimed = info.pop("content_hash")
-            if info["format"] != FORMAT:
-                raise MismatchError(f"knowledge update of format {info['format']!r}, not {FORMAT}")
-            if claimed != content_hash(tensors, info):
-                raise MismatchError("the knowledge update is damaged: its content does not fit its hash")
-            topic_name(info["topic"])
-            update = cls(info, tensors)
-            update._check()
-        except _UNREADABLE as error:
-            raise MismatchError("the knowledge update is damaged: it cannot be read") from error
-        return update
-
-    def _check(self) -> None:
+    def check(self) -> None:
         """ValueError unless every part has the type and shape that its user counts on."""
         texts = [self.topic, *self.info["triggers"], self.info["base_hash"]]
         if not all(isinstance(text, str) for text in texts) or not self.info["triggers"]:
@@ -204,19 +152,6 @@ class KnowledgeUpdate:
                 raise ValueError(name)
             if not torch.isfinite(factor).all():
                 raise ValueError(name)
-
-    def save(self, folder: Path) -> None:
-        """Write the files into `folder`, which is made if missing."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.to_files().items():
-            (folder / name).write_bytes(data)
-
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read an update from its folder; MismatchError as from_files says."""
-        return cls.from_files(
-            {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-        )
 
     def parameters(self) -> int:
         """Numbers in metaword and LoRA."""

@@ -9,9 +9,10 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
+from dekag.artifacts import INFO
 from dekag.cala import CalaConfig, condition_vector
 from dekag.cala.aligned import AlignedCodec
-from dekag.cala.artifact import CONFIG, INFO, WEIGHTS, TransmissionKnowledge
+from dekag.cala.artifact import CONFIG, WEIGHTS, TransmissionKnowledge
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError

@@ -11,11 +11,12 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dekag.artifacts import INFO
 from dekag.errors import MismatchError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.makd.aligned import AlignedGenerator
-from dekag.makd.update import INFO, LORA, METAWORD, KnowledgeUpdate
+from dekag.makd.update import LORA, METAWORD, KnowledgeUpdate
 from tests.makd.conftest import Distilled
 
 
