@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,10 +234,9 @@ def page_text(measured: Measured, rows: dict[str, list[Row]], base: DistillConfi
         "encoders trained on photographs. Test prompts combine attributes that no training ever drew.",
         "",
         f"Every method learns from the same {base.images} cloud pictures of a topic for at most {base.steps}",
-        f"steps of {base.batch}; LoRA rank {base.rank} on {base.layers} in {base.bits} bits a number,",
-        f"{base.tokens} metaword tokens.",
-        f"{len(rows['makd']) // len(TOPICS)} test prompts a topic, {_seeds(measured)} training seeds;",
-        "intervals are 95 % bootstraps over prompts.",
+        f"steps of {base.batch}. LoRA: rank {base.rank}, layers: {base.layers}, {base.bits} bits a number. Metaword:",
+        f"{base.tokens} tokens, and one for each of several triggers. {len(rows['makd']) // len(TOPICS)} test prompts",
+        f"a topic, {_seeds(measured)} training seeds; intervals are 95 % bootstraps over prompts.",
         "",
         "## Figures",
         "",
@@ -277,6 +276,7 @@ def page_text(measured: Measured, rows: dict[str, list[Row]], base: DistillConfi
             mean = _summary([row for row in scores if row["topic"] == name])
             values.append(f"{mean['consistency']:.3f} ({100 * mean['probe']:.0f} %)")
         lines.append(f"| {name} | {topic.kind} | " + " | ".join(values) + " |")
+    lines += ["", "### Where MAKD is not ahead", "", *behind(rows)]
     lines += ["", "## One setting at a time", "", f"Topics {', '.join(STUDY_TOPICS)}; training seed 0.", ""]
     lines += ["![Studies](../results/gka/studies.svg)", ""]
     for setting in STUDIES:
@@ -310,13 +310,27 @@ def page_text(measured: Measured, rows: dict[str, list[Row]], base: DistillConfi
         "",
         "![Samples](../results/gka/samples.png)",
         "",
-        "One test prompt of each topic ("
-        + ", ".join(TOPICS)
-        + "). Rows: the cloud, the edge before, the edge",
-        "after. Scores per prompt: `results/gka/*.jsonl`.",
+        f"One test prompt of each topic: {', '.join(TOPICS)}.",
+        "Rows: the cloud, the edge before, the edge after. Scores per prompt: `results/gka/*.jsonl`.",
         "",
     ]
     return "\n".join(lines)
+
+
+def behind(rows: Mapping[str, Sequence[Row]]) -> list[str]:
+    """A line for each topic on which a baseline of equal or smaller size is as good as MAKD or better."""
+    lines = []
+    for name in TOPICS:
+        own, others = (
+            {m: mean_of([row for row in rows[m] if row["topic"] == name], "consistency") for m in methods}
+            for methods in (("makd",), RIVALS)
+        )
+        ahead = {method: value for method, value in others.items() if value >= own["makd"]}
+        if ahead:
+            told = ", ".join(f"{NAMES[method]} {value:.3f}" for method, value in ahead.items())
+            lines.append(f"- {name}: {told}, MAKD {own['makd']:.3f}")
+    why = "Why that is so, as far as we know: [decision 6](decisions/0006-the-metaword-stands-in-front.md)."
+    return [*lines, "", why] if lines else ["Nowhere."]
 
 
 def _seeds(measured: Measured) -> int:

@@ -16,9 +16,8 @@ from safetensors.torch import load, save
 
 BITS = (4, 8)
 MAX_NAMES_BYTES = 2**24
-SCALE_UNIT = (
-    2.0**12
-)  # scales are written as multiples of its inverse: small ones keep float16's full precision
+# scales are written as multiples of its inverse: small ones keep float16's full precision
+SCALE_UNIT = 2.0**12
 HALF = torch.finfo(torch.float16)
 
 

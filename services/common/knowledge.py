@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.proto import cloud_pb2
@@ -14,19 +16,32 @@ def update_key(content_hash: str) -> str:
     return f"dekag:update:{content_hash}"
 
 
-class Manifest(BaseModel):
-    """One version of a topic's knowledge update."""
+class VersionManifest(BaseModel):
+    """What the manifests of all knowledge say: one version, without its weights."""
 
     model_config = ConfigDict(frozen=True)
 
-    topic: str = Field(description="Name of the topic.")
-    version: int = Field(ge=1, description="Counts up for each topic; the highest is current.")
-    content_hash: str = Field(pattern="^[0-9a-f]{64}$", description="sha256 over everything in the update.")
-    base_hash: str = Field(description="Hash of the edge model that it fits.")
-    triggers: tuple[str, ...] = Field(description="Words or phrases that say that a prompt needs it.")
-    size_bytes: int = Field(ge=0, description="Bytes of the update's files.")
-    scores: dict[str, float] = Field(description="On held-out prompts.")
+    version: int = Field(ge=1, description="Counts up; the highest is current.")
+    content_hash: str = Field(pattern="^[0-9a-f]{64}$", description="sha256 over everything in it.")
+    base_hash: str = Field(description="Hash of the model that it fits.")
+    size_bytes: int = Field(ge=0, description="Bytes of its files.")
+    scores: dict[str, float] = Field(description="On what was held out of its training.")
     created: float = Field(description="Unix time, s.")
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self | None:
+        """The manifest in a JSON text, None if it holds none."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return None
+
+
+class Manifest(VersionManifest):
+    """One version of a topic's knowledge update; versions count up for each topic."""
+
+    topic: str = Field(description="Name of the topic.")
+    triggers: tuple[str, ...] = Field(description="Words or phrases that say that a prompt needs it.")
     job: str = Field(description="Id of the job that made it.")
 
     def to_proto(self) -> cloud_pb2.KnowledgeManifest:
@@ -47,11 +62,3 @@ class Manifest(BaseModel):
             created=message.created,
             job=message.job,
         )
-
-    @classmethod
-    def parse(cls, text: str | bytes) -> Manifest | None:
-        """The manifest in a JSON text, None if it holds none."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError:
-            return None

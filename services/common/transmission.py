@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from dekag.errors import MismatchError
-from services.common.knowledge import update_key
+from services.common.knowledge import VersionManifest, update_key
 from services.proto.downlink_pb2 import TransmissionKnowledge
 from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
@@ -27,17 +27,10 @@ TRANSMISSION_KEY = "dekag:transmission"
 _log = structlog.get_logger()
 
 
-class TransmissionManifest(BaseModel):
-    """One version of a codec's adapters, without their weights."""
+class TransmissionManifest(VersionManifest):
+    """One version of a codec's adapters; versions count up over all codecs."""
 
-    model_config = ConfigDict(frozen=True)
-
-    version: int = Field(ge=1, description="Counts up; the highest that fits a codec is its current one.")
-    content_hash: str = Field(pattern="^[0-9a-f]{64}$", description="sha256 over everything in it.")
     base_hash: str = Field(pattern="^[0-9a-f]{64}$", description="Hash of the codec that it fits.")
-    size_bytes: int = Field(ge=0, description="Bytes of its files.")
-    scores: dict[str, float] = Field(description="On held-out pictures.")
-    created: float = Field(description="Unix time of its publication, s.")
 
     def to_proto(self) -> ManifestMessage:
         """The message that ``from_proto`` reads back."""
@@ -54,14 +47,6 @@ class TransmissionManifest(BaseModel):
             scores=dict(message.scores),
             created=message.created,
         )
-
-    @classmethod
-    def parse(cls, text: str | bytes) -> TransmissionManifest | None:
-        """The manifest in a JSON text, None if it holds none."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError:
-            return None
 
 
 class Codecs:

@@ -125,9 +125,8 @@ class BatchWorker(Generic[_Item, _Result]):
         try:
             with self._lock:
                 self._calls.append(call)
-            self._thread.submit(
-                self._turn
-            )  # one turn for each call; those of calls that rode along find less
+            # one turn for each call; those of calls that rode along find less
+            self._thread.submit(self._turn)
             return await asyncio.wrap_future(call.answer)
         finally:
             self._waiting -= 1

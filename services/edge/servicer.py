@@ -219,9 +219,8 @@ class EdgeServicer(DownlinkServicer):
         return _Drawn(latents, seconds, knowledge, fetched_bytes)
 
     def _draw(self, asked: DeliveryRequest, updates: Sequence[KnowledgeUpdate]) -> torch.Tensor:
-        for (
-            update
-        ) in updates:  # again, in the turn that draws: those of other requests may have pushed it out
+        # again, in the turn that draws: those of other requests may have pushed them out
+        for update in updates:
             self._generator.add(update)
         hashes = [update.content_hash for update in updates]
         return self._generator.latents(
