@@ -79,7 +79,7 @@ def condition_features(
             the blocks and each counts as the mean.
     """
     snr, tau = np.asarray(snr_db, dtype=np.float64), np.asarray(tau_rms_s, dtype=np.float64)
-    rate = np.log2(np.maximum(cbr, 1e-9) / LOWEST_CBR)
+    rate = np.log2(np.maximum(np.asarray(cbr), 1e-9) / LOWEST_CBR)
     count, at = len(snr), 0
     features = np.empty((count, CONDITION_FEATURES), dtype=np.float32)
 

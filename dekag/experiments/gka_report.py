@@ -19,6 +19,7 @@ from dekag.world import TOPICS
 from dekag.world.sheet import save_sheet
 
 mpl.use("svg")
+mpl.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 from matplotlib import pyplot as plt
 
 COMMAND = "dekag experiment gka"

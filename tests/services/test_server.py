@@ -177,7 +177,7 @@ async def test_id_and_deadline_reach_the_last_hop(
     (name, left), *_ = seen
     assert name == "abc.DEF-1_2"
     assert left is not None
-    assert 3 < left < 5
+    assert 3 < left < 5.1  # gRPC rounds what is left up, by up to one percent
     begin_request("-", None)
 
 
