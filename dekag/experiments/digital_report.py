@@ -28,8 +28,9 @@ from dekag.experiments.digital import (
 from dekag.experiments.headline import RESULTS, record
 
 mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 from matplotlib import pyplot as plt
+
+plt.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 
 COMMAND = "dekag experiment digital"
 FOLDER = "digital"

@@ -19,8 +19,9 @@ from dekag.world import TOPICS
 from dekag.world.sheet import save_sheet
 
 mpl.use("svg")
-mpl.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 from matplotlib import pyplot as plt
+
+plt.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 
 COMMAND = "dekag experiment gka"
 FOLDER = "gka"
