@@ -161,15 +161,29 @@ def gka(
     run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile)
 
 
+@experiment.command("tka")
+def tka(
+    count: Annotated[int, typer.Option(help="Pictures.", min=8)] = 32,
+    requests: Annotated[int, typer.Option(help="Requests of rate control.", min=4)] = 300,
+    rounds: Annotated[int, typer.Option(help="Rounds of the comparison of costs.", min=5)] = 200,
+    workers: Annotated[int, typer.Option(help="Processes of one thread each.", min=1)] = 2,
+    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+) -> None:
+    """CALA beside its baselines on every channel; resumes, writes results/ and docs/results-tka.md."""
+    from dekag.experiments.tka_report import run_tka
+
+    run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile)
+
+
 @experiment.command("digital")
 def digital(
-    count: Annotated[int, typer.Option(help="Pictures.", min=4)] = 64,
+    count: Annotated[int, typer.Option(help="Pictures.", min=8)] = 32,
     checks: Annotated[int, typer.Option(help="Deliveries that are really decoded.", min=0)] = 100,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
     channel: Annotated[list[str] | None, typer.Option(help="Channels; all if left out.")] = None,
     profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
 ) -> None:
-    """The conventional delivery at its best beside the base codec; writes results/ and its page in docs/."""
+    """The conventional delivery at its best beside CALA; writes results/ and its page in docs/."""
     import torch
 
     from dekag.experiments.digital import CHANNELS

@@ -92,12 +92,23 @@ class QualityModel:
             confidence: share of images that should meet the target, above 0 and below 1.
         """
         rates = np.exp2(np.linspace(math.log2(self.cbrs[0]), math.log2(self.cbrs[-1]), RATE_STEPS))
-        margin = NormalDist().inv_cdf(confidence)
-        reached = self._at(self.mean_db, rates, conditions) - margin * self._at(
-            self.spread_db, rates, conditions
-        )
+        reached = self._expected_at_least(rates, conditions, confidence)
         enough = np.nonzero(reached >= target_psnr_db)[0]
         return float(rates[enough[0]] if len(enough) else rates[int(reached.argmax())])
+
+    def promises(
+        self, target_psnr_db: float, cbr: float, conditions: LinkConditions, *, confidence: float = CONFIDENCE
+    ) -> bool:
+        """Whether that rate is expected to meet the target with that confidence."""
+        return bool(self._expected_at_least(np.array([cbr]), conditions, confidence)[0] >= target_psnr_db)
+
+    def _expected_at_least(
+        self, cbrs: npt.NDArray[np.float64], conditions: LinkConditions, confidence: float
+    ) -> npt.NDArray[np.float64]:
+        """PSNR, dB, that a share `confidence` of the images should reach at each of the rates."""
+        margin = NormalDist().inv_cdf(confidence)
+        spread: npt.NDArray[np.float64] = self._at(self.spread_db, cbrs, conditions)
+        return self._at(self.mean_db, cbrs, conditions) - margin * spread
 
     def _at(
         self, table: Sequence[Any], cbrs: npt.NDArray[np.float64], conditions: LinkConditions

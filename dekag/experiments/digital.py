@@ -30,15 +30,12 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from dekag.codec import JsccCodec
 from dekag.experiments.first_image import world_prompts
 from dekag.generation.images import IMAGE_FORMATS, Pixels
 from dekag.generation.models import Generator
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
-from dekag.link.channel import transmit
 from dekag.link.coding import TABLE, Layout, ModulationAndCoding, largest_payload
 from dekag.link.conditions import LinkConditions
-from dekag.link.equalizer import mmse_equalize
 from dekag.link.harq import MAX_TRANSMISSIONS, deliver
 from dekag.link.outage import effective_snr_db, powers_db, success
 from dekag.link.source import QUALITIES, SCALES, Encoded, decode, encode, ladders
@@ -119,11 +116,17 @@ class Pictures:
         return int(np.prod(self.pixels.shape[1:]))
 
 
-def load_pictures(edge: Generator, scorer: ImageScorer, count: int, runs: Path = RUNS) -> Pictures:
-    """`count` pictures that the edge draws of held-out prompts, with their ladders, kept in `runs`."""
+def draw_pictures(edge: Generator, count: int) -> tuple[torch.Tensor, npt.NDArray[np.uint8], list[int]]:
+    """Latents, pixels and seeds of `count` pictures that the edge draws of held-out prompts."""
     prompts = world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
     latents = torch.cat([edge.latents(prompt, seed) for _, prompt, seed in tqdm(prompts, desc="pictures")])
     pixels = np.concatenate([edge.decoder.decode(one[None]) for one in latents])
+    return latents, pixels, [seed for *_, seed in prompts]
+
+
+def load_pictures(edge: Generator, scorer: ImageScorer, count: int, runs: Path = RUNS) -> Pictures:
+    """`count` pictures that the edge draws of held-out prompts, with their ladders, kept in `runs`."""
+    latents, pixels, seeds = draw_pictures(edge, count)
     fallback = mean_picture(pixels.shape[2], pixels.shape[1])
     found: dict[tuple[str, bool], list[Ladder]] = {(f, b): [] for f in IMAGE_FORMATS for b in (False, True)}
     for picture in tqdm(pixels, desc="encode"):
@@ -131,7 +134,7 @@ def load_pictures(edge: Generator, scorer: ImageScorer, count: int, runs: Path =
             found[key].append(one)
     scores = scorer.scores(np.repeat(fallback[None], count, 0), pixels)
     values = np.stack([[psnr_db(fallback, p) for p in pixels], scores["clip"], scores["dino"]], axis=1)
-    return Pictures(latents, pixels, [seed for *_, seed in prompts], fallback, values, found)
+    return Pictures(latents, pixels, seeds, fallback, values, found)
 
 
 def mean_picture(width: int = 128, height: int = 128) -> Pixels:
@@ -416,26 +419,6 @@ def check(pictures: Pictures, chosen: Mapping[Key, Sequence[Choice]], count: int
             }
         )
     return rows
-
-
-@torch.inference_mode()
-def base_curve(
-    codec: JsccCodec, edge: Generator, scorer: ImageScorer, pictures: Pictures, keys: Sequence[Key]
-) -> dict[Key, Array]:
-    """METRICS (n, 3) of the pictures over each channel, sent by a codec without any alignment."""
-    shape = (pictures.latents.shape[1], pictures.latents.shape[2], pictures.latents.shape[3])
-    sent = scorer.features(pictures.pixels)
-    found = {}
-    for key in tqdm(keys, desc="codec"):
-        conditions = [conditions_of(key[0], key[2])] * len(pictures.seeds)
-        symbols = codec.encode(pictures.latents, round(key[1] * pictures.source_values))
-        received = codec.decode(mmse_equalize(transmit(symbols, conditions, pictures.seeds)).symbols, shape)
-        shown = edge.decoder.decode(received)
-        psnrs = [psnr_db(one, picture) for one, picture in zip(shown, pictures.pixels, strict=True)]
-        features = scorer.features(shown)
-        scores = [(features[name] * sent[name]).sum(dim=1).numpy() for name in ("clip", "dino")]
-        found[key] = np.stack([np.array(psnrs), *scores], axis=1)
-    return found
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ import numpy as np
 
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import (
-    RATES,
     RUNS,
-    SNRS_DB,
     USES,
     Key,
     Measured,
     Row,
     Semantic,
-    base_curve,
     load_pictures,
     measure,
 )
 from dekag.experiments.headline import RESULTS, record
+from dekag.experiments.tka import RUNS as TKA_RUNS
+from dekag.experiments.tka import Workbench
+from dekag.experiments.tka_training import Plan
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -51,7 +51,7 @@ PLOTTED = {
 def run_digital(
     *, count: int, checks: int, channels: Sequence[str], profile: str, results: Path = RESULTS
 ) -> None:
-    """Measure the digital rival beside the codec of a profile as it is, without alignment.
+    """Measure the digital rival beside CALA, whose pictures `dekag experiment tka` sends as well.
 
     Args:
         count: pictures.
@@ -60,21 +60,11 @@ def run_digital(
         profile: the models.
         results: where headline.json is.
     """
-    from dekag.codec import JsccCodec
-    from dekag.errors import NotFoundError
-    from dekag.generation.models import Generator
-    from dekag.generation.profile import load_profile
-    from dekag.metrics.features import ImageScorer
-
-    models, judges = load_profile(profile), load_profile("embedded").scorer
-    if judges is None:
-        raise NotFoundError("the embedded profile names no scorer")
-    edge, scorer = Generator.from_profile(models.edge), ImageScorer.load(judges.clip, judges.dino)
-    pictures = load_pictures(edge, scorer, count, RUNS)
-    keys = [(channel, cbr, snr_db) for channel in channels for cbr in RATES for snr_db in SNRS_DB]
-    semantic = base_curve(JsccCodec.load(models.codec), edge, scorer, pictures, keys)
+    workbench = Workbench.load(profile, Plan(), count, TKA_RUNS)
+    pictures = load_pictures(workbench.edge, workbench.scorer, count, RUNS)
+    semantic = workbench.semantic(channels)
     measured = measure(pictures, semantic, channels=channels, checks=checks)
-    write(measured, semantic, "base codec", results, PAGE)
+    write(measured, semantic, "CALA", results, PAGE)
 
 
 def write(measured: Measured, semantic: Semantic, name: str, results: Path, page: Path | None) -> None:
