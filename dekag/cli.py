@@ -25,6 +25,10 @@ app.add_typer(experiment, name="experiment")
 bench = typer.Typer(help="Measure speed, as ratios inside one run.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
+Ray = Annotated[
+    str | None, typer.Option(help="local: on this machine's cores; else the address of a Ray cluster.")
+]
+Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are CPUs if left out.", min=1)]
 FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
 
 
@@ -196,6 +200,43 @@ def digital(
     run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), profile=profile)
 
 
+@experiment.command("overall")
+def overall(
+    sweep: Annotated[Path, typer.Option(help="The grid, a YAML file.", exists=True, dir_okay=False)] = Path(
+        "sweeps/overall.yaml"
+    ),
+    ray: Ray = None,
+    workers: Workers = None,
+) -> None:
+    """DeKA-g, its halves and the best digital delivery; resumes, writes docs/results-overall.md."""
+    from dekag.experiments.overall import run_overall
+
+    _measure(lambda: run_overall(sweep=sweep, ray=ray, workers=workers))
+
+
+@app.command("sweep")
+def sweep_command(
+    grid: Annotated[Path, typer.Argument(help="A YAML file; see sweeps/.", exists=True, dir_okay=False)],
+    ray: Ray = None,
+    workers: Workers = None,
+    results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+) -> None:
+    """Measure a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
+    from dekag.sweeps.command import run_sweep
+
+    _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results))
+
+
+@bench.command("sweep")
+def bench_sweep(
+    cells: Annotated[int, typer.Option(help="Cells of the grid.", min=4)] = 200,
+) -> None:
+    """The same grid with one worker of Ray and with two, and one cell after another without Ray."""
+    from dekag.sweeps.command import bench_sweep
+
+    _measure(lambda: bench_sweep(cells))
+
+
 @bench.command("chain")
 def bench_chain(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,
@@ -216,6 +257,17 @@ def bench_distill(
     from services.launcher.bench import run_distill_bench
 
     _launch(lambda: run_distill_bench(topics=topics.split(",")))
+
+
+def _measure(work: Callable[[], object]) -> None:
+    """Runs a measurement; what is wrong with the request ends it without a traceback."""
+    from dekag.errors import DekagError
+
+    try:
+        work()
+    except DekagError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 def _launch(work: Callable[[], object]) -> None:

@@ -46,6 +46,10 @@ class Profile(BaseModel):
         default=None,
         description="Folder of the codec's adapters, its transmission knowledge; left out, there are none.",
     )
+    knowledge: str | None = Field(
+        default=None,
+        description="Folder of knowledge updates, one a topic, for sweeps; left out, there are none.",
+    )
     scorer: ScorerProfile | None = Field(
         default=None, description="Scores knowledge updates; without it they carry no CLIP- and DINO-scores."
     )
@@ -69,8 +73,8 @@ def load_profile(name: str | Path) -> Profile:
     raw["cloud"]["path"] = located(raw["cloud"]["path"])
     raw["edge"]["path"] = located(raw["edge"]["path"])
     raw["codec"] = located(raw["codec"])
-    if "adapters" in raw:
-        raw["adapters"] = located(raw["adapters"])
+    for name in {"adapters", "knowledge"} & set(raw):
+        raw[name] = located(raw[name])
     if "scorer" in raw:
         raw["scorer"] = {name: located(place) for name, place in raw["scorer"].items()}
     return Profile.model_validate(raw)

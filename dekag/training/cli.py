@@ -245,3 +245,52 @@ def cala(
     )
     knowledge.save(out)
     typer.echo(f"cala: {json.dumps(knowledge.info['scores'])} -> {out}")
+
+
+@train.command()
+def knowledge(
+    topic: Annotated[list[str] | None, typer.Option(help="Topics; all if left out.")] = None,
+    seed: Seed = 0,
+    threads: Threads = 1,
+    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+    runs: Runs = RUNS,
+    out: Out = EMBEDDED / "knowledge",
+) -> None:
+    """Knowledge updates of the world's topics (MAKD), as a running system would distil them."""
+    _threads(threads)
+    from tqdm import tqdm
+
+    from dekag.generation.models import Generator
+    from dekag.generation.profile import load_profile
+    from dekag.makd.config import DistillConfig
+    from dekag.makd.distill import Progress, distill
+    from dekag.makd.topics import topic_prompts
+    from dekag.metrics.features import ImageScorer
+    from dekag.world import TOPICS
+
+    if unknown := set(topic or ()) - set(TOPICS):
+        raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(TOPICS)}", param_hint="--topic")
+    models, config = load_profile(profile), DistillConfig(seed=seed)
+    cloud, edge = Generator.from_profile(models.cloud), Generator.from_profile(models.edge)
+    scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
+    for name in topic or TOPICS:
+        prompts = topic_prompts(name, count=config.images, held_out=config.held_out, seed=seed)
+        with tqdm(desc=name) as bar:
+
+            def on_progress(progress: Progress, bar: Any = bar) -> None:
+                bar.total = progress.total
+                bar.set_postfix(stage=progress.stage, refresh=False)
+                bar.n = progress.done
+                bar.update(0)
+
+            update = distill(
+                cloud,
+                edge,
+                prompts,
+                config,
+                runs / "knowledge" / f"{name}-{seed}",
+                scorer=scorer,
+                on_progress=on_progress,
+            )
+        update.save(out / name)
+        typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {out / name}")

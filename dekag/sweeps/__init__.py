@@ -1,0 +1,1 @@
+"""Sweeps: one way to define, run and write down a grid of measurements."""

@@ -1,0 +1,236 @@
+"""A sweep: a grid of deliveries, topics, channels, SNRs, rates and seeds, written in YAML.
+
+    name: my-sweep
+    deliveries: [unaligned, deka-g, digital]
+    topics: [neon, rocket]
+    links: [{fading: rayleigh, tau_rms_s: 1.0e-6}]
+    snr_db: [0, 10, 20]
+    cbr: [1/96, 1/384]
+
+Every combination is a cell. Other fields, and what each allows, are those of `Sweep`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
+
+from dekag.errors import InvalidInputError
+from dekag.link.conditions import LinkConditions
+from dekag.world import TOPICS
+
+DIGITAL = {
+    "digital": ("webp", "avif", "jpeg"),
+    "digital-webp": ("webp",),
+    "digital-avif": ("avif",),
+    "digital-jpeg": ("jpeg",),
+}
+"""Digital deliveries and the formats that their sender picks from."""
+
+WORLD = "world"
+"""The topic of prompts that the edge knows without any update."""
+
+
+class Delivery(BaseModel):
+    """A way to deliver pictures.
+
+    Attributes are what a mapping in YAML holds; the names in DELIVERIES stand for the usual ones.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern="^[a-z0-9-]{1,40}$", description="What results call it.")
+    knowledge: bool = Field(default=False, description="Whether the edge draws with the topic's update.")
+    codec: str = Field(
+        default="base",
+        description="base: the codec as it is. adapters: with the profile's adapters, CALA. digital, "
+        "digital-webp, digital-avif, digital-jpeg: the cloud's picture as a file over LDPC and QAM.",
+    )
+
+
+DELIVERIES: dict[str, Delivery] = {
+    each.name: each
+    for each in (
+        Delivery(name="unaligned"),
+        Delivery(name="makd", knowledge=True),
+        Delivery(name="cala", codec="adapters"),
+        Delivery(name="deka-g", knowledge=True, codec="adapters"),
+        *(Delivery(name=name, codec=name) for name in DIGITAL),
+    )
+}
+
+
+def _rate(value: Any) -> Any:
+    """1/96 as a number."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return float(Fraction(value.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise PydanticCustomError("cbr", "must be a number or a fraction such as 1/96") from None
+
+
+def _delivery(value: Any) -> Any:
+    """The delivery of that name."""
+    if not isinstance(value, str):
+        return value
+    if value not in DELIVERIES:
+        raise PydanticCustomError(
+            "delivery", "must be a mapping or one of {names}", {"names": ", ".join(DELIVERIES)}
+        )
+    return DELIVERIES[value]
+
+
+Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0, le=1 / 48)]
+
+
+class Cell(BaseModel):
+    """One point of the grid: the test pictures of one topic, delivered in one way over one channel."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    profile: str
+    delivery: Delivery
+    topic: str
+    link: LinkConditions
+    cbr: float
+    seed: int
+    prompts: int
+    metrics: tuple[str, ...]
+
+    @property
+    def model(self) -> tuple[str, ...]:
+        """What a worker must have ready; cells that share it are best measured by the same worker."""
+        return (self.profile, self.topic, str(self.delivery.knowledge), self.delivery.codec)
+
+    def key(self, identity: str) -> str:
+        """Hash of the cell and of all else that its result depends on."""
+        known = json.dumps([identity, self.model_dump(mode="json")], sort_keys=True)
+        return hashlib.sha256(known.encode()).hexdigest()[:24]
+
+
+class Sweep(BaseModel):
+    """A grid of cells.
+
+    Raises:
+        pydantic.ValidationError: names the field and what it allows.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern="^[a-z0-9-]{1,40}$", description="Names the folder of results.")
+    profile: str = Field(default="embedded", description="The models.")
+    deliveries: list[Annotated[Delivery, BeforeValidator(_delivery)]] = Field(
+        min_length=1, description="Names of DELIVERIES, or mappings with the fields of Delivery."
+    )
+    topics: list[str] = Field(
+        default=[WORLD],
+        min_length=1,
+        description="Topics that the edge does not know, world for what it knows, or all for all topics.",
+    )
+    links: list[dict[str, Any]] = Field(
+        default=[{}], min_length=1, description="Channels: fields of LinkConditions, without snr_db."
+    )
+    snr_db: list[float] = Field(default=[10.0], min_length=1, description="Mean SNRs, dB; -20 to 40.")
+    cbr: list[Rate] = Field(default=[1 / 96], min_length=1, description="Rates, above 0, at most 1/48.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+        default=[0], min_length=1, description="Seeds of fades and noise."
+    )
+    prompts: int = Field(default=16, ge=1, le=1000, description="Test prompts of each topic; 1 to 1000.")
+    metrics: list[str] = Field(
+        default=["psnr_db", "clip", "dino", "consistency", "probe"],
+        min_length=1,
+        description="What is measured; see dekag.sweeps.station.",
+    )
+
+    @field_validator("topics")
+    @classmethod
+    def _known_topics(cls, topics: list[str]) -> list[str]:
+        known = [WORLD, *TOPICS]
+        if topics == ["all"]:
+            return list(TOPICS)
+        if unknown := [topic for topic in topics if topic not in known]:
+            allowed = {"unknown": ", ".join(unknown), "allowed": ", ".join(known)}
+            raise PydanticCustomError("topics", "{unknown}: must be all, or of {allowed}", allowed)
+        return topics
+
+    @field_validator("links")
+    @classmethod
+    def _without_snr(cls, links: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for link in links:
+            if "snr_db" in link:
+                raise PydanticCustomError("links", "snr_db is an axis of its own: list it under snr_db")
+            LinkConditions.model_validate(link)
+        return links
+
+    def cells(self) -> list[Cell]:
+        """All cells, those that share a model together.
+
+        Raises:
+            InvalidInputError: an SNR is out of range.
+        """
+        found = []
+        axes = (self.deliveries, self.topics, self.links, self.snr_db, self.cbr, self.seeds)
+        for delivery, topic, link, snr_db, cbr, seed in itertools.product(*axes):
+            try:
+                conditions = LinkConditions.model_validate({**link, "snr_db": snr_db})
+            except ValidationError as error:
+                raise InvalidInputError("snr_db", _valid(error), snr_db) from None
+            found.append(
+                Cell(
+                    profile=self.profile,
+                    delivery=delivery,
+                    topic=topic,
+                    link=conditions,
+                    cbr=cbr,
+                    seed=seed,
+                    prompts=self.prompts,
+                    metrics=tuple(self.metrics),
+                )
+            )
+        return found
+
+
+def read_sweep(path: Path) -> Sweep:
+    """The sweep that a YAML file defines.
+
+    Raises:
+        InvalidInputError: names the field and what it allows.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidInputError(str(path), "a readable YAML file", _first_line(error)) from None
+    if not isinstance(raw, dict):
+        raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)
+    try:
+        return Sweep.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or str(path)
+        raise InvalidInputError(place, _valid(error), first["input"]) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _valid(error: ValidationError) -> str:
+    return f"valid ({error.errors()[0]['msg']})"
+
+
+def grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """The cells by the model that they need, in the order of first need."""
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.model, []).append(cell)
+    return list(groups.values())

@@ -1,0 +1,273 @@
+"""Sweeps: what a grid may say, what is measured once, what fails alone, and what is made of the rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dekag.errors import DekagError, InvalidInputError, NotFoundError
+from dekag.experiments import overall
+from dekag.experiments.digital import Ladder
+from dekag.sweeps import command, engine
+from dekag.sweeps.engine import run
+from dekag.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
+from dekag.sweeps.station import METRICS, Measurement, Station, as_one, identity
+from dekag.sweeps.table import link_name, table
+from dekag.world import TOPICS
+
+
+@pytest.fixture(scope="module")
+def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Untrained models with the shipped adapters' place left empty."""
+    folder = tmp_path_factory.mktemp("sweeps") / "profile"
+    shutil.copytree(dummy_profile, folder)
+    return str(folder)
+
+
+def grid(profile: str, **changes: Any) -> Sweep:
+    fields = {
+        "name": "tiny",
+        "profile": profile,
+        "deliveries": ["unaligned"],
+        "prompts": 2,
+        "snr_db": [0, 20],
+    }
+    return Sweep.model_validate({**fields, **changes})
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_grids_are_valid() -> None:
+    for path in Path("sweeps").glob("*.yaml"):
+        sweep = read_sweep(path)
+        assert sweep.name == path.stem
+        assert len(set(sweep.cells())) == len(sweep.cells())
+    assert read_sweep(Path("sweeps/overall.yaml")).topics == list(TOPICS)
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    text = (
+        "{name: a, deliveries: [cala, digital], topics: [neon, world], cbr: [1/96, 0.005], seeds: [0, 1, 2]}"
+    )
+    cells = read_sweep(written(tmp_path, text)).cells()
+    assert len(cells) == 2 * 2 * 2 * 3
+    assert {cell.cbr for cell in cells} == {1 / 96, 0.005}
+    assert len({cell.key("x") for cell in cells}) == len(cells)
+    assert not {cell.key("x") for cell in cells} & {cell.key("y") for cell in cells}
+    assert [len(group) for group in grouped(cells)] == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "mapping"),
+        ("{name: [", "readable YAML"),
+        ("{name: a}", "deliveries"),
+        ("{name: A B, deliveries: [cala]}", "name"),
+        ("{name: a, deliveries: [magic]}", "unaligned, makd, cala"),
+        ("{name: a, deliveries: [cala], topics: [dragons]}", "dragons"),
+        ("{name: a, deliveries: [cala], cbr: [1/0]}", "fraction such as 1/96"),
+        ("{name: a, deliveries: [cala], cbr: [0.5]}", "cbr.0"),
+        ("{name: a, deliveries: [cala], links: [{fading: none}]}", "fading"),
+        ("{name: a, deliveries: [cala], links: [{snr_db: 3}]}", "axis of its own"),
+        ("{name: a, deliveries: [cala], seeds: [-1]}", "seeds.0"),
+        ("{name: a, deliveries: [cala], prompts: 0}", "prompts"),
+        ("{name: a, deliveries: [cala], typo: 1}", "typo"),
+    ],
+)
+def test_a_bad_grid_is_refused_by_its_field(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=told):
+        read_sweep(written(tmp_path, text))
+
+
+def test_an_snr_out_of_range_is_refused(profile: str) -> None:
+    with pytest.raises(InvalidInputError, match="snr_db"):
+        grid(profile, snr_db=[99]).cells()
+
+
+def test_a_finished_cell_is_read_and_another_model_is_another_cell(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(grid(profile), runs=tmp_path)
+    assert (first.measured, first.failed) == (2, [])
+    assert all(set(row["metrics"]) == set(METRICS) for row in first.rows)
+    assert all(len(values) == 2 for row in first.rows for values in row["metrics"].values())
+    assert first.rows[0]["channel_uses"] == 512
+    assert first.rows[0]["hashes"] == identity(profile)
+    more = run(grid(profile, snr_db=[0, 10, 20], name="more"), runs=tmp_path)
+    assert more.measured == 1
+    assert [row["sweep"] for row in more.rows] == ["more"] * 3
+    assert more.rows[0]["metrics"] == first.rows[0]["metrics"]
+    monkeypatch.setattr(engine, "identity", lambda _: {"edge": "another"})
+    monkeypatch.setattr(Station, "measure", lambda *_: Measurement({"clip": [1.0]}, 1.0, 0.0, 0, 0.0))
+    assert run(grid(profile), runs=tmp_path).measured == 2
+
+
+def test_a_failed_cell_is_reported_sinks_nothing_and_is_tried_again(profile: str, tmp_path: Path) -> None:
+    sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"], snr_db=[10])
+    for _ in range(2):
+        outcome = run(sweep, runs=tmp_path)
+        ((cell, why),) = outcome.failed
+        assert cell.delivery.name == "makd"
+        assert "no knowledge update of neon" in why
+        assert [row["cell"]["delivery"]["name"] for row in outcome.rows] == ["unaligned"]
+    unknown = run(grid(profile, metrics=["beauty"]), runs=tmp_path)
+    assert len(unknown.failed) == 2
+    assert "psnr_db, clip" in unknown.failed[0][1]
+
+
+def test_an_interrupted_sweep_keeps_what_it_had(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def measure(_: Station, cell: Any) -> Measurement:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return Measurement({"clip": [cell.link.snr_db]}, 1.0, 0.0, 0, 0.0)
+
+    monkeypatch.setattr(Station, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run(grid(profile), runs=tmp_path)
+    outcome = run(grid(profile), runs=tmp_path)
+    assert outcome.measured == 1
+    assert [row["metrics"]["clip"] for row in outcome.rows] == [[0.0], [20.0]]
+
+
+def test_digital_expects_more_of_more_snr(profile: str, tmp_path: Path) -> None:
+    outcome = run(
+        grid(profile, deliveries=["digital-webp"], prompts=1, snr_db=[-10, 30], cbr=["1/48"]), runs=tmp_path
+    )
+    low, high = outcome.rows
+    assert np.mean(high["metrics"]["psnr_db"]) > np.mean(low["metrics"]["psnr_db"])
+    assert high["backhaul_bytes"] > 0
+    assert 0 < high["channel_uses"] <= 1024
+
+
+def test_ray_measures_the_same(profile: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"])
+    serial, parallel = (
+        run(sweep, runs=tmp_path / "a"),
+        run(sweep, runs=tmp_path / "b", ray="local", workers=2),
+    )
+    assert [row["metrics"] for row in serial.rows] == [row["metrics"] for row in parallel.rows]
+    assert [why for _, why in serial.failed] == [why for _, why in parallel.failed]
+
+
+def test_no_ray_and_no_cluster_are_told(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("ray://127.0.0.1:1", "127.0.0.1:1", "nowhere", "127.0.0.1:99999", ""):
+        with pytest.raises(InvalidInputError, match="running cluster"):
+            run(grid(profile), runs=tmp_path, ray=address)
+    monkeypatch.setattr("importlib.import_module", _missing)
+    with pytest.raises(InvalidInputError, match=r"dekag\[ray\]"):
+        run(grid(profile), runs=tmp_path, ray="local")
+
+
+def _missing(name: str) -> Any:
+    raise ModuleNotFoundError(name)
+
+
+def test_identity_is_of_all_models(profile: str) -> None:
+    assert as_one(identity(profile)) != as_one(identity("embedded"))
+    assert {"knowledge", "adapters"} <= set(identity("embedded"))
+    with pytest.raises(NotFoundError):
+        identity("nowhere")
+
+
+def _row(delivery: str, topic: str, snr_db: float, values: list[float]) -> dict[str, Any]:
+    cell = {
+        "delivery": DELIVERIES[delivery].model_dump(),
+        "topic": topic,
+        "link": {"fading": "awgn", "snr_db": snr_db, "csi": "perfect", "equalizer": "mmse", "speed_m_s": 0.0,
+                 "rician_k_db": 6.0},
+        "cbr": 1 / 96,
+    }  # fmt: skip
+    row = {"channel_uses": 512.0, "backhaul_bytes": 0.0, "update_bytes": 1000}
+    return {"cell": cell, "metrics": dict.fromkeys(METRICS, values), **row}
+
+
+ROWS = [
+    _row(delivery, topic, snr_db, [level, level + 0.1])
+    for delivery, level in (("unaligned", 0.4), ("makd", 0.6), ("cala", 0.5), ("deka-g", 0.75))
+    for topic in ("neon", "rocket")
+    for snr_db in (0.0, 20.0)
+]
+
+
+def test_overall_figures_follow_from_the_rows(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate(
+        {
+            "name": "overall",
+            "deliveries": ["unaligned", "deka-g"],
+            "topics": ["neon", "rocket"],
+            "snr_db": [0, 20],
+        }
+    )
+    even = [
+        {"topic": topic, "kind": "style", "update_bytes": 1000, "consistency": 0.8}
+        | {f"{name}_{what}": value for name in ("webp", "avif", "jpeg") for what, value in sizes.items()}
+        for topic, sizes in (
+            ("neon", {"bytes": 100.0, "images": 10}),
+            ("rocket", {"bytes": 50.0, "images": 20}),
+        )
+    ]
+    overall.write(sweep, ROWS, even, tmp_path, tmp_path / "docs" / "page.md")
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["overall_gain_percent"]["value"] == pytest.approx(100 * (0.8 / 0.45 - 1), abs=1e-3)
+    assert figures["break_even_images"]["value"] == 15
+    page = (tmp_path / "docs" / "page.md").read_text()
+    assert "| **DeKA-g** | 0.800 | +77.8 % |" in page
+    assert "| neon | 1,000 | 0.800 | 100 | 100 | 100 | 10 | 10 | 10 |" in page
+    assert {path.name for path in (tmp_path / "overall").iterdir()} == {
+        "cells.jsonl", "break-even.jsonl", "consistency.svg", "psnr.svg",
+    }  # fmt: skip
+
+
+def test_files_of_equal_quality_grow_with_the_quality() -> None:
+    ladder = Ladder([10, 20, 40], [(0, 1)] * 3, np.array([[10, 0.2, 0.2], [15, 0.5, 0.5], [20, 0.9, 0.9]]))
+    wide = Ladder([30, 60], [(0, 1)] * 2, np.array([[10, 0.4, 0.4], [20, 1.0, 1.0]]))
+    assert overall.file_bytes([ladder], 0.5) == 20
+    assert overall.file_bytes([ladder], 0.51) == 40
+    assert overall.file_bytes([ladder], 2.0) == 40
+    assert overall.file_bytes([ladder, wide], 0.6) == (40 + 30) / 2  # 0.65 in the mean
+
+
+def test_overall_refuses_to_conclude_from_half_a_grid(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Station, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    text = f"{{name: a, profile: {profile}, deliveries: [unaligned], topics: [neon], prompts: 1}}"
+    with pytest.raises(DekagError, match="1 of 1 cells failed"):
+        overall.run_overall(
+            sweep=written(tmp_path, text), results=tmp_path, page=tmp_path / "p.md", runs=tmp_path / "runs"
+        )
+
+
+def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(
+        engine.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+    )
+    text = f"{{name: mine, profile: {profile}, deliveries: [unaligned], prompts: 2, metrics: [psnr_db]}}"
+    command.run_sweep(written(tmp_path, text), ray=None, workers=None, results=tmp_path / "results")
+    names = {path.name for path in (tmp_path / "results" / "mine").iterdir()}
+    assert names == {"cells.jsonl", "table.md", "psnr_db.svg"}
+    row = json.loads((tmp_path / "results" / "mine" / "cells.jsonl").read_text())
+    assert {"schema", "commit", "machine", "hashes", "key", "seconds"} <= set(row)
+    assert link_name(row["cell"]["link"]) == "rayleigh, 1000 ns"
+    assert table(ROWS)[2].startswith("| unaligned | awgn | 0 | 1/96 | 0.450 |")
+    assert command.bench_grid(200).cells().__len__() == 200
