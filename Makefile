@@ -6,7 +6,7 @@ PROMPT ?=
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-compose lint format proto down clean
+.PHONY: help install constraints up demo test test-slow test-compose lint format proto docs docs-serve down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,13 @@ format: install ## let ruff format and fix what it can
 proto: install ## regenerate services/proto from proto/
 	$(BIN)/python scripts/generate_proto.py
 
+# without --quiet, which takes warnings away from --strict too
+docs: install ## build the book from docs/ into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install ## show the book on 127.0.0.1:8000 and follow changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+
 constraints: install ## pin what .venv holds now
 	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude dekag | \
 	  sed -nE 's/^([A-Za-z0-9._-]+==[^+ ]+)(\+.*)?$$/\1/p' | LC_ALL=C sort -f > constraints.txt.new
@@ -57,4 +64,4 @@ down: ## remove the containers of docker-compose.yml and their volumes
 	docker compose down --volumes --remove-orphans
 
 clean: ## remove what building, testing and running left
-	rm -rf .run demo-out build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .run demo-out build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.training.cli import train
@@ -19,11 +19,25 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 
-experiment = typer.Typer(help="Measure figures; each writes results/.", no_args_is_help=True)
+
+def _keep_claims(*_: object, **__: object) -> None:
+    """After a command that measured something, the page of claims says what is in headline.json."""
+    from dekag.experiments.book import write_claims_page
+
+    write_claims_page()
+
+
+experiment = typer.Typer(
+    help="Measure figures; each writes results/.", no_args_is_help=True, result_callback=_keep_claims
+)
 app.add_typer(train, name="train")
 app.add_typer(experiment, name="experiment")
-bench = typer.Typer(help="Measure speed, as ratios inside one run.", no_args_is_help=True)
+bench = typer.Typer(
+    help="Measure speed, as ratios inside one run.", no_args_is_help=True, result_callback=_keep_claims
+)
 app.add_typer(bench, name="bench")
+results = typer.Typer(help="What was measured, as pages.", no_args_is_help=True)
+app.add_typer(results, name="results")
 
 Ray = Annotated[
     str | None, typer.Option(help="local: on this machine's cores; else the address of a Ray cluster.")
@@ -268,6 +282,33 @@ def _measure(work: Callable[[], object]) -> None:
     except DekagError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
+
+
+@results.command("book")
+def book() -> None:
+    """Write the pages of docs/ that are made from results/headline.json and from the services' settings."""
+    from dekag.experiments.book import write_claims_page, write_settings_page
+
+    write_claims_page()
+    write_settings_page(settings_of_services())
+
+
+def settings_of_services() -> dict[str, type[BaseModel]]:
+    """The settings that docs/settings.md shows, by the name of the service."""
+    from services.channel.settings import ChannelSettings
+    from services.cloud.settings import CloudSettings, DistillerSettings
+    from services.edge.settings import EdgeSettings
+    from services.gateway.settings import GatewaySettings
+    from services.user.settings import UserSettings
+
+    return {
+        "gateway": GatewaySettings,
+        "user": UserSettings,
+        "channel": ChannelSettings,
+        "edge": EdgeSettings,
+        "cloud": CloudSettings,
+        "distiller": DistillerSettings,
+    }
 
 
 def _launch(work: Callable[[], object]) -> None:

@@ -1,0 +1,83 @@
+"""Hooks of `mkdocs build`: files outside docs/ that pages link to, and a navigation made of what exists.
+
+Pages link to results and modules as GitHub shows them, such as ``../results/gka/methods.svg``. MkDocs knows
+only what is in docs/, so each file that a page links to is added to the site. Pages must not fetch anything
+from elsewhere either: one that would is warned of, which fails a strict build.
+"""
+
+from __future__ import annotations
+
+import logging
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files, InclusionLevel
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG = logging.getLogger("mkdocs.plugins.dekag")
+FETCHED = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=["']?((?:https?:)?//[^"'> ]+)""")
+LINK = re.compile(r"\]\(([^)\s#]+)")
+AS_THEY_ARE = {".svg", ".png"}  # everything else is shown as plain text
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Expand patterns in the navigation and drop pages that do not exist yet."""
+    named = {path for _, path in _pages(config.nav or [])}
+    config.nav = _existing(config.nav or [], Path(config.docs_dir), named)
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the files outside docs/ that pages link to; a link to nothing is left for MkDocs to report."""
+    docs = Path(config.docs_dir).relative_to(ROOT).as_posix()
+    for page in list(files.documentation_pages()):
+        for link in LINK.findall(page.content_string):
+            uri = posixpath.normpath(posixpath.join(posixpath.dirname(page.src_uri), link))
+            path = posixpath.normpath(posixpath.join(docs, uri))
+            source = ROOT / path
+            outside = uri.startswith("../") and not path.startswith("../")
+            if outside and source.is_file() and source.suffix != ".md" and uri not in files.src_uris:
+                # said, since MkDocs would otherwise take the dots in front for a hidden file
+                included = InclusionLevel.INCLUDED
+                added = File.generated(config, uri, abs_src_path=str(source), inclusion=included)
+                added.dest_uri = path if source.suffix in AS_THEY_ARE else f"source/{path}.txt"
+                files.append(added)
+    return files
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Warn of what a page would fetch from elsewhere."""
+    for url in FETCHED.findall(output):
+        LOG.warning("'%s' would fetch %s", page.file.src_uri, url)
+    return output
+
+
+def _pages(nav: list[Any]) -> list[tuple[str | None, str]]:
+    """(title, path) of every page that the navigation names."""
+    found: list[tuple[str | None, str]] = []
+    for entry in nav:
+        for title, what in entry.items() if isinstance(entry, dict) else [(None, entry)]:
+            found += _pages(what) if isinstance(what, list) else [(title, what)]
+    return found
+
+
+def _existing(nav: list[Any], docs: Path, named: set[str]) -> list[Any]:
+    """The navigation with its patterns expanded, without missing pages and empty sections."""
+    kept: list[Any] = []
+    for entry in nav:
+        if isinstance(entry, dict):
+            for title, what in entry.items():
+                if isinstance(what, list):
+                    what = _existing(what, docs, named)
+                elif not (docs / what).exists():
+                    continue
+                if what:
+                    kept.append({title: what})
+        else:
+            found = sorted(path.relative_to(docs).as_posix() for path in docs.glob(entry))
+            kept += [path for path in found if path == entry or path not in named]
+    return kept
