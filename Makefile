@@ -6,7 +6,8 @@ PROMPT ?=
 SEED ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-compose lint format proto docs docs-serve down clean
+.PHONY: help install constraints up demo test test-slow test-compose lint format proto docs docs-serve down clean \
+  results results-quick
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,21 @@ docs: install ## build the book from docs/ into site/; a broken link fails
 
 docs-serve: install ## show the book on 127.0.0.1:8000 and follow changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
+
+results-quick: install ## figures of the shipped models in minutes, beside the committed ones; resumes
+	@$(BIN)/dekag results quick
+
+results: install ## measure everything anew and rewrite results/ and the pages in docs/; resumes, takes hours
+	$(BIN)/dekag experiment first-image
+	$(BIN)/dekag experiment gka
+	$(BIN)/dekag experiment tka
+	$(BIN)/dekag experiment digital
+	$(BIN)/dekag experiment overall
+	$(BIN)/dekag bench chain
+	$(BIN)/dekag bench distill
+	$(BIN)/dekag bench sweep
+	$(BIN)/dekag results quick --record
+	$(BIN)/dekag results book
 
 constraints: install ## pin what .venv holds now
 	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude dekag | \

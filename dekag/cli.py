@@ -284,6 +284,20 @@ def _measure(work: Callable[[], object]) -> None:
         raise typer.Exit(1) from None
 
 
+@results.command("quick")
+def quick(
+    ray: Ray = None,
+    workers: Workers = None,
+    keep: Annotated[bool, typer.Option("--record", help="Write the time it took into results/.")] = False,
+) -> None:
+    """In minutes and without training: figures of the shipped models beside the committed ones."""
+    from dekag.experiments.quick import run_quick
+
+    _measure(lambda: run_quick(ray=ray, workers=workers, keep=keep))
+    if keep:
+        _keep_claims()
+
+
 @results.command("book")
 def book() -> None:
     """Write the pages of docs/ that are made from results/headline.json and from the services' settings."""

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dekag.errors import DekagError, InvalidInputError, NotFoundError
-from dekag.experiments import overall
+from dekag.experiments import overall, quick
 from dekag.experiments.digital import Ladder
+from dekag.experiments.headline import record
 from dekag.sweeps import command, engine
 from dekag.sweeps.engine import run
 from dekag.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
@@ -271,3 +272,20 @@ def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch
     assert link_name(row["cell"]["link"]) == "rayleigh, 1000 ns"
     assert table(ROWS)[2].startswith("| unaligned | awgn | 0 | 1/96 | 0.450 |")
     assert command.bench_grid(200).cells().__len__() == 200
+
+
+def test_quick_results_stand_beside_the_committed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("results/headline.json").read_text()
+    monkeypatch.setattr(quick.first_image, "run", lambda count, *, results: record_as(results, count))
+    monkeypatch.setattr(quick, "run_overall", lambda **options: record_as(options["results"], 5))
+    quick.run_quick(folder=tmp_path / "quick", runs=tmp_path / "runs")
+    shown = capsys.readouterr().out
+    assert "vae_psnr_db" in shown
+    assert " s -> " in shown
+    assert Path("results/headline.json").read_text() == before
+
+
+def record_as(results: Path, value: float) -> None:
+    record("vae_psnr_db", value, "dB", command="test", count=1, ci95=[value, value], results=results)
