@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
 from dekag.experiments.consistency import bootstrap_ci95
@@ -22,15 +21,11 @@ from dekag.experiments.digital import (
     load_pictures,
     measure,
 )
+from dekag.experiments.files import plt, write_plot, write_rows
 from dekag.experiments.headline import RESULTS, record
 from dekag.experiments.tka import RUNS as TKA_RUNS
 from dekag.experiments.tka import Workbench
 from dekag.experiments.tka_training import Plan
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
-
-plt.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 
 COMMAND = "dekag experiment digital"
 FOLDER = "digital"
@@ -79,9 +74,9 @@ def write(measured: Measured, semantic: Semantic, name: str, results: Path, page
     """
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(folder / "rivals.jsonl", measured.rows)
-    _write_lines(folder / "leads.jsonl", leads(measured, semantic))
-    _write_lines(folder / "decoded.jsonl", measured.checks)
+    write_rows(folder / "rivals.jsonl", measured.rows)
+    write_rows(folder / "leads.jsonl", leads(measured, semantic))
+    write_rows(folder / "decoded.jsonl", measured.checks)
     figures(measured, semantic, results)
     plot_curves(measured, semantic, name, folder / "psnr.svg", "psnr_db")
     plot_curves(measured, semantic, name, folder / "consistency.svg", "consistency")
@@ -161,8 +156,7 @@ def plot_curves(measured: Measured, semantic: Semantic, name: str, path: Path, m
     for axis in axes[:, 0]:
         axis.set_ylabel("PSNR, dB" if metric == "psnr_db" else metric)
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    write_plot(figure, path)
 
 
 def _points(
@@ -265,7 +259,3 @@ def _decoded_table(checks: Sequence[Row]) -> list[str]:
             f"| {mean('psnr_db'):.2f} dB |"
         )
     return lines
-
-
-def _write_lines(path: Path, rows: Sequence[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

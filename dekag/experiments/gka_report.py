@@ -7,21 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
 from dekag.experiments.consistency import bootstrap_ci95, mean_of
+from dekag.experiments.files import plt, write_plot, write_rows
 from dekag.experiments.gka import BITS, STUDIES, STUDY_TOPICS, Cell, Measured, Row, measure, sample_rows
 from dekag.experiments.headline import RESULTS, record
 from dekag.generation.profile import load_profile
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.world import TOPICS
 from dekag.world.sheet import save_sheet
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
-
-plt.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 
 COMMAND = "dekag experiment gka"
 FOLDER = "gka"
@@ -95,17 +90,14 @@ def write(measured: Measured, base: DistillConfig, results: Path, page: Path, ed
     folder.mkdir(parents=True, exist_ok=True)
     methods = ["none", *(m for m in METHODS if m != "makd"), "makd", "ceiling"]
     rows = {method: rows_of(measured, method, list(TOPICS), base) for method in methods}
-    with (folder / "methods.jsonl").open("w") as file:
-        for method in methods:
-            for row in rows[method]:
-                file.write(json.dumps({"method": method, **row}) + "\n")
-    with (folder / "trainings.jsonl").open("w") as file:
-        for result in measured.cells.values():
-            summary = {bits: _summary(scores) for bits, scores in result["rows"].items()}
-            file.write(json.dumps({**result, "rows": summary}) + "\n")
-    with (folder / "compositions.jsonl").open("w") as file:
-        for pair in measured.pairs:
-            file.write(json.dumps(pair) + "\n")
+    scored = [{"method": method, **row} for method in methods for row in rows[method]]
+    write_rows(folder / "methods.jsonl", scored)
+    trainings = [
+        {**result, "rows": {bits: _summary(scores) for bits, scores in result["rows"].items()}}
+        for result in measured.cells.values()
+    ]
+    write_rows(folder / "trainings.jsonl", trainings)
+    write_rows(folder / "compositions.jsonl", measured.pairs)
     figures(measured, rows, base, results, edge_bytes)
     plot_methods(rows, folder / "methods.svg")
     plot_studies(measured, base, folder / "studies.svg")
@@ -194,8 +186,7 @@ def plot_methods(rows: dict[str, list[Row]], path: Path) -> None:
     axis.set_xticks(range(len(kinds)), kinds)
     axis.set_ylabel("consistency with the cloud")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    write_plot(figure, path)
 
 
 def plot_studies(measured: Measured, base: DistillConfig, path: Path) -> None:
@@ -210,8 +201,7 @@ def plot_studies(measured: Measured, base: DistillConfig, path: Path) -> None:
         axis.set_xlabel({"rank": "rank", "images": "cloud pictures", "tokens": "metaword tokens"}[name])
     axes[0].set_ylabel("consistency with the cloud")
     axes[-1].legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    write_plot(figure, path)
 
 
 def study_points(measured: Measured, base: DistillConfig, name: str, topic: str) -> list[tuple[Any, float]]:

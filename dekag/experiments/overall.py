@@ -12,26 +12,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 
 from dekag.errors import DekagError
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import Ladder, picture_ladders
+from dekag.experiments.files import write_rows
 from dekag.experiments.headline import RESULTS, record
 from dekag.generation.images import IMAGE_FORMATS
 from dekag.sweeps import engine
 from dekag.sweeps.engine import Row
 from dekag.sweeps.grid import Sweep, read_sweep
 from dekag.sweeps.station import Station
-from dekag.sweeps.table import save_plot, save_rows
+from dekag.sweeps.table import save_plot
 from dekag.world import TOPICS
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
-
-plt.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 
 Array = npt.NDArray[np.float64]
 
@@ -147,8 +142,8 @@ def gain(before: Array, after: Array) -> float:
 def write(sweep: Sweep, rows: Sequence[Row], even: Sequence[Row], results: Path, page: Path) -> None:
     """Write results/overall/*, the figures of headline.json and the page."""
     folder = results / FOLDER
-    save_rows(rows, folder / "cells.jsonl")
-    save_rows(even, folder / "break-even.jsonl")
+    write_rows(folder / "cells.jsonl", rows)
+    write_rows(folder / "break-even.jsonl", even)
     none, both = per_picture(rows, "unaligned"), per_picture(rows, "deka-g")
     value, ci95 = bootstrap_ci95(gain, none.tolist(), both.tolist())
     record("overall_gain_percent", value, "%", command=COMMAND, count=len(both), ci95=ci95, results=results)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,6 +16,7 @@ from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, Cala
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import CHANNELS, RATES, SNRS_DB
+from dekag.experiments.files import plt, write_plot, write_rows
 from dekag.experiments.headline import RESULTS, record
 from dekag.experiments.tka import (
     BEYOND_DB,
@@ -44,11 +44,6 @@ from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
 from dekag.training.cala import deliver
 from dekag.world.sheet import save_sheet
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
-
-plt.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
 
 COMMAND = "dekag experiment tka"
 FOLDER = "tka"
@@ -101,13 +96,13 @@ def write(measured: Measured, results: Path, page: Path) -> None:
     """Write results/tka/*, the figures of headline.json and the page."""
     folder = results / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    _write_lines(folder / "grid.jsonl", grid_rows(measured))
-    _write_lines(folder / "shares.jsonl", share_rows(measured))
-    _write_lines(folder / "unseen.jsonl", unseen_rows(measured))
-    _write_lines(folder / "mismatch.jsonl", mismatch_rows(measured))
+    write_rows(folder / "grid.jsonl", grid_rows(measured))
+    write_rows(folder / "shares.jsonl", share_rows(measured))
+    write_rows(folder / "unseen.jsonl", unseen_rows(measured))
+    write_rows(folder / "mismatch.jsonl", mismatch_rows(measured))
     requests = [{"offset_db": o, **asdict(r)} for o, found in measured.requests.items() for r in found]
-    _write_lines(folder / "requests.jsonl", requests)
-    _write_lines(folder / "costs.jsonl", cost_rows(measured))
+    write_rows(folder / "requests.jsonl", requests)
+    write_rows(folder / "costs.jsonl", cost_rows(measured))
     figures(measured, results)
     plot_curves(measured, folder / "psnr.svg")
     plot_shares(measured, folder / "shares.svg")
@@ -259,7 +254,7 @@ def plot_curves(measured: Measured, path: Path) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel("PSNR, dB")
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-    _save(figure, path)
+    write_plot(figure, path)
 
 
 def plot_shares(measured: Measured, path: Path) -> None:
@@ -279,7 +274,7 @@ def plot_shares(measured: Measured, path: Path) -> None:
     axis.set_xlabel("parameters, % of the codec's")
     axis.set_ylabel("PSNR, dB")
     axis.legend(frameon=False)
-    _save(figure, path)
+    write_plot(figure, path)
 
 
 @torch.inference_mode()
@@ -301,7 +296,7 @@ def plot_gates(adapted: Cala, path: Path) -> None:
     for axis in axes[-1]:
         axis.set_xlabel("SNR, dB")
     figure.colorbar(image, ax=axes, label="weight of the component", shrink=0.6)
-    _save(figure, path)
+    write_plot(figure, path)
 
 
 @torch.inference_mode()
@@ -330,7 +325,7 @@ def plot_constellations(measured: Measured, path: Path) -> None:
     axes[0, 0].legend(frameon=False, fontsize=8)
     axes[0, 0].set_xlim(-3, 3)
     axes[0, 0].set_ylim(-3, 3)
-    _save(figure, path)
+    write_plot(figure, path)
 
 
 def strip(measured: Measured) -> list[list[npt.NDArray[np.uint8]]]:
@@ -348,11 +343,6 @@ def strip(measured: Measured) -> list[list[npt.NDArray[np.uint8]]]:
             row.append(workbench.edge.decoder.decode(received)[0])
         rows.append(row)
     return rows
-
-
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
 
 
 def page_text(measured: Measured, results: Path) -> str:
@@ -585,7 +575,3 @@ def _cost_table(measured: Measured) -> list[str]:
 
 def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, 3) for value in values]
-
-
-def _write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))

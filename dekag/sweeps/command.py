@@ -9,10 +9,11 @@ from pathlib import Path
 from rich.console import Console
 
 from dekag.errors import DekagError
+from dekag.experiments.files import write_rows
 from dekag.experiments.headline import RESULTS, record
 from dekag.sweeps import engine
 from dekag.sweeps.grid import DELIVERIES, Sweep, read_sweep
-from dekag.sweeps.table import save_plot, save_rows, table
+from dekag.sweeps.table import save_plot, table
 
 BENCH_COMMAND = "dekag bench sweep"
 
@@ -34,7 +35,7 @@ def run_sweep(path: Path, *, ray: str | None, workers: int | None, results: Path
     folder = results / sweep.name
     console = Console()
     if outcome.rows:
-        save_rows(outcome.rows, folder / "cells.jsonl")
+        write_rows(folder / "cells.jsonl", outcome.rows)
         (folder / "table.md").write_text("\n".join(table(outcome.rows)) + "\n")
         for metric in sweep.metrics:
             save_plot(outcome.rows, metric, folder / f"{metric}.svg")

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
-mpl.use("svg")
-from matplotlib import pyplot as plt
-
-plt.rcParams["svg.hashsalt"] = "dekag"  # the same picture is the same file
+from dekag.experiments.files import plt, write_plot
 
 Row = dict[str, Any]
-
-
-def save_rows(rows: Sequence[Row], path: Path) -> None:
-    """JSON Lines, a row each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def link_name(link: dict[str, Any]) -> str:
@@ -85,6 +74,4 @@ def save_plot(rows: Sequence[Row], metric: str, path: Path) -> None:
     for axis in axes[:, 0]:
         axis.set_ylabel(metric)
     axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    write_plot(figure, path)
