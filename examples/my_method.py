@@ -1,6 +1,6 @@
 """An adapter method of one's own: only biases are trained.
 
-`train_method(folder, "biases", ...)` and `build("biases", ...)` then take it, and experiments compare it.
+`train_method(folder, "biases", ...)` trains it as it does CALA, `deliver` sends with it.
 """
 
 from __future__ import annotations

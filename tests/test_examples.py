@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,16 @@ from dekag.training.cala import deliver, train_method
 
 pytestmark = pytest.mark.usefixtures("plugging")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def test_the_channel_of_the_docs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (EXAMPLES.parent / "docs/plugins.md").read_text(), re.DOTALL)
+    named: dict[str, Any] = {}
+    exec(code, named)  # noqa: S102 - ours
+    plugins.register(named["Drizzle"])
+    sent = torch.ones(1, 512, dtype=torch.complex64)
+    gains = transmit(sent, [LinkConditions(fading="drizzle")], [1]).gains
+    torch.testing.assert_close(gains.abs(), torch.ones(1, 8))
 
 
 @pytest.mark.parametrize("csi", ["perfect", "pilots", "none"])
