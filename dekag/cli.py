@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,12 +10,13 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel, ValidationError
 
-from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
+from dekag import plugins
+from dekag.errors import DekagError
+from dekag.link.conditions import Csi, EqualizerKind, LinkConditions
 from dekag.training.cli import train
 
 app = typer.Typer(
     name="dekag",
-    help="Generative semantic communication with distillation-enabled knowledge alignment.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -46,6 +48,25 @@ Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are 
 FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
 
 
+@app.callback()
+def main(
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One's own class: package.module:Name or path/to/file.py:Name. See docs/plugins.md."
+        ),
+    ] = None,
+) -> None:
+    """Generative semantic communication with distillation-enabled knowledge alignment."""
+    if plugin:  # in the environment, so that the services and workers that are started load it, too
+        named = [os.environ.get(plugins.ENVIRONMENT, ""), *plugin]
+        os.environ[plugins.ENVIRONMENT] = ",".join(filter(None, named))
+    try:
+        plugins.load_from_environment()
+    except DekagError as error:
+        raise typer.BadParameter(str(error), param_hint=f"--plugin or {plugins.ENVIRONMENT}") from None
+
+
 @app.command()
 def up(free_ports: FreePorts = False) -> None:
     """Start Redis, the five services and a distiller on this machine until Ctrl-C."""
@@ -58,7 +79,7 @@ def up(free_ports: FreePorts = False) -> None:
 def demo(
     prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red boat on the beach, pastel style",
     snr_db: Annotated[float, typer.Option(help="Mean Es/N0 per complex channel use, dB.")] = 10.0,
-    fading: Annotated[Fading, typer.Option(help="Kind of fading.")] = "rayleigh",
+    fading: Annotated[str, typer.Option(help="Kind of fading; a plug-in's name, too.")] = "rayleigh",
     tau_rms_s: Annotated[float, typer.Option(help="RMS delay spread, s.")] = 1e-6,
     rician_k_db: Annotated[float, typer.Option(help="Rician: direct over scattered power, dB.")] = 6.0,
     speed_m_s: Annotated[float, typer.Option(help="TDL: speed of the receiver, m/s.")] = 0.0,

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from dekag import plugins
+
 
 def free_port() -> int:
     """A TCP port that nothing listens on now."""
@@ -66,6 +68,17 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def closed_port() -> int:
     """A port that refuses connections."""
     return free_port()
+
+
+@pytest.fixture
+def plugging() -> Iterator[None]:
+    """What a test plugs in is gone after it."""
+    yield
+    for kind, known in plugins._plugged_in.items():
+        for name in known:
+            del plugins._table(kind)[name]
+        known.clear()
+    plugins._read = None
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.codec import JsccCodec, Modulation
+from dekag.codec import LatentCodec, Modulation
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.models import folder_hash
 
@@ -27,7 +27,7 @@ class AlignedCodec:
         content_hash: of the knowledge; what sender and receiver must agree in beside base_hash.
     """
 
-    def __init__(self, codec: JsccCodec, base_hash: str, knowledge: TransmissionKnowledge) -> None:
+    def __init__(self, codec: LatentCodec, base_hash: str, knowledge: TransmissionKnowledge) -> None:
         """Put `knowledge` into `codec`, which is changed by it.
 
         Raises:
@@ -53,7 +53,7 @@ class AlignedCodec:
             MismatchError: the knowledge is damaged or was made for another codec.
         """
         return cls(
-            JsccCodec.load(base_path), folder_hash(base_path), TransmissionKnowledge.load(adapter_path)
+            LatentCodec.load(base_path), folder_hash(base_path), TransmissionKnowledge.load(adapter_path)
         )
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:

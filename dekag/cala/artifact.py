@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from dekag.artifacts import UNREADABLE, Artifact
 from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
-from dekag.codec import JsccCodec
+from dekag.codec import LatentCodec
 from dekag.errors import MismatchError
 
 FORMAT = 1
@@ -80,7 +80,7 @@ class TransmissionKnowledge(Artifact):
         """Its weights by name, float16."""
         return load(self._files[WEIGHTS])
 
-    def attach(self, codec: JsccCodec) -> PeftModel:
+    def attach(self, codec: LatentCodec) -> PeftModel:
         """Put the adapters into `codec`, which is changed by it.
 
         Raises:

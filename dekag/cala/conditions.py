@@ -16,7 +16,9 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from dekag import plugins
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
+from dekag.link.kinds import Channel
 
 Numbers = npt.NDArray[np.float64]
 
@@ -31,8 +33,6 @@ LOWEST_CBR = 1 / 768
 CONDITION_FEATURES = 1 + len(RATE_CENTRES) + 1 + len(SNR_CENTRES_DB) + 3 + 3 + 1 + BLOCKS
 """C: numbers in a condition vector."""
 
-# Power of the direct path over the scattered ones, dB, of 3GPP TR 38.901's profiles with a direct path.
-_TDL_K_DB = {"tdl-d": 13.3, "tdl-e": 22.0}
 _MIDDLE_DB, _HALF_RANGE_DB = 7.5, 12.5  # of the SNRs that are trained on
 
 
@@ -103,10 +103,17 @@ def condition_features(
 
 def direct_share(conditions: LinkConditions) -> float:
     """Share of the mean power on a direct path: 1 without fading, 0 for Rayleigh."""
-    if conditions.fading in ("awgn", "trace"):
-        return 1.0
-    k_db = conditions.rician_k_db if conditions.fading == "rician" else _TDL_K_DB.get(conditions.fading)
-    return 0.0 if k_db is None else 1 / (1 + 10 ** (-k_db / 10))
+    return _channel(conditions).direct_share(conditions)
+
+
+def delay_spread_s(conditions: LinkConditions) -> float:
+    """RMS delay spread of the channel, s; 0 without fading."""
+    return _channel(conditions).tau_rms_s(conditions)
+
+
+def _channel(conditions: LinkConditions) -> Channel:
+    channel: Channel = plugins.get("channel", conditions.fading)
+    return channel
 
 
 def condition_vector(
@@ -126,12 +133,11 @@ def condition_vector(
             receiver's alone. Left out, only the mean SNR is known.
     """
     sender = at == "sender"
-    flat = conditions.fading in ("awgn", "trace")
     return condition_features(
         cbr=[cbr],
         snr_db=[conditions.sender_snr_db if sender else conditions.snr_db],
         direct=[direct_share(conditions)],
-        tau_rms_s=[0.0 if flat else conditions.tau_rms_s],
+        tau_rms_s=[delay_spread_s(conditions)],
         pilots=[conditions.csi == "pilots"],
         no_csi=[conditions.csi == "none"],
         zero_forcing=[conditions.equalizer == "zf"],

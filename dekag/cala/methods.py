@@ -1,7 +1,8 @@
 """CALA and what it is measured against: every way to adapt the codec, behind one interface.
 
 All of them are trained by `dekag.training.cala.train_method` with the same loss, data and steps. `METHODS`
-lists them. A share is the number of trained parameters (gates included) over the codec's.
+lists them; one's own derive from `Adapted` (`dekag.plugins`). A share is the number of trained parameters
+(gates included) over the codec's.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
+from dekag import plugins
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES
 from dekag.cala.config import CalaConfig
@@ -33,9 +35,17 @@ class Adapted(nn.Module):
     Attributes:
         codec: the codec, with whatever was put into it.
         groups: how many groups of conditions it keeps apart; 1 if it does not.
+        name, title: of a plug-in: what `build` and what figures call it.
+        learning_rate: of a plug-in: the peak.
+        sized: of a plug-in: whether it is made of a codec and a size, 1 to 64, that sets how many parameters
+            are trained; else it is made of a codec alone and trains what it likes.
     """
 
     groups = 1
+    name: ClassVar[str]
+    title: ClassVar[str] = ""
+    learning_rate: ClassVar[float] = 1e-2
+    sized: ClassVar[bool] = True
 
     def __init__(self, codec: JsccCodec) -> None:
         super().__init__()
@@ -55,6 +65,12 @@ class Adapted(nn.Module):
     def trained_parameters(self) -> int:
         """Numbers that are trained, in all groups together."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @classmethod
+    def method(cls) -> Method:
+        """The method of a plug-in."""
+        make = _sized(cls) if cls.sized else lambda codec, _: cls(copy.deepcopy(codec))
+        return Method(cls.title or cls.name, make, cls.learning_rate, cls.sized)
 
 
 class FullFineTune(Adapted):
@@ -218,7 +234,7 @@ def largest(build: Callable[[int], Adapted], limit: int, *, most: int = 64) -> A
     return build(low)
 
 
-def _sized(build: Callable[[JsccCodec, int], Adapted]) -> Callable[[JsccCodec, float], Adapted]:
+def _sized(build: Callable[..., Adapted]) -> Callable[[JsccCodec, float], Adapted]:
     def of_share(codec: JsccCodec, share: float) -> Adapted:
         limit = int(share * sum(p.numel() for p in codec.parameters()))
         return largest(lambda size: build(copy.deepcopy(codec), size), limit)
@@ -256,9 +272,8 @@ def build(name: str, codec: JsccCodec, share: float) -> Adapted:
     Raises:
         InvalidInputError: there is no such method, or the share is too small for it.
     """
-    if name not in METHODS:
-        raise InvalidInputError("method", f"one of {', '.join(METHODS)}", name)
-    return METHODS[name].build(codec, share)
+    method: Method = plugins.get("method", name)
+    return method.build(codec, share)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ transmission and the receiver fills what was not sent with zeros.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -17,9 +18,10 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
+from dekag import plugins
 from dekag.codec.constellation import padded_unit_power, snap_to_qam, unit_power
 from dekag.codec.rows import Conv2d
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 
 FOLD = 2
 
@@ -52,8 +54,67 @@ def _stack(inputs: int, width: int, blocks: int, outputs: int) -> nn.Sequential:
     )
 
 
-class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Encoder and decoder between latents and complex symbols.
+class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
+    """Encoder and decoder between latents and complex symbols: what any codec is to the rest.
+
+    A codec of one's own is a diffusers model whose config holds `latent_channels`, the channels of the
+    latents that it takes. `save_pretrained` makes the folder that a profile names.
+
+    Attributes:
+        name: of the kind of codec: lower-case letters, digits, - and _.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """The codec in that folder, of the class that its config.json names, in float32, ready for inference.
+
+        Raises:
+            NotFoundError: no codec that is known is of that class.
+            MismatchError: one is, but it is not of this class.
+        """
+        known = {each.__name__: each for each in (plugins.get("codec", n) for n in plugins.names("codec"))}
+        named = cls.load_config(path).get("_class_name", JsccCodec.__name__)
+        if named not in known:
+            raise NotFoundError(f"the codec in {path} is a {named}, which is none of {', '.join(known)}")
+        if not issubclass(known[named], cls):
+            raise MismatchError(f"the codec in {path} is a {named}, which is no {cls.__name__}")
+        codec: Self = known[named].from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        codec.eval()
+        return codec
+
+    @abstractmethod
+    def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
+        """The most symbols that a latent of (channels, height, width) can be sent with."""
+
+    @abstractmethod
+    def encode(
+        self,
+        latents: torch.Tensor,
+        channel_uses: int | Sequence[int],
+        *,
+        modulation: Modulation | None = None,
+    ) -> torch.Tensor:
+        """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, mean power 1 per image.
+
+        Args:
+            latents: what is sent.
+            channel_uses: 1 to `max_channel_uses` symbols for every image, or a number for each; shorter rows
+                end in zeros, K is the most of them.
+            modulation: where symbols may lie; left out, as the codec was trained.
+        """
+
+    @abstractmethod
+    def decode(self, symbols: torch.Tensor, latent_shape: tuple[int, int, int]) -> torch.Tensor:
+        """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
+
+        K is any number up to `max_channel_uses`; what a row did not send is zero.
+        """
+
+
+class JsccCodec(LatentCodec):
+    """The codec that ships: residual convolutions.
 
     Args:
         latent_channels: channels of the latent.
@@ -62,6 +123,8 @@ class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         blocks: residual blocks in the encoder and in the decoder.
         bits_per_symbol: 6 is 64-QAM.
     """
+
+    name = "jscc"
 
     @register_to_config  # type: ignore[untyped-decorator]
     def __init__(
@@ -76,13 +139,6 @@ class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         folded = latent_channels * FOLD**2
         self.encoder = _stack(folded, width, blocks, 2 * symbol_channels)
         self.decoder = _stack(2 * symbol_channels, width, blocks, folded)
-
-    @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """The codec in that folder, in float32, ready for inference."""
-        codec: Self = cls.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-        codec.eval()
-        return codec
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
@@ -174,3 +230,7 @@ class JsccCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         grid = pairs.view(len(symbols), -1, height * width, 2).transpose(2, 3)
         values = grid.reshape(len(symbols), -1, height, width)
         return F.pixel_shuffle(self.decoder(values).float(), FOLD)
+
+
+CODECS: dict[str, type[LatentCodec]] = {JsccCodec.name: JsccCodec}
+"""By name; plug-ins are added."""

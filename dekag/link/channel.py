@@ -3,7 +3,8 @@
 Signal power and mean fading power are 1, so the noise power is `no = 10**(-snr_db/10)` whatever was sent
 and however deep the fade. In block fading the gain h_k is that of the block j that holds symbol k
 (`dekag.link.fading`, `dekag.link.trace`); in a tapped delay line every symbol has its own
-(`dekag.link.ofdm`). The receiver knows the gains, estimates them or does not (`dekag.link.csi`).
+(`dekag.link.ofdm`); a plug-in (`dekag.link.Channel`) may do either. The receiver knows the gains, estimates
+them or does not (`dekag.link.csi`).
 
 Two hops: a channel applied to what another one delivered acts as a relay of gain 1. It forwards signal and
 noise unscaled, so the *signal part* keeps mean power 1 on every hop and each hop's `snr_db` keeps its
@@ -17,14 +18,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from dekag import plugins
 from dekag.errors import InvalidInputError
 from dekag.link import csi, ofdm, trace
-from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, LinkConditions
+from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, Fading, LinkConditions
 from dekag.link.csi import Estimate
 from dekag.link.fading import block_correlation, block_correlator, rayleigh_gains, rician_gains
 
@@ -36,8 +38,13 @@ __all__ = [
     "block_of_symbol",
     "instantaneous_snr_db",
     "received",
+    "shipped_gains",
     "transmit",
 ]
+
+
+_SHIPPED = get_args(Fading)
+_TDL = tuple(name for name in _SHIPPED if name.startswith("tdl"))
 
 
 class State(NamedTuple):
@@ -122,8 +129,8 @@ def transmit(
         traces: folder of the traces that conditions may name.
 
     Returns:
-        A Reception on the CPU. J is 8, or K as soon as an item has a gain for every symbol (TDL) or is
-        padded. AWGN gains are exactly 1.
+        A Reception on the CPU. J is 8, or K as soon as an item has a gain for every symbol (TDL, plug-ins)
+        or is padded. AWGN gains are exactly 1.
 
     Raises:
         InvalidInputError: names the argument that has another shape or range.
@@ -253,18 +260,56 @@ def _transmit_one(
     independent = complex_normal((BLOCKS, 1), precision="double", device="cpu", generator=generator)
     noise = complex_normal(tuple(symbols.shape), precision="single", device="cpu", generator=generator)
     noise = noise * math.sqrt(conditions.no)
-    if conditions.fading.startswith("tdl"):
+    if conditions.fading in _TDL:
         gains, estimate = _grid_fading(len(symbols), conditions, draws)
         return gains * symbols + noise, estimate
-    gains = _block_fading(len(symbols), conditions, independent, draws, traces)
+    if conditions.fading in _SHIPPED:
+        phase = draws.of("direct-path")
+        gains = _block_fading(len(symbols), conditions, independent, phase, traces)
+    else:
+        gains = _plugged_in_fading(len(symbols), conditions, draws.of("plug-in"))
     estimate = _block_estimate(gains, conditions, draws)
     if conditions.fading == "awgn":
         return symbols + noise, estimate
-    return gains[block_of_symbol(len(symbols))] * symbols + noise, estimate
+    return gains[block_of_symbol(len(symbols), len(gains))] * symbols + noise, estimate
+
+
+def shipped_gains(conditions: LinkConditions, generator: torch.Generator, channel_uses: int) -> torch.Tensor:
+    """(J,) or, over a TDL, (K,) complex64: gains of a kind that comes with the library, from one generator.
+
+    `transmit` draws others, as it has a generator for each purpose. Traces are those that ship.
+    """
+    from dekag.link.phy import complex_normal
+
+    if conditions.fading in _TDL:
+        grid = ofdm.Grid.of(channel_uses)
+        on_grid = ofdm.tdl_gains(grid, conditions, generator)
+        return grid.of_symbols(on_grid, channel_uses).to(torch.complex64)
+    independent = complex_normal((BLOCKS, 1), precision="double", device="cpu", generator=generator)
+    return _block_fading(channel_uses, conditions, independent, generator, SHIPPED_TRACES)
+
+
+def _plugged_in_fading(
+    channel_uses: int, conditions: LinkConditions, generator: torch.Generator
+) -> torch.Tensor:
+    """(J,) or (K,) complex64: the gains of a plug-in."""
+    channel = plugins.get("channel", conditions.fading)
+    gains = torch.as_tensor(channel.gains(conditions, generator, channel_uses)).to(torch.complex64)
+    if gains.shape not in ((BLOCKS,), (channel_uses,)) or not torch.isfinite(torch.view_as_real(gains)).all():
+        allowed = f"finite and of shape ({BLOCKS},) or ({channel_uses},)"
+        raise InvalidInputError(f"gains of {conditions.fading}", allowed, tuple(gains.shape))
+    if conditions.csi == "pilots" and len(gains) != BLOCKS:
+        allowed = f"perfect or none, as every symbol of {conditions.fading} has a gain of its own"
+        raise InvalidInputError("link.csi", allowed, conditions.csi)
+    return gains
 
 
 def _block_fading(
-    channel_uses: int, conditions: LinkConditions, independent: torch.Tensor, draws: _Draws, traces: Path
+    channel_uses: int,
+    conditions: LinkConditions,
+    independent: torch.Tensor,
+    phase: torch.Generator,
+    traces: Path,
 ) -> torch.Tensor:
     """(J,) complex64: the gains that the blocks meet, from `independent` ones (J, 1) complex128."""
     if conditions.fading == "awgn":
@@ -272,7 +317,6 @@ def _block_fading(
     if conditions.fading == "rayleigh":
         gains = rayleigh_gains(independent, conditions.tau_rms_s)
     elif conditions.fading == "rician":
-        phase = draws.of("direct-path")
         gains = rician_gains(independent, conditions.tau_rms_s, conditions.rician_k_db, phase)
     else:
         played = trace.load(conditions.trace or "", traces)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
+
+from dekag import plugins
+from dekag.errors import InvalidInputError
 
 BLOCKS = 8
 """J: groups of channel uses that share one gain (sub-bands of one slot)."""
@@ -20,6 +23,22 @@ BANDWIDTH_HZ = 10e6
 Fading = Literal["awgn", "rayleigh", "rician", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e", "trace"]
 Csi = Literal["perfect", "pilots", "none"]
 EqualizerKind = Literal["mmse", "zf"]
+
+
+def _known_fading(name: str) -> str:
+    try:
+        plugins.get("channel", name)
+    except InvalidInputError as error:
+        raise PydanticCustomError("fading", "must be {allowed}", {"allowed": error.allowed}) from None
+    return name
+
+
+def _list_fadings(schema: dict[str, Any]) -> None:
+    schema["enum"] = plugins.names("channel")
+
+
+FadingName = Annotated[str, AfterValidator(_known_fading), Field(json_schema_extra=_list_fadings)]
+"""A kind of fading that this process knows: one of `Fading` or a plug-in (`dekag.plugins`)."""
 
 
 class LinkConditions(BaseModel):
@@ -41,11 +60,11 @@ class LinkConditions(BaseModel):
         allow_inf_nan=False,
         description="Mean Es/N0 per complex channel use, dB; -20 to 40.",
     )
-    fading: Fading = Field(
+    fading: FadingName = Field(
         default="rayleigh",
         description="awgn: every gain is 1. rayleigh: correlated complex Gaussian block gains. rician: the "
         "same beside a direct path. tdl-a to tdl-e: the tapped delay lines of 3GPP TR 38.901 over OFDM. "
-        "trace: recorded gains or SNRs played back. Mean power is 1 in all of them.",
+        "trace: recorded gains or SNRs played back. Any other: a plug-in. Mean power is 1 in all of them.",
     )
     tau_rms_s: float = Field(
         default=1e-6,

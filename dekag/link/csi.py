@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import torch
 
-from dekag.link.conditions import BLOCKS, Fading, LinkConditions
+from dekag.link.conditions import BLOCKS, LinkConditions
 from dekag.link.fading import block_covariance
 from dekag.link.ofdm import Grid, tdl_correlation
 
@@ -88,7 +88,7 @@ def estimate_grid(
 
 
 @lru_cache(maxsize=64)
-def _block_modes(fading: Fading, tau_rms_s: float, k_db: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _block_modes(fading: str, tau_rms_s: float, k_db: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues (J,) float64 and eigenvectors (J, J) complex128 of the covariance of the block gains."""
     known = LinkConditions.model_construct(fading=fading, tau_rms_s=tau_rms_s, rician_k_db=k_db)
     powers, modes = torch.linalg.eigh(block_covariance(known))
@@ -97,7 +97,7 @@ def _block_modes(fading: Fading, tau_rms_s: float, k_db: float) -> tuple[torch.T
 
 @lru_cache(maxsize=64)
 def _grid_weights(
-    fading: Fading, tau_rms_s: float, speed_m_s: float, no: float, width: int
+    fading: str, tau_rms_s: float, speed_m_s: float, no: float, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights (N, P) complex128 of P pilots for N elements of a slot in a sub-band; errors (N,) float32."""
     pilots = Grid(1, width).pilots.flatten()

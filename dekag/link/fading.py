@@ -77,7 +77,8 @@ def rician_powers(k_db: float) -> tuple[float, float]:
 def block_covariance(conditions: LinkConditions) -> torch.Tensor:
     """(J, J) complex128: E[h_j' conj(h_j)] as a receiver knows it that knows the kind of fading.
 
-    On AWGN it is that of one unknown phase; of a trace nothing is known, so its blocks count as independent.
+    On AWGN it is that of one unknown phase; of a trace and a plug-in nothing is known, so that their blocks
+    count as independent.
     """
     if conditions.fading == "rayleigh":
         return block_correlation(conditions.tau_rms_s)

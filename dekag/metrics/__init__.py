@@ -1,0 +1,5 @@
+"""Scores of received pictures, and `Metric`, from which one's own derive."""
+
+from dekag.metrics.image import Metric
+
+__all__ = ["Metric"]

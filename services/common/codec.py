@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dekag.cala import CONDITION_FEATURES
 from dekag.cala.aligned import AlignedCodec
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.codec import JsccCodec, Modulation
+from dekag.codec import LatentCodec, Modulation
 from dekag.codec.rows import safe_batch
 from dekag.generation.models import folder_hash
 
@@ -38,7 +38,7 @@ class Codec:
     """
 
     def __init__(
-        self, base: JsccCodec, base_hash: str, *, max_batch: int, aligned: AlignedCodec | None = None
+        self, base: LatentCodec, base_hash: str, *, max_batch: int, aligned: AlignedCodec | None = None
     ) -> None:
         self.base, self.base_hash = base, base_hash
         self._max_batch, self._aligned = max_batch, aligned
@@ -50,7 +50,7 @@ class Codec:
     @classmethod
     def load(cls, path: str, *, max_batch: int) -> Codec:
         """The codec in that folder, without adapters."""
-        return cls(JsccCodec.load(path), folder_hash(path), max_batch=max_batch)
+        return cls(LatentCodec.load(path), folder_hash(path), max_batch=max_batch)
 
     def adapted_from(self, folder: str) -> Codec:
         """The codec with the adapters in ``folder``; MismatchError if they are damaged or do not fit."""

@@ -44,6 +44,7 @@ DELIVERIES = {
 FADINGS = {
     name: downlink_pb2.Fading.Value(f"FADING_{name.upper().replace('-', '_')}") for name in get_args(Fading)
 }
+_FADING_NAMES = {value: name for name, value in FADINGS.items()}
 CSIS = {
     "perfect": downlink_pb2.CSI_PERFECT,
     "pilots": downlink_pb2.CSI_PILOTS,
@@ -210,7 +211,10 @@ def link_from_proto(message: downlink_pb2.LinkConditions) -> LinkConditions:
     """Validated radio conditions; InvalidInputError names ``link.<field>``."""
     values: dict[str, Any] = {
         "snr_db": message.snr_db,
-        "fading": _name_of(FADINGS, message.fading, "link.fading"),
+        # whether a plug-in of that name is known here, LinkConditions says
+        "fading": message.custom_fading
+        if message.fading == downlink_pb2.FADING_CUSTOM
+        else _FADING_NAMES.get(message.fading, ""),
         "tau_rms_s": message.tau_rms_s,
         "speed_m_s": message.speed_m_s,
         "trace": message.trace or None,
@@ -236,7 +240,8 @@ def link_to_proto(link: LinkConditions) -> downlink_pb2.LinkConditions:
     """The message of ``link``."""
     return downlink_pb2.LinkConditions(
         snr_db=link.snr_db,
-        fading=FADINGS[link.fading],
+        fading=FADINGS.get(link.fading, downlink_pb2.FADING_CUSTOM),
+        custom_fading="" if link.fading in FADINGS else link.fading,
         tau_rms_s=link.tau_rms_s,
         rician_k_db=link.rician_k_db,
         speed_m_s=link.speed_m_s,

@@ -15,6 +15,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
+from dekag import plugins
 from dekag.errors import UnavailableError
 from services.common import errors
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
@@ -188,6 +189,7 @@ def run(
     configure_logging(name, settings.log_level)
 
     async def serve() -> None:
+        plugins.load_from_environment()
         start, stop = time.perf_counter(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)

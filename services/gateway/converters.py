@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import get_args
 
 import numpy as np
@@ -114,6 +115,7 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
             report.instantaneous_snr_db if report.HasField("instantaneous_snr_db") else None
         ),
         psnr_db=report.psnr_db if report.HasField("psnr_db") else None,
+        scores={name: value if math.isfinite(value) else None for name, value in report.scores.items()},
         stages=[StageTime(stage=each.stage, seconds=each.seconds) for each in report.stages],
         hops=[HopTraffic(hop=each.hop, sent_bytes=each.sent_bytes) for each in report.hops],
         model_hashes=dict(report.model_hashes),

@@ -19,7 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
-from dekag.link.conditions import Csi, EqualizerKind, Fading
+from dekag.link.conditions import Csi, EqualizerKind, FadingName
 from dekag.makd.config import RANGES
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, topic_name
 from services.common import converters
@@ -214,7 +214,7 @@ class LinkReport(BaseModel):
     pilot_uses: int = Field(default=0, description="Channel uses spent on pilots, of all hops together.")
     cbr: float = Field(description="(channel_uses + pilot_uses) / (3 * width * height)")
     snr_db: float = Field(description="Mean Es/N0 per complex channel use as asked, dB.")
-    fading: Fading = Field(description="As asked.")
+    fading: FadingName = Field(description="As asked.")
     tau_rms_s: float = Field(description="RMS delay spread as asked, s.")
     rician_k_db: float | None = Field(
         default=None, description="Power of the direct path over the scattered ones as asked, dB."
@@ -237,6 +237,10 @@ class LinkReport(BaseModel):
     )
     psnr_db: float | None = Field(
         description="Received image against what was sent, dB; null if not decoded."
+    )
+    scores: dict[str, float | None] = Field(
+        default_factory=dict,
+        description="Of metrics that are plugged in, received image against what was sent; null: not finite.",
     )
     stages: list[StageTime] = Field(description="Time per stage, in the order of the chain's answer.")
     hops: list[HopTraffic] = Field(description="Traffic per hop.")

@@ -21,7 +21,7 @@ from rich.console import Console
 from dekag.cala import condition_vector
 from dekag.cala.aligned import AlignedCodec
 from dekag.cala.conditions import block_snr_db
-from dekag.codec import JsccCodec
+from dekag.codec import LatentCodec
 from dekag.experiments.headline import RESULTS, mean_ci95, record
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
@@ -46,7 +46,7 @@ class OneProcess:
     def __init__(self, profile_name: str) -> None:
         profile = load_profile(profile_name)
         self._edge = Generator.from_profile(profile.edge)
-        self._codec = JsccCodec.load(profile.codec)
+        self._codec = LatentCodec.load(profile.codec)
         self._aligned = None
         if profile.adapters is not None:
             self._aligned = AlignedCodec.load(profile.codec, profile.adapters)

@@ -126,6 +126,7 @@ def _table(images: Mapping[str, Mapping[str, Any]]) -> Table:
             "pilots": f"{report['pilot_uses']:,}",
             "CBR": f"1/{1 / report['cbr']:.1f}",
         }
+        rows |= {name: "-" if score is None else f"{score:.3f}" for name, score in report["scores"].items()}
         rows |= {f"bytes {each['hop']}": f"{each['sent_bytes']:,}" for each in report["hops"]}
         rows |= {f"time {each['stage']}": f"{1e3 * each['seconds']:,.0f} ms" for each in report["stages"]}
         columns[delivery] = rows

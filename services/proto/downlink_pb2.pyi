@@ -119,6 +119,8 @@ class _FadingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fading.ValueTy
     FADING_TDL_E: _Fading.ValueType  # 8
     FADING_TRACE: _Fading.ValueType  # 9
     """played back"""
+    FADING_CUSTOM: _Fading.ValueType  # 10
+    """a plug-in: LinkConditions.custom_fading names it"""
 
 class Fading(_Fading, metaclass=_FadingEnumTypeWrapper): ...
 
@@ -134,6 +136,8 @@ FADING_TDL_D: Fading.ValueType  # 7
 FADING_TDL_E: Fading.ValueType  # 8
 FADING_TRACE: Fading.ValueType  # 9
 """played back"""
+FADING_CUSTOM: Fading.ValueType  # 10
+"""a plug-in: LinkConditions.custom_fading names it"""
 Global___Fading: _TypeAlias = Fading  # noqa: Y015
 
 class _Csi:
@@ -197,6 +201,7 @@ class LinkConditions(_message.Message):
     CSI_FIELD_NUMBER: _builtins.int
     EQUALIZER_FIELD_NUMBER: _builtins.int
     REPORTED_SNR_DB_FIELD_NUMBER: _builtins.int
+    CUSTOM_FADING_FIELD_NUMBER: _builtins.int
     snr_db: _builtins.float
     """mean Es/N0 per complex channel use, dB"""
     fading: Global___Fading.ValueType
@@ -214,6 +219,8 @@ class LinkConditions(_message.Message):
     equalizer: Global___Equalizer.ValueType
     reported_snr_db: _builtins.float
     """mean SNR that the sender was told, dB; unset: it knows snr_db"""
+    custom_fading: _builtins.str
+    """name of a channel that is plugged in everywhere; empty unless fading is FADING_CUSTOM"""
     def __init__(
         self,
         *,
@@ -227,10 +234,11 @@ class LinkConditions(_message.Message):
         csi: Global___Csi.ValueType = ...,
         equalizer: Global___Equalizer.ValueType = ...,
         reported_snr_db: _builtins.float | None = ...,
+        custom_fading: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db", "_rician_k_db", b"_rician_k_db", "reported_snr_db", b"reported_snr_db", "rician_k_db", b"rician_k_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db", "_rician_k_db", b"_rician_k_db", "csi", b"csi", "equalizer", b"equalizer", "fading", b"fading", "reported_snr_db", b"reported_snr_db", "rician_k_db", b"rician_k_db", "snr_db", b"snr_db", "speed_m_s", b"speed_m_s", "tau_rms_s", b"tau_rms_s", "trace", b"trace", "trace_start_s", b"trace_start_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db", "_rician_k_db", b"_rician_k_db", "csi", b"csi", "custom_fading", b"custom_fading", "equalizer", b"equalizer", "fading", b"fading", "reported_snr_db", b"reported_snr_db", "rician_k_db", b"rician_k_db", "snr_db", b"snr_db", "speed_m_s", b"speed_m_s", "tau_rms_s", b"tau_rms_s", "trace", b"trace", "trace_start_s", b"trace_start_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__reported_snr_db: _TypeAlias = _typing.Literal["reported_snr_db"]  # noqa: Y015
     _WhichOneofArgType__reported_snr_db: _TypeAlias = _typing.Literal["_reported_snr_db", b"_reported_snr_db"]  # noqa: Y015

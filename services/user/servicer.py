@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from grpc import aio
 
+from dekag import plugins
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.link.channel import Reception, instantaneous_snr_db, received
 from dekag.link.equalizer import equalize
@@ -207,7 +208,7 @@ class UserServicer(UserBase):
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
         if pixels is not None and transmission.reference is not None:
             start = time.perf_counter()
-            report.psnr_db = self._psnr_db(pixels, transmission.reference, transmission.header)
+            self._measure(report, pixels, self._reference(transmission.reference, transmission.header))
             transmission.add_stage("user.measure", time.perf_counter() - start)
         report.stages.extend(sent.stages)
         image.report.CopyFrom(report)
@@ -245,18 +246,28 @@ class UserServicer(UserBase):
         transmission.add_stage("user.render", time.perf_counter() - decoded)
         return pixels
 
-    def _psnr_db(self, pixels: Pixels, reference: Reference, header: TransmissionHeader) -> float:
+    def _reference(self, reference: Reference, header: TransmissionHeader) -> Pixels:
         from dekag.generation.images import from_bytes
-        from dekag.metrics.image import psnr_db
 
         try:
             if reference.WhichOneof("content") == "image":
-                return psnr_db(pixels, from_bytes(reference.image))
+                return from_bytes(reference.image)
             shape = (1, *header.latent_shape)
             latents = torch.from_numpy(converters.latents_from_bytes(reference.latents, shape))
-            return psnr_db(pixels, self._decoder.decode(latents)[0])
+            pixels: Pixels = self._decoder.decode(latents)[0]
+            return pixels
         except (InvalidInputError, ValueError) as error:
             raise FrameError(f"reference: {error}") from error
+
+    def _measure(self, report: LinkReport, pixels: Pixels, reference: Pixels) -> None:
+        from dekag.metrics.image import psnr_db
+
+        try:
+            report.psnr_db = psnr_db(pixels, reference)
+        except ValueError as error:
+            raise FrameError(f"reference: {error}") from error
+        for name, metric in plugins.plugged_in("metric").items():
+            report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
 
 
 def _decode(incoming: Sequence[_Incoming]) -> list[torch.Tensor]:

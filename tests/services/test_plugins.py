@@ -1,0 +1,160 @@
+"""Plug-ins through the real services: named in requests, never brought by them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from dekag import plugins
+from dekag.errors import InvalidInputError
+from dekag.link import LinkConditions
+from dekag.link.channel import transmit
+from services.common import clients, converters
+from services.common.converters import DeliveryRequest
+from services.common.frames import collect
+from services.common.requests import begin_request
+from services.gateway.app import create_app
+from services.gateway.converters import to_report
+from services.gateway.settings import GatewaySettings
+from services.proto.downlink_pb2_grpc import DownlinkStub
+from services.proto.user_pb2_grpc import UserStub
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("plugging")]
+ROOT = Path(__file__).resolve().parents[2]
+NAKAGAMI = f"{ROOT}/examples/my_channel.py:Nakagami"
+OUTLINES = f"{ROOT}/examples/my_metric.py:Outlines"
+Start = Callable[..., Awaitable[str]]
+
+
+@pytest.fixture
+def faded(asked: DeliveryRequest) -> DeliveryRequest:
+    """A request for the plugged-in channel."""
+    plugins.load(NAKAGAMI)
+    begin_request(None, None)
+    return replace(asked, link=LinkConditions(fading="nakagami", snr_db=15, csi="pilots"))
+
+
+async def test_the_air_does_what_a_plugged_in_channel_does(chain: Any, faded: DeliveryRequest) -> None:
+    request = converters.request_to_proto(faded)
+    assert converters.request_from_proto(request) == faded
+    sent = await collect(clients.stream(chain.edge.Provide, request, "edge"))
+    bent = await collect(clients.stream(chain.channel.Provide, request, "channel"))
+    expected = transmit(sent.symbols, [faded.link], [faded.seed])
+    assert torch.equal(bent.symbols, expected.symbols)
+    assert bent.states[0].gains == expected.gains.numpy().tobytes()
+
+
+@pytest.mark.parametrize("delivery", ["semantic", "conventional"])
+async def test_reports_name_the_channel_and_plugged_in_scores(
+    chain: Any, faded: DeliveryRequest, delivery: str
+) -> None:
+    cbr = faded.cbr if delivery == "semantic" else 0.0
+    request = converters.request_to_proto(replace(faded, delivery=delivery, cbr=cbr))
+    plain = to_report((await clients.call(chain.user.Receive, request, "user")).report, "id")
+    assert (plain.fading, plain.pilot_uses, plain.scores) == ("nakagami", 16, {})
+    plugins.load(OUTLINES)
+    received = await clients.call(chain.user.Receive, request, "user")
+    scored = to_report(received.report, "id")
+    assert list(scored.scores) == (["outlines"] if scored.decoded else [])
+    assert scored.psnr_db == plain.psnr_db
+    received.report.scores["outlines"] = float("nan")
+    assert to_report(received.report, "id").scores == {"outlines": None}, "JSON has no NaN"
+
+
+async def test_rest_takes_a_plugged_in_name_and_nothing_else(chain: Any, faded: DeliveryRequest) -> None:
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=""
+    )
+    app = create_app(settings)
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+
+        async def ask(fading: str) -> tuple[int, Any]:
+            body = {"prompt": "a boat", "seed": 1, "size": "64x64", "link": {"fading": fading, "cbr": 0.005}}
+            answer = await client.post("/v1/images/generations", json=body)
+            return answer.status_code, answer.json()
+
+        status, body = await ask("nakagami")
+        assert status == 200, body
+        assert body["data"][0]["link_report"]["fading"] == "nakagami"
+        for hostile in (OUTLINES, NAKAGAMI, "os:system", "../my_channel", "x" * 10_000):
+            status, body = await ask(hostile)
+            assert status == 422
+            (problem,) = body["errors"]
+            assert problem["field"] == "link.fading"
+            assert problem["allowed"].endswith("trace, nakagami")
+    assert plugins.plugged_in("metric") == {}
+
+
+async def test_a_codec_of_ones_own_carries_the_picture(
+    start: Start, start_chain: Any, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path, connect: Any
+) -> None:
+    begin_request(None, None)
+    codec = plugins.load(f"{ROOT}/examples/my_codec.py:LinearCodec")
+    profile = tmp_path / "profile"
+    shutil.copytree(dummy_profile, profile)
+    shutil.rmtree(profile / "codec")
+    torch.manual_seed(0)
+    codec().save_pretrained(profile / "codec")
+    addresses = await start_chain(start, profile, "")
+    user = UserStub(connect(addresses["user"]))
+    found = await clients.call(user.Receive, converters.request_to_proto(asked), "user")
+    assert found.report.decoded
+    assert found.report.channel_uses == 512
+
+
+async def test_a_service_loads_what_its_environment_names(
+    chain: Any, faded: DeliveryRequest, closed_port: int, connect: Callable[[str], Any]
+) -> None:
+    own = {"PORT": str(closed_port), "DOWNLINK_ADDRESS": chain.addresses["edge"], "PLUGINS": NAKAGAMI}
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-m", "services.channel"],
+        env=os.environ | {f"DEKAG_{name}": value for name, value in own.items()},
+        cwd=ROOT,
+    )
+    try:
+        channel = connect(f"127.0.0.1:{closed_port}")
+        watch = health_pb2_grpc.HealthStub(channel).Watch
+        async for answer in watch(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=120):
+            if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                break
+        request, stub = converters.request_to_proto(faded), DownlinkStub(channel)
+        there = await collect(clients.stream(stub.Provide, request, "channel"))
+        here = await collect(clients.stream(chain.channel.Provide, request, "channel"))
+        assert torch.equal(there.symbols, here.symbols)
+        request.link.custom_fading = OUTLINES
+        with pytest.raises(InvalidInputError, match="trace, nakagami"):
+            await collect(clients.stream(stub.Provide, request, "channel"))
+    finally:
+        process.terminate()
+        await asyncio.to_thread(process.wait, 60)
+
+
+async def test_a_service_whose_plug_in_is_broken_says_so_and_ends() -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "services.channel"],
+        env=os.environ | {"DEKAG_PLUGINS": "nowhere.py:Fog", "DEKAG_PORT": "0"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no such file" in json.loads(done.stderr.splitlines()[-1])["exception"]
