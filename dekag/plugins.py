@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -138,6 +139,15 @@ def plugged_in(kind: str) -> dict[str, Any]:
     """What `get` gives for each name that is not the library's own."""
     table = _table(kind)
     return {name: table[name] for name in _plugged_in[kind]}
+
+
+def code_hashes() -> dict[str, str]:
+    """SHA-256 (hex) of the file of every plug-in, by kind and name: results depend on it."""
+    return {
+        f"{kind} {name}": hashlib.sha256(Path(inspect.getfile(plugin)).read_bytes()).hexdigest()
+        for kind, known in _plugged_in.items()
+        for name, plugin in known.items()
+    }
 
 
 def _table(kind: str) -> dict[str, Any]:

@@ -23,12 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torchmetrics.functional.image import (
-    multiscale_structural_similarity_index_measure as ms_ssim,
-)
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 from tqdm import tqdm
 
+from dekag import plugins
 from dekag.cala.aligned import AlignedCodec
 from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, Adapted
@@ -55,9 +52,6 @@ RUNS = Path("runs/tka")
 GRID_SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 METRICS = ("psnr_db", "ssim", "ms_ssim", "clip", "dino")
 STRUCTURE_PICTURES = 8  # SSIM takes longer than all the rest: it is of the first pictures only
-# The usual weights of the four finest scales, made to sum to 1: the fifth does not exist at 128 pixels.
-_MS_SSIM_SCALES = (0.0517, 0.3295, 0.3462, 0.2726)
-
 # what no training draws -> the trained channel beside it
 UNSEEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{
@@ -266,19 +260,13 @@ class Workbench:
         values[:, 0] = [psnr_db(one, sent) for one, sent in zip(shown, self.pixels, strict=True)]
         if block.structure:
             first = slice(0, STRUCTURE_PICTURES)
-            values[first, 1:3] = structure(shown[first], self.pixels[first])
+            for column in ("ssim", "ms_ssim"):
+                scores = plugins.get("metric", column).score(shown[first], self.pixels[first])
+                values[first, METRICS.index(column)] = scores
         if block.features:
             scores = self.scorer.scores(shown, self.pixels)
             values[:, 3], values[:, 4] = scores["clip"], scores["dino"]
         return values
-
-
-def structure(images: npt.NDArray[np.uint8], references: npt.NDArray[np.uint8]) -> Array:
-    """SSIM and MS-SSIM (over four scales) of pictures (n, h, w, 3) uint8, (n, 2)."""
-    ours, theirs = (torch.from_numpy(each).permute(0, 3, 1, 2).float() / 255 for each in (images, references))
-    one = ssim(ours, theirs, data_range=1.0, reduction="none")
-    many = ms_ssim(ours, theirs, data_range=1.0, reduction="none", betas=_MS_SSIM_SCALES, normalize="relu")
-    return torch.stack([torch.as_tensor(one), torch.as_tensor(many)], dim=1).double().numpy()
 
 
 @dataclass(frozen=True)

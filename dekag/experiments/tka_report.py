@@ -49,7 +49,7 @@ COMMAND = "dekag experiment tka"
 FOLDER = "tka"
 PAGE = Path("docs/results-tka.md")
 RIVALS = ("lora", "lora-groups", "snr-attention")  # baselines of no more parameters than CALA
-COLOURS = dict(zip(METHODS, ("0.6", "k", "C0", "C1", "C2", "C3", "C4"), strict=True))
+COLOURS = {"none": "0.6", "cala": "k"}  # all others by their place in METHODS
 SHOWN_CHANNEL = "rayleigh-1us"
 Row = dict[str, Any]
 
@@ -226,6 +226,11 @@ def figures(measured: Measured, results: Path) -> None:
     put("auto_rate_hit_share", [100 * hit for hit in hits(measured.requests[0.0])], "%")
 
 
+def colour(method: str) -> str:
+    """The method's in all plots."""
+    return COLOURS.get(method, f"C{list(METHODS).index(method)}")
+
+
 def best_rival(measured: Measured) -> str:
     """The best baseline of no more parameters than CALA, by the mean over the grid."""
     return max(RIVALS, key=lambda method: float(per_picture(measured, method).mean()))
@@ -244,9 +249,9 @@ def plot_curves(measured: Measured, path: Path) -> None:
                 values = grid(measured, method)[channel][i, :, :, 0]
                 mean = values.mean(axis=1)
                 half = 1.96 * values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
-                axis.plot(GRID_SNRS_DB, mean, color=COLOURS[method], label=METHODS[method].title)
+                axis.plot(GRID_SNRS_DB, mean, color=colour(method), label=METHODS[method].title)
                 axis.fill_between(
-                    GRID_SNRS_DB, mean - half, mean + half, color=COLOURS[method], alpha=0.12, linewidth=0
+                    GRID_SNRS_DB, mean - half, mean + half, color=colour(method), alpha=0.12, linewidth=0
                 )
             axis.set_title(f"{channel}, CBR 1/{1 / cbr:.0f}", fontsize=9)
     for axis in axes[-1]:
@@ -267,7 +272,7 @@ def plot_shares(measured: Measured, path: Path) -> None:
         limits = np.array([row["ci95"] for row in own]).T
         axis.errorbar(
             [100 * row["share"] for row in own], means, yerr=abs(limits - means),
-            fmt="o-", color=COLOURS[method], label=METHODS[method].title, capsize=2,
+            fmt="o-", color=colour(method), label=METHODS[method].title, capsize=2,
         )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xticks([100 * share for share in SHARES], [f"{100 * share:g}" for share in SHARES])

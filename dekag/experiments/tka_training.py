@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
+from dekag import plugins
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import direct_share
 from dekag.cala.methods import METHODS, Adapted, Cala, build
@@ -162,7 +162,9 @@ class Bench:
 
     def key(self, training: Training) -> str:
         """Hash of a training and of everything that it depends on."""
-        known: Sequence[Any] = [VERSION, self.base_hash, len(self.latents), self.metric.tolist()]
+        known: list[Any] = [VERSION, self.base_hash, len(self.latents), self.metric.tolist()]
+        if (code := plugins.code_hashes().get(f"method {training.method}")) is not None:
+            known.append(code)
         return hashlib.sha256(json.dumps([*known, asdict(training)]).encode()).hexdigest()[:24]
 
     def train(self, training: Training, *, show: bool = True) -> Adapted:

@@ -24,6 +24,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from dekag import plugins
 from dekag.errors import InvalidInputError
 from dekag.link.conditions import LinkConditions
 from dekag.world import TOPICS
@@ -35,6 +36,9 @@ DIGITAL = {
     "digital-jpeg": ("jpeg",),
 }
 """Digital deliveries and the formats that their sender picks from."""
+
+JUDGES = ("clip", "dino", "consistency", "probe")
+"""Metrics of the received picture against the cloud's; all others are those of `dekag.plugins`."""
 
 WORLD = "world"
 """The topic of prompts that the edge knows without any update."""
@@ -149,7 +153,7 @@ class Sweep(BaseModel):
     metrics: list[str] = Field(
         default=["psnr_db", "clip", "dino", "consistency", "probe"],
         min_length=1,
-        description="What is measured; see dekag.sweeps.station.",
+        description="Of JUDGES, psnr_db, ssim, ms_ssim, or a metric that is plugged in.",
     )
 
     @field_validator("topics")
@@ -162,6 +166,15 @@ class Sweep(BaseModel):
             allowed = {"unknown": ", ".join(unknown), "allowed": ", ".join(known)}
             raise PydanticCustomError("topics", "{unknown}: must be all, or of {allowed}", allowed)
         return topics
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, metrics: list[str]) -> list[str]:
+        known = [*JUDGES, *plugins.names("metric")]
+        if unknown := [name for name in metrics if name not in known]:
+            allowed = {"unknown": ", ".join(unknown), "allowed": ", ".join(known)}
+            raise PydanticCustomError("metrics", "{unknown}: must be of {allowed}", allowed)
+        return metrics
 
     @field_validator("links")
     @classmethod

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dekag import plugins
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.methods import Adapted, Cala
 from dekag.codec import JsccCodec
@@ -39,7 +40,7 @@ from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
-from dekag.sweeps.grid import DIGITAL, WORLD, Cell
+from dekag.sweeps.grid import DIGITAL, JUDGES, WORLD, Cell
 from dekag.training.cala import deliver
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 
@@ -47,7 +48,6 @@ Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
 VERSION = 1  # raised when the code changes what a cell comes out as
 PROBE = MODELS / "embedded" / "probe"
-METRICS = ("psnr_db", "clip", "dino", "consistency", "probe")
 
 
 def identity(profile_name: str) -> dict[str, str]:
@@ -72,7 +72,7 @@ def identity(profile_name: str) -> dict[str, str]:
         found["adapters"] = folder_hash(profile.adapters)
     if profile.knowledge is not None:
         found["knowledge"] = folder_hash(profile.knowledge)
-    return found
+    return {**found, **plugins.code_hashes()}
 
 
 def as_one(hashes: Mapping[str, str]) -> str:
@@ -196,11 +196,9 @@ class Station:
         """Measure one cell.
 
         Raises:
-            InvalidInputError: the cell asks for a codec or a metric that there is not.
+            InvalidInputError: the cell asks for a codec that there is not.
             NotFoundError: the profile has no update of the topic.
         """
-        if unknown := [name for name in cell.metrics if name not in METRICS]:
-            raise InvalidInputError("metrics", f"of {', '.join(METRICS)}", ", ".join(unknown))
         start = time.perf_counter()
         if cell.delivery.codec in DIGITAL:
             metrics, uses, sent = self._digital(cell)
@@ -210,7 +208,7 @@ class Station:
             sent = 0.0
             used = cell.delivery.knowledge and cell.topic != WORLD
             update_bytes = self.update(cell.topic).size_bytes if used else 0
-        chosen = {name: [round(float(v), 4) for v in metrics[name]] for name in cell.metrics}
+        chosen = {name: [round(float(v), 4) for v in values] for name, values in metrics.items()}
         return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
 
     def _semantic(self, cell: Cell) -> tuple[dict[str, Array], float]:
@@ -224,9 +222,9 @@ class Station:
         seeds = [seed + cell.seed for *_, seed in prompts]
         received = deliver(self.codecs[cell.delivery.codec], latents, cell.cbr, cell.link, seeds)
         shown = self.edge.decoder.decode(received)
-        found = self.judge(shown, self.references(cell.topic, cell.prompts), prompts)
-        psnrs = np.array([psnr_db(one, other) for one, other in zip(shown, sent, strict=True)])
-        return {**found, "psnr_db": psnrs}, float(max(1, round(cell.cbr * sent[0].size)))
+        references = self.references(cell.topic, cell.prompts)
+        found = self.score(cell.metrics, shown, sent, references, prompts)
+        return found, float(max(1, round(cell.cbr * sent[0].size)))
 
     def _digital(self, cell: Cell) -> tuple[dict[str, Array], float, float]:
         """Expected metrics, channel uses and backhaul bytes of a digital delivery."""
@@ -248,10 +246,12 @@ class Station:
             shown.append(decode(file, width, height))
             sizes.append(len(file))
         arrives = np.array([choice.arrives for choice in choices])
-        lost = self.judge(np.repeat(pictures.fallback[None], len(prompts), 0), pictures.pixels, prompts)
-        arrived = self.judge(np.stack(shown), pictures.pixels, prompts)
+        fallback = np.repeat(pictures.fallback[None], len(prompts), 0)
+        arrived, lost = (
+            self.score(cell.metrics, each, pictures.pixels, pictures.pixels, prompts)
+            for each in (np.stack(shown), fallback)
+        )
         found = {name: arrives * arrived[name] + (1 - arrives) * lost[name] for name in arrived}
-        found["psnr_db"] = np.array([float(choice.values[0]) for choice in choices])
         uses = float(np.mean([choice.uses for choice in choices]))
         return found, uses, float(np.mean(sizes))
 
@@ -270,10 +270,31 @@ class Station:
             self._ladders[key] = Pictures(torch.zeros(0), pixels, [], fallback, lost, ladders)
         return self._ladders[key]
 
-    def judge(self, shown: Images, references: Images, prompts: Sequence[Prompt]) -> dict[str, Array]:
-        """Every metric but PSNR, (n,) each, of pictures (n, h, w, 3) uint8 against the cloud's."""
-        scores = self.scorer.scores(shown, references)
-        verdicts = self.probe.correct(shown, [scene for scene, *_ in prompts])
-        probe = np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
-        both = (scores["clip"] + scores["dino"]) / 2
-        return {"clip": scores["clip"], "dino": scores["dino"], "consistency": both, "probe": probe}
+    def score(
+        self,
+        metrics: Sequence[str],
+        shown: Images,
+        sent: Images,
+        references: Images,
+        prompts: Sequence[Prompt],
+    ) -> dict[str, Array]:
+        """The metrics (n,) of received pictures (n, h, w, 3) uint8.
+
+        Args:
+            metrics: names in JUDGES, against `references`, and of `dekag.plugins`, against `sent`.
+            shown: what was received.
+            sent: what was sent.
+            references: the cloud's pictures.
+            prompts: what the pictures should show.
+        """
+        found: dict[str, Array] = {}
+        if set(metrics) & {"clip", "dino", "consistency"}:
+            scores = self.scorer.scores(shown, references)
+            found |= {**scores, "consistency": (scores["clip"] + scores["dino"]) / 2}
+        if "probe" in metrics:
+            verdicts = self.probe.correct(shown, [scene for scene, *_ in prompts])
+            found["probe"] = np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
+        for name in metrics:
+            if name not in JUDGES:
+                found[name] = plugins.get("metric", name).score(shown, sent)
+        return {name: found[name] for name in metrics}

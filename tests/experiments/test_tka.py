@@ -29,7 +29,6 @@ from dekag.experiments.tka import (
     gate_cost,
     main_block,
     rate_control,
-    structure,
     unseen_blocks,
 )
 from dekag.experiments.tka_report import behind, figures, per_picture, write
@@ -132,12 +131,6 @@ def test_only_those_who_listen_are_misled(workbench: Workbench) -> None:
         assert right.conditions(10.0).sender_snr_db == 10
         assert wrong.conditions(10.0).sender_snr_db == 0
         assert (not np.array_equal(workbench.run(right), workbench.run(wrong), equal_nan=True)) == changes
-
-
-def test_structure_is_one_for_equal_pictures_and_less_for_others() -> None:
-    pictures = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 3), dtype=np.uint8)
-    assert structure(pictures, pictures) == pytest.approx(np.ones((2, 2)), abs=1e-4)
-    assert (structure(pictures, pictures[::-1].copy()) < 0.2).all()
 
 
 def test_rate_control_promises_what_the_table_holds(
