@@ -122,8 +122,8 @@ def as_channel(link: dict[str, Any]) -> str:
 
 
 def main_block(method: str, channel: str, training: Training | None = None) -> Block:
-    """A method over a channel of the grid; the ends of the comparison at more SNRs and with all metrics."""
-    fine = method in ("none", "cala")
+    """A method over a channel of the grid; CALA, which is compared with digital rivals, in more detail."""
+    fine = method == "cala"
     return Block(
         method,
         as_channel(CHANNELS[channel]),

@@ -505,7 +505,8 @@ def _share_table(measured: Measured) -> list[str]:
     lines += ["| method | " + " | ".join(f"{100 * share:g} %" for share in SHARES) + " |"]
     lines += ["|---|" + "---:|" * len(SHARES)]
     for method in SHARE_METHODS:
-        values = [f"{measured.shares[(method, share)].mean():.2f}" for share in SHARES]
+        known = [measured.shares.get((method, share)) for share in SHARES]
+        values = ["too small" if each is None else f"{each.mean():.2f}" for each in known]
         lines.append(f"| {METHODS[method].title} | " + " | ".join(values) + " |")
     return [*lines, "", "![PSNR against share](../results/tka/shares.svg)"]
 

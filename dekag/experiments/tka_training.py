@@ -23,7 +23,7 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import direct_share
 from dekag.cala.methods import METHODS, Adapted, Cala, build
 from dekag.codec import JsccCodec
-from dekag.errors import NotFoundError
+from dekag.errors import InvalidInputError, NotFoundError
 from dekag.experiments.digital import Key, conditions_of
 from dekag.generation.models import folder_hash
 from dekag.generation.profile import load_profile
@@ -144,12 +144,21 @@ class Bench:
         return [Training(name, SHARE, self.steps, self.seed) for name in ["fine-tune", *names]]
 
     def shares(self) -> list[Training]:
-        """The points of the curve of PSNR against share."""
+        """The points of the curve of PSNR against share; a share too small for a method has none."""
         return [
             Training(name, share, self.plan.share_steps, self.seed)
             for name in SHARE_METHODS
             for share in SHARES
+            if self.fits(name, share)
         ]
+
+    def fits(self, method: str, share: float) -> bool:
+        """Whether the method can be built with so few parameters."""
+        try:
+            build(method, self.codec, share)
+        except InvalidInputError:
+            return False
+        return True
 
     def ceilings(self) -> list[Training]:
         """A full fine-tune for each of a subset of the conditions."""

@@ -160,7 +160,7 @@ def fabricated(workbench: Workbench) -> Measured:
     main = {}
     for method, psnr in level.items():
         for channel in CHANNELS:
-            snrs = SNRS_DB if method in ("none", "cala") else GRID_SNRS_DB
+            snrs = SNRS_DB if method == "cala" else GRID_SNRS_DB
             here = 26.0 if (method, channel) == ("snr-attention", "awgn") else psnr
             main[(method, channel)] = here + noise + np.zeros((len(RATES), len(snrs), 8, 5))
     flat = np.zeros((12, 8))
@@ -216,6 +216,13 @@ def test_everything_is_written(workbench: Workbench, tmp_path: Path) -> None:
     assert all(f"../results/tka/{plot}" in page for plot in plots)
 
 
-def test_the_ends_of_the_comparison_are_measured_more_finely() -> None:
+def test_a_share_too_small_for_a_method_is_no_point_of_its_curve(workbench: Workbench) -> None:
+    found = {(each.method, each.share) for each in workbench.bench.shares()}
+    assert ("cala", 0.01) in found
+    assert ("lora", 0.01) not in found
+    assert {("lora", 0.03), ("lora", 0.05), ("lora", 0.1)} <= found
+
+
+def test_what_digital_rivals_are_compared_with_is_measured_more_finely() -> None:
     assert main_block("cala", "awgn").snrs_db == SNRS_DB
     assert main_block("lora", "awgn", Training("lora", SHARE, 1, 1)).snrs_db == GRID_SNRS_DB
