@@ -4,10 +4,14 @@ BIN := .venv/bin
 SNR ?= 10
 PROMPT ?=
 SEED ?=
+USERS ?= 8
+DURATION ?= 60s
+SHAPE ?= steady
+URL ?= http://127.0.0.1:8080
 
 .DEFAULT_GOAL := help
 .PHONY: help install constraints up demo test test-slow test-compose lint format proto docs docs-serve down clean \
-  results results-quick
+  results results-quick loadtest
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +30,10 @@ demo: install ## one image per delivery over the whole chain: make demo SNR=10 P
 
 up: install ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up
+
+loadtest: install ## ask what `make up` started as many users would: make loadtest USERS=8 DURATION=60s SHAPE=burst
+	@$(BIN)/locust -f loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 --host "$(URL)" \
+	  --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --logs .run
 
 test: install ## the quick tests
 	$(BIN)/python -m pytest -m "not slow and not compose"
@@ -80,4 +88,4 @@ down: ## remove the containers of docker-compose.yml and their volumes
 	docker compose down --volumes --remove-orphans
 
 clean: ## remove what building, testing and running left
-	rm -rf .run demo-out build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .run demo-out loadtest-out build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

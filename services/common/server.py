@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -64,8 +65,16 @@ class _Health(health_aio.HealthServicer):
             watching.cancel()
 
 
+@dataclass
+class _Traffic:
+    """Bytes of one call's messages as gRPC carried them, without its framing and headers."""
+
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
 class _Requests(aio.ServerInterceptor):
-    """Gives each request its context, its log line and its error status."""
+    """Gives each request its context, its log line with the bytes that crossed, and its error status."""
 
     def __init__(self) -> None:
         self.ready = False
@@ -79,30 +88,40 @@ class _Requests(aio.ServerInterceptor):
         if handler is None or details.method.startswith(_HEALTH):
             return handler
         given_id = next((v for k, v in details.invocation_metadata or () if k == REQUEST_ID_KEY), None)
+        traffic = _Traffic()
 
-        async def unary(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-            async with self._request(details.method, given_id, context):
-                return await handler.unary_unary(request, context)
+        def deserialize(data: bytes) -> Any:
+            traffic.received_bytes += len(data)
+            return handler.request_deserializer(data)
 
-        async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        def serialize(message: Any) -> bytes:  # before the log line, so not by gRPC after it
+            data: bytes = handler.response_serializer(message)
+            traffic.sent_bytes += len(data)
+            return data
+
+        async def unary(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
+            async with self._request(details.method, given_id, context, traffic):
+                return serialize(await handler.unary_unary(request, context))
+
+        async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
             async with (
-                self._request(details.method, given_id, context),
+                self._request(details.method, given_id, context, traffic),
                 aclosing(handler.unary_stream(request, context)) as messages,
             ):
                 async for message in messages:
-                    yield message
+                    yield serialize(message)
 
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(
-                stream, handler.request_deserializer, handler.response_serializer
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            unary, handler.request_deserializer, handler.response_serializer
-        )
+            return grpc.unary_stream_rpc_method_handler(stream, deserialize)
+        return grpc.unary_unary_rpc_method_handler(unary, deserialize)
 
     @asynccontextmanager
     async def _request(
-        self, method: str, given_id: str | bytes | None, context: aio.ServicerContext[Any, Any]
+        self,
+        method: str,
+        given_id: str | bytes | None,
+        context: aio.ServicerContext[Any, Any],
+        traffic: _Traffic,
     ) -> AsyncIterator[None]:
         request_id = begin_request(given_id, context.time_remaining())
         start, status = time.perf_counter(), "OK"
@@ -120,7 +139,14 @@ class _Requests(aio.ServerInterceptor):
                 _log.exception("request failed", method=method)
             await context.abort(errors.grpc_status(shown), str(shown)[:300], errors.to_metadata(shown))
         finally:
-            _log.info("request", method=method, status=status, seconds=round(time.perf_counter() - start, 4))
+            _log.info(
+                "request",
+                method=method,
+                status=status,
+                seconds=round(time.perf_counter() - start, 4),
+                received_bytes=traffic.received_bytes,
+                sent_bytes=traffic.sent_bytes,
+            )
 
 
 class Server:

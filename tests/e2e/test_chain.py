@@ -85,6 +85,28 @@ def test_one_request_id_is_in_the_log_of_every_service(stack: Stack) -> None:
     assert report.json()["link_reports"][0] == answer.json()["data"][0]["link_report"]
 
 
+def test_a_load_test_reports_the_traffic_that_the_services_counted(stack: Stack, tmp_path: Path) -> None:
+    options = ["--users", "2", "--run-time", "3", "--shape", "burst", "--rate", "1", "--seed", "1"]
+    options += ["--conventional-share", "0.5", "--report", str(tmp_path), "--logs", str(stack.run_dir)]
+    command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless", "--only-summary"]
+    done = subprocess.run(
+        [*command, "--host", stack.url, *options],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert str(tmp_path / "report.md") in done.stdout
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["errors"] == {}
+    assert found["answered"] == found["requests"] > 1
+    assert found["savings"]["questions"] > 0
+    (receive,) = [each for each in found["services"] if each["method"] == "Receive"]
+    said = sum(each["hops_bytes"]["user-gateway"] for each in found["deliveries"].values())
+    assert receive["received_bytes"] + receive["sent_bytes"] == said
+
+
 def cli(stack: Stack, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`dekag distill` against ``stack``, small enough to be quick."""
     small = ["--images", "4", "--rank", "1", "--tokens", "1", "--url", stack.url, "--output", str(folder)]

@@ -28,7 +28,7 @@ from services.common.converters import DeliveryRequest
 from services.common.requests import begin_request, request_id, time_remaining
 from services.common.server import Server
 from services.common.settings import CommonSettings
-from services.proto.downlink_pb2 import ProvideRequest, SymbolFrame, TransmissionHeader
+from services.proto.downlink_pb2 import ProvideRequest, SymbolBlock, SymbolFrame, TransmissionHeader
 from services.proto.downlink_pb2_grpc import DownlinkServicer, DownlinkStub, add_DownlinkServicer_to_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -295,3 +295,24 @@ async def test_a_port_in_use_is_an_error(closed_port: int) -> None:
         await second.start()
     await second.stop()
     await first.stop()
+
+
+async def test_the_log_says_how_many_bytes_crossed(
+    start: Start, connect: Connect, asked: DeliveryRequest
+) -> None:
+    frames = [
+        SymbolFrame(header=TransmissionHeader(channel_uses=2, codec_hash="x" * 300)),
+        SymbolFrame(symbols=SymbolBlock(iq=bytes(16))),
+    ]
+
+    async def script() -> AsyncIterator[SymbolFrame]:
+        for frame in frames:
+            yield frame
+
+    stub = DownlinkStub(connect(await start(ScriptedDownlink(script), add_DownlinkServicer_to_server)))
+    begin_request("counted", 10)
+    with capture_logs() as logs:
+        assert await drain(stub, asked) == frames
+    (line,) = [entry for entry in logs if entry["event"] == "request"]  # before the stream's end is sent
+    assert line["received_bytes"] == converters.request_to_proto(asked).ByteSize()
+    assert line["sent_bytes"] == sum(frame.ByteSize() for frame in frames)

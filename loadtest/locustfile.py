@@ -1,0 +1,228 @@
+"""Locust's users, shapes and options: `locust -f loadtest/locustfile.py`, headless or with Locust's web page.
+
+One process: the users' schedules count on it, and one report is written. What is asked and when is decided in
+`loadtest.scenario`, what comes of it in `loadtest.report`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gevent
+import httpx2
+from gevent.pool import Group
+from locust import FastHttpUser, LoadTestShape, events, task
+from locust.env import Environment
+from locust.runners import LocalRunner
+from rich.console import Console
+from rich.markdown import Markdown
+
+from dekag.errors import DekagError
+from loadtest.report import Answer, write_report
+from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+
+DEFAULT_DURATION_S = 60.0
+PATH = "/v1/images/generations"
+
+
+class Run:
+    """One run: what is asked, by whom, and what came of it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.scenario = _scenario(options)
+        self.catalogue = Catalogue(self.scenario)
+        self.indices = count()
+        self.answers: list[Answer] = []
+        self.in_flight = Group()  # outlives the users, so that a shape can take them away at once
+        self.name = uuid.uuid4().hex[:8]  # request ids of two runs differ
+        self.start = time.monotonic()
+        self.load_s = 0.0
+
+
+class _Current:
+    run: Run
+
+
+class Person(FastHttpUser):
+    """Asks as its visitor does: a request goes out at its time, answered or not what went before it."""
+
+    concurrency = 10_000  # connections are opened as they are needed; none waits for another
+    connection_timeout = network_timeout = 90.0  # s
+
+    def on_start(self) -> None:
+        """The visitor's life begins."""
+        self.run_of, self.began = _Current.run, time.monotonic()
+        visitor = Visitor(self.run_of.scenario, self.run_of.catalogue, next(self.run_of.indices))
+        self.arrivals: Iterator[Arrival] = visitor.arrivals()
+
+    def wait_time(self) -> float:
+        """None: the task itself waits for the time of the next arrival."""
+        return 0.0
+
+    @task
+    def send_in_time(self) -> None:
+        """Wait for the next arrival and send it, without waiting for the answer."""
+        arrival = next(self.arrivals)
+        planned = self.began + arrival.at_s
+        gevent.sleep(max(0.0, planned - time.monotonic()))
+        self.run_of.in_flight.spawn(self._send, arrival, planned)
+
+    def _send(self, arrival: Arrival, planned: float) -> None:
+        run, delivery = self.run_of, arrival.body["delivery"]
+        request_id = f"load-{run.name}-{arrival.question}-{delivery}"
+        late_s = time.monotonic() - planned
+        payload = json.dumps(arrival.body)
+        headers = {"Content-Type": "application/json", "X-Request-ID": request_id}
+        headers["Accept-Encoding"] = "identity"
+        response = self.client.post(PATH, data=payload, headers=headers, name=delivery)
+        latency_s = time.monotonic() - planned
+        content = response.content or b""
+        error, report = _read(response.status_code, content, getattr(response, "error", None))
+        run.answers.append(
+            Answer(
+                request_id=request_id,
+                question=arrival.question,
+                prompt=arrival.body["prompt"],
+                delivery=delivery,
+                planned_s=planned - run.start,
+                late_s=late_s,
+                latency_s=latency_s,
+                error=error,
+                sent_bytes=len(payload),
+                received_bytes=len(content),
+                link_report=report,
+            )
+        )
+
+
+def _read(status: int, content: bytes, failure: Exception | None) -> tuple[str | None, dict[str, Any] | None]:
+    """What went wrong in a few words, None if nothing did, and the link report."""
+    if status == 0:
+        return type(failure).__name__, None
+    try:
+        body = json.loads(content)
+        if status == 200:
+            report: dict[str, Any] = body["data"][0]["link_report"]
+            return None, report
+        return f"HTTP {status} {body['title']}", None
+    except (ValueError, LookupError, TypeError):
+        return f"HTTP {status}, not what was expected", None
+
+
+class Shape(LoadTestShape):
+    """The shape that the option names, with `--users` at its height and `--run-time` as its length."""
+
+    use_common_options: ClassVar[bool] = True
+
+    def tick(self) -> tuple[int, float] | None:
+        """Users and users/s for now; None at the end."""
+        if self.runner is None or (options := self.runner.environment.parsed_options) is None:
+            return None
+        duration_s, users = _duration_s(options), options.num_users or 1
+        if (time_s := time.perf_counter() - self.start_time) >= duration_s:
+            return None
+        return users_at(options.shape, time_s, users=users, duration_s=duration_s), float(users)
+
+
+def _scenario(options: argparse.Namespace) -> Scenario:
+    return Scenario(
+        seed=options.seed,
+        rate_hz=options.rate,
+        conventional_share=options.conventional_share,
+        trace=options.trace,
+    )
+
+
+def _duration_s(options: argparse.Namespace) -> float:
+    return float(options.run_time or DEFAULT_DURATION_S)
+
+
+def _add_options(parser: Any) -> None:
+    usual = Scenario()
+    group = parser.add_argument_group("DeKA-g")
+    group.add_argument("--shape", choices=SHAPES, default=SHAPES[0], help="How the number of users changes.")
+    group.add_argument("--rate", type=float, default=usual.rate_hz, help="Arrivals of one user, 1/s.")
+    group.add_argument(
+        "--conventional-share",
+        type=float,
+        default=usual.conventional_share,
+        help="Of arrivals that ask again for the same picture, conventionally; at most 0.5.",
+    )
+    group.add_argument("--trace", default=usual.trace, help="That the SNR of moving users follows.")
+    group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")
+    group.add_argument("--report", default="loadtest-out", help="Folder for the report.")
+    group.add_argument("--logs", default="", help="Folder of the services' logs, which count bytes.")
+
+
+def _check(environment: Environment, **_: Any) -> None:
+    if not isinstance(environment.runner, LocalRunner) or environment.parsed_options is None:
+        raise SystemExit("the load test is one process: leave out --master, --worker and --processes")
+    try:
+        _scenario(environment.parsed_options)
+    except (ValueError, DekagError) as error:
+        raise SystemExit(str(error)) from error
+
+
+def _begin(environment: Environment, **_: Any) -> None:
+    if environment.parsed_options is not None:  # never, of a run from the command line
+        _Current.run = Run(environment.parsed_options)
+
+
+def _note_length(**_: Any) -> None:
+    _Current.run.load_s = time.monotonic() - _Current.run.start
+
+
+def _report(environment: Environment, **_: Any) -> None:
+    run, console = _Current.run, Console()
+    run.in_flight.join()
+    options, folder = run.options, Path(run.options.report)
+    settings = {
+        "url": environment.host,
+        "shape": options.shape,
+        "users": options.num_users,
+        "duration_s": _duration_s(options),
+        "rate_hz": options.rate,
+        "conventional_share": options.conventional_share,
+        "trace": options.trace,
+        "seed": options.seed,
+    }
+    summary = write_report(
+        folder,
+        run.answers,
+        settings,
+        load_s=run.load_s,
+        updates=_updates(str(environment.host)),
+        logs=Path(options.logs) if options.logs else None,
+    )
+    console.print(Markdown("\n".join(summary)))
+    if not any(answer.error is None for answer in run.answers):
+        environment.process_exit_code = 1
+    console.print(f"Report: {folder / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def _updates(url: str) -> dict[str, int]:
+    """Bytes of each topic's current update; empty where the gateway does not say."""
+    try:
+        listed = httpx2.get(f"{url.rstrip('/')}/v1/knowledge", timeout=10, trust_env=False)
+        listed.raise_for_status()
+        return {each["topic"]: each["size_bytes"] for each in listed.json()["data"]}
+    except (httpx2.HTTPError, ValueError, LookupError):
+        return {}
+
+
+for _event, _listener in (
+    (events.init_command_line_parser, _add_options),
+    (events.init, _check),
+    (events.test_start, _begin),
+    (events.test_stopping, _note_length),
+    (events.test_stop, _report),
+):
+    _event.add_listener(_listener)  # type: ignore[no-untyped-call]

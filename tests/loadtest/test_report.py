@@ -1,0 +1,182 @@
+"""The load test's report of canned answers, number by number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.report import Answer, service_traffic, summarise, write_report
+
+UPDATES = {"neon": 9000, "jewel": 600}
+
+
+def answer(
+    question: str,
+    delivery: str,
+    *,
+    prompt: str = "a cat",
+    planned_s: float = 0.0,
+    latency_s: float = 1.0,
+    error: str | None = None,
+    backhaul: int = 0,
+    uses: int = 100,
+    pilots: int = 0,
+    topics: tuple[str, ...] = (),
+    cached: bool = False,
+    decoded: bool = True,
+) -> Answer:
+    report: Mapping[str, Any] | None = None
+    if error is None:
+        report = {
+            "decoded": decoded,
+            "channel_uses": uses,
+            "pilot_uses": pilots,
+            "psnr_db": 20.0 if decoded else None,
+            "gains": [[1.0, 0.0]] * 8,
+            "stages": [{"stage": "edge.encode", "seconds": latency_s / 10}],
+            "hops": [
+                {"hop": "cloud-edge", "sent_bytes": backhaul},
+                {"hop": "edge-channel", "sent_bytes": 8 * uses},
+            ],
+            "cached": cached,
+            "knowledge": [{"topic": topic, "version": 1, "content_hash": "0"} for topic in topics],
+        }
+    return Answer(
+        request_id=f"load-{question}-{delivery}",
+        question=question,
+        prompt=prompt,
+        delivery=delivery,
+        planned_s=planned_s,
+        late_s=0.001,
+        latency_s=latency_s,
+        error=error,
+        sent_bytes=50,
+        received_bytes=0 if error else 1000,
+        link_report=report,
+    )
+
+
+ANSWERS = [
+    # a cat, asked twice both ways, with an update that the first of them fetched
+    answer("1", "semantic", backhaul=8000, uses=100, topics=("neon",)),
+    answer("1", "conventional", planned_s=1, latency_s=3.0, backhaul=5000, uses=900, pilots=100),
+    answer("2", "semantic", uses=300, topics=("neon",), latency_s=2.0, cached=True),
+    answer("2", "conventional", backhaul=7000, uses=600, latency_s=4.0, decoded=False),
+    # a boat, both ways, without an update
+    answer("3", "semantic", prompt="a boat", uses=100),
+    answer("3", "conventional", prompt="a boat", backhaul=3000, uses=1000, latency_s=5.0),
+    # a house, one way only; the other failed. An update that the edge held from before
+    answer("4", "semantic", prompt="a house", topics=("neon", "jewel")),
+    answer("4", "conventional", prompt="a house", planned_s=6, error="HTTP 503 Service Unavailable"),
+]
+
+
+def test_the_figures() -> None:
+    found = summarise(ANSWERS, load_s=4.0, updates=UPDATES)
+    assert (found["requests"], found["answered"]) == (8, 7)
+    assert found["errors"] == {"HTTP 503 Service Unavailable": 1}
+    assert found["offered_per_s"] == 2.0
+    assert found["throughput_per_s"] == 1.0  # the last answer, an error, came after 7 s
+    assert found["latency_s"]["all"] == pytest.approx({"n": 7, "p50": 2, "p90": 4.4, "p95": 4.7, "p99": 4.94})
+    assert found["latency_s"]["semantic"]["p50"] == 1.0
+    assert found["latency_s"]["conventional"]["p50"] == 4.0
+    semantic, conventional = found["deliveries"]["semantic"], found["deliveries"]["conventional"]
+    assert list(found["deliveries"]) == ["semantic", "conventional"]
+    assert (semantic["requests"], semantic["decoded"], semantic["cache_hits"]) == (4, 4, 1)
+    assert (conventional["requests"], conventional["decoded"], conventional["cache_hits"]) == (3, 2, 0)
+    assert (semantic["channel_uses"], conventional["channel_uses"], conventional["pilot_uses"]) == (
+        600,
+        2500,
+        100,
+    )
+    assert semantic["hops_bytes"] == {"cloud-edge": 8000, "edge-channel": 4800, "gateway-client": 4200}
+    assert conventional["hops_bytes"]["cloud-edge"] == 15_000
+    assert semantic["stages_s"]["edge.encode"]["n"] == 4
+    assert conventional["stages_s"]["edge.encode"]["p50"] == pytest.approx(0.4)
+
+
+def test_updates_are_spread_over_the_requests_that_used_them() -> None:
+    found = summarise(ANSWERS, load_s=4.0, updates=UPDATES)["knowledge"]
+    neon = {"requests": 3, "fetched_bytes": 8000, "update_bytes": 9000, "bytes_per_request": 3000}
+    jewel = {"requests": 1, "fetched_bytes": 0, "update_bytes": 600, "bytes_per_request": 600}
+    assert found == {"neon": neon, "jewel": jewel}
+    unknown = summarise(ANSWERS, load_s=4.0, updates={})["knowledge"]["neon"]
+    assert unknown["bytes_per_request"] == pytest.approx(8000 / 3)
+    assert unknown["update_bytes"] is None
+
+
+def test_savings_are_means_over_prompts_answered_both_ways() -> None:
+    found = summarise(ANSWERS, load_s=4.0, updates=UPDATES)["savings"]
+    assert found["questions"] == 3
+    # the cat: 3000 of 6000 bytes, 200 of 800 uses; the boat: 0 of 3000 bytes, 100 of 1000 uses
+    half_bytes, half_uses = 1.96 * 25, 1.96 * 7.5
+    assert found["backhaul_bytes"] == {
+        "n": 2,
+        "semantic": 1500,
+        "conventional": 4500,
+        "saved_percent": 75,
+        "ci95": pytest.approx([75 - half_bytes, 75 + half_bytes]),
+    }
+    assert found["channel_uses"] == pytest.approx(
+        {
+            "n": 2,
+            "semantic": 150,
+            "conventional": 900,
+            "saved_percent": 82.5,
+            "ci95": pytest.approx([82.5 - half_uses, 82.5 + half_uses]),
+        }
+    )
+
+
+def test_bytes_that_the_services_logged(tmp_path: Path) -> None:
+    def line(request_id: str, method: str, received: int, sent: int) -> str:
+        found = {"event": "request", "service": "edge", "request_id": request_id, "method": method}
+        return json.dumps(found | {"received_bytes": received, "sent_bytes": sent}) + "\n"
+
+    (tmp_path / "edge.log").write_text(
+        line("load-1", "/dekag.v1.Downlink/Provide", 10, 100)
+        + "no JSON, with \"sent_bytes\"\n"
+        + line("load-2", "/dekag.v1.Downlink/Provide", 20, 200)
+        + line("another", "/dekag.v1.Downlink/Provide", 40, 400)
+    )  # fmt: skip
+    (tmp_path / "gateway.log").write_text('{"event": "request", "request_id": "load-1", "status": 200}\n')
+    assert service_traffic(tmp_path, ["load-1", "load-2", "load-3"]) == [
+        {"service": "edge", "method": "Provide", "calls": 2, "received_bytes": 30, "sent_bytes": 300}
+    ]
+
+
+def test_files(tmp_path: Path) -> None:
+    summary = write_report(tmp_path, ANSWERS, {"shape": "steady"}, load_s=4.0, updates=UPDATES)
+    names = {"report.json", "report.md", "answers.jsonl", "latency.svg", "requests.svg", "traffic.svg"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert "| backhaul saved | 75.0 [26.0, 124.0] %, n = 2 |" in summary
+    page = (tmp_path / "report.md").read_text()
+    for row in (
+        *summary,
+        "| error: HTTP 503 Service Unavailable | 1 |",
+        "| conventional | bytes cloud-edge | 15,000 | 5,000.00 |",
+        "| channel uses with pilots | 150 | 900 | 82.5 [67.8, 97.2] %, n = 2 |",
+        "| neon | 3 | 8,000 | 9,000 | 3,000 |",
+        "Not told: the services' logs cannot be read from here.",
+    ):
+        assert row in page
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["settings"] == {"shape": "steady"}
+    assert found["savings"]["questions"] == 3
+    assert found["services"] is None
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 8
+    assert "gains" not in rows[0]["link_report"]
+    assert rows[7]["link_report"] is None
+
+
+def test_a_run_without_answers(tmp_path: Path) -> None:
+    refused = [answer("1", "semantic", error="ConnectionRefusedError")]
+    for answers in ([], refused):
+        summary = write_report(tmp_path, answers, {}, load_s=1.0, updates={}, logs=tmp_path)
+        assert "| backhaul saved | not measured: nothing was answered both ways |" in summary
+    assert "| error: ConnectionRefusedError | 1 |" in summary
