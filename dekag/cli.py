@@ -197,7 +197,7 @@ def gka(
     """MAKD beside its baselines on every held-out topic; resumes, writes results/ and docs/results-gka.md."""
     from dekag.experiments.gka_report import run_gka
 
-    run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile)
+    _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile))
 
 
 @experiment.command("tka")
@@ -211,7 +211,7 @@ def tka(
     """CALA beside its baselines on every channel; resumes, writes results/ and docs/results-tka.md."""
     from dekag.experiments.tka_report import run_tka
 
-    run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile)
+    _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile))
 
 
 @experiment.command("digital")
@@ -232,21 +232,20 @@ def digital(
         named = f"{', '.join(unknown)} is none of {', '.join(CHANNELS)}"
         raise typer.BadParameter(named, param_hint="--channel")
     torch.set_num_threads(threads)
-    run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), profile=profile)
+    _measure(
+        lambda: run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), profile=profile)
+    )
 
 
 @experiment.command("overall")
 def overall(
-    sweep: Annotated[Path, typer.Option(help="The grid, a YAML file.", exists=True, dir_okay=False)] = Path(
-        "sweeps/overall.yaml"
-    ),
     ray: Ray = None,
     workers: Workers = None,
 ) -> None:
     """DeKA-g, its halves and the best digital delivery; resumes, writes docs/results-overall.md."""
     from dekag.experiments.overall import run_overall
 
-    _measure(lambda: run_overall(sweep=sweep, ray=ray, workers=workers))
+    _measure(lambda: run_overall(ray=ray, workers=workers))
 
 
 @app.command("sweep")

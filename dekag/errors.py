@@ -20,6 +20,11 @@ class InvalidInputError(DekagError):
         super().__init__(f"{field} must be {allowed}; got {str(got)[:80]!r}")
         self.field = field
         self.allowed = allowed
+        self._got = str(got)[:80]
+
+    def __reduce__(self) -> tuple[type[InvalidInputError], tuple[str, str, str]]:
+        """How another process rebuilds it, as the message alone would not do."""
+        return type(self), (self.field, self.allowed, self._got)
 
 
 class NotFoundError(DekagError):

@@ -61,7 +61,7 @@ def register(plugin: type) -> None:
             table[name] = plugin.method()  # type: ignore[attr-defined]
         else:
             table[name] = plugin if kind == "codec" else plugin()
-    except TypeError as error:
+    except Exception as error:  # whatever its own code raises
         raise InvalidInputError(f"plug-in {name}", f"a complete {kind}", error) from error
     _plugged_in[kind][name] = plugin
 
@@ -142,12 +142,23 @@ def plugged_in(kind: str) -> dict[str, Any]:
 
 
 def code_hashes() -> dict[str, str]:
-    """SHA-256 (hex) of the file of every plug-in, by kind and name: results depend on it."""
+    """SHA-256 (hex) of the file of every plug-in, by kind and name: results depend on it.
+
+    What that file imports is not hashed. A class that no file holds is known by its name alone.
+    """
     return {
-        f"{kind} {name}": hashlib.sha256(Path(inspect.getfile(plugin)).read_bytes()).hexdigest()
+        f"{kind} {name}": _code_hash(plugin)
         for kind, known in _plugged_in.items()
         for name, plugin in known.items()
     }
+
+
+def _code_hash(plugin: type) -> str:
+    try:
+        code = Path(inspect.getfile(plugin)).read_bytes()
+    except (OSError, TypeError):
+        code = plugin.__qualname__.encode()
+    return hashlib.sha256(code).hexdigest()
 
 
 def _table(kind: str) -> dict[str, Any]:

@@ -199,6 +199,14 @@ class Cala(Adapted):
         return conditioned
 
 
+class UngatedCala(Cala):
+    """CALA whose gates never learn of the condition: what is left is its low-rank form."""
+
+    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside, the side's gates are the same whatever the conditions (batch, C)."""
+        return super().conditioned(side, torch.zeros_like(condition))
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to adapt the codec.
@@ -250,6 +258,9 @@ def cala_config(rank: int, **changes: Any) -> CalaConfig:
 METHODS: dict[str, Method] = {
     "none": Method("unaligned", lambda codec, _: Adapted(copy.deepcopy(codec)), 0.0, sized=False),
     "cala": Method("CALA", _sized(lambda codec, rank: Cala(codec, cala_config(rank))), 1e-2),
+    "cala-ungated": Method(
+        "CALA without conditions", _sized(lambda codec, rank: UngatedCala(codec, cala_config(rank))), 1e-2
+    ),
     "lora": Method("one shared LoRA", _sized(Lora), 1e-2),
     "lora-groups": Method(
         "LoRA per SNR group, equal bytes in all", _sized(lambda codec, rank: Lora(codec, rank, "snr")), 1e-2

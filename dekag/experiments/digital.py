@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def picture_ladders(picture: Pixels, scorer: ImageScorer, runs: Path) -> dict[tu
         made = {f"{f}/{b:d}": _scored(one, picture, scorer, b) for f in IMAGE_FORMATS
                 for b, one in zip((False, True), ladders(picture, f), strict=True)}  # fmt: skip
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".new")
+        unfinished = path.with_suffix(f".{os.getpid()}")  # several processes may be at the same picture
         unfinished.write_text(json.dumps(made))
         unfinished.rename(path)
     found = {}
@@ -252,13 +253,15 @@ def choose(
     forecast: Forecast,
     *,
     transmissions: int = 1,
+    weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
 ) -> Choice:
     """What a sender picks for one picture out of these formats: the best expected PSNR within K.
 
-    With more than one transmission, K bounds the mean over fades of the channel uses of all of them.
+    With other `weights` of METRICS it is the best expected sum of them. With more than one transmission, K
+    bounds the mean over fades of the channel uses of all of them.
     """
-    lost = pictures.fallback_values[index]
-    best = Choice(lost, 0.0)
+    lost, goal = pictures.fallback_values[index], np.array(weights)
+    best, reached = Choice(lost, 0.0), float(lost @ goal)
     shares = HARQ_SHARES if transmissions > 1 else (1.0,)
     for coding in TABLE:
         for share in shares:
@@ -267,13 +270,14 @@ def choose(
             for name in names:
                 ladder = pictures.ladders[name][index]
                 rung = ladder.within(capacity)
-                if rung < 0 or ladder.values[rung, 0] <= best.values[0]:
+                if rung < 0 or ladder.values[rung] @ goal <= reached:
                     continue
                 size = ladder.sizes[rung]
                 chances = forecast.arrives(coding, size)[:transmissions]
                 uses = Layout.of(size, coding).channel_uses * (1 + float((1 - chances[:-1]).sum()))
                 values = chances[-1] * ladder.values[rung] + (1 - chances[-1]) * lost
-                if uses <= channel_uses and values[0] > best.values[0]:
+                if uses <= channel_uses and values @ goal > reached:
+                    reached = float(values @ goal)
                     best = Choice(values, float(chances[-1]), name, rung, coding, uses)
     return best
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dekag.errors import DekagError
+from dekag.errors import DekagError, InvalidInputError
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import Ladder, picture_ladders
 from dekag.experiments.files import write_rows
@@ -23,7 +23,7 @@ from dekag.experiments.headline import RESULTS, record
 from dekag.generation.images import IMAGE_FORMATS
 from dekag.sweeps import engine
 from dekag.sweeps.engine import Row
-from dekag.sweeps.grid import Sweep, read_sweep
+from dekag.sweeps.grid import WORLD, Sweep, read_sweep
 from dekag.sweeps.station import Station
 from dekag.sweeps.table import save_plot
 from dekag.world import TOPICS
@@ -33,6 +33,7 @@ Array = npt.NDArray[np.float64]
 COMMAND = "dekag experiment overall"
 SWEEP = Path("sweeps/overall.yaml")
 FOLDER = "overall"
+NEEDED = ("psnr_db", "clip", "dino", "consistency", "probe")
 PAGE = Path("docs/results-overall.md")
 TITLES = {
     "unaligned": "no alignment",
@@ -66,9 +67,16 @@ def run_overall(
         DekagError: cells failed; those that did not are kept.
     """
     grid = read_sweep(sweep)
+    names = {delivery.name for delivery in grid.deliveries}
+    if not {"unaligned", "deka-g"} <= names or WORLD in grid.topics or not set(NEEDED) <= set(grid.metrics):
+        allowed = (
+            f"a grid of unaligned and deka-g, {', '.join(NEEDED)}, on topics that the edge does not know"
+        )
+        raise InvalidInputError(str(sweep), allowed, ", ".join(sorted(names)))
     outcome = engine.run(grid, runs=runs, ray=ray, workers=workers)
-    if outcome.failed:
-        raise DekagError(f"{len(outcome.failed)} of {len(grid.cells())} cells failed; run it again")
+    missing = len(grid.cells()) - len(outcome.rows)
+    if missing:
+        raise DekagError(f"{missing} of {len(grid.cells())} cells failed; run it again")
     even = break_even(Station(grid.profile, runs), grid, outcome.rows)
     write(grid, outcome.rows, even, results, page)
 
@@ -227,7 +235,9 @@ def _deliveries_table(rows: Sequence[Row]) -> list[str]:
         "Uses are channel uses of a picture, backhaul is bytes of a picture from cloud to edge.",
         "PSNR is against what was sent: the edge's own picture, or the cloud's for a digital delivery. A",
         "picture that does not arrive digitally counts as the mean picture of the world, weighted with the",
-        "chance that it does not. An update's own bytes are counted under break-even.",
+        "chance that it does not, and its sender picks what promises the best consistency, without the bytes",
+        "that the receiver knows anyway. All semantic deliveries meet the same fades and noise. An update's",
+        "own bytes are counted under break-even.",
     ]
 
 
@@ -294,8 +304,8 @@ def _smaller_updates(even: Sequence[Row], trainings: Path) -> list[str]:
             score = each["rows"][bits]["consistency"]
             tried.setdefault(name, {}).setdefault(each["topic"], (size, score))
     lines = [
-        "Smaller updates, trained by `dekag experiment gka`, against the same files; consistency without a",
-        "channel, of that experiment's prompts:",
+        "Smaller updates, trained by `dekag experiment gka`, against the same files although their pictures",
+        "are less consistent; consistency without a channel, of that experiment's prompts:",
         "",
         "| update | topics | bytes | consistency | WebP pictures |",
         "|---|---:|---:|---:|---:|",

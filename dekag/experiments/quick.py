@@ -7,6 +7,7 @@ trainings (`dekag experiment gka` and `tka`) is left to `make results`.
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def run_quick(
     Raises:
         DekagError: cells of the sweep failed.
     """
+    if keep:  # what earlier runs measured must not count
+        with tempfile.TemporaryDirectory() as name:
+            _run(ray, workers, folder, sweep, pictures, Path(name), keep=True)
+    else:
+        _run(ray, workers, folder, sweep, pictures, runs, keep=False)
+
+
+def _run(
+    ray: str | None, workers: int | None, folder: Path, sweep: Path, pictures: int, runs: Path, *, keep: bool
+) -> None:
     start = time.perf_counter()
     torch.set_num_threads(2)
     folder.mkdir(parents=True, exist_ok=True)

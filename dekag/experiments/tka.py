@@ -317,9 +317,9 @@ def rate_control(workbench: Workbench, count: int, offset_db: float = 0.0) -> li
         # the most that the table promises, with the same margin, tells whether the target is within reach
         promised = quality.promises(target_db, cbr, conditions)
         one = slice(number % len(workbench.seeds), number % len(workbench.seeds) + 1)
-        received = deliver(
-            adapted, workbench.latents[one], cbr, conditions, [workbench.seeds[one][0] + number]
-        )
+        # far from every other picture's seed, and another one each time that the picture is asked for
+        channel_seed = workbench.seeds[one][0] + 1_000_003 * (number + 1)
+        received = deliver(adapted, workbench.latents[one], cbr, conditions, [channel_seed])
         psnr = psnr_db(workbench.edge.decoder.decode(received)[0], workbench.pixels[one][0])
         found.append(
             Request(channel, snr_db, told_db, target_db, promised, max(1, round(cbr * source)), psnr)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from dekag import plugins
 from dekag.errors import InvalidInputError
 from dekag.experiments.headline import current_commit
 from dekag.sweeps.grid import Cell, Sweep, grouped
@@ -33,6 +34,7 @@ SCHEMA = 1
 RUNS = Path("runs/sweeps")
 LOCAL = "local"
 Row = dict[str, Any]
+Machine = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,20 @@ class Outcome:
     failed: list[tuple[Cell, str]]
 
 
-def row_of(sweep: str, cell: Cell, key: str, hashes: dict[str, str], found: Measurement) -> Row:
+def machine() -> Machine:
+    """Where this process runs, and with what."""
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def row_of(
+    sweep: str, cell: Cell, key: str, hashes: dict[str, str], found: Measurement, where: Machine
+) -> Row:
     """A tidy row: the cell, what it depended on, where it was measured, and what came out."""
     return {
         "schema": SCHEMA,
@@ -59,13 +74,7 @@ def row_of(sweep: str, cell: Cell, key: str, hashes: dict[str, str], found: Meas
         "cell": cell.model_dump(mode="json"),
         "hashes": hashes,
         "commit": current_commit(),
-        "machine": {
-            "system": platform.system(),
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        "machine": where,
         **asdict(found),
     }
 
@@ -93,14 +102,14 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
     measured = 0
     engine = _serially(todo, runs) if ray is None or not todo else _on_ray(todo, runs, ray, workers)
     with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=sweep.name, unit="cell") as bar:
-        for cell, found in engine:
+        for cell, found, where in engine:
             bar.update()
             if isinstance(found, str):
                 failed.append((cell, found))
                 bar.write(f"failed: {described(cell)}: {found}")
                 continue
             measured += 1
-            _write(paths[cell], row_of(sweep.name, cell, paths[cell].stem, hashes, found))
+            _write(paths[cell], row_of(sweep.name, cell, paths[cell].stem, hashes, found, where))
     rows = [json.loads(paths[cell].read_text()) for cell in cells if paths[cell].exists()]
     return Outcome([{**row, "sweep": sweep.name} for row in rows], measured, failed)
 
@@ -122,20 +131,21 @@ def attempt(station: Station, cell: Cell) -> Measurement | str:
 
 
 @cache
-def _station(profile: str, runs: Path) -> Station:
+def station(profile: str, runs: Path) -> Station:
+    """This process's models of a profile, loaded once."""
     torch.set_num_threads(1)
     return Station(profile, runs)
 
 
-def _serially(cells: Sequence[Cell], runs: Path) -> Iterator[tuple[Cell, Measurement | str]]:
+def _serially(cells: Sequence[Cell], runs: Path) -> Iterator[tuple[Cell, Measurement | str, Machine]]:
     for group in grouped(cells):
         for cell in group:
-            yield cell, attempt(_station(cell.profile, runs), cell)
+            yield cell, attempt(station(cell.profile, runs), cell), machine()
 
 
 def _on_ray(
     cells: Sequence[Cell], runs: Path, address: str, workers: int | None
-) -> Iterator[tuple[Cell, Measurement | str]]:
+) -> Iterator[tuple[Cell, Measurement | str, Machine]]:
     """Each worker takes the cells of one model after another, and helps with the longest queue at the end."""
     try:
         ray: Any = importlib.import_module("ray")
@@ -145,8 +155,9 @@ def _on_ray(
     _check_reachable(address)
     try:
         ray.init(
-            address=None if address == LOCAL else address,
+            address=address,
             num_cpus=workers if address == LOCAL else None,
+            runtime_env={"env_vars": {plugins.ENVIRONMENT: os.environ.get(plugins.ENVIRONMENT, "")}},
             include_dashboard=False,
             log_to_driver=False,
             logging_level="ERROR",
@@ -155,14 +166,20 @@ def _on_ray(
         raise InvalidInputError("ray", "local, or HOST:PORT of a running cluster", address) from error
 
     class Worker:
-        def measure(self, cell: Cell) -> Measurement | str:
-            return attempt(_station(cell.profile, runs.absolute()), cell)
+        def measure(self, cell: Cell, known: str) -> tuple[Measurement | str, Machine]:
+            plugins.load_from_environment()
+            if as_one(identity(cell.profile)) != known:
+                return "the worker has other models or other code than where the sweep was started", machine()
+            return attempt(station(cell.profile, runs.absolute()), cell), machine()
 
     try:
-        count = workers or int(ray.cluster_resources().get("CPU", 1))
+        cpus = int(ray.cluster_resources().get("CPU", 0))
+        count = min(workers or cpus, cpus, len(cells))
+        if count == 0:
+            raise InvalidInputError("ray", "a cluster with free CPUs", address)
+        known = {profile: as_one(identity(profile)) for profile in {cell.profile for cell in cells}}
         queues = deque(deque(group) for group in grouped(cells))
-        actors = [ray.remote(num_cpus=1)(Worker).remote() for _ in range(min(count, len(cells)))]
-        own: dict[Any, deque[Cell]] = {actor: deque() for actor in actors}
+        own: dict[Any, deque[Cell]] = {ray.remote(num_cpus=1)(Worker).remote(): deque() for _ in range(count)}
         running: dict[Any, tuple[Any, Cell]] = {}
 
         def give(actor: Any) -> None:
@@ -171,18 +188,22 @@ def _on_ray(
                 own[actor] = queues.popleft() if queues else max(own.values(), key=len)
             if own[actor]:
                 cell = own[actor].popleft()
-                running[actor.measure.remote(cell)] = (actor, cell)
+                running[actor.measure.remote(cell, known[cell.profile])] = (actor, cell)
 
-        for actor in actors:
+        for actor in list(own):
             give(actor)
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, cell = running.pop(done)
             try:
-                found = ray.get(done)
+                found, where = ray.get(done)
             except ray.exceptions.RayError as error:
-                found = f"{type(error).__name__}: the worker died"
-            yield cell, found
+                # whoever died takes no more: a new worker goes on with the rest of its queue
+                found, where = f"the worker died ({type(error).__name__})", machine()
+                rest = own.pop(actor)
+                actor = ray.remote(num_cpus=1)(Worker).remote()
+                own[actor] = rest
+            yield cell, found, where
             give(actor)
     finally:
         ray.shutdown()
@@ -202,6 +223,6 @@ def _check_reachable(address: str) -> None:
 def _write(path: Path, row: Row) -> None:
     """Write a row so that a file is either complete or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".new")
+    unfinished = path.with_suffix(f".{os.getpid()}")
     unfinished.write_text(json.dumps(row))
     unfinished.replace(path)

@@ -18,10 +18,18 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from dekag import plugins
@@ -36,6 +44,8 @@ DIGITAL = {
     "digital-jpeg": ("jpeg",),
 }
 """Digital deliveries and the formats that their sender picks from."""
+
+Codec = Literal["base", "adapters", "digital", "digital-webp", "digital-avif", "digital-jpeg"]
 
 JUDGES = ("clip", "dino", "consistency", "probe")
 """Metrics of the received picture against the cloud's; all others are those of `dekag.plugins`."""
@@ -54,11 +64,17 @@ class Delivery(BaseModel):
 
     name: str = Field(pattern="^[a-z0-9-]{1,40}$", description="What results call it.")
     knowledge: bool = Field(default=False, description="Whether the edge draws with the topic's update.")
-    codec: str = Field(
+    codec: Codec = Field(
         default="base",
         description="base: the codec as it is. adapters: with the profile's adapters, CALA. digital, "
         "digital-webp, digital-avif, digital-jpeg: the cloud's picture as a file over LDPC and QAM.",
     )
+
+    @model_validator(mode="after")
+    def _the_cloud_needs_no_update(self) -> Self:
+        if self.knowledge and self.codec in DIGITAL:
+            raise PydanticCustomError("knowledge", "knowledge is the edge's, a digital delivery the cloud's")
+        return self
 
 
 DELIVERIES: dict[str, Delivery] = {
@@ -79,7 +95,7 @@ def _rate(value: Any) -> Any:
         return value
     try:
         return float(Fraction(value.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         raise PydanticCustomError("cbr", "must be a number or a fraction such as 1/96") from None
 
 
@@ -155,6 +171,16 @@ class Sweep(BaseModel):
         min_length=1,
         description="Of JUDGES, psnr_db, ssim, ms_ssim, or a metric that is plugged in.",
     )
+
+    @field_validator("deliveries", "topics", "links", "snr_db", "cbr", "seeds", "metrics")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        names = [value.name if isinstance(value, Delivery) else repr(value) for value in values]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise PydanticCustomError(
+                "twice", "{names}: must be there once", {"names": ", ".join(sorted(twice))}
+            )
+        return values
 
     @field_validator("topics")
     @classmethod

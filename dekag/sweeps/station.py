@@ -5,8 +5,9 @@ codec sends the latents. `psnr_db` is against what the edge drew; `clip`, `dino`
 `probe` (the share of visible attributes that the probe finds) judge the received picture against the cloud's.
 
 A digital delivery: the cloud's own picture goes as a file over LDPC and QAM in the same number of channel
-uses, at the format, quality, modulation and code rate from which the sender expects the best PSNR. What is
-measured is the expectation over arriving and not arriving; `psnr_db` is against the cloud's picture.
+uses, without the bytes that the receiver knows anyway, at the format, quality, modulation and code rate from
+which the sender expects the best consistency. What is measured is the expectation over arriving and not
+arriving; `psnr_db` is against the cloud's picture.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,6 +49,7 @@ from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
 VERSION = 1  # raised when the code changes what a cell comes out as
+CONSISTENCY = (0.0, 0.5, 0.5)  # weights of PSNR, CLIP- and DINO-score in what a digital sender goes by
 PROBE = MODELS / "embedded" / "probe"
 
 
@@ -75,6 +78,12 @@ def identity(profile_name: str) -> dict[str, str]:
     return {**found, **plugins.code_hashes()}
 
 
+def channel_seed(cell: Cell, prompt_seed: int) -> int:
+    """Seed of the fades and noise that a picture meets: the same for all deliveries, another for all else."""
+    known = [cell.topic, cell.link.model_dump(mode="json"), cell.cbr, cell.seed, prompt_seed]
+    return int.from_bytes(hashlib.sha256(json.dumps(known).encode()).digest()[:6], "big")
+
+
 def as_one(hashes: Mapping[str, str]) -> str:
     """One hash of them all, and of the code's version."""
     return hashlib.sha256(json.dumps([VERSION, dict(hashes)], sort_keys=True).encode()).hexdigest()
@@ -93,14 +102,14 @@ class Measurement:
     """What came out of a cell.
 
     Attributes:
-        metrics: each metric of each picture.
+        metrics: each metric of each picture; None where it has no value.
         channel_uses: that a picture took, on average.
         backhaul_bytes: that a picture took from cloud to edge, on average; updates are not counted.
         update_bytes: size of the update that the edge drew with; 0 without.
         seconds: that the measurement took.
     """
 
-    metrics: dict[str, list[float]]
+    metrics: dict[str, list[float | None]]
     channel_uses: float
     backhaul_bytes: float
     update_bytes: int
@@ -177,7 +186,8 @@ class Station:
     def references(self, topic: str, count: int) -> Images:
         """The cloud's pictures of the test prompts, drawn once and kept in `runs`."""
         prompts = self.prompts(topic, count)
-        folder = self.runs / "references" / self.cloud.model_hash[:12] / topic
+        drawn = f"{self.cloud.model_hash[:12]}-{self.cloud.steps}-{self.cloud.guidance_scale:g}"
+        folder = self.runs / "references" / drawn / topic
         return draw_images(self.cloud, [p for _, p, _ in prompts], [s for *_, s in prompts], folder)
 
     def latents(self, topic: str, count: int, knowledge: bool) -> torch.Tensor:
@@ -208,7 +218,10 @@ class Station:
             sent = 0.0
             used = cell.delivery.knowledge and cell.topic != WORLD
             update_bytes = self.update(cell.topic).size_bytes if used else 0
-        chosen = {name: [round(float(v), 4) for v in values] for name, values in metrics.items()}
+        chosen = {
+            name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
+            for name, values in metrics.items()
+        }
         return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
 
     def _semantic(self, cell: Cell) -> tuple[dict[str, Array], float]:
@@ -219,7 +232,7 @@ class Station:
         latents = self.latents(cell.topic, cell.prompts, cell.delivery.knowledge)
         prompts = self.prompts(cell.topic, cell.prompts)
         sent = self.edge.decoder.decode(latents)
-        seeds = [seed + cell.seed for *_, seed in prompts]
+        seeds = [channel_seed(cell, seed) for *_, seed in prompts]
         received = deliver(self.codecs[cell.delivery.codec], latents, cell.cbr, cell.link, seeds)
         shown = self.edge.decoder.decode(received)
         references = self.references(cell.topic, cell.prompts)
@@ -230,10 +243,13 @@ class Station:
         """Expected metrics, channel uses and backhaul bytes of a digital delivery."""
         pictures = self._pictures(cell.topic, cell.prompts)
         prompts = self.prompts(cell.topic, cell.prompts)
-        names = [(image_format, False) for image_format in DIGITAL[cell.delivery.codec]]
+        names = [(image_format, True) for image_format in DIGITAL[cell.delivery.codec]]
         forecast = Forecast(cell.link)
         channel_uses = round(cell.cbr * pictures.source_values)
-        choices = [choose(pictures, i, names, channel_uses, forecast) for i in range(len(prompts))]
+        choices = [
+            choose(pictures, i, names, channel_uses, forecast, weights=CONSISTENCY)
+            for i in range(len(prompts))
+        ]
         height, width = pictures.pixels.shape[1:3]
         shown, sizes = [], []
         for i, choice in enumerate(choices):
@@ -242,8 +258,9 @@ class Station:
                 sizes.append(0)
                 continue
             quality, scale = pictures.ladders[choice.ladder][i].settings[choice.rung]
-            file = encode(pictures.pixels[i], choice.ladder[0], quality, scale=scale)  # type: ignore[arg-type]
-            shown.append(decode(file, width, height))
+            name, bare = choice.ladder
+            file = encode(pictures.pixels[i], name, quality, scale=scale, bare=bare)  # type: ignore[arg-type]
+            shown.append(decode(file, width, height, bare=bare))
             sizes.append(len(file))
         arrives = np.array([choice.arrives for choice in choices])
         fallback = np.repeat(pictures.fallback[None], len(prompts), 0)
@@ -251,7 +268,10 @@ class Station:
             self.score(cell.metrics, each, pictures.pixels, pictures.pixels, prompts)
             for each in (np.stack(shown), fallback)
         )
-        found = {name: arrives * arrived[name] + (1 - arrives) * lost[name] for name in arrived}
+        found = {
+            name: np.where(arrives > 0, arrives * arrived[name], 0) + (1 - arrives) * lost[name]
+            for name in arrived
+        }
         uses = float(np.mean([choice.uses for choice in choices]))
         return found, uses, float(np.mean(sizes))
 

@@ -7,20 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dekag.experiments.files import plt, write_plot
+from dekag.link.conditions import LinkConditions
 
 Row = dict[str, Any]
 
 
 def link_name(link: dict[str, Any]) -> str:
-    """A channel in a few words: its fading and what is not as usual about it."""
-    usual: dict[str, Any] = {"csi": "perfect", "equalizer": "mmse", "speed_m_s": 0.0, "rician_k_db": 6.0}
+    """A channel in a few words: its fading, and every field that is not as usual."""
+    usual = LinkConditions.model_construct().model_dump()
     words = [str(link["fading"])]
     if link["fading"] not in ("awgn", "trace"):
         words.append(f"{1e9 * link['tau_rms_s']:g} ns")
-    words += [f"{name} {link[name]}" for name, value in usual.items() if link[name] != value]
-    return ", ".join(words)
+    others = [name for name in usual if name not in ("fading", "snr_db", "tau_rms_s")]
+    return ", ".join(words + [f"{name} {link[name]}" for name in others if link[name] != usual[name]])
+
+
+def values_of(rows: Sequence[Row], metric: str) -> npt.NDArray[np.float64]:
+    """A metric of every picture of all rows, (n,); nan where it has no value."""
+    return np.array([value for row in rows for value in row["metrics"][metric]], dtype=np.float64)
 
 
 def table(rows: Sequence[Row]) -> list[str]:
@@ -34,8 +41,8 @@ def table(rows: Sequence[Row]) -> list[str]:
         key = (cell["delivery"]["name"], link_name(cell["link"]), cell["link"]["snr_db"], cell["cbr"])
         groups.setdefault(key, []).append(row)
     for (delivery, link, snr_db, cbr), own in groups.items():
-        values = [np.concatenate([row["metrics"][name] for row in own]) for name in metrics]
-        shown = " | ".join(f"{value.mean():.3f}" for value in values)
+        values = [values_of(own, name) for name in metrics]
+        shown = " | ".join(f"{np.nanmean(value):.3f}" for value in values)
         uses = np.mean([row["channel_uses"] for row in own])
         count = len(values[0]) if values else 0
         lines.append(
@@ -56,14 +63,15 @@ def save_plot(rows: Sequence[Row], metric: str, path: Path) -> None:
     for axis_row, link in zip(axes, links, strict=True):
         for axis, cbr in zip(axis_row, rates, strict=True):
             for i, name in enumerate(names):
-                points: dict[float, list[float]] = {}
+                points: dict[float, list[Row]] = {}
                 for row in rows:
                     cell = row["cell"]
                     if (cell["delivery"]["name"], link_name(cell["link"]), cell["cbr"]) == (name, link, cbr):
-                        points.setdefault(cell["link"]["snr_db"], []).extend(row["metrics"][metric])
+                        points.setdefault(cell["link"]["snr_db"], []).append(row)
                 snrs_db = sorted(points)
-                means = np.array([np.mean(points[snr]) for snr in snrs_db])
-                halves = np.array([1.96 * np.std(points[snr]) / np.sqrt(len(points[snr])) for snr in snrs_db])
+                values = [values_of(points[snr], metric) for snr in snrs_db]
+                means = np.array([np.nanmean(each) for each in values])
+                halves = np.array([1.96 * np.nanstd(each) / np.sqrt(len(each)) for each in values])
                 axis.plot(snrs_db, means, "o-", color=f"C{i}", label=name, markersize=3)
                 axis.fill_between(
                     snrs_db, means - halves, means + halves, color=f"C{i}", alpha=0.12, linewidth=0

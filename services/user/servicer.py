@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 import torch
 from grpc import aio
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from services.common.codec import Codec
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
+
+_log = structlog.get_logger()
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,7 +270,10 @@ class UserServicer(UserBase):
         except ValueError as error:
             raise FrameError(f"reference: {error}") from error
         for name, metric in plugins.plugged_in("metric").items():
-            report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
+            try:
+                report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
+            except Exception:  # somebody else's code; the picture is there without it
+                _log.exception("a metric failed", metric=name)
 
 
 def _decode(incoming: Sequence[_Incoming]) -> list[torch.Tensor]:

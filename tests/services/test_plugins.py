@@ -22,6 +22,7 @@ from dekag import plugins
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
+from dekag.metrics import Metric
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect
@@ -72,6 +73,24 @@ async def test_reports_name_the_channel_and_plugged_in_scores(
     assert scored.psnr_db == plain.psnr_db
     received.report.scores["outlines"] = float("nan")
     assert to_report(received.report, "id").scores == {"outlines": None}, "JSON has no NaN"
+
+
+class Broken(Metric):
+    """Fails always."""
+
+    name = "broken"
+
+    def score(self, images: Any, references: Any) -> Any:
+        """Raises."""
+        raise ValueError("not today")
+
+
+async def test_a_metric_that_fails_costs_no_picture(chain: Any, faded: DeliveryRequest) -> None:
+    plugins.register(Broken)
+    plugins.load(OUTLINES)
+    received = await clients.call(chain.user.Receive, converters.request_to_proto(faded), "user")
+    assert received.png
+    assert list(received.report.scores) == ["outlines"]
 
 
 async def test_rest_takes_a_plugged_in_name_and_nothing_else(chain: Any, faded: DeliveryRequest) -> None:

@@ -15,10 +15,11 @@ from dekag.errors import DekagError, InvalidInputError, NotFoundError
 from dekag.experiments import overall, quick
 from dekag.experiments.digital import Ladder
 from dekag.experiments.headline import record
+from dekag.link import LinkConditions
 from dekag.sweeps import command, engine
 from dekag.sweeps.engine import run
 from dekag.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
-from dekag.sweeps.station import Measurement, Station, as_one, identity
+from dekag.sweeps.station import Measurement, Station, as_one, channel_seed, identity
 from dekag.sweeps.table import link_name, table
 from dekag.world import TOPICS
 
@@ -84,6 +85,11 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ("{name: a, deliveries: [cala], seeds: [-1]}", "seeds.0"),
         ("{name: a, deliveries: [cala], prompts: 0}", "prompts"),
         ("{name: a, deliveries: [cala], metrics: [beauty]}", "beauty.*psnr_db, ssim"),
+        ("{name: a, deliveries: [cala], cbr: ['1e400']}", "fraction such as 1/96"),
+        ("{name: a, deliveries: [cala, cala]}", "cala: must be there once"),
+        ("{name: a, deliveries: [cala], snr_db: [10, 10.0]}", "must be there once"),
+        ("{name: a, deliveries: [{name: b, codec: adaptors}]}", "base.*adapters"),
+        ("{name: a, deliveries: [{name: b, codec: digital, knowledge: true}]}", "digital delivery"),
         ("{name: a, deliveries: [cala], typo: 1}", "typo"),
     ],
 )
@@ -166,6 +172,24 @@ def test_plug_ins_are_channels_and_metrics_of_a_sweep(profile: str, tmp_path: Pa
     assert "metric outlines" in outcome.rows[0]["hashes"], "another code is another cell"
 
 
+def test_every_cell_has_fades_of_its_own_and_deliveries_share_them(profile: str) -> None:
+    sweep = grid(profile, deliveries=["unaligned", "deka-g"], topics=["neon", "rocket"], seeds=[0, 1])
+    seeds = [channel_seed(cell, 7) for cell in sweep.cells()]
+    assert len(set(seeds)) == len(seeds) / 2
+    assert len({channel_seed(sweep.cells()[0], prompt) for prompt in range(99)}) == 99
+
+
+def test_channels_that_differ_are_not_one_line() -> None:
+    links = [{"fading": "awgn"}, {"fading": "awgn", "reported_snr_db": 0.0}, {"fading": "rician"}]
+    names = [link_name(LinkConditions.model_validate(link).model_dump(mode="json")) for link in links]
+    assert names == ["awgn", "awgn, reported_snr_db 0.0", "rician, 1000 ns"]
+
+
+def test_a_metric_without_a_value_is_null_and_left_out_of_means() -> None:
+    rows = [_row("cala", "neon", 0.0, [0.5, None])]
+    assert table(rows)[2].startswith("| cala | awgn | 0 | 1/96 | 0.500 |")
+
+
 def test_ray_measures_the_same(profile: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"])
@@ -188,6 +212,41 @@ def test_no_ray_and_no_cluster_are_told(
         run(grid(profile), runs=tmp_path, ray="local")
 
 
+def test_a_worker_that_dies_costs_its_cell_and_no_other(profile: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    fatal = tmp_path / "fatal.py"
+    fatal.write_text(FATAL)
+    plugins.load(f"{fatal}:Fatal")
+    sweep = grid(profile, metrics=["fatal"], snr_db=[0, 10, 20, 30])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(plugins.ENVIRONMENT, f"{fatal}:Fatal")
+        outcome = run(sweep, runs=tmp_path, ray="local", workers=1)
+    assert len(outcome.rows) == 3, outcome.failed
+    ((_, why),) = outcome.failed
+    assert "the worker died" in why
+
+
+FATAL = """
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dekag.metrics import Metric
+
+
+class Fatal(Metric):
+    name = "fatal"
+
+    def score(self, images, references):
+        count = Path(__file__).with_name("count")
+        count.write_text(str(int(count.read_text()) + 1) if count.exists() else "1")
+        if count.read_text() == "2":
+            os._exit(1)
+        return np.full(len(images), np.nan)
+"""
+
+
 def _missing(name: str) -> Any:
     raise ModuleNotFoundError(name)
 
@@ -199,12 +258,11 @@ def test_identity_is_of_all_models(profile: str) -> None:
         identity("nowhere")
 
 
-def _row(delivery: str, topic: str, snr_db: float, values: list[float]) -> dict[str, Any]:
+def _row(delivery: str, topic: str, snr_db: float, values: list[Any]) -> dict[str, Any]:
     cell = {
         "delivery": DELIVERIES[delivery].model_dump(),
         "topic": topic,
-        "link": {"fading": "awgn", "snr_db": snr_db, "csi": "perfect", "equalizer": "mmse", "speed_m_s": 0.0,
-                 "rician_k_db": 6.0},
+        "link": LinkConditions(fading="awgn", snr_db=snr_db).model_dump(mode="json"),
         "cbr": 1 / 96,
     }  # fmt: skip
     row = {"channel_uses": 512.0, "backhaul_bytes": 0.0, "update_bytes": 1000}
@@ -262,8 +320,10 @@ def test_overall_refuses_to_conclude_from_half_a_grid(
     profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Station, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
-    text = f"{{name: a, profile: {profile}, deliveries: [unaligned], topics: [neon], prompts: 1}}"
-    with pytest.raises(DekagError, match="1 of 1 cells failed"):
+    with pytest.raises(InvalidInputError, match="unaligned and deka-g"):
+        overall.run_overall(sweep=written(tmp_path, "{name: a, deliveries: [cala]}"), runs=tmp_path / "runs")
+    text = f"{{name: a, profile: {profile}, deliveries: [unaligned, deka-g], topics: [neon], prompts: 1}}"
+    with pytest.raises(DekagError, match="2 of 2 cells failed"):
         overall.run_overall(
             sweep=written(tmp_path, text), results=tmp_path, page=tmp_path / "p.md", runs=tmp_path / "runs"
         )
