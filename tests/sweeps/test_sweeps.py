@@ -289,7 +289,7 @@ def test_overall_figures_follow_from_the_rows(tmp_path: Path) -> None:
     )
     even = [
         {"topic": topic, "kind": "style", "update_bytes": 1000, "consistency": 0.8}
-        | {f"{name}_{what}": value for name in ("webp", "avif", "jpeg") for what, value in sizes.items()}
+        | {f"{name}_{what}": value for name in overall.FILES for what, value in sizes.items()}
         for topic, sizes in (
             ("neon", {"bytes": 100.0, "images": 10}),
             ("rocket", {"bytes": 50.0, "images": 20}),
@@ -301,7 +301,7 @@ def test_overall_figures_follow_from_the_rows(tmp_path: Path) -> None:
     assert figures["break_even_images"]["value"] == 15
     page = (tmp_path / "docs" / "page.md").read_text()
     assert "| **DeKA-g** | 0.800 | +77.8 % |" in page
-    assert "| neon | 1,000 | 0.800 | 100 | 100 | 100 | 10 | 10 | 10 |" in page
+    assert "| neon | 1,000 | 0.800 | 100 | 100 | 100 | 100 | 10 | 10 | 10 | 10 |" in page
     assert {path.name for path in (tmp_path / "overall").iterdir()} == {
         "cells.jsonl", "break-even.jsonl", "consistency.svg", "psnr.svg",
     }  # fmt: skip
