@@ -13,10 +13,10 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,12 @@ BEYOND_DB = {-7.5: -5.0, 22.5: 20.0, 25.0: 20.0}  # SNRs beyond the trained ones
 OFFSETS_DB = (-10.0, -5.0, 0.0, 5.0, 10.0)  # of the SNR that the sender is told
 MISMATCH_CHANNELS, MISMATCH_SNRS_DB = ("awgn", "rayleigh-1us"), (0.0, 5.0, 10.0, 15.0)
 TARGETS_DB = (18.0, 20.0, 22.0, 24.0)
+COST_BATCH, WARM_UP = 16, 5
+COSTS = {  # what is timed -> what it is compared with
+    "a new condition": "plain",
+    "the same condition again": "plain",
+    "a batch of mixed conditions": "plain batch",
+}
 VERSION = 1  # raised when the code changes what a block comes out as
 
 
@@ -328,35 +334,48 @@ def rate_control(workbench: Workbench, count: int, offset_db: float = 0.0) -> li
 
 
 def gate_cost(workbench: Workbench, rounds: int) -> dict[str, list[float]]:
-    """Seconds of encoding and decoding one image, in turns: plain codec, and gated with new conditions."""
-    bench, latents = workbench.bench, workbench.latents
+    """Seconds of encoding and decoding, in turns, by the plain codec and with gates: see COSTS."""
+    bench, latents = workbench.bench, workbench.latents.float()
     aligned = AlignedCodec(copy.deepcopy(bench.codec), bench.base_hash, bench.shipped)
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
-    channel_uses = bench.codec.max_channel_uses(shape)
-    seconds: dict[str, list[float]] = {"plain": [], "new condition": [], "repeated condition": []}
+    most = bench.codec.max_channel_uses(shape)
     rng = np.random.default_rng(0)
 
-    def gated(latent: torch.Tensor, condition: torch.Tensor) -> None:
-        symbols = aligned.encode(latent, [channel_uses], condition)
-        aligned.decode(symbols, shape, condition)
+    def conditions(count: int) -> torch.Tensor:
+        links = [LinkConditions(snr_db=float(snr)) for snr in rng.uniform(-5, 20, count)]
+        return torch.stack([condition_vector(1 / 96, link, at="sender") for link in links])
 
-    for number in range(rounds + 5):
-        latent = latents[number % len(latents)][None].float()
-        conditions = LinkConditions(snr_db=float(rng.uniform(-5, 20)))
-        condition = condition_vector(1 / 96, conditions, at="sender")[None]
-        start = time.perf_counter()
+    def plain(batch: torch.Tensor) -> None:
         with torch.inference_mode():
-            bench.codec.decode(bench.codec.encode(latent, channel_uses), shape)
-        plain = time.perf_counter()
-        gated(latent, condition)
-        new = time.perf_counter()
-        gated(latent, condition)
-        again = time.perf_counter()
-        if number >= 5:  # the first calls warm up
-            seconds["plain"].append(plain - start)
-            seconds["new condition"].append(new - plain)
-            seconds["repeated condition"].append(again - new)
-    return seconds
+            bench.codec.decode(bench.codec.encode(batch, most), shape)
+
+    def gated(batch: torch.Tensor, condition: torch.Tensor) -> None:
+        exact = len(batch) == 1
+        symbols = aligned.encode(batch, [most] * len(batch), condition, exact=exact)
+        aligned.decode(symbols, shape, condition, exact=exact)
+
+    seconds: dict[str, list[float]] = {name: [] for pair in COSTS.items() for name in pair}
+    for number in range(rounds + WARM_UP):
+        one, known = latents[number % len(latents)][None], conditions(1)
+        many, mixed = latents[:COST_BATCH], conditions(min(COST_BATCH, len(latents)))
+        work = {
+            "plain": partial(plain, one),
+            "a new condition": partial(gated, one, known),
+            "plain batch": partial(plain, many),
+            "a batch of mixed conditions": partial(gated, many, mixed),
+        }
+        # in any order, as each leaves the caches of the processor as suits itself
+        for name in rng.permutation(list(work)):
+            seconds[name].append(_seconds(work[name]))
+            if name == "a new condition":
+                seconds["the same condition again"].append(_seconds(work[name]))
+    return {name: values[WARM_UP:] for name, values in seconds.items()}
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 @cache

@@ -17,6 +17,7 @@ from dekag.codec import JsccCodec
 from dekag.experiments import tka, tka_training
 from dekag.experiments.digital import CHANNELS, RATES, SNRS_DB
 from dekag.experiments.tka import (
+    COSTS,
     GRID_SNRS_DB,
     MISMATCH_CHANNELS,
     OFFSETS_DB,
@@ -178,7 +179,7 @@ def fabricated(workbench: Workbench) -> Measured:
         unseen,
         {(c, offset): np.zeros((2, 4, 8)) - abs(offset) for c in MISMATCH_CHANNELS for offset in OFFSETS_DB},
         {0.0: requests, 3.0: requests},
-        {"plain": [1.0] * 5, "new condition": [1.2] * 5, "repeated condition": [1.1] * 5},
+        {name: [1.2 if name == "a new condition" else 1.0] * 5 for pair in COSTS.items() for name in pair},
     )
 
 
