@@ -57,17 +57,13 @@ async def test_serves_until_sigterm_and_logs_json(
     assert process.returncode == 0
     assert out == ""
     lines = [json.loads(line) for line in err.splitlines()]
-    assert [line["event"] for line in lines] == [
-        "listening",
-        "ready",
-        "request",
-        "request",
-        "stopping",
-        "stopped",
-    ]
     assert all(line["service"] == "cloud" for line in lines)
-    assert lines[2]["request_id"] == "find-me"
-    assert [line.get("status") for line in lines[2:4]] == ["OK", "INVALID_ARGUMENT"]
+    requests = [line for line in lines if line["event"] == "request"]
+    assert [line["status"] for line in requests] == ["OK", "INVALID_ARGUMENT"]
+    assert requests[0]["request_id"] == "find-me"
+    # a refusal reaches the client before it is logged, so the signal may come first
+    others = [line["event"] for line in lines if line["event"] != "request"]
+    assert others == ["listening", "ready", "stopping", "stopped"]
 
 
 async def test_a_setting_out_of_range_ends_it() -> None:
