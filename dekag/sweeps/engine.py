@@ -163,7 +163,8 @@ def _on_ray(
             logging_level="ERROR",
         )
     except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
-        raise InvalidInputError("ray", "local, or HOST:PORT of a running cluster", address) from error
+        allowed = "local, or HOST:PORT of a running cluster; with RAY_AUTH_MODE=token if it asks for a token"
+        raise InvalidInputError("ray", allowed, address) from error
 
     class Worker:
         def measure(self, cell: Cell, known: str) -> tuple[Measurement | str, Machine]:
