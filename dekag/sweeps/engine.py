@@ -64,7 +64,7 @@ def machine() -> Machine:
 
 
 def row_of(
-    sweep: str, cell: Cell, key: str, hashes: dict[str, str], found: Measurement, where: Machine
+    sweep: str, cell: Cell, key: str, hashes: dict[str, str], commit: str, found: Measurement, where: Machine
 ) -> Row:
     """A tidy row: the cell, what it depended on, where it was measured, and what came out."""
     return {
@@ -73,7 +73,7 @@ def row_of(
         "key": key,
         "cell": cell.model_dump(mode="json"),
         "hashes": hashes,
-        "commit": current_commit(),
+        "commit": commit,
         "machine": where,
         **asdict(found),
     }
@@ -93,7 +93,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
         InvalidInputError: Ray is asked for and is not installed, or cannot be reached.
         NotFoundError: there is no such profile.
     """
-    hashes = identity(sweep.profile)
+    hashes, commit = identity(sweep.profile), current_commit()
     known = as_one(hashes)
     cells = sweep.cells()
     paths = {cell: runs / "cells" / f"{cell.key(known)}.json" for cell in cells}
@@ -109,7 +109,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
                 bar.write(f"failed: {described(cell)}: {found}")
                 continue
             measured += 1
-            _write(paths[cell], row_of(sweep.name, cell, paths[cell].stem, hashes, found, where))
+            _write(paths[cell], row_of(sweep.name, cell, paths[cell].stem, hashes, commit, found, where))
     rows = [json.loads(paths[cell].read_text()) for cell in cells if paths[cell].exists()]
     return Outcome([{**row, "sweep": sweep.name} for row in rows], measured, failed)
 
@@ -167,9 +167,12 @@ def _on_ray(
         raise InvalidInputError("ray", allowed, address) from error
 
     class Worker:
-        def measure(self, cell: Cell, known: str) -> tuple[Measurement | str, Machine]:
+        def __init__(self) -> None:
             plugins.load_from_environment()
-            if as_one(identity(cell.profile)) != known:
+            self.identity = cache(lambda profile: as_one(identity(profile)))  # reads all weights
+
+        def measure(self, cell: Cell, known: str) -> tuple[Measurement | str, Machine]:
+            if self.identity(cell.profile) != known:
                 return "the worker has other models or other code than where the sweep was started", machine()
             return attempt(station(cell.profile, runs.absolute()), cell), machine()
 
