@@ -10,7 +10,7 @@ import torch
 
 from dekag import plugins
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.cala.methods import Cala
+from dekag.cala.methods import attached
 from dekag.codec import JsccCodec
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
@@ -21,7 +21,7 @@ picture = sys.argv[1] if len(sys.argv) > 1 else "psnr_curve.svg"
 plugins.load(f"{Path(__file__).with_name('my_channel.py')}:Nakagami")
 profile = load_profile("embedded")
 edge, psnr = Generator.from_profile(profile.edge), plugins.get("metric", "psnr_db")
-codec = Cala.attached(JsccCodec.load(profile.codec), TransmissionKnowledge.load(profile.adapters))
+codec = attached(JsccCodec.load(profile.codec), TransmissionKnowledge.load(profile.adapters))
 latents = torch.cat([edge.latents("a red boat on the beach, pastel style", seed) for seed in range(4)])
 sent = edge.decoder.decode(latents)
 

@@ -1,8 +1,9 @@
-"""The codec with its transmission knowledge, as edge and user run it."""
+"""The codec with its transmission knowledge, CALA's or another method's, as edge and user run it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
@@ -10,7 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.codec import LatentCodec, Modulation
+from dekag.cala.methods import attached
+from dekag.codec import JsccCodec, LatentCodec, Modulation
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.models import folder_hash
 
@@ -21,29 +23,29 @@ class AlignedCodec:
     Not for several threads at once: the gates of a batch are set in the layers while it runs.
 
     Attributes:
-        codec: the codec with its adapters.
+        codec: a copy of the codec, adapted.
         knowledge: what was loaded into it.
         base_hash: hash of the codec's folder.
         content_hash: of the knowledge; what sender and receiver must agree in beside base_hash.
     """
 
     def __init__(self, codec: LatentCodec, base_hash: str, knowledge: TransmissionKnowledge) -> None:
-        """Put `knowledge` into `codec`, which is changed by it.
+        """Put `knowledge` into a copy of `codec`.
 
         Raises:
-            MismatchError: the knowledge was made for another codec.
+            MismatchError: the knowledge was made for another codec, or is of a method that is not known here.
         """
         if knowledge.base_hash != base_hash:
             raise MismatchError(
                 f"the transmission knowledge is for codec {knowledge.base_hash[:12]}, "
                 f"but this codec is {base_hash[:12]}"
             )
-        self.codec = codec
         self.knowledge = knowledge
         self.base_hash = base_hash
         self.content_hash = knowledge.content_hash
-        self._adapted = knowledge.attach(codec)
-        self._adapted.base_model.fuse()
+        self._adapted = attached(codec, knowledge)
+        self._adapted.fuse()
+        self.codec: JsccCodec = self._adapted.codec
 
     @classmethod
     def load(cls, base_path: Path | str, adapter_path: Path | str) -> Self:
@@ -87,12 +89,12 @@ class AlignedCodec:
             raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
 
         def part(rows: slice) -> torch.Tensor:
-            with self._adapted.base_model.conditioned("encoder", condition[rows]):
+            with self._conditioned("encoder", condition[rows]):
                 counts = channel_uses[rows]
                 uses = counts[0] if len(counts) == 1 else counts
                 return self.codec.encode(latents[rows], uses, modulation=modulation)
 
-        parts = [part(rows) for rows in _parts(len(latents), exact)]
+        parts = [part(rows) for rows in self._parts(len(latents), exact)]
         most = max(channel_uses, default=0)
         return torch.cat([F.pad(each, (0, most - each.shape[1])) for each in parts])
 
@@ -120,12 +122,17 @@ class AlignedCodec:
             raise InvalidInputError("condition", f"{len(symbols)} rows", len(condition))
 
         def part(rows: slice) -> torch.Tensor:
-            with self._adapted.base_model.conditioned("decoder", condition[rows]):
+            with self._conditioned("decoder", condition[rows]):
                 return self.codec.decode(symbols[rows], latent_shape)
 
-        return torch.cat([part(rows) for rows in _parts(len(symbols), exact)])
+        return torch.cat([part(rows) for rows in self._parts(len(symbols), exact)])
 
+    def _conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        if self._adapted.groups > 1:
+            self._adapted.use_group(int(self._adapted.group_of(condition)[0]))
+        return self._adapted.conditioned(side, condition)
 
-def _parts(count: int, exact: bool) -> list[slice]:
-    """Slices of a batch that run at once."""
-    return [slice(row, row + 1) for row in range(count)] if exact and count else [slice(0, count)]
+    def _parts(self, count: int, exact: bool) -> list[slice]:
+        """Slices of a batch that run at once; a method that keeps groups apart runs row by row."""
+        alone = exact or self._adapted.groups > 1
+        return [slice(row, row + 1) for row in range(count)] if alone else [slice(0, count)]

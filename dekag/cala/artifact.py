@@ -1,9 +1,10 @@
-"""Transmission knowledge: CALA's adapters and gates as one versioned artifact.
+"""Transmission knowledge: what was trained of a codec, CALA's adapters and gates, as one versioned artifact.
 
 A folder: `adapter_config.json` and `adapter_model.safetensors` as PEFT's own `save_pretrained` writes them,
 so that `PeftModel.from_pretrained(codec, folder)` loads it, and `knowledge.json`, which says which codec it
-fits, how it scored and what quality to expect (for rate control), and carries the hash of all of it. Nothing
-but safetensors and JSON is ever read.
+fits, how it scored and what quality to expect (for rate control), and carries the hash of all of it. Of any
+other method there is no configuration: knowledge.json names the method and its share of parameters, the
+weights are those that it trains. Nothing but safetensors and JSON is ever read.
 """
 
 from __future__ import annotations
@@ -27,16 +28,18 @@ from dekag.errors import MismatchError
 
 FORMAT = 1
 KIND = "transmission"
+CALA = "cala"
+MAX_SHARE = 10.0  # a method may train more than the codec has
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class TransmissionKnowledge(Artifact):
-    """Adapters and gates for one codec.
+    """What was trained for one codec; `dekag.cala.methods.attached` puts it in.
 
-    Made by `new` or read by `from_files` and `load`; it never changes.
+    Made by `new` or `of_method`, or read by `from_files` and `load`; it never changes.
 
     Attributes:
-        info: what knowledge.json says: kind, base_hash, config, scores, quality.
+        info: what knowledge.json says: kind, base_hash, config, scores, quality; method, unless it is CALA.
         content_hash: SHA-256 (hex) over everything in it.
     """
 
@@ -45,7 +48,7 @@ class TransmissionKnowledge(Artifact):
 
     @classmethod
     def new(cls, info: Mapping[str, Any], adapted: PeftModel) -> Self:
-        """The knowledge in an adapted codec, its weights rounded to float16.
+        """The knowledge in a codec that CALA adapted, its weights rounded to float16.
 
         Args:
             info: what knowledge.json is to say beside format and kind; `base_hash` at least.
@@ -63,6 +66,23 @@ class TransmissionKnowledge(Artifact):
         }
         return cls({"format": FORMAT, "kind": KIND, **info}, files)
 
+    @classmethod
+    def of_method(
+        cls, info: Mapping[str, Any], method: str, share: float, weights: Mapping[str, torch.Tensor]
+    ) -> Self:
+        """The knowledge of another method, its weights rounded to float16.
+
+        Args:
+            info: as in `new`.
+            method: its name; sender and receiver must both know it.
+            share: largest share of parameters that it was built with.
+            weights: trained, every parameter by name that `dekag.cala.methods.build(method, codec, share)`
+                leaves to be trained.
+        """
+        named = {"method": {"name": method, "share": share}}
+        rounded = {name: values.detach().half().contiguous() for name, values in weights.items()}
+        return cls({"format": FORMAT, "kind": KIND, **named, **info}, {WEIGHTS: save(rounded)})
+
     def with_info(self, **changes: Any) -> Self:
         """The same adapters with these entries in knowledge.json."""
         return type(self)({**self.info, **changes}, self._files)
@@ -72,8 +92,18 @@ class TransmissionKnowledge(Artifact):
         """What to expect of it, if that was measured."""
         return QualityModel.from_json(self.info["quality"]) if self.info.get("quality") else None
 
+    @property
+    def method(self) -> str:
+        """Name of the method that it is of."""
+        return str(self.info["method"]["name"]) if "method" in self.info else CALA
+
+    @property
+    def share(self) -> float:
+        """Largest share of parameters that its method was built with; CALA's configuration says more."""
+        return float(self.info["method"]["share"])
+
     def config(self) -> CalaConfig:
-        """How its adapters are built."""
+        """How CALA's adapters are built."""
         return CalaConfig(**_fields(json.loads(self._files[CONFIG])))
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -81,7 +111,7 @@ class TransmissionKnowledge(Artifact):
         return load(self._files[WEIGHTS])
 
     def attach(self, codec: LatentCodec) -> PeftModel:
-        """Put the adapters into `codec`, which is changed by it.
+        """Put CALA's adapters into `codec`, which is changed by it.
 
         Raises:
             MismatchError: the adapters do not fit the codec's layers.
@@ -108,7 +138,10 @@ class TransmissionKnowledge(Artifact):
         """One of UNREADABLE unless every part is what its user counts on."""
         if not isinstance(self.info["base_hash"], str):
             raise TypeError("base_hash")
-        self.config()
+        if self.method == CALA:
+            self.config()
+        elif not 0 < self.share <= MAX_SHARE:
+            raise ValueError("share")
         if not all(torch.isfinite(tensor).all() for tensor in self.tensors().values()):
             raise ValueError("weights")
         _ = self.quality

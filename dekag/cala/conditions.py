@@ -101,6 +101,17 @@ def condition_features(
     return torch.from_numpy(features)
 
 
+def rate_and_snr_db(condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(batch,) CBR and mean SNR, dB, that condition vectors (batch, C) were made of.
+
+    Exact to a thousandth; beyond what a vector can tell, CBR of 1/2172 to 1/34 and SNR of -17.5 to 32.5 dB,
+    it is the nearest that it can.
+    """
+    snr_at = 1 + len(RATE_CENTRES)
+    cbr = LOWEST_CBR * torch.exp2((condition[:, 0] + 1) * 1.5)
+    return cbr, (condition[:, snr_at] * _HALF_RANGE_DB + _MIDDLE_DB).round(decimals=3)
+
+
 def direct_share(conditions: LinkConditions) -> float:
     """Share of the mean power on a direct path: 1 without fading, 0 for Rayleigh."""
     return _channel(conditions).direct_share(conditions)

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from dekag import plugins
-from dekag.cala.artifact import TransmissionKnowledge
-from dekag.cala.conditions import CONDITION_FEATURES
+from dekag.cala.artifact import CALA, TransmissionKnowledge
+from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
 from dekag.cala.config import CalaConfig
-from dekag.codec import JsccCodec
-from dekag.errors import InvalidInputError
+from dekag.codec import JsccCodec, LatentCodec
+from dekag.errors import InvalidInputError, MismatchError
 
 
 def convolutions(codec: JsccCodec) -> list[str]:
@@ -55,12 +55,15 @@ class Adapted(nn.Module):
         """Inside, the codec's side ("encoder", "decoder") suits the conditions (batch, C)."""
         return nullcontext()
 
-    def group_of(self, cbr: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
-        """(batch,) int64: the group of each condition by what the sender knows."""
-        return torch.zeros(len(cbr), dtype=torch.int64)
+    def group_of(self, condition: torch.Tensor) -> torch.Tensor:
+        """(batch,) int64: the group of each condition (batch, C), which sender and receiver must agree in."""
+        return torch.zeros(len(condition), dtype=torch.int64)
 
     def use_group(self, group: int) -> None:
         """Switch to that group; a batch holds conditions of one group."""
+
+    def fuse(self) -> None:
+        """Make ready for quick inference, after which nothing is trained; does nothing unless overridden."""
 
     def trained_parameters(self) -> int:
         """Numbers that are trained, in all groups together."""
@@ -106,8 +109,9 @@ class Lora(Adapted):
         for name, parameter in self.peft.named_parameters():
             parameter.requires_grad_("lora_" in name)
 
-    def group_of(self, cbr: torch.Tensor, snr_db: torch.Tensor) -> torch.Tensor:
+    def group_of(self, condition: torch.Tensor) -> torch.Tensor:
         """(batch,) int64."""
+        cbr, snr_db = rate_and_snr_db(condition)
         by_snr, by_cbr = (snr_db >= self.SNR_DB).long(), (cbr >= self.CBR).long()
         return {1: 0 * by_snr, 2: by_snr, 4: 2 * by_snr + by_cbr}[self.groups]
 
@@ -187,7 +191,7 @@ class Cala(Adapted):
 
     @classmethod
     def attached(cls, codec: JsccCodec, knowledge: TransmissionKnowledge) -> Self:
-        """Knowledge as it ships, in a codec."""
+        """CALA's knowledge in a codec, which is changed by it."""
         made = cls.__new__(cls)
         Adapted.__init__(made, codec)
         made.peft = knowledge.attach(codec)
@@ -197,6 +201,10 @@ class Cala(Adapted):
         """Inside, the side's gates read these conditions (batch, C)."""
         conditioned: AbstractContextManager[None] = self.peft.base_model.conditioned(side, condition)
         return conditioned
+
+    def fuse(self) -> None:
+        """Make layers and gates ready for quick inference."""
+        self.peft.base_model.fuse()
 
 
 class UngatedCala(Cala):
@@ -285,6 +293,30 @@ def build(name: str, codec: JsccCodec, share: float) -> Adapted:
     """
     method: Method = plugins.get("method", name)
     return method.build(codec, share)
+
+
+def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> Adapted:
+    """A copy of `codec` with that knowledge in it, whatever its method; to send with, not to train.
+
+    Raises:
+        MismatchError: the knowledge does not fit the codec, or is of a method that is not known here.
+    """
+    if not isinstance(codec, JsccCodec):
+        raise MismatchError(f"transmission knowledge is for a JsccCodec, not for a {type(codec).__name__}")
+    if knowledge.method == CALA:
+        return Cala.attached(copy.deepcopy(codec), knowledge)
+    try:
+        adapted = build(knowledge.method, codec, knowledge.share)
+    except InvalidInputError as error:
+        raise MismatchError(f"transmission knowledge of the method {knowledge.method}: {error}") from error
+    trained = {name: values for name, values in adapted.named_parameters() if values.requires_grad}
+    tensors = knowledge.tensors()
+    if {name: v.shape for name, v in trained.items()} != {name: v.shape for name, v in tensors.items()}:
+        raise MismatchError(f"the transmission knowledge does not fit what {knowledge.method} trains")
+    with torch.no_grad():
+        for name, values in trained.items():
+            values.copy_(tensors[name])
+    return adapted.requires_grad_(False).eval()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ hash of all it depends on: an interrupted experiment goes on where it was.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import multiprocessing
@@ -336,7 +335,7 @@ def rate_control(workbench: Workbench, count: int, offset_db: float = 0.0) -> li
 def gate_cost(workbench: Workbench, rounds: int) -> dict[str, list[float]]:
     """Seconds of encoding and decoding, in turns, by the plain codec and with gates: see COSTS."""
     bench, latents = workbench.bench, workbench.latents.float()
-    aligned = AlignedCodec(copy.deepcopy(bench.codec), bench.base_hash, bench.shipped)
+    aligned = AlignedCodec(bench.codec, bench.base_hash, bench.shipped)
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
     most = bench.codec.max_channel_uses(shape)
     rng = np.random.default_rng(0)

@@ -12,7 +12,6 @@ arriving; `psnr_db` is against the cloud's picture.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -28,7 +27,7 @@ import torch
 
 from dekag import plugins
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.cala.methods import Adapted, Cala
+from dekag.cala.methods import Adapted, attached
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.experiments.digital import Forecast, Ladder, Pictures, choose, mean_picture, picture_ladders
@@ -163,7 +162,7 @@ class Station:
         found: dict[str, Adapted] = {"base": Adapted(codec)}
         if self.profile.adapters is not None:
             knowledge = TransmissionKnowledge.load(self.profile.adapters)
-            found["adapters"] = Cala.attached(copy.deepcopy(codec), knowledge)
+            found["adapters"] = attached(codec, knowledge)
         return found
 
     def update(self, topic: str) -> KnowledgeUpdate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.artifact import CALA, TransmissionKnowledge
 from dekag.cala.conditions import block_snr_db, condition_features, condition_vector, direct_share
-from dekag.cala.methods import METHODS, Adapted, Cala, build
+from dekag.cala.methods import METHODS, Adapted, Cala, attached, build
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, Modulation
+from dekag.errors import InvalidInputError
 from dekag.link.batch import draw_channels, pass_through
 from dekag.link.channel import transmit
 from dekag.link.conditions import Fading, LinkConditions
@@ -256,7 +256,7 @@ def train_method(
             conditions = only.take(torch.zeros(batch, dtype=torch.int64))
         else:
             conditions = draw_conditions(8 * batch if model.groups > 1 else batch, generator)
-            inside = model.group_of(conditions.cbr, conditions.snr_db) == group
+            inside = model.group_of(conditions.features()) == group
             conditions = conditions.take(inside.nonzero()[:batch, 0])
         clean = clean[: len(conditions)]
         sent = send(model, clean, conditions, generator, bf16=bf16)
@@ -283,7 +283,7 @@ def expected_psnr_db(
 ) -> torch.Tensor:
     """(n,) PSNR, dB, by the metric, of latents (n, c, h, w) sent under the n conditions, all of one group."""
     generator = torch.Generator().manual_seed(seed)
-    adapted.use_group(int(adapted.group_of(conditions.cbr, conditions.snr_db)[0]))
+    adapted.use_group(int(adapted.group_of(conditions.features())[0]))
     sent = send(adapted, latents.float(), conditions, generator)
     return -10 * torch.log10(picture_error(sent.received, latents.float(), metric) + 1e-10)
 
@@ -319,15 +319,14 @@ def deliver(
     channel_uses = max(1, round(cbr * source_values))
     count = len(latents)
     sender = condition_vector(cbr, conditions, at="sender").expand(count, -1)
-    told = torch.tensor([conditions.sender_snr_db])
-    adapted.use_group(int(adapted.group_of(torch.tensor([cbr]), told)[0]))
+    adapted.use_group(int(adapted.group_of(sender)[0]))
     with adapted.conditioned("encoder", sender):
         symbols = adapted.codec.encode(latents.float(), channel_uses, modulation=modulation)
     reception = transmit(symbols, [conditions] * count, seeds)
     blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)
-    seen = [condition_vector(cbr, conditions, at="receiver", block_snr_db=row) for row in blocks]
-    adapted.use_group(int(adapted.group_of(torch.tensor([cbr]), torch.tensor([conditions.snr_db]))[0]))
-    with adapted.conditioned("decoder", torch.stack(seen)):
+    seen = torch.stack([condition_vector(cbr, conditions, at="receiver", block_snr_db=row) for row in blocks])
+    adapted.use_group(int(adapted.group_of(seen)[0]))
+    with adapted.conditioned("decoder", seen):
         received: torch.Tensor = adapted.codec.decode(
             equalize(reception, conditions.equalizer).symbols, shape
         )
@@ -403,11 +402,12 @@ def train_knowledge(
     steps: int,
     seed: int,
     share: float,
+    method: str = CALA,
     bf16: bool = False,
     command: str = "",
     quality_grid: Mapping[str, Any] | None = None,
 ) -> TransmissionKnowledge:
-    """Train CALA and measure it: the artifact that edge and user load.
+    """Train CALA, or another method, and measure it: the artifact that edge and user load.
 
     Args:
         folder: where checkpoints go; resumed.
@@ -419,22 +419,33 @@ def train_knowledge(
         steps: optimiser steps in all.
         seed: of everything random.
         share: largest share of parameters.
+        method: a name in METHODS, or of a plug-in.
         bf16: run the convolutions in bfloat16.
         command: what made it, for the record.
         quality_grid: `cbrs`, `snrs_db` and `taus_s` of `calibrate_quality`, if not its own.
+
+    Raises:
+        InvalidInputError: there is no such method, it trains nothing, or the share is too small for it.
     """
     decode = torch.no_grad()(decode)
     metric = pixel_metric(decode, latents[:METRIC_LATENTS].float())
     torch.manual_seed(seed)
-    model = build("cala", codec, share)
+    model = build(method, codec, share)
+    if not model.trained_parameters():
+        raise InvalidInputError("method", "one that trains something", method)
     parameters, of_codec = model.trained_parameters(), sum(p.numel() for p in codec.parameters())
     trained = train_method(
-        folder, "cala", codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model
+        folder, method, codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model
     )
-    knowledge = TransmissionKnowledge.new({"base_hash": base_hash}, trained.get_submodule("peft"))
+    info = {"base_hash": base_hash}
+    if isinstance(trained, Cala) and method == CALA:
+        knowledge = TransmissionKnowledge.new(info, trained.peft)
+    else:
+        values = dict(trained.named_parameters())
+        weights = {name: values[name] for name, each in model.named_parameters() if each.requires_grad}
+        knowledge = TransmissionKnowledge.of_method(info, method, share, weights)
     # measured as it ships: loaded into a new codec, its weights rounded
-    shipped = Cala.attached(copy.deepcopy(codec), knowledge)
-    quality = calibrate_quality(shipped, decode, validation, **(quality_grid or {}))
+    quality = calibrate_quality(attached(codec, knowledge), decode, validation, **(quality_grid or {}))
     return knowledge.with_info(
         config={"steps": steps, "seed": seed, "command": command, "metric": metric.tolist()},
         scores={

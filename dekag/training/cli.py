@@ -211,14 +211,22 @@ def cala(
     seed: Seed = 1,
     threads: Threads = 1,
     share: Annotated[float, typer.Option(min=0.005, max=1, help="Most parameters, of the codec's.")] = 0.05,
+    method: Annotated[
+        str, typer.Option(help="What to train in CALA's place: a baseline of it, or a plug-in's name.")
+    ] = "cala",
     bf16: Bf16 = False,
     calibrate_on: Annotated[int, typer.Option(min=2, help="Latents that measure what to expect.")] = 16,
     runs: Runs = RUNS,
     codec: Path = EMBEDDED / "codec",
     vae: Path = EMBEDDED / "vae",
-    out: Out = EMBEDDED / "cala",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where it is saved  [default: models/embedded/cala; RUNS/METHOD/knowledge if not CALA]"
+        ),
+    ] = None,
 ) -> None:
-    """Transmission knowledge: CALA's adapters for the base codec, over random rates and channels."""
+    """Transmission knowledge: adapters of the base codec, CALA's, over random rates and channels."""
     _threads(threads)
     import torch
     from diffusers import AutoencoderKL
@@ -230,8 +238,9 @@ def cala(
 
     model = AutoencoderKL.from_pretrained(vae, dtype=torch.float32).eval()
     latents = encoded_scenes(runs / "cache", model)
+    folder = (EMBEDDED / "cala" if method == "cala" else runs / method / "knowledge") if out is None else out
     knowledge = train_knowledge(
-        runs / "cala",
+        runs / method,
         JsccCodec.load(codec),
         folder_hash(codec),
         lambda batch: model.decode(batch).sample,
@@ -240,11 +249,12 @@ def cala(
         steps=steps,
         seed=seed,
         share=share,
+        method=method,
         bf16=bf16,
         command="dekag " + " ".join(sys.argv[1:]),
     )
-    knowledge.save(out)
-    typer.echo(f"cala: {json.dumps(knowledge.info['scores'])} -> {out}")
+    knowledge.save(folder)
+    typer.echo(f"{method}: {json.dumps(knowledge.info['scores'])} -> {folder}")
 
 
 @train.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dekag import plugins
 from dekag.errors import DekagError, MismatchError, NotFoundError
 from services.cloud.store import TransmissionStore
 from services.common.transmission import TransmissionManifest
@@ -28,6 +29,7 @@ def publish(
     Raises:
         NotFoundError: there is no such folder.
         MismatchError: they are damaged or fit another codec.
+        InvalidInputError: they are of a method that is not known here.
     """
     from dekag.cala.artifact import TransmissionKnowledge
 
@@ -39,6 +41,7 @@ def publish(
             f"the adapters in {str(folder)!r} fit the codec {knowledge.base_hash[:12]}, not the profile's, "
             f"{codec_hash[:12]}"
         )
+    plugins.get("method", knowledge.method)
     return store.publish(knowledge, if_new=if_new)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -58,8 +57,7 @@ class Codec:
 
     def adapted(self, knowledge: TransmissionKnowledge) -> Codec:
         """The codec with these adapters; MismatchError if they do not fit."""
-        # a copy, since the adapters go into its layers
-        aligned = AlignedCodec(copy.deepcopy(self.base), self.base_hash, knowledge)
+        aligned = AlignedCodec(self.base, self.base_hash, knowledge)
         return Codec(self.base, self.base_hash, max_batch=self._max_batch, aligned=aligned)
 
     def encode(

@@ -60,7 +60,7 @@ def test_plain_peft_loads_the_folder_alike(folders: tuple[Path, Path]) -> None:
     latents, condition = torch.randn(2, *SHAPE), _condition(0, 15)
     with torch.inference_mode(), theirs.base_model.conditioned("encoder", condition):
         features = theirs.base_model.model.features(latents, [512, 100])
-    with torch.inference_mode(), ours._adapted.base_model.conditioned("encoder", condition):
+    with torch.inference_mode(), ours._adapted.conditioned("encoder", condition):
         torch.testing.assert_close(ours.codec.features(latents, [512, 100]), features, rtol=1e-4, atol=1e-4)
 
 
@@ -81,6 +81,13 @@ def test_what_is_not_transmission_knowledge_is_refused(
     folders: tuple[Path, Path], changes: dict[str, object]
 ) -> None:
     odd = TransmissionKnowledge.load(folders[1]).with_info(**changes)
+    with pytest.raises(MismatchError):
+        TransmissionKnowledge.from_files(odd.to_files())
+
+
+@pytest.mark.parametrize("method", [{}, {"name": "lora"}, {"name": "lora", "share": 0}, "lora"])
+def test_a_method_without_a_share_is_refused(folders: tuple[Path, Path], method: object) -> None:
+    odd = TransmissionKnowledge.load(folders[1]).with_info(method=method)
     with pytest.raises(MismatchError):
         TransmissionKnowledge.from_files(odd.to_files())
 

@@ -19,10 +19,17 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dekag import plugins
-from dekag.errors import InvalidInputError
+from dekag.cala.aligned import AlignedCodec
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.methods import build
+from dekag.codec import JsccCodec
+from dekag.errors import InvalidInputError, MismatchError
+from dekag.generation.models import folder_hash
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.metrics import Metric
+from services.cloud.publish import publish
+from services.cloud.store import TransmissionStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect
@@ -36,6 +43,7 @@ from services.proto.user_pb2_grpc import UserStub
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("plugging")]
 ROOT = Path(__file__).resolve().parents[2]
 NAKAGAMI = f"{ROOT}/examples/my_channel.py:Nakagami"
+BIASES = f"{ROOT}/examples/my_method.py:Biases"
 OUTLINES = f"{ROOT}/examples/my_metric.py:Outlines"
 Start = Callable[..., Awaitable[str]]
 
@@ -136,6 +144,51 @@ async def test_a_codec_of_ones_own_carries_the_picture(
     found = await clients.call(user.Receive, converters.request_to_proto(asked), "user")
     assert found.report.decoded
     assert found.report.channel_uses == 512
+
+
+async def test_a_method_of_ones_own_encodes_and_decodes(
+    start: Start, start_chain: Any, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path, connect: Any
+) -> None:
+    begin_request(None, None)
+    plugins.load(BIASES)
+    profile = tmp_path / "profile"
+    shutil.copytree(dummy_profile, profile)
+    codec = JsccCodec.load(profile / "codec")
+    torch.manual_seed(1)
+    weights = {
+        name: torch.randn_like(values)
+        for name, values in build("biases", codec, 1).named_parameters()
+        if values.requires_grad
+    }
+    info = {"base_hash": folder_hash(profile / "codec"), "scores": {}}
+    knowledge = TransmissionKnowledge.of_method(info, "biases", 1, weights)
+    knowledge.save(profile / "biases")
+    described = json.loads((profile / "profile.json").read_text())
+    (profile / "profile.json").write_text(json.dumps({**described, "adapters": "biases"}))
+    addresses = await start_chain(start, profile, "")
+    user = UserStub(connect(addresses["user"]))
+    found = await clients.call(user.Receive, converters.request_to_proto(asked), "user")
+    assert found.report.model_hashes["adapters"] == knowledge.content_hash
+    without = replace(asked, delivery="semantic-unaligned")
+    plain = await clients.call(user.Receive, converters.request_to_proto(without), "user")
+    assert plain.png != found.png
+
+
+async def test_knowledge_of_a_method_that_nobody_knows_is_refused_kindly(
+    dummy_profile: Path, tmp_path: Path
+) -> None:
+    codec = JsccCodec.load(dummy_profile / "codec")
+    base_hash = folder_hash(dummy_profile / "codec")
+    knowledge = TransmissionKnowledge.of_method({"base_hash": base_hash}, "biases", 1, {})
+    with pytest.raises(MismatchError, match=r"of the method biases: .* one of none, cala"):
+        AlignedCodec(codec, base_hash, knowledge)
+    knowledge.save(tmp_path / "biases")
+    with pytest.raises(InvalidInputError, match="biases"):
+        publish(tmp_path / "biases", TransmissionStore(tmp_path / "data"), base_hash)
+    plugins.load(BIASES)
+    with pytest.raises(MismatchError, match="what biases trains"):
+        AlignedCodec(codec, base_hash, knowledge)
+    assert publish(tmp_path / "biases", TransmissionStore(tmp_path / "data"), base_hash).version == 1
 
 
 async def test_a_service_loads_what_its_environment_names(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dekag.cala import condition_vector
 from dekag.cala.methods import METHODS, Lora, build
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError
@@ -96,7 +97,10 @@ def test_resumed_training_ends_where_uninterrupted_training_does(
 
 def test_groups_are_switched_and_kept_apart(codec: JsccCodec) -> None:
     lora = Lora(codec, 1, "snr-cbr")
-    groups = lora.group_of(torch.tensor([1 / 96, 1 / 768, 1 / 96]), torch.tensor([0.0, 10.0, 10.0]))
+    asked = [(1 / 96, 4.99), (1 / 768, 5.0), (1 / 96, 10.0)]
+    groups = lora.group_of(
+        torch.stack([condition_vector(cbr, LinkConditions(snr_db=snr), at="sender") for cbr, snr in asked])
+    )
     assert groups.tolist() == [1, 2, 3]
     for name, parameter in lora.named_parameters():
         if "lora_B" in name and "group2" in name:
@@ -152,8 +156,9 @@ def test_one_condition_can_be_trained_alone(codec: JsccCodec, latents: torch.Ten
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "none"])
 def test_training_makes_an_artifact_that_loads(
-    codec: JsccCodec, latents: torch.Tensor, tmp_path: Path
+    codec: JsccCodec, latents: torch.Tensor, tmp_path: Path, method: str
 ) -> None:
     from dekag.cala.aligned import AlignedCodec
     from dekag.cala.artifact import TransmissionKnowledge
@@ -171,11 +176,26 @@ def test_training_makes_an_artifact_that_loads(
         steps=2,
         seed=1,
         share=SHARE,
+        method=method,
         quality_grid={"cbrs": (1 / 768, 1 / 96), "snrs_db": (0.0,), "taus_s": (1e-7,)},
     )
     knowledge.save(tmp_path / "cala")
-    assert TransmissionKnowledge.load(tmp_path / "cala").quality is not None
-    AlignedCodec.load(tmp_path / "codec", tmp_path / "cala")
+    loaded = TransmissionKnowledge.load(tmp_path / "cala")
+    assert loaded.quality is not None
+    assert loaded.method == method
+    aligned = AlignedCodec.load(tmp_path / "codec", tmp_path / "cala")
+    asked = torch.stack([condition_vector(1 / 96, LinkConditions(snr_db=s), at="sender") for s in (0, 15)])
+    symbols = aligned.encode(latents[:2], [512, 100], asked, modulation="unquantised", exact=False)
+    assert not torch.equal(symbols, codec.encode(latents[:2], [512, 100], modulation="unquantised"))
+    assert not torch.equal(aligned.decode(symbols, SHAPE, asked), codec.decode(symbols, SHAPE))
+
+
+def test_what_trains_nothing_is_no_knowledge(codec: JsccCodec, latents: torch.Tensor, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="trains something"):
+        train_knowledge(
+            tmp_path, codec, "", torch.nn.ConvTranspose2d(4, 3, 8, stride=8), latents, latents, steps=2,
+            seed=1, share=SHARE, method="none",
+        )  # fmt: skip
 
 
 def test_calibration_fills_its_grid(codec: JsccCodec, latents: torch.Tensor) -> None:
