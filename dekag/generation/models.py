@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dekag.errors import DekagError
+from dekag.errors import DeadlineError, DekagError
 from dekag.generation.profile import GeneratorProfile
 
 HASHED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
@@ -69,7 +70,7 @@ class Generator:
         self.decoder = decoder
         self.steps = steps
         self.guidance_scale = guidance_scale
-        accepted = inspect.signature(pipeline.__call__).parameters
+        self._accepted = accepted = inspect.signature(pipeline.__call__).parameters
         self._extra: dict[str, Any] = {}
         if "use_resolution_binning" in accepted:
             self._extra = {
@@ -100,7 +101,6 @@ class Generator:
         factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
         return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
 
-    @torch.inference_mode()
     def latents(
         self,
         prompt: str | None,
@@ -109,7 +109,8 @@ class Generator:
         width: int = 128,
         height: int = 128,
         guidance_scale: float | None = None,
-        **states: torch.Tensor,
+        wanted: Callable[[], bool] | None = None,
+        **states: Any,
     ) -> torch.Tensor:
         """The latent that `prompt` and `seed` (0..2**63-1) give, (1, 4, height/8, width/8) float32.
 
@@ -118,23 +119,79 @@ class Generator:
         `negative_prompt_embeds`.
 
         Raises:
+            DeadlineError, DekagError: as `batch`.
+        """
+        return self.batch(
+            None if prompt is None else [prompt],
+            [seed],
+            width=width,
+            height=height,
+            guidance_scale=guidance_scale,
+            wanted=wanted,
+            **states,
+        )
+
+    @torch.inference_mode()
+    def batch(
+        self,
+        prompts: Sequence[str] | None,
+        seeds: Sequence[int],
+        *,
+        width: int = 128,
+        height: int = 128,
+        guidance_scale: float | None = None,
+        wanted: Callable[[], bool] | None = None,
+        **states: Any,
+    ) -> torch.Tensor:
+        """Latents of several prompts with a seed each, drawn at once, (n, 4, height/8, width/8) float32.
+
+        They differ from those of `latents` by what another size of batch rounds otherwise.
+
+        Args:
+            prompts: one for each; None where `states` take their place.
+            seeds: 0..2**63-1.
+            width, height: pixels.
+            guidance_scale: in place of the generator's own.
+            wanted: asked after each step; False ends the drawing.
+            states: as in `latents`, a row for each.
+
+        Raises:
+            DeadlineError: they are not wanted any more.
             DekagError: the model produced a value that is not finite.
         """
         latents: torch.Tensor = self.pipeline(
-            prompt=prompt,
+            prompt=None if prompts is None else list(prompts),
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             width=width,
             height=height,
             output_type="latent",
             return_dict=False,
             **self._extra,
+            **({} if wanted is None else self._until_unwanted(wanted)),
             **states,
         )[0]
-        if not torch.isfinite(latents).all():
+        finite = torch.isfinite(latents).flatten(1).all(1)
+        if not finite.all():
+            seed = seeds[int(finite.int().argmin())]
             raise DekagError(f"the generator produced a latent that is not finite for seed {seed}")
         return latents.float()
+
+    def _until_unwanted(self, wanted: Callable[[], bool]) -> dict[str, Any]:
+        """The pipeline's arguments that make it ask after each step whether anybody still waits."""
+
+        def check() -> None:
+            if not wanted():
+                raise DeadlineError("nobody waits for the picture any more")
+
+        def on_step_end(_: Any, __: int, ___: Any, changed: dict[str, Any]) -> dict[str, Any]:
+            check()
+            return changed
+
+        if "callback_on_step_end" in self._accepted:
+            return {"callback_on_step_end": on_step_end}
+        return {"callback": lambda *_: check(), "callback_steps": 1}
 
     def image(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> npt.NDArray[np.uint8]:
         """The picture that `prompt` and `seed` give, (height, width, 3) uint8."""

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
 
-from dekag.errors import MismatchError, NotFoundError
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.images import Pixels
 from dekag.generation.models import Generator
 from dekag.makd.metaword import prompt_states
-from dekag.makd.update import PREFIX, KnowledgeUpdate
+from dekag.makd.rows import RowAdapters
+from dekag.makd.update import KnowledgeUpdate
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture of a batch.
+
+    Attributes:
+        prompt: what to draw.
+        seed: 0 to 2**63 - 1.
+        updates: content hashes of loaded updates.
+    """
+
+    prompt: str
+    seed: int
+    updates: tuple[str, ...] = ()
 
 
 class AlignedGenerator:
     """A generator and at most `capacity` knowledge updates; the least recently used one makes room.
 
-    To be used from one thread: updates are switched on in the denoiser from one picture to the next. Without
-    updates a picture is, bit for bit, the generator's own.
+    To be used from one thread: updates act in the denoiser while a batch is drawn. Without updates a picture
+    is, bit for bit, the generator's own.
     """
 
     def __init__(self, generator: Generator, *, capacity: int = 8) -> None:
@@ -30,7 +47,7 @@ class AlignedGenerator:
         self.latent_shape = generator.latent_shape
         self._capacity = capacity
         self._updates: OrderedDict[str, KnowledgeUpdate] = OrderedDict()
-        self._active: tuple[str, ...] = ()
+        self._adapters = RowAdapters(generator.pipeline.unet)
 
     def has(self, content_hash: str) -> bool:
         """Whether the update of that hash is loaded."""
@@ -56,33 +73,27 @@ class AlignedGenerator:
                 f"knowledge update {update.topic!r} fits base model {update.base_hash[:12]}, "
                 f"this one is {self.model_hash[:12]}"
             )
-        self._check_shapes(update)
+        self._check_metaword(update)
+        if update.lora:
+            self._adapters.add(content_hash, update.lora)
         while len(self._updates) >= self._capacity:
             self.remove(next(iter(self._updates)))
-        if update.lora:
-            factors = {PREFIX + name: factor.float() for name, factor in update.lora.items()}
-            with warnings.catch_warnings():  # several adapters in one model are what we want
-                warnings.filterwarnings("ignore", "Already found a `peft_config`")
-                self._pipeline.load_lora_into_unet(
-                    factors, network_alphas=None, unet=self._pipeline.unet, adapter_name=content_hash
-                )
-            self._pipeline.disable_lora()
-            self._active = ()
         self._updates[content_hash] = update
 
     def remove(self, content_hash: str) -> None:
         """Unload an update; nothing happens if it is not loaded."""
-        update = self._updates.pop(content_hash, None)
-        if update is not None and update.lora:
-            self._pipeline.delete_adapters(content_hash)
-            self._active = ()
-            if any(other.lora for other in self._updates.values()):
-                self._pipeline.disable_lora()
-            else:
-                self._pipeline.unload_lora_weights()
+        self._updates.pop(content_hash, None)
+        self._adapters.remove(content_hash)
 
     def latents(
-        self, prompt: str, seed: int, *, width: int = 128, height: int = 128, updates: Sequence[str] = ()
+        self,
+        prompt: str,
+        seed: int,
+        *,
+        width: int = 128,
+        height: int = 128,
+        updates: Sequence[str] = (),
+        wanted: Callable[[], bool] | None = None,
     ) -> torch.Tensor:
         """The latent of `prompt` and `seed`, as Generator.latents gives it, with `updates` switched on.
 
@@ -91,27 +102,56 @@ class AlignedGenerator:
             seed: 0 to 2**63 - 1.
             width, height: pixels.
             updates: content hashes of loaded updates; several act together.
+            wanted: asked after each step; False ends the drawing.
 
         Raises:
             NotFoundError: an update is not loaded.
+            DeadlineError: the picture is not wanted any more.
         """
-        chosen = tuple(sorted(set(updates)))
-        for content_hash in chosen:
-            if content_hash not in self._updates:
-                raise NotFoundError(f"knowledge update {content_hash[:12]} is not loaded")
-            self._updates.move_to_end(content_hash)
-        self._switch(tuple(each for each in chosen if self._updates[each].lora))
-        if not chosen:
-            return self.generator.latents(prompt, seed, width=width, height=height)
-        acting = [self._updates[each] for each in chosen]
-        return self.generator.latents(
-            None,
-            seed,
-            width=width,
-            height=height,
-            guidance_scale=min(update.guidance_scale for update in acting),
-            **self._states(prompt, acting),
-        )
+        drawing = Drawing(prompt, seed, tuple(updates))
+        return self.batch([drawing], width=width, height=height, wanted=wanted)
+
+    def batch(
+        self,
+        drawings: Sequence[Drawing],
+        *,
+        width: int = 128,
+        height: int = 128,
+        wanted: Callable[[], bool] | None = None,
+    ) -> torch.Tensor:
+        """Latents of several drawings at once, (n, 4, height/8, width/8), each row with its own updates.
+
+        They differ from those of `latents` by what another size of batch rounds otherwise; a batch of one
+        does not.
+
+        Args:
+            drawings: all of the same guidance.
+            width, height: pixels, of all.
+            wanted: as in `latents`.
+
+        Raises:
+            InvalidInputError: the drawings' guidance differs.
+            NotFoundError, DeadlineError: as `latents`.
+        """
+        acting = [self._loaded(each.updates) for each in drawings]
+        guidance = {self.guidance_scale(each) for each in acting}
+        if len(guidance) != 1:
+            raise InvalidInputError("updates", "of one guidance scale in a batch", sorted(guidance))
+        seeds = [each.seed for each in drawings]
+        common: dict[str, Any] = {
+            "width": width, "height": height, "guidance_scale": guidance.pop(), "wanted": wanted
+        }  # fmt: skip
+        if not any(acting):
+            return self.generator.batch([each.prompt for each in drawings], seeds, **common)
+        with self._adapters.acting([[u.content_hash for u in row if u.lora] for row in acting]):
+            states = self._states([each.prompt for each in drawings], acting)
+            return self.generator.batch(None, seeds, **common, **states)
+
+    def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
+        """Classifier-free guidance of a picture that is drawn with these updates."""
+        if not updates:
+            return self.generator.guidance_scale
+        return min(update.guidance_scale for update in updates)
 
     def image(
         self, prompt: str, seed: int, *, width: int = 128, height: int = 128, updates: Sequence[str] = ()
@@ -125,38 +165,36 @@ class AlignedGenerator:
     def _pipeline(self) -> Any:
         return self.generator.pipeline
 
+    def _loaded(self, hashes: Sequence[str]) -> list[KnowledgeUpdate]:
+        """The updates of these hashes, which are now the most recently used, each once."""
+        chosen = sorted(set(hashes))
+        for content_hash in chosen:
+            if content_hash not in self._updates:
+                raise NotFoundError(f"knowledge update {content_hash[:12]} is not loaded")
+            self._updates.move_to_end(content_hash)
+        return [self._updates[each] for each in chosen]
+
     @torch.inference_mode()
-    def _states(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> dict[str, torch.Tensor]:
+    def _states(
+        self, prompts: Sequence[str], acting: Sequence[Sequence[KnowledgeUpdate]]
+    ) -> dict[str, Any]:
         """Prompt embeddings with and without the words, as the pipeline takes them."""
-        words = [update.vectors_for(prompt) for update in updates if len(update.metaword)]
         width = self._pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-        vectors = torch.cat(words) if words else torch.zeros(0, width)
         none = torch.zeros(0, width)
+        words = [
+            torch.cat([none, *(update.vectors_for(prompt) for update in updates if len(update.metaword))])
+            for prompt, updates in zip(prompts, acting, strict=True)
+        ]
+        ends = list(accumulate(map(len, words)))
+        chosen = [range(end - len(row), end) for end, row in zip(ends, words, strict=True)]
         return {
-            "prompt_embeds": prompt_states(self._pipeline, [prompt], vectors),
-            "negative_prompt_embeds": prompt_states(self._pipeline, [""], none),
+            "prompt_embeds": prompt_states(self._pipeline, prompts, torch.cat(words), chosen),
+            "negative_prompt_embeds": prompt_states(self._pipeline, [""], none).expand(len(prompts), -1, -1),
         }
 
-    def _switch(self, adapters: tuple[str, ...]) -> None:
-        if adapters == self._active:
-            return
-        if adapters:
-            self._pipeline.set_adapters(list(adapters))
-            self._pipeline.enable_lora()
-        else:
-            self._pipeline.disable_lora()
-        self._active = adapters
-
-    def _check_shapes(self, update: KnowledgeUpdate) -> None:
+    def _check_metaword(self, update: KnowledgeUpdate) -> None:
         width = self._pipeline.text_encoder.get_input_embeddings().weight.shape[1]
         most = self._pipeline.tokenizer.model_max_length // 2
         vectors = len(update.metaword) + len(update.words)
         if vectors and (update.metaword.shape[1] != width or len(update.metaword) > most):
             raise MismatchError(f"the metaword of {update.topic!r} does not fit the text encoder")
-        layers = dict(self._pipeline.unet.named_modules())
-        for name, factor in update.lora.items():
-            layer, which = name.rsplit(".lora_", 1)
-            weight = getattr(getattr(layers.get(layer), "base_layer", layers.get(layer)), "weight", None)
-            side = 1 if which == "A.weight" else 0
-            if weight is None or weight.ndim != factor.ndim or weight.shape[side] != factor.shape[side]:
-                raise MismatchError(f"the LoRA of {update.topic!r} does not fit layer {layer[:80]!r}")

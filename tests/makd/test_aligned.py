@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dekag.errors import MismatchError, NotFoundError
+from dekag.errors import DeadlineError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned import AlignedGenerator, Drawing
 from dekag.makd.distill import distill
-from dekag.makd.update import KnowledgeUpdate
+from dekag.makd.metaword import prompt_states
+from dekag.makd.update import PREFIX, KnowledgeUpdate
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 PROMPT = "a red boat on the beach"
@@ -87,3 +88,56 @@ def test_update_of_another_shape_is_refused(edge: Generator, neon: Distilled) ->
             aligned.add(KnowledgeUpdate.new(info, neon.update.metaword, lora))
     assert aligned.loaded == ()
     assert torch.equal(aligned.latents(PROMPT, 1), base)
+
+
+def test_rows_of_a_batch_meet_their_own_updates(
+    edge: Generator, neon: Distilled, snail: KnowledgeUpdate
+) -> None:
+    aligned = AlignedGenerator(edge)
+    hashes = neon.update.content_hash, snail.content_hash
+    aligned.add(neon.update)
+    aligned.add(snail)
+    drawings = [
+        Drawing(PROMPT, 1, hashes[:1]),
+        Drawing("a neon snail", 2, hashes),
+        Drawing(PROMPT, 1, hashes[1:]),
+        Drawing("a neon boat", 3, hashes[:1]),
+    ]
+    alone = [aligned.latents(each.prompt, each.seed, updates=each.updates) for each in drawings]
+    together = aligned.batch(drawings)
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
+    assert (together[0] - together[2]).abs().max() > 1e-2, "each its own"
+    assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone[0])
+    plain = [Drawing(PROMPT, seed) for seed in (1, 2, 3)]
+    expected = torch.cat([edge.latents(PROMPT, seed) for seed in (1, 2, 3)])
+    torch.testing.assert_close(aligned.batch(plain), expected, rtol=0, atol=1e-4)
+    with pytest.raises(InvalidInputError, match="guidance"):
+        aligned.batch([*plain, drawings[0]])
+
+
+def test_an_update_acts_as_diffusers_and_peft_have_it(
+    edge: Generator, neon: Distilled, dummy_profile: Path
+) -> None:
+    aligned = AlignedGenerator(edge)
+    aligned.add(neon.update)
+    ours = aligned.latents("a neon boat", 5, updates=[neon.update.content_hash])
+    plain = Generator.from_profile(load_profile(dummy_profile).edge)
+    factors = {PREFIX + name: factor.float() for name, factor in neon.update.lora.items()}
+    plain.pipeline.load_lora_into_unet(factors, network_alphas=None, unet=plain.pipeline.unet)
+    none = torch.zeros(0, neon.update.metaword.shape[1])
+    vectors = neon.update.vectors_for("a neon boat")
+    theirs = plain.latents(
+        None,
+        5,
+        guidance_scale=neon.update.guidance_scale,
+        prompt_embeds=prompt_states(plain.pipeline, ["a neon boat"], vectors),
+        negative_prompt_embeds=prompt_states(plain.pipeline, [""], none),
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_drawing_ends_when_nobody_waits(edge: Generator) -> None:
+    asked: list[bool] = []
+    with pytest.raises(DeadlineError):
+        AlignedGenerator(edge).latents(PROMPT, 1, wanted=lambda: bool(asked.append(True)))  # type: ignore[func-returns-value]
+    assert len(asked) == 1 < edge.steps

@@ -1,0 +1,113 @@
+"""Low-rank adapters of which each row of a batch meets its own.
+
+PEFT runs a layer's adapters one after another, each over its rows. Here the factors of all adapters in a
+batch stand in one pair of matrices, and a mask leaves each row the ranks that are its own: two products a
+layer, however many topics share the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dekag.errors import MismatchError
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer -> A (r, in, ...), B (out, r, ...)
+
+
+class RowAdapters:
+    """Adapters for the linear layers and convolutions of a denoiser, which stays as it is outside `acting`.
+
+    Args:
+        denoiser: its layers get forward hooks while adapters act.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self._layers = {
+            name: module
+            for name, module in denoiser.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+        }
+        self._loaded: dict[str, Factors] = {}
+
+    def add(self, name: str, lora: Mapping[str, torch.Tensor]) -> None:
+        """Load an adapter.
+
+        Args:
+            name: what `acting` calls it.
+            lora: `LAYER.lora_A.weight` (r, in) or (r, in, k, k) and `LAYER.lora_B.weight` (out, r) or
+                (out, r, 1, 1) for each adapted layer.
+
+        Raises:
+            MismatchError: a factor does not fit its layer.
+        """
+        factors: Factors = {}
+        for key in lora:
+            layer, which = key.rsplit(".lora_", 1)
+            if which == "A.weight":
+                factors[layer] = (lora[key].float(), lora[f"{layer}.lora_B.weight"].float())
+        for layer, (a, b) in factors.items():
+            weight = self._layers[layer].weight if layer in self._layers else torch.zeros(0)
+            fits = a.ndim == b.ndim == weight.ndim and a.shape[1:] == weight.shape[1:]
+            if not fits or b.shape[0] != weight.shape[0] or b.shape[1] != a.shape[0] or b[0, 0].numel() != 1:
+                raise MismatchError(f"the LoRA does not fit layer {layer[:80]!r}")
+        self._loaded[name] = factors
+
+    def remove(self, name: str) -> None:
+        """Unload an adapter; nothing happens if it is not loaded."""
+        self._loaded.pop(name, None)
+
+    @contextmanager
+    def acting(self, rows: Sequence[Sequence[str]]) -> Iterator[None]:
+        """Inside, row i of a batch meets the adapters rows[i]; all rows again if the batch is a multiple.
+
+        Args:
+            rows: names of loaded adapters for each row; several add up, none leave the row as it is.
+        """
+        names = sorted({name for row in rows for name in row})
+        chosen = [(self._loaded[name], [name in row for row in rows]) for name in names]
+        hooks = []
+        for layer in {layer: None for factors, _ in chosen for layer in factors}:
+            here = [(factors[layer], who) for factors, who in chosen if layer in factors]
+            stacked = _Stacked([pair for pair, _ in here], torch.tensor([who for _, who in here]))
+            hooks.append(self._layers[layer].register_forward_hook(stacked))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+class _Stacked:
+    """The adapters of one layer: its forward hook.
+
+    Args:
+        factors: A and B of each.
+        who: (adapters, rows) bool, which row meets which.
+    """
+
+    def __init__(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], who: torch.Tensor) -> None:
+        self._a = torch.cat([a for a, _ in factors])
+        self._b = torch.cat([b for _, b in factors], dim=1)
+        ranks = torch.tensor([len(a) for a, _ in factors])
+        self._mask = None if who.all() else who.float().T.repeat_interleave(ranks, dim=1)  # (rows, ranks)
+
+    def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+        x = inputs[0]
+        if isinstance(layer, nn.Conv2d):
+            low = F.conv2d(x, self._a, None, layer.stride, layer.padding, layer.dilation)
+            return output + F.conv2d(self._own(low, (-1, 1, 1)), self._b)
+        low = F.linear(x, self._a)
+        return output + F.linear(self._own(low, (1,) * (x.ndim - 2) + (-1,)), self._b)
+
+    def _own(self, low: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """Each row with its own ranks alone; `shape` is a row's, with -1 for the ranks and 1 for all else."""
+        if self._mask is None:
+            return low
+        times = len(low) // len(self._mask)
+        return low * self._mask.repeat(times, 1).reshape(len(low), *shape)
