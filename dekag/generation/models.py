@@ -15,6 +15,9 @@ import torch
 from dekag.errors import DeadlineError, DekagError
 from dekag.generation.profile import GeneratorProfile
 
+PIXELS_AT_ONCE = 2**20
+"""Of a batch; bounds the memory that drawing and decoding take."""
+
 HASHED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
 
 
@@ -39,7 +42,8 @@ class LatentDecoder:
     """Turns latents into pictures: the decoder half of an AutoencoderKL."""
 
     def __init__(self, vae: Any, model_hash: str) -> None:
-        self.vae = vae.eval()
+        # this layout is the quicker one on a CPU
+        self.vae = vae.eval().to(memory_format=torch.channels_last)
         self.model_hash = model_hash
 
     @classmethod
@@ -53,9 +57,12 @@ class LatentDecoder:
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
         """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8."""
-        images: torch.Tensor = self.vae.decode(latents / self.vae.config.scaling_factor).sample
-        scaled = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
-        return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).numpy())
+        scaled = latents / self.vae.config.scaling_factor
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        rows = max(1, PIXELS_AT_ONCE // (factor**2 * latents.shape[2] * latents.shape[3]))
+        images: torch.Tensor = torch.cat([self.vae.decode(part).sample for part in scaled.split(rows)])
+        pixels = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
+        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
 
 
 class Generator:

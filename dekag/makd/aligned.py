@@ -175,9 +175,7 @@ class AlignedGenerator:
         return [self._updates[each] for each in chosen]
 
     @torch.inference_mode()
-    def _states(
-        self, prompts: Sequence[str], acting: Sequence[Sequence[KnowledgeUpdate]]
-    ) -> dict[str, Any]:
+    def _states(self, prompts: Sequence[str], acting: Sequence[Sequence[KnowledgeUpdate]]) -> dict[str, Any]:
         """Prompt embeddings with and without the words, as the pipeline takes them."""
         width = self._pipeline.text_encoder.get_input_embeddings().weight.shape[1]
         none = torch.zeros(0, width)

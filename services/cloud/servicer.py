@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from services.cloud.jobs import Jobs, open_redis
 from services.cloud.store import KnowledgeStore, TransmissionStore
 from services.common import converters
 from services.common.cache import Cache, image_key
-from services.common.worker import ModelWorker
+from services.common.worker import BatchWorker, Wanted
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
     DeleteKnowledgeResponse,
@@ -45,6 +47,19 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True)
+class _Wish:
+    """A picture that is asked for."""
+
+    prompt: str
+    seed: int
+    width: int
+    height: int
+
+    def alike(self) -> tuple[object, ...]:
+        return self.width, self.height
+
+
 class CloudServicer(CloudBase):
     """Draws with the cloud-GAI, keeps all knowledge and starts the jobs that make knowledge updates.
 
@@ -59,7 +74,15 @@ class CloudServicer(CloudBase):
         self._closing = False
         self._mirroring = asyncio.create_task(self._mirror())
         self._cache = Cache(settings)
-        self._worker = ModelWorker("cloud", threads=settings.threads, max_queue=settings.max_queue)
+        self._drawing = BatchWorker(
+            "cloud",
+            self._paint,
+            alike=_Wish.alike,
+            max_batch=settings.generate_batch,
+            wait_s=settings.batch_wait_s,
+            threads=settings.threads,
+            max_queue=settings.max_queue,
+        )
         self._generator: Generator
         self._codec_hash: str
 
@@ -83,7 +106,7 @@ class CloudServicer(CloudBase):
         await self._jobs.close()
         if self._redis is not None:
             await self._redis.aclose()
-        self._worker.close()
+        self._drawing.close()
         await self._cache.close()
 
     async def Generate(
@@ -201,14 +224,13 @@ class CloudServicer(CloudBase):
         missing = [name for name, image in images.items() if not image]
         stages: list[StageTime] = []
         if missing:
-            pixels, seconds = await self._worker.run(
-                generator.image, prompt, seed, width=width, height=height
-            )
-            encoded, encoding = await self._worker.run(_encode, pixels, missing)
+            pixels, seconds = await self._drawing.run(_Wish(prompt, seed, width, height))
+            start = time.perf_counter()
+            encoded = await asyncio.to_thread(_encode, pixels, missing)
             images |= encoded
             stages = [
                 StageTime(stage="cloud.generate", seconds=seconds),
-                StageTime(stage="cloud.encode", seconds=encoding),
+                StageTime(stage="cloud.encode", seconds=time.perf_counter() - start),
             ]
             for name, data in encoded.items():
                 await self._cache.set(keys[name], data, self._settings.cache_ttl_s)
@@ -222,6 +244,25 @@ class CloudServicer(CloudBase):
                 format=converters.FORMATS[name],
             )
             stages = []
+
+    def _paint(self, wishes: Sequence[_Wish], wanted: Wanted) -> list[Pixels]:
+        """Pictures of wishes that are all alike; one that is asked for twice is drawn once."""
+        from dekag.generation.models import PIXELS_AT_ONCE
+
+        width, height = wishes[0].width, wishes[0].height
+        new, most = list(dict.fromkeys(wishes)), max(1, PIXELS_AT_ONCE // (width * height))
+        drawn: dict[_Wish, Pixels] = {}
+        for start in range(0, len(new), most):
+            part = new[start : start + most]
+            latents = self._generator.batch(
+                [wish.prompt for wish in part],
+                [wish.seed for wish in part],
+                width=width,
+                height=height,
+                wanted=wanted,
+            )
+            drawn |= zip(part, self._generator.decoder.decode(latents), strict=True)
+        return [drawn[wish] for wish in wishes]
 
 
 def _encode(pixels: Pixels, formats: list[str]) -> dict[str, bytes]:

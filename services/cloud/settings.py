@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.common.settings import ServiceSettings
+from services.common.settings import GeneratorSettings, ServiceSettings
 
 
 class KnowledgeSettings(ServiceSettings):
@@ -28,7 +28,7 @@ class KnowledgeSettings(ServiceSettings):
     )
 
 
-class CloudSettings(KnowledgeSettings):
+class CloudSettings(KnowledgeSettings, GeneratorSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     port: int = Field(50054, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

@@ -50,6 +50,25 @@ class ServiceSettings(CommonSettings):
     max_queue: int = Field(
         64, ge=1, description="Requests that may wait for one model; more are turned away as exhausted."
     )
+    batch_wait_s: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Time that a free model waits for more requests to share a batch with the first, s.",
+    )
+
+
+class GeneratorSettings(ServiceSettings):
+    """Settings of a gRPC service that draws pictures."""
+
+    generate_batch: int = Field(
+        8,
+        ge=1,
+        le=64,
+        description="Most pictures drawn at once of those that wait, each with its own prompt, seed and "
+        "knowledge. Latents that share a batch differ by a few millionths from those drawn alone; with 1, "
+        "the same request gives the same bits whatever else is asked.",
+    )
 
 
 class CodecSettings(ServiceSettings):
@@ -60,7 +79,7 @@ class CodecSettings(ServiceSettings):
         ge=1,
         le=64,
         description="Most transmissions that the codec takes at once of those that wait for it. "
-        "It never waits for more to come, and no result depends on it.",
+        "No result depends on it.",
     )
     adapters_capacity: int = Field(
         4,

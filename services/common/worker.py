@@ -1,13 +1,14 @@
-"""One thread for each model: requests queue for it, so results never depend on what else is asked."""
+"""One thread for each model: requests queue for it, one by one or in batches, while their time allows."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +21,52 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
+
+
+Wanted = Callable[[], bool]
+"""Whether anybody still waits for what is being worked at."""
+
+_LOOK_EVERY_S = 0.001
+_PACE_KEEPS = 0.8  # of what was known, with each turn
+
+
+class _Line:
+    """Those who wait for a model, and how long each of them takes it.
+
+    Whoever would wait longer than its request has time is turned away at once: it would only be in the way
+    of those that can still be served.
+    """
+
+    def __init__(self, name: str, max_queue: int) -> None:
+        self._name, self._max_queue = name, max_queue
+        self._waiting, self._seconds_each = 0, 0.0
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place in the line while inside.
+
+        Raises:
+            ExhaustedError: the line is full, or longer than the request's time.
+            DeadlineError: the request's time is over.
+        """
+        left, waits_s = time_remaining(), self._waiting * self._seconds_each
+        if self._waiting >= self._max_queue:
+            raise ExhaustedError(f"{self._waiting} requests wait for the {self._name} model; try again later")
+        if left is not None and waits_s > left:
+            raise ExhaustedError(
+                f"it would be about {waits_s:.1f} s until the {self._name} model gets to this request, which "
+                f"allows {left:.1f} s; try again later"
+            )
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+    def note(self, seconds: float, served: int) -> None:
+        """So many were served in that time."""
+        known = self._seconds_each or seconds / served
+        self._seconds_each = _PACE_KEEPS * known + (1 - _PACE_KEEPS) * seconds / served
 
 
 def _set_threads(threads: int) -> None:
@@ -38,31 +85,28 @@ class ModelWorker:
     """
 
     def __init__(self, name: str, *, threads: int = 0, max_queue: int = 64) -> None:
-        self._name, self._max_queue, self._waiting = name, max_queue, 0
+        self._line = _Line(name, max_queue)
         self._thread = ThreadPoolExecutor(1, f"model-{name}", initializer=partial(_set_threads, threads))
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> tuple[_T, float]:
         """Result of ``work(*args, **kwargs)`` and the seconds it took, without its time in the queue.
 
         Raises:
-            ExhaustedError: too many calls are waiting.
+            ExhaustedError: too many calls are waiting, or the request has not the time to wait for them.
             DeadlineError: the request's time was over before its turn came.
         """
-        if self._waiting >= self._max_queue:
-            raise ExhaustedError(f"{self._waiting} requests wait for the {self._name} model; try again later")
         context = contextvars.copy_context()
 
         def timed() -> tuple[_T, float]:
             time_remaining()
             start = time.perf_counter()
             result = work(*args, **kwargs)
-            return result, time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self._line.note(seconds, 1)
+            return result, seconds
 
-        self._waiting += 1
-        try:
+        with self._line.place():
             return await asyncio.get_running_loop().run_in_executor(self._thread, context.run, timed)
-        finally:
-            self._waiting -= 1
 
     def close(self) -> None:
         """Lets the call that runs finish and drops the others."""
@@ -76,21 +120,34 @@ class _Call(Generic[_Item, _Result]):
     item: _Item
     context: contextvars.Context
     answer: Future[tuple[_Result, float]] = field(default_factory=Future)
+    abandoned: bool = False
+
+    def wanted(self) -> bool:
+        """Whether its request still waits for it."""
+        if self.abandoned:
+            return False
+        try:
+            self.context.run(time_remaining)
+        except DeadlineError:
+            return False
+        return True
 
 
 class BatchWorker(Generic[_Item, _Result]):
     """Runs the CPU work of one model in its own thread, for all that waits for it at once.
 
-    A call never waits for others to come: a free worker starts at once, with what is there. The call that has
-    waited longest is in every batch, and those behind it that are like it ride along in their order, so that
-    nobody waits for more batches than there were calls before. A cancelled call that has not started never
-    starts. If a batch fails, its calls are tried one by one, so that none fails for another.
+    A free worker starts at once, with what is there, unless it is told to wait a little for more. The call
+    that has waited longest is in every batch, and those behind it that are like it ride along in their order,
+    so that nobody waits for more batches than there were calls before. A cancelled call that has not started
+    never starts; the work of a batch can ask whether any of its calls is still wanted. If a batch fails, its
+    calls are tried one by one, so that none fails for another.
 
     Args:
         name: of the model, for messages.
-        work: results for items that are all alike, in their order.
+        work: results for items that are all alike, in their order; it may give up when nobody wants them.
         alike: items that give the same value may share a batch.
         max_batch: most items in one batch.
+        wait_s: how long a call that finds the worker free waits for others to share its batch, s.
         threads: CPU threads of the model; 0 leaves it to torch.
         max_queue: calls that may wait.
     """
@@ -98,15 +155,16 @@ class BatchWorker(Generic[_Item, _Result]):
     def __init__(
         self,
         name: str,
-        work: Callable[[Sequence[_Item]], Sequence[_Result]],
+        work: Callable[[Sequence[_Item], Wanted], Sequence[_Result]],
         *,
         alike: Callable[[_Item], Hashable],
         max_batch: int,
+        wait_s: float = 0.0,
         threads: int = 0,
         max_queue: int = 64,
     ) -> None:
-        self._name, self._work, self._alike = name, work, alike
-        self._max_batch, self._max_queue, self._waiting = max_batch, max_queue, 0
+        self._work, self._alike, self._max_batch, self._wait_s = work, alike, max_batch, wait_s
+        self._line = _Line(name, max_queue)
         self._calls: deque[_Call[_Item, _Result]] = deque()
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, f"model-{name}", initializer=partial(_set_threads, threads))
@@ -115,21 +173,24 @@ class BatchWorker(Generic[_Item, _Result]):
         """Result for ``item`` and the seconds its batch took, without its time in the queue.
 
         Raises:
-            ExhaustedError: too many calls are waiting.
+            ExhaustedError: too many calls are waiting, or the request has not the time to wait for them.
             DeadlineError: the request's time was over before its turn came.
         """
-        if self._waiting >= self._max_queue:
-            raise ExhaustedError(f"{self._waiting} requests wait for the {self._name} model; try again later")
         call: _Call[_Item, _Result] = _Call(item, contextvars.copy_context())
-        self._waiting += 1
-        try:
+        with self._line.place():
             with self._lock:
                 self._calls.append(call)
             # one turn for each call; those of calls that rode along find less
             self._thread.submit(self._turn)
-            return await asyncio.wrap_future(call.answer)
-        finally:
-            self._waiting -= 1
+            try:
+                return await asyncio.wrap_future(call.answer)
+            except asyncio.CancelledError:
+                call.abandoned = True
+                raise
+
+    async def apart(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Result of ``work(*args, **kwargs)``, run between two batches in the same thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **kwargs))
 
     def close(self) -> None:
         """Lets the batch that runs finish and drops the other calls."""
@@ -139,11 +200,13 @@ class BatchWorker(Generic[_Item, _Result]):
 
     def _turn(self) -> None:
         """One batch, if anything waits."""
+        if self._wait_s:
+            self._wait_for_more()
         if not (batch := self._next()):
             return
         start = time.perf_counter()
         try:
-            results = self._work([call.item for call in batch])
+            results = self._work([call.item for call in batch], lambda: any(call.wanted() for call in batch))
             answered = list(zip(batch, results, strict=True))
         except Exception as error:
             if len(batch) == 1:
@@ -153,13 +216,19 @@ class BatchWorker(Generic[_Item, _Result]):
                 self._alone(call)
             return
         seconds = time.perf_counter() - start
+        self._line.note(seconds, len(batch))
         for call, result in answered:
             call.answer.set_result((result, seconds))
+
+    def _wait_for_more(self) -> None:
+        end = time.monotonic() + self._wait_s
+        while 0 < len(self._calls) < self._max_batch and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _LOOK_EVERY_S))
 
     def _alone(self, call: _Call[_Item, _Result]) -> None:
         start = time.perf_counter()
         try:
-            (result,) = self._work([call.item])
+            (result,) = self._work([call.item], call.wanted)
         except Exception as error:
             call.answer.set_exception(error)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from services.common.cache import Cache, latent_key
 from services.common.frames import FrameError, Transmission
 from services.common.knowledge import Manifest
 from services.common.transmission import Codecs
-from services.common.worker import BatchWorker, ModelWorker
+from services.common.worker import BatchWorker, ModelWorker, Wanted
 from services.edge.knowledge import Knowledge
 from services.edge.transmission import CurrentCodec, ask_cloud
 from services.proto.cloud_pb2 import GeneratedImage, GenerateRequest
@@ -86,6 +86,18 @@ class _Outgoing:
         return self.codec.content_hash, self.latents.shape, self.asked.modulation
 
 
+@dataclass(frozen=True, eq=False)
+class _Sketch:
+    """A picture to be drawn with these updates."""
+
+    asked: DeliveryRequest
+    updates: Sequence[KnowledgeUpdate]
+    guidance_scale: float
+
+    def alike(self) -> tuple[object, ...]:
+        return self.asked.width, self.asked.height, self.guidance_scale
+
+
 class EdgeServicer(DownlinkServicer):
     """Draws latents with the edge-GAI and sends them as symbols; conventionally, sends the cloud's image."""
 
@@ -94,16 +106,22 @@ class EdgeServicer(DownlinkServicer):
         self._cache = Cache(settings)
         self._channel = clients.open_channel(settings.cloud_address, settings)
         self._cloud = CloudStub(self._channel)
-        workers = (
-            ModelWorker(name, threads=settings.threads, max_queue=settings.max_queue)
-            for name in ("edge", "digital")
+        self._modulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
+        self._generating = BatchWorker(
+            "edge",
+            self._draw,
+            alike=_Sketch.alike,
+            max_batch=settings.generate_batch,
+            wait_s=settings.batch_wait_s,
+            threads=settings.threads,
+            max_queue=settings.max_queue,
         )
-        self._generating, self._modulating = workers
         self._encoding = BatchWorker(
             "codec",
             _encode,
             alike=_Outgoing.alike,
             max_batch=settings.max_batch,
+            wait_s=settings.batch_wait_s,
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
@@ -127,9 +145,8 @@ class EdgeServicer(DownlinkServicer):
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
-        for worker in (self._generating, self._modulating):
+        for worker in (self._generating, self._modulating, self._encoding):
             worker.close()
-        self._encoding.close()
         await self._channel.close()
         await self._cache.close()
 
@@ -203,7 +220,8 @@ class EdgeServicer(DownlinkServicer):
             try:
                 update, sent_bytes = await self._knowledge.fetch(manifest)
                 fetched_bytes += sent_bytes
-                await self._generating.run(self._generator.add, update)
+                if not self._generator.has(update.content_hash):
+                    await self._generating.apart(self._generator.add, update)
                 updates.append(update)
             except (MismatchError, NotFoundError, UnavailableError) as error:
                 if asked.knowledge is not None:
@@ -214,18 +232,48 @@ class EdgeServicer(DownlinkServicer):
             knowledge = [manifest for manifest in knowledge if manifest.content_hash in had]
             if (cached := await self._cached(asked, shape, knowledge)) is not None:
                 return _Drawn(cached, None, knowledge, fetched_bytes)
-        latents, seconds = await self._generating.run(self._draw, asked, updates)
+        sketch = _Sketch(asked, updates, self._generator.guidance_scale(updates))
+        latents, seconds = await self._generating.run(sketch)
         await self._cache.set(self._key(asked, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
         return _Drawn(latents, seconds, knowledge, fetched_bytes)
 
-    def _draw(self, asked: DeliveryRequest, updates: Sequence[KnowledgeUpdate]) -> torch.Tensor:
-        # again, in the turn that draws: those of other requests may have pushed them out
-        for update in updates:
-            self._generator.add(update)
-        hashes = [update.content_hash for update in updates]
-        return self._generator.latents(
-            asked.prompt, asked.seed, width=asked.width, height=asked.height, updates=hashes
-        )
+    def _draw(self, sketches: Sequence[_Sketch], wanted: Wanted) -> list[torch.Tensor]:
+        """Latents (1, *shape) of each of some that are alike; what is asked for twice is drawn once."""
+        from dekag.makd.aligned import Drawing
+
+        width, height = sketches[0].asked.width, sketches[0].asked.height
+        drawn: dict[Drawing, torch.Tensor] = {}
+        drawings: list[Drawing] = []
+        for part in self._parts(sketches):
+            # again, in the turn that draws: other requests may have pushed them out
+            for update in {u.content_hash: u for sketch in part for u in sketch.updates}.values():
+                self._generator.add(update)
+            some = [
+                Drawing(each.asked.prompt, each.asked.seed, tuple(u.content_hash for u in each.updates))
+                for each in part
+            ]
+            drawings += some
+            new = [drawing for drawing in dict.fromkeys(some) if drawing not in drawn]
+            if new:
+                rows = self._generator.batch(new, width=width, height=height, wanted=wanted)
+                drawn |= zip(new, rows.split(1), strict=True)
+        return [drawn[drawing] for drawing in drawings]
+
+    def _parts(self, sketches: Sequence[_Sketch]) -> Iterator[list[_Sketch]]:
+        """Batches that do not exceed the memory and the room for updates."""
+        from dekag.generation.models import PIXELS_AT_ONCE
+
+        most = max(1, PIXELS_AT_ONCE // (sketches[0].asked.width * sketches[0].asked.height))
+        part: list[_Sketch] = []
+        hashes: set[str] = set()
+        for sketch in sketches:
+            more = hashes | {update.content_hash for update in sketch.updates}
+            if part and (len(part) == most or len(more) > self._settings.knowledge_capacity):
+                yield part
+                part, more = [], {update.content_hash for update in sketch.updates}
+            part.append(sketch)
+            hashes = more
+        yield part
 
     def _key(self, asked: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
         hashes = [manifest.content_hash for manifest in knowledge]
@@ -307,7 +355,7 @@ def _rate(asked: DeliveryRequest, codec: Codec, most: int) -> _Rate:
     return _Rate(channel_uses, expected)
 
 
-def _encode(outgoing: Sequence[_Outgoing]) -> list[torch.Tensor]:
+def _encode(outgoing: Sequence[_Outgoing], _: Wanted) -> list[torch.Tensor]:
     """Symbols of each, of transmissions that are all alike; each for what the sender knows of its channel."""
     from dekag.cala import condition_vector
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 
 from services.common.converters import MAX_KNOWLEDGE
-from services.common.settings import CodecSettings
+from services.common.settings import CodecSettings, GeneratorSettings
 
 
-class EdgeSettings(CodecSettings):
+class EdgeSettings(CodecSettings, GeneratorSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     port: int = Field(50053, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +21,12 @@ from services.common import clients, converters
 from services.common.cache import Cache
 from services.common.frames import MAX_BLOCKS, FrameError, Transmission, channel_states, collect
 from services.common.transmission import Codecs
-from services.common.worker import BatchWorker, ModelWorker
+from services.common.worker import BatchWorker, ModelWorker, Wanted
 from services.proto.downlink_pb2 import (
     MODULATION_UNSPECIFIED,
     GetTransmissionKnowledgeRequest,
     HopTraffic,
     ProvideRequest,
-    Reference,
-    TransmissionHeader,
     TransmissionKnowledge,
 )
 from services.proto.downlink_pb2_grpc import DownlinkStub
@@ -65,12 +64,14 @@ class UserServicer(UserBase):
         self._channel = clients.open_channel(settings.downlink_address, settings)
         self._downlink = DownlinkStub(self._channel)
         self._cache = Cache(settings)
-        self._worker = ModelWorker("user", threads=settings.threads, max_queue=settings.max_queue)
+        self._demodulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
+        self._rendering = ModelWorker("decoder", threads=settings.threads, max_queue=settings.max_queue)
         self._decoding = BatchWorker(
             "codec",
             _decode,
             alike=_Incoming.alike,
             max_batch=settings.max_batch,
+            wait_s=settings.batch_wait_s,
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
@@ -90,8 +91,8 @@ class UserServicer(UserBase):
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
-        self._worker.close()
-        self._decoding.close()
+        for worker in (self._demodulating, self._rendering, self._decoding):
+            worker.close()
         await self._channel.close()
         await self._cache.close()
 
@@ -105,14 +106,19 @@ class UserServicer(UserBase):
         reception = received(
             transmission.symbols, channel_states(transmission.states, transmission.header.channel_uses)
         )
-        latents, adapters_bytes = None, 0
+        pixels: Pixels | None
+        reference: Pixels | None = None
+        adapters_bytes = 0
         if asked.jscc:
             latents, adapters_bytes = await self._latents(transmission, reception, asked)
+            pixels, reference = await self._pixels(transmission, latents)
+        else:
+            pixels, _ = await self._demodulating.run(self._decode_digital, transmission, reception, asked)
         hop = "channel-user" if transmission.states else "edge-user"
         transmission.report.hops.append(  # adapters that the user lacked came over the air too
             HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes + adapters_bytes)
         )
-        image, _ = await self._worker.run(self._show, transmission, reception, latents, asked)
+        image = await asyncio.to_thread(self._show, transmission, reception, pixels, reference, asked)
         own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
         for _ in range(3):  # the count's own varint is counted too; its length settles at once
             own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
@@ -164,21 +170,36 @@ class UserServicer(UserBase):
         transmission.add_stage("user.decode", seconds)
         return latents, sent_bytes
 
-    @torch.inference_mode()
+    async def _pixels(
+        self, transmission: Transmission, latents: torch.Tensor
+    ) -> tuple[Pixels, Pixels | None]:
+        """The picture in latents (1, *shape), and what was sent if it comes along."""
+        rows = [latents]
+        if (reference := transmission.reference) is not None:
+            try:
+                sent = converters.latents_from_bytes(reference.latents, tuple(latents.shape))
+            except InvalidInputError as error:
+                raise FrameError(f"reference: {error}") from error
+            rows.append(torch.from_numpy(sent))
+        # one by one: a batch is hardly quicker, and a picture's bits would depend on whether it is measured
+        (pixels, *others), seconds = await self._rendering.run(
+            lambda: [self._decoder.decode(each)[0] for each in rows]
+        )
+        transmission.add_stage("user.render", seconds)
+        transmission.report.model_hashes["decoder"] = self._decoder.model_hash
+        return pixels, others[0] if others else None
+
     def _show(
         self,
         transmission: Transmission,
         reception: Reception,
-        latents: torch.Tensor | None,
+        pixels: Pixels | None,
+        reference: Pixels | None,
         asked: DeliveryRequest,
     ) -> ReceivedImage:
-        from dekag.generation.images import to_png
+        from dekag.generation.images import from_bytes, to_png
 
         header, sent = transmission.header, transmission.report
-        if latents is not None:
-            pixels: Pixels | None = self._render(transmission, latents)
-        else:
-            pixels = self._decode_digital(transmission, reception, asked)
         image = ReceivedImage()
         if pixels is not None:
             start = time.perf_counter()
@@ -211,18 +232,16 @@ class UserServicer(UserBase):
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
         if pixels is not None and transmission.reference is not None:
             start = time.perf_counter()
-            self._measure(report, pixels, self._reference(transmission.reference, transmission.header))
+            if reference is None:
+                try:
+                    reference = from_bytes(transmission.reference.image)
+                except InvalidInputError as error:
+                    raise FrameError(f"reference: {error}") from error
+            self._measure(report, pixels, reference)
             transmission.add_stage("user.measure", time.perf_counter() - start)
         report.stages.extend(sent.stages)
         image.report.CopyFrom(report)
         return image
-
-    def _render(self, transmission: Transmission, latents: torch.Tensor) -> Pixels:
-        start = time.perf_counter()
-        pixels: Pixels = self._decoder.decode(latents)[0]
-        transmission.add_stage("user.render", time.perf_counter() - start)
-        transmission.report.model_hashes["decoder"] = self._decoder.model_hash
-        return pixels
 
     def _decode_digital(
         self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
@@ -249,19 +268,6 @@ class UserServicer(UserBase):
         transmission.add_stage("user.render", time.perf_counter() - decoded)
         return pixels
 
-    def _reference(self, reference: Reference, header: TransmissionHeader) -> Pixels:
-        from dekag.generation.images import from_bytes
-
-        try:
-            if reference.WhichOneof("content") == "image":
-                return from_bytes(reference.image)
-            shape = (1, *header.latent_shape)
-            latents = torch.from_numpy(converters.latents_from_bytes(reference.latents, shape))
-            pixels: Pixels = self._decoder.decode(latents)[0]
-            return pixels
-        except (InvalidInputError, ValueError) as error:
-            raise FrameError(f"reference: {error}") from error
-
     def _measure(self, report: LinkReport, pixels: Pixels, reference: Pixels) -> None:
         from dekag.metrics.image import psnr_db
 
@@ -276,7 +282,7 @@ class UserServicer(UserBase):
                 _log.exception("a metric failed", metric=name)
 
 
-def _decode(incoming: Sequence[_Incoming]) -> list[torch.Tensor]:
+def _decode(incoming: Sequence[_Incoming], _: Wanted) -> list[torch.Tensor]:
     """Latents of each, of transmissions that are alike; each for what the receiver knows of its channel."""
     from dekag.cala import condition_vector
     from dekag.cala.conditions import block_snr_db

@@ -10,7 +10,7 @@ import pytest
 
 from dekag.errors import DeadlineError, ExhaustedError
 from services.common.requests import begin_request, request_id
-from services.common.worker import BatchWorker, ModelWorker
+from services.common.worker import BatchWorker, ModelWorker, Wanted
 
 
 async def test_calls_run_one_by_one_in_order_with_the_context_of_the_request() -> None:
@@ -78,7 +78,7 @@ async def test_a_call_whose_time_is_over_never_starts() -> None:
 def batching(seen: list[list[int]], first: threading.Event, **limits: int) -> BatchWorker[int, int]:
     """Squares numbers, notes its batches, and holds the first one up; numbers of equal parity are alike."""
 
-    def work(items: Sequence[int]) -> list[int]:
+    def work(items: Sequence[int], _: Wanted) -> list[int]:
         seen.append(list(items))
         if len(seen) == 1:
             first.wait()
