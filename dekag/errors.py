@@ -44,4 +44,13 @@ class DeadlineError(DekagError):
 
 
 class ExhaustedError(DekagError):
-    """More is asked for at once than there is room for; trying later helps."""
+    """More is asked for at once than there is room for; trying later helps.
+
+    Args:
+        message: what there is too much of.
+        retry_after_s: when trying again is worth it, s from now; None if that is not known.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

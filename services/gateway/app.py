@@ -21,6 +21,7 @@ from services.common.clients import call, open_channel
 from services.common.converters import MAX_SEED
 from services.common.requests import request_id
 from services.gateway import knowledge, problems
+from services.gateway.admission import Admission
 from services.gateway.converters import to_image, to_proto
 from services.gateway.middleware import RequestMiddleware
 from services.gateway.schemas import ImagesRequest, ImagesResponse, Readiness, Reports
@@ -57,6 +58,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         settings: read from the environment if left out.
     """
     settings = settings or GatewaySettings()
+    admission = Admission(slots=settings.max_in_flight, max_waiting=settings.max_waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -104,9 +106,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
         async def deliver() -> ImagesResponse:
             answer = ImagesResponse(created=int(time.time()), data=[])
-            for seed in range(first, first + body.n):
-                received = await call(app.state.user.Receive, to_proto(body, seed), "user")
-                answer.data.append(to_image(received, request_id.get()))
+            async with admission.place(request.client.host if request.client else ""):
+                for seed in range(first, first + body.n):
+                    received = await call(app.state.user.Receive, to_proto(body, seed), "user")
+                    answer.data.append(to_image(received, request_id.get()))
             return answer
 
         answer = await _unless_gone(request, deliver())

@@ -48,13 +48,16 @@ def problem(
 def from_error(error: Exception) -> JSONResponse:
     """The problem that any exception becomes."""
     shown: DekagError = public(error, request_id.get())
-    retry = isinstance(shown, UnavailableError | ExhaustedError)
     errors = (
         [FieldProblem(field=shown.field, allowed=shown.allowed, detail=str(shown))]
         if isinstance(shown, InvalidInputError)
         else None
     )
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if retry else None
+    headers = None
+    if isinstance(shown, ExhaustedError):
+        headers = {"Retry-After": str(shown.retry_after_s or RETRY_AFTER_S)}
+    elif isinstance(shown, UnavailableError):
+        headers = {"Retry-After": str(RETRY_AFTER_S)}
     return problem(http_status(shown), str(shown), errors=errors, headers=headers)
 
 

@@ -21,5 +21,14 @@ class GatewaySettings(CommonSettings):
     stream_deadline_s: float = Field(
         3600.0, gt=0, description="Time after which an event stream ends; it may be asked for again, s."
     )
+    max_in_flight: int = Field(
+        16, ge=1, description="Requests for images that are worked at a time; more wait for their turn."
+    )
+    max_waiting: int = Field(
+        8,
+        ge=0,
+        description="Requests for images that may wait; more are refused with status 429 and Retry-After. "
+        "Clients with less than their fair share still get in, up to twice as many.",
+    )
     max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body accepted, bytes.")
     ready_timeout_s: float = Field(1.0, gt=0, description="Time that /readyz gives each check, s.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -363,3 +364,34 @@ async def test_a_cloud_that_restarts_is_found_again(
         except UnavailableError:
             await asyncio.sleep(0.05)
     pytest.fail("not found within 2 s")
+
+
+async def test_a_picture_that_nobody_waits_for_is_not_drawn_to_the_end(
+    start: Any, connect: Any, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "profile"
+    shutil.copytree(dummy_profile, profile)
+    described = json.loads((profile / "profile.json").read_text())
+    described["edge"]["steps"] = 100
+    (profile / "profile.json").write_text(json.dumps(described))
+    settings = EdgeSettings(port=0, redis_url="", profile=str(profile), cloud_address="127.0.0.1:1")
+    servicer = EdgeServicer(settings)
+    edge = DownlinkStub(connect(await start(servicer, add_DownlinkServicer_to_server, settings)))
+    scheduler = servicer._generator.generator.pipeline.scheduler
+    step, steps, begun = scheduler.step, [], asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        steps.append(None)
+        loop.call_soon_threadsafe(begun.set)
+        return step(*args, **kwargs)
+
+    scheduler.step = counted
+    request = converters.request_to_proto(asked)
+    leaving = asyncio.create_task(collect(clients.stream(edge.Provide, request, "edge")))
+    await begun.wait()
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    other = converters.request_to_proto(replace(asked, seed=asked.seed + 1))
+    await collect(clients.stream(edge.Provide, other, "edge"))
+    assert 100 < len(steps) < 200, "the second one whole, of the first one a part"

@@ -371,6 +371,21 @@ async def test_what_breaks_inside_is_500_without_details() -> None:
         assert any(line["event"] == "request failed" for line in logs)
 
 
+async def test_a_flood_is_refused_with_a_time_to_come_back_and_the_accepted_are_served(chain: Any) -> None:
+    settings = GatewaySettings(user_address=chain.addresses["user"], max_in_flight=1, max_waiting=1)
+    async with serving(create_app(settings)) as client:
+        body = {"prompt": "a boat", "size": "64x64"}
+        answers = await asyncio.gather(*(client.post(PATH, json=body) for _ in range(12)))
+    served = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert len(served) >= 2, "one at work, one in wait"
+    assert refused
+    for answer in refused:
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "wait already" in answer.json()["detail"]
+
+
 async def test_hanging_up_cancels_the_work(client: Client) -> None:
     asked = {"prompt": "a crowd", "n": 4, "size": "256x256"}
     with capture_logs() as logs:
