@@ -8,13 +8,14 @@ USERS ?= 8
 DURATION ?= 60s
 SHAPE ?= steady
 URL ?= http://127.0.0.1:8080
+REPORT ?= loadtest-out
 
 .DEFAULT_GOAL := help
 .PHONY: help install constraints up demo test test-slow test-compose lint format proto docs docs-serve down clean \
-  results results-quick loadtest
+  results results-quick loadtest loadtest-compose
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/.installed ## make .venv and install the project with its pinned dependencies
 
@@ -31,9 +32,23 @@ demo: install ## one image per delivery over the whole chain: make demo SNR=10 P
 up: install ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up
 
+LOCUST = $(BIN)/locust -f loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 \
+  --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --report "$(REPORT)"
+
 loadtest: install ## ask what `make up` started as many users would: make loadtest USERS=8 DURATION=60s SHAPE=burst
-	@$(BIN)/locust -f loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 --host "$(URL)" \
-	  --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --logs .run
+	@$(LOCUST) --host "$(URL)" --logs .run
+
+# A stack that runs is used as it is; one that does not is up for this run only. Locust takes the engine from
+# DOCKER_HOST, since docker's SDK does not know its contexts.
+loadtest-compose: install ## the same with docker-compose.yml, and what its containers' network counters say
+	@if test -z "$$(docker compose ps --quiet --status running)"; then \
+	  trap 'docker compose down' EXIT; trap 'exit 130' INT TERM; \
+	  docker compose up --build --wait --wait-timeout 600; \
+	fi && \
+	host="$${DOCKER_HOST:-$$(docker context inspect --format '{{.Endpoints.docker.Host}}')}" && \
+	address="$$(docker compose port gateway 8080)" && \
+	project="$$(docker compose ps --format '{{.Project}}' gateway)" && \
+	DOCKER_HOST="$$host" $(LOCUST) --host "http://$$address" --compose-project "$$project"
 
 test: install ## the quick tests
 	$(BIN)/python -m pytest -m "not slow and not compose"

@@ -7,6 +7,7 @@ One process: the users' schedules count on it, and one report is written. What i
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 import uuid
@@ -25,10 +26,12 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from dekag.errors import DekagError
-from loadtest.report import Answer, write_report
+from loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
+from loadtest.report import Answer, log_lines, service_traffic, write_report
 from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
 
 DEFAULT_DURATION_S = 60.0
+IDLE_S = 10.0  # at rest services look at Redis every few seconds; rarer checks are a few hundred bytes each
 PATH = "/v1/images/generations"
 
 
@@ -45,6 +48,32 @@ class Run:
         self.name = uuid.uuid4().hex[:8]  # request ids of two runs differ
         self.start = time.monotonic()
         self.load_s = 0.0
+        self.project = ComposeProject(options.compose_project) if options.compose_project else None
+        self.before: Snapshot | None = None
+
+    def traffic(self) -> tuple[list[str] | None, dict[str, Any] | None]:
+        """Lines of the services' logs, and what containers counted beside them; None where not asked for."""
+        if self.project is None:
+            return (log_lines(Path(self.options.logs)) if self.options.logs else None), None
+        log: list[str] | None = None
+        try:
+            if self.before is None:
+                raise ValueError("the counters could not be read before the run")
+            after = self.project.snapshot()
+            log = self.project.log(self.before.at_s)
+            gevent.sleep(IDLE_S)
+            idle = self.project.snapshot()
+            found = compare(
+                self.before,
+                after,
+                idle,
+                service_traffic(log),
+                http_received_bytes=sum(answer.sent_bytes for answer in self.answers),
+                http_sent_bytes=sum(answer.received_bytes for answer in self.answers),
+            )
+        except (*ENGINE_ERRORS, ValueError) as error:
+            return log, {"not_told": str(error)}
+        return log, found
 
 
 class _Current:
@@ -160,20 +189,32 @@ def _add_options(parser: Any) -> None:
     group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")
     group.add_argument("--report", default="loadtest-out", help="Folder for the report.")
     group.add_argument("--logs", default="", help="Folder of the services' logs, which count bytes.")
+    group.add_argument(
+        "--compose-project",
+        default="",
+        help="Compose project whose containers' logs and network counters are read; instead of --logs.",
+    )
 
 
 def _check(environment: Environment, **_: Any) -> None:
     if not isinstance(environment.runner, LocalRunner) or environment.parsed_options is None:
         raise SystemExit("the load test is one process: leave out --master, --worker and --processes")
+    if environment.parsed_options.logs and environment.parsed_options.compose_project:
+        raise SystemExit("--compose-project reads the containers' logs: leave out --logs")
     try:
         _scenario(environment.parsed_options)
-    except (ValueError, DekagError) as error:
+        if environment.parsed_options.compose_project:
+            ComposeProject(environment.parsed_options.compose_project).snapshot()
+    except (*ENGINE_ERRORS, DekagError, ValueError) as error:
         raise SystemExit(str(error)) from error
 
 
 def _begin(environment: Environment, **_: Any) -> None:
     if environment.parsed_options is not None:  # never, of a run from the command line
-        _Current.run = Run(environment.parsed_options)
+        _Current.run = run = Run(environment.parsed_options)
+        if run.project is not None:
+            with contextlib.suppress(*ENGINE_ERRORS, ValueError):  # the report says so
+                run.before = run.project.snapshot()
 
 
 def _note_length(**_: Any) -> None:
@@ -184,6 +225,7 @@ def _report(environment: Environment, **_: Any) -> None:
     run, console = _Current.run, Console()
     run.in_flight.join()
     options, folder = run.options, Path(run.options.report)
+    log, containers = run.traffic()
     settings = {
         "url": environment.host,
         "shape": options.shape,
@@ -200,7 +242,8 @@ def _report(environment: Environment, **_: Any) -> None:
         settings,
         load_s=run.load_s,
         updates=_updates(str(environment.host)),
-        logs=Path(options.logs) if options.logs else None,
+        log=log,
+        containers=containers,
     )
     console.print(Markdown("\n".join(summary)))
     if not any(answer.error is None for answer in run.answers):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from dekag.experiments.headline import current_commit, mean_ci95
 PERCENTILES = (50, 90, 95, 99)
 BACKHAUL = "cloud-edge"
 _FORMAT = 1
+_COUNTS = '"sent_bytes"'  # is in the lines of the services' logs that count bytes
 _LEFT_OUT = ("gains",)  # of link reports: many numbers that no figure is made of
 
 
@@ -205,8 +206,17 @@ def _saved(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def service_traffic(logs: Path, request_ids: Collection[str]) -> list[dict[str, Any]]:
-    """Bytes that the services counted for those requests, of their logs ``*.log`` in folder `logs`.
+def log_lines(folder: Path) -> list[str]:
+    """Lines of the logs ``*.log`` in that folder that may be about calls and their bytes."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.log")):
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines += [text for text in file if _COUNTS in text]
+    return lines
+
+
+def service_traffic(lines: Iterable[str], request_ids: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """Bytes that the services counted for those requests, or for all of them, of the lines of their logs.
 
     They are gRPC messages as serialised, whatever became of the call, without the framing of gRPC and
     HTTP/2. They hold what only serves to measure (the reference for the PSNR), which link reports leave out;
@@ -216,21 +226,19 @@ def service_traffic(logs: Path, request_ids: Collection[str]) -> list[dict[str, 
         For each service and method `calls`, `received_bytes` and `sent_bytes`.
     """
     totals: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    ours = frozenset(request_ids)
-    for path in sorted(logs.glob("*.log")):
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for text in file:
-                if '"sent_bytes"' not in text:
-                    continue
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue
-                if line.get("event") == "request" and line.get("request_id") in ours:
-                    total = totals[line["service"], line["method"].rsplit("/", 1)[-1]]
-                    total["calls"] += 1
-                    total["received_bytes"] += line["received_bytes"]
-                    total["sent_bytes"] += line["sent_bytes"]
+    ours = None if request_ids is None else frozenset(request_ids)
+    for text in lines:
+        if _COUNTS not in text:
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if line.get("event") == "request" and (ours is None or line.get("request_id") in ours):
+            total = totals[line["service"], line["method"].rsplit("/", 1)[-1]]
+            total["calls"] += 1
+            total["received_bytes"] += line["received_bytes"]
+            total["sent_bytes"] += line["sent_bytes"]
     return [{"service": key[0], "method": key[1], **total} for key, total in sorted(totals.items())]
 
 
@@ -241,7 +249,8 @@ def write_report(
     *,
     load_s: float,
     updates: Mapping[str, int],
-    logs: Path | None = None,
+    log: Iterable[str] | None = None,
+    containers: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Write report.json, report.md with its plots, and answers.jsonl, a line for each request.
 
@@ -251,15 +260,17 @@ def write_report(
         settings: how it was run, to stand in the report.
         load_s: how long requests were sent, s.
         updates: bytes of the current knowledge update of each topic.
-        logs: folder of the services' logs, if it can be read from here.
+        log: lines of the services' logs, if they can be read from here.
+        containers: what `loadtest.containers.compare` found, or `not_told` with the reason why it did not.
 
     Returns:
         The lines of the summary table, Markdown.
     """
     figures = summarise(answers, load_s=load_s, updates=updates)
     figures["services"] = None
-    if logs is not None:
-        figures["services"] = service_traffic(logs, [answer.request_id for answer in answers])
+    if log is not None:
+        figures["services"] = service_traffic(log, [answer.request_id for answer in answers])
+    figures["containers"] = containers
     run = {"format": _FORMAT, "commit": current_commit(), "settings": dict(settings)}
     write_rows(folder / "answers.jsonl", [_row(answer) for answer in answers])
     (folder / "report.json").write_text(json.dumps(run | figures, indent=2) + "\n")
@@ -289,6 +300,8 @@ def _summary(figures: Mapping[str, Any]) -> list[str]:
             lines.append(f"| latency, {name}: p{'/'.join(map(str, PERCENTILES))} | {shown} ms |")
     lines.append(f"| backhaul saved | {_percent(savings['backhaul_bytes'])} |")
     lines.append(f"| channel uses saved | {_percent(savings['channel_uses'])} |")
+    if "counters_gap_percent" in (containers := figures["containers"] or {}):
+        lines.append(f"| bytes that only containers counted | {containers['counters_gap_percent']:.1f} % |")
     return lines
 
 
@@ -347,7 +360,8 @@ def _page(settings: Mapping[str, Any], figures: Mapping[str, Any], plots: Sequen
     shown = " | ".join("-" if psnr is None else f"{psnr:.1f}" for psnr in psnrs)
     lines += [f"| PSNR of all that decoded, dB | {shown} | |", ""]
     lines += _knowledge_lines(figures["knowledge"])
-    return lines + _service_lines(figures["services"])
+    lines += _service_lines(figures["services"])
+    return lines if figures["containers"] is None else lines + _container_lines(figures["containers"])
 
 
 def _lateness(found: Mapping[str, float]) -> str:
@@ -392,6 +406,35 @@ def _service_lines(services: Sequence[Mapping[str, Any]] | None) -> list[str]:
             f"| {each['sent_bytes']:,} |"
         )
     return lines
+
+
+def _container_lines(containers: Mapping[str, Any]) -> list[str]:
+    lines = ["", "## Traffic, as the containers counted it", ""]
+    if "not_told" in containers:
+        return [*lines, f"Not told: {containers['not_told']}."]
+    idle_s, run_s = containers["idle_s"], containers["run_s"]
+    lines += [
+        "Network counters of the containers over the run, whoever caused it, in bytes. `idle` is what they",
+        f"counted in {idle_s:.0f} s without load, scaled to the run's {run_s:.0f} s; `headers` are those of",
+        "the packets, up to TCP; `messages` are those of gRPC as the services logged them, at both ends, and",
+        "bodies of HTTP; `rest` is Redis and the framing of gRPC and HTTP.",
+        "",
+        "| service | direction | counted | idle | headers | messages | rest |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    shown = ("counted_bytes", "idle_bytes", "headers_bytes", "messages_bytes", "rest_bytes")
+    for row in containers["rows"]:
+        numbers = " | ".join(f"{row[name]:,}" for name in shown)
+        lines.append(f"| {row['service']} | {row['direction']} | {numbers} |")
+    gap, raw = containers["counters_gap_percent"], containers["raw_gap_percent"]
+    return [
+        *lines,
+        "",
+        "Without `idle`, `headers` and what went to and from Redis",
+        f"({containers['redis_bytes']:,} bytes) the counters come to {containers['counters_bytes']:,} bytes,",
+        f"the messages to {containers['interceptors_bytes']:,}. The gap is the framing of gRPC and HTTP:",
+        f"**{gap:.2f} %**, or {raw:.2f} % with `idle` and `headers`.",
+    ]
 
 
 def _plot_latency(good: Sequence[Answer], folder: Path) -> str:

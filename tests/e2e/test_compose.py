@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +21,14 @@ from services.launcher.stack import SERVICES, free_port
 
 pytestmark = pytest.mark.compose
 ROOT = Path(__file__).resolve().parents[2]
+PROJECT = "dekag-test"
 NAMES = ["redis", "distiller", *SERVICES]
 WRITERS = {"cloud", "distiller"}  # of the volume of knowledge
 
 
 def compose(*arguments: str, port: int = 0, check: bool = True) -> str:
     done = subprocess.run(
-        ["docker", "compose", "--project-name", "dekag-test", *arguments],
+        ["docker", "compose", "--project-name", PROJECT, *arguments],
         cwd=ROOT,
         env=os.environ | {"DEKAG_GATEWAY_PORT": str(port)},
         stdout=subprocess.PIPE,
@@ -90,6 +92,28 @@ def test_a_topic_is_distilled_and_used(url: str) -> None:
     assert call("DELETE", "/v1/knowledge/neon").status_code == 204
 
 
+def test_containers_count_what_a_load_test_sends(url: str, tmp_path: Path) -> None:
+    make = ["make", "--old-file=.venv/.installed", f"BIN={Path(sys.executable).parent}", "loadtest-compose"]
+    subprocess.run(
+        [*make, "USERS=4", "DURATION=10s", "SHAPE=steady", f"REPORT={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"COMPOSE_PROJECT_NAME": PROJECT},
+        check=True,
+        timeout=180,
+    )
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["settings"]["url"] == url
+    assert found["errors"] == {}
+    assert {each["service"] for each in found["services"]} >= {"channel", "edge", "user"}
+    counted = found["containers"]
+    assert {row["service"] for row in counted["rows"]} == set(NAMES)
+    for row in counted["rows"]:
+        assert row["counted_bytes"] >= row["messages_bytes"], row
+    assert 0 < counted["counters_gap_percent"] < 5, counted
+    assert "as the containers counted it" in (tmp_path / "report.md").read_text()
+    assert len(compose("ps", "--quiet", "--status", "running").split()) == len(NAMES)
+
+
 def test_only_the_gateway_is_published_and_only_here(containers: dict[str, dict[str, Any]]) -> None:
     assert sorted(containers) == sorted(NAMES)
     for name, container in containers.items():
@@ -122,6 +146,6 @@ def test_no_process_is_root_and_nothing_can_be_written(url: str, name: str) -> N
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gateway"])
 def test_services_have_no_way_out(containers: dict[str, dict[str, Any]], name: str) -> None:
     networks = list(containers[name]["NetworkSettings"]["Networks"])
-    assert networks == ["dekag-test_chain"]
+    assert networks == [f"{PROJECT}_chain"]
     described = json.loads(subprocess.check_output(["docker", "network", "inspect", networks[0]]))
     assert described[0]["Internal"]

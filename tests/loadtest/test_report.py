@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtest.report import Answer, service_traffic, summarise, write_report
+from loadtest.report import Answer, log_lines, service_traffic, summarise, write_report
 
 UPDATES = {"neon": 9000, "jewel": 600}
 
@@ -144,9 +144,12 @@ def test_bytes_that_the_services_logged(tmp_path: Path) -> None:
         + line("another", "/dekag.v1.Downlink/Provide", 40, 400)
     )  # fmt: skip
     (tmp_path / "gateway.log").write_text('{"event": "request", "request_id": "load-1", "status": 200}\n')
-    assert service_traffic(tmp_path, ["load-1", "load-2", "load-3"]) == [
+    lines = log_lines(tmp_path)
+    assert service_traffic(lines, ["load-1", "load-2", "load-3"]) == [
         {"service": "edge", "method": "Provide", "calls": 2, "received_bytes": 30, "sent_bytes": 300}
     ]
+    (everybody,) = service_traffic(lines)
+    assert (everybody["calls"], everybody["received_bytes"], everybody["sent_bytes"]) == (3, 70, 700)
 
 
 def test_files(tmp_path: Path) -> None:
@@ -177,6 +180,6 @@ def test_files(tmp_path: Path) -> None:
 def test_a_run_without_answers(tmp_path: Path) -> None:
     refused = [answer("1", "semantic", error="ConnectionRefusedError")]
     for answers in ([], refused):
-        summary = write_report(tmp_path, answers, {}, load_s=1.0, updates={}, logs=tmp_path)
+        summary = write_report(tmp_path, answers, {}, load_s=1.0, updates={}, log=[])
         assert "| backhaul saved | not measured: nothing was answered both ways |" in summary
     assert "| error: ConnectionRefusedError | 1 |" in summary
