@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -176,11 +177,11 @@ class EdgeServicer(DownlinkServicer):
 
     async def _semantic(self, asked: DeliveryRequest) -> Transmission:
         shape = self._generator.latent_shape(asked.width, asked.height)
-        codec, adapters_bytes = self._codecs.base, 0
-        if asked.delivery == "semantic":
-            codec, adapters_bytes = await self._current.get()
+        (codec, adapters_bytes), knowledge = await asyncio.gather(
+            self._codec(asked), self._knowledge.choose(asked, self._generator.model_hash)
+        )
         rate = _rate(asked, codec, codec.base.max_channel_uses(shape))
-        drawn = await self._latents(asked, shape)
+        drawn = await self._latents(asked, shape, knowledge)
         outgoing = _Outgoing(codec, drawn.latents, rate.channel_uses, asked)
         symbols, encoding = await self._encoding.run(outgoing)
         hashes = {"edge": self._generator.model_hash, "codec": codec.base_hash}
@@ -210,9 +211,14 @@ class EdgeServicer(DownlinkServicer):
         transmission.add_stage("edge.encode", encoding)
         return transmission
 
-    async def _latents(self, asked: DeliveryRequest, shape: tuple[int, int, int]) -> _Drawn:
-        """What the edge draws, with the knowledge that is asked for, or takes from the cache."""
-        knowledge = await self._knowledge.choose(asked, self._generator.model_hash)
+    async def _codec(self, asked: DeliveryRequest) -> tuple[Codec, int]:
+        """The codec that is asked for, and the bytes that had to be sent for its adapters."""
+        return await self._current.get() if asked.delivery == "semantic" else (self._codecs.base, 0)
+
+    async def _latents(
+        self, asked: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
+    ) -> _Drawn:
+        """What the edge draws with this knowledge, or takes from the cache."""
         if (cached := await self._cached(asked, shape, knowledge)) is not None:
             return _Drawn(cached, None, knowledge, 0)
         updates, fetched_bytes = [], 0
