@@ -144,14 +144,17 @@ def distill(
 
 @app.command()
 def publish(
-    folder: Annotated[
-        Path, typer.Argument(help="What `dekag train cala` wrote.", exists=True, file_okay=False)
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="What `dekag train cala` or `dekag train knowledge` wrote.", exists=True, file_okay=False
+        ),
     ],
 ) -> None:
-    """Make a codec's adapters current; a running system uses them from the next request on."""
+    """Make a codec's adapters or topics' updates current; a running system uses them at once."""
     from services.cloud.publish import main
 
-    raise typer.Exit(main([str(folder)]))
+    raise typer.Exit(main([str(folder) for folder in folders]))
 
 
 @app.command()

@@ -1,17 +1,21 @@
-"""Makes a codec's adapters current: ``python -m services.cloud.publish FOLDER``, or ``dekag publish FOLDER``.
+"""Makes knowledge current: ``python -m services.cloud.publish FOLDER ...``, or ``dekag publish FOLDER ...``.
 
-It writes into the cloud's data folder, so whoever may do that may publish, and nobody else. A running cloud
-finds the new version there and mirrors it to Redis within seconds; edges use it from the next request on.
+A folder holds a codec's adapters, as ``dekag train cala`` writes them, or a topic's knowledge update, as
+``dekag train knowledge`` does. It is written into the cloud's data folder, so whoever may do that may
+publish, and nobody else. A running cloud finds the new version there and mirrors it to Redis within seconds;
+edges use it from the next request on.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 from dekag import plugins
 from dekag.errors import DekagError, MismatchError, NotFoundError
-from services.cloud.store import TransmissionStore
+from services.cloud.store import KnowledgeStore, TransmissionStore
+from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
 
 
@@ -33,8 +37,7 @@ def publish(
     """
     from dekag.cala.artifact import TransmissionKnowledge
 
-    if not folder.is_dir():
-        raise NotFoundError(f"there is no folder {str(folder)!r}")
+    _exists(folder)
     knowledge = TransmissionKnowledge.load(folder)
     if knowledge.base_hash != codec_hash:
         raise MismatchError(
@@ -45,28 +48,72 @@ def publish(
     return store.publish(knowledge, if_new=if_new)
 
 
-def publish_with_settings(folder: Path) -> TransmissionManifest:
-    """``publish`` for the data folder and the profile that the settings name."""
+def publish_update(folder: Path, store: KnowledgeStore, edge_hash: str) -> Manifest:
+    """Makes the knowledge update in ``folder`` the current one of its topic, unless it was published before.
+
+    It comes without pictures that show what it does.
+
+    Args:
+        folder: what ``KnowledgeUpdate.save`` wrote.
+        store: where it is kept.
+        edge_hash: of the edge model that it must fit.
+
+    Raises:
+        NotFoundError: there is no such folder.
+        MismatchError: it is damaged or fits another model.
+    """
+    from dekag.makd.update import KnowledgeUpdate
+
+    _exists(folder)
+    update = KnowledgeUpdate.load(folder)
+    if update.base_hash != edge_hash:
+        raise MismatchError(
+            f"the knowledge update in {str(folder)!r} fits the model {update.base_hash[:12]}, not the "
+            f"profile's edge, {edge_hash[:12]}"
+        )
+    of = f"published-{update.content_hash[:32]}"
+    return store.publish(of, update.info, update.content_hash, update.to_files(), b"")
+
+
+def publish_with_settings(folder: Path) -> Manifest | TransmissionManifest:
+    """Publishes either kind into the data folder, for the profile, that the settings name."""
     from dekag.generation.models import folder_hash
     from dekag.generation.profile import load_profile
     from services.cloud.settings import CloudSettings
 
     settings = CloudSettings()
-    codec_hash = folder_hash(load_profile(settings.profile).codec)
-    return publish(folder, TransmissionStore(settings.data_dir), codec_hash)
+    profile = load_profile(settings.profile)
+    if _is_update(folder):
+        return publish_update(folder, KnowledgeStore(settings.data_dir), folder_hash(profile.edge.path))
+    return publish(folder, TransmissionStore(settings.data_dir), folder_hash(profile.codec))
+
+
+def _exists(folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no folder {str(folder)!r}")
+
+
+def _is_update(folder: Path) -> bool:
+    """Whether the folder says that it holds knowledge of a topic; what it says is checked later."""
+    try:
+        return "topic" in json.loads((folder / "knowledge.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 if the adapters are current now."""
-    if len(arguments) != 1:
-        sys.stderr.write("usage: python -m services.cloud.publish FOLDER\n")
+    """The exit status: 0 if all of it is current now."""
+    if not arguments:
+        sys.stderr.write("usage: python -m services.cloud.publish FOLDER ...\n")
         return 2
-    try:
-        manifest = publish_with_settings(Path(arguments[0]))
-    except DekagError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"version {manifest.version} is current: {manifest.content_hash}\n")
+    for folder in arguments:
+        try:
+            manifest = publish_with_settings(Path(folder))
+        except DekagError as error:
+            sys.stderr.write(f"{error}\n")
+            return 1
+        of = f"of {manifest.topic} " if isinstance(manifest, Manifest) else ""
+        sys.stdout.write(f"version {manifest.version} {of}is current: {manifest.content_hash}\n")
     return 0
 
 

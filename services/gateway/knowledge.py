@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse
 
-from dekag.errors import DekagError
+from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.requests import begin_request, request_id
 from services.gateway.converters import to_distill, to_job, to_manifest, to_transmission
@@ -66,6 +66,8 @@ async def get_samples(request: Request, topic: _TopicName) -> Response:
     """Pictures of held-out prompts; rows: cloud, edge before, edge after."""
     asked = GetKnowledgeRequest(topic=topic, samples=True)
     answer = await call(request.app.state.cloud.GetKnowledge, asked, "cloud")
+    if not answer.samples:
+        raise NotFoundError(f"the knowledge of {topic} was published without pictures")
     return Response(answer.samples, media_type="image/png")
 
 

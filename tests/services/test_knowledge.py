@@ -25,6 +25,7 @@ from dekag.makd.distill import distill
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.catalogue import mirror
+from services.cloud.publish import main
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.store import KnowledgeStore
@@ -389,3 +390,27 @@ async def test_hostile_names_of_knowledge(names: list[str]) -> None:
     with pytest.raises(InvalidInputError) as caught:
         converters.knowledge(names)
     assert caught.value.field == "knowledge"
+
+
+async def test_an_update_is_published_from_its_folder(
+    system: System,
+    updates: dict[str, KnowledgeUpdate],
+    asked: DeliveryRequest,
+    dummy_profile: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DEKAG_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("DEKAG_PROFILE", str(dummy_profile))
+    folders = [str(tmp_path / name) for name in ("neon", "snail")]
+    for folder in folders:
+        updates[Path(folder).name].save(Path(folder))
+    for _ in range(2):  # again is of no effect
+        assert main(folders) == 0
+        assert "version 1 of snail is current" in capsys.readouterr().out
+    found = KnowledgeStore(tmp_path / "data").topics()["neon"]
+    assert found.content_hash == updates["neon"].content_hash
+    changed(updates["neon"], base_hash="0" * 64).save(tmp_path / "foreign")
+    assert main([str(tmp_path / "foreign")]) == 1
+    assert "fits the model 000000000000" in capsys.readouterr().err
