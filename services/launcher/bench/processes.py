@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +60,23 @@ class Server(Stack):
             command += ["--port", str(port)]
         self._spawn(name, port, command, env, lambda: healthy(target, 1.0))
 
+    def pause(self) -> None:
+        """Holds it up, so that it takes no time from another that is measured; LitServe polls when idle."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets it go on."""
+        self._signal(signal.SIGCONT)
+
     def _end(self) -> None:
+        self.resume()
         super()._end()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         for child in self.children:  # each leads a group of its own, which holds the workers that it started
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.process.pid, signal.SIGKILL)
+                os.killpg(child.process.pid, number)
 
 
 def chain(name: str, profile: str) -> Stack:
@@ -78,6 +90,19 @@ def server(name: str, module: str, *arguments: str, health: str = "http", **env:
     """The server of that module on a free port, with `THREADS`; its log is in a folder with that name."""
     folder: Path = (RUN_DIR / "bench" / name).resolve()
     return Server(folder, module=module, arguments=arguments, health=health, env=env)
+
+
+@contextlib.contextmanager
+def awake(stack: Stack) -> Iterator[None]:
+    """Lets a server go on inside and pauses it outside; a chain, which does nothing when idle, goes on."""
+    if not isinstance(stack, Server):
+        yield
+        return
+    stack.resume()
+    try:
+        yield
+    finally:
+        stack.pause()
 
 
 def start(stack: Stack, console: Console) -> None:

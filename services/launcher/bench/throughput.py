@@ -28,7 +28,7 @@ from dekag.experiments.first_image import world_prompts
 from dekag.experiments.headline import RESULTS, mean_ci95, record
 from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
 from services.launcher.bench.pipeline import LINK
-from services.launcher.bench.processes import THREADS, chain, server, start
+from services.launcher.bench.processes import THREADS, awake, chain, server, start
 from services.launcher.bench.rows import Row, write_bench
 from services.launcher.stack import LaunchError, Stack
 
@@ -38,7 +38,8 @@ USERS = (1, 2, 4, 8, 16)
 HEADLINE_USERS = (8, 16)
 HEADLINES = {"bench_litserve_ratio": "litserve", "bench_fastapi_ratio": "fastapi"}
 PROMPTS = 16
-FIRST_SEED = 2_000_000
+FIRST_SEED = 20
+SEEDS = 100_000  # kept for each round and number of users
 MAX_BATCH = 16
 _LITSERVE = "services.launcher.bench.litserve_server"
 
@@ -165,17 +166,19 @@ def run_throughput_bench(
         prompts = prompts_of_the_world()
         seeds = count(FIRST_SEED)
         for rival in rivals:  # the first pictures pay for what is set up at first use
-            measure(rival, users=max(users), requests=max(users), prompts=prompts, first_seed=0)
+            with awake(known[rival.name]):
+                measure(rival, users=max(users), requests=max(users), prompts=prompts, first_seed=0)
         with Progress(console=console) as progress:
             task = progress.add_task("throughput", total=rounds * len(users) * len(rivals))
             for number in range(rounds):
                 for busy in users:
-                    first_seed = next(seeds) * 1000
+                    first_seed = next(seeds) * SEEDS
                     turn = (number + users.index(busy)) % len(rivals)
                     for rival in [*rivals[turn:], *rivals[:turn]]:
-                        found = measure(
-                            rival, users=busy, requests=requests, prompts=prompts, first_seed=first_seed
-                        )
+                        with awake(known[rival.name]):
+                            found = measure(
+                                rival, users=busy, requests=requests, prompts=prompts, first_seed=first_seed
+                            )
                         rows.append({"round": number, "users": busy, "server": rival.name, **found})
                         progress.advance(task)
     config = {
