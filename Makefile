@@ -12,7 +12,7 @@ REPORT ?= loadtest-out
 
 .DEFAULT_GOAL := help
 .PHONY: help install constraints up demo test test-slow test-compose lint format proto docs docs-serve down clean \
-  results results-quick loadtest loadtest-compose
+  results results-quick bench loadtest loadtest-compose
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,11 +88,19 @@ results: install ## measure everything anew and rewrite results/ and the pages i
 	$(BIN)/dekag experiment tka
 	$(BIN)/dekag experiment digital
 	$(BIN)/dekag experiment overall
-	$(BIN)/dekag bench chain
-	$(BIN)/dekag bench distill
-	$(BIN)/dekag bench sweep
+	$(MAKE) bench
 	$(BIN)/dekag results quick --record
 	$(BIN)/dekag results book
+
+bench: install ## how fast the services are, as ratios inside one run: results/load/, docs/results-load.md
+	$(BIN)/dekag bench chain
+	$(BIN)/dekag bench throughput
+	$(BIN)/dekag bench cached
+	$(BIN)/dekag bench channel
+	$(BIN)/dekag bench start
+	$(BIN)/dekag bench cost
+	$(BIN)/dekag bench sweep
+	$(BIN)/dekag bench distill
 
 constraints: install ## pin what .venv holds now
 	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude dekag | \

@@ -280,10 +280,73 @@ def bench_chain(
 ) -> None:
     """One request through all services against the same library calls in one process."""
     from dekag.experiments.page import write_first_image_page
-    from services.launcher.bench import run_chain_bench
+    from services.launcher.bench.chain import run_chain_bench
 
-    _launch(lambda: run_chain_bench(requests=requests))
+    _bench(lambda: run_chain_bench(requests=requests))
     write_first_image_page(Path("docs/results-first-image.md"))
+
+
+@bench.command("throughput")
+def bench_throughput(
+    requests: Annotated[int, typer.Option(help="Pictures timed at each point of a round.", min=1)] = 48,
+    rounds: Annotated[int, typer.Option(help="Rounds, the servers in another order in each.", min=1)] = 5,
+    users: Annotated[str, typer.Option(help="Closed-loop users, separated by commas.")] = "1,2,4,8,16",
+) -> None:
+    """Pictures per second of the services, LitServe and a plain FastAPI handler, by number of users."""
+    from services.launcher.bench.throughput import run_throughput_bench
+
+    try:
+        numbers = [int(number) for number in users.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1 or len(set(numbers)) < len(numbers):
+        raise typer.BadParameter(f"{users!r} is not a list of different numbers", param_hint="--users")
+    _bench(lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers))
+
+
+@bench.command("cached")
+def bench_cached(
+    requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 100,
+) -> None:
+    """A cached prompt through all services against bare channel and decoding in one process."""
+    from services.launcher.bench.cached import run_cached_bench
+
+    _bench(lambda: run_cached_bench(requests=requests))
+
+
+@bench.command("channel")
+def bench_channel(
+    symbols: Annotated[int, typer.Option(help="Sent in each measurement.", min=1)] = 4_000_000,
+    rounds: Annotated[int, typer.Option(help="Rounds.", min=1)] = 7,
+    streams: Annotated[int, typer.Option(help="Transmissions at once.", min=1)] = 4,
+) -> None:
+    """Symbols per second of the channel service against bare Sionna in one process."""
+    from services.launcher.bench.channel import run_channel_bench
+
+    _bench(lambda: run_channel_bench(symbols=symbols, rounds=rounds, streams=streams))
+
+
+@bench.command("start")
+def bench_start(
+    rounds: Annotated[int, typer.Option(help="Starts that count.", min=1)] = 5,
+    requests: Annotated[
+        int, typer.Option(help="Pictures of each delivery before memory is read.", min=1)
+    ] = 4,
+) -> None:
+    """Time from start to ready, and the memory that each service holds."""
+    from services.launcher.bench.start import run_start_bench
+
+    _bench(lambda: run_start_bench(rounds=rounds, requests=requests))
+
+
+@bench.command("cost")
+def bench_cost(
+    requests: Annotated[int, typer.Option(help="Pictures of each delivery.", min=1)] = 16,
+) -> None:
+    """Time, backhaul and channel uses of a picture, semantic and conventional."""
+    from services.launcher.bench.cost import run_cost_bench
+
+    _bench(lambda: run_cost_bench(requests=requests))
 
 
 @bench.command("distill")
@@ -291,9 +354,23 @@ def bench_distill(
     topics: Annotated[str, typer.Option(help="Topics, separated by commas.")] = "neon,rocket",
 ) -> None:
     """Time from asking for a distillation over REST to the first picture drawn with it."""
-    from services.launcher.bench import run_distill_bench
+    from services.launcher.bench.distill import run_distill_bench
 
-    _launch(lambda: run_distill_bench(topics=topics.split(",")))
+    _bench(lambda: run_distill_bench(topics=topics.split(",")))
+
+
+@bench.command("page")
+def bench_page() -> None:
+    """Write docs/results-load.md from what was measured."""
+    from services.launcher.bench.page import write_load_page
+
+    write_load_page()
+
+
+def _bench(work: Callable[[], object]) -> None:
+    """Runs a benchmark of the services, then writes the page on load."""
+    _launch(work)
+    bench_page()
 
 
 def _measure(work: Callable[[], object]) -> None:

@@ -84,6 +84,34 @@ TARGETS = (
     Claim("Images after which an update has paid for itself", 60, "images", "break_even_images", "most"),
     Claim("All results in the quick mode", 600, "s", "results_quick_seconds", "most"),
     Claim("Experiments on two Ray workers over one", 1.7, "ratio", "ray_speedup_2_workers"),
+    Claim("One request through all services over library calls", 1.15, "ratio", "bench_chain_ratio", "most"),
+    Claim(
+        "Throughput of the services over LitServe's, 8 and 16 users, the worse",
+        1.5,
+        "ratio",
+        "bench_litserve_ratio",
+    ),
+    Claim(
+        "Throughput of the services over a FastAPI handler's, 8 and 16 users, the worse",
+        2,
+        "ratio",
+        "bench_fastapi_ratio",
+    ),
+    Claim(
+        "A cached prompt through all services over bare channel and decoding",
+        1.25,
+        "ratio",
+        "bench_cached_ratio",
+        "most",
+    ),
+    Claim(
+        "Channel service: symbols per second over bare Sionna's, 65,536 at once",
+        0.85,
+        "ratio",
+        "bench_channel_ratio",
+    ),
+    Claim("From start to all services ready, files warm", 15, "s", "ready_seconds", "most"),
+    Claim("Resident memory of all services (PSS)", 3, "GiB", "rss_gib", "most"),
 )
 
 OTHERS = {

@@ -85,7 +85,7 @@ def test_a_command_that_measures_keeps_the_claims(monkeypatch: pytest.MonkeyPatc
 
     (tmp_path / "docs").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("services.launcher.bench.run_distill_bench", measure)
+    monkeypatch.setattr("services.launcher.bench.distill.run_distill_bench", measure)
     assert CliRunner().invoke(app, ["bench", "distill"]).exit_code == 0
     assert "| 12.3 s |" in (tmp_path / "docs/claims.md").read_text()
 
