@@ -98,6 +98,7 @@ bench: install ## how fast the services are, as ratios inside one run: results/l
 	$(BIN)/dekag bench cached
 	$(BIN)/dekag bench channel
 	$(BIN)/dekag bench start
+	$(BIN)/dekag bench overload
 	$(BIN)/dekag bench cost
 	$(BIN)/dekag bench sweep
 	$(BIN)/dekag bench distill

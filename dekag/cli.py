@@ -339,6 +339,17 @@ def bench_start(
     _bench(lambda: run_start_bench(rounds=rounds, requests=requests))
 
 
+@bench.command("overload")
+def bench_overload(
+    times: Annotated[float, typer.Option(help="Arrivals over capacity.", min=1)] = 4.0,
+    seconds: Annotated[float, typer.Option(help="How long they come, s.", min=1)] = 120.0,
+) -> None:
+    """What becomes of requests when far more come than can be served."""
+    from services.launcher.bench.overload import run_overload_bench
+
+    _bench(lambda: run_overload_bench(times=times, seconds=seconds))
+
+
 @bench.command("cost")
 def bench_cost(
     requests: Annotated[int, typer.Option(help="Pictures of each delivery.", min=1)] = 16,

@@ -13,7 +13,7 @@ import numpy as np
 from dekag.experiments.book import MISSING, TARGETS, verdict
 from dekag.experiments.files import plt, write_plot
 from dekag.experiments.headline import RESULTS, mean_ci95
-from services.launcher.bench import channel, start, throughput
+from services.launcher.bench import channel, overload, start, throughput
 from services.launcher.bench.rows import Row, read_bench
 
 PAGE = Path("docs/results-load.md")
@@ -25,6 +25,7 @@ KEYS = (
     "bench_channel_ratio",
     "ready_seconds",
     "rss_gib",
+    "overload_p50_ratio",
     "distill_seconds",
 )
 IMAGES = (1, 1000)  # of the plot of costs
@@ -54,6 +55,7 @@ def write_load_page(page: Path = PAGE, results: Path = RESULTS) -> None:
         ("The same picture again", "cached", _cached),
         ("The channel", "channel", _channel),
         ("Start and memory", "start", _start),
+        ("Overload", "overload", _overload),
         ("Distillation", "distill", _distill),
         ("Cost against pictures", "cost", lambda bench: _cost(bench, figures, results)),
     )
@@ -202,6 +204,15 @@ def _start(bench: Bench) -> Lines:
         sizes = (statistics.fmean(row[what] for row in own) for what in ("pss_gib", "rss_gib"))
         lines.append(_row([name, *(f"{size:.3f}" for size in sizes)]))
     return lines
+
+
+def _overload(bench: Bench) -> Lines:
+    return [
+        f"{overload.USERS} closed-loop users tell the capacity; then requests come as a Poisson process,",
+        "each for a picture of its own, whatever becomes of those before.",
+        "",
+        *(f"- {line}" for line in overload.summary(bench["config"], bench["rows"])),
+    ]
 
 
 def _distill(bench: Bench) -> Lines:
