@@ -62,7 +62,7 @@ class GeneratorSettings(ServiceSettings):
     """Settings of a gRPC service that draws pictures."""
 
     generate_batch: int = Field(
-        8,
+        6,
         ge=1,
         le=64,
         description="Most pictures drawn at once of those that wait, each with its own prompt, seed and "
