@@ -93,6 +93,7 @@ results: install ## measure everything anew and rewrite results/ and the pages i
 	$(BIN)/dekag results book
 
 bench: install ## how fast the services are, as ratios inside one run: results/load/, docs/results-load.md
+	$(BIN)/dekag bench parts
 	$(BIN)/dekag bench chain
 	$(BIN)/dekag bench throughput
 	$(BIN)/dekag bench cached

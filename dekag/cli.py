@@ -339,6 +339,19 @@ def bench_start(
     _bench(lambda: run_start_bench(rounds=rounds, requests=requests))
 
 
+@bench.command("parts")
+def bench_parts(
+    repeats: Annotated[int, typer.Option(help="Times that each part is timed.", min=1)] = 9,
+    prompts: Annotated[int, typer.Option(help="Prompts that judge the sampler's steps.", min=2)] = 48,
+) -> None:
+    """What each part of a picture costs, and what its alternatives would."""
+    from services.launcher.bench.parts import run_parts_bench
+    from services.launcher.bench.performance import write_performance_page
+
+    _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts))
+    write_performance_page()
+
+
 @bench.command("overload")
 def bench_overload(
     times: Annotated[float, typer.Option(help="Arrivals over capacity.", min=1)] = 4.0,
@@ -348,6 +361,17 @@ def bench_overload(
     from services.launcher.bench.overload import run_overload_bench
 
     _bench(lambda: run_overload_bench(times=times, seconds=seconds))
+
+
+@bench.command("traffic")
+def bench_traffic(
+    report: Annotated[Path, typer.Option(help="What `make loadtest-compose` wrote.")] = Path("loadtest-out"),
+    pictures: Annotated[int, typer.Option(help="Different pictures that are compressed.", min=1)] = 250,
+) -> None:
+    """What a load test saved against WebP and JPEG of equal quality."""
+    from services.launcher.bench.traffic import run_traffic_bench
+
+    _bench(lambda: run_traffic_bench(report, pictures=pictures))
 
 
 @bench.command("cost")

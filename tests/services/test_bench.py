@@ -18,15 +18,17 @@ from grpc import aio
 from typer.testing import CliRunner
 
 from dekag.cli import app
+from dekag.errors import MismatchError, NotFoundError
 from dekag.experiments.book import MISSING
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
-from services.launcher.bench import channel, throughput
+from services.launcher.bench import channel, overload, throughput
 from services.launcher.bench.cached import run_cached_bench
 from services.launcher.bench.chain import run_chain_bench
 from services.launcher.bench.channel import run_channel_bench
 from services.launcher.bench.cost import run_cost_bench
 from services.launcher.bench.fastapi_server import create_app
+from services.launcher.bench.overload import run_overload_bench
 from services.launcher.bench.page import KEYS, write_load_page
 from services.launcher.bench.pipeline import OneProcess, as_json
 from services.launcher.bench.recorded_downlink import handler, name_of, recording
@@ -42,6 +44,7 @@ from services.launcher.bench.throughput import (
     record_headlines,
     run_throughput_bench,
 )
+from services.launcher.bench.traffic import run_traffic_bench, savings
 from services.launcher.stack import LaunchError
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
 from tests.conftest import free_port
@@ -179,7 +182,7 @@ def test_interval_of_paired_ratios() -> None:
 def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     write_load_page(page, tmp_path)
-    assert page.read_text().count(MISSING) == len(KEYS) + 7
+    assert page.read_text().count(MISSING) == len(KEYS) + 9
     config = {"requests": 48, "rounds": 1, "users": [8, 16], "prompts": 16}
     write_bench("throughput", config, rows_of_throughput(), tmp_path)
     record_headlines(rows_of_throughput(), 48, tmp_path)
@@ -189,6 +192,78 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     assert "| fastapi | 3 | 3 |" in text
     assert "| 1.5 |  | 48 | met | `bench_litserve_ratio` |" in text
     assert (tmp_path / "load/throughput.svg").read_text().count("litserve")
+
+
+def test_what_an_overload_tells() -> None:
+    rows = [
+        {"phase": "loaded", "at_s": 0.0, "status": 200, "latency_s": 1.0},
+        *({"phase": "overload", "at_s": 0.0, "status": 200, "latency_s": 1.5} for _ in range(4)),
+        *({"phase": "overload", "at_s": 0.0, "status": 429, "latency_s": 0.01} for _ in range(3)),
+        {"phase": "overload", "at_s": 0.0, "status": 503, "latency_s": 0.2},
+    ]
+    config = {"times": 4.0, "seconds": 2.0, "loaded_s": 1.0, "pss_gib_before": 1.0, "pss_gib_after": 1.1}
+    full, far, refused, others, memory_gib = overload.summary(config, rows)
+    assert "1.00 pictures/s, latency 1.000 s" in full
+    assert "8 requests in 2 s: 4 served, 2.00 pictures/s, latency 1.500 s" in far
+    assert refused.startswith("3 refused with status 429, in 0.010 s")
+    assert others.startswith("1 with")
+    assert "1.000 and 1.100 GiB" in memory_gib
+
+
+def load_test(folder: Path) -> Path:
+    """What a load test of three requests writes, in little."""
+    link = {
+        "snr_db": 10.0, "fading": "rayleigh", "tau_rms_s": 1e-7, "rician_k_db": None, "speed_m_s": 0.0,
+        "trace": None, "trace_start_s": 0.0, "csi": "perfect", "equalizer": "mmse",
+    }  # fmt: skip
+    report = {**link, "seed": 1, "psnr_db": 12.0, "channel_uses": 500, "pilot_uses": 12, "knowledge": []}
+    line = {"prompt": "a cat", "delivery": "semantic", "error": None, "link_report": report}
+    lines = [
+        line,
+        {**line, "link_report": {**report, "psnr_db": 99.0, "knowledge": [{"topic": "neon"}]}},
+        {**line, "delivery": "conventional"},
+        {**line, "error": "HTTP 429", "link_report": None},
+    ]
+    figures = {
+        "settings": {"users": 2, "shape": "steady", "url": "http://here"}, "commit": "0", "requests": 4,
+        "answered": 3, "latency_s": {}, "containers": {"counters_gap_percent": 1.5, "counters_bytes": 2000,
+        "interceptors_bytes": 1970, "rows": []},
+        "knowledge": {"neon": {"requests": 1, "update_bytes": 9000, "bytes_per_request": 9000.0}},
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (folder / "report.json").write_text(json.dumps(figures))
+    return folder
+
+
+def test_traffic_is_held_against_files_that_show_no_less(dummy_profile: Path, tmp_path: Path) -> None:
+    rows = run_traffic_bench(load_test(tmp_path / "load"), profile=str(dummy_profile), results=tmp_path)
+    assert [(row["format"], row["psnr_db"]) for row in rows] == [
+        (name, psnr) for psnr in (12.0, 99.0) for name in ("webp", "jpeg")
+    ]
+    (small, _, large, _) = rows
+    assert small["file_psnr_db"] >= 12
+    assert small["file_bytes"] < large["file_bytes"]
+    assert large["file_psnr_db"] < 99, "the best that there is"
+    assert [row["semantic_backhaul_bytes"] for row in rows] == [0, 0, 9000, 9000]
+    assert small["semantic_channel_uses"] == 512
+    saved, ratio = savings(rows, "webp")
+    total = small["file_bytes"] + large["file_bytes"]
+    assert saved[0] == pytest.approx(100 * (1 - 9000 / total))
+    assert ratio[0] == pytest.approx((small["file_channel_uses"] + large["file_channel_uses"]) / 1024)
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["counters_gap_percent"]["value"] == 1.5
+    assert figures["backhaul_saved_percent"]["n"] == 2
+    write_load_page(tmp_path / "page.md", tmp_path)
+    assert "| neon | 1 | 9,000 | 9,000 |" in (tmp_path / "page.md").read_text()
+
+
+def test_a_folder_without_a_load_test_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="make loadtest-compose"):
+        run_traffic_bench(tmp_path, results=tmp_path)
+    (load_test(tmp_path / "load") / "answers.jsonl").write_text("nothing\n")
+    with pytest.raises(MismatchError, match="no report of a load test"):
+        run_traffic_bench(tmp_path / "load", results=tmp_path)
 
 
 @pytest.mark.slow
@@ -222,10 +297,12 @@ def test_every_other_benchmark_writes_rows_figures_and_its_part_of_the_page(
     run_channel_bench(symbols=1_000, rounds=1, streams=2, channel_uses=(64, 65_536), results=tmp_path)
     run_start_bench(rounds=1, requests=1, profile=profile, results=tmp_path)
     run_cost_bench(requests=1, profile=profile, results=tmp_path)
+    rows = run_overload_bench(seconds=2, loaded_s=2, profile=profile, results=tmp_path)
+    assert {row["status"] for row in rows} <= {200, 429}
     figures = json.loads((tmp_path / "headline.json").read_text())
-    throughputs = {"bench_litserve_ratio", "bench_fastapi_ratio", "distill_seconds"}
-    assert set(figures) == {*KEYS, "chain_overhead_ratio"} - throughputs
+    others = {"bench_litserve_ratio", "bench_fastapi_ratio", "distill_seconds", "counters_gap_percent"}
+    assert set(figures) == {*KEYS, "chain_overhead_ratio"} - others
     assert figures["chain_overhead_ratio"] == figures["bench_chain_ratio"]
     write_load_page(tmp_path / "page.md", tmp_path)
     text = (tmp_path / "page.md").read_text()
-    assert text.count(MISSING) == len(throughputs) + 2 + 1  # sections without a run, and an update's cost
+    assert text.count(MISSING) == len(others) + 3 + 1  # sections without a run, and an update's cost

@@ -128,13 +128,14 @@ async def _check(address: str, channel_uses: Sequence[int]) -> None:
     """Raises unless the service sends back as many symbols as went in, with gains and other values."""
     async with clients.open_channel(address, CommonSettings()) as channel:
         for uses in channel_uses:
-            request = _request(uses, 1)
+            request = request_for(uses, 1)
             came = await collect(clients.stream(DownlinkStub(channel).Provide, request, "channel"))
             if came.symbols.shape != (1, uses) or len(came.states) != 1:
                 raise LaunchError(f"{tuple(came.symbols.shape)} symbols came of {uses}")
 
 
-def _request(channel_uses: int, seed: int) -> ProvideRequest:
+def request_for(channel_uses: int, seed: int) -> ProvideRequest:
+    """Asks for the recording of so many symbols, bent by the channel of that seed."""
     return ProvideRequest(
         prompt=name_of(channel_uses),
         seed=seed,
@@ -159,7 +160,7 @@ async def _through(address: str, channel_uses: int, transmissions: int, streams:
         async def stream() -> None:
             for seed in seeds:
                 received = 0
-                async for frame in provide(_request(channel_uses, seed)):
+                async for frame in provide(request_for(channel_uses, seed)):
                     received += len(frame)
                 if received < 8 * channel_uses:
                     raise DekagError(f"{received} bytes came of {channel_uses} symbols")

@@ -13,7 +13,7 @@ import numpy as np
 from dekag.experiments.book import MISSING, TARGETS, verdict
 from dekag.experiments.files import plt, write_plot
 from dekag.experiments.headline import RESULTS, mean_ci95
-from services.launcher.bench import channel, overload, start, throughput
+from services.launcher.bench import channel, overload, start, throughput, traffic
 from services.launcher.bench.rows import Row, read_bench
 
 PAGE = Path("docs/results-load.md")
@@ -26,6 +26,7 @@ KEYS = (
     "ready_seconds",
     "rss_gib",
     "overload_p50_ratio",
+    "counters_gap_percent",
     "distill_seconds",
 )
 IMAGES = (1, 1000)  # of the plot of costs
@@ -56,6 +57,7 @@ def write_load_page(page: Path = PAGE, results: Path = RESULTS) -> None:
         ("The channel", "channel", _channel),
         ("Start and memory", "start", _start),
         ("Overload", "overload", _overload),
+        ("Traffic", "traffic", _traffic),
         ("Distillation", "distill", _distill),
         ("Cost against pictures", "cost", lambda bench: _cost(bench, figures, results)),
     )
@@ -65,7 +67,7 @@ def write_load_page(page: Path = PAGE, results: Path = RESULTS) -> None:
         if bench is None:
             lines.append(f"`dekag bench {name}`: {MISSING}.")
         else:
-            lines += [*text(bench), "", _origin(bench, name)]
+            lines += [*text(bench), "", origin(bench, name)]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join([*lines, ""]))
 
@@ -83,7 +85,8 @@ def _figure(key: str, figures: Mapping[str, Any]) -> str:
     return _row([*cells, f"`{key}`"])
 
 
-def _origin(bench: Bench, name: str) -> str:
+def origin(bench: Bench, name: str) -> str:
+    """Where and when a benchmark was run, and where its rows are."""
     where = bench["machine"]
     return (
         f"`{bench['command']}`, {bench['date']}, commit {bench['commit']}, {where['cpus']} CPUs "
@@ -215,6 +218,46 @@ def _overload(bench: Bench) -> Lines:
     ]
 
 
+def _traffic(bench: Bench) -> Lines:
+    rows, config = bench["rows"], bench["config"]
+    settings, containers = config["load_test"], config["containers"]
+    lines = [
+        f"A load test of {config['requests']:,} requests, {config['answered']:,} of them answered,",
+        f"{settings['users']} users, {settings['shape']}. {config['compared_requests']:,} semantic ones, of",
+        f"{config['pictures']:,} different pictures, are held against the smallest file that shows the",
+        "cloud's picture no worse than they showed the edge's.",
+        "Updates are charged in full to the requests of the run that were drawn with them, so a longer run",
+        "saves more backhaul.",
+        "",
+        "| at equal PSNR | backhaul, B a picture | ours, B | saved, % | channel uses | ours | ratio |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name in traffic.FORMATS:
+        own = [row for row in rows if row["format"] == name]
+        columns = ("file_bytes", "semantic_backhaul_bytes", "file_channel_uses", "semantic_channel_uses")
+        theirs, ours, uses, own_uses = (statistics.fmean(row[what] for row in own) for what in columns)
+        saved, ratio = traffic.savings(rows, name)
+        cells = [name, f"{theirs:,.0f}", f"{ours:,.0f}", _interval(*saved), f"{uses:,.0f}"]
+        lines.append(_row([*cells, f"{own_uses:,.0f}", _interval(*ratio)]))
+    lines += [
+        "",
+        "| topic | requests | update, B | charged to each, B |",
+        "|---|---:|---:|---:|",
+        *(
+            _row([name, str(own["requests"]), f"{own['update_bytes']:,}", f"{own['bytes_per_request']:,.0f}"])
+            for name, own in config["knowledge"].items()
+        ),
+    ]
+    if "counters_gap_percent" in containers:
+        lines += [
+            "",
+            f"The containers' counters come to {containers['counters_bytes']:,} bytes, what services and",
+            f"load generator counted to {containers['interceptors_bytes']:,}:",
+            f"{containers['counters_gap_percent']:.2f} % apart ([how it is counted](loadtest.md)).",
+        ]
+    return lines
+
+
 def _distill(bench: Bench) -> Lines:
     lines = [
         "From asking for a topic over REST to the first picture drawn with it.",
@@ -323,6 +366,10 @@ def _with_interval(values: Sequence[float]) -> str:
     """Mean, with its 95 % interval if there are several."""
     mean, (low, high) = mean_ci95(values)
     return f"{mean:.3g}" + (f" ({low:.3g} .. {high:.3g})" if len(values) > 1 else "")
+
+
+def _interval(value: float, ci95: Sequence[float]) -> str:
+    return f"{value:.3g} ({ci95[0]:.3g} .. {ci95[1]:.3g})"
 
 
 def _row(cells: Sequence[str]) -> str:

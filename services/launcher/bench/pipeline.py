@@ -52,22 +52,9 @@ class OneProcess:
         """A picture of each prompt and seed; several are drawn, sent and decoded as one batch."""
         return self.send(self.latents(prompts, seeds), seeds)
 
-    @torch.inference_mode()
     def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         """(B, channels, h, w) float32: what the edge draws."""
-        if len(prompts) == 1:
-            return self._edge.latents(prompts[0], seeds[0])
-        latents: torch.Tensor = self._edge.pipeline(
-            prompt=list(prompts),
-            num_inference_steps=self._edge.steps,
-            guidance_scale=self._edge.guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            width=SIDE,
-            height=SIDE,
-            output_type="latent",
-            return_dict=False,
-        )[0]
-        return latents.float()
+        return self._edge.batch(prompts, seeds, width=SIDE, height=SIDE)
 
     @torch.inference_mode()
     def send(self, latents: torch.Tensor, seeds: Sequence[int]) -> list[Picture]:
