@@ -65,7 +65,11 @@ class UserServicer(UserBase):
         self._downlink = DownlinkStub(self._channel)
         self._cache = Cache(settings)
         self._demodulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
-        self._rendering = ModelWorker("decoder", threads=settings.threads, max_queue=settings.max_queue)
+        # two threads, so that the picture does not wait for what it is compared with
+        self._rendering, self._comparing = (
+            ModelWorker(name, threads=settings.threads, max_queue=settings.max_queue)
+            for name in ("decoder", "reference decoder")
+        )
         self._decoding = BatchWorker(
             "codec",
             _decode,
@@ -91,7 +95,7 @@ class UserServicer(UserBase):
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
-        for worker in (self._demodulating, self._rendering, self._decoding):
+        for worker in (self._demodulating, self._rendering, self._comparing, self._decoding):
             worker.close()
         await self._channel.close()
         await self._cache.close()
@@ -106,19 +110,20 @@ class UserServicer(UserBase):
         reception = received(
             transmission.symbols, channel_states(transmission.states, transmission.header.channel_uses)
         )
-        pixels: Pixels | None
-        reference: Pixels | None = None
-        adapters_bytes = 0
-        if asked.jscc:
-            latents, adapters_bytes = await self._latents(transmission, reception, asked)
-            pixels, reference = await self._pixels(transmission, latents)
-        else:
-            pixels, _ = await self._demodulating.run(self._decode_digital, transmission, reception, asked)
+        ((pixels, png), adapters_bytes), (reference, comparing_s) = await asyncio.gather(
+            self._picture(transmission, reception, asked), self._reference(transmission)
+        )
         hop = "channel-user" if transmission.states else "edge-user"
         transmission.report.hops.append(  # adapters that the user lacked came over the air too
             HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes + adapters_bytes)
         )
-        image = await asyncio.to_thread(self._show, transmission, reception, pixels, reference, asked)
+        report = self._report(transmission, reception, asked, pixels is not None)
+        image = ReceivedImage(png=png, report=report)
+        if pixels is not None and reference is not None:
+            start = time.perf_counter()
+            await asyncio.to_thread(self._measure, image.report, pixels, reference)
+            seconds = comparing_s + time.perf_counter() - start
+            image.report.stages.add(stage="user.measure", seconds=seconds)
         own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
         for _ in range(3):  # the count's own varint is counted too; its length settles at once
             own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
@@ -170,46 +175,53 @@ class UserServicer(UserBase):
         transmission.add_stage("user.decode", seconds)
         return latents, sent_bytes
 
-    async def _pixels(
-        self, transmission: Transmission, latents: torch.Tensor
-    ) -> tuple[Pixels, Pixels | None]:
-        """The picture in latents (1, *shape), and what was sent if it comes along."""
-        rows = [latents]
-        if (reference := transmission.reference) is not None:
-            try:
-                sent = converters.latents_from_bytes(reference.latents, tuple(latents.shape))
-            except InvalidInputError as error:
-                raise FrameError(f"reference: {error}") from error
-            rows.append(torch.from_numpy(sent))
-        # one by one: a batch is hardly quicker, and a picture's bits would depend on whether it is measured
-        (pixels, *others), seconds = await self._rendering.run(
-            lambda: [self._decoder.decode(each)[0] for each in rows]
-        )
-        transmission.add_stage("user.render", seconds)
-        transmission.report.model_hashes["decoder"] = self._decoder.model_hash
-        return pixels, others[0] if others else None
+    async def _picture(
+        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
+    ) -> tuple[tuple[Pixels | None, bytes], int]:
+        """The picture and its PNG, None and empty if it did not decode; and the bytes sent for adapters."""
+        pixels: Pixels | None
+        adapters_bytes = 0
+        if asked.jscc:
+            latents, adapters_bytes = await self._latents(transmission, reception, asked)
+            pixels, seconds = await self._rendering.run(self._render, latents)
+            transmission.add_stage("user.render", seconds)
+            transmission.report.model_hashes["decoder"] = self._decoder.model_hash
+        else:
+            pixels, _ = await self._demodulating.run(self._decode_digital, transmission, reception, asked)
+        if pixels is None:
+            return (None, b""), adapters_bytes
+        start = time.perf_counter()
+        png = await asyncio.to_thread(_to_png, pixels)
+        transmission.add_stage("user.png", time.perf_counter() - start)
+        return (pixels, png), adapters_bytes
 
-    def _show(
-        self,
-        transmission: Transmission,
-        reception: Reception,
-        pixels: Pixels | None,
-        reference: Pixels | None,
-        asked: DeliveryRequest,
-    ) -> ReceivedImage:
-        from dekag.generation.images import from_bytes, to_png
+    async def _reference(self, transmission: Transmission) -> tuple[Pixels | None, float]:
+        """What was meant to be delivered, None unless it came along; and the seconds to show it."""
+        if (reference := transmission.reference) is None:
+            return None, 0.0
+        try:
+            if reference.WhichOneof("content") == "image":
+                return await self._comparing.run(_from_png, reference.image)
+            shape = (1, *transmission.header.latent_shape)
+            latents = torch.from_numpy(converters.latents_from_bytes(reference.latents, shape))
+            return await self._comparing.run(self._render, latents)
+        except (InvalidInputError, ValueError) as error:
+            raise FrameError(f"reference: {error}") from error
 
+    def _render(self, latents: torch.Tensor) -> Pixels:
+        """One by one: a batch is hardly quicker, and a picture's bits would depend on who else is shown."""
+        pixels: Pixels = self._decoder.decode(latents)[0]
+        return pixels
+
+    def _report(
+        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest, decoded: bool
+    ) -> LinkReport:
         header, sent = transmission.header, transmission.report
-        image = ReceivedImage()
-        if pixels is not None:
-            start = time.perf_counter()
-            image.png = to_png(pixels)
-            transmission.add_stage("user.png", time.perf_counter() - start)
         pilot_uses = sum(reception.pilot_uses)
         report = LinkReport(
             seed=asked.seed,
             delivery=header.delivery,
-            decoded=pixels is not None,
+            decoded=decoded,
             channel_uses=header.channel_uses,
             pilot_uses=pilot_uses,
             cbr=(header.channel_uses + pilot_uses) / asked.source_values,
@@ -230,18 +242,8 @@ class UserServicer(UserBase):
             step = -(-reception.gains.shape[1] // MAX_BLOCKS)
             report.gains = iq_to_bytes(reception.gains[:, ::step])
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
-        if pixels is not None and transmission.reference is not None:
-            start = time.perf_counter()
-            if reference is None:
-                try:
-                    reference = from_bytes(transmission.reference.image)
-                except InvalidInputError as error:
-                    raise FrameError(f"reference: {error}") from error
-            self._measure(report, pixels, reference)
-            transmission.add_stage("user.measure", time.perf_counter() - start)
         report.stages.extend(sent.stages)
-        image.report.CopyFrom(report)
-        return image
+        return report
 
     def _decode_digital(
         self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
@@ -280,6 +282,19 @@ class UserServicer(UserBase):
                 report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
             except Exception:  # somebody else's code; the picture is there without it
                 _log.exception("a metric failed", metric=name)
+
+
+def _to_png(pixels: Pixels) -> bytes:
+    from dekag.generation.images import to_png
+
+    png: bytes = to_png(pixels)
+    return png
+
+
+def _from_png(data: bytes) -> Pixels:
+    from dekag.generation.images import from_bytes
+
+    return from_bytes(data)
 
 
 def _decode(incoming: Sequence[_Incoming], _: Wanted) -> list[torch.Tensor]:
