@@ -271,7 +271,15 @@ def _transmit_one(
     estimate = _block_estimate(gains, conditions, draws)
     if conditions.fading == "awgn":
         return symbols + noise, estimate
-    return gains[block_of_symbol(len(symbols), len(gains))] * symbols + noise, estimate
+    return _faded(symbols, gains) + noise, estimate
+
+
+def _faded(symbols: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+    """(K,): symbols (K,) times the gains (J,) of their blocks."""
+    if len(symbols) % len(gains):
+        return gains[block_of_symbol(len(symbols), len(gains))] * symbols
+    # blocks of equal size: the same bits, without a gain for each symbol
+    return (gains[:, None] * symbols.view(len(gains), -1)).flatten()
 
 
 def shipped_gains(conditions: LinkConditions, generator: torch.Generator, channel_uses: int) -> torch.Tensor:
