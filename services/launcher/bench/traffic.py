@@ -145,7 +145,8 @@ def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -
             line["prompt"],
             report["seed"],
             report["psnr_db"],
-            LinkConditions.model_validate({name: report[name] for name in _LINK}),
+            # null: of no matter to that kind of fading
+            LinkConditions.model_validate({k: report[k] for k in _LINK if report[k] is not None}),
             topics,
             sum(knowledge[topic]["bytes_per_request"] for topic in topics),
             report["channel_uses"] + report["pilot_uses"],
