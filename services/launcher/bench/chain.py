@@ -28,7 +28,7 @@ WARM_UP = 3
 def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: Path = RESULTS) -> float:
     """Alternate requests over REST and in one process, each with a seed of its own so that no cache helps.
 
-    The client keeps its connection, as clients do: making one with its certificates takes longer than all hops.
+    The client keeps its connection: making one, certificates and all, takes longer than all hops.
 
     Args:
         requests: how many each way.
