@@ -65,9 +65,9 @@ bits would depend on who else is decoded.
 
 ## A traced denoiser
 
-{traced} What is saved is the interpreter. It is not used: a trace holds for one
-shape and without updates, torch calls it outdated, and what is to replace it compiles for a minute and wants
-a compiler beside it.
+{traced}
+What is saved is the interpreter. It is not used: a trace holds for one shape and without updates, torch calls
+it outdated, and what is to replace it compiles for a minute and wants a compiler beside it.
 
 ## Steps of the sampler
 
@@ -77,7 +77,8 @@ Consistency with the cloud's pictures of {prompts} held-out prompts, without upd
 |---:|---:|
 {steps}
 
-The profile's `steps` decides. All results of this book are with its default.
+The profile's `steps` decides; fewer that score alike make pictures quicker by as much. Pictures with
+updates were not judged here, and all results of this book are with the default.
 
 ## What else was looked at
 
