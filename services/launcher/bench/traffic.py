@@ -104,6 +104,7 @@ def run_traffic_bench(
         "answered": figures["answered"],
         "latency_s": figures["latency_s"],
         "knowledge": figures["knowledge"],
+        "savings": figures["savings"],
         "compared_requests": len(asked),
         "pictures": len(chosen),
         "containers": {k: v for k, v in (figures["containers"] or {}).items() if k != "rows"},
