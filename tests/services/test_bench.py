@@ -228,7 +228,9 @@ def load_test(folder: Path) -> Path:
         "settings": {"users": 2, "shape": "steady", "url": "http://here"}, "commit": "0", "requests": 4,
         "answered": 3, "latency_s": {}, "containers": {"counters_gap_percent": 1.5, "counters_bytes": 2000,
         "interceptors_bytes": 1970, "rows": []},
-        "savings": {"questions": 1, "backhaul_bytes": {"n": 0}, "channel_uses": {"n": 1, "saved_percent": 90.0}},
+        "savings": {
+            "questions": 1, "backhaul_bytes": {"n": 0}, "channel_uses": {"n": 1, "saved_percent": 90.0},
+        },
         "knowledge": {"neon": {"requests": 1, "update_bytes": 9000, "bytes_per_request": 9000.0}},
     }  # fmt: skip
     folder.mkdir()
