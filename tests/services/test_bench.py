@@ -30,6 +30,8 @@ from services.launcher.bench.cost import run_cost_bench
 from services.launcher.bench.fastapi_server import create_app
 from services.launcher.bench.overload import run_overload_bench
 from services.launcher.bench.page import KEYS, write_load_page
+from services.launcher.bench.parts import run_parts_bench
+from services.launcher.bench.performance import write_performance_page
 from services.launcher.bench.pipeline import OneProcess, as_json
 from services.launcher.bench.recorded_downlink import handler, name_of, recording
 from services.launcher.bench.rows import path_of, ratio_of_medians, read_bench, write_bench
@@ -267,6 +269,22 @@ def test_a_folder_without_a_load_test_is_told(tmp_path: Path) -> None:
     (load_test(tmp_path / "load") / "answers.jsonl").write_text("nothing\n")
     with pytest.raises(MismatchError, match="no report of a load test"):
         run_traffic_bench(tmp_path / "load", results=tmp_path)
+
+
+@pytest.mark.slow
+def test_parts_are_timed_and_told(
+    dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError, match="dekag bench parts"):
+        write_performance_page(tmp_path / "page.md", tmp_path)
+    rows = run_parts_bench(repeats=1, prompts=2, profile=str(dummy_profile), results=tmp_path)
+    parts = {row["part"] for row in rows if row["kind"] == "time"}
+    assert {"text", "denoiser", "decoder", "drawing", "channel", "PNG", "hop of gRPC"} <= parts
+    write_performance_page(tmp_path / "page.md", tmp_path)
+    text = (tmp_path / "page.md").read_text()
+    assert text.count("| 16 | ") == 1, "rows of the denoiser"
+    assert "{" not in text
 
 
 @pytest.mark.slow
