@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dekag.errors import DekagError, UnavailableError
 from dekag.makd.topics import topic_prompts
-from services.launcher.demo import RefusedError, ask, write_images
+from services.launcher.demo import RefusedError, ask, problem_text, write_images
 
 SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
 IMAGE_SEED = 7
@@ -159,13 +159,7 @@ def _checked(answer: httpx2.Response) -> httpx2.Response:
     if answer.is_success:
         return answer
     answer.read()
-    try:
-        problem = answer.json()
-        text = f"{problem['title']}: {problem['detail']}"
-    except (ValueError, KeyError, TypeError):
-        text = f"{answer.url} answers {answer.status_code} and is no gateway"
-    raise (
-        UnavailableError(text)
-        if answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE
-        else RefusedError(text)
-    )
+    text = problem_text(answer)
+    if answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE:
+        raise UnavailableError(text)
+    raise RefusedError(text, answer.status_code)
