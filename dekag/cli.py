@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 from collections.abc import Callable
+from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
 
 from dekag import plugins
 from dekag.errors import DekagError
-from dekag.link.conditions import Csi, EqualizerKind, LinkConditions
+from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.training.cli import train
 
 app = typer.Typer(
@@ -46,6 +50,14 @@ Ray = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are CPUs if left out.", min=1)]
 FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
+Url = Annotated[str, typer.Option(help="Where the system runs.")]
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dekag {version('dekag')}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -56,6 +68,10 @@ def main(
             help="One's own class: package.module:Name or path/to/file.py:Name. See docs/plugins.md."
         ),
     ] = None,
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Generative semantic communication with distillation-enabled knowledge alignment."""
     if plugin:  # in the environment, so that the services and workers that are started load it, too
@@ -110,6 +126,104 @@ def demo(
     raise typer.Exit(run_demo(prompt=prompt, link=link, seed=seed, output=output))
 
 
+def _rate(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is no number, fraction such as 1/96, or auto", param_hint="--cbr"
+        ) from None
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):  # which JSON cannot say
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
+@app.command()
+def image(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    seed: Annotated[
+        int | None, typer.Option(help="Seeds generation, fading and noise; drawn if left out.", min=0)
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, pixels.")] = None,
+    snr_db: Annotated[
+        float | None, typer.Option(help="Mean Es/N0 per complex channel use, dB.", callback=_finite)
+    ] = None,
+    cbr: Annotated[
+        str | None,
+        typer.Option(help="Channel bandwidth ratio: a number, a fraction such as 1/96, or auto."),
+    ] = None,
+    target_psnr_db: Annotated[
+        float | None, typer.Option(help="PSNR to reach, dB; with --cbr auto.", callback=_finite)
+    ] = None,
+    fading: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind of fading; a plug-in's name, too.", autocompletion=lambda: list(get_args(Fading))
+        ),
+    ] = None,
+    delivery: Annotated[
+        str | None,
+        typer.Option(
+            help="semantic, semantic-unaligned or conventional.",
+            autocompletion=lambda: ["semantic", "semantic-unaligned", "conventional"],
+        ),
+    ] = None,
+    knowledge: Annotated[
+        list[str] | None, typer.Option(help="auto, none, or a topic; more than once for several topics.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where the PNG goes; a name from prompt and seed if left out.", dir_okay=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the link report as JSON, nothing else.")
+    ] = False,
+    show: Annotated[
+        bool | None,
+        typer.Option(
+            "--show/--no-show", help="The picture in the terminal; by default where the terminal can show it."
+        ),
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Ask a running system for one image; what is left out is as the system has it by default.
+
+    Exits with 2 for what another request mends, and with 1 if there is no picture for another reason.
+    """
+    from services.launcher.image import run_image
+
+    link = {
+        "snr_db": snr_db,
+        "cbr": None if cbr is None else _rate(cbr),
+        "target_psnr_db": target_psnr_db,
+        "fading": fading,
+    }
+    request = {
+        "prompt": prompt,
+        "seed": secrets.randbelow(2**31) if seed is None else seed,  # drawn here, as it is in the file's name
+        "size": size,
+        "delivery": delivery,
+        "knowledge": knowledge or None,
+        "link": {name: value for name, value in link.items() if value is not None},
+    }
+    raise typer.Exit(
+        run_image(
+            {name: value for name, value in request.items() if value is not None},
+            url=url,
+            output=output,
+            force=force,
+            as_json=as_json,
+            show=show,
+        )
+    )
+
+
 @app.command()
 def distill(
     topic: Annotated[str, typer.Argument(help="What the edge is to learn, such as neon.")],
@@ -122,7 +236,7 @@ def distill(
         Path | None,
         typer.Option(help="Prompts to learn from, one a line; {red|blue} stands for either.", exists=True),
     ] = None,
-    url: Annotated[str, typer.Option(help="Where the system runs.")] = "http://127.0.0.1:8080",
+    url: Url = DEFAULT_URL,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the pictures; demo-out/TOPIC if left out.")
     ] = None,
