@@ -62,6 +62,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def main(
+    context: typer.Context,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
@@ -77,6 +78,8 @@ def main(
     if plugin:  # in the environment, so that the services and workers that are started load it, too
         named = [os.environ.get(plugins.ENVIRONMENT, ""), *plugin]
         os.environ[plugins.ENVIRONMENT] = ",".join(filter(None, named))
+    if context.invoked_subcommand == "doctor":  # says itself what is wrong with them
+        return
     try:
         plugins.load_from_environment()
     except DekagError as error:
@@ -222,6 +225,18 @@ def image(
             show=show,
         )
     )
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was found as JSON, nothing else.")
+    ] = False,
+) -> None:
+    """Say what is missing on this machine and the command that mends it; exits with 1 if it is needed."""
+    from services.launcher.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(as_json=as_json))
 
 
 @app.command()

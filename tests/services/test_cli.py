@@ -239,7 +239,7 @@ def test_the_version_is_said() -> None:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("dekag ", {"up", "image", "sweep", "distill", "train", "experiment"}),
+        ("dekag ", {"up", "image", "sweep", "distill", "train", "experiment", "doctor"}),
         ("dekag image --de", {"--delivery"}),
     ],
 )
