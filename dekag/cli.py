@@ -15,7 +15,7 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from dekag import plugins
-from dekag.errors import DekagError
+from dekag.errors import DekagError, InvalidInputError
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.training.cli import train
 
@@ -255,6 +255,9 @@ def distill(
     output: Annotated[
         Path | None, typer.Option(help="Folder for the pictures; demo-out/TOPIC if left out.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was learned as JSON; progress goes to stderr.")
+    ] = False,
 ) -> None:
     """Have a running system teach its edge a topic; shows the progress, then pictures before and after."""
     from services.launcher.distill import run_distill
@@ -267,6 +270,7 @@ def distill(
             config={name: value for name, value in config.items() if value is not None},
             url=url,
             output=output or Path("demo-out") / topic,
+            as_json=as_json,
         )
     )
 
@@ -386,11 +390,14 @@ def sweep_command(
     ray: Ray = None,
     workers: Workers = None,
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a summary as JSON; progress goes to stderr.")
+    ] = False,
 ) -> None:
     """Measure a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
     from dekag.sweeps.command import run_sweep
 
-    _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results))
+    _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results, as_json=as_json))
 
 
 @bench.command("sweep")
@@ -539,13 +546,11 @@ def _bench(work: Callable[[], object]) -> None:
 
 def _measure(work: Callable[[], object]) -> None:
     """Runs a measurement; what is wrong with the request ends it without a traceback."""
-    from dekag.errors import DekagError
-
     try:
         work()
     except DekagError as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from None
 
 
 @results.command("quick")

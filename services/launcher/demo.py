@@ -91,6 +91,12 @@ def ask(url: str, request: Mapping[str, Any], timeout_s: float = 90.0) -> dict[s
     return image
 
 
+def exit_status(error: Exception) -> int:
+    """Of a command that ends with ``error``: 2 for a refusal that another request mends, else 1."""
+    status = error.status if isinstance(error, RefusedError) else None
+    return 2 if status is not None and 400 <= status < 500 else 1
+
+
 def problem_text(answer: httpx2.Response) -> str:
     """What the problem document in ``answer`` says, in one line; another sentence if it holds none."""
     try:

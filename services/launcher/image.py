@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from services.launcher import picture
-from services.launcher.demo import RefusedError, ask, report_table
+from services.launcher.demo import RefusedError, ask, exit_status, report_table
 
 _NAME_CHARS = 48
 
@@ -56,8 +56,7 @@ def run_image(
     except httpx2.TransportError as error:
         return _fail(err, f"{url} has not answered ({type(error).__name__}: {error})", 1)
     except RefusedError as error:
-        mendable = error.status is not None and 400 <= error.status < 500
-        return _fail(err, str(error), 2 if mendable else 1)
+        return _fail(err, str(error), exit_status(error))
     report = image["link_report"]
     if as_json:
         typer.echo(json.dumps(report))  # rich would colour it

@@ -19,7 +19,8 @@ from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.servicer import CloudServicer
-from services.cloud.settings import CloudSettings
+from services.cloud.settings import CloudSettings, DistillerSettings
+from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.converters import DeliveryRequest
 from services.common.requests import begin_request
@@ -159,6 +160,23 @@ async def gateway_url(chain: Chain, redis_url: str) -> AsyncIterator[str]:
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     await task
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty(redis_url: str) -> None:
+    """Nothing is cached or queued."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
+    """A worker for the chain's cloud."""
+    settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
+    serving = asyncio.create_task(Distiller(settings).serve())
+    yield
+    serving.cancel()
+    await asyncio.wait({serving})
 
 
 @pytest.fixture

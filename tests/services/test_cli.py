@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 from PIL import Image
@@ -151,6 +152,25 @@ async def test_a_terminal_shows_the_picture(gateway_url: str, tmp_path: Path) ->
     assert await process.wait() == 0
     assert shown.count("▀") > 100
     assert "a-boat-1.png" in shown
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_distilling_says_what_was_learned(gateway_url: str, distiller: None, tmp_path: Path) -> None:
+    small = ["--images", "4", "--steps", "4", "--rank", "1", "--tokens", "1"]
+    command = ["distill", "blueprint", "--url", gateway_url, "--json"]
+    done = await dekag(*command, *small, folder=tmp_path)
+    async with httpx2.AsyncClient(trust_env=False) as client:  # no other test finds it
+        await client.delete(f"{gateway_url}/v1/knowledge/blueprint")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["topic"], told["version"]) == ("blueprint", 1)
+    assert told["scores"]
+    assert all((tmp_path / name).is_file() for name in told["pictures"])
+    assert "Distilling blueprint" in done.stderr
+
+    refused = await dekag(*command, "--steps", "1", folder=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "steps must be an integer of at least 2" in refused.stderr
 
 
 def test_a_gateway_that_cannot_be_reached_says_how_to_start_one(
