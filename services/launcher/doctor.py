@@ -308,6 +308,7 @@ def run_doctor(*, as_json: bool = False, checks: Sequence[Check] = CHECKS) -> in
 
 def _show(findings: Sequence[Finding], console: Console) -> None:
     table = Table("check", "state", "what was found", box=None, header_style="dim")
+    table.columns[-1].overflow = "fold"  # a path that is cut off cannot be followed
     for finding in findings:
         state = (
             "[green]ok[/]" if finding.ok else "[red]missing[/]" if finding.needed else "[yellow]optional[/]"
