@@ -10,6 +10,8 @@ import pty
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx2
@@ -120,6 +122,18 @@ async def test_a_refused_field_is_named_with_what_it_allows(
 
 
 @pytest.mark.asyncio(loop_scope="session")
+async def test_a_delivery_that_does_not_decode_leaves_a_report_and_no_file(
+    gateway_url: str, tmp_path: Path
+) -> None:
+    options = ["--delivery", "conventional", "--snr-db", "-20", "--fading", "awgn", "--json"]
+    done = await dekag("image", "a boat", "--url", gateway_url, *options, folder=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["decoded"] is False
+    assert "did not decode" in done.stderr
+    assert not names(tmp_path)
+
+
+@pytest.mark.asyncio(loop_scope="session")
 async def test_a_picture_is_never_printed_to_a_pipe(gateway_url: str, tmp_path: Path) -> None:
     env = {**COLOURFUL, "KITTY_WINDOW_ID": "1"}
     done = await dekag("image", "a boat", "--url", gateway_url, "--show", folder=tmp_path, env=env)
@@ -185,6 +199,17 @@ def test_a_gateway_that_cannot_be_reached_says_how_to_start_one(
 
 
 def test_what_answers_but_is_no_gateway_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        done = CliRunner().invoke(app, ["image", "a boat", "--url", f"http://127.0.0.1:{server.server_port}"])
+        thread.join()
+    assert done.exit_code == 1
+    assert "answers 501 and is no gateway" in done.stderr
+
+
+def test_a_url_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["image", "a boat", "--url", "nowhere"])
     assert done.exit_code == 2
