@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
+import secrets
 from collections.abc import Callable
+from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
 
 from dekag import plugins
-from dekag.errors import DekagError
-from dekag.link.conditions import Csi, EqualizerKind, LinkConditions
+from dekag.errors import DekagError, InvalidInputError
+from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.training.cli import train
 
 app = typer.Typer(
@@ -46,21 +50,36 @@ Ray = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are CPUs if left out.", min=1)]
 FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
+Url = Annotated[str, typer.Option(help="Where the system runs.")]
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"dekag {version('dekag')}")
+        raise typer.Exit
 
 
 @app.callback()
 def main(
+    context: typer.Context,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
             help="One's own class: package.module:Name or path/to/file.py:Name. See docs/plugins.md."
         ),
     ] = None,
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Generative semantic communication with distillation-enabled knowledge alignment."""
     if plugin:  # in the environment, so that the services and workers that are started load it, too
         named = [os.environ.get(plugins.ENVIRONMENT, ""), *plugin]
         os.environ[plugins.ENVIRONMENT] = ",".join(filter(None, named))
+    if context.invoked_subcommand == "doctor":  # says itself what is wrong with them
+        return
     try:
         plugins.load_from_environment()
     except DekagError as error:
@@ -110,6 +129,116 @@ def demo(
     raise typer.Exit(run_demo(prompt=prompt, link=link, seed=seed, output=output))
 
 
+def _rate(text: str) -> float | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise typer.BadParameter(
+            f"{text!r} is no number, fraction such as 1/96, or auto", param_hint="--cbr"
+        ) from None
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):  # which JSON cannot say
+        raise typer.BadParameter(f"{value} is no finite number")
+    return value
+
+
+@app.command()
+def image(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    seed: Annotated[
+        int | None, typer.Option(help="Seeds generation, fading and noise; drawn if left out.", min=0)
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, pixels.")] = None,
+    snr_db: Annotated[
+        float | None, typer.Option(help="Mean Es/N0 per complex channel use, dB.", callback=_finite)
+    ] = None,
+    cbr: Annotated[
+        str | None,
+        typer.Option(help="Channel bandwidth ratio: a number, a fraction such as 1/96, or auto."),
+    ] = None,
+    target_psnr_db: Annotated[
+        float | None, typer.Option(help="PSNR to reach, dB; with --cbr auto.", callback=_finite)
+    ] = None,
+    fading: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind of fading; a plug-in's name, too.", autocompletion=lambda: list(get_args(Fading))
+        ),
+    ] = None,
+    delivery: Annotated[
+        str | None,
+        typer.Option(
+            help="semantic, semantic-unaligned or conventional.",
+            autocompletion=lambda: ["semantic", "semantic-unaligned", "conventional"],
+        ),
+    ] = None,
+    knowledge: Annotated[
+        list[str] | None, typer.Option(help="auto, none, or a topic; more than once for several topics.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where the PNG goes; a name from prompt and seed if left out.", dir_okay=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the link report as JSON, nothing else.")
+    ] = False,
+    show: Annotated[
+        bool | None,
+        typer.Option(
+            "--show/--no-show", help="The picture in the terminal; by default where the terminal can show it."
+        ),
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Ask a running system for one image; what is left out is as the system has it by default.
+
+    Exits with 2 for what another request mends, and with 1 if there is no picture for another reason.
+    """
+    from services.launcher.image import run_image
+
+    link = {
+        "snr_db": snr_db,
+        "cbr": None if cbr is None else _rate(cbr),
+        "target_psnr_db": target_psnr_db,
+        "fading": fading,
+    }
+    request = {
+        "prompt": prompt,
+        "seed": secrets.randbelow(2**31) if seed is None else seed,  # drawn here, as it is in the file's name
+        "size": size,
+        "delivery": delivery,
+        "knowledge": knowledge or None,
+        "link": {name: value for name, value in link.items() if value is not None},
+    }
+    raise typer.Exit(
+        run_image(
+            {name: value for name, value in request.items() if value is not None},
+            url=url,
+            output=output,
+            force=force,
+            as_json=as_json,
+            show=show,
+        )
+    )
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was found as JSON, nothing else.")
+    ] = False,
+) -> None:
+    """Say what is missing on this machine and the command that mends it; exits with 1 if it is needed."""
+    from services.launcher.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(as_json=as_json))
+
+
 @app.command()
 def distill(
     topic: Annotated[str, typer.Argument(help="What the edge is to learn, such as neon.")],
@@ -122,10 +251,13 @@ def distill(
         Path | None,
         typer.Option(help="Prompts to learn from, one a line; {red|blue} stands for either.", exists=True),
     ] = None,
-    url: Annotated[str, typer.Option(help="Where the system runs.")] = "http://127.0.0.1:8080",
+    url: Url = DEFAULT_URL,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the pictures; demo-out/TOPIC if left out.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what was learned as JSON; progress goes to stderr.")
+    ] = False,
 ) -> None:
     """Have a running system teach its edge a topic; shows the progress, then pictures before and after."""
     from services.launcher.distill import run_distill
@@ -138,6 +270,7 @@ def distill(
             config={name: value for name, value in config.items() if value is not None},
             url=url,
             output=output or Path("demo-out") / topic,
+            as_json=as_json,
         )
     )
 
@@ -257,11 +390,14 @@ def sweep_command(
     ray: Ray = None,
     workers: Workers = None,
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a summary as JSON; progress goes to stderr.")
+    ] = False,
 ) -> None:
     """Measure a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
     from dekag.sweeps.command import run_sweep
 
-    _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results))
+    _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results, as_json=as_json))
 
 
 @bench.command("sweep")
@@ -410,13 +546,11 @@ def _bench(work: Callable[[], object]) -> None:
 
 def _measure(work: Callable[[], object]) -> None:
     """Runs a measurement; what is wrong with the request ends it without a traceback."""
-    from dekag.errors import DekagError
-
     try:
         work()
     except DekagError as error:
         typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from None
 
 
 @results.command("quick")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from dekag.errors import DekagError
@@ -18,13 +20,16 @@ from dekag.sweeps.table import save_plot, table
 BENCH_COMMAND = "dekag bench sweep"
 
 
-def run_sweep(path: Path, *, ray: str | None, workers: int | None, results: Path = RESULTS) -> None:
+def run_sweep(
+    path: Path, *, ray: str | None, workers: int | None, results: Path = RESULTS, as_json: bool = False
+) -> None:
     """Measure what is not measured yet of a grid, and write its rows, a table and plots.
 
     Args:
         path: the grid, a YAML file.
         ray, workers: as `dekag.sweeps.engine.run` takes them.
         results: a folder with the sweep's name is made in it.
+        as_json: the summary is JSON, and all that goes to the standard output.
 
     Raises:
         InvalidInputError: the grid is not valid.
@@ -33,14 +38,18 @@ def run_sweep(path: Path, *, ray: str | None, workers: int | None, results: Path
     sweep = read_sweep(path)
     outcome = engine.run(sweep, ray=ray, workers=workers)
     folder = results / sweep.name
-    console = Console()
+    read = len(outcome.rows) - outcome.measured
+    console = Console(stderr=as_json)
     if outcome.rows:
         write_rows(folder / "cells.jsonl", outcome.rows)
         (folder / "table.md").write_text("\n".join(table(outcome.rows)) + "\n")
         for metric in sweep.metrics:
             save_plot(outcome.rows, metric, folder / f"{metric}.svg")
-        read = len(outcome.rows) - outcome.measured
         console.print(f"{outcome.measured} cells measured, {read} read -> {folder}")
+    if as_json:
+        failed = [{"cell": engine.described(cell), "error": why} for cell, why in outcome.failed]
+        summary = {"measured": outcome.measured, "read": read, "failed": failed, "folder": str(folder)}
+        typer.echo(json.dumps(summary))
     if outcome.failed:
         for cell, why in outcome.failed:
             console.print(f"[red]failed[/red]: {engine.described(cell)}: {why}")

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import socket
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +107,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
             bar.update()
             if isinstance(found, str):
                 failed.append((cell, found))
-                bar.write(f"failed: {described(cell)}: {found}")
+                bar.write(f"failed: {described(cell)}: {found}", file=sys.stderr)
                 continue
             measured += 1
             _write(paths[cell], row_of(sweep.name, cell, paths[cell].stem, hashes, commit, found, where))

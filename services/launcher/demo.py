@@ -23,7 +23,15 @@ _TILE, _LABEL, _GAP = 384, 52, 16  # pixels
 
 
 class RefusedError(LaunchError):
-    """The gateway answered with a problem."""
+    """The gateway answered with a problem.
+
+    Attributes:
+        status: HTTP status of the answer; None if there was none.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def run_demo(
@@ -62,7 +70,7 @@ def run_demo(
         console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", markup=False, soft_wrap=True)
         return 1
     console.print(f'\n"{prompt}", seed {seed}\n', markup=False, highlight=False)
-    console.print(_table(images))
+    console.print(report_table(images))
     folder = Path(output)
     written = write_images(images, folder)
     console.print(f"\nPictures: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
@@ -74,11 +82,28 @@ def ask(url: str, request: Mapping[str, Any], timeout_s: float = 90.0) -> dict[s
     answer = httpx2.post(
         f"{url}/v1/images/generations", json=dict(request), timeout=timeout_s, trust_env=False
     )
-    body = answer.json()
-    if answer.status_code != 200:
-        raise RefusedError(f"{body['title']}: {body['detail']}")
-    image: dict[str, Any] = body["data"][0]
+    if answer.status_code != httpx2.codes.OK:
+        raise RefusedError(problem_text(answer), answer.status_code)
+    try:
+        image: dict[str, Any] = answer.json()["data"][0]
+    except (ValueError, KeyError, TypeError):
+        raise RefusedError(f"{answer.url} is no gateway", answer.status_code) from None
     return image
+
+
+def exit_status(error: Exception) -> int:
+    """Of a command that ends with ``error``: 2 for a refusal that another request mends, else 1."""
+    status = error.status if isinstance(error, RefusedError) else None
+    return 2 if status is not None and 400 <= status < 500 else 1
+
+
+def problem_text(answer: httpx2.Response) -> str:
+    """What the problem document in ``answer`` says, in one line; another sentence if it holds none."""
+    try:
+        problem = answer.json()
+        return f"{problem['title']}: {problem['detail']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{answer.url} answers {answer.status_code} and is no gateway"
 
 
 def write_images(images: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
@@ -111,7 +136,7 @@ def _psnr(report: Mapping[str, Any]) -> str:
     return "no image" if report["psnr_db"] is None else f"PSNR {report['psnr_db']:.1f} dB"
 
 
-def _table(images: Mapping[str, Mapping[str, Any]]) -> Table:
+def report_table(images: Mapping[str, Mapping[str, Any]]) -> Table:
     """A column per delivery, a row per figure of its report."""
     reports = {delivery: image["link_report"] for delivery, image in images.items()}
     columns: dict[str, dict[str, str]] = {}

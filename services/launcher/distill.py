@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dekag.errors import DekagError, UnavailableError
 from dekag.makd.topics import topic_prompts
-from services.launcher.demo import RefusedError, ask, write_images
+from services.launcher.demo import RefusedError, ask, exit_status, problem_text, write_images
 
 SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
 IMAGE_SEED = 7
@@ -26,7 +27,13 @@ _RECONNECTS, _RECONNECT_S = 30, 1.0
 
 
 def run_distill(
-    topic: str, *, prompts: Sequence[str], config: Mapping[str, int], url: str, output: Path
+    topic: str,
+    *,
+    prompts: Sequence[str],
+    config: Mapping[str, int],
+    url: str,
+    output: Path,
+    as_json: bool = False,
 ) -> int:
     """Starts a distillation, shows its progress, then its scores and pictures before and after.
 
@@ -36,11 +43,15 @@ def run_distill(
         config: images, rank, tokens, steps and seed, as far as they are not the defaults.
         url: of the gateway.
         output: folder for ``samples.png``, ``before.png``, ``after.png`` and ``side-by-side.png``.
+        as_json: what came of it as JSON is all that goes to the standard output; the progress goes to the
+            other one.
 
     Returns:
-        The exit status: 1 if the system does not run or refuses or the job fails, 130 after Ctrl-C.
+        The exit status: 2 for what another request mends, 1 if the system does not run or the job fails, 130
+        after Ctrl-C.
     """
-    console, url = Console(), url.rstrip("/")
+    err = Console(stderr=True)
+    console, url = err if as_json else Console(), url.rstrip("/")
     said = [line.strip() for line in prompts if line.strip()]
     try:
         with httpx2.Client(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as client:
@@ -52,13 +63,14 @@ def run_distill(
                 return _cancel(client, job, console)
             if job["status"] != "finished":
                 raise RefusedError(f"The job {job['status']}: {job['error'] or 'somebody asked for it'}")
-            console.print(_scores(_json(client.get(f"/v1/knowledge/{topic}"))))
+            learned = _json(client.get(f"/v1/knowledge/{topic}"))
+            console.print(_scores(learned))
             output.mkdir(parents=True, exist_ok=True)
             samples = output / "samples.png"
             samples.write_bytes(_checked(client.get(f"/v1/knowledge/{topic}/samples")).content)
         written = [samples, *_before_and_after(topic, said, url, output, console)]
     except httpx2.TransportError as error:
-        console.print(
+        err.print(
             f"No system answers at {url} ({error}): start it with `make up` or `dekag up`.",
             style="red",
             markup=False,
@@ -66,8 +78,11 @@ def run_distill(
         )
         return 1
     except DekagError as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        return exit_status(error)
+    if as_json:
+        typer.echo(json.dumps({**learned, "pictures": [str(path) for path in written]}))
+        return 0
     console.print(f"\nPictures: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
     return 0
 
@@ -136,7 +151,8 @@ def _before_and_after(
             "knowledge": knowledge,
             "link": {"snr_db": SNR_DB, "fading": "awgn"},
         }
-        images[name] = ask(url, request)
+        with console.status(f"the edge draws, {name}"):
+            images[name] = ask(url, request)
     console.print(f'"{held_out[0]}"', markup=False, highlight=False)
     return write_images(images, output)
 
@@ -159,13 +175,7 @@ def _checked(answer: httpx2.Response) -> httpx2.Response:
     if answer.is_success:
         return answer
     answer.read()
-    try:
-        problem = answer.json()
-        text = f"{problem['title']}: {problem['detail']}"
-    except (ValueError, KeyError, TypeError):
-        text = f"{answer.url} answers {answer.status_code} and is no gateway"
-    raise (
-        UnavailableError(text)
-        if answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE
-        else RefusedError(text)
-    )
+    text = problem_text(answer)
+    if answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE:
+        raise UnavailableError(text)
+    raise RefusedError(text, answer.status_code)

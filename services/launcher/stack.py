@@ -173,7 +173,7 @@ class Stack:
         """Starts Redis, without persistence, and returns its URL; an empty one if no Redis is installed."""
         if (program := find_redis()) is None:
             return ""
-        port = REDIS_PORT if not self.free_ports and _is_free(REDIS_PORT) else free_port()
+        port = REDIS_PORT if not self.free_ports and is_free(REDIS_PORT) else free_port()
         command = [program, "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
         command += ["--dir", str(self.run_dir), "--maxmemory", "256mb"]
         command += ["--maxmemory-policy", "volatile-lru"]  # caches expire and may go; jobs and knowledge stay
@@ -208,7 +208,7 @@ class Stack:
     def _port(self, default: int, name: str) -> int:
         if self.free_ports:
             return free_port()
-        if not _is_free(default):
+        if not is_free(default):
             raise LaunchError(f"port {default} for {name} is taken; --free-ports takes free ones instead")
         return default
 
@@ -255,7 +255,8 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nothing listens on that TCP port of this machine now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
+import uvicorn
 from redis.asyncio import Redis
 
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.servicer import CloudServicer
-from services.cloud.settings import CloudSettings
+from services.cloud.settings import CloudSettings, DistillerSettings
+from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.converters import DeliveryRequest
 from services.common.requests import begin_request
@@ -25,6 +28,8 @@ from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
+from services.gateway.app import create_app
+from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
@@ -140,6 +145,38 @@ async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
         )
         for channel in open_channels.values():
             await channel.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def gateway_url(chain: Chain, redis_url: str) -> AsyncIterator[str]:
+    """Where the real gateway answers."""
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
+    )
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None))
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await task
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty(redis_url: str) -> None:
+    """Nothing is cached or queued."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
+    """A worker for the chain's cloud."""
+    settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
+    serving = asyncio.create_task(Distiller(settings).serve())
+    yield
+    serving.cancel()
+    await asyncio.wait({serving})
 
 
 @pytest.fixture

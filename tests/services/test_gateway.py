@@ -9,7 +9,6 @@ import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -20,11 +19,8 @@ import pytest_asyncio
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
-from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from services.cloud.settings import DistillerSettings
-from services.cloud.worker import Distiller
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 
@@ -63,23 +59,6 @@ async def alone() -> AsyncIterator[Client]:
     settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
     async with serving(create_app(settings)) as client:
         yield client
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def empty(redis_url: str) -> None:
-    """Nothing is cached or queued."""
-    async with Redis.from_url(redis_url) as redis:
-        await redis.flushdb()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
-    """A worker for the chain's cloud."""
-    settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
-    serving = asyncio.create_task(Distiller(settings).serve())
-    yield
-    serving.cancel()
-    await asyncio.wait({serving})
 
 
 def is_problem(answer: httpx2.Response, status: int) -> dict[str, Any]:

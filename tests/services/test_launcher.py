@@ -125,7 +125,7 @@ def test_distilling_without_a_system_says_how_to_start_one(
 ) -> None:
     url = f"http://127.0.0.1:{closed_port}"
     assert run_distill("neon", prompts=(), config={}, url=url, output=tmp_path) == 1
-    shown = capsys.readouterr().out
+    shown = capsys.readouterr().err
     assert url in shown
     assert "start it with `make up` or `dekag up`" in shown
     assert not list(tmp_path.iterdir())

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from dekag import plugins
+from dekag.cli import app
 from dekag.errors import DekagError, InvalidInputError, NotFoundError
 from dekag.experiments import overall, quick
 from dekag.experiments.digital import Ladder
@@ -343,6 +345,33 @@ def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch
     assert link_name(row["cell"]["link"]) == "rayleigh, 1000 ns"
     assert table(ROWS)[2].startswith("| unaligned | awgn | 0 | 1/96 | 0.450 |")
     assert command.bench_grid(200).cells().__len__() == 200
+
+    options = ["--results", str(tmp_path / "results"), "--json"]
+    again = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), *options])
+    assert again.exit_code == 0, again.stderr
+    told = {"measured": 0, "read": 1, "failed": [], "folder": str(tmp_path / "results" / "mine")}
+    assert json.loads(again.stdout) == told
+
+
+def test_a_grid_that_is_not_valid_is_the_callers_to_mend(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, "{name: a}")), "--json"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "deliveries" in done.stderr
+
+
+def test_a_summary_of_a_sweep_names_what_failed(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        engine.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+    )
+    monkeypatch.setattr(Station, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    text = f"{{name: mine, profile: {profile}, deliveries: [unaligned], prompts: 2}}"
+    done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert (told["measured"], told["read"], len(told["failed"])) == (0, 0, 1)
+    assert "broken" in told["failed"][0]["error"]
 
 
 def test_quick_results_stand_beside_the_committed_ones(

@@ -1,0 +1,90 @@
+"""`dekag image`: one picture from a running gateway, as a file, in the terminal, and what it cost."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import typer
+from rich.console import Console
+
+from services.launcher import picture
+from services.launcher.demo import RefusedError, ask, exit_status, report_table
+
+_NAME_CHARS = 48
+
+
+def run_image(
+    request: Mapping[str, Any],
+    *,
+    url: str,
+    output: Path | None = None,
+    force: bool = False,
+    as_json: bool = False,
+    show: bool | None = None,
+) -> int:
+    """Asks a gateway for one image, writes it, and prints its link report.
+
+    Args:
+        request: body of the request; names the prompt and the seed.
+        url: of the gateway.
+        output: the PNG; a name from prompt and seed in the current folder if there is none.
+        force: an existing file may be overwritten.
+        as_json: the link report as JSON is all that goes to the standard output.
+        show: the picture in the terminal; None: if it can show one. Never where there is no terminal.
+
+    Returns:
+        The exit status: 2 for what another request mends, 1 if there is no picture for another reason.
+    """
+    out, err = Console(), Console(stderr=True)
+    path = output or Path(default_name(request["prompt"], request["seed"]))
+    if path.exists() and not force:
+        return _fail(err, f"{path} exists already; --force overwrites it, --output names another one", 2)
+    try:
+        with err.status(f"asking {url}"):
+            image = ask(url.rstrip("/"), request)
+    except httpx2.ConnectError as error:
+        return _fail(err, f"No system answers at {url} ({error}): start it with `dekag up`", 1)
+    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        return _fail(err, f"--url must be the URL of a gateway; got {url!r} ({error})", 2)
+    except httpx2.TransportError as error:
+        return _fail(err, f"{url} has not answered ({type(error).__name__}: {error})", 1)
+    except RefusedError as error:
+        return _fail(err, str(error), exit_status(error))
+    report = image["link_report"]
+    if as_json:
+        typer.echo(json.dumps(report))  # rich would colour it
+    else:
+        out.print(report_table({report["delivery"]: image}))
+    if image["b64_json"] is None:
+        return _fail(err, "The delivery did not decode: there is no picture", 1)
+    png = base64.b64decode(image["b64_json"])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb" if force else "xb") as file:
+            file.write(png)
+    except OSError as error:
+        return _fail(err, f"{path} cannot be written: {error.strerror}", 1)
+    if as_json:
+        return 0
+    if picture.can_show(out, os.environ) if show is None else show:
+        picture.show(png, out, os.environ)
+    out.print(f"Seed {report['seed']}: {path}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def default_name(prompt: str, seed: int) -> str:
+    """Name of the file for that prompt and seed: ``a-red-boat-7.png``."""
+    words = re.sub(r"\W+", "-", prompt.lower())[:_NAME_CHARS].strip("-")
+    return f"{words or 'image'}-{seed}.png"
+
+
+def _fail(console: Console, text: str, status: int) -> int:
+    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    return status

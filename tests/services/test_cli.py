@@ -1,0 +1,304 @@
+"""The command line: in this process where it needs no system, else as its own in front of the real chain."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from dekag.cli import app
+from services.launcher import picture
+from services.launcher.image import default_name
+
+COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
+ESCAPE = "\x1b"
+
+
+async def dekag(
+    *arguments: str, folder: Path, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs the command line with pipes, as a process of its own."""
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "dekag.cli", *arguments],
+        cwd=folder,
+        env={**environment(), **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+
+
+def environment() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def png(width: int = 32, height: int = 32) -> bytes:
+    file = io.BytesIO()
+    picture = Image.new("RGB", (width, height), (255, 0, 0))
+    picture.paste((0, 0, 255), (0, height // 2, width, height))
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_an_image_is_written_and_its_report_shown(gateway_url: str, tmp_path: Path) -> None:
+    done = await dekag("image", "A red boat!", "--seed", "7", "--url", gateway_url, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert np.asarray(Image.open(tmp_path / "a-red-boat-7.png")).shape == (128, 128, 3)
+    for shown in ("PSNR", "channel uses", "bytes edge-channel", "time edge.generate", "a-red-boat-7.png"):
+        assert shown in done.stdout
+    assert done.stderr == ""
+
+    again = await dekag("image", "A red boat!", "--seed", "7", "--url", gateway_url, folder=tmp_path)
+    assert again.returncode == 2
+    assert "exists already; --force overwrites it" in again.stderr
+    assert again.stdout == ""
+    forced = await dekag(
+        "image", "A red boat!", "--seed", "7", "--url", gateway_url, "--force", folder=tmp_path
+    )
+    assert forced.returncode == 0, forced.stderr
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_every_option_arrives_and_json_is_all_there_is(gateway_url: str, tmp_path: Path) -> None:
+    options = ["--seed", "3", "--size", "64x96", "--snr-db", "-2.5", "--cbr", "1/192", "--fading", "awgn"]
+    options += ["--delivery", "semantic-unaligned", "--output", "new/boat.png", "--json", "--show"]
+    done = await dekag(
+        "image", "a boat", "--url", f"{gateway_url}/", *options, folder=tmp_path, env=COLOURFUL
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["seed"], report["delivery"], report["fading"]) == (3, "semantic-unaligned", "awgn")
+    assert (report["snr_db"], report["cbr"]) == (-2.5, pytest.approx(1 / 192))
+    assert Image.open(tmp_path / "new/boat.png").size == (64, 96)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_seed_that_is_left_out_is_drawn_and_names_the_file(gateway_url: str, tmp_path: Path) -> None:
+    done = await dekag("image", "a boat", "--url", gateway_url, "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path) == [f"a-boat-{json.loads(done.stdout)['seed']}.png"]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--snr-db", "99"], r"link\.snr_db must be a number of at least -20\.0 and at most 40\.0"),
+        (["--size", "1x1"], r"size must be WIDTHxHEIGHT"),
+        (["--cbr", "auto"], r"link\.target_psnr_db must be a PSNR in dB when cbr is auto"),
+        (["--knowledge", "no-such-topic"], r"no-such-topic"),
+    ],
+)
+async def test_a_refused_field_is_named_with_what_it_allows(
+    gateway_url: str, tmp_path: Path, options: list[str], told: str
+) -> None:
+    done = await dekag("image", "a boat", "--url", gateway_url, "--json", *options, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.search(told, done.stderr)
+    assert not names(tmp_path)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_delivery_that_does_not_decode_leaves_a_report_and_no_file(
+    gateway_url: str, tmp_path: Path
+) -> None:
+    options = ["--delivery", "conventional", "--snr-db", "-20", "--fading", "awgn", "--json"]
+    done = await dekag("image", "a boat", "--url", gateway_url, *options, folder=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["decoded"] is False
+    assert "did not decode" in done.stderr
+    assert not names(tmp_path)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_picture_is_never_printed_to_a_pipe(gateway_url: str, tmp_path: Path) -> None:
+    env = {**COLOURFUL, "KITTY_WINDOW_ID": "1"}
+    done = await dekag("image", "a boat", "--url", gateway_url, "--show", folder=tmp_path, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "▀" not in done.stdout
+    assert f"{ESCAPE}_G" not in done.stdout
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_terminal_shows_the_picture(gateway_url: str, tmp_path: Path) -> None:
+    reader, writer = pty.openpty()
+    env = {key: value for key, value in environment().items() if key not in ("TMUX", "STY", "NO_COLOR")}
+    command = [sys.executable, "-m", "dekag.cli", "image", "a boat", "--seed", "1", "--url", gateway_url]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=tmp_path, env={**env, **COLOURFUL}, stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+
+    def read() -> str:
+        parts = []
+        try:
+            while part := os.read(reader, 65536):
+                parts.append(part)
+        except OSError:  # how Linux says that the other end is closed
+            pass
+        return b"".join(parts).decode()
+
+    shown = await asyncio.to_thread(read)
+    os.close(reader)
+    assert await process.wait() == 0
+    assert shown.count("▀") > 100
+    assert "a-boat-1.png" in shown
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_distilling_says_what_was_learned(gateway_url: str, distiller: None, tmp_path: Path) -> None:
+    small = ["--images", "4", "--steps", "4", "--rank", "1", "--tokens", "1"]
+    command = ["distill", "blueprint", "--url", gateway_url, "--json"]
+    done = await dekag(*command, *small, folder=tmp_path)
+    async with httpx2.AsyncClient(trust_env=False) as client:  # no other test finds it
+        await client.delete(f"{gateway_url}/v1/knowledge/blueprint")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["topic"], told["version"]) == ("blueprint", 1)
+    assert told["scores"]
+    assert all((tmp_path / name).is_file() for name in told["pictures"])
+    assert "Distilling blueprint" in done.stderr
+
+    refused = await dekag(*command, "--steps", "1", folder=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "steps must be an integer of at least 2" in refused.stderr
+
+
+def test_a_gateway_that_cannot_be_reached_says_how_to_start_one(
+    tmp_path: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["image", "a boat", "--url", f"http://127.0.0.1:{closed_port}"])
+    assert done.exit_code == 1
+    assert "dekag up" in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_answers_but_is_no_gateway_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        done = CliRunner().invoke(app, ["image", "a boat", "--url", f"http://127.0.0.1:{server.server_port}"])
+        thread.join()
+    assert done.exit_code == 1
+    assert "answers 501 and is no gateway" in done.stderr
+
+
+def test_a_url_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["image", "a boat", "--url", "nowhere"])
+    assert done.exit_code == 2
+    assert "--url must be the URL of a gateway" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--cbr", "much"], "--cbr"),
+        (["--cbr", "1/0"], "--cbr"),
+        (["--snr-db", "nan"], "--snr-db"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_asking(options: list[str], told: str) -> None:
+    done = CliRunner().invoke(app, ["image", "a boat", *options])
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red boat, pastel style", "a-red-boat-pastel-style-5.png"),
+        ("../../x", "x-5.png"),
+        ("!", "image-5.png"),
+    ],
+)
+def test_files_are_named_after_prompt_and_seed(prompt: str, name: str) -> None:
+    assert default_name(prompt, 5) == name
+    assert len(default_name("long " * 100, 5)) < 64
+
+
+def test_terminals_are_known_by_their_environment() -> None:
+    assert picture.protocol({"TERM": "xterm-kitty"}) == "kitty"
+    assert picture.protocol({"KITTY_WINDOW_ID": "1", "TERM": "xterm-256color"}) == "kitty"
+    assert picture.protocol({"TERM_PROGRAM": "iTerm.app"}) == "iterm2"
+    assert picture.protocol({"TERM": "foot"}) == "sixel"
+    assert picture.protocol({"TERM": "xterm-256color"}) is None
+    assert picture.protocol({"TERM": "xterm-kitty", "TMUX": "1"}) is None
+
+
+def test_pictures_become_what_each_protocol_takes() -> None:
+    blocks = picture.half_blocks(png(), 8)
+    assert blocks.plain == "▀▀▀▀▀▀▀▀\n" * 4
+    first = Console(color_system="truecolor").get_style(blocks.spans[0].style)
+    assert first.color is not None
+    assert first.color.triplet == (255, 0, 0)
+
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(noise, "PNG")
+    parts = picture.kitty(noise.getvalue(), 8).split(f"{ESCAPE}\\")[:-1]
+    assert parts[0].startswith(f"{ESCAPE}_Ga=T,f=100,q=2,c=8,m=1;")
+    assert all(part.startswith(f"{ESCAPE}_Gm=1;") for part in parts[1:-1])
+    assert parts[-1].startswith(f"{ESCAPE}_Gm=0;")
+    assert max(len(part.partition(";")[2]) for part in parts) == 4096
+
+    assert picture.iterm2(png(), 8).startswith(f"{ESCAPE}]1337;File=inline=1;size={len(png())};width=8:")
+    sixels = picture.sixel(png())
+    assert sixels.startswith(f'{ESCAPE}Pq"1;1;384;384#0;2;')
+    assert sixels.endswith(f"-{ESCAPE}\\")
+    assert sixels.count("-") == 384 // 6
+
+
+def test_the_version_is_said() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("dekag 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("dekag ", {"up", "image", "sweep", "distill", "train", "experiment", "doctor"}),
+        ("dekag image --de", {"--delivery"}),
+    ],
+)
+def test_the_shell_completes(words: str, offered: set[str]) -> None:
+    env = {
+        "_DEKAG_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    done = CliRunner().invoke(app, [], env=env, prog_name="dekag")
+    assert done.exit_code == 0
+    assert offered <= set(done.output.split())
+
+
+def test_help_comes_without_torch() -> None:
+    program = "import sys, dekag.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env=environment(), timeout=60).returncode == 0
