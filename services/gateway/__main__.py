@@ -8,6 +8,7 @@ import socket
 import uvicorn
 
 from dekag import plugins
+from services.common import tracing
 from services.common.requests import configure_logging
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -24,6 +25,7 @@ def main() -> None:
     """Serves until SIGTERM or SIGINT; requests in flight are finished first."""
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level)
+    tracing.configure("gateway", settings.spans_to)
     plugins.load_from_environment()
     config = uvicorn.Config(
         create_app(settings),

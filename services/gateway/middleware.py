@@ -8,6 +8,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.common import tracing
 from services.common.requests import begin_request
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
@@ -41,7 +42,23 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request_id = begin_request(Headers(scope=scope).get(REQUEST_ID_HEADER), self._settings.deadline_s)
+        headers = Headers(scope=scope)
+        request_id = begin_request(headers.get(REQUEST_ID_HEADER), self._settings.deadline_s)
+        if scope["path"] in _PROBES:
+            await self._answer(scope, receive, send, request_id)
+            return None
+        with tracing.serving(f"gateway {scope['method']}", headers, {"dekag.request_id": request_id}) as span:
+            status = await self._answer(scope, receive, send, request_id)
+            route = getattr(scope.get("route"), "path", "")  # known only after the application has looked
+            if route:
+                span.update_name(f"gateway {scope['method']} {route}")
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                tracing.failed(span, str(status))
+        return None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """Passes the request on and returns the status of what came back, 0 if nothing did."""
         start, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -77,6 +94,7 @@ class RequestMiddleware:
                 status=status,
                 seconds=round(time.perf_counter() - start, 4),
             )
+        return status
 
     async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """Reads the body, which is small by rule, and hands it on; raises _BodyTooLargeError."""

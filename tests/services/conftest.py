@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 import torch
+import uvicorn
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from dekag.link import LinkConditions
@@ -25,6 +29,8 @@ from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
+from services.gateway.app import create_app
+from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
@@ -58,8 +64,10 @@ async def starter() -> AsyncIterator[Start]:
     torch.set_num_threads(1)
     servers: list[Server] = []
 
-    async def start(servicer: Any, add: Any, settings: CommonSettings | None = None) -> str:
-        server = Server(settings or CommonSettings(port=0, redis_url=""), servicer, add)
+    async def start(
+        servicer: Any, add: Any, settings: CommonSettings | None = None, name: str = "service"
+    ) -> str:
+        server = Server(settings or CommonSettings(port=0, redis_url=""), servicer, add, name)
         servers.append(server)
         port = await server.start()
         await server.load()
@@ -107,13 +115,15 @@ class Chain:
 async def _start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, str]:
     models: dict[str, Any] = {"port": 0, "redis_url": redis_url, "profile": str(profile)}
     cloud = CloudSettings(**models)
-    found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud)}
+    found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud, "cloud")}
     edge = EdgeSettings(**models, cloud_address=found["cloud"])
-    found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge)
+    found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge, "edge")
     channel = ChannelSettings(port=0, downlink_address=found["edge"])
-    found["channel"] = await start(ChannelServicer(channel), add_DownlinkServicer_to_server, channel)
+    found["channel"] = await start(
+        ChannelServicer(channel), add_DownlinkServicer_to_server, channel, "channel"
+    )
     user = UserSettings(**models, downlink_address=found["channel"])
-    found["user"] = await start(UserServicer(user), add_UserServicer_to_server, user)
+    found["user"] = await start(UserServicer(user), add_UserServicer_to_server, user, "user")
     return found
 
 
@@ -140,6 +150,30 @@ async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
         )
         for channel in open_channels.values():
             await channel.close()
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of ``app``, which a real server serves on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        yield client
+    server.should_exit = True
+    await task
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(chain: Chain, redis_url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a gateway in front of the chain."""
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
+    )
+    async with serving(create_app(settings)) as client:
+        yield client
 
 
 @pytest.fixture
