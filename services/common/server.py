@@ -18,7 +18,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from dekag import plugins
 from dekag.errors import UnavailableError
-from services.common import errors, tracing
+from services.common import errors, metrics, tracing
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
 
@@ -125,9 +125,9 @@ class _Requests(aio.ServerInterceptor):
     ) -> AsyncIterator[None]:
         request_id = begin_request(headers.get(REQUEST_ID_KEY), context.time_remaining())
         start, status = time.perf_counter(), "OK"
-        span_name = f"{self._name}.{method.rpartition('/')[2]}"
+        name = f"{self._name}.{method.rpartition('/')[2]}"
         try:
-            with tracing.serving(span_name, headers, {"dekag.request_id": request_id}):
+            with tracing.serving(name, headers, {"dekag.request_id": request_id}):
                 if not self.ready:
                     raise UnavailableError("the service is still loading its models; try again later")
                 yield
@@ -141,11 +141,13 @@ class _Requests(aio.ServerInterceptor):
                 _log.exception("request failed", method=method)
             await context.abort(errors.grpc_status(shown), str(shown)[:300], errors.to_metadata(shown))
         finally:
+            seconds = time.perf_counter() - start
+            metrics.REQUEST_SECONDS.labels(name, status).observe(seconds)
             _log.info(
                 "request",
                 method=method,
                 status=status,
-                seconds=round(time.perf_counter() - start, 4),
+                seconds=round(seconds, 4),
                 received_bytes=traffic.received_bytes,
                 sent_bytes=traffic.sent_bytes,
             )
@@ -158,7 +160,7 @@ class Server:
         settings: where to listen, limits, grace.
         servicer: what to run.
         add: the generated ``add_...Servicer_to_server``.
-        name: the service's name, for its spans.
+        name: the service's name, for its spans and metrics.
     """
 
     def __init__(
@@ -216,7 +218,7 @@ def run(
     """Runs a service until SIGTERM or SIGINT: what every ``__main__`` calls.
 
     Args:
-        name: the service's name, for logs and spans.
+        name: the service's name, for logs, spans and metrics.
         settings: the service's settings.
         build: makes the servicer; called on the event loop.
         add: the generated ``add_...Servicer_to_server``.
@@ -225,6 +227,7 @@ def run(
 
     async def serve() -> None:
         tracing.configure(name, settings.spans_to)
+        metrics.serve(settings)
         plugins.load_from_environment()
         start, stop = time.perf_counter(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,7 @@ import socket
 import uvicorn
 
 from dekag import plugins
-from services.common import tracing
+from services.common import metrics, tracing
 from services.common.requests import configure_logging
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -26,6 +26,7 @@ def main() -> None:
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level)
     tracing.configure("gateway", settings.spans_to)
+    metrics.serve(settings)
     plugins.load_from_environment()
     config = uvicorn.Config(
         create_app(settings),

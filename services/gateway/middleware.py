@@ -8,7 +8,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.common import tracing
+from services.common import metrics, tracing
 from services.common.requests import begin_request
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
@@ -25,6 +25,12 @@ _log = structlog.get_logger()
 
 class _BodyTooLargeError(Exception):
     pass
+
+
+def _route(scope: Scope) -> str:
+    """Method and path pattern that the application found, so that names do not grow with what is asked."""
+    route = getattr(scope.get("route"), "path", None)
+    return f"{scope['method']} {route}" if route else "no such route"
 
 
 class RequestMiddleware:
@@ -49,9 +55,7 @@ class RequestMiddleware:
             return None
         with tracing.serving(f"gateway {scope['method']}", headers, {"dekag.request_id": request_id}) as span:
             status = await self._answer(scope, receive, send, request_id)
-            route = getattr(scope.get("route"), "path", "")  # known only after the application has looked
-            if route:
-                span.update_name(f"gateway {scope['method']} {route}")
+            span.update_name(f"gateway {_route(scope)}")
             span.set_attribute("http.response.status_code", status)
             if status >= 500:
                 tracing.failed(span, str(status))
@@ -86,13 +90,15 @@ class RequestMiddleware:
                 raise
             await from_error(error)(scope, receive, send_with_headers)
         finally:
+            seconds = time.perf_counter() - start
+            metrics.REQUEST_SECONDS.labels(_route(scope), str(status)).observe(seconds)
             log = _log.debug if scope["path"] in _PROBES else _log.info
             log(
                 "request",
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                seconds=round(time.perf_counter() - start, 4),
+                seconds=round(seconds, 4),
             )
         return status
 

@@ -17,7 +17,7 @@ from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.link.channel import Reception, instantaneous_snr_db, received
 from dekag.link.equalizer import equalize
 from dekag.link.iq import iq_to_bytes
-from services.common import clients, converters, tracing
+from services.common import clients, converters, metrics, tracing
 from services.common.cache import Cache
 from services.common.frames import MAX_BLOCKS, FrameError, Transmission, channel_states, collect
 from services.common.stages import stage_time
@@ -129,6 +129,7 @@ class UserServicer(UserBase):
         own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
         for _ in range(3):  # the count's own varint is counted too; its length settles at once
             own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
+        metrics.delivered(image.report, asked.delivery)
         return image
 
     def _check(self, transmission: Transmission, asked: DeliveryRequest) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -18,13 +19,16 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
+from prometheus_client import REGISTRY, generate_latest
 
+from dekag.errors import ExhaustedError
 from services.common import clients, tracing
+from services.common.requests import begin_request
 from services.common.settings import CommonSettings
+from services.common.worker import ModelWorker
+from services.gateway.admission import Admission
 from services.proto.downlink_pb2 import ProvideRequest
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PATH = "/v1/images/generations"
 ASKED = {"prompt": "a red boat", "seed": 7, "link": {"snr_db": 12, "cbr": 1 / 96}}
@@ -145,7 +149,7 @@ async def test_a_failure_marks_the_spans_on_its_way(
     }
 
 
-async def test_no_spans_and_no_headers_unless_asked_for() -> None:
+def test_no_spans_and_no_headers_unless_asked_for() -> None:
     with tracing.calling("edge") as headers, tracing.serving("edge.Provide", {}, {}) as span:
         assert headers == ()
         assert not span.is_recording()
@@ -163,7 +167,7 @@ def one_span(spans_to: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-async def test_spans_are_lines_in_a_file_or_on_the_console(tmp_path: Path) -> None:
+def test_spans_are_lines_in_a_file_or_on_the_console(tmp_path: Path) -> None:
     file = tmp_path / "spans.jsonl"
     one_span(str(file))
     one_span(str(file))
@@ -174,7 +178,7 @@ async def test_spans_are_lines_in_a_file_or_on_the_console(tmp_path: Path) -> No
         assert line["resource"]["attributes"]["service.name"] == "dekag-edge"
 
 
-async def test_spans_are_sent_over_otlp() -> None:
+def test_spans_are_sent_over_otlp() -> None:
     got: list[tuple[str, bytes]] = []
 
     class Collector(BaseHTTPRequestHandler):
@@ -199,3 +203,122 @@ async def test_spans_are_sent_over_otlp() -> None:
     (span,) = resource.scope_spans[0].spans
     assert span.name == "edge.generate"
     assert span.end_time_unix_nano - span.start_time_unix_nano == 500_000_000
+
+
+class Counted:
+    """How much the samples of this process's metrics have grown since this was made."""
+
+    def __init__(self) -> None:
+        self._before = self._samples()
+
+    @staticmethod
+    def _samples() -> dict[str, float]:
+        lines = generate_latest().decode().splitlines()
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
+
+    def __call__(self, sample: str) -> float:
+        return self._samples().get(sample, 0) - self._before.get(sample, 0)
+
+
+async def test_a_request_is_counted_where_it_passes(client: httpx2.AsyncClient, redis: Any) -> None:
+    counted = Counted()
+    report = await ask(client, ASKED)
+    for request in ("user.Receive", "channel.Provide", "edge.Provide"):
+        assert counted(f'dekag_request_seconds_count{{request="{request}",status="OK"}}') == 1
+    assert counted(f'dekag_request_seconds_count{{request="POST {PATH}",status="200"}}') == 1
+    assert {each["stage"] for each in report["stages"]} > {
+        "edge.generate",
+        "channel.transmit",
+        "user.measure",
+    }
+    for each in report["stages"]:
+        assert counted(f'dekag_stage_seconds_count{{stage="{each["stage"]}"}}') == 1
+        total = counted(f'dekag_stage_seconds_sum{{stage="{each["stage"]}"}}')
+        assert total == pytest.approx(each["seconds"], abs=1e-6)
+    for each in report["hops"]:
+        assert counted(f'dekag_hop_bytes_total{{hop="{each["hop"]}"}}') == each["sent_bytes"]
+    assert counted('dekag_deliveries_total{decoded="true",delivery="semantic"}') == 1
+    for name in ("psnr_db", "instantaneous_snr_db"):
+        for bound in (9.0, 12.0, 18.0, 30.0):
+            below = counted(f'dekag_{name}_bucket{{delivery="semantic",le="{bound}"}}')
+            assert below == (report[name] <= bound), (name, bound)
+    assert counted('dekag_batch_size_sum{line="edge"}') == 1
+    assert counted('dekag_batch_size_count{line="codec"}') == 2  # one encodes, one decodes
+    assert counted('dekag_cache_lookups_total{found="no",kind="latent"}') == 1
+    assert counted('dekag_cache_lookups_total{found="yes",kind="latent"}') == 0
+    assert counted('dekag_refused_total{line="edge"}') == 0
+    assert counted('dekag_waiting{line="edge"}') == 0
+
+    assert (await ask(client, ASKED))["cached"]
+    assert counted('dekag_cache_lookups_total{found="yes",kind="latent"}') == 1
+    assert counted('dekag_stage_seconds_count{stage="edge.generate"}') == 1
+    assert counted('dekag_stage_seconds_count{stage="edge.encode"}') == 2
+
+
+async def test_a_conventional_delivery_is_counted_at_the_cloud(
+    client: httpx2.AsyncClient, redis: Any
+) -> None:
+    counted = Counted()
+    await ask(client, CONVENTIONAL)
+    assert counted('dekag_request_seconds_count{request="cloud.Generate",status="OK"}') == 1
+    assert counted('dekag_batch_size_count{line="cloud"}') == 1
+    assert counted('dekag_deliveries_total{decoded="true",delivery="conventional"}') == 1
+    assert counted('dekag_cache_lookups_total{found="no",kind="image"}') == 2  # WebP, and PNG to measure with
+
+
+async def test_paths_that_do_not_exist_share_a_name(client: httpx2.AsyncClient) -> None:
+    counted = Counted()
+    for path in ("/no", "/such", "/path"):
+        await client.get(path)
+    await client.get("/healthz")
+    assert counted('dekag_request_seconds_count{request="no such route",status="404"}') == 3
+    assert counted('dekag_request_seconds_count{request="GET /healthz",status="200"}') == 1
+
+
+async def test_those_who_wait_and_those_refused_are_counted() -> None:
+    begin_request(None, None)
+    counted, go_on = Counted(), threading.Event()
+    worker = ModelWorker("of the test", max_queue=2)
+    running = [asyncio.create_task(worker.run(go_on.wait)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert counted('dekag_waiting{line="of the test"}') == 2
+    with pytest.raises(ExhaustedError):
+        await worker.run(go_on.wait)
+    go_on.set()
+    await asyncio.gather(*running)
+    worker.close()
+    assert counted('dekag_waiting{line="of the test"}') == 0
+    assert counted('dekag_refused_total{line="of the test"}') == 1
+
+    admission = Admission(slots=1, max_waiting=0)
+    async with admission.place("somebody"):
+        with pytest.raises(ExhaustedError):
+            await admission.place("somebody").__aenter__()
+    assert counted('dekag_refused_total{line="gateway"}') == 1
+
+
+def test_metrics_are_served_where_the_settings_say(closed_port: int) -> None:
+    code = (
+        "import sys, urllib.request as web; from services.common import metrics, settings; "
+        "metrics.serve(settings.CommonSettings(metrics_port=int(sys.argv[1]))); "
+        "open = web.build_opener(web.ProxyHandler({})).open; "
+        "print(open(f'http://127.0.0.1:{sys.argv[1]}/metrics').read().decode()); "
+        "print('torch' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(closed_port)], capture_output=True, text=True, check=True, timeout=60
+    )
+    for name in ("request_seconds", "stage_seconds", "psnr_db", "batch_size", "waiting"):
+        assert f"# TYPE dekag_{name} " in found.stdout
+    assert found.stdout.endswith("False\n")
+    assert CommonSettings().metrics_port == 0
+
+
+def test_the_page_lists_every_span_and_every_metric() -> None:
+    page = Path("docs/observability.md").read_text()
+    names = {metric.name: metric.type for metric in REGISTRY.collect() if metric.name.startswith("dekag_")}
+    assert len(names) == 11
+    for name, kind in names.items():
+        assert f"`{name}{'_total' if kind == 'counter' else ''}`" in page
+    for name in TO_EDGE[2::2]:
+        assert f"`{name}`" in page
