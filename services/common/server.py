@@ -253,3 +253,5 @@ def run(
     except Exception as error:
         _log.exception("service failed")
         raise SystemExit(1) from error
+    finally:
+        tracing.close()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _W3C = TraceContextTextMapPropagator()
 _OFF = NoOpTracer()
 _tracer: Tracer = _OFF
+_provider: TracerProvider | None = None
 
 
 def configure(service: str, spans_to: str) -> None:
@@ -49,14 +50,22 @@ def configure(service: str, spans_to: str) -> None:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     provider = TracerProvider(resource=Resource.create({"service.name": f"dekag-{service}"}))
-    provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))  # sends the rest at exit
+    provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))
     use(provider)
 
 
 def use(provider: TracerProvider | None) -> None:
     """Makes spans with ``provider`` from now on; None turns them off."""
-    global _tracer
-    _tracer = _OFF if provider is None else provider.get_tracer("dekag")
+    global _tracer, _provider
+    _tracer, _provider = _OFF if provider is None else provider.get_tracer("dekag"), provider
+
+
+def close() -> None:
+    """Sends the spans that are still here; no more are made."""
+    provider = _provider
+    use(None)
+    if provider is not None:
+        provider.shutdown()
 
 
 def _exporter(spans_to: str) -> SpanExporter:

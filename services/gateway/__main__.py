@@ -19,6 +19,7 @@ class _Server(uvicorn.Server):
         """Ends the event streams first, which would hold up the shutdown for the whole grace."""
         self.config.app.state.stopping.set()  # type: ignore[union-attr]
         await super().shutdown(sockets)
+        tracing.close()  # here, since uvicorn ends the process by the signal that it got
 
 
 def main() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -160,7 +163,7 @@ def one_span(spans_to: str) -> subprocess.CompletedProcess[str]:
     """A process that makes one span and ends."""
     code = (
         "import sys; from services.common import tracing; tracing.configure('edge', sys.argv[1]); "
-        "tracing.over('edge.generate', 0.5)"
+        "tracing.over('edge.generate', 0.5); tracing.close()"
     )
     return subprocess.run(
         [sys.executable, "-c", code, spans_to], capture_output=True, text=True, check=True, timeout=60
@@ -176,6 +179,26 @@ def test_spans_are_lines_in_a_file_or_on_the_console(tmp_path: Path) -> None:
     for line in map(json.loads, lines):
         assert line["name"] == "edge.generate"
         assert line["resource"]["attributes"]["service.name"] == "dekag-edge"
+
+
+def test_a_gateway_that_is_stopped_keeps_no_span_back(tmp_path: Path, closed_port: int) -> None:
+    file, url = tmp_path / "spans.jsonl", f"http://127.0.0.1:{closed_port}"
+    env = {"DEKAG_SPANS_TO": str(file), "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": ""}
+    process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=os.environ | env)
+    try:
+        with httpx2.Client(trust_env=False) as client:
+            for _ in range(600):
+                with contextlib.suppress(httpx2.TransportError):
+                    client.get(f"{url}/healthz")
+                    break
+                time.sleep(0.1)
+            client.get(f"{url}/v1/reports/unknown")
+        process.terminate()
+        process.wait(60)
+    finally:
+        process.kill()
+    (line,) = file.read_text().splitlines()
+    assert json.loads(line)["name"] == "gateway GET /v1/reports/{of}"
 
 
 def test_spans_are_sent_over_otlp() -> None:
