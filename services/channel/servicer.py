@@ -10,7 +10,7 @@ import torch
 from grpc import aio
 
 from dekag.link.conditions import LinkConditions
-from services.common import clients, converters
+from services.common import clients, converters, tracing
 from services.common.frames import Transmission, channel_state, collect
 from services.common.worker import ModelWorker
 from services.proto.downlink_pb2 import (
@@ -55,6 +55,7 @@ class ChannelServicer(DownlinkServicer):
         if asked.link.trace is not None:
             await self._worker.run(_check_trace, asked.link.trace, self._traces)
         transmission = await collect(clients.stream(self._downlink.Provide, request, "edge"))
+        tracing.note_link(asked, transmission.header.channel_uses)
         hop = "channel-channel" if transmission.states else "edge-channel"
         transmission.report.hops.append(
             HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)

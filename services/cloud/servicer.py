@@ -20,6 +20,7 @@ from services.cloud.jobs import Jobs, open_redis
 from services.cloud.store import KnowledgeStore, TransmissionStore
 from services.common import converters
 from services.common.cache import Cache, image_key
+from services.common.stages import stage_time
 from services.common.worker import BatchWorker, Wanted
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
@@ -225,13 +226,11 @@ class CloudServicer(CloudBase):
         stages: list[StageTime] = []
         if missing:
             pixels, seconds = await self._drawing.run(_Wish(prompt, seed, width, height))
+            stages.append(stage_time("cloud.generate", seconds))
             start = time.perf_counter()
             encoded = await asyncio.to_thread(_encode, pixels, missing)
             images |= encoded
-            stages = [
-                StageTime(stage="cloud.generate", seconds=seconds),
-                StageTime(stage="cloud.encode", seconds=time.perf_counter() - start),
-            ]
+            stages.append(stage_time("cloud.encode", time.perf_counter() - start))
             for name, data in encoded.items():
                 await self._cache.set(keys[name], data, self._settings.cache_ttl_s)
         for name, image in images.items():

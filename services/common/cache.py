@@ -24,6 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from services.common import metrics
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
@@ -79,6 +80,12 @@ class Cache:
 
     async def get(self, key: str) -> bytes | None:
         """The value under ``key``, None when it is not there or Redis is not."""
+        value = await self._get(key)
+        kind = key.removeprefix("dekag:").partition(":")[0]
+        metrics.CACHE_LOOKUPS.labels(kind, "no" if value is None else "yes").inc()
+        return value
+
+    async def _get(self, key: str) -> bytes | None:
         if (redis := self._awake()) is None:
             return None
         try:

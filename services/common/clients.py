@@ -1,4 +1,4 @@
-"""Calls to the next service of the chain: id and deadline go along, errors come back as DekagErrors."""
+"""Calls to the next service: id, trace and deadline go along, errors come back as DekagErrors."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 import grpc
 from grpc import aio
 
+from services.common import tracing
 from services.common.errors import from_rpc
 from services.common.requests import outgoing_metadata, request_id, time_remaining
 from services.common.settings import CommonSettings
@@ -52,23 +53,27 @@ async def call(
     """
     left = time_remaining()
     timeout_s = min(timeout_s, math.inf if left is None else left)
-    try:
-        return await method(
-            request, timeout=timeout_s if timeout_s < math.inf else None, metadata=outgoing_metadata()
-        )
-    except grpc.RpcError as error:
-        raise from_rpc(error, peer, request_id.get()) from error
+    with tracing.calling(peer) as trace:
+        try:
+            return await method(
+                request,
+                timeout=timeout_s if timeout_s < math.inf else None,
+                metadata=(*outgoing_metadata(), *trace),
+            )
+        except grpc.RpcError as error:
+            raise from_rpc(error, peer, request_id.get()) from error
 
 
 async def stream(
     method: aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request, peer: str
 ) -> AsyncGenerator[_Response, None]:
     """The answers of ``peer`` in order; raises DekagError. Leaving the iteration early cancels the call."""
-    answers = method(request, timeout=time_remaining(), metadata=outgoing_metadata())
-    try:
-        async for answer in answers:
-            yield answer
-    except grpc.RpcError as error:
-        raise from_rpc(error, peer, request_id.get()) from error
-    finally:
-        answers.cancel()
+    with tracing.calling(peer) as trace:
+        answers = method(request, timeout=time_remaining(), metadata=(*outgoing_metadata(), *trace))
+        try:
+            async for answer in answers:
+                yield answer
+        except grpc.RpcError as error:
+            raise from_rpc(error, peer, request_id.get()) from error
+        finally:
+            answers.cancel()

@@ -12,10 +12,10 @@ import torch
 from dekag.errors import InvalidInputError
 from dekag.link.channel import State
 from dekag.link.iq import BYTES_PER_SYMBOL, bytes_to_iq, iq_to_bytes
+from services.common.stages import stage_time
 from services.proto.downlink_pb2 import (
     ChannelState,
     Reference,
-    StageTime,
     SymbolBlock,
     SymbolFrame,
     TransmissionHeader,
@@ -65,8 +65,8 @@ class Transmission:
         yield SymbolFrame(report=self.report)
 
     def add_stage(self, stage: str, seconds: float) -> None:
-        """Notes in the report what a stage took, s."""
-        self.report.stages.append(StageTime(stage=stage, seconds=seconds))
+        """Notes what a stage that is over now took, s."""
+        self.report.stages.append(stage_time(stage, seconds))
 
 
 async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:

@@ -18,7 +18,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from dekag import plugins
 from dekag.errors import UnavailableError
-from services.common import errors
+from services.common import errors, metrics, tracing
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
 
@@ -74,10 +74,10 @@ class _Traffic:
 
 
 class _Requests(aio.ServerInterceptor):
-    """Gives each request its context, its log line with the bytes that crossed, and its error status."""
+    """Gives each request its context, span, log line with the bytes that crossed, and error status."""
 
-    def __init__(self) -> None:
-        self.ready = False
+    def __init__(self, name: str) -> None:
+        self._name, self.ready = name, False
 
     async def intercept_service(
         self,
@@ -87,7 +87,7 @@ class _Requests(aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None or details.method.startswith(_HEALTH):
             return handler
-        given_id = next((v for k, v in details.invocation_metadata or () if k == REQUEST_ID_KEY), None)
+        headers = dict(details.invocation_metadata or ())
         traffic = _Traffic()
 
         def deserialize(data: bytes) -> Any:
@@ -100,12 +100,12 @@ class _Requests(aio.ServerInterceptor):
             return data
 
         async def unary(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
-            async with self._request(details.method, given_id, context, traffic):
+            async with self._request(details.method, headers, context, traffic):
                 return serialize(await handler.unary_unary(request, context))
 
         async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
             async with (
-                self._request(details.method, given_id, context, traffic),
+                self._request(details.method, headers, context, traffic),
                 aclosing(handler.unary_stream(request, context)) as messages,
             ):
                 async for message in messages:
@@ -119,16 +119,18 @@ class _Requests(aio.ServerInterceptor):
     async def _request(
         self,
         method: str,
-        given_id: str | bytes | None,
+        headers: dict[str, Any],
         context: aio.ServicerContext[Any, Any],
         traffic: _Traffic,
     ) -> AsyncIterator[None]:
-        request_id = begin_request(given_id, context.time_remaining())
+        request_id = begin_request(headers.get(REQUEST_ID_KEY), context.time_remaining())
         start, status = time.perf_counter(), "OK"
+        name = f"{self._name}.{method.rpartition('/')[2]}"
         try:
-            if not self.ready:
-                raise UnavailableError("the service is still loading its models; try again later")
-            yield
+            with tracing.serving(name, headers, {"dekag.request_id": request_id}):
+                if not self.ready:
+                    raise UnavailableError("the service is still loading its models; try again later")
+                yield
         except (asyncio.CancelledError, GeneratorExit):
             status = "CANCELLED"
             raise
@@ -139,11 +141,13 @@ class _Requests(aio.ServerInterceptor):
                 _log.exception("request failed", method=method)
             await context.abort(errors.grpc_status(shown), str(shown)[:300], errors.to_metadata(shown))
         finally:
+            seconds = time.perf_counter() - start
+            metrics.REQUEST_SECONDS.labels(name, status).observe(seconds)
             _log.info(
                 "request",
                 method=method,
                 status=status,
-                seconds=round(time.perf_counter() - start, 4),
+                seconds=round(seconds, 4),
                 received_bytes=traffic.received_bytes,
                 sent_bytes=traffic.sent_bytes,
             )
@@ -156,10 +160,17 @@ class Server:
         settings: where to listen, limits, grace.
         servicer: what to run.
         add: the generated ``add_...Servicer_to_server``.
+        name: the service's name, for its spans and metrics.
     """
 
-    def __init__(self, settings: CommonSettings, servicer: _S, add: Callable[[_S, aio.Server], None]) -> None:
-        self._settings, self._servicer, self._requests = settings, servicer, _Requests()
+    def __init__(
+        self,
+        settings: CommonSettings,
+        servicer: _S,
+        add: Callable[[_S, aio.Server], None],
+        name: str = "service",
+    ) -> None:
+        self._settings, self._servicer, self._requests = settings, servicer, _Requests(name)
         self._health = _Health()
         self._server = aio.server(
             interceptors=[self._requests],
@@ -207,7 +218,7 @@ def run(
     """Runs a service until SIGTERM or SIGINT: what every ``__main__`` calls.
 
     Args:
-        name: the service's name, for the logs.
+        name: the service's name, for logs, spans and metrics.
         settings: the service's settings.
         build: makes the servicer; called on the event loop.
         add: the generated ``add_...Servicer_to_server``.
@@ -215,11 +226,13 @@ def run(
     configure_logging(name, settings.log_level)
 
     async def serve() -> None:
+        tracing.configure(name, settings.spans_to)
+        metrics.serve(settings)
         plugins.load_from_environment()
         start, stop = time.perf_counter(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        server = Server(settings, build(), add)
+        server = Server(settings, build(), add, name)
         port = await server.start()
         _log.info("listening", host=settings.host, port=port)
         loading, stopping = asyncio.create_task(server.load()), asyncio.create_task(stop.wait())
@@ -240,3 +253,5 @@ def run(
     except Exception as error:
         _log.exception("service failed")
         raise SystemExit(1) from error
+    finally:
+        tracing.close()

@@ -30,6 +30,15 @@ class CommonSettings(BaseSettings):
     max_message_bytes: int = Field(
         16 * 2**20, ge=2**16, description="Largest gRPC message sent or accepted, bytes."
     )
+    spans_to: str = Field(
+        "",
+        description="Where the spans of OpenTelemetry traces go: console, a URL that takes OTLP over HTTP, "
+        "or a file for lines of JSON; empty makes none.",
+    )
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="Port that serves metrics to Prometheus; 0 serves none."
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address that serves metrics.")
     grace_s: float = Field(
         30.0, ge=0, description="Time that requests in flight are given to finish at shutdown, s."
     )

@@ -14,6 +14,7 @@ import structlog
 from pydantic import Field
 
 from dekag.errors import MismatchError
+from services.common import metrics
 from services.common.knowledge import VersionManifest, update_key
 from services.proto.downlink_pb2 import TransmissionKnowledge
 from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
@@ -114,6 +115,7 @@ class Codecs:
                 answer, answer_bytes = await self._ask(content_hash)
                 sent_bytes += answer_bytes
                 codec = await asyncio.to_thread(self._checked, dict(answer.files), content_hash)
+            metrics.KNOWLEDGE_LOADED.labels("adapters").inc()
             self._keep(codec)
         return codec, sent_bytes
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Generic, ParamSpec, TypeVar
 
 from dekag.errors import DeadlineError, ExhaustedError
+from services.common import metrics
 from services.common.requests import time_remaining
 
 _P = ParamSpec("_P")
@@ -38,7 +39,7 @@ class _Line:
     """
 
     def __init__(self, name: str, max_queue: int) -> None:
-        self._name, self._max_queue = name, max_queue
+        self.name, self._max_queue = name, max_queue
         self._waiting, self._seconds_each = 0, 0.0
 
     @contextlib.contextmanager
@@ -49,19 +50,24 @@ class _Line:
             ExhaustedError: the line is full, or longer than the request's time.
             DeadlineError: the request's time is over.
         """
-        left, waits_s = time_remaining(), self._waiting * self._seconds_each
-        if self._waiting >= self._max_queue:
-            raise ExhaustedError(f"{self._waiting} requests wait for the {self._name} model; try again later")
-        if left is not None and waits_s > left:
-            raise ExhaustedError(
-                f"it would be about {waits_s:.1f} s until the {self._name} model gets to this request, which "
-                f"allows {left:.1f} s; try again later"
-            )
+        with metrics.REFUSED.labels(self.name).count_exceptions(ExhaustedError):
+            self._check()
         self._waiting += 1
         try:
-            yield
+            with metrics.WAITING.labels(self.name).track_inprogress():
+                yield
         finally:
             self._waiting -= 1
+
+    def _check(self) -> None:
+        left, waits_s = time_remaining(), self._waiting * self._seconds_each
+        if self._waiting >= self._max_queue:
+            raise ExhaustedError(f"{self._waiting} requests wait for the {self.name} model; try again later")
+        if left is not None and waits_s > left:
+            raise ExhaustedError(
+                f"it would be about {waits_s:.1f} s until the {self.name} model gets to this request, which "
+                f"allows {left:.1f} s; try again later"
+            )
 
     def note(self, seconds: float, served: int) -> None:
         """So many were served in that time."""
@@ -204,6 +210,7 @@ class BatchWorker(Generic[_Item, _Result]):
             self._wait_for_more()
         if not (batch := self._next()):
             return
+        metrics.BATCH_SIZE.labels(self._line.name).observe(len(batch))
         start = time.perf_counter()
         try:
             results = self._work([call.item for call in batch], lambda: any(call.wanted() for call in batch))

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from dekag.errors import DekagError, MismatchError, NotFoundError, UnavailableError
 from dekag.makd.topics import matching
-from services.common import clients
+from services.common import clients, metrics
 from services.common.cache import Cache
 from services.common.converters import MAX_KNOWLEDGE
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
@@ -96,6 +96,7 @@ class Knowledge:
             if update is None:
                 update, from_cloud_bytes = await self._from_cloud(manifest)
                 sent_bytes += from_cloud_bytes
+            metrics.KNOWLEDGE_LOADED.labels("update").inc()
             self._updates[manifest.content_hash] = update
             while len(self._updates) > self._settings.knowledge_capacity:
                 self._updates.popitem(last=False)

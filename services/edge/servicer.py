@@ -13,10 +13,11 @@ import torch
 from grpc import aio
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
-from services.common import clients, converters
+from services.common import clients, converters, tracing
 from services.common.cache import Cache, latent_key
 from services.common.frames import FrameError, Transmission
 from services.common.knowledge import Manifest
+from services.common.stages import stage_time
 from services.common.transmission import Codecs
 from services.common.worker import BatchWorker, ModelWorker, Wanted
 from services.edge.knowledge import Knowledge
@@ -30,7 +31,6 @@ from services.proto.downlink_pb2 import (
     KnowledgeUse,
     ProvideRequest,
     Reference,
-    StageTime,
     SymbolFrame,
     TransmissionHeader,
     TransmissionKnowledge,
@@ -157,7 +157,9 @@ class EdgeServicer(DownlinkServicer):
         """The symbols of what was asked for, with the report of how they came about."""
         asked = converters.request_from_proto(request)
         send = self._semantic if asked.jscc else self._conventional
-        for frame in (await send(asked)).frames():
+        transmission = await send(asked)
+        tracing.note_link(asked, transmission.header.channel_uses)
+        for frame in transmission.frames():
             yield frame
 
     async def GetTransmissionKnowledge(
@@ -300,7 +302,7 @@ class EdgeServicer(DownlinkServicer):
         file, png, traffic = await self._fetch_image(asked)
         (symbols, coding), modulating = await self._modulating.run(_modulate, file.image, asked)
         report = TransmissionReport(
-            stages=[*file.stages, StageTime(stage="edge.modulate", seconds=modulating)],
+            stages=[*file.stages, stage_time("edge.modulate", modulating)],
             hops=[HopTraffic(hop="cloud-edge", sent_bytes=traffic)],
             model_hashes={"cloud": file.model_hash},
             cached=file.cached,

@@ -8,6 +8,7 @@ import socket
 import uvicorn
 
 from dekag import plugins
+from services.common import metrics, tracing
 from services.common.requests import configure_logging
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -18,12 +19,15 @@ class _Server(uvicorn.Server):
         """Ends the event streams first, which would hold up the shutdown for the whole grace."""
         self.config.app.state.stopping.set()  # type: ignore[union-attr]
         await super().shutdown(sockets)
+        tracing.close()  # here, since uvicorn ends the process by the signal that it got
 
 
 def main() -> None:
     """Serves until SIGTERM or SIGINT; requests in flight are finished first."""
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level)
+    tracing.configure("gateway", settings.spans_to)
+    metrics.serve(settings)
     plugins.load_from_environment()
     config = uvicorn.Config(
         create_app(settings),

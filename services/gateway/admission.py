@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from dekag.errors import ExhaustedError
+from services.common import metrics
 from services.common.requests import time_remaining
 
 _KEEPS = 0.9  # of the mean time in a slot, with each request that ends
@@ -45,7 +46,8 @@ class Admission:
         Raises:
             ExhaustedError: too many wait, or it would wait longer than its request has time.
         """
-        self._check(client)
+        with metrics.REFUSED.labels("gateway").count_exceptions(ExhaustedError):
+            self._check(client)
         self._places[client] += 1
         try:
             await self._turn(client)
@@ -85,7 +87,8 @@ class Admission:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._lines.setdefault(client, deque()).append(turn)
         try:
-            await turn
+            with metrics.WAITING.labels("gateway").track_inprogress():
+                await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._give_back()  # its slot came in the very moment in which it left

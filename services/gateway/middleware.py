@@ -8,6 +8,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.common import metrics, tracing
 from services.common.requests import begin_request
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
@@ -26,6 +27,12 @@ class _BodyTooLargeError(Exception):
     pass
 
 
+def _route(scope: Scope) -> str:
+    """Method and path pattern that the application found, so that names do not grow with what is asked."""
+    route = getattr(scope.get("route"), "path", None)
+    return f"{scope['method']} {route}" if route else "no such route"
+
+
 class RequestMiddleware:
     """Wraps the whole application, so that errors of any layer below become problems with the same headers.
 
@@ -41,7 +48,21 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        request_id = begin_request(Headers(scope=scope).get(REQUEST_ID_HEADER), self._settings.deadline_s)
+        headers = Headers(scope=scope)
+        request_id = begin_request(headers.get(REQUEST_ID_HEADER), self._settings.deadline_s)
+        if scope["path"] in _PROBES:
+            await self._answer(scope, receive, send, request_id)
+            return None
+        with tracing.serving(f"gateway {scope['method']}", headers, {"dekag.request_id": request_id}) as span:
+            status = await self._answer(scope, receive, send, request_id)
+            span.update_name(f"gateway {_route(scope)}")
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                tracing.failed(span, str(status))
+        return None
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+        """Passes the request on and returns the status of what came back, 0 if nothing did."""
         start, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -69,14 +90,17 @@ class RequestMiddleware:
                 raise
             await from_error(error)(scope, receive, send_with_headers)
         finally:
+            seconds = time.perf_counter() - start
+            metrics.REQUEST_SECONDS.labels(_route(scope), str(status)).observe(seconds)
             log = _log.debug if scope["path"] in _PROBES else _log.info
             log(
                 "request",
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                seconds=round(time.perf_counter() - start, 4),
+                seconds=round(seconds, 4),
             )
+        return status
 
     async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """Reads the body, which is small by rule, and hands it on; raises _BodyTooLargeError."""

@@ -150,9 +150,12 @@ class Stack:
         }
         if redis_url:
             self._start_distiller(env)
+        metrics_port = int(env.get("DEKAG_METRICS_PORT", "0"))
         for name in reversed(list(SERVICES)):
             own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
             own["DEKAG_PORT"] = str(ports[name])
+            if metrics_port:  # the gateway's; the others take the next ones, in the order of the chain
+                own["DEKAG_METRICS_PORT"] = str(metrics_port + list(SERVICES).index(name))
             target = f"http://{HOST}:{ports[name]}/readyz" if name == "gateway" else f"{HOST}:{ports[name]}"
             self._spawn(
                 name,

@@ -17,9 +17,10 @@ from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.link.channel import Reception, instantaneous_snr_db, received
 from dekag.link.equalizer import equalize
 from dekag.link.iq import iq_to_bytes
-from services.common import clients, converters
+from services.common import clients, converters, metrics, tracing
 from services.common.cache import Cache
 from services.common.frames import MAX_BLOCKS, FrameError, Transmission, channel_states, collect
+from services.common.stages import stage_time
 from services.common.transmission import Codecs
 from services.common.worker import BatchWorker, ModelWorker, Wanted
 from services.proto.downlink_pb2 import (
@@ -107,6 +108,7 @@ class UserServicer(UserBase):
         asked = converters.request_from_proto(request)
         transmission = await collect(clients.stream(self._downlink.Provide, request, "channel"))
         self._check(transmission, asked)
+        tracing.note_link(asked, transmission.header.channel_uses)
         reception = received(
             transmission.symbols, channel_states(transmission.states, transmission.header.channel_uses)
         )
@@ -123,10 +125,11 @@ class UserServicer(UserBase):
             start = time.perf_counter()
             await asyncio.to_thread(self._measure, image.report, pixels, reference)
             seconds = comparing_s + time.perf_counter() - start
-            image.report.stages.add(stage="user.measure", seconds=seconds)
+            image.report.stages.append(stage_time("user.measure", seconds))
         own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
         for _ in range(3):  # the count's own varint is counted too; its length settles at once
             own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
+        metrics.delivered(image.report, asked.delivery)
         return image
 
     def _check(self, transmission: Transmission, asked: DeliveryRequest) -> None:

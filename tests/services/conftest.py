@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 import torch
 import uvicorn
+from fastapi import FastAPI
 from redis.asyncio import Redis
 
 from dekag.link import LinkConditions
@@ -63,8 +65,10 @@ async def starter() -> AsyncIterator[Start]:
     torch.set_num_threads(1)
     servers: list[Server] = []
 
-    async def start(servicer: Any, add: Any, settings: CommonSettings | None = None) -> str:
-        server = Server(settings or CommonSettings(port=0, redis_url=""), servicer, add)
+    async def start(
+        servicer: Any, add: Any, settings: CommonSettings | None = None, name: str = "service"
+    ) -> str:
+        server = Server(settings or CommonSettings(port=0, redis_url=""), servicer, add, name)
         servers.append(server)
         port = await server.start()
         await server.load()
@@ -112,13 +116,15 @@ class Chain:
 async def _start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, str]:
     models: dict[str, Any] = {"port": 0, "redis_url": redis_url, "profile": str(profile)}
     cloud = CloudSettings(**models)
-    found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud)}
+    found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud, "cloud")}
     edge = EdgeSettings(**models, cloud_address=found["cloud"])
-    found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge)
+    found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge, "edge")
     channel = ChannelSettings(port=0, downlink_address=found["edge"])
-    found["channel"] = await start(ChannelServicer(channel), add_DownlinkServicer_to_server, channel)
+    found["channel"] = await start(
+        ChannelServicer(channel), add_DownlinkServicer_to_server, channel, "channel"
+    )
     user = UserSettings(**models, downlink_address=found["channel"])
-    found["user"] = await start(UserServicer(user), add_UserServicer_to_server, user)
+    found["user"] = await start(UserServicer(user), add_UserServicer_to_server, user, "user")
     return found
 
 
@@ -147,19 +153,34 @@ async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
             await channel.close()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def gateway_url(chain: Chain, redis_url: str) -> AsyncIterator[str]:
-    """Where the real gateway answers."""
-    settings = GatewaySettings(
-        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
-    )
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=0, log_config=None))
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of ``app``, which a real server serves on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        yield client
     server.should_exit = True
     await task
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(chain: Chain, redis_url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a gateway in front of the chain."""
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
+    )
+    async with serving(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def gateway_url(client: httpx2.AsyncClient) -> str:
+    """Where that gateway answers."""
+    return str(client.base_url).rstrip("/")
 
 
 @pytest_asyncio.fixture(loop_scope="session")

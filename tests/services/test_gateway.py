@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx2
@@ -16,41 +15,17 @@ import numpy as np
 import openai
 import pytest
 import pytest_asyncio
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
 from structlog.testing import capture_logs
 
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
+from tests.services.conftest import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PATH = "/v1/images/generations"
 Client = httpx2.AsyncClient
-
-
-@asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[Client]:
-    """A client of ``app``, which a real server serves on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-        yield client
-    server.should_exit = True
-    await task
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def client(chain: Any, redis_url: str) -> AsyncIterator[Client]:
-    settings = GatewaySettings(
-        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
-    )
-    async with serving(create_app(settings)) as client:
-        yield client
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -1,0 +1,79 @@
+"""What the services count, for Prometheus. Counted always, served only if the settings name a port.
+
+Each service has a process and a port of its own, so its name is no label. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+if TYPE_CHECKING:
+    from services.common.settings import CommonSettings
+    from services.proto.user_pb2 import LinkReport
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+REQUEST_SECONDS = Histogram(
+    "dekag_request_seconds",
+    "Time of a request as the service that answered it saw it.",
+    ["request", "status"],
+    buckets=_SECONDS,
+)
+STAGE_SECONDS = Histogram(
+    "dekag_stage_seconds",
+    "Time of a stage, without its wait; those that share a batch each count the whole of it.",
+    ["stage"],
+    buckets=_SECONDS,
+)
+DELIVERIES = Counter("dekag_deliveries", "Pictures delivered.", ["delivery", "decoded"])
+PSNR_DB = Histogram(
+    "dekag_psnr_db",
+    "PSNR of the received picture against what was sent, where it is measured.",
+    ["delivery"],
+    buckets=(6, 9, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 33, 36, 40, 50),
+)
+SNR_DB = Histogram(
+    "dekag_instantaneous_snr_db",
+    "Mean SNR of a transmission with the gains that it met.",
+    ["delivery"],
+    buckets=(-20, -15, -10, -5, 0, 3, 6, 9, 12, 15, 18, 21, 25, 30, 35, 40),
+)
+HOP_BYTES = Counter("dekag_hop_bytes", "Bytes that crossed a hop, as link reports count them.", ["hop"])
+CACHE_LOOKUPS = Counter("dekag_cache_lookups", "Lookups in Redis as a cache.", ["kind", "found"])
+WAITING = Gauge(
+    "dekag_waiting", "Requests at a model, waiting or worked; at the gateway, those that wait.", ["line"]
+)
+REFUSED = Counter("dekag_refused", "Requests turned away because too many were there already.", ["line"])
+BATCH_SIZE = Histogram(
+    "dekag_batch_size",
+    "Requests that a model worked at once.",
+    ["line"],
+    buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64),
+)
+KNOWLEDGE_LOADED = Counter(
+    "dekag_knowledge_loaded", "Knowledge updates and adapters fetched into memory.", ["kind"]
+)
+
+
+def serve(settings: CommonSettings) -> None:
+    """Serves the metrics in a thread, if the settings name a port; OSError when it is taken."""
+    if settings.metrics_port:
+        start_http_server(settings.metrics_port, settings.metrics_host)
+
+
+def delivered(report: LinkReport, delivery: str) -> None:
+    """Counts a picture, or what did not decode to one.
+
+    Args:
+        report: its finished link report.
+        delivery: as asked.
+    """
+    DELIVERIES.labels(delivery, str(report.decoded).lower()).inc()
+    if report.HasField("psnr_db"):
+        PSNR_DB.labels(delivery).observe(report.psnr_db)
+    if report.HasField("instantaneous_snr_db"):
+        SNR_DB.labels(delivery).observe(report.instantaneous_snr_db)
+    for each in report.hops:
+        HOP_BYTES.labels(each.hop).inc(each.sent_bytes)

@@ -1,0 +1,156 @@
+"""One trace for each request, over all services: OpenTelemetry spans, W3C trace context on every call.
+
+Off unless ``spans_to`` of the settings says where to. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from opentelemetry import context
+from opentelemetry.trace import (
+    NoOpTracer,
+    Span,
+    SpanKind,
+    Status,
+    StatusCode,
+    Tracer,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace.export import SpanExporter
+
+    from services.common.converters import DeliveryRequest
+
+_W3C = TraceContextTextMapPropagator()
+_OFF = NoOpTracer()
+_tracer: Tracer = _OFF
+_provider: TracerProvider | None = None
+
+
+def configure(service: str, spans_to: str) -> None:
+    """Sends this process's spans to where ``spans_to`` says.
+
+    Args:
+        service: its name, ``service.name`` of every span.
+        spans_to: empty for nowhere; ``console``, a URL that takes OTLP over HTTP, or the path of a file.
+    """
+    if not spans_to:
+        return
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=Resource.create({"service.name": f"dekag-{service}"}))
+    provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))
+    use(provider)
+
+
+def use(provider: TracerProvider | None) -> None:
+    """Makes spans with ``provider`` from now on; None turns them off."""
+    global _tracer, _provider
+    _tracer, _provider = _OFF if provider is None else provider.get_tracer("dekag"), provider
+
+
+def close() -> None:
+    """Sends the spans that are still here; no more are made."""
+    provider = _provider
+    use(None)
+    if provider is not None:
+        provider.shutdown()
+
+
+def _exporter(spans_to: str) -> SpanExporter:
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter
+
+    if spans_to.startswith(("http://", "https://")):
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+        return OTLPSpanExporter(endpoint=spans_to)
+    # a line at a time, so that services can share a file
+    out = sys.stdout if spans_to == "console" else open(spans_to, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123
+    return ConsoleSpanExporter(out=out, formatter=_line)
+
+
+def _line(span: ReadableSpan) -> str:
+    return f"{span.to_json(indent=None)}\n"
+
+
+@contextmanager
+def serving(name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[Span]:
+    """The span of a request that this service answers, a child of the caller's; current from now on.
+
+    It stays current, since every request has a context of its own, and a stream may be closed from another.
+
+    Args:
+        name: of the span.
+        headers: of the request, names in lower case; ``traceparent`` is looked for.
+        attributes: of the span.
+    """
+    if _tracer is _OFF:
+        yield get_current_span()
+        return
+    parent = _W3C.extract(headers, context.Context())
+    span = _tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+    context.attach(set_span_in_context(span, parent))
+    try:
+        yield span
+    except Exception as error:
+        failed(span, str(error))
+        raise
+    finally:
+        span.end()
+
+
+@contextmanager
+def calling(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
+    """The span of a call to ``peer``; gives the metadata that carry it there, none when spans are off."""
+    if _tracer is _OFF:
+        yield ()
+        return
+    span = _tracer.start_span(f"call {peer}", kind=SpanKind.CLIENT)
+    headers: dict[str, str] = {}
+    _W3C.inject(headers, set_span_in_context(span))
+    try:
+        yield tuple(headers.items())
+    except Exception as error:
+        failed(span, str(error))
+        raise
+    finally:
+        span.end()
+
+
+def failed(span: Span, why: str) -> None:
+    """Marks ``span`` as that of something that failed."""
+    span.set_status(Status(StatusCode.ERROR, why))
+
+
+def over(stage: str, seconds: float) -> None:
+    """The span of a stage of the current request that took ``seconds`` and is over now."""
+    if _tracer is _OFF:
+        return
+    end = time.time_ns()
+    _tracer.start_span(stage, start_time=end - round(seconds * 1e9)).end(end)
+
+
+def note_link(asked: DeliveryRequest, channel_uses: int) -> None:
+    """Notes in the current span what is sent, and over which link."""
+    span = get_current_span()
+    if span.is_recording():
+        span.set_attributes(
+            {
+                "dekag.delivery": asked.delivery,
+                "dekag.snr_db": asked.link.snr_db,
+                "dekag.fading": asked.link.fading,
+                "dekag.channel_uses": channel_uses,
+                "dekag.cbr": channel_uses / asked.source_values,
+            }
+        )
