@@ -1,20 +1,22 @@
-"""Runs one servicer as a process: health, readiness, errors, request context, logs, graceful shutdown."""
+"""Runs one servicer as a process: health, reflection, errors, request context, logs, graceful shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import structlog
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
 
 from dekag import plugins
 from dekag.errors import UnavailableError
@@ -23,7 +25,7 @@ from services.common.requests import REQUEST_ID_KEY, begin_request, configure_lo
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
-_HEALTH = "/grpc.health.v1.Health/"
+_NOT_OURS = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 
 
 class Servicer(Protocol):
@@ -65,6 +67,19 @@ class _Health(health_aio.HealthServicer):
             watching.cancel()
 
 
+class _Names:
+    """Takes a server's place when a service is added and notes its full name; gRPC does not tell it."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Part of a server's interface."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, object]) -> None:
+        self.found.append(service)
+
+
 @dataclass
 class _Traffic:
     """Bytes of one call's messages as gRPC carried them, without its framing and headers."""
@@ -85,7 +100,7 @@ class _Requests(aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(details)
-        if handler is None or details.method.startswith(_HEALTH):
+        if handler is None or details.method.startswith(_NOT_OURS):
             return handler
         given_id = next((v for k, v in details.invocation_metadata or () if k == REQUEST_ID_KEY), None)
         traffic = _Traffic()
@@ -174,9 +189,13 @@ class Server:
         )
         add(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = _Names()
+        add(servicer, cast("aio.Server", names))
+        described = [*names.found, HEALTH_NAME, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(described, self._server)
 
     async def start(self) -> int:
-        """Listens, so far only to health checks; returns the port. OSError when it is taken."""
+        """Listens, so far only for health and reflection; returns the port. OSError when it is taken."""
         await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
