@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import httpx2
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from dekag import client
+from dekag.client import Client, LinkReport
+from dekag.errors import DekagError
 from dekag.link import LinkConditions
-from services.launcher.stack import LaunchError, Stack, Stopped
+from services.launcher.stack import Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
 
 DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 _TILE, _LABEL, _GAP = 384, 52, 16  # pixels
-
-
-class RefusedError(LaunchError):
-    """The gateway answered with a problem."""
 
 
 def run_demo(
@@ -42,23 +38,17 @@ def run_demo(
     """
     console = Console()
     try:
-        with Stack((RUN_DIR / "demo").resolve(), free_ports=True) as stack:
+        with Stack((RUN_DIR / "demo").resolve(), free_ports=True) as stack, Client(stack.url) as gateway:
             await_ready(stack, console)
             images = {}
             for delivery in DELIVERIES:
                 with console.status(f"{delivery} delivery at {link.snr_db:g} dB"):
-                    images[delivery] = ask(
-                        stack.url,
-                        {
-                            "prompt": prompt,
-                            "seed": seed,
-                            "delivery": delivery,
-                            "link": link.model_dump(exclude_defaults=True),
-                        },
+                    images[delivery] = gateway.image(
+                        prompt, seed=seed, delivery=delivery, link=link.model_dump(exclude_defaults=True)
                     )
     except Stopped:
         return 130
-    except LaunchError as error:
+    except DekagError as error:
         console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", markup=False, soft_wrap=True)
         return 1
     console.print(f'\n"{prompt}", seed {seed}\n', markup=False, highlight=False)
@@ -69,19 +59,7 @@ def run_demo(
     return 0
 
 
-def ask(url: str, request: Mapping[str, Any], timeout_s: float = 90.0) -> dict[str, Any]:
-    """The one image that the gateway at ``url`` makes of ``request``; RefusedError if it does not."""
-    answer = httpx2.post(
-        f"{url}/v1/images/generations", json=dict(request), timeout=timeout_s, trust_env=False
-    )
-    body = answer.json()
-    if answer.status_code != 200:
-        raise RefusedError(f"{body['title']}: {body['detail']}")
-    image: dict[str, Any] = body["data"][0]
-    return image
-
-
-def write_images(images: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+def write_images(images: Mapping[str, client.Image], folder: Path) -> list[Path]:
     """Writes one PNG per delivery that decoded, and all side by side with labels; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -89,46 +67,44 @@ def write_images(images: Mapping[str, Mapping[str, Any]], folder: Path) -> list[
     sheet = Image.new("RGB", (width, _TILE + _LABEL + 2 * _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
     for index, (delivery, image) in enumerate(images.items()):
-        report, left = image["link_report"], _GAP + index * (_TILE + _GAP)
-        if image["b64_json"] is None:
+        report, left = image.report, _GAP + index * (_TILE + _GAP)
+        if image.png is None:
             draw.rectangle((left, _GAP, left + _TILE - 1, _GAP + _TILE - 1), fill="#dddddd")
             draw.text((left + _TILE // 2, _GAP + _TILE // 2), "did not decode", "#555555", font, anchor="mm")
         else:
             path = folder / f"{delivery}.png"
-            path.write_bytes(base64.b64decode(image["b64_json"]))
+            path.write_bytes(image.png)
             written.append(path)
-            picture = Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))).convert("RGB")
+            picture = Image.open(io.BytesIO(image.png)).convert("RGB")
             sheet.paste(picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, _GAP))
-        label = (
-            f"{delivery} at {report['snr_db']:g} dB\n{report['channel_uses']} channel uses, {_psnr(report)}"
-        )
+        label = f"{delivery} at {report.snr_db:g} dB\n{report.channel_uses} channel uses, {_psnr(report)}"
         draw.multiline_text((left, _GAP + _TILE + 6), label, "black", font)
     sheet.save(path := folder / "side-by-side.png")
     return [*written, path]
 
 
-def _psnr(report: Mapping[str, Any]) -> str:
-    return "no image" if report["psnr_db"] is None else f"PSNR {report['psnr_db']:.1f} dB"
+def _psnr(report: LinkReport) -> str:
+    return "no image" if report.psnr_db is None else f"PSNR {report.psnr_db:.1f} dB"
 
 
-def _table(images: Mapping[str, Mapping[str, Any]]) -> Table:
+def _table(images: Mapping[str, client.Image]) -> Table:
     """A column per delivery, a row per figure of its report."""
-    reports = {delivery: image["link_report"] for delivery, image in images.items()}
+    reports = {delivery: image.report for delivery, image in images.items()}
     columns: dict[str, dict[str, str]] = {}
     for delivery, report in reports.items():
         rows = {
-            "delivery": "decoded" if report["decoded"] else "did not decode",
-            "fading": report["fading"],
-            "mean SNR": f"{report['snr_db']:g} dB",
-            "SNR of this slot": _or_dash(report["instantaneous_snr_db"], "dB"),
-            "PSNR": _or_dash(report["psnr_db"], "dB"),
-            "channel uses": f"{report['channel_uses']:,}",
-            "pilots": f"{report['pilot_uses']:,}",
-            "CBR": f"1/{1 / report['cbr']:.1f}",
+            "delivery": "decoded" if report.decoded else "did not decode",
+            "fading": report.fading,
+            "mean SNR": f"{report.snr_db:g} dB",
+            "SNR of this slot": _or_dash(report.instantaneous_snr_db, "dB"),
+            "PSNR": _or_dash(report.psnr_db, "dB"),
+            "channel uses": f"{report.channel_uses:,}",
+            "pilots": f"{report.pilot_uses:,}",
+            "CBR": f"1/{1 / report.cbr:.1f}",
         }
-        rows |= {name: "-" if score is None else f"{score:.3f}" for name, score in report["scores"].items()}
-        rows |= {f"bytes {each['hop']}": f"{each['sent_bytes']:,}" for each in report["hops"]}
-        rows |= {f"time {each['stage']}": f"{1e3 * each['seconds']:,.0f} ms" for each in report["stages"]}
+        rows |= {name: "-" if score is None else f"{score:.3f}" for name, score in report.scores.items()}
+        rows |= {f"bytes {each.hop}": f"{each.sent_bytes:,}" for each in report.hops}
+        rows |= {f"time {each.stage}": f"{1e3 * each.seconds:,.0f} ms" for each in report.stages}
         columns[delivery] = rows
     table = Table("", *columns)
     for column in table.columns[1:]:

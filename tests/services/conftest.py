@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,13 +12,17 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import torch
+import uvicorn
+from fastapi import FastAPI
+from httpx2 import AsyncClient
 from redis.asyncio import Redis
 
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.servicer import CloudServicer
-from services.cloud.settings import CloudSettings
+from services.cloud.settings import CloudSettings, DistillerSettings
+from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.converters import DeliveryRequest
 from services.common.requests import begin_request
@@ -25,6 +30,8 @@ from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
+from services.gateway.app import create_app
+from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
@@ -155,3 +162,52 @@ def asked() -> DeliveryRequest:
         link=LinkConditions(snr_db=15, fading="rayleigh"),
         measure=True,
     )
+
+
+@asynccontextmanager
+async def serving(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """A client of ``app``, which a real server serves on a free port."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    task = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        yield client
+    server.should_exit = True
+    await task
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(chain: Chain, redis_url: str) -> AsyncIterator[AsyncClient]:
+    """A client of a gateway in front of the chain."""
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
+    )
+    async with serving(create_app(settings)) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def alone() -> AsyncIterator[AsyncClient]:
+    """A gateway without Redis whose user and cloud services cannot be reached."""
+    settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
+    async with serving(create_app(settings)) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty(redis_url: str) -> None:
+    """Nothing is cached or queued."""
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
+    """A worker for the chain's cloud."""
+    settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
+    serving = asyncio.create_task(Distiller(settings).serve())
+    yield
+    serving.cancel()
+    await asyncio.wait({serving})

@@ -8,78 +8,23 @@ import io
 import itertools
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
 import openai
 import pytest
-import pytest_asyncio
-import uvicorn
-from fastapi import FastAPI
 from PIL import Image
-from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from services.cloud.settings import DistillerSettings
-from services.cloud.worker import Distiller
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
+from tests.services.conftest import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PATH = "/v1/images/generations"
 Client = httpx2.AsyncClient
-
-
-@asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[Client]:
-    """A client of ``app``, which a real server serves on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
-    task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    async with Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
-        yield client
-    server.should_exit = True
-    await task
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def client(chain: Any, redis_url: str) -> AsyncIterator[Client]:
-    settings = GatewaySettings(
-        user_address=chain.addresses["user"], cloud_address=chain.addresses["cloud"], redis_url=redis_url
-    )
-    async with serving(create_app(settings)) as client:
-        yield client
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def alone() -> AsyncIterator[Client]:
-    """A gateway without Redis whose user and cloud services cannot be reached."""
-    settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
-    async with serving(create_app(settings)) as client:
-        yield client
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def empty(redis_url: str) -> None:
-    """Nothing is cached or queued."""
-    async with Redis.from_url(redis_url) as redis:
-        await redis.flushdb()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
-    """A worker for the chain's cloud."""
-    settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
-    serving = asyncio.create_task(Distiller(settings).serve())
-    yield
-    serving.cancel()
-    await asyncio.wait({serving})
 
 
 def is_problem(answer: httpx2.Response, status: int) -> dict[str, Any]:
