@@ -461,7 +461,7 @@ KNOWLEDGE_EXAMPLES: dict[str, Example] = {
         "summary": "A topic of your own",
         "value": {
             "topic": "crimson",
-            "prompts": ["a crimson {boat|house|tree} on the beach", "a crimson {cat|dog|fox} in the meadow"],
+            "prompts": ["a crimson {boat|house|tree|cat|bird} {on the beach|in the meadow|at night}"],
             "triggers": ["crimson"],
             "images": 48,
             "steps": 200,
