@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
@@ -17,6 +17,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from dekag import plugins
 from dekag.errors import UnavailableError
@@ -65,6 +67,42 @@ class _Health(health_aio.HealthServicer):
         await super().enter_graceful_shutdown()
         for watching in self._watchers:
             watching.cancel()
+
+
+class _Reflection(reflection.aio.ReflectionServicer):
+    """Reflection whose clients are let go at shutdown, as the watchers of health are; some stay for hours."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self._stopping = asyncio.Event()
+
+    async def ServerReflectionInfo(  # type: ignore[override] # its stub forgets that this is a generator
+        self, request_iterator: AsyncIterable[ServerReflectionRequest], unused_context: Any
+    ) -> AsyncIterator[ServerReflectionResponse]:
+        requests, stop = aiter(request_iterator), asyncio.create_task(self._stopping.wait())
+
+        async def until_stop() -> AsyncIterator[ServerReflectionRequest]:
+            while True:
+                request = asyncio.ensure_future(anext(requests))
+                try:
+                    await asyncio.wait({request, stop}, return_when=asyncio.FIRST_COMPLETED)
+                    if not request.done():
+                        return
+                    yield request.result()
+                except StopAsyncIteration:
+                    return
+                finally:
+                    request.cancel()
+
+        try:
+            answers = cast("AsyncIterator[Any]", super().ServerReflectionInfo(until_stop(), unused_context))
+            async for answer in answers:
+                yield answer
+        finally:
+            stop.cancel()
+
+    def enter_graceful_shutdown(self) -> None:
+        self._stopping.set()
 
 
 class _Names:
@@ -191,8 +229,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = _Names()
         add(servicer, cast("aio.Server", names))
-        described = [*names.found, HEALTH_NAME, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(described, self._server)
+        self._reflection = _Reflection([*names.found, HEALTH_NAME, reflection.SERVICE_NAME])
+        add_ServerReflectionServicer_to_server(self._reflection, self._server)  # type: ignore[no-untyped-call]
 
     async def start(self) -> int:
         """Listens, so far only for health and reflection; returns the port. OSError when it is taken."""
@@ -213,6 +251,7 @@ class Server:
     async def stop(self) -> None:
         """Turns new requests away, lets those in flight finish for ``grace_s``, then closes everything."""
         await self._health.enter_graceful_shutdown()
+        self._reflection.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_s)
         await self._servicer.close()
 
