@@ -595,14 +595,15 @@ def settings_of_services() -> dict[str, type[BaseModel]]:
 
 
 def _launch(work: Callable[[], object]) -> None:
-    """Runs what starts the chain; a signal or a chain that does not start ends it without a traceback."""
-    from services.launcher.stack import LaunchError, Stopped
+    """Runs what starts the chain; a signal or what the chain refuses ends it without a traceback."""
+    from dekag.errors import DekagError
+    from services.launcher.stack import Stopped
 
     try:
         work()
     except Stopped:
         raise typer.Exit(130) from None
-    except LaunchError as error:
+    except DekagError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
 

@@ -35,6 +35,10 @@ class MismatchError(DekagError):
     """Two artifacts do not fit together: other hash, other base model, other shape."""
 
 
+class ConflictError(DekagError):
+    """What is asked for does not go with what is there: a job of that topic runs, a job is already over."""
+
+
 class UnavailableError(DekagError):
     """A service or store that is needed cannot be reached now; trying again may help."""
 

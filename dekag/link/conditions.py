@@ -59,12 +59,14 @@ class LinkConditions(BaseModel):
         le=40.0,
         allow_inf_nan=False,
         description="Mean Es/N0 per complex channel use, dB; -20 to 40.",
+        examples=[10.0],
     )
     fading: FadingName = Field(
         default="rayleigh",
         description="awgn: every gain is 1. rayleigh: correlated complex Gaussian block gains. rician: the "
         "same beside a direct path. tdl-a to tdl-e: the tapped delay lines of 3GPP TR 38.901 over OFDM. "
         "trace: recorded gains or SNRs played back. Any other: a plug-in. Mean power is 1 in all of them.",
+        examples=["rayleigh"],
     )
     tau_rms_s: float = Field(
         default=1e-6,
@@ -73,6 +75,7 @@ class LinkConditions(BaseModel):
         allow_inf_nan=False,
         description="RMS delay spread, s; 0 (all blocks fade together) to 1e-4. "
         "Without effect on awgn and trace.",
+        examples=[1e-6],
     )
     rician_k_db: float = Field(
         default=6.0,
@@ -80,6 +83,7 @@ class LinkConditions(BaseModel):
         le=40.0,
         allow_inf_nan=False,
         description="Power of the direct path over that of the scattered ones, dB; -20 to 40. Rician only.",
+        examples=[6.0],
     )
     speed_m_s: float = Field(
         default=0.0,
@@ -87,12 +91,14 @@ class LinkConditions(BaseModel):
         le=150.0,
         allow_inf_nan=False,
         description="Speed of the receiver, m/s; 0 to 150. It sets the Doppler spread; TDL only.",
+        examples=[1.5],
     )
     trace: str | None = Field(
         default=None,
         pattern="^[a-z0-9-]{1,64}$",
         validate_default=True,
         description="Name of the trace that is played back; fading trace only, which needs one.",
+        examples=["walk"],
     )
     trace_start_s: float = Field(
         default=0.0,
@@ -100,15 +106,18 @@ class LinkConditions(BaseModel):
         le=86_400.0,
         allow_inf_nan=False,
         description="Time in the trace at which the transmission starts, s; 0 to 86400. Traces repeat.",
+        examples=[0.0],
     )
     csi: Csi = Field(
         default="perfect",
         description="What the receiver knows of the gains. perfect: all. pilots: what it estimates from "
         "pilots, which cost channel uses of their own. none: nothing; it takes every gain to be 1.",
+        examples=["perfect"],
     )
     equalizer: EqualizerKind = Field(
         default="mmse",
         description="mmse: least mean squared error. zf: zero forcing, which undoes the gain at any price.",
+        examples=["mmse"],
     )
     reported_snr_db: float | None = Field(
         default=None,
@@ -117,6 +126,7 @@ class LinkConditions(BaseModel):
         allow_inf_nan=False,
         description="Mean SNR that the sender was last told, dB; -20 to 40. The sender adapts to it, the "
         "air obeys snr_db. Left out: the sender knows snr_db.",
+        examples=[12.0],
     )
 
     @field_validator("trace")

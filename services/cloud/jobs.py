@@ -24,9 +24,8 @@ from saq import Job, Status
 from saq.job import TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
 
-from dekag.errors import NotFoundError, UnavailableError
+from dekag.errors import ConflictError, NotFoundError, UnavailableError
 from services.cloud.settings import CloudSettings, KnowledgeSettings
-from services.common.errors import ConflictError
 from services.proto import cloud_pb2
 
 FUNCTION = "distill"

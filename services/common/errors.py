@@ -13,6 +13,7 @@ import grpc
 from grpc import StatusCode
 
 from dekag.errors import (
+    ConflictError,
     DeadlineError,
     DekagError,
     ExhaustedError,
@@ -30,10 +31,6 @@ class InternalError(DekagError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"internal error; the log has details under request id {request_id}")
-
-
-class ConflictError(DekagError):
-    """What is asked for does not go with what is there: a job of that topic runs, a job is already over."""
 
 
 STATUS: Mapping[type[DekagError], tuple[StatusCode, int]] = {

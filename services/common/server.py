@@ -1,20 +1,24 @@
-"""Runs one servicer as a process: health, readiness, errors, request context, logs, graceful shutdown."""
+"""Runs one servicer as a process: health, reflection, errors, request context, logs, graceful shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import structlog
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
 from grpc_health.v1.health import aio as health_aio
+from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from dekag import plugins
 from dekag.errors import UnavailableError
@@ -23,7 +27,7 @@ from services.common.requests import REQUEST_ID_KEY, begin_request, configure_lo
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
-_HEALTH = "/grpc.health.v1.Health/"
+_NOT_OURS = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 
 
 class Servicer(Protocol):
@@ -65,6 +69,55 @@ class _Health(health_aio.HealthServicer):
             watching.cancel()
 
 
+class _Reflection(reflection.aio.ReflectionServicer):
+    """Reflection whose clients are let go at shutdown, as the watchers of health are; some stay for hours."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__(names)
+        self._stopping = asyncio.Event()
+
+    async def ServerReflectionInfo(  # type: ignore[override] # its stub forgets that this is a generator
+        self, request_iterator: AsyncIterable[ServerReflectionRequest], unused_context: Any
+    ) -> AsyncIterator[ServerReflectionResponse]:
+        requests, stop = aiter(request_iterator), asyncio.create_task(self._stopping.wait())
+
+        async def until_stop() -> AsyncIterator[ServerReflectionRequest]:
+            while True:
+                request = asyncio.ensure_future(anext(requests))
+                try:
+                    await asyncio.wait({request, stop}, return_when=asyncio.FIRST_COMPLETED)
+                    if not request.done():
+                        return
+                    yield request.result()
+                except StopAsyncIteration:
+                    return
+                finally:
+                    request.cancel()
+
+        try:
+            answers = cast("AsyncIterator[Any]", super().ServerReflectionInfo(until_stop(), unused_context))
+            async for answer in answers:
+                yield answer
+        finally:
+            stop.cancel()
+
+    def enter_graceful_shutdown(self) -> None:
+        self._stopping.set()
+
+
+class _Names:
+    """Takes a server's place when a service is added and notes its full name; gRPC does not tell it."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def add_generic_rpc_handlers(self, handlers: object) -> None:
+        """Part of a server's interface."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, object]) -> None:
+        self.found.append(service)
+
+
 @dataclass
 class _Traffic:
     """Bytes of one call's messages as gRPC carried them, without its framing and headers."""
@@ -85,7 +138,7 @@ class _Requests(aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(details)
-        if handler is None or details.method.startswith(_HEALTH):
+        if handler is None or details.method.startswith(_NOT_OURS):
             return handler
         headers = dict(details.invocation_metadata or ())
         traffic = _Traffic()
@@ -185,9 +238,13 @@ class Server:
         )
         add(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = _Names()
+        add(servicer, cast("aio.Server", names))
+        self._reflection = _Reflection([*names.found, HEALTH_NAME, reflection.SERVICE_NAME])
+        add_ServerReflectionServicer_to_server(self._reflection, self._server)  # type: ignore[no-untyped-call]
 
     async def start(self) -> int:
-        """Listens, so far only to health checks; returns the port. OSError when it is taken."""
+        """Listens, so far only for health and reflection; returns the port. OSError when it is taken."""
         await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         try:
             port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
@@ -205,6 +262,7 @@ class Server:
     async def stop(self) -> None:
         """Turns new requests away, lets those in flight finish for ``grace_s``, then closes everything."""
         await self._health.enter_graceful_shutdown()
+        self._reflection.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_s)
         await self._servicer.close()
 

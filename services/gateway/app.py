@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
 import grpc
-from fastapi import FastAPI, Path, Request
+from fastapi import Body, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi_offline import FastAPIOffline
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -24,7 +24,14 @@ from services.gateway import knowledge, problems
 from services.gateway.admission import Admission
 from services.gateway.converters import to_image, to_proto
 from services.gateway.middleware import RequestMiddleware
-from services.gateway.schemas import ImagesRequest, ImagesResponse, Readiness, Reports
+from services.gateway.schemas import (
+    EXAMPLE_REQUEST,
+    IMAGES_EXAMPLES,
+    ImagesRequest,
+    ImagesResponse,
+    Readiness,
+    Reports,
+)
 from services.gateway.settings import GatewaySettings
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
@@ -93,7 +100,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         tags=["images"],
         responses=problems.responses(404, 409, 413, 422, 429, 503, 504),
     )
-    async def generate(request: Request, body: ImagesRequest) -> ImagesResponse:
+    async def generate(
+        request: Request, body: Annotated[ImagesRequest, Body(openapi_examples=IMAGES_EXAMPLES)]
+    ) -> ImagesResponse:
         """Makes `n` images with seeds `seed`, `seed + 1`, ... and sends each over its own draw of the link.
 
         A conventional delivery that did not decode is a result, not an error: `b64_json` is null and
@@ -128,7 +137,12 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @app.get("/v1/reports/{of}", tags=["reports"], responses=problems.responses(404, 422, 503))
     async def report(
         of: Annotated[
-            str, Path(pattern=r"^[A-Za-z0-9._-]{1,64}$", description="The X-Request-ID of the request.")
+            str,
+            Path(
+                pattern=r"^[A-Za-z0-9._-]{1,64}$",
+                description="The X-Request-ID of the request.",
+                examples=[EXAMPLE_REQUEST],
+            ),
         ],
     ) -> Reports:
         """The link reports of an earlier request, kept for an hour unless the settings say otherwise."""

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Annotated, Any, TypeVar
 
 import structlog
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Body, Depends, Path, Request
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse
 
@@ -17,7 +17,16 @@ from services.common.clients import call, stream
 from services.common.requests import begin_request, request_id
 from services.gateway.converters import to_distill, to_job, to_manifest, to_transmission
 from services.gateway.problems import responses
-from services.gateway.schemas import Job, JobList, KnowledgeList, KnowledgeRequest, Topic, Transmission
+from services.gateway.schemas import (
+    EXAMPLE_JOB,
+    KNOWLEDGE_EXAMPLES,
+    Job,
+    JobList,
+    KnowledgeList,
+    KnowledgeRequest,
+    Topic,
+    Transmission,
+)
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
     GetKnowledgeRequest,
@@ -30,12 +39,16 @@ from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 router = APIRouter()
 _log = structlog.get_logger()
 _T = TypeVar("_T")
-_TopicName = Annotated[str, Path(max_length=64, description="Name of the topic.")]
-_JobName = Annotated[str, Path(max_length=64, description="Id of the job.")]
+_TopicName = Annotated[str, Path(max_length=64, description="Name of the topic.", examples=["neon"])]
+_JobName = Annotated[str, Path(max_length=64, description="Id of the job.", examples=[EXAMPLE_JOB])]
 
 
 @router.post("/v1/knowledge", tags=["knowledge"], status_code=202, responses=responses(404, 409, 422, 503))
-async def distill(request: Request, response: Response, body: KnowledgeRequest) -> Job:
+async def distill(
+    request: Request,
+    response: Response,
+    body: Annotated[KnowledgeRequest, Body(openapi_examples=KNOWLEDGE_EXAMPLES)],
+) -> Job:
     """Starts a job that distils the topic; `Location` says where to look at it."""
     job = to_job(await call(request.app.state.cloud.Distill, to_distill(body), "cloud"))
     response.headers["Location"] = f"/v1/jobs/{job.id}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
+from fastapi.openapi.models import Example
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -29,6 +30,13 @@ _SIZES = (
     f"WIDTHxHEIGHT in pixels, multiples of {converters.PIXEL_STEP} "
     f"from {converters.MIN_PIXELS} to {converters.MAX_PIXELS}"
 )
+
+# What the examples of several fields share
+_HASH = "9a41d092bb09509644460297659ec49548f942f27f8edfd2415356dacf8f4e0d"
+EXAMPLE_REQUEST = "3f0c9a7e5d4b4f0a9d1e2c3b4a596877"
+_SNR = "a number of at least -20.0 and at most 40.0"
+EXAMPLE_JOB = "c1f4b8d2a6e04f7f8b3d5e9a70c2d614"
+_CREATED = 1_790_000_000  # Unix time, s
 
 
 def parse_size(size: str) -> tuple[int, int]:
@@ -92,6 +100,7 @@ class LinkRequest(LinkConditions):
         description="Channel bandwidth ratio, channel uses / (3 * width * height); semantic deliveries only. "
         '"auto": the smallest that is expected to reach target_psnr_db at the SNR that the sender was told; '
         'delivery "semantic" only.',
+        examples=[1 / 96, "auto"],
     )
     target_psnr_db: float | None = Field(
         default=None,
@@ -100,11 +109,13 @@ class LinkRequest(LinkConditions):
         allow_inf_nan=False,
         validate_default=True,
         description='PSNR to reach, dB; with cbr "auto", which needs one, and with nothing else.',
+        examples=[24.0],
     )
     modulation: converters.Modulation = Field(
         default="qam64",
         description="Where the symbols may lie; unquantised: anywhere. Semantic deliveries only. "
         "The embedded codec was trained with qam64.",
+        examples=["qam64"],
     )
 
     @field_validator("target_psnr_db")
@@ -129,16 +140,24 @@ class ImagesRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     prompt: Annotated[str, AfterValidator(_check_prompt)] = Field(
-        min_length=1, max_length=converters.MAX_PROMPT_CHARS, description="What to draw."
+        min_length=1,
+        max_length=converters.MAX_PROMPT_CHARS,
+        description="What to draw.",
+        examples=["a red boat on the beach, pastel style"],
     )
-    n: int = Field(default=1, ge=1, le=4, description="Images to make; image i uses seed + i.")
-    size: Annotated[str, AfterValidator(_check_size)] = Field(default="128x128", description=_SIZES + ".")
-    response_format: Literal["b64_json"] = Field(default="b64_json", description="How images are returned.")
+    n: int = Field(default=1, ge=1, le=4, description="Images to make; image i uses seed + i.", examples=[1])
+    size: Annotated[str, AfterValidator(_check_size)] = Field(
+        default="128x128", description=_SIZES + ".", examples=["128x128"]
+    )
+    response_format: Literal["b64_json"] = Field(
+        default="b64_json", description="How images are returned.", examples=["b64_json"]
+    )
     seed: int | None = Field(
         default=None,
         ge=0,
         le=converters.MAX_SEED,
         description="Seeds generation, fading and noise; at most 2**63 - n. Drawn and returned if left out.",
+        examples=[7],
     )
     link: LinkRequest = Field(default_factory=LinkRequest, description="The radio link.")
     delivery: Delivery = Field(
@@ -146,9 +165,12 @@ class ImagesRequest(BaseModel):
         description="semantic: the edge's latent as joint source-channel coded symbols. "
         "semantic-unaligned: the same without any knowledge updates and adapters. "
         "conventional: the cloud's image as a file over LDPC and QAM.",
+        examples=["semantic"],
     )
     image_format: Literal["webp", "avif", "jpeg"] = Field(
-        default="webp", description="File that carries the cloud's image; conventional delivery only."
+        default="webp",
+        description="File that carries the cloud's image; conventional delivery only.",
+        examples=["webp"],
     )
     knowledge: Annotated[
         list[str], BeforeValidator(_check_knowledge, json_schema_input_type=str | list[str])
@@ -158,132 +180,214 @@ class ImagesRequest(BaseModel):
         description="Topics whose knowledge updates the edge draws with: a name, or up to "
         f'{converters.MAX_KNOWLEDGE} in a list; "auto": those that the prompt needs; "none": none. '
         "Semantic delivery only.",
+        examples=["auto", ["neon"]],
     )
 
-    model: str | None = Field(default=None, max_length=200, description="Ignored: the service has one model.")
-    background: str | None = Field(default=None, max_length=50, description="Ignored.")
-    moderation: str | None = Field(default=None, max_length=50, description="Ignored.")
-    output_compression: int | None = Field(default=None, description="Ignored: PNG is lossless.")
-    output_format: Literal["png"] | None = Field(default=None, description="Only PNG.")
-    partial_images: int | None = Field(default=None, description="Ignored.")
-    quality: str | None = Field(default=None, max_length=50, description="Ignored.")
-    stream: Literal[False] | None = Field(default=None, description="Only false.")
-    style: str | None = Field(default=None, max_length=50, description="Ignored.")
-    user: str | None = Field(default=None, max_length=200, description="Ignored.")
+    model: str | None = Field(
+        default=None, max_length=200, description="Ignored: the service has one model.", examples=["deka-g"]
+    )
+    background: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
+    moderation: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
+    output_compression: int | None = Field(
+        default=None, description="Ignored: PNG is lossless.", examples=[100]
+    )
+    output_format: Literal["png"] | None = Field(default=None, description="Only PNG.", examples=["png"])
+    partial_images: int | None = Field(default=None, description="Ignored.", examples=[0])
+    quality: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
+    stream: Literal[False] | None = Field(default=None, description="Only false.", examples=[False])
+    style: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["vivid"])
+    user: str | None = Field(default=None, max_length=200, description="Ignored.", examples=["user-1"])
+
+
+IMAGES_EXAMPLES: dict[str, Example] = {
+    "semantic": {
+        "summary": "One picture over a fading channel",
+        "value": {
+            "prompt": "a red boat on the beach, pastel style",
+            "seed": 7,
+            "link": {"snr_db": 10, "fading": "rayleigh", "cbr": 1 / 96},
+        },
+    },
+    "conventional": {
+        "summary": "The cloud's image as a file over the same channel",
+        "value": {
+            "prompt": "a red boat on the beach, pastel style",
+            "seed": 7,
+            "delivery": "conventional",
+            "image_format": "webp",
+            "link": {"snr_db": 10, "fading": "rayleigh"},
+        },
+    },
+    "quality": {
+        "summary": "The smallest rate that is expected to reach a quality",
+        "value": {
+            "prompt": "a red boat on the beach, pastel style",
+            "seed": 7,
+            "link": {"snr_db": 15, "cbr": "auto", "target_psnr_db": 24},
+        },
+    },
+    "moving": {
+        "summary": "Two pictures for a moving receiver that estimates its channel",
+        "value": {
+            "prompt": "a blue cat in the meadow, comic style",
+            "n": 2,
+            "knowledge": "none",
+            "link": {"snr_db": 15, "fading": "tdl-c", "speed_m_s": 20, "csi": "pilots"},
+        },
+    },
+}
+"""Requests that the OpenAPI document shows."""
 
 
 class StageTime(BaseModel):
     """Time that one stage took."""
 
-    stage: str = Field(description='Service and stage, for example "edge.generate".')
-    seconds: float = Field(description="s")
+    stage: str = Field(
+        description='Service and stage, for example "edge.generate".', examples=["edge.generate"]
+    )
+    seconds: float = Field(description="s", examples=[0.21])
 
 
 class HopTraffic(BaseModel):
     """Bytes that crossed one hop."""
 
-    hop: str = Field(description='For example "cloud-edge".')
-    sent_bytes: int = Field(description="Serialised messages, both directions.")
+    hop: str = Field(description='For example "cloud-edge".', examples=["edge-channel"])
+    sent_bytes: int = Field(description="Serialised messages, both directions.", examples=[4402])
 
 
 class ModulationAndCoding(BaseModel):
     """How a conventional delivery was modulated and coded."""
 
-    bits_per_symbol: int = Field(description="QAM order is 2**bits_per_symbol.")
-    codeword_bits: int = Field(description="n of one LDPC codeword.")
-    information_bits: int = Field(description="k of one LDPC codeword.")
-    payload_bytes: int = Field(description="Bytes of the image file before padding.")
+    bits_per_symbol: int = Field(description="QAM order is 2**bits_per_symbol.", examples=[4])
+    codeword_bits: int = Field(description="n of one LDPC codeword.", examples=[6144])
+    information_bits: int = Field(description="k of one LDPC codeword.", examples=[3072])
+    payload_bytes: int = Field(description="Bytes of the image file before padding.", examples=[1530])
 
 
 class KnowledgeUse(BaseModel):
     """A knowledge update that the edge drew with."""
 
-    topic: str
-    version: int
-    content_hash: str = Field(description="sha256 over everything in the update.")
+    topic: str = Field(examples=["neon"])
+    version: int = Field(examples=[1])
+    content_hash: str = Field(description="sha256 over everything in the update.", examples=[_HASH])
 
 
 class LinkReport(BaseModel):
     """What one image cost on its way and how well it arrived."""
 
-    request_id: str
-    seed: int
-    delivery: Delivery
-    decoded: bool = Field(description="False for a conventional delivery whose code did not decode.")
-    channel_uses: int = Field(description="Complex symbols sent, K, without pilots.")
-    pilot_uses: int = Field(default=0, description="Channel uses spent on pilots, of all hops together.")
-    cbr: float = Field(description="(channel_uses + pilot_uses) / (3 * width * height)")
-    snr_db: float = Field(description="Mean Es/N0 per complex channel use as asked, dB.")
-    fading: FadingName = Field(description="As asked.")
-    tau_rms_s: float = Field(description="RMS delay spread as asked, s.")
+    request_id: str = Field(examples=[EXAMPLE_REQUEST])
+    seed: int = Field(examples=[7])
+    delivery: Delivery = Field(examples=["semantic"])
+    decoded: bool = Field(
+        description="False for a conventional delivery whose code did not decode.", examples=[True]
+    )
+    channel_uses: int = Field(description="Complex symbols sent, K, without pilots.", examples=[512])
+    pilot_uses: int = Field(
+        default=0, description="Channel uses spent on pilots, of all hops together.", examples=[0]
+    )
+    cbr: float = Field(description="(channel_uses + pilot_uses) / (3 * width * height)", examples=[1 / 96])
+    snr_db: float = Field(description="Mean Es/N0 per complex channel use as asked, dB.", examples=[10.0])
+    fading: FadingName = Field(description="As asked.", examples=["rayleigh"])
+    tau_rms_s: float = Field(description="RMS delay spread as asked, s.", examples=[1e-6])
     rician_k_db: float | None = Field(
-        default=None, description="Power of the direct path over the scattered ones as asked, dB."
+        default=None,
+        description="Power of the direct path over the scattered ones as asked, dB.",
+        examples=[6.0],
     )
-    speed_m_s: float = Field(default=0.0, description="Speed of the receiver as asked, m/s.")
-    trace: str | None = Field(default=None, description="Name of the trace that was played back.")
-    trace_start_s: float = Field(default=0.0, description="Where in the trace it started, s.")
-    csi: Csi = Field(default="perfect", description="What the receiver knew of the gains.")
-    equalizer: EqualizerKind = Field(default="mmse", description="As asked.")
+    speed_m_s: float = Field(default=0.0, description="Speed of the receiver as asked, m/s.", examples=[0.0])
+    trace: str | None = Field(
+        default=None, description="Name of the trace that was played back.", examples=["walk"]
+    )
+    trace_start_s: float = Field(default=0.0, description="Where in the trace it started, s.", examples=[0.0])
+    csi: Csi = Field(
+        default="perfect", description="What the receiver knew of the gains.", examples=["perfect"]
+    )
+    equalizer: EqualizerKind = Field(default="mmse", description="As asked.", examples=["mmse"])
     reported_snr_db: float | None = Field(
-        default=None, description="Mean SNR that the sender was told, dB; null: it knew snr_db."
+        default=None,
+        description="Mean SNR that the sender was told, dB; null: it knew snr_db.",
+        examples=[12.0],
     )
-    no: float = Field(description="Noise power per channel use; signal power is 1. 0 over an ideal channel.")
+    no: float = Field(
+        description="Noise power per channel use; signal power is 1. 0 over an ideal channel.", examples=[0.1]
+    )
     gains: list[tuple[float, float]] = Field(
         description="Gains h_j as the receiver knew them, [real, imaginary]; empty over an ideal channel. "
-        "Of more than 1024, evenly spaced ones."
+        "Of more than 1024, evenly spaced ones.",
+        examples=[[(0.62, -0.41), (0.55, -0.48)]],
     )
     instantaneous_snr_db: float | None = Field(
-        description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel."
+        description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel.", examples=[9.3]
     )
     psnr_db: float | None = Field(
-        description="Received image against what was sent, dB; null if not decoded."
+        description="Received image against what was sent, dB; null if not decoded.", examples=[24.8]
     )
     scores: dict[str, float | None] = Field(
         default_factory=dict,
         description="Of metrics that are plugged in, received image against what was sent; null: not finite.",
+        examples=[{"my-metric": 0.93}],
     )
-    stages: list[StageTime] = Field(description="Time per stage, in the order of the chain's answer.")
-    hops: list[HopTraffic] = Field(description="Traffic per hop.")
-    model_hashes: dict[str, str] = Field(description="sha256 of each model that took part.")
-    cached: bool = Field(description="Whether the latent or the image came from a cache.")
+    stages: list[StageTime] = Field(
+        description="Time per stage, in the order of the chain's answer.",
+        examples=[[{"stage": "edge.generate", "seconds": 0.21}]],
+    )
+    hops: list[HopTraffic] = Field(
+        description="Traffic per hop.", examples=[[{"hop": "edge-channel", "sent_bytes": 4402}]]
+    )
+    model_hashes: dict[str, str] = Field(
+        description="sha256 of each model that took part.", examples=[{"edge": _HASH}]
+    )
+    cached: bool = Field(description="Whether the latent or the image came from a cache.", examples=[False])
     knowledge: list[KnowledgeUse] = Field(
-        default_factory=list, description="Knowledge updates that the edge drew with."
+        default_factory=list,
+        description="Knowledge updates that the edge drew with.",
+        examples=[[{"topic": "neon", "version": 1, "content_hash": _HASH}]],
     )
     modulation: converters.Modulation | None = Field(
-        default=None, description="As asked; semantic deliveries only."
+        default=None, description="As asked; semantic deliveries only.", examples=["qam64"]
     )
-    target_psnr_db: float | None = Field(default=None, description="As asked, dB.")
+    target_psnr_db: float | None = Field(default=None, description="As asked, dB.", examples=[24.0])
     expected_psnr_db: float | None = Field(
         default=None,
         description="What the sender expected of the rate that it chose for target_psnr_db, dB; below that "
         "where no rate was expected to reach it.",
+        examples=[24.6],
     )
-    coding: ModulationAndCoding | None = Field(description="Conventional delivery only.")
+    coding: ModulationAndCoding | None = Field(
+        description="Conventional delivery only.",
+        examples=[
+            {"bits_per_symbol": 4, "codeword_bits": 6144, "information_bits": 3072, "payload_bytes": 1530}
+        ],
+    )
     image_format: Literal["webp", "avif", "jpeg"] | None = Field(
-        default=None, description="File that carried the image; conventional delivery only."
+        default=None,
+        description="File that carried the image; conventional delivery only.",
+        examples=["webp"],
     )
 
 
 class ImageData(BaseModel):
     """One image."""
 
-    b64_json: str | None = Field(description="The PNG, base64; null when the delivery did not decode.")
-    seed: int = Field(description="The seed that makes this image again.")
+    b64_json: str | None = Field(
+        description="The PNG, base64; null when the delivery did not decode.", examples=["iVBORw0KGgo="]
+    )
+    seed: int = Field(description="The seed that makes this image again.", examples=[7])
     link_report: LinkReport
 
 
 class ImagesResponse(BaseModel):
     """The images, in the order of their seeds."""
 
-    created: int = Field(description="Unix time, s.")
+    created: int = Field(description="Unix time, s.", examples=[_CREATED])
     data: list[ImageData]
 
 
 class Reports(BaseModel):
     """The link reports of one request, in the order of its images."""
 
-    request_id: str
-    created: int = Field(description="Unix time, s.")
+    request_id: str = Field(examples=[EXAMPLE_REQUEST])
+    created: int = Field(description="Unix time, s.", examples=[_CREATED])
     link_reports: list[LinkReport]
 
 
@@ -296,47 +400,75 @@ class KnowledgeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     topic: Annotated[str, AfterValidator(_check_topic)] = Field(
-        min_length=1, max_length=32, description="Its name; requests for images can name it as knowledge."
+        min_length=1,
+        max_length=32,
+        description="Its name; requests for images can name it as knowledge.",
+        examples=["neon"],
     )
     prompts: list[_Prompt] = Field(
         default_factory=list,
         max_length=MAX_PROMPTS,
         description='What the cloud draws to learn from; "a {red|blue} boat" stands for both. '
         "Left out: the embedded world's prompts of the topic of that name.",
+        examples=[["a {red|blue} boat, neon style"]],
     )
     triggers: list[_Prompt] = Field(
         default_factory=list,
         max_length=MAX_TRIGGERS,
         description="Words or phrases that say that a prompt needs this topic; its name if left out.",
+        examples=[["neon"]],
     )
     images: int | None = Field(
         default=None,
         ge=RANGES["images"][0],
         le=RANGES["images"][1],
         description="Pictures that the cloud draws to learn from.",
+        examples=[96],
     )
     tokens: int | None = Field(
         default=None,
         ge=RANGES["tokens"][0],
         le=RANGES["tokens"][1],
         description="Pseudo-tokens of the metaword.",
+        examples=[2],
     )
     rank: int | None = Field(
-        default=None, ge=RANGES["rank"][0], le=RANGES["rank"][1], description="Rank of the LoRA."
+        default=None,
+        ge=RANGES["rank"][0],
+        le=RANGES["rank"][1],
+        description="Rank of the LoRA.",
+        examples=[5],
     )
     steps: int | None = Field(
         default=None,
         ge=RANGES["steps"][0],
         le=RANGES["steps"][1],
         description="Optimiser steps at most.",
+        examples=[300],
     )
     seed: int | None = Field(
         default=None,
         ge=RANGES["seed"][0],
         le=RANGES["seed"][1],
         description="Seeds the cloud's pictures and the training.",
+        examples=[0],
     )
 
+
+KNOWLEDGE_EXAMPLES: dict[str, Example] = {
+    "known": {"summary": "A topic of the embedded world", "value": {"topic": "neon"}},
+    "prompts": {
+        "summary": "A topic of your own",
+        "value": {
+            "topic": "crimson",
+            "prompts": ["a crimson {boat|house|tree|cat|bird} {on the beach|in the meadow|at night}"],
+            "triggers": ["crimson"],
+            "images": 48,
+            "steps": 200,
+        },
+    },
+}
+"""Requests that the OpenAPI document shows."""
 
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 
@@ -344,22 +476,28 @@ JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 class Job(BaseModel):
     """A distillation."""
 
-    id: str
-    topic: str
-    status: JobStatus = Field(description="The last three are final.")
+    id: str = Field(examples=[EXAMPLE_JOB])
+    topic: str = Field(examples=["neon"])
+    status: JobStatus = Field(description="The last three are final.", examples=["running"])
     stage: str | None = Field(
-        description='"generate" (pictures), "train" (steps) or "score" (pictures); null before the first.'
+        description='"generate" (pictures), "train" (steps) or "score" (pictures); null before the first.',
+        examples=["train"],
     )
-    done: int = Field(description="Pictures or steps of this stage that are done.")
-    total: int = Field(description="Pictures or steps of this stage at most.")
-    loss: float | None = Field(description="Smoothed training loss; null while there is none.")
-    error: str | None = Field(description="Why it failed.")
-    created: float = Field(description="Unix time, s.")
-    started: float | None = Field(description="Unix time, s.")
+    done: int = Field(description="Pictures or steps of this stage that are done.", examples=[120])
+    total: int = Field(description="Pictures or steps of this stage at most.", examples=[300])
+    loss: float | None = Field(
+        description="Smoothed training loss; null while there is none.", examples=[0.031]
+    )
+    error: str | None = Field(description="Why it failed.", examples=["the cloud service cannot be reached"])
+    created: float = Field(description="Unix time, s.", examples=[_CREATED + 0.5])
+    started: float | None = Field(description="Unix time, s.", examples=[_CREATED + 0.75])
     finished: float | None = Field(
-        description="Unix time at which its worker let go of it, s; a moment after it was cancelled."
+        description="Unix time at which its worker let go of it, s; a moment after it was cancelled.",
+        examples=[_CREATED + 60.5],
     )
-    version: int | None = Field(description="The version of the topic's knowledge that it made.")
+    version: int | None = Field(
+        description="The version of the topic's knowledge that it made.", examples=[1]
+    )
 
 
 class JobList(BaseModel):
@@ -371,21 +509,26 @@ class JobList(BaseModel):
 class KnowledgeManifest(BaseModel):
     """One version of a topic's knowledge update."""
 
-    topic: str
-    version: int = Field(description="Counts up for each topic; the highest is current.")
-    content_hash: str = Field(description="sha256 over everything in the update.")
-    base_hash: str = Field(description="Hash of the edge model that it fits.")
-    triggers: list[str] = Field(description="Words or phrases that say that a prompt needs it.")
-    size_bytes: int = Field(description="Bytes of the update's files.")
-    scores: dict[str, float] = Field(description="On held-out prompts.")
-    created: float = Field(description="Unix time, s.")
-    job: str = Field(description="Id of the job that made it.")
+    topic: str = Field(examples=["neon"])
+    version: int = Field(description="Counts up for each topic; the highest is current.", examples=[1])
+    content_hash: str = Field(description="sha256 over everything in the update.", examples=[_HASH])
+    base_hash: str = Field(description="Hash of the edge model that it fits.", examples=[_HASH])
+    triggers: list[str] = Field(
+        description="Words or phrases that say that a prompt needs it.", examples=[["neon"]]
+    )
+    size_bytes: int = Field(description="Bytes of the update's files.", examples=[169_299])
+    scores: dict[str, float] = Field(
+        description="On held-out prompts.",
+        examples=[{"held_out_loss_before": 0.283, "held_out_loss_after": 0.099}],
+    )
+    created: float = Field(description="Unix time, s.", examples=[_CREATED + 60.5])
+    job: str = Field(description="Id of the job that made it.", examples=[EXAMPLE_JOB])
 
 
 class Topic(KnowledgeManifest):
     """The current version of a topic's knowledge, and which others there are."""
 
-    versions: list[int] = Field(description="Versions that there are, ascending.")
+    versions: list[int] = Field(description="Versions that there are, ascending.", examples=[[1, 2]])
 
 
 class KnowledgeList(BaseModel):
@@ -397,38 +540,50 @@ class KnowledgeList(BaseModel):
 class Transmission(BaseModel):
     """The current transmission knowledge: the adapters with which edge and user encode and decode."""
 
-    version: int = Field(description="Counts up; the highest is current.")
-    content_hash: str = Field(description="sha256 over everything in it; model_hashes.adapters of a report.")
-    base_hash: str = Field(description="Hash of the codec that it fits.")
-    size_bytes: int = Field(description="Bytes of its files.")
-    scores: dict[str, float] = Field(description="On held-out pictures.")
-    created: float = Field(description="Unix time of its publication, s.")
-    versions: list[int] = Field(description="Versions that there are for this codec, ascending.")
+    version: int = Field(description="Counts up; the highest is current.", examples=[2])
+    content_hash: str = Field(
+        description="sha256 over everything in it; model_hashes.adapters of a report.", examples=[_HASH]
+    )
+    base_hash: str = Field(description="Hash of the codec that it fits.", examples=[_HASH])
+    size_bytes: int = Field(description="Bytes of its files.", examples=[77_466])
+    scores: dict[str, float] = Field(description="On held-out pictures.", examples=[{"mean_psnr_db": 21.05}])
+    created: float = Field(description="Unix time of its publication, s.", examples=[_CREATED + 0.5])
+    versions: list[int] = Field(
+        description="Versions that there are for this codec, ascending.", examples=[[1, 2]]
+    )
 
 
 class Readiness(BaseModel):
     """Whether requests can be answered now, and what each thing that takes part says."""
 
-    ready: bool
-    checks: dict[str, str] = Field(description="user: its health; redis: up or down, not needed to be ready.")
+    ready: bool = Field(examples=[True])
+    checks: dict[str, str] = Field(
+        description="user: its health; redis: up or down, not needed to be ready.",
+        examples=[{"user": "serving", "redis": "up"}],
+    )
 
 
 class FieldProblem(BaseModel):
     """One field that is not as it must be."""
 
-    field: str = Field(description='Dotted name, for example "link.snr_db".')
-    allowed: str = Field(description="What would be allowed.")
-    detail: str
+    field: str = Field(description='Dotted name, for example "link.snr_db".', examples=["link.snr_db"])
+    allowed: str = Field(description="What would be allowed.", examples=[_SNR])
+    detail: str = Field(examples=[f"link.snr_db must be {_SNR}"])
 
 
 class Problem(BaseModel):
     """RFC 9457 problem details; the media type is application/problem+json."""
 
-    type: str = Field(description="A URN that stays the same for this kind of problem.")
-    title: str
-    status: int
-    detail: str
-    request_id: str
+    type: str = Field(
+        description="A URN that stays the same for this kind of problem.",
+        examples=["urn:dekag:problem:unprocessable-content"],
+    )
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=[f"link.snr_db must be {_SNR}"])
+    request_id: str = Field(examples=[EXAMPLE_REQUEST])
     errors: list[FieldProblem] | None = Field(
-        default=None, description="The fields concerned, on status 422."
+        default=None,
+        description="The fields concerned, on status 422.",
+        examples=[[{"field": "link.snr_db", "allowed": _SNR, "detail": f"link.snr_db must be {_SNR}"}]],
     )

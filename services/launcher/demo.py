@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import httpx2
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from dekag import client
+from dekag.client import Client, LinkReport
+from dekag.errors import (
+    ConflictError,
+    DekagError,
+    ExhaustedError,
+    InvalidInputError,
+    MismatchError,
+    NotFoundError,
+)
 from dekag.link import LinkConditions
-from services.launcher.stack import LaunchError, Stack, Stopped
+from services.launcher.stack import Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
 
 DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 _TILE, _LABEL, _GAP = 384, 52, 16  # pixels
-
-
-class RefusedError(LaunchError):
-    """The gateway answered with a problem.
-
-    Attributes:
-        status: HTTP status of the answer; None if there was none.
-    """
-
-    def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def run_demo(
@@ -50,23 +45,17 @@ def run_demo(
     """
     console = Console()
     try:
-        with Stack((RUN_DIR / "demo").resolve(), free_ports=True) as stack:
+        with Stack((RUN_DIR / "demo").resolve(), free_ports=True) as stack, Client(stack.url) as gateway:
             await_ready(stack, console)
             images = {}
             for delivery in DELIVERIES:
                 with console.status(f"{delivery} delivery at {link.snr_db:g} dB"):
-                    images[delivery] = ask(
-                        stack.url,
-                        {
-                            "prompt": prompt,
-                            "seed": seed,
-                            "delivery": delivery,
-                            "link": link.model_dump(exclude_defaults=True),
-                        },
+                    images[delivery] = gateway.image(
+                        prompt, seed=seed, delivery=delivery, link=link.model_dump(exclude_defaults=True)
                     )
     except Stopped:
         return 130
-    except LaunchError as error:
+    except DekagError as error:
         console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", markup=False, soft_wrap=True)
         return 1
     console.print(f'\n"{prompt}", seed {seed}\n', markup=False, highlight=False)
@@ -77,36 +66,13 @@ def run_demo(
     return 0
 
 
-def ask(url: str, request: Mapping[str, Any], timeout_s: float = 90.0) -> dict[str, Any]:
-    """The one image that the gateway at ``url`` makes of ``request``; RefusedError if it does not."""
-    answer = httpx2.post(
-        f"{url}/v1/images/generations", json=dict(request), timeout=timeout_s, trust_env=False
-    )
-    if answer.status_code != httpx2.codes.OK:
-        raise RefusedError(problem_text(answer), answer.status_code)
-    try:
-        image: dict[str, Any] = answer.json()["data"][0]
-    except (ValueError, KeyError, TypeError):
-        raise RefusedError(f"{answer.url} is no gateway", answer.status_code) from None
-    return image
-
-
 def exit_status(error: Exception) -> int:
     """Of a command that ends with ``error``: 2 for a refusal that another request mends, else 1."""
-    status = error.status if isinstance(error, RefusedError) else None
-    return 2 if status is not None and 400 <= status < 500 else 1
+    mends = (InvalidInputError, NotFoundError, MismatchError, ConflictError, ExhaustedError)
+    return 2 if isinstance(error, mends) else 1
 
 
-def problem_text(answer: httpx2.Response) -> str:
-    """What the problem document in ``answer`` says, in one line; another sentence if it holds none."""
-    try:
-        problem = answer.json()
-        return f"{problem['title']}: {problem['detail']}"
-    except (ValueError, KeyError, TypeError):
-        return f"{answer.url} answers {answer.status_code} and is no gateway"
-
-
-def write_images(images: Mapping[str, Mapping[str, Any]], folder: Path) -> list[Path]:
+def write_images(images: Mapping[str, client.Image], folder: Path) -> list[Path]:
     """Writes one PNG per delivery that decoded, and all side by side with labels; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -114,46 +80,44 @@ def write_images(images: Mapping[str, Mapping[str, Any]], folder: Path) -> list[
     sheet = Image.new("RGB", (width, _TILE + _LABEL + 2 * _GAP), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
     for index, (delivery, image) in enumerate(images.items()):
-        report, left = image["link_report"], _GAP + index * (_TILE + _GAP)
-        if image["b64_json"] is None:
+        report, left = image.report, _GAP + index * (_TILE + _GAP)
+        if image.png is None:
             draw.rectangle((left, _GAP, left + _TILE - 1, _GAP + _TILE - 1), fill="#dddddd")
             draw.text((left + _TILE // 2, _GAP + _TILE // 2), "did not decode", "#555555", font, anchor="mm")
         else:
             path = folder / f"{delivery}.png"
-            path.write_bytes(base64.b64decode(image["b64_json"]))
+            path.write_bytes(image.png)
             written.append(path)
-            picture = Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))).convert("RGB")
+            picture = Image.open(io.BytesIO(image.png)).convert("RGB")
             sheet.paste(picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, _GAP))
-        label = (
-            f"{delivery} at {report['snr_db']:g} dB\n{report['channel_uses']} channel uses, {_psnr(report)}"
-        )
+        label = f"{delivery} at {report.snr_db:g} dB\n{report.channel_uses} channel uses, {_psnr(report)}"
         draw.multiline_text((left, _GAP + _TILE + 6), label, "black", font)
     sheet.save(path := folder / "side-by-side.png")
     return [*written, path]
 
 
-def _psnr(report: Mapping[str, Any]) -> str:
-    return "no image" if report["psnr_db"] is None else f"PSNR {report['psnr_db']:.1f} dB"
+def _psnr(report: LinkReport) -> str:
+    return "no image" if report.psnr_db is None else f"PSNR {report.psnr_db:.1f} dB"
 
 
-def report_table(images: Mapping[str, Mapping[str, Any]]) -> Table:
+def report_table(images: Mapping[str, client.Image]) -> Table:
     """A column per delivery, a row per figure of its report."""
-    reports = {delivery: image["link_report"] for delivery, image in images.items()}
+    reports = {delivery: image.report for delivery, image in images.items()}
     columns: dict[str, dict[str, str]] = {}
     for delivery, report in reports.items():
         rows = {
-            "delivery": "decoded" if report["decoded"] else "did not decode",
-            "fading": report["fading"],
-            "mean SNR": f"{report['snr_db']:g} dB",
-            "SNR of this slot": _or_dash(report["instantaneous_snr_db"], "dB"),
-            "PSNR": _or_dash(report["psnr_db"], "dB"),
-            "channel uses": f"{report['channel_uses']:,}",
-            "pilots": f"{report['pilot_uses']:,}",
-            "CBR": f"1/{1 / report['cbr']:.1f}",
+            "delivery": "decoded" if report.decoded else "did not decode",
+            "fading": report.fading,
+            "mean SNR": f"{report.snr_db:g} dB",
+            "SNR of this slot": _or_dash(report.instantaneous_snr_db, "dB"),
+            "PSNR": _or_dash(report.psnr_db, "dB"),
+            "channel uses": f"{report.channel_uses:,}",
+            "pilots": f"{report.pilot_uses:,}",
+            "CBR": f"1/{1 / report.cbr:.1f}",
         }
-        rows |= {name: "-" if score is None else f"{score:.3f}" for name, score in report["scores"].items()}
-        rows |= {f"bytes {each['hop']}": f"{each['sent_bytes']:,}" for each in report["hops"]}
-        rows |= {f"time {each['stage']}": f"{1e3 * each['seconds']:,.0f} ms" for each in report["stages"]}
+        rows |= {name: "-" if score is None else f"{score:.3f}" for name, score in report.scores.items()}
+        rows |= {f"bytes {each.hop}": f"{each.sent_bytes:,}" for each in report.hops}
+        rows |= {f"time {each.stage}": f"{1e3 * each.seconds:,.0f} ms" for each in report.stages}
         columns[delivery] = rows
     table = Table("", *columns)
     for column in table.columns[1:]:

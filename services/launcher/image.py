@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,8 +12,10 @@ import httpx2
 import typer
 from rich.console import Console
 
+from dekag.client import Client, UnreachableError
+from dekag.errors import DekagError
 from services.launcher import picture
-from services.launcher.demo import RefusedError, ask, exit_status, report_table
+from services.launcher.demo import exit_status, report_table
 
 _NAME_CHARS = 48
 
@@ -47,24 +47,23 @@ def run_image(
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output names another one", 2)
     try:
-        with err.status(f"asking {url}"):
-            image = ask(url.rstrip("/"), request)
-    except httpx2.ConnectError as error:
-        return _fail(err, f"No system answers at {url} ({error}): start it with `dekag up`", 1)
-    except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+        with err.status(f"asking {url}"), Client(url) as client:
+            image = client.image(**request)
+    except UnreachableError as error:
+        if isinstance(error.__cause__, httpx2.UnsupportedProtocol):
+            return _fail(err, f"--url must be the URL of a gateway; got {url!r}", 2)
+        return _fail(err, f"{error}: start it with `dekag up`", 1)
+    except httpx2.InvalidURL as error:
         return _fail(err, f"--url must be the URL of a gateway; got {url!r} ({error})", 2)
-    except httpx2.TransportError as error:
-        return _fail(err, f"{url} has not answered ({type(error).__name__}: {error})", 1)
-    except RefusedError as error:
+    except DekagError as error:
         return _fail(err, str(error), exit_status(error))
-    report = image["link_report"]
+    report = image.report
     if as_json:
-        typer.echo(json.dumps(report))  # rich would colour it
+        typer.echo(report.model_dump_json())  # rich would colour it
     else:
-        out.print(report_table({report["delivery"]: image}))
-    if image["b64_json"] is None:
+        out.print(report_table({report.delivery: image}))
+    if (png := image.png) is None:
         return _fail(err, "The delivery did not decode: there is no picture", 1)
-    png = base64.b64decode(image["b64_json"])
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb" if force else "xb") as file:
@@ -75,7 +74,7 @@ def run_image(
         return 0
     if picture.can_show(out, os.environ) if show is None else show:
         picture.show(png, out, os.environ)
-    out.print(f"Seed {report['seed']}: {path}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"Seed {report.seed}: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
@@ -16,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.launcher.demo import ask
+from dekag.client import Client
 from services.launcher.stack import SERVICES, LaunchError, Stack
 
 
@@ -56,15 +55,18 @@ def events(stack: Stack, name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
 def test_the_same_seed_makes_the_same_bits(stack: Stack, delivery: str) -> None:
-    request = {"prompt": "a red boat", "seed": 11, "delivery": delivery, "link": {"snr_db": 25}}
-    images = [ask(stack.url, request) for _ in range(2)]
-    assert images[0]["b64_json"] == images[1]["b64_json"]
-    assert base64.b64decode(images[0]["b64_json"]).startswith(b"\x89PNG")
-    first, second = (image["link_report"] for image in images)
-    assert not first["cached"]
-    assert second["cached"]
-    assert first["gains"] == second["gains"]
-    assert first["psnr_db"] == second["psnr_db"]
+    with Client(stack.url) as client:
+        images = [
+            client.image("a red boat", seed=11, delivery=delivery, link={"snr_db": 25}) for _ in range(2)
+        ]
+    assert images[0].png == images[1].png
+    assert images[0].png is not None
+    assert images[0].png.startswith(b"\x89PNG")
+    first, second = (image.report for image in images)
+    assert not first.cached
+    assert second.cached
+    assert first.gains == second.gains
+    assert first.psnr_db == second.psnr_db
 
 
 def test_one_request_id_is_in_the_log_of_every_service(stack: Stack) -> None:
@@ -137,8 +139,9 @@ def test_distilling_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
         assert (folder / "before.png").read_bytes() != (folder / "after.png").read_bytes()
         assert f"{arguments[0]}, version 1" in shown
         assert "held out loss after" in shown
-    images = [ask(stack.url, {"prompt": f"a boat, {name} style", "seed": 2}) for name in ("cubist", "pastel")]
-    used = [[each["topic"] for each in image["link_report"]["knowledge"]] for image in images]
+    with Client(stack.url) as client:
+        images = [client.image(f"a boat, {name} style", seed=2) for name in ("cubist", "pastel")]
+    used = [[each.topic for each in image.report.knowledge] for image in images]
     assert used == [["cubist"], []]
     assert (Path(stack.env["DEKAG_DATA_DIR"]) / "knowledge" / "neon" / "1" / "manifest.json").exists()
 

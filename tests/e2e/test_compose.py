@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.launcher.demo import ask
+from dekag.client import Client
 from services.launcher.stack import SERVICES, free_port
 
 pytestmark = pytest.mark.compose
@@ -64,8 +63,10 @@ def containers(url: str) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
 def test_draws(url: str, delivery: str) -> None:
-    image = ask(url, {"prompt": "a red boat", "seed": 1, "delivery": delivery, "link": {"snr_db": 25}})
-    assert base64.b64decode(image["b64_json"]).startswith(b"\x89PNG")
+    with Client(url) as client:
+        image = client.image("a red boat", seed=1, delivery=delivery, link={"snr_db": 25})
+    assert image.png is not None
+    assert image.png.startswith(b"\x89PNG")
 
 
 def test_redis_is_used(url: str) -> None:
@@ -84,11 +85,13 @@ def test_a_topic_is_distilled_and_used(url: str) -> None:
         assert time.monotonic() < deadline, job
         time.sleep(0.5)
     assert job["status"] == "finished", job
-    image = ask(url, {"prompt": "a red boat, neon style", "seed": 1})
-    assert [each["topic"] for each in image["link_report"]["knowledge"]] == ["neon"]
+    with Client(url) as client:
+        image = client.image("a red boat, neon style", seed=1)
+    assert [each.topic for each in image.report.knowledge] == ["neon"]
     compose("restart", "redis", port=int(url.rsplit(":", 1)[1]))
-    image = ask(url, {"prompt": "a red boat, neon style", "seed": 2})
-    assert [each["topic"] for each in image["link_report"]["knowledge"]] == ["neon"]
+    with Client(url) as client:
+        image = client.image("a red boat, neon style", seed=2)
+    assert [each.topic for each in image.report.knowledge] == ["neon"]
     assert call("DELETE", "/v1/knowledge/neon").status_code == 204
 
 

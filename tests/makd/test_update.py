@@ -28,6 +28,23 @@ def test_survives_its_files(neon: Distilled, tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in (tmp_path / "update").iterdir()) == again.size_bytes
 
 
+def by_plain_diffusers(folder: Path, update: KnowledgeUpdate, edge: Generator, profile: Path) -> torch.Tensor:
+    """The latent that diffusers draws with the files in ``folder``, without any code of this project."""
+    pipeline = StableDiffusionPipeline.from_pretrained(load_profile(profile).edge.path)
+    pipeline.load_textual_inversion(folder / METAWORD)
+    pipeline.load_lora_weights(folder, weight_name=LORA)
+    latent: torch.Tensor = pipeline(
+        "<neon> a red boat, neon style",
+        num_inference_steps=edge.steps,
+        guidance_scale=update.guidance_scale,
+        generator=torch.Generator().manual_seed(5),
+        height=128,
+        width=128,
+        output_type="latent",
+    ).images
+    return latent
+
+
 def test_plain_diffusers_draws_the_same(
     neon: Distilled, edge: Generator, dummy_profile: Path, tmp_path: Path
 ) -> None:
@@ -35,23 +52,14 @@ def test_plain_diffusers_draws_the_same(
     aligned = AlignedGenerator(edge)
     aligned.add(neon.update)
     ours = aligned.latents("a red boat, neon style", 5, updates=[neon.update.content_hash])
-    pipeline = StableDiffusionPipeline.from_pretrained(load_profile(dummy_profile).edge.path)
-    pipeline.load_textual_inversion(tmp_path / METAWORD)
-    pipeline.load_lora_weights(tmp_path, weight_name=LORA)
-    theirs = pipeline(
-        "<neon> a red boat, neon style",
-        num_inference_steps=edge.steps,
-        guidance_scale=neon.update.guidance_scale,
-        generator=torch.Generator().manual_seed(5),
-        height=128,
-        width=128,
-        output_type="latent",
-    ).images
+    theirs = by_plain_diffusers(tmp_path, neon.update, edge, dummy_profile)
     torch.testing.assert_close(ours, theirs)
     assert not torch.allclose(ours, edge.latents("a red boat, neon style", 5))
 
 
-def test_compact_update_expands_to_what_plain_diffusers_reads(neon: Distilled) -> None:
+def test_compact_update_expands_to_what_plain_diffusers_reads(
+    neon: Distilled, edge: Generator, dummy_profile: Path, tmp_path: Path
+) -> None:
     compact = KnowledgeUpdate.new(neon.update.info, neon.update.metaword, neon.update.lora, bits=8)
     assert LORA not in compact.to_files()
     expanded = KnowledgeUpdate.from_files(compact.expanded().to_files())
@@ -59,6 +67,13 @@ def test_compact_update_expands_to_what_plain_diffusers_reads(neon: Distilled) -
     assert expanded.content_hash != compact.content_hash
     for name, factor in compact.lora.items():
         torch.testing.assert_close(expanded.lora[name].float(), factor, rtol=1e-3, atol=1e-6)
+    compact.save(tmp_path / "compact")
+    KnowledgeUpdate.load(tmp_path / "compact").expanded().save(tmp_path / "standard")
+    aligned = AlignedGenerator(edge)
+    aligned.add(compact)
+    ours = aligned.latents("a red boat, neon style", 5, updates=[compact.content_hash])
+    theirs = by_plain_diffusers(tmp_path / "standard", compact, edge, dummy_profile)
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", [INFO, METAWORD, LORA])

@@ -177,6 +177,14 @@ async def client(chain: Chain, redis_url: str) -> AsyncIterator[httpx2.AsyncClie
         yield client
 
 
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def alone() -> AsyncIterator[httpx2.AsyncClient]:
+    """A gateway without Redis whose user and cloud services cannot be reached."""
+    settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
+    async with serving(create_app(settings)) as client:
+        yield client
+
+
 @pytest.fixture(scope="session")
 def gateway_url(client: httpx2.AsyncClient) -> str:
     """Where that gateway answers."""

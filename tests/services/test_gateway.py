@@ -14,7 +14,6 @@ import httpx2
 import numpy as np
 import openai
 import pytest
-import pytest_asyncio
 from PIL import Image
 from structlog.testing import capture_logs
 
@@ -26,14 +25,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PATH = "/v1/images/generations"
 Client = httpx2.AsyncClient
-
-
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def alone() -> AsyncIterator[Client]:
-    """A gateway without Redis whose user and cloud services cannot be reached."""
-    settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
-    async with serving(create_app(settings)) as client:
-        yield client
 
 
 def is_problem(answer: httpx2.Response, status: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from saq import Status
 from structlog.testing import capture_logs
 
-from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
+from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.jobs import DistillQueue
 from services.cloud.servicer import CloudServicer
@@ -27,7 +27,6 @@ from services.cloud.settings import CloudSettings, DistillerSettings
 from services.cloud.store import KnowledgeStore
 from services.cloud.worker import Distiller
 from services.common import clients
-from services.common.errors import ConflictError
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 from services.proto import cloud_pb2
 from services.proto.cloud_pb2 import DeleteKnowledgeRequest, DistillRequest, GetKnowledgeRequest, Job, JobId

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import os
 import signal
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dekag import client
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
 from services.launcher.demo import write_images
@@ -31,9 +31,9 @@ class RedisOnly(Stack):
         self._start_redis()
 
 
-def image(png: bytes | None, **report: Any) -> dict[str, Any]:
+def image(png: bytes | None, **report: Any) -> client.Image:
     given = {"snr_db": 10.0, "channel_uses": 512, "psnr_db": 21.5 if png else None}
-    return {"b64_json": base64.b64encode(png).decode() if png else None, "link_report": given | report}
+    return client.Image(png, 7, client.LinkReport.model_construct(**given | report))
 
 
 def png() -> bytes:

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from structlog.testing import capture_logs
 
 from dekag.errors import (
@@ -284,6 +286,17 @@ async def test_who_watches_health_does_not_hold_up_shutdown(connect: Connect) ->
     await server.load()
     watch = health.Watch(health_pb2.HealthCheckRequest())
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    await asyncio.wait_for(server.stop(), 5)
+
+
+async def test_who_keeps_asking_for_descriptions_does_not_hold_up_shutdown(connect: Connect) -> None:
+    server = Server(CommonSettings(port=0, redis_url=""), raising(KeyError()), add_DownlinkServicer_to_server)
+    stub = ServerReflectionStub(connect(f"127.0.0.1:{await server.start()}"))
+    asking = stub.ServerReflectionInfo()
+    for _ in range(2):
+        await asking.write(ServerReflectionRequest(list_services=""))
+        services = (await asking.read()).list_services_response.service
+        assert "dekag.v1.Downlink" in [each.name for each in services]
     await asyncio.wait_for(server.stop(), 5)
 
 

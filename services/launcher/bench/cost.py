@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
+from dekag.client import Client
 from dekag.experiments.headline import RESULTS
 from services.launcher.bench.pipeline import LINK
 from services.launcher.bench.processes import chain
 from services.launcher.bench.rows import Row, write_bench
 from services.launcher.bench.throughput import prompts_of_the_world
-from services.launcher.demo import ask
 from services.launcher.up import await_ready
 
 DELIVERIES = ("semantic", "conventional")
@@ -40,26 +40,26 @@ def run_cost_bench(*, requests: int = 16, profile: str = "embedded", results: Pa
     console = Console()
     prompts = prompts_of_the_world()
     rows: list[Row] = []
-    with chain("cost", profile) as stack:
+    with chain("cost", profile) as stack, Client(stack.url) as gateway:
         await_ready(stack, console)
         for index in track(range(-WARM_UP, requests), "requests", console=console):
             for delivery in DELIVERIES:
                 link = {k: v for k, v in LINK.items() if k != "cbr" or delivery != "conventional"}
-                question = {"prompt": prompts[index % len(prompts)], "seed": FIRST_SEED + index}
+                prompt, seed = prompts[index % len(prompts)], FIRST_SEED + index
                 start_s = time.perf_counter()
-                image = ask(stack.url, {**question, "delivery": delivery, "link": link})
+                image = gateway.image(prompt, seed=seed, delivery=delivery, link=link)
                 seconds = time.perf_counter() - start_s
                 if index >= 0:
-                    report = image["link_report"]
-                    hops = {each["hop"]: each["sent_bytes"] for each in report["hops"]}
+                    report = image.report
+                    hops = {each.hop: each.sent_bytes for each in report.hops}
                     rows.append(
                         {
                             "request": index,
                             "delivery": delivery,
                             "seconds": seconds,
                             "backhaul_bytes": hops.get(BACKHAUL, 0),
-                            "channel_uses": report["channel_uses"] + report["pilot_uses"],
-                            "psnr_db": report["psnr_db"],
+                            "channel_uses": report.channel_uses + report.pilot_uses,
+                            "psnr_db": report.psnr_db,
                         }
                     )
     write_bench("cost", {"profile": profile, "requests": requests, "link": LINK}, rows, results)

@@ -7,14 +7,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import httpx2
 from rich.console import Console
 
+from dekag.client import Client
 from dekag.experiments.headline import RESULTS, mean_ci95, record
 from services.launcher.bench.rows import write_bench
-from services.launcher.demo import ask
 from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import RUN_DIR, await_ready
 
@@ -36,18 +34,18 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", resul
     folder = (RUN_DIR / "bench" / "distill").resolve()
     shutil.rmtree(folder, ignore_errors=True)
     seconds = []
-    with Stack(folder, free_ports=True, env={"DEKAG_PROFILE": profile}) as stack:
+    with (
+        Stack(folder, free_ports=True, env={"DEKAG_PROFILE": profile}) as stack,
+        Client(stack.url) as gateway,
+    ):
         await_ready(stack, console)
         for topic in topics:
             start = time.perf_counter()
-            job = _answer(httpx2.post(f"{stack.url}/v1/knowledge", json={"topic": topic}, trust_env=False))
-            while job["status"] in ("queued", "running"):
-                time.sleep(0.2)
-                job = _answer(httpx2.get(f"{stack.url}/v1/jobs/{job['id']}", trust_env=False))
-            if job["status"] != "finished":
-                raise LaunchError(f"the distillation of {topic} ended as {job['status']}: {job['error']}")
-            image = ask(stack.url, {"prompt": PROMPT, "seed": 1, "knowledge": topic})
-            used = [each["topic"] for each in image["link_report"]["knowledge"]]
+            *_, job = gateway.distill(topic)
+            if job.status != "finished":
+                raise LaunchError(f"the distillation of {topic} ended as {job.status}: {job.error}")
+            image = gateway.image(PROMPT, seed=1, knowledge=topic)
+            used = [each.topic for each in image.report.knowledge]
             if used != [topic]:
                 raise LaunchError(f"the picture was drawn with {used}, not with {topic}")
             seconds.append(time.perf_counter() - start)
@@ -61,10 +59,3 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", resul
         results=results,
     )  # fmt: skip
     return mean
-
-
-def _answer(response: httpx2.Response) -> dict[str, Any]:
-    body: dict[str, Any] = response.json()
-    if response.status_code >= 400:
-        raise LaunchError(f"{body['title']}: {body['detail']}")
-    return body

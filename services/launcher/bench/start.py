@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from rich.console import Console
 
+from dekag.client import Client
 from dekag.experiments.headline import RESULTS, mean_ci95, record
 from services.launcher.bench.pipeline import LINK
 from services.launcher.bench.processes import chain
 from services.launcher.bench.rows import Row, write_bench
 from services.launcher.bench.throughput import prompts_of_the_world
-from services.launcher.demo import ask
 from services.launcher.up import await_ready
 
 COMMAND = "dekag bench start"
@@ -58,11 +59,10 @@ def run_start_bench(
             ready_s = time.perf_counter() - start_s
             if number < 0:
                 continue
-            for index in range(requests):
-                for delivery in DELIVERIES:
-                    question = {"prompt": prompts[index % len(prompts)], "seed": index, "delivery": delivery}
+            with Client(stack.url) as client:
+                for index, delivery in product(range(requests), DELIVERIES):
                     link = {k: v for k, v in LINK.items() if k != "cbr" or delivery != "conventional"}
-                    ask(stack.url, {**question, "link": link})
+                    client.image(prompts[index % len(prompts)], seed=index, delivery=delivery, link=link)
             pids = {child.name: child.process.pid for child in stack.children}
             held = {name: memory(pid, proc) for name, pid in pids.items()}
         held[ALL] = {what: sum(each[what] for each in held.values()) for what in ("pss_gib", "rss_gib")}

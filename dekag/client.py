@@ -1,0 +1,448 @@
+"""A client of a running system's REST interface: pictures with their link reports, topics and their jobs.
+
+It needs no model and imports neither PyTorch nor the services.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from dekag.errors import (
+    ConflictError,
+    DeadlineError,
+    DekagError,
+    ExhaustedError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+"""Where `dekag up` and docker-compose.yml serve the REST interface."""
+
+_EVENT_TIMEOUT_S = 60.0  # the gateway sends something every 15 s
+_RECONNECTS, _RECONNECT_S = 30, 1.0
+_LONGEST_WAIT_S = 60  # a gateway that names a later time is not waited for
+_OVER = ("finished", "failed", "cancelled")
+_T = TypeVar("_T")
+
+
+class UnreachableError(UnavailableError):
+    """Nothing answers at the URL: no system runs there, or the network is down."""
+
+
+class _Answer(BaseModel):
+    """What the gateway returns; fields of a newer gateway that are not known here are left out."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class StageTime(_Answer):
+    """Time that one stage took, s."""
+
+    stage: str
+    seconds: float
+
+
+class HopTraffic(_Answer):
+    """Bytes that crossed one hop, both directions."""
+
+    hop: str
+    sent_bytes: int
+
+
+class ModulationAndCoding(_Answer):
+    """How a conventional delivery was modulated and coded."""
+
+    bits_per_symbol: int
+    codeword_bits: int
+    information_bits: int
+    payload_bytes: int
+
+
+class KnowledgeUse(_Answer):
+    """A knowledge update that the edge drew with."""
+
+    topic: str
+    version: int
+    content_hash: str
+
+
+class LinkReport(_Answer):
+    """What one image cost on its way and how well it arrived.
+
+    Attributes:
+        channel_uses: K, complex symbols sent, without pilots.
+        pilot_uses: channel uses spent on pilots.
+        cbr: (channel_uses + pilot_uses) / (3 * width * height).
+        snr_db: mean Es/N0 per complex channel use as asked, dB.
+        no: noise power per channel use; 0 over an ideal channel.
+        gains: h_j as the receiver knew them, (real, imaginary).
+        instantaneous_snr_db: mean |h_j|^2 / no, dB; None over an ideal channel.
+        psnr_db: received image against what was sent, dB; None if not decoded.
+        scores: of metrics that are plugged in.
+
+    The other fields are as the REST interface's document, `/docs` of a running system, describes them.
+    """
+
+    request_id: str
+    seed: int
+    delivery: str
+    decoded: bool
+    channel_uses: int
+    pilot_uses: int
+    cbr: float
+    snr_db: float
+    fading: str
+    tau_rms_s: float
+    rician_k_db: float | None
+    speed_m_s: float
+    trace: str | None
+    trace_start_s: float
+    csi: str
+    equalizer: str
+    reported_snr_db: float | None
+    no: float
+    gains: list[tuple[float, float]]
+    instantaneous_snr_db: float | None
+    psnr_db: float | None
+    scores: dict[str, float | None]
+    stages: list[StageTime]
+    hops: list[HopTraffic]
+    model_hashes: dict[str, str]
+    cached: bool
+    knowledge: list[KnowledgeUse]
+    modulation: str | None
+    target_psnr_db: float | None
+    expected_psnr_db: float | None
+    coding: ModulationAndCoding | None
+    image_format: str | None
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image as it arrived.
+
+    Attributes:
+        png: the file; None when a conventional delivery did not decode.
+        seed: makes the same image again.
+        report: what it cost and how well it arrived.
+    """
+
+    png: bytes | None
+    seed: int
+    report: LinkReport
+
+
+class Job(_Answer):
+    """A distillation.
+
+    Attributes:
+        status: the last three are final.
+        stage: "generate", "train" or "score"; None before the first.
+        done: pictures or steps of this stage that are done, of at most ``total``.
+        loss: smoothed training loss.
+        error: why it failed.
+        created: Unix time, s; likewise ``started`` and ``finished``.
+        version: of the topic's knowledge that it made.
+    """
+
+    id: str
+    topic: str
+    status: Literal["queued", "running", "finished", "failed", "cancelled"]
+    stage: str | None
+    done: int
+    total: int
+    loss: float | None
+    error: str | None
+    created: float
+    started: float | None
+    finished: float | None
+    version: int | None
+
+    @property
+    def over(self) -> bool:
+        """Whether it will not change any more."""
+        return self.status in _OVER
+
+
+class Knowledge(_Answer):
+    """The current version of one topic's knowledge update.
+
+    Attributes:
+        content_hash: sha256 over everything in the update.
+        base_hash: of the edge model that it fits.
+        triggers: words or phrases that say that a prompt needs it.
+        scores: on held-out prompts.
+        created: Unix time, s.
+        job: id of the job that made it.
+    """
+
+    topic: str
+    version: int
+    content_hash: str
+    base_hash: str
+    triggers: list[str]
+    size_bytes: int
+    scores: dict[str, float]
+    created: float
+    job: str
+
+
+class DistillOptions(TypedDict, total=False):
+    """What a distillation is made with, as far as it is not the library's default.
+
+    Attributes:
+        images: pictures that the cloud draws to learn from.
+        tokens: pseudo-tokens of the metaword.
+        rank: of the LoRA.
+        steps: optimiser steps at most.
+        seed: seeds the cloud's pictures and the training.
+    """
+
+    images: int
+    tokens: int
+    rank: int
+    steps: int
+    seed: int
+
+
+class _FieldProblem(BaseModel):
+    field: str
+    allowed: str
+
+
+class _Problem(BaseModel):
+    title: str
+    detail: str
+    errors: list[_FieldProblem] = []
+
+
+class Client:
+    """A connection to one gateway; close it, or use it in a ``with`` statement.
+
+    Every method raises a DekagError: InvalidInputError with the field and what it allows, NotFoundError,
+    ConflictError, ExhaustedError (too much at once), UnavailableError, DeadlineError, or DekagError itself
+    for anything else that the gateway refuses; UnreachableError when nothing answers.
+
+    Args:
+        url: of the gateway.
+        timeout_s: how long to wait for an answer, s.
+        retries: how often a request that is refused for now (status 429 or 503 with Retry-After) is sent
+            again, each time after the time that the gateway names.
+    """
+
+    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 90.0, retries: int = 0) -> None:
+        self.url, self._retries = url.rstrip("/"), retries
+        # the proxies of the environment are for the world outside, not for a system on this machine
+        self._http = httpx2.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._http.close()
+
+    def image(
+        self,
+        prompt: str,
+        *,
+        seed: int | None = None,
+        size: str | None = None,
+        delivery: str | None = None,
+        link: Mapping[str, Any] | None = None,
+        knowledge: str | Sequence[str] | None = None,
+        image_format: str | None = None,
+    ) -> Image:
+        """Has one image drawn and sent; what is left out takes the gateway's default.
+
+        Args:
+            prompt: what to draw.
+            seed: seeds generation, fading and noise.
+            size: "WIDTHxHEIGHT" in pixels.
+            delivery: "semantic", "semantic-unaligned" or "conventional".
+            link: the radio link: ``snr_db``, ``fading``, ``cbr`` and the other fields of the request's link.
+            knowledge: "auto", "none", a topic or a list of topics.
+            image_format: "webp", "avif" or "jpeg"; conventional delivery only.
+        """
+        asked = {
+            "prompt": prompt,
+            "seed": seed,
+            "size": size,
+            "delivery": delivery,
+            "link": None if link is None else dict(link),
+            "knowledge": knowledge if knowledge is None or isinstance(knowledge, str) else list(knowledge),
+            "image_format": image_format,
+        }
+        (found,) = self._json("POST", "/v1/images/generations", _given(asked))["data"]
+        png = None if found["b64_json"] is None else base64.b64decode(found["b64_json"])
+        return Image(png, found["seed"], LinkReport.model_validate(found["link_report"]))
+
+    def reports(self, request_id: str) -> list[LinkReport]:
+        """The link reports of an earlier request, in the order of its images; kept for an hour."""
+        found = self._json("GET", f"/v1/reports/{_segment(request_id)}")["link_reports"]
+        return TypeAdapter(list[LinkReport]).validate_python(found)
+
+    def knowledge(self) -> list[Knowledge]:
+        """The current knowledge of each topic, in order of the topics' names."""
+        return TypeAdapter(list[Knowledge]).validate_python(self._json("GET", "/v1/knowledge")["data"])
+
+    def samples(self, topic: str) -> bytes:
+        """A PNG with pictures of held-out prompts; rows: cloud, edge before, edge after."""
+        return self._send("GET", f"/v1/knowledge/{_segment(topic)}/samples").content
+
+    def forget(self, topic: str) -> None:
+        """Deletes all versions of the topic's knowledge; no later image uses it."""
+        self._send("DELETE", f"/v1/knowledge/{_segment(topic)}")
+
+    def distill(
+        self,
+        topic: str,
+        *,
+        prompts: Sequence[str] = (),
+        triggers: Sequence[str] = (),
+        **config: Unpack[DistillOptions],
+    ) -> Iterator[Job]:
+        """Starts a distillation at once; iterate to follow it: the job after each change, until it is over.
+
+        A job that fails or is cancelled is no error here: the last state says so.
+
+        Args:
+            topic: its name.
+            prompts: what the cloud draws to learn from; the embedded world's of that topic if there are none.
+            triggers: words that say that a prompt needs the topic; its name if there are none.
+            config: see DistillOptions.
+        """
+        return self.watch(self.start(topic, prompts=prompts, triggers=triggers, **config).id)
+
+    def start(
+        self,
+        topic: str,
+        *,
+        prompts: Sequence[str] = (),
+        triggers: Sequence[str] = (),
+        **config: Unpack[DistillOptions],
+    ) -> Job:
+        """Starts a distillation, as ``distill`` does, and returns its job without following it."""
+        said = {"prompts": list(prompts) or None, "triggers": list(triggers) or None}
+        order = _given({"topic": topic, **said, **config})
+        return Job.model_validate(self._json("POST", "/v1/knowledge", order))
+
+    def watch(self, job_id: str) -> Iterator[Job]:
+        """The job as it is and after each change, until it is over; a stream that breaks off is resumed."""
+        path = f"/v1/jobs/{_segment(job_id)}/events"
+        for _ in range(_RECONNECTS):
+            try:
+                with self._http.stream("GET", path, timeout=_EVENT_TIMEOUT_S) as answer:
+                    _check(answer)
+                    for line in answer.iter_lines():
+                        if line.startswith("data:"):
+                            job = Job.model_validate_json(line.removeprefix("data:"))
+                            yield job
+                            if job.over:
+                                return
+            except (httpx2.TransportError, UnavailableError):
+                pass
+            time.sleep(_RECONNECT_S)
+        raise UnavailableError(f"the system went away; job {job_id} may go on when it is back")
+
+    def job(self, job_id: str) -> Job:
+        """The job as it is now."""
+        return Job.model_validate(self._json("GET", f"/v1/jobs/{_segment(job_id)}"))
+
+    def jobs(self) -> list[Job]:
+        """The latest jobs, the newest first."""
+        return TypeAdapter(list[Job]).validate_python(self._json("GET", "/v1/jobs")["data"])
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancels a job that is not over; nothing of it will be published."""
+        return Job.model_validate(self._json("DELETE", f"/v1/jobs/{_segment(job_id)}"))
+
+    def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        answer = self._send(method, path, body)
+        try:
+            found: dict[str, Any] = answer.json()
+        except ValueError:
+            raise DekagError(f"{answer.url} is no gateway") from None
+        return found
+
+    def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        for left in range(self._retries, -1, -1):
+            try:
+                answer = self._http.request(method, path, json=body)
+            except httpx2.ReadTimeout as error:
+                raise DeadlineError(f"no answer from {self.url} in time") from error
+            except httpx2.TransportError as error:
+                raise UnreachableError(f"no system answers at {self.url} ({error})") from error
+            wait_s = _retry_after_s(answer)
+            if (
+                left == 0
+                or wait_s is None
+                or wait_s > _LONGEST_WAIT_S
+                or answer.status_code not in (429, 503)
+            ):
+                break
+            time.sleep(wait_s)
+        return _check(answer)
+
+
+def _given(fields: Mapping[str, _T | None]) -> dict[str, _T]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _segment(name: str) -> str:
+    """``name`` as one segment of a path."""
+    return quote(name, safe="")
+
+
+def _retry_after_s(answer: httpx2.Response) -> int | None:
+    said = answer.headers.get("Retry-After", "")
+    return int(said) if said.isdecimal() else None
+
+
+def _check(answer: httpx2.Response) -> httpx2.Response:
+    """``answer`` unless it is a problem; raises the DekagError that the problem says."""
+    if answer.is_success:
+        return answer
+    answer.read()
+    try:
+        problem = _Problem.model_validate_json(answer.content)
+    except ValidationError:
+        text = f"{answer.url} answers {answer.status_code} and is no gateway"
+        raise UnavailableError(text) if answer.status_code == 503 else DekagError(text) from None
+    raise _error(answer, problem)
+
+
+def _error(answer: httpx2.Response, problem: _Problem) -> DekagError:
+    match answer.status_code:
+        case 422 if problem.errors:
+            first = problem.errors[0]
+            error = InvalidInputError(first.field, first.allowed, "")
+            error.args = (problem.detail,)  # the gateway's own words, which name every field
+            return error
+        case 429:
+            return ExhaustedError(problem.detail, retry_after_s=_retry_after_s(answer))
+        case 404:
+            return NotFoundError(problem.detail)
+        case 409:
+            return ConflictError(problem.detail)
+        case 503:
+            return UnavailableError(problem.detail)
+        case 504:
+            return DeadlineError(problem.detail)
+    return DekagError(f"{problem.title}: {problem.detail}")
