@@ -123,6 +123,7 @@ def _throughput(bench: Bench, results: Path) -> Lines:
     rows, config = bench["rows"], bench["config"]
     names = list(dict.fromkeys(sorted((row["server"] for row in rows), key=_order)))
     users = config["users"]
+    columns = [f"{each} users" if each > 1 else "1 user" for each in users]
     _plot_throughput(rows, names, users, results / "load" / "throughput.svg")
     lines = [
         "Closed loop: each user asks for its next picture when the last has come, with a seed of its own so",
@@ -137,7 +138,7 @@ def _throughput(bench: Bench, results: Path) -> Lines:
         "",
         "Pictures per second:",
         "",
-        _row(["server", *(f"{each} users" if each > 1 else "1 user" for each in users), "PSNR, dB"]),
+        _row(["server", *columns, "PSNR, dB"]),
         "|---|" + "---:|" * (len(users) + 1),
     ]
     for name in names:
@@ -148,7 +149,7 @@ def _throughput(bench: Bench, results: Path) -> Lines:
         "",
         "Ours over theirs, mean of the rounds with its interval:",
         "",
-        _row(["server", *(f"{each} users" if each > 1 else "1 user" for each in users)]),
+        _row(["server", *columns]),
         "|---|" + "---:|" * len(users),
     ]
     for name in names:
@@ -159,7 +160,7 @@ def _throughput(bench: Bench, results: Path) -> Lines:
         "",
         "Median latency, s:",
         "",
-        _row(["server", *(f"{each} users" if each > 1 else "1 user" for each in users)]),
+        _row(["server", *columns]),
         "|---|" + "---:|" * len(users),
     ]
     for name in names:

@@ -67,7 +67,7 @@ bits would depend on who else is decoded.
 
 {traced}
 What is saved is the interpreter. It is not used: a trace holds for one shape and without updates, torch calls
-it outdated, and what is to replace it compiles for a minute and wants a compiler beside it.
+it outdated, and what is to replace it compiles at the start and wants a compiler beside it.
 
 ## Steps of the sampler
 
