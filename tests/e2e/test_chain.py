@@ -48,9 +48,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Iter
 
 
 def events(stack: Stack, name: str) -> list[dict[str, Any]]:
-    """The log of one service."""
-    lines = stack[name].log.read_text().splitlines()
-    return [json.loads(line) for line in lines if line.startswith("{")]
+    """The log of one service; its last line may still be on its way."""
+    lines = stack[name].log.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("\n")]
+
+
+def logged(stack: Stack, name: str, request_id: str, within_s: float = 10) -> bool:
+    """Whether a service logs a request, which it may do after it has answered."""
+    until = time.monotonic() + within_s
+    while not any(event.get("request_id") == request_id for event in events(stack, name)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
@@ -82,7 +92,7 @@ def test_one_request_id_is_in_the_log_of_every_service(stack: Stack) -> None:
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-request-id"] == name
     for service in SERVICES:
-        assert any(event.get("request_id") == name for event in events(stack, service)), service
+        assert logged(stack, service, name), service
     report = httpx2.get(f"{stack.url}/v1/reports/{name}", trust_env=False)
     assert report.json()["link_reports"][0] == answer.json()["data"][0]["link_report"]
 
