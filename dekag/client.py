@@ -128,6 +128,14 @@ class LinkReport(_Answer):
     image_format: str | None
 
 
+class Constellation(_Answer):
+    """The same symbols at three places, (real, imaginary); of more than 512 evenly spaced ones."""
+
+    sent: list[tuple[float, float]]
+    received: list[tuple[float, float]]
+    equalized: list[tuple[float, float]]
+
+
 @dataclass(frozen=True)
 class Image:
     """One image as it arrived.
@@ -136,11 +144,15 @@ class Image:
         png: the file; None when a conventional delivery did not decode.
         seed: makes the same image again.
         report: what it cost and how well it arrived.
+        reference: PNG of what was sent; None unless details were asked for.
+        constellation: None unless details were asked for.
     """
 
     png: bytes | None
     seed: int
     report: LinkReport
+    reference: bytes | None = None
+    constellation: Constellation | None = None
 
 
 class Job(_Answer):
@@ -268,6 +280,7 @@ class Client:
         link: Mapping[str, Any] | None = None,
         knowledge: str | Sequence[str] | None = None,
         image_format: str | None = None,
+        details: bool | None = None,
     ) -> Image:
         """Has one image drawn and sent; what is left out takes the gateway's default.
 
@@ -279,6 +292,7 @@ class Client:
             link: the radio link: ``snr_db``, ``fading``, ``cbr`` and the other fields of the request's link.
             knowledge: "auto", "none", a topic or a list of topics.
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
+            details: whether the image that was sent and the constellation are to be returned.
         """
         asked = {
             "prompt": prompt,
@@ -288,10 +302,17 @@ class Client:
             "link": None if link is None else dict(link),
             "knowledge": knowledge if knowledge is None or isinstance(knowledge, str) else list(knowledge),
             "image_format": image_format,
+            "details": details,
         }
         (found,) = self._json("POST", "/v1/images/generations", _given(asked))["data"]
         png = None if found["b64_json"] is None else base64.b64decode(found["b64_json"])
-        return Image(png, found["seed"], LinkReport.model_validate(found["link_report"]))
+        report = LinkReport.model_validate(found["link_report"])
+        if (shown := found.get("details")) is None:  # an older gateway has none
+            return Image(png, found["seed"], report)
+        reference = base64.b64decode(shown["reference_b64_json"])
+        return Image(
+            png, found["seed"], report, reference, Constellation.model_validate(shown["constellation"])
+        )
 
     def reports(self, request_id: str) -> list[LinkReport]:
         """The link reports of an earlier request, in the order of its images; kept for an hour."""

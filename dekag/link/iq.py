@@ -10,6 +10,11 @@ from dekag.errors import InvalidInputError
 BYTES_PER_SYMBOL = 8
 
 
+def evenly_spaced(symbols: torch.Tensor, most: int) -> torch.Tensor:
+    """At most `most` of `symbols` (..., K), every n-th from the first on."""
+    return symbols[..., :: -(-symbols.shape[-1] // most)]
+
+
 def iq_to_bytes(symbols: torch.Tensor, *, field: str = "iq") -> bytes:
     """Serialise `symbols` (any shape, complex64) in row-major order, 8 bytes each.
 

@@ -78,6 +78,7 @@ class DeliveryRequest:
             sender is to choose.
         link: the radio conditions.
         measure: whether the receiver is to be judged.
+        details: whether the receiver shows what it was judged by, and its constellation; with `measure` only.
         knowledge: topics whose updates draw the latent, 1 to 4; () for none; None for those that the prompt
             needs. Semantic delivery only.
         modulation: where the codec's symbols may lie; semantic deliveries only.
@@ -98,6 +99,7 @@ class DeliveryRequest:
     modulation: Modulation = "qam64"
     target_psnr_db: float | None = None
     image_format: str = DEFAULT_FORMAT
+    details: bool = False
 
     @property
     def jscc(self) -> bool:
@@ -129,6 +131,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         cbr=_rate(message.cbr, target, delivery),
         link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),
         measure=message.measure,
+        details=message.measure and message.details,
         knowledge=() if delivery == "semantic-unaligned" else named,
         modulation=_modulation(message.modulation),
         target_psnr_db=target,
@@ -147,6 +150,7 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         cbr=request.cbr,
         link=link_to_proto(request.link),
         measure=request.measure,
+        details=request.details,
         knowledge=() if request.knowledge is None else request.knowledge or ("none",),
         modulation=MODULATIONS[request.modulation],
         target_psnr_db=request.target_psnr_db,

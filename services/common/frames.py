@@ -26,6 +26,7 @@ BLOCK_SYMBOLS = 32_768
 MAX_CHANNEL_USES = 2**22
 MAX_CHANNELS = 16
 MAX_BLOCKS = 1024  # gains of a channel state, or a gain for every symbol
+MAX_SHOWN = 512  # symbols of a constellation that is shown
 _ORDER = ("header", "symbols", "csi", "reference", "report")
 
 

@@ -13,9 +13,10 @@ import torch
 from grpc import aio
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
+from dekag.link.iq import evenly_spaced, iq_to_bytes
 from services.common import clients, converters, tracing
 from services.common.cache import Cache, latent_key
-from services.common.frames import FrameError, Transmission
+from services.common.frames import MAX_SHOWN, FrameError, Transmission
 from services.common.knowledge import Manifest
 from services.common.stages import stage_time
 from services.common.transmission import Codecs
@@ -206,7 +207,9 @@ class EdgeServicer(DownlinkServicer):
             codec_hash=codec.base_hash,
             adapters_hash=codec.content_hash,
         )
-        reference = Reference(latents=_to_bytes(drawn.latents)) if asked.measure else None
+        reference = None
+        if asked.measure:
+            reference = Reference(latents=_to_bytes(drawn.latents), iq=_shown(symbols, asked))
         transmission = Transmission(header, symbols, [], reference, report)
         if drawn.seconds is not None:
             transmission.add_stage("edge.generate", drawn.seconds)
@@ -312,7 +315,8 @@ class EdgeServicer(DownlinkServicer):
             delivery=DELIVERY_CONVENTIONAL,
             coding=converters.coding_to_proto(coding, len(file.image)),
         )
-        return Transmission(header, symbols, [], Reference(image=png) if asked.measure else None, report)
+        reference = Reference(image=png, iq=_shown(symbols, asked)) if asked.measure else None
+        return Transmission(header, symbols, [], reference, report)
 
     async def _fetch_image(self, asked: DeliveryRequest) -> tuple[GeneratedImage, bytes, int]:
         """The cloud's image file, its PNG (empty unless measured) and the traffic without that PNG, bytes."""
@@ -382,6 +386,10 @@ def _encode(outgoing: Sequence[_Outgoing], _: Wanted) -> list[torch.Tensor]:
 
 def _to_bytes(latents: torch.Tensor) -> bytes:
     return converters.latents_to_bytes(latents.numpy())
+
+
+def _shown(symbols: torch.Tensor, asked: DeliveryRequest) -> bytes:
+    return iq_to_bytes(evenly_spaced(symbols, MAX_SHOWN)) if asked.details else b""
 
 
 def _modulate(payload: bytes, asked: DeliveryRequest) -> tuple[torch.Tensor, ModulationAndCoding]:

@@ -12,6 +12,8 @@ from services.common.converters import DELIVERIES, FORMATS, MODULATIONS, link_fr
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
 from services.gateway.schemas import (
+    Constellation,
+    Details,
     HopTraffic,
     ImageData,
     ImagesRequest,
@@ -48,6 +50,7 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         cbr=0.0 if request.link.cbr == "auto" else request.link.cbr,
         link=link_to_proto(request.link),
         measure=True,
+        details=request.details,
         knowledge=request.knowledge,
         modulation=MODULATIONS[request.link.modulation],
         target_psnr_db=request.link.target_psnr_db,
@@ -93,12 +96,32 @@ def to_image(received: user_pb2.ReceivedImage, request_id: str) -> ImageData:
     """The image and its report as REST returns them."""
     report = to_report(received.report, request_id)
     png = base64.b64encode(received.png).decode() if report.decoded else None
-    return ImageData(b64_json=png, seed=report.seed, link_report=report)
+    return ImageData(
+        b64_json=png,
+        seed=report.seed,
+        link_report=report,
+        details=_to_details(received.details) if received.HasField("details") else None,
+    )
+
+
+def _to_details(details: user_pb2.Details) -> Details:
+    return Details(
+        reference_b64_json=base64.b64encode(details.reference).decode(),
+        constellation=Constellation(
+            sent=_points(details.sent),
+            received=_points(details.received),
+            equalized=_points(details.equalized),
+        ),
+    )
+
+
+def _points(iq: bytes) -> list[tuple[float, float]]:
+    """(K,) complex64 on the wire as pairs."""
+    return [(re, im) for re, im in np.frombuffer(iq, "<f4").reshape(-1, 2).tolist()]
 
 
 def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
-    """The link report as REST returns it; gains are (J,) complex64 on the wire."""
-    gains = np.frombuffer(report.gains, "<f4").reshape(-1, 2).tolist()
+    """The link report as REST returns it."""
     coding = report.coding
     return LinkReport(
         request_id=request_id,
@@ -110,7 +133,7 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
         **link_from_proto(report.link).model_dump(),
         pilot_uses=report.pilot_uses,
         no=report.no,
-        gains=gains,
+        gains=_points(report.gains),
         instantaneous_snr_db=(
             report.instantaneous_snr_db if report.HasField("instantaneous_snr_db") else None
         ),

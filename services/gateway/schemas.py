@@ -183,6 +183,13 @@ class ImagesRequest(BaseModel):
         examples=["auto", ["neon"]],
     )
 
+    details: bool = Field(
+        default=False,
+        description="Whether to return what each image came from too: the image that was sent, and the "
+        "constellation.",
+        examples=[True],
+    )
+
     model: str | None = Field(
         default=None, max_length=200, description="Ignored: the service has one model.", examples=["deka-g"]
     )
@@ -366,6 +373,28 @@ class LinkReport(BaseModel):
     )
 
 
+_Points = list[tuple[float, float]]
+
+
+class Constellation(BaseModel):
+    """The same symbols at three places, [real, imaginary]; of more than 512 evenly spaced ones."""
+
+    sent: _Points = Field(examples=[[(0.46, -0.15)]])
+    received: _Points = Field(description="Faded, with noise.", examples=[[(0.32, -0.28)]])
+    equalized: _Points = Field(description="As the receiver decodes them.", examples=[[(0.41, -0.19)]])
+
+
+class Details(BaseModel):
+    """What an image came from."""
+
+    reference_b64_json: str = Field(
+        description="PNG, base64, of the image that was sent, which psnr_db compares with: the edge's "
+        "or, conventionally, the cloud's.",
+        examples=["iVBORw0KGgo="],
+    )
+    constellation: Constellation
+
+
 class ImageData(BaseModel):
     """One image."""
 
@@ -374,6 +403,7 @@ class ImageData(BaseModel):
     )
     seed: int = Field(description="The seed that makes this image again.", examples=[7])
     link_report: LinkReport
+    details: Details | None = Field(default=None, description="Null unless they were asked for.")
 
 
 class ImagesResponse(BaseModel):

@@ -267,6 +267,7 @@ class ProvideRequest(_message.Message):
     MODULATION_FIELD_NUMBER: _builtins.int
     TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
     IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it as it is, each channel derives its own from it"""
@@ -287,6 +288,8 @@ class ProvideRequest(_message.Message):
     """
     image_format: Global___ImageFormat.ValueType
     """Of the image file of a conventional delivery; unspecified: WebP. PNG is not among them."""
+    details: _builtins.bool
+    """send Reference.iq too, so that the receiver can show its constellation; with measure only"""
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -310,10 +313,11 @@ class ProvideRequest(_message.Message):
         modulation: Global___Modulation.ValueType = ...,
         target_psnr_db: _builtins.float | None = ...,
         image_format: Global___ImageFormat.ValueType = ...,
+        details: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "link", b"link", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
@@ -592,19 +596,23 @@ class Reference(_message.Message):
 
     LATENTS_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
+    IQ_FIELD_NUMBER: _builtins.int
     latents: _builtins.bytes
     """semantic: float32 little-endian, of header.latent_shape"""
     image: _builtins.bytes
     """conventional: the cloud's image as PNG, so that the loss of its format shows too"""
+    iq: _builtins.bytes
+    """symbols as they were sent, as SymbolBlock.iq; of more than 512 evenly spaced ones"""
     def __init__(
         self,
         *,
         latents: _builtins.bytes = ...,
         image: _builtins.bytes = ...,
+        iq: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "latents", b"latents"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "latents", b"latents"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "image", b"image", "iq", b"iq", "latents", b"latents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_content: _TypeAlias = _typing.Literal["latents", "image"]  # noqa: Y015
     _WhichOneofArgType_content: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015

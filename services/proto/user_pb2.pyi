@@ -25,23 +25,61 @@ class ReceivedImage(_message.Message):
 
     PNG_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     png: _builtins.bytes
     """empty when the conventional delivery did not decode"""
     @_builtins.property
     def report(self) -> Global___LinkReport: ...
+    @_builtins.property
+    def details(self) -> Global___Details:
+        """with ProvideRequest.details"""
+
     def __init__(
         self,
         *,
         png: _builtins.bytes = ...,
         report: Global___LinkReport | None = ...,
+        details: Global___Details | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["png", b"png", "report", b"report"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "png", b"png", "report", b"report"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReceivedImage: _TypeAlias = ReceivedImage  # noqa: Y015
+
+@_typing.final
+class Details(_message.Message):
+    """What a picture came from, to be looked at; left out of every traffic count."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    EQUALIZED_FIELD_NUMBER: _builtins.int
+    reference: _builtins.bytes
+    """PNG of what was sent: the edge's or, conventionally, the cloud's image"""
+    sent: _builtins.bytes
+    """The same symbols at three places, as SymbolBlock.iq; of more than 512 evenly spaced ones."""
+    received: _builtins.bytes
+    equalized: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        reference: _builtins.bytes = ...,
+        sent: _builtins.bytes = ...,
+        received: _builtins.bytes = ...,
+        equalized: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["equalized", b"equalized", "received", b"received", "reference", b"reference", "sent", b"sent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Details: _TypeAlias = Details  # noqa: Y015
 
 @_typing.final
 class LinkReport(_message.Message):

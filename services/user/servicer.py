@@ -16,10 +16,10 @@ from dekag import plugins
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.link.channel import Reception, instantaneous_snr_db, received
 from dekag.link.equalizer import equalize
-from dekag.link.iq import iq_to_bytes
+from dekag.link.iq import evenly_spaced, iq_to_bytes
 from services.common import clients, converters, metrics, tracing
 from services.common.cache import Cache
-from services.common.frames import MAX_BLOCKS, FrameError, Transmission, channel_states, collect
+from services.common.frames import MAX_BLOCKS, MAX_SHOWN, FrameError, Transmission, channel_states, collect
 from services.common.stages import stage_time
 from services.common.transmission import Codecs
 from services.common.worker import BatchWorker, ModelWorker, Wanted
@@ -31,7 +31,7 @@ from services.proto.downlink_pb2 import (
     TransmissionKnowledge,
 )
 from services.proto.downlink_pb2_grpc import DownlinkStub
-from services.proto.user_pb2 import LinkReport, ReceivedImage
+from services.proto.user_pb2 import Details, LinkReport, ReceivedImage
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
@@ -126,9 +126,14 @@ class UserServicer(UserBase):
             await asyncio.to_thread(self._measure, image.report, pixels, reference)
             seconds = comparing_s + time.perf_counter() - start
             image.report.stages.append(stage_time("user.measure", seconds))
+        details = None
+        if asked.details and reference is not None:
+            details = await asyncio.to_thread(_details, transmission, reception, asked, reference)
         own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
         for _ in range(3):  # the count's own varint is counted too; its length settles at once
             own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
+        if details is not None:
+            image.details.CopyFrom(details)
         metrics.delivered(image.report, asked.delivery)
         return image
 
@@ -242,8 +247,7 @@ class UserServicer(UserBase):
         if header.HasField("coding"):
             report.image_format = converters.FORMATS[asked.image_format]
         if transmission.states:
-            step = -(-reception.gains.shape[1] // MAX_BLOCKS)
-            report.gains = iq_to_bytes(reception.gains[:, ::step])
+            report.gains = iq_to_bytes(evenly_spaced(reception.gains, MAX_BLOCKS))
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
         report.stages.extend(sent.stages)
         return report
@@ -285,6 +289,17 @@ class UserServicer(UserBase):
                 report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
             except Exception:  # somebody else's code; the picture is there without it
                 _log.exception("a metric failed", metric=name)
+
+
+def _details(
+    transmission: Transmission, reception: Reception, asked: DeliveryRequest, reference: Pixels
+) -> Details:
+    symbols = reception.symbols, equalize(reception, asked.link.equalizer).symbols
+    received, equalized = (iq_to_bytes(evenly_spaced(each, MAX_SHOWN)) for each in symbols)
+    sent = transmission.reference.iq if transmission.reference is not None else b""
+    if len(sent) != len(received):
+        raise FrameError(f"reference: {len(sent)} bytes of symbols to be shown, not {len(received)}")
+    return Details(reference=_to_png(reference), sent=sent, received=received, equalized=equalized)
 
 
 def _to_png(pixels: Pixels) -> bytes:

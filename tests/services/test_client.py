@@ -77,8 +77,15 @@ def answering(*answers: tuple[int, dict[str, str], bytes]) -> Iterator[tuple[str
 
 async def test_an_image_comes_with_its_report_which_can_be_had_again(client: AsyncClient) -> None:
     image = await asked(
-        client, lambda c: c.image("a red boat", seed=7, size="64x64", link={"snr_db": 12}, knowledge=["none"])
+        client,
+        lambda c: c.image(
+            "a red boat", seed=7, size="64x64", link={"snr_db": 12}, knowledge=["none"], details=True
+        ),
     )
+    assert image.reference is not None
+    assert image.reference.startswith(b"\x89PNG")
+    assert image.constellation is not None
+    assert len(image.constellation.sent) == len(image.constellation.equalized) == 128
     assert image.png is not None
     assert image.png.startswith(b"\x89PNG")
     assert (image.seed, image.report.seed, image.report.delivery) == (7, 7, "semantic")
@@ -230,6 +237,7 @@ async def test_a_job_is_cancelled_once_and_there_is_one_for_each_topic(
         (dekag_client.HopTraffic, schemas.HopTraffic),
         (dekag_client.ModulationAndCoding, schemas.ModulationAndCoding),
         (dekag_client.KnowledgeUse, schemas.KnowledgeUse),
+        (dekag_client.Constellation, schemas.Constellation),
         (dekag_client.LinkReport, schemas.LinkReport),
         (dekag_client.Job, schemas.Job),
         (dekag_client.Knowledge, schemas.KnowledgeManifest),

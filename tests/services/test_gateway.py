@@ -100,6 +100,29 @@ async def test_conventional_delivery_decodes_or_says_that_it_did_not(client: Cli
     assert report["channel_uses"] > 0
 
 
+@pytest.mark.parametrize("delivery", ["semantic", "semantic-unaligned", "conventional"])
+async def test_details_show_what_was_sent_and_the_constellation(client: Client, delivery: str) -> None:
+    link = {"snr_db": 30, "fading": "rayleigh", "equalizer": "zf"}
+    asked = {"prompt": "a red boat", "seed": 3, "delivery": delivery, "link": link}
+    answers = [await client.post(PATH, json=asked | {"details": details}) for details in (True, False)]
+    (image,), (plain,) = (answer.json()["data"] for answer in answers)
+    assert plain["details"] is None
+    assert plain["b64_json"] == image["b64_json"]
+    details, report = image["details"], image["link_report"]
+    off = pixels(image) / 255 - pixels({"b64_json": details["reference_b64_json"]}) / 255
+    assert -10 * np.log10((off**2).mean()) == pytest.approx(report["psnr_db"], abs=0.3)
+    sent, faded, equalized = (
+        np.array(details["constellation"][at]) @ [1, 1j] for at in ("sent", "received", "equalized")
+    )
+    assert 256 < len(sent) == len(faded) == len(equalized) <= 512
+    gains = np.array(report["gains"]) @ [1, 1j]
+    gain = gains[np.arange(len(sent)) * len(gains) // len(sent)]
+    assert np.mean(np.abs(sent) ** 2) == pytest.approx(1, rel=0.2)
+    if delivery != "conventional":  # all symbols are shown, so each one's block is known
+        assert np.mean(np.abs(faded - gain * sent) ** 2) == pytest.approx(1e-3, rel=0.3)
+        np.testing.assert_allclose(equalized, faded / gain, rtol=1e-3, atol=1e-4)
+
+
 async def test_the_openai_client_can_ask(client: Client) -> None:
     async with openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="unused", max_retries=0) as sdk:
         answer = await sdk.images.generate(
