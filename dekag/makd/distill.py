@@ -48,7 +48,8 @@ EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
 HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # shares of the noise schedule at which early stopping looks
 SCORED = 8  # held-out prompts drawn for the scores and the samples
-SAMPLES = "samples.png"
+SAMPLES, PREVIEW = "samples.png", "preview.png"
+PREVIEWED = 4  # held-out prompts of a preview
 SEED_STRIDE = 1_000_000  # pictures of different distillation seeds share no generation seed
 
 
@@ -73,6 +74,7 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody wanted it
 
 
 OnProgress = Callable[[Progress], None]
+OnPreview = Callable[[dict[str, Any]], None]
 ShouldStop = Callable[[], bool]
 
 
@@ -229,6 +231,8 @@ def train(
     *,
     on_progress: OnProgress = lambda _: None,
     should_stop: ShouldStop = lambda: False,
+    on_preview: OnPreview = lambda _: None,
+    previews: int = 0,
 ) -> Trained:
     """Train what `config.method` trains, resuming `folder`.
 
@@ -240,6 +244,9 @@ def train(
         config: how.
         folder: of the checkpoint.
         on_progress, should_stop: called after every step.
+        on_preview: called with what the denoiser reads of some held-out prompts, while the pipeline draws
+            with what was learnt so far.
+        previews: how often at most, evenly spaced.
 
     Raises:
         Stopped: should_stop() turned true; the checkpoint is kept.
@@ -296,6 +303,14 @@ def train(
                 losses.append(float(loss(held_out, noise, timesteps, denoiser(states, timesteps))))
             return sum(losses) / len(losses)
 
+        @torch.inference_mode()
+        def preview() -> None:
+            shown = topic.held_out[:PREVIEWED]
+            states = read(shown, [False] * len(shown))
+            nothing = read([""], [True]).expand_as(states)
+            on_preview({"prompt_embeds": states, "negative_prompt_embeds": nothing})
+
+        preview_every = max(1, config.steps // previews) if previews else 0
         before = held_out_loss()
         run = TrainingRun(folder, learnt, [optimizer], seed=config.seed, ema_decay=EMA_DECAY)
         stopping = EarlyStopping(run, held_out_loss, config.patience)
@@ -305,6 +320,8 @@ def train(
             nonlocal stopped
             on_progress(Progress("train", done, config.steps, losses["loss"]))
             stopped = should_stop()
+            if preview_every and done % preview_every == 0 and not stopped:
+                preview()
             looks = done % config.check_every == 0 or done == config.steps
             return not stopped and (not looks or stopping.look())
 
@@ -346,6 +363,7 @@ def distill(
     scorer: ImageScorer | None = None,
     on_progress: OnProgress = lambda _: None,
     should_stop: ShouldStop = lambda: False,
+    previews: int = 0,
 ) -> KnowledgeUpdate:
     """Distil `topic` from the cloud-GAI into an update of the edge-GAI.
 
@@ -359,6 +377,8 @@ def distill(
         scorer: adds CLIP- and DINO-scores on held-out prompts, before and after.
         on_progress: called after every picture and step.
         should_stop: asked before every picture and after every step.
+        previews: how often, at most, preview.png is drawn during training (rows: cloud, edge as it is now);
+            it changes nothing else.
 
     Raises:
         Stopped: should_stop() turned true.
@@ -376,6 +396,15 @@ def distill(
         should_stop=should_stop,
     )
     latents = encode(edge.pipeline.vae, images)
+
+    def on_preview(states: dict[str, Any]) -> None:
+        first = len(learnt)
+        last = first + len(states["prompt_embeds"])
+        drawn = edge.batch(None, seeds[first:last], guidance_scale=config.guidance_scale, **states)
+        unfinished = folder / f"unfinished-{PREVIEW}"
+        save_sheet([list(images[first:last]), list(edge.decoder.decode(drawn))], unfinished)
+        unfinished.replace(folder / PREVIEW)
+
     trained = train(
         edge.pipeline,
         latents[: len(learnt)],
@@ -385,6 +414,8 @@ def distill(
         folder / "checkpoint",
         on_progress=on_progress,
         should_stop=should_stop,
+        on_preview=on_preview,
+        previews=previews,
     )
     update = new_update(cloud, edge, topic, config, trained)
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]

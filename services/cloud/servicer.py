@@ -35,6 +35,7 @@ from services.proto.cloud_pb2 import (
     KnowledgeList,
     ListJobsRequest,
     ListKnowledgeRequest,
+    Preview,
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
@@ -146,6 +147,11 @@ class CloudServicer(CloudBase):
     async def CancelJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """Cancels a job that is not over."""
         return (await self._jobs.cancel(request.id)).to_proto()
+
+    async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
+        """The latest pictures of a job that is training."""
+        state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
+        return Preview(png=await asyncio.to_thread(self._store.preview, state.id))
 
     async def ListKnowledge(
         self,

@@ -46,6 +46,9 @@ class DistillerSettings(KnowledgeSettings):
         ge=0,
         description="CPU threads of a distillation; 0 leaves it to torch. 1 is fastest for the small models.",
     )
+    previews: int = Field(
+        6, ge=0, le=100, description="Times during training that sample pictures are drawn to look at."
+    )
     sweep_every_s: int = Field(
         5, ge=1, description="Time between two looks for jobs whose worker has died, s."
     )

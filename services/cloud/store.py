@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dekag.cala.artifact import TransmissionKnowledge
 
 _MANIFEST, _FILES, _SAMPLES, _LOCK = "manifest.json", "files", "samples.png", "lock"
+_PREVIEW = "preview.png"  # as dekag.makd.distill, which imports torch, names it
 _OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # by who took this version, or deleted the topic
 
 
@@ -136,6 +137,13 @@ class KnowledgeStore:
     def work(self, job: str) -> Path:
         """The folder in which a job keeps what it has so far."""
         return self._jobs / job
+
+    def preview(self, job: str) -> bytes:
+        """PNG of what the edge draws so far as a job goes on; NotFoundError while there is none."""
+        try:
+            return (self.work(job) / _PREVIEW).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"there are no pictures of job {job} yet, or no more") from None
 
     @contextlib.contextmanager
     def claimed(self, job: str) -> Iterator[bool]:

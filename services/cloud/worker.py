@@ -104,6 +104,7 @@ class Distillation:
                 scorer=_scorer(profile),
                 on_progress=self._note,
                 should_stop=self.stop.is_set,
+                previews=self._settings.previews,
             )
         except Stopped:
             return None

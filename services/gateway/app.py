@@ -11,7 +11,7 @@ from typing import Annotated, TypeVar
 
 import grpc
 from fastapi import Body, FastAPI, Path, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -20,7 +20,7 @@ from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
 from services.common.converters import MAX_SEED
 from services.common.requests import request_id
-from services.gateway import knowledge, problems
+from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
 from services.gateway.converters import to_image, to_proto
 from services.gateway.middleware import RequestMiddleware
@@ -31,8 +31,10 @@ from services.gateway.schemas import (
     ImagesResponse,
     Readiness,
     Reports,
+    Traffic,
 )
 from services.gateway.settings import GatewaySettings
+from services.gateway.traffic import TrafficTotals
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
@@ -65,6 +67,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         settings: read from the environment if left out.
     """
     settings = settings or GatewaySettings()
+    traffic = TrafficTotals()
     admission = Admission(slots=settings.max_in_flight, max_waiting=settings.max_waiting)
 
     @asynccontextmanager
@@ -118,7 +121,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             async with admission.place(request.client.host if request.client else ""):
                 for seed in range(first, first + body.n):
                     received = await call(app.state.user.Receive, to_proto(body, seed), "user")
-                    answer.data.append(to_image(received, request_id.get()))
+                    answer.data.append(image := to_image(received, request_id.get()))
+                    traffic.add(image.link_report)
             return answer
 
         answer = await _unless_gone(request, deliver())
@@ -154,6 +158,11 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             f"there is no report of request {of}; reports are kept for {settings.report_ttl_s} s"
         )
 
+    @app.get("/v1/traffic", tags=["reports"])
+    async def get_traffic() -> Traffic:
+        """What the images that this gateway answered have cost since it started."""
+        return traffic.traffic()
+
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
         """Whether this process is up."""
@@ -167,10 +176,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         ready = Readiness(ready=user == "serving", checks=checks)
         return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> RedirectResponse:
-        return RedirectResponse(_DOCS_URL)
-
+    page.install(app)
     return app
 
 

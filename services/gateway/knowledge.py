@@ -136,6 +136,18 @@ async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> 
         _log.warning("event stream ends early", error=str(error))
 
 
+@router.get(
+    "/v1/jobs/{name}/preview",
+    tags=["jobs"],
+    response_class=Response,
+    responses={**responses(404, 422, 503), 200: {"content": {"image/png": {}}}},
+)
+async def get_preview(request: Request, name: _JobName) -> Response:
+    """Pictures of held-out prompts as the edge draws them so far, while a job trains; rows: cloud, edge."""
+    answer = await call(request.app.state.cloud.GetPreview, JobId(id=name), "cloud")
+    return Response(answer.png, media_type="image/png")
+
+
 @router.delete("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 409, 422, 503))
 async def cancel_job(request: Request, name: _JobName) -> Job:
     """Cancels a job that is not over; nothing of it will be published."""

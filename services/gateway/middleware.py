@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.common import metrics, tracing
 from services.common.requests import begin_request
+from services.gateway import page
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
 
@@ -18,6 +19,10 @@ _POLICY = "default-src 'none'; frame-ancestors 'none'"
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
+)
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _PROBES = frozenset({"/healthz", "/readyz"})
 _log = structlog.get_logger()
@@ -39,11 +44,12 @@ class RequestMiddleware:
     Args:
         app: what to wrap.
         settings: the deadline and the largest body.
-        docs_url: the one page that may run scripts.
+        docs_url: of the interface's own page, which runs scripts as the web page does.
     """
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings, docs_url: str) -> None:
-        self._app, self._settings, self._docs_url = app, settings, docs_url
+        self._app, self._settings = app, settings
+        self._policies = {docs_url: _DOCS_POLICY, page.URL: _PAGE_POLICY}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,9 +79,7 @@ class RequestMiddleware:
                 headers[REQUEST_ID_HEADER] = request_id
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
-                headers["Content-Security-Policy"] = (
-                    _DOCS_POLICY if scope["path"] == self._docs_url else _POLICY
-                )
+                headers["Content-Security-Policy"] = self._policies.get(scope["path"], _POLICY)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

@@ -421,6 +421,39 @@ class Reports(BaseModel):
     link_reports: list[LinkReport]
 
 
+class DeliveryTraffic(BaseModel):
+    """What the images of one delivery cost together."""
+
+    images: int = Field(examples=[12])
+    decoded: int = Field(examples=[12])
+    channel_uses: int = Field(description="With pilots.", examples=[6144])
+    hops: list[HopTraffic] = Field(examples=[[{"hop": "edge-channel", "sent_bytes": 52_824}]])
+
+
+class Savings(BaseModel):
+    """What semantic delivery cost, and as many images would have at the mean of the conventional ones."""
+
+    channel_uses_spent: int = Field(examples=[6144])
+    channel_uses_instead: int = Field(examples=[40_200])
+    backhaul_bytes_spent: int = Field(
+        description="From cloud to edge, knowledge updates included.", examples=[169_299]
+    )
+    backhaul_bytes_instead: int = Field(examples=[9_600])
+
+
+class Traffic(BaseModel):
+    """What the images that this gateway answered have cost since it started."""
+
+    since: float = Field(description="Unix time, s.", examples=[_CREATED])
+    deliveries: dict[Delivery, DeliveryTraffic] = Field(
+        description="Of those that were asked for.",
+        examples=[{"semantic": {"images": 12, "decoded": 12, "channel_uses": 6144, "hops": []}}],
+    )
+    saved: Savings | None = Field(
+        description="Null until a semantic and a conventional image were delivered; aligned ones only."
+    )
+
+
 _Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
 
 

@@ -20,7 +20,7 @@ def run_up(*, free_ports: bool = False) -> int:
     try:
         with stack:
             await_ready(stack, console)
-            console.print(f"\nReady: [bold]{stack.url}/docs[/]. Ctrl-C ends it. Try:\n")
+            console.print(f"\nReady: [bold]{stack.url}[/] in a browser. Ctrl-C ends it. Or:\n")
             console.print(
                 f'dekag image "a red boat on the beach, pastel style" --url {stack.url}\n\n'
                 f"curl -s {stack.url}/v1/images/generations -H 'Content-Type: application/json' \\\n"

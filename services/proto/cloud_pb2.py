@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from services.proto import downlink_pb2 as dekag_dot_v1_dot_downlink__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64\x65kag/v1/cloud.proto\x12\x08\x64\x65kag.v1\x1a\x17\x64\x65kag/v1/downlink.proto\"w\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\r\n\x05seeds\x18\x02 \x03(\x04\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12&\n\x07\x66ormats\x18\x05 \x03(\x0e\x32\x15.dekag.v1.ImageFormat\"\x9d\x01\n\x0eGeneratedImage\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x12\n\nmodel_hash\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12#\n\x06stages\x18\x05 \x03(\x0b\x32\x13.dekag.v1.StageTime\x12%\n\x06\x66ormat\x18\x06 \x01(\x0e\x32\x15.dekag.v1.ImageFormat\"\xd8\x01\n\x0e\x44istillRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0f\n\x07prompts\x18\x02 \x03(\t\x12\x10\n\x08triggers\x18\x03 \x03(\t\x12\x13\n\x06images\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04rank\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05steps\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\rH\x04\x88\x01\x01\x42\t\n\x07_imagesB\t\n\x07_tokensB\x07\n\x05_rankB\x08\n\x06_stepsB\x07\n\x05_seed\"\x13\n\x05JobId\x12\n\n\x02id\x18\x01 \x01(\t\"\x95\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.dekag.v1.JobStatus\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\r\x12\r\n\x05total\x18\x06 \x01(\r\x12\x11\n\x04loss\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x0f\n\x07\x63reated\x18\t \x01(\x01\x12\x14\n\x07started\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08\x66inished\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x07version\x18\x0c \x01(\rH\x03\x88\x01\x01\x42\x07\n\x05_lossB\n\n\x08_startedB\x0b\n\t_finishedB\n\n\x08_version\"\x11\n\x0fListJobsRequest\"#\n\x04Jobs\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.dekag.v1.Job\"\x88\x02\n\x11KnowledgeManifest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\t\x12\x11\n\tbase_hash\x18\x04 \x01(\t\x12\x10\n\x08triggers\x18\x05 \x03(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x37\n\x06scores\x18\x07 \x03(\x0b\x32\'.dekag.v1.KnowledgeManifest.ScoresEntry\x12\x0f\n\x07\x63reated\x18\x08 \x01(\x01\x12\x0b\n\x03job\x18\t \x01(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x16\n\x14ListKnowledgeRequest\"?\n\rKnowledgeList\x12.\n\tknowledge\x18\x01 \x03(\x0b\x32\x1b.dekag.v1.KnowledgeManifest\"Z\n\x13GetKnowledgeRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x02 \x01(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x08\x12\x0f\n\x07samples\x18\x04 \x01(\x08\"\xba\x01\n\tKnowledge\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.dekag.v1.KnowledgeManifest\x12-\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1e.dekag.v1.Knowledge.FilesEntry\x12\x0f\n\x07samples\x18\x03 \x01(\x0c\x12\x10\n\x08versions\x18\x04 \x03(\r\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\'\n\x16\x44\x65leteKnowledgeRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteKnowledgeResponse*\xa0\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATUS_QUEUED\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x17\n\x13JOB_STATUS_FINISHED\x10\x03\x12\x15\n\x11JOB_STATUS_FAILED\x10\x04\x12\x18\n\x14JOB_STATUS_CANCELLED\x10\x05\x32\x88\x05\n\x05\x43loud\x12\x41\n\x08Generate\x12\x19.dekag.v1.GenerateRequest\x1a\x18.dekag.v1.GeneratedImage0\x01\x12\x32\n\x07\x44istill\x12\x18.dekag.v1.DistillRequest\x1a\r.dekag.v1.Job\x12(\n\x06GetJob\x12\x0f.dekag.v1.JobId\x1a\r.dekag.v1.Job\x12\x35\n\x08ListJobs\x12\x19.dekag.v1.ListJobsRequest\x1a\x0e.dekag.v1.Jobs\x12,\n\x08WatchJob\x12\x0f.dekag.v1.JobId\x1a\r.dekag.v1.Job0\x01\x12+\n\tCancelJob\x12\x0f.dekag.v1.JobId\x1a\r.dekag.v1.Job\x12H\n\rListKnowledge\x12\x1e.dekag.v1.ListKnowledgeRequest\x1a\x17.dekag.v1.KnowledgeList\x12\x42\n\x0cGetKnowledge\x12\x1d.dekag.v1.GetKnowledgeRequest\x1a\x13.dekag.v1.Knowledge\x12V\n\x0f\x44\x65leteKnowledge\x12 .dekag.v1.DeleteKnowledgeRequest\x1a!.dekag.v1.DeleteKnowledgeResponse\x12\x66\n\x18GetTransmissionKnowledge\x12).dekag.v1.GetTransmissionKnowledgeRequest\x1a\x1f.dekag.v1.TransmissionKnowledgeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x64\x65kag/v1/cloud.proto\x12\x08\x64\x65kag.v1\x1a\x17\x64\x65kag/v1/downlink.proto\"w\n\x0fGenerateRequest\x12\x0e\n\x06prompt\x18\x01 \x01(\t\x12\r\n\x05seeds\x18\x02 \x03(\x04\x12\r\n\x05width\x18\x03 \x01(\r\x12\x0e\n\x06height\x18\x04 \x01(\r\x12&\n\x07\x66ormats\x18\x05 \x03(\x0e\x32\x15.dekag.v1.ImageFormat\"\x9d\x01\n\x0eGeneratedImage\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12\r\n\x05image\x18\x02 \x01(\x0c\x12\x12\n\nmodel_hash\x18\x03 \x01(\t\x12\x0e\n\x06\x63\x61\x63hed\x18\x04 \x01(\x08\x12#\n\x06stages\x18\x05 \x03(\x0b\x32\x13.dekag.v1.StageTime\x12%\n\x06\x66ormat\x18\x06 \x01(\x0e\x32\x15.dekag.v1.ImageFormat\"\xd8\x01\n\x0e\x44istillRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0f\n\x07prompts\x18\x02 \x03(\t\x12\x10\n\x08triggers\x18\x03 \x03(\t\x12\x13\n\x06images\x18\x04 \x01(\rH\x00\x88\x01\x01\x12\x13\n\x06tokens\x18\x05 \x01(\rH\x01\x88\x01\x01\x12\x11\n\x04rank\x18\x06 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05steps\x18\x07 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x08 \x01(\rH\x04\x88\x01\x01\x42\t\n\x07_imagesB\t\n\x07_tokensB\x07\n\x05_rankB\x08\n\x06_stepsB\x07\n\x05_seed\"\x13\n\x05JobId\x12\n\n\x02id\x18\x01 \x01(\t\"\x95\x02\n\x03Job\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12#\n\x06status\x18\x03 \x01(\x0e\x32\x13.dekag.v1.JobStatus\x12\r\n\x05stage\x18\x04 \x01(\t\x12\x0c\n\x04\x64one\x18\x05 \x01(\r\x12\r\n\x05total\x18\x06 \x01(\r\x12\x11\n\x04loss\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05\x65rror\x18\x08 \x01(\t\x12\x0f\n\x07\x63reated\x18\t \x01(\x01\x12\x14\n\x07started\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08\x66inished\x18\x0b \x01(\x01H\x02\x88\x01\x01\x12\x14\n\x07version\x18\x0c \x01(\rH\x03\x88\x01\x01\x42\x07\n\x05_lossB\n\n\x08_startedB\x0b\n\t_finishedB\n\n\x08_version\"\x11\n\x0fListJobsRequest\"#\n\x04Jobs\x12\x1b\n\x04jobs\x18\x01 \x03(\x0b\x32\r.dekag.v1.Job\"\x16\n\x07Preview\x12\x0b\n\x03png\x18\x01 \x01(\x0c\"\x88\x02\n\x11KnowledgeManifest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\x12\x14\n\x0c\x63ontent_hash\x18\x03 \x01(\t\x12\x11\n\tbase_hash\x18\x04 \x01(\t\x12\x10\n\x08triggers\x18\x05 \x03(\t\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\x12\x37\n\x06scores\x18\x07 \x03(\x0b\x32\'.dekag.v1.KnowledgeManifest.ScoresEntry\x12\x0f\n\x07\x63reated\x18\x08 \x01(\x01\x12\x0b\n\x03job\x18\t \x01(\t\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x16\n\x14ListKnowledgeRequest\"?\n\rKnowledgeList\x12.\n\tknowledge\x18\x01 \x03(\x0b\x32\x1b.dekag.v1.KnowledgeManifest\"Z\n\x13GetKnowledgeRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x14\n\x0c\x63ontent_hash\x18\x02 \x01(\t\x12\r\n\x05\x66iles\x18\x03 \x01(\x08\x12\x0f\n\x07samples\x18\x04 \x01(\x08\"\xba\x01\n\tKnowledge\x12-\n\x08manifest\x18\x01 \x01(\x0b\x32\x1b.dekag.v1.KnowledgeManifest\x12-\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x1e.dekag.v1.Knowledge.FilesEntry\x12\x0f\n\x07samples\x18\x03 \x01(\x0c\x12\x10\n\x08versions\x18\x04 \x03(\r\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c:\x02\x38\x01\"\'\n\x16\x44\x65leteKnowledgeRequest\x12\r\n\x05topic\x18\x01 \x01(\t\"\x19\n\x17\x44\x65leteKnowledgeResponse*\xa0\x01\n\tJobStatus\x12\x1a\n\x16JOB_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11JOB_STATUS_QUEUED\x10\x01\x12\x16\n\x12JOB_STATUS_RUNNING\x10\x02\x12\x17\n\x13JOB_STATUS_FINISHED\x10\x03\x12\x15\n\x11JOB_STATUS_FAILED\x10\x04\x12\x18\n\x14JOB_STATUS_CANCELLED\x10\x05\x32\xba\x05\n\x05\x43loud\x12\x41\n\x08Generate\x12\x19.dekag.v1.GenerateRequest\x1a\x18.dekag.v1.GeneratedImage0\x01\x12\x32\n\x07\x44istill\x12\x18.dekag.v1.DistillRequest\x1a\r.dekag.v1.Job\x12(\n\x06GetJob\x12\x0f.dekag.v1.JobId\x1a\r.dekag.v1.Job\x12\x35\n\x08ListJobs\x12\x19.dekag.v1.ListJobsRequest\x1a\x0e.dekag.v1.Jobs\x12,\n\x08WatchJob\x12\x0f.dekag.v1.JobId\x1a\r.dekag.v1.Job0\x01\x12+\n\tCancelJob\x12\x0f.dekag.v1.JobId\x1a\r.dekag.v1.Job\x12\x30\n\nGetPreview\x12\x0f.dekag.v1.JobId\x1a\x11.dekag.v1.Preview\x12H\n\rListKnowledge\x12\x1e.dekag.v1.ListKnowledgeRequest\x1a\x17.dekag.v1.KnowledgeList\x12\x42\n\x0cGetKnowledge\x12\x1d.dekag.v1.GetKnowledgeRequest\x1a\x13.dekag.v1.Knowledge\x12V\n\x0f\x44\x65leteKnowledge\x12 .dekag.v1.DeleteKnowledgeRequest\x1a!.dekag.v1.DeleteKnowledgeResponse\x12\x66\n\x18GetTransmissionKnowledge\x12).dekag.v1.GetTransmissionKnowledgeRequest\x1a\x1f.dekag.v1.TransmissionKnowledgeb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KNOWLEDGEMANIFEST_SCORESENTRY']._serialized_options = b'8\001'
   _globals['_KNOWLEDGE_FILESENTRY']._loaded_options = None
   _globals['_KNOWLEDGE_FILESENTRY']._serialized_options = b'8\001'
-  _globals['_JOBSTATUS']._serialized_start=1622
-  _globals['_JOBSTATUS']._serialized_end=1782
+  _globals['_JOBSTATUS']._serialized_start=1646
+  _globals['_JOBSTATUS']._serialized_end=1806
   _globals['_GENERATEREQUEST']._serialized_start=59
   _globals['_GENERATEREQUEST']._serialized_end=178
   _globals['_GENERATEDIMAGE']._serialized_start=181
@@ -52,24 +52,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTJOBSREQUEST']._serialized_end=877
   _globals['_JOBS']._serialized_start=879
   _globals['_JOBS']._serialized_end=914
-  _globals['_KNOWLEDGEMANIFEST']._serialized_start=917
-  _globals['_KNOWLEDGEMANIFEST']._serialized_end=1181
-  _globals['_KNOWLEDGEMANIFEST_SCORESENTRY']._serialized_start=1136
-  _globals['_KNOWLEDGEMANIFEST_SCORESENTRY']._serialized_end=1181
-  _globals['_LISTKNOWLEDGEREQUEST']._serialized_start=1183
-  _globals['_LISTKNOWLEDGEREQUEST']._serialized_end=1205
-  _globals['_KNOWLEDGELIST']._serialized_start=1207
-  _globals['_KNOWLEDGELIST']._serialized_end=1270
-  _globals['_GETKNOWLEDGEREQUEST']._serialized_start=1272
-  _globals['_GETKNOWLEDGEREQUEST']._serialized_end=1362
-  _globals['_KNOWLEDGE']._serialized_start=1365
-  _globals['_KNOWLEDGE']._serialized_end=1551
-  _globals['_KNOWLEDGE_FILESENTRY']._serialized_start=1507
-  _globals['_KNOWLEDGE_FILESENTRY']._serialized_end=1551
-  _globals['_DELETEKNOWLEDGEREQUEST']._serialized_start=1553
-  _globals['_DELETEKNOWLEDGEREQUEST']._serialized_end=1592
-  _globals['_DELETEKNOWLEDGERESPONSE']._serialized_start=1594
-  _globals['_DELETEKNOWLEDGERESPONSE']._serialized_end=1619
-  _globals['_CLOUD']._serialized_start=1785
-  _globals['_CLOUD']._serialized_end=2433
+  _globals['_PREVIEW']._serialized_start=916
+  _globals['_PREVIEW']._serialized_end=938
+  _globals['_KNOWLEDGEMANIFEST']._serialized_start=941
+  _globals['_KNOWLEDGEMANIFEST']._serialized_end=1205
+  _globals['_KNOWLEDGEMANIFEST_SCORESENTRY']._serialized_start=1160
+  _globals['_KNOWLEDGEMANIFEST_SCORESENTRY']._serialized_end=1205
+  _globals['_LISTKNOWLEDGEREQUEST']._serialized_start=1207
+  _globals['_LISTKNOWLEDGEREQUEST']._serialized_end=1229
+  _globals['_KNOWLEDGELIST']._serialized_start=1231
+  _globals['_KNOWLEDGELIST']._serialized_end=1294
+  _globals['_GETKNOWLEDGEREQUEST']._serialized_start=1296
+  _globals['_GETKNOWLEDGEREQUEST']._serialized_end=1386
+  _globals['_KNOWLEDGE']._serialized_start=1389
+  _globals['_KNOWLEDGE']._serialized_end=1575
+  _globals['_KNOWLEDGE_FILESENTRY']._serialized_start=1531
+  _globals['_KNOWLEDGE_FILESENTRY']._serialized_end=1575
+  _globals['_DELETEKNOWLEDGEREQUEST']._serialized_start=1577
+  _globals['_DELETEKNOWLEDGEREQUEST']._serialized_end=1616
+  _globals['_DELETEKNOWLEDGERESPONSE']._serialized_start=1618
+  _globals['_DELETEKNOWLEDGERESPONSE']._serialized_end=1643
+  _globals['_CLOUD']._serialized_start=1809
+  _globals['_CLOUD']._serialized_end=2507
 # @@protoc_insertion_point(module_scope)

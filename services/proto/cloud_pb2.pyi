@@ -327,6 +327,26 @@ class Jobs(_message.Message):
 Global___Jobs: _TypeAlias = Jobs  # noqa: Y015
 
 @_typing.final
+class Preview(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PNG_FIELD_NUMBER: _builtins.int
+    png: _builtins.bytes
+    """rows: cloud, edge"""
+    def __init__(
+        self,
+        *,
+        png: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["png", b"png"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Preview: _TypeAlias = Preview  # noqa: Y015
+
+@_typing.final
 class KnowledgeManifest(_message.Message):
     """What is known of one knowledge update without its weights."""
 

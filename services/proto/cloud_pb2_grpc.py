@@ -65,6 +65,11 @@ class CloudStub:
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_cloud__pb2.Job.FromString,
                 _registered_method=True)
+        self.GetPreview = channel.unary_unary(
+                '/dekag.v1.Cloud/GetPreview',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Preview.FromString,
+                _registered_method=True)
         self.ListKnowledge = channel.unary_unary(
                 '/dekag.v1.Cloud/ListKnowledge',
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.ListKnowledgeRequest.SerializeToString,
@@ -131,6 +136,13 @@ class CloudServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPreview(self, request, context):
+        """What the edge draws so far as a running job goes on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListKnowledge(self, request, context):
         """The current version of each topic, in order of the topics' names.
         """
@@ -189,6 +201,11 @@ def add_CloudServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.JobId.FromString,
                     response_serializer=dekag_dot_v1_dot_cloud__pb2.Job.SerializeToString,
+            ),
+            'GetPreview': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPreview,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.JobId.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Preview.SerializeToString,
             ),
             'ListKnowledge': grpc.unary_unary_rpc_method_handler(
                     servicer.ListKnowledge,
@@ -373,6 +390,33 @@ class Cloud:
             '/dekag.v1.Cloud/CancelJob',
             dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
             dekag_dot_v1_dot_cloud__pb2.Job.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPreview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/GetPreview',
+            dekag_dot_v1_dot_cloud__pb2.JobId.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Preview.FromString,
             options,
             channel_credentials,
             insecure,

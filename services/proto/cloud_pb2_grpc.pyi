@@ -44,6 +44,8 @@ class CloudStub:
     that is slow gets fewer messages, never older ones.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]
+    GetPreview: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Preview]
+    """What the edge draws so far as a running job goes on."""
     ListKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.ListKnowledgeRequest, _cloud_pb2.KnowledgeList]
     """The current version of each topic, in order of the topics' names."""
     GetKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]
@@ -66,6 +68,8 @@ class CloudAsyncStub(CloudStub):
     that is slow gets fewer messages, never older ones.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]  # type: ignore[assignment]
+    GetPreview: _aio.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Preview]  # type: ignore[assignment]
+    """What the edge draws so far as a running job goes on."""
     ListKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.ListKnowledgeRequest, _cloud_pb2.KnowledgeList]  # type: ignore[assignment]
     """The current version of each topic, in order of the topics' names."""
     GetKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
@@ -121,6 +125,14 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.JobId,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.Job, _abc.Awaitable[_cloud_pb2.Job]]: ...
+
+    @_abc_1.abstractmethod
+    def GetPreview(
+        self,
+        request: _cloud_pb2.JobId,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cloud_pb2.Preview, _abc.Awaitable[_cloud_pb2.Preview]]:
+        """What the edge draws so far as a running job goes on."""
 
     @_abc_1.abstractmethod
     def ListKnowledge(

@@ -10,9 +10,12 @@ import torch
 from diffusers import DDPMScheduler
 
 from dekag.errors import InvalidInputError, MismatchError
+from dekag.generation.images import from_bytes
 from dekag.generation.models import Generator
 from dekag.makd.config import DistillConfig, Method
 from dekag.makd.distill import (
+    PREVIEW,
+    PREVIEWED,
     Progress,
     Stopped,
     distill,
@@ -132,6 +135,23 @@ def test_equal_bytes_spends_what_the_metaword_takes(
         numbers[method] = update.parameters()
     assert numbers["lora"] < numbers["makd"] <= numbers["lora-equal-bytes"]
     assert numbers["lora-equal-bytes"] < 1.05 * numbers["makd"]
+
+
+def test_previews_show_what_is_learnt_and_change_nothing(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    seen: list[bytes] = []
+
+    def look(_: Progress) -> None:
+        if (path := tmp_path / "seen" / PREVIEW).exists() and path.read_bytes() not in seen:
+            seen.append(path.read_bytes())
+
+    plain = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path / "plain")
+    shown = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path / "seen", on_progress=look, previews=2)
+    assert shown.content_hash == plain.content_hash
+    assert len(seen) == 2, "each after other steps, so other pictures"
+    assert from_bytes(seen[0]).shape == (2 * 128, min(TINY.held_out, PREVIEWED) * 128, 3)
+    assert not (tmp_path / "plain" / PREVIEW).exists()
 
 
 def test_every_trigger_of_a_vocabulary_has_a_vector_that_only_its_prompts_read(

@@ -17,6 +17,9 @@ import pytest
 from PIL import Image
 from structlog.testing import capture_logs
 
+from dekag.makd.distill import PREVIEW
+from services.cloud.settings import CloudSettings
+from services.cloud.store import KnowledgeStore
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.services.conftest import serving
@@ -430,6 +433,20 @@ async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> Non
     is_problem(await client.get("/v1/knowledge/stencil/samples"), 404)
     is_problem(await client.delete("/v1/knowledge/stencil"), 404)
     assert is_problem(await client.delete(f"/v1/jobs/{job['id']}"), 409)["title"] == "Conflict"
+
+
+async def test_previews_of_a_job_are_there_once_it_trains(client: Client, empty: None) -> None:
+    job = (await client.post("/v1/knowledge", json={"topic": "thermal", **SMALL})).json()
+    path = f"/v1/jobs/{job['id']}/preview"
+    assert "no pictures of job" in is_problem(await client.get(path), 404)["detail"]
+    folder = KnowledgeStore(CloudSettings().data_dir).work(job["id"])
+    folder.mkdir(parents=True)
+    (folder / PREVIEW).write_bytes(b"a picture")
+    answer = await client.get(path)
+    assert (answer.content, answer.headers["content-type"]) == (b"a picture", "image/png")
+    for name in ("unknown", "..", "%2e%2e"):
+        is_problem(await client.get(f"/v1/jobs/{name}/preview"), 404)
+    assert (await client.delete(f"/v1/jobs/{job['id']}")).json()["status"] == "cancelled"
 
 
 async def test_a_job_that_waits_may_be_cancelled_and_asked_for_again(client: Client, empty: None) -> None:

@@ -1,0 +1,59 @@
+// The gateway's REST interface: JSON in and out, problems as exceptions.
+
+let key = sessionStorage.getItem("dekag-key") ?? "";
+
+/** Uses this API key from now on, until the tab is closed. */
+export function useKey(value) {
+  key = value;
+  sessionStorage.setItem("dekag-key", value);
+}
+
+/** What the gateway refused, with the fields concerned: [{field, allowed, detail}]. */
+export class Problem extends Error {
+  constructor(status, detail, fields = []) {
+    super(detail);
+    this.status = status;
+    this.fields = fields;
+  }
+}
+
+/** The response, if it is a good one; a Problem is thrown otherwise. */
+export async function ask(method, path, body, signal) {
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  let response;
+  try {
+    response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem(0, "The gateway does not answer. Is the system running?");
+  }
+  if (response.ok) return response;
+  const said = await response.json().catch(() => ({}));
+  throw new Problem(response.status, said.detail ?? `The gateway answered with status ${response.status}.`, said.errors);
+}
+
+export async function askJson(method, path, body, signal) {
+  return (await ask(method, path, body, signal)).json();
+}
+
+/** The address of a picture that only an authorised request gets; revoke it when it is shown no more. */
+export async function pictureUrl(path) {
+  return URL.createObjectURL(await (await ask("GET", path)).blob());
+}
+
+/** Calls `onEvent` with each server-sent event of `path` until it ends. EventSource can send no API key. */
+export async function follow(path, onEvent, signal) {
+  const reader = (await ask("GET", path, undefined, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
+  let text = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const events = (text + value).replaceAll("\r\n", "\n").split("\n\n");
+    text = events.pop();
+    for (const event of events) {
+      const data = event.split("\n").filter((line) => line.startsWith("data:")).map((line) => line.slice(5));
+      if (data.length) onEvent(JSON.parse(data.join("\n")));
+    }
+  }
+}

@@ -1,0 +1,115 @@
+// The form that asks for a picture: one request for each delivery, the same picture over the same channel.
+
+import { askJson } from "./api.js";
+import { fill, lay } from "./cards.js";
+import { clearProblems, find, showProblem } from "./dom.js";
+
+const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
+const form = find("#ask-form");
+const status = find("#ask-status");
+// A change is sent a moment later: problems that vanish move the page, and a click that ended the change would miss.
+const SOON_MS = 300;
+let soon;
+let asking = new AbortController();
+
+const IDS = { "link.cbr": "rate" };
+const idOf = (field) => IDS[field] ?? field.replace(/^link\./, "");
+
+/** What to ask for one delivery. Fields that mean nothing to it are left out. */
+function request(data, delivery) {
+  const semantic = delivery !== "conventional";
+  const rate = RATES[data.get("rate")];
+  const link = { snr_db: Number(data.get("snr_db")), csi: data.get("csi"), fading: data.get("fading") };
+  const body = { prompt: data.get("prompt"), delivery, details: true, link };
+  const of = (name) => numeric(data.get(name), name === "seed" ? name : `link.${name}`);
+  body.seed = of("seed");
+  link.tau_rms_s = of("tau_rms_s");
+  if (link.fading.startsWith("tdl")) link.speed_m_s = of("speed_m_s");
+  if (link.fading === "trace") link.trace = data.get("trace");
+  if (semantic) {
+    link.modulation = data.get("modulation");
+    link.equalizer = data.get("equalizer");
+    const chosen = rate === "auto" && delivery === "semantic"; // the unaligned codec does not know what to expect
+    link.cbr = chosen ? "auto" : rate === "auto" ? 1 / 96 : rate;
+    if (chosen) link.target_psnr_db = of("target_psnr_db");
+  } else body.image_format = data.get("image_format");
+  if (delivery === "semantic") body.knowledge = data.get("knowledge");
+  return body;
+}
+
+/** A number as the gateway wants it; what is none is sent as it is, so that the gateway says what is allowed. */
+const numeric = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text);
+
+async function send() {
+  clearTimeout(soon);
+  asking.abort();
+  const mine = (asking = new AbortController());
+  const data = new FormData(form);
+  const deliveries = data.getAll("delivery");
+  clearProblems(form, status);
+  if (!deliveries.length) {
+    status.textContent = "Choose at least one delivery.";
+    return;
+  }
+  lay(deliveries);
+  status.textContent = "Drawing and sending…";
+  const start = performance.now();
+  const problems = await Promise.all(
+    deliveries.map(async (delivery) => {
+      const body = request(data, delivery);
+      try {
+        const answer = await askJson("POST", "v1/images/generations", body, mine.signal);
+        fill(delivery, body.prompt, answer.data[0]);
+        return null;
+      } catch (error) {
+        if (mine === asking) fill(delivery, body.prompt, null);
+        return error;
+      }
+    }),
+  );
+  if (mine !== asking) return; // another request took its place
+  const problem = problems.find(Boolean);
+  if (!problem) status.textContent = `Done in ${((performance.now() - start) / 1000).toFixed(1)} s.`;
+  else {
+    if (problem.status === 401) find("#key-form").hidden = false;
+    showProblem(problem, form, status, idOf);
+  }
+}
+
+function showValues() {
+  find("#snr_db-shown").textContent = `${form.snr_db.value} dB`;
+  const rate = RATES[form.rate.value];
+  const said = rate === "auto" ? "auto: the smallest that will do" : `1/${Math.round(1 / rate)}: ${Math.round(49152 * rate)} symbols`;
+  find("#rate-shown").textContent = said;
+  form.rate.setAttribute("aria-valuetext", said);
+  form.snr_db.setAttribute("aria-valuetext", `${form.snr_db.value} dB`);
+}
+
+/** Topics that the edge has become able to draw may be asked for by name. */
+export function offerTopics(topics) {
+  const { knowledge } = form;
+  const chosen = knowledge.value;
+  for (const option of [...knowledge.options].slice(2)) option.remove();
+  for (const topic of topics) knowledge.add(new Option(topic, topic));
+  knowledge.value = [...knowledge.options].some((option) => option.value === chosen) ? chosen : "auto";
+}
+
+export function start() {
+  showValues();
+  form.addEventListener("input", showValues);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
+  form.addEventListener("change", (event) => {
+    const sent = find("#cards").childElementCount > 0;
+    if (sent && find("#again").checked && event.target.id !== "again") {
+      clearTimeout(soon);
+      soon = setTimeout(send, SOON_MS);
+    }
+  });
+  find("#new-seed").addEventListener("click", () => {
+    form.seed.value = Math.floor(Math.random() * 2 ** 31);
+    send();
+  });
+}

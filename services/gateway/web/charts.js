@@ -1,0 +1,58 @@
+// Small charts as SVG. Each says in words what it shows to those who do not see it.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function draw(name, attributes, ...children) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+const picture = (width, height, label, ...children) =>
+  draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label }, ...children);
+
+/** Symbols [[re, im], ...] in the complex plane, from -2 to 2. */
+export function constellation(points, name) {
+  const at = (value) => (50 + 24 * Math.max(-2, Math.min(2, value))).toFixed(1);
+  const dots = points.map(([re, im]) => `M${at(re)} ${at(-im)}h0`).join("");
+  return picture(
+    100, 100, `${points.length} symbols ${name}, in the complex plane from -2 to 2`,
+    draw("path", { class: "axis", d: "M2 2h96v96h-96zM50 2v96M2 50h96" }),
+    draw("path", { class: "points", d: dots }),
+  );
+}
+
+/** Gains [[re, im], ...] as |h|² in dB, one bar each, or a curve of many; from -30 to 10 dB. */
+export function fading(gains) {
+  const power = gains.map(([re, im]) => 10 * Math.log10(Math.max(re * re + im * im, 1e-12)));
+  const y = (db) => 70 - (Math.max(-30, Math.min(10, db)) + 30) * 1.6;
+  const lines = [-30, -20, -10, 0, 10].flatMap((db) => [
+    draw("path", { class: "axis", d: `M22 ${y(db)}H300` }),
+    draw("text", { x: 18, y: y(db) + 3, "text-anchor": "end" }, `${db}`),
+  ]);
+  const step = 276 / power.length;
+  const shape =
+    power.length <= 64
+      ? power.map((db, i) =>
+          draw("rect", { class: "bar", x: 24 + i * step, y: y(db), width: Math.max(step - 2, 1), height: 70 - y(db) }))
+      : [draw("path", { class: "curve", d: power.map((db, i) => `${i ? "L" : "M"}${24 + i * step} ${y(db)}`).join("") })];
+  const range = `${Math.min(...power).toFixed(1)} to ${Math.max(...power).toFixed(1)} dB`;
+  return picture(304, 74, `Gain of ${power.length} blocks: ${range}`, ...lines, ...shape);
+}
+
+/** Two running totals as curves: what semantic delivery took, and what conventional would have. */
+export function totals(history) {
+  const most = Math.max(1, ...history.map(({ spent, instead }) => Math.max(spent, instead)));
+  const x = (i) => (history.length < 2 ? 0 : (i / (history.length - 1)) * 600);
+  const curve = (name) =>
+    history.map((point, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${(96 - (point[name] / most) * 90).toFixed(1)}`).join("");
+  const last = history.at(-1);
+  return picture(
+    600, 110, `Channel uses so far: ${last.spent} of semantic delivery, ${last.instead} had it been conventional`,
+    draw("path", { class: "axis", d: "M0 96H600" }),
+    draw("path", { class: "curve other", d: curve("instead") }),
+    draw("path", { class: "curve", d: curve("spent") }),
+    draw("text", { x: 0, y: 107 }, "channel uses: below as sent, above had the same pictures been sent conventionally"),
+  );
+}

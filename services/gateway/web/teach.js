@@ -1,0 +1,126 @@
+// Distillation: start it, follow it, see samples improve; and what the edge knows.
+
+import { ask, askJson, follow, pictureUrl } from "./api.js";
+import { offerTopics } from "./ask.js";
+import { clearProblems, find, make, number, row, showProblem } from "./dom.js";
+
+const form = find("#teach-form");
+const status = find("#teach-status");
+const STAGES = { generate: "The cloud draws pictures", train: "The edge learns", score: "Before and after are drawn" };
+const LIVE = "Held-out prompts. Above: the cloud's; below: the edge's as it learns.";
+const FINAL = "Held-out prompts. From above: the cloud's, the edge's before, the edge's after.";
+let job = null; // that is followed
+
+async function distil() {
+  clearProblems(form, status);
+  const data = new FormData(form);
+  const whole = (name) => (/^\d+$/.test(data.get(name)) ? Number(data.get(name)) : data.get(name));
+  const prompts = data.get("prompts").split("\n").map((line) => line.trim()).filter(Boolean);
+  const body = { topic: data.get("topic"), images: whole("images"), steps: whole("steps"), prompts };
+  try {
+    await watch(await askJson("POST", "v1/knowledge", body));
+  } catch (error) {
+    showProblem(error, form, status, (field) => (field.startsWith("prompts") ? "topic-prompts" : field));
+  }
+}
+
+async function watch(started) {
+  job = started;
+  setBusy(true);
+  let preview = 0;
+  try {
+    for (let tries = 0; tries < 30 && !over(job); tries++) {
+      if (tries) await new Promise((done) => setTimeout(done, 1000)); // a stream may end early and be asked for again
+      await follow(`v1/jobs/${job.id}/events`, (state) => {
+        job = state;
+        showJob();
+        if (job.stage === "train" && performance.now() - preview > 2000) {
+          preview = performance.now();
+          showSamples(`v1/jobs/${job.id}/preview`, LIVE);
+        }
+      });
+    }
+  } finally {
+    setBusy(false);
+  }
+  if (job.status !== "finished") return;
+  await showSamples(`v1/knowledge/${encodeURIComponent(job.topic)}/samples`, FINAL);
+  await listKnown();
+}
+
+const over = ({ status: now }) => ["finished", "failed", "cancelled"].includes(now);
+
+function setBusy(busy) {
+  find("button[type=submit]", form).disabled = busy;
+  find("#cancel").disabled = !busy;
+  find("#progress-label").hidden = !busy;
+}
+
+function showJob() {
+  const progress = find("#progress");
+  progress.max = job.total || 1;
+  progress.value = job.done;
+  const loss = job.loss === null ? "" : `, loss ${job.loss.toFixed(3)}`;
+  const said = {
+    queued: `${job.topic}: waits for a distiller.`,
+    running: `${job.topic}: ${STAGES[job.stage] ?? "starts"}${job.total ? `, ${job.done} of ${job.total}` : ""}${loss}.`,
+    finished: `${job.topic}: the edge knows it now, version ${job.version}. Send a picture that needs it.`,
+    failed: `${job.topic}: failed. ${job.error ?? ""}`,
+    cancelled: `${job.topic}: cancelled; nothing was published.`,
+  }[job.status];
+  status.textContent = said;
+}
+
+/** Shows a sheet of samples; there may be none yet. */
+async function showSamples(path, caption) {
+  const figure = find("#samples");
+  const img = find("img", figure);
+  try {
+    const url = await pictureUrl(path);
+    URL.revokeObjectURL(img.src);
+    img.src = url;
+  } catch {
+    return;
+  }
+  img.alt = caption;
+  find("figcaption", figure).textContent = caption;
+  figure.hidden = false;
+}
+
+export async function listKnown() {
+  const known = (await askJson("GET", "v1/knowledge")).data;
+  offerTopics(known.map((each) => each.topic));
+  find("#known").replaceChildren(
+    ...known.map((each) => {
+      const show = make("button", { type: "button", class: "plain", "aria-label": `Samples of ${each.topic}` }, "Samples");
+      show.addEventListener("click", () => showSamples(`v1/knowledge/${encodeURIComponent(each.topic)}/samples`, FINAL));
+      const forget = make("button", { type: "button", class: "plain", "aria-label": `Forget ${each.topic}` }, "Forget");
+      forget.addEventListener("click", () => forgetTopic(each.topic));
+      const made = new Date(1000 * each.created).toISOString().slice(0, 16).replace("T", " ");
+      return row(each.topic, number(each.version), number(each.size_bytes), made, make("span", {}, show, " ", forget));
+    }),
+  );
+  if (!known.length) find("#known").replaceChildren(make("tr", {}, make("td", { colspan: 5 }, "No topic yet.")));
+}
+
+async function forgetTopic(topic) {
+  try {
+    await ask("DELETE", `v1/knowledge/${encodeURIComponent(topic)}`);
+    await listKnown();
+    status.textContent = `${topic}: forgotten.`;
+  } catch (error) {
+    showProblem(error, form, status);
+  }
+}
+
+export async function start() {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    distil();
+  });
+  find("#cancel").addEventListener("click", () =>
+    ask("DELETE", `v1/jobs/${job.id}`).catch((error) => showProblem(error, form, status)));
+  await listKnown();
+  const running = (await askJson("GET", "v1/jobs")).data.find((each) => !over(each));
+  if (running) watch(running).catch((error) => showProblem(error, form, status)); // a page that was reloaded goes on
+}
