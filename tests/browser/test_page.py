@@ -16,7 +16,7 @@ from services.launcher.stack import Stack
 
 pytestmark = pytest.mark.browser
 
-PATIENCE_MS = 120_000  # for what models must do, on a slow machine
+PATIENCE_MS = 60_000  # for what models must do, on a slow machine
 FLAGS = [
     "--no-sandbox",  # containers and root have none
     "--disable-gpu",
@@ -147,8 +147,10 @@ def test_what_is_refused_is_said_beside_the_field(page: Page) -> None:
     prompt.fill("a blue cat")
     page.locator("summary", has_text="More of the link").click()
     page.get_by_label("Seed", exact=True).fill("many")
+    page.get_by_label("Seed", exact=True).press("Enter")
     expect(page.locator("#seed-problem")).to_have_text(re.compile("seed must be"))
     page.get_by_label("Seed", exact=True).fill("3")
+    page.get_by_label("Seed", exact=True).press("Enter")
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
     expect(page.locator(".problem")).to_have_count(0)
 
@@ -160,7 +162,7 @@ def test_a_gateway_that_is_gone_is_said_kindly(page: Page) -> None:
 
 
 def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
-    page.get_by_label("Prompt", exact=True).fill("a white bird at sea, neon style")
+    page.get_by_label("Prompt", exact=True).fill("a red boat on the beach, neon style")
     send(page)
     sent = page.locator("article[data-delivery=semantic] .sent img")
     before = sent.get_attribute("src")

@@ -39,13 +39,19 @@ export function lay(deliveries) {
   }
 }
 
-/** Fills the card of a delivery; without an image it stays as it was. */
+/** Fills the card of a delivery; without an image it stays as it was, or goes if it never had one. */
 export function fill(delivery, prompt, image) {
   const card = cards.get(delivery);
   if (!card) return;
   card.element.classList.remove("busy");
   card.element.removeAttribute("aria-busy");
-  if (!image) return;
+  if (!image) {
+    if (!card.image) {
+      card.element.remove();
+      cards.delete(delivery);
+    }
+    return;
+  }
   card.image = image;
   const { link_report: report, details } = image;
   show(find(".sent", card.element), details?.reference_b64_json, `sent: ${prompt}`, SENT[delivery]);

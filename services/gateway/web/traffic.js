@@ -12,7 +12,8 @@ const history = [];
 async function look() {
   const { deliveries, saved } = await askJson("GET", "v1/traffic");
   find("#totals").replaceChildren(
-    ...Object.entries(deliveries).map(([delivery, { images, channel_uses, hops }]) => {
+    ...Object.keys(TITLES).filter((delivery) => deliveries[delivery]).map((delivery) => {
+      const { images, channel_uses, hops } = deliveries[delivery];
       const backhaul = hops.find(({ hop }) => hop === "cloud-edge")?.sent_bytes ?? 0;
       return row(TITLES[delivery], number(images), number(channel_uses / images), number(backhaul / images));
     }),

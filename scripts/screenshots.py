@@ -1,0 +1,83 @@
+"""Make the pictures of the web page in docs/images/: ``python scripts/screenshots.py``.
+
+Starts the system with the neon update that ships, asks for a picture that needs it, and looks at the page in
+headless Chromium, as wide as a desk's screen and as a phone's.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, expect, sync_playwright
+
+from dekag.client import Client
+from dekag.generation.models import folder_hash
+from dekag.generation.profile import load_profile
+from services.cloud.publish import publish_update
+from services.cloud.store import KnowledgeStore
+from services.launcher.stack import Stack
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+UPDATE = Path(__file__).parents[1] / "models" / "embedded" / "knowledge" / "neon"
+PROMPT, SEED, SNR_DB = "a red boat on the beach, neon style", 5, 15
+WIDE, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
+
+
+def show(page: Page) -> None:
+    """Has the page ask for the picture."""
+    page.get_by_label("Prompt", exact=True).fill(PROMPT)
+    page.locator("#snr_db").fill(str(SNR_DB))
+    page.locator("summary", has_text="More of the link").click()
+    page.get_by_label("Seed", exact=True).fill(str(SEED))
+    page.locator("summary", has_text="More of the link").click()
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#ask-status")).to_contain_text("Done")
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+
+
+def save(png: bytes, name: str) -> None:
+    """Writes a screenshot with few colours, which is a third of the bytes and looks the same."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    picture.save(IMAGES / name, optimize=True)
+
+
+def main() -> None:
+    """Starts the system, looks and ends it."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        edge_hash = folder_hash(load_profile("embedded").edge.path)
+        publish_update(UPDATE, KnowledgeStore(data), edge_hash)
+        with (
+            Stack(Path(folder) / "run", free_ports=True, env={"DEKAG_DATA_DIR": str(data)}) as stack,
+            sync_playwright() as playwright,
+        ):
+            for _ in stack.wait_ready():
+                pass
+            with Client(stack.url) as client:  # so that times are those of a system that is warm
+                for delivery in ("semantic", "conventional"):
+                    client.image(PROMPT, seed=0, delivery=delivery)
+            browser = playwright.chromium.launch(
+                executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=["--no-sandbox"]
+            )
+            page = browser.new_page(viewport=WIDE)
+            page.goto(stack.url)
+            show(page)
+            save(page.locator("#cards").screenshot(), "pictures.png")
+            for card in page.locator("article").all():
+                card.locator("summary").click()
+            page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+            save(page.screenshot(full_page=True), "page.png")
+            page.set_viewport_size(PHONE)
+            page.evaluate("document.querySelector('#pictures').scrollIntoView({behavior: 'instant'})")
+            save(page.screenshot(), "phone.png")
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
