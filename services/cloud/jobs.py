@@ -187,18 +187,30 @@ class Jobs:
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def start(self, order: Order) -> JobState:
-        """Queues a job; ConflictError while another of its topic is unfinished."""
+    async def start(self, order: Order, name: str = "") -> JobState:
+        """Queues a job, or finds the one that was queued under this name for the same order.
+
+        Args:
+            order: what to distil.
+            name: id of the job; empty for a new one.
+
+        Raises:
+            ConflictError: another job of the topic is unfinished, or that of this name has another order.
+        """
         async with (
             self._connected() as (redis, queue),
             redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
         ):
+            if name and (known := await queue.job(name)) is not None:
+                if known.kwargs != vars(order):
+                    raise ConflictError(f"job {name} was started for another order; take another key")
+                return await self.get(name)
             for state in await self._recent(redis, queue):
                 if state.topic == order.topic and not state.over:
                     raise ConflictError(
                         f"job {state.id} already distils topic {order.topic!r}; wait for it or cancel it"
                     )
-            name, now = uuid.uuid4().hex, time.time()
+            name, now = name or uuid.uuid4().hex, time.time()
             await redis.zadd(_JOBS_KEY, {name: now})
             job = await queue.enqueue(
                 FUNCTION,

@@ -127,7 +127,7 @@ class CloudServicer(CloudBase):
     ) -> Job:
         """Starts a job."""
         order = await asyncio.to_thread(orders.from_proto, request)
-        return (await self._jobs.start(order)).to_proto()
+        return (await self._jobs.start(order, orders.job_id(request))).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The job as it is now."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -23,10 +22,12 @@ from services.common.requests import request_id
 from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
 from services.gateway.converters import to_image, to_proto
+from services.gateway.idempotency import seed_for
 from services.gateway.middleware import RequestMiddleware
 from services.gateway.schemas import (
     EXAMPLE_REQUEST,
     IMAGES_EXAMPLES,
+    IdempotencyKey,
     ImagesRequest,
     ImagesResponse,
     Readiness,
@@ -104,7 +105,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         responses=problems.responses(404, 409, 413, 422, 429, 503, 504),
     )
     async def generate(
-        request: Request, body: Annotated[ImagesRequest, Body(openapi_examples=IMAGES_EXAMPLES)]
+        request: Request,
+        body: Annotated[ImagesRequest, Body(openapi_examples=IMAGES_EXAMPLES)],
+        idempotency_key: IdempotencyKey = None,
     ) -> ImagesResponse:
         """Makes `n` images with seeds `seed`, `seed + 1`, ... and sends each over its own draw of the link.
 
@@ -114,11 +117,14 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         last = MAX_SEED + 1 - body.n
         if body.seed is not None and body.seed > last:
             raise InvalidInputError("seed", f"at most {last} when n is {body.n}", body.seed)
-        first = secrets.randbelow(_JSON_SAFE_SEEDS - body.n) if body.seed is None else body.seed
+        client = request.client.host if request.client else ""
+        first = body.seed
+        if first is None:
+            first = seed_for(client, idempotency_key, _JSON_SAFE_SEEDS - body.n)
 
         async def deliver() -> ImagesResponse:
             answer = ImagesResponse(created=int(time.time()), data=[])
-            async with admission.place(request.client.host if request.client else ""):
+            async with admission.place(client):
                 for seed in range(first, first + body.n):
                     received = await call(app.state.user.Receive, to_proto(body, seed), "user")
                     answer.data.append(image := to_image(received, request_id.get()))

@@ -16,10 +16,12 @@ from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.requests import begin_request, request_id
 from services.gateway.converters import to_distill, to_job, to_manifest, to_transmission
+from services.gateway.idempotency import job_id_for
 from services.gateway.problems import responses
 from services.gateway.schemas import (
     EXAMPLE_JOB,
     KNOWLEDGE_EXAMPLES,
+    IdempotencyKey,
     Job,
     JobList,
     KnowledgeList,
@@ -48,9 +50,12 @@ async def distill(
     request: Request,
     response: Response,
     body: Annotated[KnowledgeRequest, Body(openapi_examples=KNOWLEDGE_EXAMPLES)],
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Starts a job that distils the topic; `Location` says where to look at it."""
-    job = to_job(await call(request.app.state.cloud.Distill, to_distill(body), "cloud"))
+    asked = to_distill(body)
+    asked.job_id = job_id_for(request.client.host if request.client else "", idempotency_key)
+    job = to_job(await call(request.app.state.cloud.Distill, asked, "cloud"))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
 

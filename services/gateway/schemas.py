@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
+from fastapi import Header
 from fastapi.openapi.models import Example
 from pydantic import (
     AfterValidator,
@@ -25,6 +26,16 @@ from dekag.makd.config import RANGES
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, topic_name
 from services.common import converters
 
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=r"^[!-~]{1,200}$",
+        description="A request sent again with the same key has no effect of its own: images are drawn "
+        "with the same seed, a distillation is the job that it was at first.",
+        examples=["0b8f6c1e-3f5d-4b62-9a31-5f0f3a7f2f51"],
+    ),
+]
 _SIZE = re.compile(r"([1-9]\d{1,3})x([1-9]\d{1,3})")
 _SIZES = (
     f"WIDTHxHEIGHT in pixels, multiples of {converters.PIXEL_STEP} "

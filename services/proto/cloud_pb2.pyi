@@ -139,6 +139,7 @@ class DistillRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     images: _builtins.int
     """pictures that the cloud-GAI draws to learn from"""
@@ -149,6 +150,10 @@ class DistillRequest(_message.Message):
     steps: _builtins.int
     """optimiser steps at most"""
     seed: _builtins.int
+    job_id: _builtins.str
+    """Of the job; empty: a new one. With the id of a job for the same order, that job is the answer.
+    32 lower-case hexadecimal digits
+    """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"a {red|blue} boat, neon style"; none: the embedded world's of that topic"""
@@ -168,10 +173,11 @@ class DistillRequest(_message.Message):
         rank: _builtins.int | None = ...,
         steps: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "images", b"images", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "images", b"images", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "images", b"images", "job_id", b"job_id", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__images: _TypeAlias = _typing.Literal["images"]  # noqa: Y015
     _WhichOneofArgType__images: _TypeAlias = _typing.Literal["_images", b"_images"]  # noqa: Y015

@@ -387,6 +387,33 @@ async def follow(client: Client, job: dict[str, Any]) -> list[dict[str, Any]]:
     return states
 
 
+async def test_a_request_that_is_sent_again_has_no_effect_of_its_own(client: Client, empty: None) -> None:
+    def headers(key: str) -> dict[str, str]:
+        return {"Idempotency-Key": key}
+
+    ask = {"prompt": "a red boat", "size": "64x64"}
+    images = [
+        (await client.post(PATH, json=ask, headers=headers(key))).json()["data"][0] for key in ("a", "a", "b")
+    ]
+    assert images[0]["b64_json"] == images[1]["b64_json"]
+    assert images[0]["seed"] == images[1]["seed"] != images[2]["seed"]
+
+    order = {"topic": "neon", **SMALL}
+    jobs = [(await client.post("/v1/knowledge", json=order, headers=headers("a"))).json() for _ in range(2)]
+    assert jobs[0] == jobs[1]
+    await client.delete(f"/v1/jobs/{jobs[0]['id']}")
+    again = (await client.post("/v1/knowledge", json=order, headers=headers("a"))).json()
+    assert (again["id"], again["status"]) == (jobs[0]["id"], "cancelled")
+    other = await client.post("/v1/knowledge", json=order | {"topic": "stencil"}, headers=headers("a"))
+    assert "another order" in is_problem(other, 409)["detail"]
+    new = (await client.post("/v1/knowledge", json=order, headers=headers("b"))).json()
+    assert (new["id"] != jobs[0]["id"], new["status"]) == (True, "queued")
+    await client.delete(f"/v1/jobs/{new['id']}")
+    for bad in ("", "two words", "x" * 201):
+        refused = await client.post(PATH, json=ask, headers=headers(bad))
+        assert is_problem(refused, 422)["errors"][0]["field"] == "Idempotency-Key"
+
+
 async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> None:
     started = await client.post("/v1/knowledge", json={"topic": "stencil", **SMALL})
     assert started.status_code == 202, started.text
