@@ -31,6 +31,7 @@ SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "edge": (50053, {"DEKAG_CLOUD_ADDRESS": "cloud"}),
     "cloud": (50054, {}),
 }
+METERED = (*SERVICES, "distiller")  # in the order of their metrics ports
 REDIS_PORT = 6379
 _LOG_TAIL_BYTES = 64 * 1024
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -150,12 +151,10 @@ class Stack:
         }
         if redis_url:
             self._start_distiller(env)
-        metrics_port = int(env.get("DEKAG_METRICS_PORT", "0"))
         for name in reversed(list(SERVICES)):
             own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
             own["DEKAG_PORT"] = str(ports[name])
-            if metrics_port:  # the gateway's; the others take the next ones, in the order of the chain
-                own["DEKAG_METRICS_PORT"] = str(metrics_port + list(SERVICES).index(name))
+            own |= metrics_port(env, name)
             target = f"http://{HOST}:{ports[name]}/readyz" if name == "gateway" else f"{HOST}:{ports[name]}"
             self._spawn(
                 name,
@@ -169,7 +168,7 @@ class Stack:
         alive = self.run_dir / "distiller.alive"
         alive.unlink(missing_ok=True)
         command = [sys.executable, "-m", "services.cloud.worker"]
-        own = {"DEKAG_HEALTH_FILE": str(alive)}
+        own = {"DEKAG_HEALTH_FILE": str(alive), **metrics_port(env, "distiller")}
         self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> str:
@@ -236,6 +235,12 @@ class Stack:
     def _kill(self) -> None:
         for child in self.children:
             child.process.kill()
+
+
+def metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
+    """The setting of a service's metrics port: the gateway has the one of ``env``, the next ones follow."""
+    first = int(env.get("DEKAG_METRICS_PORT", "0"))
+    return {"DEKAG_METRICS_PORT": str(first + METERED.index(name) if first else 0)}
 
 
 def find_redis() -> str | None:
