@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -279,6 +280,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` TCP ports in a row that nothing listens on now.
+
+    Taken from below those that the system gives to outgoing connections, so that none takes one meanwhile.
+    """
+    while True:
+        first = random.randrange(10_000, 32_768 - count)
+        if all(map(is_free, range(first, first + count))):
+            return first
 
 
 def _tail(log: Path, lines: int = 15) -> str:
