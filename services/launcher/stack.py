@@ -155,7 +155,7 @@ class Stack:
         for name in reversed(list(SERVICES)):
             own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
             own["DEKAG_PORT"] = str(ports[name])
-            own |= metrics_port(env, name)
+            own |= _metrics_port(env, name)
             target = f"http://{HOST}:{ports[name]}/readyz" if name == "gateway" else f"{HOST}:{ports[name]}"
             self._spawn(
                 name,
@@ -169,7 +169,7 @@ class Stack:
         alive = self.run_dir / "distiller.alive"
         alive.unlink(missing_ok=True)
         command = [sys.executable, "-m", "services.cloud.worker"]
-        own = {"DEKAG_HEALTH_FILE": str(alive), **metrics_port(env, "distiller")}
+        own = {"DEKAG_HEALTH_FILE": str(alive), **_metrics_port(env, "distiller")}
         self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> str:
@@ -238,7 +238,7 @@ class Stack:
             child.process.kill()
 
 
-def metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
+def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
     """The setting of a service's metrics port: the gateway has the one of ``env``, the next ones follow."""
     first = int(env.get("DEKAG_METRICS_PORT", "0"))
     return {"DEKAG_METRICS_PORT": str(first + METERED.index(name) if first else 0)}
