@@ -99,6 +99,7 @@ class Distillation:
             held_out=config.held_out,
             seed=config.seed,
         )
+        scorer = _scorer(profile)
         self._began = time.perf_counter()
         try:
             update = distill(
@@ -107,7 +108,7 @@ class Distillation:
                 topic,
                 config,
                 self._folder,
-                scorer=_scorer(profile),
+                scorer=scorer,
                 on_progress=self._note,
                 should_stop=self.stop.is_set,
                 previews=self._settings.previews,
