@@ -26,6 +26,7 @@ from saq.queue.redis import RedisQueue
 
 from dekag.errors import ConflictError, NotFoundError, UnavailableError
 from services.cloud.settings import CloudSettings, KnowledgeSettings
+from services.common import metrics, tracing
 from services.proto import cloud_pb2
 
 FUNCTION = "distill"
@@ -144,6 +145,7 @@ class DistillQueue(RedisQueue):
                     await self.retry(job, "its worker died")
                 else:
                     await self.finish(job, Status.FAILED, error="its workers died")
+                    metrics.DISTILLATIONS.labels("failed").inc()
                 swept.append(job.key)
         self._suspects = suspects
         return swept
@@ -220,11 +222,16 @@ class Jobs:
                 heartbeat=self._settings.job_heartbeat_s,
                 retries=self._settings.job_attempts,
                 ttl=self._settings.job_keep_s,
-                meta={"created": now},
+                meta={"created": now, "trace": tracing.outgoing()},
             )
             if job is None:
                 raise ConflictError(f"job {name} exists already")
             return _state(job, None)
+
+    async def unfinished(self) -> dict[str, int]:
+        """How many jobs there are that are "queued" and "running"."""
+        async with self._connected() as (_, queue):
+            return {"queued": await queue.count("queued"), "running": await queue.count("active")}
 
     async def get(self, name: str) -> JobState:
         """The job as it is now; NotFoundError if there is none of that id, or no more."""
@@ -250,6 +257,7 @@ class Jobs:
             job = await queue.job(name)
             if job is not None and job.status is Status.QUEUED:
                 await queue.abort(job, "cancelled")
+        metrics.DISTILLATIONS.labels("cancelled").inc()  # here, since no distiller may ever see it
         return await self.get(name)
 
     async def watch(self, name: str) -> AsyncIterator[JobState]:

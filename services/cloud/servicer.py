@@ -13,12 +13,13 @@ import structlog
 from grpc import aio
 from redis.exceptions import RedisError
 
+from dekag.errors import UnavailableError
 from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.jobs import Jobs, open_redis
 from services.cloud.store import KnowledgeStore, TransmissionStore
-from services.common import converters
+from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, Wanted
@@ -219,7 +220,11 @@ class CloudServicer(CloudBase):
                 _log.info("knowledge mirrored to Redis", topics=changed)
             if codecs := await mirror_transmission(self._transmission, self._redis):
                 _log.info("transmission knowledge mirrored to Redis", codecs=codecs)
-        except (RedisError, OSError, TimeoutError) as error:
+            for status, jobs in (await self._jobs.unfinished()).items():
+                metrics.JOBS.labels(status).set(jobs)
+        except (RedisError, OSError, TimeoutError, UnavailableError) as error:
+            metrics.REDIS_FAILURES.inc()
+            metrics.JOBS.clear()  # what was true before says nothing now
             _log.debug("knowledge not mirrored to Redis", error=str(error))
 
     async def _draw(

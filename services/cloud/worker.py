@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import structlog
+from opentelemetry.trace import Span, SpanKind
 from redis.exceptions import RedisError
 from saq import Job, Worker
 
@@ -34,6 +36,7 @@ from services.cloud.jobs import (
 )
 from services.cloud.settings import DistillerSettings
 from services.cloud.store import KnowledgeStore
+from services.common import metrics, tracing
 from services.common.errors import public
 from services.common.knowledge import Manifest
 from services.common.requests import begin_request, configure_logging
@@ -69,6 +72,8 @@ class Distillation:
     def __init__(self, settings: DistillerSettings, order: Order, folder: Path) -> None:
         self._settings, self._order, self._folder = settings, order, folder
         self._progress: Progress | None = None
+        self._stage = "generate"
+        self._began = self._noted = 0.0  # the stage, and the last that it did; perf_counter, s
         self.stop = threading.Event()
 
     @property
@@ -94,6 +99,8 @@ class Distillation:
             held_out=config.held_out,
             seed=config.seed,
         )
+        scorer = _scorer(profile)
+        self._began = time.perf_counter()
         try:
             update = distill(
                 cloud,
@@ -101,18 +108,30 @@ class Distillation:
                 topic,
                 config,
                 self._folder,
-                scorer=_scorer(profile),
+                scorer=scorer,
                 on_progress=self._note,
                 should_stop=self.stop.is_set,
                 previews=self._settings.previews,
             )
         except Stopped:
             return None
+        self._stage_over(time.perf_counter())
         samples = (self._folder / SAMPLES).read_bytes()
         return Distilled(update.info, update.content_hash, update.to_files(), samples)
 
     def _note(self, progress: Progress) -> None:
-        self._progress = progress
+        if progress.stage != self._stage:  # which it has begun already
+            self._stage_over(self._noted)
+            self._stage, self._began = progress.stage, self._noted
+        self._progress, self._noted = progress, time.perf_counter()
+
+    def _stage_over(self, end: float) -> None:
+        _note_stage(self._stage, end - self._began, time.perf_counter() - end)
+
+
+def _note_stage(name: str, seconds: float, ago_s: float = 0.0) -> None:
+    tracing.over(f"distiller.{name}", seconds, ago_s)
+    metrics.DISTILL_SECONDS.labels(name).observe(seconds)
 
 
 def _scorer(profile: Profile) -> ImageScorer | None:
@@ -155,16 +174,27 @@ class Distiller:
         job: Job = context["job"]
         begin_request(job.key, None)
         _log.info("job taken up", topic=order["topic"], attempt=job.attempts)
+        about = {"dekag.job": job.key, "dekag.topic": order["topic"], "dekag.attempt": job.attempts}
+        trace = job.meta.get("trace", {})
+        with tracing.serving("distiller.Distill", trace, about, SpanKind.CONSUMER) as span:
+            return await self._result(job, Order(**order), span)
+
+    async def _result(self, job: Job, order: Order, span: Span) -> dict[str, Any]:
         try:
             async with self._claim(job):
-                made = await self._make(job, Order(**order))
+                made = await self._make(job, order)
                 await asyncio.to_thread(self._store.forget, job.key)
         except Exception as error:
             if not isinstance(error, DekagError):
                 _log.exception("job failed")
+            metrics.DISTILLATIONS.labels("failed").inc()
+            tracing.failed(span, str(error))
             await asyncio.to_thread(self._store.forget, job.key)
             return {"error": str(public(error, job.key))}
-        return {} if made is None else {"version": made.version}
+        if made is None:  # who cancelled it has counted it
+            return {}
+        metrics.DISTILLATIONS.labels("finished").inc()
+        return {"version": made.version}
 
     @contextlib.asynccontextmanager
     async def _claim(self, job: Job) -> AsyncIterator[None]:
@@ -184,12 +214,14 @@ class Distiller:
         made = await asyncio.to_thread(self._store.made_by, order.topic, job.key)
         if made is None and await self._beat(job, {}) == CANCELLED:
             return None
+        start = time.perf_counter()
         if made is None:
             distilled, seconds = await self._work(job, order)
             keep_s = 2 * self._settings.job_keep_s
             if distilled is None or not await _insist(decide, self._redis, job.key, PUBLISHED, keep_s):
                 _log.info("job cancelled", topic=order.topic)
                 return None
+            start = time.perf_counter()
             made = await asyncio.to_thread(
                 self._store.publish,
                 job.key,
@@ -200,6 +232,7 @@ class Distiller:
             )
             _log.info("knowledge made", topic=made.topic, version=made.version, seconds=round(seconds, 1))
         await _insist(mirror, self._store, self._redis)
+        _note_stage("publish", time.perf_counter() - start)
         return made
 
     async def _work(self, job: Job, order: Order) -> tuple[Distilled | None, float]:
@@ -224,6 +257,7 @@ class Distiller:
             await job.update(meta=meta)
             return await outcome(self._redis, job.key)
         except _REDIS_DOWN as error:
+            metrics.REDIS_FAILURES.inc()
             _log.warning("Redis is away; the job goes on", error=str(error))
             return None
 
@@ -243,6 +277,7 @@ async def _insist(action: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs:
         try:
             return await action(*args, **kwargs)
         except _REDIS_DOWN as error:
+            metrics.REDIS_FAILURES.inc()
             _log.warning("Redis is away; trying again", error=str(error))
             await asyncio.sleep(_RETRY_S)
 
@@ -264,8 +299,17 @@ def main() -> None:
     if not settings.redis_url:
         _log.error("a distiller needs Redis: DEKAG_REDIS_URL is empty")
         raise SystemExit(1)
+    try:
+        metrics.serve(settings)
+    except OSError as error:
+        _log.error(f"DEKAG_METRICS_PORT must be free, as each distiller needs its own: {error}")
+        raise SystemExit(1) from None
+    tracing.configure("distiller", settings.spans_to)
     _log.info("ready")
-    asyncio.run(Distiller(settings).serve())
+    try:
+        asyncio.run(Distiller(settings).serve())
+    finally:
+        tracing.close()
     _log.info("stopped")
 
 

@@ -133,6 +133,7 @@ class Cache:
         return self._redis if time.monotonic() >= self._asleep_until else None
 
     def _sleep(self, error: Exception) -> None:
+        metrics.REDIS_FAILURES.inc()
         now = time.monotonic()
         self._asleep_until = now + self._retry_s
         if now >= self._silent_until:

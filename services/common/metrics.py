@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from services.proto.user_pb2 import LinkReport
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_MINUTES = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)  # in seconds
 
 REQUEST_SECONDS = Histogram(
     "dekag_request_seconds",
@@ -28,6 +29,13 @@ STAGE_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 DELIVERIES = Counter("dekag_deliveries", "Pictures delivered.", ["delivery", "decoded"])
+DELIVERY_SECONDS = Histogram(
+    "dekag_delivery_seconds",
+    "Time of a picture from the request to the user until it is there, measured and all.",
+    ["delivery"],
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 30, 60),
+)
+CHANNEL_USES = Counter("dekag_channel_uses", "Channel uses of pictures, pilots included.", ["delivery"])
 PSNR_DB = Histogram(
     "dekag_psnr_db",
     "PSNR of the received picture against what was sent, where it is measured.",
@@ -55,6 +63,15 @@ BATCH_SIZE = Histogram(
 KNOWLEDGE_LOADED = Counter(
     "dekag_knowledge_loaded", "Knowledge updates and adapters fetched into memory.", ["kind"]
 )
+REDIS_FAILURES = Counter("dekag_redis_failures", "Calls to Redis that failed.")
+JOBS = Gauge("dekag_jobs", "Distillations that are not over; unknown without Redis.", ["status"])
+DISTILLATIONS = Counter("dekag_distillations", "Distillations that are over.", ["outcome"])
+DISTILL_SECONDS = Histogram(
+    "dekag_distill_seconds",
+    "Time of a stage of a distillation; if it was interrupted, since it went on.",
+    ["stage"],
+    buckets=_MINUTES,
+)
 
 
 def serve(settings: CommonSettings) -> None:
@@ -63,14 +80,17 @@ def serve(settings: CommonSettings) -> None:
         start_http_server(settings.metrics_port, settings.metrics_host)
 
 
-def delivered(report: LinkReport, delivery: str) -> None:
+def delivered(report: LinkReport, delivery: str, seconds: float) -> None:
     """Counts a picture, or what did not decode to one.
 
     Args:
         report: its finished link report.
         delivery: as asked.
+        seconds: from the request until now.
     """
     DELIVERIES.labels(delivery, str(report.decoded).lower()).inc()
+    DELIVERY_SECONDS.labels(delivery).observe(seconds)
+    CHANNEL_USES.labels(delivery).inc(report.channel_uses + report.pilot_uses)
     if report.HasField("psnr_db"):
         PSNR_DB.labels(delivery).observe(report.psnr_db)
     if report.HasField("instantaneous_snr_db"):

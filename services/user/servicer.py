@@ -105,6 +105,7 @@ class UserServicer(UserBase):
         self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedImage]
     ) -> ReceivedImage:
         """The picture as received, with its link report."""
+        began = time.perf_counter()
         asked = converters.request_from_proto(request)
         transmission = await collect(clients.stream(self._downlink.Provide, request, "channel"))
         self._check(transmission, asked)
@@ -134,7 +135,7 @@ class UserServicer(UserBase):
             own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
         if details is not None:
             image.details.CopyFrom(details)
-        metrics.delivered(image.report, asked.delivery)
+        metrics.delivered(image.report, asked.delivery, time.perf_counter() - began)
         return image
 
     def _check(self, transmission: Transmission, asked: DeliveryRequest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,9 +15,20 @@ from typing import Any
 
 import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from dekag.client import Client
-from services.launcher.stack import SERVICES, LaunchError, Stack
+from services.launcher.stack import METERED, SERVICES, LaunchError, Stack, free_ports
+
+ROOT = Path(__file__).resolve().parents[2]
+SPANS = {
+    "gateway": {"gateway POST /v1/images/generations", "gateway POST /v1/knowledge", "call user"},
+    "user": {"user.Receive", "call channel", "user.decode", "user.render", "user.png", "user.measure"},
+    "channel": {"channel.Provide", "call edge", "channel.transmit"},
+    "edge": {"edge.Provide", "call cloud", "edge.generate", "edge.encode", "edge.modulate"},
+    "cloud": {"cloud.Generate", "cloud.Distill", "cloud.generate", "cloud.encode"},
+    "distiller": {f"distiller.{name}" for name in ("Distill", "generate", "train", "score", "publish")},
+}
 
 
 def gone(pid: int) -> bool:
@@ -34,6 +46,8 @@ def env(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "DEKAG_THREADS": "1",
         "DEKAG_DISTILL_THREADS": "1",
         "DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "DEKAG_SPANS_TO": str(tmp_path_factory.mktemp("spans") / "spans.jsonl"),
+        "DEKAG_METRICS_PORT": str(free_ports(len(METERED))),
     }
 
 
@@ -117,6 +131,59 @@ def test_a_load_test_reports_the_traffic_that_the_services_counted(stack: Stack,
     (receive,) = [each for each in found["services"] if each["method"] == "Receive"]
     said = sum(each["hops_bytes"]["user-gateway"] for each in found["deliveries"].values())
     assert receive["received_bytes"] + receive["sent_bytes"] == said
+
+
+def emitted(stack: Stack) -> dict[str, set[str]]:
+    """The metrics of which each service serves a sample."""
+    first, found = int(stack.env["DEKAG_METRICS_PORT"]), {}
+    for number, name in enumerate(METERED):
+        text = httpx2.get(f"http://127.0.0.1:{first + number}/metrics", trust_env=False).text
+        found[name] = {
+            family.name + ("_total" if family.type == "counter" else "")
+            for family in text_string_to_metric_families(text)
+            if family.name.startswith("dekag_") and not family.name.endswith("_created") and family.samples
+        }
+    return found
+
+
+def spans(stack: Stack) -> dict[str, set[str]]:
+    """The names of the spans that each service has written."""
+    found: dict[str, set[str]] = {name: set() for name in METERED}
+    for line in Path(stack.env["DEKAG_SPANS_TO"]).read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            span = json.loads(line)
+            found[span["resource"]["attributes"]["service.name"].removeprefix("dekag-")].add(span["name"])
+    return found
+
+
+def test_every_service_serves_the_metrics_and_writes_the_spans_that_the_page_says(stack: Stack) -> None:
+    with Client(stack.url) as client:
+        for delivery in ("semantic", "semantic-unaligned", "conventional"):
+            image = client.image("a blue whale", seed=3, delivery=delivery, link={"snr_db": 25})
+        client.reports(image.report.request_id)
+        small = {"images": 4, "steps": 4, "rank": 1, "tokens": 1}
+        *_, job = client.distill("stencil", **small)
+        assert job.status == "finished", job
+        client.image("a blue whale, stencil style", seed=3, link={"snr_db": 25})
+        client.forget("stencil")
+        client.cancel(client.start("stencil", **small | {"steps": 100_000}).id)
+
+    page = (ROOT / "docs" / "observability.md").read_text()
+    rows = re.findall(r"^\| `(dekag_\w+)` \|[^|]*\|[^|]*\| ([^|]*) \|", page, re.MULTILINE)
+    said = {service: {name for name, at in rows if service in at.split(", ")} for service in METERED}
+    # without a new version of the adapters and a full house, which this test does not make
+    rare = {"user": {"dekag_knowledge_loaded_total"}, "gateway": {"dekag_waiting"}}
+    found = emitted(stack)
+    for service in METERED:
+        assert found[service] | rare.get(service, set()) == said[service], service
+
+    deadline, written = time.monotonic() + 60, spans(stack)
+    while not all(SPANS[service] <= written[service] for service in METERED):  # written every few seconds
+        assert time.monotonic() < deadline, written
+        time.sleep(0.2)
+        written = spans(stack)
+    for service, names in written.items():
+        assert all(name.startswith((service, "call ")) for name in names), service
 
 
 def cli(stack: Stack, folder: Path, *arguments: str) -> subprocess.Popen[str]:

@@ -117,6 +117,15 @@ def test_containers_count_what_a_load_test_sends(url: str, tmp_path: Path) -> No
     assert len(compose("ps", "--quiet", "--status", "running").split()) == len(NAMES)
 
 
+def test_monitoring_fits_the_chain_and_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ["--file", "docker-compose.yml", "--file", "deploy/compose.monitoring.yml"]
+    monkeypatch.setenv("GRAFANA_PASSWORD", "")
+    with pytest.raises(subprocess.CalledProcessError):
+        compose(*both, "config", "--quiet")
+    monkeypatch.setenv("GRAFANA_PASSWORD", "secret")
+    assert set(compose(*both, "config", "--services").split()) == {*NAMES, "prometheus", "grafana"}
+
+
 def test_only_the_gateway_is_published_and_only_here(containers: dict[str, dict[str, Any]]) -> None:
     assert sorted(containers) == sorted(NAMES)
     for name, container in containers.items():

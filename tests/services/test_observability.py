@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -21,11 +23,12 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import REGISTRY, generate_latest
 
 from dekag.errors import ExhaustedError
 from services.common import clients, tracing
+from services.common.cache import Cache
 from services.common.requests import begin_request
 from services.common.settings import CommonSettings
 from services.common.worker import ModelWorker
@@ -81,6 +84,23 @@ async def ask(client: httpx2.AsyncClient, body: dict[str, Any]) -> dict[str, Any
     return report
 
 
+async def distil(client: httpx2.AsyncClient) -> str:
+    """The id of a small job."""
+    order = {"topic": "watched", "prompts": ["a {red|blue|green|pink} {boat|cat|tree|house}, watched style"]}
+    small = {"images": 4, "steps": 4, "rank": 1, "tokens": 1}
+    answer = await client.post("/v1/knowledge", json=order | small)
+    assert answer.status_code == 202, answer.text
+    name: str = answer.json()["id"]
+    return name
+
+
+async def until(true: Callable[[], bool], within_s: float = 60) -> None:
+    """Waits for what is soon true."""
+    async with asyncio.timeout(within_s):
+        while not true():  # noqa: ASYNC110 - a gauge has no event for it
+            await asyncio.sleep(0.05)
+
+
 async def test_one_request_is_one_trace_over_all_services(
     client: httpx2.AsyncClient, redis: Any, spans: Spans
 ) -> None:
@@ -117,6 +137,32 @@ async def test_a_conventional_delivery_is_traced_to_the_cloud(
     assert spans.path("edge.modulate") == [*TO_EDGE, "edge.modulate"]
     assert spans.path("user.decode") == [*TO_EDGE[:3], "user.decode"]
     assert spans.named("user.Receive").attributes["dekag.delivery"] == "conventional"
+
+
+async def test_a_distillation_is_one_trace_into_the_distiller(
+    client: httpx2.AsyncClient, distiller: None, spans: Spans
+) -> None:
+    counted = Counted()
+    job = await distil(client)
+    events = await client.get(f"/v1/jobs/{job}/events")  # until it is over
+    assert '"finished"' in events.text
+    to_distiller = ["gateway POST /v1/knowledge", "call cloud", "cloud.Distill", "distiller.Distill"]
+    assert spans.path("distiller.Distill") == to_distiller
+    work = spans.named("distiller.Distill")
+    assert work.kind is SpanKind.CONSUMER
+    assert work.attributes == {"dekag.job": job, "dekag.topic": "watched", "dekag.attempt": 1}
+    stages = [spans.named(f"distiller.{stage}") for stage in ("generate", "train", "score", "publish")]
+    for stage in stages:
+        assert spans.path(stage.name) == [*to_distiller, stage.name]
+        seconds = (stage.end_time - stage.start_time) / 1e9
+        total = counted(f'dekag_distill_seconds_sum{{stage="{stage.name.removeprefix("distiller.")}"}}')
+        assert total == pytest.approx(seconds, abs=1e-6)
+    ended = [span.name for span in spans.get_finished_spans() if span.name.startswith("distiller.")]
+    assert ended == [*(stage.name for stage in stages), work.name]
+    assert work.start_time <= stages[0].start_time
+    assert stages[-1].end_time <= work.end_time
+    assert counted('dekag_distillations_total{outcome="finished"}') == 1
+    assert (await client.delete("/v1/knowledge/watched")).status_code == 204
 
 
 async def test_the_trace_of_the_client_goes_on(client: httpx2.AsyncClient, spans: Spans) -> None:
@@ -261,6 +307,10 @@ async def test_a_request_is_counted_where_it_passes(client: httpx2.AsyncClient, 
     for each in report["hops"]:
         assert counted(f'dekag_hop_bytes_total{{hop="{each["hop"]}"}}') == each["sent_bytes"]
     assert counted('dekag_deliveries_total{decoded="true",delivery="semantic"}') == 1
+    uses = report["channel_uses"] + report["pilot_uses"]
+    assert counted('dekag_channel_uses_total{delivery="semantic"}') == uses
+    slowest = max(each["seconds"] for each in report["stages"])
+    assert counted('dekag_delivery_seconds_sum{delivery="semantic"}') > slowest
     for name in ("psnr_db", "instantaneous_snr_db"):
         for bound in (9.0, 12.0, 18.0, 30.0):
             below = counted(f'dekag_{name}_bucket{{delivery="semantic",le="{bound}"}}')
@@ -287,6 +337,29 @@ async def test_a_conventional_delivery_is_counted_at_the_cloud(
     assert counted('dekag_batch_size_count{line="cloud"}') == 1
     assert counted('dekag_deliveries_total{decoded="true",delivery="conventional"}') == 1
     assert counted('dekag_cache_lookups_total{found="no",kind="image"}') == 2  # WebP, and PNG to measure with
+
+
+async def test_jobs_are_counted_while_they_wait_and_when_they_are_cancelled(
+    client: httpx2.AsyncClient, empty: None
+) -> None:
+    counted = Counted()
+    job = await distil(client)
+    await until(lambda: 'dekag_jobs{status="queued"} 1.0' in generate_latest().decode())
+    assert 'dekag_jobs{status="running"} 0.0' in generate_latest().decode()
+    assert (await client.delete(f"/v1/jobs/{job}")).json()["status"] == "cancelled"
+    await until(lambda: 'dekag_jobs{status="queued"} 0.0' in generate_latest().decode())
+    assert counted('dekag_distillations_total{outcome="cancelled"}') == 1
+    assert (await client.delete(f"/v1/jobs/{job}")).status_code == 409
+    assert counted('dekag_distillations_total{outcome="cancelled"}') == 1
+
+
+async def test_calls_to_redis_that_fail_are_counted(closed_port: int) -> None:
+    counted = Counted()
+    cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{closed_port}/0"))
+    assert await cache.get("dekag:latent:none") is None
+    assert await cache.get("dekag:latent:none") is None  # not asked again so soon
+    await cache.close()
+    assert counted("dekag_redis_failures_total") == 1
 
 
 async def test_paths_that_do_not_exist_share_a_name(client: httpx2.AsyncClient) -> None:
@@ -337,11 +410,25 @@ def test_metrics_are_served_where_the_settings_say(closed_port: int) -> None:
     assert CommonSettings().metrics_port == 0
 
 
+def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        env = {"DEKAG_METRICS_PORT": str(taken.getsockname()[1]), "DEKAG_REDIS_URL": redis_url}
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cloud.worker"],
+            env=os.environ | env,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert "DEKAG_METRICS_PORT must be free, as each distiller needs its own" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_page_lists_every_span_and_every_metric() -> None:
     page = Path("docs/observability.md").read_text()
     names = {metric.name: metric.type for metric in REGISTRY.collect() if metric.name.startswith("dekag_")}
-    assert len(names) == 11
-    for name, kind in names.items():
-        assert f"`{name}{'_total' if kind == 'counter' else ''}`" in page
-    for name in TO_EDGE[2::2]:
+    rows = re.findall(r"^\| `(dekag_\w+)` \| (\w+) ", page, re.MULTILINE)
+    assert {name.removesuffix("_total"): kind for name, kind in rows} == names
+    for name in (*TO_EDGE[2::2], "distiller.Distill", "distiller.publish"):
         assert f"`{name}`" in page
