@@ -18,6 +18,7 @@ from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.jobs import Jobs, open_redis
+from services.cloud.repair import Repair
 from services.cloud.store import KnowledgeStore, TransmissionStore
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
@@ -74,6 +75,7 @@ class CloudServicer(CloudBase):
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
+        self._repair = Repair(self._store, self._redis)
         self._closing = False
         self._mirroring = asyncio.create_task(self._mirror())
         self._cache = Cache(settings)
@@ -207,8 +209,9 @@ class CloudServicer(CloudBase):
         )
 
     async def _mirror(self) -> None:
-        """Gives Redis back what it lost, sooner or later whatever happens."""
+        """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
         while not self._closing:
+            await self._repair.look()
             await self._mirror_once()
             await asyncio.sleep(self._settings.mirror_every_s)
 

@@ -134,6 +134,36 @@ class KnowledgeStore:
             (self._knowledge / topic).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
+    def folders(self) -> list[tuple[str, int, Path]]:
+        """Topic, version and folder of all versions, also of those that cannot be read."""
+        return [
+            (topic.name, int(version.name), version)
+            for topic in sorted(_folders(self._knowledge))
+            for version in sorted(_folders(topic))
+            if version.name.isdigit()
+        ]
+
+    @staticmethod
+    def manifest_in(folder: Path) -> Manifest | None:
+        """The manifest of a version in its folder, None if it cannot be read; FileNotFoundError."""
+        return Manifest.parse((folder / _MANIFEST).read_bytes())
+
+    def put_aside(self, topic: str, version: int) -> None:
+        """Takes a version that is damaged away from the others, for people to look at."""
+        folder = self._knowledge / topic / str(version)
+        with contextlib.suppress(FileNotFoundError):  # somebody else just deleted it
+            folder.rename(folder.with_name(f".damaged-{version}-{uuid.uuid4().hex}"))
+
+    def restore(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
+        """Puts undamaged files in the place of a version's; its samples stay if they can be read."""
+        folder = self._folder(manifest)
+        new = folder.with_name(f".new-{uuid.uuid4().hex}")
+        _write_version(new, manifest.model_dump_json(indent=1), files)
+        with contextlib.suppress(OSError):
+            _write(new / _SAMPLES, (folder / _SAMPLES).read_bytes())
+        self.put_aside(manifest.topic, manifest.version)
+        _appear(new, folder)
+
     def work(self, job: str) -> Path:
         """The folder in which a job keeps what it has so far."""
         return self._jobs / job

@@ -104,6 +104,15 @@ class Cache:
         except (RedisError, OSError, TimeoutError) as error:
             self._sleep(error)
 
+    async def delete(self, key: str) -> None:
+        """Forgets what is under ``key``."""
+        if (redis := self._awake()) is None:
+            return
+        try:
+            await redis.delete(key)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._sleep(error)
+
     async def get_hash(self, key: str) -> dict[bytes, bytes]:
         """All fields of the hash under ``key``; none when it is not there or Redis is not."""
         if (redis := self._awake()) is None:

@@ -134,6 +134,7 @@ class Codecs:
             return await asyncio.to_thread(self._checked, files, content_hash), sent_bytes
         except MismatchError as error:
             _log.warning("transmission knowledge in Redis is damaged", error=str(error))
+            await self._cache.delete(update_key(content_hash))  # the cloud puts a whole copy there
             return None, sent_bytes
 
     def _checked(self, files: Mapping[str, bytes], content_hash: str) -> Codec:

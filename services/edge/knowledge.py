@@ -142,6 +142,7 @@ class Knowledge:
             return await asyncio.to_thread(_checked, files, manifest), sent_bytes
         except MismatchError as error:
             _log.warning("knowledge in Redis is damaged", topic=manifest.topic, error=str(error))
+            await self._cache.delete(update_key(manifest.content_hash))  # the cloud puts a whole copy there
             return None, sent_bytes
 
     async def _from_cloud(self, manifest: Manifest) -> tuple[KnowledgeUpdate, int]:

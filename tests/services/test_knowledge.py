@@ -310,6 +310,11 @@ async def test_a_damaged_copy_is_ignored(
     assert used(found) == [("neon", 1)]
     assert any(line["event"] == "knowledge in Redis is damaged" for line in logs)
     assert fetched(found) > manifest.size_bytes, "what was useless was sent too"
+    assert await redis.hgetall(key) in ({}, by_bytes(data)), "gone, or put there anew by the cloud"
+
+
+def by_bytes(files: dict[str, bytes]) -> dict[bytes, bytes]:
+    return {name.encode(): data for name, data in files.items()}
 
 
 async def test_knowledge_of_another_model_is_left_out_or_refused(

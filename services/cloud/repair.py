@@ -1,0 +1,102 @@
+"""Knowledge updates that were damaged on the cloud's disk: found by their hash, restored from Redis's copy.
+
+Only what cannot be restored is put aside, so that the version before it is current again; nothing is deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from dekag.errors import DekagError
+from services.cloud.store import KnowledgeStore
+from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+
+_log = structlog.get_logger()
+_Signature = tuple[tuple[str, int, int], ...]
+
+
+class Repair:
+    """Looks after the versions on the disk.
+
+    Args:
+        store: the disk.
+        redis: has a copy of each current version; None without Redis.
+    """
+
+    def __init__(self, store: KnowledgeStore, redis: Redis | None) -> None:
+        self._store, self._redis = store, redis
+        self._whole: dict[Path, _Signature] = {}
+
+    async def look(self) -> None:
+        """Checks every version whose files have changed since the last look, and repairs what is damaged."""
+        for topic, version, folder in await asyncio.to_thread(self._store.folders):
+            if await asyncio.to_thread(self._is_whole, folder):
+                continue
+            manifest, files = await self._copy(topic, version, await asyncio.to_thread(_manifest, folder))
+            if manifest is not None and files is not None:
+                await asyncio.to_thread(self._store.restore, manifest, files)
+                _log.warning("damaged knowledge restored", topic=topic, version=version)
+            else:
+                await asyncio.to_thread(self._store.put_aside, topic, version)
+                _log.error("damaged knowledge put aside", topic=topic, version=version)
+
+    def _is_whole(self, folder: Path) -> bool:
+        try:
+            signature = _signature(folder)
+            if self._whole.get(folder) == signature:
+                return True
+            manifest = _manifest(folder)
+            if manifest is None or not is_copy(self._store.files(manifest), manifest):
+                return False
+            self._whole[folder] = signature
+        except (FileNotFoundError, DekagError):
+            return not folder.exists()  # deleted meanwhile
+        return True
+
+    async def _copy(
+        self, topic: str, version: int, manifest: Manifest | None
+    ) -> tuple[Manifest | None, Mapping[str, bytes] | None]:
+        """What Redis has of a version, as far as it is whole."""
+        if self._redis is None:
+            return manifest, None
+        try:
+            if manifest is None:
+                text = await self._redis.hget(CATALOGUE_KEY, topic)  # type: ignore[misc]  # typed for both
+                manifest = None if text is None else Manifest.parse(text)
+            if manifest is None or (manifest.topic, manifest.version) != (topic, version):
+                return None, None
+            fields = await self._redis.hgetall(update_key(manifest.content_hash))  # type: ignore[misc]
+        except (RedisError, OSError, TimeoutError) as error:
+            _log.warning("no copy of damaged knowledge can be had", topic=topic, error=str(error))
+            return manifest, None
+        files = {name.decode(errors="replace"): data for name, data in fields.items()}
+        return manifest, files if await asyncio.to_thread(is_copy, files, manifest) else None
+
+
+def is_copy(files: Mapping[str, bytes], manifest: Manifest) -> bool:
+    """Whether ``files`` are, undamaged, the update that the manifest describes."""
+    from dekag.makd.update import KnowledgeUpdate
+
+    try:
+        return KnowledgeUpdate.from_files(files).content_hash == manifest.content_hash
+    except DekagError:
+        return False
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    try:
+        return KnowledgeStore.manifest_in(folder)
+    except FileNotFoundError:
+        return None
+
+
+def _signature(folder: Path) -> _Signature:
+    """What changes when a file does."""
+    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in found)

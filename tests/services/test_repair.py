@@ -1,0 +1,111 @@
+"""Knowledge damaged on the cloud's disk is restored from Redis, or put aside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from dekag.errors import NotFoundError
+from dekag.makd.update import KnowledgeUpdate
+from services.cloud.catalogue import mirror
+from services.cloud.repair import Repair
+from services.cloud.store import KnowledgeStore
+from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SHIPPED = Path("models/embedded/knowledge")
+SAMPLES = b"a picture"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> KnowledgeStore:
+    """Two versions of neon, of different content, and one of snail."""
+    store = KnowledgeStore(tmp_path / "data")
+    for job, topic, source in (
+        ("one", "neon", "stencil"),
+        ("two", "neon", "neon"),
+        ("three", "snail", "snail"),
+    ):
+        update = KnowledgeUpdate.load(SHIPPED / source)
+        store.publish(job, update.info | {"topic": topic}, update.content_hash, update.to_files(), SAMPLES)
+    return store
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = max((folder / "files").iterdir(), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 0x40
+    path.write_bytes(data)
+
+
+def truncate(folder: Path) -> None:
+    path = next((folder / "files").iterdir())
+    path.write_bytes(path.read_bytes()[:10])
+
+
+def lose_a_file(folder: Path) -> None:
+    next((folder / "files").iterdir()).unlink()
+
+
+def garble_the_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_bytes(b"{")
+
+
+DAMAGE = [flip_a_byte, truncate, lose_a_file, garble_the_manifest]
+Damage = Callable[[Path], None]
+
+
+def folder_of(store: KnowledgeStore, manifest: Manifest) -> Path:
+    return next(
+        folder
+        for topic, version, folder in store.folders()
+        if (topic, version) == (manifest.topic, manifest.version)
+    )
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_what_redis_holds_is_restored(store: KnowledgeStore, redis: Redis, damage: Damage) -> None:
+    await mirror(store, redis)
+    manifest = store.find("neon")
+    files = store.files(manifest)
+    repair = Repair(store, redis)
+    await repair.look()
+    damage(folder_of(store, manifest))
+    await repair.look()
+    assert store.find("neon") == manifest
+    assert store.files(manifest) == files
+    assert store.samples(manifest) == SAMPLES
+    assert await mirror(store, redis) == []
+    assert store.versions("neon").keys() == {1, 2}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("copy", ["none", "no redis", "damaged", "of another version"])
+async def test_what_nobody_holds_is_put_aside_and_the_version_before_is_current(
+    store: KnowledgeStore, redis: Redis, damage: Damage, copy: str
+) -> None:
+    latest, before = store.find("neon"), store.versions("neon")[1]
+    if copy == "damaged":
+        await mirror(store, redis)
+        await redis.hset(update_key(latest.content_hash), "knowledge.json", b"{}")
+    elif copy == "of another version":
+        await redis.hset(CATALOGUE_KEY, "neon", before.model_dump_json())
+    damage(folder_of(store, latest))
+    await Repair(store, None if copy == "no redis" else redis).look()
+    assert store.versions("neon") == {1: before}
+    assert await mirror(store, redis) != []
+    assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == before
+    aside = list((store.folders()[0][2].parent).glob(".damaged-2-*"))
+    assert len(aside) == 1, "people can still look at it"
+
+
+async def test_a_topic_all_of_whose_versions_are_lost_is_gone_and_others_stay(store: KnowledgeStore) -> None:
+    flip_a_byte(folder_of(store, store.find("snail")))
+    await Repair(store, None).look()
+    with pytest.raises(NotFoundError):
+        store.find("snail")
+    assert store.find("neon").version == 2
