@@ -499,6 +499,17 @@ def bench_overload(
     _bench(lambda: run_overload_bench(times=times, seconds=seconds))
 
 
+@bench.command("soak")
+def bench_soak(
+    seconds: Annotated[float, typer.Option(help="How long, s.", min=60)] = 3600.0,
+    rate: Annotated[float, typer.Option(help="Requests a second.", min=0.05)] = 1.0,
+) -> None:
+    """Whether memory, open files or Redis keys grow under an hour of mixed load."""
+    from services.launcher.bench.soak import run_soak_bench
+
+    _launch(lambda: run_soak_bench(seconds=seconds, rate_hz=rate))
+
+
 @bench.command("traffic")
 def bench_traffic(
     report: Annotated[Path, typer.Option(help="What `make loadtest-compose` wrote.")] = Path("loadtest-out"),

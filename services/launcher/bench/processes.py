@@ -79,11 +79,10 @@ class Server(Stack):
                 os.killpg(child.process.pid, number)
 
 
-def chain(name: str, profile: str) -> Stack:
+def chain(name: str, profile: str, **env: str) -> Stack:
     """The whole chain on free ports, with `THREADS`; its logs are in a folder with that name."""
-    return Stack(
-        (RUN_DIR / "bench" / name).resolve(), free_ports=True, env={**THREADS, "DEKAG_PROFILE": profile}
-    )
+    folder: Path = (RUN_DIR / "bench" / name).resolve()
+    return Stack(folder, free_ports=True, env={**THREADS, "DEKAG_PROFILE": profile, **env})
 
 
 def server(name: str, module: str, *arguments: str, health: str = "http", **env: str) -> Server:
