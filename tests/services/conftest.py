@@ -13,7 +13,6 @@ import httpx2
 import pytest
 import pytest_asyncio
 import torch
-import uvicorn
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
@@ -31,6 +30,7 @@ from services.common.settings import CommonSettings
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.gateway.app import create_app
+from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
@@ -156,7 +156,7 @@ async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
 @asynccontextmanager
 async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of ``app``, which a real server serves on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+    server = make_server(app, port=0)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
