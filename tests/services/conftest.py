@@ -113,24 +113,31 @@ class Chain:
     user: UserStub
 
 
-async def _start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, str]:
-    models: dict[str, Any] = {"port": 0, "redis_url": redis_url, "profile": str(profile)}
-    cloud = CloudSettings(**models)
+async def _start_chain(
+    start: Start, profile: Path, redis_url: str, own: Callable[[str], dict[str, Any]] = lambda _: {}
+) -> dict[str, str]:
+    def models(name: str) -> dict[str, Any]:
+        return {"port": 0, "redis_url": redis_url, "profile": str(profile), **own(name)}
+
+    cloud = CloudSettings(**models("cloud"))
     found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud, "cloud")}
-    edge = EdgeSettings(**models, cloud_address=found["cloud"])
+    edge = EdgeSettings(**models("edge"), cloud_address=found["cloud"])
     found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge, "edge")
-    channel = ChannelSettings(port=0, downlink_address=found["edge"])
+    channel = ChannelSettings(port=0, downlink_address=found["edge"], **own("channel"))
     found["channel"] = await start(
         ChannelServicer(channel), add_DownlinkServicer_to_server, channel, "channel"
     )
-    user = UserSettings(**models, downlink_address=found["channel"])
+    user = UserSettings(**models("user"), downlink_address=found["channel"])
     found["user"] = await start(UserServicer(user), add_UserServicer_to_server, user, "user")
     return found
 
 
 @pytest.fixture
-def start_chain() -> Callable[[Start, Path, str], Awaitable[dict[str, str]]]:
-    """Runs cloud, edge, channel and user with ``start``; returns their addresses."""
+def start_chain() -> Callable[..., Awaitable[dict[str, str]]]:
+    """Runs cloud, edge, channel and user with ``start``; returns their addresses.
+
+    Its last argument gives settings of one of them by its name.
+    """
     return _start_chain
 
 
