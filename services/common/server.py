@@ -230,7 +230,6 @@ class Server:
             maximum_concurrent_rpcs=settings.max_requests,
             options=[
                 *security.METADATA_OPTIONS,
-                ("grpc.max_concurrent_streams", settings.max_requests),
                 ("grpc.server_handshake_timeout_ms", round(settings.receive_timeout_s * 1000)),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),

@@ -88,7 +88,7 @@ def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365
         if not file.exists():
             _write(file, secrets.token_urlsafe(32).encode())
         password = hashlib.sha256(file.read_bytes()).hexdigest()
-        users.append(f"user {service} on #{password} resetkeys resetchannels -@all {_CONNECTS} {may}")
+        users.append(f"user {service} on #{password} resetkeys resetchannels -@all {may} {_CONNECTS}")
     _write(folder / "redis" / USERS, "".join(f"{user}\n" for user in users).encode())
     return made
 

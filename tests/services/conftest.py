@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -161,14 +162,19 @@ async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of ``app``, which a real server serves on a free port."""
+async def serving(app: FastAPI, *, ca_file: Path | None = None) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of ``app``, which a real server serves on a free port; over HTTPS if an authority is named."""
     server = make_server(app, port=0)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+    async with httpx2.AsyncClient(
+        base_url=f"{'https' if ca_file else 'http'}://127.0.0.1:{port}",
+        verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
+        timeout=60,
+        trust_env=False,
+    ) as client:
         yield client
     server.should_exit = True
     await task
