@@ -36,7 +36,7 @@ _CA_DAYS, _RENEW_DAYS = 3650, 30
 _HERE = ("localhost", "127.0.0.1", "::1")
 
 _KNOWLEDGE = "~dekag:knowledge ~dekag:transmission ~dekag:update:*"
-_READS = "+get +hgetall"
+_READS = "+get +hgetall +del"  # a damaged copy is deleted
 _JOBS = (
     f"{_KNOWLEDGE} ~dekag:lock:* ~dekag:jobs ~dekag:outcome:* ~saq:* &saq:* "
     "+@read +@write +@scripting +@pubsub +@transaction -@dangerous -@admin +info"

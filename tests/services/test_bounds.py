@@ -156,9 +156,11 @@ async def test_other_pages_cannot_make_a_browser_ask() -> None:
 
 async def test_every_answer_has_its_headers() -> None:
     async with gateway() as client:
-        answers = [await client.get(path) for path in ("/healthz", "/docs", "/v1/nothing", "/openapi.json")]
+        answers = [
+            await client.get(path) for path in ("/healthz", "/docs", "/v1/nothing", "/", "/web/main.js")
+        ]
         answers.append(await client.post(PATH, content=b"x" * 70_000))
-        assert [answer.status_code for answer in answers] == [200, 200, 404, 200, 413]
+        assert [answer.status_code for answer in answers] == [200, 200, 404, 200, 200, 413]
     for answer in answers:
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["x-frame-options"] == "DENY"

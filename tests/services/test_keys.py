@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ PATH = "/v1/images/generations"
 KEY, LINE = new_key("alice")
 OTHER, OTHER_LINE = new_key("bob")
 # What may be seen without a key; a new route is not among it by itself.
-OPEN = {"/", "/docs", "/docs-assets", "/healthz", "/openapi.json", "/readyz", "/ui"}
+OPEN = {"/", "/docs", "/docs-assets", "/healthz", "/openapi.json", "/readyz", "/web"}
 
 
 @pytest.fixture(scope="session")
@@ -72,6 +72,13 @@ def is_refused(answer: httpx2.Response) -> None:
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def all_of(routes: Iterable[Any]) -> Iterator[Any]:
+    """The routes, those of included routers too."""
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        yield from [route] if inner is None else all_of(inner.routes)
+
+
 async def soon(done: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(60):
         while not await done():  # noqa: ASYNC110 - what is awaited is at the other end
@@ -81,7 +88,7 @@ async def soon(done: Callable[[], Awaitable[bool]]) -> None:
 async def test_every_endpoint_needs_a_key(locked: httpx2.AsyncClient, keys_file: Path) -> None:
     app = create_app(GatewaySettings(redis_url="", api_keys_file=keys_file))
     tried = set()
-    for route in app.routes:
+    for route in all_of(app.routes):
         assert isinstance(route, Route | Mount), route
         path = re.sub(r"{[^}]*}", "x", route.path) + ("/x" if isinstance(route, Mount) else "")
         if route.path in OPEN:
@@ -356,7 +363,11 @@ async def test_nothing_secret_is_logged_or_traced(keys_file: Path, tmp_path: Pat
         process.kill()
     assert [answer.status_code for answer in answers] == [503, 503, 422, 503] * 2 + [401] * 4
     lines = [json.loads(line) for line in log.splitlines()]
-    assert [line.get("client") for line in lines if line.get("path") == "/v1/jobs"] == ["alice", "bob", None]
+    assert [line.get("client") for line in lines if line.get("path") == "/v1/jobs"] == [
+        "alice",
+        "bob",
+        "127.0.0.1",
+    ]
     assert "cache unavailable" in log
     assert spans.stat().st_size > 0
     for text in (log, spans.read_text(), *(f"{answer.headers}{answer.text}" for answer in answers)):
