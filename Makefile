@@ -11,8 +11,8 @@ URL ?= http://127.0.0.1:8080
 REPORT ?= loadtest-out
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-compose test-browser lint format proto docs docs-serve down clean \
-  results results-quick bench loadtest loadtest-compose
+.PHONY: help install constraints up demo test test-slow test-compose test-browser lint audit format proto docs \
+  docs-serve down clean results results-quick bench loadtest loadtest-compose
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,11 +62,20 @@ test-compose: install ## build and check docker-compose.yml on a real engine
 test-browser: install ## the web page in headless Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser
 
-lint: install ## ruff, mypy --strict, and whether the generated stubs match proto/
+# Hashes of models and results are no secrets, nor are the words that tests use as such.
+FIND_SECRETS = git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify \
+  --exclude-files '^(models|results)/|^tests/loadtest/recorded\.json$$|\.png$$' \
+  --exclude-secrets '^(admin|health|unused|dekag_wrong)$$'
+
+lint: install ## ruff, mypy --strict, whether the generated stubs match proto/, and no secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate_proto.py --check
+	$(FIND_SECRETS)
+
+audit: install ## whether a pinned dependency has a known vulnerability; asks a service on the internet
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 format: install ## let ruff format and fix what it can
 	$(BIN)/ruff format .

@@ -291,6 +291,47 @@ def publish(
 
 
 @app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; stands in logs.")],
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="What it may do; if left out, what the gateway's settings say.", min=1)
+    ] = None,
+    concurrency: Annotated[int | None, typer.Option(help="Requests at a time, likewise.", min=1)] = None,
+) -> None:
+    """Make an API key: shows it once, and prints the line with its hash: dekag key NAME >> api-keys."""
+    from services.gateway.keys import new_key
+
+    try:
+        made, line = new_key(name, requests_per_minute=requests_per_minute, concurrency=concurrency)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error), param_hint="NAME") from None
+    typer.echo(f"The key, which is shown only now:\n{made}\nThe line for DEKAG_API_KEYS_FILE:", err=True)
+    typer.echo(line)
+
+
+@app.command()
+def credentials(
+    folder: Annotated[Path, typer.Argument(help="Made if missing; what it holds stays while it is valid.")],
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Host name or IP address by which clients know the gateway; more than once for several.",
+            envvar="DEKAG_HOSTNAMES",
+        ),
+    ] = None,
+    days: Annotated[int, typer.Option(help="That new certificates are valid.", min=31, max=3650)] = 365,
+) -> None:
+    """Make certificates for mutual TLS and users of Redis, a folder for each service: docs/security.md."""
+    from services.launcher.credentials import make_credentials
+
+    try:
+        made = make_credentials(folder, names=name or (), days=days)
+    except InvalidInputError as error:
+        raise typer.BadParameter(str(error), param_hint="--name") from None
+    typer.echo(f"{folder}: " + (f"new certificates of {', '.join(made)}" if made else "all valid"))
+
+
+@app.command()
 def world(
     output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("world.png"),
     seed: Annotated[int, typer.Option(help="Draws what is not a style or a subject.", min=0)] = 0,

@@ -6,6 +6,8 @@ It needs no model and imports neither PyTorch nor the services.
 from __future__ import annotations
 
 import base64
+import os
+import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,8 @@ from dekag.errors import (
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Where `dekag up` and docker-compose.yml serve the REST interface."""
+API_KEY, CA_FILE = "DEKAG_API_KEY", "DEKAG_CA_FILE"
+"""Variables of the environment that hold what a Client is not given."""
 
 _EVENT_TIMEOUT_S = 60.0  # the gateway sends something every 15 s
 _RECONNECTS, _RECONNECT_S = 30, 1.0
@@ -38,6 +42,10 @@ _T = TypeVar("_T")
 
 class UnreachableError(UnavailableError):
     """Nothing answers at the URL: no system runs there, or the network is down."""
+
+
+class UnauthorizedError(DekagError):
+    """The gateway wants an API key and got none that it knows."""
 
 
 class _Answer(BaseModel):
@@ -243,20 +251,37 @@ class Client:
     """A connection to one gateway; close it, or use it in a ``with`` statement.
 
     Every method raises a DekagError: InvalidInputError with the field and what it allows, NotFoundError,
-    ConflictError, ExhaustedError (too much at once), UnavailableError, DeadlineError, or DekagError itself
-    for anything else that the gateway refuses; UnreachableError when nothing answers.
+    ConflictError, ExhaustedError (too much at once), UnavailableError, DeadlineError, UnauthorizedError, or
+    DekagError itself for anything else that the gateway refuses; UnreachableError when nothing answers.
 
     Args:
         url: of the gateway.
         timeout_s: how long to wait for an answer, s.
         retries: how often a request that is refused for now (status 429 or 503 with Retry-After) is sent
             again, each time after the time that the gateway names.
+        api_key: for a gateway that asks for one; ``DEKAG_API_KEY`` of the environment if left out.
+        ca_file: certificate of the authority that the gateway's is from, if it is none that this machine
+            knows; ``DEKAG_CA_FILE`` of the environment if left out.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 90.0, retries: int = 0) -> None:
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = 90.0,
+        retries: int = 0,
+        api_key: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.url, self._retries = url.rstrip("/"), retries
         # the proxies of the environment are for the world outside, not for a system on this machine
-        self._http = httpx2.Client(base_url=self.url, timeout=timeout_s, trust_env=False)
+        self._http = httpx2.Client(
+            base_url=self.url,
+            timeout=timeout_s,
+            trust_env=False,
+            headers=authorization(api_key),
+            verify=_trusted(file) if (file := ca_file or os.environ.get(CA_FILE)) else True,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -422,6 +447,19 @@ class Client:
         return _check(answer)
 
 
+def authorization(api_key: str | None = None) -> dict[str, str]:
+    """The headers that show an API key, that of the environment if none is given; none without one."""
+    key = (api_key or os.environ.get(API_KEY, "")).strip()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def _trusted(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise NotFoundError(f"{os.fspath(ca_file)} is no certificate of an authority ({error})") from None
+
+
 def _given(fields: Mapping[str, _T | None]) -> dict[str, _T]:
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -456,6 +494,8 @@ def _error(answer: httpx2.Response, problem: _Problem) -> DekagError:
             error = InvalidInputError(first.field, first.allowed, "")
             error.args = (problem.detail,)  # the gateway's own words, which name every field
             return error
+        case 401:
+            return UnauthorizedError(f"{problem.detail}; dekag takes it from {API_KEY}")
         case 429:
             return ExhaustedError(problem.detail, retry_after_s=_retry_after_s(answer))
         case 404:

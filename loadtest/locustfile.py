@@ -25,6 +25,7 @@ from locust.runners import LocalRunner
 from rich.console import Console
 from rich.markdown import Markdown
 
+from dekag.client import authorization
 from dekag.errors import DekagError
 from loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
 from loadtest.report import Answer, log_lines, service_traffic, write_report
@@ -109,7 +110,7 @@ class Person(FastHttpUser):
         request_id = f"load-{run.name}-{arrival.question}-{delivery}"
         late_s = time.monotonic() - planned
         payload = json.dumps(arrival.body)
-        headers = {"Content-Type": "application/json", "X-Request-ID": request_id}
+        headers = {"Content-Type": "application/json", "X-Request-ID": request_id, **authorization()}
         headers["Accept-Encoding"] = "identity"
         response = self.client.post(PATH, data=payload, headers=headers, name=delivery)
         latency_s = time.monotonic() - planned
@@ -254,7 +255,8 @@ def _report(environment: Environment, **_: Any) -> None:
 def _updates(url: str) -> dict[str, int]:
     """Bytes of each topic's current update; empty where the gateway does not say."""
     try:
-        listed = httpx2.get(f"{url.rstrip('/')}/v1/knowledge", timeout=10, trust_env=False)
+        address = f"{url.rstrip('/')}/v1/knowledge"
+        listed = httpx2.get(address, headers=authorization(), timeout=10, trust_env=False)
         listed.raise_for_status()
         return {each["topic"]: each["size_bytes"] for each in listed.json()["data"]}
     except (httpx2.HTTPError, ValueError, LookupError):

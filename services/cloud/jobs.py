@@ -27,6 +27,7 @@ from saq.queue.redis import RedisQueue
 from dekag.errors import ConflictError, NotFoundError, UnavailableError
 from services.cloud.settings import CloudSettings, KnowledgeSettings
 from services.common import metrics, tracing
+from services.common.security import redis_options
 from services.proto import cloud_pb2
 
 FUNCTION = "distill"
@@ -108,7 +109,12 @@ class JobState:
 
 def open_redis(settings: KnowledgeSettings, timeout_s: float) -> Redis:
     """A client for jobs and the catalogue; unlike the cache's, it does fail."""
-    return Redis.from_url(settings.redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+    return Redis.from_url(
+        settings.redis_url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        **redis_options(settings),
+    )
 
 
 class DistillQueue(RedisQueue):

@@ -40,6 +40,7 @@ from services.common import metrics, tracing
 from services.common.errors import public
 from services.common.knowledge import Manifest
 from services.common.requests import begin_request, configure_logging
+from services.common.security import SettingError
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
@@ -301,6 +302,9 @@ def main() -> None:
         raise SystemExit(1)
     try:
         metrics.serve(settings)
+    except SettingError as error:
+        _log.error(str(error))
+        raise SystemExit(1) from None
     except OSError as error:
         _log.error(f"DEKAG_METRICS_PORT must be free, as each distiller needs its own: {error}")
         raise SystemExit(1) from None

@@ -25,6 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from services.common import metrics
+from services.common.security import redis_options
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
@@ -76,6 +77,7 @@ class Cache:
                 socket_timeout=settings.redis_timeout_s,
                 socket_connect_timeout=settings.redis_timeout_s,
                 retry=Retry(NoBackoff(), 0),
+                **redis_options(settings),
             )
 
     async def get(self, key: str) -> bytes | None:

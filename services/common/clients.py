@@ -9,7 +9,7 @@ from typing import TypeVar
 import grpc
 from grpc import aio
 
-from services.common import tracing
+from services.common import security, tracing
 from services.common.errors import from_rpc
 from services.common.requests import outgoing_metadata, request_id, time_remaining
 from services.common.settings import CommonSettings
@@ -20,20 +20,21 @@ _Response = TypeVar("_Response")
 
 def open_channel(address: str, settings: CommonSettings) -> aio.Channel:
     """A channel to keep for the life of the process: kept alive, reconnecting within about a second."""
-    return aio.insecure_channel(
-        address,
-        options=[
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1_000),
-            ("grpc.enable_http_proxy", 0),
-        ],
-    )
+    options: list[tuple[str, int]] = [
+        *security.METADATA_OPTIONS,
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 1_000),  # that one attempt may take, TLS included
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if (credentials := security.channel_credentials(settings.tls_dir)) is not None:
+        return aio.secure_channel(address, credentials, options=options)
+    return aio.insecure_channel(address, options=options)
 
 
 async def call(

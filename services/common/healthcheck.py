@@ -1,43 +1,62 @@
 """Whether one service is well: ``python -m services.common.healthcheck TARGET`` exits 0 or 1.
 
-The target is ``HOST:PORT``, ``http://...`` or ``file:PATH``.
+The target is ``HOST:PORT``, ``http://...``, ``https://...`` or ``file:PATH``.
 """
 
 from __future__ import annotations
 
+import os
+import ssl
 import sys
 import time
 from pathlib import Path
 from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.security import SettingError, channel_credentials
+
 FRESH_S = 15.0
-_no_proxy = build_opener(ProxyHandler({}))
+# The check asks this machine, by its address, which is in no certificate that a public authority gives.
+_any_certificate = ssl.create_default_context()
+_any_certificate.check_hostname = False
+_any_certificate.verify_mode = ssl.CERT_NONE
+_no_proxy = build_opener(ProxyHandler({}), HTTPSHandler(context=_any_certificate))
 
 
-def healthy(target: str, timeout_s: float = 2.0) -> bool:
+def healthy(target: str, timeout_s: float = 2.0, tls_dir: str | None = None) -> bool:
     """Whether ``target`` says that it serves, within ``timeout_s`` seconds.
 
     Args:
-        target: ``host:port`` of a service with ``grpc.health.v1``, an ``http://`` URL that answers 2xx, or
-            ``file:`` and the path of a file that the service touches at least every 15 s.
+        target: ``host:port`` of a service with ``grpc.health.v1``, a URL that answers 2xx, or ``file:`` and
+            the path of a file that the service touches at least every 15 s.
         timeout_s: longest wait, s.
+        tls_dir: folder of the credentials that the service asks for.
     """
     if target.startswith("file:"):
         try:
             return time.time() - Path(target.removeprefix("file:")).stat().st_mtime < FRESH_S
         except OSError:
             return False
-    if target.startswith("http://"):
+    if target.startswith(("http://", "https://")):
         try:
             with _no_proxy.open(target, timeout=timeout_s) as answer:
                 return bool(200 <= answer.status < 300)
         except (URLError, OSError):
             return False
-    with grpc.insecure_channel(target, options=[("grpc.enable_http_proxy", 0)]) as channel:
+    try:
+        credentials = channel_credentials(Path(tls_dir) if tls_dir else None)
+    except SettingError:
+        return False
+    options = [("grpc.enable_http_proxy", 0)]
+    channel = (
+        grpc.insecure_channel(target, options)
+        if credentials is None
+        else grpc.secure_channel(target, credentials, options)
+    )
+    with channel:
         try:
             check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
             answer = check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
@@ -49,4 +68,4 @@ def healthy(target: str, timeout_s: float = 2.0) -> bool:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    sys.exit(not healthy(sys.argv[1]))
+    sys.exit(not healthy(sys.argv[1], tls_dir=os.environ.get("DEKAG_TLS_DIR")))

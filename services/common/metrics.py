@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
+from services.common import security
+
 if TYPE_CHECKING:
     from services.common.settings import CommonSettings
     from services.proto.user_pb2 import LinkReport
@@ -75,9 +77,34 @@ DISTILL_SECONDS = Histogram(
 
 
 def serve(settings: CommonSettings) -> None:
-    """Serves the metrics in a thread, if the settings name a port; OSError when it is taken."""
-    if settings.metrics_port:
+    """Serves the metrics in a thread, if the settings name a port; with mutual TLS if they name credentials.
+
+    Raises:
+        OSError: the port is taken.
+        SettingError: it would be reached from beyond loopback without mutual TLS.
+    """
+    if not settings.metrics_port:
+        return
+    folder = settings.tls_dir
+    security.check_exposure(
+        settings,
+        settings.metrics_host,
+        "the metrics",
+        safe=folder is not None,
+        mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
+    )
+    if folder is None:
         start_http_server(settings.metrics_port, settings.metrics_host)
+        return
+    security.read(folder, security.CA, security.CERTIFICATE, security.KEY)
+    start_http_server(
+        settings.metrics_port,
+        settings.metrics_host,
+        certfile=str(folder / security.CERTIFICATE),
+        keyfile=str(folder / security.KEY),
+        client_cafile=str(folder / security.CA),
+        client_auth_required=True,
+    )
 
 
 def delivered(report: LinkReport, delivery: str, seconds: float) -> None:

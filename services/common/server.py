@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 
 from dekag import plugins
 from dekag.errors import UnavailableError
-from services.common import errors, metrics, tracing
+from services.common import errors, metrics, security, tracing
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
 
@@ -227,13 +227,17 @@ class Server:
         self._health = _Health()
         self._server = aio.server(
             interceptors=[self._requests],
+            maximum_concurrent_rpcs=settings.max_requests,
             options=[
+                *security.METADATA_OPTIONS,
+                ("grpc.server_handshake_timeout_ms", round(settings.receive_timeout_s * 1000)),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.max_ping_strikes", 2),
             ],
         )
         add(servicer, self._server)
@@ -244,12 +248,29 @@ class Server:
         add_ServerReflectionServicer_to_server(self._reflection, self._server)  # type: ignore[no-untyped-call]
 
     async def start(self) -> int:
-        """Listens, so far only for health and reflection; returns the port. OSError when it is taken."""
+        """Listens, so far only for health and reflection; returns the port.
+
+        Raises:
+            OSError: the port is taken.
+            SettingError: it would be reached from beyond loopback without mutual TLS.
+        """
+        credentials = security.server_credentials(self._settings)
+        security.check_exposure(
+            self._settings,
+            self._settings.host,
+            "this service",
+            safe=credentials is not None,
+            mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
+        )
         await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        address = f"{self._settings.host}:{self._settings.port}"
         try:
-            port = self._server.add_insecure_port(f"{self._settings.host}:{self._settings.port}")
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._settings.host}:{self._settings.port}") from error
+            raise OSError(f"cannot listen on {address}") from error
         await self._server.start()
         return port
 
@@ -308,6 +329,9 @@ def run(
 
     try:
         asyncio.run(serve())
+    except security.SettingError as error:
+        _log.error(str(error))
+        raise SystemExit(1) from None
     except Exception as error:
         _log.exception("service failed")
         raise SystemExit(1) from error

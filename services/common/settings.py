@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -16,8 +17,24 @@ class CommonSettings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    published_on: str = Field(
+        "",
+        description="Where the ports of a container can be reached, since it listens on all addresses of its "
+        "own: the address that they are published on, or `nowhere` for a network of trusted services only.",
+    )
+    tls_dir: Path | None = Field(
+        None,
+        description="Folder with ca.crt, tls.crt and tls.key, as `dekag credentials` makes them: turns on "
+        "mutual TLS between services, and for metrics.",
+    )
     redis_url: str = Field(
-        "redis://127.0.0.1:6379/0", description="Redis that serves as cache; empty turns caching off."
+        "redis://127.0.0.1:6379/0",
+        repr=False,  # it may hold a password
+        description="Redis that serves as cache; empty turns caching off. rediss:// takes the certificates "
+        "of DEKAG_TLS_DIR.",
+    )
+    redis_password_file: Path | None = Field(
+        None, description="File that holds the password of the user that DEKAG_REDIS_URL names."
     )
     redis_timeout_s: float = Field(
         0.25, gt=0, description="Longest wait for a connection to Redis or an answer from it, s."
@@ -29,6 +46,15 @@ class CommonSettings(BaseSettings):
     report_ttl_s: int = Field(3_600, gt=0, description="Time that link reports stay retrievable, s.")
     max_message_bytes: int = Field(
         16 * 2**20, ge=2**16, description="Largest gRPC message sent or accepted, bytes."
+    )
+    max_requests: int = Field(
+        512, ge=1, description="gRPC requests that a service works at a time; more are turned away."
+    )
+    receive_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        description="Time that a client gets to send a request to the gateway, or to open a connection to "
+        "another service, s.",
     )
     spans_to: str = Field(
         "",

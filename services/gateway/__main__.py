@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import socket
-
-import uvicorn
+import structlog
 
 from dekag import plugins
 from services.common import metrics, tracing
 from services.common.requests import configure_logging
+from services.common.security import SettingError, check_exposure, exposed_on
 from services.gateway.app import create_app
+from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
 
-
-class _Server(uvicorn.Server):
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the event streams first, which would hold up the shutdown for the whole grace."""
-        self.config.app.state.stopping.set()  # type: ignore[union-attr]
-        await super().shutdown(sockets)
-        tracing.close()  # here, since uvicorn ends the process by the signal that it got
+_log = structlog.get_logger()
 
 
 def main() -> None:
@@ -27,19 +20,23 @@ def main() -> None:
     settings = GatewaySettings()
     configure_logging("gateway", settings.log_level)
     tracing.configure("gateway", settings.spans_to)
-    metrics.serve(settings)
-    plugins.load_from_environment()
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=math.ceil(settings.grace_s),
-    )
-    _Server(config).run()
+    try:
+        check_exposure(
+            settings,
+            settings.host,
+            "the gateway",
+            safe=settings.api_keys_file is not None,
+            mend="make an API key with `dekag key NAME >> api-keys` and set DEKAG_API_KEYS_FILE=api-keys",
+        )
+        metrics.serve(settings)
+        plugins.load_from_environment()
+        server = make_server(create_app(settings))
+    except SettingError as error:
+        _log.error(str(error))
+        raise SystemExit(1) from None
+    if settings.https_dir is None and exposed_on(settings, settings.host) is not None:
+        _log.warning("API keys come in the clear unless a proxy ends TLS; DEKAG_HTTPS_DIR serves HTTPS")
+    server.run()
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
 from services.gateway.converters import to_image, to_proto
 from services.gateway.idempotency import seed_for
+from services.gateway.keys import Keys
 from services.gateway.middleware import RequestMiddleware
 from services.gateway.schemas import (
     EXAMPLE_REQUEST,
@@ -66,15 +67,19 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
     Args:
         settings: read from the environment if left out.
+
+    Raises:
+        SettingError: the file of API keys is not as it must be.
     """
     settings = settings or GatewaySettings()
+    keys = Keys.read(settings.api_keys_file, settings) if settings.api_keys_file else None
     traffic = TrafficTotals()
     admission = Admission(slots=settings.max_in_flight, max_waiting=settings.max_waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         cache = app.state.cache = Cache(settings)
-        app.state.settings, app.state.stopping = settings, asyncio.Event()
+        app.state.stopping = asyncio.Event()
         async with (
             open_channel(settings.user_address, settings) as channel,
             open_channel(settings.cloud_address, settings) as cloud_channel,
@@ -95,8 +100,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         "OpenAI Images API; `link` says over what radio link, `link_report` how it went.",
         lifespan=lifespan,
     )
-    app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL)
-    problems.install(app)
+    app.state.settings = settings
+    app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL, keys=keys)
+    problems.install(app, keys=keys is not None)
     app.include_router(knowledge.router)
 
     @app.post(
@@ -117,7 +123,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         last = MAX_SEED + 1 - body.n
         if body.seed is not None and body.seed > last:
             raise InvalidInputError("seed", f"at most {last} when n is {body.n}", body.seed)
-        client = request.client.host if request.client else ""
+        client = request.state.client
         first = body.seed
         if first is None:
             first = seed_for(client, idempotency_key, _JSON_SAFE_SEEDS - body.n)

@@ -54,7 +54,7 @@ async def distill(
 ) -> Job:
     """Starts a job that distils the topic; `Location` says where to look at it."""
     asked = to_distill(body)
-    asked.job_id = job_id_for(request.client.host if request.client else "", idempotency_key)
+    asked.job_id = job_id_for(request.state.client, idempotency_key)
     job = to_job(await call(request.app.state.cloud.Distill, asked, "cloud"))
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job

@@ -25,6 +25,11 @@ RETRY_AFTER_S = 2
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 
+def title(status: int) -> str:
+    """What an HTTP status is called."""
+    return _TITLES.get(status) or HTTPStatus(status).phrase
+
+
 def problem(
     status: int,
     detail: str,
@@ -33,10 +38,10 @@ def problem(
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """A response with problem details; title and type follow from the status."""
-    title = _TITLES.get(status) or HTTPStatus(status).phrase
+    name = title(status)
     body = Problem(
-        type=f"urn:dekag:problem:{title.lower().replace(' ', '-')}",
-        title=title,
+        type=f"urn:dekag:problem:{name.lower().replace(' ', '-')}",
+        title=name,
         status=status,
         detail=detail,
         request_id=request_id.get(),
@@ -64,6 +69,12 @@ def from_error(error: Exception) -> JSONResponse:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What an operation says in the OpenAPI document of the problems that it may answer with."""
     return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
+
+
+_NO_KEY = {
+    "description": "No API key, or none that is known.",
+    "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
 
 
 @cache
@@ -126,8 +137,13 @@ def _field_problem(error: Mapping[str, Any], schema: _Schema) -> FieldProblem:
     return FieldProblem(field=field, allowed=may, detail=f"{field} must be {may}")
 
 
-def install(app: FastAPI) -> None:
-    """Makes every error of ``app`` a problem, and says so in its OpenAPI document."""
+def install(app: FastAPI, *, keys: bool) -> None:
+    """Makes every error of ``app`` a problem, and says so in its OpenAPI document.
+
+    Args:
+        app: to change.
+        keys: the document also says that API keys are needed.
+    """
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -147,8 +163,11 @@ def install(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         document = make_openapi()
-        for operations in document["paths"].values():
+        for path, operations in document["paths"].items():
             for operation in operations.values():
+                if keys and path.startswith("/v1/"):
+                    operation["security"] = [{"key": []}]
+                    operation["responses"]["401"] = _NO_KEY
                 for response in operation["responses"].values():
                     content = response.get("content", {})
                     if (
@@ -157,6 +176,8 @@ def install(app: FastAPI) -> None:
                         described = [each for each in content.values() if "schema" in each]
                         content.clear()
                         content[MEDIA_TYPE] = described[0] if described else {}
+        if keys:
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -43,10 +43,10 @@ _SIZES = (
 )
 
 # What the examples of several fields share
-_HASH = "9a41d092bb09509644460297659ec49548f942f27f8edfd2415356dacf8f4e0d"
-EXAMPLE_REQUEST = "3f0c9a7e5d4b4f0a9d1e2c3b4a596877"
+_HASH = "9a41d092bb09509644460297659ec49548f942f27f8edfd2415356dacf8f4e0d"  # pragma: allowlist secret
+EXAMPLE_REQUEST = "3f0c9a7e5d4b4f0a9d1e2c3b4a596877"  # pragma: allowlist secret
 _SNR = "a number of at least -20.0 and at most 40.0"
-EXAMPLE_JOB = "c1f4b8d2a6e04f7f8b3d5e9a70c2d614"
+EXAMPLE_JOB = "c1f4b8d2a6e04f7f8b3d5e9a70c2d614"  # pragma: allowlist secret
 _CREATED = 1_790_000_000  # Unix time, s
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from services.common.settings import CommonSettings
@@ -29,6 +31,31 @@ class GatewaySettings(CommonSettings):
         ge=0,
         description="Requests for images that may wait; more are refused with status 429 and Retry-After. "
         "Clients with less than their fair share still get in, up to twice as many.",
+    )
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of API keys, a line each as `dekag key` prints it; with it every request but those "
+        "for health and pages needs one. Needed to be reached beyond loopback.",
+    )
+    key_requests_per_minute: int = Field(
+        120, ge=1, description="Requests of one API key in any minute, where its line says nothing else."
+    )
+    key_concurrency: int = Field(
+        8, ge=1, description="Requests of one API key at a time, where its line says nothing else."
+    )
+    https_dir: Path | None = Field(
+        None, description="Folder with tls.crt and tls.key: REST is served over HTTPS with them."
+    )
+    allowed_hosts: str = Field(
+        "localhost",
+        description="Names, separated by commas, that this gateway answers to while it needs no API keys; "
+        "it always answers to IP addresses. Keeps web pages that a browser shows from reaching it.",
+    )
+    max_connections: int = Field(
+        512, ge=1, description="Connections at a time; more are closed with status 503."
+    )
+    max_header_bytes: int = Field(
+        16 * 1024, ge=1024, description="Largest request line and headers accepted, bytes."
     )
     max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body accepted, bytes.")
     ready_timeout_s: float = Field(1.0, gt=0, description="Time that /readyz gives each check, s.")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dekag import client
-from dekag.client import Client, LinkReport
+from dekag.client import Client, LinkReport, UnauthorizedError
 from dekag.errors import (
     ConflictError,
     DekagError,
@@ -68,7 +68,14 @@ def run_demo(
 
 def exit_status(error: Exception) -> int:
     """Of a command that ends with ``error``: 2 for a refusal that another request mends, else 1."""
-    mends = (InvalidInputError, NotFoundError, MismatchError, ConflictError, ExhaustedError)
+    mends = (
+        InvalidInputError,
+        NotFoundError,
+        MismatchError,
+        ConflictError,
+        ExhaustedError,
+        UnauthorizedError,
+    )
     return 2 if isinstance(error, mends) else 1
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import socket
@@ -81,7 +83,7 @@ class Stack:
     @property
     def url(self) -> str:
         """Base URL of the gateway."""
-        return f"http://{HOST}:{self['gateway'].port}"
+        return f"{self._scheme}://{HOST}:{self['gateway'].port}"
 
     def __getitem__(self, name: str) -> Child:
         return next(child for child in self.children if child.name == name)
@@ -136,6 +138,10 @@ class Stack:
                     f"{child.name} ended {how}; the last lines of {child.log}:\n{_tail(child.log)}"
                 )
 
+    @property
+    def _scheme(self) -> str:
+        return "https" if {**os.environ, **self.env}.get("DEKAG_HTTPS_DIR") else "http"
+
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         ports = {name: self._port(default, name) for name, (default, _) in SERVICES.items()}
@@ -156,13 +162,15 @@ class Stack:
             own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
             own["DEKAG_PORT"] = str(ports[name])
             own |= _metrics_port(env, name)
-            target = f"http://{HOST}:{ports[name]}/readyz" if name == "gateway" else f"{HOST}:{ports[name]}"
+            target = f"{HOST}:{ports[name]}"
+            if name == "gateway":
+                target = f"{self._scheme}://{target}/readyz"
             self._spawn(
                 name,
                 ports[name],
                 [sys.executable, "-m", f"services.{name}"],
                 env | own,
-                lambda target=target: healthy(target, 1.0),  # type: ignore[misc]
+                lambda target=target: healthy(target, 1.0, env.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
             )
 
     def _start_distiller(self, env: Mapping[str, str]) -> None:
@@ -173,14 +181,25 @@ class Stack:
         self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> str:
-        """Starts Redis, without persistence, and returns its URL; an empty one if no Redis is installed."""
+        """Starts Redis, without persistence, and returns its URL; an empty one if no Redis is installed.
+
+        Its password is a new one each time, which only this user can read: a command line shows to everyone
+        on this machine.
+        """
         if (program := find_redis()) is None:
             return ""
         port = REDIS_PORT if not self.free_ports and is_free(REDIS_PORT) else free_port()
-        command = [program, "--port", str(port), "--bind", HOST, "--save", "", "--appendonly", "no"]
-        command += ["--dir", str(self.run_dir), "--maxmemory", "256mb"]
-        command += ["--maxmemory-policy", "volatile-lru"]  # caches expire and may go; jobs and knowledge stay
-        url = f"redis://{HOST}:{port}/0"
+        password = secrets.token_urlsafe(32)
+        config = self.run_dir / "redis.conf"
+        config.unlink(missing_ok=True)
+        config.touch(mode=0o600)
+        config.write_text(
+            f"port {port}\nbind {HOST}\nrequirepass {password}\ndir {json.dumps(str(self.run_dir))}\n"
+            'save ""\nappendonly no\nmaxmemory 256mb\n'
+            "maxmemory-policy volatile-lru\n"  # caches expire and may go; jobs and knowledge stay
+        )
+        command = [program, str(config)]
+        url = f"redis://:{password}@{HOST}:{port}/0"
         client = Redis.from_url(url, socket_timeout=1.0)
 
         def check() -> bool:

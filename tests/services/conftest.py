@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ import httpx2
 import pytest
 import pytest_asyncio
 import torch
-import uvicorn
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
@@ -31,6 +31,7 @@ from services.common.settings import CommonSettings
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.gateway.app import create_app
+from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
@@ -113,24 +114,31 @@ class Chain:
     user: UserStub
 
 
-async def _start_chain(start: Start, profile: Path, redis_url: str) -> dict[str, str]:
-    models: dict[str, Any] = {"port": 0, "redis_url": redis_url, "profile": str(profile)}
-    cloud = CloudSettings(**models)
+async def _start_chain(
+    start: Start, profile: Path, redis_url: str, own: Callable[[str], dict[str, Any]] = lambda _: {}
+) -> dict[str, str]:
+    def models(name: str) -> dict[str, Any]:
+        return {"port": 0, "redis_url": redis_url, "profile": str(profile), **own(name)}
+
+    cloud = CloudSettings(**models("cloud"))
     found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud, "cloud")}
-    edge = EdgeSettings(**models, cloud_address=found["cloud"])
+    edge = EdgeSettings(**models("edge"), cloud_address=found["cloud"])
     found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge, "edge")
-    channel = ChannelSettings(port=0, downlink_address=found["edge"])
+    channel = ChannelSettings(port=0, downlink_address=found["edge"], **own("channel"))
     found["channel"] = await start(
         ChannelServicer(channel), add_DownlinkServicer_to_server, channel, "channel"
     )
-    user = UserSettings(**models, downlink_address=found["channel"])
+    user = UserSettings(**models("user"), downlink_address=found["channel"])
     found["user"] = await start(UserServicer(user), add_UserServicer_to_server, user, "user")
     return found
 
 
 @pytest.fixture
-def start_chain() -> Callable[[Start, Path, str], Awaitable[dict[str, str]]]:
-    """Runs cloud, edge, channel and user with ``start``; returns their addresses."""
+def start_chain() -> Callable[..., Awaitable[dict[str, str]]]:
+    """Runs cloud, edge, channel and user with ``start``; returns their addresses.
+
+    Its last argument gives settings of one of them by its name.
+    """
     return _start_chain
 
 
@@ -154,14 +162,19 @@ async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
 
 
 @asynccontextmanager
-async def serving(app: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of ``app``, which a real server serves on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
+async def serving(app: FastAPI, *, ca_file: Path | None = None) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of ``app``, which a real server serves on a free port; over HTTPS if an authority is named."""
+    server = make_server(app, port=0)
     task = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
-    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+    async with httpx2.AsyncClient(
+        base_url=f"{'https' if ca_file else 'http'}://127.0.0.1:{port}",
+        verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
+        timeout=60,
+        trust_env=False,
+    ) as client:
         yield client
     server.should_exit = True
     await task

@@ -1,0 +1,138 @@
+"""API keys: who may use the gateway, how often and how much at a time.
+
+A file holds a line a key, ``NAME:SHA256[:REQUESTS_PER_MINUTE[:CONCURRENCY]]``; blank lines and those that
+begin with ``#`` say nothing. A key has 256 random bits: its hash needs no salt and gives nothing away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import MovingWindowRateLimiter
+
+from dekag.errors import ExhaustedError, InvalidInputError
+from services.common import metrics
+from services.common.security import SettingError, read
+from services.gateway.settings import GatewaySettings
+
+PREFIX = "dekag_"  # what a scan for secrets knows a key by
+MAX_NAME_CHARS = 32
+_NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARS}}}")
+_LINE = re.compile(rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}}))?)?")
+_BUSY_S = 1  # when to come back if as many are in flight as may
+
+
+def new_key(
+    name: str, *, requests_per_minute: int | None = None, concurrency: int | None = None
+) -> tuple[str, str]:
+    """A random key, and the line of the file that lets it in.
+
+    Args:
+        name: whose it is; stands in logs.
+        requests_per_minute, concurrency: what the key may do, if not what the settings say.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise InvalidInputError("name", f"1 to {MAX_NAME_CHARS} letters, digits, '.', '_' and '-'", name)
+    key = PREFIX + secrets.token_urlsafe(32)
+    parts = [name, _hash(key).hex(), str(requests_per_minute or ""), str(concurrency or "")]
+    return key, ":".join(parts).rstrip(":")
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of a key: not the key itself."""
+
+    name: str
+    hash: bytes
+    requests_per_minute: int
+    concurrency: int
+
+
+class Keys:
+    """The keys that are let in, and what each of them is doing. Counts in this process only."""
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        self._keys = tuple(keys)
+        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._in_flight: Counter[str] = Counter()
+
+    @classmethod
+    def read(cls, file: Path, settings: GatewaySettings) -> Self:
+        """The keys in ``file``.
+
+        Raises:
+            SettingError: it cannot be read, holds no key, or has a line that is not as it must be.
+        """
+        keys: dict[str, Key] = {}
+        (content,) = read(file.parent, file.name, made_by="dekag key")
+        for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+            if not (line := line.strip()) or line.startswith("#"):
+                continue
+            found = _LINE.fullmatch(line)
+            if found is None or found[1] in keys:  # the line itself is not shown: it may hold a key
+                why = "names a key that stands there already" if found else "is not one"
+                raise SettingError(f"line {number} of {file} {why}; `dekag key NAME` prints such lines")
+            keys[found[1]] = Key(
+                found[1],
+                bytes.fromhex(found[2]),
+                int(found[3] or settings.key_requests_per_minute),
+                int(found[4] or settings.key_concurrency),
+            )
+        if not keys:
+            raise SettingError(f"{file} holds no API key; `dekag key NAME` prints a line for it")
+        return cls(tuple(keys.values()))
+
+    def find(self, authorization: str | None) -> Key | None:
+        """The key that an ``Authorization`` header shows, None if it shows none that is known.
+
+        Takes the same time whichever key it is and however much of one is right.
+        """
+        scheme, _, shown = (authorization or "").partition(" ")
+        shown_hash, found = _hash(shown.strip()), None
+        for key in self._keys:
+            if hmac.compare_digest(key.hash, shown_hash):
+                found = key
+        return found if scheme.lower() == "bearer" else None
+
+    @asynccontextmanager
+    async def turn(self, key: Key) -> AsyncIterator[None]:
+        """One request of ``key``, in flight while inside; ExhaustedError if it asks too often or too much."""
+        with metrics.REFUSED.labels("key").count_exceptions(ExhaustedError):
+            await self._check(key)
+        self._in_flight[key.name] += 1
+        try:
+            yield
+        finally:
+            self._in_flight[key.name] -= 1
+
+    async def _check(self, key: Key) -> None:
+        if self._in_flight[key.name] >= key.concurrency:
+            raise ExhaustedError(
+                f"{key.concurrency} requests of this API key are in flight, as many as may be",
+                retry_after_s=_BUSY_S,
+            )
+        rate = RateLimitItemPerMinute(key.requests_per_minute)
+        if not await self._limiter.hit(rate, key.name):
+            window = await self._limiter.get_window_stats(rate, key.name)
+            wait_s = max(1, math.ceil(window.reset_time - time.time()))
+            raise ExhaustedError(
+                f"this API key may be used {key.requests_per_minute} times a minute; try again in {wait_s} s",
+                retry_after_s=wait_s,
+            )

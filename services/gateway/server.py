@@ -1,0 +1,125 @@
+"""The HTTP server of the gateway: uvicorn, with bounds on what is still on its way to the application."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from services.common import tracing
+from services.common.security import CERTIFICATE, KEY, read
+from services.gateway.problems import problem, title
+from services.gateway.settings import GatewaySettings
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, which by itself waits for ever, and keeps headers of any size.
+
+    A request must be complete ``receive_timeout_s`` after its first byte, or after the connection was opened;
+    its head may have ``max_header_bytes``, and there may be ``max_connections``.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
+        super().connection_made(transport)
+        self._settings: GatewaySettings = self.config.app.state.settings  # type: ignore[union-attr]
+        self._in_head, self._head_bytes = True, 0
+        self._deadline: asyncio.TimerHandle | None = None
+        if len(self.connections) > self._settings.max_connections:
+            self._refuse(503, "there are too many connections; try again later")
+        else:
+            self._set_deadline()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._clear_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > (limit := self._settings.max_header_bytes):
+            self._refuse(431, f"the request line and the headers must be at most {limit} bytes")
+
+    def on_message_begin(self) -> None:
+        self._set_deadline()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._head_bytes = False, 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True  # of the next request
+        self._clear_deadline()
+        super().on_message_complete()
+
+    def _set_deadline(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self._settings.receive_timeout_s, self._out_of_time)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _out_of_time(self) -> None:
+        seconds = self._settings.receive_timeout_s
+        self._refuse(408, f"the request was not complete within {seconds:g} s")
+
+    def _refuse(self, status: int, detail: str) -> None:
+        """Says so, unless that would run into another answer, and closes the connection."""
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            silent = self.cycle is None or self.cycle.response_complete
+        else:
+            silent = not self.cycle.response_started
+        if silent:
+            answer = problem(status, detail, headers={"Connection": "close"})
+            head = b"".join(b"%s: %s\r\n" % field for field in answer.raw_headers)
+            line = f"HTTP/1.1 {status} {title(status)}\r\n".encode()
+            self.transport.write(line + head + b"\r\n" + bytes(answer.body))
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Ends the event streams first, which would hold up the shutdown for the whole grace."""
+        self.config.app.state.stopping.set()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+        tracing.close()  # here, since uvicorn ends the process by the signal that it got
+
+
+def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
+    """A server of what ``create_app`` made, with its settings.
+
+    Args:
+        app: to serve.
+        port: instead of that of the settings.
+
+    Raises:
+        SettingError: the certificate of HTTPS cannot be read.
+    """
+    settings: GatewaySettings = app.state.settings
+    if (folder := settings.https_dir) is not None:
+        read(folder, CERTIFICATE, KEY)
+    return _Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port if port is None else port,
+            http=BoundedHttp,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=math.ceil(settings.grace_s),
+            ssl_certfile=folder and folder / CERTIFICATE,
+            ssl_keyfile=folder and folder / KEY,
+        )
+    )

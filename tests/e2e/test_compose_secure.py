@@ -1,0 +1,185 @@
+"""deploy/compose.secure.yml on a real engine: without key, certificate and password nobody gets anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from dekag.client import Client, UnauthorizedError
+from services.gateway.keys import new_key
+from services.launcher.stack import SERVICES, free_port
+
+pytestmark = pytest.mark.compose
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ("--file", "docker-compose.yml", "--file", "deploy/compose.secure.yml")
+NAMES = ["redis", "distiller", *SERVICES]
+USERS_OF_REDIS = ["gateway", "user", "edge", "cloud", "distiller"]
+PORTS = {name: port for name, (port, _) in SERVICES.items() if name != "gateway"}
+KEY, LINE = new_key("tester")
+REDIS_CLI = (
+    "redis-cli -e --tls --cacert /credentials/ca.crt --cert /credentials/tls.crt --key /credentials/tls.key"
+)
+
+
+class Project:
+    """The project of the tests, with the override unless it says otherwise."""
+
+    def __init__(self, keys_file: Path) -> None:
+        self.port = free_port()
+        self._env = os.environ | {
+            "DEKAG_GATEWAY_PORT": str(self.port),
+            "DEKAG_API_KEYS_FILE": str(keys_file),
+            "DEKAG_HOSTNAMES": "box.example.org",
+        }
+
+    def __call__(
+        self, *arguments: str, files: tuple[str, ...] = FILES, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["docker", "compose", "--project-name", "dekag-test-secure", *files, *arguments],
+            cwd=ROOT,
+            env=self._env | env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def sh(self, service: str, script: str) -> subprocess.CompletedProcess[str]:
+        """Runs a script in a container that runs."""
+        return self("exec", "-T", service, "sh", "-c", script)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """The chain with everything on, running."""
+    if shutil.which("docker") is None:
+        pytest.fail("docker is not here")
+    keys = tmp_path_factory.mktemp("keys") / "api-keys"
+    keys.write_text(LINE)
+    project = Project(keys)
+    try:
+        started = project("up", "--build", "--wait", "--wait-timeout", "600")
+        if started.returncode != 0:
+            pytest.fail(f"{started.stderr[-3000:]}\n{project('logs', '--tail', '20').stdout}")
+        yield project
+    finally:
+        project("down", "--volumes", "--remove-orphans", "--timeout", "40")
+
+
+@pytest.fixture(scope="module")
+def ca_file(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The authority that clients are to believe."""
+    file = tmp_path_factory.mktemp("authority") / "ca.crt"
+    file.write_text(project.sh("gateway", "cat /credentials/ca.crt").stdout)
+    return file
+
+
+@pytest.fixture(scope="module")
+def url(project: Project) -> str:
+    """Of the gateway."""
+    return f"https://127.0.0.1:{project.port}"
+
+
+def inspected(project: Project) -> list[dict[str, Any]]:
+    ids = project("ps", "--all", "--quiet").stdout.split()
+    described: list[dict[str, Any]] = json.loads(subprocess.check_output(["docker", "inspect", *ids]))
+    return described
+
+
+def test_a_picture_needs_a_key(url: str, ca_file: Path) -> None:
+    with Client(url, api_key=KEY, ca_file=ca_file) as client:
+        for delivery in ("semantic", "conventional"):
+            image = client.image("a red boat", seed=1, delivery=delivery, link={"snr_db": 25})
+            assert image.png is not None
+        assert client.reports(image.report.request_id) == [image.report], "Redis is used"
+    with Client(url, api_key="dekag_wrong", ca_file=ca_file) as client, pytest.raises(UnauthorizedError):
+        client.image("a red boat")
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(url.replace("https", "http") + "/healthz", trust_env=False)
+
+
+def test_a_topic_is_distilled_and_used(url: str, ca_file: Path) -> None:
+    with Client(url, api_key=KEY, ca_file=ca_file, retries=3) as client:
+        *_, last = client.distill("neon", images=4, steps=4, rank=1)
+        assert last.status == "finished", last
+        image = client.image("a red boat, neon style", seed=1)
+        assert [each.topic for each in image.report.knowledge] == ["neon"]
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_a_service_answers_who_shows_a_certificate_only(project: Project, name: str) -> None:
+    check = f"python -m services.common.healthcheck {name}:{PORTS[name]}"
+    assert project.sh("gateway", check).returncode == 0
+    assert project.sh("gateway", f"DEKAG_TLS_DIR= {check}").returncode == 1
+
+
+def test_redis_answers_who_shows_a_password_and_a_certificate_only(project: Project) -> None:
+    health = project.sh(
+        "redis", f"{REDIS_CLI} --user health --pass health --no-auth-warning get dekag:knowledge"
+    )
+    assert "NOPERM" in health.stdout + health.stderr
+    nobody = project.sh("redis", f"{REDIS_CLI} get dekag:knowledge")
+    assert "NOAUTH" in nobody.stdout + nobody.stderr
+    plain = project.sh("redis", "redis-cli -e ping")
+    assert plain.returncode != 0
+    assert "PONG" not in plain.stdout
+
+
+def test_a_service_sees_its_own_credentials_only(project: Project) -> None:
+    for name in NAMES:
+        found = set(project.sh(name, "ls /credentials").stdout.split())
+        own = {"redis": {"users.acl"}, "channel": set()}.get(name, {"redis.password"})
+        assert found == {"ca.crt", "tls.crt", "tls.key"} | own
+        assert project.sh(name, "touch /credentials/x").returncode != 0
+
+
+def test_nothing_secret_is_in_environments_command_lines_and_logs(project: Project) -> None:
+    secrets = [project.sh(name, "cat /credentials/redis.password").stdout for name in USERS_OF_REDIS]
+    assert all(len(secret) > 40 for secret in secrets)
+    assert len(set(secrets)) == len(secrets)
+    for shown in (json.dumps(inspected(project)), project("logs").stdout):
+        assert "services" in shown
+        assert [secret for secret in (*secrets, KEY) if secret in shown] == []
+
+
+def test_what_makes_the_credentials_may_do_little(project: Project) -> None:
+    (made,) = (
+        each
+        for each in inspected(project)
+        if each["Config"]["Labels"]["com.docker.compose.service"] == "credentials"
+    )
+    host = made["HostConfig"]
+    assert made["State"]["ExitCode"] == 0
+    assert host["NetworkMode"] == "none"
+    assert host["ReadonlyRootfs"]
+    assert host["CapDrop"] == ["ALL"]
+    assert made["Config"]["User"] == "10001:10001"
+
+
+def test_credentials_stay_when_it_is_started_again(project: Project) -> None:
+    again = project("run", "--rm", "-T", "credentials")
+    assert again.returncode == 0, again.stderr
+    assert "all valid" in again.stdout
+
+
+def test_without_keys_it_does_not_start_on_another_address(project: Project) -> None:
+    plain = ("--file", "docker-compose.yml")
+    run = ("run", "--rm", "--no-deps", "-T", "gateway", "services.gateway")
+    ended = project(*run, files=plain, DEKAG_GATEWAY_BIND="0.0.0.0")
+    assert ended.returncode == 1
+    assert "dekag key" in ended.stdout + ended.stderr
+
+
+def test_a_key_is_made_in_a_container(project: Project) -> None:
+    made = project("run", "--rm", "--no-deps", "-T", "gateway", "dekag.cli", "key", "bob")
+    assert made.stdout.startswith("bob:")
+    assert "dekag_" not in made.stdout
+    assert "dekag_" in made.stderr
