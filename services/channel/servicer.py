@@ -31,8 +31,8 @@ class ChannelServicer(DownlinkServicer):
     """Bends the symbols as the request's link conditions say, whatever they carry."""
 
     def __init__(self, settings: ChannelSettings) -> None:
-        self._channel = clients.open_channel(settings.downlink_address, settings)
-        self._downlink = DownlinkStub(self._channel)
+        self.downstream = clients.open_channel(settings.downlink_address, settings)
+        self._downlink = DownlinkStub(self.downstream)
         self._worker = ModelWorker("channel", threads=1, max_queue=settings.max_queue)
         self._traces = settings.traces
 
@@ -45,7 +45,7 @@ class ChannelServicer(DownlinkServicer):
     async def close(self) -> None:
         """Closes channel and thread."""
         self._worker.close()
-        await self._channel.close()
+        await self.downstream.close()
 
     async def Provide(
         self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]

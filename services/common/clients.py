@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeVar
 
 import grpc
@@ -18,23 +19,52 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-def open_channel(address: str, settings: CommonSettings) -> aio.Channel:
-    """A channel to keep for the life of the process: kept alive, reconnecting within about a second."""
-    options: list[tuple[str, int]] = [
+def open_channel(
+    address: str, settings: CommonSettings, *, repeatable: Sequence[tuple[str, str]] = ()
+) -> aio.Channel:
+    """A channel to keep for the life of the process: reconnecting within about a second.
+
+    A peer that has been silent for 8 s is taken for dead: calls to it fail at once until it answers again.
+
+    Args:
+        address: host:port.
+        settings: limits and credentials.
+        repeatable: (service, method) of calls that are tried again where the peer is unavailable. Only who is
+            first in the chain may, as repetitions of repetitions would multiply.
+    """
+    options: list[tuple[str, int | str]] = [
         *security.METADATA_OPTIONS,
         ("grpc.max_send_message_length", settings.max_message_bytes),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", 5_000),
+        ("grpc.keepalive_timeout_ms", 3_000),
+        ("grpc.http2.ping_timeout_ms", 3_000),  # a minute otherwise, whatever the other says
         ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),  # as many as it takes
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 1_000),  # that one attempt may take, TLS included
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.enable_http_proxy", 0),
     ]
+    if repeatable:
+        options.append(("grpc.service_config", _repeating(repeatable)))
     if (credentials := security.channel_credentials(settings.tls_dir)) is not None:
         return aio.secure_channel(address, credentials, options=options)
     return aio.insecure_channel(address, options=options)
+
+
+def _repeating(methods: Sequence[tuple[str, str]]) -> str:
+    """gRPC's service config: up to 4 attempts within some 3 s, and none while most of them fail."""
+    policy = {
+        "maxAttempts": 4,
+        "initialBackoff": "0.2s",
+        "maxBackoff": "2s",
+        "backoffMultiplier": 3,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    names = [{"service": service, "method": method} for service, method in methods]
+    budget = {"maxTokens": 20, "tokenRatio": 0.1}
+    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}], "retryThrottling": budget})
 
 
 async def call(

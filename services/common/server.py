@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
@@ -27,11 +28,17 @@ from services.common.requests import REQUEST_ID_KEY, begin_request, configure_lo
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
+FOLLOW_S = 1.0
+"""Time between two looks at the health of the next service, and the longest wait for its answer, s."""
 _NOT_OURS = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 
 
 class Servicer(Protocol):
-    """A gRPC servicer that can be run: built on the event loop without models, which ``load`` then reads."""
+    """A gRPC servicer that can be run: built on the event loop without models, which ``load`` then reads.
+
+    One that cannot do without another service has an attribute ``downstream``, the channel to it; its health
+    follows that service's.
+    """
 
     def load(self) -> None:
         """Loads the models; called once, in a thread. No request is let in before it returns."""
@@ -236,7 +243,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_permit_without_calls", 1),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 2_500),
                 ("grpc.http2.max_ping_strikes", 2),
             ],
         )
@@ -244,6 +251,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = _Names()
         add(servicer, cast("aio.Server", names))
+        self._following: asyncio.Task[None] | None = None
         self._reflection = _Reflection([*names.found, HEALTH_NAME, reflection.SERVICE_NAME])
         add_ServerReflectionServicer_to_server(self._reflection, self._server)  # type: ignore[no-untyped-call]
 
@@ -278,10 +286,31 @@ class Server:
         """Loads the models and lets requests in."""
         await asyncio.to_thread(self._servicer.load)
         self._requests.ready = True
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        channel: aio.Channel | None = getattr(self._servicer, "downstream", None)
+        if channel is None:
+            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        else:
+            await self._look(channel)
+            self._following = asyncio.create_task(self._follow(channel))
+
+    async def _follow(self, channel: aio.Channel) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            await self._look(channel)
+
+    async def _look(self, channel: aio.Channel) -> None:
+        """Says that this service serves if the one does without which it cannot."""
+        status = health_pb2.HealthCheckResponse.NOT_SERVING
+        with contextlib.suppress(grpc.RpcError):
+            check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
+            answer = await check(health_pb2.HealthCheckRequest(), timeout=FOLLOW_S)
+            status = answer.status
+        await self._health.set("", status)
 
     async def stop(self) -> None:
         """Turns new requests away, lets those in flight finish for ``grace_s``, then closes everything."""
+        if self._following is not None:
+            self._following.cancel()
         await self._health.enter_graceful_shutdown()
         self._reflection.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_s)

@@ -41,6 +41,15 @@ from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
 _JSON_SAFE_SEEDS = 2**53  # seeds drawn here survive clients whose integers are doubles
+_REPEATABLE = [
+    ("dekag.v1.User", "Receive"),  # the same request makes the same picture
+    *(
+        ("dekag.v1.Cloud", name)
+        for name in (
+            "GetJob", "ListJobs", "GetPreview", "ListKnowledge", "GetKnowledge", "GetTransmissionKnowledge"
+        )
+    ),
+]  # fmt: skip
 _T = TypeVar("_T")
 
 
@@ -81,8 +90,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         cache = app.state.cache = Cache(settings)
         app.state.stopping = asyncio.Event()
         async with (
-            open_channel(settings.user_address, settings) as channel,
-            open_channel(settings.cloud_address, settings) as cloud_channel,
+            open_channel(settings.user_address, settings, repeatable=_REPEATABLE) as channel,
+            open_channel(settings.cloud_address, settings, repeatable=_REPEATABLE) as cloud_channel,
         ):
             app.state.user = user_pb2_grpc.UserStub(channel)
             app.state.health = health_pb2_grpc.HealthStub(channel)

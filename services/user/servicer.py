@@ -62,8 +62,8 @@ class UserServicer(UserBase):
 
     def __init__(self, settings: UserSettings) -> None:
         self._settings = settings
-        self._channel = clients.open_channel(settings.downlink_address, settings)
-        self._downlink = DownlinkStub(self._channel)
+        self.downstream = clients.open_channel(settings.downlink_address, settings)
+        self._downlink = DownlinkStub(self.downstream)
         self._cache = Cache(settings)
         self._demodulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
         # two threads, so that the picture does not wait for what it is compared with
@@ -98,7 +98,7 @@ class UserServicer(UserBase):
         """Closes channel, cache and the models' threads."""
         for worker in (self._demodulating, self._rendering, self._comparing, self._decoding):
             worker.close()
-        await self._channel.close()
+        await self.downstream.close()
         await self._cache.close()
 
     async def Receive(

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -329,3 +333,100 @@ async def test_the_log_says_how_many_bytes_crossed(
     (line,) = [entry for entry in logs if entry["event"] == "request"]  # before the stream's end is sent
     assert line["received_bytes"] == converters.request_to_proto(asked).ByteSize()
     assert line["sent_bytes"] == sum(frame.ByteSize() for frame in frames)
+
+
+async def status_of(address: str, connect: Connect) -> str:
+    answer = await health_pb2_grpc.HealthStub(connect(address)).Check(health_pb2.HealthCheckRequest())
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+async def becomes(status: str, address: str, connect: Connect) -> None:
+    async with asyncio.timeout(30):
+        while await status_of(address, connect) != status:  # noqa: ASYNC110 - what is awaited has no event
+            await asyncio.sleep(0.05)
+
+
+async def test_health_follows_the_service_below(start: Start, connect: Connect, closed_port: int) -> None:
+    def below() -> Server:
+        settings = CommonSettings(port=closed_port, redis_url="")
+        return Server(settings, raising(RuntimeError()), add_DownlinkServicer_to_server)
+
+    address = f"127.0.0.1:{closed_port}"
+    for _ in range(2):
+        settings = ChannelSettings(port=0, downlink_address=address)
+        address = await start(ChannelServicer(settings), add_DownlinkServicer_to_server, settings)
+    assert await status_of(address, connect) == "NOT_SERVING"
+    for _ in range(2):
+        server = below()
+        await server.start()
+        await server.load()
+        await becomes("SERVING", address, connect)
+        await server.stop()
+        await becomes("NOT_SERVING", address, connect)
+
+
+@pytest.mark.parametrize(
+    ("error", "repeatable", "calls"),
+    [
+        (UnavailableError("not now"), True, 3),
+        (UnavailableError("not now"), False, 1),
+        (ExhaustedError("too many"), True, 1),
+        (InvalidInputError("prompt", "shorter", "long"), True, 1),
+    ],
+)
+async def test_only_what_may_be_repeated_is_and_only_where_it_helps(
+    start: Start, error: DekagError, repeatable: bool, calls: int, asked: DeliveryRequest
+) -> None:
+    seen: list[float | None] = []
+
+    async def script() -> AsyncIterator[SymbolFrame]:
+        seen.append(time_remaining())
+        if len(seen) < 3:
+            raise error
+        yield SymbolFrame(header=TransmissionHeader(channel_uses=1))
+
+    address = await start(ScriptedDownlink(script), add_DownlinkServicer_to_server)
+    methods = [("dekag.v1.Downlink", "Provide")] if repeatable else []
+    begin_request(None, 30)
+    async with clients.open_channel(address, CommonSettings(), repeatable=methods) as channel:
+        if calls == 3:
+            assert len(await drain(DownlinkStub(channel), asked)) == 1
+        else:
+            with pytest.raises(type(error)):
+                await drain(DownlinkStub(channel), asked)
+    assert len(seen) == calls
+    assert all(left is not None and left <= 30 for left in seen), "attempts share the deadline"
+
+
+@pytest.mark.slow
+async def test_a_peer_that_hangs_is_taken_for_dead_before_the_deadline(
+    closed_port: int, asked: DeliveryRequest
+) -> None:
+    env = os.environ | {"DEKAG_PORT": str(closed_port), "DEKAG_DOWNLINK_ADDRESS": "127.0.0.1:1"}
+    process = subprocess.Popen([sys.executable, "-m", "services.channel"], env=env)  # noqa: ASYNC220
+    try:
+        async with clients.open_channel(f"127.0.0.1:{closed_port}", CommonSettings()) as channel:
+            stub = DownlinkStub(channel)
+            await answers(stub, asked)
+            process.send_signal(signal.SIGSTOP)
+            for _ in range(2):
+                assert str(await refusal(stub, asked)) == "the channel service cannot be reached"
+            process.send_signal(signal.SIGCONT)
+            await answers(stub, asked)
+    finally:
+        process.kill()
+        process.wait()
+
+
+async def answers(stub: DownlinkStub, asked: DeliveryRequest) -> None:
+    """Waits until the channel says that it has no edge."""
+    async with asyncio.timeout(60):
+        while "edge service" not in str(await refusal(stub, asked)):  # noqa: ASYNC110 - no event either
+            await asyncio.sleep(0.2)
+
+
+async def refusal(stub: DownlinkStub, asked: DeliveryRequest) -> UnavailableError:
+    begin_request(None, 60)
+    with pytest.raises(UnavailableError) as raised:
+        await drain(stub, asked)
+    return raised.value
