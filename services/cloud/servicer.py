@@ -13,12 +13,14 @@ import structlog
 from grpc import aio
 from redis.exceptions import RedisError
 
+from dekag.errors import UnavailableError
 from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.jobs import Jobs, open_redis
+from services.cloud.repair import Repair
 from services.cloud.store import KnowledgeStore, TransmissionStore
-from services.common import converters
+from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, Wanted
@@ -35,6 +37,7 @@ from services.proto.cloud_pb2 import (
     KnowledgeList,
     ListJobsRequest,
     ListKnowledgeRequest,
+    Preview,
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
@@ -72,6 +75,7 @@ class CloudServicer(CloudBase):
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
+        self._repair = Repair(self._store, self._redis)
         self._closing = False
         self._mirroring = asyncio.create_task(self._mirror())
         self._cache = Cache(settings)
@@ -126,7 +130,7 @@ class CloudServicer(CloudBase):
     ) -> Job:
         """Starts a job."""
         order = await asyncio.to_thread(orders.from_proto, request)
-        return (await self._jobs.start(order)).to_proto()
+        return (await self._jobs.start(order, orders.job_id(request))).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The job as it is now."""
@@ -146,6 +150,11 @@ class CloudServicer(CloudBase):
     async def CancelJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """Cancels a job that is not over."""
         return (await self._jobs.cancel(request.id)).to_proto()
+
+    async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
+        """The latest pictures of a job that is training."""
+        state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
+        return Preview(png=await asyncio.to_thread(self._store.preview, state.id))
 
     async def ListKnowledge(
         self,
@@ -200,10 +209,12 @@ class CloudServicer(CloudBase):
         )
 
     async def _mirror(self) -> None:
-        """Gives Redis back what it lost, sooner or later whatever happens."""
+        """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
         while not self._closing:
+            await self._repair.look()
             await self._mirror_once()
-            await asyncio.sleep(self._settings.mirror_every_s)
+            if not self._closing:
+                await asyncio.sleep(self._settings.mirror_every_s)
 
     async def _mirror_once(self) -> None:
         if self._redis is None:
@@ -213,7 +224,11 @@ class CloudServicer(CloudBase):
                 _log.info("knowledge mirrored to Redis", topics=changed)
             if codecs := await mirror_transmission(self._transmission, self._redis):
                 _log.info("transmission knowledge mirrored to Redis", codecs=codecs)
-        except (RedisError, OSError, TimeoutError) as error:
+            for status, jobs in (await self._jobs.unfinished()).items():
+                metrics.JOBS.labels(status).set(jobs)
+        except (RedisError, OSError, TimeoutError, UnavailableError) as error:
+            metrics.REDIS_FAILURES.inc()
+            metrics.JOBS.clear()  # what was true before says nothing now
             _log.debug("knowledge not mirrored to Redis", error=str(error))
 
     async def _draw(
