@@ -13,18 +13,20 @@ import structlog
 from grpc import aio
 from redis.exceptions import RedisError
 
-from dekag.errors import UnavailableError
 from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
+from services.cloud.comparing import Comparisons, received_pixels
+from services.cloud.drift import DriftWatch
 from services.cloud.jobs import Jobs, open_redis
-from services.cloud.repair import Repair
 from services.cloud.store import KnowledgeStore, TransmissionStore
-from services.common import converters, metrics
+from services.common import converters
 from services.common.cache import Cache, image_key
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, Wanted
 from services.proto.cloud_pb2 import (
+    CompareRequest,
+    Consistency,
     DeleteKnowledgeRequest,
     DeleteKnowledgeResponse,
     DistillRequest,
@@ -37,7 +39,6 @@ from services.proto.cloud_pb2 import (
     KnowledgeList,
     ListJobsRequest,
     ListKnowledgeRequest,
-    Preview,
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
@@ -67,7 +68,8 @@ class _Wish:
 class CloudServicer(CloudBase):
     """Draws with the cloud-GAI, keeps all knowledge and starts the jobs that make knowledge updates.
 
-    Images are cached by everything they depend on. Distillers do the work of the jobs.
+    Images are cached by everything they depend on. Distillers do the work of the jobs. Received images are
+    compared with the cloud's own, so that it shows where knowledge drifts.
     """
 
     def __init__(self, settings: CloudSettings) -> None:
@@ -75,10 +77,10 @@ class CloudServicer(CloudBase):
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
-        self._repair = Repair(self._store, self._redis)
         self._closing = False
-        self._mirroring = asyncio.create_task(self._mirror())
         self._cache = Cache(settings)
+        self._comparisons = Comparisons(settings)
+        self._drift = DriftWatch(settings, self._store, self._redis, self._cache)
         self._drawing = BatchWorker(
             "cloud",
             self._paint,
@@ -88,11 +90,12 @@ class CloudServicer(CloudBase):
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
+        self._mirroring = asyncio.create_task(self._mirror())
         self._generator: Generator
         self._codec_hash: str
 
     def load(self) -> None:
-        """Loads the profile's cloud model, and publishes its adapters if they never were."""
+        """Loads the profile's cloud model and encoders, and publishes its adapters if they never were."""
         from dekag.generation.models import Generator, folder_hash
         from dekag.generation.profile import load_profile
         from services.cloud.publish import publish
@@ -100,11 +103,13 @@ class CloudServicer(CloudBase):
         profile = load_profile(self._settings.profile)
         self._generator = Generator.from_profile(profile.cloud)
         self._codec_hash = folder_hash(profile.codec)
+        self._comparisons.load(profile.scorer)
+        self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
             publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
 
     async def close(self) -> None:
-        """Closes the connections to Redis and the model's thread."""
+        """Closes the connections to Redis and the models' threads."""
         self._closing = True  # too, since redis-py swallows a cancellation now and then
         self._mirroring.cancel()
         await asyncio.gather(self._mirroring, return_exceptions=True)
@@ -112,6 +117,7 @@ class CloudServicer(CloudBase):
         if self._redis is not None:
             await self._redis.aclose()
         self._drawing.close()
+        self._comparisons.close()
         await self._cache.close()
 
     async def Generate(
@@ -125,12 +131,27 @@ class CloudServicer(CloudBase):
             async for image in self._draw(prompt, seed, width, height, formats):
                 yield image
 
+    async def Compare(
+        self, request: CompareRequest, context: aio.ServicerContext[CompareRequest, Consistency]
+    ) -> Consistency:
+        """Consistency of a received image with the cloud's own, which is drawn unless it is cached."""
+        prompt, seed = converters.prompt(request.prompt), converters.seed(request.seed)
+        width, height = converters.size(request.width, request.height)
+        converters.knowledge([use.topic for use in request.knowledge])
+        received = await asyncio.to_thread(received_pixels, request.image, width, height)
+        async with self._comparisons.turn() as score:
+            (own,) = [image async for image in self._draw(prompt, seed, width, height, ["png"])]
+            found = await score(received, own.image)
+        if request.sampled:
+            await self._drift.note(request.knowledge, found.consistency)
+        return found
+
     async def Distill(
         self, request: DistillRequest, context: aio.ServicerContext[DistillRequest, Job]
     ) -> Job:
         """Starts a job."""
         order = await asyncio.to_thread(orders.from_proto, request)
-        return (await self._jobs.start(order, orders.job_id(request))).to_proto()
+        return (await self._jobs.start(order)).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The job as it is now."""
@@ -151,11 +172,6 @@ class CloudServicer(CloudBase):
         """Cancels a job that is not over."""
         return (await self._jobs.cancel(request.id)).to_proto()
 
-    async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
-        """The latest pictures of a job that is training."""
-        state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
-        return Preview(png=await asyncio.to_thread(self._store.preview, state.id))
-
     async def ListKnowledge(
         self,
         request: ListKnowledgeRequest,
@@ -163,13 +179,21 @@ class CloudServicer(CloudBase):
     ) -> KnowledgeList:
         """The current version of each topic."""
         topics = await asyncio.to_thread(self._store.topics)
-        return KnowledgeList(knowledge=[manifest.to_proto() for manifest in topics.values()])
+        running = await self._drift.running() if request.consistency else {}
+        return KnowledgeList(
+            knowledge=[manifest.to_proto() for manifest in topics.values()],
+            consistency={topic: found.to_proto() for topic, found in running.items()},
+        )
 
     async def GetKnowledge(
         self, request: GetKnowledgeRequest, context: aio.ServicerContext[GetKnowledgeRequest, Knowledge]
     ) -> Knowledge:
         """One version of one topic, with as much of it as is asked for."""
-        return await asyncio.to_thread(self._knowledge, request)
+        answer = await asyncio.to_thread(self._knowledge, request)
+        found = (await self._drift.running()).get(request.topic) if request.consistency else None
+        if found is not None and found.content_hash == answer.manifest.content_hash:
+            answer.consistency.CopyFrom(found.to_proto())
+        return answer
 
     def _knowledge(self, request: GetKnowledgeRequest) -> Knowledge:
         manifest = self._store.find(topic_name(request.topic), request.content_hash)
@@ -209,9 +233,8 @@ class CloudServicer(CloudBase):
         )
 
     async def _mirror(self) -> None:
-        """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
+        """Gives Redis back what it lost, sooner or later whatever happens."""
         while not self._closing:
-            await self._repair.look()
             await self._mirror_once()
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
@@ -224,11 +247,8 @@ class CloudServicer(CloudBase):
                 _log.info("knowledge mirrored to Redis", topics=changed)
             if codecs := await mirror_transmission(self._transmission, self._redis):
                 _log.info("transmission knowledge mirrored to Redis", codecs=codecs)
-            for status, jobs in (await self._jobs.unfinished()).items():
-                metrics.JOBS.labels(status).set(jobs)
-        except (RedisError, OSError, TimeoutError, UnavailableError) as error:
-            metrics.REDIS_FAILURES.inc()
-            metrics.JOBS.clear()  # what was true before says nothing now
+            await self._drift.refresh()
+        except (RedisError, OSError, TimeoutError) as error:
             _log.debug("knowledge not mirrored to Redis", error=str(error))
 
     async def _draw(
