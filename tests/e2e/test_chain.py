@@ -34,6 +34,7 @@ def env(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "DEKAG_THREADS": "1",
         "DEKAG_DISTILL_THREADS": "1",
         "DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+        "DEKAG_WATCH_SHARE": "0",
     }
 
 
