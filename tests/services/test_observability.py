@@ -340,7 +340,7 @@ def test_metrics_are_served_where_the_settings_say(closed_port: int) -> None:
 def test_the_page_lists_every_span_and_every_metric() -> None:
     page = Path("docs/observability.md").read_text()
     names = {metric.name: metric.type for metric in REGISTRY.collect() if metric.name.startswith("dekag_")}
-    assert len(names) == 11
+    assert len(names) == 15
     for name, kind in names.items():
         assert f"`{name}{'_total' if kind == 'counter' else ''}`" in page
     for name in TO_EDGE[2::2]:
