@@ -195,6 +195,22 @@ class Job(_Answer):
         return self.status in _OVER
 
 
+class RunningConsistency(_Answer):
+    """How consistent with the cloud's own the images of one version were that were sampled and compared.
+
+    Attributes:
+        samples: images that were compared.
+        fresh: mean consistency of the first ones.
+        recent: mean consistency of the last ones.
+        drifting: whether it has fallen so far that the topic should be distilled anew.
+    """
+
+    samples: int
+    fresh: float
+    recent: float
+    drifting: bool
+
+
 class Knowledge(_Answer):
     """The current version of one topic's knowledge update.
 
@@ -205,6 +221,7 @@ class Knowledge(_Answer):
         scores: on held-out prompts.
         created: Unix time, s.
         job: id of the job that made it.
+        consistency: of the images that it drew; None as long as none was compared.
     """
 
     topic: str
@@ -216,6 +233,7 @@ class Knowledge(_Answer):
     scores: dict[str, float]
     created: float
     job: str
+    consistency: RunningConsistency | None
 
 
 class DistillOptions(TypedDict, total=False):

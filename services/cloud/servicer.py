@@ -17,6 +17,8 @@ from dekag.errors import UnavailableError
 from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
+from services.cloud.comparing import Comparisons, received_pixels
+from services.cloud.drift import DriftWatch
 from services.cloud.jobs import Jobs, open_redis
 from services.cloud.repair import Repair
 from services.cloud.store import KnowledgeStore, TransmissionStore
@@ -25,6 +27,8 @@ from services.common.cache import Cache, image_key
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, Wanted
 from services.proto.cloud_pb2 import (
+    CompareRequest,
+    Consistency,
     DeleteKnowledgeRequest,
     DeleteKnowledgeResponse,
     DistillRequest,
@@ -67,7 +71,8 @@ class _Wish:
 class CloudServicer(CloudBase):
     """Draws with the cloud-GAI, keeps all knowledge and starts the jobs that make knowledge updates.
 
-    Images are cached by everything they depend on. Distillers do the work of the jobs.
+    Images are cached by everything they depend on. Distillers do the work of the jobs. Received images are
+    compared with the cloud's own, so that it shows where knowledge drifts.
     """
 
     def __init__(self, settings: CloudSettings) -> None:
@@ -77,8 +82,9 @@ class CloudServicer(CloudBase):
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._redis)
         self._closing = False
-        self._mirroring = asyncio.create_task(self._mirror())
         self._cache = Cache(settings)
+        self._comparisons = Comparisons(settings)
+        self._drift = DriftWatch(settings, self._store, self._redis, self._cache)
         self._drawing = BatchWorker(
             "cloud",
             self._paint,
@@ -88,11 +94,12 @@ class CloudServicer(CloudBase):
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
+        self._mirroring = asyncio.create_task(self._mirror())
         self._generator: Generator
         self._codec_hash: str
 
     def load(self) -> None:
-        """Loads the profile's cloud model, and publishes its adapters if they never were."""
+        """Loads the profile's cloud model and encoders, and publishes its adapters if they never were."""
         from dekag.generation.models import Generator, folder_hash
         from dekag.generation.profile import load_profile
         from services.cloud.publish import publish
@@ -100,11 +107,13 @@ class CloudServicer(CloudBase):
         profile = load_profile(self._settings.profile)
         self._generator = Generator.from_profile(profile.cloud)
         self._codec_hash = folder_hash(profile.codec)
+        self._comparisons.load(profile.scorer)
+        self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
             publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
 
     async def close(self) -> None:
-        """Closes the connections to Redis and the model's thread."""
+        """Closes the connections to Redis and the models' threads."""
         self._closing = True  # too, since redis-py swallows a cancellation now and then
         self._mirroring.cancel()
         await asyncio.gather(self._mirroring, return_exceptions=True)
@@ -112,6 +121,7 @@ class CloudServicer(CloudBase):
         if self._redis is not None:
             await self._redis.aclose()
         self._drawing.close()
+        self._comparisons.close()
         await self._cache.close()
 
     async def Generate(
@@ -124,6 +134,21 @@ class CloudServicer(CloudBase):
         for seed in seeds:
             async for image in self._draw(prompt, seed, width, height, formats):
                 yield image
+
+    async def Compare(
+        self, request: CompareRequest, context: aio.ServicerContext[CompareRequest, Consistency]
+    ) -> Consistency:
+        """Consistency of a received image with the cloud's own, which is drawn unless it is cached."""
+        prompt, seed = converters.prompt(request.prompt), converters.seed(request.seed)
+        width, height = converters.size(request.width, request.height)
+        converters.knowledge([use.topic for use in request.knowledge])
+        received = await asyncio.to_thread(received_pixels, request.image, width, height)
+        async with self._comparisons.turn() as score:
+            (own,) = [image async for image in self._draw(prompt, seed, width, height, ["png"])]
+            found = await score(received, own.image)
+        if request.sampled:
+            await self._drift.note(request.knowledge, found.consistency)
+        return found
 
     async def Distill(
         self, request: DistillRequest, context: aio.ServicerContext[DistillRequest, Job]
@@ -163,13 +188,21 @@ class CloudServicer(CloudBase):
     ) -> KnowledgeList:
         """The current version of each topic."""
         topics = await asyncio.to_thread(self._store.topics)
-        return KnowledgeList(knowledge=[manifest.to_proto() for manifest in topics.values()])
+        running = await self._drift.running() if request.consistency else {}
+        return KnowledgeList(
+            knowledge=[manifest.to_proto() for manifest in topics.values()],
+            consistency={topic: found.to_proto() for topic, found in running.items()},
+        )
 
     async def GetKnowledge(
         self, request: GetKnowledgeRequest, context: aio.ServicerContext[GetKnowledgeRequest, Knowledge]
     ) -> Knowledge:
         """One version of one topic, with as much of it as is asked for."""
-        return await asyncio.to_thread(self._knowledge, request)
+        answer = await asyncio.to_thread(self._knowledge, request)
+        found = (await self._drift.running()).get(request.topic) if request.consistency else None
+        if found is not None and found.content_hash == answer.manifest.content_hash:
+            answer.consistency.CopyFrom(found.to_proto())
+        return answer
 
     def _knowledge(self, request: GetKnowledgeRequest) -> Knowledge:
         manifest = self._store.find(topic_name(request.topic), request.content_hash)
@@ -213,7 +246,8 @@ class CloudServicer(CloudBase):
         while not self._closing:
             await self._repair.look()
             await self._mirror_once()
-            await asyncio.sleep(self._settings.mirror_every_s)
+            if not self._closing:
+                await asyncio.sleep(self._settings.mirror_every_s)
 
     async def _mirror_once(self) -> None:
         if self._redis is None:
@@ -225,6 +259,7 @@ class CloudServicer(CloudBase):
                 _log.info("transmission knowledge mirrored to Redis", codecs=codecs)
             for status, jobs in (await self._jobs.unfinished()).items():
                 metrics.JOBS.labels(status).set(jobs)
+            await self._drift.refresh()
         except (RedisError, OSError, TimeoutError, UnavailableError) as error:
             metrics.REDIS_FAILURES.inc()
             metrics.JOBS.clear()  # what was true before says nothing now

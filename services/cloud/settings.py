@@ -36,6 +36,25 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     mirror_every_s: float = Field(
         2.0, gt=0, description="Time between two looks at whether Redis still has all knowledge, s."
     )
+    max_comparisons: int = Field(
+        4,
+        ge=1,
+        description="Comparisons with received images that may wait or be made; they are made one at a time, "
+        "and more are turned away as exhausted.",
+    )
+    drift_window: int = Field(
+        30,
+        ge=2,
+        le=1000,
+        description="Compared images of a version of a topic's knowledge whose consistency is averaged: its "
+        "first so many beside its last so many. It is judged from twice as many on.",
+    )
+    drift_fall: float = Field(
+        0.15,
+        gt=0,
+        le=2,
+        description="Fall of that mean that flags a topic as drifting, until half of it is made good.",
+    )
 
 
 class DistillerSettings(KnowledgeSettings):

@@ -1,6 +1,7 @@
 """Redis as a cache: raw bytes under documented keys, and nothing but slower without it.
 
-Beside these keys, ``services.cloud.catalogue`` and ``services.cloud.jobs`` say what else is kept in Redis.
+Beside these keys, ``services.cloud.catalogue``, ``services.cloud.drift`` and ``services.cloud.jobs`` say what
+else is kept in Redis.
 
 ====================================  ==========================================================
 ``dekag:latent:{sha256}``             float32 little-endian latents of one image

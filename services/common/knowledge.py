@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.proto import cloud_pb2
 
 CATALOGUE_KEY = "dekag:knowledge"
+NO_KNOWLEDGE = "none"  # in a topic's place: no update at all; no topic may be called so
 
 
 def update_key(content_hash: str) -> str:

@@ -74,6 +74,19 @@ DISTILL_SECONDS = Histogram(
     ["stage"],
     buckets=_MINUTES,
 )
+CONSISTENCY = Histogram(
+    "dekag_consistency",
+    "Consistency with the cloud's own of sampled images that one update, or none, drew.",
+    ["topic"],
+    buckets=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1),
+)
+CONSISTENCY_MEAN = Gauge(
+    "dekag_consistency_mean",
+    "Its mean over the first (fresh) and the last (recent) images of the current version.",
+    ["topic", "of"],
+)
+DRIFTING = Gauge("dekag_drifting", "1 where the recent mean is too far below the fresh one.", ["topic"])
+WATCH_DROPPED = Counter("dekag_watch_dropped", "Sampled images that were not compared.", ["reason"])
 
 
 def serve(settings: CommonSettings) -> None:

@@ -37,6 +37,7 @@ from services.gateway.schemas import (
 )
 from services.gateway.settings import GatewaySettings
 from services.gateway.traffic import TrafficTotals
+from services.gateway.watch import Watch
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
@@ -96,7 +97,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             app.state.user = user_pb2_grpc.UserStub(channel)
             app.state.health = health_pb2_grpc.HealthStub(channel)
             app.state.cloud = cloud_pb2_grpc.CloudStub(cloud_channel)
+            app.state.watch = Watch(app.state.cloud, settings)
             yield
+            await app.state.watch.close()
         await cache.close()
 
     app = FastAPIOffline(
@@ -141,9 +144,11 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             answer = ImagesResponse(created=int(time.time()), data=[])
             async with admission.place(client):
                 for seed in range(first, first + body.n):
-                    received = await call(app.state.user.Receive, to_proto(body, seed), "user")
+                    asked = to_proto(body, seed)
+                    received = await call(app.state.user.Receive, asked, "user")
                     answer.data.append(image := to_image(received, request_id.get()))
                     traffic.add(image.link_report)
+                    app.state.watch.offer(asked, received)
             return answer
 
         answer = await _unless_gone(request, deliver())

@@ -24,6 +24,7 @@ from services.gateway.schemas import (
     KnowledgeUse,
     LinkReport,
     ModulationAndCoding,
+    RunningConsistency,
     StageTime,
     Transmission,
     parse_size,
@@ -81,9 +82,18 @@ def to_job(job: cloud_pb2.Job) -> Job:
     )
 
 
-def to_manifest(manifest: cloud_pb2.KnowledgeManifest) -> KnowledgeManifest:
+def to_manifest(
+    manifest: cloud_pb2.KnowledgeManifest, consistency: RunningConsistency | None = None
+) -> KnowledgeManifest:
     """The manifest as REST returns it."""
-    return KnowledgeManifest(**Manifest.from_proto(manifest).model_dump())
+    return KnowledgeManifest(**Manifest.from_proto(manifest).model_dump(), consistency=consistency)
+
+
+def to_consistency(running: cloud_pb2.RunningConsistency) -> RunningConsistency:
+    """The running consistency as REST returns it."""
+    return RunningConsistency(
+        samples=running.samples, fresh=running.fresh, recent=running.recent, drifting=running.drifting
+    )
 
 
 def to_transmission(answer: downlink_pb2.TransmissionKnowledge) -> Transmission:

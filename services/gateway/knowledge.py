@@ -14,8 +14,9 @@ from fastapi.sse import EventSourceResponse
 
 from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
+from services.common.knowledge import NO_KNOWLEDGE
 from services.common.requests import begin_request, request_id
-from services.gateway.converters import to_distill, to_job, to_manifest, to_transmission
+from services.gateway.converters import to_consistency, to_distill, to_job, to_manifest, to_transmission
 from services.gateway.idempotency import job_id_for
 from services.gateway.problems import responses
 from services.gateway.schemas import (
@@ -63,15 +64,22 @@ async def distill(
 @router.get("/v1/knowledge", tags=["knowledge"], responses=responses(503))
 async def list_knowledge(request: Request) -> KnowledgeList:
     """The current version of each topic's knowledge, in order of the topics' names."""
-    answer = await call(request.app.state.cloud.ListKnowledge, ListKnowledgeRequest(), "cloud")
-    return KnowledgeList(data=[to_manifest(each) for each in answer.knowledge])
+    asked = ListKnowledgeRequest(consistency=True)
+    answer = await call(request.app.state.cloud.ListKnowledge, asked, "cloud")
+    running = {topic: to_consistency(found) for topic, found in answer.consistency.items()}
+    return KnowledgeList(
+        data=[to_manifest(each, running.get(each.topic)) for each in answer.knowledge],
+        consistency=running.get(NO_KNOWLEDGE),
+    )
 
 
 @router.get("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(404, 422, 503))
 async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
     """The current version of one topic's knowledge, with its scores on held-out prompts."""
-    answer = await call(request.app.state.cloud.GetKnowledge, GetKnowledgeRequest(topic=topic), "cloud")
-    return Topic(**to_manifest(answer.manifest).model_dump(), versions=list(answer.versions))
+    asked = GetKnowledgeRequest(topic=topic, consistency=True)
+    answer = await call(request.app.state.cloud.GetKnowledge, asked, "cloud")
+    running = to_consistency(answer.consistency) if answer.HasField("consistency") else None
+    return Topic(**to_manifest(answer.manifest, running).model_dump(), versions=list(answer.versions))
 
 
 @router.get(

@@ -580,6 +580,17 @@ class JobList(BaseModel):
     data: list[Job]
 
 
+class RunningConsistency(BaseModel):
+    """How consistent with the cloud's own the images of one version were that were sampled and compared."""
+
+    samples: int = Field(description="Images that were compared.", examples=[640])
+    fresh: float = Field(description="Mean consistency of the first ones.", examples=[0.82])
+    recent: float = Field(description="Mean consistency of the last ones.", examples=[0.8])
+    drifting: bool = Field(
+        description="Whether it has fallen so far that the topic should be distilled anew.", examples=[False]
+    )
+
+
 class KnowledgeManifest(BaseModel):
     """One version of a topic's knowledge update."""
 
@@ -597,6 +608,9 @@ class KnowledgeManifest(BaseModel):
     )
     created: float = Field(description="Unix time, s.", examples=[_CREATED + 60.5])
     job: str = Field(description="Id of the job that made it.", examples=[EXAMPLE_JOB])
+    consistency: RunningConsistency | None = Field(
+        default=None, description="Of the images that it drew; null as long as none was compared."
+    )
 
 
 class Topic(KnowledgeManifest):
@@ -609,6 +623,9 @@ class KnowledgeList(BaseModel):
     """The current version of each topic."""
 
     data: list[KnowledgeManifest]
+    consistency: RunningConsistency | None = Field(
+        default=None, description="Of images drawn without any update; null as long as none was compared."
+    )
 
 
 class Transmission(BaseModel):

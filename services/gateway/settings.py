@@ -59,3 +59,17 @@ class GatewaySettings(CommonSettings):
     )
     max_body_bytes: int = Field(64 * 1024, ge=1024, description="Largest request body accepted, bytes.")
     ready_timeout_s: float = Field(1.0, gt=0, description="Time that /readyz gives each check, s.")
+    watch_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of the delivered images that are compared with the cloud's own in the background, "
+        "to see whether knowledge drifts; 0 turns it off.",
+    )
+    watch_min_psnr_db: float = Field(
+        20.0,
+        ge=0,
+        le=100,
+        description="Least PSNR of an image that is compared, dB; those below tell of the link more than of "
+        "the knowledge.",
+    )

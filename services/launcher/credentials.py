@@ -42,12 +42,12 @@ _JOBS = (
     "+@read +@write +@scripting +@pubsub +@transaction -@dangerous -@admin +info"
 )
 # What a service may touch in Redis and how, beside what every connection needs. The keys are described in
-# services.common.cache, services.cloud.catalogue and services.cloud.jobs.
+# services.common.cache, services.cloud.catalogue, services.cloud.jobs and services.cloud.drift.
 _MAY = {
     "gateway": "~dekag:report:* +get +set",
     "user": f"~dekag:transmission ~dekag:update:* {_READS}",
     "edge": f"~dekag:latent:* {_KNOWLEDGE} {_READS} +set",
-    "cloud": f"~dekag:image:* {_JOBS}",
+    "cloud": f"~dekag:image:* ~dekag:consistency {_JOBS}",
     "distiller": _JOBS,
 }
 _CONNECTS = "+ping +select +client|setinfo +client|setname"

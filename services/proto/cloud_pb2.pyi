@@ -126,6 +126,111 @@ class GeneratedImage(_message.Message):
 Global___GeneratedImage: _TypeAlias = GeneratedImage  # noqa: Y015
 
 @_typing.final
+class CompareRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    prompt: _builtins.str
+    seed: _builtins.int
+    width: _builtins.int
+    """pixels"""
+    height: _builtins.int
+    """pixels"""
+    image: _builtins.bytes
+    """as received: PNG, WebP, AVIF or JPEG of width x height"""
+    sampled: _builtins.bool
+    """whether it stands for others, so that it counts in its topic's RunningConsistency"""
+    @_builtins.property
+    def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.KnowledgeUse]:
+        """updates that drew it"""
+
+    def __init__(
+        self,
+        *,
+        prompt: _builtins.str = ...,
+        seed: _builtins.int = ...,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        image: _builtins.bytes = ...,
+        knowledge: _abc.Iterable[_downlink_pb2.KnowledgeUse] | None = ...,
+        sampled: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "image", b"image", "knowledge", b"knowledge", "prompt", b"prompt", "sampled", b"sampled", "seed", b"seed", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRequest: _TypeAlias = CompareRequest  # noqa: Y015
+
+@_typing.final
+class Consistency(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIP_FIELD_NUMBER: _builtins.int
+    DINO_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    clip: _builtins.float
+    """CLIP-score: cosine similarity of the images' features, at most 1"""
+    dino: _builtins.float
+    """DINO-score, likewise"""
+    consistency: _builtins.float
+    """mean of both"""
+    def __init__(
+        self,
+        *,
+        clip: _builtins.float = ...,
+        dino: _builtins.float = ...,
+        consistency: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "consistency", b"consistency", "dino", b"dino"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
+
+@_typing.final
+class RunningConsistency(_message.Message):
+    """Of the images that the current version of a topic's knowledge drew alone and that were sampled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
+    RECENT_FIELD_NUMBER: _builtins.int
+    DRIFTING_FIELD_NUMBER: _builtins.int
+    samples: _builtins.int
+    fresh: _builtins.float
+    """mean of the version's first samples"""
+    recent: _builtins.float
+    """mean of its last samples"""
+    drifting: _builtins.bool
+    """whether recent has fallen too far below fresh"""
+    def __init__(
+        self,
+        *,
+        samples: _builtins.int = ...,
+        fresh: _builtins.float = ...,
+        recent: _builtins.float = ...,
+        drifting: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drifting", b"drifting", "fresh", b"fresh", "recent", b"recent", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunningConsistency: _TypeAlias = RunningConsistency  # noqa: Y015
+
+@_typing.final
 class DistillRequest(_message.Message):
     """What is left unset takes the library's default; dekag.makd.config.DistillConfig says what is allowed."""
 
@@ -430,12 +535,17 @@ Global___KnowledgeManifest: _TypeAlias = KnowledgeManifest  # noqa: Y015
 class ListKnowledgeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
+    consistency: _builtins.bool
+    """whether KnowledgeList.consistency is wanted"""
     def __init__(
         self,
+        *,
+        consistency: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,17 +555,44 @@ Global___ListKnowledgeRequest: _TypeAlias = ListKnowledgeRequest  # noqa: Y015
 class KnowledgeList(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ConsistencyEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___RunningConsistency: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___RunningConsistency | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnowledgeManifest]: ...
+    @_builtins.property
+    def consistency(self) -> _containers.MessageMap[_builtins.str, Global___RunningConsistency]:
+        """of topics that have samples; "none": drawn without any update"""
+
     def __init__(
         self,
         *,
         knowledge: _abc.Iterable[Global___KnowledgeManifest] | None = ...,
+        consistency: _abc.Mapping[_builtins.str, Global___RunningConsistency] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["knowledge", b"knowledge"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "knowledge", b"knowledge"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -469,6 +606,7 @@ class GetKnowledgeRequest(_message.Message):
     CONTENT_HASH_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     content_hash: _builtins.str
     """of the version wanted; empty: the current one"""
@@ -476,6 +614,8 @@ class GetKnowledgeRequest(_message.Message):
     """whether Knowledge.files is wanted"""
     samples: _builtins.bool
     """whether Knowledge.samples is wanted"""
+    consistency: _builtins.bool
+    """whether Knowledge.consistency is wanted"""
     def __init__(
         self,
         *,
@@ -483,10 +623,11 @@ class GetKnowledgeRequest(_message.Message):
         content_hash: _builtins.str = ...,
         files: _builtins.bool = ...,
         samples: _builtins.bool = ...,
+        consistency: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_hash", b"content_hash", "files", b"files", "samples", b"samples", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "content_hash", b"content_hash", "files", b"files", "samples", b"samples", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -520,6 +661,7 @@ class Knowledge(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     VERSIONS_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     samples: _builtins.bytes
     """PNG; rows: cloud, edge before, edge after"""
     @_builtins.property
@@ -532,6 +674,10 @@ class Knowledge(_message.Message):
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """that there are, ascending; with neither files nor samples"""
 
+    @_builtins.property
+    def consistency(self) -> Global___RunningConsistency:
+        """of the current version, once it has samples"""
+
     def __init__(
         self,
         *,
@@ -539,12 +685,15 @@ class Knowledge(_message.Message):
         files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
         samples: _builtins.bytes = ...,
         versions: _abc.Iterable[_builtins.int] | None = ...,
+        consistency: Global___RunningConsistency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_consistency", b"_consistency", "consistency", b"consistency", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "manifest", b"manifest", "samples", b"samples", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_consistency", b"_consistency", "consistency", b"consistency", "files", b"files", "manifest", b"manifest", "samples", b"samples", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__consistency: _TypeAlias = _typing.Literal["consistency"]  # noqa: Y015
+    _WhichOneofArgType__consistency: _TypeAlias = _typing.Literal["_consistency", b"_consistency"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__consistency) -> _WhichOneofReturnType__consistency | None: ...
 
 Global___Knowledge: _TypeAlias = Knowledge  # noqa: Y015
 

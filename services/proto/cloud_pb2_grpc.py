@@ -40,6 +40,11 @@ class CloudStub:
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_cloud__pb2.GeneratedImage.FromString,
                 _registered_method=True)
+        self.Compare = channel.unary_unary(
+                '/dekag.v1.Cloud/Compare',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.CompareRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Consistency.FromString,
+                _registered_method=True)
         self.Distill = channel.unary_unary(
                 '/dekag.v1.Cloud/Distill',
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.DistillRequest.SerializeToString,
@@ -97,6 +102,14 @@ class CloudServicer:
 
     def Generate(self, request, context):
         """Draws images with the cloud-GAI: for each seed in order, one message for each format in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Compare(self, request, context):
+        """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
+        taken from the cache. One is compared at a time; more than may wait are turned away.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,6 +190,11 @@ def add_CloudServicer_to_server(servicer, server):
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.GenerateRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_cloud__pb2.GeneratedImage.SerializeToString,
             ),
+            'Compare': grpc.unary_unary_rpc_method_handler(
+                    servicer.Compare,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.CompareRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Consistency.SerializeToString,
+            ),
             'Distill': grpc.unary_unary_rpc_method_handler(
                     servicer.Distill,
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.DistillRequest.FromString,
@@ -255,6 +273,33 @@ class Cloud:
             '/dekag.v1.Cloud/Generate',
             dekag_dot_v1_dot_cloud__pb2.GenerateRequest.SerializeToString,
             dekag_dot_v1_dot_cloud__pb2.GeneratedImage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Compare(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/Compare',
+            dekag_dot_v1_dot_cloud__pb2.CompareRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Consistency.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,10 @@ class CloudStub:
     def __new__(cls, channel: _aio.Channel) -> CloudAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_cloud_pb2.GenerateRequest, _cloud_pb2.GeneratedImage]
     """Draws images with the cloud-GAI: for each seed in order, one message for each format in order."""
+    Compare: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.CompareRequest, _cloud_pb2.Consistency]
+    """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
+    taken from the cache. One is compared at a time; more than may wait are turned away.
+    """
     Distill: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DistillRequest, _cloud_pb2.Job]
     """Starts a job that distils a topic into a knowledge update; one unfinished job for each topic."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]
@@ -58,6 +62,10 @@ class CloudAsyncStub(CloudStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_cloud_pb2.GenerateRequest, _cloud_pb2.GeneratedImage]  # type: ignore[assignment]
     """Draws images with the cloud-GAI: for each seed in order, one message for each format in order."""
+    Compare: _aio.UnaryUnaryMultiCallable[_cloud_pb2.CompareRequest, _cloud_pb2.Consistency]  # type: ignore[assignment]
+    """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
+    taken from the cache. One is compared at a time; more than may wait are turned away.
+    """
     Distill: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DistillRequest, _cloud_pb2.Job]  # type: ignore[assignment]
     """Starts a job that distils a topic into a knowledge update; one unfinished job for each topic."""
     GetJob: _aio.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]  # type: ignore[assignment]
@@ -85,6 +93,16 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cloud_pb2.GeneratedImage], _abc.AsyncIterator[_cloud_pb2.GeneratedImage]]:
         """Draws images with the cloud-GAI: for each seed in order, one message for each format in order."""
+
+    @_abc_1.abstractmethod
+    def Compare(
+        self,
+        request: _cloud_pb2.CompareRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cloud_pb2.Consistency, _abc.Awaitable[_cloud_pb2.Consistency]]:
+        """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
+        taken from the cache. One is compared at a time; more than may wait are turned away.
+        """
 
     @_abc_1.abstractmethod
     def Distill(

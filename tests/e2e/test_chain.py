@@ -48,6 +48,7 @@ def env(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data")),
         "DEKAG_SPANS_TO": str(tmp_path_factory.mktemp("spans") / "spans.jsonl"),
         "DEKAG_METRICS_PORT": str(free_ports(len(METERED))),
+        "DEKAG_WATCH_SHARE": "0",
     }
 
 

@@ -43,10 +43,11 @@ Start = Callable[..., Awaitable[str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test touches the knowledge of this checkout."""
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test touches the knowledge of this checkout, and no gateway draws unasked unless a test wants it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DEKAG_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        patch.setenv("DEKAG_WATCH_SHARE", "0")
         yield
 
 

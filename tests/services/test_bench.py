@@ -33,6 +33,7 @@ from services.launcher.bench.page import KEYS, write_load_page
 from services.launcher.bench.parts import run_parts_bench
 from services.launcher.bench.performance import write_performance_page
 from services.launcher.bench.pipeline import OneProcess, as_json
+from services.launcher.bench.processes import chain
 from services.launcher.bench.recorded_downlink import handler, name_of, recording
 from services.launcher.bench.rows import path_of, ratio_of_medians, read_bench, write_bench
 from services.launcher.bench.start import descendants, memory, run_start_bench
@@ -103,6 +104,10 @@ def test_a_server_that_does_not_answer_is_an_error(fastapi_url: str, closed_port
     for url in (f"http://127.0.0.1:{closed_port}", f"{fastapi_url}/nothing-here"):
         with pytest.raises(LaunchError, match="answer"):
             measure(Rival("it", url, PREDICT), users=1, requests=1, prompts=["a cat"], first_seed=0)
+
+
+def test_a_chain_that_is_measured_draws_nothing_unasked() -> None:
+    assert chain("any", "embedded").env["DEKAG_WATCH_SHARE"] == "0"
 
 
 @pytest.mark.parametrize("users", ["", "0,1", "2,2", "many"])

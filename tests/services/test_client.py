@@ -241,6 +241,7 @@ async def test_a_job_is_cancelled_once_and_there_is_one_for_each_topic(
         (dekag_client.LinkReport, schemas.LinkReport),
         (dekag_client.Job, schemas.Job),
         (dekag_client.Knowledge, schemas.KnowledgeManifest),
+        (dekag_client.RunningConsistency, schemas.RunningConsistency),
     ],
 )
 async def test_the_client_knows_every_field_that_the_gateway_returns(ours: Any, theirs: Any) -> None:

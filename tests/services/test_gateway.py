@@ -455,7 +455,7 @@ async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> Non
     assert "there is stencil" in is_problem(unknown, 404)["detail"]
 
     assert (await client.delete("/v1/knowledge/stencil")).status_code == 204
-    assert (await client.get("/v1/knowledge")).json() == {"data": []}
+    assert (await client.get("/v1/knowledge")).json() == {"data": [], "consistency": None}
     is_problem(await client.get("/v1/knowledge/stencil"), 404)
     is_problem(await client.get("/v1/knowledge/stencil/samples"), 404)
     is_problem(await client.delete("/v1/knowledge/stencil"), 404)

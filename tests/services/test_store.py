@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from redis.asyncio import Redis
 
 from dekag.errors import NotFoundError
 from services.cloud.catalogue import mirror
+from services.cloud.servicer import CloudServicer
+from services.cloud.settings import CloudSettings
 from services.cloud.store import KnowledgeStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
@@ -163,3 +166,12 @@ async def test_redis_becomes_what_the_disk_is(store: KnowledgeStore, redis: Redi
     store.delete("snail")
     await mirror(store, redis)
     assert set(await redis.hgetall(CATALOGUE_KEY)) == {b"neon"}
+
+
+async def test_a_cloud_that_is_looking_at_redis_ends_all_the_same(redis_url: str, tmp_path: Path) -> None:
+    for step in range(40):
+        settings = CloudSettings(redis_url=redis_url, data_dir=tmp_path, mirror_every_s=3600)
+        cloud = CloudServicer(settings)
+        await asyncio.sleep(step / 4000)  # until its first look is at another point
+        async with asyncio.timeout(60):
+            await cloud.close()

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dekag.client import Client
 from dekag.experiments.headline import RESULTS, mean_ci95, record
+from services.launcher.bench.processes import UNWATCHED
 from services.launcher.bench.rows import write_bench
 from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import RUN_DIR, await_ready
@@ -35,7 +36,7 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", resul
     shutil.rmtree(folder, ignore_errors=True)
     seconds = []
     with (
-        Stack(folder, free_ports=True, env={"DEKAG_PROFILE": profile}) as stack,
+        Stack(folder, free_ports=True, env={**UNWATCHED, "DEKAG_PROFILE": profile}) as stack,
         Client(stack.url) as gateway,
     ):
         await_ready(stack, console)

@@ -79,10 +79,15 @@ class Server(Stack):
                 os.killpg(child.process.pid, number)
 
 
+UNWATCHED: Mapping[str, str] = {"DEKAG_WATCH_SHARE": "0"}
+"""Of every chain: nothing but what is asked for is drawn."""
+
+
 def chain(name: str, profile: str, **env: str) -> Stack:
     """The whole chain on free ports, with `THREADS`; its logs are in a folder with that name."""
     folder: Path = (RUN_DIR / "bench" / name).resolve()
-    return Stack(folder, free_ports=True, env={**THREADS, "DEKAG_PROFILE": profile, **env})
+    every = {**THREADS, **UNWATCHED, "DEKAG_PROFILE": profile}
+    return Stack(folder, free_ports=True, env={**every, **env})
 
 
 def server(name: str, module: str, *arguments: str, health: str = "http", **env: str) -> Server:

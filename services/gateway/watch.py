@@ -1,0 +1,135 @@
+"""The drift watch's share of the delivered images: compared with the cloud's own, in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+
+from dekag.errors import DekagError
+from services.common import metrics
+from services.common.clients import call
+from services.common.knowledge import NO_KNOWLEDGE
+from services.common.requests import begin_request, request_id
+from services.gateway.settings import GatewaySettings
+from services.proto.cloud_pb2 import CompareRequest, Consistency
+from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, KnowledgeUse, ProvideRequest
+from services.proto.user_pb2 import ReceivedImage
+
+if TYPE_CHECKING:
+    from services.proto.cloud_pb2_grpc import CloudAsyncStub
+
+AT_ONCE = 2  # the cloud compares one at a time: the other is on its way meanwhile
+_log = structlog.get_logger()
+
+
+async def compare(
+    cloud: CloudAsyncStub,
+    prompt: str,
+    seed: int,
+    size: tuple[int, int],
+    png: bytes,
+    knowledge: Sequence[KnowledgeUse],
+    *,
+    sampled: bool = False,
+) -> Consistency:
+    """CLIP- and DINO-score of a received image against the cloud's own; raises DekagError.
+
+    Args:
+        cloud: draws its own image of that prompt and seed, unless it is cached.
+        prompt, seed: of the image.
+        size: width and height, pixels.
+        png: the image as received.
+        knowledge: the updates that drew it.
+        sampled: whether it stands for others, so that it counts in the running consistency of its topic.
+    """
+    width, height = size
+    asked = CompareRequest(
+        prompt=prompt,
+        seed=seed,
+        width=width,
+        height=height,
+        image=png,
+        knowledge=knowledge,
+        sampled=sampled,
+    )
+    return await call(cloud.Compare, asked, "cloud")
+
+
+def in_sample(of: str, seed: int, share: float) -> bool:
+    """Whether the image with that seed of that request is in the sample; the same each time.
+
+    Args:
+        of: the request's id.
+        seed: of the image.
+        share: of all images, 0 to 1.
+    """
+    digest = hashlib.sha256(f"{of} {seed}".encode()).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
+
+
+class Watch:
+    """Has a sample of the images compared; no answer waits for it, and none fails with it.
+
+    Images are passed over that say little of the knowledge: other deliveries than the semantic one, those
+    that were to be drawn without any knowledge, and those that the link has spoilt.
+
+    Args:
+        cloud: compares.
+        settings: of the gateway.
+    """
+
+    def __init__(self, cloud: CloudAsyncStub, settings: GatewaySettings) -> None:
+        self._cloud, self._settings = cloud, settings
+        self._comparing: set[asyncio.Task[None]] = set()
+
+    def offer(self, asked: ProvideRequest, received: ReceivedImage) -> None:
+        """Starts a comparison, if the image is in the sample and not too many are under way.
+
+        Args:
+            asked: what the image was asked for with, by the current request.
+            received: what came back.
+        """
+        if not self._tells(asked, received):
+            return
+        if not in_sample(request_id.get(), asked.seed, self._settings.watch_share):
+            return
+        if len(self._comparing) >= AT_ONCE:
+            metrics.WATCH_DROPPED.labels("busy").inc()
+            return
+        task = asyncio.create_task(self._compare(asked, received))
+        self._comparing.add(task)
+        task.add_done_callback(self._comparing.discard)
+
+    async def close(self) -> None:
+        """Ends what is under way."""
+        for task in (tasks := list(self._comparing)):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _tells(self, asked: ProvideRequest, received: ReceivedImage) -> bool:
+        return (
+            asked.delivery == DELIVERY_SEMANTIC
+            and list(asked.knowledge) != [NO_KNOWLEDGE]
+            and received.report.psnr_db >= self._settings.watch_min_psnr_db
+        )
+
+    async def _compare(self, asked: ProvideRequest, received: ReceivedImage) -> None:
+        begin_request(request_id.get(), self._settings.deadline_s)  # the request's own time may be used up
+        size = asked.width, asked.height
+        try:
+            await compare(
+                self._cloud,
+                asked.prompt,
+                asked.seed,
+                size,
+                received.png,
+                received.report.knowledge,
+                sampled=True,
+            )
+        except DekagError as error:
+            metrics.WATCH_DROPPED.labels("failed").inc()
+            _log.info("a sampled image was not compared", error=str(error))
