@@ -10,7 +10,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
 from urllib.parse import quote
@@ -144,6 +144,19 @@ class Constellation(_Answer):
     equalized: list[tuple[float, float]]
 
 
+class Consistency(_Answer):
+    """An image as received against the cloud's own of the same prompt and seed: cosine similarities.
+
+    Attributes:
+        clip, dino: CLIP- and DINO-score.
+        mean: of both.
+    """
+
+    clip: float
+    dino: float
+    mean: float
+
+
 @dataclass(frozen=True)
 class Image:
     """One image as it arrived.
@@ -152,6 +165,7 @@ class Image:
         png: the file; None when a conventional delivery did not decode.
         seed: makes the same image again.
         report: what it cost and how well it arrived.
+        consistency: None unless it was asked for, and for an image that did not decode.
         reference: PNG of what was sent; None unless details were asked for.
         constellation: None unless details were asked for.
     """
@@ -159,6 +173,7 @@ class Image:
     png: bytes | None
     seed: int
     report: LinkReport
+    consistency: Consistency | None = None
     reference: bytes | None = None
     constellation: Constellation | None = None
 
@@ -323,6 +338,7 @@ class Client:
         link: Mapping[str, Any] | None = None,
         knowledge: str | Sequence[str] | None = None,
         image_format: str | None = None,
+        consistency: bool | None = None,
         details: bool | None = None,
     ) -> Image:
         """Has one image drawn and sent; what is left out takes the gateway's default.
@@ -335,6 +351,7 @@ class Client:
             link: the radio link: ``snr_db``, ``fading``, ``cbr`` and the other fields of the request's link.
             knowledge: "auto", "none", a topic or a list of topics.
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
+            consistency: whether the image is to be compared with the cloud's own.
             details: whether the image that was sent and the constellation are to be returned.
         """
         asked = {
@@ -345,17 +362,20 @@ class Client:
             "link": None if link is None else dict(link),
             "knowledge": knowledge if knowledge is None or isinstance(knowledge, str) else list(knowledge),
             "image_format": image_format,
+            "consistency": consistency,
             "details": details,
         }
         (found,) = self._json("POST", "/v1/images/generations", _given(asked))["data"]
         png = None if found["b64_json"] is None else base64.b64decode(found["b64_json"])
         report = LinkReport.model_validate(found["link_report"])
-        if (shown := found.get("details")) is None:  # an older gateway has none
-            return Image(png, found["seed"], report)
-        reference = base64.b64decode(shown["reference_b64_json"])
-        return Image(
-            png, found["seed"], report, reference, Constellation.model_validate(shown["constellation"])
-        )
+        image = Image(png, found["seed"], report)
+        if (compared := found.get("consistency")) is not None:  # older gateways have neither
+            image = replace(image, consistency=Consistency.model_validate(compared))
+        if (shown := found.get("details")) is not None:
+            reference = base64.b64decode(shown["reference_b64_json"])
+            constellation = Constellation.model_validate(shown["constellation"])
+            image = replace(image, reference=reference, constellation=constellation)
+        return image
 
     def reports(self, request_id: str) -> list[LinkReport]:
         """The link reports of an earlier request, in the order of its images; kept for an hour."""

@@ -37,7 +37,7 @@ from services.gateway.schemas import (
 )
 from services.gateway.settings import GatewaySettings
 from services.gateway.traffic import TrafficTotals
-from services.gateway.watch import Watch
+from services.gateway.watch import Watch, consistency
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
@@ -148,6 +148,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
                     received = await call(app.state.user.Receive, asked, "user")
                     answer.data.append(image := to_image(received, request_id.get()))
                     traffic.add(image.link_report)
+                    if body.consistency and received.png:
+                        image.consistency = await consistency(app.state.cloud, asked, received)
                     app.state.watch.offer(asked, received)
             return answer
 

@@ -12,6 +12,7 @@ from services.common.converters import DELIVERIES, FORMATS, MODULATIONS, link_fr
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
 from services.gateway.schemas import (
+    Consistency,
     Constellation,
     Details,
     HopTraffic,
@@ -87,6 +88,11 @@ def to_manifest(
 ) -> KnowledgeManifest:
     """The manifest as REST returns it."""
     return KnowledgeManifest(**Manifest.from_proto(manifest).model_dump(), consistency=consistency)
+
+
+def to_image_consistency(found: cloud_pb2.Consistency) -> Consistency:
+    """The consistency of one image as REST returns it."""
+    return Consistency(clip=found.clip, dino=found.dino, mean=found.consistency)
 
 
 def to_consistency(running: cloud_pb2.RunningConsistency) -> RunningConsistency:

@@ -194,6 +194,12 @@ class ImagesRequest(BaseModel):
         examples=["auto", ["neon"]],
     )
 
+    consistency: bool = Field(
+        default=False,
+        description="Whether to compare each image with the cloud's own of the same prompt and seed, which "
+        "the cloud must draw for it.",
+        examples=[True],
+    )
     details: bool = Field(
         default=False,
         description="Whether to return what each image came from too: the image that was sent, and the "
@@ -406,6 +412,14 @@ class Details(BaseModel):
     constellation: Constellation
 
 
+class Consistency(BaseModel):
+    """An image as received against the cloud's own of the same prompt and seed: cosine similarities."""
+
+    clip: float = Field(description="CLIP-score.", examples=[0.91])
+    dino: float = Field(description="DINO-score.", examples=[0.84])
+    mean: float = Field(description="Of both.", examples=[0.875])
+
+
 class ImageData(BaseModel):
     """One image."""
 
@@ -414,6 +428,11 @@ class ImageData(BaseModel):
     )
     seed: int = Field(description="The seed that makes this image again.", examples=[7])
     link_report: LinkReport
+    consistency: Consistency | None = Field(
+        default=None,
+        description="Null unless it was asked for and could be told: not of an image that did not decode, "
+        "nor where the profile has no metric encoders or the cloud is too busy.",
+    )
     details: Details | None = Field(default=None, description="Null unless they were asked for.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import structlog
@@ -14,9 +13,11 @@ from services.common import metrics
 from services.common.clients import call
 from services.common.knowledge import NO_KNOWLEDGE
 from services.common.requests import begin_request, request_id
+from services.gateway import schemas
+from services.gateway.converters import to_image_consistency
 from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2 import CompareRequest, Consistency
-from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, KnowledgeUse, ProvideRequest
+from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, ProvideRequest
 from services.proto.user_pb2 import ReceivedImage
 
 if TYPE_CHECKING:
@@ -27,36 +28,37 @@ _log = structlog.get_logger()
 
 
 async def compare(
-    cloud: CloudAsyncStub,
-    prompt: str,
-    seed: int,
-    size: tuple[int, int],
-    png: bytes,
-    knowledge: Sequence[KnowledgeUse],
-    *,
-    sampled: bool = False,
+    cloud: CloudAsyncStub, asked: ProvideRequest, received: ReceivedImage, *, sampled: bool = False
 ) -> Consistency:
     """CLIP- and DINO-score of a received image against the cloud's own; raises DekagError.
 
     Args:
         cloud: draws its own image of that prompt and seed, unless it is cached.
-        prompt, seed: of the image.
-        size: width and height, pixels.
-        png: the image as received.
-        knowledge: the updates that drew it.
+        asked: what the image was asked for with.
+        received: an image that did decode.
         sampled: whether it stands for others, so that it counts in the running consistency of its topic.
     """
-    width, height = size
-    asked = CompareRequest(
-        prompt=prompt,
-        seed=seed,
-        width=width,
-        height=height,
-        image=png,
-        knowledge=knowledge,
+    request = CompareRequest(
+        prompt=asked.prompt,
+        seed=asked.seed,
+        width=asked.width,
+        height=asked.height,
+        image=received.png,
+        knowledge=received.report.knowledge,
         sampled=sampled,
     )
-    return await call(cloud.Compare, asked, "cloud")
+    return await call(cloud.Compare, request, "cloud")
+
+
+async def consistency(
+    cloud: CloudAsyncStub, asked: ProvideRequest, received: ReceivedImage
+) -> schemas.Consistency | None:
+    """What `compare` says, as REST returns it; None where the cloud cannot tell, which fails no answer."""
+    try:
+        return to_image_consistency(await compare(cloud, asked, received))
+    except DekagError as error:
+        _log.info("an image was not compared", error=str(error))
+        return None
 
 
 def in_sample(of: str, seed: int, share: float) -> bool:
@@ -119,17 +121,8 @@ class Watch:
 
     async def _compare(self, asked: ProvideRequest, received: ReceivedImage) -> None:
         begin_request(request_id.get(), self._settings.deadline_s)  # the request's own time may be used up
-        size = asked.width, asked.height
         try:
-            await compare(
-                self._cloud,
-                asked.prompt,
-                asked.seed,
-                size,
-                received.png,
-                received.report.knowledge,
-                sampled=True,
-            )
+            await compare(self._cloud, asked, received, sampled=True)
         except DekagError as error:
             metrics.WATCH_DROPPED.labels("failed").inc()
             _log.info("a sampled image was not compared", error=str(error))

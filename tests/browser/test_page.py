@@ -111,6 +111,7 @@ def test_a_picture_arrives_over_each_delivery(page: Page) -> None:
         expect(card.locator(".fading svg")).to_have_attribute("aria-label", re.compile("8 blocks"))
         assert card.locator(".times .length").count() >= 3
     assert "512 channel uses" in facts(page, "semantic")
+    assert re.search(r"consistency with the cloud 0\.[5-9]|1\.00", facts(page, "conventional"))
     expect(page.locator("#costs tr")).to_have_count(3)
     expect(page.locator("#saving")).to_have_text(re.compile("times the channel uses"))
     expect(page.locator("#saved")).to_have_text(re.compile("Semantic delivery took"))

@@ -82,6 +82,7 @@ async def test_an_image_comes_with_its_report_which_can_be_had_again(client: Asy
             "a red boat", seed=7, size="64x64", link={"snr_db": 12}, knowledge=["none"], details=True
         ),
     )
+    assert image.consistency is None
     assert image.reference is not None
     assert image.reference.startswith(b"\x89PNG")
     assert image.constellation is not None
@@ -238,6 +239,7 @@ async def test_a_job_is_cancelled_once_and_there_is_one_for_each_topic(
         (dekag_client.ModulationAndCoding, schemas.ModulationAndCoding),
         (dekag_client.KnowledgeUse, schemas.KnowledgeUse),
         (dekag_client.Constellation, schemas.Constellation),
+        (dekag_client.Consistency, schemas.Consistency),
         (dekag_client.LinkReport, schemas.LinkReport),
         (dekag_client.Job, schemas.Job),
         (dekag_client.Knowledge, schemas.KnowledgeManifest),

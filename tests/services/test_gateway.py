@@ -126,6 +126,14 @@ async def test_details_show_what_was_sent_and_the_constellation(client: Client, 
         np.testing.assert_allclose(equalized, faded / gain, rtol=1e-3, atol=1e-4)
 
 
+async def test_a_profile_without_encoders_compares_nothing_and_delivers(client: Client) -> None:
+    answer = await client.post(PATH, json={"prompt": "a red boat", "size": "64x64", "consistency": True})
+    assert answer.status_code == 200, answer.text
+    (image,) = answer.json()["data"]
+    assert image["b64_json"] is not None
+    assert image["consistency"] is None
+
+
 async def test_the_openai_client_can_ask(client: Client) -> None:
     async with openai.AsyncOpenAI(base_url=f"{client.base_url}/v1", api_key="unused", max_retries=0) as sdk:
         answer = await sdk.images.generate(

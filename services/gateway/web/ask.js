@@ -20,7 +20,7 @@ function request(data, delivery) {
   const semantic = delivery !== "conventional";
   const rate = RATES[data.get("rate")];
   const link = { snr_db: Number(data.get("snr_db")), csi: data.get("csi"), fading: data.get("fading") };
-  const body = { prompt: data.get("prompt"), delivery, details: true, link };
+  const body = { prompt: data.get("prompt"), delivery, consistency: true, details: true, link };
   const of = (name) => numeric(data.get(name), name === "seed" ? name : `link.${name}`);
   body.seed = of("seed");
   link.tau_rms_s = of("tau_rms_s");

@@ -57,7 +57,7 @@ export function fill(delivery, prompt, image) {
   show(find(".sent", card.element), details?.reference_b64_json, `sent: ${prompt}`, SENT[delivery]);
   const said = report.decoded ? "received" : "nothing: the code did not decode";
   show(find(".received", card.element), image.b64_json, `received: ${prompt}`, said);
-  find(".facts", card.element).textContent = facts(report);
+  find(".facts", card.element).textContent = facts(image);
   if (details) {
     const { sent, received, equalized } = details.constellation;
     find(".constellations", card.element).replaceChildren(
@@ -76,10 +76,11 @@ function show(figure, base64, alt, caption) {
   find("figcaption", figure).textContent = caption;
 }
 
-function facts(report) {
+function facts({ consistency, link_report: report }) {
   const knowledge = report.knowledge.map((each) => `${each.topic} v${each.version}`).join(", ");
   return [
     report.psnr_db === null ? "not decoded" : `PSNR ${number(report.psnr_db, 1)} dB`,
+    consistency ? `consistency with the cloud ${number(consistency.mean, 2)}` : "",
     `${number(report.channel_uses + report.pilot_uses)} channel uses`,
     report.instantaneous_snr_db === null ? "" : `SNR met ${number(report.instantaneous_snr_db, 1)} dB`,
     report.expected_psnr_db === null ? "" : `expected ${number(report.expected_psnr_db, 1)} dB`,
@@ -99,11 +100,12 @@ function times(stages) {
 }
 
 function compare() {
-  const reports = [...cards].flatMap(([delivery, { image }]) => (image ? [[delivery, image.link_report]] : []));
+  const images = [...cards].flatMap(([delivery, { image }]) => (image ? [[delivery, image]] : []));
+  const reports = images.map(([delivery, image]) => [delivery, image.link_report]);
   find("#comparison").hidden = reports.length === 0;
   find("#costs").replaceChildren(
-    ...reports.map(([delivery, report]) =>
-      row(TITLES[delivery], number(report.channel_uses + report.pilot_uses), number(hop(report, "cloud-edge")),
+    ...images.map(([delivery, { consistency, link_report: report }]) =>
+      row(TITLES[delivery], number(consistency?.mean, 2), number(report.channel_uses + report.pilot_uses), number(hop(report, "cloud-edge")),
         report.psnr_db === null ? "not decoded" : `${number(report.psnr_db, 1)} dB`, number(seconds(report), 2))));
   const of = Object.fromEntries(reports);
   const [ours, theirs] = [of.semantic, of.conventional];

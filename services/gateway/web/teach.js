@@ -97,10 +97,12 @@ export async function listKnown() {
       const forget = make("button", { type: "button", class: "plain", "aria-label": `Forget ${each.topic}` }, "Forget");
       forget.addEventListener("click", () => forgetTopic(each.topic));
       const made = new Date(1000 * each.created).toISOString().slice(0, 16).replace("T", " ");
-      return row(each.topic, number(each.version), number(each.size_bytes), made, make("span", {}, show, " ", forget));
+      const { topic, consistency, version, size_bytes: bytes } = each;
+      const lately = consistency && `${number(consistency.recent, 2)}${consistency.drifting ? ", drifts: distil it anew" : ""}`;
+      return row(topic, number(version), number(bytes), made, lately ?? "–", make("span", {}, show, " ", forget));
     }),
   );
-  if (!known.length) find("#known").replaceChildren(make("tr", {}, make("td", { colspan: 5 }, "No topic yet.")));
+  if (!known.length) find("#known").replaceChildren(make("tr", {}, make("td", { colspan: 6 }, "No topic yet.")));
 }
 
 async function forgetTopic(topic) {
