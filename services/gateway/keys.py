@@ -87,7 +87,7 @@ class Keys:
                 continue
             found = _LINE.fullmatch(line)
             if found is None or found[1] in keys:  # the line itself is not shown: it may hold a key
-                why = "names a key that stands there already" if found else "is not one"
+                why = "names a key that stands there already" if found else "does not describe a key"
                 raise SettingError(f"line {number} of {file} {why}; `dekag key NAME` prints such lines")
             keys[found[1]] = Key(
                 found[1],

@@ -50,7 +50,7 @@ _MAY = {
     "cloud": f"~dekag:image:* ~dekag:consistency {_JOBS}",
     "distiller": _JOBS,
 }
-_CONNECTS = "+ping +select +client|setinfo +client|setname"
+_CONNECTS = "+ping +select"
 
 
 def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365) -> list[str]:

@@ -146,7 +146,7 @@ def test_nothing_secret_is_in_environments_command_lines_and_logs(project: Proje
     assert all(len(secret) > 40 for secret in secrets)
     assert len(set(secrets)) == len(secrets)
     for shown in (json.dumps(inspected(project)), project("logs").stdout):
-        assert "services" in shown
+        assert "gateway" in shown
         assert [secret for secret in (*secrets, KEY) if secret in shown] == []
 
 
