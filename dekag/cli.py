@@ -9,7 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -19,6 +19,9 @@ from dekag.errors import DekagError, InvalidInputError
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.training.cli import train
 
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import ServiceDescriptor
+
 app = typer.Typer(
     name="dekag",
     no_args_is_help=True,
@@ -27,10 +30,11 @@ app = typer.Typer(
 
 
 def _keep_claims(*_: object, **__: object) -> None:
-    """After a command that measured something, the page of claims says what is in headline.json."""
-    from dekag.experiments.book import write_claims_page
+    """After a command that measured something, the pages that show headline.json say what is in it."""
+    from dekag.experiments.book import write_claims_page, write_summary
 
     write_claims_page()
+    write_summary()
 
 
 experiment = typer.Typer(
@@ -621,11 +625,39 @@ def quick(
 
 @results.command("book")
 def book() -> None:
-    """Write the pages of docs/ that are made from results/headline.json and from the services' settings."""
-    from dekag.experiments.book import write_claims_page, write_settings_page
+    """Write what the README and docs/ take from results/headline.json, and the reference from the code."""
+    from dekag.experiments import reference
 
-    write_claims_page()
-    write_settings_page(settings_of_services())
+    _keep_claims()
+    reference.write_settings_page(settings_of_services())
+    reference.write_cli_page(app)
+    reference.write_rest_page(openapi())
+    reference.write_grpc_page(grpc_services())
+
+
+def openapi() -> dict[str, Any]:
+    """The gateway's OpenAPI document, which docs/rest.md shows."""
+    from services.gateway.app import create_app
+
+    return create_app().openapi()
+
+
+def grpc_services() -> list[tuple[ServiceDescriptor, type]]:
+    """The gRPC services that docs/grpc.md shows, in the order of the chain, each with its generated class."""
+    from services.proto import (
+        cloud_pb2,
+        cloud_pb2_grpc,
+        downlink_pb2,
+        downlink_pb2_grpc,
+        user_pb2,
+        user_pb2_grpc,
+    )
+
+    return [
+        (user_pb2.DESCRIPTOR.services_by_name["User"], user_pb2_grpc.UserServicer),
+        (downlink_pb2.DESCRIPTOR.services_by_name["Downlink"], downlink_pb2_grpc.DownlinkServicer),
+        (cloud_pb2.DESCRIPTOR.services_by_name["Cloud"], cloud_pb2_grpc.CloudServicer),
+    ]
 
 
 def settings_of_services() -> dict[str, type[BaseModel]]:

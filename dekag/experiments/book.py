@@ -1,26 +1,22 @@
-"""Pages of docs/ that code writes: claims.md from headline.json, settings.md from the services' settings."""
+"""What was promised beside what was measured: docs/claims.md and the README's table, from headline.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
 from dekag.experiments.headline import RESULTS
-from dekag.experiments.page import FIRST_IMAGE
+from dekag.experiments.page import BOOK_COMMAND, FIRST_IMAGE, fill, row
 
 CLAIMS_PAGE = Path("docs/claims.md")
-SETTINGS_PAGE = Path("docs/settings.md")
-COMMAND = "dekag results book"
+README = Path("README.md")
 MISSING = "not measured yet"
 DECIMALS = {"B": 0, "images": 0, "s": 1}  # 2 in all other units
 
 Figures = Mapping[str, Mapping[str, Any]]
-Fields = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -138,6 +134,46 @@ OTHERS = {
     "auto_rate_hit_share": "Rate for a quality: promises of a PSNR that were kept",
 }
 
+SUMMARY = {
+    "gka_gain_percent": "What the edge draws: gain in likeness to the cloud's pictures by MAKD",
+    "tka_gain_db": "What the radio link does to it: gain in PSNR by CALA",
+    "overall_gain_percent": "What arrives: gain in likeness to the cloud's pictures by both",
+    "digital_lead_db": "PSNR beyond that of the best image file in as many channel uses",
+    "radio_saved_ratio": "Channel uses that WebP of equal PSNR takes, over ours",
+    "break_even_images": "Pictures of a topic until its update has paid for its backhaul bytes",
+    "gate_cost_ratio": "Time of the codec with its gates, over without",
+    "distill_seconds": "Time to teach the edge a topic",
+    "bench_chain_ratio": "Time of a picture through all services, over library calls",
+    "bench_fastapi_ratio": "Pictures per second, over a plain FastAPI handler's",
+    "bench_channel_ratio": "Symbols per second of the channel service, over bare Sionna's",
+}
+"""What the README shows, in its words."""
+
+
+def write_summary(page: Path = README, results: Path = RESULTS) -> None:
+    """Write the table of results in the README from headline.json."""
+    fill(page, "results", summary_lines(json.loads((results / "headline.json").read_text())))
+
+
+def summary_lines(figures: Figures) -> list[str]:
+    """The main figures beside what was promised of them, and how many promises were kept in all."""
+    promised = {claim.key: claim for claim in TARGETS}
+    published = {claim.key: f"; paper: {_target(claim)}" for claim in PAPER if claim.target is not None}
+    lines = ["| | target | measured | 95 % | n | |", "|---|---|---:|---:|---:|---|"]
+    for key, words in SUMMARY.items():
+        claim = promised.get(key)
+        target = "" if claim is None else f"at {claim.bound} {_target(claim)}"
+        judged = "" if claim is None else verdict(claim, figures).split(";")[0]
+        lines.append(row([words, target + published.get(key, ""), *_measured(key, figures), judged]))
+    met, missed, unknown = _counts(figures)
+    return [
+        *lines,
+        "",
+        f"Of {len(TARGETS)} targets {met} are met, {missed} missed, {unknown} {MISSING}:",
+        "[all of them](docs/claims.md), with the command that measures each. The paper's models, data and",
+        "channels are not ours, so its figures and these do not compare.",
+    ]
+
 
 def write_claims_page(page: Path = CLAIMS_PAGE, results: Path = RESULTS) -> None:
     """Write docs/claims.md from headline.json."""
@@ -147,11 +183,11 @@ def write_claims_page(page: Path = CLAIMS_PAGE, results: Path = RESULTS) -> None
 def claims_text(figures: Figures) -> str:
     """docs/claims.md: what was claimed beside what was measured, or that it was not."""
     verdicts = [verdict(claim, figures) for claim in TARGETS]
-    met, missed, unknown = (sum(v.startswith(w) for v in verdicts) for w in ("met", "missed", MISSING))
+    met, missed, unknown = _counts(figures)
     lines = [
         "# Claims and figures",
         "",
-        f"Written by `{COMMAND}` from `results/headline.json`; do not edit. Intervals are 95 %.",
+        f"Written by `{BOOK_COMMAND}` from `results/headline.json`; do not edit. Intervals are 95 %.",
         "",
         "## The paper's claims",
         "",
@@ -164,7 +200,7 @@ def claims_text(figures: Figures) -> str:
     ]
     for claim in PAPER:
         said = "no figure" if claim.target is None else f"+{_target(claim)}"
-        lines.append(_row([claim.words, said, *_measured(claim.key, figures), f"`{claim.key}`"]))
+        lines.append(row([claim.words, said, *_measured(claim.key, figures), f"`{claim.key}`"]))
     lines += [
         "",
         "All of them are means; the results say topic by topic",
@@ -183,19 +219,26 @@ def claims_text(figures: Figures) -> str:
     ]
     for claim, judged in zip(TARGETS, verdicts, strict=True):
         cells = [claim.words, f"at {claim.bound} {_target(claim)}", *_measured(claim.key, figures)]
-        lines.append(_row([*cells, judged, f"`{claim.key}`"]))
+        lines.append(row([*cells, judged, f"`{claim.key}`"]))
     lines += ["", "## Everything else that was measured", "", "| what | value | interval | n | key |"]
     lines += ["|---|---:|---:|---:|---|"]
     described = list(OTHERS)
     others = sorted(figures.keys() - {claim.key for claim in (*PAPER, *TARGETS)})
     for key in sorted(others, key=lambda key: described.index(key) if key in OTHERS else len(OTHERS)):
-        lines.append(_row([OTHERS.get(key, ""), *_measured(key, figures), f"`{key}`"]))
+        lines.append(row([OTHERS.get(key, ""), *_measured(key, figures), f"`{key}`"]))
     lines += ["", "## Where each figure comes from", ""]
     lines += ["Where a commit has a +, files differed from it.", "", "| key | command | commit | date |"]
     lines += ["|---|---|---|---|"]
     for key, figure in sorted(figures.items()):
-        lines.append(_row([f"`{key}`", f"`{figure['command']}`", figure["commit"], figure["date"]]))
+        lines.append(row([f"`{key}`", f"`{figure['command']}`", figure["commit"], figure["date"]]))
     return "\n".join([*lines, ""])
+
+
+def _counts(figures: Figures) -> tuple[int, int, int]:
+    """Targets that were met, missed, and not measured."""
+    verdicts = [verdict(claim, figures) for claim in TARGETS]
+    met, missed, unknown = (sum(v.startswith(w) for v in verdicts) for w in ("met", "missed", MISSING))
+    return met, missed, unknown
 
 
 def verdict(claim: Claim, figures: Figures) -> str:
@@ -236,70 +279,3 @@ def _shown(value: float, unit: str, *, bare: bool = False) -> str:
     """A value with its unit, or `bare`."""
     number = f"{value:,.{DECIMALS.get(unit, 2)}f}"
     return number if bare or unit == "ratio" else f"{number} {unit}"
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def write_settings_page(services: Mapping[str, type[BaseModel]], page: Path = SETTINGS_PAGE) -> None:
-    """Write docs/settings.md from the settings of each service, by its name."""
-    page.write_text(settings_text(services))
-
-
-def settings_text(services: Mapping[str, type[BaseModel]], prefix: str = "DEKAG_") -> str:
-    """docs/settings.md: a table of the settings that all services share, then one for what each adds."""
-    fields: dict[str, Fields] = {name: _fields(settings) for name, settings in services.items()}
-    first = next(iter(fields.values()))
-    shared = {
-        name: field
-        for name, field in first.items()
-        if all(each.get(name) == field for each in fields.values())
-    }
-    lines = [
-        "# Settings",
-        "",
-        f"Written by `{COMMAND}` from `services/*/settings.py`; do not edit.",
-        f"Every service reads its settings from the environment, with the prefix `{prefix}`. A value that is",
-        "not allowed stops it at its start.",
-        "",
-        "## All services",
-        "",
-        *_settings_table(shared, prefix),
-    ]
-    for name, own in fields.items():
-        rest = {field: what for field, what in own.items() if field not in shared}
-        lines += ["", f"## {name.capitalize()}", "", *_settings_table(rest, prefix)]
-    return "\n".join([*lines, ""])
-
-
-def _fields(settings: type[BaseModel]) -> Fields:
-    """The settings' JSON schemas by name; of those that may be left out, the schema of the rest."""
-    properties = settings.model_json_schema()["properties"]
-    return {
-        name: field | next((one for one in field.get("anyOf", ()) if one.get("type") != "null"), {})
-        for name, field in properties.items()
-    }
-
-
-def _settings_table(fields: Fields, prefix: str) -> list[str]:
-    lines = ["| variable | default | allowed | meaning |", "|---|---|---|---|"]
-    for name, field in fields.items():
-        default = _default(field.get("default"))
-        lines.append(_row([f"`{prefix}{name.upper()}`", default, _allowed(field), field["description"]]))
-    return lines
-
-
-def _default(value: object) -> str:
-    if value is None or value == "":
-        return ""
-    root = Path(__file__).resolve().parents[2]
-    path = Path(str(value))
-    return f"`{path.relative_to(root) if path.is_absolute() and path.is_relative_to(root) else value}`"
-
-
-def _allowed(field: Mapping[str, Any]) -> str:
-    if "enum" in field:
-        return ", ".join(f"`{value}`" for value in field["enum"])
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most"}
-    return ", ".join(f"{said} {field[name]:.10g}" for name, said in words.items() if name in field)

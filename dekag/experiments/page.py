@@ -1,11 +1,16 @@
-"""Result pages for people, made from results/ alone."""
+"""Pages for people: tables, parts of a page that code writes, and the first page of results."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dekag.experiments.headline import RESULTS
+
+BOOK_COMMAND = "dekag results book"
+"""What writes the pages that are made from figures and from code."""
 
 FIRST_IMAGE = {
     "vae_psnr_db": "Autoencoder: PSNR of held-out scenes, encoded and decoded",
@@ -18,6 +23,29 @@ FIRST_IMAGE = {
     "codec_rayleigh_10db_psnr_db": "Base codec in Rayleigh fading at 10 dB: PSNR",
     "chain_overhead_ratio": "One request through all services, time relative to one process",
 }
+
+
+def row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def fill(page: Path, part: str, lines: Sequence[str]) -> None:
+    """Write `lines` between the comments ``<!-- part`` and ``<!-- /part -->`` of a page that people write.
+
+    Raises:
+        ValueError: the page has no such part, or several.
+    """
+    part = re.escape(part)
+    written, found = re.subn(
+        rf"(<!-- {part}\b.*?-->\n).*?(<!-- /{part} -->)",
+        lambda ends: ends[1] + "\n".join(["", *lines, "", ""]) + ends[2],
+        page.read_text(),
+        flags=re.DOTALL,
+    )
+    if found != 1:
+        raise ValueError(f"{page} has {found} parts {part}, not one")
+    page.write_text(written)
 
 
 def write_first_image_page(page: Path, results: Path = RESULTS) -> None:

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dekag.cala.methods import cala_config
-from dekag.cli import app, settings_of_services
+from dekag.cli import app
 from dekag.codec import JsccCodec
 from dekag.experiments.book import (
     MISSING,
@@ -19,9 +19,10 @@ from dekag.experiments.book import (
     TARGETS,
     Claim,
     claims_text,
-    settings_text,
+    summary_lines,
     verdict,
     write_claims_page,
+    write_summary,
 )
 from dekag.experiments.headline import record
 from dekag.experiments.tka_training import SHARE
@@ -49,8 +50,18 @@ def test_committed_claims_are_what_the_figures_say(tmp_path: Path) -> None:
     assert (tmp_path / "claims.md").read_text() == (ROOT / "docs/claims.md").read_text(), STALE
 
 
-def test_committed_settings_are_those_of_the_services() -> None:
-    assert settings_text(settings_of_services()) == (ROOT / "docs/settings.md").read_text(), STALE
+def test_the_table_of_the_readme_is_what_the_figures_say(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (tmp_path / "README.md").write_text(readme)
+    write_summary(tmp_path / "README.md", ROOT / "results")
+    assert (tmp_path / "README.md").read_text() == readme, STALE
+
+
+def test_the_table_of_the_readme_says_what_is_missed_and_what_is_missing() -> None:
+    lines = "\n".join(summary_lines({"gka_gain_percent": figure(50, "%", [40, 70])}))
+    assert "| at least 60 %; paper: 44 % | 50.00 % | 40.00 .. 70.00 | 9 | missed by 10 points |" in lines
+    assert f"| at most 60 images | {MISSING} |  |  | {MISSING} |" in lines
+    assert f"0 are met, 1 missed, {len(TARGETS) - 1} {MISSING}" in lines
 
 
 def test_every_key_shown_was_measured_or_is_said_to_be_missing() -> None:
@@ -84,10 +95,16 @@ def test_a_command_that_measures_keeps_the_claims(monkeypatch: pytest.MonkeyPatc
         record("distill_seconds", 12.3, "s", command="dekag bench distill", count=2)
 
     (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("# Mine\n<!-- results -->\nold\n<!-- /results -->\nstays\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("services.launcher.bench.distill.run_distill_bench", measure)
     assert CliRunner().invoke(app, ["bench", "distill"]).exit_code == 0
     assert "| 12.3 s |" in (tmp_path / "docs/claims.md").read_text()
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("# Mine\n")
+    assert "| 12.3 s |" in readme
+    assert "old" not in readme
+    assert readme.endswith("<!-- /results -->\nstays\n")
 
 
 def test_figures_that_nobody_promised_are_shown_as_well() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -15,8 +17,13 @@ import pytest
 import pytest_asyncio
 import torch
 from fastapi import FastAPI
+from peft import get_peft_model
 from redis.asyncio import Redis
 
+from dekag.cala import CalaConfig
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.codec import JsccCodec
+from dekag.generation.models import folder_hash
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
@@ -40,6 +47,38 @@ from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
 
 Start = Callable[..., Awaitable[str]]
+RATES = (1 / 768, 1 / 384, 1 / 192, 1 / 96)
+# PSNR rises by 4 dB with each doubling of the rate, and by the SNR
+QUALITY = {
+    "cbrs": RATES,
+    "snrs_db": [0, 20],
+    "directs": [0, 1],
+    "taus_s": [1e-7, 1e-6],
+    "mean_db": [[[[10 + snr + 4 * i for i in range(4)] for snr in (0, 20)]] * 2] * 2,
+    "spread_db": [[[[0.0] * 4] * 2] * 2] * 2,
+}
+
+
+def adapters(codec: Path, seed: int, **info: Any) -> TransmissionKnowledge:
+    """Untrained adapters of the codec in that folder that do something."""
+    torch.manual_seed(seed)
+    adapted = get_peft_model(JsccCodec.load(codec), CalaConfig(rank=2))
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
+    known = {"base_hash": folder_hash(codec), "config": {}, "scores": {"psnr_db": 20.5 + seed}, **info}
+    return TransmissionKnowledge.new(known, adapted)
+
+
+@pytest.fixture(scope="session")
+def adapted_profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny profile, with adapters of its own that say what quality to expect."""
+    folder = tmp_path_factory.mktemp("profile") / "with-adapters"
+    shutil.copytree(dummy_profile, folder)
+    adapters(folder / "codec", 1, quality=QUALITY).save(folder / "cala")
+    described = json.loads((folder / "profile.json").read_text())
+    (folder / "profile.json").write_text(json.dumps({**described, "adapters": "cala"}))
+    return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -134,7 +173,7 @@ async def _start_chain(
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_chain() -> Callable[..., Awaitable[dict[str, str]]]:
     """Runs cloud, edge, channel and user with ``start``; returns their addresses.
 

@@ -8,15 +8,21 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from httpx2 import AsyncClient
+
+from services.cloud.settings import DistillerSettings
+from services.cloud.worker import Distiller
+from services.gateway.app import create_app
+from services.gateway.settings import GatewaySettings
+from tests.services.conftest import Start, serving, starter
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+StartChain = Callable[[Start, Path, str], Awaitable[dict[str, str]]]
 ROOT = Path(__file__).parents[2]
 URL = "http://127.0.0.1:8080"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -58,17 +64,31 @@ async def run(*command: str, folder: Path) -> str:
     return out.decode()
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def url(client: AsyncClient, distiller: None) -> AsyncIterator[str]:
-    """Of a whole system with a distiller; what it is taught is forgotten afterwards."""
-    yield str(client.base_url).rstrip("/")
-    for each in (await client.get("/v1/knowledge")).json()["data"]:
-        await client.delete(f"/v1/knowledge/{each['topic']}")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def url(
+    adapted_profile: Path, redis_url: str, start_chain: StartChain, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[str]:
+    """Of a whole system of its own, with tiny models, adapters and a distiller."""
+    own_redis = redis_url.removesuffix("/0") + "/1"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DEKAG_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        async with starter() as start:
+            found = await start_chain(start, adapted_profile, own_redis)
+            worker = DistillerSettings(redis_url=own_redis, profile=str(adapted_profile), distill_threads=1)
+            distilling = asyncio.create_task(Distiller(worker).serve())
+            gateway = GatewaySettings(
+                user_address=found["user"], cloud_address=found["cloud"], redis_url=own_redis
+            )
+            async with serving(create_app(gateway)) as client:
+                yield str(client.base_url).rstrip("/")
+            distilling.cancel()
+            await asyncio.wait({distilling})
 
 
 async def test_the_pages_have_snippets() -> None:
     assert {(page, language) for page, language, _ in SNIPPETS} >= {
-        ("README.md", "python"),
+        ("README.md", "sh"),
+        ("docs/clients.md", "python"),
         ("docs/getting-started.md", "sh"),
     }
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shutil
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +12,12 @@ import httpx2
 import pytest
 import pytest_asyncio
 import torch
-from peft import get_peft_model
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from dekag.cala import CalaConfig
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
-from dekag.generation.models import folder_hash
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
@@ -47,6 +42,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
+from tests.services.conftest import adapters
 
 if TYPE_CHECKING:
     from services.proto.downlink_pb2_grpc import DownlinkAsyncStub
@@ -57,38 +53,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 Start = Callable[..., Awaitable[str]]
 Connect = Callable[[str], Any]
 NOWHERE = "127.0.0.1:1"  # nothing listens there
-RATES = (1 / 768, 1 / 384, 1 / 192, 1 / 96)
-# PSNR rises by 4 dB with each doubling of the rate, and by the SNR
-QUALITY = {
-    "cbrs": RATES,
-    "snrs_db": [0, 20],
-    "directs": [0, 1],
-    "taus_s": [1e-7, 1e-6],
-    "mean_db": [[[[10 + snr + 4 * i for i in range(4)] for snr in (0, 20)]] * 2] * 2,
-    "spread_db": [[[[0.0] * 4] * 2] * 2] * 2,
-}
-
-
-def adapters(codec: Path, seed: int, **info: Any) -> TransmissionKnowledge:
-    """Untrained adapters of the codec in that folder that do something."""
-    torch.manual_seed(seed)
-    adapted = get_peft_model(JsccCodec.load(codec), CalaConfig(rank=2))
-    for parameter in adapted.parameters():
-        if parameter.requires_grad:
-            parameter.data += 0.3 * torch.randn(parameter.shape)
-    known = {"base_hash": folder_hash(codec), "config": {}, "scores": {"psnr_db": 20.5 + seed}, **info}
-    return TransmissionKnowledge.new(known, adapted)
 
 
 @pytest.fixture(scope="module")
-def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def profile(adapted_profile: Path) -> Path:
     """The tiny profile, with adapters of its own."""
-    folder = tmp_path_factory.mktemp("profile") / "with-adapters"
-    shutil.copytree(dummy_profile, folder)
-    adapters(folder / "codec", 1, quality=QUALITY).save(folder / "cala")
-    described = json.loads((folder / "profile.json").read_text())
-    (folder / "profile.json").write_text(json.dumps({**described, "adapters": "cala"}))
-    return folder
+    return adapted_profile
 
 
 @pytest.fixture(scope="module")
