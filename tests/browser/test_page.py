@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from services.launcher.stack import Stack
+from services.common.healthcheck import healthy
+from services.gateway.keys import new_key
+from services.launcher.stack import Stack, free_port
 
 pytestmark = pytest.mark.browser
 
@@ -192,6 +196,28 @@ def test_a_distillation_is_cancelled(page: Page) -> None:
     expect(page.locator("#teach-status")).to_have_text(re.compile("The cloud draws pictures, [1-9]"))
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#teach-status")).to_have_text(re.compile("cancelled; nothing was published"))
+
+
+def test_a_gateway_that_asks_for_a_key_is_given_one(browser: Browser, tmp_path: Path) -> None:
+    key, line = new_key("reader")
+    (tmp_path / "keys").write_text(line)
+    port = free_port()
+    env = {"DEKAG_PORT": str(port), "DEKAG_REDIS_URL": "", "DEKAG_API_KEYS_FILE": str(tmp_path / "keys")}
+    gateway = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=os.environ | env)
+    try:
+        page = browser.new_page()
+        while not healthy(f"http://127.0.0.1:{port}/healthz"):
+            assert gateway.poll() is None
+        page.goto(f"http://127.0.0.1:{port}")
+        expect(page.locator("#teach-status")).to_have_text(re.compile("needs an API key"))
+        page.get_by_label("API key of this gateway").fill(key)
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud service cannot be reached"))
+        expect(page.locator("#key-form")).to_be_hidden()
+        page.close()
+    finally:
+        gateway.terminate()
+        gateway.wait(60)
 
 
 def test_it_works_by_keyboard(page: Page) -> None:

@@ -5,7 +5,7 @@ import { TITLES } from "./cards.js";
 import { totals } from "./charts.js";
 import { find, number, row } from "./dom.js";
 
-const EVERY_MS = 2000;
+const EVERY_MS = 3000;
 const SHOWN = 300; // points of the curves
 const history = [];
 
