@@ -24,6 +24,7 @@ from dekag.cala import CalaConfig
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 from dekag.generation.models import folder_hash
+from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
@@ -180,6 +181,17 @@ def start_chain() -> Callable[..., Awaitable[dict[str, str]]]:
     Its last argument gives settings of one of them by its name.
     """
     return _start_chain
+
+
+@pytest.fixture(scope="session")
+def scored_profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny models with the real encoders."""
+    profile, folder = load_profile(dummy_profile), tmp_path_factory.mktemp("scored")
+    scorer = load_profile("embedded").scorer
+    assert scorer is not None
+    scored = profile.model_copy(update={"scorer": scorer})
+    (folder / "profile.json").write_text(scored.model_dump_json(exclude_none=True))
+    return folder
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -80,17 +80,6 @@ def own_url(redis: Redis, redis_url: str) -> str:
     return redis_url.removesuffix("/0") + "/1"
 
 
-@pytest.fixture(scope="session")
-def scored_profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny models with the real encoders."""
-    profile, folder = load_profile(dummy_profile), tmp_path_factory.mktemp("scored")
-    scorer = load_profile("embedded").scorer
-    assert scorer is not None
-    scored = profile.model_copy(update={"scorer": scorer})
-    (folder / "profile.json").write_text(scored.model_dump_json(exclude_none=True))
-    return folder
-
-
 class System:
     """A cloud and its store."""
 

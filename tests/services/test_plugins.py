@@ -109,7 +109,7 @@ async def test_rest_takes_a_plugged_in_name_and_nothing_else(chain: Any, faded: 
     transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://test") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
 
         async def ask(fading: str) -> tuple[int, Any]:

@@ -456,7 +456,7 @@ def test_a_user_of_redis_may_do_what_its_service_does_only(guarded: int, folder:
 
 
 async def test_the_services_need_no_more_of_redis_than_they_may(
-    guarded: int, folder: Path, dummy_profile: Path
+    guarded: int, folder: Path, scored_profile: Path
 ) -> None:
     def own(name: str) -> dict[str, Any]:
         url = f"redis://{name}@127.0.0.1:{guarded}/0"
@@ -465,11 +465,15 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
     with Redis(port=guarded, username="admin", password="admin", decode_responses=True) as admin:
         admin.execute_command("ACL", "LOG", "RESET")
         async with starter() as start:
-            addresses = await _start_chain(start, dummy_profile, "", own)
+            addresses = await _start_chain(start, scored_profile, "", own)
             settings = GatewaySettings(
-                user_address=addresses["user"], cloud_address=addresses["cloud"], **own("gateway")
+                user_address=addresses["user"],
+                cloud_address=addresses["cloud"],
+                watch_share=1.0,
+                watch_min_psnr_db=0.0,
+                **own("gateway"),
             )
-            worker = DistillerSettings(profile=str(dummy_profile), distill_threads=1, **own("distiller"))
+            worker = DistillerSettings(profile=str(scored_profile), distill_threads=1, **own("distiller"))
             distilling = asyncio.create_task(Distiller(worker).serve())
             async with serving(create_app(settings)) as client:
                 order = {"topic": "neon", "images": 4, "steps": 4, "rank": 1, "tokens": 1}
@@ -484,6 +488,9 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
                     for cached in (False, True):
                         made = await client.post(PATH, json=body)
                         assert made.json()["data"][0]["link_report"]["cached"] == cached
+                async with asyncio.timeout(60):
+                    while not admin.exists("dekag:consistency"):  # noqa: ASYNC110 - compared in the background
+                        await asyncio.sleep(0.05)
                 kept = await client.get(f"/v1/reports/{made.headers['x-request-id']}")
                 assert kept.status_code == 200
                 other = (await client.post("/v1/knowledge", json=order | {"topic": "stencil"})).json()

@@ -423,7 +423,7 @@ async def test_over_rest(system: System, newer: TransmissionKnowledge, own: Tran
     app = create_app(
         GatewaySettings(redis_url="", user_address=system.user_address, cloud_address=system.cloud_address)
     )
-    client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://gateway", timeout=60)
+    client = httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost", timeout=60)
     async with app.router.lifespan_context(app), client:
         current = (await client.get("/v1/transmission")).json()
         assert (current["version"], current["versions"]) == (1, [1])
