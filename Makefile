@@ -9,10 +9,11 @@ DURATION ?= 60s
 SHAPE ?= steady
 URL ?= http://127.0.0.1:8080
 REPORT ?= loadtest-out
+FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-compose test-browser lint audit format proto docs \
-  docs-serve down clean results results-quick bench loadtest loadtest-compose
+.PHONY: help install constraints up demo test test-slow test-compose test-faults test-browser lint audit format \
+  proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,13 +52,16 @@ loadtest-compose: install ## the same with docker-compose.yml, and what its cont
 	DOCKER_HOST="$$host" $(LOCUST) --host "http://$$address" --compose-project "$$project"
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not compose and not browser"
+	$(BIN)/python -m pytest -m "not slow and not compose and not browser and not faults"
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
 test-compose: install ## build and check docker-compose.yml on a real engine
 	$(BIN)/python -m pytest -m compose
+
+test-faults: install ## break docker-compose.yml under load, one thing at a time and in pairs: make test-faults FAULTS=redis
+	FAULTS="$(FAULTS)" $(BIN)/python -m pytest -m faults -v --capture=no
 
 test-browser: install ## the web page in headless Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser

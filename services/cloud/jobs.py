@@ -1,5 +1,8 @@
 """Distillation jobs: a SAQ queue in Redis, and what may be said of a job.
 
+Redis may lose everything: what a job is to do stays on the disk until the job is over (``KnowledgeStore.orders``),
+and the cloud queues it again from there.
+
 =====================================  =======================================================
 ``saq:*``                              the queue and its jobs, as SAQ keeps them
 ``dekag:jobs``                         sorted set: job id by the time it was created, Unix s
@@ -11,9 +14,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +30,7 @@ from saq.queue.redis import RedisQueue
 
 from dekag.errors import ConflictError, NotFoundError, UnavailableError
 from services.cloud.settings import CloudSettings, KnowledgeSettings
+from services.cloud.store import KnowledgeStore
 from services.common import metrics, tracing
 from services.common.security import redis_options
 from services.proto import cloud_pb2
@@ -35,6 +40,7 @@ CANCELLED, PUBLISHED = b"cancelled", b"published"
 _QUEUE = "distill"
 _JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
 _LISTED = 100
+_UNCLAIMED_S = 2.0  # that a job which was given out may take until its worker has claimed it
 _STATUSES = {
     Status.NEW: "queued",
     Status.QUEUED: "queued",
@@ -122,15 +128,22 @@ class DistillQueue(RedisQueue):
 
     SAQ's takes a job off every list for some seconds before it queues it again, so that a second death in
     that time loses the job, and it takes jobs for stuck that were given out a moment ago.
+
+    Args:
+        redis: holds the queue.
+        store: knows which jobs a living process works at.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, store: KnowledgeStore) -> None:
         super().__init__(redis, name=_QUEUE)
+        self._store = store
         self._suspects: set[str] = set()
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
         """Queues unfinished jobs again that nobody has spoken of for longer than their heartbeat.
 
+        Where a job was given out and its worker holds no claim to it, the worker is dead for sure, and
+        nobody waits for the heartbeat.
         Each goes back in one transaction; one that should wait but is on no list goes back when the sweep
         before this one saw the same. A job that has used up its attempts fails instead.
         """
@@ -139,7 +152,7 @@ class DistillQueue(RedisQueue):
             names = [name.decode() for name in await self.redis.zrange(_JOBS_KEY, 0, -1)]
             waiting = await self.redis.lrange(self.namespace("queued"), 0, -1)  # type: ignore[misc]
             for job in await self.jobs(names) if names else []:
-                if job is None or job.status in TERMINAL_STATUSES or _silent_s(job) <= job.heartbeat:
+                if job is None or job.status in TERMINAL_STATUSES or not await self._abandoned(job):
                     continue
                 if job.status is Status.QUEUED:
                     if job.id.encode() in waiting:
@@ -156,14 +169,20 @@ class DistillQueue(RedisQueue):
         self._suspects = suspects
         return swept
 
+    async def _abandoned(self, job: Job) -> bool:
+        silent_s = _silent_s(job)
+        if silent_s > job.heartbeat or job.status is not Status.ACTIVE or silent_s <= _UNCLAIMED_S:
+            return silent_s > job.heartbeat
+        return not await asyncio.to_thread(self._store.is_claimed, job.key)
+
 
 def _silent_s(job: Job) -> float:
     return time.time() - max(job.queued, job.started, job.touched) / 1000
 
 
-def open_queue(redis: Redis) -> DistillQueue:
+def open_queue(redis: Redis, store: KnowledgeStore) -> DistillQueue:
     """The queue of distillations."""
-    return DistillQueue(redis)
+    return DistillQueue(redis, store)
 
 
 async def outcome(redis: Redis, job: str) -> bytes | None:
@@ -187,8 +206,9 @@ class Jobs:
 
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
+        self._store = KnowledgeStore(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
-        self._queue = open_queue(self._redis) if self._redis else None
+        self._queue = open_queue(self._redis, self._store) if self._redis else None
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -213,26 +233,67 @@ class Jobs:
                 if known.kwargs != vars(order):
                     raise ConflictError(f"job {name} was started for another order; take another key")
                 return await self.get(name)
+            await self._restore(redis, queue)
             for state in await self._recent(redis, queue):
                 if state.topic == order.topic and not state.over:
                     raise ConflictError(
                         f"job {state.id} already distils topic {order.topic!r}; wait for it or cancel it"
                     )
-            name, now = name or uuid.uuid4().hex, time.time()
-            await redis.zadd(_JOBS_KEY, {name: now})
-            job = await queue.enqueue(
-                FUNCTION,
-                key=name,
-                kwargs=vars(order),
-                timeout=0,
-                heartbeat=self._settings.job_heartbeat_s,
-                retries=self._settings.job_attempts,
-                ttl=self._settings.job_keep_s,
-                meta={"created": now, "trace": tracing.outgoing()},
-            )
+            name = name or uuid.uuid4().hex
+            kept = {"order": vars(order), "created": time.time(), "trace": tracing.outgoing()}
+            await asyncio.to_thread(self._store.keep_order, name, json.dumps(kept))
+            try:
+                job = await self._enqueue(redis, queue, name, kept)
+            except BaseException:  # its client is told that it was not started
+                self._store.drop_order(name)
+                raise
             if job is None:
                 raise ConflictError(f"job {name} exists already")
             return _state(job, None)
+
+    async def restore(self) -> list[str]:
+        """Queues the jobs again that Redis has lost, from their orders on the disk; returns their ids."""
+        async with (
+            self._connected() as (redis, queue),
+            redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
+        ):
+            return await self._restore(redis, queue)
+
+    async def _restore(self, redis: Redis, queue: DistillQueue) -> list[str]:
+        orders = await asyncio.to_thread(self._store.orders)
+        restored: list[str] = []
+        if not orders:
+            return restored
+        for (name, text), job in zip(orders.items(), await queue.jobs(list(orders)), strict=True):
+            over = job is not None and job.status in TERMINAL_STATUSES
+            if over or await outcome(redis, name) == CANCELLED:
+                await asyncio.to_thread(self._store.drop_order, name)
+                continue
+            if job is not None and await redis.zscore(_JOBS_KEY, name) is not None:
+                continue
+            kept = json.loads(text)
+            if job is not None or await asyncio.to_thread(self._store.is_claimed, name):
+                # its worker writes the job itself again with its next word; only the list forgot it
+                await redis.zadd(_JOBS_KEY, {name: kept["created"]})
+            else:
+                await self._enqueue(redis, queue, name, kept)
+            restored.append(name)
+        return restored
+
+    async def _enqueue(
+        self, redis: Redis, queue: DistillQueue, name: str, kept: Mapping[str, Any]
+    ) -> Job | None:
+        await redis.zadd(_JOBS_KEY, {name: kept["created"]})
+        return await queue.enqueue(
+            FUNCTION,
+            key=name,
+            kwargs=kept["order"],
+            timeout=0,
+            heartbeat=self._settings.job_heartbeat_s,
+            retries=self._settings.job_attempts,
+            ttl=self._settings.job_keep_s,
+            meta={"created": kept["created"], "trace": kept["trace"]},
+        )
 
     async def unfinished(self) -> dict[str, int]:
         """How many jobs there are that are "queued" and "running"."""
@@ -260,6 +321,7 @@ class Jobs:
             keep_s = 2 * self._settings.job_keep_s
             if state.over or not await decide(redis, name, CANCELLED, keep_s):
                 raise ConflictError(f"job {name} is already over or publishing its update")
+            await asyncio.to_thread(self._store.drop_order, name)
             job = await queue.job(name)
             if job is not None and job.status is Status.QUEUED:
                 await queue.abort(job, "cancelled")

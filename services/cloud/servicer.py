@@ -257,6 +257,8 @@ class CloudServicer(CloudBase):
                 _log.info("knowledge mirrored to Redis", topics=changed)
             if codecs := await mirror_transmission(self._transmission, self._redis):
                 _log.info("transmission knowledge mirrored to Redis", codecs=codecs)
+            if restored := await self._jobs.restore():
+                _log.warning("Redis had lost jobs", jobs=restored)
             for status, jobs in (await self._jobs.unfinished()).items():
                 metrics.JOBS.labels(status).set(jobs)
             await self._drift.refresh()

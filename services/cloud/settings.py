@@ -69,7 +69,7 @@ class DistillerSettings(KnowledgeSettings):
         6, ge=0, le=100, description="Times during training that sample pictures are drawn to look at."
     )
     sweep_every_s: int = Field(
-        5, ge=1, description="Time between two looks for jobs whose worker has died, s."
+        2, ge=1, description="Time between two looks for jobs whose worker has died, s."
     )
     health_file: Path | None = Field(
         None, description="File that is touched every few seconds while this worker and Redis are well."

@@ -4,7 +4,7 @@
 
     <data>/knowledge/<topic>/<version>/   manifest.json, samples.png, files/ with the files of the update
     <data>/transmission/<version>/        manifest.json, files/ with the files of the adapters
-    <data>/jobs/<id>/                     what an unfinished job has so far
+    <data>/jobs/<id>/                     order.json, and what an unfinished job has so far
 
 Folders appear and go by one rename, so that whoever reads finds all of a version or nothing. The cloud and
 the distillers share the data folder; none of them keeps anything of it in memory. No torch in here.
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dekag.cala.artifact import TransmissionKnowledge
 
 _MANIFEST, _FILES, _SAMPLES, _LOCK = "manifest.json", "files", "samples.png", "lock"
+_ORDER = "order.json"
 _PREVIEW = "preview.png"  # as dekag.makd.distill, which imports torch, names it
 _OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # by who took this version, or deleted the topic
 
@@ -186,6 +187,31 @@ class KnowledgeStore:
                 yield False
                 return
             yield True
+
+    def is_claimed(self, job: str) -> bool:
+        """Whether a process works at ``job``."""
+        with self.claimed(job) as mine:
+            return not mine
+
+    def keep_order(self, job: str, order: str) -> None:
+        """Keeps what a job is to do until it is over, as JSON."""
+        self.work(job).mkdir(parents=True, exist_ok=True)
+        new = self.work(job) / f".{_ORDER}"
+        _write(new, order.encode())
+        new.rename(self.work(job) / _ORDER)
+        _sync(self.work(job))
+
+    def orders(self) -> dict[str, bytes]:
+        """The orders of jobs that are not over, by the job's id."""
+        found = {}
+        for folder in _folders(self._jobs):
+            with contextlib.suppress(FileNotFoundError):
+                found[folder.name] = (folder / _ORDER).read_bytes()
+        return found
+
+    def drop_order(self, job: str) -> None:
+        """Forgets what a job was to do, as it is over."""
+        (self.work(job) / _ORDER).unlink(missing_ok=True)
 
     def forget(self, job: str) -> None:
         """Deletes what a job that is over has left."""

@@ -148,7 +148,7 @@ class Distiller:
         self._settings = settings
         self._store = KnowledgeStore(settings.data_dir)
         self._redis = open_redis(settings, _DEQUEUE_S + settings.queue_timeout_s)
-        self._queue = open_queue(self._redis)
+        self._queue = open_queue(self._redis, self._store)
         self._thread = ModelWorker("distiller", threads=settings.distill_threads)
 
     async def serve(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -306,6 +307,19 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
 
 
 @pytest.mark.slow
+async def test_a_job_finishes_once_though_redis_loses_everything(
+    cloud: CloudAsyncStub, redis: Redis, distiller: None, data_dir: Path
+) -> None:
+    job = await distil(cloud, **SMALL | {"steps": 60})
+    await until(cloud, job, training)
+    await redis.flushdb()
+    await known_again(cloud, job)
+    after = await until(cloud, job, over)
+    assert after.status == cloud_pb2.JOB_STATUS_FINISHED, after
+    assert list(KnowledgeStore(data_dir).versions("neon")) == [1] == [after.version]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 async def test_a_job_outlives_its_worker_and_finishes_once(
     cloud: CloudAsyncStub, work: Work, data_dir: Path, tmp_path: Path, number: signal.Signals
@@ -347,9 +361,11 @@ def _pictures(store: KnowledgeStore, job: Job) -> list[Path]:
         return []
 
 
-async def taken(redis: Redis, *, silent_s: float, attempts: int = 1, status: str = "active") -> DistillQueue:
+async def taken(
+    redis: Redis, store: KnowledgeStore, *, silent_s: float, attempts: int = 1, status: str = "active"
+) -> DistillQueue:
     """Takes the one job that waits, as a worker that has said nothing since ``silent_s`` seconds."""
-    queue = DistillQueue(redis)
+    queue = DistillQueue(redis, store)
     job = await queue.dequeue(1)
     assert job is not None
     job.attempts, job.status = attempts, Status[status.upper()]
@@ -361,10 +377,10 @@ async def taken(redis: Redis, *, silent_s: float, attempts: int = 1, status: str
 @pytest.mark.parametrize("status", ["queued", "active"])
 @pytest.mark.parametrize("listed", [True, False])
 async def test_a_job_that_nobody_speaks_of_is_queued_again(
-    cloud: CloudAsyncStub, redis: Redis, status: str, listed: bool
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path, status: str, listed: bool
 ) -> None:
     job = await distil(cloud, **SMALL)
-    queue = await taken(redis, silent_s=HEARTBEAT_S + 1, status=status)
+    queue = await taken(redis, KnowledgeStore(data_dir), silent_s=HEARTBEAT_S + 1, status=status)
     if not listed:  # a death at the wrong moment, or a Redis that lost a list
         await redis.delete("saq:distill:active", "saq:distill:incomplete")
     assert await queue.sweep() == ([job.id] if status == "active" else [])
@@ -376,22 +392,88 @@ async def test_a_job_that_nobody_speaks_of_is_queued_again(
     assert (await queue.dequeue(1)) is not None
 
 
-async def test_a_job_that_waits_or_lives_is_left_alone(cloud: CloudAsyncStub, redis: Redis) -> None:
+async def test_a_job_that_waits_or_lives_is_left_alone(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
     job = await distil(cloud, **SMALL)
-    queue = DistillQueue(redis)
+    store = KnowledgeStore(data_dir)
+    queue = DistillQueue(redis, store)
     stored = await queue.job(job.id)
     assert stored is not None
     stored.queued = 1
     await redis.set(stored.id, queue.serialize(stored))
     assert await queue.sweep() == [], "there was no worker since 1970"
-    await taken(redis, silent_s=0)
+    await taken(redis, store, silent_s=0)
     assert await queue.sweep() == []
     assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
 
 
-async def test_a_job_whose_workers_all_die_is_given_up(cloud: CloudAsyncStub, redis: Redis) -> None:
+async def test_a_job_whose_worker_died_does_not_wait_for_its_heartbeat(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
+    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
+    queue = await taken(redis, store, silent_s=0)
+    taken_up = await queue.job(job.id)
+    assert taken_up is not None
+    taken_up.heartbeat = 3600
+    taken_up.started = taken_up.touched = taken_up.queued = taken_up.touched - 10_000
+    await redis.set(taken_up.id, queue.serialize(taken_up))
+    with store.claimed(job.id):
+        assert await queue.sweep() == []
+    assert await queue.sweep() == [job.id]
+
+
+async def known_again(cloud: CloudAsyncStub, job: Job) -> Job:
+    """The job, once the cloud has noticed that Redis does not know it."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(NotFoundError):
+                return await get(cloud, job)
+            await asyncio.sleep(0.05)
+
+
+async def test_a_job_that_redis_lost_is_queued_again_until_it_is_over(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
     job = await distil(cloud, **SMALL)
-    queue = await taken(redis, silent_s=HEARTBEAT_S + 1, attempts=5)
+    await redis.flushdb()
+    assert await known_again(cloud, job) == job
+    queue = DistillQueue(redis, KnowledgeStore(data_dir))
+    assert await queue.count("queued") == 1
+    await redis.flushdb()
+    with pytest.raises(ConflictError, match=job.id):
+        await distil(cloud, **SMALL)
+    await clients.call(cloud.CancelJob, JobId(id=job.id), "cloud")
+    await redis.flushdb()
+    other = await distil(cloud, **SMALL)
+    assert other.id != job.id
+    with pytest.raises(NotFoundError):
+        await get(cloud, job)
+
+
+async def test_a_job_that_redis_lost_while_it_ran_is_not_queued_beside_itself(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
+    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
+    queue = await taken(redis, store, silent_s=0)
+    running = await queue.job(job.id)
+    assert running is not None
+    with store.claimed(job.id):
+        await redis.flushdb()
+        await running.update()  # its worker's next word
+        async with asyncio.timeout(60):
+            while await redis.zscore("dekag:jobs", job.id) is None:
+                await asyncio.sleep(0.05)
+        assert await queue.count("queued") == 0
+        assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
+    store.forget(job.id)
+
+
+async def test_a_job_whose_workers_all_die_is_given_up(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
+    job = await distil(cloud, **SMALL)
+    queue = await taken(redis, KnowledgeStore(data_dir), silent_s=HEARTBEAT_S + 1, attempts=5)
     assert await queue.sweep() == [job.id]
     failed = await get(cloud, job)
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED

@@ -1,0 +1,110 @@
+"""docs/results-trust.md, from results/trust/ alone: what was broken or fuzzed, and what clients saw of it."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dekag.experiments.headline import RESULTS
+
+PAGE = Path("docs/results-trust.md")
+RECOVERY_S = 10.0
+NOT_RUN = "It has not been run yet."
+Lines = list[str]
+Row = Mapping[str, Any]
+
+
+def write_trust_page(page: Path = PAGE, results: Path = RESULTS) -> None:
+    """Write the page; what was not measured is said to be missing."""
+    lines = [
+        "# Trust: what breaks, and what a client sees of it",
+        "",
+        "Written by `make test-faults` from `results/trust/`; do not edit.",
+        "",
+        "## Faults",
+        "",
+        *_section(results / "trust" / "faults.json", _faults),
+        "",
+        "## Hostile input",
+        "",
+        *_section(results / "trust" / "fuzz.json", _fuzz),
+        "",
+    ]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(lines))
+
+
+def _section(path: Path, text: Any) -> Lines:
+    return list(text(json.loads(path.read_text()))) if path.exists() else [NOT_RUN]
+
+
+def _faults(found: Row) -> Lines:
+    rows: Sequence[Row] = found["rows"]
+    measured = [row for row in rows if "recovery_s" in row]
+    singles, pairs = (sum(row["pair"] is pair for row in rows) for pair in (False, True))
+    late = [row for row in measured if row["recovery_s"] > RECOVERY_S]
+    wrong = [row for row in rows if row["wrong"]]
+    requests = sum(row.get("requests", 0) for row in rows)
+    lines = [
+        f"`docker-compose.yml` was broken in {len(rows)} ways, {singles} one at a time and {pairs} in pairs, while a",
+        f"client asked for an image every {found['every_s']:.1f} s, of the three deliveries in turn; every fourth",
+        f"repeats an earlier one. The gateway's deadline was {found['deadline_s']:g} s.",
+        "",
+        f"- **Lost requests: {sum(row.get('lost', 0) for row in rows)}** of {requests} that a fault could touch.",
+        "  Lost is a request that got neither an image nor a clear error by a second after the deadline, or whose",
+        "  connection failed though nothing was done to the gateway.",
+        f"- **Recovery**: {statistics.median(row['recovery_s'] for row in measured):.1f} s at the median from the",
+        f"  fault's end until all deliveries and the list of jobs worked again; {len(late)} of {len(measured)} took",
+        f"  longer than {RECOVERY_S:g} s.",
+        f"- {len(rows) - len(wrong)} of {len(rows)} went as they must in every respect: also no knowledge lost, no",
+        "  second version of one distillation, and no error where the fault leaves a delivery all that it needs.",
+        "",
+        "A killed service counts as back when the engine has started its container again; what remains until images",
+        "come is mostly the time it takes to load its models, so it depends on the machine. *cut* are connections that",
+        "failed while the gateway itself was down: its clients see that, and nothing is lost silently.",
+        "",
+        "| fault | lasted, s | recovered, s | requests | images | errors by status | cut | lost |",
+        "|---|---:|---:|---:|---:|---|---:|---:|",
+        *(_row(row) for row in rows),
+    ]
+    if wrong:
+        lines += ["", "### What did not go as it must", ""]
+        lines += [f"- {row['fault']}: {_said(row['wrong'])}" for row in wrong]
+    lines += [
+        "",
+        f"{found['machine'].get('cpu', 'unknown CPU')}, load average {found['load_average']:.1f} in the end; commit",
+        f"{found['commit']}, {found['date']}. Details: `results/trust/faults.json`.",
+    ]
+    return lines
+
+
+def _row(row: Row) -> str:
+    if "requests" not in row:
+        return f"| {row['fault']} | not measured | | | | | | |"
+    problems = ", ".join(f"{count} of {status}" for status, count in sorted(row["problems"].items()))
+    cells = [
+        row["fault"], f"{row['lasted_s']:.1f}", f"{row['recovery_s']:.1f}", row["requests"], row["images"],
+        problems, row["cut"], row["lost"],
+    ]  # fmt: skip
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _said(wrong: Sequence[str]) -> str:
+    kinds = dict.fromkeys(wrong)
+    return "; ".join(f"{said} ({wrong.count(said)} times)" if wrong.count(said) > 1 else said for said in kinds)
+
+
+def _fuzz(found: Row) -> Lines:
+    lines = [
+        f"{found['inputs']:,} inputs by `{found['command']}`, commit {found['commit']}, {found['date']}.",
+        "",
+        "| target | inputs | outcomes |",
+        "|---|---:|---|",
+    ]
+    for target, seen in found["targets"].items():
+        outcomes = ", ".join(f"{name} {count:,}" for name, count in seen["outcomes"].items())
+        lines.append(f"| {target} | {seen['inputs']:,} | {outcomes} |")
+    return lines

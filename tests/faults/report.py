@@ -1,0 +1,47 @@
+"""What the suite found: results/trust/faults.json, two figures of headline.json and a page of docs/."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from dekag.experiments.book import write_claims_page
+from dekag.experiments.headline import RESULTS, current_commit, record
+from dekag.experiments.trust_report import write_trust_page
+from dekag.sweeps.engine import machine
+from tests.faults.stack import DEADLINE_S
+
+COMMAND = "make test-faults"
+
+
+def write_results(rows: Sequence[Mapping[str, Any]], every_s: float) -> None:
+    """Writes all of it.
+
+    Args:
+        rows: one for each fault, as ``test_fault`` makes them.
+        every_s: between two requests of the load, s.
+    """
+    content = {
+        "schema": 1,
+        "command": COMMAND,
+        "commit": current_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "load_average": os.getloadavg()[2],
+        "deadline_s": DEADLINE_S,
+        "every_s": round(every_s, 2),
+        "rows": [],
+    }
+    path = RESULTS / "trust" / "faults.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    path.write_text(json.dumps(content, indent=1).replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
+    requests = sum(row.get("requests", 0) for row in rows)
+    lost = sum(row.get("lost", 0) for row in rows)
+    record("faults_tried", len(rows), "faults", command=COMMAND, count=len(rows))
+    record("faults_lost_requests", lost, "requests", command=COMMAND, count=requests)
+    write_claims_page()
+    write_trust_page()
