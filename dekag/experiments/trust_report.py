@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,23 +49,39 @@ def _faults(found: Row) -> Lines:
     late = [row for row in measured if row["recovery_s"] > RECOVERY_S]
     wrong = [row for row in rows if row["wrong"]]
     requests = sum(row.get("requests", 0) for row in rows)
+    lost = sum(row.get("lost", 0) for row in rows)
+    median_s = statistics.median(row["recovery_s"] for row in measured)
+    planned = found.get("planned", len(rows))
+    late_of = f"{len(late)} of {len(measured)}"
     lines = [
-        f"`docker-compose.yml` was broken in {len(rows)} ways, {singles} one at a time and {pairs} in pairs, while a",
-        f"client asked for an image every {found['every_s']:.1f} s, of the three deliveries in turn; every fourth",
-        f"repeats an earlier one. The gateway's deadline was {found['deadline_s']:g} s.",
+        *_wrapped(
+            f"`docker-compose.yml` was broken in {len(rows)} of {planned} planned ways, {singles} one at a "
+            f"time and {pairs} in pairs, while a client asked for an image every {found['every_s']:.1f} s, of "
+            "the three deliveries in turn; every fourth repeats an earlier one. The gateway's deadline was "
+            f"{found['deadline_s']:g} s."
+        ),
         "",
-        f"- **Lost requests: {sum(row.get('lost', 0) for row in rows)}** of {requests} that a fault could touch.",
-        "  Lost is a request that got neither an image nor a clear error by a second after the deadline, or whose",
-        "  connection failed though nothing was done to the gateway.",
-        f"- **Recovery**: {statistics.median(row['recovery_s'] for row in measured):.1f} s at the median from the",
-        f"  fault's end until all deliveries and the list of jobs worked again; {len(late)} of {len(measured)} took",
-        f"  longer than {RECOVERY_S:g} s.",
-        f"- {len(rows) - len(wrong)} of {len(rows)} went as they must in every respect: also no knowledge lost, no",
-        "  second version of one distillation, and no error where the fault leaves a delivery all that it needs.",
+        *_wrapped(
+            f"- **Lost requests: {lost}** of {requests} that a fault could touch. Lost is a request that got "
+            "neither an image nor a clear error by a second after the deadline, or whose connection failed "
+            "though nothing was done to the gateway."
+        ),
+        *_wrapped(
+            f"- **Recovery**: {median_s:.1f} s at the median from the fault's end until all deliveries and "
+            f"the list of jobs worked again; {late_of} took longer than {RECOVERY_S:g} s."
+        ),
+        *_wrapped(
+            f"- {len(rows) - len(wrong)} of {len(rows)} went as they must in every respect: also no knowledge "
+            "lost, no second version of one distillation, and no error where the fault leaves a delivery all "
+            "that it needs."
+        ),
         "",
-        "A killed service counts as back when the engine has started its container again; what remains until images",
-        "come is mostly the time it takes to load its models, so it depends on the machine. *cut* are connections that",
-        "failed while the gateway itself was down: its clients see that, and nothing is lost silently.",
+        *_wrapped(
+            "A killed service counts as back when the engine has started its container again; what remains "
+            "until images come is mostly the time it takes to load its models, so it depends on the machine. "
+            "*cut* are connections that failed while the gateway itself was down: its clients see that, and "
+            "nothing is lost silently."
+        ),
         "",
         "| fault | lasted, s | recovered, s | requests | images | errors by status | cut | lost |",
         "|---|---:|---:|---:|---:|---|---:|---:|",
@@ -75,10 +92,15 @@ def _faults(found: Row) -> Lines:
         lines += [f"- {row['fault']}: {_said(row['wrong'])}" for row in wrong]
     lines += [
         "",
-        f"{found['machine'].get('cpu', 'unknown CPU')}, load average {found['load_average']:.1f} in the end; commit",
-        f"{found['commit']}, {found['date']}. Details: `results/trust/faults.json`.",
+        f"{found['machine'].get('cpu', 'unknown CPU')}, load average {found['load_average']:.1f} in the end;",
+        f"commit {found['commit']}, {found['date']}. Details: `results/trust/faults.json`.",
     ]
     return lines
+
+
+def _wrapped(text: str) -> Lines:
+    """A paragraph, or an item of a list, in lines as the other pages have them."""
+    return textwrap.wrap(text, 120, subsequent_indent="  " if text.startswith("- ") else "")
 
 
 def _row(row: Row) -> str:
@@ -94,7 +116,9 @@ def _row(row: Row) -> str:
 
 def _said(wrong: Sequence[str]) -> str:
     kinds = dict.fromkeys(wrong)
-    return "; ".join(f"{said} ({wrong.count(said)} times)" if wrong.count(said) > 1 else said for said in kinds)
+    return "; ".join(
+        f"{said} ({wrong.count(said)} times)" if wrong.count(said) > 1 else said for said in kinds
+    )
 
 
 def _fuzz(found: Row) -> Lines:

@@ -1,7 +1,7 @@
 """Distillation jobs: a SAQ queue in Redis, and what may be said of a job.
 
-Redis may lose everything: what a job is to do stays on the disk until the job is over (``KnowledgeStore.orders``),
-and the cloud queues it again from there.
+Redis may lose everything: what a job is to do stays on the disk until the job is over
+(``KnowledgeStore.orders``), and the cloud queues it again from there.
 
 =====================================  =======================================================
 ``saq:*``                              the queue and its jobs, as SAQ keeps them

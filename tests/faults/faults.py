@@ -229,9 +229,7 @@ def _redis_is_whole(stack: Stack) -> None:
     )
 
 
-DAMAGE_DISK = Fault(
-    "damage knowledge on the disk", _damage_disk, hold_s=3.0, works=ALL, check=_disk_is_whole
-)
+DAMAGE_DISK = Fault("damage knowledge on the disk", _damage_disk, hold_s=3.0, works=ALL, check=_disk_is_whole)
 DAMAGE_REDIS = Fault("damage knowledge in redis", _damage_redis, hold_s=1.0, works=ALL)
 # an edge that has the update in memory reads no copy; one that starts does
 DAMAGE_REDIS_READ = pair(
@@ -368,8 +366,6 @@ def singles() -> Sequence[Fault]:
         during_job(clock("distiller"), "poetic", 3.0),
         during_job(clock("cloud"), "thermal", 3.0),
     ]
-
-
 
 
 def pairs() -> Sequence[Fault]:

@@ -56,7 +56,7 @@ class Result:
 
 
 class Load:
-    """Asks for images of all deliveries at a steady rate, whatever becomes of those before; in its own thread.
+    """Asks for images of all deliveries at a steady rate, whatever becomes of those before; a thread.
 
     Every fourth request repeats an earlier one, which caches may answer; the others are new.
 
@@ -101,7 +101,7 @@ class Load:
     def ask(self, delivery: str, first: float, within_s: float) -> float:
         """Seconds from ``first`` until a new image of that delivery came, with all its knowledge.
 
-        Asks every half second, whatever becomes of those before. AssertionError if none came within that time.
+        Asks every half second, whatever becomes of those before. AssertionError if none came in that time.
         """
         return self._submit(self._until_image(delivery, first, within_s)).result()
 
@@ -158,7 +158,9 @@ class Load:
                             return result.over - first
                         last = f"status {result.status}, {result.said}"
                     await asyncio.sleep(0.1)
-                raise AssertionError(f"no {delivery} image within {within_s:g} s; last: {last or 'no answer'}")
+                raise AssertionError(
+                    f"no {delivery} image within {within_s:g} s; last: {last or 'no answer'}"
+                )
             finally:
                 for task in asking:
                     task.cancel()

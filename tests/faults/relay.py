@@ -5,7 +5,7 @@ Each link has a port here and a mode, which ``CONTROL``, a JSON object from link
 - ``ok``: what comes in goes out.
 - ``refuse``: connections are reset, new ones too.
 - ``stall``: nothing gets through, and all of it does once this is over, as TCP makes it of lost packets.
-- ``lose``: connections are dead from now on and nobody is told, as where a firewall forgot them; new ones too.
+- ``lose``: connections are dead from now on and nobody is told, as where a firewall forgot them.
 - ``delay:S``: everything arrives S seconds later, in both directions.
 """
 
@@ -117,7 +117,7 @@ async def main() -> None:
     """Serves all links until killed."""
     links = {name: Link(target) for name, target in LINKS.items()}
     for port, link in enumerate(links.values(), FIRST_PORT):
-        await asyncio.start_server(link.accept, "0.0.0.0", port)  # noqa: S104 - the network is internal
+        await asyncio.start_server(link.accept, "0.0.0.0", port)  # the network is internal
     while True:
         with contextlib.suppress(FileNotFoundError, ValueError):  # ValueError: being written
             modes = json.loads(CONTROL.read_text())  # noqa: ASYNC240 - a few bytes in memory

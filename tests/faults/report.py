@@ -17,12 +17,13 @@ from tests.faults.stack import DEADLINE_S
 COMMAND = "make test-faults"
 
 
-def write_results(rows: Sequence[Mapping[str, Any]], every_s: float) -> None:
+def write_results(rows: Sequence[Mapping[str, Any]], every_s: float, planned: int) -> None:
     """Writes all of it.
 
     Args:
         rows: one for each fault, as ``test_fault`` makes them.
         every_s: between two requests of the load, s.
+        planned: how many faults there are.
     """
     content = {
         "schema": 1,
@@ -31,6 +32,7 @@ def write_results(rows: Sequence[Mapping[str, Any]], every_s: float) -> None:
         "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "load_average": os.getloadavg()[2],
+        "planned": planned,
         "deadline_s": DEADLINE_S,
         "every_s": round(every_s, 2),
         "rows": [],

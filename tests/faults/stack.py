@@ -142,7 +142,7 @@ class Stack:
         return self.run("redis", "redis-cli", *command).strip()
 
     def signal(self, service: str, name: str) -> None:
-        """Sends a signal to every process in the container but its init, as the engine's own kill does not."""
+        """Sends a signal to all processes in the container but its init, as the engine's kill does not."""
         status, _ = self.container(service).exec_run(["sh", "-c", f"kill -{name} -1"])
         assert status in (0, 137), f"{service}: kill -{name}: status {status}"  # 137: it took the shell along
 
@@ -162,11 +162,11 @@ class Stack:
     def set_links(self, **modes: str) -> None:
         """Sets the modes of these links (``edge_cloud="refuse"``) and leaves the others, see ``relay.py``."""
         self._links |= {name.replace("_", "-"): mode for name, mode in modes.items()}
-        self._write("relay", "/tmp/links.json", json.dumps(self._links))
+        self._write("relay", "/tmp/links.json", json.dumps(self._links))  # noqa: S108 - in the container
 
     def set_clock(self, service: str, offset_s: int) -> None:
         """Puts the service's clock forward by so many seconds, back if negative, aright with 0."""
-        self._write(service, "/tmp/clock", str(offset_s))
+        self._write(service, "/tmp/clock", str(offset_s))  # noqa: S108 - in the container
 
     def _write(self, service: str, path: str, text: str) -> None:
         self.run(service, "sh", "-c", 'printf %s "$1" > "$2.new" && mv "$2.new" "$2"', "sh", text, path)

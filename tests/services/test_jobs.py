@@ -462,7 +462,7 @@ async def test_a_job_that_redis_lost_while_it_ran_is_not_queued_beside_itself(
         await redis.flushdb()
         await running.update()  # its worker's next word
         async with asyncio.timeout(60):
-            while await redis.zscore("dekag:jobs", job.id) is None:
+            while await redis.zscore("dekag:jobs", job.id) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         assert await queue.count("queued") == 0
         assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
