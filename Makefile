@@ -12,7 +12,7 @@ REPORT ?= loadtest-out
 FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-compose test-faults test-browser lint audit format \
+.PHONY: help install constraints up demo test test-slow test-compose test-faults test-fuzz test-browser lint audit format \
   proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose
 
 help: ## list the targets
@@ -52,7 +52,7 @@ loadtest-compose: install ## the same with docker-compose.yml, and what its cont
 	DOCKER_HOST="$$host" $(LOCUST) --host "http://$$address" --compose-project "$$project"
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not compose and not browser and not faults"
+	$(BIN)/python -m pytest -m "not slow and not compose and not browser and not faults and not fuzz"
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
@@ -62,6 +62,9 @@ test-compose: install ## build and check docker-compose.yml on a real engine
 
 test-faults: install ## break docker-compose.yml under load, one thing at a time and in pairs: make test-faults FAULTS=redis
 	FAULTS="$(FAULTS)" $(BIN)/python -m pytest -m faults -v --capture=no
+
+test-fuzz: install ## thousands of hostile inputs; writes results/trust/fuzz.json
+	$(BIN)/python -m pytest -m fuzz
 
 test-browser: install ## the web page in headless Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,11 +19,13 @@ INFO = "knowledge.json"
 MAX_FILE_BYTES = 2**30
 UNREADABLE = (
     ValueError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
+    ArithmeticError,
     RecursionError,
     RuntimeError,
+    re.error,
     zlib.error,
     SafetensorError,
     InvalidInputError,

@@ -47,6 +47,10 @@ class DeadlineError(DekagError):
     """The time that the client allowed is over."""
 
 
+class NumericalError(DekagError):
+    """A model made a value that is not finite; says for which seed, by which model and in which stage."""
+
+
 class ExhaustedError(DekagError):
     """More is asked for at once than there is room for; trying later helps.
 

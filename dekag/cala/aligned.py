@@ -10,7 +10,9 @@ from typing import Self
 import torch
 from torch.nn import functional as F
 
+from dekag.artifacts import UNREADABLE
 from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.conditions import CONDITION_FEATURES
 from dekag.cala.methods import attached
 from dekag.codec import JsccCodec, LatentCodec, Modulation
 from dekag.errors import InvalidInputError, MismatchError
@@ -33,7 +35,8 @@ class AlignedCodec:
         """Put `knowledge` into a copy of `codec`.
 
         Raises:
-            MismatchError: the knowledge was made for another codec, or is of a method that is not known here.
+            MismatchError: the knowledge was made for another codec, does not work with it, or is of a method
+                that is not known here.
         """
         if knowledge.base_hash != base_hash:
             raise MismatchError(
@@ -44,8 +47,12 @@ class AlignedCodec:
         self.base_hash = base_hash
         self.content_hash = knowledge.content_hash
         self._adapted = attached(codec, knowledge)
-        self._adapted.fuse()
         self.codec: JsccCodec = self._adapted.codec
+        try:
+            self._adapted.fuse()
+            self._try_out()
+        except UNREADABLE as error:  # before the first request that it would spoil
+            raise MismatchError("the transmission knowledge does not work with the codec") from error
 
     @classmethod
     def load(cls, base_path: Path | str, adapter_path: Path | str) -> Self:
@@ -126,6 +133,12 @@ class AlignedCodec:
                 return self.codec.decode(symbols[rows], latent_shape)
 
         return torch.cat([part(rows) for rows in self._parts(len(symbols), exact)])
+
+    def _try_out(self) -> None:
+        """One of UNREADABLE unless a small latent can be encoded and decoded."""
+        channels, condition = int(self.codec.config.latent_channels), torch.zeros(1, CONDITION_FEATURES)
+        symbols = self.encode(torch.zeros(1, channels, 8, 8), [1], condition)
+        self.decode(symbols, (channels, 8, 8), condition)
 
     def _conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
         if self._adapted.groups > 1:

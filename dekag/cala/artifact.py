@@ -10,13 +10,14 @@ weights are those that it trains. Nothing but safetensors and JSON is ever read.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from peft.utils import set_peft_model_state_dict
 from safetensors.torch import load, save
 
@@ -31,6 +32,7 @@ KIND = "transmission"
 CALA = "cala"
 MAX_SHARE = 10.0  # a method may train more than the codec has
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LAYER = re.compile(r"[\w.]{1,200}")
 
 
 class TransmissionKnowledge(Artifact):
@@ -60,6 +62,9 @@ class TransmissionKnowledge(Artifact):
             tensors = load((Path(name) / WEIGHTS).read_bytes())
         # where the codec lay when this was made says nothing to whoever loads it
         config = {**config, "base_model_name_or_path": None, "inference_mode": True}
+        if isinstance(config["target_modules"], str):  # what matched, as nobody loads a regular expression
+            config["target_modules"] = list(adapted.base_model.targeted_module_names)
+            config["exclude_modules"] = None
         files = {
             CONFIG: json.dumps(config, indent=1, sort_keys=True).encode(),
             WEIGHTS: save({key: value.half().contiguous() for key, value in tensors.items()}),
@@ -139,15 +144,25 @@ class TransmissionKnowledge(Artifact):
         if not isinstance(self.info["base_hash"], str):
             raise TypeError("base_hash")
         if self.method == CALA:
-            self.config()
+            self._check_config(self.config())
         elif not 0 < self.share <= MAX_SHARE:
             raise ValueError("share")
-        if not all(torch.isfinite(tensor).all() for tensor in self.tensors().values()):
-            raise ValueError("weights")
+        for name, tensor in self.tensors().items():
+            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                raise ValueError(name)
         _ = self.quality
+
+    def _check_config(self, config: CalaConfig) -> None:
+        """ValueError if a layer is not called by its name: PEFT would match a pattern, at any cost."""
+        lists = [config.target_modules or [], config.exclude_modules or [], config.sides]
+        if not all(isinstance(names, list) for names in lists):
+            raise ValueError("names of layers")
+        for name in [*(name for names in lists for name in names), *config.rank_pattern]:
+            if _LAYER.fullmatch(name) is None:
+                raise ValueError(name)
 
 
 def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a CalaConfig in an adapter_config.json, which also holds what PEFT itself notes there."""
-    known = CalaConfig.__dataclass_fields__
-    return {key: value for key, value in raw.items() if key in known and key != "peft_type"}
+    """The fields that CalaConfig adds to PEFT's own, which say nothing that attaching needs."""
+    own = CalaConfig.__dataclass_fields__.keys() - PeftConfig.__dataclass_fields__.keys()
+    return {key: value for key, value in raw.items() if key in own}

@@ -90,12 +90,11 @@ class CalaConfig(PeftConfig):  # type: ignore[misc]
         for name, value in {"rank": self.rank, **self.rank_pattern}.items():
             if not 1 <= value <= 256:
                 raise InvalidInputError(name, "a rank between 1 and 256", value)
-        if not self.scale > 0:
-            raise InvalidInputError("scale", "above 0", self.scale)
-        if not 1 <= self.gate_width <= 1024:
-            raise InvalidInputError("gate_width", "between 1 and 1024", self.gate_width)
-        if self.condition_features < 1:
-            raise InvalidInputError("condition_features", "at least 1", self.condition_features)
+        if not 0 < self.scale <= 1000:
+            raise InvalidInputError("scale", "above 0 and at most 1000", self.scale)
+        for name in ("gate_width", "condition_features"):
+            if not 1 <= getattr(self, name) <= 1024:
+                raise InvalidInputError(name, "between 1 and 1024", getattr(self, name))
         if not self.sides or len(set(self.sides)) != len(self.sides):
             raise InvalidInputError("sides", "names, each once", self.sides)
         if self.gate not in get_args(GateKind):

@@ -56,7 +56,7 @@ def _faults(found: Row) -> Lines:
     lines = [
         *_wrapped(
             f"`docker-compose.yml` was broken in {len(rows)} of {planned} planned ways, {singles} one at a "
-            f"time and {pairs} in pairs, while a client asked for an image every {found['every_s']:.1f} s, of "
+            f"time and {pairs} in pairs, while a client asked for an image each {found['every_s']:.1f} s, of "
             "the three deliveries in turn; every fourth repeats an earlier one. The gateway's deadline was "
             f"{found['deadline_s']:g} s."
         ),
@@ -71,7 +71,7 @@ def _faults(found: Row) -> Lines:
             f"the list of jobs worked again; {late_of} took longer than {RECOVERY_S:g} s."
         ),
         *_wrapped(
-            f"- {len(rows) - len(wrong)} of {len(rows)} went as they must in every respect: also no knowledge "
+            f"- {len(rows) - len(wrong)} of {len(rows)} went as they must in every respect: no knowledge "
             "lost, no second version of one distillation, and no error where the fault leaves a delivery all "
             "that it needs."
         ),

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dekag.errors import DeadlineError, DekagError
+from dekag.errors import DeadlineError
+from dekag.finite import check_finite
 from dekag.generation.profile import GeneratorProfile
 
 PIXELS_AT_ONCE = 2**20
@@ -55,12 +56,21 @@ class LatentDecoder:
         return cls(vae, folder_hash(path))
 
     @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
-        """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8."""
+    def decode(self, latents: torch.Tensor, seeds: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
+        """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8.
+
+        Args:
+            latents: (batch, 4, h, w) float32.
+            seeds: by which an error calls the rows.
+
+        Raises:
+            NumericalError: a pixel is not finite.
+        """
         scaled = latents / self.vae.config.scaling_factor
         factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         rows = max(1, PIXELS_AT_ONCE // (factor**2 * latents.shape[2] * latents.shape[3]))
         images: torch.Tensor = torch.cat([self.vae.decode(part).sample for part in scaled.split(rows)])
+        check_finite(images, "render", seeds=seeds, model_hash=self.model_hash)
         pixels = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
 
@@ -126,7 +136,7 @@ class Generator:
         `negative_prompt_embeds`.
 
         Raises:
-            DeadlineError, DekagError: as `batch`.
+            DeadlineError, NumericalError: as `batch`.
         """
         return self.batch(
             None if prompt is None else [prompt],
@@ -164,7 +174,7 @@ class Generator:
 
         Raises:
             DeadlineError: they are not wanted any more.
-            DekagError: the model produced a value that is not finite.
+            NumericalError: the model made a value that is not finite.
         """
         latents: torch.Tensor = self.pipeline(
             prompt=None if prompts is None else list(prompts),
@@ -179,10 +189,7 @@ class Generator:
             **({} if wanted is None else self._until_unwanted(wanted)),
             **states,
         )[0]
-        finite = torch.isfinite(latents).flatten(1).all(1)
-        if not finite.all():
-            seed = seeds[int(finite.int().argmin())]
-            raise DekagError(f"the generator produced a latent that is not finite for seed {seed}")
+        check_finite(latents, "generate", seeds=seeds, model_hash=self.model_hash)
         return latents.float()
 
     def _until_unwanted(self, wanted: Callable[[], bool]) -> dict[str, Any]:
@@ -202,6 +209,6 @@ class Generator:
 
     def image(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> npt.NDArray[np.uint8]:
         """The picture that `prompt` and `seed` give, (height, width, 3) uint8."""
-        batch = self.decoder.decode(self.latents(prompt, seed, width=width, height=height))
+        batch = self.decoder.decode(self.latents(prompt, seed, width=width, height=height), [seed])
         pixels: npt.NDArray[np.uint8] = batch[0]
         return pixels

@@ -158,7 +158,7 @@ class AlignedGenerator:
     ) -> Pixels:
         """The picture of `prompt` and `seed` with `updates` switched on, (height, width, 3) uint8."""
         latents = self.latents(prompt, seed, width=width, height=height, updates=updates)
-        pixels: Pixels = self.decoder.decode(latents)[0]
+        pixels: Pixels = self.decoder.decode(latents, [seed])[0]
         return pixels
 
     @property

@@ -72,6 +72,9 @@ def prompt_states(
 ) -> torch.Tensor:
     """What the denoiser reads of `prompts` behind the metaword, (batch, model_max_length, width).
 
+    Vectors take at most half of the places that the text encoder has; those beyond are left out, as the end
+    of a prompt that is too long is.
+
     Args:
         pipeline: a StableDiffusionPipeline.
         prompts: one for each row.
@@ -80,6 +83,7 @@ def prompt_states(
     """
     if chosen is None:
         chosen = [range(len(vectors))] * len(prompts)
+    chosen = [indices[: pipeline.tokenizer.model_max_length // 2] for indices in chosen]
     ids = token_ids(pipeline, prompts, [len(indices) for indices in chosen])
     with metaword(pipeline.text_encoder, vectors, chosen):
         states: torch.Tensor = pipeline.text_encoder(ids)[0]

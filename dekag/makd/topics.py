@@ -14,6 +14,7 @@ from dekag.world.topics import Topic
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 RESERVED = ("auto", "none")
 MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_TRIGGERS = 1000, 1000, 100
+MAX_ALTERNATIVES = 32  # in a prompt; bounds the time that drawing prompts takes
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 _WORDS = re.compile(r"[a-z0-9]+")
 
@@ -71,6 +72,8 @@ def topic_prompts(
     rng = random.Random(seed)
     if prompts:
         said = _checked(prompts, "prompts", MAX_PROMPTS)
+        if any(len(_ALTERNATIVES.findall(prompt)) > MAX_ALTERNATIVES for prompt in said):
+            raise InvalidInputError("prompts", f"of at most {MAX_ALTERNATIVES} alternatives", "more")
         chosen = _checked(triggers or [name], "triggers", MAX_TRIGGERS)
 
         def draw() -> str:
@@ -90,7 +93,7 @@ def topic_prompts(
         if len(kept) < held_out:
             kept[draw()] = None
     learnt: dict[str, None] = {}
-    for _ in range(20 * count):
+    for _ in range(20 * count if len(kept) == held_out else 0):
         if len(learnt) < count and (prompt := draw()) not in kept:
             learnt[prompt] = None
     if len(kept) < held_out or not learnt:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from dekag.artifacts import Artifact
 from dekag.makd.compact import pack, unpack
 from dekag.makd.metaword import rows_for
-from dekag.makd.topics import topic_name
+from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_TRIGGERS, topic_name
 
 FORMAT = 1
 METAWORD, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
@@ -128,15 +128,22 @@ class KnowledgeUpdate(Artifact):
 
     def check(self) -> None:
         """ValueError unless every part has the type and shape that its user counts on."""
-        texts = [self.topic, *self.info["triggers"], self.info["base_hash"]]
-        if not all(isinstance(text, str) for text in texts) or not self.info["triggers"]:
-            raise ValueError("texts")
+        triggers = self.info["triggers"]
+        if not isinstance(triggers, list) or not 0 < len(triggers) <= MAX_TRIGGERS:
+            raise ValueError("triggers")
+        for text in (self.info["topic"], *triggers, self.info["base_hash"]):
+            if not isinstance(text, str) or len(text) > MAX_PROMPT_CHARS:
+                raise ValueError("texts")
         if not 1 <= self.guidance_scale <= 30:
             raise ValueError("guidance_scale")
-        if self.metaword.ndim != 2 or not torch.isfinite(self.metaword).all():
+        self._check_files()
+        for name, tensor in {"metaword": self.metaword, **self.words, **self.lora}.items():
+            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+                raise ValueError(name)
+        if self.metaword.ndim != 2:
             raise ValueError("metaword")
         for word, vector in self.words.items():
-            if vector.shape != self.metaword.shape[1:] or not torch.isfinite(vector).all():
+            if vector.shape != self.metaword.shape[1:]:
                 raise ValueError(word)
         for name, factor in self.lora.items():
             layer, which = name.rsplit(".lora_", 1)
@@ -150,8 +157,16 @@ class KnowledgeUpdate(Artifact):
                     raise ValueError(name)
             elif which != "B.weight" or f"{layer}.lora_A.weight" not in self.lora:
                 raise ValueError(name)
-            if not torch.isfinite(factor).all():
-                raise ValueError(name)
+
+    def _check_files(self) -> None:
+        """ValueError if the files hold tensors that nobody reads, or one thing twice."""
+        named = {placeholder(self.topic), *(placeholder(self.topic, word) for word in self.triggers)}
+        if METAWORD in self._files and not load(self._files[METAWORD]).keys() <= named:
+            raise ValueError(METAWORD)
+        if LORA in self._files:
+            names = load(self._files[LORA])
+            if COMPACT in self._files or not all(name.startswith(PREFIX) for name in names):
+                raise ValueError(LORA)
 
     def parameters(self) -> int:
         """Numbers in metaword and LoRA."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from grpc import aio
 
+from dekag.finite import check_finite
 from dekag.link.conditions import LinkConditions
 from services.common import clients, converters, tracing
 from services.common.frames import Transmission, channel_state, collect
@@ -86,6 +87,7 @@ def _bend(transmission: Transmission, asked: DeliveryRequest, traces: Path) -> N
 
     hop = len(transmission.states)
     reception = transmit(transmission.symbols, [asked.link], [asked.seed], hop=hop, traces=traces)
+    check_finite(reception.symbols, "transmit", seeds=[asked.seed])
     transmission.symbols = reception.symbols
     errors = None if reception.gain_errors is None else reception.gain_errors[0]
     state = channel_state(reception.gains[0], reception.no.item(), errors, sum(reception.pilot_uses))

@@ -52,9 +52,11 @@ async def _mirror(
     files_of: Callable[[_Manifest], Mapping[str, bytes]],
 ) -> list[str]:
     async with redis.lock(LOCK_KEY, timeout=LOCK_S, blocking_timeout=LOCK_S):
+        if await redis.type(catalogue) not in (b"hash", b"none"):
+            await redis.delete(catalogue)  # somebody else's
         texts = await redis.hgetall(catalogue)  # type: ignore[misc]  # typed for both clients at once
-        held = {name.decode(): parse(text) for name, text in texts.items()}
-        wanted = await asyncio.to_thread(current)
+        held = {name: parse(text) for name, text in texts.items()}  # names may be any bytes
+        wanted = {name.encode(): manifest for name, manifest in (await asyncio.to_thread(current)).items()}
         there = [await redis.exists(update_key(manifest.content_hash)) for manifest in wanted.values()]
         changed = [
             name
@@ -69,13 +71,13 @@ async def _mirror(
             except NotFoundError:
                 continue  # being deleted, and whoever does so calls next
             await _replace(redis, catalogue, name, new, old, files)
-        return changed
+        return [name.decode(errors="replace") for name in changed]
 
 
 async def _replace(
     redis: Redis,
     catalogue: str,
-    name: str,
+    name: bytes,
     new: _Manifest | None,
     old: _Manifest | None,
     files: Mapping[str, bytes],
@@ -84,10 +86,10 @@ async def _replace(
         if old is not None and (new is None or old.content_hash != new.content_hash):
             together.expire(update_key(old.content_hash), REPLACED_TTL_S)
         if new is None:
-            together.hdel(catalogue, name)
+            together.hdel(catalogue, name)  # type: ignore[arg-type]  # bytes are as good
         else:
             key = update_key(new.content_hash)
             together.delete(key)
             together.hset(key, mapping=dict(files))
-            together.hset(catalogue, name, new.model_dump_json())
+            together.hset(catalogue, name, new.model_dump_json())  # type: ignore[arg-type]
         await together.execute()

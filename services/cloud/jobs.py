@@ -15,20 +15,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from saq import Job, Status
 from saq.job import TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
 
-from dekag.errors import ConflictError, NotFoundError, UnavailableError
+from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
+from dekag.makd.topics import topic_name
 from services.cloud.settings import CloudSettings, KnowledgeSettings
 from services.cloud.store import KnowledgeStore
 from services.common import metrics, tracing
@@ -41,6 +45,10 @@ _QUEUE = "distill"
 _JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
 _LISTED = 100
 _UNCLAIMED_S = 2.0  # that a job which was given out may take until its worker has claimed it
+_NAME = re.compile("[0-9a-f]{32}")
+_LONGEST = 64  # name that is looked up
+_NO_JOB = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DekagError)
+_log = structlog.get_logger()
 _STATUSES = {
     Status.NEW: "queued",
     Status.QUEUED: "queued",
@@ -139,6 +147,19 @@ class DistillQueue(RedisQueue):
         self._store = store
         self._suspects: set[str] = set()
 
+    def deserialize(
+        self, payload: dict[str, Any] | str | bytes | None, status: Status | str | None = None
+    ) -> Job | None:
+        """The job that Redis holds; None where it holds none, or what no cloud or distiller wrote."""
+        try:
+            job = super().deserialize(payload, status)
+            if job is not None:
+                _check(job)
+        except _NO_JOB as error:
+            _log.warning("what is no job in Redis is passed over", error=str(error)[:200])
+            return None
+        return job
+
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
         """Queues unfinished jobs again that nobody has spoken of for longer than their heartbeat.
 
@@ -149,7 +170,7 @@ class DistillQueue(RedisQueue):
         """
         swept, suspects = [], set()
         async with self.redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S):
-            names = [name.decode() for name in await self.redis.zrange(_JOBS_KEY, 0, -1)]
+            names = _names(await self.redis.zrange(_JOBS_KEY, 0, -1))
             waiting = await self.redis.lrange(self.namespace("queued"), 0, -1)  # type: ignore[misc]
             for job in await self.jobs(names) if names else []:
                 if job is None or job.status in TERMINAL_STATUSES or not await self._abandoned(job):
@@ -174,6 +195,25 @@ class DistillQueue(RedisQueue):
         if silent_s > job.heartbeat or job.status is not Status.ACTIVE or silent_s <= _UNCLAIMED_S:
             return silent_s > job.heartbeat
         return not await asyncio.to_thread(self._store.is_claimed, job.key)
+
+
+def _names(found: Iterable[bytes]) -> list[str]:
+    """The names of jobs among what the sorted set of jobs holds."""
+    texts = (name.decode("ascii", "replace") for name in found)
+    return [text for text in texts if _NAME.fullmatch(text)]
+
+
+def _check(job: Job) -> None:
+    """One of _NO_JOB unless the job is as `Jobs.start` makes it and a distiller changes it.
+
+    Its name becomes a folder's.
+    """
+    if _NAME.fullmatch(job.key) is None or job.function != FUNCTION:
+        raise ValueError(f"{job.function} {job.key}")
+    topic_name(Order(**(job.kwargs or {})).topic)
+    _state(job, None).to_proto()
+    if not isinstance(job.retryable, bool) or not math.isfinite(_silent_s(job) + job.heartbeat):
+        raise ValueError("times")
 
 
 def _silent_s(job: Job) -> float:
@@ -302,10 +342,14 @@ class Jobs:
 
     async def get(self, name: str) -> JobState:
         """The job as it is now; NotFoundError if there is none of that id, or no more."""
+        state = None
         async with self._connected() as (redis, queue):
-            (state,) = await self._states(redis, queue, [name])
+            if len(name) <= _LONGEST:
+                (state,) = await self._states(redis, queue, [name])
         if state is None:
-            raise NotFoundError(f"there is no job {name!r}; jobs are kept for {self._settings.job_keep_s} s")
+            raise NotFoundError(
+                f"there is no job {name[:_LONGEST]!r}; jobs are kept for {self._settings.job_keep_s} s"
+            )
         return state
 
     async def recent(self) -> list[JobState]:
@@ -340,9 +384,11 @@ class Jobs:
                 await asyncio.sleep(self._settings.job_poll_s)
 
     async def _recent(self, redis: Redis, queue: DistillQueue) -> list[JobState]:
-        names = [name.decode() for name in await redis.zrevrange(_JOBS_KEY, 0, _LISTED - 1)]
+        listed = await redis.zrevrange(_JOBS_KEY, 0, _LISTED - 1)
+        names = _names(listed)
         states = await self._states(redis, queue, names)
-        if gone := [name for name, state in zip(names, states, strict=True) if state is None]:
+        known = {name.encode() for name, state in zip(names, states, strict=True) if state is not None}
+        if gone := [name for name in listed if name not in known]:
             await redis.zrem(_JOBS_KEY, *gone)
         return [state for state in states if state is not None]
 

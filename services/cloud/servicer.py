@@ -13,7 +13,7 @@ import structlog
 from grpc import aio
 from redis.exceptions import RedisError
 
-from dekag.errors import UnavailableError
+from dekag.errors import InvalidInputError, UnavailableError
 from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
@@ -272,8 +272,8 @@ class CloudServicer(CloudBase):
     ) -> AsyncIterator[GeneratedImage]:
         generator = self._generator
         keys = {name: image_key(generator.model_hash, prompt, seed, width, height, name) for name in formats}
-        images = {name: await self._cache.get(key) for name, key in keys.items()}
-        missing = [name for name, image in images.items() if not image]
+        images = {name: await self._cached(key, width, height) for name, key in keys.items()}
+        missing = [name for name, image in images.items() if image is None]
         stages: list[StageTime] = []
         if missing:
             pixels, seconds = await self._drawing.run(_Wish(prompt, seed, width, height))
@@ -295,6 +295,12 @@ class CloudServicer(CloudBase):
             )
             stages = []
 
+    async def _cached(self, key: str, width: int, height: int) -> bytes | None:
+        """The picture under ``key``, None if it is not there or damaged."""
+        if (data := await self._cache.get(key)) is None:
+            return None
+        return data if await asyncio.to_thread(_is_picture, data, width, height) else None
+
     def _paint(self, wishes: Sequence[_Wish], wanted: Wanted) -> list[Pixels]:
         """Pictures of wishes that are all alike; one that is asked for twice is drawn once."""
         from dekag.generation.models import PIXELS_AT_ONCE
@@ -304,15 +310,25 @@ class CloudServicer(CloudBase):
         drawn: dict[_Wish, Pixels] = {}
         for start in range(0, len(new), most):
             part = new[start : start + most]
+            seeds = [wish.seed for wish in part]
             latents = self._generator.batch(
                 [wish.prompt for wish in part],
-                [wish.seed for wish in part],
+                seeds,
                 width=width,
                 height=height,
                 wanted=wanted,
             )
-            drawn |= zip(part, self._generator.decoder.decode(latents), strict=True)
+            drawn |= zip(part, self._generator.decoder.decode(latents, seeds), strict=True)
         return [drawn[wish] for wish in wishes]
+
+
+def _is_picture(data: bytes, width: int, height: int) -> bool:
+    from dekag.generation.images import from_bytes
+
+    try:
+        return from_bytes(data, max_side=max(width, height)).shape == (height, width, 3)
+    except InvalidInputError:
+        return False
 
 
 def _encode(pixels: Pixels, formats: list[str]) -> dict[str, bytes]:

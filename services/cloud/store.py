@@ -16,14 +16,14 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 from dekag.errors import NotFoundError
 from services.common.knowledge import Manifest
@@ -110,12 +110,12 @@ class KnowledgeStore:
                 return earlier
             manifest = Manifest(
                 topic=topic,
-                version=max(self._versions(topic), default=0) + 1,
+                version=max(_numbers(self._knowledge / topic), default=0) + 1,
                 content_hash=content_hash,
                 base_hash=info["base_hash"],
                 triggers=tuple(info["triggers"]),
                 size_bytes=sum(map(len, files.values())),
-                scores=info["scores"],
+                scores=_figures(info.get("scores")),
                 created=time.time(),
                 job=job,
             )
@@ -231,12 +231,13 @@ class KnowledgeStore:
         return self._knowledge / manifest.topic / str(manifest.version)
 
     def _versions(self, topic: str) -> dict[int, Manifest]:
-        numbers = sorted(int(p.name) for p in _folders(self._knowledge / topic) if p.name.isdigit())
+        """Those whose manifest is what it should be, of this topic and number; others are not ours."""
         found = {}
-        for number in numbers:
+        for number in _numbers(self._knowledge / topic):
             with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
                 path = self._knowledge / topic / str(number) / _MANIFEST
-                if (manifest := Manifest.parse(path.read_bytes())) is not None:
+                manifest = Manifest.parse(path.read_bytes())
+                if manifest is not None and (manifest.topic, manifest.version) == (topic, number):
                     found[number] = manifest
         return found
 
@@ -302,7 +303,7 @@ class TransmissionStore:
                 return same[-1]
             files = knowledge.to_files()
             manifest = TransmissionManifest(
-                version=max(self._numbers(), default=0) + 1,
+                version=max(_numbers(self._root), default=0) + 1,
                 content_hash=knowledge.content_hash,
                 base_hash=knowledge.base_hash,
                 size_bytes=sum(map(len, files.values())),
@@ -314,23 +315,30 @@ class TransmissionStore:
             if _appear(new, self._root / str(manifest.version)):
                 return manifest
 
-    def _numbers(self) -> list[int]:
-        """Ascending; of folders that are no versions too, since their places are taken."""
-        return sorted(int(path.name) for path in _folders(self._root) if path.name.isdigit())
-
     def _all(self) -> dict[int, TransmissionManifest]:
         found = {}
-        for number in self._numbers():
-            with contextlib.suppress(FileNotFoundError, ValidationError):  # not of this program's making
+        for number in _numbers(self._root):
+            with contextlib.suppress(FileNotFoundError):  # not of this program's making
                 text = (self._root / str(number) / _MANIFEST).read_bytes()
-                found[number] = TransmissionManifest.model_validate_json(text)
+                manifest = TransmissionManifest.parse(text)
+                if manifest is not None and manifest.version == number:
+                    found[number] = manifest
         return found
 
 
+def _numbers(folder: Path) -> list[int]:
+    """Of the versions in ``folder``, ascending; of folders that hold none too: their places are taken."""
+    return sorted(int(path.name) for path in _folders(folder) if re.fullmatch("[1-9][0-9]{0,8}", path.name))
+
+
 def _figures(scores: Any) -> dict[str, float]:
-    """The plain numbers among ``scores``, whatever it is."""
+    """The plain finite numbers among ``scores``, whatever it is."""
     found = scores if isinstance(scores, dict) else {}
-    return {str(name): float(each) for name, each in found.items() if isinstance(each, int | float)}
+    return {
+        str(name): float(each)
+        for name, each in found.items()
+        if isinstance(each, int | float) and abs(each) <= sys.float_info.max
+    }
 
 
 def _write_version(new: Path, manifest: str, files: Mapping[str, bytes]) -> None:

@@ -23,7 +23,7 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from services.common import metrics
 from services.common.security import redis_options
@@ -93,6 +93,8 @@ class Cache:
             return None
         try:
             value = await redis.get(key)
+        except ResponseError:  # of another type than was asked for: not this service's
+            return None
         except (RedisError, OSError, TimeoutError) as error:
             self._sleep(error)
             return None
@@ -122,6 +124,8 @@ class Cache:
             return {}
         try:
             fields: dict[bytes, bytes] = await redis.hgetall(key)  # type: ignore[misc]  # typed for both clients at once
+        except ResponseError:
+            return {}
         except (RedisError, OSError, TimeoutError) as error:
             self._sleep(error)
             return {}

@@ -13,6 +13,7 @@ from dekag.cala.aligned import AlignedCodec
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import LatentCodec, Modulation
 from dekag.codec.rows import safe_batch
+from dekag.finite import check_finite
 from dekag.generation.models import folder_hash
 
 LatentShape = tuple[int, int, int]
@@ -66,6 +67,7 @@ class Codec:
         channel_uses: Sequence[int],
         modulation: Modulation,
         conditions: Sequence[torch.Tensor],
+        seeds: Sequence[int],
     ) -> list[torch.Tensor]:
         """Symbols (1, K_i) complex64 of each latent (1, *shape), all of the same shape.
 
@@ -74,6 +76,10 @@ class Codec:
             channel_uses: K_i of each.
             modulation: where the symbols may lie.
             conditions: what the sender knows of each one's channel, (C,).
+            seeds: by which an error calls them.
+
+        Raises:
+            NumericalError: a symbol is not finite.
         """
         batch = torch.cat(list(latents))
         shape: LatentShape = (batch.shape[1], batch.shape[2], batch.shape[3])
@@ -81,12 +87,17 @@ class Codec:
         def some(rows: slice) -> list[torch.Tensor]:
             counts = list(channel_uses[rows])
             symbols = self._encode(batch[rows], counts, modulation, conditions[rows])
+            check_finite(symbols, "encode", seeds=seeds[rows], model_hash=self.base_hash)
             return [row[None, :count].clone() for row, count in zip(symbols, counts, strict=True)]
 
         return self._split(len(batch), ("encode", shape), some)
 
     def decode(
-        self, symbols: Sequence[torch.Tensor], shape: LatentShape, conditions: Sequence[torch.Tensor]
+        self,
+        symbols: Sequence[torch.Tensor],
+        shape: LatentShape,
+        conditions: Sequence[torch.Tensor],
+        seeds: Sequence[int],
     ) -> list[torch.Tensor]:
         """Latents (1, *shape) of each transmission's equalised symbols (1, K_i).
 
@@ -94,12 +105,19 @@ class Codec:
             symbols: as received.
             shape: of the latents.
             conditions: what the receiver knows of each one's channel, (C,).
+            seeds: by which an error calls them.
+
+        Raises:
+            NumericalError: a symbol or what it is decoded to is not finite.
         """
         most = self.base.max_channel_uses(shape)
         batch = torch.cat([F.pad(row, (0, most - row.shape[1])) for row in symbols])
 
         def some(rows: slice) -> list[torch.Tensor]:
-            return list(self._decode(batch[rows], shape, conditions[rows]).split(1))
+            check_finite(batch[rows], "equalize", seeds=seeds[rows])
+            latents = self._decode(batch[rows], shape, conditions[rows])
+            check_finite(latents, "decode", seeds=seeds[rows], model_hash=self.base_hash)
+            return list(latents.split(1))
 
         return self._split(len(batch), ("decode", shape), some)
 

@@ -295,8 +295,8 @@ def latents_to_bytes(latents: npt.NDArray[np.float32]) -> bytes:
 
 
 def latents_from_bytes(data: bytes, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-    """Writable float32 latents of ``shape``; InvalidInputError on another size or a value not finite."""
-    if len(data) != 4 * math.prod(shape):
+    """Writable float32 latents of ``shape``; InvalidInputError on another size, 0 or a value not finite."""
+    if not data or len(data) != 4 * math.prod(shape):
         raise InvalidInputError("latents", f"{4 * math.prod(shape)} bytes", f"{len(data)} bytes")
     values = np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(shape)
     if not np.isfinite(values).all():

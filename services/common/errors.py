@@ -20,6 +20,7 @@ from dekag.errors import (
     InvalidInputError,
     MismatchError,
     NotFoundError,
+    NumericalError,
     UnavailableError,
 )
 
@@ -42,6 +43,7 @@ STATUS: Mapping[type[DekagError], tuple[StatusCode, int]] = {
     DeadlineError: (StatusCode.DEADLINE_EXCEEDED, 504),
     ExhaustedError: (StatusCode.RESOURCE_EXHAUSTED, 429),
     InternalError: (StatusCode.INTERNAL, 500),
+    NumericalError: (StatusCode.INTERNAL, 500),  # no fault of the request, and no secret
 }
 _CLASSES = {kind.__name__: kind for kind in STATUS}
 _MESSAGES = {

@@ -97,6 +97,8 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
             raise FrameError("two headers")
         elif part == "symbols":
             blocks.append(frame.symbols.iq)
+            if not 0 < len(blocks[-1]) <= BLOCK_SYMBOLS * BYTES_PER_SYMBOL:
+                raise FrameError(f"a block of {len(blocks[-1])} bytes")
             symbol_bytes += len(blocks[-1])
             if symbol_bytes > header.channel_uses * BYTES_PER_SYMBOL:
                 raise FrameError(f"more than the {header.channel_uses} symbols announced")
@@ -111,6 +113,9 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
             continue
         else:
             report = frame.report
+            numbers = [report.expected_psnr_db, *(each.seconds for each in report.stages)]
+            if not all(map(math.isfinite, numbers)):
+                raise FrameError("a report with a number that is not finite")
         received += frame.ByteSize()
     if header is None or report is None:
         raise FrameError(f"the stream ended without its {'report' if header else 'header'}")

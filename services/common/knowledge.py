@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from services.proto import cloud_pb2
 
@@ -22,12 +22,12 @@ class VersionManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: int = Field(ge=1, description="Counts up; the highest is current.")
+    version: int = Field(ge=1, le=2**32 - 1, description="Counts up; the highest is current.")
     content_hash: str = Field(pattern="^[0-9a-f]{64}$", description="sha256 over everything in it.")
     base_hash: str = Field(description="Hash of the model that it fits.")
-    size_bytes: int = Field(ge=0, description="Bytes of its files.")
-    scores: dict[str, float] = Field(description="On what was held out of its training.")
-    created: float = Field(description="Unix time, s.")
+    size_bytes: int = Field(ge=0, le=2**63 - 1, description="Bytes of its files.")
+    scores: dict[str, FiniteFloat] = Field(description="On what was held out of its training.")
+    created: FiniteFloat = Field(description="Unix time, s.")
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self | None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
@@ -22,7 +23,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, Serv
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from dekag import plugins
-from dekag.errors import UnavailableError
+from dekag.errors import InvalidInputError, NumericalError, UnavailableError
 from services.common import errors, metrics, security, tracing
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
@@ -150,30 +151,34 @@ class _Requests(aio.ServerInterceptor):
         headers = dict(details.invocation_metadata or ())
         traffic = _Traffic()
 
-        def deserialize(data: bytes) -> Any:
+        def deserialize(data: bytes) -> Any:  # inside the request, so not by gRPC before it
             traffic.received_bytes += len(data)
-            return handler.request_deserializer(data)
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError:
+                allowed = f"a message that {details.method} takes"
+                raise InvalidInputError("request", allowed, f"{len(data)} bytes") from None
 
         def serialize(message: Any) -> bytes:  # before the log line, so not by gRPC after it
             data: bytes = handler.response_serializer(message)
             traffic.sent_bytes += len(data)
             return data
 
-        async def unary(request: Any, context: aio.ServicerContext[Any, Any]) -> bytes:
+        async def unary(data: bytes, context: aio.ServicerContext[Any, Any]) -> bytes:
             async with self._request(details.method, headers, context, traffic):
-                return serialize(await handler.unary_unary(request, context))
+                return serialize(await handler.unary_unary(deserialize(data), context))
 
-        async def stream(request: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        async def stream(data: bytes, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
             async with (
                 self._request(details.method, headers, context, traffic),
-                aclosing(handler.unary_stream(request, context)) as messages,
+                aclosing(handler.unary_stream(deserialize(data), context)) as messages,
             ):
                 async for message in messages:
                     yield serialize(message)
 
         if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(stream, deserialize)
-        return grpc.unary_unary_rpc_method_handler(unary, deserialize)
+            return grpc.unary_stream_rpc_method_handler(stream)
+        return grpc.unary_unary_rpc_method_handler(unary)
 
     @asynccontextmanager
     async def _request(
@@ -199,6 +204,8 @@ class _Requests(aio.ServerInterceptor):
             status = errors.grpc_status(shown).name
             if isinstance(shown, errors.InternalError) and shown is not error:
                 _log.exception("request failed", method=method)
+            elif isinstance(shown, NumericalError) and not isinstance(error.__cause__, grpc.RpcError):
+                _log.error("not finite", method=method, error=str(shown))
             await context.abort(errors.grpc_status(shown), str(shown)[:300], errors.to_metadata(shown))
         finally:
             seconds = time.perf_counter() - start

@@ -112,7 +112,7 @@ class Knowledge:
         if fields := await self._cache.get_hash(CATALOGUE_KEY):
             found = {name.decode(errors="replace"): Manifest.parse(text) for name, text in fields.items()}
             self._cloud_error = None
-            return {name: manifest for name, manifest in found.items() if manifest is not None}
+            return {name: each for name, each in found.items() if each is not None and each.topic == name}
         async with self._asking:
             if time.monotonic() >= self._told_until:
                 await self._ask_cloud()

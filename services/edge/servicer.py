@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -328,13 +329,19 @@ class EdgeServicer(DownlinkServicer):
             height=asked.height,
             formats=[converters.FORMATS[name] for name in formats],
         )
-        images = {
-            image.format: image async for image in clients.stream(self._cloud.Generate, request, "cloud")
-        }
+        images: dict[int, GeneratedImage] = {}
+        async with aclosing(clients.stream(self._cloud.Generate, request, "cloud")) as answers:
+            async for image in answers:
+                images[image.format] = image
+                if len(images) > len(formats):
+                    raise FrameError("the cloud sent more images than it was asked for")
         try:
             file, *png = (images[converters.FORMATS[name]] for name in formats)
+            converters.payload_bytes(len(file.image))
         except KeyError as error:
             raise FrameError(f"the cloud left out format {error}") from error
+        except InvalidInputError as error:
+            raise FrameError(f"the cloud's image: {error}") from error
         return file, png[0].image if png else b"", request.ByteSize() + file.ByteSize()
 
 
@@ -381,6 +388,7 @@ def _encode(outgoing: Sequence[_Outgoing], _: Wanted) -> list[torch.Tensor]:
         [each.channel_uses for each in outgoing],
         first.asked.modulation,
         conditions,
+        [each.asked.seed for each in outgoing],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from fastapi import Body, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import ValidationError
 
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.cache import Cache, report_key
@@ -120,7 +122,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @app.post(
         "/v1/images/generations",
         tags=["images"],
-        responses=problems.responses(404, 409, 413, 422, 429, 503, 504),
+        responses=problems.responses(400, 404, 409, 413, 422, 429, 503, 504),
     )
     async def generate(
         request: Request,
@@ -179,7 +181,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     ) -> Reports:
         """The link reports of an earlier request, kept for an hour unless the settings say otherwise."""
         if (found := await app.state.cache.get(report_key(of))) is not None:
-            return Reports.model_validate_json(found)
+            with contextlib.suppress(ValidationError):  # not what a gateway wrote: as good as none
+                return Reports.model_validate_json(found)
         if not await app.state.cache.ping():
             raise UnavailableError("the store of reports cannot be reached")
         raise NotFoundError(

@@ -8,6 +8,7 @@ from typing import get_args
 
 import numpy as np
 
+from dekag.errors import InvalidInputError
 from services.common.converters import DELIVERIES, FORMATS, MODULATIONS, link_from_proto, link_to_proto
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
@@ -139,6 +140,10 @@ def _points(iq: bytes) -> list[tuple[float, float]]:
 def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
     """The link report as REST returns it."""
     coding = report.coding
+    try:
+        link = link_from_proto(report.link)
+    except InvalidInputError as error:  # of the user service, not of the request
+        raise ValueError(f"link report: {error}") from error
     return LinkReport(
         request_id=request_id,
         seed=report.seed,
@@ -146,7 +151,7 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
         decoded=report.decoded,
         channel_uses=report.channel_uses,
         cbr=report.cbr,
-        **link_from_proto(report.link).model_dump(),
+        **link.model_dump(),
         pilot_uses=report.pilot_uses,
         no=report.no,
         gains=_points(report.gains),

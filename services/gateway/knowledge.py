@@ -22,6 +22,7 @@ from services.gateway.problems import responses
 from services.gateway.schemas import (
     EXAMPLE_JOB,
     KNOWLEDGE_EXAMPLES,
+    TOPIC_PATTERN,
     IdempotencyKey,
     Job,
     JobList,
@@ -42,11 +43,21 @@ from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 router = APIRouter()
 _log = structlog.get_logger()
 _T = TypeVar("_T")
-_TopicName = Annotated[str, Path(max_length=64, description="Name of the topic.", examples=["neon"])]
+_TopicName = Annotated[
+    str,
+    Path(
+        max_length=64,
+        json_schema_extra=dict(TOPIC_PATTERN),
+        description="Name of the topic.",
+        examples=["neon"],
+    ),
+]
 _JobName = Annotated[str, Path(max_length=64, description="Id of the job.", examples=[EXAMPLE_JOB])]
 
 
-@router.post("/v1/knowledge", tags=["knowledge"], status_code=202, responses=responses(404, 409, 422, 503))
+@router.post(
+    "/v1/knowledge", tags=["knowledge"], status_code=202, responses=responses(400, 404, 409, 413, 422, 503)
+)
 async def distill(
     request: Request,
     response: Response,

@@ -178,7 +178,7 @@ class RequestMiddleware:
         """Reads the body, which is small by rule, and hands it on; raises _BodyTooLargeError."""
         limit = self._settings.max_body_bytes
         length = Headers(scope=scope).get("content-length", "0")
-        if not length.isdigit() or int(length) > limit:
+        if not (length.isascii() and length.isdigit()) or int(length) > limit:
             raise _BodyTooLargeError
         body, more = bytearray(), True
         while more:

@@ -23,7 +23,7 @@ from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, FadingName
 from dekag.makd.config import RANGES
-from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, topic_name
+from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, NAME, topic_name
 from services.common import converters
 
 IdempotencyKey = Annotated[
@@ -41,6 +41,15 @@ _SIZES = (
     f"WIDTHxHEIGHT in pixels, multiples of {converters.PIXEL_STEP} "
     f"from {converters.MIN_PIXELS} to {converters.MAX_PIXELS}"
 )
+
+# What the OpenAPI document says of texts that code checks
+TOPIC_PATTERN = {"pattern": f"^{NAME.pattern}$"}
+_SIDE = "|".join(
+    str(side) for side in range(converters.MIN_PIXELS, converters.MAX_PIXELS + 1, converters.PIXEL_STEP)
+)
+_SIZE_PATTERN = {"pattern": f"^({_SIDE})x({_SIDE})$"}
+_TopicName = Annotated[str, Field(json_schema_extra=dict(TOPIC_PATTERN))]
+_TopicNames = Annotated[list[_TopicName], Field(min_length=1, max_length=converters.MAX_KNOWLEDGE)]
 
 # What the examples of several fields share
 _HASH = "9a41d092bb09509644460297659ec49548f942f27f8edfd2415356dacf8f4e0d"  # pragma: allowlist secret
@@ -153,12 +162,16 @@ class ImagesRequest(BaseModel):
     prompt: Annotated[str, AfterValidator(_check_prompt)] = Field(
         min_length=1,
         max_length=converters.MAX_PROMPT_CHARS,
+        json_schema_extra={"pattern": r"\S"},
         description="What to draw.",
         examples=["a red boat on the beach, pastel style"],
     )
     n: int = Field(default=1, ge=1, le=4, description="Images to make; image i uses seed + i.", examples=[1])
     size: Annotated[str, AfterValidator(_check_size)] = Field(
-        default="128x128", description=_SIZES + ".", examples=["128x128"]
+        default="128x128",
+        json_schema_extra=dict(_SIZE_PATTERN),
+        description=_SIZES + ".",
+        examples=["128x128"],
     )
     response_format: Literal["b64_json"] = Field(
         default="b64_json", description="How images are returned.", examples=["b64_json"]
@@ -184,7 +197,7 @@ class ImagesRequest(BaseModel):
         examples=["webp"],
     )
     knowledge: Annotated[
-        list[str], BeforeValidator(_check_knowledge, json_schema_input_type=str | list[str])
+        list[str], BeforeValidator(_check_knowledge, json_schema_input_type=_TopicName | _TopicNames)
     ] = Field(
         default_factory=lambda: ["auto"],
         json_schema_extra={"default": "auto"},
@@ -495,6 +508,7 @@ class KnowledgeRequest(BaseModel):
     topic: Annotated[str, AfterValidator(_check_topic)] = Field(
         min_length=1,
         max_length=32,
+        json_schema_extra=dict(TOPIC_PATTERN),
         description="Its name; requests for images can name it as knowledge.",
         examples=["neon"],
     )

@@ -14,6 +14,7 @@ from grpc import aio
 
 from dekag import plugins
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
+from dekag.finite import check_finite
 from dekag.link.channel import Reception, instantaneous_snr_db, received
 from dekag.link.equalizer import equalize
 from dekag.link.iq import evenly_spaced, iq_to_bytes
@@ -110,11 +111,9 @@ class UserServicer(UserBase):
         transmission = await collect(clients.stream(self._downlink.Provide, request, "channel"))
         self._check(transmission, asked)
         tracing.note_link(asked, transmission.header.channel_uses)
-        reception = received(
-            transmission.symbols, channel_states(transmission.states, transmission.header.channel_uses)
-        )
+        reception = _reception(transmission, asked)
         ((pixels, png), adapters_bytes), (reference, comparing_s) = await asyncio.gather(
-            self._picture(transmission, reception, asked), self._reference(transmission)
+            self._picture(transmission, reception, asked), self._reference(transmission, asked)
         )
         hop = "channel-user" if transmission.states else "edge-user"
         transmission.report.hops.append(  # adapters that the user lacked came over the air too
@@ -192,7 +191,7 @@ class UserServicer(UserBase):
         adapters_bytes = 0
         if asked.jscc:
             latents, adapters_bytes = await self._latents(transmission, reception, asked)
-            pixels, seconds = await self._rendering.run(self._render, latents)
+            pixels, seconds = await self._rendering.run(self._render, latents, asked.seed)
             transmission.add_stage("user.render", seconds)
             transmission.report.model_hashes["decoder"] = self._decoder.model_hash
         else:
@@ -204,22 +203,27 @@ class UserServicer(UserBase):
         transmission.add_stage("user.png", time.perf_counter() - start)
         return (pixels, png), adapters_bytes
 
-    async def _reference(self, transmission: Transmission) -> tuple[Pixels | None, float]:
+    async def _reference(
+        self, transmission: Transmission, asked: DeliveryRequest
+    ) -> tuple[Pixels | None, float]:
         """What was meant to be delivered, None unless it came along; and the seconds to show it."""
         if (reference := transmission.reference) is None:
             return None, 0.0
+        kind = reference.WhichOneof("content")
+        if kind != ("latents" if asked.jscc else "image"):
+            raise FrameError(f"a reference of {kind} for {asked.delivery} delivery")
         try:
-            if reference.WhichOneof("content") == "image":
-                return await self._comparing.run(_from_png, reference.image)
+            if kind == "image":
+                return await self._comparing.run(_from_png, reference.image, max(asked.width, asked.height))
             shape = (1, *transmission.header.latent_shape)
             latents = torch.from_numpy(converters.latents_from_bytes(reference.latents, shape))
-            return await self._comparing.run(self._render, latents)
+            return await self._comparing.run(self._render, latents, asked.seed)
         except (InvalidInputError, ValueError) as error:
             raise FrameError(f"reference: {error}") from error
 
-    def _render(self, latents: torch.Tensor) -> Pixels:
+    def _render(self, latents: torch.Tensor, seed: int) -> Pixels:
         """One by one: a batch is hardly quicker, and a picture's bits would depend on who else is shown."""
-        pixels: Pixels = self._decoder.decode(latents)[0]
+        pixels: Pixels = self._decoder.decode(latents, [seed])[0]
         return pixels
 
     def _report(
@@ -259,11 +263,13 @@ class UserServicer(UserBase):
         from dekag.generation.images import from_bytes
         from dekag.link.digital import DecodingError, DigitalLink
 
-        message = transmission.header.coding
+        message, link = transmission.header.coding, DigitalLink()
         start = time.perf_counter()
         try:
             coding = converters.coding_from_proto(message)
-            payload = DigitalLink().demodulate(reception, coding, message.payload_bytes)
+            soft_bits = link.soft_bits(reception, coding, message.payload_bytes)
+            check_finite(soft_bits[None], "equalize", seeds=[asked.seed])
+            payload = link.decode(soft_bits, coding, message.payload_bytes)
         except DecodingError:
             transmission.add_stage("user.decode", time.perf_counter() - start)
             return None
@@ -274,6 +280,8 @@ class UserServicer(UserBase):
             pixels = from_bytes(payload, max_side=max(asked.width, asked.height))
         except InvalidInputError as error:
             raise FrameError(f"payload: {error}") from error
+        if pixels.shape[:2] != (asked.height, asked.width):
+            raise FrameError(f"payload: a picture of shape {pixels.shape}")
         transmission.add_stage("user.decode", decoded - start)
         transmission.add_stage("user.render", time.perf_counter() - decoded)
         return pixels
@@ -303,6 +311,18 @@ def _details(
     return Details(reference=_to_png(reference), sent=sent, received=received, equalized=equalized)
 
 
+def _reception(transmission: Transmission, asked: DeliveryRequest) -> Reception:
+    """What came of the symbols, by all that is known of the channels that they crossed."""
+    states = channel_states(transmission.states, transmission.header.channel_uses)
+    try:
+        reception = received(transmission.symbols, states)
+    except InvalidInputError as error:  # of the channels, not of the request
+        raise FrameError(str(error)) from error
+    for values in (reception.symbols, reception.gains):
+        check_finite(values, "receive", seeds=[asked.seed])
+    return reception
+
+
 def _to_png(pixels: Pixels) -> bytes:
     from dekag.generation.images import to_png
 
@@ -310,10 +330,10 @@ def _to_png(pixels: Pixels) -> bytes:
     return png
 
 
-def _from_png(data: bytes) -> Pixels:
+def _from_png(data: bytes, max_side: int) -> Pixels:
     from dekag.generation.images import from_bytes
 
-    return from_bytes(data)
+    return from_bytes(data, max_side=max_side)
 
 
 def _decode(incoming: Sequence[_Incoming], _: Wanted) -> list[torch.Tensor]:
@@ -328,4 +348,5 @@ def _decode(incoming: Sequence[_Incoming], _: Wanted) -> list[torch.Tensor]:
         cbr = channel_uses / each.asked.source_values
         conditions.append(condition_vector(cbr, each.asked.link, at="receiver", block_snr_db=blocks))
     symbols = [equalize(each.reception, each.asked.link.equalizer).symbols for each in incoming]
-    return incoming[0].codec.decode(symbols, incoming[0].shape, conditions)
+    seeds = [each.asked.seed for each in incoming]
+    return incoming[0].codec.decode(symbols, incoming[0].shape, conditions, seeds)

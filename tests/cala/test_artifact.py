@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors.torch import save
 
 from dekag.artifacts import INFO
 from dekag.cala import CalaConfig, condition_vector
@@ -137,3 +138,71 @@ def test_modulations_differ_in_their_points(folders: tuple[Path, Path], modulati
     assert len(torch.unique(torch.view_as_real(free[0]), dim=0)) > 256
     with pytest.raises(InvalidInputError, match="modulation"):
         aligned.encode(torch.randn(1, *SHAPE), [512], _condition(10), modulation="qam8")  # type: ignore[arg-type]
+
+
+def with_config(knowledge: TransmissionKnowledge, **changes: object) -> dict[str, bytes]:
+    """The files with other entries in PEFT's configuration, under a hash that is right."""
+    files = knowledge.to_files()
+    config = json.dumps({**json.loads(files[CONFIG]), **changes}).encode()
+    return TransmissionKnowledge(knowledge.info, {CONFIG: config, WEIGHTS: files[WEIGHTS]}).to_files()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": "(a+)+$"},
+        {"exclude_modules": ".*"},
+        {"target_modules": ["(a+)+$"]},
+        {"rank_pattern": {"(a+)+$": 2}},
+        {"sides": ["encoder", "(a+)+$"]},
+        {"condition_features": 10**9},
+        {"gate_width": 10**9},
+        {"rank": 10**400},
+        {"scale": float("inf")},
+        {"scale": float("nan")},
+        {"scale": 10**400},
+        {"target_modules": [["x"]]},
+    ],
+)
+def test_a_configuration_that_costs_or_does_anything_else_is_refused(
+    folders: tuple[Path, Path], changes: dict[str, object]
+) -> None:
+    with pytest.raises(MismatchError):
+        TransmissionKnowledge.from_files(with_config(TransmissionKnowledge.load(folders[1]), **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sides": ["decoder"]},
+        {"sides": ["encoder", "decoder", "x"]},
+        {"condition_features": 5},
+        {"target_modules": []},
+    ],
+)
+def test_adapters_that_do_not_work_are_refused_before_they_are_used(
+    folders: tuple[Path, Path], changes: dict[str, object]
+) -> None:
+    odd = TransmissionKnowledge.from_files(with_config(TransmissionKnowledge.load(folders[1]), **changes))
+    with pytest.raises(MismatchError):
+        AlignedCodec(JsccCodec.load(folders[0]), folder_hash(folders[0]), odd)
+
+
+def test_what_peft_matched_is_written_by_name(codec: JsccCodec) -> None:
+    adapted = get_peft_model(codec, CalaConfig(rank=2, target_modules=r"encoder\.[03]"))
+    knowledge = TransmissionKnowledge.new({"base_hash": "x"}, adapted)
+    assert TransmissionKnowledge.from_files(knowledge.to_files()).config().target_modules == [
+        "encoder.0",
+        "encoder.3",
+    ]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_refused(folders: tuple[Path, Path], value: float) -> None:
+    knowledge = TransmissionKnowledge.load(folders[1])
+    tensors = knowledge.tensors()
+    next(iter(tensors.values())).view(-1)[0] = value
+    files = knowledge.to_files()
+    odd = TransmissionKnowledge(knowledge.info, {CONFIG: files[CONFIG], WEIGHTS: save(tensors)})
+    with pytest.raises(MismatchError):
+        TransmissionKnowledge.from_files(odd.to_files())

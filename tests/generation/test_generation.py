@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dekag.errors import DekagError, InvalidInputError, NotFoundError
+from dekag.errors import InvalidInputError, NotFoundError, NumericalError
+from dekag.finite import check_finite
 from dekag.generation.dummy import save_dummy_models
 from dekag.generation.images import from_bytes, to_png, to_webp
 from dekag.generation.models import Generator, folder_hash
@@ -48,6 +51,14 @@ def test_broken_pictures_are_refused(data: bytes) -> None:
         from_bytes(data)
 
 
+def test_a_picture_that_says_to_be_huge_is_refused(pixels: np.ndarray) -> None:
+    data = bytearray(to_png(pixels))
+    data[16:24] = struct.pack(">2I", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    with pytest.raises(InvalidInputError):
+        from_bytes(bytes(data))
+
+
 def test_a_truncated_picture_is_refused(pixels: np.ndarray) -> None:
     with pytest.raises(InvalidInputError):
         from_bytes(to_png(pixels)[:200])
@@ -73,10 +84,40 @@ def test_latents_that_are_not_finite_are_reported_with_their_seed(generator: Gen
     kept = parameter.data.clone()
     parameter.data.fill_(float("nan"))
     try:
-        with pytest.raises(DekagError, match="seed 11"):
+        with pytest.raises(
+            NumericalError, match=rf"generate .* seed 11 with model {generator.model_hash[:12]}"
+        ):
             generator.latents("a red cat", 11)
     finally:
         parameter.data.copy_(kept)
+
+
+def test_the_row_that_is_not_finite_is_named() -> None:
+    values = torch.zeros(3, 2, 2)
+    check_finite(values, "decode", seeds=[4, 5, 6])
+    values[1, 0, 1] = torch.inf
+    with pytest.raises(NumericalError, match=r"decode .* for seed 5 with model abc"):
+        check_finite(values, "decode", seeds=[4, 5, 6], model_hash="abc")
+    with pytest.raises(NumericalError, match=r"encode .* for row 1"):
+        check_finite(torch.complex(torch.zeros_like(values), values), "encode")
+
+
+def test_pixels_that_are_not_finite_are_reported_with_their_seed(generator: Generator) -> None:
+    latents = generator.latents("a red cat", 1).repeat(2, 1, 1, 1)
+    latents[1] = 3e38  # finite, but not what is made of it
+    with pytest.raises(
+        NumericalError, match=rf"render .* seed 8 with model {generator.decoder.model_hash[:12]}"
+    ):
+        generator.decoder.decode(latents, [7, 8])
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_rows_of_a_batch_are_nearly_those_drawn_alone(generator: Generator, size: int) -> None:
+    prompts, seeds = [f"a red cat and {i} boats" for i in range(size)], list(range(size))
+    alone = torch.cat([generator.latents(*each) for each in zip(prompts, seeds, strict=True)])
+    together = generator.batch(prompts, seeds)
+    assert torch.equal(together, generator.batch(prompts, seeds))
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
 def test_hash_follows_the_weights(models: Path, tmp_path: Path) -> None:

@@ -141,3 +141,20 @@ def test_drawing_ends_when_nobody_waits(edge: Generator) -> None:
     with pytest.raises(DeadlineError):
         AlignedGenerator(edge).latents(PROMPT, 1, wanted=lambda: bool(asked.append(True)))  # type: ignore[func-returns-value]
     assert len(asked) == 1 < edge.steps
+
+
+def test_more_vectors_than_there_is_room_for_are_left_out(edge: Generator, neon: Distilled) -> None:
+    aligned, width = AlignedGenerator(edge), neon.update.metaword.shape[1]
+    words = [f"word{i}" for i in range(60)]
+    vectors = dict(zip(words, torch.randn(60, width), strict=True))
+    vocabulary = KnowledgeUpdate.new(
+        {**neon.update.info, "topic": "words", "triggers": words}, neon.update.metaword, {}, words=vectors
+    )
+    others = [
+        KnowledgeUpdate.new({**neon.update.info, "topic": topic}, torch.randn(16, width), {})
+        for topic in ("a", "b", "c", "d")
+    ]
+    for update in (vocabulary, *others):
+        aligned.add(update)
+    assert torch.isfinite(aligned.latents(" ".join(words), 1, updates=[vocabulary.content_hash])).all()
+    assert torch.isfinite(aligned.latents(PROMPT, 1, updates=[each.content_hash for each in others])).all()

@@ -59,3 +59,11 @@ def test_unknown_topic_needs_prompts() -> None:
 def test_too_few_different_prompts_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="prompts"):
         topic_prompts("oil", prompts=["a boat in oil"], count=4, held_out=1, seed=0)
+
+
+def test_many_alternatives_are_refused_before_they_take_time() -> None:
+    for said in ("a" + "{|}" * 320, "{1|2|3|4|5|6|7|8|9}" + "{a|b}" * 100):
+        with pytest.raises(InvalidInputError, match="at most 32 alternatives"):
+            topic_prompts("oil", prompts=[said], count=4096, held_out=8, seed=0)
+    with pytest.raises(InvalidInputError, match="enough for 8 different ones"):
+        topic_prompts("oil", prompts=["a" + "{|}" * 32], count=4096, held_out=8, seed=0)

@@ -10,13 +10,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 
-from dekag.artifacts import INFO
+from dekag.artifacts import INFO, content_hash
 from dekag.errors import MismatchError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.makd.aligned import AlignedGenerator
-from dekag.makd.update import LORA, METAWORD, KnowledgeUpdate
+from dekag.makd.update import COMPACT, LORA, METAWORD, KnowledgeUpdate
 from tests.makd.conftest import Distilled
 
 
@@ -134,3 +135,74 @@ def test_garbage_is_refused(files: dict[str, bytes]) -> None:
 def test_json_of_another_shape_is_refused(content: object) -> None:
     with pytest.raises(MismatchError):
         KnowledgeUpdate.from_files({INFO: json.dumps(content).encode()})
+
+
+def forged(update: KnowledgeUpdate, **changes: bytes) -> dict[str, bytes]:
+    """The update's files with some of them changed, under a hash that is right."""
+    parts = {name: data for name, data in (update.to_files() | changes).items() if name != INFO}
+    info = {**update.info, "content_hash": content_hash(parts, update.info)}
+    return {INFO: json.dumps(info).encode(), **parts}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [
+        (METAWORD, {"<neon>": torch.ones(2, 16, dtype=torch.int64)}),
+        (METAWORD, {"<neon>": torch.ones(2, 16, dtype=torch.complex64)}),
+        (METAWORD, {"<neon>": torch.full((2, 16), torch.inf)}),
+        (METAWORD, {"<neon>": torch.ones(2, 2, 16)}),
+        (METAWORD, {"<neon-neon>": torch.zeros(0, 16)}),
+        (METAWORD, {"<neon-neon>": torch.tensor(1.0)}),
+        (METAWORD, {"<snail>": torch.ones(2, 16)}),
+        (LORA, {"text_encoder.x.lora_A.weight": torch.ones(1, 1)}),
+        (LORA, {"unet.x.lora_A.weight": torch.ones(1, 1)}),
+        (LORA, {"unet.x": torch.ones(1, 1)}),
+    ],
+)
+def test_tensors_of_another_kind_or_that_nobody_reads_are_refused(
+    neon: Distilled, name: str, tensors: dict[str, torch.Tensor]
+) -> None:
+    there = load(neon.update.to_files()[name])
+    assert KnowledgeUpdate.from_files(forged(neon.update, **{name: save(there)}))
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files(forged(neon.update, **{name: save(there | tensors)}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": {"guidance_scale": 10**400}},
+        {"config": {"guidance_scale": float("nan")}},
+        {"config": []},
+        {"triggers": "neon"},
+        {"triggers": {"neon": 1}},
+        {"triggers": ["neon"] * 101},
+        {"triggers": ["x" * 1001]},
+        {"topic": ["neon"]},
+        {"base_hash": None},
+    ],
+)
+def test_words_about_it_that_nobody_can_use_are_refused(neon: Distilled, changes: dict[str, object]) -> None:
+    info = {**neon.update.info, **changes}
+    parts = {name: data for name, data in neon.update.to_files().items() if name != INFO}
+    said = json.dumps({**info, "content_hash": content_hash(parts, info)}).encode()
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files({INFO: said, **parts})
+
+
+def test_a_lora_in_two_files_is_refused(neon: Distilled) -> None:
+    compact = KnowledgeUpdate.new(neon.update.info, neon.update.metaword, neon.update.lora, bits=4)
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files(forged(neon.update, **{COMPACT: compact.to_files()[COMPACT]}))
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"format": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"NaN"])
+def test_json_that_nobody_can_read_is_refused(neon: Distilled, data: bytes) -> None:
+    with pytest.raises(MismatchError):
+        KnowledgeUpdate.from_files({**neon.update.to_files(), INFO: data})
+
+
+def test_files_under_other_names_are_not_read(neon: Distilled) -> None:
+    others = {"../../x": b"x", "/etc/passwd": b"x", "pytorch_model.bin": b"\x80\x04."}
+    found = KnowledgeUpdate.from_files(neon.update.to_files() | others)
+    assert found.to_files() == neon.update.to_files()

@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 import torch
 from fastapi import FastAPI
+from grpc import aio
 from peft import get_peft_model
 from redis.asyncio import Redis
 
@@ -271,6 +272,26 @@ async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIt
     yield
     serving.cancel()
     await asyncio.wait({serving})
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def connected() -> AsyncIterator[Callable[[str], aio.Channel]]:
+    """Opens channels for the whole session."""
+    channels: list[aio.Channel] = []
+
+    def open_channel(address: str) -> aio.Channel:
+        channels.append(clients.open_channel(address, CommonSettings()))
+        return channels[-1]
+
+    yield open_channel
+    for channel in channels:
+        await channel.close()
+
+
+@pytest.fixture(scope="session")
+def channels(chain: Chain, connected: Callable[[str], aio.Channel]) -> dict[str, aio.Channel]:
+    """A channel to each service of the chain."""
+    return {name: connected(address) for name, address in chain.addresses.items()}
 
 
 @pytest.fixture

@@ -73,3 +73,17 @@ def test_keys_depend_on_every_part_and_never_run_together() -> None:
 def test_a_url_that_is_none_fails_at_start(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
         Cache(CommonSettings(redis_url=url))
+
+
+async def test_what_is_of_another_type_is_a_miss_and_no_failure(redis_url: str) -> None:
+    cache = Cache(CommonSettings(redis_url=redis_url))
+    async with Redis.from_url(redis_url) as redis:
+        await redis.delete("odd-list", "odd-text")
+        await redis.rpush("odd-list", b"x")
+        await redis.set("odd-text", b"x")
+    with capture_logs() as logs:
+        assert await cache.get("odd-list") is None
+        assert await cache.get_hash("odd-text") == {}
+        assert await cache.get("odd-text") == b"x", "Redis is not left alone"
+    assert logs == []
+    await cache.close()

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from redis.asyncio import Redis
 
 from dekag.codec import JsccCodec
-from dekag.errors import InvalidInputError, MismatchError, UnavailableError
+from dekag.errors import InvalidInputError, MismatchError, NumericalError, UnavailableError
 from dekag.generation.images import from_bytes
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
@@ -323,6 +324,20 @@ async def test_a_spoiled_cache_entry_is_drawn_anew(
     assert not after.report.cached
 
 
+async def test_a_spoiled_image_in_the_cache_is_drawn_anew(chain: Any, redis_url: str) -> None:
+    request = GenerateRequest(prompt="an owl at noon", seeds=[1], width=64, height=64, formats=[1, 2])
+    before = [answer async for answer in chain.cloud.Generate(request)]
+    small = GenerateRequest(prompt="an owl at noon", seeds=[1], width=64, height=96, formats=[2])
+    (other,) = [answer async for answer in chain.cloud.Generate(small)]
+    async with Redis.from_url(redis_url) as redis:
+        for garbage in (b"", b"no picture", before[1].image[:-20], other.image):
+            for key in await redis.keys("dekag:image:*"):
+                await redis.set(key, garbage)
+            after = [answer async for answer in chain.cloud.Generate(request)]
+            assert [each.image for each in after] == [each.image for each in before]
+            assert not any(each.cached for each in after)
+
+
 async def test_another_codec_is_refused(
     chain: Any, start: Start, connect: Connect, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path
 ) -> None:
@@ -395,3 +410,51 @@ async def test_a_picture_that_nobody_waits_for_is_not_drawn_to_the_end(
     other = converters.request_to_proto(replace(asked, seed=asked.seed + 1))
     await collect(clients.stream(edge.Provide, other, "edge"))
     assert 100 < len(steps) < 200, "the second one whole, of the first one a part"
+
+
+def spoil(module: Any) -> None:
+    """Makes the first weights of a model NaN."""
+    next(module.parameters()).data.fill_(torch.nan)
+
+
+async def test_a_model_that_is_not_finite_is_told_with_seed_stage_and_hash(
+    start: Start, connect: Connect, asked: DeliveryRequest, dummy_profile: Path
+) -> None:
+    settings = EdgeSettings(port=0, redis_url="", profile=str(dummy_profile), cloud_address="127.0.0.1:1")
+    servicer = EdgeServicer(settings)
+    edge = await start(servicer, add_DownlinkServicer_to_server, settings)
+    own = UserSettings(port=0, redis_url="", profile=str(dummy_profile), downlink_address=edge)
+    receiver = UserServicer(own)
+    user = UserStub(connect(await start(receiver, add_UserServicer_to_server, own)))
+    generator, sender, codec = servicer._generator.generator, servicer._codecs.base, receiver._codecs.base
+    for module, stage, model_hash in (
+        (receiver._decoder.vae.decoder, "render", receiver._decoder.model_hash),
+        (codec.base.decoder, "decode", codec.base_hash),
+        (sender.base.encoder, "encode", sender.base_hash),
+        (generator.pipeline.unet, "generate", generator.model_hash),
+    ):  # the later in the chain, the earlier spoilt
+        spoil(module)
+        with pytest.raises(
+            NumericalError, match=rf"^{stage} .* for seed 7 with model {model_hash[:12]}$"
+        ) as caught:
+            await receive(user, asked)
+        assert asked.prompt not in str(caught.value)
+    with pytest.raises(grpc.aio.AioRpcError) as told:
+        await user.Receive(converters.request_to_proto(asked))
+    assert told.value.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_a_cloud_that_is_not_finite_is_told_too(
+    start: Start, connect: Connect, dummy_profile: Path
+) -> None:
+    settings = CloudSettings(port=0, redis_url="", profile=str(dummy_profile))
+    servicer = CloudServicer(settings)
+    cloud = CloudStub(connect(await start(servicer, add_CloudServicer_to_server, settings)))
+    request = GenerateRequest(prompt="an owl", seeds=[5], width=64, height=64, formats=[2])
+    for module, stage in (
+        (servicer._generator.decoder.vae.decoder, "render"),
+        (servicer._generator.pipeline.transformer, "generate"),
+    ):
+        spoil(module)
+        with pytest.raises(NumericalError, match=rf"^{stage} .* seed 5"):
+            [answer async for answer in clients.stream(cloud.Generate, request, "cloud")]

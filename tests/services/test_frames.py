@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import AsyncIterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from services.common.frames import (
 from services.proto.downlink_pb2 import (
     ChannelState,
     Reference,
+    StageTime,
     SymbolBlock,
     SymbolFrame,
     TransmissionHeader,
@@ -30,6 +32,10 @@ SYMBOLS = SymbolFrame(symbols=SymbolBlock(iq=bytes(16)))
 CSI = SymbolFrame(csi=channel_state(torch.ones(8, dtype=torch.complex64), 0.1))
 REFERENCE = SymbolFrame(reference=Reference(latents=b"1234"))
 REPORT = SymbolFrame(report=TransmissionReport())
+
+
+def _report(**content: Any) -> SymbolFrame:
+    return SymbolFrame(report=TransmissionReport(**content))
 
 
 async def _stream(frames: Sequence[SymbolFrame]) -> AsyncIterator[SymbolFrame]:
@@ -86,6 +92,14 @@ def _block(*values: float) -> SymbolFrame:
         [HEADER, SYMBOLS, REFERENCE, REFERENCE, REPORT],
         [HEADER, SYMBOLS, *[CSI] * 17, REPORT],
         [HEADER, SymbolFrame(), REPORT],
+        [HEADER, SymbolFrame(symbols=SymbolBlock()), SYMBOLS, REPORT],
+        [
+            SymbolFrame(header=TransmissionHeader(channel_uses=BLOCK_SYMBOLS + 1)),
+            SymbolFrame(symbols=SymbolBlock(iq=bytes(8 * (BLOCK_SYMBOLS + 1)))),
+            REPORT,
+        ],
+        [HEADER, SYMBOLS, _report(expected_psnr_db=float("nan"))],
+        [HEADER, SYMBOLS, _report(stages=[StageTime(stage="x", seconds=float("inf"))])],
         [HEADER, SymbolFrame(symbols=SymbolBlock(iq=bytes(15))), REPORT],
         [HEADER, _block(0, float("nan"), 0, 0), REPORT],
         [HEADER, _block(0, float("inf"), 0, 0), REPORT],
@@ -136,3 +150,13 @@ def test_states_round_trip_with_up_to_a_gain_for_every_symbol(count: int) -> Non
     if count > 1024:
         with pytest.raises(FrameError):
             channel_states([channel_state(gains, 0.25)], 512)
+
+
+async def test_blocks_without_symbols_do_not_go_on_for_ever() -> None:
+    async def endless() -> AsyncIterator[SymbolFrame]:
+        yield HEADER
+        while True:
+            yield SymbolFrame(symbols=SymbolBlock())
+
+    with pytest.raises(FrameError, match="a block of 0 bytes"):
+        await collect(endless())

@@ -15,6 +15,7 @@ import numpy as np
 import openai
 import pytest
 from PIL import Image
+from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from dekag.makd.distill import PREVIEW
@@ -229,6 +230,7 @@ async def test_a_field_that_is_not_allowed_is_named_with_what_is(
         (b"null", 422),
         (b"\xff\xfe", 422),
         (b"[" * 5000, 400),
+        (b'{"prompt": "x", "seed": 1' + b"0" * 5000 + b"}", 400),
         (b'{"prompt": "\\ud800"}', 422),
     ],
 )
@@ -285,6 +287,13 @@ async def test_a_report_that_is_not_there(client: Client, alone: Client) -> None
     is_problem(await alone.get("/v1/reports/nobody"), 503)
 
 
+async def test_a_report_that_no_gateway_wrote_is_none(client: Client, redis_url: str) -> None:
+    async with Redis.from_url(redis_url) as redis:
+        for index, garbage in enumerate([b"", b"\xff", b"{}", b"[" * 5000, b'{"request_id": "x"}']):
+            await redis.set(f"dekag:report:odd-{index}", garbage)
+            is_problem(await client.get(f"/v1/reports/odd-{index}"), 404)
+
+
 async def test_request_ids(alone: Client) -> None:
     answer = await alone.get("/healthz", headers={"X-Request-ID": "abc.DEF-1_2"})
     assert answer.headers["x-request-id"] == "abc.DEF-1_2"
@@ -312,7 +321,8 @@ async def test_docs_need_no_other_host(alone: Client) -> None:
     assert "http" not in page.text
     assert (await alone.get("/docs-assets/swagger-ui-bundle.js")).status_code == 200
     described = (await alone.get("/openapi.json")).json()["paths"][PATH]["post"]["responses"]
-    assert list(described["422"]["content"]) == ["application/problem+json"]
+    for status in ("400", "422"):
+        assert list(described[status]["content"]) == ["application/problem+json"]
 
 
 async def test_an_unreachable_user_is_503_and_not_ready(alone: Client) -> None:

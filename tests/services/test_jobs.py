@@ -479,3 +479,43 @@ async def test_a_job_whose_workers_all_die_is_given_up(
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED
     assert failed.error == "given up after 5 workers that took it up died"
     assert (await distil(cloud, **SMALL)).id != job.id
+
+
+async def test_garbage_among_the_jobs_is_passed_over(
+    cloud: CloudAsyncStub, redis: Redis, settings: DistillerSettings
+) -> None:
+    job = await distil(cloud, **SMALL)
+    (key,) = await redis.keys("saq:job:*")
+    stored = json.loads(await redis.get(key) or b"")
+    odd = {
+        "1" * 32: b"\xff garbage",
+        "2" * 32: b"[]",
+        "3" * 32: json.dumps({**stored, "kwargs": None}).encode(),
+        "4" * 32: json.dumps({**stored, "key": "../../x"}).encode(),
+        "5" * 32: json.dumps({**stored, "meta": {"created": "now"}}).encode(),
+        "6" * 32: json.dumps({**stored, "status": "odd"}).encode(),
+        "7" * 32: json.dumps({**stored, "queue": "other"}).encode(),
+        "8" * 32: json.dumps({**stored, "touched": "x"}).encode(),
+        "9" * 32: json.dumps({**stored, "kwargs": {**stored["kwargs"], "topic": "../x"}}).encode(),
+        "a" * 32: json.dumps({**stored, "function": "other"}).encode(),
+    }
+    for name, data in odd.items():
+        await redis.set(f"saq:job:distill:{name}", data)
+        await redis.lpush("saq:distill:queued", f"saq:job:distill:{name}")
+    await redis.lpush("saq:distill:queued", b"\xff\xfe", b"")
+    await redis.zadd(
+        "dekag:jobs", {b"\xff\xfe": 1e12, b"../../x": 1e12, b"": 1e12} | dict.fromkeys(odd, 1e12)
+    )
+    listed = await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")
+    assert [each.id for each in listed.jobs] == [job.id]
+    assert await redis.zrange("dekag:jobs", 0, -1) == [job.id.encode()], "garbage does not crowd out jobs"
+    for name in (*odd, "../../x", "\0", "x" * 10**6):
+        with pytest.raises(NotFoundError) as caught:
+            await clients.call(cloud.GetJob, JobId(id=name), "cloud")
+        assert len(str(caught.value)) < 200
+    serving = asyncio.create_task(Distiller(settings).serve())
+    try:
+        assert (await until(cloud, job, over)).status == cloud_pb2.JOB_STATUS_FINISHED
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})

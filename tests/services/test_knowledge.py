@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -359,6 +360,25 @@ async def test_a_hostile_catalogue_hurts_nobody(system: System, asked: DeliveryR
     await redis.hset(CATALOGUE_KEY, mapping={b"\xff\xfe": b"x", b"neon": b"[]", b"snail": b'{"topic": 3}'})
     edge = await system.start_edge()
     assert used(await provide(edge, asked, prompt=BOTH)) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"version": 2**32}, {"size_bytes": 2**64}, {"created": float("inf")}, {"scores": {"x": float("nan")}}],
+)
+async def test_numbers_that_no_message_holds_are_no_manifest(
+    system: System,
+    updates: dict[str, KnowledgeUpdate],
+    asked: DeliveryRequest,
+    redis: Redis,
+    changes: dict[str, Any],
+) -> None:
+    manifest = await system.publish(updates["neon"])
+    odd = json.dumps({**manifest.model_dump(), **changes}).encode()
+    assert Manifest.parse(odd) is None
+    await redis.hset(CATALOGUE_KEY, mapping={b"neon": odd, b"snail": manifest.model_dump_json()})
+    edge = await system.start_edge()
+    assert used(await provide(edge, asked, prompt=BOTH)) == [], "nor is one under the name of another topic"
 
 
 async def test_conventional_delivery_ignores_knowledge(

@@ -25,6 +25,7 @@ from dekag.errors import (
     InvalidInputError,
     MismatchError,
     NotFoundError,
+    NumericalError,
     UnavailableError,
 )
 from services.channel.servicer import ChannelServicer
@@ -92,6 +93,7 @@ async def drain(stub: DownlinkStub, asked: DeliveryRequest) -> list[SymbolFrame]
         UnavailableError("the store is away"),
         DeadlineError("too late"),
         ExhaustedError("64 requests wait"),
+        NumericalError("generate gave a value that is not finite for seed 7 with model 0123456789ab"),
     ],
 )
 async def test_errors_cross_hops_unchanged(
@@ -134,6 +136,35 @@ async def test_a_broken_stream_is_an_internal_error(
         await drain(stub, asked)
 
 
+async def test_what_is_not_finite_is_logged_once_and_told(
+    start: Start, connect: Connect, asked: DeliveryRequest
+) -> None:
+    error = NumericalError("decode gave a value that is not finite for seed 7")
+    stub = await through_channels(start, connect, raising(error))
+    with capture_logs() as logs, pytest.raises(NumericalError):
+        await drain(stub, asked)
+    assert [entry["error"] for entry in logs if entry["event"] == "not finite"] == [str(error)]
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xff", b"\x00" * 50])
+@pytest.mark.parametrize("method", ["Provide", "GetTransmissionKnowledge"])
+async def test_bytes_that_are_no_message_are_an_invalid_argument(
+    start: Start, connect: Connect, method: str, data: bytes
+) -> None:
+    channel = connect(await start(raising(NotFoundError("x")), add_DownlinkServicer_to_server))
+    kind = channel.unary_stream if method == "Provide" else channel.unary_unary
+    call = kind(f"/dekag.v1.Downlink/{method}")(data)
+    with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (anext(aiter(call)) if method == "Provide" else call)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    told = errors.from_rpc(caught.value, "edge", "id")
+    assert isinstance(told, InvalidInputError)
+    assert told.field == "request"
+    assert method in told.allowed
+    (line,) = (entry for entry in logs if entry["event"] == "request")
+    assert (line["status"], line["received_bytes"]) == ("INVALID_ARGUMENT", len(data))
+
+
 async def test_a_peer_that_is_not_there_is_unavailable(
     start: Start, connect: Connect, asked: DeliveryRequest, closed_port: int
 ) -> None:
@@ -153,6 +184,7 @@ async def test_every_error_has_its_http_status() -> None:
         "DeadlineError": 504,
         "ExhaustedError": 429,
         "InternalError": 500,
+        "NumericalError": 500,
     }
     assert errors.http_status(errors.public(ValueError("x"), "id")) == 500
     assert errors.http_status(errors.public(TimeoutError(), "id")) == 504

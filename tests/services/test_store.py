@@ -105,6 +105,32 @@ async def test_half_written_and_damaged_versions_are_not_seen(store: KnowledgeSt
     assert store.find("neon") == first
 
 
+async def test_the_places_of_what_is_no_version_are_not_taken(store: KnowledgeStore, tmp_path: Path) -> None:
+    first = publish(store, "job1")
+    folder = tmp_path / "data" / "knowledge" / "neon"
+    for name, manifest in {
+        "2": b"garbage \xff",
+        "3": first.model_dump_json().encode(),  # says to be another version
+        "4": first.model_copy(update={"version": 4, "topic": "../../x"}).model_dump_json().encode(),
+        "9999999999999999999999": b"{}",
+        "\u0663": b"{}",
+        "\u00b2": b"{}",
+    }.items():
+        (folder / name).mkdir()
+        (folder / name / "manifest.json").write_bytes(manifest)
+    assert list(store.versions("neon")) == [1]
+    assert publish(store, "job2", content="c").version == 5
+    assert store.find("neon").job == "job2"
+
+
+async def test_scores_that_no_json_holds_are_left_out(store: KnowledgeStore) -> None:
+    scores = {"a": 1, "b": float("nan"), "c": 10**400, "d": "x", "e": 0.5, "f": float("-inf")}
+    info = {"topic": "neon", "base_hash": "b" * 64, "triggers": ["neon"], "scores": scores}
+    assert store.publish("job1", info, "a" * 64, {"knowledge.json": b"{}"}, b"").scores == {"a": 1, "e": 0.5}
+    del info["scores"]
+    assert store.publish("job2", info, "a" * 64, {"knowledge.json": b"{}"}, b"").scores == {}
+
+
 async def test_a_claim_is_for_one_process_and_ends_with_it(store: KnowledgeStore, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from services.cloud.store import KnowledgeStore\n"
@@ -175,3 +201,16 @@ async def test_a_cloud_that_is_looking_at_redis_ends_all_the_same(redis_url: str
         await asyncio.sleep(step / 4000)  # until its first look is at another point
         async with asyncio.timeout(60):
             await cloud.close()
+
+
+async def test_what_is_nobodys_in_redis_is_cleared_away(store: KnowledgeStore, redis: Redis) -> None:
+    manifest = publish(store, "job1")
+    await redis.hset(CATALOGUE_KEY, mapping={b"\xff\xfe": b"\x00", b"neon": b"\xff", b"": b"{}"})
+    assert sorted(await mirror(store, redis)) == ["", "neon", "\ufffd\ufffd"]
+    assert set(await redis.hgetall(CATALOGUE_KEY)) == {b"neon"}
+    assert await mirror(store, redis) == []
+    for make in (redis.set(CATALOGUE_KEY, b"x"), redis.rpush(CATALOGUE_KEY, b"x")):
+        await redis.delete(CATALOGUE_KEY)
+        await make
+        assert await mirror(store, redis) == ["neon"]
+        assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == manifest
