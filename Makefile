@@ -64,7 +64,7 @@ test-faults: install ## break docker-compose.yml under load, one thing at a time
 	FAULTS="$(FAULTS)" $(BIN)/python -m pytest -m faults -v --capture=no
 
 test-fuzz: install ## thousands of hostile inputs; writes results/trust/fuzz.json
-	$(BIN)/python -m pytest -m fuzz
+	$(BIN)/python -m pytest -m fuzz tests/fuzz --record
 
 test-browser: install ## the web page in headless Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser
