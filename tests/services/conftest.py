@@ -42,6 +42,7 @@ from services.edge.settings import EdgeSettings
 from services.gateway.app import create_app
 from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
+from services.launcher.credentials import make_credentials
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
@@ -193,6 +194,14 @@ def scored_profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory
     scored = profile.model_copy(update={"scorer": scorer})
     (folder / "profile.json").write_text(scored.model_dump_json(exclude_none=True))
     return folder
+
+
+@pytest.fixture(scope="session")
+def credentials_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Credentials of all services."""
+    made = tmp_path_factory.mktemp("credentials")
+    make_credentials(made)
+    return made
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

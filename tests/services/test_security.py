@@ -9,30 +9,22 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import httpx2
 import pytest
 import pytest_asyncio
-from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
-from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.retry import Retry
-from typer.testing import CliRunner
 
-from dekag import cli
 from dekag.client import Client, UnreachableError
-from dekag.errors import InvalidInputError, NotFoundError
-from services.cloud.settings import DistillerSettings
-from services.cloud.worker import Distiller
+from dekag.errors import NotFoundError
 from services.common import metrics
 from services.common.healthcheck import healthy
 from services.common.security import CA, CERTIFICATE, KEY, SettingError, check_exposure, is_loopback, read
@@ -41,28 +33,20 @@ from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.keys import new_key
 from services.gateway.settings import GatewaySettings
-from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
-from services.launcher.stack import SERVICES, Stack
+from services.launcher.credentials import make_credentials
+from services.launcher.stack import SERVICES
 from services.proto.cloud_pb2 import ListJobsRequest
 from services.proto.cloud_pb2_grpc import CloudStub
 from services.proto.downlink_pb2 import ProvideRequest
 from services.proto.downlink_pb2_grpc import DownlinkServicer, DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2_grpc import UserStub
-from tests.conftest import _redis_server, free_port
+from tests.conftest import free_port
 from tests.services.conftest import _start_chain, serving, starter
 
 ONCE = Retry(NoBackoff(), 0)
 PATH = "/v1/images/generations"
 ASK = {"prompt": "a boat", "size": "64x64", "seed": 1}
 KEY_OF_ALICE, LINE = new_key("alice")
-
-
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Credentials of all services."""
-    made = tmp_path_factory.mktemp("credentials")
-    make_credentials(made)
-    return made
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +104,7 @@ async def test_a_port_that_anyone_reaches_is_refused_unless_it_is_safe(
         check_exposure(settings, host, "it", safe=False, mend="do this")
 
 
-async def test_a_service_does_not_listen_beyond_loopback_without_tls(folder: Path) -> None:
+async def test_a_service_does_not_listen_beyond_loopback_without_tls(credentials_dir: Path) -> None:
     port = free_port()
     server = Server(CommonSettings(host="0.0.0.0", port=port), Nothing(), add_DownlinkServicer_to_server)
     with pytest.raises(SettingError, match="dekag credentials"):
@@ -128,7 +112,7 @@ async def test_a_service_does_not_listen_beyond_loopback_without_tls(folder: Pat
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
     await server.stop()
-    settings = CommonSettings(host="0.0.0.0", port=0, tls_dir=folder / "edge")
+    settings = CommonSettings(host="0.0.0.0", port=0, tls_dir=credentials_dir / "edge")
     safe = Server(settings, Nothing(), add_DownlinkServicer_to_server)
     assert await safe.start()
     await safe.stop()
@@ -183,21 +167,23 @@ class Secured:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def secured(
-    dummy_profile: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory
+    dummy_profile: Path, credentials_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Secured]:
     keys = tmp_path_factory.mktemp("keys") / "api-keys"
     keys.write_text(LINE)
     async with starter() as start:
-        addresses = await _start_chain(start, dummy_profile, "", lambda name: {"tls_dir": folder / name})
+        addresses = await _start_chain(
+            start, dummy_profile, "", lambda name: {"tls_dir": credentials_dir / name}
+        )
         settings = GatewaySettings(
             redis_url="",
             user_address=addresses["user"],
             cloud_address=addresses["cloud"],
-            tls_dir=folder / "gateway",
-            https_dir=folder / "gateway",
+            tls_dir=credentials_dir / "gateway",
+            https_dir=credentials_dir / "gateway",
             api_keys_file=keys,
         )
-        async with serving(create_app(settings), ca_file=folder / "gateway" / CA) as client:
+        async with serving(create_app(settings), ca_file=credentials_dir / "gateway" / CA) as client:
             yield Secured(addresses, client)
 
 
@@ -242,18 +228,20 @@ async def answers(channel: grpc.aio.Channel, service: str) -> dict[str, grpc.Sta
 
 @pytest.mark.parametrize("service", ["user", "channel", "edge", "cloud"])
 async def test_a_service_turns_away_who_shows_no_certificate(
-    secured: Secured, folder: Path, foreign: Path, service: str
+    secured: Secured, credentials_dir: Path, foreign: Path, service: str
 ) -> None:
     address = secured.addresses[service]
     refused = dict.fromkeys(("own", "health", "reflection"), grpc.StatusCode.UNAVAILABLE)
     async with grpc.aio.insecure_channel(address) as channel:
         assert await answers(channel, service) == refused
     for home in (None, foreign / "user"):
-        async with grpc.aio.secure_channel(address, shown(home, folder / "user")) as channel:
+        async with grpc.aio.secure_channel(address, shown(home, credentials_dir / "user")) as channel:
             assert await answers(channel, service) == refused
-    async with grpc.aio.secure_channel(address, shown(folder / "user", foreign / "user")) as channel:
+    async with grpc.aio.secure_channel(address, shown(credentials_dir / "user", foreign / "user")) as channel:
         assert await answers(channel, service) == refused, "a client believes no other authority"
-    async with grpc.aio.secure_channel(address, shown(folder / "operator", folder / "operator")) as channel:
+    async with grpc.aio.secure_channel(
+        address, shown(credentials_dir / "operator", credentials_dir / "operator")
+    ) as channel:
         found = await answers(channel, service)
     assert found.pop("own") in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNAVAILABLE)
     assert set(found.values()) == {grpc.StatusCode.OK}
@@ -271,7 +259,7 @@ async def test_a_picture_crosses_services_that_know_each_other(secured: Secured)
     assert (await secured.client.get("/readyz")).json()["checks"]["user"] == "serving"
 
 
-async def test_the_gateway_speaks_https_only(secured: Secured, folder: Path, foreign: Path) -> None:
+async def test_the_gateway_speaks_https_only(secured: Secured, credentials_dir: Path, foreign: Path) -> None:
     url = str(secured.client.base_url)
     assert url.startswith("https://")
     async with httpx2.AsyncClient(trust_env=False) as plain:
@@ -282,44 +270,44 @@ async def test_the_gateway_speaks_https_only(secured: Secured, folder: Path, for
         with Client(url, api_key=KEY_OF_ALICE, ca_file=authority / "ca" / CA) as client:
             return len(client.image("a boat", seed=1, size="64x64").png or b"")
 
-    assert await asyncio.to_thread(ask, folder) > 0
+    assert await asyncio.to_thread(ask, credentials_dir) > 0
     with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         await asyncio.to_thread(ask, foreign)
     with pytest.raises(NotFoundError, match="no certificate"):
-        await asyncio.to_thread(ask, folder / "nothing")
+        await asyncio.to_thread(ask, credentials_dir / "nothing")
 
 
-async def test_the_health_check_shows_a_certificate(secured: Secured, folder: Path) -> None:
+async def test_the_health_check_shows_a_certificate(secured: Secured, credentials_dir: Path) -> None:
     def check(target: str, tls_dir: Path | None) -> bool:
         return healthy(target, 10, str(tls_dir) if tls_dir else None)
 
     for service, address in secured.addresses.items():
-        assert await asyncio.to_thread(check, address, folder / service)
+        assert await asyncio.to_thread(check, address, credentials_dir / service)
     assert not await asyncio.to_thread(check, address, None)
-    assert not await asyncio.to_thread(check, address, folder / "nothing")
+    assert not await asyncio.to_thread(check, address, credentials_dir / "nothing")
     assert await asyncio.to_thread(check, f"{secured.client.base_url}/readyz", None)
 
 
-def test_metrics_ask_for_a_certificate(folder: Path, foreign: Path, closed_port: int) -> None:
+def test_metrics_ask_for_a_certificate(credentials_dir: Path, foreign: Path, closed_port: int) -> None:
     settings = CommonSettings(
-        metrics_port=closed_port, metrics_host="0.0.0.0", tls_dir=folder / "edge", port=0
+        metrics_port=closed_port, metrics_host="0.0.0.0", tls_dir=credentials_dir / "edge", port=0
     )
     metrics.serve(settings)
 
     def scrape(home: Path | None) -> str:
-        context = ssl.create_default_context(cafile=folder / "ca" / CA)
+        context = ssl.create_default_context(cafile=credentials_dir / "ca" / CA)
         if home is not None:
             context.load_cert_chain(home / CERTIFICATE, home / KEY)
         with httpx2.Client(verify=context, trust_env=False) as client:
             return client.get(f"https://127.0.0.1:{closed_port}/metrics").text
 
-    assert "dekag_request_seconds" in scrape(folder / "operator")
+    assert "dekag_request_seconds" in scrape(credentials_dir / "operator")
     for home in (None, foreign / "operator"):
         with pytest.raises(httpx2.TransportError):
             scrape(home)
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"http://127.0.0.1:{closed_port}/metrics", trust_env=False)
-    assert "dekag_request_seconds" in scrape(folder / "operator"), "those refused do no harm"
+    assert "dekag_request_seconds" in scrape(credentials_dir / "operator"), "those refused do no harm"
 
 
 @pytest.mark.parametrize("missing", [CA, CERTIFICATE, KEY])
@@ -333,203 +321,3 @@ async def test_what_is_missing_of_credentials_is_named(tmp_path: Path, missing: 
     with pytest.raises(SettingError, match=missing):
         metrics.serve(settings)
     await server.stop()
-
-
-# --- the command
-
-
-def certificate(home: Path) -> x509.Certificate:
-    return x509.load_pem_x509_certificate((home / CERTIFICATE).read_bytes())
-
-
-def test_credentials_are_made_once_and_nobody_else_may_read_them(tmp_path: Path) -> None:
-    run = CliRunner().invoke
-    first = run(cli.app, ["credentials", str(tmp_path / "new"), "--name", "box.example.org"])
-    assert first.exit_code == 0, first.output
-    files = {file: file.read_bytes() for file in (tmp_path / "new").rglob("*") if file.is_file()}
-    assert {file.parent.name for file in files} == {*NAMES, "ca"}
-    for file in files:
-        assert file.stat().st_mode & 0o077 == 0, file
-        assert file.parent.stat().st_mode & 0o077 == 0, file
-    again = run(cli.app, ["credentials", str(tmp_path / "new"), "--name", "box.example.org"])
-    assert "all valid" in again.output
-    assert {file: file.read_bytes() for file in files} == files
-    changed = run(cli.app, ["credentials", str(tmp_path / "new")], env={"DEKAG_HOSTNAMES": "other 10.0.0.9"})
-    assert "new certificates of gateway\n" in changed.output
-    names = certificate(tmp_path / "new" / "gateway").extensions.get_extension_for_class(
-        x509.SubjectAlternativeName
-    )
-    assert names.value.get_values_for_type(x509.DNSName) == ["gateway", "localhost", "other"]
-    assert run(cli.app, ["credentials", str(tmp_path / "new"), "--name", "a b"]).exit_code == 2
-
-
-def test_a_certificate_is_renewed_before_it_ends_and_its_authority_stays(tmp_path: Path) -> None:
-    make_credentials(tmp_path, days=29)
-    authority, old = (tmp_path / "ca" / CA).read_bytes(), certificate(tmp_path / "edge")
-    passwords = [(tmp_path / name / PASSWORD).read_bytes() for name in ("edge", "cloud")]
-    assert sorted(make_credentials(tmp_path)) == sorted(NAMES)
-    new = certificate(tmp_path / "edge")
-    assert new.not_valid_after_utc > old.not_valid_after_utc
-    assert (tmp_path / "ca" / CA).read_bytes() == authority
-    assert [(tmp_path / name / PASSWORD).read_bytes() for name in ("edge", "cloud")] == passwords
-    assert make_credentials(tmp_path) == []
-    (tmp_path / "ca" / "ca.key").unlink()  # another authority signs all of them
-    assert sorted(make_credentials(tmp_path)) == sorted(NAMES)
-    assert (tmp_path / "edge" / CA).read_bytes() == (tmp_path / "ca" / CA).read_bytes() != authority
-
-
-def test_a_name_that_no_certificate_holds_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="host name"):
-        make_credentials(tmp_path, names=["*.example.org"])
-
-
-# --- Redis
-
-
-@pytest.fixture(scope="module")
-def guarded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Port of a Redis with the users of the credentials, and one that may see what was denied."""
-    home, port = tmp_path_factory.mktemp("guarded"), free_port()
-    users = home / USERS
-    users.write_text((folder / "redis" / USERS).read_text() + "user admin on >admin ~* &* +@all\n")
-    command = [_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--aclfile", users]
-    server = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL)
-    try:
-        with Redis(port=port, username="health", password="health") as health:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    health.ping()
-                    break
-                except (RedisError, OSError):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
-        yield port
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def as_user(port: int, folder: Path, name: str) -> Redis:
-    return Redis(port=port, username=name, password=(folder / name / PASSWORD).read_text())
-
-
-def test_redis_turns_away_who_shows_no_password(guarded: int, folder: Path) -> None:
-    for options in ({}, {"password": "x"}, {"username": "edge", "password": "x"}):
-        with Redis(port=guarded, retry=ONCE, **options) as stranger, pytest.raises(AuthenticationError):
-            stranger.get("dekag:knowledge")
-    with Redis(port=guarded, username="health", password="x") as health, pytest.raises(NoPermissionError):
-        health.get("dekag:knowledge")
-
-
-@pytest.mark.parametrize("name", ["gateway", "user", "edge", "cloud", "distiller"])
-def test_a_user_of_redis_may_do_what_its_service_does_only(guarded: int, folder: Path, name: str) -> None:
-    mine = {
-        "gateway": "dekag:report:x",
-        "user": "dekag:transmission",
-        "edge": "dekag:latent:x",
-        "cloud": "dekag:image:x",
-        "distiller": "saq:x",
-    }
-    with as_user(guarded, folder, name) as redis:
-        redis.ping()
-        if name in ("user", "edge"):
-            assert redis.delete("dekag:update:x") == 0
-        for key in set(mine.values()) - {mine[name], "dekag:transmission", "saq:x"}:
-            with pytest.raises(NoPermissionError):
-                redis.get(key)
-        for command in (
-            "FLUSHALL",
-            "KEYS *",
-            "CONFIG GET *",
-            "ACL LIST",
-            "SHUTDOWN",
-            "MONITOR",
-            "DEBUG SLEEP 0",
-        ):
-            with pytest.raises(NoPermissionError):
-                redis.execute_command(*command.split())
-        if name in ("gateway", "user", "edge"):
-            for command in ("SCAN 0", "HSET dekag:update:x a b", "EVAL 1 0", "PUBLISH saq:x 1", "GET saq:x"):
-                with pytest.raises(NoPermissionError):
-                    redis.execute_command(*command.split())
-
-
-async def test_the_services_need_no_more_of_redis_than_they_may(
-    guarded: int, folder: Path, scored_profile: Path
-) -> None:
-    def own(name: str) -> dict[str, Any]:
-        url = f"redis://{name}@127.0.0.1:{guarded}/0"
-        return {"redis_url": url, "redis_password_file": folder / name / PASSWORD}
-
-    with Redis(port=guarded, username="admin", password="admin", decode_responses=True) as admin:
-        admin.execute_command("ACL", "LOG", "RESET")
-        async with starter() as start:
-            addresses = await _start_chain(start, scored_profile, "", own)
-            settings = GatewaySettings(
-                user_address=addresses["user"],
-                cloud_address=addresses["cloud"],
-                watch_share=1.0,
-                watch_min_psnr_db=0.0,
-                **own("gateway"),
-            )
-            worker = DistillerSettings(profile=str(scored_profile), distill_threads=1, **own("distiller"))
-            distilling = asyncio.create_task(Distiller(worker).serve())
-            async with serving(create_app(settings)) as client:
-                order = {"topic": "neon", "images": 4, "steps": 4, "rank": 1, "tokens": 1}
-                job = (await client.post("/v1/knowledge", json=order)).json()
-                async with client.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
-                    last = [line async for line in events.aiter_lines() if line.startswith("data:")][-1]
-                assert json.loads(last.removeprefix("data:"))["status"] == "finished"
-                (update,) = admin.keys("dekag:update:*")
-                for name in admin.hkeys(update):  # edges delete a damaged copy
-                    admin.hset(update, name, "damaged")
-                for body in (ASK | {"knowledge": "neon"}, ASK | {"delivery": "conventional"}):
-                    for cached in (False, True):
-                        made = await client.post(PATH, json=body)
-                        assert made.json()["data"][0]["link_report"]["cached"] == cached
-                async with asyncio.timeout(60):
-                    while not admin.exists("dekag:consistency"):  # noqa: ASYNC110 - compared in the background
-                        await asyncio.sleep(0.05)
-                kept = await client.get(f"/v1/reports/{made.headers['x-request-id']}")
-                assert kept.status_code == 200
-                other = (await client.post("/v1/knowledge", json=order | {"topic": "stencil"})).json()
-                assert (await client.delete(f"/v1/jobs/{other['id']}")).status_code == 200
-                assert (await client.get("/v1/jobs")).json()["data"]
-                assert (await client.delete("/v1/knowledge/neon")).status_code == 204
-                assert (await client.get("/readyz")).json()["checks"]["redis"] == "up"
-            distilling.cancel()
-            await asyncio.wait({distilling})
-        denied = {entry["object"] for entry in admin.acl_log() if entry["username"] in NAMES}
-        assert {what.split("|")[0] for what in denied} <= {"client"}, "the driver's name is not asked for"
-
-
-class RedisOnly(Stack):
-    """A stack that starts Redis and nothing else."""
-
-    url_of_redis = ""
-
-    def _start(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.url_of_redis = self._start_redis()
-
-
-def test_the_launchers_redis_has_a_password_that_no_command_line_shows(tmp_path: Path) -> None:
-    with RedisOnly(tmp_path, free_ports=True) as stack:
-        for _ in stack.wait_ready(60):
-            pass
-        child = stack["redis"]
-        with Redis(port=child.port, retry=ONCE) as stranger, pytest.raises(AuthenticationError):
-            stranger.get("x")
-        with Redis.from_url(stack.url_of_redis) as known:
-            assert known.ping()
-        password = stack.url_of_redis.split(":")[2].split("@")[0]
-        assert len(password) > 40
-        assert password not in Path(f"/proc/{child.process.pid}/cmdline").read_text()
-        assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
-    assert password not in child.log.read_text()
-
-
-async def test_settings_do_not_show_the_password_of_redis() -> None:
-    settings = CommonSettings(redis_url="redis://:secret@127.0.0.1/0")
-    assert "secret" not in repr(settings)
