@@ -244,8 +244,11 @@ class CloudServicer(CloudBase):
     async def _mirror(self) -> None:
         """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
         while not self._closing:
-            await self._repair.look()
-            await self._mirror_once()
+            try:
+                await self._repair.look()
+                await self._mirror_once()
+            except Exception:  # of what nobody thought: the next look may go better
+                _log.exception("the knowledge was not looked after")
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
 

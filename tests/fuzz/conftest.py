@@ -23,7 +23,7 @@ from tests.fuzz.artifacts import tiny_adapters, tiny_update
 from tests.fuzz.tally import Tally
 from tests.services.conftest import (  # noqa: F401 - fixtures
     Chain,
-    _data_dir,
+    _environment,
     _start_chain,
     channels,
     client,
