@@ -214,6 +214,7 @@ def test_no_ray_and_no_cluster_are_told(
         run(grid(profile), runs=tmp_path, ray="local")
 
 
+@pytest.mark.usefixtures("plugging")
 def test_a_worker_that_dies_costs_its_cell_and_no_other(profile: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     fatal = tmp_path / "fatal.py"
