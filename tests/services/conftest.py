@@ -223,6 +223,13 @@ async def chain(dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
             await channel.close()
 
 
+async def ended(task: asyncio.Task[None]) -> None:
+    """Cancels a task until it ends: redis-py swallows a cancellation now and then."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=1)
+
+
 @asynccontextmanager
 async def serving(app: FastAPI, *, ca_file: Path | None = None) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of ``app``, which a real server serves on a free port; over HTTPS if an authority is named."""
@@ -279,8 +286,7 @@ async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIt
     settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
     serving = asyncio.create_task(Distiller(settings).serve())
     yield
-    serving.cancel()
-    await asyncio.wait({serving})
+    await ended(serving)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -29,7 +29,7 @@ from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
 from services.launcher.stack import Stack
 from tests.conftest import _redis_server, free_port
-from tests.services.conftest import _start_chain, serving, starter
+from tests.services.conftest import _start_chain, ended, serving, starter
 
 ONCE = Retry(NoBackoff(), 0)
 PATH = "/v1/images/generations"
@@ -195,8 +195,7 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
                 assert (await client.get("/v1/jobs")).json()["data"]
                 assert (await client.delete("/v1/knowledge/neon")).status_code == 204
                 assert (await client.get("/readyz")).json()["checks"]["redis"] == "up"
-            distilling.cancel()
-            await asyncio.wait({distilling})
+            await ended(distilling)
         denied = {entry["object"] for entry in admin.acl_log() if entry["username"] in NAMES}
         assert {what.split("|")[0] for what in denied} <= {"client"}, "the driver's name is not asked for"
 

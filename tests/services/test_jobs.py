@@ -35,6 +35,7 @@ from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 
 if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
+from tests.services.conftest import ended
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("redis")]
 Start = Callable[..., Awaitable[str]]
@@ -86,8 +87,7 @@ async def distiller(settings: DistillerSettings) -> AsyncIterator[None]:
     """A distiller in this process."""
     serving = asyncio.create_task(Distiller(settings).serve())
     yield
-    serving.cancel()
-    await asyncio.wait({serving})
+    await ended(serving)
 
 
 @pytest.fixture
@@ -296,8 +296,7 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
     with capture_logs() as logs:
         serving = asyncio.create_task(Distiller(settings).serve())
         failed = await until(cloud, job, over)
-        serving.cancel()
-        await asyncio.wait({serving})
+        await ended(serving)
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED
     assert failed.error == f"internal error; the log has details under request id {job.id}"
     assert [line["event"] for line in logs if line["event"].startswith("job")] == [
@@ -517,5 +516,4 @@ async def test_garbage_among_the_jobs_is_passed_over(
     try:
         assert (await until(cloud, job, over)).status == cloud_pb2.JOB_STATUS_FINISHED
     finally:
-        serving.cancel()
-        await asyncio.wait({serving})
+        await ended(serving)

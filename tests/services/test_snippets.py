@@ -18,7 +18,7 @@ from services.cloud.settings import DistillerSettings
 from services.cloud.worker import Distiller
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
-from tests.services.conftest import Start, serving, starter
+from tests.services.conftest import Start, ended, serving, starter
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -81,8 +81,7 @@ async def url(
             )
             async with serving(create_app(gateway)) as client:
                 yield str(client.base_url).rstrip("/")
-            distilling.cancel()
-            await asyncio.wait({distilling})
+            await ended(distilling)
 
 
 async def test_the_pages_have_snippets() -> None:
