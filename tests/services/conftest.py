@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -96,6 +97,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """An empty Redis."""
+    forget_orders()
     begin_request(None, None)
     async with Redis.from_url(redis_url) as redis:
         await redis.flushdb()
@@ -273,9 +275,15 @@ def gateway_url(client: httpx2.AsyncClient) -> str:
     return str(client.base_url).rstrip("/")
 
 
+def forget_orders() -> None:
+    """Jobs of tests before stay on the disk, from where the cloud would queue them again."""
+    shutil.rmtree(Path(os.environ["DEKAG_DATA_DIR"]) / "jobs", ignore_errors=True)
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def empty(redis_url: str) -> None:
     """Nothing is cached or queued."""
+    forget_orders()
     async with Redis.from_url(redis_url) as redis:
         await redis.flushdb()
 
