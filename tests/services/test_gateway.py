@@ -485,7 +485,7 @@ async def test_previews_of_a_job_are_there_once_it_trains(client: Client, empty:
     path = f"/v1/jobs/{job['id']}/preview"
     assert "no pictures of job" in is_problem(await client.get(path), 404)["detail"]
     folder = KnowledgeStore(CloudSettings().data_dir).work(job["id"])
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / PREVIEW).write_bytes(b"a picture")
     answer = await client.get(path)
     assert (answer.content, answer.headers["content-type"]) == (b"a picture", "image/png")

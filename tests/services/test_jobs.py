@@ -291,7 +291,7 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
 ) -> None:
     job = await distil(cloud, **SMALL)
     blocked = KnowledgeStore(data_dir).work(job.id) / "images"
-    blocked.parent.mkdir(parents=True)
+    blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.write_bytes(b"not a folder")
     with capture_logs() as logs:
         serving = asyncio.create_task(Distiller(settings).serve())
