@@ -52,7 +52,7 @@ loadtest-compose: install ## the same with docker-compose.yml, and what its cont
 	DOCKER_HOST="$$host" $(LOCUST) --host "http://$$address" --compose-project "$$project"
 
 test: install ## the quick tests
-	$(BIN)/python -m pytest -m "not slow and not compose and not browser and not faults and not fuzz"
+	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz"
 
 test-slow: install ## the tests that take longer
 	$(BIN)/python -m pytest -m slow

@@ -221,7 +221,8 @@ class KnowledgeStore:
         """Forgets jobs whose folders nobody has touched for so long, s: Redis knows them no more."""
         for folder in _folders(self._jobs):
             with contextlib.suppress(FileNotFoundError):  # its job has just ended
-                if time.time() - max(path.stat().st_mtime for path in folder.rglob("*")) > older_than_s:
+                touched = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+                if time.time() - touched > older_than_s:
                     self.forget(folder.name)
 
     def _known(self) -> str:

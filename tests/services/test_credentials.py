@@ -29,7 +29,7 @@ from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
 from services.launcher.stack import Stack
 from tests.conftest import _redis_server, free_port
-from tests.services.conftest import _start_chain, ended, serving, starter
+from tests.services.conftest import _start_chain, ended, forget_orders, serving, starter
 
 ONCE = Retry(NoBackoff(), 0)
 PATH = "/v1/images/generations"
@@ -159,6 +159,7 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
         url = f"redis://{name}@127.0.0.1:{guarded}/0"
         return {"redis_url": url, "redis_password_file": credentials_dir / name / PASSWORD}
 
+    forget_orders()
     with Redis(port=guarded, username="admin", password="admin", decode_responses=True) as admin:
         admin.execute_command("ACL", "LOG", "RESET")
         async with starter() as start:

@@ -158,10 +158,13 @@ async def test_a_claim_is_for_one_process_and_ends_with_it(store: KnowledgeStore
 async def test_only_old_work_is_tidied_away(store: KnowledgeStore) -> None:
     with store.claimed("job1"):
         (store.work("job1") / "checkpoint").write_bytes(b"1")
+    store.work("job2").mkdir()  # as an order is about to be written
     store.tidy(60)
     assert store.work("job1").exists()
+    assert store.work("job2").exists()
     store.tidy(-1)
     assert not store.work("job1").exists()
+    assert not store.work("job2").exists()
 
 
 async def test_redis_becomes_what_the_disk_is(store: KnowledgeStore, redis: Redis) -> None:
