@@ -55,13 +55,18 @@ class Profile(BaseModel):
     )
 
 
+def profile_folder(name: str | Path) -> Path:
+    """The folder of the profile of that name: the one under models/, if there is one, else that folder."""
+    return MODELS / name if (MODELS / name).is_dir() else Path(name)
+
+
 def load_profile(name: str | Path) -> Profile:
     """The profile of that name under models/, or in that folder; model folders come back absolute.
 
     Raises:
         NotFoundError: there is no such profile.
     """
-    folder = MODELS / name if (MODELS / name).is_dir() else Path(name)
+    folder = profile_folder(name)
     path = folder / "profile.json"
     if not path.exists():
         raise NotFoundError(f"no profile {str(name)!r}: {path} does not exist")

@@ -304,3 +304,13 @@ def knowledge(
             )
         update.save(out / name)
         typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {out / name}")
+
+
+@train.command()
+def golden(profile: Annotated[str, typer.Option(help="Models.")] = "embedded") -> None:
+    """Write what the models compute, their golden values: `dekag doctor` compares them elsewhere."""
+    from dekag.generation.golden import FILE, write
+    from dekag.generation.profile import load_profile, profile_folder
+
+    folder = profile_folder(profile)
+    typer.echo(f"{write(load_profile(profile), folder)} models -> {folder / FILE}")

@@ -127,6 +127,27 @@ def models() -> Finding:
     return Finding("models", True, detail)
 
 
+def golden() -> Finding:
+    """Whether the profile's models compute here what they did where they were measured."""
+    from dekag.generation.golden import FILE, TOLERANCE, compare
+    from dekag.generation.profile import load_profile, profile_folder
+
+    name = os.environ.get("DEKAG_PROFILE", "embedded")
+    folder = profile_folder(name)
+    write = f"dekag train golden --profile {name}"
+    if not (folder / FILE).exists():
+        return Finding("golden", False, f"profile {name} has no {FILE}", write, needed=False)
+    found = list(compare(load_profile(name), folder))
+    if new := [each.model for each in found if each.share is None]:
+        detail = f"none kept of {', '.join(new)}: other weights"
+        return Finding("golden", False, detail, write, needed=False)
+    worst = max(found, key=lambda each: each.share or 0)
+    detail = f"{len(found)} models; the farthest, {worst.model}, is off by {worst.share:.1e} of its spread"
+    if not worst.ok:
+        return Finding("golden", False, f"{detail}, more than {TOLERANCE:g}", INSTALL)
+    return Finding("golden", True, detail)
+
+
 def redis() -> Finding:
     """A Redis server that can be started, or one that runs."""
     from redis import Redis
@@ -258,6 +279,7 @@ CHECKS: tuple[Check, ...] = (
     torch,
     cpu_build,
     models,
+    golden,
     redis,
     ports,
     data_folder,
