@@ -212,8 +212,24 @@ def _check(job: Job) -> None:
         raise ValueError(f"{job.function} {job.key}")
     topic_name(Order(**(job.kwargs or {})).topic)
     _state(job, None).to_proto()
-    if not isinstance(job.retryable, bool) or not math.isfinite(_silent_s(job) + job.heartbeat):
+    times = _silent_s(job) + job.heartbeat + job.meta["created"]
+    if not isinstance(job.retryable, bool) or not math.isfinite(times):
         raise ValueError("times")
+    for key, value in job.meta.get("trace", {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise ValueError("trace")
+
+
+def _kept(name: str, text: bytes) -> dict[str, Any] | None:
+    """What is kept of a job's order, as ``Jobs.start`` wrote it; None if that is not what ``text`` is."""
+    try:
+        kept: dict[str, Any] = json.loads(text)
+        meta = {"created": kept["created"], "trace": kept["trace"]}
+        _check(Job(FUNCTION, key=name, kwargs=kept["order"], meta=meta))
+    except _NO_JOB as error:
+        _log.warning("an order that is none is put aside", job=name[:_LONGEST], error=str(error)[:200])
+        return None
+    return kept
 
 
 def _silent_s(job: Job) -> float:
@@ -311,7 +327,9 @@ class Jobs:
                 continue
             if job is not None and await redis.zscore(_JOBS_KEY, name) is not None:
                 continue
-            kept = json.loads(text)
+            if (kept := _kept(name, text)) is None:
+                await asyncio.to_thread(self._store.put_order_aside, name)
+                continue
             if job is not None or await asyncio.to_thread(self._store.is_claimed, name):
                 # its worker writes the job itself again with its next word; only the list forgot it
                 await redis.zadd(_JOBS_KEY, {name: kept["created"]})

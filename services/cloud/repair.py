@@ -1,6 +1,8 @@
-"""Knowledge updates that were damaged on the cloud's disk: found by their hash, restored from Redis's copy.
+"""Knowledge that was damaged where it is kept, found by its hash.
 
-Only what cannot be restored is put aside, so that the version before it is current again; nothing is deleted.
+An update on the cloud's disk is restored from Redis's copy. Only what cannot be restored is put aside, so
+that the version before it is current again; nothing on the disk is deleted. A copy in Redis is deleted, and
+the mirror writes it anew from the disk.
 """
 
 from __future__ import annotations
@@ -14,23 +16,24 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from dekag.errors import DekagError
-from services.cloud.store import KnowledgeStore
-from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+from services.cloud.store import KnowledgeStore, TransmissionStore
+from services.common.knowledge import CATALOGUE_KEY, Manifest, VersionManifest, update_key
 
 _log = structlog.get_logger()
 _Signature = tuple[tuple[str, int, int], ...]
 
 
 class Repair:
-    """Looks after the versions on the disk.
+    """Looks after the versions on the disk and their copies.
 
     Args:
-        store: the disk.
+        store: the updates on the disk.
+        transmission: the adapters on the disk.
         redis: has a copy of each current version; None without Redis.
     """
 
-    def __init__(self, store: KnowledgeStore, redis: Redis | None) -> None:
-        self._store, self._redis = store, redis
+    def __init__(self, store: KnowledgeStore, transmission: TransmissionStore, redis: Redis | None) -> None:
+        self._store, self._transmission, self._redis = store, transmission, redis
         self._whole: dict[Path, _Signature] = {}
 
     async def look(self) -> None:
@@ -45,6 +48,29 @@ class Repair:
             else:
                 await asyncio.to_thread(self._store.put_aside, topic, version)
                 _log.error("damaged knowledge put aside", topic=topic, version=version)
+
+    async def verify(self) -> None:
+        """Checks everything, also what has not changed by its dates: a disk may read what was never written.
+
+        Raises:
+            redis.exceptions.RedisError: Redis does not answer.
+        """
+        self._whole.clear()
+        await self.look()
+        if self._redis is None:
+            return
+        updates = await asyncio.to_thread(self._store.topics)
+        adapters = await asyncio.to_thread(self._transmission.current)
+        for manifest in (*updates.values(), *adapters.values()):
+            key = update_key(manifest.content_hash)
+            if await self._redis.type(key) == b"hash":
+                files = _files(await self._redis.hgetall(key))  # type: ignore[misc]  # typed for both
+                if await asyncio.to_thread(is_copy, files, manifest):
+                    continue
+            elif not await self._redis.exists(key):  # the mirror sees that by itself
+                continue
+            await self._redis.delete(key)
+            _log.warning("damaged copy of knowledge deleted", content_hash=manifest.content_hash)
 
     def _is_whole(self, folder: Path) -> bool:
         try:
@@ -75,18 +101,24 @@ class Repair:
         except (RedisError, OSError, TimeoutError) as error:
             _log.warning("no copy of damaged knowledge can be had", topic=topic, error=str(error))
             return manifest, None
-        files = {name.decode(errors="replace"): data for name, data in fields.items()}
+        files = _files(fields)
         return manifest, files if await asyncio.to_thread(is_copy, files, manifest) else None
 
 
-def is_copy(files: Mapping[str, bytes], manifest: Manifest) -> bool:
-    """Whether ``files`` are, undamaged, the update that the manifest describes."""
+def is_copy(files: Mapping[str, bytes], manifest: VersionManifest) -> bool:
+    """Whether ``files`` are, undamaged, the update or the adapters that the manifest describes."""
+    from dekag.cala.artifact import TransmissionKnowledge
     from dekag.makd.update import KnowledgeUpdate
 
+    kind = KnowledgeUpdate if isinstance(manifest, Manifest) else TransmissionKnowledge
     try:
-        return KnowledgeUpdate.from_files(files).content_hash == manifest.content_hash
+        return kind.from_files(files).content_hash == manifest.content_hash
     except DekagError:
         return False
+
+
+def _files(fields: Mapping[bytes, bytes]) -> dict[str, bytes]:
+    return {name.decode(errors="replace"): data for name, data in fields.items()}
 
 
 def _manifest(folder: Path) -> Manifest | None:

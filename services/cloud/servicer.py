@@ -80,7 +80,7 @@ class CloudServicer(CloudBase):
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
-        self._repair = Repair(self._store, self._redis)
+        self._repair = Repair(self._store, self._transmission, self._redis)
         self._closing = False
         self._cache = Cache(settings)
         self._comparisons = Comparisons(settings)
@@ -243,14 +243,26 @@ class CloudServicer(CloudBase):
 
     async def _mirror(self) -> None:
         """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
+        verified = time.monotonic()
         while not self._closing:
             try:
-                await self._repair.look()
+                if time.monotonic() - verified > self._settings.verify_every_s:
+                    verified = time.monotonic()
+                    await self._verify()
+                else:
+                    await self._repair.look()
                 await self._mirror_once()
             except Exception:  # of what nobody thought: the next look may go better
                 _log.exception("the knowledge was not looked after")
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
+
+    async def _verify(self) -> None:
+        try:
+            await self._repair.verify()
+        except (RedisError, OSError, TimeoutError) as error:
+            metrics.REDIS_FAILURES.inc()
+            _log.debug("not all knowledge verified", error=str(error))
 
     async def _mirror_once(self) -> None:
         if self._redis is None:

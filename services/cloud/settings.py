@@ -36,6 +36,12 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     mirror_every_s: float = Field(
         2.0, gt=0, description="Time between two looks at whether Redis still has all knowledge, s."
     )
+    verify_every_s: float = Field(
+        60.0,
+        gt=0,
+        description="Time between two checks of all knowledge, on the disk and in Redis, against its hashes, "
+        "s; files that change are checked sooner.",
+    )
     max_comparisons: int = Field(
         4,
         ge=1,

@@ -202,16 +202,21 @@ class KnowledgeStore:
         _sync(self.work(job))
 
     def orders(self) -> dict[str, bytes]:
-        """The orders of jobs that are not over, by the job's id."""
+        """The orders of jobs that are not over, by the job's id; not those that cannot be read now."""
         found = {}
         for folder in _folders(self._jobs):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 found[folder.name] = (folder / _ORDER).read_bytes()
         return found
 
     def drop_order(self, job: str) -> None:
         """Forgets what a job was to do, as it is over."""
         (self.work(job) / _ORDER).unlink(missing_ok=True)
+
+    def put_order_aside(self, job: str) -> None:
+        """Takes a damaged order away, for people to look at until the job's folder is tidied away."""
+        with contextlib.suppress(OSError):
+            (self.work(job) / _ORDER).rename(self.work(job) / f"damaged-{_ORDER}")
 
     def forget(self, job: str) -> None:
         """Deletes what a job that is over has left."""
@@ -220,7 +225,7 @@ class KnowledgeStore:
     def tidy(self, older_than_s: float) -> None:
         """Forgets jobs whose folders nobody has touched for so long, s: Redis knows them no more."""
         for folder in _folders(self._jobs):
-            with contextlib.suppress(FileNotFoundError):  # its job has just ended
+            with contextlib.suppress(OSError):  # its job has just ended, or it cannot be read: it may stay
                 touched = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
                 if time.time() - touched > older_than_s:
                     self.forget(folder.name)

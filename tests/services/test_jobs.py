@@ -480,6 +480,55 @@ async def test_a_job_whose_workers_all_die_is_given_up(
     assert (await distil(cloud, **SMALL)).id != job.id
 
 
+ORDER = {"topic": "neon", "prompts": [], "triggers": [], "config": {}}
+KEPT = {"order": ORDER, "created": 1.7e9, "trace": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        pytest.param("0" * 32, b"", id="empty"),
+        pytest.param("0" * 32, b"\xff\x00", id="no text"),
+        pytest.param("0" * 32, b"[" * 100_000, id="deep"),
+        pytest.param("0" * 32, b"[]", id="list"),
+        pytest.param("0" * 32, b"{}", id="nothing in it"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"created": "now"}).encode(), id="time of letters"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"created": float("nan")}).encode(), id="time that is none"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"created": float("inf")}).encode(), id="endless time"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"trace": "x"}).encode(), id="trace of letters"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"trace": {"a": 1}}).encode(), id="trace of numbers"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"order": None}).encode(), id="no order"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"x": 1}}).encode(), id="another order"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"topic": "../x"}}).encode(), id="topic"),
+        pytest.param("someones", json.dumps(KEPT).encode(), id="somebody else's folder"),
+    ],
+)
+async def test_an_order_that_is_damaged_is_put_aside_and_the_others_are_kept(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path, name: str, text: bytes
+) -> None:
+    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
+    folder = store.work(name)
+    folder.mkdir()
+    (folder / "order.json").write_bytes(text)
+    await redis.flushdb()
+    assert (await known_again(cloud, job)).id == job.id
+    listed = await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")
+    assert [each.id for each in listed.jobs] == [job.id]
+    async with asyncio.timeout(60):
+        while (folder / "order.json").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert (folder / "damaged-order.json").read_bytes() == text, "people can still look at it"
+
+
+async def test_an_order_that_cannot_be_read_hides_no_other(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
+    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
+    (store.work("0" * 32) / "order.json").mkdir(parents=True)  # reading it is an OSError
+    await redis.flushdb()
+    assert (await known_again(cloud, job)).id == job.id
+
+
 async def test_garbage_among_the_jobs_is_passed_over(
     cloud: CloudAsyncStub, redis: Redis, settings: DistillerSettings
 ) -> None:
@@ -497,6 +546,8 @@ async def test_garbage_among_the_jobs_is_passed_over(
         "8" * 32: json.dumps({**stored, "touched": "x"}).encode(),
         "9" * 32: json.dumps({**stored, "kwargs": {**stored["kwargs"], "topic": "../x"}}).encode(),
         "a" * 32: json.dumps({**stored, "function": "other"}).encode(),
+        "b" * 32: json.dumps({**stored, "meta": stored["meta"] | {"trace": "x"}}).encode(),
+        "c" * 32: json.dumps({**stored, "meta": stored["meta"] | {"created": float("nan")}}).encode(),
     }
     for name, data in odd.items():
         await redis.set(f"saq:job:distill:{name}", data)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
+from dekag.cala.artifact import TransmissionKnowledge
 from dekag.errors import NotFoundError
 from dekag.makd.update import KnowledgeUpdate
-from services.cloud.catalogue import mirror
+from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.repair import Repair
-from services.cloud.store import KnowledgeStore
+from services.cloud.store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 SHIPPED = Path("models/embedded/knowledge")
 SAMPLES = b"a picture"
+NO_ADAPTERS = TransmissionStore(Path("/nowhere"))
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ async def test_what_redis_holds_is_restored(store: KnowledgeStore, redis: Redis,
     await mirror(store, redis)
     manifest = store.find("neon")
     files = store.files(manifest)
-    repair = Repair(store, redis)
+    repair = Repair(store, NO_ADAPTERS, redis)
     await repair.look()
     damage(folder_of(store, manifest))
     await repair.look()
@@ -95,7 +98,7 @@ async def test_what_nobody_holds_is_put_aside_and_the_version_before_is_current(
     elif copy == "of another version":
         await redis.hset(CATALOGUE_KEY, "neon", before.model_dump_json())
     damage(folder_of(store, latest))
-    await Repair(store, None if copy == "no redis" else redis).look()
+    await Repair(store, NO_ADAPTERS, None if copy == "no redis" else redis).look()
     assert store.versions("neon") == {1: before}
     assert await mirror(store, redis) != []
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == before
@@ -105,7 +108,68 @@ async def test_what_nobody_holds_is_put_aside_and_the_version_before_is_current(
 
 async def test_a_topic_all_of_whose_versions_are_lost_is_gone_and_others_stay(store: KnowledgeStore) -> None:
     flip_a_byte(folder_of(store, store.find("snail")))
-    await Repair(store, None).look()
+    await Repair(store, NO_ADAPTERS, None).look()
     with pytest.raises(NotFoundError):
         store.find("snail")
     assert store.find("neon").version == 2
+
+
+async def test_damage_that_changes_no_date_is_found_when_everything_is_verified(
+    store: KnowledgeStore, redis: Redis
+) -> None:
+    await mirror(store, redis)
+    manifest = store.find("neon")
+    files, folder = store.files(manifest), folder_of(store, manifest)
+    repair = Repair(store, NO_ADAPTERS, redis)
+    await repair.look()
+    dates = {path: path.stat().st_mtime_ns for path in (folder / "files").iterdir()}
+    flip_a_byte(folder)
+    for path, date in dates.items():  # as a disk that reads other bits than were written
+        os.utime(path, ns=(date, date))
+    await repair.look()
+    assert store.files(manifest) != files
+    await repair.verify()
+    assert store.files(manifest) == files
+
+
+async def overwrite(redis: Redis, key: str) -> None:
+    await redis.hset(key, "knowledge.json", b"{}")
+
+
+async def lose_a_field(redis: Redis, key: str) -> None:
+    await redis.hdel(key, "knowledge.json")
+
+
+async def write_a_text(redis: Redis, key: str) -> None:
+    await redis.set(key, b"a text where files should be")
+
+
+@pytest.mark.parametrize("damage", [overwrite, lose_a_field, write_a_text])
+async def test_a_damaged_copy_in_redis_is_written_anew(
+    store: KnowledgeStore,
+    redis: Redis,
+    tmp_path: Path,
+    damage: Callable[[Redis, str], Awaitable[None]],
+) -> None:
+    transmission = TransmissionStore(tmp_path / "data")
+    adapters = transmission.publish(TransmissionKnowledge.load("models/embedded/cala"))
+    repair = Repair(store, transmission, redis)
+
+    async def mirrored() -> None:
+        await mirror(store, redis)
+        await mirror_transmission(transmission, redis)
+
+    await mirrored()
+    damaged = [update_key(each.content_hash) for each in (store.find("neon"), adapters)]
+    whole = update_key(store.find("snail").content_hash)
+    before = {key: await redis.hgetall(key) for key in (*damaged, whole)}
+    await repair.verify()
+    for key in damaged:
+        assert await redis.exists(key), "what is whole stays"
+        await damage(redis, key)
+    await mirrored()
+    await repair.verify()
+    assert not await redis.exists(*damaged)
+    assert await redis.exists(whole)
+    await mirrored()
+    assert {key: await redis.hgetall(key) for key in (*damaged, whole)} == before

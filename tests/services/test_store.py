@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -165,6 +167,25 @@ async def test_only_old_work_is_tidied_away(store: KnowledgeStore) -> None:
     store.tidy(-1)
     assert not store.work("job1").exists()
     assert not store.work("job2").exists()
+
+
+async def test_work_that_cannot_be_looked_at_keeps_nobody_from_tidying(
+    store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for job in ("bad", "old"):
+        store.work(job).mkdir(parents=True)
+        (store.work(job) / "checkpoint").touch()
+    stat = Path.stat
+
+    def failing(path: Path, **options: bool) -> os.stat_result:
+        if path == store.work("bad") / "checkpoint":
+            raise OSError(errno.EIO, "of a disk that fails")
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", failing)
+    store.tidy(-1)
+    assert store.work("bad").is_dir()
+    assert not store.work("old").exists()
 
 
 async def test_redis_becomes_what_the_disk_is(store: KnowledgeStore, redis: Redis) -> None:
