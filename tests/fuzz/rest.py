@@ -88,6 +88,11 @@ class Gateway:
         self._schema = schemathesis.openapi.from_dict(
             self._session.get(f"{url}/openapi.json", timeout=DEADLINE_S).json()
         )
+        refusals = self._schema.config.checks.negative_data_rejection
+        refusals.expected_statuses = [
+            *refusals.expected_statuses,
+            "413",
+        ]  # of a body that is too large besides
 
     def operations(self) -> list[Operation]:
         """Every operation that the document describes."""

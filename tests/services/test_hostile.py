@@ -79,8 +79,9 @@ async def gateway(gateway_url: str) -> Gateway:
     return await asyncio.to_thread(Gateway, gateway_url)
 
 
-# negative data are for `make test-fuzz`: one request that breaks the schema is accepted still
-@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE], ids=lambda mode: mode.value)
+@pytest.mark.parametrize(
+    "mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=lambda mode: mode.value
+)
 @settings(QUICK, max_examples=60)
 @given(data=st.data())
 async def test_operations_are_as_the_document_says(
