@@ -14,7 +14,7 @@ from dekag.experiments.page import BOOK_COMMAND, FIRST_IMAGE, fill, row
 CLAIMS_PAGE = Path("docs/claims.md")
 README = Path("README.md")
 MISSING = "not measured yet"
-DECIMALS = {"B": 0, "images": 0, "s": 1}  # 2 in all other units
+DECIMALS = {"B": 0, "images": 0, "inputs": 0, "requests": 0, "faults": 0, "s": 1}  # 2 in all other units
 
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -122,6 +122,12 @@ TARGETS = (
         "counters_gap_percent",
         "most",
     ),
+    Claim(
+        "Faults under load: requests that were lost silently", 0, "requests", "faults_lost_requests", "most"
+    ),
+    Claim("Hostile inputs that were tried", 10_000, "inputs", "fuzz_inputs"),
+    Claim("Hostile inputs that were answered with a 5xx", 0, "inputs", "fuzz_5xx", "most"),
+    Claim("An hour of mixed load: growth of resident memory", 5, "%", "soak_rss_growth_percent", "most"),
 )
 
 OTHERS = {
@@ -131,6 +137,7 @@ OTHERS = {
     "digital_channel_use_ratio": "Channel uses that the digital sender needs for CALA's PSNR, over CALA's",
     "backhaul_saved_percent": "Traffic of a load test: backhaul bytes saved against WebP of equal PSNR",
     "radio_saved_ratio": "Traffic of a load test: channel uses that WebP of equal PSNR needs, over ours",
+    "faults_tried": "Faults that were tried, one at a time and in pairs",
     "auto_rate_hit_share": "Rate for a quality: promises of a PSNR that were kept",
 }
 
