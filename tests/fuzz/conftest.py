@@ -74,12 +74,17 @@ def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def chain(profile: Path, redis_url: str) -> AsyncIterator[Chain]:
-    """cloud, edge, channel and user, with knowledge of the topic neon."""
+def publish_neon(profile: Path) -> None:
+    """Makes knowledge of the topic neon known to the cloud, also again after some input has deleted it."""
     update = tiny_update(profile)
     store = KnowledgeStore(Path(os.environ["DEKAG_DATA_DIR"]))
     store.publish("0" * 32, update.info, update.content_hash, update.to_files(), b"PNG")
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def chain(profile: Path, redis_url: str) -> AsyncIterator[Chain]:
+    """cloud, edge, channel and user, with knowledge of the topic neon."""
+    publish_neon(profile)
     async with starter() as run:
         addresses = await _start_chain(run, profile, redis_url)
         opened = {name: clients.open_channel(at, CommonSettings()) for name, at in addresses.items()}
