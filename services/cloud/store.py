@@ -205,7 +205,7 @@ class KnowledgeStore:
         _sync(self.work(job))
 
     def orders(self) -> dict[str, bytes]:
-        """The orders of jobs that are not over, by the job's id, sorted; not those that cannot be read now."""
+        """The orders of jobs that are not over, sorted by the job's id; not those that cannot be read."""
         found = {}
         for folder in sorted(_folders(self._jobs)):
             try:
