@@ -210,10 +210,18 @@ def _check(job: Job) -> None:
     """
     if _NAME.fullmatch(job.key) is None or job.function != FUNCTION:
         raise ValueError(f"{job.function} {job.key}")
-    topic_name(Order(**(job.kwargs or {})).topic)
+    order = Order(**(job.kwargs or {}))
+    topic_name(order.topic)
+    for texts in (order.prompts, order.triggers):
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("prompts or triggers")
+    if not isinstance(order.config, dict):
+        raise TypeError("config")
     _state(job, None).to_proto()
-    times = _silent_s(job) + job.heartbeat + job.meta["created"]
-    if not isinstance(job.retryable, bool) or not math.isfinite(times):
+    created = job.meta["created"]
+    times = _silent_s(job) + job.heartbeat + created
+    # Redis takes no truth value for a number
+    if not isinstance(job.retryable, bool) or not math.isfinite(times) or isinstance(created, bool):
         raise ValueError("times")
     for key, value in job.meta.get("trace", {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -316,27 +324,39 @@ class Jobs:
             return await self._restore(redis, queue)
 
     async def _restore(self, redis: Redis, queue: DistillQueue) -> list[str]:
-        orders = await asyncio.to_thread(self._store.orders)
+        orders: dict[str, dict[str, Any]] = {}
+        for name, text in (await asyncio.to_thread(self._store.orders)).items():
+            if (kept := _kept(name, text)) is None:
+                await asyncio.to_thread(self._store.put_order_aside, name)
+            else:
+                orders[name] = kept
         restored: list[str] = []
         if not orders:
             return restored
-        for (name, text), job in zip(orders.items(), await queue.jobs(list(orders)), strict=True):
-            over = job is not None and job.status in TERMINAL_STATUSES
-            if over or await outcome(redis, name) == CANCELLED:
-                await asyncio.to_thread(self._store.drop_order, name)
-                continue
-            if job is not None and await redis.zscore(_JOBS_KEY, name) is not None:
-                continue
-            if (kept := _kept(name, text)) is None:
-                await asyncio.to_thread(self._store.put_order_aside, name)
-                continue
-            if job is not None or await asyncio.to_thread(self._store.is_claimed, name):
-                # its worker writes the job itself again with its next word; only the list forgot it
-                await redis.zadd(_JOBS_KEY, {name: kept["created"]})
-            else:
-                await self._enqueue(redis, queue, name, kept)
-            restored.append(name)
+        for (name, kept), job in zip(orders.items(), await queue.jobs(list(orders)), strict=True):
+            try:
+                if await self._restore_one(redis, queue, name, kept, job):
+                    restored.append(name)
+            except OSError as error:  # of the disk: the other jobs have folders of their own
+                _log.warning("a job's folder cannot be used", job=name, error=str(error))
         return restored
+
+    async def _restore_one(
+        self, redis: Redis, queue: DistillQueue, name: str, kept: Mapping[str, Any], job: Job | None
+    ) -> bool:
+        """Whether Redis had lost the job, or its list had; ``job`` is what Redis knows of it."""
+        over = job is not None and job.status in TERMINAL_STATUSES
+        if over or await outcome(redis, name) == CANCELLED:
+            await asyncio.to_thread(self._store.drop_order, name)
+            return False
+        if job is not None and await redis.zscore(_JOBS_KEY, name) is not None:
+            return False
+        if job is not None or await asyncio.to_thread(self._store.is_claimed, name):
+            # its worker writes the job itself again with its next word; only the list forgot it
+            await redis.zadd(_JOBS_KEY, {name: kept["created"]})
+        else:
+            await self._enqueue(redis, queue, name, kept)
+        return True
 
     async def _enqueue(
         self, redis: Redis, queue: DistillQueue, name: str, kept: Mapping[str, Any]

@@ -25,6 +25,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from dekag.errors import NotFoundError
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _MANIFEST, _FILES, _SAMPLES, _LOCK = "manifest.json", "files", "samples.png", "lock"
 _ORDER = "order.json"
 _PREVIEW = "preview.png"  # as dekag.makd.distill, which imports torch, names it
+_log = structlog.get_logger()
 _OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # by who took this version, or deleted the topic
 
 
@@ -202,11 +205,15 @@ class KnowledgeStore:
         _sync(self.work(job))
 
     def orders(self) -> dict[str, bytes]:
-        """The orders of jobs that are not over, by the job's id; not those that cannot be read now."""
+        """The orders of jobs that are not over, sorted by the job's id; not those that cannot be read."""
         found = {}
-        for folder in _folders(self._jobs):
-            with contextlib.suppress(OSError):
+        for folder in sorted(_folders(self._jobs)):
+            try:
                 found[folder.name] = (folder / _ORDER).read_bytes()
+            except FileNotFoundError:  # its job is over
+                continue
+            except OSError as error:
+                _log.warning("an order cannot be read", job=folder.name[:64], error=str(error))
         return found
 
     def drop_order(self, job: str) -> None:

@@ -110,6 +110,8 @@ class RequestMiddleware:
                     headers["Strict-Transport-Security"] = "max-age=31536000"
                 headers["Content-Security-Policy"] = self._policies.get(scope["path"], _POLICY)
                 headers.setdefault("Cache-Control", "no-store")
+                if "Accept-Ranges" in headers:
+                    headers["Accept-Ranges"] = "none"
             await send(message)
 
         try:
@@ -142,6 +144,8 @@ class RequestMiddleware:
         if _head_bytes(scope) > (limit := self._settings.max_header_bytes):
             detail = f"the request line and the headers must be at most {limit} bytes"
             return await problem(431, detail)(scope, receive, send)
+        # Files are small and sent whole, as HTTP allows; the framework's refusals of ranges are no problems.
+        scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         if self._keys is None:
             if not self._answers_to(headers.get("host", "")):
                 detail = "this gateway does not go by that name; DEKAG_ALLOWED_HOSTS says by which it does"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import pytest_asyncio
 from grpc import StatusCode, aio
@@ -111,6 +112,17 @@ async def test_any_picture_is_drawn_or_refused(gateway: Gateway, body: bytes) ->
 async def test_a_length_that_is_no_number_is_refused(gateway: Gateway, length: bytes) -> None:
     head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: " + length + b"\r\n\r\n"
     assert await asyncio.to_thread(gateway.send_bytes, head) in (0, 400, 413)
+
+
+@pytest.mark.parametrize("wanted", ["x", "lines=1-2", "bytes=", "bytes=5-2", "bytes=9999999-", "bytes=0-9"])
+@pytest.mark.parametrize("path", ["/", "/web/style.css", "/docs-assets/swagger-ui.css"])
+async def test_files_come_whole_whatever_range_is_asked_for(
+    client: httpx2.AsyncClient, path: str, wanted: str
+) -> None:
+    answer = await client.get(path, headers={"Range": wanted})
+    assert answer.status_code == 200
+    assert answer.content == (await client.get(path)).content
+    assert answer.headers["accept-ranges"] == "none"
 
 
 LINK = picture().link

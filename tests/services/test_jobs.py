@@ -495,12 +495,23 @@ KEPT = {"order": ORDER, "created": 1.7e9, "trace": {}}
         pytest.param("0" * 32, json.dumps(KEPT | {"created": "now"}).encode(), id="time of letters"),
         pytest.param("0" * 32, json.dumps(KEPT | {"created": float("nan")}).encode(), id="time that is none"),
         pytest.param("0" * 32, json.dumps(KEPT | {"created": float("inf")}).encode(), id="endless time"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"created": True}).encode(), id="time that is true"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"created": 10**400}).encode(), id="time that is too late"),
         pytest.param("0" * 32, json.dumps(KEPT | {"trace": "x"}).encode(), id="trace of letters"),
         pytest.param("0" * 32, json.dumps(KEPT | {"trace": {"a": 1}}).encode(), id="trace of numbers"),
         pytest.param("0" * 32, json.dumps(KEPT | {"order": None}).encode(), id="no order"),
         pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"x": 1}}).encode(), id="another order"),
         pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"topic": "../x"}}).encode(), id="topic"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"topic": 5}}).encode(), id="topic 5"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"prompts": "a"}}).encode(), id="prompt"),
+        pytest.param(
+            "0" * 32, json.dumps(KEPT | {"order": ORDER | {"triggers": [5]}}).encode(), id="trigger"
+        ),
+        pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"config": []}}).encode(), id="config"),
         pytest.param("someones", json.dumps(KEPT).encode(), id="somebody else's folder"),
+        pytest.param("A" * 32, json.dumps(KEPT).encode(), id="folder in capitals"),
+        pytest.param("0" * 32 + "\n", json.dumps(KEPT).encode(), id="folder of two lines"),
+        pytest.param(os.fsdecode(b"\xff\xfe"), json.dumps(KEPT).encode(), id="folder that is no text"),
     ],
 )
 async def test_an_order_that_is_damaged_is_put_aside_and_the_others_are_kept(
@@ -524,9 +535,42 @@ async def test_an_order_that_cannot_be_read_hides_no_other(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
-    (store.work("0" * 32) / "order.json").mkdir(parents=True)  # reading it is an OSError
+    with capture_logs() as logs:
+        (store.work("0" * 32) / "order.json").mkdir(parents=True)  # reading it is an OSError
+        await redis.flushdb()
+        assert (await known_again(cloud, job)).id == job.id
+    assert "0" * 32 in {line.get("job") for line in logs if line["log_level"] == "warning"}
+
+
+async def test_a_folder_that_cannot_be_used_hides_no_other(
+    cloud: CloudAsyncStub, redis: Redis, data_dir: Path
+) -> None:
+    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
+    first = "0" * 32
+    (store.work(first) / "lock").mkdir(parents=True)  # claiming it is an OSError
+    store.keep_order(first, json.dumps(KEPT))
     await redis.flushdb()
     assert (await known_again(cloud, job)).id == job.id
+
+
+async def test_a_cloud_starts_among_damaged_orders_and_queues_the_others(
+    redis: Redis, start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
+) -> None:
+    store, texts = KnowledgeStore(data_dir), (b"{", b"[]", b"null", b"\xff", b'{"created": NaN}')
+    for number, text in enumerate(texts):
+        store.work(f"{number:032x}").mkdir(parents=True)
+        (store.work(f"{number:032x}") / "order.json").write_bytes(text)
+    whole = {"a" * 32: "neon", "b" * 32: "pastel"}
+    for name, topic in whole.items():
+        store.keep_order(name, json.dumps(KEPT | {"order": ORDER | {"topic": topic}}))
+    settings = CloudSettings(
+        port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir, mirror_every_s=0.1
+    )
+    cloud = CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
+    for name in whole:
+        assert (await known_again(cloud, Job(id=name))).status == cloud_pb2.JOB_STATUS_QUEUED
+    listed = await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")
+    assert {each.id: each.topic for each in listed.jobs} == whole
 
 
 async def test_garbage_among_the_jobs_is_passed_over(
