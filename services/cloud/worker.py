@@ -153,7 +153,10 @@ class Distiller:
 
     async def serve(self) -> None:
         """Takes jobs until SIGTERM or SIGINT; a job in hand is stopped, kept and left to another worker."""
-        await asyncio.to_thread(self._store.tidy, 2 * self._settings.job_keep_s)
+        try:
+            await asyncio.to_thread(self._store.tidy, 2 * self._settings.job_keep_s)
+        except OSError as error:  # what is left over keeps nobody from working
+            _log.warning("old jobs were not tidied away", error=str(error))
         worker = Worker(
             self._queue,
             [(FUNCTION, self._distill)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -303,6 +304,21 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
         "job taken up",
         "job failed",
     ]
+
+
+async def test_a_distiller_that_cannot_tidy_up_works_all_the_same(
+    cloud: CloudAsyncStub, settings: DistillerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tidy(store: KnowledgeStore, older_than_s: float) -> None:
+        raise OSError(errno.EIO, "of a disk that fails")
+
+    monkeypatch.setattr(KnowledgeStore, "tidy", tidy)
+    job = await distil(cloud, **SMALL)
+    serving = asyncio.create_task(Distiller(settings).serve())
+    try:
+        assert (await until(cloud, job, over)).status == cloud_pb2.JOB_STATUS_FINISHED
+    finally:
+        await ended(serving)
 
 
 @pytest.mark.slow
