@@ -625,10 +625,12 @@ def quick(
 
 @results.command("book")
 def book() -> None:
-    """Write what the README and docs/ take from results/headline.json, and the reference from the code."""
+    """Write what the README and docs/ take from results/, and the reference from the code."""
     from dekag.experiments import reference
+    from dekag.experiments.trust_report import write_trust_page
 
     _keep_claims()
+    write_trust_page()
     reference.write_settings_page(settings_of_services())
     reference.write_cli_page(app)
     reference.write_rest_page(openapi())

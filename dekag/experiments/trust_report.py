@@ -23,7 +23,7 @@ def write_trust_page(page: Path = PAGE, results: Path = RESULTS) -> None:
     lines = [
         "# Trust: what breaks, and what a client sees of it",
         "",
-        "Written by `make test-faults` from `results/trust/`; do not edit.",
+        "Written by `make test-faults` and `make test-fuzz` from `results/trust/`; do not edit.",
         "",
         "## Faults",
         "",
@@ -123,7 +123,28 @@ def _said(wrong: Sequence[str]) -> str:
 
 def _fuzz(found: Row) -> Lines:
     lines = [
-        f"{found['inputs']:,} inputs by `{found['command']}`, commit {found['commit']}, {found['date']}.",
+        *_wrapped(
+            f"`{found['command']}` sent {found['inputs']:,} generated inputs to services with tiny untrained "
+            "models, a real Redis and real gRPC and HTTP: raw bytes and messages with anything in "
+            "them to every RPC, requests that fit the OpenAPI document and requests that break it to every "
+            "operation of the gateway, anything under any key of Redis, peers that answer with anything, and "
+            "damaged artifacts and pictures, some of them guided by coverage. Every run draws others."
+        ),
+        "",
+        *_wrapped(
+            f"- **Answers with a 5xx, or with the gRPC status of one, to what a client may send: "
+            f"{found['faults']}** of {found['answered']:,} that were answered."
+        ),
+        *_wrapped(
+            "- No call ran into its deadline of minutes, no answer told of a traceback or a path inside the "
+            "services, every refusal was a problem document, and a service with a broken peer never blamed "
+            "its client: the run fails otherwise, and then writes nothing."
+        ),
+        "",
+        *_wrapped(
+            "A gateway, user, channel or edge below stands for one whose peer was broken; there INTERNAL and "
+            "500 are as it must be."
+        ),
         "",
         "| target | inputs | outcomes |",
         "|---|---:|---|",
@@ -131,4 +152,9 @@ def _fuzz(found: Row) -> Lines:
     for target, seen in found["targets"].items():
         outcomes = ", ".join(f"{name} {count:,}" for name, count in seen["outcomes"].items())
         lines.append(f"| {target} | {seen['inputs']:,} | {outcomes} |")
-    return lines
+    return [
+        *lines,
+        "",
+        f"{found['seconds'] / 60:.0f} min; commit {found['commit']}, {found['date']}.",
+        "Details: `results/trust/fuzz.json`.",
+    ]

@@ -26,6 +26,7 @@ from dekag.experiments.book import (
 )
 from dekag.experiments.headline import record
 from dekag.experiments.tka_training import SHARE
+from dekag.experiments.trust_report import write_trust_page
 from dekag.generation.profile import load_profile
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS
 from dekag.makd.config import DistillConfig
@@ -48,6 +49,11 @@ def figure(value: float, unit: str, ci95: list[float] | None = None) -> dict[str
 def test_committed_claims_are_what_the_figures_say(tmp_path: Path) -> None:
     write_claims_page(tmp_path / "claims.md", ROOT / "results")
     assert (tmp_path / "claims.md").read_text() == (ROOT / "docs/claims.md").read_text(), STALE
+
+
+def test_the_page_of_trust_is_what_the_results_say(tmp_path: Path) -> None:
+    write_trust_page(tmp_path / "trust.md", ROOT / "results")
+    assert (tmp_path / "trust.md").read_text() == (ROOT / "docs/results-trust.md").read_text(), STALE
 
 
 def test_the_table_of_the_readme_is_what_the_figures_say(tmp_path: Path) -> None:

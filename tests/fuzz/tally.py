@@ -1,4 +1,4 @@
-"""What a run of the fuzz tests tried and what came of it: results/trust/fuzz.json and two figures."""
+"""What a run of the fuzz tests tried and what came of it: results/trust/fuzz.json, two figures and a page."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import time
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from grpc import StatusCode
 
 from dekag.experiments.book import write_claims_page
 from dekag.experiments.headline import RESULTS, current_commit, record
+from dekag.experiments.trust_report import write_trust_page
 from dekag.sweeps.engine import machine
 
 COMMAND = "make test-fuzz"
@@ -33,13 +33,14 @@ class Tally:
     """Counts inputs by what they were sent to and what came of them.
 
     Attributes:
+        asked: inputs of the kind that a client may send, which were answered.
         faults: answers with a 5xx, or with the gRPC status of one, to what a client may send.
     """
 
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._seen: dict[str, Counter[str]] = defaultdict(Counter)
-        self.faults = 0
+        self.asked = self.faults = 0
 
     @property
     def inputs(self) -> int:
@@ -53,10 +54,11 @@ class Tally:
     def answered(self, target: str, answer: StatusCode | int) -> None:
         """A client's input was answered with that status of gRPC or HTTP."""
         self.note(target, answer.name if isinstance(answer, StatusCode) else str(answer))
+        self.asked += 1
         self.faults += answer in SERVER_FAULTS if isinstance(answer, StatusCode) else answer >= 500
 
-    def write(self, results: Path = RESULTS) -> None:
-        """Writes the counts, the figures ``fuzz_inputs`` and ``fuzz_5xx`` and the page of claims."""
+    def write(self) -> None:
+        """Writes the counts, the figures ``fuzz_inputs`` and ``fuzz_5xx``, and the pages that show them."""
         content: dict[str, Any] = {
             "schema": 1,
             "command": COMMAND,
@@ -65,14 +67,17 @@ class Tally:
             "machine": machine(),
             "seconds": round(time.monotonic() - self._start),
             "inputs": self.inputs,
+            "answered": self.asked,
+            "faults": self.faults,
             "targets": {
                 target: {"inputs": counts.total(), "outcomes": dict(sorted(counts.items()))}
                 for target, counts in sorted(self._seen.items())
             },
         }
-        path = results / "trust" / "fuzz.json"
+        path = RESULTS / "trust" / "fuzz.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n")
-        for key, value in {"fuzz_inputs": self.inputs, "fuzz_5xx": self.faults}.items():
-            record(key, value, "inputs", command=COMMAND, count=self.inputs, results=results)
-        write_claims_page(results=results)
+        record("fuzz_inputs", self.inputs, "inputs", command=COMMAND, count=self.inputs)
+        record("fuzz_5xx", self.faults, "inputs", command=COMMAND, count=self.asked)
+        write_claims_page()
+        write_trust_page()

@@ -31,7 +31,6 @@ from services.user.settings import UserSettings
 from tests.fuzz.artifacts import broken, claimed_hash, tiny_adapters
 from tests.fuzz.budgets import FUZZ
 from tests.fuzz.calls import DEADLINE_S, picture
-from tests.fuzz.conftest import publish_neon
 from tests.fuzz.messages import any_of, spoiled
 from tests.fuzz.peers import BLAMED, AnyCloud, AnyDownlink, AnyUser, code_of, other_streams
 from tests.fuzz.rest import check_answer
@@ -146,7 +145,6 @@ class Upstream:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def upstream(chain: Any, connected: Callable[[str], Any], profile: Path) -> AsyncIterator[Upstream]:
-    publish_neon(profile)
     async with starter() as start:
         cloud = AnyCloud()
         above = await start(cloud, add_CloudServicer_to_server)
@@ -235,8 +233,7 @@ class Gateway:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def gateway(chain: Any, profile: Path) -> AsyncIterator[Gateway]:
-    publish_neon(profile)
+async def gateway(chain: Any) -> AsyncIterator[Gateway]:
     async with starter() as start:
         user, cloud = AnyUser(), AnyCloud()
         own = GatewaySettings(
