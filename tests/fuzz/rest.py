@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import re
 import socket
@@ -128,7 +129,7 @@ class Gateway:
             answer = b""
             with contextlib.suppress(ConnectionError):  # it does not read what is too long to the end
                 connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
+                _end(connection)
                 while part := connection.recv(65536):
                     answer += part
         text = answer.decode(errors="replace")
@@ -137,6 +138,15 @@ class Gateway:
         code = 0 if status is None else int(status[1])
         assert code < 500, text
         return code
+
+
+def _end(connection: socket.socket) -> None:
+    """Sends no more; what the other side has reset already needs no end, though that is no ConnectionError."""
+    try:
+        connection.shutdown(socket.SHUT_WR)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
 
 
 def check_answer(status: int, headers: Mapping[str, str], text: str) -> None:
