@@ -141,7 +141,7 @@ class Gateway:
 
 
 def _end(connection: socket.socket) -> None:
-    """Sends no more; what the other side has reset already needs no end, though that is no ConnectionError."""
+    """Sends no more; what the other side has reset needs no end, though that is no ConnectionError."""
     try:
         connection.shutdown(socket.SHUT_WR)
     except OSError as error:
