@@ -82,6 +82,7 @@ class CloudServicer(CloudBase):
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._transmission, self._redis)
         self._closing = False
+        self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
         self._cache = Cache(settings)
         self._comparisons = Comparisons(settings)
         self._drift = DriftWatch(settings, self._store, self._redis, self._cache)
@@ -111,6 +112,7 @@ class CloudServicer(CloudBase):
         self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
             publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
+        self._loop.call_soon_threadsafe(self._loaded.set)
 
     async def close(self) -> None:
         """Closes the connections to Redis and the models' threads."""
@@ -243,6 +245,7 @@ class CloudServicer(CloudBase):
 
     async def _mirror(self) -> None:
         """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
+        await self._loaded.wait()  # large libraries do not stand being imported by two threads at once
         verified = time.monotonic()
         while not self._closing:
             try:

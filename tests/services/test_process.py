@@ -16,6 +16,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from dekag.makd.update import KnowledgeUpdate
+from services.cloud.store import KnowledgeStore
 from services.proto.cloud_pb2 import GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub
 
@@ -34,9 +36,13 @@ def run_arguments(service: str, **settings: str | int | Path) -> dict[str, Any]:
 
 
 async def test_serves_until_sigterm_and_logs_json(
-    dummy_profile: Path, closed_port: int, connect: Callable[[str], Any]
+    dummy_profile: Path, closed_port: int, connect: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    arguments = run_arguments("cloud", port=closed_port, redis_url="", profile=dummy_profile, threads=1)
+    update = KnowledgeUpdate.load("models/embedded/knowledge/neon")  # which is checked at the start
+    KnowledgeStore(tmp_path).publish("0" * 32, update.info, update.content_hash, update.to_files(), b"PNG")
+    arguments = run_arguments(
+        "cloud", port=closed_port, redis_url="", profile=dummy_profile, threads=1, data_dir=tmp_path
+    )
     process = subprocess.Popen(**arguments)  # noqa: ASYNC220
     try:
         channel = connect(f"127.0.0.1:{closed_port}")
