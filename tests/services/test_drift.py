@@ -31,7 +31,7 @@ from services.cloud.publish import publish_update
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.store import KnowledgeStore
-from services.common import clients
+from services.common import clients, metrics
 from services.common.knowledge import Manifest
 from services.common.requests import begin_request
 from services.gateway.app import create_app
@@ -320,6 +320,7 @@ async def test_what_is_known_outlasts_the_cloud_and_ends_with_the_topic(
     await before.sample(await before.picture(), neon, times=2 * WINDOW)
     await before.sample(GREY, neon, snail, times=1)
     await before.sample(GREY, neon, times=WINDOW)
+    metrics.DRIFTING.clear()  # which both have in common in this process
     after = await start_cloud(mirror_every_s=0.05)
     found = await after.of("neon")
     assert found is not None
