@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from services.cloud.settings import CloudSettings
 from tests.faults.load import DELIVERIES, TOPIC
 from tests.faults.stack import SERVICES, Stack, order, wait_for
 
@@ -225,12 +226,14 @@ def _damage_redis(stack: Stack) -> None:
 def _redis_is_whole(stack: Stack) -> None:
     _, content_hash = stack.knowledge()[TOPIC]
     wait_for(
-        lambda: _says(stack, _WHOLE_IN_REDIS, content_hash, content_hash), 30, "Redis's copy is whole again"
+        lambda: _says(stack, _WHOLE_IN_REDIS, content_hash, content_hash),
+        2 * CloudSettings.model_fields["verify_every_s"].default,
+        "Redis's copy is whole again",
     )
 
 
 DAMAGE_DISK = Fault("damage knowledge on the disk", _damage_disk, hold_s=3.0, works=ALL, check=_disk_is_whole)
-DAMAGE_REDIS = Fault("damage knowledge in redis", _damage_redis, hold_s=1.0, works=ALL)
+DAMAGE_REDIS = Fault("damage knowledge in redis", _damage_redis, hold_s=1.0, works=ALL, check=_redis_is_whole)
 # an edge that has the update in memory reads no copy; one that starts does
 DAMAGE_REDIS_READ = pair(
     Fault("damage knowledge in redis", _damage_redis, check=_redis_is_whole, hold_s=0.0), kill("edge")
