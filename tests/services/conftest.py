@@ -105,6 +105,16 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
         await redis.flushdb()
 
 
+@pytest_asyncio.fixture(loop_scope="session")
+async def own_redis(redis_url: str) -> AsyncIterator[Redis]:
+    """An empty database of its own: the cloud of the other tests' chain forgets what it has no topic of."""
+    begin_request(None, None)
+    async with Redis.from_url(redis_url.removesuffix("/0") + "/1") as redis:
+        await redis.flushdb()
+        yield redis
+        await redis.flushdb()
+
+
 @asynccontextmanager
 async def starter() -> AsyncIterator[Start]:
     """A function that runs a servicer and returns its address; all are stopped, last first, in the end."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from services.cloud.settings import CloudSettings
 from services.cloud.store import KnowledgeStore
 from services.common import clients, metrics
 from services.common.knowledge import Manifest
-from services.common.requests import begin_request
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.gateway.watch import AT_ONCE, compare, in_sample
@@ -64,14 +63,9 @@ GREY = to_png(np.full((64, 64, 3), 128, np.uint8))
 SOON_S = 60.0
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """An empty database of its own: the cloud of the other tests' chain forgets what it has no topic of."""
-    begin_request(None, None)
-    async with Redis.from_url(redis_url.removesuffix("/0") + "/1") as redis:
-        await redis.flushdb()
-        yield redis
-        await redis.flushdb()
+@pytest.fixture
+def redis(own_redis: Redis) -> Redis:
+    return own_redis
 
 
 @pytest.fixture

@@ -25,6 +25,11 @@ NO_ADAPTERS = TransmissionStore(Path("/nowhere"))
 
 
 @pytest.fixture
+def redis(own_redis: Redis) -> Redis:
+    return own_redis
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> KnowledgeStore:
     """Two versions of neon, of different content, and one of snail."""
     store = KnowledgeStore(tmp_path / "data")

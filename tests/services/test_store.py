@@ -8,12 +8,10 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from redis.asyncio import Redis
 
 from dekag.errors import NotFoundError
@@ -33,16 +31,13 @@ def publish(store: KnowledgeStore, job: str, topic: str = "neon", content: str =
 
 
 @pytest.fixture
+def redis(own_redis: Redis) -> Redis:
+    return own_redis
+
+
+@pytest.fixture
 def store(tmp_path: Path) -> KnowledgeStore:
     return KnowledgeStore(tmp_path / "data")
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as redis:
-        await redis.flushdb()
-        yield redis
-        await redis.flushdb()
 
 
 async def test_versions_count_up_and_the_highest_is_current(store: KnowledgeStore) -> None:
