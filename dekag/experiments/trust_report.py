@@ -142,8 +142,8 @@ def _fuzz(found: Row) -> Lines:
         ),
         "",
         *_wrapped(
-            "A gateway, user, channel or edge below stands for one whose peer was broken; there INTERNAL and "
-            "500 are as it must be."
+            "In a row such as *cloud of edge* an edge was asked whose cloud answered with anything; there "
+            "INTERNAL and 500 are as it must be."
         ),
         "",
         "| target | inputs | outcomes |",

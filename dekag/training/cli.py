@@ -309,8 +309,8 @@ def knowledge(
 @train.command()
 def golden(profile: Annotated[str, typer.Option(help="Models.")] = "embedded") -> None:
     """Write what the models compute, their golden values: `dekag doctor` compares them elsewhere."""
-    from dekag.generation.golden import FILE, write
     from dekag.generation.profile import load_profile, profile_folder
+    from dekag.golden import FILE, write
 
     folder = profile_folder(profile)
     typer.echo(f"{write(load_profile(profile), folder)} models -> {folder / FILE}")

@@ -129,8 +129,8 @@ def models() -> Finding:
 
 def golden() -> Finding:
     """Whether the profile's models compute here what they did where they were measured."""
-    from dekag.generation.golden import FILE, TOLERANCE, compare
     from dekag.generation.profile import load_profile, profile_folder
+    from dekag.golden import FILE, TOLERANCE, compare
 
     name = os.environ.get("DEKAG_PROFILE", "embedded")
     folder = profile_folder(name)

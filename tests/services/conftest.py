@@ -94,25 +94,28 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@asynccontextmanager
+async def _emptied(url: str) -> AsyncIterator[Redis]:
+    begin_request(None, None)
+    async with Redis.from_url(url) as redis:
+        await redis.flushdb()
+        yield redis
+        await redis.flushdb()
+
+
 @pytest_asyncio.fixture(loop_scope="session")
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """An empty Redis."""
     forget_orders()
-    begin_request(None, None)
-    async with Redis.from_url(redis_url) as redis:
-        await redis.flushdb()
+    async with _emptied(redis_url) as redis:
         yield redis
-        await redis.flushdb()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def own_redis(redis_url: str) -> AsyncIterator[Redis]:
     """An empty database of its own: the cloud of the other tests' chain forgets what it has no topic of."""
-    begin_request(None, None)
-    async with Redis.from_url(redis_url.removesuffix("/0") + "/1") as redis:
-        await redis.flushdb()
+    async with _emptied(redis_url.removesuffix("/0") + "/1") as redis:
         yield redis
-        await redis.flushdb()
 
 
 @asynccontextmanager

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dekag.errors import MismatchError
-from dekag.generation.golden import FILE, TOLERANCE, compare, write
 from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile, profile_folder
+from dekag.golden import FILE, TOLERANCE, compare, write
 
 BATCH_TOLERANCE = 1e-4  # of the latents' spread
 
