@@ -14,6 +14,7 @@ Redis may lose everything: what a job is to do stays on the disk until the job i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import re
@@ -21,7 +22,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
@@ -232,12 +233,17 @@ def _kept(name: str, text: bytes) -> dict[str, Any] | None:
     """What is kept of a job's order, as ``Jobs.start`` wrote it; None if that is not what ``text`` is."""
     try:
         kept: dict[str, Any] = json.loads(text)
-        meta = {"created": kept["created"], "trace": kept["trace"]}
-        _check(Job(FUNCTION, key=name, kwargs=kept["order"], meta=meta))
+        _check(_as_job(name, kept))
     except _NO_JOB as error:
         _log.warning("an order that is none is put aside", job=name[:_LONGEST], error=str(error)[:200])
         return None
     return kept
+
+
+def _as_job(name: str, kept: Mapping[str, Any]) -> Job:
+    """The job as it was before anybody took it up."""
+    meta = {"created": kept["created"], "trace": kept["trace"]}
+    return Job(FUNCTION, key=name, kwargs=kept["order"], meta=meta)
 
 
 def _silent_s(job: Job) -> float:
@@ -293,11 +299,12 @@ class Jobs:
             self._connected() as (redis, queue),
             redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
         ):
-            if name and (known := await queue.job(name)) is not None:
+            await self._restore(redis, queue)
+            (known,) = await self._jobs(queue, [name]) if name else [None]
+            if known is not None:
                 if known.kwargs != vars(order):
                     raise ConflictError(f"job {name} was started for another order; take another key")
                 return await self.get(name)
-            await self._restore(redis, queue)
             for state in await self._recent(redis, queue):
                 if state.topic == order.topic and not state.over:
                     raise ConflictError(
@@ -323,14 +330,19 @@ class Jobs:
         ):
             return await self._restore(redis, queue)
 
-    async def _restore(self, redis: Redis, queue: DistillQueue) -> list[str]:
+    def _orders(self) -> dict[str, dict[str, Any]]:
+        """What is kept of the jobs that are not over, by their ids; puts aside what is damaged."""
         orders: dict[str, dict[str, Any]] = {}
-        for name, text in (await asyncio.to_thread(self._store.orders)).items():
+        for name, text in self._store.orders().items():
             if (kept := _kept(name, text)) is None:
-                await asyncio.to_thread(self._store.put_order_aside, name)
+                self._store.put_order_aside(name)
             else:
                 orders[name] = kept
+        return orders
+
+    async def _restore(self, redis: Redis, queue: DistillQueue) -> list[str]:
         restored: list[str] = []
+        orders = await asyncio.to_thread(self._orders)
         if not orders:
             return restored
         for (name, kept), job in zip(orders.items(), await queue.jobs(list(orders)), strict=True):
@@ -397,6 +409,7 @@ class Jobs:
 
     async def cancel(self, name: str) -> JobState:
         """Sees to it that the job publishes nothing; ConflictError if it is already over."""
+        await self.restore()  # a job that Redis has lost can be cancelled too
         state = await self.get(name)
         async with self._connected() as (redis, queue):
             # the decision outlives the job, so that a worker that comes back late finds it
@@ -407,8 +420,9 @@ class Jobs:
             job = await queue.job(name)
             if job is not None and job.status is Status.QUEUED:
                 await queue.abort(job, "cancelled")
+            (now,) = await self._states(redis, queue, [name])
         metrics.DISTILLATIONS.labels("cancelled").inc()  # here, since no distiller may ever see it
-        return await self.get(name)
+        return replace(state, status="cancelled") if now is None else now
 
     async def watch(self, name: str) -> AsyncIterator[JobState]:
         """The job as it is, and again after each change, until it is over."""
@@ -424,18 +438,34 @@ class Jobs:
     async def _recent(self, redis: Redis, queue: DistillQueue) -> list[JobState]:
         listed = await redis.zrevrange(_JOBS_KEY, 0, _LISTED - 1)
         names = _names(listed)
-        states = await self._states(redis, queue, names)
-        known = {name.encode() for name, state in zip(names, states, strict=True) if state is not None}
+        lost = [name for name in await asyncio.to_thread(self._orders) if name not in names]
+        found = await self._states(redis, queue, [*names, *lost])
+        states = [state for state in found if state is not None]
+        known = {state.id.encode() for state in states}
         if gone := [name for name in listed if name not in known]:
             await redis.zrem(_JOBS_KEY, *gone)
-        return [state for state in states if state is not None]
+        return sorted(states, key=lambda state: state.created, reverse=True)[:_LISTED]
+
+    async def _jobs(self, queue: DistillQueue, names: Sequence[str]) -> Sequence[Job | None]:
+        """What Redis knows of the jobs; of those that it has lost, what is on the disk."""
+        jobs = list(await queue.jobs(names))
+        if None not in jobs:
+            return jobs
+        orders = await asyncio.to_thread(self._orders)
+        for position, name in enumerate(names):
+            if jobs[position] is None and name in orders:
+                jobs[position] = lost = _as_job(name, orders[name])
+                with contextlib.suppress(OSError):  # of the disk: it is not known whether anybody works at it
+                    if await asyncio.to_thread(self._store.is_claimed, name):
+                        lost.status = Status.ACTIVE
+        return jobs
 
     async def _states(
         self, redis: Redis, queue: DistillQueue, names: Sequence[str]
     ) -> Sequence[JobState | None]:
         if not names:
             return []
-        jobs = await queue.jobs(names)
+        jobs = await self._jobs(queue, names)
         outcomes = await redis.mget(map(_outcome_key, names))
         return [
             None if job is None else _state(job, decided) for job, decided in zip(jobs, outcomes, strict=True)

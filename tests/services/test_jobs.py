@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import json
 import os
@@ -94,7 +93,8 @@ async def distiller(settings: DistillerSettings) -> AsyncIterator[None]:
 @pytest.fixture
 def work(settings: DistillerSettings, tmp_path: Path) -> Iterator[Work]:
     """Starts a distiller process; all are ended in the end."""
-    env = {f"DEKAG_{name.upper()}": str(value) for name, value in settings.model_dump().items()}
+    given = {name: value for name, value in settings.model_dump().items() if value is not None}
+    env = {f"DEKAG_{name.upper()}": str(value) for name, value in given.items()}
     workers: list[subprocess.Popen[bytes]] = []
 
     def start_one() -> subprocess.Popen[bytes]:
@@ -328,7 +328,7 @@ async def test_a_job_finishes_once_though_redis_loses_everything(
     job = await distil(cloud, **SMALL | {"steps": 60})
     await until(cloud, job, training)
     await redis.flushdb()
-    await known_again(cloud, job)
+    assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
     after = await until(cloud, job, over)
     assert after.status == cloud_pb2.JOB_STATUS_FINISHED, after
     assert list(KnowledgeStore(data_dir).versions("neon")) == [1] == [after.version]
@@ -438,12 +438,11 @@ async def test_a_job_whose_worker_died_does_not_wait_for_its_heartbeat(
     assert await queue.sweep() == [job.id]
 
 
-async def known_again(cloud: CloudAsyncStub, job: Job) -> Job:
-    """The job, once the cloud has noticed that Redis does not know it."""
+async def queued_again(redis: Redis, data_dir: Path, name: str) -> None:
+    """Waits until the cloud has told Redis of the job that it lost."""
+    queue = DistillQueue(redis, KnowledgeStore(data_dir))
     async with asyncio.timeout(60):
-        while True:
-            with contextlib.suppress(NotFoundError):
-                return await get(cloud, job)
+        while await queue.job(name) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -451,14 +450,22 @@ async def test_a_job_that_redis_lost_is_queued_again_until_it_is_over(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job = await distil(cloud, **SMALL)
-    await redis.flushdb()
-    assert await known_again(cloud, job) == job
     queue = DistillQueue(redis, KnowledgeStore(data_dir))
+    await redis.flushdb()
+    assert await get(cloud, job) == job  # from the disk, before the cloud has queued it again
+    await redis.flushdb()
+    assert list((await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")).jobs) == [job]
+    await redis.flushdb()
+    assert await distil(cloud, **SMALL, job_id=job.id) == job
+    await redis.flushdb()
+    await queued_again(redis, data_dir, job.id)
     assert await queue.count("queued") == 1
     await redis.flushdb()
     with pytest.raises(ConflictError, match=job.id):
         await distil(cloud, **SMALL)
-    await clients.call(cloud.CancelJob, JobId(id=job.id), "cloud")
+    await redis.flushdb()
+    cancelled = await clients.call(cloud.CancelJob, JobId(id=job.id), "cloud")
+    assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
     await redis.flushdb()
     other = await distil(cloud, **SMALL)
     assert other.id != job.id
@@ -475,6 +482,7 @@ async def test_a_job_that_redis_lost_while_it_ran_is_not_queued_beside_itself(
     assert running is not None
     with store.claimed(job.id):
         await redis.flushdb()
+        assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
         await running.update()  # its worker's next word
         async with asyncio.timeout(60):
             while await redis.zscore("dekag:jobs", job.id) is None:  # noqa: ASYNC110
@@ -538,7 +546,7 @@ async def test_an_order_that_is_damaged_is_put_aside_and_the_others_are_kept(
     folder.mkdir()
     (folder / "order.json").write_bytes(text)
     await redis.flushdb()
-    assert (await known_again(cloud, job)).id == job.id
+    await queued_again(redis, data_dir, job.id)
     listed = await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")
     assert [each.id for each in listed.jobs] == [job.id]
     async with asyncio.timeout(60):
@@ -554,7 +562,7 @@ async def test_an_order_that_cannot_be_read_hides_no_other(
     with capture_logs() as logs:
         (store.work("0" * 32) / "order.json").mkdir(parents=True)  # reading it is an OSError
         await redis.flushdb()
-        assert (await known_again(cloud, job)).id == job.id
+        await queued_again(redis, data_dir, job.id)
     assert "0" * 32 in {line.get("job") for line in logs if line["log_level"] == "warning"}
 
 
@@ -566,7 +574,7 @@ async def test_a_folder_that_cannot_be_used_hides_no_other(
     (store.work(first) / "lock").mkdir(parents=True)  # claiming it is an OSError
     store.keep_order(first, json.dumps(KEPT))
     await redis.flushdb()
-    assert (await known_again(cloud, job)).id == job.id
+    await queued_again(redis, data_dir, job.id)
 
 
 async def test_a_cloud_starts_among_damaged_orders_and_queues_the_others(
@@ -584,7 +592,8 @@ async def test_a_cloud_starts_among_damaged_orders_and_queues_the_others(
     )
     cloud = CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
     for name in whole:
-        assert (await known_again(cloud, Job(id=name))).status == cloud_pb2.JOB_STATUS_QUEUED
+        await queued_again(redis, data_dir, name)
+        assert (await get(cloud, Job(id=name))).status == cloud_pb2.JOB_STATUS_QUEUED
     listed = await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")
     assert {each.id: each.topic for each in listed.jobs} == whole
 
