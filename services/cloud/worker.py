@@ -305,6 +305,7 @@ def main() -> None:
         raise SystemExit(1)
     try:
         metrics.serve(settings)
+        distiller = Distiller(settings)
     except SettingError as error:
         _log.error(str(error))
         raise SystemExit(1) from None
@@ -314,7 +315,7 @@ def main() -> None:
     tracing.configure("distiller", settings.spans_to)
     _log.info("ready")
     try:
-        asyncio.run(Distiller(settings).serve())
+        asyncio.run(distiller.serve())
     finally:
         tracing.close()
     _log.info("stopped")

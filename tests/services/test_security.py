@@ -118,6 +118,22 @@ async def test_a_service_does_not_listen_beyond_loopback_without_tls(credentials
     await safe.stop()
 
 
+def test_a_distiller_that_lacks_its_password_says_so_and_ends(tmp_path: Path) -> None:
+    missing = tmp_path / "redis-password"
+    ended = subprocess.run(
+        [sys.executable, "-m", "services.cloud.worker"],
+        env=os.environ
+        | {"DEKAG_REDIS_URL": "redis://127.0.0.1:1/0", "DEKAG_REDIS_PASSWORD_FILE": str(missing)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert str(missing) in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("service", [*SERVICES, "metrics"])
 def test_a_process_says_what_would_make_it_safe_and_ends(service: str, closed_port: int) -> None:
     environment = {"DEKAG_HOST": "0.0.0.0", "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": ""}
