@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from services.channel.servicer import ChannelServicer
+from typing import TYPE_CHECKING
+
 from services.channel.settings import ChannelSettings
 from services.common.server import run
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
+
+if TYPE_CHECKING:
+    from services.channel.servicer import ChannelServicer
+
+
+def build(settings: ChannelSettings) -> ChannelServicer:
+    """The servicer; imported here, as its libraries are most of the start."""
+    from services.channel.servicer import ChannelServicer
+
+    return ChannelServicer(settings)
 
 
 def main() -> None:
     """Reads the settings and serves until stopped."""
     settings = ChannelSettings()
-    run("channel", settings, lambda: ChannelServicer(settings), add_DownlinkServicer_to_server)
+    run("channel", settings, lambda: build(settings), add_DownlinkServicer_to_server)
 
 
 if __name__ == "__main__":
