@@ -22,6 +22,7 @@ DOCUMENTED = frozenset({404, 409, 413, 422, 429, 503, 504})  # statuses of probl
 LATE_S = 1.0  # that an answer may come after the gateway's deadline
 EVERY_S = 0.6  # between two requests, or
 SLACK = 2.5  # times what one takes alone, whichever is more: load, but no overload
+UNANSWERED_S, PAUSE_S = 2.0, 0.25  # until who waits for an image asks again, without and after an answer
 LINK = {"snr_db": 20, "fading": "awgn"}
 TOPIC = "neon"
 Outcome = Literal["image", "problem", "cut", "lost"]
@@ -101,7 +102,8 @@ class Load:
     def ask(self, delivery: str, first: float, within_s: float) -> float:
         """Seconds from ``first`` until a new image of that delivery came, with all its knowledge.
 
-        Asks every half second, whatever becomes of those before. AssertionError if none came in that time.
+        Asks again a moment after an answer, or when none came in 2 s: one request at a time, so that who asks
+        is no load that keeps the chain from coming back. AssertionError if no image came in that time.
         """
         return self._submit(self._until_image(delivery, first, within_s)).result()
 
@@ -151,13 +153,13 @@ class Load:
                 while time.monotonic() < first + within_s:
                     asking.add(asyncio.create_task(self._request(client, delivery, next(self._seeds))))
                     done, asking = await asyncio.wait(
-                        asking, timeout=0.5, return_when=asyncio.FIRST_COMPLETED
+                        asking, timeout=UNANSWERED_S, return_when=asyncio.FIRST_COMPLETED
                     )
                     for result in (task.result() for task in done):
                         if result.outcome == "image" and result.taught:
                             return result.over - first
                         last = f"status {result.status}, {result.said}"
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(PAUSE_S)
                 raise AssertionError(
                     f"no {delivery} image within {within_s:g} s; last: {last or 'no answer'}"
                 )
