@@ -238,7 +238,7 @@ def page_text(measured: Measured, rows: dict[str, list[Row]], base: DistillConfi
     ]
     for key in (
         "gka_gain_percent", "gka_ceiling_share", "gka_probe_heldout_accuracy",
-        "gka_lead_over_best_baseline_percent", "update_bytes", "update_model_share", "distill_seconds",
+        "gka_lead_over_best_baseline_percent", "update_bytes", "update_model_share",
     ):  # fmt: skip
         if key in figures:
             each = figures[key]
