@@ -69,6 +69,7 @@ class Stack:
         free_ports: take free ports instead of the default ones.
         env: settings for every service, over those of this process.
         grace_s: time that the processes get to finish what is in flight, s.
+        redis_url: where its Redis is, with the password; empty without one.
     """
 
     run_dir: Path
@@ -76,6 +77,7 @@ class Stack:
     env: Mapping[str, str] = field(default_factory=dict)
     grace_s: float = 35.0
     children: list[Child] = field(default_factory=list, init=False)
+    redis_url: str = field(default="", init=False)
     _handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = field(
         default_factory=dict, init=False
     )
@@ -145,7 +147,7 @@ class Stack:
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         ports = {name: self._port(default, name) for name, (default, _) in SERVICES.items()}
-        redis_url = self._start_redis()
+        self.redis_url = self._start_redis()
         env = {
             "DEKAG_DATA_DIR": str(self.run_dir / "data"),
             # idle threads that spin would take the cores from the service whose turn it is
@@ -153,10 +155,10 @@ class Stack:
             **os.environ,
             "PYTHONUNBUFFERED": "1",
             "DEKAG_HOST": HOST,
-            "DEKAG_REDIS_URL": redis_url,
+            "DEKAG_REDIS_URL": self.redis_url,
             **self.env,
         }
-        if redis_url:
+        if self.redis_url:
             self._start_distiller(env)
         for name in reversed(list(SERVICES)):
             own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}

@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from redis import Redis
 
 from dekag import client
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
+from services.launcher.bench.soak import read
 from services.launcher.demo import write_images
 from services.launcher.distill import run_distill
 from services.launcher.stack import LaunchError, Stack, Stopped, find_redis
@@ -28,7 +30,7 @@ class RedisOnly(Stack):
 
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._start_redis()
+        self.redis_url = self._start_redis()
 
 
 def image(png: bytes | None, **report: Any) -> client.Image:
@@ -59,6 +61,12 @@ def test_redis_is_found_and_started_and_nothing_is_left(tmp_path: Path) -> None:
         redis = stack["redis"]
         assert redis.ready
         stack.check_alive()
+        with Redis.from_url(stack.redis_url) as client:
+            client.set("one", "key")
+        of_redis, of_all = read(stack, 12.0)
+        assert (of_redis["service"], of_all["keys"], of_all["at_s"]) == ("redis", 1, 12.0)
+        assert of_all["rss_gib"] == of_redis["rss_gib"] > 0
+        assert of_all["files"] == of_redis["files"] > 0
     assert gone(redis.process.pid)
     assert "Ready to accept connections" in redis.log.read_text()
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -28,7 +28,7 @@ from services.launcher.bench.processes import chain
 from services.launcher.bench.rows import Row, write_bench
 from services.launcher.bench.start import descendants, memory
 from services.launcher.bench.throughput import prompts_of_the_world
-from services.launcher.stack import HOST, Stack
+from services.launcher.stack import Stack
 from services.launcher.up import await_ready
 
 COMMAND = "dekag bench soak"
@@ -143,7 +143,7 @@ async def _load(
             bar = progress.add_task("soak", total=seconds)
             while (at_s := time.perf_counter() - begin) < seconds:
                 if at_s >= next_reading_s:
-                    rows += await asyncio.to_thread(_read, stack, at_s)
+                    rows += await asyncio.to_thread(read, stack, at_s)
                     next_reading_s += every_s
                 if at_s >= next_job_s:
                     asking.add(asyncio.create_task(_distil(client)))
@@ -210,14 +210,14 @@ def _questions(rng: random.Random) -> Iterator[_Question]:
         yield "POST", _PATH, body, 0.1 if kind == "leaves" else None
 
 
-def _read(stack: Stack, at_s: float) -> list[Row]:
+def read(stack: Stack, at_s: float) -> list[Row]:
     """What each process, and all of them, hold now."""
     rows: list[Row] = []
     for child in stack.children:
         pids = [child.process.pid, *descendants(child.process.pid)]
         files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
         rows.append({"at_s": at_s, "service": child.name, **memory(child.process.pid), "files": files})
-    with Redis(host=HOST, port=stack["redis"].port) as redis:
+    with Redis.from_url(stack.redis_url) as redis:
         keys = redis.dbsize()
     total = {what: sum(row[what] for row in rows) for what in ("rss_gib", "pss_gib", "files")}
     return [*rows, {"at_s": at_s, "service": _ALL, **total, "keys": keys}]
