@@ -177,13 +177,19 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert path_of("chain", tmp_path).read_text().count("\n") > 10
 
 
-def test_interval_of_paired_ratios() -> None:
+def test_interval_of_a_ratio_of_medians() -> None:
     theirs = [1.0] * 101
     ours = [1 + index / 100 for index in range(101)]
     ratio, (low, high) = ratio_of_medians(ours, theirs)
     assert ratio == 1.5
     assert (low, high) == pytest.approx((1.4, 1.6), abs=0.02)
     assert ratio_of_medians([2.0], [1.0]) == (2.0, [2.0, 2.0])
+
+
+def test_a_ratio_lies_inside_its_interval_whatever_the_pairs() -> None:
+    ours, theirs = [0.9] * 49 + [2.0] * 52, [1.0] * 60 + [1.9] * 41  # most pairs have a smaller ratio
+    ratio, (low, high) = ratio_of_medians(ours, theirs)
+    assert low <= ratio <= high
 
 
 def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:

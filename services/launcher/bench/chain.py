@@ -37,8 +37,7 @@ def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: P
 
     Returns:
         The ratio of the median times, written to headline.json as `chain_overhead_ratio` and
-        `bench_chain_ratio`; its interval is that of the median over the paired ratios' 2.5 and 97.5 % order
-        statistics.
+        `bench_chain_ratio`.
     """
     console = Console()
     seeds = count(1_000_000)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.headline import RESULTS, current_commit
 from dekag.sweeps.engine import machine
 
@@ -50,15 +52,8 @@ def read_bench(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
 
 
 def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[float]]:
-    """Ratio of the medians of paired times, and a 95 % interval.
-
-    The interval is that of the median of the pairs' ratios, by order statistics.
-    """
-    pairs = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-    spread = 0.98 * len(pairs) ** 0.5
-    low, high = max(len(pairs) / 2 - spread, 0), min(len(pairs) / 2 + spread, len(pairs) - 1)
-    ratio = statistics.median(ours) / statistics.median(theirs)
-    return ratio, [pairs[int(low)], pairs[int(high)]]
+    """Ratio of the medians of paired times, and its 95 % interval over resampled pairs."""
+    return bootstrap_ci95(lambda a, b: float(np.median(a) / np.median(b)), ours, theirs)
 
 
 def _rounded(value: Any) -> Any:
