@@ -27,10 +27,14 @@ class ImageScorer:
 
     @classmethod
     def load(cls, clip: Path | str, dino: Path | str) -> Self:
-        """Load a CLIPModel and a Dinov2Model (any folder or hub name)."""
+        """Load a CLIPModel and a Dinov2Model (any folder or hub name).
+
+        They compute in single precision, whatever they are kept in: in half, scores depend on the processor.
+        """
         from transformers import AutoModel
 
-        return cls(AutoModel.from_pretrained(clip), AutoModel.from_pretrained(dino))
+        single = {"dtype": torch.float32}
+        return cls(AutoModel.from_pretrained(clip, **single), AutoModel.from_pretrained(dino, **single))
 
     @torch.inference_mode()
     def features(self, pixels: npt.NDArray[np.uint8]) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,8 @@ def test_probe_judges_only_what_the_style_leaves_visible() -> None:
     assert coloured == {name: read[name] == getattr(scenes[0], name) for name in coloured}
 
 
-def test_scores_are_cosines() -> None:
+def tiny() -> tuple[CLIPModel, Dinov2Model]:
+    """An untrained CLIP and an untrained DINO."""
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPModel(
@@ -52,7 +55,11 @@ def test_scores_are_cosines() -> None:
     dino = Dinov2Model(
         Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16)
     )
-    scorer = ImageScorer(clip, dino)
+    return clip, dino
+
+
+def test_scores_are_cosines() -> None:
+    scorer = ImageScorer(*tiny())
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 128, 128, 3), np.uint8)
     same = scorer.scores(pixels, pixels)
@@ -60,3 +67,12 @@ def test_scores_are_cosines() -> None:
     for name in ("clip", "dino"):
         np.testing.assert_allclose(same[name], 1, atol=1e-5)
         assert other[name][0] < 1
+
+
+def test_models_kept_in_half_precision_compute_in_single(tmp_path: Path) -> None:
+    clip, dino = tiny()
+    clip.half().save_pretrained(tmp_path / "clip")
+    dino.half().save_pretrained(tmp_path / "dino")
+    scorer = ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
+    features = scorer.features(np.zeros((1, 64, 64, 3), np.uint8))
+    assert {each.dtype for each in features.values()} == {torch.float32}
