@@ -50,6 +50,7 @@ class Servicer(Protocol):
 
 
 _S = TypeVar("_S", bound=Servicer)
+_Settings = TypeVar("_Settings", bound=CommonSettings)
 
 
 class _Health(health_aio.HealthServicer):
@@ -327,8 +328,8 @@ class Server:
 
 def run(
     name: str,
-    settings: CommonSettings,
-    build: Callable[[], _S],
+    settings: _Settings,
+    build: Callable[[_Settings], _S],
     add: Callable[[_S, aio.Server], None],
 ) -> None:
     """Runs a service until SIGTERM or SIGINT: what every ``__main__`` calls.
@@ -341,7 +342,7 @@ def run(
     """
     configure_logging(name, settings.log_level)
     # What is imported and loaded stays: to look through all of it for garbage, again and again as it grows,
-    # takes a seventh of the start, and later every full collection would hold up a request for it.
+    # makes the start longer, and later every full collection would hold up a request for it.
     gc.disable()
 
     async def serve() -> None:
@@ -351,7 +352,7 @@ def run(
         start, stop = time.perf_counter(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        server = Server(settings, build(), add, name)
+        server = Server(settings, build(settings), add, name)
         port = await server.start()
         _log.info("listening", host=settings.host, port=port)
         loading, stopping = asyncio.create_task(server.load()), asyncio.create_task(stop.wait())

@@ -21,8 +21,7 @@ def build(settings: EdgeSettings) -> EdgeServicer:
 
 def main() -> None:
     """Reads the settings and serves until stopped."""
-    settings = EdgeSettings()
-    run("edge", settings, lambda: build(settings), add_DownlinkServicer_to_server)
+    run("edge", EdgeSettings(), build, add_DownlinkServicer_to_server)
 
 
 if __name__ == "__main__":

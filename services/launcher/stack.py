@@ -147,7 +147,7 @@ class Stack:
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         ports = {name: self._port(default, name) for name, (default, _) in SERVICES.items()}
-        self.redis_url = self._start_redis()
+        self._start_redis()
         env = {
             "DEKAG_DATA_DIR": str(self.run_dir / "data"),
             # idle threads that spin would take the cores from the service whose turn it is
@@ -182,14 +182,14 @@ class Stack:
         own = {"DEKAG_HEALTH_FILE": str(alive), **_metrics_port(env, "distiller")}
         self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
 
-    def _start_redis(self) -> str:
-        """Starts Redis, without persistence, and returns its URL; an empty one if no Redis is installed.
+    def _start_redis(self) -> None:
+        """Starts Redis, without persistence, if one is installed.
 
         Its password is a new one each time, which only this user can read: a command line shows to everyone
         on this machine.
         """
         if (program := find_redis()) is None:
-            return ""
+            return
         port = REDIS_PORT if not self.free_ports and is_free(REDIS_PORT) else free_port()
         password = secrets.token_urlsafe(32)
         config = self.run_dir / "redis.conf"
@@ -201,8 +201,8 @@ class Stack:
             "maxmemory-policy volatile-lru\n"  # caches expire and may go; jobs and knowledge stay
         )
         command = [program, str(config)]
-        url = f"redis://:{password}@{HOST}:{port}/0"
-        client = Redis.from_url(url, socket_timeout=1.0)
+        self.redis_url = f"redis://:{password}@{HOST}:{port}/0"
+        client = Redis.from_url(self.redis_url, socket_timeout=1.0)
 
         def check() -> bool:
             try:
@@ -211,7 +211,6 @@ class Stack:
                 return False
 
         self._spawn("redis", port, command, dict(os.environ), check)
-        return url
 
     def _spawn(
         self, name: str, port: int, command: list[str], env: Mapping[str, str], check: Callable[[], bool]

@@ -30,7 +30,7 @@ class RedisOnly(Stack):
 
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.redis_url = self._start_redis()
+        self._start_redis()
 
 
 def image(png: bytes | None, **report: Any) -> client.Image:
