@@ -27,9 +27,9 @@ from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
-from services.launcher.stack import Stack
 from tests.conftest import _redis_server, free_port
 from tests.services.conftest import _start_chain, ended, forget_orders, serving, starter
+from tests.services.test_launcher import RedisOnly
 
 ONCE = Retry(NoBackoff(), 0)
 PATH = "/v1/images/generations"
@@ -202,16 +202,6 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
         assert {what.split("|")[0] for what in denied} <= {"client"}, "the driver's name is not asked for"
 
 
-class RedisOnly(Stack):
-    """A stack that starts Redis and nothing else."""
-
-    url_of_redis = ""
-
-    def _start(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self.url_of_redis = self._start_redis()
-
-
 def test_the_launchers_redis_has_a_password_that_no_command_line_shows(tmp_path: Path) -> None:
     with RedisOnly(tmp_path, free_ports=True) as stack:
         for _ in stack.wait_ready(60):
@@ -219,9 +209,9 @@ def test_the_launchers_redis_has_a_password_that_no_command_line_shows(tmp_path:
         child = stack["redis"]
         with Redis(port=child.port, retry=ONCE) as stranger, pytest.raises(AuthenticationError):
             stranger.get("x")
-        with Redis.from_url(stack.url_of_redis) as known:
+        with Redis.from_url(stack.redis_url) as known:
             assert known.ping()
-        password = stack.url_of_redis.split(":")[2].split("@")[0]
+        password = stack.redis_url.split(":")[2].split("@")[0]
         assert len(password) > 40
         assert password not in Path(f"/proc/{child.process.pid}/cmdline").read_text()
         assert (tmp_path / "redis.conf").stat().st_mode & 0o077 == 0
