@@ -52,7 +52,7 @@ def settings_text(services: Mapping[str, type[BaseModel]], prefix: str = "DEKAG_
         "",
         f"Written by `{BOOK_COMMAND}` from `services/*/settings.py`; do not edit.",
         f"Every service reads its settings from the environment, with the prefix `{prefix}`. A value that is",
-        "not allowed stops it at its start.",
+        "not allowed stops it at its start, and the last line of its log names the variable.",
         "",
         "## All services",
         "",

@@ -21,7 +21,7 @@ def build(settings: ChannelSettings) -> ChannelServicer:
 
 def main() -> None:
     """Reads the settings and serves until stopped."""
-    run("channel", ChannelSettings(), build, add_DownlinkServicer_to_server)
+    run("channel", ChannelSettings, build, add_DownlinkServicer_to_server)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def build(settings: CloudSettings) -> CloudServicer:
 
 def main() -> None:
     """Reads the settings and serves until stopped."""
-    run("cloud", CloudSettings(), build, add_CloudServicer_to_server)
+    run("cloud", CloudSettings, build, add_CloudServicer_to_server)
 
 
 if __name__ == "__main__":

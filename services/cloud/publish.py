@@ -81,7 +81,7 @@ def publish_with_settings(folder: Path) -> Manifest | TransmissionManifest:
     from dekag.generation.profile import load_profile
     from services.cloud.settings import CloudSettings
 
-    settings = CloudSettings()
+    settings = CloudSettings.read()
     profile = load_profile(settings.profile)
     if _is_update(folder):
         return publish_update(folder, KnowledgeStore(settings.data_dir), folder_hash(profile.edge.path))

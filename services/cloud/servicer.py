@@ -24,6 +24,7 @@ from services.cloud.repair import Repair
 from services.cloud.store import KnowledgeStore, TransmissionStore
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
+from services.common.security import SettingError
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, Wanted
 from services.proto.cloud_pb2 import (
@@ -111,7 +112,11 @@ class CloudServicer(CloudBase):
         self._comparisons.load(profile.scorer)
         self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
-            publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
+            try:
+                publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
+            except OSError as error:
+                folder = self._settings.data_dir
+                raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
         self._loop.call_soon_threadsafe(self._loaded.set)
 
     async def close(self) -> None:

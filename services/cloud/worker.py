@@ -39,6 +39,7 @@ from services.cloud.store import KnowledgeStore
 from services.common import metrics, tracing
 from services.common.errors import public
 from services.common.knowledge import Manifest
+from services.common.process import errors_logged
 from services.common.requests import begin_request, configure_logging
 from services.common.security import SettingError
 from services.common.worker import ModelWorker
@@ -171,7 +172,8 @@ class Distiller:
         finally:
             health.cancel()
             self._thread.close()
-            await self._queue.disconnect()
+            with contextlib.suppress(*_REDIS_DOWN):  # then there is no connection to take leave on
+                await self._queue.disconnect()
 
     async def _distill(self, context: Mapping[str, Any], **order: Any) -> dict[str, Any]:
         """What SAQ calls for a job; what it returns is the job's result, see ``services.cloud.jobs``."""
@@ -287,38 +289,32 @@ async def _insist(action: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs:
 
 
 class _ToStructlog(logging.Handler):
-    """SAQ's log lines as this service's own."""
+    """SAQ's log lines as this service's own; without tracebacks while Redis is away, when many come."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, _REDIS_DOWN):
+            _log.warning("Redis is away", said=record.getMessage(), error=str(error))
+            return
         _log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
 
 def main() -> None:
     """Reads the settings and works until stopped."""
-    settings = DistillerSettings()
-    configure_logging("distiller", settings.log_level)
-    saq = logging.getLogger("saq")
-    saq.setLevel(logging.ERROR)  # it warns of every shutdown
-    saq.addHandler(_ToStructlog())
-    if not settings.redis_url:
-        _log.error("a distiller needs Redis: DEKAG_REDIS_URL is empty")
-        raise SystemExit(1)
-    try:
+    with errors_logged("distiller"), contextlib.closing(tracing):
+        settings = DistillerSettings.read()
+        configure_logging("distiller", settings.log_level)
+        saq = logging.getLogger("saq")
+        saq.setLevel(logging.ERROR)  # it warns of every shutdown
+        saq.addHandler(_ToStructlog())
+        if not settings.redis_url:
+            raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is empty")
         metrics.serve(settings)
+        tracing.configure("distiller", settings.spans_to)
         distiller = Distiller(settings)
-    except SettingError as error:
-        _log.error(str(error))
-        raise SystemExit(1) from None
-    except OSError as error:
-        _log.error(f"DEKAG_METRICS_PORT must be free, as each distiller needs its own: {error}")
-        raise SystemExit(1) from None
-    tracing.configure("distiller", settings.spans_to)
-    _log.info("ready")
-    try:
+        _log.info("ready")
         asyncio.run(distiller.serve())
-    finally:
-        tracing.close()
-    _log.info("stopped")
+        _log.info("stopped")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Each service has a process and a port of its own, so its name is no label. Impor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
@@ -93,8 +93,7 @@ def serve(settings: CommonSettings) -> None:
     """Serves the metrics in a thread, if the settings name a port; with mutual TLS if they name credentials.
 
     Raises:
-        OSError: the port is taken.
-        SettingError: it would be reached from beyond loopback without mutual TLS.
+        SettingError: the port is taken, or would be reached from beyond loopback without mutual TLS.
     """
     if not settings.metrics_port:
         return
@@ -106,18 +105,22 @@ def serve(settings: CommonSettings) -> None:
         safe=folder is not None,
         mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
     )
-    if folder is None:
-        start_http_server(settings.metrics_port, settings.metrics_host)
-        return
-    security.read(folder, security.CA, security.CERTIFICATE, security.KEY)
-    start_http_server(
-        settings.metrics_port,
-        settings.metrics_host,
-        certfile=str(folder / security.CERTIFICATE),
-        keyfile=str(folder / security.KEY),
-        client_cafile=str(folder / security.CA),
-        client_auth_required=True,
-    )
+    tls: dict[str, Any] = {}
+    if folder is not None:
+        security.read(folder, security.CA, security.CERTIFICATE, security.KEY)
+        tls = {
+            "certfile": str(folder / security.CERTIFICATE),
+            "keyfile": str(folder / security.KEY),
+            "client_cafile": str(folder / security.CA),
+            "client_auth_required": True,
+        }
+    try:
+        start_http_server(settings.metrics_port, settings.metrics_host, **tls)
+    except OSError as error:
+        raise security.SettingError(
+            f"DEKAG_METRICS_PORT {settings.metrics_port} of {settings.metrics_host} must be free, as each "
+            f"process needs its own: {error}"
+        ) from error
 
 
 def delivered(report: LinkReport, delivery: str, seconds: float) -> None:

@@ -26,6 +26,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from dekag import plugins
 from dekag.errors import InvalidInputError, NumericalError, UnavailableError
 from services.common import errors, metrics, security, tracing
+from services.common.process import errors_logged
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
 
@@ -268,8 +269,7 @@ class Server:
         """Listens, so far only for health and reflection; returns the port.
 
         Raises:
-            OSError: the port is taken.
-            SettingError: it would be reached from beyond loopback without mutual TLS.
+            SettingError: the port is taken, or would be reached from beyond loopback without mutual TLS.
         """
         credentials = security.server_credentials(self._settings)
         security.check_exposure(
@@ -287,7 +287,7 @@ class Server:
             else:
                 port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}") from error
+            raise security.SettingError(f"cannot listen on {address}: DEKAG_PORT must be free") from error
         await self._server.start()
         return port
 
@@ -328,7 +328,7 @@ class Server:
 
 def run(
     name: str,
-    settings: _Settings,
+    settings_class: type[_Settings],
     build: Callable[[_Settings], _S],
     add: Callable[[_S, aio.Server], None],
 ) -> None:
@@ -336,16 +336,15 @@ def run(
 
     Args:
         name: the service's name, for logs, spans and metrics.
-        settings: the service's settings.
+        settings_class: the service's settings, which are read from the environment.
         build: imports and makes the servicer; called on the event loop.
         add: the generated ``add_...Servicer_to_server``.
     """
-    configure_logging(name, settings.log_level)
     # What is imported and loaded stays: to look through all of it for garbage, again and again as it grows,
     # makes the start longer, and later every full collection would hold up a request for it.
     gc.disable()
 
-    async def serve() -> None:
+    async def serve(settings: _Settings) -> None:
         tracing.configure(name, settings.spans_to)
         metrics.serve(settings)
         plugins.load_from_environment()
@@ -371,13 +370,7 @@ def run(
         _log.info("stopped")
         loading.result()
 
-    try:
-        asyncio.run(serve())
-    except security.SettingError as error:
-        _log.error(str(error))
-        raise SystemExit(1) from None
-    except Exception as error:
-        _log.exception("service failed")
-        raise SystemExit(1) from error
-    finally:
-        tracing.close()
+    with errors_logged(name), contextlib.closing(tracing):
+        settings = settings_class.read()
+        configure_logging(name, settings.log_level)
+        asyncio.run(serve(settings))

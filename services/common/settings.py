@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
+
+from services.common.security import SettingError
 
 
 class CommonSettings(BaseSettings):
@@ -68,6 +71,29 @@ class CommonSettings(BaseSettings):
     grace_s: float = Field(
         30.0, ge=0, description="Time that requests in flight are given to finish at shutdown, s."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_url_of_redis(cls, url: str) -> str:
+        try:
+            if url:
+                parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:  # whose message may show a part of the password
+            raise ValueError("must be like redis://host:6379/0, rediss:// or unix://, or empty") from None
+        return url
+
+    @classmethod
+    def read(cls) -> Self:
+        """What the environment says; SettingError that names every variable that is not as it must be."""
+        try:
+            return cls()
+        except ValidationError as error:
+            wrong = []
+            for each in error.errors():
+                name = str(each["loc"][0])
+                got = f"; got {str(each['input'])[:80]!r}" if cls.model_fields[name].repr else ""
+                wrong.append(f"DEKAG_{name.upper()}: {each['msg']}{got}")
+            raise SettingError(". ".join(wrong)) from None
 
 
 class ServiceSettings(CommonSettings):

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opentelemetry import context
@@ -23,6 +24,8 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from services.common.security import SettingError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -42,6 +45,9 @@ def configure(service: str, spans_to: str) -> None:
     Args:
         service: its name, ``service.name`` of every span.
         spans_to: empty for nowhere; ``console``, a URL that takes OTLP over HTTP, or the path of a file.
+
+    Raises:
+        SettingError: the file cannot be written.
     """
     if not spans_to:
         return
@@ -75,9 +81,13 @@ def _exporter(spans_to: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         return OTLPSpanExporter(endpoint=spans_to)
-    # a line at a time, so that services can share a file
-    out = sys.stdout if spans_to == "console" else open(spans_to, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123
-    return ConsoleSpanExporter(out=out, formatter=_line)
+    if spans_to == "console":
+        return ConsoleSpanExporter(out=sys.stdout, formatter=_line)
+    try:
+        file = Path(spans_to).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
+    except OSError as error:
+        raise SettingError(f"DEKAG_SPANS_TO names a file that cannot be written: {error}") from error
+    return ConsoleSpanExporter(out=file, formatter=_line)  # a line at a time, so that services can share it
 
 
 def _line(span: ReadableSpan) -> str:

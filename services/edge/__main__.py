@@ -21,7 +21,7 @@ def build(settings: EdgeSettings) -> EdgeServicer:
 
 def main() -> None:
     """Reads the settings and serves until stopped."""
-    run("edge", EdgeSettings(), build, add_DownlinkServicer_to_server)
+    run("edge", EdgeSettings, build, add_DownlinkServicer_to_server)
 
 
 if __name__ == "__main__":

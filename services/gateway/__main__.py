@@ -6,8 +6,9 @@ import structlog
 
 from dekag import plugins
 from services.common import metrics, tracing
+from services.common.process import errors_logged
 from services.common.requests import configure_logging
-from services.common.security import SettingError, check_exposure, exposed_on
+from services.common.security import check_exposure, exposed_on
 from services.gateway.app import create_app
 from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
@@ -17,10 +18,10 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Serves until SIGTERM or SIGINT; requests in flight are finished first."""
-    settings = GatewaySettings()
-    configure_logging("gateway", settings.log_level)
-    tracing.configure("gateway", settings.spans_to)
-    try:
+    with errors_logged("gateway"):
+        settings = GatewaySettings.read()
+        configure_logging("gateway", settings.log_level)
+        tracing.configure("gateway", settings.spans_to)
         check_exposure(
             settings,
             settings.host,
@@ -31,9 +32,6 @@ def main() -> None:
         metrics.serve(settings)
         plugins.load_from_environment()
         server = make_server(create_app(settings))
-    except SettingError as error:
-        _log.error(str(error))
-        raise SystemExit(1) from None
     if settings.https_dir is None and exposed_on(settings, settings.host) is not None:
         _log.warning("API keys come in the clear unless a proxy ends TLS; DEKAG_HTTPS_DIR serves HTTPS")
     server.run()

@@ -21,7 +21,7 @@ def build(settings: UserSettings) -> UserServicer:
 
 def main() -> None:
     """Reads the settings and serves until stopped."""
-    run("user", UserSettings(), build, add_UserServicer_to_server)
+    run("user", UserSettings, build, add_UserServicer_to_server)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def env(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         "DEKAG_DISTILL_THREADS": "1",
         "DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data")),
         "DEKAG_SPANS_TO": str(tmp_path_factory.mktemp("spans") / "spans.jsonl"),
-        "DEKAG_METRICS_PORT": str(free_ports(len(METERED))),
+        "DEKAG_METRICS_PORT": "0",
         "DEKAG_WATCH_SHARE": "0",
     }
 
@@ -55,7 +55,8 @@ def env(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, env: dict[str, str]) -> Iterator[Stack]:
     """A running chain; checks afterwards that nothing of it is left."""
-    with Stack(tmp_path_factory.mktemp("run"), free_ports=True, env=env) as stack:
+    metered = {"DEKAG_METRICS_PORT": str(free_ports(len(METERED)))}
+    with Stack(tmp_path_factory.mktemp("run"), free_ports=True, env=env | metered) as stack:
         for _ in stack.wait_ready(600):
             pass
         yield stack

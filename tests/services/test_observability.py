@@ -421,7 +421,7 @@ def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None
             timeout=60,
         )
     assert done.returncode == 1
-    assert "DEKAG_METRICS_PORT must be free, as each distiller needs its own" in done.stderr
+    assert "must be free, as each process needs its own" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.store import KnowledgeStore
+from services.common.security import SettingError
+from services.common.settings import CommonSettings
 from services.proto.cloud_pb2 import GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub
 
@@ -75,7 +78,71 @@ async def test_serves_until_sigterm_and_logs_json(
 async def test_a_setting_out_of_range_ends_it() -> None:
     ended = subprocess.run(**run_arguments("channel", log_level="loud"), timeout=240, check=False)  # noqa: ASYNC221
     assert ended.returncode == 1
-    assert "log_level" in ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert json.loads(line)["event"].startswith("DEKAG_LOG_LEVEL: Input should be 'debug', 'info', 'warning'")
+
+
+async def test_every_setting_out_of_range_is_named_and_none_that_is_secret_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DEKAG_PORT", "70000")
+    monkeypatch.setenv("DEKAG_CACHE_TTL_S", "soon")
+    monkeypatch.setenv("DEKAG_REDIS_URL", "redis://:sec/ret@here")
+    with pytest.raises(SettingError) as caught:
+        CommonSettings.read()
+    said = str(caught.value)
+    assert "DEKAG_PORT: Input should be less than or equal to 65535; got '70000'" in said
+    assert "DEKAG_CACHE_TTL_S: Input should be a valid integer" in said
+    assert "DEKAG_REDIS_URL: Value error, must be like redis://host:6379/0" in said
+    assert "sec" not in said
+    assert caught.value.__suppress_context__, "a traceback would show it"
+
+
+@pytest.mark.parametrize(
+    ("service", "settings", "named"),
+    [
+        ("user", {"spans_to": "/nowhere/spans.jsonl"}, "DEKAG_SPANS_TO names a file that cannot be written"),
+        ("cloud", {"data_dir": "/dev/null/data"}, "DEKAG_DATA_DIR /dev/null/data cannot be written"),
+    ],
+)
+async def test_what_cannot_be_written_ends_it_with_the_settings_name(
+    service: str, settings: dict[str, str], named: str
+) -> None:
+    arguments = run_arguments(service, port=0, redis_url="", **settings)
+    ended = subprocess.run(**arguments, timeout=240, check=False)  # noqa: ASYNC221
+    assert ended.returncode == 1
+    assert named in json.loads(ended.stderr.splitlines()[-1])["event"]
+    assert "Traceback" not in ended.stderr
+
+
+async def test_a_distiller_whose_redis_is_away_waits_for_it_and_ends_when_asked(closed_port: int) -> None:
+    arguments = run_arguments("cloud.worker", redis_url=f"redis://127.0.0.1:{closed_port}/0")
+    process = subprocess.Popen(**arguments)  # noqa: ASYNC220
+    try:
+        assert process.stderr is not None
+        said = ""
+        while "Redis is away" not in said:
+            said = await asyncio.to_thread(process.stderr.readline)
+            assert said, "it ended"
+        process.send_signal(signal.SIGTERM)
+        _, rest = await asyncio.to_thread(process.communicate, timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert json.loads(rest.splitlines()[-1])["event"] == "stopped"
+    assert "Traceback" not in rest
+
+
+@pytest.mark.parametrize(
+    ("service", "setting"), [("user", "port"), ("user", "metrics_port"), ("gateway", "metrics_port")]
+)
+async def test_a_taken_port_ends_it_with_the_settings_name(service: str, setting: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        arguments = run_arguments(service, redis_url="", **{setting: taken.getsockname()[1]})
+        ended = subprocess.run(**arguments, timeout=240, check=False)  # noqa: ASYNC221
+    assert ended.returncode == 1
+    assert f"DEKAG_{setting.upper()}" in json.loads(ended.stderr.splitlines()[-1])["event"]
+    assert "Traceback" not in ended.stderr
 
 
 async def test_missing_models_end_it() -> None:
@@ -83,5 +150,5 @@ async def test_missing_models_end_it() -> None:
     ended = subprocess.run(**arguments, timeout=240, check=False)  # noqa: ASYNC221
     assert ended.returncode == 1
     events = [json.loads(line) for line in ended.stderr.splitlines()]
-    assert events[-1]["event"] == "service failed"
-    assert "no-such-profile" in events[-1]["exception"]
+    assert "no profile 'no-such-profile'" in events[-1]["event"]
+    assert "exception" not in events[-1]

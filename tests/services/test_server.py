@@ -33,6 +33,7 @@ from services.channel.settings import ChannelSettings
 from services.common import clients, converters, errors
 from services.common.converters import DeliveryRequest
 from services.common.requests import begin_request, request_id, time_remaining
+from services.common.security import SettingError
 from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.proto.downlink_pb2 import ProvideRequest, SymbolBlock, SymbolFrame, TransmissionHeader
@@ -340,7 +341,9 @@ async def test_a_port_in_use_is_an_error(closed_port: int) -> None:
     first = Server(CommonSettings(port=closed_port), raising(KeyError()), add_DownlinkServicer_to_server)
     await first.start()
     second = Server(CommonSettings(port=closed_port), raising(KeyError()), add_DownlinkServicer_to_server)
-    with pytest.raises(OSError, match="cannot listen"):
+    with pytest.raises(
+        SettingError, match=f"cannot listen on 127.0.0.1:{closed_port}: DEKAG_PORT must be free"
+    ):
         await second.start()
     await second.stop()
     await first.stop()
