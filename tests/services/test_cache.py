@@ -71,7 +71,7 @@ def test_keys_depend_on_every_part_and_never_run_together() -> None:
 
 @pytest.mark.parametrize("url", ["http://nowhere", "not a url"])
 def test_a_url_that_is_none_fails_at_start(url: str) -> None:
-    with pytest.raises(ValueError, match="URL"):
+    with pytest.raises(ValueError, match="must be like redis://"):
         Cache(CommonSettings(redis_url=url))
 
 

@@ -237,4 +237,5 @@ async def test_a_service_whose_plug_in_is_broken_says_so_and_ends() -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert "no such file" in json.loads(done.stderr.splitlines()[-1])["exception"]
+    assert "no such file" in json.loads(done.stderr.splitlines()[-1])["event"]
+    assert "Traceback" not in done.stderr
