@@ -172,7 +172,7 @@ class Distiller:
         finally:
             health.cancel()
             self._thread.close()
-            with contextlib.suppress(*_REDIS_DOWN):  # then there is no connection to take leave on
+            with contextlib.suppress(*_REDIS_DOWN):  # there is nothing to disconnect from then
                 await self._queue.disconnect()
 
     async def _distill(self, context: Mapping[str, Any], **order: Any) -> dict[str, Any]:

@@ -269,7 +269,8 @@ class Server:
         """Listens, so far only for health and reflection; returns the port.
 
         Raises:
-            SettingError: the port is taken, or would be reached from beyond loopback without mutual TLS.
+            SettingError: there is no such address, its port is taken, or it would be reached from beyond
+                loopback without mutual TLS.
         """
         credentials = security.server_credentials(self._settings)
         security.check_exposure(
@@ -287,7 +288,9 @@ class Server:
             else:
                 port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise security.SettingError(f"cannot listen on {address}: DEKAG_PORT must be free") from error
+            raise security.SettingError(
+                f"cannot listen on {address}: DEKAG_PORT must be free, DEKAG_HOST an address of this machine"
+            ) from error
         await self._server.start()
         return port
 

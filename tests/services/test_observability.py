@@ -412,7 +412,8 @@ def test_metrics_are_served_where_the_settings_say(closed_port: int) -> None:
 
 def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        env = {"DEKAG_METRICS_PORT": str(taken.getsockname()[1]), "DEKAG_REDIS_URL": redis_url}
+        port = taken.getsockname()[1]
+        env = {"DEKAG_METRICS_PORT": str(port), "DEKAG_REDIS_URL": redis_url}
         done = subprocess.run(
             [sys.executable, "-m", "services.cloud.worker"],
             env=os.environ | env,
@@ -421,7 +422,9 @@ def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None
             timeout=60,
         )
     assert done.returncode == 1
-    assert "must be free, as each process needs its own" in done.stderr
+    assert (
+        f"DEKAG_METRICS_PORT {port} of 127.0.0.1 must be free, as each process needs its own" in done.stderr
+    )
     assert "Traceback" not in done.stderr
 
 
