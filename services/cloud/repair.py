@@ -79,10 +79,10 @@ class Repair:
                 return True
             manifest = _manifest(folder)
             if manifest is None or not is_copy(self._store.files(manifest), manifest):
-                return False
+                return not folder.exists()  # deleted meanwhile
             self._whole[folder] = signature
         except (FileNotFoundError, DekagError):
-            return not folder.exists()  # deleted meanwhile
+            return not folder.exists()
         return True
 
     async def _copy(

@@ -159,9 +159,12 @@ class KnowledgeStore:
             folder.rename(folder.with_name(f".damaged-{version}-{uuid.uuid4().hex}"))
 
     def restore(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-        """Puts undamaged files in the place of a version's; its samples stay if they can be read."""
+        """Puts undamaged files in the place of a version's; its samples stay if they can be read.
+
+        A topic that was deleted meanwhile stays so.
+        """
         folder = self._folder(manifest)
-        new = folder.with_name(f".new-{uuid.uuid4().hex}")
+        new = self._knowledge / f".new-{uuid.uuid4().hex}"
         _write_version(new, manifest.model_dump_json(indent=1), files)
         with contextlib.suppress(OSError):
             _write(new / _SAMPLES, (folder / _SAMPLES).read_bytes())

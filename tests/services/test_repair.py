@@ -178,3 +178,23 @@ async def test_a_damaged_copy_in_redis_is_written_anew(
     assert await redis.exists(whole)
     await mirrored()
     assert {key: await redis.hgetall(key) for key in (*damaged, whole)} == before
+
+
+async def test_what_is_deleted_during_a_look_stays_deleted(
+    store: KnowledgeStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await mirror(store, redis)
+    seen = store.folders()
+    store.delete("neon")
+    monkeypatch.setattr(store, "folders", lambda: seen)
+    await Repair(store, NO_ADAPTERS, redis).look()
+    assert store.topics().keys() == {"snail"}
+
+
+async def test_what_is_deleted_just_before_it_is_restored_stays_deleted(store: KnowledgeStore) -> None:
+    manifest = store.find("neon")
+    files = store.files(manifest)
+    store.delete("neon")
+    store.restore(manifest, files)
+    assert store.topics().keys() == {"snail"}
+    assert not list((folder_of(store, store.find("snail")).parents[1]).glob(".new-*"))
