@@ -22,6 +22,10 @@ class InvalidInputError(DekagError):
         self.allowed = allowed
         self._got = str(got)[:80]
 
+    def within(self, parent: str) -> InvalidInputError:
+        """The same error for a field that is part of ``parent``: "cbr" within "link" is "link.cbr"."""
+        return InvalidInputError(f"{parent}.{self.field}", self.allowed, self._got)
+
     def __reduce__(self) -> tuple[type[InvalidInputError], tuple[str, str, str]]:
         """How another process rebuilds it, as the message alone would not do."""
         return type(self), (self.field, self.allowed, self._got)

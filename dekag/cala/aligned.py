@@ -1,9 +1,8 @@
-"""The codec with its transmission knowledge, CALA's or another method's, as edge and user run it."""
+"""The codec as edge and user run it: with transmission knowledge, CALA's or another method's, or without."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 
@@ -13,61 +12,74 @@ from torch.nn import functional as F
 from dekag.artifacts import UNREADABLE
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES
-from dekag.cala.methods import attached
-from dekag.codec import JsccCodec, LatentCodec, Modulation
+from dekag.cala.methods import Adapted, attached
+from dekag.codec import LatentCodec, Modulation
+from dekag.codec.rows import safe_batch
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.models import folder_hash
 
+LatentShape = tuple[int, int, int]
+MAX_BATCH = 16
+
 
 class AlignedCodec:
-    """A codec that meets each image of a batch as that image's condition asks.
+    """A codec that encodes and decodes each image of a batch for that image's condition.
 
-    Not for several threads at once: the gates of a batch are set in the layers while it runs.
+    The bits of an image do not depend on the rest of its batch. Not for several threads at once: the gates of
+    a batch are set in the layers while it runs.
 
     Attributes:
-        codec: a copy of the codec, adapted.
-        knowledge: what was loaded into it.
+        base: the codec without knowledge.
+        codec: the codec as it runs: a copy with the knowledge in it, or `base` itself.
         base_hash: hash of the codec's folder.
-        content_hash: of the knowledge; what sender and receiver must agree in beside base_hash.
+        knowledge: the transmission knowledge, None without any; conditions then have no effect.
+        content_hash: of the knowledge, empty without any; what sender and receiver must agree on besides
+            base_hash.
+        quality: the PSNR to expect at each rate; None where it was not measured.
+        max_batch: most images that the codec takes at once without knowledge.
     """
 
-    def __init__(self, codec: LatentCodec, base_hash: str, knowledge: TransmissionKnowledge) -> None:
+    def __init__(
+        self,
+        codec: LatentCodec,
+        base_hash: str,
+        knowledge: TransmissionKnowledge | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
         """Put `knowledge` into a copy of `codec`.
 
         Raises:
             MismatchError: the knowledge was made for another codec, does not work with it, or is of a method
                 that is not known here.
         """
-        if knowledge.base_hash != base_hash:
-            raise MismatchError(
-                f"the transmission knowledge is for codec {knowledge.base_hash[:12]}, "
-                f"but this codec is {base_hash[:12]}"
-            )
+        self.base, self.base_hash, self.max_batch = codec, base_hash, max_batch
         self.knowledge = knowledge
-        self.base_hash = base_hash
-        self.content_hash = knowledge.content_hash
-        self._adapted = attached(codec, knowledge)
-        self.codec: JsccCodec = self._adapted.codec
-        try:
-            self._adapted.fuse()
-            self._try_out()
-        except UNREADABLE as error:  # before the first request that it would spoil
-            raise MismatchError("the transmission knowledge does not work with the codec") from error
+        self.content_hash = "" if knowledge is None else knowledge.content_hash
+        self.quality = None if knowledge is None else knowledge.quality
+        self._adapted = None if knowledge is None else self._adapt(knowledge)
+        self.codec: LatentCodec = codec if self._adapted is None else self._adapted.codec
+        self._safe_batches: dict[tuple[str, LatentShape], int] = {}
 
     @classmethod
-    def load(cls, base_path: Path | str, adapter_path: Path | str) -> Self:
-        """The codec in one folder with the transmission knowledge in another.
+    def load(
+        cls, base_path: Path | str, adapter_path: Path | str | None = None, *, max_batch: int = MAX_BATCH
+    ) -> Self:
+        """The codec in one folder, with the transmission knowledge in another if one is named.
 
         Raises:
             MismatchError: the knowledge is damaged or was made for another codec.
         """
-        return cls(
-            LatentCodec.load(base_path), folder_hash(base_path), TransmissionKnowledge.load(adapter_path)
-        )
+        knowledge = None if adapter_path is None else TransmissionKnowledge.load(adapter_path)
+        return cls(LatentCodec.load(base_path), folder_hash(base_path), knowledge, max_batch=max_batch)
 
-    def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
+    def with_knowledge(self, knowledge: TransmissionKnowledge) -> Self:
+        """The same codec with that knowledge; MismatchError if it does not fit."""
+        return type(self)(self.base, self.base_hash, knowledge, max_batch=self.max_batch)
+
+    def max_channel_uses(self, latent_shape: LatentShape) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
-        return self.codec.max_channel_uses(latent_shape)
+        return self.base.max_channel_uses(latent_shape)
 
     @torch.inference_mode()
     def encode(
@@ -86,30 +98,27 @@ class AlignedCodec:
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), `condition_vector(..., at="sender")` for each image.
             modulation: the constellation, if not the codec's own.
-            exact: image by image, so that a row's bits do not depend on the rest of the batch; else all at
-                once, which takes half the time for each of a large batch.
+            exact: a row's bits do not depend on the rest of the batch, for which adapters run row by row;
+                else all at once, which takes half the time for each of a large batch.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
         """
         if len(channel_uses) != len(latents) or len(condition) != len(latents):
             raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
-
-        def part(rows: slice) -> torch.Tensor:
-            with self._conditioned("encoder", condition[rows]):
-                counts = channel_uses[rows]
-                uses = counts[0] if len(counts) == 1 else counts
-                return self.codec.encode(latents[rows], uses, modulation=modulation)
-
-        parts = [part(rows) for rows in self._parts(len(latents), exact)]
+        shape = (latents.shape[1], latents.shape[2], latents.shape[3])
         most = max(channel_uses, default=0)
+        parts = [
+            self._encode(latents[rows], channel_uses[rows], condition[rows], modulation)
+            for rows in self._parts("encode", shape, len(latents), exact)
+        ]
         return torch.cat([F.pad(each, (0, most - each.shape[1])) for each in parts])
 
     @torch.inference_mode()
     def decode(
         self,
         symbols: torch.Tensor,
-        latent_shape: tuple[int, int, int],
+        latent_shape: LatentShape,
         condition: torch.Tensor,
         *,
         exact: bool = True,
@@ -127,25 +136,77 @@ class AlignedCodec:
         """
         if len(condition) != len(symbols):
             raise InvalidInputError("condition", f"{len(symbols)} rows", len(condition))
+        # always as long as can be, so that a row does not depend on how much the others sent
+        padded = F.pad(symbols, (0, self.max_channel_uses(latent_shape) - symbols.shape[1]))
+        parts = self._parts("decode", latent_shape, len(symbols), exact)
+        return torch.cat([self._decode(padded[rows], latent_shape, condition[rows]) for rows in parts])
 
-        def part(rows: slice) -> torch.Tensor:
-            with self._conditioned("decoder", condition[rows]):
-                return self.codec.decode(symbols[rows], latent_shape)
+    def _adapt(self, knowledge: TransmissionKnowledge) -> Adapted:
+        """A copy of the codec with the knowledge in it, after one small latent went through it."""
+        if knowledge.base_hash != self.base_hash:
+            raise MismatchError(
+                f"the transmission knowledge is for codec {knowledge.base_hash[:12]}, "
+                f"but this codec is {self.base_hash[:12]}"
+            )
+        adapted = attached(self.base, knowledge)
+        channels, condition = int(adapted.codec.config.latent_channels), torch.zeros(1, CONDITION_FEATURES)
+        try:
+            adapted.fuse()
+            with torch.inference_mode():
+                symbols = adapted.encode(torch.zeros(1, channels, 8, 8), [1], condition)
+                adapted.decode(symbols, (channels, 8, 8), condition)
+        except UNREADABLE as error:  # before the first request that it would spoil
+            raise MismatchError("the transmission knowledge does not work with the codec") from error
+        return adapted
 
-        return torch.cat([part(rows) for rows in self._parts(len(symbols), exact)])
+    def _encode(
+        self,
+        latents: torch.Tensor,
+        channel_uses: Sequence[int],
+        condition: torch.Tensor,
+        modulation: Modulation | None,
+    ) -> torch.Tensor:
+        if self._adapted is None:
+            return self.base.encode(latents, channel_uses, modulation=modulation)
+        return self._adapted.encode(latents, channel_uses, condition, modulation=modulation)
 
-    def _try_out(self) -> None:
-        """One of UNREADABLE unless a small latent can be encoded and decoded."""
-        channels, condition = int(self.codec.config.latent_channels), torch.zeros(1, CONDITION_FEATURES)
-        symbols = self.encode(torch.zeros(1, channels, 8, 8), [1], condition)
-        self.decode(symbols, (channels, 8, 8), condition)
+    def _decode(
+        self, symbols: torch.Tensor, latent_shape: LatentShape, condition: torch.Tensor
+    ) -> torch.Tensor:
+        if self._adapted is None:
+            return self.base.decode(symbols, latent_shape)
+        return self._adapted.decode(symbols, latent_shape, condition)
 
-    def _conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        if self._adapted.groups > 1:
-            self._adapted.use_group(int(self._adapted.group_of(condition)[0]))
-        return self._adapted.conditioned(side, condition)
+    def _parts(self, side: str, shape: LatentShape, count: int, exact: bool) -> list[slice]:
+        """Slices of a batch that run at once.
 
-    def _parts(self, count: int, exact: bool) -> list[slice]:
-        """Slices of a batch that run at once; a method that keeps groups apart runs row by row."""
-        alone = exact or self._adapted.groups > 1
-        return [slice(row, row + 1) for row in range(count)] if alone else [slice(0, count)]
+        Adapters run row by row where bits matter, and always if they keep groups of conditions apart. The
+        codec alone runs in batches as large as they can be without changing a bit.
+        """
+        if self._adapted is None:
+            size = self._safe_batch(side, shape) if exact and count > 1 else count
+        else:
+            size = 1 if exact or self._adapted.groups > 1 else count
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _safe_batch(self, side: str, shape: LatentShape) -> int:
+        """The largest batch of that shape that changes no bit; tried out once, when it is first needed."""
+        if (side, shape) not in self._safe_batches:
+            self._safe_batches[side, shape] = self._try_batches(side, shape)
+        return self._safe_batches[side, shape]
+
+    def _try_batches(self, side: str, shape: LatentShape) -> int:
+        rows, most = self.max_batch, self.max_channel_uses(shape)
+        draw = torch.Generator().manual_seed(0)
+        counts = torch.randint(1, most + 1, (rows,), generator=draw).tolist()
+        latents = torch.randn(rows, *shape, generator=draw)
+        symbols = torch.randn(rows, most, dtype=torch.complex64, generator=draw)
+
+        def work(some: slice) -> torch.Tensor:
+            if side == "decode":
+                return self.base.decode(symbols[some], shape)
+            # unquantised, so that no bit is lost
+            sent = self.base.encode(latents[some], counts[some], modulation="unquantised")
+            return F.pad(sent, (0, most - sent.shape[1]))
+
+        return safe_batch(rows, work)

@@ -8,8 +8,8 @@ lists them; one's own derive from `Adapted` (`dekag.plugins`). A share is the nu
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -20,7 +20,8 @@ from dekag import plugins
 from dekag.cala.artifact import CALA, TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
 from dekag.cala.config import CalaConfig
-from dekag.codec import JsccCodec, LatentCodec
+from dekag.cala.rate import QualityModel
+from dekag.codec import JsccCodec, LatentCodec, Modulation
 from dekag.errors import InvalidInputError, MismatchError
 
 
@@ -35,6 +36,8 @@ class Adapted(nn.Module):
     Attributes:
         codec: the codec, with whatever was put into it.
         groups: how many groups of conditions it keeps apart; 1 if it does not.
+        base_hash: hash of the codec's folder; empty, as it is not known here.
+        quality: the PSNR to expect at each rate; None, as it is not known here.
         name, title: of a plug-in: what `build` and what figures call it.
         learning_rate: of a plug-in: the peak.
         sized: of a plug-in: whether it is made of a codec and a size, 1 to 64, that sets how many parameters
@@ -42,6 +45,8 @@ class Adapted(nn.Module):
     """
 
     groups = 1
+    base_hash: str = ""
+    quality: QualityModel | None = None
     name: ClassVar[str]
     title: ClassVar[str] = ""
     learning_rate: ClassVar[float] = 1e-2
@@ -61,6 +66,45 @@ class Adapted(nn.Module):
 
     def use_group(self, group: int) -> None:
         """Switch to that group; a batch holds conditions of one group."""
+
+    def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
+        """The most symbols that a latent of (channels, height, width) can be sent with."""
+        most: int = self.codec.max_channel_uses(latent_shape)
+        return most
+
+    def encode(
+        self,
+        latents: torch.Tensor,
+        channel_uses: Sequence[int],
+        condition: torch.Tensor,
+        *,
+        modulation: Modulation | None = None,
+    ) -> torch.Tensor:
+        """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, all of them at once.
+
+        Args:
+            latents: what is sent.
+            channel_uses: symbols for each image; shorter rows end in zeros.
+            condition: (batch, C), all of one group.
+            modulation: the constellation, if not the codec's own.
+        """
+        uses = channel_uses[0] if len(set(channel_uses)) == 1 else channel_uses
+        with self._conditioned("encoder", condition):
+            symbols: torch.Tensor = self.codec.encode(latents, uses, modulation=modulation)
+        return symbols
+
+    def decode(
+        self, symbols: torch.Tensor, latent_shape: tuple[int, int, int], condition: torch.Tensor
+    ) -> torch.Tensor:
+        """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32; see `encode`."""
+        with self._conditioned("decoder", condition):
+            latents: torch.Tensor = self.codec.decode(symbols, latent_shape)
+        return latents
+
+    def _conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        if self.groups > 1:
+            self.use_group(int(self.group_of(condition)[0]))
+        return self.conditioned(side, condition)
 
     def fuse(self) -> None:
         """Make ready for quick inference, after which nothing is trained; does nothing unless overridden."""
@@ -317,12 +361,3 @@ def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> Adapted:
         for name, values in trained.items():
             values.copy_(tensors[name])
     return adapted.requires_grad_(False).eval()
-
-
-@contextmanager
-def both_sides(adapted: Adapted, sender: torch.Tensor, receiver: torch.Tensor) -> Iterator[None]:
-    """Inside, encoder and decoder suit these conditions (batch, C)."""
-    with ExitStack() as stack:
-        stack.enter_context(adapted.conditioned("encoder", sender))
-        stack.enter_context(adapted.conditioned("decoder", receiver))
-        yield

@@ -42,10 +42,10 @@ from dekag.experiments.tka_training import (
     SHARES,
     Plan,
 )
-from dekag.link.channel import transmit
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
-from dekag.training.cala import deliver
+from dekag.pipeline import SemanticLink
+from dekag.training.cala import SOURCE_VALUES, deliver
 from dekag.world.sheet import save_sheet
 
 COMMAND = "dekag experiment tka"
@@ -334,11 +334,11 @@ def plot_constellations(measured: Measured, path: Path) -> None:
     ):
         for axis, snr_db in zip(axis_row, snrs_db, strict=True):
             conditions = LinkConditions.model_validate({**CHANNELS[SHOWN_CHANNEL], "snr_db": snr_db})
-            sender = condition_vector(RATES[0], conditions, at="sender")[None]
-            with adapted.conditioned("encoder", sender):
-                sent = adapted.codec.encode(latents, channel_uses)
-            received = equalize(transmit(sent, [conditions], [0]), conditions.equalizer).symbols
-            for symbols, colour, label in ((received, "C1", "equalised"), (sent, "k", "sent")):
+            result = SemanticLink(adapted).send(
+                latents, [conditions], [0], source_values=SOURCE_VALUES, channel_uses=channel_uses
+            )
+            received = equalize(result.receptions[0], conditions.equalizer).symbols
+            for symbols, colour, label in ((received, "C1", "equalised"), (result.symbols[0], "k", "sent")):
                 points = symbols[0].numpy()
                 axis.plot(points.real, points.imag, ".", color=colour, markersize=2, label=label)
             axis.set_title(f"{name}, {snr_db:g} dB", fontsize=9)

@@ -55,6 +55,11 @@ class LatentDecoder:
         vae = AutoencoderKL.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
         return cls(vae, folder_hash(path))
 
+    @property
+    def factor(self) -> int:
+        """Pixels for each latent position, along each side."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor, seeds: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
         """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8.
@@ -67,8 +72,7 @@ class LatentDecoder:
             NumericalError: a pixel is not finite.
         """
         scaled = latents / self.vae.config.scaling_factor
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        rows = max(1, PIXELS_AT_ONCE // (factor**2 * latents.shape[2] * latents.shape[3]))
+        rows = max(1, PIXELS_AT_ONCE // (self.factor**2 * latents.shape[2] * latents.shape[3]))
         images: torch.Tensor = torch.cat([self.vae.decode(part).sample for part in scaled.split(rows)])
         check_finite(images, "render", seeds=seeds, model_hash=self.model_hash)
         pixels = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
@@ -115,7 +119,7 @@ class Generator:
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of a picture of that size in pixels."""
-        factor = 2 ** (len(self.pipeline.vae.config.block_out_channels) - 1)
+        factor = self.decoder.factor
         return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
 
     def latents(

@@ -14,15 +14,14 @@ import torch
 from tqdm import tqdm
 
 from dekag.cala.artifact import CALA, TransmissionKnowledge
-from dekag.cala.conditions import block_snr_db, condition_features, condition_vector, direct_share
+from dekag.cala.conditions import condition_features, direct_share
 from dekag.cala.methods import METHODS, Adapted, Cala, attached, build
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, Modulation
 from dekag.errors import InvalidInputError
 from dekag.link.batch import draw_channels, pass_through
-from dekag.link.channel import transmit
 from dekag.link.conditions import Fading, LinkConditions
-from dekag.link.equalizer import equalize
+from dekag.pipeline import SemanticLink
 from dekag.training.data import psnr_db
 from dekag.training.loop import TrainingRun
 
@@ -300,7 +299,6 @@ def grid_condition(
     return ConditionBatch(rows(cbr), rows(snr_db), rows(direct), rows(tau_rms_s), *known)
 
 
-@torch.inference_mode()
 def deliver(
     adapted: Adapted,
     latents: torch.Tensor,
@@ -315,22 +313,15 @@ def deliver(
 
     Everything is as the services do it: the sender adapts to what it was told, the receiver to its CSI.
     """
-    shape = (latents.shape[1], latents.shape[2], latents.shape[3])
-    channel_uses = max(1, round(cbr * source_values))
-    count = len(latents)
-    sender = condition_vector(cbr, conditions, at="sender").expand(count, -1)
-    adapted.use_group(int(adapted.group_of(sender)[0]))
-    with adapted.conditioned("encoder", sender):
-        symbols = adapted.codec.encode(latents.float(), channel_uses, modulation=modulation)
-    reception = transmit(symbols, [conditions] * count, seeds)
-    blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)
-    seen = torch.stack([condition_vector(cbr, conditions, at="receiver", block_snr_db=row) for row in blocks])
-    adapted.use_group(int(adapted.group_of(seen)[0]))
-    with adapted.conditioned("decoder", seen):
-        received: torch.Tensor = adapted.codec.decode(
-            equalize(reception, conditions.equalizer).symbols, shape
-        )
-        return received
+    result = SemanticLink(adapted).send(
+        latents.float(),
+        [conditions] * len(latents),
+        seeds,
+        source_values=source_values,
+        channel_uses=max(1, round(cbr * source_values)),
+        modulation=modulation,
+    )
+    return result.latents
 
 
 QUALITY_CBRS = tuple(2.0 ** (-i / 2) / 96 for i in range(6, -1, -1))

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 from grpc import aio
 
-from dekag.finite import check_finite
 from dekag.link.conditions import LinkConditions
 from services.common import clients, converters, tracing
 from services.common.frames import Transmission, channel_state, collect
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ChannelServicer(DownlinkServicer):
-    """Bends the symbols as the request's link conditions say, whatever they carry."""
+    """Fades the symbols and adds noise as the request's link conditions say, whatever they carry."""
 
     def __init__(self, settings: ChannelSettings) -> None:
         self.downstream = clients.open_channel(settings.downlink_address, settings)
@@ -39,9 +38,9 @@ class ChannelServicer(DownlinkServicer):
 
     def load(self) -> None:
         """Pays for the first import of the signal code before the first request."""
-        from dekag.link.channel import transmit
+        from dekag.pipeline import apply_channel
 
-        transmit(torch.ones(1, 1, dtype=torch.complex64), [LinkConditions()], [0])
+        apply_channel(torch.ones(1, 1, dtype=torch.complex64), LinkConditions(), 0)
 
     async def close(self) -> None:
         """Closes channel and thread."""
@@ -51,7 +50,7 @@ class ChannelServicer(DownlinkServicer):
     async def Provide(
         self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
-        """The frames from below, symbols bent and one channel state added."""
+        """The frames from below, symbols faded and noisy and one channel state added."""
         asked = converters.request_from_proto(request)
         if asked.link.trace is not None:
             await self._worker.run(_check_trace, asked.link.trace, self._traces)
@@ -61,7 +60,7 @@ class ChannelServicer(DownlinkServicer):
         transmission.report.hops.append(
             HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)
         )
-        _, seconds = await self._worker.run(_bend, transmission, asked, self._traces)
+        _, seconds = await self._worker.run(_apply_channel, transmission, asked, self._traces)
         transmission.add_stage("channel.transmit", seconds)
         for frame in transmission.frames():
             yield frame
@@ -71,7 +70,7 @@ class ChannelServicer(DownlinkServicer):
         request: GetTransmissionKnowledgeRequest,
         context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
     ) -> TransmissionKnowledge:
-        """What the Downlink below says; a channel bends symbols, not files."""
+        """What the Downlink below says; a channel acts on symbols, not on files."""
         return await clients.call(self._downlink.GetTransmissionKnowledge, request, "edge")
 
 
@@ -82,12 +81,11 @@ def _check_trace(name: str, traces: Path) -> None:
     load(name, traces)
 
 
-def _bend(transmission: Transmission, asked: DeliveryRequest, traces: Path) -> None:
-    from dekag.link.channel import transmit
+def _apply_channel(transmission: Transmission, asked: DeliveryRequest, traces: Path) -> None:
+    from dekag.pipeline import apply_channel
 
     hop = len(transmission.states)
-    reception = transmit(transmission.symbols, [asked.link], [asked.seed], hop=hop, traces=traces)
-    check_finite(reception.symbols, "transmit", seeds=[asked.seed])
+    reception = apply_channel(transmission.symbols, asked.link, asked.seed, hop=hop, traces=traces)
     transmission.symbols = reception.symbols
     errors = None if reception.gain_errors is None else reception.gain_errors[0]
     state = channel_state(reception.gains[0], reception.no.item(), errors, sum(reception.pilot_uses))

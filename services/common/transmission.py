@@ -20,8 +20,8 @@ from services.proto.downlink_pb2 import TransmissionKnowledge
 from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
 if TYPE_CHECKING:
+    from dekag.cala.aligned import AlignedCodec
     from services.common.cache import Cache
-    from services.common.codec import Codec
     from services.common.settings import CodecSettings
 
 TRANSMISSION_KEY = "dekag:transmission"
@@ -64,8 +64,8 @@ class Codecs:
         own: the codec with the adapters of the profile, None if it has none.
     """
 
-    base: Codec
-    own: Codec | None
+    base: AlignedCodec
+    own: AlignedCodec | None
 
     def __init__(
         self,
@@ -74,25 +74,28 @@ class Codecs:
         ask: Callable[[str], Awaitable[tuple[TransmissionKnowledge, int]]],
     ) -> None:
         self._settings, self._cache, self._ask = settings, cache, ask
-        self._held: OrderedDict[str, Codec] = OrderedDict()
+        self._held: OrderedDict[str, AlignedCodec] = OrderedDict()
         self._fetching = asyncio.Lock()
 
     def load(self, codec: str, adapters: str | None) -> None:
         """Loads the profile's codec and adapters from their folders; MismatchError if they do not fit."""
-        from services.common.codec import Codec
+        from dekag.cala.aligned import AlignedCodec
+        from dekag.cala.artifact import TransmissionKnowledge
 
-        self.base = Codec.load(codec, max_batch=self._settings.max_batch)
-        self.own = None if adapters is None else self.base.adapted_from(adapters)
+        self.base = AlignedCodec.load(codec, max_batch=self._settings.max_batch)
+        self.own = None
+        if adapters is not None:
+            self.own = self.base.with_knowledge(TransmissionKnowledge.load(adapters))
         if self.own is not None:
             self._keep(self.own)
 
-    def held(self, content_hash: str) -> Codec | None:
+    def held(self, content_hash: str) -> AlignedCodec | None:
         """The codec with those adapters if it is in memory."""
         if content_hash in self._held:
             self._held.move_to_end(content_hash)
         return self._held.get(content_hash)
 
-    async def get(self, content_hash: str) -> tuple[Codec, int]:
+    async def get(self, content_hash: str) -> tuple[AlignedCodec, int]:
         """The codec with those adapters, and the bytes that had to be sent for them, 0 if it is in memory.
 
         Args:
@@ -119,12 +122,12 @@ class Codecs:
             self._keep(codec)
         return codec, sent_bytes
 
-    def _keep(self, codec: Codec) -> None:
+    def _keep(self, codec: AlignedCodec) -> None:
         self._held[codec.content_hash] = codec
         while len(self._held) > self._settings.adapters_capacity:
             self._held.popitem(last=False)
 
-    async def _from_redis(self, content_hash: str) -> tuple[Codec | None, int]:
+    async def _from_redis(self, content_hash: str) -> tuple[AlignedCodec | None, int]:
         fields = await self._cache.get_hash(update_key(content_hash))
         if not fields:
             return None, 0
@@ -137,11 +140,11 @@ class Codecs:
             await self._cache.delete(update_key(content_hash))  # the cloud puts a whole copy there
             return None, sent_bytes
 
-    def _checked(self, files: Mapping[str, bytes], content_hash: str) -> Codec:
+    def _checked(self, files: Mapping[str, bytes], content_hash: str) -> AlignedCodec:
         """The codec with the adapters in ``files``; MismatchError unless they are those, and fit."""
         from dekag.cala.artifact import TransmissionKnowledge
 
         knowledge = TransmissionKnowledge.from_files(files)
         if knowledge.content_hash != content_hash:
             raise MismatchError(f"transmission knowledge {content_hash[:12]} is not what was announced")
-        return self.base.adapted(knowledge)
+        return self.base.with_knowledge(knowledge)

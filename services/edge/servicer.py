@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from grpc import aio
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.link.iq import evenly_spaced, iq_to_bytes
+from dekag.pipeline import DigitalSender, Sender
 from services.common import clients, converters, tracing
 from services.common.cache import Cache, latent_key
 from services.common.frames import MAX_SHOWN, FrameError, Transmission
@@ -41,10 +41,9 @@ from services.proto.downlink_pb2 import (
 from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
-    from dekag.link.digital import ModulationAndCoding
+    from dekag.cala.aligned import AlignedCodec
     from dekag.makd.aligned import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
-    from services.common.codec import Codec
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
 
@@ -68,19 +67,11 @@ class _Drawn:
     fetched_bytes: int
 
 
-@dataclass(frozen=True)
-class _Rate:
-    """Symbols to send, and the PSNR that is expected of them if they were chosen for one."""
-
-    channel_uses: int
-    expected_psnr_db: float | None
-
-
 @dataclass(frozen=True, eq=False)
-class _Outgoing:
+class _EncodeJob:
     """Latents (1, *shape) to be sent with `codec` in that many symbols."""
 
-    codec: Codec
+    codec: AlignedCodec
     latents: torch.Tensor
     channel_uses: int
     asked: DeliveryRequest
@@ -122,7 +113,7 @@ class EdgeServicer(DownlinkServicer):
         self._encoding = BatchWorker(
             "codec",
             _encode,
-            alike=_Outgoing.alike,
+            alike=_EncodeJob.alike,
             max_batch=settings.max_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
@@ -184,9 +175,18 @@ class EdgeServicer(DownlinkServicer):
         (codec, adapters_bytes), knowledge = await asyncio.gather(
             self._codec(asked), self._knowledge.choose(asked, self._generator.model_hash)
         )
-        rate = _rate(asked, codec, codec.base.max_channel_uses(shape))
+        try:
+            rate = Sender(codec).rate(
+                asked.link,
+                shape,
+                source_values=asked.source_values,
+                cbr=asked.cbr,
+                target_psnr_db=asked.target_psnr_db,
+            )
+        except InvalidInputError as error:
+            raise error.within("link") from None
         drawn = await self._latents(asked, shape, knowledge)
-        outgoing = _Outgoing(codec, drawn.latents, rate.channel_uses, asked)
+        outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, asked)
         symbols, encoding = await self._encoding.run(outgoing)
         hashes = {"edge": self._generator.model_hash, "codec": codec.base_hash}
         if codec.content_hash:
@@ -217,7 +217,7 @@ class EdgeServicer(DownlinkServicer):
         transmission.add_stage("edge.encode", encoding)
         return transmission
 
-    async def _codec(self, asked: DeliveryRequest) -> tuple[Codec, int]:
+    async def _codec(self, asked: DeliveryRequest) -> tuple[AlignedCodec, int]:
         """The codec that is asked for, and the bytes that had to be sent for its adapters."""
         return await self._current.get() if asked.delivery == "semantic" else (self._codecs.base, 0)
 
@@ -304,7 +304,9 @@ class EdgeServicer(DownlinkServicer):
 
     async def _conventional(self, asked: DeliveryRequest) -> Transmission:
         file, png, traffic = await self._fetch_image(asked)
-        (symbols, coding), modulating = await self._modulating.run(_modulate, file.image, asked)
+        (symbols, coding), modulating = await self._modulating.run(
+            DigitalSender().encode, file.image, asked.link
+        )
         report = TransmissionReport(
             stages=[*file.stages, stage_time("edge.modulate", modulating)],
             hops=[HopTraffic(hop="cloud-edge", sent_bytes=traffic)],
@@ -345,50 +347,16 @@ class EdgeServicer(DownlinkServicer):
         return file, png[0].image if png else b"", request.ByteSize() + file.ByteSize()
 
 
-def _rate(asked: DeliveryRequest, codec: Codec, most: int) -> _Rate:
-    """How many symbols are sent: as asked, or the fewest that are expected to reach the PSNR asked for.
-
-    Args:
-        asked: says the rate, or leaves it to be chosen.
-        codec: will encode.
-        most: symbols that it can send for this size.
-    """
-    if asked.target_psnr_db is None:
-        channel_uses = round(asked.cbr * asked.source_values)
-        if not 1 <= channel_uses <= most:
-            lowest, highest = 1 / asked.source_values, most / asked.source_values
-            raise InvalidInputError(
-                "link.cbr", f"between {lowest:.3g} and {highest:.6g} for this size and codec", asked.cbr
-            )
-        return _Rate(channel_uses, None)
-    if codec.quality is None:
-        raise InvalidInputError(
-            "link.cbr",
-            'a number: "auto" needs transmission knowledge that says what quality to expect, '
-            "and there is none for this codec",
-            "auto",
-        )
-    cbr = codec.quality.smallest_cbr(asked.target_psnr_db, asked.link)
-    channel_uses = min(max(math.ceil(cbr * asked.source_values), 1), most)
-    expected = codec.quality.expected_psnr_db(channel_uses / asked.source_values, asked.link)
-    return _Rate(channel_uses, expected)
-
-
-def _encode(outgoing: Sequence[_Outgoing], _: Wanted) -> list[torch.Tensor]:
-    """Symbols of each, of transmissions that are all alike; each for what the sender knows of its channel."""
-    from dekag.cala import condition_vector
-
-    conditions = [
-        condition_vector(each.channel_uses / each.asked.source_values, each.asked.link, at="sender")
-        for each in outgoing
-    ]
-    first = outgoing[0]
-    return first.codec.encode(
-        [each.latents for each in outgoing],
-        [each.channel_uses for each in outgoing],
-        first.asked.modulation,
-        conditions,
-        [each.asked.seed for each in outgoing],
+def _encode(jobs: Sequence[_EncodeJob], _: Wanted) -> list[torch.Tensor]:
+    """Symbols of each of several transmissions that are all alike."""
+    first = jobs[0]
+    return Sender(first.codec).encode(
+        torch.cat([job.latents for job in jobs]),
+        [job.asked.link for job in jobs],
+        [job.channel_uses for job in jobs],
+        source_values=first.asked.source_values,
+        seeds=[job.asked.seed for job in jobs],
+        modulation=first.asked.modulation,
     )
 
 
@@ -398,11 +366,3 @@ def _to_bytes(latents: torch.Tensor) -> bytes:
 
 def _shown(symbols: torch.Tensor, asked: DeliveryRequest) -> bytes:
     return iq_to_bytes(evenly_spaced(symbols, MAX_SHOWN)) if asked.details else b""
-
-
-def _modulate(payload: bytes, asked: DeliveryRequest) -> tuple[torch.Tensor, ModulationAndCoding]:
-    from dekag.link.digital import DigitalLink
-
-    digital = DigitalLink()
-    coding = digital.choose(asked.link, len(payload))
-    return digital.modulate(payload, coding), coding

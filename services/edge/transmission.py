@@ -16,7 +16,7 @@ from services.common.transmission import TRANSMISSION_KEY, TransmissionManifest
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest, TransmissionKnowledge
 
 if TYPE_CHECKING:
-    from services.common.codec import Codec
+    from dekag.cala.aligned import AlignedCodec
     from services.common.transmission import Codecs
     from services.edge.settings import EdgeSettings
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
@@ -39,10 +39,10 @@ class CurrentCodec:
         self._asking = asyncio.Lock()
         self._told: TransmissionManifest | None = None
         self._told_until = 0.0
-        self._latest: Codec | None = None
+        self._latest: AlignedCodec | None = None
         self._useless, self._useless_until = "", 0.0
 
-    async def get(self) -> tuple[Codec, int]:
+    async def get(self) -> tuple[AlignedCodec, int]:
         """The codec with the current adapters, and the bytes that had to be sent for them.
 
         Where those cannot be had or do not fit, it is the codec with the latest that could, at first the

@@ -14,10 +14,10 @@ from grpc import aio
 
 from dekag import plugins
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
-from dekag.finite import check_finite
-from dekag.link.channel import Reception, instantaneous_snr_db, received
+from dekag.link.channel import Reception, instantaneous_snr_db
 from dekag.link.equalizer import equalize
 from dekag.link.iq import evenly_spaced, iq_to_bytes
+from dekag.pipeline import DigitalReceiver, Receiver, receive
 from services.common import clients, converters, metrics, tracing
 from services.common.cache import Cache
 from services.common.frames import MAX_BLOCKS, MAX_SHOWN, FrameError, Transmission, channel_states, collect
@@ -36,9 +36,9 @@ from services.proto.user_pb2 import Details, LinkReport, ReceivedImage
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
+    from dekag.cala.aligned import AlignedCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
-    from services.common.codec import Codec
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
 
@@ -46,10 +46,10 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, eq=False)
-class _Incoming:
+class _DecodeJob:
     """Symbols to be decoded into latents of `shape` with `codec`."""
 
-    codec: Codec
+    codec: AlignedCodec
     reception: Reception
     shape: tuple[int, int, int]
     asked: DeliveryRequest
@@ -75,7 +75,7 @@ class UserServicer(UserBase):
         self._decoding = BatchWorker(
             "codec",
             _decode,
-            alike=_Incoming.alike,
+            alike=_DecodeJob.alike,
             max_batch=settings.max_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
@@ -153,12 +153,12 @@ class UserServicer(UserBase):
         _, *sides = shape = tuple(header.latent_shape)
         if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != self._sides(asked):
             raise MismatchError(f"latents {shape} do not make {asked.width}x{asked.height} pixels here")
-        most = codec.base.max_channel_uses((shape[0], shape[1], shape[2]))
+        most = codec.max_channel_uses((shape[0], shape[1], shape[2]))
         if header.channel_uses > most:
             raise FrameError(f"{header.channel_uses} symbols, the codec sends at most {most}")
 
     def _sides(self, asked: DeliveryRequest) -> list[int]:
-        factor = 2 ** (len(self._decoder.vae.config.block_out_channels) - 1)
+        factor = self._decoder.factor
         return [asked.height // factor, asked.width // factor]
 
     async def _ask_for_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
@@ -178,8 +178,8 @@ class UserServicer(UserBase):
         header = transmission.header
         codec, sent_bytes = await self._codecs.get(header.adapters_hash)
         channels, height, width = header.latent_shape
-        incoming = _Incoming(codec, reception, (channels, height, width), asked)
-        latents, seconds = await self._decoding.run(incoming)
+        job = _DecodeJob(codec, reception, (channels, height, width), asked)
+        latents, seconds = await self._decoding.run(job)
         transmission.add_stage("user.decode", seconds)
         return latents, sent_bytes
 
@@ -261,15 +261,13 @@ class UserServicer(UserBase):
         self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
     ) -> Pixels | None:
         from dekag.generation.images import from_bytes
-        from dekag.link.digital import DecodingError, DigitalLink
+        from dekag.link.digital import DecodingError
 
-        message, link = transmission.header.coding, DigitalLink()
+        message = transmission.header.coding
         start = time.perf_counter()
         try:
             coding = converters.coding_from_proto(message)
-            soft_bits = link.soft_bits(reception, coding, message.payload_bytes)
-            check_finite(soft_bits[None], "equalize", seeds=[asked.seed])
-            payload = link.decode(soft_bits, coding, message.payload_bytes)
+            payload = DigitalReceiver().decode(reception, coding, message.payload_bytes, seed=asked.seed)
         except DecodingError:
             transmission.add_stage("user.decode", time.perf_counter() - start)
             return None
@@ -315,12 +313,9 @@ def _reception(transmission: Transmission, asked: DeliveryRequest) -> Reception:
     """What came of the symbols, by all that is known of the channels that they crossed."""
     states = channel_states(transmission.states, transmission.header.channel_uses)
     try:
-        reception = received(transmission.symbols, states)
+        return receive(transmission.symbols, states, asked.seed)
     except InvalidInputError as error:  # of the channels, not of the request
         raise FrameError(str(error)) from error
-    for values in (reception.symbols, reception.gains):
-        check_finite(values, "receive", seeds=[asked.seed])
-    return reception
 
 
 def _to_png(pixels: Pixels) -> bytes:
@@ -336,17 +331,14 @@ def _from_png(data: bytes, max_side: int) -> Pixels:
     return from_bytes(data, max_side=max_side)
 
 
-def _decode(incoming: Sequence[_Incoming], _: Wanted) -> list[torch.Tensor]:
-    """Latents of each, of transmissions that are alike; each for what the receiver knows of its channel."""
-    from dekag.cala import condition_vector
-    from dekag.cala.conditions import block_snr_db
-
-    conditions = []
-    for each in incoming:
-        channel_uses = each.reception.symbols.shape[1]
-        blocks = block_snr_db(each.reception.gains, each.reception.no, each.reception.gain_errors)[0]
-        cbr = channel_uses / each.asked.source_values
-        conditions.append(condition_vector(cbr, each.asked.link, at="receiver", block_snr_db=blocks))
-    symbols = [equalize(each.reception, each.asked.link.equalizer).symbols for each in incoming]
-    seeds = [each.asked.seed for each in incoming]
-    return incoming[0].codec.decode(symbols, incoming[0].shape, conditions, seeds)
+def _decode(jobs: Sequence[_DecodeJob], _: Wanted) -> list[torch.Tensor]:
+    """Latents (1, *shape) of each of several transmissions that are alike."""
+    first = jobs[0]
+    latents = Receiver(first.codec).decode(
+        [job.reception for job in jobs],
+        [job.asked.link for job in jobs],
+        latent_shape=first.shape,
+        source_values=first.asked.source_values,
+        seeds=[job.asked.seed for job in jobs],
+    )
+    return list(latents.split(1))

@@ -22,22 +22,18 @@ from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from rich.progress import track
 
-from dekag.cala import condition_vector
 from dekag.cala.aligned import AlignedCodec
-from dekag.cala.conditions import block_snr_db
-from dekag.codec.jscc import LatentCodec
 from dekag.experiments.first_image import world_prompts
 from dekag.experiments.headline import RESULTS
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile
-from dekag.link.channel import transmit
-from dekag.link.equalizer import mmse_equalize
 from dekag.makd.aligned import AlignedGenerator, Drawing
 from dekag.makd.metaword import prompt_states
 from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
+from dekag.pipeline import SemanticLink, apply_channel
 from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
 from services.common import clients
 from services.common.settings import CommonSettings
@@ -276,22 +272,20 @@ class _PeftGenerator:
 def _link_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     """Everything between the latent and the PNG, but for the autoencoder."""
     latents, channel_uses = edge.latents(PROMPT, 1), round(CBR * 3 * SIDE * SIDE)
+    link = SemanticLink(AlignedCodec.load(models.codec, models.adapters), edge)
+    sent = link.send(latents, [CONDITIONS], [1], cbr=CBR)
+    size: dict[str, Any] = {"source_values": 3 * SIDE * SIDE, "seeds": [1]}
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
-    told = condition_vector(CBR, CONDITIONS, at="sender")[None]
-    if models.adapters is not None:
-        codec = AlignedCodec.load(models.codec, models.adapters)
-        symbols = codec.encode(latents, [channel_uses], told)
-        yield Part("codec", "encode", 1, lambda: codec.encode(latents, [channel_uses], told))
-    else:
-        base = LatentCodec.load(models.codec)
-        symbols = base.encode(latents, channel_uses)
-    yield Part("channel", "512 symbols", 1, lambda: transmit(symbols, [CONDITIONS], [1]))
-    if models.adapters is not None:
-        reception = transmit(symbols, [CONDITIONS], [1])
-        blocks = block_snr_db(reception.gains, reception.no)[0]
-        seen = condition_vector(CBR, CONDITIONS, at="receiver", block_snr_db=blocks)[None]
-        equalised = mmse_equalize(reception).symbols
-        yield Part("codec", "decode", 1, lambda: codec.decode(equalised, shape, seen))
+    yield Part(
+        "codec", "encode", 1, lambda: link.sender.encode(latents, [CONDITIONS], [channel_uses], **size)
+    )
+    yield Part("channel", "512 symbols", 1, lambda: apply_channel(sent.symbols[0], CONDITIONS, 1))
+    yield Part(
+        "codec",
+        "decode",
+        1,
+        lambda: link.receiver.decode(sent.receptions, [CONDITIONS], latent_shape=shape, **size),
+    )
     pixels = edge.decoder.decode(latents)[0]
     yield Part("PNG", "", 1, lambda: to_png(pixels))
     yield Part("PSNR", "", 1, lambda: psnr_db(pixels, pixels))

@@ -1,0 +1,512 @@
+"""An image's way over the radio link: condition, encode, transmit, equalise, decode.
+
+`Sender` and `Receiver` are the two ends of semantic delivery, `DigitalSender` and `DigitalReceiver` those of
+conventional delivery; `apply_channel` is the air between them. The services run one part each; `SemanticLink`
+runs all of them in one process, with the same bits.
+
+A batch is a sequence of images of one size. Each has link conditions, a rate and a seed of its own, and its
+symbols do not depend on the rest of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Self
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from dekag.errors import InvalidInputError
+from dekag.finite import check_finite
+from dekag.link.channel import Reception, State, received, transmit
+from dekag.link.conditions import SHIPPED_TRACES, LinkConditions
+from dekag.link.equalizer import equalize
+
+if TYPE_CHECKING:
+    # Imported where they are needed: the channel service uses this module without any model's libraries.
+    from dekag.cala.rate import QualityModel
+    from dekag.codec import Modulation
+    from dekag.generation.images import Pixels
+    from dekag.generation.models import Generator
+    from dekag.generation.profile import Profile
+    from dekag.link.digital import ModulationAndCoding
+
+LatentShape = tuple[int, int, int]
+DEFAULT_CBR = 1 / 96
+
+
+class ConditionedCodec(Protocol):
+    """What a link encodes and decodes with: `AlignedCodec`, or `Adapted` while it is trained.
+
+    Attributes:
+        base_hash: hash of the codec's folder, for error messages; empty if unknown.
+        quality: the PSNR to expect at each rate; None where it was not measured.
+    """
+
+    base_hash: str
+    quality: QualityModel | None
+
+    def max_channel_uses(self, latent_shape: LatentShape, /) -> int:
+        """The most symbols that a latent of (channels, height, width) can be sent with."""
+
+    def encode(
+        self,
+        latents: torch.Tensor,
+        channel_uses: Sequence[int],
+        condition: torch.Tensor,
+        *,
+        modulation: Modulation | None = None,
+    ) -> torch.Tensor:
+        """Latents (B, channels, h, w) and conditions (B, C) -> symbols (B, K) complex64, zero-padded."""
+
+    def decode(
+        self, symbols: torch.Tensor, latent_shape: LatentShape, condition: torch.Tensor
+    ) -> torch.Tensor:
+        """Equalised symbols (B, K) and conditions (B, C) -> latents (B, channels, h, w) float32."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many symbols an image is sent with.
+
+    Attributes:
+        channel_uses: complex symbols, without pilots.
+        expected_psnr_db: what to expect, dB, if the rate was chosen for a target; None otherwise.
+    """
+
+    channel_uses: int
+    expected_psnr_db: float | None = None
+
+
+class Sender:
+    """Encodes latents for what the sender knows of each image's channel.
+
+    Args:
+        codec: encodes; the receiver must have the same one.
+    """
+
+    def __init__(self, codec: ConditionedCodec) -> None:
+        self.codec = codec
+
+    def rate(
+        self,
+        conditions: LinkConditions,
+        latent_shape: LatentShape,
+        *,
+        source_values: int,
+        cbr: float = DEFAULT_CBR,
+        target_psnr_db: float | None = None,
+    ) -> Rate:
+        """The rate asked for, or the smallest one that is expected to reach a PSNR.
+
+        Args:
+            conditions: of the link; the sender goes by the SNR that was last reported to it.
+            latent_shape: (channels, h, w).
+            source_values: values of the image, 3 * width * height.
+            cbr: channel uses per source value; has no effect with a target.
+            target_psnr_db: PSNR to reach, dB.
+
+        Raises:
+            InvalidInputError: the codec cannot send at that rate, or it is not known what PSNR to expect.
+        """
+        most = self.codec.max_channel_uses(latent_shape)
+        if target_psnr_db is None:
+            channel_uses = round(cbr * source_values)
+            if not 1 <= channel_uses <= most:
+                lowest, highest = 1 / source_values, most / source_values
+                allowed = f"between {lowest:.3g} and {highest:.6g} for this size and codec"
+                raise InvalidInputError("cbr", allowed, cbr)
+            return Rate(channel_uses)
+        if (quality := self.codec.quality) is None:
+            raise InvalidInputError(
+                "cbr",
+                'a number: "auto" needs transmission knowledge that says what quality to expect, '
+                "and there is none for this codec",
+                "auto",
+            )
+        smallest = quality.smallest_cbr(target_psnr_db, conditions)
+        channel_uses = min(max(math.ceil(smallest * source_values), 1), most)
+        return Rate(channel_uses, quality.expected_psnr_db(channel_uses / source_values, conditions))
+
+    @torch.inference_mode()
+    def encode(
+        self,
+        latents: torch.Tensor,
+        conditions: Sequence[LinkConditions],
+        channel_uses: Sequence[int],
+        *,
+        source_values: int,
+        seeds: Sequence[int],
+        modulation: Modulation | None = None,
+    ) -> list[torch.Tensor]:
+        """Symbols (1, K_i) complex64 of each image, mean power 1.
+
+        Args:
+            latents: (B, channels, h, w) float32.
+            conditions: B of them, of which the sender knows the reported SNR.
+            channel_uses: K_i of each image.
+            source_values: values of each image, 3 * width * height.
+            seeds: B of them, for error messages.
+            modulation: the constellation, if not the codec's own.
+
+        Raises:
+            InvalidInputError: names the argument that has another shape or range.
+            NumericalError: a symbol is not finite.
+        """
+        from dekag.cala.conditions import condition_vector
+
+        known = [
+            condition_vector(uses / source_values, each, at="sender")
+            for uses, each in zip(channel_uses, conditions, strict=True)
+        ]
+        symbols = self.codec.encode(latents, channel_uses, torch.stack(known), modulation=modulation)
+        check_finite(symbols, "encode", seeds=seeds, model_hash=self.codec.base_hash)
+        return [row[None, :uses].clone() for row, uses in zip(symbols, channel_uses, strict=True)]
+
+
+class Receiver:
+    """Equalises and decodes symbols for what the receiver knows of each image's channel.
+
+    Args:
+        codec: decodes; must be the sender's.
+    """
+
+    def __init__(self, codec: ConditionedCodec) -> None:
+        self.codec = codec
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        receptions: Sequence[Reception],
+        conditions: Sequence[LinkConditions],
+        *,
+        latent_shape: LatentShape,
+        source_values: int,
+        seeds: Sequence[int],
+    ) -> torch.Tensor:
+        """Latents (B, channels, h, w) float32 of B receptions of one image each.
+
+        Args:
+            receptions: what arrived.
+            conditions: B of them.
+            latent_shape: (channels, h, w), of all.
+            source_values: values of each image, 3 * width * height.
+            seeds: B of them, for error messages.
+
+        Raises:
+            NumericalError: a symbol or a latent is not finite.
+        """
+        from dekag.cala.conditions import block_snr_db, condition_vector
+
+        known, rows = [], []
+        for reception, each in zip(receptions, conditions, strict=True):
+            blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)[0]
+            cbr = reception.symbols.shape[1] / source_values
+            known.append(condition_vector(cbr, each, at="receiver", block_snr_db=blocks))
+            rows.append(equalize(reception, each.equalizer).symbols[0])
+        symbols = pad_sequence(rows, batch_first=True)
+        check_finite(symbols, "equalize", seeds=seeds)
+        latents = self.codec.decode(symbols, latent_shape, torch.stack(known))
+        check_finite(latents, "decode", seeds=seeds, model_hash=self.codec.base_hash)
+        return latents
+
+
+def apply_channel(
+    symbols: torch.Tensor,
+    conditions: LinkConditions,
+    seed: int,
+    *,
+    hop: int = 0,
+    traces: Path = SHIPPED_TRACES,
+) -> Reception:
+    """What arrives of one image's symbols (1, K) after a channel; see `dekag.link.channel.transmit`.
+
+    Args:
+        symbols: (1, K) complex64.
+        conditions: of the channel.
+        seed: of fading and noise, 0 to 2**64 - 1.
+        hop: how many channels the symbols crossed before.
+        traces: folder of the traces that the conditions may name.
+
+    Raises:
+        InvalidInputError: names the argument that has another shape or range.
+        NumericalError: a symbol is not finite.
+    """
+    reception = transmit(symbols, [conditions], [seed], hop=hop, traces=traces)
+    check_finite(reception.symbols, "transmit", seeds=[seed])
+    return reception
+
+
+def receive(symbols: torch.Tensor, states: Sequence[State], seed: int) -> Reception:
+    """The reception of one image's symbols (1, K) that crossed channels, the first crossed first.
+
+    Args:
+        symbols: (1, K) complex64, as the last channel delivered them.
+        states: what is known of each channel.
+        seed: for error messages.
+
+    Raises:
+        InvalidInputError: the states do not fit the symbols or one another.
+        NumericalError: a symbol or a gain is not finite.
+    """
+    reception = received(symbols, states)
+    for values in (reception.symbols, reception.gains):
+        check_finite(values, "receive", seeds=[seed])
+    return reception
+
+
+class DigitalSender:
+    """Sends the bytes of an image file over 5G LDPC and QAM."""
+
+    def encode(self, payload: bytes, conditions: LinkConditions) -> tuple[torch.Tensor, ModulationAndCoding]:
+        """Symbols (1, K) complex64, and the modulation and coding that was chosen for the link.
+
+        Args:
+            payload: 1 to 65536 bytes.
+            conditions: of the link; the sender goes by the SNR that was last reported to it.
+
+        Raises:
+            InvalidInputError: the payload has another length.
+        """
+        from dekag.link.digital import DigitalLink
+
+        link = DigitalLink()
+        coding = link.choose(conditions, len(payload))
+        return link.modulate(payload, coding), coding
+
+
+class DigitalReceiver:
+    """Decodes what `DigitalSender` sent."""
+
+    def decode(
+        self, reception: Reception, coding: ModulationAndCoding, payload_bytes: int, *, seed: int
+    ) -> bytes:
+        """The payload of a reception of one image file.
+
+        Args:
+            reception: of all K symbols.
+            coding: as chosen by the sender.
+            payload_bytes: length of the payload.
+            seed: for error messages.
+
+        Raises:
+            DecodingError: the CRC does not hold; the payload is lost.
+            InvalidInputError: the reception does not fit coding and length.
+            NumericalError: a soft bit is not finite.
+        """
+        from dekag.link.digital import DigitalLink
+
+        link = DigitalLink()
+        soft_bits = link.soft_bits(reception, coding, payload_bytes)
+        check_finite(soft_bits[None], "equalize", seeds=[seed])
+        return link.decode(soft_bits, coding, payload_bytes)
+
+
+@dataclass(frozen=True)
+class LinkResult:
+    """What came of sending a batch.
+
+    Attributes:
+        latents: (B, channels, h, w) float32, as received.
+        rates: of each image.
+        symbols: (1, K_i) complex64 of each image, as sent.
+        receptions: of each image, as they arrived.
+    """
+
+    latents: torch.Tensor
+    rates: Sequence[Rate]
+    symbols: Sequence[torch.Tensor]
+    receptions: Sequence[Reception]
+
+
+@dataclass(frozen=True, eq=False)
+class ReceivedImage:
+    """An image that was generated, sent and received.
+
+    Attributes:
+        pixels: (height, width, 3) uint8, as received.
+        reference: (height, width, 3) uint8, as sent.
+        seed: of generation, fading and noise.
+        channel_uses: complex symbols, without pilots.
+        pilot_uses: channel uses spent on pilots.
+        expected_psnr_db: PSNR that the sender expected, dB, if it chose the rate for a target.
+    """
+
+    pixels: Pixels
+    reference: Pixels
+    seed: int
+    channel_uses: int
+    pilot_uses: int
+    expected_psnr_db: float | None
+
+    @property
+    def cbr(self) -> float:
+        """Channel bandwidth ratio: channel uses, pilots included, per source value."""
+        return (self.channel_uses + self.pilot_uses) / int(self.reference.size)
+
+    @property
+    def psnr_db(self) -> float:
+        """PSNR of what was received against what was sent, dB."""
+        from dekag.metrics.image import psnr_db
+
+        return psnr_db(self.pixels, self.reference)
+
+    def save(self, path: Path | str) -> None:
+        """Write the received image as a PNG file."""
+        from dekag.generation.images import to_png
+
+        Path(path).write_bytes(to_png(self.pixels))
+
+
+class SemanticLink:
+    """Sender, channel and receiver of semantic delivery in one process.
+
+    The same profile, prompt, seed and conditions give the same image as the running services.
+    Not for several threads at once.
+
+    Example:
+        >>> from dekag import LinkConditions, SemanticLink
+        >>> link = SemanticLink.load("embedded")
+        >>> conditions = LinkConditions(snr_db=10, fading="rayleigh")
+        >>> image = link.image("a red boat on the beach, pastel style", conditions, seed=7)
+        >>> image.channel_uses, image.psnr_db > 15
+        (512, True)
+
+    Args:
+        codec: encodes and decodes.
+        generator: draws the latents and turns those received into images; without one, only `send` works.
+
+    Attributes:
+        sender, receiver: the two ends.
+        generator: as above.
+    """
+
+    def __init__(self, codec: ConditionedCodec, generator: Generator | None = None) -> None:
+        self.sender, self.receiver = Sender(codec), Receiver(codec)
+        self._generator = generator
+
+    @classmethod
+    def load(cls, profile: Profile | Path | str = "embedded", *, aligned: bool = True) -> Self:
+        """The link of a profile: its edge model, its codec and its transmission knowledge.
+
+        Args:
+            profile: a profile, its name under models/, or its folder.
+            aligned: whether the codec has the profile's transmission knowledge, if there is any.
+
+        Raises:
+            NotFoundError: there is no such profile.
+            MismatchError: the transmission knowledge does not fit the codec.
+        """
+        from dekag.cala.aligned import AlignedCodec
+        from dekag.generation.models import Generator
+        from dekag.generation.profile import Profile, load_profile
+
+        models = profile if isinstance(profile, Profile) else load_profile(profile)
+        codec = AlignedCodec.load(models.codec, models.adapters if aligned else None)
+        return cls(codec, Generator.from_profile(models.edge))
+
+    @property
+    def generator(self) -> Generator:
+        """The generator; InvalidInputError if the link has none."""
+        if self._generator is None:
+            raise InvalidInputError("generator", "given to a link that draws images", None)
+        return self._generator
+
+    @torch.inference_mode()
+    def send(
+        self,
+        latents: torch.Tensor,
+        conditions: Sequence[LinkConditions],
+        seeds: Sequence[int],
+        *,
+        source_values: int | None = None,
+        cbr: float = DEFAULT_CBR,
+        target_psnr_db: float | None = None,
+        channel_uses: int | None = None,
+        modulation: Modulation | None = None,
+    ) -> LinkResult:
+        """Send a batch of latents, each under conditions of its own.
+
+        Args:
+            latents: (B, channels, h, w) float32.
+            conditions: B of them.
+            seeds: B of them, of fading and noise.
+            source_values: values of each image, 3 * width * height; left out, as the generator draws them.
+            cbr: rate of all, channel uses per source value.
+            target_psnr_db: choose each rate to reach this PSNR, dB, instead.
+            channel_uses: or send this many symbols of each.
+            modulation: the constellation, if not the codec's own.
+
+        Raises:
+            InvalidInputError: names the argument that has another shape or range.
+            NumericalError: a value is not finite.
+        """
+        shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+        values = self._source_values(shape) if source_values is None else source_values
+        if channel_uses is not None:
+            rates = [Rate(channel_uses)] * len(latents)
+        else:
+            rates = [
+                self.sender.rate(each, shape, source_values=values, cbr=cbr, target_psnr_db=target_psnr_db)
+                for each in conditions
+            ]
+        symbols = self.sender.encode(
+            latents,
+            conditions,
+            [rate.channel_uses for rate in rates],
+            source_values=values,
+            seeds=seeds,
+            modulation=modulation,
+        )
+        receptions = [apply_channel(*each) for each in zip(symbols, conditions, seeds, strict=True)]
+        decoded = self.receiver.decode(
+            receptions, conditions, latent_shape=shape, source_values=values, seeds=seeds
+        )
+        return LinkResult(decoded, rates, symbols, receptions)
+
+    def image(
+        self,
+        prompt: str,
+        conditions: LinkConditions | None = None,
+        *,
+        seed: int = 0,
+        width: int = 128,
+        height: int = 128,
+        cbr: float = DEFAULT_CBR,
+        target_psnr_db: float | None = None,
+        modulation: Modulation | None = None,
+    ) -> ReceivedImage:
+        """Generate an image, send it and decode what arrives.
+
+        Args:
+            prompt: what to draw.
+            conditions: of the link; 10 dB and Rayleigh fading if left out.
+            seed: of generation, fading and noise, 0 to 2**63 - 1.
+            width, height: pixels.
+            cbr: channel uses per source value, 3 * width * height.
+            target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
+            modulation: the constellation, if not the codec's own.
+
+        Raises:
+            InvalidInputError: names the argument that has another shape or range.
+            NumericalError: a value is not finite.
+        """
+        generator, link = self.generator, conditions or LinkConditions()
+        latents = generator.latents(prompt, seed, width=width, height=height)
+        result = self.send(
+            latents, [link], [seed], cbr=cbr, target_psnr_db=target_psnr_db, modulation=modulation
+        )
+        (reference,), (pixels,) = (
+            generator.decoder.decode(each, [seed]) for each in (latents, result.latents)
+        )
+        (rate,), (reception,) = result.rates, result.receptions
+        return ReceivedImage(
+            pixels, reference, seed, rate.channel_uses, sum(reception.pilot_uses), rate.expected_psnr_db
+        )
+
+    def _source_values(self, latent_shape: LatentShape) -> int:
+        _, height, width = latent_shape
+        return 3 * height * width * self.generator.decoder.factor**2
