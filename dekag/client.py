@@ -287,6 +287,13 @@ class Client:
     ConflictError, ExhaustedError (too much at once), UnavailableError, DeadlineError, UnauthorizedError, or
     DekagError itself for anything else that the gateway refuses; UnreachableError when nothing answers.
 
+    Example:
+        >>> from dekag import Client
+        >>> with Client("http://127.0.0.1:8080") as client:
+        ...     image = client.image("a red boat", seed=7, link={"snr_db": 20})
+        >>> image.seed, image.report.snr_db
+        (7, 20.0)
+
     Args:
         url: of the gateway.
         timeout_s: how long to wait for an answer, s.

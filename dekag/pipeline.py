@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 LatentShape = tuple[int, int, int]
 DEFAULT_CBR = 1 / 96
+_PIXEL_STEP = 32
 
 
 class ConditionedCodec(Protocol):
@@ -84,6 +85,19 @@ class Rate:
 class Sender:
     """Encodes latents for what the sender knows of each image's channel.
 
+    Example:
+        >>> import torch
+        >>> from dekag import LinkConditions, SemanticLink
+        >>> sender = SemanticLink.load("embedded").sender
+        >>> conditions = LinkConditions(snr_db=10)
+        >>> rate = sender.rate(conditions, (4, 16, 16), source_values=3 * 128 * 128, target_psnr_db=20)
+        >>> rate.expected_psnr_db > 20
+        True
+        >>> latents = torch.randn(1, 4, 16, 16)
+        >>> (symbols,) = sender.encode(latents, [conditions], [256], source_values=3 * 128 * 128, seeds=[7])
+        >>> symbols.shape
+        torch.Size([1, 256])
+
     Args:
         codec: encodes; the receiver must have the same one.
     """
@@ -114,7 +128,7 @@ class Sender:
         """
         most = self.codec.max_channel_uses(latent_shape)
         if target_psnr_db is None:
-            channel_uses = round(cbr * source_values)
+            channel_uses = round(cbr * source_values) if math.isfinite(cbr) else 0
             if not 1 <= channel_uses <= most:
                 lowest, highest = 1 / source_values, most / source_values
                 allowed = f"between {lowest:.3g} and {highest:.6g} for this size and codec"
@@ -127,6 +141,8 @@ class Sender:
                 "and there is none for this codec",
                 "auto",
             )
+        if not math.isfinite(target_psnr_db):
+            raise InvalidInputError("target_psnr_db", "a finite number, dB", target_psnr_db)
         smallest = quality.smallest_cbr(target_psnr_db, conditions)
         channel_uses = min(max(math.ceil(smallest * source_values), 1), most)
         return Rate(channel_uses, quality.expected_psnr_db(channel_uses / source_values, conditions))
@@ -169,6 +185,17 @@ class Sender:
 
 class Receiver:
     """Equalises and decodes symbols for what the receiver knows of each image's channel.
+
+    Example:
+        >>> import torch
+        >>> from dekag import LinkConditions, SemanticLink
+        >>> from dekag.pipeline import apply_channel
+        >>> link, conditions = SemanticLink.load("embedded"), LinkConditions(snr_db=10)
+        >>> size = {"source_values": 3 * 128 * 128, "seeds": [7]}
+        >>> (symbols,) = link.sender.encode(torch.randn(1, 4, 16, 16), [conditions], [256], **size)
+        >>> reception = apply_channel(symbols, conditions, seed=7)
+        >>> link.receiver.decode([reception], [conditions], latent_shape=(4, 16, 16), **size).shape
+        torch.Size([1, 4, 16, 16])
 
     Args:
         codec: decodes; must be the sender's.
@@ -224,6 +251,15 @@ def apply_channel(
 ) -> Reception:
     """What arrives of one image's symbols (1, K) after a channel; see `dekag.link.channel.transmit`.
 
+    Example:
+        >>> import torch
+        >>> from dekag import LinkConditions
+        >>> from dekag.pipeline import apply_channel
+        >>> symbols = torch.ones(1, 512, dtype=torch.complex64)
+        >>> reception = apply_channel(symbols, LinkConditions(snr_db=5, fading="rayleigh"), seed=7)
+        >>> reception.symbols.shape, reception.gains.shape
+        (torch.Size([1, 512]), torch.Size([1, 8]))
+
     Args:
         symbols: (1, K) complex64.
         conditions: of the channel.
@@ -243,6 +279,14 @@ def apply_channel(
 def receive(symbols: torch.Tensor, states: Sequence[State], seed: int) -> Reception:
     """The reception of one image's symbols (1, K) that crossed channels, the first crossed first.
 
+    Example:
+        >>> import torch
+        >>> from dekag.link.channel import State
+        >>> from dekag.pipeline import receive
+        >>> two_hops = [State(torch.full((1, 8), 0.5 + 0j), torch.tensor([0.1]))] * 2
+        >>> receive(torch.ones(1, 512, dtype=torch.complex64), two_hops, seed=7).no
+        tensor([0.2000])
+
     Args:
         symbols: (1, K) complex64, as the last channel delivered them.
         states: what is known of each channel.
@@ -259,7 +303,17 @@ def receive(symbols: torch.Tensor, states: Sequence[State], seed: int) -> Recept
 
 
 class DigitalSender:
-    """Sends the bytes of an image file over 5G LDPC and QAM."""
+    """Sends the bytes of an image file over 5G LDPC and QAM.
+
+    Example:
+        >>> from dekag import LinkConditions
+        >>> from dekag.pipeline import DigitalReceiver, DigitalSender, apply_channel
+        >>> payload, conditions = b"the bytes of an image file", LinkConditions(snr_db=15, fading="awgn")
+        >>> symbols, coding = DigitalSender().encode(payload, conditions)
+        >>> reception = apply_channel(symbols, conditions, seed=7)
+        >>> DigitalReceiver().decode(reception, coding, len(payload), seed=7) == payload
+        True
+    """
 
     def encode(self, payload: bytes, conditions: LinkConditions) -> tuple[torch.Tensor, ModulationAndCoding]:
         """Symbols (1, K) complex64, and the modulation and coding that was chosen for the link.
@@ -279,7 +333,7 @@ class DigitalSender:
 
 
 class DigitalReceiver:
-    """Decodes what `DigitalSender` sent."""
+    """Decodes what `DigitalSender` sent; see the example there."""
 
     def decode(
         self, reception: Reception, coding: ModulationAndCoding, payload_bytes: int, *, seed: int
@@ -364,8 +418,8 @@ class ReceivedImage:
 class SemanticLink:
     """Sender, channel and receiver of semantic delivery in one process.
 
-    The same profile, prompt, seed and conditions give the same image as the running services.
-    Not for several threads at once.
+    The same profile, prompt, seed and conditions give the same image as the running services do when no
+    knowledge update takes part. Not for several threads at once.
 
     Example:
         >>> from dekag import LinkConditions, SemanticLink
@@ -381,7 +435,6 @@ class SemanticLink:
 
     Attributes:
         sender, receiver: the two ends.
-        generator: as above.
     """
 
     def __init__(self, codec: ConditionedCodec, generator: Generator | None = None) -> None:
@@ -391,6 +444,12 @@ class SemanticLink:
     @classmethod
     def load(cls, profile: Profile | Path | str = "embedded", *, aligned: bool = True) -> Self:
         """The link of a profile: its edge model, its codec and its transmission knowledge.
+
+        Example:
+            >>> from dekag import SemanticLink, load_profile
+            >>> unaligned = SemanticLink.load(load_profile("embedded"), aligned=False)
+            >>> unaligned.sender.codec.knowledge is None
+            True
 
         Args:
             profile: a profile, its name under models/, or its folder.
@@ -410,7 +469,7 @@ class SemanticLink:
 
     @property
     def generator(self) -> Generator:
-        """The generator; InvalidInputError if the link has none."""
+        """The generator that draws the images; InvalidInputError if the link has none."""
         if self._generator is None:
             raise InvalidInputError("generator", "given to a link that draws images", None)
         return self._generator
@@ -430,6 +489,15 @@ class SemanticLink:
     ) -> LinkResult:
         """Send a batch of latents, each under conditions of its own.
 
+        Example:
+            >>> import torch
+            >>> from dekag import LinkConditions, SemanticLink
+            >>> link = SemanticLink.load("embedded")
+            >>> latents = torch.cat([link.generator.latents("a red boat", seed) for seed in (1, 2)])
+            >>> result = link.send(latents, [LinkConditions(snr_db=snr) for snr in (0, 20)], [1, 2])
+            >>> result.latents.shape, [rate.channel_uses for rate in result.rates]
+            (torch.Size([2, 4, 16, 16]), [512, 512])
+
         Args:
             latents: (B, channels, h, w) float32.
             conditions: B of them.
@@ -444,6 +512,11 @@ class SemanticLink:
             InvalidInputError: names the argument that has another shape or range.
             NumericalError: a value is not finite.
         """
+        for name, given in (("conditions", conditions), ("seeds", seeds)):
+            if len(given) != len(latents) or not len(latents):
+                raise InvalidInputError(
+                    name, f"one for each of {len(latents)} latents, at least 1", len(given)
+                )
         shape = (latents.shape[1], latents.shape[2], latents.shape[3])
         values = self._source_values(shape) if source_values is None else source_values
         if channel_uses is not None:
@@ -481,11 +554,18 @@ class SemanticLink:
     ) -> ReceivedImage:
         """Generate an image, send it and decode what arrives.
 
+        Example:
+            >>> from dekag import LinkConditions, SemanticLink
+            >>> link, conditions = SemanticLink.load("embedded"), LinkConditions(snr_db=10)
+            >>> image = link.image("a red boat", conditions, seed=7, target_psnr_db=18)
+            >>> image.channel_uses < 512 and image.expected_psnr_db > 18
+            True
+
         Args:
             prompt: what to draw.
             conditions: of the link; 10 dB and Rayleigh fading if left out.
             seed: of generation, fading and noise, 0 to 2**63 - 1.
-            width, height: pixels.
+            width, height: pixels, multiples of 32.
             cbr: channel uses per source value, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
             modulation: the constellation, if not the codec's own.
@@ -494,6 +574,11 @@ class SemanticLink:
             InvalidInputError: names the argument that has another shape or range.
             NumericalError: a value is not finite.
         """
+        for name, side in (("width", width), ("height", height)):
+            if side < _PIXEL_STEP or side % _PIXEL_STEP:
+                raise InvalidInputError(name, f"a multiple of {_PIXEL_STEP}, pixels", side)
+        if not 0 <= seed < 2**63:
+            raise InvalidInputError("seed", "between 0 and 2**63 - 1", seed)
         generator, link = self.generator, conditions or LinkConditions()
         latents = generator.latents(prompt, seed, width=width, height=height)
         result = self.send(

@@ -104,7 +104,7 @@ def test_psnr_curve(tmp_path: Path) -> None:
     script, picture = EXAMPLES / "psnr_curve.py", tmp_path / "curve.svg"
     assert len(script.read_text().splitlines()) < 40
     done = subprocess.run(
-        [sys.executable, script, picture], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, script, picture], capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]

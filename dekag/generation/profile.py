@@ -63,6 +63,11 @@ def profile_folder(name: str | Path) -> Path:
 def load_profile(name: str | Path) -> Profile:
     """The profile of that name under models/, or in that folder; model folders come back absolute.
 
+    Example:
+        >>> from dekag import load_profile
+        >>> load_profile("embedded").edge.steps
+        8
+
     Raises:
         NotFoundError: there is no such profile.
     """

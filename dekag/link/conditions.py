@@ -47,6 +47,12 @@ class LinkConditions(BaseModel):
     A field that the fading in question does not use has no effect on it; only `trace` is refused there, as it
     would be a sign that another fading was meant.
 
+    Example:
+        >>> from dekag import LinkConditions
+        >>> conditions = LinkConditions(snr_db=5, fading="rician", rician_k_db=3, csi="pilots")
+        >>> conditions.model_copy(update={"reported_snr_db": 12.0}).sender_snr_db
+        12.0
+
     Raises:
         pydantic.ValidationError: names the field and what it allows.
     """

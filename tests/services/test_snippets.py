@@ -103,3 +103,15 @@ async def test_a_snippet_runs(url: str, tmp_path: Path, page: str, language: str
     # curl takes a problem for a success unless it is told otherwise
     shown = await run("sh", "-c", here.replace("curl ", "curl --fail-with-body ", 1), folder=tmp_path)
     assert "status" not in json.loads(shown)
+
+
+async def test_the_example_of_the_client_gives_what_it_shows(url: str, tmp_path: Path) -> None:
+    code = f"""
+import doctest, sys
+from dekag.client import Client
+text = Client.__doc__.replace({URL!r}, {url!r})
+example = doctest.DocTestParser().get_doctest(text, {{}}, "Client", None, 0)
+found = doctest.DocTestRunner().run(example)
+sys.exit(found.failed or not found.attempted)
+"""
+    await run(sys.executable, "-c", code, folder=tmp_path)

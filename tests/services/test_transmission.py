@@ -15,9 +15,11 @@ import torch
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from dekag import SemanticLink
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
+from dekag.generation.images import to_png
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
@@ -156,6 +158,26 @@ async def test_the_profiles_adapters_encode_and_decode_for_the_condition(
     image = await receive(system.user, asked)
     assert image.report.model_hashes["adapters"] == own.content_hash
     assert (await receive(system.user, asked)).png == image.png
+
+
+@pytest.mark.parametrize("delivery", ["semantic", "semantic-unaligned"])
+async def test_the_link_as_a_library_gives_the_bits_of_the_services(
+    system: System, asked: DeliveryRequest, profile: Path, delivery: str
+) -> None:
+    link = SemanticLink.load(profile, aligned=delivery == "semantic")
+    for conditions, cbr in (
+        (LinkConditions(snr_db=3, fading="rayleigh"), 1 / 96),
+        (LinkConditions(snr_db=12, fading="tdl-b", csi="pilots", equalizer="zf"), 1 / 131),
+        (LinkConditions(snr_db=6, fading="rician", reported_snr_db=18), 1 / 768),
+    ):
+        theirs = await receive(
+            system.user, asked, delivery=delivery, link=conditions, cbr=cbr, knowledge=(), width=64, height=96
+        )
+        ours = link.image(asked.prompt, conditions, seed=asked.seed, cbr=cbr, width=64, height=96)
+        assert to_png(ours.pixels) == theirs.png
+        assert ours.psnr_db == pytest.approx(theirs.report.psnr_db, rel=1e-6)
+        assert (ours.channel_uses, ours.pilot_uses) == (theirs.report.channel_uses, theirs.report.pilot_uses)
+        assert ours.cbr == theirs.report.cbr
 
 
 async def test_unaligned_is_the_codec_alone_and_no_knowledge(

@@ -1,0 +1,209 @@
+"""The semantic link as a library: its examples, its batches, what it refuses."""
+
+from __future__ import annotations
+
+import doctest
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import dekag
+from dekag import LinkConditions, SemanticLink, pipeline
+from dekag.cala.aligned import AlignedCodec
+from dekag.errors import InvalidInputError, NumericalError
+from dekag.generation import profile as profile_module
+from dekag.link import conditions as conditions_module
+from dekag.link.channel import State, transmit
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = (4, 16, 16)
+VALUES = 3 * 128 * 128
+
+
+@pytest.fixture(scope="module")
+def link() -> SemanticLink:
+    return SemanticLink.load("embedded")
+
+
+def _reference() -> Any:
+    spec = importlib.util.spec_from_file_location("python_reference", ROOT / "scripts/python_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("module", [pipeline, profile_module, conditions_module])
+def test_the_examples_give_what_they_show(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
+
+
+def test_every_public_name_has_an_example() -> None:
+    for item in _reference().INTERFACE:
+        assert ">>>" in (item.__doc__ or ""), item
+    for item in (pipeline.Sender, pipeline.Receiver, pipeline.DigitalSender, pipeline.apply_channel):
+        assert ">>>" in (item.__doc__ or ""), item
+    assert {item.__name__ for item in _reference().INTERFACE} == set(dekag.__all__)
+
+
+def test_the_committed_reference_is_that_of_the_docstrings() -> None:
+    stale = "run `python scripts/python_reference.py` and commit what it writes"
+    assert _reference().reference() == (ROOT / "docs/python.md").read_text(), stale
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_five_lines_give_an_image(tmp_path: Path, page: str) -> None:
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+        if "SemanticLink" in block
+    )
+    assert len([line for line in code.splitlines() if line]) == 5
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"PSNR \d+\.\d dB in 512 channel uses\n", done.stdout)
+    assert (tmp_path / "boat.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("code", ["import dekag", "from dekag import Client, LinkConditions, load_profile"])
+def test_what_needs_no_torch_loads_none(code: str) -> None:
+    code = f"{code}; import sys; print([name for name in ('torch', 'grpc', 'redis') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "[]\n"
+
+
+def test_a_name_that_is_not_there_is_told() -> None:
+    with pytest.raises(AttributeError, match="'dekag' has no attribute 'SematicLink'"):
+        dekag.SematicLink  # type: ignore[attr-defined]  # noqa: B018
+    assert set(dekag.__all__) <= set(dir(dekag))
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_an_image_has_the_same_bits_alone_and_in_a_batch(link: SemanticLink, aligned: bool) -> None:
+    codec = link.sender.codec
+    assert isinstance(codec, AlignedCodec)
+    link = link if aligned else SemanticLink(AlignedCodec(codec.base, codec.base_hash))
+    latents = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    conditions = [
+        LinkConditions(snr_db=3, fading="awgn"),
+        LinkConditions(snr_db=12, fading="tdl-a", csi="pilots"),
+        LinkConditions(snr_db=0, reported_snr_db=20),
+        LinkConditions(snr_db=9, equalizer="zf"),
+    ]
+    seeds, rates = [1, 2, 3, 4], [512, 77, 200, 1]
+    size: dict[str, Any] = {"source_values": VALUES}
+    symbols = link.sender.encode(latents, conditions, rates, seeds=seeds, **size)
+    receptions = [pipeline.apply_channel(*each) for each in zip(symbols, conditions, seeds, strict=True)]
+    decoded = link.receiver.decode(receptions, conditions, latent_shape=SHAPE, seeds=seeds, **size)
+    for row, uses in enumerate(rates):
+        alone = link.send(
+            latents[row : row + 1], conditions[row : row + 1], seeds[row : row + 1], channel_uses=uses, **size
+        )
+        assert torch.equal(alone.symbols[0], symbols[row])
+        assert alone.symbols[0].shape == (1, uses)
+        assert torch.equal(alone.latents[0], decoded[row])
+
+
+def test_sender_and_receiver_condition_the_codec_on_what_each_knows(link: SemanticLink) -> None:
+    latents, truth = torch.randn(1, *SHAPE), LinkConditions(snr_db=0)
+    misled = truth.model_copy(update={"reported_snr_db": 20.0})
+    size: dict[str, Any] = {"source_values": VALUES, "seeds": [1]}
+    told, sent = (link.sender.encode(latents, [each], [512], **size)[0] for each in (misled, truth))
+    assert not torch.equal(told, sent)
+    as_told = link.sender.encode(latents, [LinkConditions(snr_db=20)], [512], **size)[0]
+    assert torch.equal(told, as_told)
+    reception = pipeline.apply_channel(sent, truth, 1)
+    by_report = link.receiver.decode([reception], [misled], latent_shape=SHAPE, **size)
+    assert torch.equal(by_report, link.receiver.decode([reception], [truth], latent_shape=SHAPE, **size))
+
+
+def test_a_better_channel_gives_a_better_image(link: SemanticLink) -> None:
+    images = [link.image("a red boat", LinkConditions(snr_db=snr), seed=3) for snr in (-10, 5, 30)]
+    assert images[0].psnr_db < images[1].psnr_db < images[2].psnr_db
+    assert all((image.reference == images[0].reference).all() for image in images)
+
+
+def test_pilots_count_as_channel_uses(link: SemanticLink) -> None:
+    image = link.image("a red boat", LinkConditions(csi="pilots"), seed=3)
+    assert image.pilot_uses > 0
+    assert image.cbr == (512 + image.pilot_uses) / VALUES
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"cbr": 0.0}, "cbr"),
+        ({"cbr": float("nan")}, "cbr"),
+        ({"cbr": float("inf")}, "cbr"),
+        ({"cbr": 0.5}, "cbr"),
+        ({"target_psnr_db": float("nan")}, "target_psnr_db"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"width": 100}, "width"),
+        ({"height": 0}, "height"),
+        ({"modulation": "qam8"}, "modulation"),
+    ],
+)
+def test_what_is_out_of_range_is_named(link: SemanticLink, wrong: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        link.image("a red boat", **wrong)
+    assert caught.value.field == field
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_batch_whose_parts_do_not_fit_is_refused(link: SemanticLink) -> None:
+    latents, conditions = torch.randn(2, *SHAPE), [LinkConditions()] * 2
+    with pytest.raises(InvalidInputError, match="conditions must be one for each of 2 latents"):
+        link.send(latents, conditions[:1], [1, 2])
+    with pytest.raises(InvalidInputError, match="seeds must be one for each of 2 latents"):
+        link.send(latents, conditions, [1, 2, 3])
+    with pytest.raises(InvalidInputError, match="latents, at least 1"):
+        link.send(latents[:0], [], [])
+    with pytest.raises(InvalidInputError, match="channel_uses"):
+        link.send(latents, conditions, [1, 2], channel_uses=513)
+    with pytest.raises(NumericalError, match="seed 2"):
+        link.send(torch.stack([latents[0], latents[1] * torch.nan]), conditions, [1, 2])
+
+
+def test_a_rate_for_a_quality_needs_to_know_what_to_expect(link: SemanticLink) -> None:
+    with pytest.raises(InvalidInputError, match="what quality to expect"):
+        SemanticLink.load("embedded", aligned=False).image("a red boat", target_psnr_db=20)
+    rate = link.sender.rate(LinkConditions(), SHAPE, source_values=VALUES, target_psnr_db=60)
+    assert rate.channel_uses == 512
+    assert rate.expected_psnr_db is not None
+    assert rate.expected_psnr_db < 60
+
+
+def test_a_link_without_a_generator_sends_latents_only(link: SemanticLink) -> None:
+    bare = SemanticLink(link.sender.codec)
+    latents = torch.randn(1, *SHAPE)
+    bare.send(latents, [LinkConditions()], [1], source_values=VALUES)
+    for use in (
+        lambda: bare.image("a red boat"),
+        lambda: bare.send(latents, [LinkConditions()], [1]),
+    ):
+        with pytest.raises(InvalidInputError, match="generator must be given"):
+            use()
+
+
+def test_one_hop_is_received_as_it_was_transmitted() -> None:
+    symbols = torch.ones(1, 64, dtype=torch.complex64)
+    sent = transmit(symbols, [LinkConditions(csi="pilots")], [5])
+    state = State(sent.gains, sent.no, sent.gain_errors, sent.pilot_uses)
+    received = pipeline.receive(sent.symbols, [state], 5)
+    for name in ("symbols", "gains", "no", "gain_errors"):
+        assert torch.equal(getattr(received, name), getattr(sent, name))
+    with pytest.raises(NumericalError, match="seed 5"):
+        pipeline.receive(sent.symbols * torch.nan, [state], 5)
