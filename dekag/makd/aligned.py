@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -13,24 +12,10 @@ import torch
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.images import Pixels
 from dekag.generation.models import Generator
+from dekag.generation.request import GenerationRequest
 from dekag.makd.metaword import prompt_states
 from dekag.makd.rows import RowAdapters
 from dekag.makd.update import KnowledgeUpdate
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One picture of a batch.
-
-    Attributes:
-        prompt: what to draw.
-        seed: 0 to 2**63 - 1.
-        updates: content hashes of loaded updates.
-    """
-
-    prompt: str
-    seed: int
-    updates: tuple[str, ...] = ()
 
 
 class AlignedGenerator:
@@ -108,44 +93,40 @@ class AlignedGenerator:
             NotFoundError: an update is not loaded.
             DeadlineError: the picture is not wanted any more.
         """
-        drawing = Drawing(prompt, seed, tuple(updates))
-        return self.batch([drawing], width=width, height=height, wanted=wanted)
+        return self.batch([GenerationRequest(prompt, seed, width, height, tuple(updates))], wanted=wanted)
 
     def batch(
-        self,
-        drawings: Sequence[Drawing],
-        *,
-        width: int = 128,
-        height: int = 128,
-        wanted: Callable[[], bool] | None = None,
+        self, requests: Sequence[GenerationRequest], *, wanted: Callable[[], bool] | None = None
     ) -> torch.Tensor:
-        """Latents of several drawings at once, (n, 4, height/8, width/8), each row with its own updates.
+        """Latents of several requests at once, (n, 4, height/8, width/8), each row with its own updates.
 
         They differ from those of `latents` by what another size of batch rounds otherwise; a batch of one
         does not.
 
         Args:
-            drawings: all of the same guidance.
-            width, height: pixels, of all.
+            requests: all of the same size and guidance.
             wanted: as in `latents`.
 
         Raises:
-            InvalidInputError: the drawings' guidance differs.
+            InvalidInputError: the requests' sizes or guidance differ.
             NotFoundError, DeadlineError: as `latents`.
         """
-        acting = [self._loaded(each.updates) for each in drawings]
+        sizes = {request.size for request in requests}
+        if len(sizes) != 1:
+            raise InvalidInputError("size", "the same for all of a batch", sorted(sizes))
+        acting = [self._loaded(request.updates) for request in requests]
         guidance = {self.guidance_scale(each) for each in acting}
         if len(guidance) != 1:
             raise InvalidInputError("updates", "of one guidance scale in a batch", sorted(guidance))
-        seeds = [each.seed for each in drawings]
+        prompts, seeds = [each.prompt for each in requests], [each.seed for each in requests]
+        width, height = sizes.pop()
         common: dict[str, Any] = {
             "width": width, "height": height, "guidance_scale": guidance.pop(), "wanted": wanted
         }  # fmt: skip
         if not any(acting):
-            return self.generator.batch([each.prompt for each in drawings], seeds, **common)
+            return self.generator.batch(prompts, seeds, **common)
         with self._adapters.acting([[u.content_hash for u in row if u.lora] for row in acting]):
-            states = self._states([each.prompt for each in drawings], acting)
-            return self.generator.batch(None, seeds, **common, **states)
+            return self.generator.batch(None, seeds, **common, **self._states(prompts, acting))
 
     def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
         """Classifier-free guidance of a picture that is drawn with these updates."""

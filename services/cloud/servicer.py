@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from grpc import aio
 from redis.exceptions import RedisError
 
 from dekag.errors import InvalidInputError, UnavailableError
+from dekag.generation.request import GenerationRequest
 from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
@@ -56,19 +56,6 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """A picture that is asked for."""
-
-    prompt: str
-    seed: int
-    width: int
-    height: int
-
-    def alike(self) -> tuple[object, ...]:
-        return self.width, self.height
-
-
 class CloudServicer(CloudBase):
     """Draws with the cloud-GAI, keeps all knowledge and starts the jobs that make knowledge updates.
 
@@ -89,8 +76,8 @@ class CloudServicer(CloudBase):
         self._drift = DriftWatch(settings, self._store, self._redis, self._cache)
         self._drawing = BatchWorker(
             "cloud",
-            self._paint,
-            alike=_Wish.alike,
+            self._generate_batch,
+            alike=lambda request: request.size,
             max_batch=settings.generate_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
@@ -139,7 +126,7 @@ class CloudServicer(CloudBase):
         width, height = converters.size(request.width, request.height)
         formats = converters.image_formats(request)
         for seed in seeds:
-            async for image in self._draw(prompt, seed, width, height, formats):
+            async for image in self._images(GenerationRequest(prompt, seed, width, height), formats):
                 yield image
 
     async def Compare(
@@ -151,7 +138,8 @@ class CloudServicer(CloudBase):
         converters.knowledge([use.topic for use in request.knowledge])
         received = await asyncio.to_thread(received_pixels, request.image, width, height)
         async with self._comparisons.turn() as score:
-            (own,) = [image async for image in self._draw(prompt, seed, width, height, ["png"])]
+            wanted = GenerationRequest(prompt, seed, width, height)
+            (own,) = [image async for image in self._images(wanted, ["png"])]
             found = await score(received, own.image)
         if request.sampled:
             await self._drift.note(request.knowledge, found.consistency)
@@ -290,16 +278,18 @@ class CloudServicer(CloudBase):
             metrics.JOBS.clear()  # what was true before says nothing now
             _log.debug("knowledge not mirrored to Redis", error=str(error))
 
-    async def _draw(
-        self, prompt: str, seed: int, width: int, height: int, formats: list[str]
-    ) -> AsyncIterator[GeneratedImage]:
-        generator = self._generator
-        keys = {name: image_key(generator.model_hash, prompt, seed, width, height, name) for name in formats}
+    async def _images(self, request: GenerationRequest, formats: list[str]) -> AsyncIterator[GeneratedImage]:
+        """The image in each format, from the cache or drawn."""
+        generator, (width, height) = self._generator, request.size
+        keys = {
+            name: image_key(generator.model_hash, request.prompt, request.seed, width, height, name)
+            for name in formats
+        }
         images = {name: await self._cached(key, width, height) for name, key in keys.items()}
         missing = [name for name, image in images.items() if image is None]
         stages: list[StageTime] = []
         if missing:
-            pixels, seconds = await self._drawing.run(_Wish(prompt, seed, width, height))
+            pixels, seconds = await self._drawing.run(request)
             stages.append(stage_time("cloud.generate", seconds))
             start = time.perf_counter()
             encoded = await asyncio.to_thread(_encode, pixels, missing)
@@ -309,7 +299,7 @@ class CloudServicer(CloudBase):
                 await self._cache.set(keys[name], data, self._settings.cache_ttl_s)
         for name, image in images.items():
             yield GeneratedImage(
-                seed=seed,
+                seed=request.seed,
                 image=image or b"",
                 model_hash=generator.model_hash,
                 cached=not missing,
@@ -324,25 +314,21 @@ class CloudServicer(CloudBase):
             return None
         return data if await asyncio.to_thread(_is_picture, data, width, height) else None
 
-    def _paint(self, wishes: Sequence[_Wish], wanted: Wanted) -> list[Pixels]:
-        """Pictures of wishes that are all alike; one that is asked for twice is drawn once."""
+    def _generate_batch(self, requests: Sequence[GenerationRequest], wanted: Wanted) -> list[Pixels]:
+        """Images of requests of one size; one that is asked for twice is drawn once."""
         from dekag.generation.models import PIXELS_AT_ONCE
 
-        width, height = wishes[0].width, wishes[0].height
-        new, most = list(dict.fromkeys(wishes)), max(1, PIXELS_AT_ONCE // (width * height))
-        drawn: dict[_Wish, Pixels] = {}
+        width, height = requests[0].size
+        new, most = list(dict.fromkeys(requests)), max(1, PIXELS_AT_ONCE // (width * height))
+        images: dict[GenerationRequest, Pixels] = {}
         for start in range(0, len(new), most):
             part = new[start : start + most]
-            seeds = [wish.seed for wish in part]
+            seeds = [request.seed for request in part]
             latents = self._generator.batch(
-                [wish.prompt for wish in part],
-                seeds,
-                width=width,
-                height=height,
-                wanted=wanted,
+                [request.prompt for request in part], seeds, width=width, height=height, wanted=wanted
             )
-            drawn |= zip(part, self._generator.decoder.decode(latents, seeds), strict=True)
-        return [drawn[wish] for wish in wishes]
+            images |= zip(part, self._generator.decoder.decode(latents, seeds), strict=True)
+        return [images[request] for request in requests]
 
 
 def _is_picture(data: bytes, width: int, height: int) -> bool:

@@ -5,17 +5,14 @@ Imports no torch, so that the gateway can use it.
 
 from __future__ import annotations
 
-import asyncio
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
-import structlog
 from pydantic import Field
 
-from dekag.errors import MismatchError
-from services.common import metrics
-from services.common.knowledge import VersionManifest, update_key
+from services.common.artifact_cache import ArtifactCache, Files
+from services.common.knowledge import VersionManifest
 from services.proto.downlink_pb2 import TransmissionKnowledge
 from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     from services.common.settings import CodecSettings
 
 TRANSMISSION_KEY = "dekag:transmission"
-_log = structlog.get_logger()
 
 
 class TransmissionManifest(VersionManifest):
@@ -50,7 +46,7 @@ class TransmissionManifest(VersionManifest):
         )
 
 
-class Codecs:
+class CodecCache:
     """The profile's codec, alone and with each of the adapters that were used lately.
 
     Args:
@@ -73,27 +69,22 @@ class Codecs:
         cache: Cache,
         ask: Callable[[str], Awaitable[tuple[TransmissionKnowledge, int]]],
     ) -> None:
-        self._settings, self._cache, self._ask = settings, cache, ask
-        self._held: OrderedDict[str, AlignedCodec] = OrderedDict()
-        self._fetching = asyncio.Lock()
+        self._max_batch, self._ask = settings.max_batch, ask
+        self._codecs: ArtifactCache[AlignedCodec] = ArtifactCache(
+            "transmission knowledge", "adapters", self._load, cache, capacity=settings.adapters_capacity
+        )
+        self.held = self._codecs.held
 
     def load(self, codec: str, adapters: str | None) -> None:
         """Loads the profile's codec and adapters from their folders; MismatchError if they do not fit."""
         from dekag.cala.aligned import AlignedCodec
         from dekag.cala.artifact import TransmissionKnowledge
 
-        self.base = AlignedCodec.load(codec, max_batch=self._settings.max_batch)
+        self.base = AlignedCodec.load(codec, max_batch=self._max_batch)
         self.own = None
         if adapters is not None:
             self.own = self.base.with_knowledge(TransmissionKnowledge.load(adapters))
-        if self.own is not None:
-            self._keep(self.own)
-
-    def held(self, content_hash: str) -> AlignedCodec | None:
-        """The codec with those adapters if it is in memory."""
-        if content_hash in self._held:
-            self._held.move_to_end(content_hash)
-        return self._held.get(content_hash)
+            self._codecs.keep(self.own)
 
     async def get(self, content_hash: str) -> tuple[AlignedCodec, int]:
         """The codec with those adapters, and the bytes that had to be sent for them, 0 if it is in memory.
@@ -108,43 +99,13 @@ class Codecs:
         """
         if not content_hash:
             return self.base, 0
-        if (held := self.held(content_hash)) is not None:
-            return held, 0
-        async with self._fetching:
-            if (held := self.held(content_hash)) is not None:  # somebody else has just fetched it
-                return held, 0
-            codec, sent_bytes = await self._from_redis(content_hash)
-            if codec is None:
-                answer, answer_bytes = await self._ask(content_hash)
-                sent_bytes += answer_bytes
-                codec = await asyncio.to_thread(self._checked, dict(answer.files), content_hash)
-            metrics.KNOWLEDGE_LOADED.labels("adapters").inc()
-            self._keep(codec)
-        return codec, sent_bytes
+        return await self._codecs.get(content_hash, partial(self._fetch, content_hash))
 
-    def _keep(self, codec: AlignedCodec) -> None:
-        self._held[codec.content_hash] = codec
-        while len(self._held) > self._settings.adapters_capacity:
-            self._held.popitem(last=False)
+    async def _fetch(self, content_hash: str) -> tuple[Files, int]:
+        answer, sent_bytes = await self._ask(content_hash)
+        return dict(answer.files), sent_bytes
 
-    async def _from_redis(self, content_hash: str) -> tuple[AlignedCodec | None, int]:
-        fields = await self._cache.get_hash(update_key(content_hash))
-        if not fields:
-            return None, 0
-        files = {name.decode(errors="replace"): data for name, data in fields.items()}
-        sent_bytes = sum(len(name) + len(data) for name, data in fields.items())
-        try:
-            return await asyncio.to_thread(self._checked, files, content_hash), sent_bytes
-        except MismatchError as error:
-            _log.warning("transmission knowledge in Redis is damaged", error=str(error))
-            await self._cache.delete(update_key(content_hash))  # the cloud puts a whole copy there
-            return None, sent_bytes
-
-    def _checked(self, files: Mapping[str, bytes], content_hash: str) -> AlignedCodec:
-        """The codec with the adapters in ``files``; MismatchError unless they are those, and fit."""
+    def _load(self, files: Files) -> AlignedCodec:
         from dekag.cala.artifact import TransmissionKnowledge
 
-        knowledge = TransmissionKnowledge.from_files(files)
-        if knowledge.content_hash != content_hash:
-            raise MismatchError(f"transmission knowledge {content_hash[:12]} is not what was announced")
-        return self.base.with_knowledge(knowledge)
+        return self.base.with_knowledge(TransmissionKnowledge.from_files(files))

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
-from pydantic import ValidationError
 
-from dekag.errors import DekagError, MismatchError, NotFoundError, UnavailableError
+from dekag.errors import MismatchError, NotFoundError, UnavailableError
 from dekag.makd.topics import matching
-from services.common import clients, metrics
+from services.common import clients
+from services.common.artifact_cache import ArtifactCache, CloudAnswer, Files
 from services.common.cache import Cache
 from services.common.converters import MAX_KNOWLEDGE
-from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+from services.common.knowledge import CATALOGUE_KEY, Manifest
 from services.proto.cloud_pb2 import GetKnowledgeRequest, ListKnowledgeRequest
 
 if TYPE_CHECKING:
@@ -38,13 +36,14 @@ class Knowledge:
     """
 
     def __init__(self, settings: EdgeSettings, cache: Cache, cloud: CloudAsyncStub) -> None:
-        self._settings, self._cache, self._cloud = settings, cache, cloud
-        self._updates: OrderedDict[str, KnowledgeUpdate] = OrderedDict()
-        self._fetching = asyncio.Lock()
-        self._asking = asyncio.Lock()
-        self._told: Mapping[str, Manifest] = {}
-        self._told_until = 0.0
-        self._cloud_error: DekagError | None = None
+        self._cache, self._cloud = cache, cloud
+        self._timeout_s = settings.knowledge_timeout_s
+        self._updates: ArtifactCache[KnowledgeUpdate] = ArtifactCache(
+            "knowledge", "update", _load, cache, capacity=settings.knowledge_capacity
+        )
+        self._listed: CloudAnswer[Mapping[str, Manifest]] = CloudAnswer(
+            self._ask_cloud, {}, keep_s=settings.knowledge_keep_s, subject="what knowledge there is"
+        )
 
     async def choose(self, asked: DeliveryRequest, base_hash: str) -> list[Manifest]:
         """The updates that ``asked`` is to be drawn with, in order of the topics' names.
@@ -62,7 +61,7 @@ class Knowledge:
         """
         if asked.knowledge == ():
             return []
-        known = await self._catalogue()
+        known, is_certain = await self._catalogue()
         if asked.knowledge is None:
             named = matching(asked.prompt, {name: found.triggers for name, found in known.items()})
             chosen = [known[name] for name in named]
@@ -72,9 +71,10 @@ class Knowledge:
             return [manifest for manifest in chosen if manifest.base_hash == base_hash][:MAX_KNOWLEDGE]
         for name in asked.knowledge:
             if name not in known:
-                if self._cloud_error is not None:
-                    raise self._cloud_error
-                raise NotFoundError(f"there is no knowledge of topic {name!r}; there is {_listed(known)}")
+                if not is_certain:
+                    raise UnavailableError("it cannot be found out now what knowledge there is")
+                there_is = ", ".join(sorted(known)) or "none yet"
+                raise NotFoundError(f"there is no knowledge of topic {name!r}; there is {there_is}")
             if known[name].base_hash != base_hash:
                 raise MismatchError(f"the knowledge of topic {name!r} fits another edge model")
         return [known[name] for name in sorted(asked.knowledge)]
@@ -87,80 +87,29 @@ class Knowledge:
             NotFoundError: it was deleted or replaced meanwhile.
             UnavailableError: neither Redis nor the cloud can be reached.
         """
-        if (held := self._held(manifest)) is not None:
-            return held, 0
-        async with self._fetching:
-            if (held := self._held(manifest)) is not None:  # somebody else has just fetched it
-                return held, 0
-            update, sent_bytes = await self._from_redis(manifest)
-            if update is None:
-                update, from_cloud_bytes = await self._from_cloud(manifest)
-                sent_bytes += from_cloud_bytes
-            metrics.KNOWLEDGE_LOADED.labels("update").inc()
-            self._updates[manifest.content_hash] = update
-            while len(self._updates) > self._settings.knowledge_capacity:
-                self._updates.popitem(last=False)
-        return update, sent_bytes
+        return await self._updates.get(manifest.content_hash, partial(self._from_cloud, manifest))
 
-    def _held(self, manifest: Manifest) -> KnowledgeUpdate | None:
-        if manifest.content_hash in self._updates:
-            self._updates.move_to_end(manifest.content_hash)
-        return self._updates.get(manifest.content_hash)
-
-    async def _catalogue(self) -> Mapping[str, Manifest]:
-        """The current manifest of each topic by name."""
+    async def _catalogue(self) -> tuple[Mapping[str, Manifest], bool]:
+        """The current manifest of each topic by name, and whether that is all there is."""
         if fields := await self._cache.get_hash(CATALOGUE_KEY):
             found = {name.decode(errors="replace"): Manifest.parse(text) for name, text in fields.items()}
-            self._cloud_error = None
-            return {name: each for name, each in found.items() if each is not None and each.topic == name}
-        async with self._asking:
-            if time.monotonic() >= self._told_until:
-                await self._ask_cloud()
-                self._told_until = time.monotonic() + self._settings.knowledge_keep_s
-        return self._told
+            known = {name: each for name, each in found.items() if each is not None and each.topic == name}
+            return known, True
+        return await self._listed.get(), self._listed.error is None
 
-    async def _ask_cloud(self) -> None:
-        """Asks the cloud what there is; what it said last holds on while it cannot be reached."""
-        timeout_s = self._settings.knowledge_timeout_s
-        try:
-            answer = await clients.call(
-                self._cloud.ListKnowledge, ListKnowledgeRequest(), "cloud", timeout_s=timeout_s
-            )
-            self._told = {each.topic: Manifest.from_proto(each) for each in answer.knowledge}
-            self._cloud_error = None
-        except (DekagError, ValidationError) as error:
-            _log.warning("neither Redis nor the cloud says what knowledge there is", error=str(error))
-            self._cloud_error = UnavailableError("it cannot be found out now what knowledge there is")
+    async def _ask_cloud(self) -> Mapping[str, Manifest]:
+        answer = await clients.call(
+            self._cloud.ListKnowledge, ListKnowledgeRequest(), "cloud", timeout_s=self._timeout_s
+        )
+        return {each.topic: Manifest.from_proto(each) for each in answer.knowledge}
 
-    async def _from_redis(self, manifest: Manifest) -> tuple[KnowledgeUpdate | None, int]:
-        fields = await self._cache.get_hash(update_key(manifest.content_hash))
-        if not fields:
-            return None, 0
-        files = {name.decode(errors="replace"): data for name, data in fields.items()}
-        sent_bytes = sum(len(name) + len(data) for name, data in fields.items())
-        try:
-            return await asyncio.to_thread(_checked, files, manifest), sent_bytes
-        except MismatchError as error:
-            _log.warning("knowledge in Redis is damaged", topic=manifest.topic, error=str(error))
-            await self._cache.delete(update_key(manifest.content_hash))  # the cloud puts a whole copy there
-            return None, sent_bytes
-
-    async def _from_cloud(self, manifest: Manifest) -> tuple[KnowledgeUpdate, int]:
+    async def _from_cloud(self, manifest: Manifest) -> tuple[Files, int]:
         request = GetKnowledgeRequest(topic=manifest.topic, content_hash=manifest.content_hash, files=True)
         answer = await clients.call(self._cloud.GetKnowledge, request, "cloud")
-        sent_bytes = request.ByteSize() + answer.ByteSize()
-        return await asyncio.to_thread(_checked, dict(answer.files), manifest), sent_bytes
+        return dict(answer.files), request.ByteSize() + answer.ByteSize()
 
 
-def _checked(files: Mapping[str, bytes], manifest: Manifest) -> KnowledgeUpdate:
-    """The update in ``files``; MismatchError unless it is, undamaged, the one that the manifest announced."""
+def _load(files: Files) -> KnowledgeUpdate:
     from dekag.makd.update import KnowledgeUpdate
 
-    update = KnowledgeUpdate.from_files(files)
-    if (update.content_hash, update.base_hash) != (manifest.content_hash, manifest.base_hash):
-        raise MismatchError(f"the knowledge of topic {manifest.topic!r} is not what was announced")
-    return update
-
-
-def _listed(known: Mapping[str, Manifest]) -> str:
-    return ", ".join(sorted(known)) or "none yet"
+    return KnowledgeUpdate.from_files(files)

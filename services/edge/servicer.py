@@ -13,6 +13,7 @@ import torch
 from grpc import aio
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
+from dekag.generation.request import GenerationRequest
 from dekag.link.iq import evenly_spaced, iq_to_bytes
 from dekag.pipeline import DigitalSender, Sender
 from services.common import clients, converters, tracing
@@ -20,10 +21,9 @@ from services.common.cache import Cache, latent_key
 from services.common.frames import MAX_SHOWN, FrameError, Transmission
 from services.common.knowledge import Manifest
 from services.common.stages import stage_time
-from services.common.transmission import Codecs
 from services.common.worker import BatchWorker, ModelWorker, Wanted
 from services.edge.knowledge import Knowledge
-from services.edge.transmission import CurrentCodec, ask_cloud
+from services.edge.transmission import EdgeCodecs
 from services.proto.cloud_pb2 import GeneratedImage, GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub
 from services.proto.downlink_pb2 import (
@@ -52,7 +52,7 @@ _log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _GenerationResult:
     """Latents (1, *shape), and how they came about.
 
     Attributes:
@@ -81,15 +81,15 @@ class _EncodeJob:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sketch:
-    """A picture to be drawn with these updates."""
+class _GenerateJob:
+    """A request and the updates that it names, in case they are unloaded before its turn comes."""
 
-    asked: DeliveryRequest
+    request: GenerationRequest
     updates: Sequence[KnowledgeUpdate]
     guidance_scale: float
 
     def alike(self) -> tuple[object, ...]:
-        return self.asked.width, self.asked.height, self.guidance_scale
+        return self.request.size, self.guidance_scale
 
 
 class EdgeServicer(DownlinkServicer):
@@ -103,8 +103,8 @@ class EdgeServicer(DownlinkServicer):
         self._modulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
         self._generating = BatchWorker(
             "edge",
-            self._draw,
-            alike=_Sketch.alike,
+            self._generate_batch,
+            alike=_GenerateJob.alike,
             max_batch=settings.generate_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
@@ -120,8 +120,7 @@ class EdgeServicer(DownlinkServicer):
             max_queue=settings.max_queue,
         )
         self._knowledge = Knowledge(settings, self._cache, self._cloud)
-        self._codecs = Codecs(settings, self._cache, self._ask_for_adapters)
-        self._current = CurrentCodec(settings, self._cache, self._cloud, self._codecs)
+        self._codecs = EdgeCodecs(settings, self._cache, self._cloud)
         self._generator: AlignedGenerator
 
     def load(self) -> None:
@@ -163,12 +162,9 @@ class EdgeServicer(DownlinkServicer):
         """The files of the adapters with that hash, from memory or from the cloud."""
         held = self._codecs.held(request.content_hash)
         if held is None or held.knowledge is None:
-            answer, _ = await self._ask_for_adapters(request.content_hash)
+            answer, _ = await self._codecs.ask_cloud(request.content_hash)
             return answer
         return TransmissionKnowledge(files=held.knowledge.to_files())
-
-    async def _ask_for_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
-        return await ask_cloud(self._cloud, content_hash, self._codecs.base.base_hash)
 
     async def _semantic(self, asked: DeliveryRequest) -> Transmission:
         shape = self._generator.latent_shape(asked.width, asked.height)
@@ -219,14 +215,14 @@ class EdgeServicer(DownlinkServicer):
 
     async def _codec(self, asked: DeliveryRequest) -> tuple[AlignedCodec, int]:
         """The codec that is asked for, and the bytes that had to be sent for its adapters."""
-        return await self._current.get() if asked.delivery == "semantic" else (self._codecs.base, 0)
+        return await self._codecs.current() if asked.delivery == "semantic" else (self._codecs.base, 0)
 
     async def _latents(
         self, asked: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
-    ) -> _Drawn:
+    ) -> _GenerationResult:
         """What the edge draws with this knowledge, or takes from the cache."""
         if (cached := await self._cached(asked, shape, knowledge)) is not None:
-            return _Drawn(cached, None, knowledge, 0)
+            return _GenerationResult(cached, None, knowledge, 0)
         updates, fetched_bytes = [], 0
         for manifest in knowledge:
             try:
@@ -243,47 +239,40 @@ class EdgeServicer(DownlinkServicer):
         if len(had) < len(knowledge):  # the prompt asked for it, nobody else: better drawn without
             knowledge = [manifest for manifest in knowledge if manifest.content_hash in had]
             if (cached := await self._cached(asked, shape, knowledge)) is not None:
-                return _Drawn(cached, None, knowledge, fetched_bytes)
-        sketch = _Sketch(asked, updates, self._generator.guidance_scale(updates))
-        latents, seconds = await self._generating.run(sketch)
+                return _GenerationResult(cached, None, knowledge, fetched_bytes)
+        hashes = tuple(update.content_hash for update in updates)
+        request = GenerationRequest(asked.prompt, asked.seed, asked.width, asked.height, hashes)
+        job = _GenerateJob(request, updates, self._generator.guidance_scale(updates))
+        latents, seconds = await self._generating.run(job)
         await self._cache.set(self._key(asked, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
-        return _Drawn(latents, seconds, knowledge, fetched_bytes)
+        return _GenerationResult(latents, seconds, knowledge, fetched_bytes)
 
-    def _draw(self, sketches: Sequence[_Sketch], wanted: Wanted) -> list[torch.Tensor]:
+    def _generate_batch(self, jobs: Sequence[_GenerateJob], wanted: Wanted) -> list[torch.Tensor]:
         """Latents (1, *shape) of each of some that are alike; what is asked for twice is drawn once."""
-        from dekag.makd.aligned import Drawing
-
-        width, height = sketches[0].asked.width, sketches[0].asked.height
-        drawn: dict[Drawing, torch.Tensor] = {}
-        drawings: list[Drawing] = []
-        for part in self._parts(sketches):
+        latents: dict[GenerationRequest, torch.Tensor] = {}
+        for part in self._parts(jobs):
             # again, in the turn that draws: other requests may have pushed them out
-            for update in {u.content_hash: u for sketch in part for u in sketch.updates}.values():
+            for update in {u.content_hash: u for job in part for u in job.updates}.values():
                 self._generator.add(update)
-            some = [
-                Drawing(each.asked.prompt, each.asked.seed, tuple(u.content_hash for u in each.updates))
-                for each in part
-            ]
-            drawings += some
-            new = [drawing for drawing in dict.fromkeys(some) if drawing not in drawn]
+            new = [each for each in dict.fromkeys(job.request for job in part) if each not in latents]
             if new:
-                rows = self._generator.batch(new, width=width, height=height, wanted=wanted)
-                drawn |= zip(new, rows.split(1), strict=True)
-        return [drawn[drawing] for drawing in drawings]
+                latents |= zip(new, self._generator.batch(new, wanted=wanted).split(1), strict=True)
+        return [latents[job.request] for job in jobs]
 
-    def _parts(self, sketches: Sequence[_Sketch]) -> Iterator[list[_Sketch]]:
+    def _parts(self, jobs: Sequence[_GenerateJob]) -> Iterator[list[_GenerateJob]]:
         """Batches that do not exceed the memory and the room for updates."""
         from dekag.generation.models import PIXELS_AT_ONCE
 
-        most = max(1, PIXELS_AT_ONCE // (sketches[0].asked.width * sketches[0].asked.height))
-        part: list[_Sketch] = []
+        width, height = jobs[0].request.size
+        most = max(1, PIXELS_AT_ONCE // (width * height))
+        part: list[_GenerateJob] = []
         hashes: set[str] = set()
-        for sketch in sketches:
-            more = hashes | {update.content_hash for update in sketch.updates}
+        for job in jobs:
+            more = hashes | set(job.request.updates)
             if part and (len(part) == most or len(more) > self._settings.knowledge_capacity):
                 yield part
-                part, more = [], {update.content_hash for update in sketch.updates}
-            part.append(sketch)
+                part, more = [], set(job.request.updates)
+            part.append(job)
             hashes = more
         yield part
 

@@ -22,7 +22,7 @@ from services.common import clients, converters, metrics, tracing
 from services.common.cache import Cache
 from services.common.frames import MAX_BLOCKS, MAX_SHOWN, FrameError, Transmission, channel_states, collect
 from services.common.stages import stage_time
-from services.common.transmission import Codecs
+from services.common.transmission import CodecCache
 from services.common.worker import BatchWorker, ModelWorker, Wanted
 from services.proto.downlink_pb2 import (
     MODULATION_UNSPECIFIED,
@@ -81,7 +81,7 @@ class UserServicer(UserBase):
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
-        self._codecs = Codecs(settings, self._cache, self._ask_for_adapters)
+        self._codecs = CodecCache(settings, self._cache, self._ask_for_adapters)
         self._decoder: LatentDecoder
 
     def load(self) -> None:

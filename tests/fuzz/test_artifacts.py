@@ -22,7 +22,8 @@ from dekag.errors import InvalidInputError, MismatchError, NumericalError
 from dekag.generation.images import IMAGE_FORMATS, from_bytes, to_format, to_png
 from dekag.generation.models import Generator, folder_hash
 from dekag.generation.profile import load_profile
-from dekag.makd.aligned import AlignedGenerator, Drawing
+from dekag.generation.request import GenerationRequest
+from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from tests.fuzz.artifacts import broken, other_bytes, tiny_adapters, tiny_update
 from tests.fuzz.budgets import FUZZ
@@ -41,7 +42,7 @@ def use(profile: Path) -> Callable[[Artifact], None]:
     def draw(update: KnowledgeUpdate) -> None:
         edge.add(update)
         try:
-            edge.batch([Drawing("a neon glow", 1, (update.content_hash,))], width=64, height=64)
+            edge.batch([GenerationRequest("a neon glow", 1, 64, 64, (update.content_hash,))])
         finally:
             edge.remove(update.content_hash)
 

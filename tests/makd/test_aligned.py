@@ -11,7 +11,8 @@ import torch
 from dekag.errors import DeadlineError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
-from dekag.makd.aligned import AlignedGenerator, Drawing
+from dekag.generation.request import GenerationRequest
+from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.distill import distill
 from dekag.makd.metaword import prompt_states
 from dekag.makd.update import PREFIX, KnowledgeUpdate
@@ -98,17 +99,17 @@ def test_rows_of_a_batch_meet_their_own_updates(
     aligned.add(neon.update)
     aligned.add(snail)
     drawings = [
-        Drawing(PROMPT, 1, hashes[:1]),
-        Drawing("a neon snail", 2, hashes),
-        Drawing(PROMPT, 1, hashes[1:]),
-        Drawing("a neon boat", 3, hashes[:1]),
+        GenerationRequest(PROMPT, 1, updates=hashes[:1]),
+        GenerationRequest("a neon snail", 2, updates=hashes),
+        GenerationRequest(PROMPT, 1, updates=hashes[1:]),
+        GenerationRequest("a neon boat", 3, updates=hashes[:1]),
     ]
     alone = [aligned.latents(each.prompt, each.seed, updates=each.updates) for each in drawings]
     together = aligned.batch(drawings)
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
     assert (together[0] - together[2]).abs().max() > 1e-2, "each its own"
     assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone[0])
-    plain = [Drawing(PROMPT, seed) for seed in (1, 2, 3)]
+    plain = [GenerationRequest(PROMPT, seed) for seed in (1, 2, 3)]
     expected = torch.cat([edge.latents(PROMPT, seed) for seed in (1, 2, 3)])
     torch.testing.assert_close(aligned.batch(plain), expected, rtol=0, atol=1e-4)
     with pytest.raises(InvalidInputError, match="guidance"):

@@ -28,7 +28,8 @@ from dekag.experiments.headline import RESULTS
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile
-from dekag.makd.aligned import AlignedGenerator, Drawing
+from dekag.generation.request import GenerationRequest
+from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.metaword import prompt_states
 from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
@@ -201,7 +202,7 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     """Pictures drawn whole: of the base model, of one topic, and each of a topic of its own."""
     aligned = AlignedGenerator(edge)
     for pictures in PICTURES:
-        drawings = [Drawing(PROMPT, seed) for seed in range(pictures)]
+        drawings = [GenerationRequest(PROMPT, seed) for seed in range(pictures)]
         yield Part("drawing", "no update", pictures, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
     if models.knowledge is None:
         return
@@ -212,7 +213,9 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     for pictures in PICTURES:
         for variant, of in (("one topic", updates[:1]), ("four topics", updates)):
             chosen = [of[index % len(of)] for index in range(pictures)]
-            drawings = [Drawing(PROMPT, i, (each.content_hash,)) for i, each in enumerate(chosen)]
+            drawings = [
+                GenerationRequest(PROMPT, i, updates=(each.content_hash,)) for i, each in enumerate(chosen)
+            ]
             yield Part("drawing", variant, pictures, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
             yield Part(
                 "drawing", f"{variant}, PEFT's layers", pictures,

@@ -1,0 +1,28 @@
+"""What a generator is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One image; equal requests give the same image.
+
+    Attributes:
+        prompt: what to draw.
+        seed: 0 to 2**63 - 1.
+        width, height: pixels.
+        updates: content hashes of the knowledge updates that take part; the generator must have them loaded.
+    """
+
+    prompt: str
+    seed: int
+    width: int = 128
+    height: int = 128
+    updates: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height; images of one size may share a batch."""
+        return self.width, self.height
