@@ -19,7 +19,7 @@ from dekag.client import Client
 from dekag.generation.models import folder_hash
 from dekag.generation.profile import load_profile
 from services.cloud.publish import publish_update
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.launcher.stack import Stack
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"

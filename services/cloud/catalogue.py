@@ -17,7 +17,7 @@ from typing import TypeVar
 from redis.asyncio import Redis
 
 from dekag.errors import NotFoundError
-from services.cloud.store import KnowledgeStore, TransmissionStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 from services.common.transmission import TRANSMISSION_KEY, TransmissionManifest
 

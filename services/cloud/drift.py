@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from dekag.metrics.drift import RunningScore
 from services.cloud.settings import CloudSettings
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.common import metrics
 from services.common.cache import Cache
 from services.common.knowledge import NO_KNOWLEDGE

@@ -1,7 +1,7 @@
 """Distillation jobs: a SAQ queue in Redis, and what may be said of a job.
 
 Redis may lose everything: what a job is to do stays on the disk until the job is over
-(``KnowledgeStore.orders``), and the cloud queues it again from there.
+(``JobFolders.orders``), and the cloud queues it again from there.
 
 =====================================  =======================================================
 ``saq:*``                              the queue and its jobs, as SAQ keeps them
@@ -34,8 +34,8 @@ from saq.queue.redis import RedisQueue
 
 from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
 from dekag.makd.topics import topic_name
+from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings, KnowledgeSettings
-from services.cloud.store import KnowledgeStore
 from services.common import metrics, tracing
 from services.common.security import redis_options
 from services.proto import cloud_pb2
@@ -140,12 +140,12 @@ class DistillQueue(RedisQueue):
 
     Args:
         redis: holds the queue.
-        store: knows which jobs a living process works at.
+        folders: know which jobs a living process works at.
     """
 
-    def __init__(self, redis: Redis, store: KnowledgeStore) -> None:
+    def __init__(self, redis: Redis, folders: JobFolders) -> None:
         super().__init__(redis, name=_QUEUE)
-        self._store = store
+        self._folders = folders
         self._suspects: set[str] = set()
 
     def deserialize(
@@ -195,7 +195,7 @@ class DistillQueue(RedisQueue):
         silent_s = _silent_s(job)
         if silent_s > job.heartbeat or job.status is not Status.ACTIVE or silent_s <= _UNCLAIMED_S:
             return silent_s > job.heartbeat
-        return not await asyncio.to_thread(self._store.is_claimed, job.key)
+        return not await asyncio.to_thread(self._folders.is_claimed, job.key)
 
 
 def _names(found: Iterable[bytes]) -> list[str]:
@@ -250,9 +250,9 @@ def _silent_s(job: Job) -> float:
     return time.time() - max(job.queued, job.started, job.touched) / 1000
 
 
-def open_queue(redis: Redis, store: KnowledgeStore) -> DistillQueue:
+def open_queue(redis: Redis, folders: JobFolders) -> DistillQueue:
     """The queue of distillations."""
-    return DistillQueue(redis, store)
+    return DistillQueue(redis, folders)
 
 
 async def outcome(redis: Redis, job: str) -> bytes | None:
@@ -276,9 +276,9 @@ class Jobs:
 
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
-        self._store = KnowledgeStore(settings.data_dir)
+        self._folders = JobFolders(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
-        self._queue = open_queue(self._redis, self._store) if self._redis else None
+        self._queue = open_queue(self._redis, self._folders) if self._redis else None
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -312,11 +312,11 @@ class Jobs:
                     )
             name = name or uuid.uuid4().hex
             kept = {"order": vars(order), "created": time.time(), "trace": tracing.outgoing()}
-            await asyncio.to_thread(self._store.keep_order, name, json.dumps(kept))
+            await asyncio.to_thread(self._folders.keep_order, name, json.dumps(kept))
             try:
                 job = await self._enqueue(redis, queue, name, kept)
             except BaseException:  # its client is told that it was not started
-                self._store.drop_order(name)
+                self._folders.drop_order(name)
                 raise
             if job is None:
                 raise ConflictError(f"job {name} exists already")
@@ -333,9 +333,9 @@ class Jobs:
     def _orders(self) -> dict[str, dict[str, Any]]:
         """What is kept of the jobs that are not over, by their ids; puts aside what is damaged."""
         orders: dict[str, dict[str, Any]] = {}
-        for name, text in self._store.orders().items():
+        for name, text in self._folders.orders().items():
             if (kept := _kept(name, text)) is None:
-                self._store.put_order_aside(name)
+                self._folders.quarantine_order(name)
             else:
                 orders[name] = kept
         return orders
@@ -359,11 +359,11 @@ class Jobs:
         """Whether Redis had lost the job, or its list had; ``job`` is what Redis knows of it."""
         over = job is not None and job.status in TERMINAL_STATUSES
         if over or await outcome(redis, name) == CANCELLED:
-            await asyncio.to_thread(self._store.drop_order, name)
+            await asyncio.to_thread(self._folders.drop_order, name)
             return False
         if job is not None and await redis.zscore(_JOBS_KEY, name) is not None:
             return False
-        if job is not None or await asyncio.to_thread(self._store.is_claimed, name):
+        if job is not None or await asyncio.to_thread(self._folders.is_claimed, name):
             # its worker writes the job itself again with its next word; only the list forgot it
             await redis.zadd(_JOBS_KEY, {name: kept["created"]})
         else:
@@ -416,7 +416,7 @@ class Jobs:
             keep_s = 2 * self._settings.job_keep_s
             if state.over or not await decide(redis, name, CANCELLED, keep_s):
                 raise ConflictError(f"job {name} is already over or publishing its update")
-            await asyncio.to_thread(self._store.drop_order, name)
+            await asyncio.to_thread(self._folders.drop_order, name)
             job = await queue.job(name)
             if job is not None and job.status is Status.QUEUED:
                 await queue.abort(job, "cancelled")
@@ -456,7 +456,7 @@ class Jobs:
             if jobs[position] is None and name in orders:
                 jobs[position] = lost = _as_job(name, orders[name])
                 with contextlib.suppress(OSError):  # of the disk: it is not known whether anybody works at it
-                    if await asyncio.to_thread(self._store.is_claimed, name):
+                    if await asyncio.to_thread(self._folders.is_claimed, name):
                         lost.status = Status.ACTIVE
         return jobs
 

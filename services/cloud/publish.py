@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dekag import plugins
 from dekag.errors import DekagError, MismatchError, NotFoundError
-from services.cloud.store import KnowledgeStore, TransmissionStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
 

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from dekag.errors import DekagError
-from services.cloud.store import KnowledgeStore, TransmissionStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, VersionManifest, update_key
 
 _log = structlog.get_logger()
@@ -46,7 +46,7 @@ class Repair:
                 await asyncio.to_thread(self._store.restore, manifest, files)
                 _log.warning("damaged knowledge restored", topic=topic, version=version)
             else:
-                await asyncio.to_thread(self._store.put_aside, topic, version)
+                await asyncio.to_thread(self._store.quarantine, topic, version)
                 _log.error("damaged knowledge put aside", topic=topic, version=version)
 
     async def verify(self) -> None:

@@ -19,9 +19,10 @@ from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.comparing import Comparisons, received_pixels
 from services.cloud.drift import DriftWatch
+from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import Jobs, open_redis
 from services.cloud.repair import Repair
-from services.cloud.store import KnowledgeStore, TransmissionStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.security import SettingError
@@ -67,6 +68,7 @@ class CloudServicer(CloudBase):
         self._settings = settings
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
+        self._job_folders = JobFolders(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._transmission, self._redis)
         self._closing = False
@@ -174,7 +176,7 @@ class CloudServicer(CloudBase):
     async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
         """The latest pictures of a job that is training."""
         state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
-        return Preview(png=await asyncio.to_thread(self._store.preview, state.id))
+        return Preview(png=await asyncio.to_thread(self._job_folders.preview, state.id))
 
     async def ListKnowledge(
         self,

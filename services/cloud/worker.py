@@ -24,6 +24,7 @@ from saq import Job, Worker
 
 from dekag.errors import DekagError
 from services.cloud.catalogue import mirror
+from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
     CANCELLED,
     FUNCTION,
@@ -35,7 +36,7 @@ from services.cloud.jobs import (
     outcome,
 )
 from services.cloud.settings import DistillerSettings
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.common import metrics, tracing
 from services.common.errors import public
 from services.common.knowledge import Manifest
@@ -147,15 +148,15 @@ class Distiller:
 
     def __init__(self, settings: DistillerSettings) -> None:
         self._settings = settings
-        self._store = KnowledgeStore(settings.data_dir)
+        self._store, self._folders = KnowledgeStore(settings.data_dir), JobFolders(settings.data_dir)
         self._redis = open_redis(settings, _DEQUEUE_S + settings.queue_timeout_s)
-        self._queue = open_queue(self._redis, self._store)
+        self._queue = open_queue(self._redis, self._folders)
         self._thread = ModelWorker("distiller", threads=settings.distill_threads)
 
     async def serve(self) -> None:
         """Takes jobs until SIGTERM or SIGINT; a job in hand is stopped, kept and left to another worker."""
         try:
-            await asyncio.to_thread(self._store.tidy, 2 * self._settings.job_keep_s)
+            await asyncio.to_thread(self._folders.purge_stale, 2 * self._settings.job_keep_s)
         except OSError as error:  # what is left over keeps nobody from working
             _log.warning("old jobs were not tidied away", error=str(error))
         worker = Worker(
@@ -189,13 +190,13 @@ class Distiller:
         try:
             async with self._claim(job):
                 made = await self._make(job, order)
-                await asyncio.to_thread(self._store.forget, job.key)
+                await asyncio.to_thread(self._folders.delete, job.key)
         except Exception as error:
             if not isinstance(error, DekagError):
                 _log.exception("job failed")
             metrics.DISTILLATIONS.labels("failed").inc()
             tracing.failed(span, str(error))
-            await asyncio.to_thread(self._store.forget, job.key)
+            await asyncio.to_thread(self._folders.delete, job.key)
             return {"error": str(public(error, job.key))}
         if made is None:  # who cancelled it has counted it
             return {}
@@ -206,7 +207,7 @@ class Distiller:
     async def _claim(self, job: Job) -> AsyncIterator[None]:
         """Waits until no other process works at ``job``: SAQ may give one out again too early."""
         while True:
-            with self._store.claimed(job.key) as mine:
+            with self._folders.claimed(job.key) as mine:
                 if mine:
                     yield
                     return
@@ -243,7 +244,7 @@ class Distiller:
 
     async def _work(self, job: Job, order: Order) -> tuple[Distilled | None, float]:
         """What the model's thread makes, None if the job was cancelled, and the seconds that it took."""
-        attempt = Distillation(self._settings, order, self._store.work(job.key))
+        attempt = Distillation(self._settings, order, self._folders.work(job.key))
         working = asyncio.create_task(self._thread.run(attempt.run))
         try:
             while not working.done():

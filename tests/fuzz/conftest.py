@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 import structlog
 
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.common import clients
 from services.common.settings import CommonSettings
 from services.proto.cloud_pb2_grpc import CloudStub

@@ -30,7 +30,7 @@ from services.cloud.drift import CONSISTENCY_KEY
 from services.cloud.publish import publish_update
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.common import clients, metrics
 from services.common.knowledge import Manifest
 from services.gateway.app import create_app

@@ -19,8 +19,8 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from dekag.makd.distill import PREVIEW
+from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings
-from services.cloud.store import KnowledgeStore
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.services.conftest import serving
@@ -484,7 +484,7 @@ async def test_previews_of_a_job_are_there_once_it_trains(client: Client, empty:
     job = (await client.post("/v1/knowledge", json={"topic": "thermal", **SMALL})).json()
     path = f"/v1/jobs/{job['id']}/preview"
     assert "no pictures of job" in is_problem(await client.get(path), 404)["detail"]
-    folder = KnowledgeStore(CloudSettings().data_dir).work(job["id"])
+    folder = JobFolders(CloudSettings().data_dir).work(job["id"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PREVIEW).write_bytes(b"a picture")
     answer = await client.get(path)

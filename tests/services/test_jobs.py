@@ -22,10 +22,11 @@ from structlog.testing import capture_logs
 
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from dekag.makd.update import KnowledgeUpdate
+from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
@@ -233,7 +234,7 @@ async def test_a_job_is_worked_off_and_its_update_published(
     assert any(state.status == cloud_pb2.JOB_STATUS_RUNNING for state in states)
     assert last.version == 1
     assert last.created <= last.started <= last.finished <= time.time()
-    assert not KnowledgeStore(data_dir).work(job.id).exists()
+    assert not JobFolders(data_dir).work(job.id).exists()
 
     store = KnowledgeStore(data_dir)
     manifest = store.find("neon")
@@ -283,7 +284,7 @@ async def test_a_running_job_is_cancelled_and_publishes_nothing(
     assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
     following = await until(cloud, await distil(cloud, **SMALL), over)
     assert following.version == 1
-    assert not KnowledgeStore(data_dir).work(job.id).exists()
+    assert not JobFolders(data_dir).work(job.id).exists()
     assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_CANCELLED
 
 
@@ -291,7 +292,7 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
     cloud: CloudAsyncStub, settings: DistillerSettings, data_dir: Path
 ) -> None:
     job = await distil(cloud, **SMALL)
-    blocked = KnowledgeStore(data_dir).work(job.id) / "images"
+    blocked = JobFolders(data_dir).work(job.id) / "images"
     blocked.parent.mkdir(parents=True, exist_ok=True)
     blocked.write_bytes(b"not a folder")
     with capture_logs() as logs:
@@ -309,10 +310,10 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
 async def test_a_distiller_that_cannot_tidy_up_works_all_the_same(
     cloud: CloudAsyncStub, settings: DistillerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def tidy(store: KnowledgeStore, older_than_s: float) -> None:
+    def tidy(folders: JobFolders, older_than_s: float) -> None:
         raise OSError(errno.EIO, "of a disk that fails")
 
-    monkeypatch.setattr(KnowledgeStore, "tidy", tidy)
+    monkeypatch.setattr(JobFolders, "purge_stale", tidy)
     job = await distil(cloud, **SMALL)
     serving = asyncio.create_task(Distiller(settings).serve())
     try:
@@ -344,14 +345,14 @@ async def test_a_job_outlives_its_worker_and_finishes_once(
     before = await until(cloud, job, lambda job: training(job) and job.done > 20)
     first.send_signal(number)
     assert await asyncio.to_thread(first.wait, 40) == (0 if number == signal.SIGTERM else -number)
-    store = KnowledgeStore(data_dir)
-    pictures = {path.name: path.stat().st_mtime_ns for path in (store.work(job.id) / "images").iterdir()}
+    store, folders = KnowledgeStore(data_dir), JobFolders(data_dir)
+    pictures = {path.name: path.stat().st_mtime_ns for path in (folders.work(job.id) / "images").iterdir()}
     for _ in range(2):
         work()
     seen: dict[str, int] = {}
 
     def finished(state: Job) -> bool:
-        seen.update({path.name: path.stat().st_mtime_ns for path in _pictures(store, job)})
+        seen.update({path.name: path.stat().st_mtime_ns for path in _pictures(folders, job)})
         return over(state)
 
     after = await until(cloud, job, finished)
@@ -369,18 +370,18 @@ async def test_a_job_outlives_its_worker_and_finishes_once(
     assert all(line.get("request_id", job.id) == job.id for line in lines)
 
 
-def _pictures(store: KnowledgeStore, job: Job) -> list[Path]:
+def _pictures(folders: JobFolders, job: Job) -> list[Path]:
     try:
-        return [path for path in (store.work(job.id) / "images").iterdir() if path.suffix == ".png"]
+        return [path for path in (folders.work(job.id) / "images").iterdir() if path.suffix == ".png"]
     except FileNotFoundError:
         return []
 
 
 async def taken(
-    redis: Redis, store: KnowledgeStore, *, silent_s: float, attempts: int = 1, status: str = "active"
+    redis: Redis, folders: JobFolders, *, silent_s: float, attempts: int = 1, status: str = "active"
 ) -> DistillQueue:
     """Takes the one job that waits, as a worker that has said nothing since ``silent_s`` seconds."""
-    queue = DistillQueue(redis, store)
+    queue = DistillQueue(redis, folders)
     job = await queue.dequeue(1)
     assert job is not None
     job.attempts, job.status = attempts, Status[status.upper()]
@@ -395,7 +396,7 @@ async def test_a_job_that_nobody_speaks_of_is_queued_again(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path, status: str, listed: bool
 ) -> None:
     job = await distil(cloud, **SMALL)
-    queue = await taken(redis, KnowledgeStore(data_dir), silent_s=HEARTBEAT_S + 1, status=status)
+    queue = await taken(redis, JobFolders(data_dir), silent_s=HEARTBEAT_S + 1, status=status)
     if not listed:  # a death at the wrong moment, or a Redis that lost a list
         await redis.delete("saq:distill:active", "saq:distill:incomplete")
     assert await queue.sweep() == ([job.id] if status == "active" else [])
@@ -411,14 +412,14 @@ async def test_a_job_that_waits_or_lives_is_left_alone(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job = await distil(cloud, **SMALL)
-    store = KnowledgeStore(data_dir)
-    queue = DistillQueue(redis, store)
+    folders = JobFolders(data_dir)
+    queue = DistillQueue(redis, folders)
     stored = await queue.job(job.id)
     assert stored is not None
     stored.queued = 1
     await redis.set(stored.id, queue.serialize(stored))
     assert await queue.sweep() == [], "there was no worker since 1970"
-    await taken(redis, store, silent_s=0)
+    await taken(redis, folders, silent_s=0)
     assert await queue.sweep() == []
     assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
 
@@ -426,21 +427,21 @@ async def test_a_job_that_waits_or_lives_is_left_alone(
 async def test_a_job_whose_worker_died_does_not_wait_for_its_heartbeat(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
-    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
-    queue = await taken(redis, store, silent_s=0)
+    job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
+    queue = await taken(redis, folders, silent_s=0)
     taken_up = await queue.job(job.id)
     assert taken_up is not None
     taken_up.heartbeat = 3600
     taken_up.started = taken_up.touched = taken_up.queued = taken_up.touched - 10_000
     await redis.set(taken_up.id, queue.serialize(taken_up))
-    with store.claimed(job.id):
+    with folders.claimed(job.id):
         assert await queue.sweep() == []
     assert await queue.sweep() == [job.id]
 
 
 async def queued_again(redis: Redis, data_dir: Path, name: str) -> None:
     """Waits until the cloud has told Redis of the job that it lost."""
-    queue = DistillQueue(redis, KnowledgeStore(data_dir))
+    queue = DistillQueue(redis, JobFolders(data_dir))
     async with asyncio.timeout(60):
         while await queue.job(name) is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -450,7 +451,7 @@ async def test_a_job_that_redis_lost_is_queued_again_until_it_is_over(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job = await distil(cloud, **SMALL)
-    queue = DistillQueue(redis, KnowledgeStore(data_dir))
+    queue = DistillQueue(redis, JobFolders(data_dir))
     await redis.flushdb()
     assert await get(cloud, job) == job  # from the disk, before the cloud has queued it again
     await redis.flushdb()
@@ -476,11 +477,11 @@ async def test_a_job_that_redis_lost_is_queued_again_until_it_is_over(
 async def test_a_job_that_redis_lost_while_it_ran_is_not_queued_beside_itself(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
-    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
-    queue = await taken(redis, store, silent_s=0)
+    job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
+    queue = await taken(redis, folders, silent_s=0)
     running = await queue.job(job.id)
     assert running is not None
-    with store.claimed(job.id):
+    with folders.claimed(job.id):
         await redis.flushdb()
         assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
         await running.update()  # its worker's next word
@@ -489,14 +490,14 @@ async def test_a_job_that_redis_lost_while_it_ran_is_not_queued_beside_itself(
                 await asyncio.sleep(0.05)
         assert await queue.count("queued") == 0
         assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_RUNNING
-    store.forget(job.id)
+    folders.delete(job.id)
 
 
 async def test_a_job_whose_workers_all_die_is_given_up(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job = await distil(cloud, **SMALL)
-    queue = await taken(redis, KnowledgeStore(data_dir), silent_s=HEARTBEAT_S + 1, attempts=5)
+    queue = await taken(redis, JobFolders(data_dir), silent_s=HEARTBEAT_S + 1, attempts=5)
     assert await queue.sweep() == [job.id]
     failed = await get(cloud, job)
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED
@@ -541,8 +542,8 @@ KEPT = {"order": ORDER, "created": 1.7e9, "trace": {}}
 async def test_an_order_that_is_damaged_is_put_aside_and_the_others_are_kept(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path, name: str, text: bytes
 ) -> None:
-    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
-    folder = store.work(name)
+    job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
+    folder = folders.work(name)
     folder.mkdir()
     (folder / "order.json").write_bytes(text)
     await redis.flushdb()
@@ -558,9 +559,9 @@ async def test_an_order_that_is_damaged_is_put_aside_and_the_others_are_kept(
 async def test_an_order_that_cannot_be_read_hides_no_other(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
-    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
+    job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
     with capture_logs() as logs:
-        (store.work("0" * 32) / "order.json").mkdir(parents=True)  # reading it is an OSError
+        (folders.work("0" * 32) / "order.json").mkdir(parents=True)  # reading it is an OSError
         await redis.flushdb()
         await queued_again(redis, data_dir, job.id)
     assert "0" * 32 in {line.get("job") for line in logs if line["log_level"] == "warning"}
@@ -569,10 +570,10 @@ async def test_an_order_that_cannot_be_read_hides_no_other(
 async def test_a_folder_that_cannot_be_used_hides_no_other(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
-    job, store = await distil(cloud, **SMALL), KnowledgeStore(data_dir)
+    job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
     first = "0" * 32
-    (store.work(first) / "lock").mkdir(parents=True)  # claiming it is an OSError
-    store.keep_order(first, json.dumps(KEPT))
+    (folders.work(first) / "lock").mkdir(parents=True)  # claiming it is an OSError
+    folders.keep_order(first, json.dumps(KEPT))
     await redis.flushdb()
     await queued_again(redis, data_dir, job.id)
 
@@ -580,13 +581,13 @@ async def test_a_folder_that_cannot_be_used_hides_no_other(
 async def test_a_cloud_starts_among_damaged_orders_and_queues_the_others(
     redis: Redis, start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
 ) -> None:
-    store, texts = KnowledgeStore(data_dir), (b"{", b"[]", b"null", b"\xff", b'{"created": NaN}')
+    folders, texts = JobFolders(data_dir), (b"{", b"[]", b"null", b"\xff", b'{"created": NaN}')
     for number, text in enumerate(texts):
-        store.work(f"{number:032x}").mkdir(parents=True)
-        (store.work(f"{number:032x}") / "order.json").write_bytes(text)
+        folders.work(f"{number:032x}").mkdir(parents=True)
+        (folders.work(f"{number:032x}") / "order.json").write_bytes(text)
     whole = {"a" * 32: "neon", "b" * 32: "pastel"}
     for name, topic in whole.items():
-        store.keep_order(name, json.dumps(KEPT | {"order": ORDER | {"topic": topic}}))
+        folders.keep_order(name, json.dumps(KEPT | {"order": ORDER | {"topic": topic}}))
     settings = CloudSettings(
         port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir, mirror_every_s=0.1
     )

@@ -29,7 +29,7 @@ from services.cloud.catalogue import mirror
 from services.cloud.publish import main
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import Transmission, collect

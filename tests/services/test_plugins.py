@@ -29,7 +29,7 @@ from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.metrics import Metric
 from services.cloud.publish import publish
-from services.cloud.store import TransmissionStore
+from services.cloud.version_store import TransmissionStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect

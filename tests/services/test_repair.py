@@ -14,7 +14,7 @@ from dekag.errors import NotFoundError
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.repair import Repair
-from services.cloud.store import KnowledgeStore, TransmissionStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -27,7 +27,7 @@ from services.cloud.catalogue import mirror_transmission
 from services.cloud.publish import main, publish
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
-from services.cloud.store import TransmissionStore
+from services.cloud.version_store import TransmissionStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import Transmission, collect

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +14,7 @@ from dekag.errors import NotFoundError
 from services.cloud.catalogue import mirror
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
-from services.cloud.store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -126,61 +122,6 @@ async def test_scores_that_no_json_holds_are_left_out(store: KnowledgeStore) -> 
     assert store.publish("job1", info, "a" * 64, {"knowledge.json": b"{}"}, b"").scores == {"a": 1, "e": 0.5}
     del info["scores"]
     assert store.publish("job2", info, "a" * 64, {"knowledge.json": b"{}"}, b"").scores == {}
-
-
-async def test_a_claim_is_for_one_process_and_ends_with_it(store: KnowledgeStore, tmp_path: Path) -> None:
-    program = (
-        "import sys; from pathlib import Path; from services.cloud.store import KnowledgeStore\n"
-        "with KnowledgeStore(Path(sys.argv[1])).claimed('job1') as mine:\n"
-        "    print(mine, flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen(  # noqa: ASYNC220
-        [sys.executable, "-c", program, str(tmp_path / "data")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    assert other.stdout is not None
-    assert other.stdout.readline() == "True\n"
-    with store.claimed("job1") as mine, store.claimed("job2") as another:
-        assert not mine
-        assert another
-    other.kill()
-    other.communicate()
-    with store.claimed("job1") as mine:
-        assert mine
-
-
-async def test_only_old_work_is_tidied_away(store: KnowledgeStore) -> None:
-    with store.claimed("job1"):
-        (store.work("job1") / "checkpoint").write_bytes(b"1")
-    store.work("job2").mkdir()  # as an order is about to be written
-    store.tidy(60)
-    assert store.work("job1").exists()
-    assert store.work("job2").exists()
-    store.tidy(-1)
-    assert not store.work("job1").exists()
-    assert not store.work("job2").exists()
-
-
-async def test_work_that_cannot_be_looked_at_keeps_nobody_from_tidying(
-    store: KnowledgeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for job in ("bad", "old"):
-        store.work(job).mkdir(parents=True)
-        (store.work(job) / "checkpoint").touch()
-    stat = Path.stat
-
-    def failing(path: Path, **options: bool) -> os.stat_result:
-        if path == store.work("bad") / "checkpoint":
-            raise OSError(errno.EIO, "of a disk that fails")
-        return stat(path, **options)
-
-    monkeypatch.setattr(Path, "stat", failing)
-    store.tidy(-1)
-    assert store.work("bad").is_dir()
-    assert not store.work("old").exists()
 
 
 async def test_redis_becomes_what_the_disk_is(store: KnowledgeStore, redis: Redis) -> None:

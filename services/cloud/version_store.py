@@ -4,7 +4,6 @@
 
     <data>/knowledge/<topic>/<version>/   manifest.json, samples.png, files/ with the files of the update
     <data>/transmission/<version>/        manifest.json, files/ with the files of the adapters
-    <data>/jobs/<id>/                     order.json, and what an unfinished job has so far
 
 Folders appear and go by one rename, so that whoever reads finds all of a version or nothing. The cloud and
 the distillers share the data folder; none of them keeps anything of it in memory. No torch in here.
@@ -14,46 +13,105 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import structlog
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dekag.errors import NotFoundError
-from services.common.knowledge import Manifest
+from services.common.knowledge import Manifest, VersionManifest
 from services.common.transmission import TransmissionManifest
 
 if TYPE_CHECKING:
     from dekag.cala.artifact import TransmissionKnowledge
 
-_MANIFEST, _FILES, _SAMPLES, _LOCK = "manifest.json", "files", "samples.png", "lock"
-_ORDER = "order.json"
-_PREVIEW = "preview.png"  # as dekag.makd.distill, which imports torch, names it
-_log = structlog.get_logger()
+_MANIFEST, _FILES, _SAMPLES = "manifest.json", "files", "samples.png"
 _OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # by who took this version, or deleted the topic
+_AnyManifest = TypeVar("_AnyManifest", bound=VersionManifest)
+
+
+class _Versions(Generic[_AnyManifest]):
+    """The versions in one folder, each in a folder of its own called by its number.
+
+    Args:
+        root: is made when something is first written.
+        kind: of manifest.
+        new_in: where a version is written before it appears; on the same disk.
+    """
+
+    def __init__(self, root: Path, kind: type[_AnyManifest], new_in: Path | None = None) -> None:
+        self.root, self._kind, self._new_in = root, kind, new_in or root
+
+    def folder(self, version: int) -> Path:
+        """The folder of a version."""
+        return self.root / str(version)
+
+    def next(self) -> int:
+        """The number of the next version; places of folders that hold no version are taken, too."""
+        return max(self._numbers(), default=0) + 1
+
+    def manifests(self) -> dict[int, _AnyManifest]:
+        """By version, ascending; not those that cannot be read or are of another number."""
+        found = {}
+        for number in self._numbers():
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed, or none of ours
+                manifest = self._kind.parse((self.folder(number) / _MANIFEST).read_bytes())
+                if manifest is not None and manifest.version == number:
+                    found[number] = manifest
+        return found
+
+    def files(self, version: int) -> dict[str, bytes]:
+        """The files of a version by name; FileNotFoundError if it is not there."""
+        return {path.name: path.read_bytes() for path in (self.folder(version) / _FILES).iterdir()}
+
+    def write(self, manifest: _AnyManifest, files: Mapping[str, bytes], samples: bytes | None = None) -> Path:
+        """Writes a version aside, where nobody reads it, for `appear`."""
+        new = self._new_in / f".new-{uuid.uuid4().hex}"
+        (new / _FILES).mkdir(parents=True)
+        write_synced(new / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+        for name, data in files.items():
+            write_synced(new / _FILES / name, data)
+        if samples is not None:
+            write_synced(new / _SAMPLES, samples)
+        return new
+
+    def appear(self, new: Path, version: int) -> bool:
+        """Renames what was written to its place; False, and it is gone, if somebody took that version."""
+        target = self.folder(version)
+        try:
+            new.rename(target)
+        except OSError as error:
+            shutil.rmtree(new)
+            if error.errno not in _OVERTAKEN:
+                raise
+            return False
+        sync_folder(target.parent)
+        return True
+
+    def _numbers(self) -> list[int]:
+        return sorted(
+            int(path.name) for path in folders_in(self.root) if re.fullmatch("[1-9][0-9]{0,8}", path.name)
+        )
 
 
 class KnowledgeStore:
-    """The data folder.
+    """The versions of each topic's knowledge update in the data folder.
 
     Args:
         data_dir: is made when something is first written.
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._knowledge, self._jobs = data_dir / "knowledge", data_dir / "jobs"
+        self._root = data_dir / "knowledge"
 
     def topics(self) -> dict[str, Manifest]:
         """The current manifest of each topic, by name in alphabetical order."""
-        names = sorted(folder.name for folder in _folders(self._knowledge))
+        names = sorted(folder.name for folder in folders_in(self._root))
         versions = {name: self._versions(name) for name in names}
         return {name: found[max(found)] for name, found in versions.items() if found}
 
@@ -80,7 +138,7 @@ class KnowledgeStore:
     def files(self, manifest: Manifest) -> dict[str, bytes]:
         """The files of the update by name; NotFoundError if it was deleted meanwhile."""
         try:
-            return {path.name: path.read_bytes() for path in (self._folder(manifest) / _FILES).iterdir()}
+            return self._of(manifest.topic).files(manifest.version)
         except FileNotFoundError:
             raise NotFoundError(f"there is no knowledge of topic {manifest.topic!r} any more") from None
 
@@ -108,12 +166,13 @@ class KnowledgeStore:
             samples: PNG.
         """
         topic = str(info["topic"])
+        versions = self._of(topic)
         while True:
             if (earlier := self.made_by(topic, job)) is not None:
                 return earlier
             manifest = Manifest(
                 topic=topic,
-                version=max(_numbers(self._knowledge / topic), default=0) + 1,
+                version=versions.next(),
                 content_hash=content_hash,
                 base_hash=info["base_hash"],
                 triggers=tuple(info["triggers"]),
@@ -122,28 +181,25 @@ class KnowledgeStore:
                 created=time.time(),
                 job=job,
             )
-            new = self._knowledge / f".new-{uuid.uuid4().hex}"
-            _write_version(new, manifest.model_dump_json(indent=1), files)
-            _write(new / _SAMPLES, samples)
-            target = self._folder(manifest)
-            target.parent.mkdir(exist_ok=True)
-            if _appear(new, target):
+            new = versions.write(manifest, files, samples)
+            versions.root.mkdir(exist_ok=True)
+            if versions.appear(new, manifest.version):
                 return manifest
 
     def delete(self, topic: str) -> None:
         """Deletes all versions of ``topic``; NotFoundError if there is none."""
         self.versions(topic)
-        gone = self._knowledge / f".gone-{uuid.uuid4().hex}"
+        gone = self._root / f".gone-{uuid.uuid4().hex}"
         with contextlib.suppress(FileNotFoundError):  # somebody else just deleted it
-            (self._knowledge / topic).rename(gone)
+            (self._root / topic).rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
     def folders(self) -> list[tuple[str, int, Path]]:
         """Topic, version and folder of all versions, also of those that cannot be read."""
         return [
             (topic.name, int(version.name), version)
-            for topic in sorted(_folders(self._knowledge))
-            for version in sorted(_folders(topic))
+            for topic in sorted(folders_in(self._root))
+            for version in sorted(folders_in(topic))
             if version.name.isdigit()
         ]
 
@@ -152,9 +208,9 @@ class KnowledgeStore:
         """The manifest of a version in its folder, None if it cannot be read; FileNotFoundError."""
         return Manifest.parse((folder / _MANIFEST).read_bytes())
 
-    def put_aside(self, topic: str, version: int) -> None:
+    def quarantine(self, topic: str, version: int) -> None:
         """Takes a version that is damaged away from the others, for people to look at."""
-        folder = self._knowledge / topic / str(version)
+        folder = self._root / topic / str(version)
         with contextlib.suppress(FileNotFoundError):  # somebody else just deleted it
             folder.rename(folder.with_name(f".damaged-{version}-{uuid.uuid4().hex}"))
 
@@ -163,99 +219,26 @@ class KnowledgeStore:
 
         A topic that was deleted meanwhile stays so.
         """
-        folder = self._folder(manifest)
-        new = self._knowledge / f".new-{uuid.uuid4().hex}"
-        _write_version(new, manifest.model_dump_json(indent=1), files)
+        versions, samples = self._of(manifest.topic), None
         with contextlib.suppress(OSError):
-            _write(new / _SAMPLES, (folder / _SAMPLES).read_bytes())
-        self.put_aside(manifest.topic, manifest.version)
-        _appear(new, folder)
-
-    def work(self, job: str) -> Path:
-        """The folder in which a job keeps what it has so far."""
-        return self._jobs / job
-
-    def preview(self, job: str) -> bytes:
-        """PNG of what the edge draws so far as a job goes on; NotFoundError while there is none."""
-        try:
-            return (self.work(job) / _PREVIEW).read_bytes()
-        except FileNotFoundError:
-            raise NotFoundError(f"there are no pictures of job {job} yet, or no more") from None
-
-    @contextlib.contextmanager
-    def claimed(self, job: str) -> Iterator[bool]:
-        """Whether this process alone works at ``job`` while inside; a claim ends with its process."""
-        self.work(job).mkdir(parents=True, exist_ok=True)
-        with (self.work(job) / _LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-
-    def is_claimed(self, job: str) -> bool:
-        """Whether a process works at ``job``."""
-        with self.claimed(job) as mine:
-            return not mine
-
-    def keep_order(self, job: str, order: str) -> None:
-        """Keeps what a job is to do until it is over, as JSON."""
-        self.work(job).mkdir(parents=True, exist_ok=True)
-        new = self.work(job) / f".{_ORDER}"
-        _write(new, order.encode())
-        new.rename(self.work(job) / _ORDER)
-        _sync(self.work(job))
-
-    def orders(self) -> dict[str, bytes]:
-        """The orders of jobs that are not over, sorted by the job's id; not those that cannot be read."""
-        found = {}
-        for folder in sorted(_folders(self._jobs)):
-            try:
-                found[folder.name] = (folder / _ORDER).read_bytes()
-            except FileNotFoundError:  # its job is over
-                continue
-            except OSError as error:
-                _log.warning("an order cannot be read", job=folder.name[:64], error=str(error))
-        return found
-
-    def drop_order(self, job: str) -> None:
-        """Forgets what a job was to do, as it is over."""
-        (self.work(job) / _ORDER).unlink(missing_ok=True)
-
-    def put_order_aside(self, job: str) -> None:
-        """Takes a damaged order away, for people to look at until the job's folder is tidied away."""
-        with contextlib.suppress(OSError):
-            (self.work(job) / _ORDER).rename(self.work(job) / f"damaged-{_ORDER}")
-
-    def forget(self, job: str) -> None:
-        """Deletes what a job that is over has left."""
-        shutil.rmtree(self.work(job), ignore_errors=True)
-
-    def tidy(self, older_than_s: float) -> None:
-        """Forgets jobs whose folders nobody has touched for so long, s: Redis knows them no more."""
-        for folder in _folders(self._jobs):
-            with contextlib.suppress(OSError):  # its job has just ended, or it cannot be read: it may stay
-                touched = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-                if time.time() - touched > older_than_s:
-                    self.forget(folder.name)
+            samples = (self._folder(manifest) / _SAMPLES).read_bytes()
+        new = versions.write(manifest, files, samples)
+        self.quarantine(manifest.topic, manifest.version)
+        versions.appear(new, manifest.version)
 
     def _known(self) -> str:
         return f"there is {', '.join(self.topics()) or 'none yet'}"
 
+    def _of(self, topic: str) -> _Versions[Manifest]:
+        return _Versions(self._root / topic, Manifest, new_in=self._root)
+
     def _folder(self, manifest: Manifest) -> Path:
-        return self._knowledge / manifest.topic / str(manifest.version)
+        return self._of(manifest.topic).folder(manifest.version)
 
     def _versions(self, topic: str) -> dict[int, Manifest]:
-        """Those whose manifest is what it should be, of this topic and number; others are not ours."""
-        found = {}
-        for number in _numbers(self._knowledge / topic):
-            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed
-                path = self._knowledge / topic / str(number) / _MANIFEST
-                manifest = Manifest.parse(path.read_bytes())
-                if manifest is not None and (manifest.topic, manifest.version) == (topic, number):
-                    found[number] = manifest
-        return found
+        """Those whose manifest is what it should be, of this topic; others are not ours."""
+        found = self._of(topic).manifests()
+        return {number: manifest for number, manifest in found.items() if manifest.topic == topic}
 
 
 class TransmissionStore:
@@ -268,7 +251,7 @@ class TransmissionStore:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._root = data_dir / "transmission"
+        self._versions = _Versions(data_dir / "transmission", TransmissionManifest)
 
     def versions(self, base_hash: str) -> dict[int, TransmissionManifest]:
         """The manifests that fit a codec by version, ascending; none if there are none.
@@ -276,11 +259,15 @@ class TransmissionStore:
         Args:
             base_hash: of the codec.
         """
-        return {number: found for number, found in self._all().items() if found.base_hash == base_hash}
+        return {
+            number: found
+            for number, found in self._versions.manifests().items()
+            if found.base_hash == base_hash
+        }
 
     def current(self) -> dict[str, TransmissionManifest]:
         """The current manifest of each codec, by the codec's hash."""
-        return {manifest.base_hash: manifest for manifest in self._all().values()}
+        return {manifest.base_hash: manifest for manifest in self._versions.manifests().values()}
 
     def find(self, base_hash: str, content_hash: str = "") -> TransmissionManifest:
         """The manifest with that content, the current one without a hash.
@@ -300,8 +287,7 @@ class TransmissionStore:
 
     def files(self, manifest: TransmissionManifest) -> dict[str, bytes]:
         """The files by name."""
-        folder = self._root / str(manifest.version) / _FILES
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return self._versions.files(manifest.version)
 
     def publish(self, knowledge: TransmissionKnowledge, *, if_new: bool = False) -> TransmissionManifest:
         """Makes ``knowledge`` the current version for its codec, unless it is that already.
@@ -319,32 +305,15 @@ class TransmissionStore:
                 return same[-1]
             files = knowledge.to_files()
             manifest = TransmissionManifest(
-                version=max(_numbers(self._root), default=0) + 1,
+                version=self._versions.next(),
                 content_hash=knowledge.content_hash,
                 base_hash=knowledge.base_hash,
                 size_bytes=sum(map(len, files.values())),
                 scores=_figures(knowledge.info.get("scores")),
                 created=time.time(),
             )
-            new = self._root / f".new-{uuid.uuid4().hex}"
-            _write_version(new, manifest.model_dump_json(indent=1), files)
-            if _appear(new, self._root / str(manifest.version)):
+            if self._versions.appear(self._versions.write(manifest, files), manifest.version):
                 return manifest
-
-    def _all(self) -> dict[int, TransmissionManifest]:
-        found = {}
-        for number in _numbers(self._root):
-            with contextlib.suppress(FileNotFoundError):  # not of this program's making
-                text = (self._root / str(number) / _MANIFEST).read_bytes()
-                manifest = TransmissionManifest.parse(text)
-                if manifest is not None and manifest.version == number:
-                    found[number] = manifest
-        return found
-
-
-def _numbers(folder: Path) -> list[int]:
-    """Of the versions in ``folder``, ascending; of folders that hold none too: their places are taken."""
-    return sorted(int(path.name) for path in _folders(folder) if re.fullmatch("[1-9][0-9]{0,8}", path.name))
 
 
 def _figures(scores: Any) -> dict[str, float]:
@@ -357,28 +326,7 @@ def _figures(scores: Any) -> dict[str, float]:
     }
 
 
-def _write_version(new: Path, manifest: str, files: Mapping[str, bytes]) -> None:
-    """Writes what every version has into the folder ``new``, which is to appear by a rename."""
-    (new / _FILES).mkdir(parents=True)
-    _write(new / _MANIFEST, manifest.encode())
-    for name, data in files.items():
-        _write(new / _FILES / name, data)
-
-
-def _appear(new: Path, target: Path) -> bool:
-    """Renames ``new`` to ``target``; False, and ``new`` is gone, if somebody else's is there already."""
-    try:
-        new.rename(target)
-    except OSError as error:
-        shutil.rmtree(new)
-        if error.errno not in _OVERTAKEN:
-            raise
-        return False
-    _sync(target.parent)
-    return True
-
-
-def _folders(parent: Path) -> list[Path]:
+def folders_in(parent: Path) -> list[Path]:
     """The folders in ``parent`` but those being written or deleted; none if it is not there."""
     try:
         return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
@@ -386,14 +334,15 @@ def _folders(parent: Path) -> list[Path]:
         return []
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a file so that it lasts through a power cut once its name does."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Makes a rename in ``folder`` last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
