@@ -191,12 +191,6 @@ def image(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the link report as JSON, nothing else.")
     ] = False,
-    show: Annotated[
-        bool | None,
-        typer.Option(
-            "--show/--no-show", help="The picture in the terminal; by default where the terminal can show it."
-        ),
-    ] = None,
     url: Url = DEFAULT_URL,
 ) -> None:
     """Ask a running system for one image; what is left out is as the system has it by default.
@@ -226,7 +220,6 @@ def image(
             output=output,
             force=force,
             as_json=as_json,
-            show=show,
         )
     )
 

@@ -1,8 +1,7 @@
-"""`dekag image`: one picture from a running gateway, as a file, in the terminal, and what it cost."""
+"""`dekag image`: one picture from a running gateway, as a file, and what it cost."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from rich.console import Console
 
 from dekag.client import Client, UnreachableError
 from dekag.errors import DekagError
-from services.launcher import picture
 from services.launcher.demo import exit_status, report_table
 
 _NAME_CHARS = 48
@@ -27,7 +25,6 @@ def run_image(
     output: Path | None = None,
     force: bool = False,
     as_json: bool = False,
-    show: bool | None = None,
 ) -> int:
     """Asks a gateway for one image, writes it, and prints its link report.
 
@@ -37,7 +34,6 @@ def run_image(
         output: the PNG; a name from prompt and seed in the current folder if there is none.
         force: an existing file may be overwritten.
         as_json: the link report as JSON is all that goes to the standard output.
-        show: the picture in the terminal; None: if it can show one. Never where there is no terminal.
 
     Returns:
         The exit status: 2 for what another request mends, 1 if there is no picture for another reason.
@@ -72,8 +68,6 @@ def run_image(
         return _fail(err, f"{path} cannot be written: {error.strerror}", 1)
     if as_json:
         return 0
-    if picture.can_show(out, os.environ) if show is None else show:
-        picture.show(png, out, os.environ)
     out.print(f"Seed {report.seed}: {path}", markup=False, highlight=False, soft_wrap=True)
     return 0
 

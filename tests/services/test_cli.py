@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -18,11 +16,9 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 from typer.testing import CliRunner
 
 from dekag.cli import app
-from services.launcher import picture
 from services.launcher.image import default_name
 
 COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
@@ -51,14 +47,6 @@ def environment() -> dict[str, str]:
 
 def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
-
-
-def png(width: int = 32, height: int = 32) -> bytes:
-    file = io.BytesIO()
-    picture = Image.new("RGB", (width, height), (255, 0, 0))
-    picture.paste((0, 0, 255), (0, height // 2, width, height))
-    picture.save(file, "PNG")
-    return file.getvalue()
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -131,41 +119,6 @@ async def test_a_delivery_that_does_not_decode_leaves_a_report_and_no_file(
     assert json.loads(done.stdout)["decoded"] is False
     assert "did not decode" in done.stderr
     assert not names(tmp_path)
-
-
-@pytest.mark.asyncio(loop_scope="session")
-async def test_a_picture_is_never_printed_to_a_pipe(gateway_url: str, tmp_path: Path) -> None:
-    env = {**COLOURFUL, "KITTY_WINDOW_ID": "1"}
-    done = await dekag("image", "a boat", "--url", gateway_url, "--show", folder=tmp_path, env=env)
-    assert done.returncode == 0, done.stderr
-    assert "▀" not in done.stdout
-    assert f"{ESCAPE}_G" not in done.stdout
-
-
-@pytest.mark.asyncio(loop_scope="session")
-async def test_a_terminal_shows_the_picture(gateway_url: str, tmp_path: Path) -> None:
-    reader, writer = pty.openpty()
-    env = {key: value for key, value in environment().items() if key not in ("TMUX", "STY", "NO_COLOR")}
-    command = [sys.executable, "-m", "dekag.cli", "image", "a boat", "--seed", "1", "--url", gateway_url]
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=tmp_path, env={**env, **COLOURFUL}, stdout=writer, stderr=subprocess.PIPE
-    )
-    os.close(writer)
-
-    def read() -> str:
-        parts = []
-        try:
-            while part := os.read(reader, 65536):
-                parts.append(part)
-        except OSError:  # how Linux says that the other end is closed
-            pass
-        return b"".join(parts).decode()
-
-    shown = await asyncio.to_thread(read)
-    os.close(reader)
-    assert await process.wait() == 0
-    assert shown.count("▀") > 100
-    assert "a-boat-1.png" in shown
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -242,37 +195,6 @@ def test_options_that_make_no_sense_are_refused_before_asking(options: list[str]
 def test_files_are_named_after_prompt_and_seed(prompt: str, name: str) -> None:
     assert default_name(prompt, 5) == name
     assert len(default_name("long " * 100, 5)) < 64
-
-
-def test_terminals_are_known_by_their_environment() -> None:
-    assert picture.protocol({"TERM": "xterm-kitty"}) == "kitty"
-    assert picture.protocol({"KITTY_WINDOW_ID": "1", "TERM": "xterm-256color"}) == "kitty"
-    assert picture.protocol({"TERM_PROGRAM": "iTerm.app"}) == "iterm2"
-    assert picture.protocol({"TERM": "foot"}) == "sixel"
-    assert picture.protocol({"TERM": "xterm-256color"}) is None
-    assert picture.protocol({"TERM": "xterm-kitty", "TMUX": "1"}) is None
-
-
-def test_pictures_become_what_each_protocol_takes() -> None:
-    blocks = picture.half_blocks(png(), 8)
-    assert blocks.plain == "▀▀▀▀▀▀▀▀\n" * 4
-    first = Console(color_system="truecolor").get_style(blocks.spans[0].style)
-    assert first.color is not None
-    assert first.color.triplet == (255, 0, 0)
-
-    noise = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(noise, "PNG")
-    parts = picture.kitty(noise.getvalue(), 8).split(f"{ESCAPE}\\")[:-1]
-    assert parts[0].startswith(f"{ESCAPE}_Ga=T,f=100,q=2,c=8,m=1;")
-    assert all(part.startswith(f"{ESCAPE}_Gm=1;") for part in parts[1:-1])
-    assert parts[-1].startswith(f"{ESCAPE}_Gm=0;")
-    assert max(len(part.partition(";")[2]) for part in parts) == 4096
-
-    assert picture.iterm2(png(), 8).startswith(f"{ESCAPE}]1337;File=inline=1;size={len(png())};width=8:")
-    sixels = picture.sixel(png())
-    assert sixels.startswith(f'{ESCAPE}Pq"1;1;384;384#0;2;')
-    assert sixels.endswith(f"-{ESCAPE}\\")
-    assert sixels.count("-") == 384 // 6
 
 
 def test_the_version_is_said() -> None:
