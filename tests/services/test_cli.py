@@ -22,7 +22,6 @@ from dekag.cli import app
 from services.launcher.image import default_name
 
 COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
-ESCAPE = "\x1b"
 
 
 async def dekag(
