@@ -269,7 +269,7 @@ def test_validating_names_needs_no_torch() -> None:
 
 def test_the_command_line_hands_plug_ins_on(file: Path, tmp_path: Path) -> None:
     def dekag(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "dekag.cli", *arguments]
+        command = [sys.executable, "-m", "services.cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     refused = dekag("--plugin", f"{file}:Fog", "demo", "--fading", "mist")

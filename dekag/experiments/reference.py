@@ -76,7 +76,7 @@ def cli_text(app: typer.Typer) -> str:
     text = get_docs_for_click(obj=command, ctx=context, name="dekag", title="Command line")
     text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)
     title, _, rest = text.strip().partition("\n\n")
-    written = f"Written by `{BOOK_COMMAND}` from `dekag/cli.py`; do not edit. What to do with it:"
+    written = f"Written by `{BOOK_COMMAND}` from `services/cli/`; do not edit. What to do with it:"
     lead = f"{written}\n[use the command line](command-line.md)."
     return f"{title}\n\n{lead}\n\n{rest}\n"
 

@@ -197,7 +197,7 @@ def cli(stack: Stack, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """`dekag distill` against ``stack``, small enough to be quick."""
     small = ["--images", "4", "--rank", "1", "--tokens", "1", "--url", stack.url, "--output", str(folder)]
     return subprocess.Popen(
-        [sys.executable, "-m", "dekag.cli", "distill", *arguments, *small],
+        [sys.executable, "-m", "services.cli", "distill", *arguments, *small],
         env=os.environ | {"COLUMNS": "100"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -273,7 +273,7 @@ def test_a_service_that_cannot_start_is_named_and_ends_the_others(
 @pytest.mark.slow
 def test_demo_shows_both_deliveries_and_leaves_nothing_running(tmp_path: Path, env: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dekag.cli", "demo", "--snr-db", "20", "--output", "pictures"],
+        [sys.executable, "-m", "services.cli", "demo", "--snr-db", "20", "--output", "pictures"],
         cwd=tmp_path,
         env=os.environ | env | {"COLUMNS": "120"},
         capture_output=True,
@@ -290,7 +290,7 @@ def test_demo_shows_both_deliveries_and_leaves_nothing_running(tmp_path: Path, e
 @pytest.mark.slow
 def test_up_ends_cleanly_on_a_signal(tmp_path: Path, env: dict[str, str]) -> None:
     up = subprocess.Popen(
-        [sys.executable, "-m", "dekag.cli", "up", "--free-ports"],
+        [sys.executable, "-m", "services.cli", "up", "--free-ports"],
         cwd=tmp_path,
         env=os.environ | env,
         stdout=subprocess.PIPE,

@@ -179,7 +179,7 @@ def test_without_keys_it_does_not_start_on_another_address(project: Project) -> 
 
 
 def test_a_key_is_made_in_a_container(project: Project) -> None:
-    made = project("run", "--rm", "--no-deps", "-T", "gateway", "dekag.cli", "key", "bob")
+    made = project("run", "--rm", "--no-deps", "-T", "gateway", "services.cli", "key", "bob")
     assert made.stdout.startswith("bob:")
     assert "dekag_" not in made.stdout
     assert "dekag_" in made.stderr

@@ -11,7 +11,6 @@ import pytest
 from typer.testing import CliRunner
 
 from dekag.cala.methods import cala_config
-from dekag.cli import app
 from dekag.codec import JsccCodec
 from dekag.experiments.book import (
     MISSING,
@@ -31,6 +30,7 @@ from dekag.generation.profile import load_profile
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS
 from dekag.makd.config import DistillConfig
 from dekag.training.cala import COMMITMENT, GRID_CBRS, RICIAN_K_RANGE_DB, SNR_RANGE_DB, TAU_RANGE_S
+from services.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 OPEN = "the interval holds the target"

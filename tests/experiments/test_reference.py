@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dekag.cli import app, grpc_services, openapi, settings_of_services
 from dekag.experiments.page import fill
 from dekag.experiments.reference import cli_text, settings_text, write_grpc_page, write_rest_page
+from services.cli.main import app, grpc_services, openapi, settings_of_services
 
 ROOT = Path(__file__).resolve().parents[2]
 STALE = "run `dekag results book` and commit what it writes"

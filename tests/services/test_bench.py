@@ -17,11 +17,11 @@ import uvicorn
 from grpc import aio
 from typer.testing import CliRunner
 
-from dekag.cli import app
 from dekag.errors import MismatchError, NotFoundError
 from dekag.experiments.book import MISSING
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
+from services.cli.main import app
 from services.launcher.bench import channel, overload, throughput
 from services.launcher.bench.cached import run_cached_bench
 from services.launcher.bench.chain import run_chain_bench

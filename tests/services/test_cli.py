@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dekag.cli import app
-from services.launcher.image import default_name
+from services.cli.main import app
+from services.cli.image import default_name
 
 COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
 
@@ -30,7 +30,7 @@ async def dekag(
     """Runs the command line with pipes, as a process of its own."""
     return await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "dekag.cli", *arguments],
+        [sys.executable, "-m", "services.cli", *arguments],
         cwd=folder,
         env={**environment(), **(env or {})},
         capture_output=True,
@@ -221,5 +221,5 @@ def test_the_shell_completes(words: str, offered: set[str]) -> None:
 
 
 def test_help_comes_without_torch() -> None:
-    program = "import sys, dekag.cli; sys.exit('torch' in sys.modules)"
+    program = "import sys, services.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=environment(), timeout=60).returncode == 0

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from dekag.cli import app
-from services.launcher import doctor
-from services.launcher.doctor import Finding, examine, run_doctor
+from services.cli import doctor
+from services.cli.doctor import Finding, examine, run_doctor
+from services.cli.main import app
 from services.launcher.stack import SERVICES
 
 

@@ -12,7 +12,6 @@ import pytest
 from typer.testing import CliRunner
 
 from dekag import plugins
-from dekag.cli import app
 from dekag.errors import DekagError, InvalidInputError, NotFoundError
 from dekag.experiments import overall, quick
 from dekag.experiments.digital import Ladder
@@ -24,6 +23,7 @@ from dekag.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
 from dekag.sweeps.station import Measurement, Station, as_one, channel_seed, identity
 from dekag.sweeps.table import link_name, table
 from dekag.world import TOPICS
+from services.cli.main import app
 
 
 @pytest.fixture(scope="module")

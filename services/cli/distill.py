@@ -15,7 +15,7 @@ from rich.table import Table
 from dekag.client import Client, Job, Knowledge, UnreachableError
 from dekag.errors import DekagError
 from dekag.makd.topics import topic_prompts
-from services.launcher.demo import exit_status, write_images
+from services.cli.demo import exit_status, write_images
 
 SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
 IMAGE_SEED = 7

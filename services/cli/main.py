@@ -1,4 +1,4 @@
-"""The `dekag` command: `dekag up`, `dekag demo`, and what other modules add to `app`."""
+"""The `dekag` command: all its subcommands but `dekag train`, which is in `services.cli.train`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from dekag import plugins
 from dekag.errors import DekagError, InvalidInputError
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
-from dekag.training.cli import train
+from services.cli.train import train
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -113,7 +113,7 @@ def demo(
     output: Annotated[str, typer.Option(help="Folder for the pictures.")] = "demo-out",
 ) -> None:
     """Ask the whole chain for one image per delivery mode and compare what each one cost."""
-    from services.launcher.demo import run_demo
+    from services.cli.demo import run_demo
 
     try:
         link = LinkConditions(
@@ -197,7 +197,7 @@ def image(
 
     Exits with 2 for what another request mends, and with 1 if there is no picture for another reason.
     """
-    from services.launcher.image import run_image
+    from services.cli.image import run_image
 
     link = {
         "snr_db": snr_db,
@@ -231,7 +231,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Say what is missing on this machine and the command that mends it; exits with 1 if it is needed."""
-    from services.launcher.doctor import run_doctor
+    from services.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(as_json=as_json))
 
@@ -257,7 +257,7 @@ def distill(
     ] = False,
 ) -> None:
     """Have a running system teach its edge a topic; shows the progress, then pictures before and after."""
-    from services.launcher.distill import run_distill
+    from services.cli.distill import run_distill
 
     config = {"images": images, "rank": rank, "tokens": tokens, "steps": steps, "seed": seed}
     raise typer.Exit(
@@ -685,7 +685,3 @@ def _launch(work: Callable[[], object]) -> None:
     except DekagError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-
-
-if __name__ == "__main__":
-    app()

@@ -1,0 +1,1 @@
+"""The command line, `dekag`: everything that a user can start from a terminal."""
