@@ -74,10 +74,11 @@ FIND_SECRETS = git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify
   --exclude-files '^(models|results)/|^tests/loadtest/recorded\.json$$|\.png$$' \
   --exclude-secrets '^(admin|health|unused|dekag_wrong)$$'
 
-lint: install ## ruff, mypy --strict, whether the generated stubs match proto/, and no secrets
+lint: install ## ruff, mypy --strict, which package may import which, whether stubs match proto/, and no secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_proto.py --check
 	$(FIND_SECRETS)
 

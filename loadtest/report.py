@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from dekag.experiments.files import plt, write_plot, write_rows
-from dekag.experiments.headline import current_commit, mean_ci95
+from dekag.evaluation.plots import plt, write_plot, write_rows
+from dekag.evaluation.registry import current_commit, mean_ci95
 
 PERCENTILES = (50, 90, 95, 99)
 BACKHAUL = "cloud-edge"

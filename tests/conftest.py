@@ -84,6 +84,6 @@ def plugging() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def dummy_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A profile of tiny untrained models of the real classes."""
-    from dekag.generation.dummy import save_dummy_models
+    from dekag.training.tiny_models import save_dummy_models
 
     return save_dummy_models(tmp_path_factory.mktemp("models"))

@@ -31,7 +31,7 @@ app = typer.Typer(
 
 def _keep_claims(*_: object, **__: object) -> None:
     """After a command that measured something, the pages that show headline.json say what is in it."""
-    from dekag.experiments.book import write_claims_page, write_summary
+    from dekag.evaluation.reports.claims import write_claims_page, write_summary
 
     write_claims_page()
     write_summary()
@@ -351,8 +351,8 @@ def first_image(
     """What the embedded models reach before any alignment; writes results/."""
     import torch
 
-    from dekag.experiments.first_image import PARTS, run
-    from dekag.experiments.page import write_first_image_page
+    from dekag.evaluation.pages import write_first_image_page
+    from dekag.evaluation.studies.baseline_models import PARTS, run
 
     if unknown := set(only or ()) - set(PARTS):
         raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(PARTS)}", param_hint="--only")
@@ -369,7 +369,7 @@ def gka(
     profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
 ) -> None:
     """MAKD beside its baselines on every held-out topic; resumes, writes results/ and docs/results-gka.md."""
-    from dekag.experiments.gka_report import run_gka
+    from dekag.evaluation.reports.makd import run_gka
 
     _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile))
 
@@ -383,7 +383,7 @@ def tka(
     profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
 ) -> None:
     """CALA beside its baselines on every channel; resumes, writes results/ and docs/results-tka.md."""
-    from dekag.experiments.tka_report import run_tka
+    from dekag.evaluation.reports.cala import run_tka
 
     _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile))
 
@@ -399,8 +399,8 @@ def digital(
     """The conventional delivery at its best beside CALA; writes results/ and its page in docs/."""
     import torch
 
-    from dekag.experiments.digital import CHANNELS
-    from dekag.experiments.digital_report import run_digital
+    from dekag.evaluation.reports.digital import run_digital
+    from dekag.evaluation.studies.digital import CHANNELS
 
     if unknown := set(channel or ()) - set(CHANNELS):
         named = f"{', '.join(unknown)} is none of {', '.join(CHANNELS)}"
@@ -417,7 +417,7 @@ def overall(
     workers: Workers = None,
 ) -> None:
     """DeKA-g, its halves and the best digital delivery; resumes, writes docs/results-overall.md."""
-    from dekag.experiments.overall import run_overall
+    from dekag.evaluation.studies.end_to_end import run_overall
 
     _measure(lambda: run_overall(ray=ray, workers=workers))
 
@@ -433,7 +433,7 @@ def sweep_command(
     ] = False,
 ) -> None:
     """Measure a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
-    from dekag.sweeps.command import run_sweep
+    from dekag.evaluation.sweeps.command import run_sweep
 
     _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results, as_json=as_json))
 
@@ -443,7 +443,7 @@ def bench_sweep(
     cells: Annotated[int, typer.Option(help="Cells of the grid.", min=4)] = 200,
 ) -> None:
     """The same grid with one worker of Ray and with two, and one cell after another without Ray."""
-    from dekag.sweeps.command import bench_sweep
+    from dekag.evaluation.sweeps.command import bench_sweep
 
     _measure(lambda: bench_sweep(cells))
 
@@ -453,8 +453,8 @@ def bench_chain(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,
 ) -> None:
     """One request through all services against the same library calls in one process."""
-    from dekag.experiments.page import write_first_image_page
-    from services.launcher.bench.chain import run_chain_bench
+    from dekag.evaluation.pages import write_first_image_page
+    from services.bench.chain import run_chain_bench
 
     _bench(lambda: run_chain_bench(requests=requests))
     write_first_image_page(Path("docs/results-first-image.md"))
@@ -467,7 +467,7 @@ def bench_throughput(
     users: Annotated[str, typer.Option(help="Closed-loop users, separated by commas.")] = "1,2,4,8,16",
 ) -> None:
     """Pictures per second of the services, LitServe and a plain FastAPI handler, by number of users."""
-    from services.launcher.bench.throughput import run_throughput_bench
+    from services.bench.throughput import run_throughput_bench
 
     try:
         numbers = [int(number) for number in users.split(",")]
@@ -483,7 +483,7 @@ def bench_cached(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 100,
 ) -> None:
     """A cached prompt through all services against bare channel and decoding in one process."""
-    from services.launcher.bench.cached import run_cached_bench
+    from services.bench.cached import run_cached_bench
 
     _bench(lambda: run_cached_bench(requests=requests))
 
@@ -495,7 +495,7 @@ def bench_channel(
     streams: Annotated[int, typer.Option(help="Transmissions at once.", min=1)] = 4,
 ) -> None:
     """Symbols per second of the channel service against bare Sionna in one process."""
-    from services.launcher.bench.channel import run_channel_bench
+    from services.bench.channel import run_channel_bench
 
     _bench(lambda: run_channel_bench(symbols=symbols, rounds=rounds, streams=streams))
 
@@ -508,7 +508,7 @@ def bench_start(
     ] = 4,
 ) -> None:
     """Time from start to ready, and the memory that each service holds."""
-    from services.launcher.bench.start import run_start_bench
+    from services.bench.start import run_start_bench
 
     _bench(lambda: run_start_bench(rounds=rounds, requests=requests))
 
@@ -519,8 +519,8 @@ def bench_parts(
     prompts: Annotated[int, typer.Option(help="Prompts that judge the sampler's steps.", min=2)] = 48,
 ) -> None:
     """What each part of a picture costs, and what its alternatives would."""
-    from services.launcher.bench.parts import run_parts_bench
-    from services.launcher.bench.performance import write_performance_page
+    from services.bench.parts import run_parts_bench
+    from services.bench.performance import write_performance_page
 
     _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts))
     write_performance_page()
@@ -532,7 +532,7 @@ def bench_overload(
     seconds: Annotated[float, typer.Option(help="How long they come, s.", min=1)] = 120.0,
 ) -> None:
     """What becomes of requests when far more come than can be served."""
-    from services.launcher.bench.overload import run_overload_bench
+    from services.bench.overload import run_overload_bench
 
     _bench(lambda: run_overload_bench(times=times, seconds=seconds))
 
@@ -543,7 +543,7 @@ def bench_soak(
     rate: Annotated[float, typer.Option(help="Requests a second.", min=0.05)] = 1.0,
 ) -> None:
     """Whether memory, open files or Redis keys grow under an hour of mixed load."""
-    from services.launcher.bench.soak import run_soak_bench
+    from services.bench.soak import run_soak_bench
 
     _launch(lambda: run_soak_bench(seconds=seconds, rate_hz=rate))
 
@@ -554,7 +554,7 @@ def bench_traffic(
     pictures: Annotated[int, typer.Option(help="Different pictures that are compressed.", min=1)] = 250,
 ) -> None:
     """What a load test saved against WebP and JPEG of equal quality."""
-    from services.launcher.bench.traffic import run_traffic_bench
+    from services.bench.traffic import run_traffic_bench
 
     _bench(lambda: run_traffic_bench(report, pictures=pictures))
 
@@ -564,7 +564,7 @@ def bench_cost(
     requests: Annotated[int, typer.Option(help="Pictures of each delivery.", min=1)] = 16,
 ) -> None:
     """Time, backhaul and channel uses of a picture, semantic and conventional."""
-    from services.launcher.bench.cost import run_cost_bench
+    from services.bench.cost import run_cost_bench
 
     _bench(lambda: run_cost_bench(requests=requests))
 
@@ -574,7 +574,7 @@ def bench_distill(
     topics: Annotated[str, typer.Option(help="Topics, separated by commas.")] = "neon,rocket",
 ) -> None:
     """Time from asking for a distillation over REST to the first picture drawn with it."""
-    from services.launcher.bench.distill import run_distill_bench
+    from services.bench.distill import run_distill_bench
 
     _bench(lambda: run_distill_bench(topics=topics.split(",")))
 
@@ -582,7 +582,7 @@ def bench_distill(
 @bench.command("page")
 def bench_page() -> None:
     """Write docs/results-load.md from what was measured."""
-    from services.launcher.bench.page import write_load_page
+    from services.bench.page import write_load_page
 
     write_load_page()
 
@@ -609,7 +609,7 @@ def quick(
     keep: Annotated[bool, typer.Option("--record", help="Write the time it took into results/.")] = False,
 ) -> None:
     """In minutes and without training: figures of the shipped models beside the committed ones."""
-    from dekag.experiments.quick import run_quick
+    from dekag.evaluation.studies.quick import run_quick
 
     _measure(lambda: run_quick(ray=ray, workers=workers, keep=keep))
     if keep:
@@ -619,8 +619,8 @@ def quick(
 @results.command("book")
 def book() -> None:
     """Write what the README and docs/ take from results/, and the reference from the code."""
-    from dekag.experiments import reference
-    from dekag.experiments.trust_report import write_trust_page
+    from dekag.evaluation.reports.robustness import write_trust_page
+    from services.cli import reference
 
     _keep_claims()
     write_trust_page()

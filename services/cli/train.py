@@ -273,9 +273,9 @@ def knowledge(
     from dekag.generation.models import Generator
     from dekag.generation.profile import load_profile
     from dekag.makd.config import DistillConfig
-    from dekag.makd.distill import Progress, distill
     from dekag.makd.topics import topic_prompts
     from dekag.metrics.features import ImageScorer
+    from dekag.training.distill import Progress, distill
     from dekag.world import TOPICS
 
     if unknown := set(topic or ()) - set(TOPICS):

@@ -22,7 +22,7 @@ from dekag.errors import NotFoundError
 from services.cloud.version_store import folders_in, sync_folder, write_synced
 
 _ORDER, _LOCK = "order.json", "lock"
-_PREVIEW = "preview.png"  # as dekag.makd.distill, which imports torch, names it
+_PREVIEW = "preview.png"  # as dekag.training.distill, which imports torch, names it
 _log = structlog.get_logger()
 
 

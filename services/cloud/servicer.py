@@ -25,7 +25,7 @@ from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
-from services.common.security import SettingError
+from services.common.errors import SettingError
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, Wanted
 from services.proto.cloud_pb2 import (

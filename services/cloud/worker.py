@@ -38,17 +38,16 @@ from services.cloud.jobs import (
 from services.cloud.settings import DistillerSettings
 from services.cloud.version_store import KnowledgeStore
 from services.common import metrics, tracing
-from services.common.errors import public
+from services.common.errors import SettingError, public
 from services.common.knowledge import Manifest
 from services.common.process import errors_logged
 from services.common.requests import begin_request, configure_logging
-from services.common.security import SettingError
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
     from dekag.generation.profile import Profile
-    from dekag.makd.distill import Progress
     from dekag.metrics.features import ImageScorer
+    from dekag.training.distill import Progress
 
 BEAT_S = 0.5
 _DEQUEUE_S = 5.0
@@ -89,8 +88,8 @@ class Distillation:
         from dekag.generation.models import Generator
         from dekag.generation.profile import load_profile
         from dekag.makd.config import DistillConfig
-        from dekag.makd.distill import SAMPLES, Stopped, distill
         from dekag.makd.topics import topic_prompts
+        from dekag.training.distill import SAMPLES, Stopped, distill
 
         profile, config = load_profile(self._settings.profile), DistillConfig(**self._order.config)
         cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)

@@ -27,6 +27,10 @@ from dekag.errors import (
 ERROR_KEY = "dekag-error-bin"
 
 
+class SettingError(DekagError):
+    """A setting does not go with what is there; the message says what mends it."""
+
+
 class InternalError(DekagError):
     """Something broke; the message names the request, the log of the service that broke has the rest."""
 

@@ -16,7 +16,8 @@ from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.common.security import SettingError, channel_credentials
+from services.common.errors import SettingError
+from services.common.security import channel_credentials
 
 FRESH_S = 15.0
 # The check asks this machine, by its address, which is in no certificate that a public authority gives.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 from services.common import security
+from services.common.errors import SettingError
 
 if TYPE_CHECKING:
     from services.common.settings import CommonSettings
@@ -117,7 +118,7 @@ def serve(settings: CommonSettings) -> None:
     try:
         start_http_server(settings.metrics_port, settings.metrics_host, **tls)
     except OSError as error:
-        raise security.SettingError(
+        raise SettingError(
             f"DEKAG_METRICS_PORT {settings.metrics_port} of {settings.metrics_host} must be free, as each "
             f"process needs its own: {error}"
         ) from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from dekag.errors import DekagError
+from services.common.errors import SettingError
 
 if TYPE_CHECKING:
     from services.common.settings import CommonSettings
@@ -21,10 +21,6 @@ METADATA_OPTIONS = [
     ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),  # between the two gRPC refuses at random
 ]
 """What gRPC servers and channels alike accept of headers."""
-
-
-class SettingError(DekagError):
-    """A setting does not go with what is there; the message says what mends it."""
 
 
 def is_loopback(host: str) -> bool:

@@ -26,6 +26,7 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from dekag import plugins
 from dekag.errors import InvalidInputError, NumericalError, UnavailableError
 from services.common import errors, metrics, security, tracing
+from services.common.errors import SettingError
 from services.common.process import errors_logged
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
@@ -288,7 +289,7 @@ class Server:
             else:
                 port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise security.SettingError(
+            raise SettingError(
                 f"cannot listen on {address}: DEKAG_PORT must be free, DEKAG_HOST an address of this machine"
             ) from error
         await self._server.start()

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 
-from services.common.security import SettingError
+from services.common.errors import SettingError
 
 
 class CommonSettings(BaseSettings):

@@ -25,7 +25,8 @@ from limits.aio.strategies import MovingWindowRateLimiter
 
 from dekag.errors import ExhaustedError, InvalidInputError
 from services.common import metrics
-from services.common.security import SettingError, read
+from services.common.errors import SettingError
+from services.common.security import read
 from services.gateway.settings import GatewaySettings
 
 PREFIX = "dekag_"  # what a scan for secrets knows a key by

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from dekag.experiments.book import write_claims_page
-from dekag.experiments.headline import RESULTS, current_commit, record
-from dekag.experiments.trust_report import write_trust_page
-from dekag.sweeps.engine import machine
+from dekag.evaluation.registry import RESULTS, current_commit, record
+from dekag.evaluation.reports.claims import write_claims_page
+from dekag.evaluation.reports.robustness import write_trust_page
+from dekag.evaluation.sweeps.runner import machine
 from tests.faults.stack import DEADLINE_S
 
 COMMAND = "make test-faults"

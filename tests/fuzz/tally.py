@@ -10,10 +10,10 @@ from typing import Any
 
 from grpc import StatusCode
 
-from dekag.experiments.book import write_claims_page
-from dekag.experiments.headline import RESULTS, current_commit, record
-from dekag.experiments.trust_report import write_trust_page
-from dekag.sweeps.engine import machine
+from dekag.evaluation.registry import RESULTS, current_commit, record
+from dekag.evaluation.reports.claims import write_claims_page
+from dekag.evaluation.reports.robustness import write_trust_page
+from dekag.evaluation.sweeps.runner import machine
 
 COMMAND = "make test-fuzz"
 SERVER_FAULTS = frozenset(

@@ -13,9 +13,10 @@ from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned import AlignedGenerator
-from dekag.makd.distill import distill
+from dekag.training.distill import distill
 from dekag.makd.metaword import prompt_states
 from dekag.makd.update import PREFIX, KnowledgeUpdate
+from dekag.training.distill import distill
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 PROMPT = "a red boat on the beach"

@@ -18,26 +18,23 @@ from grpc import aio
 from typer.testing import CliRunner
 
 from dekag.errors import MismatchError, NotFoundError
-from dekag.experiments.book import MISSING
-from services.channel.servicer import ChannelServicer
-from services.channel.settings import ChannelSettings
-from services.cli.main import app
-from services.launcher.bench import channel, overload, throughput
-from services.launcher.bench.cached import run_cached_bench
-from services.launcher.bench.chain import run_chain_bench
-from services.launcher.bench.channel import run_channel_bench
-from services.launcher.bench.cost import run_cost_bench
-from services.launcher.bench.fastapi_server import create_app
-from services.launcher.bench.overload import run_overload_bench
-from services.launcher.bench.page import KEYS, write_load_page
-from services.launcher.bench.parts import run_parts_bench
-from services.launcher.bench.performance import write_performance_page
-from services.launcher.bench.pipeline import OneProcess, as_json
-from services.launcher.bench.processes import chain
-from services.launcher.bench.recorded_downlink import handler, name_of, recording
-from services.launcher.bench.rows import path_of, ratio_of_medians, read_bench, write_bench
-from services.launcher.bench.start import descendants, memory, run_start_bench
-from services.launcher.bench.throughput import (
+from dekag.evaluation.reports.claims import MISSING
+from services.bench import channel, overload, throughput
+from services.bench.cached import run_cached_bench
+from services.bench.chain import run_chain_bench
+from services.bench.channel import run_channel_bench
+from services.bench.cost import run_cost_bench
+from services.bench.fastapi_server import create_app
+from services.bench.overload import run_overload_bench
+from services.bench.page import KEYS, write_load_page
+from services.bench.parts import run_parts_bench
+from services.bench.performance import write_performance_page
+from services.bench.pipeline import OneProcess, as_json
+from services.bench.processes import chain
+from services.bench.recorded_downlink import handler, name_of, recording
+from services.bench.rows import path_of, ratio_of_medians, read_bench, write_bench
+from services.bench.start import descendants, memory, run_start_bench
+from services.bench.throughput import (
     OURS,
     PREDICT,
     Rival,
@@ -47,7 +44,10 @@ from services.launcher.bench.throughput import (
     record_headlines,
     run_throughput_bench,
 )
-from services.launcher.bench.traffic import run_traffic_bench, savings
+from services.bench.traffic import run_traffic_bench, savings
+from services.channel.servicer import ChannelServicer
+from services.channel.settings import ChannelSettings
+from services.cli.main import app
 from services.launcher.stack import LaunchError
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
 from tests.conftest import free_port

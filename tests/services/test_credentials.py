@@ -18,8 +18,8 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from redis.retry import Retry
 from typer.testing import CliRunner
 
-from dekag import cli
 from dekag.errors import InvalidInputError
+from services.cli import main as cli
 from services.cloud.settings import DistillerSettings
 from services.cloud.worker import Distiller
 from services.common.security import CA, CERTIFICATE

@@ -21,10 +21,10 @@ from dekag.generation.images import from_bytes, to_png
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.makd.config import DistillConfig
-from dekag.makd.distill import distill
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
+from dekag.training.distill import distill
 from services.cloud.comparing import Comparisons
 from services.cloud.drift import CONSISTENCY_KEY
 from services.cloud.publish import publish_update

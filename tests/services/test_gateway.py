@@ -18,7 +18,7 @@ from PIL import Image
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from dekag.makd.distill import PREVIEW
+from dekag.training.distill import PREVIEW
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings
 from services.gateway.app import create_app

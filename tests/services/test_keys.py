@@ -19,9 +19,9 @@ import pytest_asyncio
 from starlette.routing import Mount, Route
 from typer.testing import CliRunner
 
-from dekag import cli
 from dekag.client import Client, UnauthorizedError
-from services.common.security import SettingError
+from services.cli import main as cli
+from services.common.errors import SettingError
 from services.gateway import app as gateway
 from services.gateway.app import create_app
 from services.gateway.keys import Keys, new_key

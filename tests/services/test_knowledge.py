@@ -22,9 +22,9 @@ from dekag.errors import InvalidInputError, MismatchError, NotFoundError, Unavai
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.makd.config import DistillConfig
-from dekag.makd.distill import distill
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
+from dekag.training.distill import distill
 from services.cloud.catalogue import mirror
 from services.cloud.publish import main
 from services.cloud.servicer import CloudServicer

@@ -17,11 +17,11 @@ from PIL import Image
 from redis import Redis
 
 from dekag import client
+from services.bench.soak import read
 from services.cli.demo import write_images
 from services.cli.distill import run_distill
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
-from services.launcher.bench.soak import read
 from services.launcher.stack import LaunchError, Stack, Stopped, find_redis
 
 

@@ -26,8 +26,9 @@ from redis.retry import Retry
 from dekag.client import Client, UnreachableError
 from dekag.errors import NotFoundError
 from services.common import metrics
+from services.common.errors import SettingError
 from services.common.healthcheck import healthy
-from services.common.security import CA, CERTIFICATE, KEY, SettingError, check_exposure, is_loopback, read
+from services.common.security import CA, CERTIFICATE, KEY, check_exposure, is_loopback, read
 from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app

@@ -32,8 +32,8 @@ from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.common import clients, converters, errors
 from services.common.converters import DeliveryRequest
+from services.common.errors import SettingError
 from services.common.requests import begin_request, request_id, time_remaining
-from services.common.security import SettingError
 from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.proto.downlink_pb2 import ProvideRequest, SymbolBlock, SymbolFrame, TransmissionHeader

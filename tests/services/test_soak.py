@@ -8,8 +8,8 @@ import random
 import pytest
 
 from dekag.errors import DekagError
+from services.bench.soak import _questions, growths, summary
 from services.gateway.schemas import ImagesRequest
-from services.launcher.bench.soak import _questions, growths, summary
 
 
 def test_all_but_the_refused_questions_are_allowed() -> None:

@@ -1,0 +1,213 @@
+"""`dekag experiment first-image`: what the embedded models reach before any alignment.
+
+Everything is measured on held-out combinations of attributes and on seeds of the test split. Figures go to
+results/headline.json, one line per picture to results/first-image/*.jsonl, samples to a contact sheet.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dekag.codec import JsccCodec
+from dekag.codec.constellation import snap_to_qam
+from dekag.evaluation.registry import RESULTS, mean_ci95, record
+from dekag.generation.models import Generator
+from dekag.generation.profile import MODELS, Profile, load_profile
+from dekag.link import LinkConditions
+from dekag.link.channel import transmit
+from dekag.link.equalizer import mmse_equalize
+from dekag.metrics.image import psnr_db
+from dekag.metrics.probe import AttributeProbe
+from dekag.training.data import scene_number
+from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, Scene, caption, render
+from dekag.world.scene import STYLES, SUBJECTS
+from dekag.world.sheet import save_sheet
+from dekag.world.topics import Topic
+
+COMMAND = "dekag experiment first-image"
+FOLDER = "first-image"
+PARTS = ("vae", "edge", "cloud", "codec")
+RAYLEIGH_SNRS_DB = (0.0, 5.0, 10.0)
+TOP_RATE = 1 / 96
+DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
+
+Prompt = tuple[Scene, str, int]  # what should be seen, what is asked for, the seed
+
+
+def world_prompts(count: int, *, subjects: tuple[str, ...], styles: tuple[str, ...]) -> list[Prompt]:
+    """`count` held-out scenes of the test split with a prompt in plain words."""
+    prompts = []
+    for n in range(count):
+        scene, seed = scene_number("test", n, subjects=subjects, styles=styles)
+        prompts.append((scene, caption(scene, random.Random(seed)), seed))
+    return prompts
+
+
+def topic_prompts(topic: Topic, count: int) -> list[Prompt]:
+    """`count` held-out scenes of the test split that need `topic`, which the edge does not know."""
+    prompts = []
+    for n in range(count):
+        scene, seed = scene_number(
+            "test",
+            n,
+            subjects=(topic.name,) if topic.kind == "subject" else EDGE_SUBJECTS,
+            styles=(topic.name,) if topic.kind == "style" else EDGE_STYLES,
+        )
+        prompts.append((scene, caption(scene, random.Random(seed), topic.words), seed))
+    return prompts
+
+
+def _write_rows(results: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    folder = results / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def measure_vae(generator: Generator, count: int, results: Path) -> None:
+    """PSNR of test scenes after encoding and decoding."""
+    rows: list[dict[str, Any]] = []
+    for n in tqdm(range(count), desc="autoencoder"):
+        scene, seed = scene_number("test", n)
+        pixels = render(scene, seed)
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+        with torch.inference_mode():
+            latents = generator.pipeline.vae.encode(image).latent_dist.mean
+        decoded = generator.decoder.decode(latents)[0]
+        rows.append({"seed": seed, "style": scene.style, "psnr_db": round(psnr_db(decoded, pixels), 3)})
+    _write_rows(results, "vae", rows)
+    mean, interval = mean_ci95([row["psnr_db"] for row in rows])
+    record("vae_psnr_db", mean, "dB", command=COMMAND, count=count, ci95=interval, results=results)
+
+
+def judge(
+    name: str,
+    draw: Callable[[str, int], np.ndarray],
+    prompts: list[Prompt],
+    probe: AttributeProbe,
+    results: Path,
+    *,
+    tags: list[str] | None = None,
+) -> None:
+    """Draw every prompt and write what the probe finds right; the figure is the mean share per picture."""
+    images = [draw(prompt, seed) for _, prompt, seed in tqdm(prompts, desc=name)]
+    verdicts = probe.correct(np.stack(images), [scene for scene, _, _ in prompts])
+    rows: list[dict[str, Any]] = []
+    for i, ((_, prompt, seed), verdict) in enumerate(zip(prompts, verdicts, strict=True)):
+        rows.append({"prompt": prompt, "seed": seed, "correct": verdict})
+        if tags is not None:
+            rows[-1]["topic"] = tags[i]
+    _write_rows(results, name, rows)
+    shares = [sum(verdict.values()) / len(verdict) for verdict in verdicts]
+    mean, interval = mean_ci95(shares)
+    record(
+        f"probe_{name}_accuracy", 100 * mean, "%", command=COMMAND, count=len(prompts),
+        ci95=[100 * limit for limit in interval], results=results,
+    )  # fmt: skip
+
+
+def sent_directly(latents: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
+    """Latents as they come back when their numbers are snapped to the constellation without any codec.
+
+    Pairs of numbers become complex symbols, scaled as suits this latent best. (1, c, h, w) both ways.
+    """
+    pairs = torch.view_as_complex(latents.reshape(-1, 2).contiguous())
+    candidates = [snap_to_qam(pairs * scale, bits_per_symbol) / scale for scale in DIRECT_SCALES]
+    best = min(candidates, key=lambda symbols: float((symbols - pairs).abs().square().mean()))
+    return torch.view_as_real(best).reshape(latents.shape)
+
+
+@torch.inference_mode()
+def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], results: Path) -> None:
+    """The base codec on latents that the edge generated: clean channel against its limit, and Rayleigh.
+
+    The limit that the constellation sets: its 6 bits a symbol spend 3 bits on each of the latent's numbers,
+    and no code for a Gaussian source does that with less error than D = 2^-6 of its variance (Shannon).
+    Beside it stands what the constellation does to a latent sent without a codec.
+    PSNR is against the same latent decoded without a channel.
+    """
+    rows: dict[str, list[float]] = {
+        "clean": [],
+        "limit": [],
+        "direct": [],
+        **{f"{s:g}": [] for s in RAYLEIGH_SNRS_DB},
+    }
+    for _, prompt, seed in tqdm(prompts, desc="codec"):
+        latents = edge.latents(prompt, seed)
+        shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+        reference = edge.decoder.decode(latents)[0]
+        symbols = codec.encode(latents, round(TOP_RATE * 3 * 128 * 128))
+        received = {"clean": codec.decode(symbols, shape)}
+        distortion = 2.0 ** -float(codec.config.bits_per_symbol)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+        deviation = latents.std()
+        received["limit"] = (1 - distortion) * latents + (
+            distortion * (1 - distortion)
+        ) ** 0.5 * deviation * noise
+        received["direct"] = sent_directly(latents, codec.config.bits_per_symbol)
+        for snr_db in RAYLEIGH_SNRS_DB:
+            conditions = LinkConditions(snr_db=snr_db, fading="rayleigh")
+            reception = transmit(symbols, [conditions], [seed])
+            received[f"{snr_db:g}"] = codec.decode(mmse_equalize(reception).symbols, shape)
+        for name, latent in received.items():
+            rows[name].append(psnr_db(edge.decoder.decode(latent)[0], reference))
+    _write_rows(
+        results,
+        "codec",
+        [
+            {"seed": prompts[i][2], **{f"{name}_psnr_db": round(v[i], 3) for name, v in rows.items()}}
+            for i in range(len(prompts))
+        ],
+    )
+    gaps = [limit - clean for limit, clean in zip(rows["limit"], rows["clean"], strict=True)]
+    figures = {"codec_clean_gap_db": gaps}
+    figures |= {f"codec_rayleigh_{s:g}db_psnr_db": rows[f"{s:g}"] for s in RAYLEIGH_SNRS_DB}
+    for key, values in figures.items():
+        mean, interval = mean_ci95(values)
+        record(key, mean, "dB", command=COMMAND, count=len(values), ci95=interval, results=results)
+
+
+def run(
+    count: int = 500,
+    *,
+    parts: Collection[str] = PARTS,
+    profile: Profile | None = None,
+    results: Path = RESULTS,
+) -> None:
+    """Measure the figures of the first image.
+
+    Args:
+        count: pictures for each figure (the codec's at most 200).
+        parts: of PARTS; the others' figures stay as they are. Enough when one model was replaced.
+        profile: the models; the embedded ones if left out.
+        results: where headline.json is.
+    """
+    profile = profile or load_profile("embedded")
+    probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
+    edge, cloud = Generator.from_profile(profile.edge), Generator.from_profile(profile.cloud)
+    known = world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    everything = world_prompts(count, subjects=SUBJECTS, styles=STYLES)
+    each = -(-count // len(TOPICS))
+    held_out = [(topic.name, p) for topic in TOPICS.values() for p in topic_prompts(topic, each)][:count]
+    if "vae" in parts:
+        measure_vae(edge, count, results)
+    if "edge" in parts:
+        judge("edge_known", edge.image, known, probe, results)
+        tags = [name for name, _ in held_out]
+        judge("edge_heldout", edge.image, [p for _, p in held_out], probe, results, tags=tags)
+    if "cloud" in parts:
+        judge("cloud", cloud.image, everything, probe, results)
+    if "codec" in parts:
+        measure_codec(JsccCodec.load(profile.codec), edge, known[:200], results)
+    one_each = [prompt for _, prompt in held_out[::each]]
+    shown = [(edge, known), (cloud, everything), (edge, one_each), (cloud, one_each)]
+    width = len(one_each)
+    rows = [[model.image(prompt, seed) for _, prompt, seed in prompts[:width]] for model, prompts in shown]
+    save_sheet(rows, results / FOLDER / "samples.png")

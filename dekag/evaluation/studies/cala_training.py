@@ -1,0 +1,216 @@
+"""The trainings of `dekag experiment tka`: every method, every share, and the ceiling.
+
+CALA at the share that ships is the shipped artifact itself; everything else is trained here, on the same
+latents with the same loss. A training is kept in runs/tka under a hash of all it depends on: an interrupted
+one goes on from its checkpoint, a finished one is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+
+from dekag import plugins
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.conditions import direct_share
+from dekag.cala.methods import METHODS, Adapted, Cala, build
+from dekag.codec import JsccCodec
+from dekag.errors import InvalidInputError, NotFoundError
+from dekag.evaluation.studies.digital import Key, conditions_of
+from dekag.generation.models import folder_hash
+from dekag.generation.profile import load_profile
+from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
+from dekag.training.diffusion import encoded_scenes
+
+CACHE = Path("runs/cache")  # where `dekag train` keeps the latents as well
+HELD_OUT = 1000  # latents at the end that nothing is trained on
+SHARE = 0.05
+SHARES = (0.01, 0.03, 0.05, 0.1)
+SHARE_METHODS = ("cala", "lora")
+ORACLE_CHANNELS = ("awgn", "rayleigh-1us")
+ORACLE_SNRS_DB = (-5.0, 5.0, 15.0)
+ORACLE_CBRS = (1 / 96, 1 / 384)
+ORACLE_LEARNING_RATE = 1e-3  # it starts from what the shared fine-tune has learnt
+VERSION = 1  # raised when the code changes what a training comes out as
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long everything is trained.
+
+    Attributes:
+        steps: of each baseline; None: as many as the shipped adapters took.
+        share_steps: of each point of the curve of PSNR against share.
+        oracle_steps: of each condition's own fine-tune, after the shared one's.
+        seed: of everything random; None: that of the shipped adapters.
+    """
+
+    steps: int | None = None
+    share_steps: int = 1000
+    oracle_steps: int = 500
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training.
+
+    Attributes:
+        method: a name in METHODS.
+        share: largest share of parameters.
+        steps: optimiser steps.
+        seed: of everything random.
+        only: the one condition of a ceiling, which starts from the shared fine-tune of `before` steps.
+        before: see `only`.
+    """
+
+    method: str
+    share: float
+    steps: int
+    seed: int
+    only: Key | None = None
+    before: int = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all trainings share.
+
+    Attributes:
+        codec: the base codec.
+        base_hash: hash of its folder.
+        shipped: the transmission knowledge that ships.
+        vae: the edge's autoencoder.
+        plan: how long everything is trained.
+        runs: where checkpoints go.
+    """
+
+    codec: JsccCodec
+    base_hash: str
+    shipped: TransmissionKnowledge
+    vae: Any
+    plan: Plan
+    runs: Path
+
+    @classmethod
+    def load(cls, profile: str, plan: Plan, runs: Path) -> Bench:
+        """Load what a profile names; one thread.
+
+        Raises:
+            NotFoundError: the profile names no adapters.
+        """
+        torch.set_num_threads(1)
+        models = load_profile(profile)
+        if models.adapters is None:
+            raise NotFoundError(f"the profile {profile} names no adapters to compare with")
+        vae = AutoencoderKL.from_pretrained(
+            models.edge.path, subfolder="vae", dtype=torch.float32, use_safetensors=True
+        ).eval()
+        shipped = TransmissionKnowledge.load(models.adapters)
+        codec = JsccCodec.load(models.codec)
+        return cls(codec, folder_hash(models.codec), shipped, vae, plan, runs)
+
+    @cached_property
+    def latents(self) -> torch.Tensor:
+        """(n, c, h, w) to train on."""
+        return encoded_scenes(CACHE, self.vae)[:-HELD_OUT]
+
+    @cached_property
+    def metric(self) -> torch.Tensor:
+        """What latent errors cost in the picture."""
+        return pixel_metric(lambda each: self.vae.decode(each).sample, self.latents[:METRIC_LATENTS].float())
+
+    @property
+    def steps(self) -> int:
+        """Steps of the main comparison."""
+        return self.plan.steps or int(self.shipped.info["config"]["steps"])
+
+    @property
+    def seed(self) -> int:
+        """Training seed of the main comparison."""
+        return int(self.shipped.info["config"]["seed"]) if self.plan.seed is None else self.plan.seed
+
+    def baselines(self) -> list[Training]:
+        """The trained methods beside CALA; the fine-tune first, as ceilings wait for it."""
+        names = [name for name in METHODS if name not in ("none", "cala", "fine-tune")]
+        return [Training(name, SHARE, self.steps, self.seed) for name in ["fine-tune", *names]]
+
+    def shares(self) -> list[Training]:
+        """The points of the curve of PSNR against share; a share too small for a method has none."""
+        return [
+            Training(name, share, self.plan.share_steps, self.seed)
+            for name in SHARE_METHODS
+            for share in SHARES
+            if self.fits(name, share)
+        ]
+
+    def fits(self, method: str, share: float) -> bool:
+        """Whether the method can be built with so few parameters."""
+        try:
+            build(method, self.codec, share)
+        except InvalidInputError:
+            return False
+        return True
+
+    def ceilings(self) -> list[Training]:
+        """A full fine-tune for each of a subset of the conditions."""
+        return [
+            Training("fine-tune", SHARE, self.plan.oracle_steps, self.seed, (channel, cbr, snr), self.steps)
+            for channel in ORACLE_CHANNELS
+            for snr in ORACLE_SNRS_DB
+            for cbr in ORACLE_CBRS
+        ]
+
+    def key(self, training: Training) -> str:
+        """Hash of a training and of everything that it depends on."""
+        known: list[Any] = [VERSION, self.base_hash, len(self.latents), self.metric.tolist()]
+        if (code := plugins.code_hashes().get(f"method {training.method}")) is not None:
+            known.append(code)
+        return hashlib.sha256(json.dumps([*known, asdict(training)]).encode()).hexdigest()[:24]
+
+    def train(self, training: Training, *, show: bool = True) -> Adapted:
+        """Train, go on with, or read a training."""
+        start, rate = None, None
+        if training.only is not None:
+            shared = Training(training.method, training.share, training.before, training.seed)
+            start = copy.deepcopy(self.train(shared, show=show)).requires_grad_(True)
+            rate = ORACLE_LEARNING_RATE
+        return train_method(
+            self.runs / "trainings" / self.key(training),
+            training.method,
+            self.codec,
+            self.latents,
+            self.metric,
+            steps=training.steps,
+            seed=training.seed,
+            share=training.share,
+            learning_rate=rate,
+            bf16=True,
+            only=None if training.only is None else one_condition(training.only),
+            adapted=start,
+            show=show,
+        )
+
+    def plain(self) -> Adapted:
+        """The codec without any alignment."""
+        return build("none", self.codec, SHARE)
+
+    def cala(self) -> Cala:
+        """CALA as it ships."""
+        return Cala.attached(copy.deepcopy(self.codec), self.shipped)
+
+
+def one_condition(key: Key) -> ConditionBatch:
+    """A cell of the grid as trainings see it."""
+    channel, cbr, snr_db = key
+    conditions = conditions_of(channel, snr_db)
+    tau_rms_s = 0.0 if conditions.fading == "awgn" else conditions.tau_rms_s
+    return grid_condition(cbr, snr_db, direct=direct_share(conditions), tau_rms_s=tau_rms_s)

@@ -1,0 +1,481 @@
+"""`dekag experiment digital`: the conventional delivery at its best, beside a semantic one.
+
+At given channel uses K and a given channel, a digital sender picks for each picture what it can expect the
+best PSNR from: format, quality and scale of the picture, modulation and code rate. It knows the mean SNR and
+the kind of fading, not the fades. If nothing fits into K, or the payload is lost, the receiver shows the mean
+picture of the world, and that is scored: a failure is a result.
+
+Losses are predicted (`dekag.link.outage`), as decoding every cell would take days; `check` really transmits
+and decodes a sample of the deliveries and says how far the predictions are off. Pictures are the edge's own,
+and quality is measured against what the edge drew, as it is for a semantic delivery.
+
+Rivals: each format by itself and the best of them, with whole files and bare (without what the receiver knows
+anyway); HARQ of up to 4 transmissions at equal mean channel uses; and what Shannon's bound allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm import tqdm
+
+from dekag.evaluation.studies.baseline_models import world_prompts
+from dekag.generation.images import IMAGE_FORMATS, Pixels
+from dekag.generation.models import Generator
+from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
+from dekag.link.coding import TABLE, Layout, ModulationAndCoding, largest_payload
+from dekag.link.conditions import LinkConditions
+from dekag.link.harq import MAX_TRANSMISSIONS, deliver
+from dekag.link.outage import effective_snr_db, powers_db, success
+from dekag.link.source import QUALITIES, SCALES, Encoded, decode, encode, ladders
+from dekag.metrics.features import ImageScorer
+from dekag.metrics.image import psnr_db
+from dekag.training.data import scene_number
+from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, render
+
+Array = npt.NDArray[np.float64]
+Key = tuple[str, float, float]  # channel (of CHANNELS), CBR, mean SNR in dB
+Semantic = Mapping[Key, Array]  # METRICS of each picture, (n, 3), in the order of the pictures
+Row = dict[str, Any]
+
+RUNS = Path("runs/digital")
+CHANNELS: dict[str, dict[str, Any]] = {
+    "awgn": {"fading": "awgn"},
+    "rayleigh-flat": {"fading": "rayleigh", "tau_rms_s": 0.0},
+    "rayleigh-100ns": {"fading": "rayleigh", "tau_rms_s": 1e-7},
+    "rayleigh-1us": {"fading": "rayleigh", "tau_rms_s": 1e-6},
+    "rician-6db": {"fading": "rician", "rician_k_db": 6.0, "tau_rms_s": 1e-7},
+    "tdl-a-100ns": {"fading": "tdl-a", "tau_rms_s": 1e-7},
+}
+RATES = (1 / 96, 1 / 192, 1 / 384, 1 / 768)
+SNRS_DB = tuple(-5.0 + 2.5 * step for step in range(11))
+USES = tuple(round(16 * 2 ** (step / 2)) for step in range(23))  # 16 to 32768
+OUTAGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+HARQ_SHARES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # K over the channel uses of one transmission
+METRICS = ("psnr_db", "clip", "dino")
+VERSION = 1  # raised when the code changes what a ladder comes out as
+
+_MOST_BYTES = 8192
+_PAYLOADS = np.unique(np.geomspace(1, _MOST_BYTES, 40).round().astype(int))  # at which losses are predicted
+_MEAN_PICTURES = 200
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What is worth sending of one picture in one format, by rising bytes and PSNR.
+
+    Attributes:
+        sizes: bytes of each rung.
+        settings: quality and scale of each.
+        values: METRICS of what the receiver shows against the picture, (rungs, 3).
+    """
+
+    sizes: list[int]
+    settings: list[tuple[int, int]]
+    values: Array
+
+    def within(self, max_bytes: int) -> int:
+        """Index of the last rung of at most that many bytes; -1 if there is none."""
+        return bisect_right(self.sizes, max_bytes) - 1
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The edge's pictures and all that is known of sending them.
+
+    Attributes:
+        latents: (n, c, h, w).
+        pixels: (n, height, width, 3) uint8: what the edge drew, the reference.
+        seeds: of each, also of its channel.
+        fallback: (height, width, 3) uint8, shown when nothing arrives.
+        fallback_values: METRICS of the fallback against each picture, (n, 3).
+        ladders: by format and bareness, one for each picture.
+    """
+
+    latents: torch.Tensor
+    pixels: npt.NDArray[np.uint8]
+    seeds: list[int]
+    fallback: Pixels
+    fallback_values: Array
+    ladders: dict[tuple[str, bool], list[Ladder]]
+
+    @property
+    def source_values(self) -> int:
+        """3 * width * height."""
+        return int(np.prod(self.pixels.shape[1:]))
+
+
+def draw_pictures(edge: Generator, count: int) -> tuple[torch.Tensor, npt.NDArray[np.uint8], list[int]]:
+    """Latents, pixels and seeds of `count` pictures that the edge draws of held-out prompts."""
+    prompts = world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    latents = torch.cat([edge.latents(prompt, seed) for _, prompt, seed in tqdm(prompts, desc="pictures")])
+    pixels = np.concatenate([edge.decoder.decode(one[None]) for one in latents])
+    return latents, pixels, [seed for *_, seed in prompts]
+
+
+def load_pictures(edge: Generator, scorer: ImageScorer, count: int, runs: Path = RUNS) -> Pictures:
+    """`count` pictures that the edge draws of held-out prompts, with their ladders, kept in `runs`."""
+    latents, pixels, seeds = draw_pictures(edge, count)
+    fallback = mean_picture(pixels.shape[2], pixels.shape[1])
+    found: dict[tuple[str, bool], list[Ladder]] = {(f, b): [] for f in IMAGE_FORMATS for b in (False, True)}
+    for picture in tqdm(pixels, desc="encode"):
+        for key, one in picture_ladders(picture, scorer, runs).items():
+            found[key].append(one)
+    scores = scorer.scores(np.repeat(fallback[None], count, 0), pixels)
+    values = np.stack([[psnr_db(fallback, p) for p in pixels], scores["clip"], scores["dino"]], axis=1)
+    return Pictures(latents, pixels, seeds, fallback, values, found)
+
+
+def mean_picture(width: int = 128, height: int = 128) -> Pixels:
+    """The mean of rendered training scenes: what a receiver shows that knows the world and nothing else."""
+    scenes = [
+        scene_number("train", n, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES) for n in range(_MEAN_PICTURES)
+    ]
+    mean = np.mean([render(*scene) for scene in scenes], axis=0).round().astype(np.uint8)
+    if mean.shape[:2] == (height, width):
+        return np.asarray(mean)
+    return decode(encode(mean, "webp", 95), width, height)
+
+
+def picture_ladders(picture: Pixels, scorer: ImageScorer, runs: Path) -> dict[tuple[str, bool], Ladder]:
+    """The ladders of one picture, read from `runs` where they have been made before."""
+    known = json.dumps([VERSION, QUALITIES, SCALES, picture.shape]).encode()
+    path = runs / "ladders" / f"{hashlib.sha256(known + picture.tobytes()).hexdigest()[:24]}.json"
+    if not path.exists():
+        made = {f"{f}/{b:d}": _scored(one, picture, scorer, b) for f in IMAGE_FORMATS
+                for b, one in zip((False, True), ladders(picture, f), strict=True)}  # fmt: skip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")  # several processes may be at the same picture
+        unfinished.write_text(json.dumps(made))
+        unfinished.rename(path)
+    found = {}
+    for name, rungs in json.loads(path.read_text()).items():
+        image_format, bare = name.split("/")
+        settings = [(rung[1], rung[2]) for rung in rungs]
+        sizes, values = [rung[0] for rung in rungs], np.array([rung[3:] for rung in rungs])
+        found[image_format, bare == "1"] = Ladder(sizes, settings, values)
+    return found
+
+
+def _scored(rungs: Sequence[Encoded], picture: Pixels, scorer: ImageScorer, bare: bool) -> list[list[float]]:
+    height, width = picture.shape[:2]
+    shown = np.stack([decode(rung.data, width, height, bare=bare) for rung in rungs])
+    theirs, ours = scorer.features(picture[None]), scorer.features(shown)
+    clip, dino = ((ours[name] @ theirs[name][0]).tolist() for name in ("clip", "dino"))
+    return [
+        [
+            len(rung.data),
+            rung.quality,
+            rung.scale,
+            round(rung.psnr_db, 4),
+            round(clip[i], 4),
+            round(dino[i], 4),
+        ]
+        for i, rung in enumerate(rungs)
+    ]
+
+
+def conditions_of(channel: str, snr_db: float) -> LinkConditions:
+    """A channel of CHANNELS at a mean SNR, dB."""
+    return LinkConditions.model_validate({**CHANNELS[channel], "snr_db": snr_db})
+
+
+class Forecast:
+    """Chances that payloads arrive over a channel, after 1 to MAX_TRANSMISSIONS transmissions."""
+
+    def __init__(self, conditions: LinkConditions) -> None:
+        self.conditions = conditions
+        one = 10 ** (powers_db(conditions) / 10)
+        # another transmission meets another slot: any other of the draws
+        slots = [np.roll(one, 7 * attempt, axis=0) for attempt in range(MAX_TRANSMISSIONS)]
+        powers = [10 * np.log10(power) for power in np.cumsum(slots, axis=0)]
+        orders = {coding.bits_per_symbol for coding in TABLE}
+        self._snrs = {
+            order: [effective_snr_db(order, conditions.sender_snr_db, power) for power in powers]
+            for order in orders
+        }
+        self._tables: dict[ModulationAndCoding, Array] = {}
+
+    def arrives(self, coding: ModulationAndCoding, payload_bytes: int) -> Array:
+        """(MAX_TRANSMISSIONS,) chances of a payload of 1 to 8192 bytes, by transmissions allowed."""
+        if coding not in self._tables:
+            snrs = self._snrs[coding.bits_per_symbol]
+            layouts = [Layout.of(int(size), coding) for size in _PAYLOADS]
+            chances = [[success(coding, layout, snr).mean() for layout in layouts] for snr in snrs]
+            every = np.log(np.arange(1, _MOST_BYTES + 1))
+            self._tables[coding] = np.stack([np.interp(every, np.log(_PAYLOADS), each) for each in chances])
+        return self._tables[coding][:, min(payload_bytes, _MOST_BYTES) - 1]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the sender of one picture chose, and what it may expect.
+
+    Attributes:
+        values: expected METRICS, (3,).
+        arrives: chance that the picture arrives.
+        ladder: format and bareness; None if nothing fits, and nothing is sent.
+        rung: of that ladder.
+        coding: the row of TABLE.
+        uses: channel uses, of all transmissions on average.
+    """
+
+    values: Array
+    arrives: float
+    ladder: tuple[str, bool] | None = None
+    rung: int = -1
+    coding: ModulationAndCoding | None = None
+    uses: float = 0.0
+
+
+@lru_cache(maxsize=4096)
+def _capacity(channel_uses: int, coding: ModulationAndCoding) -> int:
+    return largest_payload(channel_uses, coding)
+
+
+def choose(
+    pictures: Pictures,
+    index: int,
+    names: Sequence[tuple[str, bool]],
+    channel_uses: int,
+    forecast: Forecast,
+    *,
+    transmissions: int = 1,
+    weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
+) -> Choice:
+    """What a sender picks for one picture out of these formats: the best expected PSNR within K.
+
+    With other `weights` of METRICS it is the best expected sum of them. With more than one transmission, K
+    bounds the mean over fades of the channel uses of all of them.
+    """
+    lost, goal = pictures.fallback_values[index], np.array(weights)
+    best, reached = Choice(lost, 0.0), float(lost @ goal)
+    shares = HARQ_SHARES if transmissions > 1 else (1.0,)
+    for coding in TABLE:
+        for share in shares:
+            one_use = int(channel_uses / share)
+            capacity = _capacity(one_use, coding)
+            for name in names:
+                ladder = pictures.ladders[name][index]
+                rung = ladder.within(capacity)
+                if rung < 0 or ladder.values[rung] @ goal <= reached:
+                    continue
+                size = ladder.sizes[rung]
+                chances = forecast.arrives(coding, size)[:transmissions]
+                uses = Layout.of(size, coding).channel_uses * (1 + float((1 - chances[:-1]).sum()))
+                values = chances[-1] * ladder.values[rung] + (1 - chances[-1]) * lost
+                if uses <= channel_uses and values @ goal > reached:
+                    reached = float(values @ goal)
+                    best = Choice(values, float(chances[-1]), name, rung, coding, uses)
+    return best
+
+
+def shannon(pictures: Pictures, channel_uses: int, conditions: LinkConditions) -> dict[str, Array]:
+    """METRICS (n, 3) of error-free codes at Shannon's bound, with the best format, bare.
+
+    "outage": a sender that does not know the fades, at the outage that suits the pictures best on average;
+    "ergodic": the mean capacity of all slots, which no code of one slot reaches. On AWGN they are the same.
+    """
+    names = [(image_format, True) for image_format in IMAGE_FORMATS]
+
+    def at(bits_per_use: float) -> Array:
+        size = bytes_within(channel_uses, bits_per_use)
+        values = []
+        for index, lost in enumerate(pictures.fallback_values):
+            ladders_ = [pictures.ladders[name][index] for name in names]
+            reached = [ladder.values[ladder.within(size)] for ladder in ladders_ if ladder.within(size) >= 0]
+            values.append(max([*reached, lost], key=lambda each: float(each[0])))
+        return np.stack(values)
+
+    found = {"ergodic": at(ergodic_capacity(conditions))}
+    if conditions.fading == "awgn":
+        return {**found, "outage": found["ergodic"]}
+    lost = pictures.fallback_values
+    rates = {outage: at(outage_capacity(conditions, outage)) for outage in OUTAGES}
+    mixed = [(1 - outage) * values + outage * lost for outage, values in rates.items()]
+    return {**found, "outage": max(mixed, key=lambda values: float(values[:, 0].mean()))}
+
+
+RIVALS: dict[str, list[tuple[str, bool]]] = {
+    **{f"{name}-file": [(name, False)] for name in IMAGE_FORMATS},
+    **{name: [(name, True)] for name in IMAGE_FORMATS},
+    "best-file": [(name, False) for name in IMAGE_FORMATS],
+    "best": [(name, True) for name in IMAGE_FORMATS],
+}
+
+
+def measure_cell(pictures: Pictures, key: Key, forecast: Forecast) -> tuple[list[Row], list[Choice]]:
+    """One row for each rival at one channel, rate and SNR; and what the best one, bare, chose."""
+    channel, cbr, snr_db = key
+    channel_uses = round(cbr * pictures.source_values)
+    indices = range(len(pictures.pixels))
+    rows: list[Row] = []
+    best: list[Choice] = []
+    rivals = [(name, names, 1) for name, names in RIVALS.items()]
+    for rival, names, transmissions in [*rivals, ("best-harq", RIVALS["best"], MAX_TRANSMISSIONS)]:
+        choices = [
+            choose(pictures, i, names, channel_uses, forecast, transmissions=transmissions) for i in indices
+        ]
+        sent = [choice for choice in choices if choice.coding is not None]
+        row = _row(key, rival, np.stack([choice.values for choice in choices]))
+        row["lost"] = round(1 - float(np.mean([choice.arrives for choice in choices])), 4)
+        row["unfit"] = round(1 - len(sent) / len(choices), 4)
+        if sent:
+            row["uses"] = round(float(np.mean([choice.uses for choice in sent])), 1)
+            row["efficiency"] = round(float(np.mean([c.coding.efficiency for c in sent if c.coding])), 3)
+            sizes = [pictures.ladders[c.ladder][i].sizes[c.rung] for i, c in enumerate(choices) if c.ladder]
+            row["bytes"] = round(float(np.mean(sizes)), 1)
+        rows.append(row)
+        best = choices if rival == "best" else best
+    for bound, values in shannon(pictures, channel_uses, conditions_of(channel, snr_db)).items():
+        rows.append(_row(key, f"shannon-{bound}", values))
+    return rows, best
+
+
+def _row(key: Key, rival: str, values: Array) -> Row:
+    channel, cbr, snr_db = key
+    psnr, clip, dino = values.mean(axis=0)
+    half = 1.96 * values[:, 0].std(ddof=1) / math.sqrt(len(values))
+    return {
+        "channel": channel,
+        "cbr": round(cbr, 6),
+        "snr_db": snr_db,
+        "rival": rival,
+        "psnr_db": round(float(psnr), 3),
+        "psnr_ci95": [round(float(psnr - half), 3), round(float(psnr + half), 3)],
+        "clip": round(float(clip), 4),
+        "dino": round(float(dino), 4),
+        "consistency": round(float((clip + dino) / 2), 4),
+    }
+
+
+def needed_uses(pictures: Pictures, forecast: Forecast, targets_db: Sequence[float]) -> list[float]:
+    """Channel uses at which the best rival's mean PSNR reaches each target, dB; inf beyond USES."""
+    means = []
+    for channel_uses in USES:
+        indices = range(len(pictures.pixels))
+        choices = [choose(pictures, i, RIVALS["best"], channel_uses, forecast) for i in indices]
+        means.append(float(np.mean([choice.values[0] for choice in choices])))
+        if means[-1] > max(targets_db):
+            break
+    rising = np.maximum.accumulate(means) + 1e-9 * np.arange(len(means))
+    places = np.log(np.array(USES[: len(means)], dtype=float))
+    return [
+        float(np.exp(np.interp(target, rising, places))) if target <= rising[-1] else math.inf
+        for target in targets_db
+    ]
+
+
+def check(pictures: Pictures, chosen: Mapping[Key, Sequence[Choice]], count: int, seed: int = 0) -> list[Row]:
+    """Really encode, send, decode and show a random sample of the best rival's deliveries, half with HARQ."""
+    rng = np.random.default_rng(seed)
+    cells = [
+        (key, i) for key, choices in chosen.items() for i, c in enumerate(choices) if c.coding is not None
+    ]
+    picked = rng.permutation(len(cells))[:count]
+    rows = []
+    for number, place in enumerate(tqdm(picked, desc="decode")):
+        key, index = cells[int(place)]
+        choice = chosen[key][index]
+        if choice.ladder is None or choice.coding is None:
+            continue
+        ladder = pictures.ladders[choice.ladder][index]
+        quality, scale = ladder.settings[choice.rung]
+        conditions = conditions_of(key[0], key[2])
+        transmissions = MAX_TRANSMISSIONS if number % 2 else 1
+        name, bare = choice.ladder
+        payload = encode(pictures.pixels[index], name, quality, scale=scale, bare=bare)  # type: ignore[arg-type]
+        delivery = deliver(payload, choice.coding, conditions, pictures.seeds[index] + number,
+                           max_transmissions=transmissions)  # fmt: skip
+        shown, (height, width) = pictures.fallback, pictures.pixels.shape[1:3]
+        if delivery.payload is not None:
+            shown = decode(delivery.payload, width, height, bare=bare)
+        chances = Forecast(conditions).arrives(choice.coding, len(payload))[:transmissions]
+        lost = pictures.fallback_values[index, 0]
+        rows.append(
+            {
+                "channel": key[0],
+                "cbr": round(key[1], 6),
+                "snr_db": key[2],
+                "format": name,
+                "bytes": len(payload),
+                "max_transmissions": transmissions,
+                "predicted_arrival": round(float(chances[-1]), 4),
+                "predicted_transmissions": round(1 + float((1 - chances[:-1]).sum()), 3),
+                "predicted_psnr_db": round(
+                    float(chances[-1] * ladder.values[choice.rung, 0] + (1 - chances[-1]) * lost), 3
+                ),
+                "arrived": delivery.payload is not None,
+                "transmissions": delivery.transmissions,
+                "psnr_db": round(psnr_db(shown, pictures.pixels[index]), 3),
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was found.
+
+    Attributes:
+        rows: one for each cell and rival.
+        best: METRICS of each picture by the best rival, (n, 3), by cell.
+        uses: channel uses that the best rival needs for the semantic quality, by cell; inf if none suffice.
+        checks: deliveries that were really decoded.
+        count: pictures.
+        source_values: 3 * width * height of one.
+    """
+
+    rows: list[Row]
+    best: dict[Key, Array]
+    uses: dict[Key, float]
+    checks: list[Row]
+    count: int
+    source_values: int
+
+
+def measure(
+    pictures: Pictures,
+    semantic: Semantic,
+    *,
+    channels: Sequence[str] = tuple(CHANNELS),
+    rates: Sequence[float] = RATES,
+    snrs_db: Sequence[float] = SNRS_DB,
+    checks: int = 60,
+) -> Measured:
+    """The rivals in every cell of the grid, and what they need for the semantic delivery's quality.
+
+    Args:
+        pictures: of `load_pictures`.
+        semantic: METRICS of the same pictures; cells that it lacks are measured but not compared.
+        channels, rates, snrs_db: the grid; channels of CHANNELS.
+        checks: deliveries to decode really.
+    """
+    rows: list[Row] = []
+    chosen: dict[Key, list[Choice]] = {}
+    uses: dict[Key, float] = {}
+    for channel, snr_db in tqdm([(c, s) for c in channels for s in snrs_db], desc="rivals"):
+        forecast = Forecast(conditions_of(channel, snr_db))
+        keys = [(channel, cbr, snr_db) for cbr in rates]
+        for key in keys:
+            found, chosen[key] = measure_cell(pictures, key, forecast)
+            rows += found
+        compared = [key for key in keys if key in semantic]
+        if compared:
+            targets = [float(semantic[key][:, 0].mean()) for key in compared]
+            uses |= dict(zip(compared, needed_uses(pictures, forecast, targets), strict=True))
+    best = {key: np.stack([choice.values for choice in choices]) for key, choices in chosen.items()}
+    decoded = check(pictures, chosen, checks)
+    return Measured(rows, best, uses, decoded, len(pictures.pixels), pictures.source_values)

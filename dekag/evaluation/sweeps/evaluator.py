@@ -1,0 +1,319 @@
+"""What a worker has ready, and what it measures in a cell.
+
+A semantic delivery: the edge draws the topic's test prompts, with or without the topic's update, and the
+codec sends the latents. `psnr_db` is against what the edge drew; `clip`, `dino`, their mean `consistency` and
+`probe` (the share of visible attributes that the probe finds) judge the received picture against the cloud's.
+
+A digital delivery: the cloud's own picture goes as a file over LDPC and QAM in the same number of channel
+uses, without the bytes that the receiver knows anyway, at the format, quality, modulation and code rate from
+which the sender expects the best consistency. What is measured is the expectation over arriving and not
+arriving; `psnr_db` is against the cloud's picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dekag import plugins
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.methods import Adapted, attached
+from dekag.codec import JsccCodec
+from dekag.errors import InvalidInputError, NotFoundError
+from dekag.evaluation.studies.baseline_models import Prompt, topic_prompts, world_prompts
+from dekag.evaluation.studies.digital import Forecast, Ladder, Pictures, choose, mean_picture, picture_ladders
+from dekag.evaluation.sweeps.grid import DIGITAL, JUDGES, WORLD, Cell
+from dekag.generation.models import Generator, folder_hash
+from dekag.generation.profile import MODELS, Profile, load_profile
+from dekag.link.source import decode, encode
+from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.update import KnowledgeUpdate
+from dekag.metrics.features import ImageScorer
+from dekag.metrics.image import psnr_db
+from dekag.metrics.probe import AttributeProbe
+from dekag.training.cala import deliver
+from dekag.training.distill import draw_images
+from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
+
+Array = npt.NDArray[np.float64]
+Images = npt.NDArray[np.uint8]
+VERSION = 1  # raised when the code changes what a cell comes out as
+CONSISTENCY = (0.0, 0.5, 0.5)  # weights of PSNR, CLIP- and DINO-score in what a digital sender goes by
+PROBE = MODELS / "embedded" / "probe"
+
+
+def identity(profile_name: str) -> dict[str, str]:
+    """Hashes of everything that a profile's cells depend on beside the cell; loads no model.
+
+    Raises:
+        NotFoundError: there is no such profile.
+    """
+    profile = load_profile(profile_name)
+    judges = _judges()
+    found = {
+        "cloud": folder_hash(profile.cloud.path),
+        "edge": folder_hash(profile.edge.path),
+        "codec": folder_hash(profile.codec),
+        "clip": folder_hash(judges[0]),
+        "dino": folder_hash(judges[1]),
+        "probe": folder_hash(PROBE),
+        "sampling": f"{profile.cloud.steps}/{profile.cloud.guidance_scale}"
+        f"/{profile.edge.steps}/{profile.edge.guidance_scale}",
+    }
+    if profile.adapters is not None:
+        found["adapters"] = folder_hash(profile.adapters)
+    if profile.knowledge is not None:
+        found["knowledge"] = folder_hash(profile.knowledge)
+    return {**found, **plugins.code_hashes()}
+
+
+def channel_seed(cell: Cell, prompt_seed: int) -> int:
+    """Seed of the fades and noise that a picture meets: the same for all deliveries, another for all else."""
+    known = [cell.topic, cell.link.model_dump(mode="json"), cell.cbr, cell.seed, prompt_seed]
+    return int.from_bytes(hashlib.sha256(json.dumps(known).encode()).digest()[:6], "big")
+
+
+def as_one(hashes: Mapping[str, str]) -> str:
+    """One hash of them all, and of the code's version."""
+    return hashlib.sha256(json.dumps([VERSION, dict(hashes)], sort_keys=True).encode()).hexdigest()
+
+
+def _judges() -> tuple[str, str]:
+    """The embedded world's own encoders, whatever models a profile names."""
+    scorer = load_profile("embedded").scorer
+    if scorer is None:
+        raise NotFoundError("the embedded profile names no scorer")
+    return scorer.clip, scorer.dino
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What came out of a cell.
+
+    Attributes:
+        metrics: each metric of each picture; None where it has no value.
+        channel_uses: that a picture took, on average.
+        backhaul_bytes: that a picture took from cloud to edge, on average; updates are not counted.
+        update_bytes: size of the update that the edge drew with; 0 without.
+        seconds: that the measurement took.
+    """
+
+    metrics: dict[str, list[float | None]]
+    channel_uses: float
+    backhaul_bytes: float
+    update_bytes: int
+    seconds: float
+
+
+@dataclass
+class Station:
+    """The models of one worker process; what is costly is loaded when first needed and then kept.
+
+    Attributes:
+        profile_name: of the models.
+        runs: where pictures are kept between runs.
+    """
+
+    profile_name: str
+    runs: Path
+    _latents: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
+    _ladders: dict[tuple[str, int], Pictures] = field(default_factory=dict)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What models there are."""
+        return load_profile(self.profile_name)
+
+    @cached_property
+    def cloud(self) -> Generator:
+        """Draws the references."""
+        return Generator.from_profile(self.profile.cloud)
+
+    @cached_property
+    def edge(self) -> AlignedGenerator:
+        """Draws what is sent."""
+        return AlignedGenerator(Generator.from_profile(self.profile.edge), capacity=2)
+
+    @cached_property
+    def scorer(self) -> ImageScorer:
+        """Judges consistency."""
+        return ImageScorer.load(*_judges())
+
+    @cached_property
+    def probe(self) -> AttributeProbe:
+        """Reads attributes."""
+        probe: AttributeProbe = AttributeProbe.from_pretrained(PROBE).eval()
+        return probe
+
+    @cached_property
+    def codecs(self) -> dict[str, Adapted]:
+        """The codec as it is and, if the profile has them, with adapters."""
+        codec = JsccCodec.load(self.profile.codec)
+        found: dict[str, Adapted] = {"base": Adapted(codec)}
+        if self.profile.adapters is not None:
+            knowledge = TransmissionKnowledge.load(self.profile.adapters)
+            found["adapters"] = attached(codec, knowledge)
+        return found
+
+    def update(self, topic: str) -> KnowledgeUpdate:
+        """The profile's update of a topic.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        folder = None if self.profile.knowledge is None else Path(self.profile.knowledge) / topic
+        if folder is None or not folder.is_dir():
+            raise NotFoundError(f"the profile {self.profile_name} has no knowledge update of {topic}")
+        return KnowledgeUpdate.load(folder)
+
+    def prompts(self, topic: str, count: int) -> list[Prompt]:
+        """Held-out test prompts of a topic."""
+        if topic == WORLD:
+            return world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+        return topic_prompts(TOPICS[topic], count)
+
+    def references(self, topic: str, count: int) -> Images:
+        """The cloud's pictures of the test prompts, drawn once and kept in `runs`."""
+        prompts = self.prompts(topic, count)
+        drawn = f"{self.cloud.model_hash[:12]}-{self.cloud.steps}-{self.cloud.guidance_scale:g}"
+        folder = self.runs / "references" / drawn / topic
+        return draw_images(self.cloud, [p for _, p, _ in prompts], [s for *_, s in prompts], folder)
+
+    def latents(self, topic: str, count: int, knowledge: bool) -> torch.Tensor:
+        """(n, c, h, w): what the edge draws of the test prompts, with or without the topic's update."""
+        key = (topic, count, knowledge)
+        if key not in self._latents:
+            update = self.update(topic) if knowledge and topic != WORLD else None
+            if update is not None:
+                self.edge.add(update)
+            hashes = [] if update is None else [update.content_hash]
+            drawn = [self.edge.latents(p, seed, updates=hashes) for _, p, seed in self.prompts(topic, count)]
+            self._latents[key] = torch.cat(drawn)
+        return self._latents[key]
+
+    def measure(self, cell: Cell) -> Measurement:
+        """Measure one cell.
+
+        Raises:
+            InvalidInputError: the cell asks for a codec that there is not.
+            NotFoundError: the profile has no update of the topic.
+        """
+        start = time.perf_counter()
+        if cell.delivery.codec in DIGITAL:
+            metrics, uses, sent = self._digital(cell)
+            update_bytes = 0
+        else:
+            metrics, uses = self._semantic(cell)
+            sent = 0.0
+            used = cell.delivery.knowledge and cell.topic != WORLD
+            update_bytes = self.update(cell.topic).size_bytes if used else 0
+        chosen = {
+            name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
+            for name, values in metrics.items()
+        }
+        return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
+
+    def _semantic(self, cell: Cell) -> tuple[dict[str, Array], float]:
+        if cell.delivery.codec not in self.codecs:
+            raise InvalidInputError(
+                "codec", f"one of {', '.join([*self.codecs, *DIGITAL])}", cell.delivery.codec
+            )
+        latents = self.latents(cell.topic, cell.prompts, cell.delivery.knowledge)
+        prompts = self.prompts(cell.topic, cell.prompts)
+        sent = self.edge.decoder.decode(latents)
+        seeds = [channel_seed(cell, seed) for *_, seed in prompts]
+        received = deliver(self.codecs[cell.delivery.codec], latents, cell.cbr, cell.link, seeds)
+        shown = self.edge.decoder.decode(received)
+        references = self.references(cell.topic, cell.prompts)
+        found = self.score(cell.metrics, shown, sent, references, prompts)
+        return found, float(max(1, round(cell.cbr * sent[0].size)))
+
+    def _digital(self, cell: Cell) -> tuple[dict[str, Array], float, float]:
+        """Expected metrics, channel uses and backhaul bytes of a digital delivery."""
+        pictures = self._pictures(cell.topic, cell.prompts)
+        prompts = self.prompts(cell.topic, cell.prompts)
+        names = [(image_format, True) for image_format in DIGITAL[cell.delivery.codec]]
+        forecast = Forecast(cell.link)
+        channel_uses = round(cell.cbr * pictures.source_values)
+        choices = [
+            choose(pictures, i, names, channel_uses, forecast, weights=CONSISTENCY)
+            for i in range(len(prompts))
+        ]
+        height, width = pictures.pixels.shape[1:3]
+        shown, sizes = [], []
+        for i, choice in enumerate(choices):
+            if choice.ladder is None:
+                shown.append(pictures.fallback)
+                sizes.append(0)
+                continue
+            quality, scale = pictures.ladders[choice.ladder][i].settings[choice.rung]
+            name, bare = choice.ladder
+            file = encode(pictures.pixels[i], name, quality, scale=scale, bare=bare)  # type: ignore[arg-type]
+            shown.append(decode(file, width, height, bare=bare))
+            sizes.append(len(file))
+        arrives = np.array([choice.arrives for choice in choices])
+        fallback = np.repeat(pictures.fallback[None], len(prompts), 0)
+        arrived, lost = (
+            self.score(cell.metrics, each, pictures.pixels, pictures.pixels, prompts)
+            for each in (np.stack(shown), fallback)
+        )
+        found = {
+            name: np.where(arrives > 0, arrives * arrived[name], 0) + (1 - arrives) * lost[name]
+            for name in arrived
+        }
+        uses = float(np.mean([choice.uses for choice in choices]))
+        return found, uses, float(np.mean(sizes))
+
+    def _pictures(self, topic: str, count: int) -> Pictures:
+        """The cloud's pictures, and every file that is worth sending of them."""
+        key = (topic, count)
+        if key not in self._ladders:
+            pixels = self.references(topic, count)
+            fallback = mean_picture(pixels.shape[2], pixels.shape[1])
+            ladders: dict[tuple[str, bool], list[Ladder]] = {}
+            for picture in pixels:
+                for name, ladder in picture_ladders(picture, self.scorer, self.runs).items():
+                    ladders.setdefault(name, []).append(ladder)
+            scores = self.scorer.scores(np.repeat(fallback[None], count, 0), pixels)
+            lost = np.stack([[psnr_db(fallback, p) for p in pixels], scores["clip"], scores["dino"]], axis=1)
+            self._ladders[key] = Pictures(torch.zeros(0), pixels, [], fallback, lost, ladders)
+        return self._ladders[key]
+
+    def score(
+        self,
+        metrics: Sequence[str],
+        shown: Images,
+        sent: Images,
+        references: Images,
+        prompts: Sequence[Prompt],
+    ) -> dict[str, Array]:
+        """The metrics (n,) of received pictures (n, h, w, 3) uint8.
+
+        Args:
+            metrics: names in JUDGES, against `references`, and of `dekag.plugins`, against `sent`.
+            shown: what was received.
+            sent: what was sent.
+            references: the cloud's pictures.
+            prompts: what the pictures should show.
+        """
+        found: dict[str, Array] = {}
+        if set(metrics) & {"clip", "dino", "consistency"}:
+            scores = self.scorer.scores(shown, references)
+            found |= {**scores, "consistency": (scores["clip"] + scores["dino"]) / 2}
+        if "probe" in metrics:
+            verdicts = self.probe.correct(shown, [scene for scene, *_ in prompts])
+            found["probe"] = np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
+        for name in metrics:
+            if name not in JUDGES:
+                found[name] = plugins.get("metric", name).score(shown, sent)
+        return {name: found[name] for name in metrics}

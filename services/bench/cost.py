@@ -1,0 +1,66 @@
+"""`dekag bench cost`: time, backhaul and channel uses of one picture, semantic and conventional.
+
+The page on load adds them up over the number of pictures, with the cost of a topic's knowledge update.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from dekag.client import Client
+from dekag.evaluation.registry import RESULTS
+from services.bench.pipeline import LINK
+from services.bench.processes import chain
+from services.bench.rows import Row, write_bench
+from services.bench.throughput import prompts_of_the_world
+from services.launcher.up import await_ready
+
+DELIVERIES = ("semantic", "conventional")
+BACKHAUL = "cloud-edge"
+WARM_UP = 2
+FIRST_SEED = 3_000_000
+
+
+def run_cost_bench(*, requests: int = 16, profile: str = "embedded", results: Path = RESULTS) -> list[Row]:
+    """Ask for the same pictures with both deliveries, one after another, in turn.
+
+    Args:
+        requests: pictures of each delivery.
+        profile: the models.
+        results: the rows are written into its folder load/.
+
+    Returns:
+        A row for each picture: `seconds` it took, `backhaul_bytes` between cloud and edge, `channel_uses`
+        with pilots, `psnr_db` against what was sent.
+    """
+    console = Console()
+    prompts = prompts_of_the_world()
+    rows: list[Row] = []
+    with chain("cost", profile) as stack, Client(stack.url) as gateway:
+        await_ready(stack, console)
+        for index in track(range(-WARM_UP, requests), "requests", console=console):
+            for delivery in DELIVERIES:
+                link = {k: v for k, v in LINK.items() if k != "cbr" or delivery != "conventional"}
+                prompt, seed = prompts[index % len(prompts)], FIRST_SEED + index
+                start_s = time.perf_counter()
+                image = gateway.image(prompt, seed=seed, delivery=delivery, link=link)
+                seconds = time.perf_counter() - start_s
+                if index >= 0:
+                    report = image.report
+                    hops = {each.hop: each.sent_bytes for each in report.hops}
+                    rows.append(
+                        {
+                            "request": index,
+                            "delivery": delivery,
+                            "seconds": seconds,
+                            "backhaul_bytes": hops.get(BACKHAUL, 0),
+                            "channel_uses": report.channel_uses + report.pilot_uses,
+                            "psnr_db": report.psnr_db,
+                        }
+                    )
+    write_bench("cost", {"profile": profile, "requests": requests, "link": LINK}, rows, results)
+    return rows

@@ -1,0 +1,62 @@
+"""`dekag bench distill`: how long it takes from asking for a topic to the first picture drawn with it."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from dekag.client import Client
+from dekag.evaluation.registry import RESULTS, mean_ci95, record
+from services.bench.processes import UNWATCHED
+from services.bench.rows import write_bench
+from services.launcher.stack import LaunchError, Stack
+from services.launcher.up import RUN_DIR, await_ready
+
+PROMPT = "a large red boat in the middle under the sea, pastel style"
+
+
+def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", results: Path = RESULTS) -> float:
+    """Time from asking for a distillation over REST to holding the first picture drawn with it.
+
+    Args:
+        topics: of the embedded world, distilled one after another with the default settings.
+        profile: the models.
+        results: where headline.json is.
+
+    Returns:
+        The mean over the topics, s, written to headline.json as `distill_seconds`.
+    """
+    console = Console()
+    folder = (RUN_DIR / "bench" / "distill").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    seconds = []
+    with (
+        Stack(folder, free_ports=True, env={**UNWATCHED, "DEKAG_PROFILE": profile}) as stack,
+        Client(stack.url) as gateway,
+    ):
+        await_ready(stack, console)
+        for topic in topics:
+            start = time.perf_counter()
+            *_, job = gateway.distill(topic)
+            if job.status != "finished":
+                raise LaunchError(f"the distillation of {topic} ended as {job.status}: {job.error}")
+            image = gateway.image(PROMPT, seed=1, knowledge=topic)
+            used = [each.topic for each in image.report.knowledge]
+            if used != [topic]:
+                raise LaunchError(f"the picture was drawn with {used}, not with {topic}")
+            seconds.append(time.perf_counter() - start)
+            console.print(f"{topic}: {seconds[-1]:.1f} s")
+    rows = [{"topic": topic, "seconds": each} for topic, each in zip(topics, seconds, strict=True)]
+    write_bench("distill", {"profile": profile, "topics": list(topics)}, rows, results)
+    mean = statistics.mean(seconds)
+    ci95 = mean_ci95(seconds)[1] if len(seconds) > 1 else None
+    record(
+        "distill_seconds", mean, "s", command="dekag bench distill", count=len(seconds), ci95=ci95,
+        results=results,
+    )  # fmt: skip
+    return mean

@@ -1,0 +1,180 @@
+"""`dekag bench overload`: what happens when four times as much is asked for as there is time for.
+
+First so many closed-loop users as keep the chain busy tell its capacity and the latency under full load. Then
+requests come at a multiple of that capacity, whatever becomes of those before them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from dekag.evaluation.registry import RESULTS, record
+from services.bench.pipeline import LINK
+from services.bench.processes import chain
+from services.bench.rows import Row, write_bench
+from services.bench.start import memory
+from services.bench.throughput import prompts_of_the_world
+from services.launcher.stack import LaunchError, Stack
+from services.launcher.up import await_ready
+
+COMMAND = "dekag bench overload"
+USERS = 16
+FIRST_SEED = 4_000_000
+_PATH = "/v1/images/generations"
+
+
+def run_overload_bench(
+    *,
+    times: float = 4.0,
+    seconds: float = 120.0,
+    loaded_s: float = 30.0,
+    profile: str = "embedded",
+    results: Path = RESULTS,
+) -> list[Row]:
+    """Overload the chain and tell what becomes of every request.
+
+    Args:
+        times: arrivals over capacity. They are a Poisson process.
+        seconds: how long they come, s.
+        loaded_s: how long 16 closed-loop users tell what the capacity is, s.
+        profile: the models.
+        results: where headline.json is.
+
+    Returns:
+        A row for each request: `phase` ("loaded" or "overload"), `at_s` since the phase began, `status` (0:
+        the connection failed), `latency_s`. In headline.json `overload_p50_ratio` is the median latency of
+        the requests that were served under overload over that under full load.
+
+    Raises:
+        LaunchError: the chain does not start, a service ended, or none of one phase was served.
+    """
+    console = Console()
+    with chain("overload", profile) as stack:
+        await_ready(stack, console)
+        loaded = asyncio.run(_closed(stack, loaded_s, console))
+        before = _memory(stack)
+        rate_hz = times * len(_served(loaded)) / loaded_s
+        console.print(f"{rate_hz / times:.2f} pictures/s at most; now {rate_hz:.1f}/s are asked for")
+        over = asyncio.run(_open(stack, rate_hz, seconds, console))
+        after = _memory(stack)
+        stack.check_alive()
+    rows = [{"phase": phase, **row} for phase, of in (("loaded", loaded), ("overload", over)) for row in of]
+    if not _served(loaded) or not _served(over):
+        raise LaunchError("no request was served; see the logs")
+    config = {
+        "profile": profile, "times": times, "seconds": seconds, "loaded_s": loaded_s, "users": USERS,
+        "rate_hz": rate_hz, "link": LINK, "pss_gib_before": before, "pss_gib_after": after,
+    }  # fmt: skip
+    write_bench("overload", config, rows, results)
+    ratio = statistics.median(_served(over)) / statistics.median(_served(loaded))
+    record(
+        "overload_p50_ratio", ratio, "ratio", command=COMMAND, count=len(_served(over)), ci95=None,
+        results=results,
+    )  # fmt: skip
+    for line in summary(config, rows):
+        console.print(line, highlight=False)
+    return rows
+
+
+def summary(config: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
+    """What a run tells, a line for each thing."""
+    loaded, over = ([row for row in rows if row["phase"] == phase] for phase in ("loaded", "overload"))
+    served, refused = _served(over), [row["latency_s"] for row in over if row["status"] == 429]
+    others = sum(row["status"] not in (200, 429) for row in over)
+    full, far = _percentiles(_served(loaded)), _percentiles(served)
+    speeds = len(_served(loaded)) / config["loaded_s"], len(served) / config["seconds"]
+    memory_gib = config["pss_gib_before"], config["pss_gib_after"]
+    return [
+        f"Under full load: {speeds[0]:.2f} pictures/s, latency {full}.",
+        (
+            f"Under {config['times']:g} times that, {len(over)} requests in {config['seconds']:g} s: "
+            f"{len(served)} served, {speeds[1]:.2f} pictures/s, latency {far}."
+        ),
+        f"{len(refused)} refused with status 429" + (f", in {_percentiles(refused)}." if refused else "."),
+        f"{others} with another status or none.",
+        f"PSS of all processes before and after: {memory_gib[0]:.3f} and {memory_gib[1]:.3f} GiB.",
+    ]
+
+
+def _percentiles(latencies: Sequence[float]) -> str:
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
+    return f"{p50:.3f} s at the median, {p95:.3f} s at the 95th, {p99:.3f} s at the 99th percentile"
+
+
+def _served(rows: Sequence[Row]) -> list[float]:
+    return [row["latency_s"] for row in rows if row["status"] == 200]
+
+
+def _memory(stack: Stack) -> float:
+    """PSS of all processes of the chain, GiB."""
+    return sum(memory(child.process.pid)["pss_gib"] for child in stack.children)
+
+
+async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:
+    """What 16 users get who ask for the next picture when the last one has come; a warm-up is left out."""
+    rows: list[Row] = []
+    questions = _Questions()
+    async with _client(stack) as client:
+
+        async def user(end: float, into: list[Row], begin: float) -> None:
+            while time.perf_counter() < end:
+                into.append(await questions.ask(client, begin))
+
+        for duration, into in ((min(5.0, seconds), []), (seconds, rows)):
+            begin = time.perf_counter()
+            with console.status(f"full load for {duration:g} s"):
+                await asyncio.gather(*(user(begin + duration, into, begin) for _ in range(USERS)))
+    return rows
+
+
+async def _open(stack: Stack, rate_hz: float, seconds: float, console: Console) -> list[Row]:
+    """What becomes of requests that come at that rate."""
+    rng = random.Random(0)
+    questions, asking = _Questions(), set()
+    async with _client(stack) as client:
+        begin = time.perf_counter()
+        at_s = 0.0
+        with Progress(console=console) as progress:
+            task = progress.add_task("overload", total=seconds)
+            while (at_s := at_s + rng.expovariate(rate_hz)) < seconds:
+                await asyncio.sleep(max(0.0, begin + at_s - time.perf_counter()))
+                asking.add(asyncio.create_task(questions.ask(client, begin)))
+                progress.update(task, completed=at_s)
+            return list(await asyncio.gather(*asking))
+
+
+class _Questions:
+    """Requests for pictures that nobody asked for before."""
+
+    _seeds = count(FIRST_SEED)
+
+    def __init__(self) -> None:
+        self._prompts = prompts_of_the_world()
+
+    async def ask(self, client: httpx2.AsyncClient, begin: float) -> Row:
+        """What became of one, as a row."""
+        seed = next(self._seeds)
+        start = time.perf_counter()
+        body = {"prompt": self._prompts[seed % len(self._prompts)], "seed": seed, "link": LINK}
+        try:
+            status = (await client.post(_PATH, json=body)).status_code
+        except httpx2.HTTPError:
+            status = 0
+        return {"at_s": start - begin, "status": status, "latency_s": time.perf_counter() - start}
+
+
+def _client(stack: Stack) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+    return httpx2.AsyncClient(base_url=stack.url, timeout=90.0, trust_env=False, limits=limits)

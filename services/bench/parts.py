@@ -1,0 +1,340 @@
+"""`dekag bench parts`: what each part of a picture costs, and what its alternatives would.
+
+All of it in this process with one thread, but for a hop of gRPC, which needs a second process.
+docs/performance.md says what follows from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft.tuners.lora import LoraLayer
+from rich.console import Console
+from rich.progress import track
+
+from dekag.cala.aligned import AlignedCodec
+from dekag.evaluation.studies.baseline_models import world_prompts
+from dekag.evaluation.registry import RESULTS
+from dekag.generation.images import to_png
+from dekag.generation.models import Generator
+from dekag.generation.profile import Profile, load_profile
+from dekag.generation.request import GenerationRequest
+from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.metaword import prompt_states
+from dekag.makd.update import PREFIX, KnowledgeUpdate
+from dekag.metrics.features import ImageScorer
+from dekag.metrics.image import psnr_db
+from dekag.pipeline import SemanticLink, apply_channel
+from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
+from services.bench.channel import request_for
+from services.bench.pipeline import CBR, CONDITIONS, SIDE
+from services.bench.processes import server, start
+from services.bench.rows import Row, write_bench
+from services.common import clients
+from services.common.settings import CommonSettings
+from services.proto.downlink_pb2_grpc import DownlinkStub
+
+ROWS = (1, 2, 4, 8, 12, 16)  # of the denoiser; with guidance a picture is two
+PICTURES = (1, 2, 4, 6, 8)  # drawn at once
+STEPS = (4, 6, 8, 12)
+TOPICS = ("neon", "jewel", "rocket", "stencil")
+PROMPT = "a large red boat in the middle under the sea, pastel style"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that is timed.
+
+    Attributes:
+        part: what it is a part of.
+        variant: of it.
+        pictures: that it works on at once; of the denoiser, rows.
+        work: does it once.
+    """
+
+    part: str
+    variant: str
+    pictures: int
+    work: Callable[[], object]
+
+
+def run_parts_bench(
+    *, repeats: int = 9, prompts: int = 48, profile: str = "embedded", results: Path = RESULTS
+) -> list[Row]:
+    """Time every part, all of them in turn in each repeat, and judge fewer and more steps of the sampler.
+
+    Args:
+        repeats: times that each part is timed; one more comes first and does not count.
+        prompts: held-out prompts whose pictures are judged for each number of steps.
+        profile: the models; topics' updates are timed if it has some.
+        results: the rows are written into its folder load/.
+
+    Returns:
+        Rows of kind "time" (median `ms` of each part, and per picture) and of kind "steps" (consistency with
+        the cloud's pictures for each number of steps).
+    """
+    console = Console()
+    torch.set_num_threads(1)
+    models = load_profile(profile)
+    edge = Generator.from_profile(models.edge)
+    parts = [*_network_parts(edge), *_drawing_parts(edge, models), *_link_parts(edge, models)]
+    seconds: dict[int, list[float]] = {index: [] for index in range(len(parts))}
+    for number in track(range(-1, repeats), "parts", console=console):
+        for index, part in enumerate(parts):
+            begin = time.perf_counter()
+            part.work()
+            if number >= 0:
+                seconds[index].append(time.perf_counter() - begin)
+    rows: list[Row] = [
+        _timed(part.part, part.variant, part.pictures, statistics.median(seconds[index]))
+        for index, part in enumerate(parts)
+    ]
+    rows.append(_timed("hop of gRPC", "512 symbols in three messages", 1, _hop_s(repeats, console)))
+    rows += _decoder_errors(edge)
+    if models.scorer is not None:
+        rows += _steps(models, edge, ImageScorer.load(models.scorer.clip, models.scorer.dino), prompts)
+    config = {"profile": profile, "repeats": repeats, "prompts": prompts, "threads": 1}
+    write_bench("parts", config, rows, results)
+    for row in rows:
+        if row["kind"] == "time":
+            console.print(f"{row['part']}, {row['variant']}, {row['pictures']}: {row['ms']:.2f} ms")
+    return rows
+
+
+def _timed(part: str, variant: str, pictures: int, seconds: float) -> Row:
+    return {
+        "kind": "time", "part": part, "variant": variant, "pictures": pictures, "ms": 1e3 * seconds,
+        "ms_each": 1e3 * seconds / pictures,
+    }  # fmt: skip
+
+
+def _network_parts(edge: Generator) -> Iterator[Part]:
+    """Text encoder, denoiser and autoencoder, each alone."""
+    pipeline, unet = edge.pipeline, edge.pipeline.unet
+    channels, height, width = edge.latent_shape(SIDE, SIDE)
+    states = torch.randn(1, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
+    timestep = torch.tensor(500)
+
+    def inference(work: Callable[[], object]) -> Callable[[], object]:
+        return torch.inference_mode()(work)
+
+    yield Part(
+        "text",
+        "prompt and empty prompt",
+        1,
+        inference(lambda: pipeline.encode_prompt(PROMPT, "cpu", 1, True)),
+    )
+    for rows in ROWS:
+        x, read = torch.randn(rows, channels, height, width), states.expand(rows, -1, -1).contiguous()
+        yield Part(
+            "denoiser", "as it is", rows,
+            inference(lambda x=x, read=read: unet(x, timestep, encoder_hidden_states=read)),  # type: ignore[misc]
+        )  # fmt: skip
+    x, read = torch.randn(2, channels, height, width), states.expand(2, -1, -1).clone()
+    with torch.no_grad():
+        traced = torch.jit.freeze(torch.jit.trace(_Denoiser(unet), (x, timestep, read)).eval())
+    yield Part("denoiser", "traced and frozen", 2, torch.no_grad()(lambda: traced(x, timestep, read)))
+    latents = torch.randn(4, channels, height, width)
+    for variant, (vae, cast) in _decoders(edge).items():
+        for pictures in (1, 4):
+            yield Part(
+                "decoder", variant, pictures,
+                inference(lambda vae=vae, cast=cast, n=pictures: _decoded(vae, cast, latents[:n])),  # type: ignore[misc]
+            )  # fmt: skip
+
+
+class _Denoiser(torch.nn.Module):
+    """The denoiser with what it reads as plain arguments, as tracing wants it."""
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self.unet = unet.eval()
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """What the denoiser makes of latents (n, c, h, w)."""
+        noise: torch.Tensor = self.unet(x, timestep, encoder_hidden_states=states, return_dict=False)[0]
+        return noise
+
+
+def _decoders(edge: Generator) -> dict[str, tuple[Any, bool]]:
+    """Autoencoders by layout, and whether they run in bfloat16."""
+    plain = copy.deepcopy(edge.decoder.vae).to(memory_format=torch.contiguous_format)
+    last = edge.decoder.vae
+    return {
+        "contiguous": (plain, False),
+        "channels last": (last, False),
+        "channels last, bfloat16": (last, True),
+    }
+
+
+def _decoded(vae: Any, cast: bool, latents: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        image: torch.Tensor = vae.decode(latents / vae.config.scaling_factor).sample
+    return image.float()
+
+
+@torch.inference_mode()
+def _decoder_errors(edge: Generator) -> list[Row]:
+    """PSNR of what each layout shows against the contiguous one, dB."""
+    latents = edge.latents(PROMPT, 1)
+    shown = {
+        name: _decoded(vae, cast, latents).add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
+        for name, (vae, cast) in _decoders(edge).items()
+    }
+    reference = shown["contiguous"].numpy()
+    return [
+        {"kind": "decoder", "variant": name, "psnr_db": psnr_db(pixels.numpy(), reference)}
+        for name, pixels in shown.items()
+    ]
+
+
+def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
+    """Pictures drawn whole: of the base model, of one topic, and each of a topic of its own."""
+    aligned = AlignedGenerator(edge)
+    for pictures in PICTURES:
+        drawings = [GenerationRequest(PROMPT, seed) for seed in range(pictures)]
+        yield Part("drawing", "no update", pictures, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
+    if models.knowledge is None:
+        return
+    updates = [KnowledgeUpdate.load(f"{models.knowledge}/{topic}") for topic in TOPICS]
+    for update in updates:
+        aligned.add(update)
+    theirs = _PeftGenerator(Generator.from_profile(models.edge), updates)
+    for pictures in PICTURES:
+        for variant, of in (("one topic", updates[:1]), ("four topics", updates)):
+            chosen = [of[index % len(of)] for index in range(pictures)]
+            drawings = [
+                GenerationRequest(PROMPT, i, updates=(each.content_hash,)) for i, each in enumerate(chosen)
+            ]
+            yield Part("drawing", variant, pictures, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
+            yield Part(
+                "drawing", f"{variant}, PEFT's layers", pictures,
+                lambda c=chosen: theirs.batch(PROMPT, c),  # type: ignore[misc]
+            )  # fmt: skip
+
+
+class _PeftGenerator:
+    """Draws with updates as diffusers loads them and PEFT mixes them, to be compared with."""
+
+    def __init__(self, generator: Generator, updates: Sequence[KnowledgeUpdate]) -> None:
+        self._generator = generator
+        pipeline = generator.pipeline
+        for update in updates:
+            factors = {PREFIX + name: factor.float() for name, factor in update.lora.items()}
+            pipeline.load_lora_into_unet(
+                factors, network_alphas=None, unet=pipeline.unet, adapter_name=update.content_hash
+            )
+
+    @torch.inference_mode()
+    def batch(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> torch.Tensor:
+        """Latents of the prompt, a row with each update."""
+        pipeline = self._generator.pipeline
+        width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
+        states = [prompt_states(pipeline, [prompt], each.vectors_for(prompt)) for each in updates]
+        empty = prompt_states(pipeline, [""], torch.zeros(0, width)).expand(len(updates), -1, -1)
+        with self._adapters([each.content_hash for each in updates]):
+            return self._generator.batch(
+                None,
+                range(len(updates)),
+                guidance_scale=updates[0].guidance_scale,
+                prompt_embeds=torch.cat(states),
+                negative_prompt_embeds=empty,
+            )
+
+    @contextmanager
+    def _adapters(self, names: Sequence[str]) -> Iterator[None]:
+        pipeline = self._generator.pipeline
+        if len(set(names)) == 1:  # PEFT's quicker way
+            pipeline.set_adapters([names[0]])
+            yield
+            return
+
+        def name_rows(_: Any, inputs: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            times = len(inputs[0]) // len(names)
+            return inputs, {**keywords, "adapter_names": [*names] * times}
+
+        layers = [module for module in pipeline.unet.modules() if isinstance(module, LoraLayer)]
+        hooks = [layer.register_forward_pre_hook(name_rows, with_kwargs=True) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _link_parts(edge: Generator, models: Profile) -> Iterator[Part]:
+    """Everything between the latent and the PNG, but for the autoencoder."""
+    latents, channel_uses = edge.latents(PROMPT, 1), round(CBR * 3 * SIDE * SIDE)
+    link = SemanticLink(AlignedCodec.load(models.codec, models.adapters), edge)
+    sent = link.send(latents, [CONDITIONS], [1], cbr=CBR)
+    size: dict[str, Any] = {"source_values": 3 * SIDE * SIDE, "seeds": [1]}
+    shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+    yield Part(
+        "codec", "encode", 1, lambda: link.sender.encode(latents, [CONDITIONS], [channel_uses], **size)
+    )
+    yield Part("channel", "512 symbols", 1, lambda: apply_channel(sent.symbols[0], CONDITIONS, 1))
+    yield Part(
+        "codec",
+        "decode",
+        1,
+        lambda: link.receiver.decode(sent.receptions, [CONDITIONS], latent_shape=shape, **size),
+    )
+    pixels = edge.decoder.decode(latents)[0]
+    yield Part("PNG", "", 1, lambda: to_png(pixels))
+    yield Part("PSNR", "", 1, lambda: psnr_db(pixels, pixels))
+
+
+def _hop_s(repeats: int, console: Console) -> float:
+    """Seconds from a request to the last frame of a recorded transmission over gRPC, idle before."""
+
+    async def ask(address: str) -> float:
+        async with clients.open_channel(address, CommonSettings()) as channel:
+            times = []
+            for seed in range(-5, 10 * repeats):
+                await asyncio.sleep(0.02)  # as between the requests of one user
+                begin = time.perf_counter()
+                async for _ in clients.stream(
+                    DownlinkStub(channel).Provide, request_for(512, max(seed, 0)), "it"
+                ):
+                    pass
+                if seed >= 0:
+                    times.append(time.perf_counter() - begin)
+            return statistics.median(times)
+
+    with server("hop", "services.bench.recorded_downlink", "512", health="grpc") as recorded:
+        start(recorded, console)
+        return asyncio.run(ask(recorded.address))
+
+
+def _steps(models: Profile, edge: Generator, scorer: ImageScorer, prompts: int) -> list[Row]:
+    """Consistency of the edge's pictures with the cloud's, by the sampler's steps."""
+    found = world_prompts(prompts, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    texts, seeds = [prompt for _, prompt, _ in found], [seed for *_, seed in found]
+    cloud = Generator.from_profile(models.cloud)
+    references = _pictures(cloud, texts, seeds)
+    rows: list[Row] = []
+    for steps in STEPS:
+        sampler = Generator(
+            edge.pipeline, edge.model_hash, edge.decoder, steps=steps, guidance_scale=edge.guidance_scale
+        )
+        scores: Mapping[str, Any] = scorer.scores(_pictures(sampler, texts, seeds), references)
+        means = (np.asarray(scores["clip"]) + np.asarray(scores["dino"])) / 2
+        rows += [{"kind": "steps", "steps": steps, "consistency": float(value)} for value in means]
+    return rows
+
+
+def _pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
+    parts = [slice(at, at + PICTURES[-1]) for at in range(0, len(prompts), PICTURES[-1])]
+    return np.concatenate(
+        [generator.decoder.decode(generator.batch(prompts[part], seeds[part])) for part in parts]
+    )

@@ -1,0 +1,61 @@
+"""results/load/bench-NAME.json: what a benchmark measured, where, and with which settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dekag.evaluation.registry import RESULTS, current_commit
+from dekag.evaluation.statistics import bootstrap_ci95
+from dekag.evaluation.sweeps.runner import machine
+
+Row = dict[str, Any]
+_SCHEMA = 1
+
+
+def path_of(name: str, results: Path = RESULTS) -> Path:
+    """Where the benchmark of that name writes."""
+    return results / "load" / f"bench-{name}.json"
+
+
+def write_bench(name: str, config: Mapping[str, Any], rows: Sequence[Row], results: Path = RESULTS) -> None:
+    """Write the tidy rows of `dekag bench NAME`, in place of what an earlier run wrote."""
+    content: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "command": f"dekag bench {name}",
+        "config": dict(config),
+        "commit": current_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": machine(),
+        "rows": [],
+    }
+    path = path_of(name, results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rounded = [{key: _rounded(value) for key, value in row.items()} for row in rows]
+    lines = ",\n".join("  " + json.dumps(row) for row in rounded)  # a row a line, to be read and compared
+    text = json.dumps(content, indent=1)
+    path.write_text(text.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
+
+
+def read_bench(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
+    """What `write_bench` wrote; None if the benchmark has not been run."""
+    path = path_of(name, results)
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[float]]:
+    """Ratio of the medians of paired times, and its 95 % interval over resampled pairs."""
+    return bootstrap_ci95(lambda a, b: float(np.median(a) / np.median(b)), ours, theirs)
+
+
+def _rounded(value: Any) -> Any:
+    """Floats with the digits that mean something."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,104 @@
+"""`dekag bench start`: how long the chain takes to be ready, and how much memory it holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+from rich.console import Console
+
+from dekag.client import Client
+from dekag.evaluation.registry import RESULTS, mean_ci95, record
+from services.bench.pipeline import LINK
+from services.bench.processes import chain
+from services.bench.rows import Row, write_bench
+from services.bench.throughput import prompts_of_the_world
+from services.launcher.up import await_ready
+
+COMMAND = "dekag bench start"
+DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
+ALL = "all"
+_KIB_PER_GIB = 2**20
+
+
+def run_start_bench(
+    *,
+    rounds: int = 5,
+    requests: int = 4,
+    profile: str = "embedded",
+    results: Path = RESULTS,
+    proc: Path = Path("/proc"),
+) -> list[Row]:
+    """Start the chain several times, ask it for pictures, and read from /proc what its processes hold.
+
+    Files are warm: a start that is not counted reads them before. Ready means that every service says so, as
+    the launcher finds by asking four times a second.
+
+    Args:
+        rounds: starts that count; the intervals are over them.
+        requests: pictures of each delivery that are asked for before memory is read.
+        profile: the models.
+        results: where headline.json is.
+        proc: Linux's /proc.
+
+    Returns:
+        A row for each round and service and for all of them. In headline.json `ready_seconds` is the mean
+        time from the first process to all ready, s, and `rss_gib` the mean sum of PSS, GiB: resident memory
+        in which a page that several processes share counts once. The rows hold RSS too, which counts it in
+        each.
+    """
+    console = Console()
+    prompts = prompts_of_the_world()
+    rows: list[Row] = []
+    for number in range(-1, rounds):
+        start_s = time.perf_counter()
+        with chain("start", profile) as stack:
+            await_ready(stack, console)
+            ready_s = time.perf_counter() - start_s
+            if number < 0:
+                continue
+            with Client(stack.url) as client:
+                for index, delivery in product(range(requests), DELIVERIES):
+                    link = {k: v for k, v in LINK.items() if k != "cbr" or delivery != "conventional"}
+                    client.image(prompts[index % len(prompts)], seed=index, delivery=delivery, link=link)
+            pids = {child.name: child.process.pid for child in stack.children}
+            held = {name: memory(pid, proc) for name, pid in pids.items()}
+        held[ALL] = {what: sum(each[what] for each in held.values()) for what in ("pss_gib", "rss_gib")}
+        for name, found in held.items():
+            row: Row = {"round": number, "service": name, **found}
+            rows.append(row | ({"ready_s": ready_s} if name == ALL else {}))
+        pss, rss = held[ALL]["pss_gib"], held[ALL]["rss_gib"]
+        console.print(f"ready after {ready_s:.1f} s; PSS {pss:.2f} GiB, RSS {rss:.2f} GiB", highlight=False)
+    config = {"profile": profile, "rounds": rounds, "requests": requests, "deliveries": list(DELIVERIES)}
+    write_bench("start", config, rows, results)
+    for key, unit, what in (("ready_seconds", "s", "ready_s"), ("rss_gib", "GiB", "pss_gib")):
+        mean, ci95 = mean_ci95([row[what] for row in rows if row["service"] == ALL])
+        record(
+            key, mean, unit, command=COMMAND, count=rounds,
+            ci95=ci95 if rounds > 1 else None, results=results,
+        )  # fmt: skip
+    return rows
+
+
+def memory(pid: int, proc: Path = Path("/proc")) -> Mapping[str, float]:
+    """`pss_gib` and `rss_gib` of a process and of all that it started, GiB."""
+    held = {"pss_gib": 0.0, "rss_gib": 0.0}
+    for each in [pid, *descendants(pid, proc)]:
+        sizes = {}
+        for line in (proc / str(each) / "smaps_rollup").read_text().splitlines()[1:]:
+            name, size, *_ = line.split()
+            sizes[name] = int(size)
+        held["pss_gib"] += sizes["Pss:"] / _KIB_PER_GIB
+        held["rss_gib"] += sizes["Rss:"] / _KIB_PER_GIB
+    return held
+
+
+def descendants(pid: int, proc: Path = Path("/proc")) -> Sequence[int]:
+    """Ids of all processes that a process started, and those started in turn."""
+    found: list[int] = []
+    for thread in (proc / str(pid) / "task").iterdir():
+        for child in map(int, (thread / "children").read_text().split()):
+            found += [child, *descendants(child, proc)]
+    return found

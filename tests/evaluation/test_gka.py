@@ -1,0 +1,111 @@
+"""The experiment on generation knowledge: cells that resume, and figures that follow from the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dekag.evaluation.reports.makd import smallest, write
+from dekag.evaluation.statistics import bootstrap_ci95
+from dekag.evaluation.studies.makd import BITS, PAIRS, STUDY_TOPICS, Cell, Measured, Row, Workbench, cells
+from dekag.makd.config import METHODS, DistillConfig
+from dekag.world import TOPICS
+
+TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2, bits=16)
+
+
+@pytest.fixture(scope="module")
+def bench(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+    return Workbench.load(str(dummy_profile), 2, tmp_path_factory.mktemp("gka"))
+
+
+def test_every_method_topic_and_seed_is_a_cell() -> None:
+    found = cells(TINY, 3)
+    assert len(found) == len(set(found))
+    for topic in TOPICS:
+        runs = {(c.config.method, c.config.seed) for c in found if c.topic == topic}
+        assert runs >= {(method, seed) for method in METHODS for seed in range(3)}
+
+
+def test_finished_cell_is_read_not_run_again(bench: Workbench) -> None:
+    cell = Cell("rocket", TINY)
+    first = bench.run(cell)
+    bench.edge, edge = None, bench.edge  # type: ignore[assignment]
+    try:
+        with pytest.raises(AttributeError):
+            bench.run(Cell("snail", TINY))
+    finally:
+        bench.edge = edge
+    assert bench.run(cell) == first
+    assert {len(rows) for rows in first["rows"].values()} == {2}
+    assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
+
+
+def test_full_fine_tune_leaves_the_edge_as_it_was(bench: Workbench) -> None:
+    before = bench.edge.image("a red boat", 1)
+    result = bench.run(Cell("rocket", dataclasses.replace(TINY, method="full")))
+    assert list(result["rows"]) == ["16"]
+    assert np.array_equal(bench.edge.image("a red boat", 1), before)
+
+
+def test_compositions_show_each_alone_and_both(bench: Workbench) -> None:
+    for topic in PAIRS[0]:
+        bench.run(Cell(topic, TINY))
+    found = bench.compose(PAIRS[0], TINY)
+    assert set(found["rows"]) == {"none", "neon", "rocket", "both", "ceiling"}
+
+
+def _row(consistency: float, index: int) -> Row:
+    noise = 0.01 * (index % 2 - 0.5)
+    scores = dict.fromkeys(("clip", "dino", "consistency"), consistency + noise)
+    return {"prompt": f"p{index}", "seed": index, **scores, "probe": consistency}
+
+
+def _rows(consistency: float) -> list[Row]:
+    return [_row(consistency, i) for i in range(4)]
+
+
+def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
+    level = {"metaword": 0.55, "lora": 0.7, "lora-equal-bytes": 0.72, "full": 0.85, "makd": 0.8}
+    done = {}
+    for cell in cells(TINY, 2):
+        bits = BITS if cell.config.method == "makd" and cell.config.seed == 0 else (16,)
+        done[cell] = {
+            "bytes": {str(b): b * 1000 * cell.config.rank for b in bits},
+            "rows": {str(b): _rows(level[cell.config.method] - (0.2 if b == 4 else 0.0)) for b in bits},
+        }
+    ends = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
+    pairs = [
+        {"style": a, "subject": b, "rows": {n: _rows(0.5) for n in ("none", a, b, "both", "ceiling")}}
+        for a, b in PAIRS
+    ]
+    page = tmp_path / "page.md"
+    measured = Measured(ends, done, pairs)
+    write(measured, TINY, tmp_path, page, edge_bytes=10_000_000)
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["gka_gain_percent"]["value"] == pytest.approx(60, abs=0.1)
+    assert figures["gka_ceiling_share"]["value"] == pytest.approx(75, abs=0.1)
+    assert figures["gka_probe_heldout_accuracy"]["value"] == pytest.approx(80, abs=0.1)
+    assert figures["gka_lead_over_best_baseline_percent"]["value"] == pytest.approx(100 / 9, abs=0.1)
+    assert figures["update_bytes"]["value"] == 32_000
+    assert figures["update_model_share"]["value"] == pytest.approx(0.32)
+    low, high = figures["gka_gain_percent"]["ci95"]
+    assert low <= figures["gka_gain_percent"]["value"] <= high
+    enough = [each for each in smallest(measured, TINY) if each["gain_kept"] >= 0.95]
+    assert (enough[-1]["rank"], enough[-1]["bits"]) == (1, 8)
+    assert "8,000 bytes: rank 1" in page.read_text()
+    assert (tmp_path / "gka" / "studies.svg").exists()
+    assert set(STUDY_TOPICS) <= set(TOPICS)
+
+
+def test_bootstrap_interval_covers_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for i in range(60):
+        _, (low, high) = bootstrap_ci95(lambda v: float(v.mean()), rng.normal(1.0, 1.0, 40).tolist(), seed=i)
+        inside += low <= 1.0 <= high
+    assert 50 <= inside <= 60

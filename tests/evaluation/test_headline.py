@@ -1,0 +1,28 @@
+"""Figures are recorded with their interval, count and origin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dekag.evaluation.registry import mean_ci95, record
+
+
+def test_interval_of_known_values() -> None:
+    mean, (low, high) = mean_ci95([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3
+    assert high - mean == pytest.approx(1.96 * (2.5 / 5) ** 0.5)
+    assert mean - low == pytest.approx(high - mean)
+
+
+def test_a_second_run_replaces_its_own_figure_only(tmp_path: Path) -> None:
+    record("a", 1.0, "dB", command="one", count=5, results=tmp_path)
+    record("b", 2.0, "%", command="two", count=6, ci95=[1.5, 2.5], results=tmp_path)
+    record("a", 3.0, "dB", command="one", count=7, results=tmp_path)
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["a"]["value"] == 3.0
+    assert figures["a"]["n"] == 7
+    assert figures["b"]["ci95"] == [1.5, 2.5]
+    assert set(figures["a"]) == {"value", "unit", "ci95", "n", "command", "commit", "date"}

@@ -1,0 +1,394 @@
+"""Sweeps: what a grid may say, what is measured once, what fails alone, and what is made of the rows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dekag import plugins
+from dekag.errors import DekagError, InvalidInputError, NotFoundError
+from dekag.evaluation.registry import record
+from dekag.evaluation.studies import end_to_end as overall
+from dekag.evaluation.studies import quick
+from dekag.evaluation.studies.digital import Ladder
+from dekag.evaluation.sweeps import command
+from dekag.evaluation.sweeps import runner as engine
+from dekag.evaluation.sweeps.evaluator import Measurement, Station, as_one, channel_seed, identity
+from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
+from dekag.evaluation.sweeps.runner import run
+from dekag.evaluation.sweeps.table import link_name, table
+from dekag.link import LinkConditions
+from dekag.world import TOPICS
+from services.cli.main import app
+
+
+@pytest.fixture(scope="module")
+def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Untrained models with the shipped adapters' place left empty."""
+    folder = tmp_path_factory.mktemp("sweeps") / "profile"
+    shutil.copytree(dummy_profile, folder)
+    return str(folder)
+
+
+def grid(profile: str, **changes: Any) -> Sweep:
+    fields = {
+        "name": "tiny",
+        "profile": profile,
+        "deliveries": ["unaligned"],
+        "prompts": 2,
+        "snr_db": [0, 20],
+    }
+    return Sweep.model_validate({**fields, **changes})
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_the_shipped_grids_are_valid() -> None:
+    for path in Path("sweeps").glob("*.yaml"):
+        sweep = read_sweep(path)
+        assert sweep.name == path.stem
+        assert len(set(sweep.cells())) == len(sweep.cells())
+    assert read_sweep(Path("sweeps/overall.yaml")).topics == list(TOPICS)
+
+
+def test_a_grid_is_every_combination(tmp_path: Path) -> None:
+    text = (
+        "{name: a, deliveries: [cala, digital], topics: [neon, world], cbr: [1/96, 0.005], seeds: [0, 1, 2]}"
+    )
+    cells = read_sweep(written(tmp_path, text)).cells()
+    assert len(cells) == 2 * 2 * 2 * 3
+    assert {cell.cbr for cell in cells} == {1 / 96, 0.005}
+    assert len({cell.key("x") for cell in cells}) == len(cells)
+    assert not {cell.key("x") for cell in cells} & {cell.key("y") for cell in cells}
+    assert [len(group) for group in grouped(cells)] == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[]", "mapping"),
+        ("{name: [", "readable YAML"),
+        ("{name: a}", "deliveries"),
+        ("{name: A B, deliveries: [cala]}", "name"),
+        ("{name: a, deliveries: [magic]}", "unaligned, makd, cala"),
+        ("{name: a, deliveries: [cala], topics: [dragons]}", "dragons"),
+        ("{name: a, deliveries: [cala], cbr: [1/0]}", "fraction such as 1/96"),
+        ("{name: a, deliveries: [cala], cbr: [0.5]}", "cbr.0"),
+        ("{name: a, deliveries: [cala], links: [{fading: none}]}", "fading"),
+        ("{name: a, deliveries: [cala], links: [{snr_db: 3}]}", "axis of its own"),
+        ("{name: a, deliveries: [cala], seeds: [-1]}", "seeds.0"),
+        ("{name: a, deliveries: [cala], prompts: 0}", "prompts"),
+        ("{name: a, deliveries: [cala], metrics: [beauty]}", "beauty.*psnr_db, ssim"),
+        ("{name: a, deliveries: [cala], cbr: ['1e400']}", "fraction such as 1/96"),
+        ("{name: a, deliveries: [cala, cala]}", "cala: must be there once"),
+        ("{name: a, deliveries: [cala], snr_db: [10, 10.0]}", "must be there once"),
+        ("{name: a, deliveries: [{name: b, codec: adaptors}]}", "base.*adapters"),
+        ("{name: a, deliveries: [{name: b, codec: digital, knowledge: true}]}", "digital delivery"),
+        ("{name: a, deliveries: [cala], typo: 1}", "typo"),
+    ],
+)
+def test_a_bad_grid_is_refused_by_its_field(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=told):
+        read_sweep(written(tmp_path, text))
+
+
+def test_an_snr_out_of_range_is_refused(profile: str) -> None:
+    with pytest.raises(InvalidInputError, match="snr_db"):
+        grid(profile, snr_db=[99]).cells()
+
+
+def test_a_finished_cell_is_read_and_another_model_is_another_cell(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(grid(profile), runs=tmp_path)
+    assert (first.measured, first.failed) == (2, [])
+    assert all(set(row["metrics"]) == set(METRICS) for row in first.rows)
+    assert all(len(values) == 2 for row in first.rows for values in row["metrics"].values())
+    assert first.rows[0]["channel_uses"] == 512
+    assert first.rows[0]["hashes"] == identity(profile)
+    more = run(grid(profile, snr_db=[0, 10, 20], name="more"), runs=tmp_path)
+    assert more.measured == 1
+    assert [row["sweep"] for row in more.rows] == ["more"] * 3
+    assert more.rows[0]["metrics"] == first.rows[0]["metrics"]
+    monkeypatch.setattr(engine, "identity", lambda _: {"edge": "another"})
+    monkeypatch.setattr(Station, "measure", lambda *_: Measurement({"clip": [1.0]}, 1.0, 0.0, 0, 0.0))
+    assert run(grid(profile), runs=tmp_path).measured == 2
+
+
+def test_a_failed_cell_is_reported_sinks_nothing_and_is_tried_again(profile: str, tmp_path: Path) -> None:
+    sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"], snr_db=[10])
+    for _ in range(2):
+        outcome = run(sweep, runs=tmp_path)
+        ((cell, why),) = outcome.failed
+        assert cell.delivery.name == "makd"
+        assert "no knowledge update of neon" in why
+        assert [row["cell"]["delivery"]["name"] for row in outcome.rows] == ["unaligned"]
+
+
+def test_an_interrupted_sweep_keeps_what_it_had(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+
+    def measure(_: Station, cell: Any) -> Measurement:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return Measurement({"clip": [cell.link.snr_db]}, 1.0, 0.0, 0, 0.0)
+
+    monkeypatch.setattr(Station, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        run(grid(profile), runs=tmp_path)
+    outcome = run(grid(profile), runs=tmp_path)
+    assert outcome.measured == 1
+    assert [row["metrics"]["clip"] for row in outcome.rows] == [[0.0], [20.0]]
+
+
+def test_digital_expects_more_of_more_snr(profile: str, tmp_path: Path) -> None:
+    outcome = run(
+        grid(profile, deliveries=["digital-webp"], prompts=1, snr_db=[-10, 30], cbr=["1/48"]), runs=tmp_path
+    )
+    low, high = outcome.rows
+    assert np.mean(high["metrics"]["psnr_db"]) > np.mean(low["metrics"]["psnr_db"])
+    assert high["backhaul_bytes"] > 0
+    assert 0 < high["channel_uses"] <= 1024
+
+
+@pytest.mark.usefixtures("plugging")
+def test_plug_ins_are_channels_and_metrics_of_a_sweep(profile: str, tmp_path: Path) -> None:
+    plugins.load("examples/my_channel.py:Nakagami")
+    plugins.load("examples/my_metric.py:Outlines")
+    sweep = grid(profile, links=[{"fading": "nakagami"}], metrics=["outlines", "ssim", "clip"])
+    outcome = run(sweep, runs=tmp_path)
+    assert outcome.failed == []
+    assert [list(row["metrics"]) for row in outcome.rows] == [["outlines", "ssim", "clip"]] * 2
+    assert "metric outlines" in outcome.rows[0]["hashes"], "another code is another cell"
+
+
+def test_every_cell_has_fades_of_its_own_and_deliveries_share_them(profile: str) -> None:
+    sweep = grid(profile, deliveries=["unaligned", "deka-g"], topics=["neon", "rocket"], seeds=[0, 1])
+    seeds = [channel_seed(cell, 7) for cell in sweep.cells()]
+    assert len(set(seeds)) == len(seeds) / 2
+    assert len({channel_seed(sweep.cells()[0], prompt) for prompt in range(99)}) == 99
+
+
+def test_channels_that_differ_are_not_one_line() -> None:
+    links = [{"fading": "awgn"}, {"fading": "awgn", "reported_snr_db": 0.0}, {"fading": "rician"}]
+    names = [link_name(LinkConditions.model_validate(link).model_dump(mode="json")) for link in links]
+    assert names == ["awgn", "awgn, reported_snr_db 0.0", "rician, 1000 ns"]
+
+
+def test_a_metric_without_a_value_is_null_and_left_out_of_means() -> None:
+    rows = [_row("cala", "neon", 0.0, [0.5, None])]
+    assert table(rows)[2].startswith("| cala | awgn | 0 | 1/96 | 0.500 |")
+
+
+def test_ray_measures_the_same(profile: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"])
+    serial, parallel = (
+        run(sweep, runs=tmp_path / "a"),
+        run(sweep, runs=tmp_path / "b", ray="local", workers=2),
+    )
+    assert [row["metrics"] for row in serial.rows] == [row["metrics"] for row in parallel.rows]
+    assert [why for _, why in serial.failed] == [why for _, why in parallel.failed]
+
+
+def test_no_ray_and_no_cluster_are_told(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for address in ("ray://127.0.0.1:1", "127.0.0.1:1", "nowhere", "127.0.0.1:99999", ""):
+        with pytest.raises(InvalidInputError, match="running cluster"):
+            run(grid(profile), runs=tmp_path, ray=address)
+    monkeypatch.setattr("importlib.import_module", _missing)
+    with pytest.raises(InvalidInputError, match=r"dekag\[ray\]"):
+        run(grid(profile), runs=tmp_path, ray="local")
+
+
+@pytest.mark.usefixtures("plugging")
+def test_a_worker_that_dies_costs_its_cell_and_no_other(profile: str, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    fatal = tmp_path / "fatal.py"
+    fatal.write_text(FATAL)
+    plugins.load(f"{fatal}:Fatal")
+    sweep = grid(profile, metrics=["fatal"], snr_db=[0, 10, 20, 30])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(plugins.ENVIRONMENT, f"{fatal}:Fatal")
+        outcome = run(sweep, runs=tmp_path, ray="local", workers=1)
+    assert len(outcome.rows) == 3, outcome.failed
+    ((_, why),) = outcome.failed
+    assert "the worker died" in why
+
+
+FATAL = """
+import os
+from pathlib import Path
+
+import numpy as np
+
+from dekag.metrics import Metric
+
+
+class Fatal(Metric):
+    name = "fatal"
+
+    def score(self, images, references):
+        count = Path(__file__).with_name("count")
+        count.write_text(str(int(count.read_text()) + 1) if count.exists() else "1")
+        if count.read_text() == "2":
+            os._exit(1)
+        return np.full(len(images), np.nan)
+"""
+
+
+def _missing(name: str) -> Any:
+    raise ModuleNotFoundError(name)
+
+
+def test_identity_is_of_all_models(profile: str) -> None:
+    assert as_one(identity(profile)) != as_one(identity("embedded"))
+    assert {"knowledge", "adapters"} <= set(identity("embedded"))
+    with pytest.raises(NotFoundError):
+        identity("nowhere")
+
+
+def _row(delivery: str, topic: str, snr_db: float, values: list[Any]) -> dict[str, Any]:
+    cell = {
+        "delivery": DELIVERIES[delivery].model_dump(),
+        "topic": topic,
+        "link": LinkConditions(fading="awgn", snr_db=snr_db).model_dump(mode="json"),
+        "cbr": 1 / 96,
+    }  # fmt: skip
+    row = {"channel_uses": 512.0, "backhaul_bytes": 0.0, "update_bytes": 1000}
+    return {"cell": cell, "metrics": dict.fromkeys(METRICS, values), **row}
+
+
+METRICS = ("psnr_db", "clip", "dino", "consistency", "probe")
+ROWS = [
+    _row(delivery, topic, snr_db, [level, level + 0.1])
+    for delivery, level in (("unaligned", 0.4), ("makd", 0.6), ("cala", 0.5), ("deka-g", 0.75))
+    for topic in ("neon", "rocket")
+    for snr_db in (0.0, 20.0)
+]
+
+
+def test_overall_figures_follow_from_the_rows(tmp_path: Path) -> None:
+    sweep = Sweep.model_validate(
+        {
+            "name": "overall",
+            "deliveries": ["unaligned", "deka-g"],
+            "topics": ["neon", "rocket"],
+            "snr_db": [0, 20],
+        }
+    )
+    even = [
+        {"topic": topic, "kind": "style", "update_bytes": 1000, "consistency": 0.8}
+        | {f"{name}_{what}": value for name in overall.FILES for what, value in sizes.items()}
+        for topic, sizes in (
+            ("neon", {"bytes": 100.0, "images": 10}),
+            ("rocket", {"bytes": 50.0, "images": 20}),
+        )
+    ]
+    overall.write(sweep, ROWS, even, tmp_path, tmp_path / "docs" / "page.md")
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["overall_gain_percent"]["value"] == pytest.approx(100 * (0.8 / 0.45 - 1), abs=1e-3)
+    assert figures["break_even_images"]["value"] == 15
+    page = (tmp_path / "docs" / "page.md").read_text()
+    assert "| **DeKA-g** | 0.800 | +77.8 % |" in page
+    assert "| neon | 1,000 | 0.800 | 100 | 100 | 100 | 100 | 10 | 10 | 10 | 10 |" in page
+    assert {path.name for path in (tmp_path / "overall").iterdir()} == {
+        "cells.jsonl", "break-even.jsonl", "consistency.svg", "psnr.svg",
+    }  # fmt: skip
+
+
+def test_files_of_equal_quality_grow_with_the_quality() -> None:
+    ladder = Ladder([10, 20, 40], [(0, 1)] * 3, np.array([[10, 0.2, 0.2], [15, 0.5, 0.5], [20, 0.9, 0.9]]))
+    wide = Ladder([30, 60], [(0, 1)] * 2, np.array([[10, 0.4, 0.4], [20, 1.0, 1.0]]))
+    assert overall.file_bytes([ladder], 0.5) == 20
+    assert overall.file_bytes([ladder], 0.51) == 40
+    assert overall.file_bytes([ladder], 2.0) == 40
+    assert overall.file_bytes([ladder, wide], 0.6) == (40 + 30) / 2  # 0.65 in the mean
+
+
+def test_overall_refuses_to_conclude_from_half_a_grid(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Station, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    with pytest.raises(InvalidInputError, match="unaligned and deka-g"):
+        overall.run_overall(sweep=written(tmp_path, "{name: a, deliveries: [cala]}"), runs=tmp_path / "runs")
+    text = f"{{name: a, profile: {profile}, deliveries: [unaligned, deka-g], topics: [neon], prompts: 1}}"
+    with pytest.raises(DekagError, match="2 of 2 cells failed"):
+        overall.run_overall(
+            sweep=written(tmp_path, text), results=tmp_path, page=tmp_path / "p.md", runs=tmp_path / "runs"
+        )
+
+
+def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(
+        engine.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+    )
+    text = f"{{name: mine, profile: {profile}, deliveries: [unaligned], prompts: 2, metrics: [psnr_db]}}"
+    command.run_sweep(written(tmp_path, text), ray=None, workers=None, results=tmp_path / "results")
+    names = {path.name for path in (tmp_path / "results" / "mine").iterdir()}
+    assert names == {"cells.jsonl", "table.md", "psnr_db.svg"}
+    row = json.loads((tmp_path / "results" / "mine" / "cells.jsonl").read_text())
+    assert {"schema", "commit", "machine", "hashes", "key", "seconds"} <= set(row)
+    assert link_name(row["cell"]["link"]) == "rayleigh, 1000 ns"
+    assert table(ROWS)[2].startswith("| unaligned | awgn | 0 | 1/96 | 0.450 |")
+    assert command.bench_grid(200).cells().__len__() == 200
+
+    options = ["--results", str(tmp_path / "results"), "--json"]
+    again = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), *options])
+    assert again.exit_code == 0, again.stderr
+    told = {"measured": 0, "read": 1, "failed": [], "folder": str(tmp_path / "results" / "mine")}
+    assert json.loads(again.stdout) == told
+
+
+def test_a_grid_that_is_not_valid_is_the_callers_to_mend(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, "{name: a}")), "--json"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "deliveries" in done.stderr
+
+
+def test_a_summary_of_a_sweep_names_what_failed(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        engine.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+    )
+    monkeypatch.setattr(Station, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    text = f"{{name: mine, profile: {profile}, deliveries: [unaligned], prompts: 2}}"
+    done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--json"])
+    assert done.exit_code == 1
+    told = json.loads(done.stdout)
+    assert (told["measured"], told["read"], len(told["failed"])) == (0, 0, 1)
+    assert "broken" in told["failed"][0]["error"]
+
+
+def test_quick_results_stand_beside_the_committed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path("results/headline.json").read_text()
+    monkeypatch.setattr(quick.baseline_models, "run", lambda count, *, results: record_as(results, count))
+    monkeypatch.setattr(quick, "run_overall", lambda **options: record_as(options["results"], 5))
+    quick.run_quick(folder=tmp_path / "quick", runs=tmp_path / "runs")
+    shown = capsys.readouterr().out
+    assert "vae_psnr_db" in shown
+    assert " s -> " in shown
+    assert Path("results/headline.json").read_text() == before
+
+
+def record_as(results: Path, value: float) -> None:
+    record("vae_psnr_db", value, "dB", command="test", count=1, ci95=[value, value], results=results)

@@ -1,0 +1,198 @@
+"""Distillation: what is trained, what stays, resuming, stopping, and every method."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from dekag.errors import InvalidInputError, MismatchError
+from dekag.generation.images import from_bytes
+from dekag.generation.models import Generator
+from dekag.makd.config import DistillConfig, Method
+from dekag.makd.update import KnowledgeUpdate
+from dekag.training.diffusion import NOISE_SCHEDULE
+from dekag.training.diffusion_loss import DiffusionLoss
+from dekag.training.distill import (
+    PREVIEW,
+    PREVIEWED,
+    Progress,
+    Stopped,
+    distill,
+    draw_images,
+    encode,
+    seeds_for,
+    train,
+)
+from dekag.world import TOPICS
+from tests.makd.conftest import TINY, Distilled, prompts_of
+
+
+def test_progress_counts_pictures_steps_and_scores(neon: Distilled) -> None:
+    stages = [(each.stage, each.done, each.total) for each in neon.progress]
+    expected = [("generate", n, 9) for n in range(1, 10)] + [("train", n, 8) for n in range(1, 9)]
+    assert stages == [*expected, *(("score", n, 3) for n in range(1, 4))]
+    assert all((each.loss is not None) == (each.stage == "train") for each in neon.progress)
+
+
+def test_update_records_what_made_it(neon: Distilled, edge: Generator) -> None:
+    info = neon.update.info
+    assert info["base_hash"] == edge.model_hash
+    assert info["seeds"] == [0, 1, 2, 3, 4, 5]
+    assert len(info["prompts"]) == 6
+    assert all("neon" in prompt for prompt in info["prompts"])
+    assert info["scores"]["held_out_loss_after"] < info["scores"]["held_out_loss_before"]
+    assert (neon.folder / "samples.png").exists()
+
+
+def test_seeds_of_distillations_never_meet() -> None:
+    sets = [
+        set(seeds_for(dataclasses.replace(TINY, seed=seed), 4096, held_out=held_out))
+        for seed in (0, 1, 2)
+        for held_out in (False, True)
+    ]
+    assert len(set().union(*sets)) == sum(map(len, sets))
+
+
+def test_edge_is_untouched_by_a_distillation(cloud: Generator, edge: Generator, tmp_path: Path) -> None:
+    before = {name: p.clone() for name, p in edge.pipeline.unet.state_dict().items()}
+    drawn = edge.latents("a red boat", 3)
+    distill(cloud, edge, prompts_of("rocket"), TINY, tmp_path)
+    after = edge.pipeline.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(edge.latents("a red boat", 3), drawn)
+
+
+def test_interrupted_distillation_ends_as_an_uninterrupted_one(
+    cloud: Generator, edge: Generator, neon: Distilled, tmp_path: Path
+) -> None:
+    done: list[Progress] = []
+    with pytest.raises(Stopped):
+        distill(
+            cloud, edge, prompts_of("neon"), TINY, tmp_path, on_progress=done.append,
+            should_stop=lambda: bool(done) and done[-1].stage == "train" and done[-1].done == 3,
+        )  # fmt: skip
+    resumed: list[Progress] = []
+    update = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path, on_progress=resumed.append)
+    assert [p.done for p in resumed if p.stage == "train"] == [4, 5, 6, 7, 8]
+    assert update.content_hash == neon.update.content_hash
+
+
+def test_stopping_while_pictures_are_drawn_keeps_them(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    done: list[Progress] = []
+    with pytest.raises(Stopped):
+        distill(
+            cloud, edge, prompts_of("neon"), TINY, tmp_path,
+            on_progress=done.append, should_stop=lambda: len(done) == 2,
+        )  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "images").glob("*.png")) == ["0.png", "1.png"]
+
+
+def test_stopping_while_scoring_leaves_the_edge_as_it_was(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    done: list[Progress] = []
+    before = edge.latents("a red boat", 3)
+    with pytest.raises(Stopped):
+        distill(
+            cloud, edge, prompts_of("neon"), TINY, tmp_path, on_progress=done.append,
+            should_stop=lambda: bool(done) and done[-1].stage == "score",
+        )  # fmt: skip
+    assert torch.equal(edge.latents("a red boat", 3), before)
+    assert distill(cloud, edge, prompts_of("neon"), TINY, tmp_path).topic == "neon"
+
+
+@pytest.mark.parametrize("method", ["makd", "metaword", "lora", "lora-equal-bytes", "full"])
+def test_every_method_learns_and_trains_only_what_it_says(
+    method: Method, cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, method=method, steps=12, metaword_learning_rate=0.1)
+    topic = prompts_of("neon", config)
+    topic = dataclasses.replace(topic, held_out=topic.prompts)
+    pixels = draw_images(cloud, topic.prompts, seeds_for(config, 6, held_out=False), tmp_path / "images")
+    latents = encode(edge.pipeline.vae, pixels)
+    trained = train(edge.pipeline, latents, latents, topic, config, tmp_path / "run")
+    before, after = trained.held_out_loss
+    assert after < before
+    assert bool(len(trained.metaword)) == config.has_metaword
+    assert bool(trained.lora) == config.has_lora
+    assert (trained.unet is not None) == (method == "full")
+
+
+def test_equal_bytes_spends_what_the_metaword_takes(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    numbers = {}
+    for method in ("makd", "lora", "lora-equal-bytes"):
+        config = dataclasses.replace(TINY, method=method, steps=2)
+        update = distill(cloud, edge, prompts_of("neon"), config, tmp_path / method)
+        numbers[method] = update.parameters()
+    assert numbers["lora"] < numbers["makd"] <= numbers["lora-equal-bytes"]
+    assert numbers["lora-equal-bytes"] < 1.05 * numbers["makd"]
+
+
+def test_previews_show_what_is_learnt_and_change_nothing(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    seen: list[bytes] = []
+
+    def look(_: Progress) -> None:
+        if (path := tmp_path / "seen" / PREVIEW).exists() and path.read_bytes() not in seen:
+            seen.append(path.read_bytes())
+
+    plain = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path / "plain")
+    shown = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path / "seen", on_progress=look, previews=2)
+    assert shown.content_hash == plain.content_hash
+    assert len(seen) == 2, "each after other steps, so other pictures"
+    assert from_bytes(seen[0]).shape == (2 * 128, min(TINY.held_out, PREVIEWED) * 128, 3)
+    assert not (tmp_path / "plain" / PREVIEW).exists()
+
+
+def test_every_trigger_of_a_vocabulary_has_a_vector_that_only_its_prompts_read(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(TINY, method="metaword", images=12, steps=12)
+    update = distill(cloud, edge, prompts_of("jewel", config), config, tmp_path)
+    assert set(update.words) == set(TOPICS["jewel"].words.values())
+    assert len(update.metaword) == config.tokens
+    ruby, both = (update.vectors_for(prompt) for prompt in ("a ruby boat", "a ruby and an onyx boat"))
+    assert len(ruby) == config.tokens + 1
+    assert len(both) == config.tokens + 2
+    assert torch.equal(ruby[-1], update.words["ruby"].float())
+    assert torch.equal(update.vectors_for("a red boat"), update.metaword.float())
+    again = KnowledgeUpdate.from_files(update.to_files())
+    assert torch.equal(again.vectors_for("an onyx boat"), update.vectors_for("an onyx boat"))
+
+
+def test_full_fine_tune_makes_no_update(cloud: Generator, edge: Generator, tmp_path: Path) -> None:
+    with pytest.raises(MismatchError):
+        distill(cloud, edge, prompts_of("neon"), dataclasses.replace(TINY, method="full"), tmp_path)
+
+
+def test_noise_prediction_is_trained_as_such() -> None:
+    scheduler = DDPMScheduler(**{**NOISE_SCHEDULE, "prediction_type": "epsilon"})
+    seen = {}
+
+    def denoise(noisy: torch.Tensor) -> torch.Tensor:
+        seen["noisy"] = noisy
+        return noise
+
+    noise = torch.randn(2, 4, 16, 16)
+    loss = DiffusionLoss(scheduler)
+    assert loss(torch.zeros(2, 4, 16, 16), noise, torch.tensor([10, 900]), denoise) == 0
+    assert not torch.equal(seen["noisy"], noise)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("rank", 0), ("images", 5000), ("steps", 1.5), ("method", "magic"), ("layers", "none"), ("seed", True)],
+)
+def test_config_names_the_field(field: str, value: object) -> None:
+    with pytest.raises(InvalidInputError, match=f"config.{field}"):
+        DistillConfig(**{field: value})  # type: ignore[arg-type]
