@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import pyplot as plt
 
-from dekag.evaluation.plots import plt, write_plot, write_rows
-from dekag.evaluation.registry import current_commit, mean_ci95
+from dekag.evaluation.pages import write_rows
+from dekag.evaluation.plots import write_plot
+from dekag.evaluation.registry import current_commit
+from dekag.evaluation.statistics import mean_ci95
 
 PERCENTILES = (50, 90, 95, 99)
 BACKHAUL = "cloud-edge"
@@ -202,7 +205,7 @@ def _saved(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
         "semantic": float(np.mean([mine for mine, _ in usable])),
         "conventional": float(np.mean([other for _, other in usable])),
         "saved_percent": mean,
-        "ci95": ci95 if len(usable) > 1 else None,
+        "ci95": ci95,
     }
 
 

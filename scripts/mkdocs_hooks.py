@@ -1,6 +1,6 @@
 """Hooks of `mkdocs build`: files outside docs/ that pages link to, and a navigation made of what exists.
 
-Pages link to results and modules as GitHub shows them, such as ``../results/gka/methods.svg``. MkDocs knows
+Pages link to results and modules as GitHub shows them, such as ``../results/tka/strip.png``. MkDocs knows
 only what is in docs/, so each file that a page links to is added to the site. Pages must not fetch anything
 from elsewhere either: one that would is warned of, which fails a strict build.
 """

@@ -1,28 +1,160 @@
-"""Pages for people: tables, parts of a page that code writes, and the first page of results."""
+"""Pages that people write and committed results fill: Markdown with marked values and tables, and plots.
+
+A page in docs/ marks what data fills. A value stands between ``<!-- =name -->`` and ``<!-- / -->``, with the
+number of decimals behind a colon if it is not the usual one (``<!-- =tka_gain_db:1 -->``); its name is a key
+of headline.json, or one that the page's report defines. A table stands between ``<!-- name -->`` and
+``<!-- /name -->``, each on a line of its own. Plots are written into the folder plots/ beside the page.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from dekag.evaluation.registry import RESULTS
+from dekag.evaluation import plots
+from dekag.evaluation.registry import (
+    FIGURES,
+    MISSING,
+    RESULTS,
+    current_commit,
+    figure_cells,
+    read_figures,
+    target_text,
+    value_text,
+    verdict,
+)
+from dekag.world.sheet import save_sheet
 
 BOOK_COMMAND = "dekag results book"
-"""What writes the pages that are made from figures and from code."""
+"""What fills all pages."""
 
-FIRST_IMAGE = {
-    "vae_psnr_db": "Autoencoder: PSNR of held-out scenes, encoded and decoded",
-    "probe_cloud_accuracy": "Cloud-GAI: visible attributes right, held-out prompts of all topics",
-    "probe_edge_known_accuracy": "Edge-GAI: visible attributes right, held-out prompts it knows",
-    "probe_edge_heldout_accuracy": "Edge-GAI: the same on the topics it never learned",
-    "codec_clean_gap_db": "Base codec, clean channel, CBR 1/96: limit of its 64-QAM minus codec, PSNR",
-    "codec_rayleigh_0db_psnr_db": "Base codec in Rayleigh fading at 0 dB: PSNR",
-    "codec_rayleigh_5db_psnr_db": "Base codec in Rayleigh fading at 5 dB: PSNR",
-    "codec_rayleigh_10db_psnr_db": "Base codec in Rayleigh fading at 10 dB: PSNR",
-    "chain_overhead_ratio": "One request through all services, time relative to one process",
-}
+DOCS = Path("docs")
+PLOTS = "plots"
+Lines = list[str]
+Row = dict[str, Any]
+
+_VALUE = re.compile(r"(<!-- =(\w+)(?::(\d))? -->)(.*?)(<!-- / -->)", re.DOTALL)
+
+
+class NotMeasuredError(FileNotFoundError):
+    """What a page shows was not measured yet; the message is the command that measures it."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What data fills of one page.
+
+    Attributes:
+        page: its file name.
+        command: what measures what it shows, for what is missing.
+        tables: by name, each made from the folder of results; a FileNotFoundError says that it is missing.
+        values: the same for values that are not in headline.json.
+        plots: the same for figures of pyplot.
+    """
+
+    page: str
+    command: str
+    tables: Mapping[str, Callable[[Path], Lines]] = field(default_factory=dict)
+    values: Callable[[Path], Mapping[str, str]] = lambda _: {}
+    plots: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
+
+    def render(self, text: str, results: Path = RESULTS) -> str:
+        """The page's text, filled from a folder of results.
+
+        Raises:
+            ValueError: the page lacks a table of this report, has it twice, or names a value that is unknown.
+        """
+        try:
+            own = self.values(results)
+        except FileNotFoundError:
+            own = {}
+        figures = read_figures(results)
+
+        def value(found: re.Match[str]) -> str:
+            start, name, decimals, _, end = found.groups()
+            if name in own:
+                shown = own[name]
+            elif name in figures:
+                figure = figures[name]
+                shown = value_text(
+                    figure["value"], figure["unit"], None if decimals is None else int(decimals)
+                )
+            elif name in FIGURES or not own:
+                shown = MISSING
+            else:
+                raise ValueError(f"{self.page} names the value {name}, which nothing fills")
+            return f"{start}{shown}{end}"
+
+        text = _VALUE.sub(value, text)
+        for name, make in self.tables.items():
+            try:
+                lines = make(results)
+            except FileNotFoundError as error:
+                command = error if isinstance(error, NotMeasuredError) else self.command
+                lines = [f"`{command}`: {MISSING}."]
+            text = fill(text, name, lines, self.page)
+        return text
+
+    def write(self, docs: Path = DOCS, results: Path = RESULTS, into: Path | None = None) -> Path | None:
+        """Fill the page and draw its plots.
+
+        Args:
+            docs: where pages are; a page that is not there is left out.
+            results: the folder of results.
+            into: where the filled page and plots/ go; `docs` if left out.
+
+        Returns:
+            The page that was written, if any.
+        """
+        page = docs / self.page
+        if not page.exists():
+            return None
+        target = into or docs
+        target.mkdir(parents=True, exist_ok=True)
+        (target / self.page).write_text(self.render(page.read_text(), results))
+        for name, svg in self.draw(results).items():
+            (target / PLOTS).mkdir(exist_ok=True)
+            (target / PLOTS / name).write_text(svg)
+        return target / self.page
+
+    def draw(self, results: Path = RESULTS) -> dict[str, str]:
+        """SVG of every plot whose data is there, by file name."""
+        drawn = {}
+        for name, make in self.plots.items():
+            try:
+                figure = make(results)
+            except FileNotFoundError:
+                continue
+            drawn[f"{Path(self.page).stem}-{name}.svg"] = plots.as_svg(figure)
+        return drawn
+
+
+def fill(text: str, name: str, lines: Sequence[str], page: str = "the page") -> str:
+    """`text` with `lines` between the comments ``<!-- name -->`` and ``<!-- /name -->``.
+
+    Raises:
+        ValueError: the text has no such part, or several.
+    """
+    part = re.escape(name)
+    filled, count = re.subn(
+        rf"(<!-- {part}\b[^>]*-->\n).*?(<!-- /{part} -->)",
+        lambda ends: ends[1] + "\n".join(["", *lines, "", ""]) + ends[2],
+        text,
+        flags=re.DOTALL,
+    )
+    if count != 1:
+        raise ValueError(f"{page} has {count} parts {name}, not one")
+    return filled
+
+
+def fill_page(page: Path, name: str, lines: Sequence[str]) -> None:
+    """The same for a file."""
+    page.write_text(fill(page.read_text(), name, lines, str(page)))
 
 
 def row(cells: Sequence[str]) -> str:
@@ -30,54 +162,67 @@ def row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def fill(page: Path, part: str, lines: Sequence[str]) -> None:
-    """Write `lines` between the comments ``<!-- part`` and ``<!-- /part -->`` of a page that people write.
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, words: Sequence[int] = (0,)) -> Lines:
+    """A Markdown table; the columns `words` are set left, all others, numbers, right."""
+    rule = "|" + "".join("---|" if i in words else "---:|" for i in range(len(header)))
+    return [row(header), rule, *map(row, rows)]
 
-    Raises:
-        ValueError: the page has no such part, or several.
+
+def figures_table(keys: Sequence[str]) -> Callable[[Path], Lines]:
+    """Makes the table of these figures by name, with their targets."""
+
+    def make(results: Path) -> Lines:
+        figures = read_figures(results)
+        if not any(FIGURES[key].target is not None for key in keys):
+            rows = [[FIGURES[key].name, *figure_cells(key, figures)] for key in keys]
+            return table(["figure", "measured", "95 % interval", "n"], rows)
+        rows = [
+            [
+                FIGURES[key].name,
+                target_text(FIGURES[key]),
+                *figure_cells(key, figures),
+                "" if FIGURES[key].target is None else verdict(FIGURES[key], figures).split(";")[0],
+            ]
+            for key in keys
+        ]
+        return table(["figure", "target", "measured", "95 % interval", "n", ""], rows, words=(0, 1, 5))
+
+    return make
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a file of JSON Lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_json(path: Path) -> Any:
+    """A file of JSON."""
+    return json.loads(path.read_text())
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """JSON Lines, a row each."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+
+
+def save_images(images: list[list[Any]], folder: Path, name: str, command: str) -> None:
+    """Save rows of equally large images (h, w, 3) uint8 as one PNG, and say in images.json what made it.
+
+    Images cannot be made anew from other results, so what made them is kept beside them.
     """
-    part = re.escape(part)
-    written, found = re.subn(
-        rf"(<!-- {part}\b.*?-->\n).*?(<!-- /{part} -->)",
-        lambda ends: ends[1] + "\n".join(["", *lines, "", ""]) + ends[2],
-        page.read_text(),
-        flags=re.DOTALL,
-    )
-    if found != 1:
-        raise ValueError(f"{page} has {found} parts {part}, not one")
-    page.write_text(written)
+    save_sheet(images, folder / name)
+    note_image(folder, name, command)
 
 
-def write_first_image_page(page: Path, results: Path = RESULTS) -> None:
-    """Write docs/results-first-image.md from headline.json; what was not measured is said to be missing."""
-    figures = json.loads((results / "headline.json").read_text())
-    lines = [
-        "# The first image: before any alignment",
-        "",
-        "Written by `dekag experiment first-image` and `dekag bench chain` from `results/headline.json`;",
-        "do not edit.",
-        "Held-out prompts are combinations of attributes that no training ever drew. Intervals are 95 %.",
-        "",
-        "| figure | value | interval | n | key |",
-        "|---|---:|---:|---:|---|",
-    ]
-    for key, words in FIRST_IMAGE.items():
-        if key not in figures:
-            lines.append(f"| {words} | not measured | | | `{key}` |")
-            continue
-        figure = figures[key]
-        interval = "" if figure["ci95"] is None else "{:.2f} .. {:.2f}".format(*figure["ci95"])
-        unit = "" if figure["unit"] == "ratio" else f" {figure['unit']}"
-        lines.append(f"| {words} | {figure['value']:.2f}{unit} | {interval} | {figure['n']} | `{key}` |")
-    lines += [
-        "",
-        "![Samples](../results/first-image/samples.png)",
-        "",
-        "Rows: the edge on prompts that it knows; the cloud on prompts of all topics; the edge on one",
-        "prompt of each held-out topic; the cloud on the same prompts and seeds. The gap between the last",
-        "two rows is what generation-knowledge alignment is for.",
-        "",
-        "Lines per picture: `results/first-image/*.jsonl`.",
-        "",
-    ]
-    page.write_text("\n".join(lines))
+def note_image(folder: Path, name: str, command: str) -> None:
+    """Say in images.json what made a picture that cannot be made anew from other results."""
+    path = folder / "images.json"
+    made = read_json(path) if path.exists() else {}
+    made[name] = {
+        "command": command,
+        "commit": current_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(made, indent=1, sort_keys=True) + "\n")

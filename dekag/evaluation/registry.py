@@ -1,39 +1,174 @@
-"""results/headline.json: one object for each figure, written by the commands that measure them."""
+"""The registry of figures: what each key of results/headline.json is called, its unit, and what was promised.
+
+A command that measures a figure writes it with `record`; pages show it by its name.
+"""
 
 from __future__ import annotations
 
 import json
-import math
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 RESULTS = Path("results")
+PAGES = ("results", "docs", "README.md")  # what measuring itself changes
+MISSING = "not measured yet"
+DECIMALS = {"B": 0, "images": 0, "inputs": 0, "requests": 0, "faults": 0, "s": 1}  # 2 in all other units
+
+Figures = Mapping[str, Mapping[str, Any]]
 
 
-def mean_ci95(values: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean of independent `values` and its 95 % confidence interval (normal approximation)."""
-    count = len(values)
-    mean = sum(values) / count
-    variance = sum((value - mean) ** 2 for value in values) / max(1, count - 1)
-    half = 1.96 * math.sqrt(variance / count)
-    return mean, [mean - half, mean + half]
+@dataclass(frozen=True)
+class Figure:
+    """What a key of headline.json stands for.
+
+    Attributes:
+        key: in headline.json.
+        name: what readers see.
+        unit: of its value.
+        target: what we set out to reach; None if nothing was promised.
+        bound: "least" if more is better, "most" if less is.
+        paper: what the paper reports; None if it names no figure.
+        claimed: whether the paper makes the claim.
+        summary: whether the README shows it.
+    """
+
+    key: str
+    name: str
+    unit: str
+    target: float | None = None
+    bound: Literal["least", "most"] = "least"
+    paper: float | None = None
+    claimed: bool = False
+    summary: bool = False
 
 
-def current_commit() -> str:
-    """Short hash of the checked-out commit, with "+" when files differ from it; "unknown" outside git."""
+_MOST: Literal["most"] = "most"
+FIGURES: dict[str, Figure] = {
+    figure.key: figure
+    for figure in (
+        # generation knowledge
+        Figure(
+            "gka_gain_percent", "MAKD: gain in consistency over no alignment", "%", 60,
+            paper=44, claimed=True, summary=True,
+        ),
+        Figure("gka_ceiling_share", "MAKD: part of the gap to the upper bound that it closes", "%", 90),
+        Figure(
+            "gka_probe_heldout_accuracy", "MAKD: visible attributes correct on held-out topics", "%", 85
+        ),
+        Figure(
+            "gka_lead_over_best_baseline_percent",
+            "MAKD: lead in consistency over the best baseline of no more bytes", "%", claimed=True,
+        ),
+        Figure("update_bytes", "Largest knowledge update", "B", 200_000, _MOST),
+        Figure("update_model_share", "Largest knowledge update, of the edge model's bytes", "%", 2, _MOST),
+        Figure(
+            "distill_seconds", "Time to teach the edge a topic, until its first image", "s", 180, _MOST,
+            summary=True,
+        ),
+        # transmission knowledge
+        Figure(
+            "tka_gain_db", "CALA: gain in PSNR over no alignment", "dB", 8,
+            paper=6.5, claimed=True, summary=True,
+        ),
+        Figure("tka_adapter_share", "CALA: trained parameters, of the codec's", "%", 5, _MOST),
+        Figure(
+            "tka_lead_over_best_baseline_db",
+            "CALA: lead in PSNR over the best baseline of no more parameters", "dB", claimed=True,
+        ),
+        Figure("tka_oracle_gap_db", "CALA: PSNR below a full fine-tune for each condition", "dB", 0.7, _MOST),
+        Figure("tka_unseen_gap_db", "CALA: largest loss in a condition not seen in training", "dB", 1, _MOST),
+        Figure(
+            "gate_cost_ratio", "CALA: codec time at a new condition, relative to no gates", "ratio", 1.3,
+            _MOST, summary=True,
+        ),
+        Figure("auto_rate_hit_share", "Rate control: promised qualities that were kept", "%"),
+        # against digital transmission
+        Figure(
+            "digital_lead_db", "CALA: lead in PSNR over the best digital sender, equal channel uses", "dB",
+            summary=True,
+        ),
+        Figure(
+            "digital_channel_use_ratio", "Channel uses for CALA's PSNR: best digital sender over CALA",
+            "ratio",
+        ),
+        # both alignments
+        Figure(
+            "overall_gain_percent", "Both alignments: gain in consistency of received images", "%", 60,
+            summary=True,
+        ),
+        Figure(
+            "break_even_images", "Images of a topic until its update has saved its own backhaul", "images",
+            60, _MOST, summary=True,
+        ),
+        # models before any alignment
+        Figure("vae_psnr_db", "Autoencoder: PSNR of held-out scenes", "dB", 29),
+        Figure("probe_cloud_accuracy", "Cloud model: visible attributes correct, all topics", "%", 90),
+        Figure("probe_edge_known_accuracy", "Edge model: visible attributes correct, known topics", "%", 85),
+        Figure("probe_edge_heldout_accuracy", "Edge model: visible attributes correct, held-out topics", "%"),
+        Figure(
+            "codec_clean_gap_db", "Base codec, clean channel: PSNR below the limit of 64-QAM", "dB", 1, _MOST
+        ),
+        Figure("codec_rayleigh_0db_psnr_db", "Base codec, Rayleigh fading at 0 dB: PSNR", "dB"),
+        Figure("codec_rayleigh_5db_psnr_db", "Base codec, Rayleigh fading at 5 dB: PSNR", "dB"),
+        Figure("codec_rayleigh_10db_psnr_db", "Base codec, Rayleigh fading at 10 dB: PSNR", "dB"),
+        # serving
+        Figure(
+            "bench_chain_ratio", "Time of an image through all services, relative to library calls", "ratio",
+            1.1, _MOST, summary=True,
+        ),
+        Figure(
+            "bench_litserve_ratio", "Images per second, relative to LitServe (8 and 16 users, the lower)",
+            "ratio", 1.5,
+        ),
+        Figure(
+            "bench_fastapi_ratio",
+            "Images per second, relative to a FastAPI handler (8 and 16 users, the lower)", "ratio", 2,
+            summary=True,
+        ),
+        Figure(
+            "bench_cached_ratio", "Time of a cached image, relative to channel and decoding alone", "ratio",
+            1.25, _MOST,
+        ),
+        Figure(
+            "bench_channel_ratio", "Channel service: symbols per second, relative to bare Sionna", "ratio",
+            0.85, summary=True,
+        ),
+        Figure("ready_seconds", "Time from start until all services are ready, files cached", "s", 15, _MOST),
+        Figure("rss_gib", "Resident memory of all services (PSS)", "GiB", 3, _MOST),
+        Figure(
+            "overload_p50_ratio", "Median latency at four times capacity, relative to full load", "ratio", 2,
+            _MOST,
+        ),
+        Figure(
+            "counters_gap_percent", "Traffic that only the containers' counters saw", "%", 5, _MOST
+        ),
+        Figure("backhaul_saved_percent", "Load test: backhaul saved against WebP of equal PSNR", "%"),
+        Figure(
+            "radio_saved_ratio", "Load test: channel uses of WebP of equal PSNR, relative to ours", "ratio",
+            summary=True,
+        ),
+        Figure("soak_rss_growth_percent", "Growth of memory in an hour of mixed load", "%", 5, _MOST),
+        # robustness
+        Figure("faults_tried", "Faults tried under load, one at a time and in pairs", "faults"),
+        Figure("faults_lost_requests", "Requests lost silently in these faults", "requests", 0, _MOST),
+        Figure("fuzz_inputs", "Hostile inputs tried", "inputs", 10_000),
+        Figure("fuzz_5xx", "Hostile inputs answered with a 5xx status", "inputs", 0, _MOST),
+        # the evaluation itself
+        Figure("results_quick_seconds", "Time of all quick results", "s", 600, _MOST),
+        Figure("ray_speedup_2_workers", "Sweep on two Ray workers, speed relative to one", "ratio", 1.7),
+    )
+}  # fmt: skip
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
-        return done.stdout.strip()
 
-    try:
-        changed = git("status", "--porcelain", "dekag", "services")
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+def read_figures(results: Path = RESULTS) -> dict[str, Any]:
+    """headline.json; empty if nothing was measured."""
+    path = results / "headline.json"
+    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return figures
 
 
 def record(
@@ -47,8 +182,7 @@ def record(
     results: Path = RESULTS,
 ) -> None:
     """Write figure `key` into headline.json, replacing what an earlier run wrote."""
-    path = results / "headline.json"
-    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    figures = read_figures(results)
     figures[key] = {
         "value": round(value, 4),
         "unit": unit,
@@ -59,4 +193,69 @@ def record(
         "date": datetime.now(UTC).date().isoformat(),
     }
     results.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+    (results / "headline.json").write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+
+
+def current_commit() -> str:
+    """Short hash of the checked-out commit, with "+" when code differs from it; "unknown" outside git."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], capture_output=True, text=True, check=True)  # noqa: S603, S607
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", *(f":!{name}" for name in PAGES))
+        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def verdict(figure: Figure, figures: Figures) -> str:
+    """Whether a target was met or by how much it was missed, and whether the interval leaves that open."""
+    measured = figures.get(figure.key)
+    if measured is None or figure.target is None:
+        return MISSING
+    sign = 1 if figure.bound == "least" else -1
+    lead = sign * (measured["value"] - figure.target)
+    unit = {"%": " points", "ratio": ""}.get(figure.unit, f" {figure.unit}")
+    text = (
+        "met"
+        if lead >= 0
+        else f"missed by {-lead:,.0f}{unit}"
+        if lead < -99
+        else f"missed by {-lead:.2g}{unit}"
+    )
+    low, high = measured["ci95"] or (figure.target, figure.target)
+    return f"{text}; the interval contains the target" if low < figure.target < high else text
+
+
+def count_verdicts(figures: Figures) -> tuple[int, int, int]:
+    """Targets that were met, missed, and not measured."""
+    verdicts = [verdict(figure, figures) for figure in FIGURES.values() if figure.target is not None]
+    met, missed, unknown = (sum(v.startswith(w) for v in verdicts) for w in ("met", "missed", MISSING))
+    return met, missed, unknown
+
+
+def target_text(figure: Figure) -> str:
+    """A figure's target, such as "at most 5 %"; empty if it has none."""
+    return "" if figure.target is None else f"at {figure.bound} {with_unit(figure.target, figure.unit)}"
+
+
+def with_unit(value: float, unit: str) -> str:
+    """A round number with its unit."""
+    return f"{value:,.10g}" + ("" if unit == "ratio" else f" {unit}")
+
+
+def value_text(value: float, unit: str, decimals: int | None = None, *, bare: bool = False) -> str:
+    """A measured value with its unit, or `bare`."""
+    number = f"{value:,.{DECIMALS.get(unit, 2) if decimals is None else decimals}f}"
+    return number if bare or unit == "ratio" else f"{number} {unit}"
+
+
+def figure_cells(key: str, figures: Figures) -> list[str]:
+    """Value, 95 % interval and n of a figure, as cells of a table."""
+    if key not in figures:
+        return [MISSING, "", ""]
+    figure = figures[key]
+    interval = " .. ".join(value_text(limit, figure["unit"], bare=True) for limit in figure["ci95"] or ())
+    return [value_text(figure["value"], figure["unit"]), interval, str(figure["n"])]

@@ -1,63 +1,64 @@
-"""Consistency of pictures with the cloud's, and its intervals."""
+"""Means and 95 % intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-
-from dekag.metrics.features import ImageScorer
-from dekag.metrics.probe import AttributeProbe
-from dekag.world import Scene
 
 RESAMPLES = 2000
 
 
-def judged(
-    images: npt.NDArray[np.uint8],
-    references: npt.NDArray[np.uint8],
-    scenes: Sequence[Scene],
-    scorer: ImageScorer,
-    probe: AttributeProbe,
-) -> list[dict[str, float]]:
-    """Each picture's scores against its reference, and the share of visible attributes that the probe finds.
+def mean_ci95(values: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Mean of independent `values` and its 95 % confidence interval (normal approximation).
 
-    Args:
-        images, references: (batch, h, w, 3) uint8.
-        scenes: what each picture should show.
-        scorer, probe: the judges.
-
-    Returns:
-        For each picture "clip", "dino", their mean "consistency", and "probe", a share.
+    The interval goes no further than the values do, so that it stays within what the quantity can be: a share
+    never comes out above 1, a time never below 0. None of fewer than two values, which tell nothing of it.
     """
-    scores = scorer.scores(images, references)
-    verdicts = probe.correct(images, scenes)
-    return [
-        {
-            "clip": round(float(clip), 4),
-            "dino": round(float(dino), 4),
-            "consistency": round((float(clip) + float(dino)) / 2, 4),
-            "probe": round(sum(verdict.values()) / len(verdict), 4),
-        }
-        for clip, dino, verdict in zip(scores["clip"], scores["dino"], verdicts, strict=True)
-    ]
+    count = len(values)
+    mean = min(max(math.fsum(values) / count, min(values)), max(values))  # whatever rounding does
+    if count < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    half = 1.96 * math.sqrt(variance / count)
+    return mean, [max(mean - half, min(values)), min(mean + half, max(values))]
 
 
 def bootstrap_ci95(
     statistic: Callable[..., float], *columns: Sequence[float], seed: int = 0
 ) -> tuple[float, list[float]]:
-    """`statistic` of paired columns (n,) and its 95 % interval over resampled rows (percentile bootstrap)."""
+    """`statistic` of paired columns (n,) and its 95 % interval over resampled rows (percentile bootstrap).
+
+    The interval holds the value. Draws of which the statistic is not finite, as of a ratio whose denominator
+    is 0, are left out.
+    """
     table = np.asarray(columns, dtype=float)
     rng = np.random.default_rng(seed)
-    draws = [
-        statistic(*table[:, rng.integers(table.shape[1], size=table.shape[1])]) for _ in range(RESAMPLES)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(statistic(*table)), [float(low), float(high)]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        value, count = float(statistic(*table)), table.shape[1]
+        draws = np.array([statistic(*table[:, rng.integers(count, size=count)]) for _ in range(RESAMPLES)])
+    finite = draws[np.isfinite(draws)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
+    return value, [min(float(low), value), max(float(high), value)]
 
 
-def mean_of(rows: Sequence[dict[str, Any]], name: str) -> float:
+def bootstrap_mean(values: Sequence[float]) -> tuple[float, list[float]]:
+    """Mean and its bootstrapped 95 % interval."""
+    return bootstrap_ci95(lambda each: float(each.mean()), values)
+
+
+def percent_gain(before: Any, after: Any) -> float:
+    """Gain of the mean of arrays, percent."""
+    return float(100 * (after.mean() / before.mean() - 1))
+
+
+def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[float]]:
+    """Ratio of the medians of paired times, and its 95 % interval over resampled pairs."""
+    return bootstrap_ci95(lambda a, b: float(np.median(a) / np.median(b)), ours, theirs)
+
+
+def mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float:
     """Mean of a column."""
     return float(sum(row[name] for row in rows) / len(rows))

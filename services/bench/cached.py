@@ -11,10 +11,12 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.statistics import ratio_of_medians
 from services.bench.pipeline import LINK, OneProcess
 from services.bench.processes import chain
-from services.bench.rows import Row, ratio_of_medians, write_bench
+from services.bench.rows import write_bench
 from services.bench.throughput import CHAIN, Answer
 from services.launcher.stack import LaunchError
 from services.launcher.up import await_ready

@@ -14,14 +14,16 @@ from rich.console import Console
 from rich.progress import Progress
 
 from dekag.errors import DekagError
-from dekag.evaluation.registry import RESULTS, mean_ci95, record
+from dekag.evaluation.pages import Row
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.statistics import mean_ci95
 from dekag.link.channel import transmit
 from dekag.link.conditions import BLOCKS
 from dekag.link.fading import block_correlation
 from services.bench.pipeline import CBR, CONDITIONS, SIDE
 from services.bench.processes import server, start
 from services.bench.recorded_downlink import SERVICE, name_of
-from services.bench.rows import Row, write_bench
+from services.bench.rows import write_bench
 from services.common import clients, converters
 from services.common.frames import collect
 from services.common.settings import CommonSettings
@@ -106,7 +108,7 @@ def run_channel_bench(
         if uses == HEADLINE_USES:
             record(
                 "bench_channel_ratio", mean, "ratio", command=COMMAND, count=rounds,
-                ci95=ci95 if rounds > 1 else None, results=results,
+                ci95=ci95, results=results,
             )  # fmt: skip
     return rows
 

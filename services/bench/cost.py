@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.progress import track
 
 from dekag.client import Client
+from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import Row, write_bench
+from services.bench.rows import write_bench
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.up import await_ready
 

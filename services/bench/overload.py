@@ -20,10 +20,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from dekag.evaluation.pages import Row, table
 from dekag.evaluation.registry import RESULTS, record
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import Row, write_bench
+from services.bench.rows import write_bench
 from services.bench.start import memory
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.stack import LaunchError, Stack
@@ -83,34 +84,35 @@ def run_overload_bench(
         "overload_p50_ratio", ratio, "ratio", command=COMMAND, count=len(_served(over)), ci95=None,
         results=results,
     )  # fmt: skip
-    for line in summary(config, rows):
-        console.print(line, highlight=False)
+    for cells in table(COLUMNS, summary(config, rows)):
+        console.print(cells, highlight=False)
     return rows
 
 
-def summary(config: Mapping[str, Any], rows: Sequence[Row]) -> list[str]:
-    """What a run tells, a line for each thing."""
+COLUMNS = ("", "requests", "images per second", "median, s", "95th percentile, s", "99th percentile, s")
+
+
+def summary(config: Mapping[str, Any], rows: Sequence[Row]) -> list[list[str]]:
+    """What became of requests: cells of the table with COLUMNS."""
     loaded, over = ([row for row in rows if row["phase"] == phase] for phase in ("loaded", "overload"))
-    served, refused = _served(over), [row["latency_s"] for row in over if row["status"] == 429]
-    others = sum(row["status"] not in (200, 429) for row in over)
-    full, far = _percentiles(_served(loaded)), _percentiles(served)
-    speeds = len(_served(loaded)) / config["loaded_s"], len(served) / config["seconds"]
-    memory_gib = config["pss_gib_before"], config["pss_gib_after"]
+    refused = [row["latency_s"] for row in over if row["status"] == 429]
+    others = [row["latency_s"] for row in over if row["status"] not in (200, 429)]
+    times = f"{config['times']:g} times that"
+    kinds = {
+        "served under full load": (_served(loaded), config["loaded_s"]),
+        f"served under {times}": (_served(over), config["seconds"]),
+        "refused with status 429": (refused, None),
+        "another status or none": (others, None),
+    }
     return [
-        f"Under full load: {speeds[0]:.2f} pictures/s, latency {full}.",
-        (
-            f"Under {config['times']:g} times that, {len(over)} requests in {config['seconds']:g} s: "
-            f"{len(served)} served, {speeds[1]:.2f} pictures/s, latency {far}."
-        ),
-        f"{len(refused)} refused with status 429" + (f", in {_percentiles(refused)}." if refused else "."),
-        f"{others} with another status or none.",
-        f"PSS of all processes before and after: {memory_gib[0]:.3f} and {memory_gib[1]:.3f} GiB.",
+        [
+            name,
+            f"{len(latencies):,}",
+            "" if seconds is None else f"{len(latencies) / seconds:.2f}",
+            *([f"{each:.3f}" for each in np.percentile(latencies, (50, 95, 99))] if latencies else [""] * 3),
+        ]
+        for name, (latencies, seconds) in kinds.items()
     ]
-
-
-def _percentiles(latencies: Sequence[float]) -> str:
-    p50, p95, p99 = np.percentile(latencies, (50, 95, 99))
-    return f"{p50:.3f} s at the median, {p95:.3f} s at the 95th, {p99:.3f} s at the 99th percentile"
 
 
 def _served(rows: Sequence[Row]) -> list[float]:

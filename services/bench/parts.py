@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import track
 
 from dekag.cala.aligned import AlignedCodec
-from dekag.evaluation.studies.baseline_models import world_prompts
+from dekag.evaluation.pages import Row
+from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
@@ -35,11 +36,10 @@ from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink, apply_channel
-from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
 from services.bench.channel import request_for
 from services.bench.pipeline import CBR, CONDITIONS, SIDE
 from services.bench.processes import server, start
-from services.bench.rows import Row, write_bench
+from services.bench.rows import write_bench
 from services.common import clients
 from services.common.settings import CommonSettings
 from services.proto.downlink_pb2_grpc import DownlinkStub
@@ -318,7 +318,7 @@ def _hop_s(repeats: int, console: Console) -> float:
 
 def _steps(models: Profile, edge: Generator, scorer: ImageScorer, prompts: int) -> list[Row]:
     """Consistency of the edge's pictures with the cloud's, by the sampler's steps."""
-    found = world_prompts(prompts, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    found = edge_prompts(prompts)
     texts, seeds = [prompt for _, prompt, _ in found], [seed for *_, seed in found]
     cloud = Generator.from_profile(models.cloud)
     references = _pictures(cloud, texts, seeds)

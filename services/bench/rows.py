@@ -8,13 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dekag.evaluation.pages import NotMeasuredError, Row
 from dekag.evaluation.registry import RESULTS, current_commit
-from dekag.evaluation.statistics import bootstrap_ci95
-from dekag.evaluation.sweeps.runner import machine
+from dekag.evaluation.runner import machine
 
-Row = dict[str, Any]
 _SCHEMA = 1
 
 
@@ -42,18 +39,17 @@ def write_bench(name: str, config: Mapping[str, Any], rows: Sequence[Row], resul
     path.write_text(text.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
 
 
-def read_bench(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
-    """What `write_bench` wrote; None if the benchmark has not been run."""
+def read_bench(name: str, results: Path = RESULTS) -> dict[str, Any]:
+    """What `write_bench` wrote.
+
+    Raises:
+        NotMeasuredError: the benchmark has not been run.
+    """
     path = path_of(name, results)
     if not path.exists():
-        return None
+        raise NotMeasuredError(f"dekag bench {name}")
     content: dict[str, Any] = json.loads(path.read_text())
     return content
-
-
-def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[float]]:
-    """Ratio of the medians of paired times, and its 95 % interval over resampled pairs."""
-    return bootstrap_ci95(lambda a, b: float(np.median(a) / np.median(b)), ours, theirs)
 
 
 def _rounded(value: Any) -> Any:

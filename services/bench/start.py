@@ -10,10 +10,12 @@ from pathlib import Path
 from rich.console import Console
 
 from dekag.client import Client
-from dekag.evaluation.registry import RESULTS, mean_ci95, record
+from dekag.evaluation.pages import Row
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.statistics import mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import Row, write_bench
+from services.bench.rows import write_bench
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.up import await_ready
 
@@ -77,7 +79,7 @@ def run_start_bench(
         mean, ci95 = mean_ci95([row[what] for row in rows if row["service"] == ALL])
         record(
             key, mean, unit, command=COMMAND, count=rounds,
-            ci95=ci95 if rounds > 1 else None, results=results,
+            ci95=ci95, results=results,
         )  # fmt: skip
     return rows
 

@@ -24,12 +24,13 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from dekag.evaluation.registry import RESULTS, mean_ci95, record
-from dekag.evaluation.studies.baseline_models import world_prompts
-from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
+from dekag.evaluation.pages import Row
+from dekag.evaluation.prompts import edge_prompts
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.statistics import mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import THREADS, awake, chain, server, start
-from services.bench.rows import Row, write_bench
+from services.bench.rows import write_bench
 from services.launcher.stack import LaunchError, Stack
 
 COMMAND = "dekag bench throughput"
@@ -200,8 +201,7 @@ def run_throughput_bench(
 
 def prompts_of_the_world(number: int = PROMPTS) -> list[str]:
     """Held-out prompts that the edge knows without any update."""
-    found = world_prompts(number, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
-    return [prompt for _, prompt, _ in found]
+    return [prompt for _, prompt, _ in edge_prompts(number)]
 
 
 def measure(
@@ -284,5 +284,5 @@ def record_headlines(rows: Sequence[Row], requests: int, results: Path) -> None:
         rounds = len(ratios(rows, name, users))
         record(
             key, value, "ratio", command=COMMAND, count=rounds * requests,
-            ci95=ci95 if rounds > 1 else None, results=results,
+            ci95=ci95, results=results,
         )  # fmt: skip

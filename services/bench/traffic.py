@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from dekag.errors import MismatchError, NotFoundError
+from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import bootstrap_ci95
 from dekag.generation.images import Pixels
@@ -26,7 +27,7 @@ from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from dekag.link.digital import DigitalLink
 from dekag.link.source import Encoded, ladders
-from services.bench.rows import Row, write_bench
+from services.bench.rows import write_bench
 
 COMMAND = "dekag bench traffic"
 FORMATS = ("webp", "jpeg")

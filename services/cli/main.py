@@ -9,18 +9,15 @@ from collections.abc import Callable
 from fractions import Fraction
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import typer
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from dekag import plugins
 from dekag.errors import DekagError, InvalidInputError
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from services.cli.train import train
-
-if TYPE_CHECKING:
-    from google.protobuf.descriptor import ServiceDescriptor
 
 app = typer.Typer(
     name="dekag",
@@ -29,21 +26,20 @@ app = typer.Typer(
 )
 
 
-def _keep_claims(*_: object, **__: object) -> None:
-    """After a command that measured something, the pages that show headline.json say what is in it."""
-    from dekag.evaluation.reports.claims import write_claims_page, write_summary
+def _fill_pages(*_: object, **__: object) -> None:
+    """After a command that measured something, the pages say what is in results/."""
+    from services.cli.book import write_pages
 
-    write_claims_page()
-    write_summary()
+    write_pages()
 
 
 experiment = typer.Typer(
-    help="Measure figures; each writes results/.", no_args_is_help=True, result_callback=_keep_claims
+    help="Measure figures; each writes results/.", no_args_is_help=True, result_callback=_fill_pages
 )
 app.add_typer(train, name="train")
 app.add_typer(experiment, name="experiment")
 bench = typer.Typer(
-    help="Measure speed, as ratios inside one run.", no_args_is_help=True, result_callback=_keep_claims
+    help="Measure speed, as ratios inside one run.", no_args_is_help=True, result_callback=_fill_pages
 )
 app.add_typer(bench, name="bench")
 results = typer.Typer(help="What was measured, as pages.", no_args_is_help=True)
@@ -351,14 +347,12 @@ def first_image(
     """What the embedded models reach before any alignment; writes results/."""
     import torch
 
-    from dekag.evaluation.pages import write_first_image_page
     from dekag.evaluation.studies.baseline_models import PARTS, run
 
     if unknown := set(only or ()) - set(PARTS):
         raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(PARTS)}", param_hint="--only")
     torch.set_num_threads(threads)
     run(count, parts=only or PARTS)
-    write_first_image_page(Path("docs/results-first-image.md"))
 
 
 @experiment.command("gka")
@@ -369,7 +363,7 @@ def gka(
     profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
 ) -> None:
     """MAKD beside its baselines on every held-out topic; resumes, writes results/ and docs/results-gka.md."""
-    from dekag.evaluation.reports.makd import run_gka
+    from dekag.evaluation.studies.makd import run_gka
 
     _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile))
 
@@ -383,7 +377,7 @@ def tka(
     profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
 ) -> None:
     """CALA beside its baselines on every channel; resumes, writes results/ and docs/results-tka.md."""
-    from dekag.evaluation.reports.cala import run_tka
+    from dekag.evaluation.studies.cala import run_tka
 
     _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile))
 
@@ -399,8 +393,7 @@ def digital(
     """The conventional delivery at its best beside CALA; writes results/ and its page in docs/."""
     import torch
 
-    from dekag.evaluation.reports.digital import run_digital
-    from dekag.evaluation.studies.digital import CHANNELS
+    from dekag.evaluation.studies.digital import CHANNELS, run_digital
 
     if unknown := set(channel or ()) - set(CHANNELS):
         named = f"{', '.join(unknown)} is none of {', '.join(CHANNELS)}"
@@ -453,11 +446,9 @@ def bench_chain(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,
 ) -> None:
     """One request through all services against the same library calls in one process."""
-    from dekag.evaluation.pages import write_first_image_page
     from services.bench.chain import run_chain_bench
 
-    _bench(lambda: run_chain_bench(requests=requests))
-    write_first_image_page(Path("docs/results-first-image.md"))
+    _launch(lambda: run_chain_bench(requests=requests))
 
 
 @bench.command("throughput")
@@ -475,7 +466,7 @@ def bench_throughput(
         numbers = [0]
     if min(numbers) < 1 or len(set(numbers)) < len(numbers):
         raise typer.BadParameter(f"{users!r} is not a list of different numbers", param_hint="--users")
-    _bench(lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers))
+    _launch(lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers))
 
 
 @bench.command("cached")
@@ -485,7 +476,7 @@ def bench_cached(
     """A cached prompt through all services against bare channel and decoding in one process."""
     from services.bench.cached import run_cached_bench
 
-    _bench(lambda: run_cached_bench(requests=requests))
+    _launch(lambda: run_cached_bench(requests=requests))
 
 
 @bench.command("channel")
@@ -497,7 +488,7 @@ def bench_channel(
     """Symbols per second of the channel service against bare Sionna in one process."""
     from services.bench.channel import run_channel_bench
 
-    _bench(lambda: run_channel_bench(symbols=symbols, rounds=rounds, streams=streams))
+    _launch(lambda: run_channel_bench(symbols=symbols, rounds=rounds, streams=streams))
 
 
 @bench.command("start")
@@ -510,7 +501,7 @@ def bench_start(
     """Time from start to ready, and the memory that each service holds."""
     from services.bench.start import run_start_bench
 
-    _bench(lambda: run_start_bench(rounds=rounds, requests=requests))
+    _launch(lambda: run_start_bench(rounds=rounds, requests=requests))
 
 
 @bench.command("parts")
@@ -520,10 +511,8 @@ def bench_parts(
 ) -> None:
     """What each part of a picture costs, and what its alternatives would."""
     from services.bench.parts import run_parts_bench
-    from services.bench.performance import write_performance_page
 
     _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts))
-    write_performance_page()
 
 
 @bench.command("overload")
@@ -534,7 +523,7 @@ def bench_overload(
     """What becomes of requests when far more come than can be served."""
     from services.bench.overload import run_overload_bench
 
-    _bench(lambda: run_overload_bench(times=times, seconds=seconds))
+    _launch(lambda: run_overload_bench(times=times, seconds=seconds))
 
 
 @bench.command("soak")
@@ -556,7 +545,7 @@ def bench_traffic(
     """What a load test saved against WebP and JPEG of equal quality."""
     from services.bench.traffic import run_traffic_bench
 
-    _bench(lambda: run_traffic_bench(report, pictures=pictures))
+    _launch(lambda: run_traffic_bench(report, pictures=pictures))
 
 
 @bench.command("cost")
@@ -566,7 +555,7 @@ def bench_cost(
     """Time, backhaul and channel uses of a picture, semantic and conventional."""
     from services.bench.cost import run_cost_bench
 
-    _bench(lambda: run_cost_bench(requests=requests))
+    _launch(lambda: run_cost_bench(requests=requests))
 
 
 @bench.command("distill")
@@ -576,21 +565,16 @@ def bench_distill(
     """Time from asking for a distillation over REST to the first picture drawn with it."""
     from services.bench.distill import run_distill_bench
 
-    _bench(lambda: run_distill_bench(topics=topics.split(",")))
+    _launch(lambda: run_distill_bench(topics=topics.split(",")))
 
 
 @bench.command("page")
 def bench_page() -> None:
-    """Write docs/results-load.md from what was measured."""
-    from services.bench.page import write_load_page
+    """Fill docs/results-load.md and docs/performance.md from what was measured."""
+    from services.bench.report import LOAD, PERFORMANCE
 
-    write_load_page()
-
-
-def _bench(work: Callable[[], object]) -> None:
-    """Runs a benchmark of the services, then writes the page on load."""
-    _launch(work)
-    bench_page()
+    LOAD.write()
+    PERFORMANCE.write()
 
 
 def _measure(work: Callable[[], object]) -> None:
@@ -609,68 +593,23 @@ def quick(
     keep: Annotated[bool, typer.Option("--record", help="Write the time it took into results/.")] = False,
 ) -> None:
     """In minutes and without training: figures of the shipped models beside the committed ones."""
-    from dekag.evaluation.studies.quick import run_quick
+    from dekag.evaluation.reports import baseline_models, end_to_end
+    from dekag.evaluation.studies.quick import QUICK, run_quick
 
     _measure(lambda: run_quick(ray=ray, workers=workers, keep=keep))
+    for report in (baseline_models.REPORT, end_to_end.REPORT):
+        report.write(results=QUICK, into=QUICK)
     if keep:
-        _keep_claims()
+        _fill_pages()
 
 
 @results.command("book")
 def book() -> None:
-    """Write what the README and docs/ take from results/, and the reference from the code."""
-    from dekag.evaluation.reports.robustness import write_trust_page
-    from services.cli import reference
+    """Fill what the README and docs/ take from results/, and the reference from the code."""
+    from services.cli.book import write_pages, write_reference
 
-    _keep_claims()
-    write_trust_page()
-    reference.write_settings_page(settings_of_services())
-    reference.write_cli_page(app)
-    reference.write_rest_page(openapi())
-    reference.write_grpc_page(grpc_services())
-
-
-def openapi() -> dict[str, Any]:
-    """The gateway's OpenAPI document, which docs/rest.md shows."""
-    from services.gateway.app import create_app
-
-    return create_app().openapi()
-
-
-def grpc_services() -> list[tuple[ServiceDescriptor, type]]:
-    """The gRPC services that docs/grpc.md shows, in the order of the chain, each with its generated class."""
-    from services.proto import (
-        cloud_pb2,
-        cloud_pb2_grpc,
-        downlink_pb2,
-        downlink_pb2_grpc,
-        user_pb2,
-        user_pb2_grpc,
-    )
-
-    return [
-        (user_pb2.DESCRIPTOR.services_by_name["User"], user_pb2_grpc.UserServicer),
-        (downlink_pb2.DESCRIPTOR.services_by_name["Downlink"], downlink_pb2_grpc.DownlinkServicer),
-        (cloud_pb2.DESCRIPTOR.services_by_name["Cloud"], cloud_pb2_grpc.CloudServicer),
-    ]
-
-
-def settings_of_services() -> dict[str, type[BaseModel]]:
-    """The settings that docs/settings.md shows, by the name of the service."""
-    from services.channel.settings import ChannelSettings
-    from services.cloud.settings import CloudSettings, DistillerSettings
-    from services.edge.settings import EdgeSettings
-    from services.gateway.settings import GatewaySettings
-    from services.user.settings import UserSettings
-
-    return {
-        "gateway": GatewaySettings,
-        "user": UserSettings,
-        "channel": ChannelSettings,
-        "edge": EdgeSettings,
-        "cloud": CloudSettings,
-        "distiller": DistillerSettings,
-    }
+    write_pages()
+    write_reference(app)
 
 
 def _launch(work: Callable[[], object]) -> None:

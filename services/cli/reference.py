@@ -1,7 +1,4 @@
-"""Reference pages that are made from code: settings, command line, REST interface, gRPC contracts.
-
-What is described is passed in, since the library knows nothing of the services.
-"""
+"""Reference pages that are made from code: settings, command line, REST interface, gRPC contracts."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import typer
 from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 
-from dekag.evaluation.pages import BOOK_COMMAND, fill, row
+from dekag.evaluation.pages import fill_page, row
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -34,12 +31,7 @@ Fields = Mapping[str, Mapping[str, Any]]
 
 
 def write_settings_page(services: Mapping[str, type[BaseModel]], page: Path = SETTINGS_PAGE) -> None:
-    """Write docs/settings.md from the settings of each service, by its name."""
-    page.write_text(settings_text(services))
-
-
-def settings_text(services: Mapping[str, type[BaseModel]], prefix: str = "DEKAG_") -> str:
-    """docs/settings.md: a table of the settings that all services share, then one for what each adds."""
+    """Write the tables of docs/settings.md: what all services share, then what each adds."""
     fields: dict[str, Fields] = {name: _fields(settings) for name, settings in services.items()}
     first = next(iter(fields.values()))
     shared = {
@@ -47,47 +39,28 @@ def settings_text(services: Mapping[str, type[BaseModel]], prefix: str = "DEKAG_
         for name, field in first.items()
         if all(each.get(name) == field for each in fields.values())
     }
-    lines = [
-        "# Settings",
-        "",
-        f"Written by `{BOOK_COMMAND}` from `services/*/settings.py`; do not edit.",
-        f"Every service reads its settings from the environment, with the prefix `{prefix}`. A value that is",
-        "not allowed stops it at its start, and the last line of its log names the variable.",
-        "",
-        "## All services",
-        "",
-        *_settings_table(shared, prefix),
-    ]
+    fill_page(page, "all", _settings_table(shared))
     for name, own in fields.items():
-        rest = {field: what for field, what in own.items() if field not in shared}
-        lines += ["", f"## {name.capitalize()}", "", *_settings_table(rest, prefix)]
-    return "\n".join([*lines, ""])
+        fill_page(page, name, _settings_table({f: what for f, what in own.items() if f not in shared}))
 
 
 def write_cli_page(app: typer.Typer, page: Path = CLI_PAGE) -> None:
-    """Write docs/cli.md from the `dekag` command."""
-    page.write_text(cli_text(app))
-
-
-def cli_text(app: typer.Typer) -> str:
-    """docs/cli.md: Typer's own Markdown of all commands, without its lists of sentences cut short."""
+    """Write docs/cli.md's commands: Typer's own Markdown, without its lists of sentences cut short."""
     command = typer.main.get_command(app)
     context = typer.Context(command, info_name="dekag")
     text = get_docs_for_click(obj=command, ctx=context, name="dekag", title="Command line")
     text = re.sub(r"\*\*Commands\*\*:\n\n(\* .*\n)+\n", "", text)
-    title, _, rest = text.strip().partition("\n\n")
-    written = f"Written by `{BOOK_COMMAND}` from `services/cli/`; do not edit. What to do with it:"
-    lead = f"{written}\n[use the command line](command-line.md)."
-    return f"{title}\n\n{lead}\n\n{rest}\n"
+    _, _, commands = text.strip().partition("\n\n")
+    fill_page(page, "commands", commands.splitlines())
 
 
 def write_rest_page(document: Mapping[str, Any], page: Path = REST_PAGE) -> None:
     """Write the tables of docs/rest.md from the gateway's OpenAPI document."""
-    fill(page, "operations", _operations(document))
+    fill_page(page, "operations", _operations(document))
     for name in REQUESTS:
-        fill(page, name, _request_table(name, document))
+        fill_page(page, name, _request_table(name, document))
     for name in ANSWERS:
-        fill(page, name, _answer_table(name, document))
+        fill_page(page, name, _answer_table(name, document))
 
 
 def write_grpc_page(services: Sequence[tuple[ServiceDescriptor, type]], page: Path = GRPC_PAGE) -> None:
@@ -102,7 +75,7 @@ def write_grpc_page(services: Sequence[tuple[ServiceDescriptor, type]], page: Pa
             lines.append(
                 row([f"`{service.name}.{method.name}`", f"`{method.input_type.name}`", answer, _cell(said)])
             )
-    fill(page, "rpcs", lines)
+    fill_page(page, "rpcs", lines)
 
 
 def _operations(document: Mapping[str, Any]) -> list[str]:
@@ -174,7 +147,7 @@ def _without_null(fields: Fields) -> Fields:
     }
 
 
-def _settings_table(fields: Fields, prefix: str) -> list[str]:
+def _settings_table(fields: Fields, prefix: str = "DEKAG_") -> list[str]:
     lines = ["| variable | default | allowed | meaning |", "|---|---|---|---|"]
     for name, field in fields.items():
         default = _default(field.get("default"))

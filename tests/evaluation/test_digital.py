@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dekag.evaluation.reports.digital import fails_up_to_db, write
+from dekag.evaluation.reports.digital import REPORT, fails_up_to_db
+from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import digital
 from dekag.evaluation.studies.digital import (
     RIVALS,
@@ -24,6 +25,7 @@ from dekag.evaluation.studies.digital import (
     measure,
     needed_uses,
     shannon,
+    write,
 )
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
@@ -51,10 +53,10 @@ def pictures(edge: Generator, scorer: ImageScorer, tmp_path_factory: pytest.Temp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(source, "QUALITIES", (0, 30))
         patch.setattr(digital, "_MEAN_PICTURES", 4)
-        folder = tmp_path_factory.mktemp("digital")
-        first = load_pictures(edge, scorer, 3, folder)
+        store = ResultStore(tmp_path_factory.mktemp("digital"))
+        first = load_pictures(edge, scorer, 3, store)
         patch.setattr(digital, "ladders", None)  # what was made once is read, not made again
-        again = load_pictures(edge, scorer, 3, folder)
+        again = load_pictures(edge, scorer, 3, store)
     assert again.ladders["avif", True][0].sizes == first.ladders["avif", True][0].sizes
     return first
 
@@ -118,8 +120,7 @@ def test_measured_written_and_compared(pictures: Pictures, tmp_path: Path) -> No
     measured: Measured = measure(
         pictures, semantic, channels=["awgn"], rates=[RATE], snrs_db=[-5.0, 5.0], checks=2
     )
-    page = tmp_path / "page.md"
-    write(measured, semantic, "CALA", tmp_path, page)
+    write(measured, semantic, tmp_path)
     figures = json.loads((tmp_path / "headline.json").read_text())
     lead = float((semantic[key] - measured.best[key])[:, 0].mean())
     assert figures["digital_lead_db"]["value"] == pytest.approx(lead, abs=1e-3)
@@ -130,8 +131,9 @@ def test_measured_written_and_compared(pictures: Pictures, tmp_path: Path) -> No
     assert fails_up_to_db(rows, "awgn", rows[0]["cbr"], "jpeg-file") in (-5.0, 5.0)
     assert len(measured.checks) == 2
     own = semantic[key][:, 0].mean()
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
     assert f"| 5 | {own:.1f} |" in page.read_text()
-    assert (tmp_path / "digital" / "consistency.svg").exists()
 
 
 def test_sample_is_really_decoded(pictures: Pictures) -> None:

@@ -14,14 +14,13 @@ from typer.testing import CliRunner
 from dekag import plugins
 from dekag.errors import DekagError, InvalidInputError, NotFoundError
 from dekag.evaluation.registry import record
-from dekag.evaluation.studies import end_to_end as overall
-from dekag.evaluation.studies import quick
+from dekag.evaluation.reports.end_to_end import FILES, REPORT
+from dekag.evaluation.studies import end_to_end, quick
 from dekag.evaluation.studies.digital import Ladder
 from dekag.evaluation.sweeps import command
-from dekag.evaluation.sweeps import runner as engine
-from dekag.evaluation.sweeps.evaluator import Measurement, Station, as_one, channel_seed, identity
+from dekag.evaluation.sweeps.command import run
+from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, channel_seed, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
-from dekag.evaluation.sweeps.runner import run
 from dekag.evaluation.sweeps.table import link_name, table
 from dekag.link import LinkConditions
 from dekag.world import TOPICS
@@ -120,8 +119,8 @@ def test_a_finished_cell_is_read_and_another_model_is_another_cell(
     assert more.measured == 1
     assert [row["sweep"] for row in more.rows] == ["more"] * 3
     assert more.rows[0]["metrics"] == first.rows[0]["metrics"]
-    monkeypatch.setattr(engine, "identity", lambda _: {"edge": "another"})
-    monkeypatch.setattr(Station, "measure", lambda *_: Measurement({"clip": [1.0]}, 1.0, 0.0, 0, 0.0))
+    monkeypatch.setattr(command, "identity", lambda _: {"edge": "another"})
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: Measurement({"clip": [1.0]}, 1.0, 0.0, 0, 0.0))
     assert run(grid(profile), runs=tmp_path).measured == 2
 
 
@@ -140,14 +139,14 @@ def test_an_interrupted_sweep_keeps_what_it_had(
 ) -> None:
     calls = 0
 
-    def measure(_: Station, cell: Any) -> Measurement:
+    def measure(_: Evaluator, cell: Any) -> Measurement:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
         return Measurement({"clip": [cell.link.snr_db]}, 1.0, 0.0, 0, 0.0)
 
-    monkeypatch.setattr(Station, "measure", measure)
+    monkeypatch.setattr(Evaluator, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         run(grid(profile), runs=tmp_path)
     outcome = run(grid(profile), runs=tmp_path)
@@ -284,60 +283,51 @@ ROWS = [
 
 
 def test_overall_figures_follow_from_the_rows(tmp_path: Path) -> None:
-    sweep = Sweep.model_validate(
-        {
-            "name": "overall",
-            "deliveries": ["unaligned", "deka-g"],
-            "topics": ["neon", "rocket"],
-            "snr_db": [0, 20],
-        }
-    )
     even = [
         {"topic": topic, "kind": "style", "update_bytes": 1000, "consistency": 0.8}
-        | {f"{name}_{what}": value for name in overall.FILES for what, value in sizes.items()}
+        | {f"{name}_{what}": value for name in FILES for what, value in sizes.items()}
         for topic, sizes in (
             ("neon", {"bytes": 100.0, "images": 10}),
             ("rocket", {"bytes": 50.0, "images": 20}),
         )
     ]
-    overall.write(sweep, ROWS, even, tmp_path, tmp_path / "docs" / "page.md")
+    end_to_end.write(ROWS, even, tmp_path)
     figures = json.loads((tmp_path / "headline.json").read_text())
     assert figures["overall_gain_percent"]["value"] == pytest.approx(100 * (0.8 / 0.45 - 1), abs=1e-3)
     assert figures["break_even_images"]["value"] == 15
-    page = (tmp_path / "docs" / "page.md").read_text()
-    assert "| **DeKA-g** | 0.800 | +77.8 % |" in page
-    assert "| neon | 1,000 | 0.800 | 100 | 100 | 100 | 100 | 10 | 10 | 10 | 10 |" in page
-    assert {path.name for path in (tmp_path / "overall").iterdir()} == {
-        "cells.jsonl", "break-even.jsonl", "consistency.svg", "psnr.svg",
-    }  # fmt: skip
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
+    assert "| **DeKA-g** | 0.800 | +77.8 % |" in page.read_text()
+    assert "| neon | 1,000 | 0.800 | 100 | 100 | 100 | 100 | 10 | 10 | 10 | 10 |" in page.read_text()
+    assert {path.name for path in (tmp_path / "overall").iterdir()} == {"cells.jsonl", "break-even.jsonl"}
 
 
 def test_files_of_equal_quality_grow_with_the_quality() -> None:
     ladder = Ladder([10, 20, 40], [(0, 1)] * 3, np.array([[10, 0.2, 0.2], [15, 0.5, 0.5], [20, 0.9, 0.9]]))
     wide = Ladder([30, 60], [(0, 1)] * 2, np.array([[10, 0.4, 0.4], [20, 1.0, 1.0]]))
-    assert overall.file_bytes([ladder], 0.5) == 20
-    assert overall.file_bytes([ladder], 0.51) == 40
-    assert overall.file_bytes([ladder], 2.0) == 40
-    assert overall.file_bytes([ladder, wide], 0.6) == (40 + 30) / 2  # 0.65 in the mean
+    assert end_to_end.file_bytes([ladder], 0.5) == 20
+    assert end_to_end.file_bytes([ladder], 0.51) == 40
+    assert end_to_end.file_bytes([ladder], 2.0) == 40
+    assert end_to_end.file_bytes([ladder, wide], 0.6) == (40 + 30) / 2  # 0.65 in the mean
 
 
 def test_overall_refuses_to_conclude_from_half_a_grid(
     profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Station, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     with pytest.raises(InvalidInputError, match="unaligned and deka-g"):
-        overall.run_overall(sweep=written(tmp_path, "{name: a, deliveries: [cala]}"), runs=tmp_path / "runs")
+        end_to_end.run_overall(
+            sweep=written(tmp_path, "{name: a, deliveries: [cala]}"), runs=tmp_path / "runs"
+        )
     text = f"{{name: a, profile: {profile}, deliveries: [unaligned, deka-g], topics: [neon], prompts: 1}}"
     with pytest.raises(DekagError, match="2 of 2 cells failed"):
-        overall.run_overall(
-            sweep=written(tmp_path, text), results=tmp_path, page=tmp_path / "p.md", runs=tmp_path / "runs"
-        )
+        end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
 
 
 def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(
-        engine.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+        command.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
     )
     text = f"{{name: mine, profile: {profile}, deliveries: [unaligned], prompts: 2, metrics: [psnr_db]}}"
     command.run_sweep(written(tmp_path, text), ray=None, workers=None, results=tmp_path / "results")
@@ -366,9 +356,9 @@ def test_a_summary_of_a_sweep_names_what_failed(
     profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        engine.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
+        command.run, "__kwdefaults__", {"runs": tmp_path / "runs", "ray": None, "workers": None}
     )
-    monkeypatch.setattr(Station, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
+    monkeypatch.setattr(Evaluator, "measure", lambda *_: (_ for _ in ()).throw(ValueError("broken")))
     text = f"{{name: mine, profile: {profile}, deliveries: [unaligned], prompts: 2}}"
     done = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), "--json"])
     assert done.exit_code == 1

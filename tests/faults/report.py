@@ -10,7 +10,7 @@ from typing import Any
 
 from dekag.evaluation.registry import RESULTS, current_commit, record
 from dekag.evaluation.reports.claims import write_claims_page
-from dekag.evaluation.reports.robustness import write_trust_page
+from dekag.evaluation.reports.robustness import REPORT
 from dekag.evaluation.sweeps.runner import machine
 from tests.faults.stack import DEADLINE_S
 
@@ -46,4 +46,4 @@ def write_results(rows: Sequence[Mapping[str, Any]], every_s: float, planned: in
     record("faults_tried", len(rows), "faults", command=COMMAND, count=len(rows))
     record("faults_lost_requests", lost, "requests", command=COMMAND, count=requests)
     write_claims_page()
-    write_trust_page()
+    REPORT.write()

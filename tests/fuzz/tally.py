@@ -12,7 +12,7 @@ from grpc import StatusCode
 
 from dekag.evaluation.registry import RESULTS, current_commit, record
 from dekag.evaluation.reports.claims import write_claims_page
-from dekag.evaluation.reports.robustness import write_trust_page
+from dekag.evaluation.reports.robustness import REPORT
 from dekag.evaluation.sweeps.runner import machine
 
 COMMAND = "make test-fuzz"
@@ -80,4 +80,4 @@ class Tally:
         record("fuzz_inputs", self.inputs, "inputs", command=COMMAND, count=self.inputs)
         record("fuzz_5xx", self.faults, "inputs", command=COMMAND, count=self.asked)
         write_claims_page()
-        write_trust_page()
+        REPORT.write()

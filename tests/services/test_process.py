@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.version_store import KnowledgeStore
-from services.common.security import SettingError
+from services.common.errors import SettingError
 from services.common.settings import CommonSettings
 from services.proto.cloud_pb2 import GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub

@@ -1,272 +1,116 @@
-"""What `dekag experiment digital` found: tidy files, figures, plots and the page, from one measurement."""
+"""docs/results-digital.md from results/digital/: CALA beside the best digital sender."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dekag.evaluation.plots import plt, write_plot, write_rows
-from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import bootstrap_ci95
-from dekag.evaluation.studies.cala import RUNS as TKA_RUNS
-from dekag.evaluation.studies.cala import Workbench
-from dekag.evaluation.studies.cala_training import Plan
-from dekag.evaluation.studies.digital import (
-    RUNS,
-    USES,
-    Key,
-    Measured,
-    Row,
-    Semantic,
-    load_pictures,
-    measure,
-)
+from dekag.evaluation import plots
+from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.studies.cala import FOLDER as CALA_FOLDER
+from dekag.evaluation.studies.digital import COMMAND, FOLDER, RATES, USES
 
-COMMAND = "dekag experiment digital"
-FOLDER = "digital"
-PAGE = Path("docs/results-digital.md")
-PLOTTED = {
-    "webp-file": ("WebP, whole file", "C0", ":"),
-    "avif-file": ("AVIF, whole file", "C1", ":"),
-    "jpeg-file": ("JPEG, whole file", "C2", ":"),
-    "webp": ("WebP, bare", "C0", "-"),
-    "avif": ("AVIF, bare", "C1", "-"),
-    "jpeg": ("JPEG, bare", "C2", "-"),
-    "best-harq": ("best, bare, HARQ", "C4", "--"),
-    "shannon-outage": ("Shannon, outage", "0.5", "--"),
-    "shannon-ergodic": ("Shannon, ergodic", "0.7", ":"),
+COLUMNS = {
+    "best-file": "whole file",
+    "best": "bare file",
+    "best-harq": "bare file, HARQ",
+    "shannon-outage": "bound, fades unknown",
+    "shannon-ergodic": "bound, all slots",
 }
+LOOKS = {
+    "best": ("image file", plots.SECOND),
+    "best-harq": ("with HARQ", plots.FOURTH),
+    "shannon-outage": ("Shannon bound", plots.BASE),
+}
+SHOWN_CHANNEL, SHOWN_RATES = "rayleigh-1us", (RATES[0], RATES[2])
 
 
-def run_digital(
-    *, count: int, checks: int, channels: Sequence[str], profile: str, results: Path = RESULTS
-) -> None:
-    """Measure the digital rival beside CALA, whose pictures `dekag experiment tka` sends as well.
-
-    Args:
-        count: pictures.
-        checks: deliveries that are really decoded.
-        channels: of CHANNELS.
-        profile: the models.
-        results: where headline.json is.
-    """
-    workbench = Workbench.load(profile, Plan(), count, TKA_RUNS)
-    pictures = load_pictures(workbench.edge, workbench.scorer, count, RUNS)
-    semantic = workbench.semantic(channels)
-    measured = measure(pictures, semantic, channels=channels, checks=checks)
-    write(measured, semantic, "CALA", results, PAGE)
+def leads(results: Path) -> list[Row]:
+    """CALA beside the best digital sender, by cell."""
+    return read_rows(results / FOLDER / "leads.jsonl")
 
 
-def write(measured: Measured, semantic: Semantic, name: str, results: Path, page: Path | None) -> None:
-    """Write results/digital/*, the two figures of headline.json and, if asked for, the page.
-
-    Args:
-        measured: of `dekag.evaluation.studies.digital.measure`, with the same `semantic`.
-        semantic: METRICS of the semantic delivery.
-        name: what plots and page call it.
-        results: where headline.json is.
-        page: where the page goes.
-    """
-    folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    write_rows(folder / "rivals.jsonl", measured.rows)
-    write_rows(folder / "leads.jsonl", leads(measured, semantic))
-    write_rows(folder / "decoded.jsonl", measured.checks)
-    figures(measured, semantic, results)
-    plot_curves(measured, semantic, name, folder / "psnr.svg", "psnr_db")
-    plot_curves(measured, semantic, name, folder / "consistency.svg", "consistency")
-    if page is not None:
-        page.write_text(page_text(measured, semantic, name, results))
+def cells(results: Path) -> list[Row]:
+    """Every digital sender, by cell."""
+    return read_rows(results / FOLDER / "rivals.jsonl")
 
 
-def leads(measured: Measured, semantic: Semantic) -> list[Row]:
-    """For each cell: how far the semantic delivery is ahead of the best rival, and what that one needs."""
-    rows = []
-    for key, theirs in measured.best.items():
-        if key not in semantic:
-            continue
-        channel, cbr, snr_db = key
-        ours = semantic[key]
-        gap = bootstrap_ci95(lambda each: float(each.mean()), (ours - theirs)[:, 0].tolist())
-        ratio = _ratio(measured, key)
-        rows.append(
-            {
-                "channel": channel,
-                "cbr": round(cbr, 6),
-                "snr_db": snr_db,
-                "semantic_psnr_db": round(float(ours[:, 0].mean()), 3),
-                "digital_psnr_db": round(float(theirs[:, 0].mean()), 3),
-                "lead_db": round(gap[0], 3),
-                "lead_ci95": [round(limit, 3) for limit in gap[1]],
-                "semantic_consistency": round(float(ours[:, 1:].mean()), 4),
-                "digital_consistency": round(float(theirs[:, 1:].mean()), 4),
-                "channel_use_ratio": None if math.isinf(ratio) else round(ratio, 3),
-            }
-        )
-    return rows
-
-
-def _ratio(measured: Measured, key: Key) -> float:
-    """Channel uses that the rival needs over those that the semantic delivery took; inf if none suffice."""
-    own = key[1] * measured.source_values
-    return measured.uses[key] / own
-
-
-def figures(measured: Measured, semantic: Semantic, results: Path) -> None:
-    """The figures of results/headline.json, over all cells that can be compared."""
-    keys = [key for key in measured.best if key in semantic]
-    if not keys:
-        return
-    lead = np.mean([(semantic[key] - measured.best[key])[:, 0] for key in keys], axis=0)
-    mean, ci95 = bootstrap_ci95(lambda each: float(each.mean()), lead.tolist())
-    record("digital_lead_db", mean, "dB", command=COMMAND, count=len(lead), ci95=ci95, results=results)
-    # what is never reached counts as the most that was tried: the figure is then a lower bound
-    most = [USES[-1] / (key[1] * measured.source_values) for key in keys]
-    ratios = [min(_ratio(measured, key), limit) for key, limit in zip(keys, most, strict=True)]
-    ratio = math.exp(float(np.mean(np.log(ratios))))
-    record("digital_channel_use_ratio", ratio, "ratio", command=COMMAND, count=len(keys), results=results)
-
-
-def plot_curves(measured: Measured, semantic: Semantic, name: str, path: Path, metric: str) -> None:
-    """A metric against SNR: channels down, rates across."""
-    channels = list(dict.fromkeys(row["channel"] for row in measured.rows))
-    rates = sorted({row["cbr"] for row in measured.rows}, reverse=True)
-    size = (3.2 * len(rates), 2.6 * len(channels))
-    figure, axes = plt.subplots(
-        len(channels), len(rates), figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis_row, channel in zip(axes, channels, strict=True):
-        for axis, cbr in zip(axis_row, rates, strict=True):
-            for rival, (label, colour, style) in PLOTTED.items():
-                axis.plot(
-                    *_points(measured.rows, channel, cbr, rival, metric), style, color=colour, label=label
-                )
-            cells = [(k, v) for k, v in semantic.items() if (k[0], round(k[1], 6)) == (channel, cbr)]
-            own = sorted((k[2], v[:, 0].mean() if metric == "psnr_db" else v[:, 1:].mean()) for k, v in cells)
-            if own:
-                axis.plot(*zip(*own, strict=True), "k-", linewidth=2, label=name)
-            axis.set_title(f"{channel}, CBR 1/{1 / cbr:.0f}", fontsize=9)
-    for axis in axes[-1]:
-        axis.set_xlabel("SNR, dB")
-    for axis in axes[:, 0]:
-        axis.set_ylabel("PSNR, dB" if metric == "psnr_db" else metric)
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-    write_plot(figure, path)
-
-
-def _points(
-    rows: Sequence[Row], channel: str, cbr: float, rival: str, metric: str
-) -> tuple[list[float], list[float]]:
-    cell = [row for row in rows if (row["channel"], row["cbr"], row["rival"]) == (channel, cbr, rival)]
-    return [row["snr_db"] for row in cell], [row[metric] for row in cell]
-
-
-def page_text(measured: Measured, semantic: Semantic, name: str, results: Path) -> str:
-    """docs/results-digital.md."""
-    shown = json.loads((results / "headline.json").read_text())
-    lines = [
-        "# The digital rival",
-        "",
-        f"Written by `{COMMAND}` from its measurements; do not edit.",
-        f"{measured.count} pictures that the edge drew of held-out prompts; PSNR against what it drew.",
-        "For each picture the digital sender picks format, quality, scale, modulation and code rate for the",
-        "best PSNR that it can expect within the channel uses; what is lost or does not fit is shown, and",
-        "scored, as the mean picture of the world. *Bare* pictures leave out what the receiver knows anyway.",
-        "Losses are predicted from calibrated needs of SNR; a sample was really decoded, see below. HARQ:",
-        "chase combining of up to 4 transmissions, with the same channel uses on average.",
-        "",
-        "| figure | value | interval | n |",
-        "|---|---:|---:|---:|",
-    ]
-    for key in ("digital_lead_db", "digital_channel_use_ratio"):
-        if key in shown:
-            each = shown[key]
-            interval = "" if each["ci95"] is None else "{:.2f} .. {:.2f}".format(*each["ci95"])
-            lines.append(f"| `{key}` | {each['value']:.3g} {each['unit']} | {interval} | {each['n']} |")
-    never = sum(math.isinf(uses) for uses in measured.uses.values())
-    lines += [
-        "",
-        f"The lead is that of {name} over the best rival, bare and without HARQ, in the mean over all cells",
-        "of channel, rate and SNR; the ratio is the geometric mean of the channel uses that the rival needs",
-        f"for equal PSNR. In {never} of {len(measured.uses)} cells {USES[-1]:,} did not suffice and count as",
-        "if they did.",
-        "",
-        *_leads_table(measured, semantic, name),
-    ]
-    for channel in dict.fromkeys(row["channel"] for row in measured.rows):
-        lines += _channel_table(measured, semantic, name, channel)
-    lines += [
-        "",
-        "![PSNR](../results/digital/psnr.svg)",
-        "",
-        "![Consistency](../results/digital/consistency.svg)",
-    ]
-    lines += ["", "## Really decoded", "", *_decoded_table(measured.checks)]
-    lines += ["", "Every cell and rival: `results/digital/rivals.jsonl`; leads: `leads.jsonl`.", ""]
-    return "\n".join(lines)
-
-
-def _leads_table(measured: Measured, semantic: Semantic, name: str) -> list[str]:
-    """The lead by channel, by rate and by SNR, over the best rival and over it with HARQ."""
-    harq = {
-        (row["channel"], row["cbr"], row["snr_db"]): row["psnr_db"]
-        for row in measured.rows
-        if row["rival"] == "best-harq"
+def values(results: Path) -> Mapping[str, str]:
+    """What the tables do not say."""
+    rows = leads(results)
+    never = sum(row["channel_use_ratio"] is None for row in rows)
+    behind = sum(row["lead_db"] < 0 for row in rows)
+    return {
+        "cells": str(len(rows)),
+        "behind": str(behind),
+        "never": str(never),
+        "most_uses": f"{USES[-1]:,}",
     }
-    rows = leads(measured, semantic)
-    for row in rows:
-        row["over_harq_db"] = row["semantic_psnr_db"] - harq[(row["channel"], row["cbr"], row["snr_db"])]
-        row["consistency"] = row["semantic_consistency"] - row["digital_consistency"]
-    groups: dict[str, list[Row]] = {"everything": rows}
-    for axis in ("channel", "cbr", "snr_db"):
-        for row in rows:
-            shown = {"cbr": f"CBR 1/{1 / row['cbr']:.0f}", "snr_db": f"{row['snr_db']:g} dB"}
-            groups.setdefault(shown.get(axis, str(row["channel"])), []).append(row)
-    lines = [f"| {name}'s lead | PSNR, dB | over HARQ, dB | consistency | cells behind |"]
-    lines.append("|---|---:|---:|---:|---:|")
+
+
+def leads_table(results: Path) -> Lines:
+    """The lead by channel, by rate and by SNR, over the best rival and over it with HARQ."""
+    harq = {_place(row): row["psnr_db"] for row in cells(results) if row["rival"] == "best-harq"}
+    groups: dict[str, list[Row]] = {"all cells": leads(results)}
+    for name, shown in (("channel", "{}"), ("cbr", "CBR 1/{:.0f}"), ("snr_db", "{:g} dB")):
+        for row in groups["all cells"]:
+            group = shown.format(1 / row["cbr"] if name == "cbr" else row[name])
+            groups.setdefault(group, []).append(row)
+    lines = []
     for group, own in groups.items():
-        lead, over_harq, consistency = (
-            float(np.mean([row[key] for row in own])) for key in ("lead_db", "over_harq_db", "consistency")
-        )
+        lead = np.mean([row["lead_db"] for row in own])
+        over_harq = np.mean([row["semantic_psnr_db"] - harq[_place(row)] for row in own])
+        consistency = np.mean([row["semantic_consistency"] - row["digital_consistency"] for row in own])
         behind = sum(row["lead_db"] < 0 for row in own)
         lines.append(
-            f"| {group} | {lead:+.2f} | {over_harq:+.2f} | {consistency:+.3f} | {behind} of {len(own)} |"
+            [group, f"{lead:+.2f}", f"{over_harq:+.2f}", f"{consistency:+.3f}", f"{behind} of {len(own)}"]
         )
-    return [*lines, "", "Consistency is the mean of CLIP- and DINO-score, against what was sent."]
+    header = ["CALA's lead", "PSNR, dB", "over HARQ, dB", "consistency", "cells behind"]
+    return table(header, lines)
 
 
-def _channel_table(measured: Measured, semantic: Semantic, name: str, channel: str) -> list[str]:
-    """PSNR at the top rate, and how often the best rival is lost."""
-    cbr = max(row["cbr"] for row in measured.rows)
-    cells: dict[float, dict[str, Row]] = {}
-    for row in measured.rows:
-        if row["channel"] == channel and row["cbr"] == cbr:
-            cells.setdefault(row["snr_db"], {})[row["rival"]] = row
-    rivals = ["best-file", "best", "best-harq", "shannon-outage", "shannon-ergodic"]
-    lines = ["", f"## {channel}, CBR 1/{1 / cbr:.0f}: PSNR, dB", ""]
-    lines += [f"| SNR, dB | {name} | " + " | ".join(rivals) + " | lost, best | nothing fits, best-file |"]
-    lines += ["|---:|" + "---:|" * (len(rivals) + 3)]
-    for snr_db, cell in cells.items():
-        place = (channel, cbr, snr_db)
-        own = [v[:, 0].mean() for k, v in semantic.items() if (k[0], round(k[1], 6), k[2]) == place]
-        values = " | ".join(f"{cell[rival]['psnr_db']:.1f}" for rival in rivals)
-        lines.append(
-            f"| {snr_db:g} | {f'{own[0]:.1f}' if own else ''} | {values} "
-            f"| {100 * cell['best']['lost']:.0f} % | {100 * cell['best-file']['unfit']:.0f} % |"
-        )
-    lines += ["", "More than half of the pictures do not arrive up to, by CBR:", ""]
-    for rival in ("best-file", "best"):
-        told = []
-        for rate in sorted({row["cbr"] for row in measured.rows}, reverse=True):
-            failing = fails_up_to_db(measured.rows, channel, rate, rival)
-            told.append(f"1/{1 / rate:.0f}: " + ("never" if failing is None else f"{failing:g} dB"))
-        lines.append(f"- {rival}: " + ", ".join(told))
-    return lines
+def _place(row: Row) -> tuple[str, float, float]:
+    return row["channel"], row["cbr"], row["snr_db"]
+
+
+def psnr_tables(results: Path) -> Lines:
+    """PSNR at the highest rate, channel by channel, and where most images are lost."""
+    rows = cells(results)
+    own = {_place(row): row["semantic_psnr_db"] for row in leads(results)}
+    cbr = max(row["cbr"] for row in rows)
+    lines: Lines = []
+    for channel in dict.fromkeys(row["channel"] for row in rows):
+        by_snr: dict[float, dict[str, Row]] = {}
+        for row in rows:
+            if (row["channel"], row["cbr"]) == (channel, cbr):
+                by_snr.setdefault(row["snr_db"], {})[row["rival"]] = row
+        body = []
+        for snr_db, cell in by_snr.items():
+            mine = own.get((channel, cbr, snr_db))
+            body.append(
+                [f"{snr_db:g}", "" if mine is None else f"{mine:.1f}"]
+                + [f"{cell[rival]['psnr_db']:.1f}" for rival in COLUMNS]
+                + [f"{100 * cell['best']['lost']:.0f} %", f"{100 * cell['best-file']['unfit']:.0f} %"]
+            )
+        header = ["SNR, dB", "CALA", *COLUMNS.values(), "bare files lost", "whole files that do not fit"]
+        lines += [f"### {channel}", "", *table(header, body, words=()), ""]
+    return lines[:-1]
+
+
+def failures(results: Path) -> Lines:
+    """The highest SNR at which more than half of the images are lost."""
+    rows = cells(results)
+    rates = sorted({row["cbr"] for row in rows}, reverse=True)
+    lines = []
+    for channel in dict.fromkeys(row["channel"] for row in rows):
+        for rival in ("best-file", "best"):
+            limits = [fails_up_to_db(rows, channel, cbr, rival) for cbr in rates]
+            shown = ["never" if limit is None else f"{limit:g} dB" for limit in limits]
+            lines.append([channel, COLUMNS[rival], *shown])
+    return table(["channel", "sender", *(f"CBR 1/{1 / cbr:.0f}" for cbr in rates)], lines, words=(0, 1))
 
 
 def fails_up_to_db(rows: Sequence[Row], channel: str, cbr: float, rival: str) -> float | None:
@@ -275,18 +119,92 @@ def fails_up_to_db(rows: Sequence[Row], channel: str, cbr: float, rival: str) ->
     return max((row["snr_db"] for row in cell if row["lost"] > 0.5), default=None)
 
 
-def _decoded_table(checks: Sequence[Row]) -> list[str]:
-    lines = ["| transmissions allowed | n | predicted to arrive | arrived | predicted PSNR | PSNR |"]
-    lines += ["|---:|---:|---:|---:|---:|---:|"]
+def decoded(results: Path) -> Lines:
+    """Deliveries that were really decoded, beside what was predicted of them."""
+    checks = read_rows(results / FOLDER / "decoded.jsonl")
+    lines = []
     for most in sorted({row["max_transmissions"] for row in checks}):
-        group = [row for row in checks if row["max_transmissions"] == most]
-
-        def mean(column: str, group: Sequence[dict[str, Any]] = group) -> float:
-            return float(np.mean([row[column] for row in group]))
-
+        own = [row for row in checks if row["max_transmissions"] == most]
+        means = {
+            name: float(np.mean([row[name] for row in own]))
+            for name in ("predicted_arrival", "arrived", "predicted_psnr_db", "psnr_db")
+        }
         lines.append(
-            f"| {most} | {len(group)} | {100 * mean('predicted_arrival'):.0f} % "
-            f"| {100 * mean('arrived'):.0f} % | {mean('predicted_psnr_db'):.2f} dB "
-            f"| {mean('psnr_db'):.2f} dB |"
+            [
+                str(most),
+                str(len(own)),
+                f"{100 * means['predicted_arrival']:.0f} %",
+                f"{100 * means['arrived']:.0f} %",
+                f"{means['predicted_psnr_db']:.2f}",
+                f"{means['psnr_db']:.2f}",
+            ]
         )
-    return lines
+    header = [
+        "transmissions allowed",
+        "n",
+        "predicted to arrive",
+        "arrived",
+        "predicted PSNR, dB",
+        "PSNR, dB",
+    ]
+    return table(header, lines, words=())
+
+
+def psnr_plot(results: Path) -> Any:
+    """PSNR against SNR over one channel, at the highest and at a low rate."""
+    rows = [row for row in cells(results) if row["channel"] == SHOWN_CHANNEL]
+    cala = read_rows(results / CALA_FOLDER / "grid.jsonl")
+    own = [row for row in cala if (row["method"], row["channel"]) == ("cala", SHOWN_CHANNEL)]
+    figure, axes = plots.panels(2, height_in=3.6, sharey=True)
+    for axis, cbr in zip(axes[0], SHOWN_RATES, strict=True):
+        for rival, (label, color) in LOOKS.items():
+            line = [row for row in rows if row["rival"] == rival and abs(row["cbr"] - cbr) < 1e-6]
+            snrs = [row["snr_db"] for row in line]
+            bands = [row["psnr_ci95"] for row in line]
+            plots.line(axis, snrs, [row["psnr_db"] for row in line], label, color, interval=bands)
+        mine = [row for row in own if abs(row["cbr"] - cbr) < 1e-6]
+        snrs, bands = [row["snr_db"] for row in mine], [row["psnr_ci95"] for row in mine]
+        psnrs = [row["psnr_db"] for row in mine]
+        plots.line(axis, snrs, psnrs, "CALA", plots.OURS, interval=bands)
+        axis.set_title(f"CBR 1/{1 / cbr:.0f}: {round(cbr * 3 * 128 * 128)} channel uses")
+        axis.set_xlabel("SNR, dB")
+    axes[0, 0].set_ylabel("PSNR, dB")
+    for axis in axes[0]:
+        plots.label_lines(axis)
+    return figure
+
+
+def leads_plot(results: Path) -> Any:
+    """The lead in every cell: channels down, SNRs across, a panel for each rate."""
+    rows = leads(results)
+    channels = list(dict.fromkeys(row["channel"] for row in rows))
+    snrs = sorted({row["snr_db"] for row in rows})
+    found = {_place(row): row["lead_db"] for row in rows}
+    figure, axes = plots.panels(2, 2, height_in=4.6, sharex=True, sharey=True)
+    for axis, cbr in zip(axes.ravel(), sorted({row["cbr"] for row in rows}, reverse=True), strict=False):
+        grid = np.array([[found.get((name, cbr, snr), np.nan) for snr in snrs] for name in channels])
+        image = axis.imshow(grid, cmap="PuOr", vmin=-6, vmax=6, aspect="auto")
+        axis.set_xticks(range(0, len(snrs), 2), [f"{snr:g}" for snr in snrs[::2]])
+        axis.set_yticks(range(len(channels)), channels)
+        axis.grid(visible=False)
+        axis.set_title(f"CBR 1/{1 / cbr:.0f}")
+    for axis in axes[-1]:
+        axis.set_xlabel("SNR, dB")
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, ticks=[-6, -3, 0, 3, 6])
+    bar.set_label("digital ahead  <  lead in PSNR, dB  >  CALA ahead")
+    return figure
+
+
+REPORT = Report(
+    page="results-digital.md",
+    command=COMMAND,
+    values=values,
+    tables={
+        "figures": figures_table(["digital_lead_db", "digital_channel_use_ratio"]),
+        "leads": leads_table,
+        "psnr": psnr_tables,
+        "failures": failures,
+        "decoded": decoded,
+    },
+    plots={"psnr": psnr_plot, "leads": leads_plot},
+)

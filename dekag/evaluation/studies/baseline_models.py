@@ -6,8 +6,6 @@ results/headline.json, one line per picture to results/first-image/*.jsonl, samp
 
 from __future__ import annotations
 
-import json
-import random
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,10 @@ from tqdm import tqdm
 
 from dekag.codec import JsccCodec
 from dekag.codec.constellation import snap_to_qam
-from dekag.evaluation.registry import RESULTS, mean_ci95, record
+from dekag.evaluation.pages import save_images, write_rows
+from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts, world_prompts
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.statistics import mean_ci95
 from dekag.generation.models import Generator
 from dekag.generation.profile import MODELS, Profile, load_profile
 from dekag.link import LinkConditions
@@ -27,10 +28,8 @@ from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
 from dekag.training.data import scene_number
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, Scene, caption, render
+from dekag.world import TOPICS, render
 from dekag.world.scene import STYLES, SUBJECTS
-from dekag.world.sheet import save_sheet
-from dekag.world.topics import Topic
 
 COMMAND = "dekag experiment first-image"
 FOLDER = "first-image"
@@ -38,37 +37,6 @@ PARTS = ("vae", "edge", "cloud", "codec")
 RAYLEIGH_SNRS_DB = (0.0, 5.0, 10.0)
 TOP_RATE = 1 / 96
 DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
-
-Prompt = tuple[Scene, str, int]  # what should be seen, what is asked for, the seed
-
-
-def world_prompts(count: int, *, subjects: tuple[str, ...], styles: tuple[str, ...]) -> list[Prompt]:
-    """`count` held-out scenes of the test split with a prompt in plain words."""
-    prompts = []
-    for n in range(count):
-        scene, seed = scene_number("test", n, subjects=subjects, styles=styles)
-        prompts.append((scene, caption(scene, random.Random(seed)), seed))
-    return prompts
-
-
-def topic_prompts(topic: Topic, count: int) -> list[Prompt]:
-    """`count` held-out scenes of the test split that need `topic`, which the edge does not know."""
-    prompts = []
-    for n in range(count):
-        scene, seed = scene_number(
-            "test",
-            n,
-            subjects=(topic.name,) if topic.kind == "subject" else EDGE_SUBJECTS,
-            styles=(topic.name,) if topic.kind == "style" else EDGE_STYLES,
-        )
-        prompts.append((scene, caption(scene, random.Random(seed), topic.words), seed))
-    return prompts
-
-
-def _write_rows(results: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    folder = results / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def measure_vae(generator: Generator, count: int, results: Path) -> None:
@@ -82,12 +50,12 @@ def measure_vae(generator: Generator, count: int, results: Path) -> None:
             latents = generator.pipeline.vae.encode(image).latent_dist.mean
         decoded = generator.decoder.decode(latents)[0]
         rows.append({"seed": seed, "style": scene.style, "psnr_db": round(psnr_db(decoded, pixels), 3)})
-    _write_rows(results, "vae", rows)
+    write_rows(results / FOLDER / "vae.jsonl", rows)
     mean, interval = mean_ci95([row["psnr_db"] for row in rows])
     record("vae_psnr_db", mean, "dB", command=COMMAND, count=count, ci95=interval, results=results)
 
 
-def judge(
+def probe_accuracy(
     name: str,
     draw: Callable[[str, int], np.ndarray],
     prompts: list[Prompt],
@@ -104,12 +72,11 @@ def judge(
         rows.append({"prompt": prompt, "seed": seed, "correct": verdict})
         if tags is not None:
             rows[-1]["topic"] = tags[i]
-    _write_rows(results, name, rows)
-    shares = [sum(verdict.values()) / len(verdict) for verdict in verdicts]
-    mean, interval = mean_ci95(shares)
+    write_rows(results / FOLDER / f"{name}.jsonl", rows)
+    mean, interval = mean_ci95([100 * sum(verdict.values()) / len(verdict) for verdict in verdicts])
     record(
-        f"probe_{name}_accuracy", 100 * mean, "%", command=COMMAND, count=len(prompts),
-        ci95=[100 * limit for limit in interval], results=results,
+        f"probe_{name}_accuracy", mean, "%", command=COMMAND, count=len(prompts),
+        ci95=interval, results=results,
     )  # fmt: skip
 
 
@@ -158,9 +125,8 @@ def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], resu
             received[f"{snr_db:g}"] = codec.decode(mmse_equalize(reception).symbols, shape)
         for name, latent in received.items():
             rows[name].append(psnr_db(edge.decoder.decode(latent)[0], reference))
-    _write_rows(
-        results,
-        "codec",
+    write_rows(
+        results / FOLDER / "codec.jsonl",
         [
             {"seed": prompts[i][2], **{f"{name}_psnr_db": round(v[i], 3) for name, v in rows.items()}}
             for i in range(len(prompts))
@@ -192,22 +158,22 @@ def run(
     profile = profile or load_profile("embedded")
     probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
     edge, cloud = Generator.from_profile(profile.edge), Generator.from_profile(profile.cloud)
-    known = world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    known = edge_prompts(count)
     everything = world_prompts(count, subjects=SUBJECTS, styles=STYLES)
     each = -(-count // len(TOPICS))
     held_out = [(topic.name, p) for topic in TOPICS.values() for p in topic_prompts(topic, each)][:count]
     if "vae" in parts:
         measure_vae(edge, count, results)
     if "edge" in parts:
-        judge("edge_known", edge.image, known, probe, results)
+        probe_accuracy("edge_known", edge.image, known, probe, results)
         tags = [name for name, _ in held_out]
-        judge("edge_heldout", edge.image, [p for _, p in held_out], probe, results, tags=tags)
+        probe_accuracy("edge_heldout", edge.image, [p for _, p in held_out], probe, results, tags=tags)
     if "cloud" in parts:
-        judge("cloud", cloud.image, everything, probe, results)
+        probe_accuracy("cloud", cloud.image, everything, probe, results)
     if "codec" in parts:
         measure_codec(JsccCodec.load(profile.codec), edge, known[:200], results)
     one_each = [prompt for _, prompt in held_out[::each]]
     shown = [(edge, known), (cloud, everything), (edge, one_each), (cloud, one_each)]
     width = len(one_each)
     rows = [[model.image(prompt, seed) for _, prompt, seed in prompts[:width]] for model, prompts in shown]
-    save_sheet(rows, results / FOLDER / "samples.png")
+    save_images(rows, results / FOLDER, "samples.png", COMMAND)

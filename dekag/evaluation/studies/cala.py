@@ -2,18 +2,15 @@
 
 Every method sends the same pictures, which the edge drew of held-out prompts, over every channel, rate and
 SNR of the grid, with the same fades and noise for all. Channels that no training ever drew, a sender that is
-told a wrong SNR, and rate control are measured as well. Whatever was measured is kept in runs/tka under a
-hash of all it depends on: an interrupted experiment goes on where it was.
+told a wrong SNR, and rate control are measured as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -27,26 +24,36 @@ from tqdm import tqdm
 from dekag import plugins
 from dekag.cala.aligned import AlignedCodec
 from dekag.cala.conditions import condition_vector
-from dekag.cala.methods import METHODS, Adapted
+from dekag.cala.methods import METHODS, Adapted, Cala
 from dekag.errors import NotFoundError
+from dekag.evaluation.models import ModelBank, metric_encoders, model_bank
+from dekag.evaluation.pages import Row, note_image, save_images, write_rows
+from dekag.evaluation.plots import panels, write_plot
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.runner import in_processes
+from dekag.evaluation.statistics import bootstrap_mean, mean_ci95, ratio_of_medians
+from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.cala_training import (
     ORACLE_CBRS,
     ORACLE_CHANNELS,
     ORACLE_SNRS_DB,
-    Bench,
+    SHARE,
     Plan,
     Training,
+    Trainings,
 )
 from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB, Semantic, draw_pictures
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.models import folder_hash
 from dekag.link.conditions import LinkConditions
-from dekag.metrics.features import ImageScorer
+from dekag.link.equalizer import equalize
 from dekag.metrics.image import psnr_db
-from dekag.training.cala import deliver
+from dekag.pipeline import SemanticLink
+from dekag.training.cala import SOURCE_VALUES, deliver
 
 Array = npt.NDArray[np.float64]
 
+COMMAND = "dekag experiment tka"
+FOLDER = "tka"
 RUNS = Path("runs/tka")
 GRID_SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 METRICS = ("psnr_db", "ssim", "ms_ssim", "clip", "dino")
@@ -87,6 +94,8 @@ COSTS = {  # what is timed -> what it is compared with
     "the same condition again": "plain",
     "a batch of mixed conditions": "plain batch",
 }
+RIVALS = ("lora", "lora-groups", "snr-attention")  # baselines of no more parameters than CALA
+SHOWN_CHANNEL = "rayleigh-1us"
 VERSION = 1  # raised when the code changes what a block comes out as
 
 
@@ -183,69 +192,68 @@ def mismatch_blocks() -> dict[tuple[str, float], Block]:
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """The models and judges of one worker process, and the pictures that all methods send.
+class CalaStudy:
+    """What one process measures with: the pictures that all methods send, and the methods.
 
     Attributes:
-        bench: what trainings need.
-        edge: whose pictures are sent.
-        scorer: judges consistency.
+        trainings: makes the methods.
         latents: (n, c, h, w).
         pixels: (n, height, width, 3) uint8: the latents, decoded without a channel.
         seeds: of each picture, also of its channel.
         identity: hash of all that a block depends on beside itself.
     """
 
-    bench: Bench
-    edge: Generator
-    scorer: ImageScorer
+    trainings: Trainings
     latents: torch.Tensor
     pixels: npt.NDArray[np.uint8]
     seeds: list[int]
     identity: str
 
+    @property
+    def bank(self) -> ModelBank:
+        """The models."""
+        return self.trainings.bank
+
+    @property
+    def store(self) -> ResultStore:
+        """Where results are kept."""
+        return self.trainings.store
+
     @classmethod
-    def load(cls, profile: str, plan: Plan, count: int, runs: Path) -> Workbench:
-        """Load a profile's models, and let its edge draw `count` pictures."""
-        bench = Bench.load(profile, plan, runs)
-        models, judges = load_profile(profile), load_profile("embedded").scorer
-        if judges is None:
-            raise NotFoundError("the embedded profile names no scorer")
-        edge = Generator.from_profile(models.edge)
-        scorer = ImageScorer.load(judges.clip, judges.dino)
+    def load(cls, bank: ModelBank, plan: Plan, count: int, store: ResultStore) -> CalaStudy:
+        """Let the edge draw `count` pictures."""
+        edge = bank.edge
         latents, pixels, seeds = draw_pictures(edge, count)
-        known = [VERSION, bench.base_hash, bench.shipped.content_hash, edge.model_hash, edge.steps]
-        known += [edge.guidance_scale, count, folder_hash(judges.clip), folder_hash(judges.dino)]
+        known = [VERSION, bank.codec_hash, bank.adapters.content_hash, edge.model_hash, edge.steps]
+        known += [edge.guidance_scale, count, *(folder_hash(each) for each in metric_encoders())]
+        # the whole hash, as results on disk were found by it from the start
         identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        return cls(bench, edge, scorer, latents, pixels, seeds, identity)
+        return cls(Trainings(bank, plan, store), latents, pixels, seeds, identity)
 
     def adapted(self, method: str, training: Training | None) -> Adapted:
         """The method, trained."""
         if training is not None:
-            return self.bench.train(training, show=False)
-        return self.bench.plain() if method == "none" else self.bench.cala()
+            return self.trainings.train(training, show=False)
+        return self.bank.unaligned_codec() if method == "none" else self.bank.cala()
+
+    def key(self, block: Block) -> str:
+        """Hash of a block and of all that it depends on."""
+        trained = [] if block.training is None else [self.trainings.key(block.training)]
+        return content_key(self.identity, asdict(block), *trained)
 
     def run(self, block: Block) -> Array:
         """METRICS of every picture, (rates, SNRs, n, 5), nan where not asked for; measured or read."""
-        known = [self.identity, asdict(block)]
-        if block.training is not None:
-            known.append(self.bench.key(block.training))
-        name = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]
-        path = self.bench.runs / "blocks" / f"{name}.npy"
-        if not path.exists():
+
+        def measure() -> Array:
             adapted = self.adapted(block.method, block.training)
-            found = np.stack(
+            return np.stack(
                 [
                     np.stack([self.cell(adapted, block, cbr, snr_db) for snr_db in block.snrs_db])
                     for cbr in block.cbrs
                 ]
             )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".new.npy")
-            np.save(unfinished, found)
-            unfinished.replace(path)
-        result: Array = np.load(path)
-        return result
+
+        return self.store.array("blocks", self.key(block), measure)
 
     def semantic(self, channels: Sequence[str]) -> Semantic:
         """PSNR, CLIP- and DINO-score of each picture by CALA, as digital rivals are compared with."""
@@ -260,7 +268,7 @@ class Workbench:
     def cell(self, adapted: Adapted, block: Block, cbr: float, snr_db: float) -> Array:
         """METRICS of every picture at one rate and SNR, (n, 5)."""
         received = deliver(adapted, self.latents, cbr, block.conditions(snr_db), self.seeds)
-        shown = self.edge.decoder.decode(received)
+        shown = self.bank.edge.decoder.decode(received)
         values = np.full((len(shown), len(METRICS)), np.nan)
         values[:, 0] = [psnr_db(one, sent) for one, sent in zip(shown, self.pixels, strict=True)]
         if block.structure:
@@ -269,7 +277,7 @@ class Workbench:
                 scores = plugins.get("metric", column).score(shown[first], self.pixels[first])
                 values[first, METRICS.index(column)] = scores
         if block.features:
-            scores = self.scorer.scores(shown, self.pixels)
+            scores = self.bank.scorer.scores(shown, self.pixels)
             values[:, 3], values[:, 4] = scores["clip"], scores["dino"]
         return values
 
@@ -297,19 +305,19 @@ class Request:
     psnr_db: float
 
 
-def rate_control(workbench: Workbench, count: int, offset_db: float = 0.0) -> list[Request]:
+def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[Request]:
     """`count` requests with random channels, SNRs (0 to 20 dB) and targets, through rate control.
 
     Args:
-        workbench: whose pictures are asked for, in turn.
+        study: whose pictures are asked for, in turn.
         count: requests.
         offset_db: added to the SNR that the sender is told.
     """
-    quality = workbench.bench.shipped.quality
+    quality = study.bank.adapters.quality
     if quality is None:
         raise NotFoundError("the shipped adapters carry no quality model")
-    adapted, rng = workbench.bench.cala(), np.random.default_rng(7)
-    source = int(np.prod(workbench.pixels.shape[1:]))
+    adapted, rng = study.bank.cala(), np.random.default_rng(7)
+    source = int(np.prod(study.pixels.shape[1:]))
     found = []
     for number in tqdm(range(count), desc="rate control"):
         channel, snr_db = str(rng.choice(list(CHANNELS))), float(rng.uniform(0, 20))
@@ -321,23 +329,23 @@ def rate_control(workbench: Workbench, count: int, offset_db: float = 0.0) -> li
         cbr = quality.smallest_cbr(target_db, conditions)
         # the most that the table promises, with the same margin, tells whether the target is within reach
         promised = quality.promises(target_db, cbr, conditions)
-        one = slice(number % len(workbench.seeds), number % len(workbench.seeds) + 1)
+        one = slice(number % len(study.seeds), number % len(study.seeds) + 1)
         # far from every other picture's seed, and another one each time that the picture is asked for
-        channel_seed = workbench.seeds[one][0] + 1_000_003 * (number + 1)
-        received = deliver(adapted, workbench.latents[one], cbr, conditions, [channel_seed])
-        psnr = psnr_db(workbench.edge.decoder.decode(received)[0], workbench.pixels[one][0])
+        channel_seed = study.seeds[one][0] + 1_000_003 * (number + 1)
+        received = deliver(adapted, study.latents[one], cbr, conditions, [channel_seed])
+        psnr = psnr_db(study.bank.edge.decoder.decode(received)[0], study.pixels[one][0])
         found.append(
             Request(channel, snr_db, told_db, target_db, promised, max(1, round(cbr * source)), psnr)
         )
     return found
 
 
-def gate_cost(workbench: Workbench, rounds: int) -> dict[str, list[float]]:
+def gate_cost(study: CalaStudy, rounds: int) -> dict[str, list[float]]:
     """Seconds of encoding and decoding, in turns, by the plain codec and with gates: see COSTS."""
-    bench, latents = workbench.bench, workbench.latents.float()
-    aligned = AlignedCodec(bench.codec, bench.base_hash, bench.shipped)
+    bank, latents = study.bank, study.latents.float()
+    aligned = AlignedCodec(bank.codec, bank.codec_hash, bank.adapters)
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
-    most = bench.codec.max_channel_uses(shape)
+    most = bank.codec.max_channel_uses(shape)
     rng = np.random.default_rng(0)
 
     def conditions(count: int) -> torch.Tensor:
@@ -346,7 +354,7 @@ def gate_cost(workbench: Workbench, rounds: int) -> dict[str, list[float]]:
 
     def plain(batch: torch.Tensor) -> None:
         with torch.inference_mode():
-            bench.codec.decode(bench.codec.encode(batch, most), shape)
+            bank.codec.decode(bank.codec.encode(batch, most), shape)
 
     def gated(batch: torch.Tensor, condition: torch.Tensor) -> None:
         exact = len(batch) == 1
@@ -378,21 +386,21 @@ def _seconds(work: Callable[[], None]) -> float:
 
 
 @cache
-def _workbench(profile: str, plan: Plan, count: int, runs: Path) -> Workbench:
-    return Workbench.load(profile, plan, count, runs)
+def _trainings(profile: str, plan: Plan, runs: Path) -> Trainings:
+    return Trainings(model_bank(profile), plan, ResultStore(runs))
 
 
 @cache
-def _bench(profile: str, plan: Plan, runs: Path) -> Bench:
-    return Bench.load(profile, plan, runs)
+def _study(profile: str, plan: Plan, count: int, runs: Path) -> CalaStudy:
+    return CalaStudy.load(model_bank(profile), plan, count, ResultStore(runs))
 
 
-def _train(profile: str, plan: Plan, runs: Path, training: Training) -> None:
-    _bench(profile, plan, runs).train(training, show=False)
+def _train(training: Training, *, profile: str, plan: Plan, runs: Path) -> None:
+    _trainings(profile, plan, runs).train(training, show=False)
 
 
-def _run(profile: str, plan: Plan, count: int, runs: Path, block: Block) -> tuple[Block, Array]:
-    return block, _workbench(profile, plan, count, runs).run(block)
+def _run(block: Block, *, profile: str, plan: Plan, count: int, runs: Path) -> Array:
+    return _study(profile, plan, count, runs).run(block)
 
 
 @dataclass(frozen=True)
@@ -400,7 +408,7 @@ class Measured:
     """Everything that the experiment measured.
 
     Attributes:
-        workbench: what it was measured with.
+        study: what it was measured with.
         main: method and channel -> METRICS, (rates, SNRs, n, 5).
         shares: method and share -> PSNR over the subset of conditions, (cells, n), dB.
         ceilings: the subset's cells by the ceiling, (cells, n), dB.
@@ -411,7 +419,7 @@ class Measured:
         costs: seconds, of `gate_cost`.
     """
 
-    workbench: Workbench
+    study: CalaStudy
     main: dict[tuple[str, str], Array]
     shares: dict[tuple[str, float], Array]
     ceilings: Array
@@ -439,9 +447,9 @@ def measure(
     channels: Sequence[str] = tuple(CHANNELS),
 ) -> Measured:
     """Train and measure what no earlier run has, in `workers` processes of one thread each."""
-    bench = _bench(profile, plan, runs)
-    baselines = {training.method: training for training in bench.baselines()}
-    ceilings, shares = bench.ceilings(), bench.shares()
+    trainings = _trainings(profile, plan, runs)
+    baselines = {training.method: training for training in trainings.baselines()}
+    ceilings, shares = trainings.ceilings(), trainings.shares()
     made: dict[str, Training | None] = {"none": None, "cala": None, **baselines}
     main = {
         (method, channel): main_block(method, channel, made[method])
@@ -462,17 +470,15 @@ def measure(
         *(b for pair in unseen.values() for b in pair),
         *mismatch.values(),
     ]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        # ceilings go on from the shared fine-tune, so they come second
-        for group in ([*baselines.values(), *shares], ceilings):
-            training = [pool.submit(_train, profile, plan, runs, each) for each in group]
-            for each in tqdm(as_completed(training), total=len(training), desc="trainings"):
-                each.result()
-        running = [pool.submit(_run, profile, plan, count, runs, block) for block in dict.fromkeys(blocks)]
-        found = dict(
-            each.result() for each in tqdm(as_completed(running), total=len(running), desc="measurements")
-        )
-    workbench = _workbench(profile, plan, count, runs)
+    # ceilings go on from the shared fine-tune, so they come second
+    train = partial(_train, profile=profile, plan=plan, runs=runs)
+    for group in ([*baselines.values(), *shares], ceilings):
+        for _ in tqdm(in_processes(train, group, workers), total=len(group), desc="trainings"):
+            pass
+    work = partial(_run, profile=profile, plan=plan, count=count, runs=runs)
+    todo = list(dict.fromkeys(blocks))
+    found = dict(tqdm(in_processes(work, todo, workers), total=len(todo), desc="measurements"))
+    study = _study(profile, plan, count, runs)
     subset = {}
     for method in ("none", "cala", "fine-tune"):
         cells = []
@@ -482,7 +488,7 @@ def measure(
             cells.append(found[block][block.cbrs.index(cbr), block.snrs_db.index(snr_db), :, 0])
         subset[method] = np.stack(cells)
     return Measured(
-        workbench,
+        study,
         {key: found[block] for key, block in main.items()},
         {
             (training.method, training.share): np.concatenate(
@@ -494,6 +500,298 @@ def measure(
         subset,
         {name: (_psnr(found[there]), _psnr(found[beside])) for name, (there, beside) in unseen.items()},
         {key: found[block][..., 0] for key, block in mismatch.items()},
-        {offset: rate_control(workbench, requests, offset) for offset in (0.0, 3.0)},
-        gate_cost(workbench, rounds),
+        {offset: rate_control(study, requests, offset) for offset in (0.0, 3.0)},
+        gate_cost(study, rounds),
     )
+
+
+def run_tka(
+    *, count: int, requests: int, rounds: int, workers: int, profile: str, results: Path = RESULTS
+) -> None:
+    """Train and measure what is not measured yet, then write rows, figures and images.
+
+    Args:
+        count: pictures.
+        requests: of rate control.
+        rounds: of the comparison of costs.
+        workers: processes, one thread each.
+        profile: the models.
+        results: where headline.json is.
+    """
+    measured = measure(
+        profile=profile, plan=Plan(), count=count, requests=requests, rounds=rounds, workers=workers
+    )
+    write(measured, results)
+    folder = results / FOLDER
+    write_plot(gates_plot(measured.study.bank.cala()), folder / "gates.svg")
+    write_plot(constellations_plot(measured.study), folder / "constellations.svg")
+    for name in ("gates.svg", "constellations.svg"):
+        note_image(folder, name, COMMAND)
+    save_images(strip(measured.study), folder, "strip.png", COMMAND)
+
+
+def write(measured: Measured, results: Path = RESULTS) -> None:
+    """Write the rows of results/tka/* and the figures of headline.json."""
+    folder = results / FOLDER
+    study, plan = measured.study, measured.study.trainings.plan
+    _, channels, height, width = study.latents.shape
+    setup = {
+        "pictures": len(study.seeds),
+        "structure_pictures": STRUCTURE_PICTURES,
+        "steps": study.trainings.steps,
+        "share_steps": plan.share_steps,
+        "oracle_steps": plan.oracle_steps,
+        "most_channel_uses": study.bank.codec.max_channel_uses((channels, height, width)),
+    }
+    write_rows(folder / "setup.jsonl", [setup])
+    write_rows(folder / "grid.jsonl", grid_rows(measured))
+    write_rows(folder / "methods.jsonl", method_rows(measured))
+    write_rows(folder / "ceilings.jsonl", ceiling_rows(measured))
+    write_rows(folder / "shares.jsonl", share_rows(measured))
+    write_rows(folder / "unseen.jsonl", unseen_rows(measured))
+    write_rows(folder / "mismatch.jsonl", mismatch_rows(measured))
+    requests = [{"offset_db": o, **asdict(r)} for o, found in measured.requests.items() for r in found]
+    write_rows(folder / "requests.jsonl", requests)
+    write_rows(folder / "costs.jsonl", cost_rows(measured))
+    figures(measured, results)
+
+
+def grid(measured: Measured, method: str) -> dict[str, Array]:
+    """METRICS of a method over the grid that all methods share: channel -> (rates, SNRs, n, 5)."""
+    found = {}
+    for (name, channel), values in measured.main.items():
+        if name == method:
+            fine = values.shape[1] == len(SNRS_DB)
+            places = [SNRS_DB.index(snr) for snr in GRID_SNRS_DB] if fine else range(len(GRID_SNRS_DB))
+            found[channel] = values[:, list(places)]
+    return found
+
+
+def per_picture(measured: Measured, method: str, *, unseen: bool = False) -> Array:
+    """Mean PSNR over the grid for each picture, (n,), dB: over trained channels, or over the unseen ones."""
+    wanted = [each for channel, each in grid(measured, method).items() if (channel in UNSEEN) == unseen]
+    mean: Array = np.mean([each[..., 0].mean(axis=(0, 1)) for each in wanted], axis=0)
+    return mean
+
+
+def grid_rows(measured: Measured) -> list[Row]:
+    """One row for each method, channel, rate and SNR."""
+    rows = []
+    for (method, channel), values in measured.main.items():
+        snrs_db = SNRS_DB if values.shape[1] == len(SNRS_DB) else GRID_SNRS_DB
+        for i, cbr in enumerate(RATES):
+            for j, snr_db in enumerate(snrs_db):
+                cell = values[i, j]
+                _, interval = mean_ci95(cell[:, 0].tolist())
+                row = {"method": method, "channel": channel, "cbr": round(cbr, 6), "snr_db": snr_db}
+                row |= {"psnr_ci95": interval and _rounded(interval), "n": len(cell)}
+                known = dict(zip(METRICS, cell.T, strict=True))
+                row |= {
+                    name: round(float(np.nanmean(each)), 4)
+                    for name, each in known.items()
+                    if not np.isnan(each).all()
+                }
+                rows.append(row)
+    return rows
+
+
+def method_rows(measured: Measured) -> list[Row]:
+    """Each method in the mean over the grid, and how far CALA is ahead of it."""
+    codec = measured.study.bank.codec
+    whole = sum(p.numel() for p in codec.parameters())
+    own = per_picture(measured, "cala")
+    rows = []
+    for name, method in METHODS.items():
+        values = per_picture(measured, name)
+        mean, ci95 = bootstrap_mean(values.tolist())
+        lead, lead_ci95 = bootstrap_mean((own - values).tolist())
+        everything = np.concatenate([each.reshape(-1, 5) for each in grid(measured, name).values()])
+        row = {"method": name, "parameters": method.build(codec, SHARE).trained_parameters() / whole}
+        row |= {"psnr_db": mean, "unseen_psnr_db": float(per_picture(measured, name, unseen=True).mean())}
+        row |= {"ssim": float(np.nanmean(everything[:, 1])), "ms_ssim": float(np.nanmean(everything[:, 2]))}
+        rounded: Row = {key: value if key == "method" else round(value, 4) for key, value in row.items()}
+        rounded["ci95"] = _rounded(ci95)
+        if name != "cala":
+            rounded |= {"cala_lead_db": round(lead, 3), "cala_lead_ci95": _rounded(lead_ci95)}
+        rows.append(rounded)
+    return rows
+
+
+def ceiling_rows(measured: Measured) -> list[Row]:
+    """Mean PSNR in the conditions that have a fine-tune of their own, the ceiling."""
+    found = {**measured.subset, "ceiling": measured.ceilings}
+    return [
+        {"method": name, "conditions": len(values), "psnr_db": round(float(values.mean()), 3)}
+        for name, values in found.items()
+    ]
+
+
+def share_rows(measured: Measured) -> list[Row]:
+    """PSNR against share of parameters."""
+    codec = measured.study.bank.codec
+    whole = sum(p.numel() for p in codec.parameters())
+    rows = []
+    for (method, share), values in measured.shares.items():
+        trained = METHODS[method].build(codec, share).trained_parameters()
+        mean, ci95 = bootstrap_mean(values.mean(axis=0).tolist())
+        row = {"method": method, "most": share, "share": round(trained / whole, 5)}
+        rows.append({**row, "psnr_db": round(mean, 3), "ci95": _rounded(ci95)})
+    return rows
+
+
+def unseen_rows(measured: Measured) -> list[Row]:
+    """How far each unseen condition is below the trained one beside it."""
+    rows = []
+    for name, (there, beside) in measured.unseen.items():
+        gap, ci95 = bootstrap_mean((beside - there).mean(axis=0).tolist())
+        rows.append(
+            {
+                "condition": name,
+                "psnr_db": round(float(there.mean()), 3),
+                "beside_psnr_db": round(float(beside.mean()), 3),
+                "gap_db": round(gap, 3),
+                "ci95": _rounded(ci95),
+                "n": there.shape[1],
+            }
+        )
+    return rows
+
+
+def worst_unseen(rows: Sequence[Row]) -> Row:
+    """The unseen condition that is furthest below the one beside it.
+
+    An SNR below the trained ones does not count: less SNR costs any codec.
+    """
+    return max(
+        (row for row in rows if not row["condition"].startswith("-")), key=lambda row: float(row["gap_db"])
+    )
+
+
+def mismatch_rows(measured: Measured) -> list[Row]:
+    """PSNR when the sender is told another SNR."""
+    return [
+        {
+            "channel": channel,
+            "offset_db": offset,
+            "cbr": round(cbr, 6),
+            "snr_db": snr_db,
+            "psnr_db": round(float(values[i, j].mean()), 3),
+        }
+        for (channel, offset), values in measured.mismatch.items()
+        for i, cbr in enumerate(ORACLE_CBRS)
+        for j, snr_db in enumerate(MISMATCH_SNRS_DB)
+    ]
+
+
+def cost_rows(measured: Measured) -> list[Row]:
+    """Median seconds of encoding and decoding, and the ratio to the plain codec."""
+    rows = []
+    for name, reference in COSTS.items():
+        seconds, plain = measured.costs[name], measured.costs[reference]
+        ratio, ci95 = ratio_of_medians(seconds, plain)
+        rows.append(
+            {
+                "what": name,
+                "median_s": round(float(np.median(seconds)), 6),
+                "plain_s": round(float(np.median(plain)), 6),
+                "ratio": round(ratio, 3),
+                "ci95": _rounded(ci95),
+                "n": len(seconds),
+            }
+        )
+    return rows
+
+
+def figures(measured: Measured, results: Path) -> None:
+    """The figures of results/headline.json."""
+
+    def put(key: str, values: Iterable[float], unit: str) -> None:
+        column = list(values)
+        mean, ci95 = bootstrap_mean(column)
+        record(key, mean, unit, command=COMMAND, count=len(column), ci95=ci95, results=results)
+
+    own = per_picture(measured, "cala")
+    best = max(RIVALS, key=lambda method: float(per_picture(measured, method).mean()))
+    put("tka_gain_db", own - per_picture(measured, "none"), "dB")
+    put("tka_lead_over_best_baseline_db", own - per_picture(measured, best), "dB")
+    put("tka_oracle_gap_db", (measured.ceilings - measured.subset["cala"]).mean(axis=0), "dB")
+    share = measured.study.bank.adapters.info["scores"]["share"]
+    record("tka_adapter_share", 100 * share, "%", command=COMMAND, count=1, results=results)
+    worst = worst_unseen(unseen_rows(measured))
+    cost = next(row for row in cost_rows(measured) if row["what"] == "a new condition")
+    for key, value, unit, row in (
+        ("tka_unseen_gap_db", worst["gap_db"], "dB", worst),
+        ("gate_cost_ratio", cost["ratio"], "ratio", cost),
+    ):
+        record(key, value, unit, command=COMMAND, count=row["n"], ci95=row["ci95"], results=results)
+    kept = [100.0 * (each.psnr_db >= each.target_db) for each in measured.requests[0.0] if each.promised]
+    put("auto_rate_hit_share", kept, "%")
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 3) for value in values]
+
+
+@torch.inference_mode()
+def gates_plot(adapted: Cala) -> Any:
+    """Weight of every component against SNR, at the highest and the lowest rate."""
+    snrs_db = np.arange(-10, 25.5, 0.5)
+    figure, axes = panels(2, 2, height_in=6.4, sharex=True)
+    for axis_row, side in zip(axes, ("encoder", "decoder"), strict=True):
+        for axis, cbr in zip(axis_row, (RATES[0], RATES[-1]), strict=True):
+            conditions = [LinkConditions(snr_db=float(snr), fading="rayleigh") for snr in snrs_db]
+            vectors = torch.stack([condition_vector(cbr, each, at="sender") for each in conditions])
+            gates = torch.cat(adapted.peft.base_model.gates(side, vectors), dim=1).T.numpy()
+            image = axis.imshow(
+                gates, aspect="auto", vmin=0, vmax=2, cmap="PuOr", interpolation="nearest",
+                extent=(snrs_db[0], snrs_db[-1], len(gates), 0),
+            )  # fmt: skip
+            axis.set_title(f"{side}, CBR 1/{1 / cbr:.0f}")
+            axis.set_ylabel("component, layer by layer")
+    for axis in axes[-1]:
+        axis.set_xlabel("SNR, dB")
+    figure.colorbar(image, ax=axes, label="weight of the component", shrink=0.6)
+    return figure
+
+
+@torch.inference_mode()
+def constellations_plot(study: CalaStudy) -> Any:
+    """What the unaligned codec and CALA send of one picture, and what the receiver equalises."""
+    bank, latents = study.bank, study.latents[:1].float()
+    channel_uses = bank.codec.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
+    snrs_db = (-5.0, 5.0, 20.0)
+    figure, axes = panels(len(snrs_db), 2, height_in=5.4, sharex=True, sharey=True)
+    for axis_row, adapted, name in zip(
+        axes, (bank.unaligned_codec(), bank.cala()), ("unaligned", "CALA"), strict=True
+    ):
+        for axis, snr_db in zip(axis_row, snrs_db, strict=True):
+            conditions = LinkConditions.model_validate({**CHANNELS[SHOWN_CHANNEL], "snr_db": snr_db})
+            result = SemanticLink(adapted).send(
+                latents, [conditions], [0], source_values=SOURCE_VALUES, channel_uses=channel_uses
+            )
+            sent = result.symbols[0]
+            received = equalize(result.receptions[0], conditions.equalizer).symbols
+            for symbols, color, label in ((received, "#E69F00", "equalised"), (sent, "k", "sent")):
+                points = symbols[0].numpy()
+                axis.plot(points.real, points.imag, ".", color=color, markersize=2, label=label)
+            axis.set_title(f"{name}, {snr_db:g} dB")
+            axis.set_aspect("equal")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    axes[0, 0].set_xlim(-3, 3)
+    axes[0, 0].set_ylim(-3, 3)
+    return figure
+
+
+def strip(study: CalaStudy) -> list[list[npt.NDArray[np.uint8]]]:
+    """One picture by method (rows) and SNR (columns), the sent one first."""
+    trained = {training.method: training for training in study.trainings.baselines()}
+    rows = []
+    for method in ("none", "lora", "cala", "fine-tune"):
+        adapted = study.adapted(method, trained.get(method))
+        row = [study.pixels[0]]
+        for snr_db in GRID_SNRS_DB:
+            conditions = LinkConditions.model_validate({**CHANNELS[SHOWN_CHANNEL], "snr_db": snr_db})
+            received = deliver(adapted, study.latents[:1], RATES[0], conditions, study.seeds[:1])
+            row.append(study.bank.edge.decoder.decode(received)[0])
+        rows.append(row)
+    return rows

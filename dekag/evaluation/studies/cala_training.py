@@ -8,25 +8,20 @@ one goes on from its checkpoint, a finished one is read.
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 
 from dekag import plugins
-from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import direct_share
-from dekag.cala.methods import METHODS, Adapted, Cala, build
-from dekag.codec import JsccCodec
-from dekag.errors import InvalidInputError, NotFoundError
+from dekag.cala.methods import METHODS, Adapted, build
+from dekag.errors import InvalidInputError
+from dekag.evaluation.models import ModelBank
+from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import Key, conditions_of
-from dekag.generation.models import folder_hash
-from dekag.generation.profile import load_profile
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
 from dekag.training.diffusion import encoded_scenes
 
@@ -81,62 +76,40 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What all trainings share.
+class Trainings:
+    """Makes what is compared, or reads it where an earlier run has made it.
 
     Attributes:
-        codec: the base codec.
-        base_hash: hash of its folder.
-        shipped: the transmission knowledge that ships.
-        vae: the edge's autoencoder.
+        bank: the models.
         plan: how long everything is trained.
-        runs: where checkpoints go.
+        store: where checkpoints are kept.
     """
 
-    codec: JsccCodec
-    base_hash: str
-    shipped: TransmissionKnowledge
-    vae: Any
+    bank: ModelBank
     plan: Plan
-    runs: Path
-
-    @classmethod
-    def load(cls, profile: str, plan: Plan, runs: Path) -> Bench:
-        """Load what a profile names; one thread.
-
-        Raises:
-            NotFoundError: the profile names no adapters.
-        """
-        torch.set_num_threads(1)
-        models = load_profile(profile)
-        if models.adapters is None:
-            raise NotFoundError(f"the profile {profile} names no adapters to compare with")
-        vae = AutoencoderKL.from_pretrained(
-            models.edge.path, subfolder="vae", dtype=torch.float32, use_safetensors=True
-        ).eval()
-        shipped = TransmissionKnowledge.load(models.adapters)
-        codec = JsccCodec.load(models.codec)
-        return cls(codec, folder_hash(models.codec), shipped, vae, plan, runs)
+    store: ResultStore
 
     @cached_property
     def latents(self) -> torch.Tensor:
         """(n, c, h, w) to train on."""
-        return encoded_scenes(CACHE, self.vae)[:-HELD_OUT]
+        return encoded_scenes(CACHE, self.bank.autoencoder)[:-HELD_OUT]
 
     @cached_property
     def metric(self) -> torch.Tensor:
         """What latent errors cost in the picture."""
-        return pixel_metric(lambda each: self.vae.decode(each).sample, self.latents[:METRIC_LATENTS].float())
+        return pixel_metric(
+            lambda each: self.bank.autoencoder.decode(each).sample, self.latents[:METRIC_LATENTS].float()
+        )
 
     @property
     def steps(self) -> int:
         """Steps of the main comparison."""
-        return self.plan.steps or int(self.shipped.info["config"]["steps"])
+        return self.plan.steps or int(self.bank.adapters.info["config"]["steps"])
 
     @property
     def seed(self) -> int:
         """Training seed of the main comparison."""
-        return int(self.shipped.info["config"]["seed"]) if self.plan.seed is None else self.plan.seed
+        return int(self.bank.adapters.info["config"]["seed"]) if self.plan.seed is None else self.plan.seed
 
     def baselines(self) -> list[Training]:
         """The trained methods beside CALA; the fine-tune first, as ceilings wait for it."""
@@ -155,7 +128,7 @@ class Bench:
     def fits(self, method: str, share: float) -> bool:
         """Whether the method can be built with so few parameters."""
         try:
-            build(method, self.codec, share)
+            build(method, self.bank.codec, share)
         except InvalidInputError:
             return False
         return True
@@ -171,10 +144,10 @@ class Bench:
 
     def key(self, training: Training) -> str:
         """Hash of a training and of everything that it depends on."""
-        known: list[Any] = [VERSION, self.base_hash, len(self.latents), self.metric.tolist()]
+        known: list[Any] = [VERSION, self.bank.codec_hash, len(self.latents), self.metric.tolist()]
         if (code := plugins.code_hashes().get(f"method {training.method}")) is not None:
             known.append(code)
-        return hashlib.sha256(json.dumps([*known, asdict(training)]).encode()).hexdigest()[:24]
+        return content_key(*known, asdict(training))
 
     def train(self, training: Training, *, show: bool = True) -> Adapted:
         """Train, go on with, or read a training."""
@@ -184,9 +157,9 @@ class Bench:
             start = copy.deepcopy(self.train(shared, show=show)).requires_grad_(True)
             rate = ORACLE_LEARNING_RATE
         return train_method(
-            self.runs / "trainings" / self.key(training),
+            self.store.folder("trainings", self.key(training)),
             training.method,
-            self.codec,
+            self.bank.codec,
             self.latents,
             self.metric,
             steps=training.steps,
@@ -198,14 +171,6 @@ class Bench:
             adapted=start,
             show=show,
         )
-
-    def plain(self) -> Adapted:
-        """The codec without any alignment."""
-        return build("none", self.codec, SHARE)
-
-    def cala(self) -> Cala:
-        """CALA as it ships."""
-        return Cala.attached(copy.deepcopy(self.codec), self.shipped)
 
 
 def one_condition(key: Key) -> ConditionBatch:

@@ -15,10 +15,7 @@ anyway); HARQ of up to 4 transmissions at equal mean channel uses; and what Shan
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +28,12 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from dekag.evaluation.studies.baseline_models import world_prompts
+from dekag.evaluation.models import model_bank
+from dekag.evaluation.pages import Row, write_rows
+from dekag.evaluation.prompts import edge_prompts
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.statistics import bootstrap_mean, mean_ci95
+from dekag.evaluation.store import ResultStore, content_key
 from dekag.generation.images import IMAGE_FORMATS, Pixels
 from dekag.generation.models import Generator
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
@@ -48,8 +50,9 @@ from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, render
 Array = npt.NDArray[np.float64]
 Key = tuple[str, float, float]  # channel (of CHANNELS), CBR, mean SNR in dB
 Semantic = Mapping[Key, Array]  # METRICS of each picture, (n, 3), in the order of the pictures
-Row = dict[str, Any]
 
+COMMAND = "dekag experiment digital"
+FOLDER = "digital"
 RUNS = Path("runs/digital")
 CHANNELS: dict[str, dict[str, Any]] = {
     "awgn": {"fading": "awgn"},
@@ -119,21 +122,32 @@ class Pictures:
 
 def draw_pictures(edge: Generator, count: int) -> tuple[torch.Tensor, npt.NDArray[np.uint8], list[int]]:
     """Latents, pixels and seeds of `count` pictures that the edge draws of held-out prompts."""
-    prompts = world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    prompts = edge_prompts(count)
     latents = torch.cat([edge.latents(prompt, seed) for _, prompt, seed in tqdm(prompts, desc="pictures")])
     pixels = np.concatenate([edge.decoder.decode(one[None]) for one in latents])
     return latents, pixels, [seed for *_, seed in prompts]
 
 
-def load_pictures(edge: Generator, scorer: ImageScorer, count: int, runs: Path = RUNS) -> Pictures:
-    """`count` pictures that the edge draws of held-out prompts, with their ladders, kept in `runs`."""
+def load_pictures(edge: Generator, scorer: ImageScorer, count: int, store: ResultStore) -> Pictures:
+    """`count` pictures that the edge draws of held-out prompts, with their ladders, which are kept."""
     latents, pixels, seeds = draw_pictures(edge, count)
+    return expected_pictures(latents, pixels, seeds, scorer, store)
+
+
+def expected_pictures(
+    latents: torch.Tensor,
+    pixels: npt.NDArray[np.uint8],
+    seeds: list[int],
+    scorer: ImageScorer,
+    store: ResultStore,
+) -> Pictures:
+    """Pictures with all that a digital sender can expect of sending them."""
     fallback = mean_picture(pixels.shape[2], pixels.shape[1])
-    found: dict[tuple[str, bool], list[Ladder]] = {(f, b): [] for f in IMAGE_FORMATS for b in (False, True)}
+    found: dict[tuple[str, bool], list[Ladder]] = {}
     for picture in tqdm(pixels, desc="encode"):
-        for key, one in picture_ladders(picture, scorer, runs).items():
-            found[key].append(one)
-    scores = scorer.scores(np.repeat(fallback[None], count, 0), pixels)
+        for key, one in picture_ladders(picture, scorer, store).items():
+            found.setdefault(key, []).append(one)
+    scores = scorer.scores(np.repeat(fallback[None], len(pixels), 0), pixels)
     values = np.stack([[psnr_db(fallback, p) for p in pixels], scores["clip"], scores["dino"]], axis=1)
     return Pictures(latents, pixels, seeds, fallback, values, found)
 
@@ -149,19 +163,21 @@ def mean_picture(width: int = 128, height: int = 128) -> Pixels:
     return decode(encode(mean, "webp", 95), width, height)
 
 
-def picture_ladders(picture: Pixels, scorer: ImageScorer, runs: Path) -> dict[tuple[str, bool], Ladder]:
-    """The ladders of one picture, read from `runs` where they have been made before."""
-    known = json.dumps([VERSION, QUALITIES, SCALES, picture.shape]).encode()
-    path = runs / "ladders" / f"{hashlib.sha256(known + picture.tobytes()).hexdigest()[:24]}.json"
-    if not path.exists():
-        made = {f"{f}/{b:d}": _scored(one, picture, scorer, b) for f in IMAGE_FORMATS
-                for b, one in zip((False, True), ladders(picture, f), strict=True)}  # fmt: skip
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")  # several processes may be at the same picture
-        unfinished.write_text(json.dumps(made))
-        unfinished.rename(path)
+def picture_ladders(
+    picture: Pixels, scorer: ImageScorer, store: ResultStore
+) -> dict[tuple[str, bool], Ladder]:
+    """The ladders of one picture by format and bareness, read where they have been made before."""
+
+    def make() -> dict[str, list[list[float]]]:
+        made = {}
+        for image_format in IMAGE_FORMATS:
+            for bare, rungs in zip((False, True), ladders(picture, image_format), strict=True):
+                made[f"{image_format}/{bare:d}"] = _scored(rungs, picture, scorer, bare)
+        return made
+
+    key = content_key(VERSION, QUALITIES, SCALES, picture.shape, data=picture.tobytes())
     found = {}
-    for name, rungs in json.loads(path.read_text()).items():
+    for name, rungs in store.json("ladders", key, make).items():
         image_format, bare = name.split("/")
         settings = [(rung[1], rung[2]) for rung in rungs]
         sizes, values = [rung[0] for rung in rungs], np.array([rung[3:] for rung in rungs])
@@ -347,14 +363,14 @@ def measure_cell(pictures: Pictures, key: Key, forecast: Forecast) -> tuple[list
 def _row(key: Key, rival: str, values: Array) -> Row:
     channel, cbr, snr_db = key
     psnr, clip, dino = values.mean(axis=0)
-    half = 1.96 * values[:, 0].std(ddof=1) / math.sqrt(len(values))
+    _, interval = mean_ci95(values[:, 0].tolist())
     return {
         "channel": channel,
         "cbr": round(cbr, 6),
         "snr_db": snr_db,
         "rival": rival,
         "psnr_db": round(float(psnr), 3),
-        "psnr_ci95": [round(float(psnr - half), 3), round(float(psnr + half), 3)],
+        "psnr_ci95": interval and [round(limit, 3) for limit in interval],
         "clip": round(float(clip), 4),
         "dino": round(float(dino), 4),
         "consistency": round(float((clip + dino) / 2), 4),
@@ -479,3 +495,76 @@ def measure(
     best = {key: np.stack([choice.values for choice in choices]) for key, choices in chosen.items()}
     decoded = check(pictures, chosen, checks)
     return Measured(rows, best, uses, decoded, len(pictures.pixels), pictures.source_values)
+
+
+def run_digital(
+    *, count: int, checks: int, channels: Sequence[str], profile: str, results: Path = RESULTS
+) -> None:
+    """Measure the digital baseline beside CALA, whose pictures `dekag experiment tka` sends as well.
+
+    Args:
+        count: pictures.
+        checks: deliveries that are really decoded.
+        channels: of CHANNELS.
+        profile: the models.
+        results: where headline.json is.
+    """
+    from dekag.evaluation.studies.cala import RUNS as CALA_RUNS
+    from dekag.evaluation.studies.cala import CalaStudy
+    from dekag.evaluation.studies.cala_training import Plan
+
+    study = CalaStudy.load(model_bank(profile), Plan(), count, ResultStore(CALA_RUNS))
+    pictures = load_pictures(study.bank.edge, study.bank.scorer, count, ResultStore(RUNS))
+    semantic = study.semantic(channels)
+    write(measure(pictures, semantic, channels=channels, checks=checks), semantic, results)
+
+
+def write(measured: Measured, semantic: Semantic, results: Path = RESULTS) -> None:
+    """Write results/digital/* and the two figures of headline.json, over all cells that can be compared."""
+    folder = results / FOLDER
+    write_rows(folder / "rivals.jsonl", measured.rows)
+    write_rows(folder / "leads.jsonl", leads(measured, semantic))
+    write_rows(folder / "decoded.jsonl", measured.checks)
+    keys = [key for key in measured.best if key in semantic]
+    if not keys:
+        return
+    lead = np.mean([(semantic[key] - measured.best[key])[:, 0] for key in keys], axis=0)
+    mean, ci95 = bootstrap_mean(lead.tolist())
+    record("digital_lead_db", mean, "dB", command=COMMAND, count=len(lead), ci95=ci95, results=results)
+    # what is never reached counts as the most that was tried: the figure is then a lower bound
+    most = [USES[-1] / (key[1] * measured.source_values) for key in keys]
+    ratios = [min(_ratio(measured, key), limit) for key, limit in zip(keys, most, strict=True)]
+    ratio = math.exp(float(np.mean(np.log(ratios))))
+    record("digital_channel_use_ratio", ratio, "ratio", command=COMMAND, count=len(keys), results=results)
+
+
+def leads(measured: Measured, semantic: Semantic) -> list[Row]:
+    """For each cell: how far the semantic delivery is ahead of the best rival, and what that one needs."""
+    rows = []
+    for key, theirs in measured.best.items():
+        if key not in semantic:
+            continue
+        channel, cbr, snr_db = key
+        ours = semantic[key]
+        lead, ci95 = bootstrap_mean((ours - theirs)[:, 0].tolist())
+        ratio = _ratio(measured, key)
+        rows.append(
+            {
+                "channel": channel,
+                "cbr": round(cbr, 6),
+                "snr_db": snr_db,
+                "semantic_psnr_db": round(float(ours[:, 0].mean()), 3),
+                "digital_psnr_db": round(float(theirs[:, 0].mean()), 3),
+                "lead_db": round(lead, 3),
+                "lead_ci95": [round(limit, 3) for limit in ci95],
+                "semantic_consistency": round(float(ours[:, 1:].mean()), 4),
+                "digital_consistency": round(float(theirs[:, 1:].mean()), 4),
+                "channel_use_ratio": None if math.isinf(ratio) else round(ratio, 3),
+            }
+        )
+    return rows
+
+
+def _ratio(measured: Measured, key: Key) -> float:
+    """Channel uses that the rival needs over those that the semantic delivery took; inf if none suffice."""
+    return measured.uses[key] / (key[1] * measured.source_values)

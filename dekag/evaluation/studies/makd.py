@@ -1,47 +1,42 @@
 """`dekag experiment gka`: generation-knowledge alignment, MAKD beside its baselines.
 
 Every method is trained on the same cloud pictures for the same steps, for every held-out topic and several
-training seeds, and judged on test prompts whose combinations of attributes no training ever drew. A cell's
-result is kept in runs/gka under a hash of all it depends on: an interrupted experiment goes on where it was.
+training seeds, and judged on test prompts whose combinations of attributes no training ever drew.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
-import json
-import multiprocessing
-import random
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm import tqdm
 
-from dekag.errors import NotFoundError
-from dekag.evaluation.statistics import judged
-from dekag.evaluation.studies.baseline_models import Prompt, topic_prompts
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import MODELS, load_profile
+from dekag.evaluation.models import ModelBank, model_bank
+from dekag.evaluation.pages import Row, save_images, write_rows
+from dekag.evaluation.prompts import Prompt, topic_prompts, world_prompts
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.runner import in_processes
+from dekag.evaluation.statistics import bootstrap_ci95, mean_of, percent_gain
+from dekag.evaluation.store import ResultStore, content_key
+from dekag.generation.profile import load_profile
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import KnowledgeUpdate
-from dekag.metrics.features import ImageScorer
-from dekag.metrics.probe import AttributeProbe
-from dekag.training.data import scene_number
 from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
-from dekag.world import TOPICS, caption
+from dekag.world import TOPICS
 
+COMMAND = "dekag experiment gka"
+FOLDER = "gka"
 RUNS = Path("runs/gka")
 OTHER_SEED = 500_000_000  # added to a test prompt's seed: the cloud against itself
 BITS = (16, 8, 4)
@@ -56,7 +51,9 @@ STUDIES: dict[str, list[Any]] = {
 PAIRS = (("neon", "rocket"), ("blueprint", "snail"), ("thermal", "rocket"), ("stencil", "snail"))
 VERSION = 1  # raised when the code changes what a cell comes out as
 
-Row = dict[str, Any]
+SCORES = ("clip", "dino", "consistency", "probe")
+# baselines whose update is as large as MAKD's or smaller, to within one percent
+RIVALS = ("metaword", "lora", "lora-equal-bytes")
 
 
 @dataclass(frozen=True)
@@ -79,74 +76,54 @@ def cells(base: DistillConfig, seeds: int) -> list[Cell]:
 
 
 @dataclass
-class Workbench:
-    """The models and judges of one worker process, and the pictures that all cells share."""
+class MakdStudy:
+    """What one process trains and judges with.
 
-    cloud: Generator
-    edge: Generator
-    scorer: ImageScorer
-    probe: AttributeProbe
-    judges_hash: str
+    Attributes:
+        bank: the models.
+        prompts: test prompts of each topic.
+        store: where results, pictures and checkpoints are kept.
+    """
+
+    bank: ModelBank
     prompts: int
-    runs: Path
-
-    @classmethod
-    def load(cls, profile_name: str, prompts: int, runs: Path) -> Workbench:
-        """Load a profile's generators and its judges, one thread each."""
-        torch.set_num_threads(1)
-        profile = load_profile(profile_name)
-        cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)
-        # the judges are the embedded world's own, whatever models the profile names
-        judges = load_profile("embedded").scorer
-        if judges is None:
-            raise NotFoundError("the embedded profile names no scorer")
-        scorer = ImageScorer.load(judges.clip, judges.dino)
-        probe_path = MODELS / "embedded" / "probe"
-        probe = AttributeProbe.from_pretrained(probe_path).eval()
-        judges_hash = "".join(folder_hash(path) for path in (judges.clip, judges.dino, probe_path))
-        return cls(cloud, edge, scorer, probe, judges_hash, prompts, runs)
+    store: ResultStore
 
     def key(self, *parts: object) -> str:
         """Hash of `parts` and of everything that every result depends on."""
-        known = [VERSION, self.cloud.model_hash, self.edge.model_hash, self.prompts, self.cloud.steps]
-        known += [self.cloud.guidance_scale, self.edge.steps, self.edge.guidance_scale, self.judges_hash]
-        return hashlib.sha256(json.dumps([*known, *parts], default=str).encode()).hexdigest()[:24]
+        cloud, edge = self.bank.cloud, self.bank.edge
+        known = [VERSION, cloud.model_hash, edge.model_hash, self.prompts, cloud.steps, cloud.guidance_scale]
+        return content_key(*known, edge.steps, edge.guidance_scale, self.bank.metrics_hash, *parts)
 
     def references(self, name: str, prompts: Sequence[Prompt], offset: int = 0) -> npt.NDArray[np.uint8]:
         """The cloud's pictures of test prompts, with `offset` added to their seeds."""
-        folder = self.runs / "references" / self.cloud.model_hash[:12] / name
-        texts, seeds = [p for _, p, _ in prompts], [seed + offset for _, _, seed in prompts]
-        return draw_images(self.cloud, texts, seeds, folder)
+        folder = self.store.folder("references", self.bank.cloud.model_hash[:12], name)
+        return self.bank.references(prompts, folder, offset)
 
     def judge(
         self, images: Sequence[Any], references: npt.NDArray[np.uint8], prompts: Sequence[Prompt]
     ) -> list[Row]:
         """Rows of scores, one for each test prompt."""
-        rows = judged(
-            np.stack(images), references, [scene for scene, _, _ in prompts], self.scorer, self.probe
-        )
-        return [{"prompt": p, "seed": s, **row} for (_, p, s), row in zip(prompts, rows, strict=True)]
+        return self.bank.judge(np.stack(images), references, prompts)
 
     def unaligned(self, topic: str) -> dict[str, list[Row]]:
         """The ends of the scale: "none", the edge as it is, and "ceiling", the cloud with another seed."""
-        path = self.runs / "cells" / f"{self.key('ends', topic)}.json"
-        if not path.exists():
+
+        def measure() -> dict[str, list[Row]]:
             prompts = topic_prompts(TOPICS[topic], self.prompts)
             references = self.references(topic, prompts)
-            plain = [self.edge.image(prompt, seed) for _, prompt, seed in prompts]
+            plain = [self.bank.edge.image(prompt, seed) for _, prompt, seed in prompts]
             again = list(self.references(topic, prompts, OTHER_SEED))
             ends = {"none": plain, "ceiling": again}
-            write_json(path, {name: self.judge(images, references, prompts) for name, images in ends.items()})
-        result: dict[str, list[Row]] = json.loads(path.read_text())
+            return {name: self.judge(images, references, prompts) for name, images in ends.items()}
+
+        result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
         return result
 
     def run(self, cell: Cell) -> Row:
         """Train and judge one cell, or read what an earlier run found."""
-        name = self.key(cell.topic, cell.config.as_dict())
-        path = self.runs / "cells" / f"{name}.json"
-        if not path.exists():
-            write_json(path, self._run(cell, self.runs / "work" / name))
-        result: Row = json.loads(path.read_text())
+        key = self.key(cell.topic, cell.config.as_dict())
+        result: Row = self.store.json("cells", key, lambda: self._run(cell, self.store.folder("work", key)))
         return result
 
     def draw(self, cell: Cell) -> tuple[TopicPrompts, npt.NDArray[np.uint8]]:
@@ -158,16 +135,16 @@ class Workbench:
         prompts = [*topic.prompts, *topic.held_out]
         seeds = seeds_for(config, len(topic.prompts), held_out=False)
         seeds += seeds_for(config, len(topic.held_out), held_out=True)
-        folder = self.runs / "images" / self.cloud.model_hash[:12] / f"{cell.topic}-{config.seed}"
-        return topic, draw_images(self.cloud, prompts, seeds, folder)
+        folder = self.store.folder("images", self.bank.cloud.model_hash[:12], f"{cell.topic}-{config.seed}")
+        return topic, draw_images(self.bank.cloud, prompts, seeds, folder)
 
     def _run(self, cell: Cell, folder: Path) -> Row:
         config = cell.config
         topic, images = self.draw(cell)
         n = len(topic.prompts)
-        latents = encode(self.edge.pipeline.vae, images)
+        latents = encode(self.bank.edge.pipeline.vae, images)
         start = time.perf_counter()
-        trained = train(self.edge.pipeline, latents[:n], latents[n:], topic, config, folder)
+        trained = train(self.bank.edge.pipeline, latents[:n], latents[n:], topic, config, folder)
         result: Row = {
             "topic": cell.topic,
             "config": config.as_dict(),
@@ -180,19 +157,23 @@ class Workbench:
         prompts = topic_prompts(TOPICS[cell.topic], self.prompts)
         references = self.references(cell.topic, prompts)
         if trained.unet is not None:
-            base, self.edge.pipeline.unet = self.edge.pipeline.unet, trained.unet
-            drawn = [self.edge.latents(p, s, guidance_scale=config.guidance_scale) for _, p, s in prompts]
-            tuned = [self.edge.decoder.decode(latents)[0] for latents in drawn]
-            self.edge.pipeline.unet = base
+            base, self.bank.edge.pipeline.unet = self.bank.edge.pipeline.unet, trained.unet
+            drawn = [
+                self.bank.edge.latents(p, s, guidance_scale=config.guidance_scale) for _, p, s in prompts
+            ]
+            tuned = [self.bank.edge.decoder.decode(latents)[0] for latents in drawn]
+            self.bank.edge.pipeline.unet = base
             result["bytes"][str(config.bits)] = 2 * sum(p.numel() for p in trained.unet.parameters())
             result["rows"][str(config.bits)] = self.judge(tuned, references, prompts)
             return result
-        update = new_update(self.cloud, self.edge, topic, config, trained)
+        update = new_update(self.bank.cloud, self.bank.edge, topic, config, trained)
         update.save(folder / "update")
         # other sizes are tried where they may be the answer: on MAKD, once for each topic
         tried = BITS if config.method == "makd" and config.seed == 0 else (config.bits,)
         for bits in tried:
-            coarse = new_update(self.cloud, self.edge, topic, dataclasses.replace(config, bits=bits), trained)
+            coarse = new_update(
+                self.bank.cloud, self.bank.edge, topic, dataclasses.replace(config, bits=bits), trained
+            )
             aligned = self.aligned_images([coarse], prompts)
             result["bytes"][str(bits)] = coarse.size_bytes
             result["rows"][str(bits)] = self.judge(aligned, references, prompts)
@@ -200,7 +181,7 @@ class Workbench:
 
     def aligned_images(self, updates: Sequence[KnowledgeUpdate], prompts: Sequence[Prompt]) -> list[Any]:
         """The edge's pictures of `prompts` with `updates`."""
-        aligned = AlignedGenerator(self.edge)
+        aligned = AlignedGenerator(self.bank.edge)
         for update in updates:
             aligned.add(update)
         hashes = [update.content_hash for update in updates]
@@ -211,13 +192,13 @@ class Workbench:
 
     def update_of(self, cell: Cell) -> KnowledgeUpdate:
         """The update that a cell's training made."""
-        folder = self.runs / "work" / self.key(cell.topic, cell.config.as_dict()) / "update"
+        folder = self.store.folder("work", self.key(cell.topic, cell.config.as_dict()), "update")
         return KnowledgeUpdate.load(folder)
 
     def compose(self, pair: tuple[str, str], base: DistillConfig) -> Row:
         """Two updates in one prompt: none, each alone, and both."""
         style, subject = pair
-        prompts = pair_prompts(style, subject, self.prompts)
+        prompts = world_prompts(self.prompts, subjects=(subject,), styles=(style,))
         references = self.references(f"{style}+{subject}", prompts)
         first, second = (self.update_of(Cell(name, base)) for name in pair)
         rows = {
@@ -234,38 +215,21 @@ class Workbench:
         return {"style": style, "subject": subject, "rows": rows}
 
 
-def pair_prompts(style: str, subject: str, count: int) -> list[Prompt]:
-    """Held-out scenes of the test split that need two topics."""
-    prompts = []
-    for n in range(count):
-        scene, seed = scene_number("test", n, subjects=(subject,), styles=(style,))
-        prompts.append((scene, caption(scene, random.Random(seed)), seed))
-    return prompts
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write `content` so that a file is either complete or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text(json.dumps(content))
-    unfinished.replace(path)
-
-
 @cache
-def _workbench(profile: str, prompts: int, runs: Path) -> Workbench:
-    return Workbench.load(profile, prompts, runs)
+def _study(profile: str, prompts: int, runs: Path) -> MakdStudy:
+    return MakdStudy(model_bank(profile), prompts, ResultStore(runs))
 
 
-def _run_topic_ends(profile: str, prompts: int, runs: Path, topic: str) -> tuple[str, dict[str, list[Row]]]:
-    return topic, _workbench(profile, prompts, runs).unaligned(topic)
+def _ends(topic: str, *, where: tuple[str, int, Path]) -> dict[str, list[Row]]:
+    return _study(*where).unaligned(topic)
 
 
-def _draw(profile: str, prompts: int, runs: Path, cell: Cell) -> None:
-    _workbench(profile, prompts, runs).draw(cell)
+def _draw(cell: Cell, *, where: tuple[str, int, Path]) -> None:
+    _study(*where).draw(cell)
 
 
-def _run_cell(profile: str, prompts: int, runs: Path, cell: Cell) -> tuple[Cell, Row]:
-    return cell, _workbench(profile, prompts, runs).run(cell)
+def _run_cell(cell: Cell, *, where: tuple[str, int, Path]) -> Row:
+    return _study(*where).run(cell)
 
 
 @dataclass(frozen=True)
@@ -289,36 +253,122 @@ def measure(
     """Run all cells in `workers` processes; what an earlier run finished is read, not run again."""
     todo = cells(base, seeds)
     where = (profile, prompts, runs)
-    ends: dict[str, dict[str, list[Row]]] = {}
-    done: dict[Cell, Row] = {}
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        drawing = [pool.submit(_run_topic_ends, *where, topic) for topic in TOPICS]
-        for topic_ends in tqdm(as_completed(drawing), total=len(drawing), desc="references"):
-            topic, rows = topic_ends.result()
-            ends[topic] = rows
-        # drawn before any training, so that no two workers draw the same pictures
-        shared = [cell for cell in todo if cell.config == dataclasses.replace(base, seed=cell.config.seed)]
-        pictures = [pool.submit(_draw, *where, cell) for cell in shared]
-        for picture in tqdm(as_completed(pictures), total=len(pictures), desc="pictures"):
-            picture.result()
-        # by training seed first, so that an interrupted experiment has whole seeds
-        todo.sort(key=lambda cell: cell.config.seed)
-        training = [pool.submit(_run_cell, *where, cell) for cell in todo]
-        for trained in tqdm(as_completed(training), total=len(training), desc="trainings"):
-            cell, row = trained.result()
-            done[cell] = row
-    workbench = _workbench(*where)
-    pairs = [workbench.compose(pair, base) for pair in tqdm(PAIRS, desc="compositions")]
-    return Measured(ends, done, pairs)
+    topics = list(TOPICS)
+    done = in_processes(partial(_ends, where=where), topics, workers)
+    ends = dict(tqdm(done, total=len(topics), desc="references"))
+    # drawn before any training, so that no two workers draw the same pictures
+    shared = [cell for cell in todo if cell.config == dataclasses.replace(base, seed=cell.config.seed)]
+    for _ in tqdm(
+        in_processes(partial(_draw, where=where), shared, workers), total=len(shared), desc="pictures"
+    ):
+        pass
+    # by training seed first, so that an interrupted experiment has whole seeds
+    todo.sort(key=lambda cell: cell.config.seed)
+    trained = in_processes(partial(_run_cell, where=where), todo, workers)
+    found = dict(tqdm(trained, total=len(todo), desc="trainings"))
+    study = _study(*where)
+    pairs = [study.compose(pair, base) for pair in tqdm(PAIRS, desc="compositions")]
+    return Measured(ends, found, pairs)
 
 
 def sample_rows(base: DistillConfig, *, profile: str, prompts: int, runs: Path = RUNS) -> list[list[Any]]:
     """One test prompt of every topic: the cloud's pictures, the edge's before and after."""
-    workbench = _workbench(profile, prompts, runs)
+    study = _study(profile, prompts, runs)
     rows: list[list[Any]] = [[], [], []]
     for topic in TOPICS:
         chosen = topic_prompts(TOPICS[topic], prompts)[:1]
-        rows[0].append(workbench.references(topic, chosen)[0])
-        rows[1].append(workbench.edge.image(chosen[0][1], chosen[0][2]))
-        rows[2] += workbench.aligned_images([workbench.update_of(Cell(topic, base))], chosen)
+        rows[0].append(study.references(topic, chosen)[0])
+        rows[1].append(study.bank.edge.image(chosen[0][1], chosen[0][2]))
+        rows[2] += study.aligned_images([study.update_of(Cell(topic, base))], chosen)
     return rows
+
+
+def run_gka(*, prompts: int, seeds: int, workers: int, profile: str, results: Path = RESULTS) -> None:
+    """Measure what is not measured yet, then write rows, figures and images.
+
+    Args:
+        prompts: test prompts of each topic.
+        seeds: training seeds.
+        workers: processes, one thread each.
+        profile: the models.
+        results: where headline.json is.
+    """
+    base = DistillConfig()
+    measured = measure(base, profile=profile, prompts=prompts, seeds=seeds, workers=workers)
+    edge_bytes = sum(file.stat().st_size for file in Path(load_profile(profile).edge.path).rglob("*.*"))
+    write(measured, base, results, edge_bytes)
+    samples = sample_rows(base, profile=profile, prompts=prompts)
+    save_images(samples, results / FOLDER, "samples.png", COMMAND)
+
+
+def write(measured: Measured, base: DistillConfig, results: Path, edge_bytes: int) -> None:
+    """Write results/gka/* and the figures of headline.json."""
+    folder = results / FOLDER
+    methods = ["none", *(m for m in METHODS if m != "makd"), "makd", "ceiling"]
+    rows = {method: rows_of(measured, method, list(TOPICS), base) for method in methods}
+    scored = [{"method": method, **row} for method in methods for row in rows[method]]
+    write_rows(folder / "methods.jsonl", scored)
+    trainings = [
+        {**result, "rows": {bits: _means(scores) for bits, scores in result["rows"].items()}}
+        for result in measured.cells.values()
+    ]
+    write_rows(folder / "trainings.jsonl", trainings)
+    write_rows(folder / "compositions.jsonl", measured.pairs)
+    sizes = [
+        result["bytes"][str(base.bits)]
+        for cell, result in measured.cells.items()
+        if _is_main(cell, base, "makd")
+    ]
+    figures(rows, sizes, results, edge_bytes)
+
+
+def rows_of(measured: Measured, method: str, topics: Sequence[str], base: DistillConfig) -> list[Row]:
+    """One row for each topic and test prompt: scores averaged over the training seeds."""
+    found: list[Row] = []
+    for topic in topics:
+        if method in ("none", "ceiling"):
+            found += [{**row, "topic": topic} for row in measured.ends[topic][method]]
+            continue
+        runs = [
+            result["rows"][str(base.bits)]
+            for cell, result in measured.cells.items()
+            if cell.topic == topic and _is_main(cell, base, method)
+        ]
+        for same in zip(*runs, strict=True):
+            found.append({**same[0], **{name: mean_of(same, name) for name in SCORES}, "topic": topic})
+    return found
+
+
+def _is_main(cell: Cell, base: DistillConfig, method: str) -> bool:
+    return cell.config.as_dict() == {**base.as_dict(), "method": method, "seed": cell.config.seed}
+
+
+def _means(rows: Sequence[Row]) -> dict[str, float]:
+    return {name: round(mean_of(rows, name), 4) for name in SCORES}
+
+
+def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edge_bytes: int) -> None:
+    """The figures of results/headline.json."""
+
+    def column(method: str, name: str = "consistency") -> list[float]:
+        return [row[name] for row in rows[method]]
+
+    none, makd, ceiling = (column(name) for name in ("none", "makd", "ceiling"))
+
+    def put(
+        key: str, measured: tuple[float, list[float] | None], unit: str = "%", n: int = len(makd)
+    ) -> None:
+        value, ci95 = measured
+        record(key, value, unit, command=COMMAND, count=n, ci95=ci95, results=results)
+
+    put("gka_gain_percent", bootstrap_ci95(percent_gain, none, makd))
+    share = bootstrap_ci95(
+        lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())), none, makd, ceiling
+    )
+    put("gka_ceiling_share", share)
+    probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column("makd", "probe"))
+    put("gka_probe_heldout_accuracy", probe)
+    best = max(RIVALS, key=lambda method: mean_of(rows[method], "consistency"))
+    put("gka_lead_over_best_baseline_percent", bootstrap_ci95(percent_gain, column(best), makd))
+    put("update_bytes", (max(sizes), None), "B", len(sizes))
+    put("update_model_share", (100 * max(sizes) / edge_bytes, None), "%", len(sizes))

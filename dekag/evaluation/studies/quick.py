@@ -6,7 +6,6 @@ trainings (`dekag experiment gka` and `tka`) is left to `make results`.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -15,11 +14,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dekag.evaluation.pages import write_first_image_page
-from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.registry import FIGURES, RESULTS, read_figures, record
 from dekag.evaluation.studies import baseline_models
 from dekag.evaluation.studies.end_to_end import run_overall
-from dekag.evaluation.sweeps import runner as engine
+from dekag.evaluation.sweeps import command
 
 COMMAND = "dekag results quick --record"
 QUICK = Path("runs/quick")
@@ -35,12 +33,12 @@ def run_quick(
     folder: Path = QUICK,
     sweep: Path = SWEEP,
     pictures: int = PICTURES,
-    runs: Path = engine.RUNS,
+    runs: Path = command.RUNS,
 ) -> None:
-    """Measure, write results and pages into `folder`, and show the figures beside the committed ones.
+    """Measure, write results into `folder`, and show the figures beside the committed ones.
 
     Args:
-        ray: of the sweep, as `dekag.evaluation.sweeps.runner.run` takes it.
+        ray: of the sweep, as `dekag sweep` takes it.
         workers: of Ray.
         keep: write how long it took into the committed headline.json.
         folder: where results go.
@@ -53,35 +51,32 @@ def run_quick(
     """
     if keep:  # what earlier runs measured must not count
         with tempfile.TemporaryDirectory() as name:
-            _run(ray, workers, folder, sweep, pictures, Path(name), keep=True)
+            seconds = _run(ray, workers, folder, sweep, pictures, Path(name))
+        record("results_quick_seconds", seconds, "s", command=COMMAND, count=1)
     else:
-        _run(ray, workers, folder, sweep, pictures, runs, keep=False)
+        _run(ray, workers, folder, sweep, pictures, runs)
 
 
-def _run(
-    ray: str | None, workers: int | None, folder: Path, sweep: Path, pictures: int, runs: Path, *, keep: bool
-) -> None:
+def _run(ray: str | None, workers: int | None, folder: Path, sweep: Path, pictures: int, runs: Path) -> float:
+    """Seconds that it took."""
     start = time.perf_counter()
     torch.set_num_threads(2)
     folder.mkdir(parents=True, exist_ok=True)
     baseline_models.run(pictures, results=folder)
-    write_first_image_page(folder / "results-first-image.md", folder)
-    run_overall(
-        sweep=sweep, ray=ray, workers=workers, results=folder, page=folder / "results-overall.md", runs=runs
-    )
+    run_overall(sweep=sweep, ray=ray, workers=workers, results=folder, runs=runs)
     seconds = time.perf_counter() - start
     show(folder)
     Console().print(f"{seconds:.0f} s -> {folder}")
-    if keep:
-        record("results_quick_seconds", seconds, "s", command=COMMAND, count=1)
+    return seconds
 
 
 def show(folder: Path, committed: Path = RESULTS) -> None:
     """A table of the figures in `folder` beside those of the same keys in `committed`."""
-    quick, whole = (json.loads((place / "headline.json").read_text()) for place in (folder, committed))
+    whole = read_figures(committed)
     table = Table("figure", "quick", "n", "committed", "n", "unit")
-    for key, figure in quick.items():
+    for key, figure in read_figures(folder).items():
         known = whole.get(key)
         there = ("", "") if known is None else (f"{known['value']:.4g}", str(known["n"]))
-        table.add_row(key, f"{figure['value']:.4g}", str(figure["n"]), *there, figure["unit"])
+        name = FIGURES[key].name if key in FIGURES else key
+        table.add_row(name, f"{figure['value']:.4g}", str(figure["n"]), *there, figure["unit"])
     Console().print(table)

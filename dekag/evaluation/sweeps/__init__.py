@@ -1,1 +1,1 @@
-"""Sweeps: one way to define, run and write down a grid of measurements."""
+"""Sweeps: grids of deliveries, topics, channels, SNRs and rates, defined in YAML."""

@@ -18,38 +18,28 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dekag import plugins
-from dekag.cala.artifact import TransmissionKnowledge
-from dekag.cala.methods import Adapted, attached
-from dekag.codec import JsccCodec
-from dekag.errors import InvalidInputError, NotFoundError
-from dekag.evaluation.studies.baseline_models import Prompt, topic_prompts, world_prompts
-from dekag.evaluation.studies.digital import Forecast, Ladder, Pictures, choose, mean_picture, picture_ladders
+from dekag.errors import InvalidInputError
+from dekag.evaluation.models import PROBE, ModelBank, metric_encoders
+from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts
+from dekag.evaluation.store import ResultStore
+from dekag.evaluation.studies.digital import Forecast, Pictures, choose, expected_pictures
 from dekag.evaluation.sweeps.grid import DIGITAL, JUDGES, WORLD, Cell
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import MODELS, Profile, load_profile
+from dekag.generation.models import folder_hash
+from dekag.generation.profile import load_profile
 from dekag.link.source import decode, encode
-from dekag.makd.aligned import AlignedGenerator
-from dekag.makd.update import KnowledgeUpdate
-from dekag.metrics.features import ImageScorer
-from dekag.metrics.image import psnr_db
-from dekag.metrics.probe import AttributeProbe
 from dekag.training.cala import deliver
-from dekag.training.distill import draw_images
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
+from dekag.world import TOPICS
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
 VERSION = 1  # raised when the code changes what a cell comes out as
 CONSISTENCY = (0.0, 0.5, 0.5)  # weights of PSNR, CLIP- and DINO-score in what a digital sender goes by
-PROBE = MODELS / "embedded" / "probe"
 
 
 def identity(profile_name: str) -> dict[str, str]:
@@ -59,7 +49,7 @@ def identity(profile_name: str) -> dict[str, str]:
         NotFoundError: there is no such profile.
     """
     profile = load_profile(profile_name)
-    judges = _judges()
+    judges = metric_encoders()
     found = {
         "cloud": folder_hash(profile.cloud.path),
         "edge": folder_hash(profile.edge.path),
@@ -88,14 +78,6 @@ def as_one(hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps([VERSION, dict(hashes)], sort_keys=True).encode()).hexdigest()
 
 
-def _judges() -> tuple[str, str]:
-    """The embedded world's own encoders, whatever models a profile names."""
-    scorer = load_profile("embedded").scorer
-    if scorer is None:
-        raise NotFoundError("the embedded profile names no scorer")
-    return scorer.clip, scorer.dino
-
-
 @dataclass(frozen=True)
 class Measurement:
     """What came out of a cell.
@@ -116,88 +98,39 @@ class Measurement:
 
 
 @dataclass
-class Station:
-    """The models of one worker process; what is costly is loaded when first needed and then kept.
+class Evaluator:
+    """Measures cells with the models of one process, and keeps the images that several of them share.
 
     Attributes:
-        profile_name: of the models.
-        runs: where pictures are kept between runs.
+        bank: the models.
+        store: where images and ladders are kept between runs.
     """
 
-    profile_name: str
-    runs: Path
+    bank: ModelBank
+    store: ResultStore
     _latents: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
     _ladders: dict[tuple[str, int], Pictures] = field(default_factory=dict)
 
-    @cached_property
-    def profile(self) -> Profile:
-        """What models there are."""
-        return load_profile(self.profile_name)
-
-    @cached_property
-    def cloud(self) -> Generator:
-        """Draws the references."""
-        return Generator.from_profile(self.profile.cloud)
-
-    @cached_property
-    def edge(self) -> AlignedGenerator:
-        """Draws what is sent."""
-        return AlignedGenerator(Generator.from_profile(self.profile.edge), capacity=2)
-
-    @cached_property
-    def scorer(self) -> ImageScorer:
-        """Judges consistency."""
-        return ImageScorer.load(*_judges())
-
-    @cached_property
-    def probe(self) -> AttributeProbe:
-        """Reads attributes."""
-        probe: AttributeProbe = AttributeProbe.from_pretrained(PROBE).eval()
-        return probe
-
-    @cached_property
-    def codecs(self) -> dict[str, Adapted]:
-        """The codec as it is and, if the profile has them, with adapters."""
-        codec = JsccCodec.load(self.profile.codec)
-        found: dict[str, Adapted] = {"base": Adapted(codec)}
-        if self.profile.adapters is not None:
-            knowledge = TransmissionKnowledge.load(self.profile.adapters)
-            found["adapters"] = attached(codec, knowledge)
-        return found
-
-    def update(self, topic: str) -> KnowledgeUpdate:
-        """The profile's update of a topic.
-
-        Raises:
-            NotFoundError: there is none.
-        """
-        folder = None if self.profile.knowledge is None else Path(self.profile.knowledge) / topic
-        if folder is None or not folder.is_dir():
-            raise NotFoundError(f"the profile {self.profile_name} has no knowledge update of {topic}")
-        return KnowledgeUpdate.load(folder)
-
     def prompts(self, topic: str, count: int) -> list[Prompt]:
         """Held-out test prompts of a topic."""
-        if topic == WORLD:
-            return world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
-        return topic_prompts(TOPICS[topic], count)
+        return edge_prompts(count) if topic == WORLD else topic_prompts(TOPICS[topic], count)
 
     def references(self, topic: str, count: int) -> Images:
-        """The cloud's pictures of the test prompts, drawn once and kept in `runs`."""
-        prompts = self.prompts(topic, count)
-        drawn = f"{self.cloud.model_hash[:12]}-{self.cloud.steps}-{self.cloud.guidance_scale:g}"
-        folder = self.runs / "references" / drawn / topic
-        return draw_images(self.cloud, [p for _, p, _ in prompts], [s for *_, s in prompts], folder)
+        """The cloud's pictures of the test prompts, drawn once and kept."""
+        cloud = self.bank.cloud
+        drawn = f"{cloud.model_hash[:12]}-{cloud.steps}-{cloud.guidance_scale:g}"
+        return self.bank.references(self.prompts(topic, count), self.store.folder("references", drawn, topic))
 
     def latents(self, topic: str, count: int, knowledge: bool) -> torch.Tensor:
         """(n, c, h, w): what the edge draws of the test prompts, with or without the topic's update."""
         key = (topic, count, knowledge)
         if key not in self._latents:
-            update = self.update(topic) if knowledge and topic != WORLD else None
+            edge = self.bank.aligned_edge
+            update = self.bank.update(topic) if knowledge and topic != WORLD else None
             if update is not None:
-                self.edge.add(update)
+                edge.add(update)
             hashes = [] if update is None else [update.content_hash]
-            drawn = [self.edge.latents(p, seed, updates=hashes) for _, p, seed in self.prompts(topic, count)]
+            drawn = [edge.latents(p, seed, updates=hashes) for _, p, seed in self.prompts(topic, count)]
             self._latents[key] = torch.cat(drawn)
         return self._latents[key]
 
@@ -216,7 +149,7 @@ class Station:
             metrics, uses = self._semantic(cell)
             sent = 0.0
             used = cell.delivery.knowledge and cell.topic != WORLD
-            update_bytes = self.update(cell.topic).size_bytes if used else 0
+            update_bytes = self.bank.update(cell.topic).size_bytes if used else 0
         chosen = {
             name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
             for name, values in metrics.items()
@@ -224,16 +157,16 @@ class Station:
         return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
 
     def _semantic(self, cell: Cell) -> tuple[dict[str, Array], float]:
-        if cell.delivery.codec not in self.codecs:
+        if cell.delivery.codec not in self.bank.codecs:
             raise InvalidInputError(
-                "codec", f"one of {', '.join([*self.codecs, *DIGITAL])}", cell.delivery.codec
+                "codec", f"one of {', '.join([*self.bank.codecs, *DIGITAL])}", cell.delivery.codec
             )
         latents = self.latents(cell.topic, cell.prompts, cell.delivery.knowledge)
         prompts = self.prompts(cell.topic, cell.prompts)
-        sent = self.edge.decoder.decode(latents)
+        sent = self.bank.edge.decoder.decode(latents)
         seeds = [channel_seed(cell, seed) for *_, seed in prompts]
-        received = deliver(self.codecs[cell.delivery.codec], latents, cell.cbr, cell.link, seeds)
-        shown = self.edge.decoder.decode(received)
+        received = deliver(self.bank.codecs[cell.delivery.codec], latents, cell.cbr, cell.link, seeds)
+        shown = self.bank.edge.decoder.decode(received)
         references = self.references(cell.topic, cell.prompts)
         found = self.score(cell.metrics, shown, sent, references, prompts)
         return found, float(max(1, round(cell.cbr * sent[0].size)))
@@ -279,14 +212,7 @@ class Station:
         key = (topic, count)
         if key not in self._ladders:
             pixels = self.references(topic, count)
-            fallback = mean_picture(pixels.shape[2], pixels.shape[1])
-            ladders: dict[tuple[str, bool], list[Ladder]] = {}
-            for picture in pixels:
-                for name, ladder in picture_ladders(picture, self.scorer, self.runs).items():
-                    ladders.setdefault(name, []).append(ladder)
-            scores = self.scorer.scores(np.repeat(fallback[None], count, 0), pixels)
-            lost = np.stack([[psnr_db(fallback, p) for p in pixels], scores["clip"], scores["dino"]], axis=1)
-            self._ladders[key] = Pictures(torch.zeros(0), pixels, [], fallback, lost, ladders)
+            self._ladders[key] = expected_pictures(torch.zeros(0), pixels, [], self.bank.scorer, self.store)
         return self._ladders[key]
 
     def score(
@@ -308,10 +234,10 @@ class Station:
         """
         found: dict[str, Array] = {}
         if set(metrics) & {"clip", "dino", "consistency"}:
-            scores = self.scorer.scores(shown, references)
+            scores = self.bank.scorer.scores(shown, references)
             found |= {**scores, "consistency": (scores["clip"] + scores["dino"]) / 2}
         if "probe" in metrics:
-            verdicts = self.probe.correct(shown, [scene for scene, *_ in prompts])
+            verdicts = self.bank.probe.correct(shown, [scene for scene, *_ in prompts])
             found["probe"] = np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
         for name in metrics:
             if name not in JUDGES:

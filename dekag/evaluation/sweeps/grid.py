@@ -12,9 +12,7 @@ Every combination is a cell. Other fields, and what each allows, are those of `S
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -34,6 +32,7 @@ from pydantic_core import PydanticCustomError
 
 from dekag import plugins
 from dekag.errors import InvalidInputError
+from dekag.evaluation.store import content_key
 from dekag.link.conditions import LinkConditions
 from dekag.world import TOPICS
 
@@ -134,8 +133,7 @@ class Cell(BaseModel):
 
     def key(self, identity: str) -> str:
         """Hash of the cell and of all else that its result depends on."""
-        known = json.dumps([identity, self.model_dump(mode="json")], sort_keys=True)
-        return hashlib.sha256(known.encode()).hexdigest()[:24]
+        return content_key(identity, self.model_dump(mode="json"), sort_keys=True)
 
 
 class Sweep(BaseModel):

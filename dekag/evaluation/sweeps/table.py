@@ -1,18 +1,21 @@
-"""A sweep's rows as files, tables and plots."""
+"""A sweep's rows as a table and plots."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dekag.evaluation.plots import plt, write_plot
+from dekag.evaluation import plots
+from dekag.evaluation.pages import Row
+from dekag.evaluation.pages import table as markdown
+from dekag.evaluation.statistics import mean_ci95
 from dekag.link.conditions import LinkConditions
 
-Row = dict[str, Any]
+COLOURS = (plots.OURS, plots.SECOND, plots.THIRD, plots.FOURTH, plots.FIFTH, plots.BASE, "#000000")
 
 
 def link_name(link: dict[str, Any]) -> str:
@@ -33,53 +36,77 @@ def values_of(rows: Sequence[Row], metric: str) -> npt.NDArray[np.float64]:
 def table(rows: Sequence[Row]) -> list[str]:
     """A Markdown table: one line for each delivery, channel, SNR and rate, means over topics and seeds."""
     metrics = list(rows[0]["metrics"]) if rows else []
-    lines = ["| delivery | channel | SNR, dB | CBR | " + " | ".join(metrics) + " | channel uses | pictures |"]
-    lines.append("|---|---|---:|---:|" + "---:|" * (len(metrics) + 2))
     groups: dict[tuple[str, str, float, float], list[Row]] = {}
     for row in rows:
         cell = row["cell"]
         key = (cell["delivery"]["name"], link_name(cell["link"]), cell["link"]["snr_db"], cell["cbr"])
         groups.setdefault(key, []).append(row)
+    lines = []
     for (delivery, link, snr_db, cbr), own in groups.items():
         values = [values_of(own, name) for name in metrics]
-        shown = " | ".join(f"{np.nanmean(value):.3f}" for value in values)
         uses = np.mean([row["channel_uses"] for row in own])
-        count = len(values[0]) if values else 0
         lines.append(
-            f"| {delivery} | {link} | {snr_db:g} | 1/{1 / cbr:.0f} | {shown} | {uses:.0f} | {count} |"
+            [delivery, link, f"{snr_db:g}", f"1/{1 / cbr:.0f}"]
+            + [_mean(value) for value in values]
+            + [f"{uses:.0f}", str(len(values[0]) if values else 0)]
         )
-    return lines
+    header = ["delivery", "channel", "SNR, dB", "CBR", *metrics, "channel uses", "pictures"]
+    return markdown(header, lines, words=(0, 1))
 
 
-def save_plot(rows: Sequence[Row], metric: str, path: Path) -> None:
-    """The metric against SNR with 95 % bands: a line for each delivery, channels down, rates across."""
+def _mean(values: npt.NDArray[np.float64]) -> str:
+    """The mean of those that have a value, as the table shows it."""
+    return "-" if np.isnan(values).all() else f"{np.nanmean(values):.3f}"
+
+
+def _band(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean of those that have a value, with the limits of its 95 % interval; nan without any."""
+    there = values[~np.isnan(values)].tolist()
+    if not there:
+        return math.nan, math.nan, math.nan
+    mean, interval = mean_ci95(there)
+    low, high = interval or (mean, mean)
+    return mean, low, high
+
+
+def draw_lines(axis: Any, rows: Sequence[Row], metric: str, looks: dict[str, tuple[str, str]]) -> None:
+    """The metric against SNR with 95 % bands, a labelled line for each delivery.
+
+    Args:
+        axis: of pyplot.
+        rows: of one channel and rate.
+        metric: of the rows.
+        looks: label and colour of each delivery, in this order.
+    """
+    for name, (label, color) in looks.items():
+        points: dict[float, list[Row]] = {}
+        for row in rows:
+            if row["cell"]["delivery"]["name"] == name:
+                points.setdefault(row["cell"]["link"]["snr_db"], []).append(row)
+        if not points:
+            continue
+        snrs_db = sorted(points)
+        values = [values_of(points[snr], metric) for snr in snrs_db]
+        means, lows, highs = zip(*map(_band, values), strict=True)
+        plots.line(axis, snrs_db, means, label, color, interval=list(zip(lows, highs, strict=True)))
+
+
+def metric_plot(rows: Sequence[Row], metric: str) -> Any:
+    """The metric against SNR: channels down, rates across."""
     links = list(dict.fromkeys(link_name(row["cell"]["link"]) for row in rows))
     rates = sorted({row["cell"]["cbr"] for row in rows}, reverse=True)
     names = list(dict.fromkeys(row["cell"]["delivery"]["name"] for row in rows))
-    figure, axes = plt.subplots(
-        len(links), len(rates), figsize=(4 * len(rates), 3 * len(links)),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
-    )  # fmt: skip
+    looks = {name: (name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)}
+    figure, axes = plots.panels(len(rates), len(links), height_in=3.0 * len(links), sharex=True, sharey=True)
     for axis_row, link in zip(axes, links, strict=True):
         for axis, cbr in zip(axis_row, rates, strict=True):
-            for i, name in enumerate(names):
-                points: dict[float, list[Row]] = {}
-                for row in rows:
-                    cell = row["cell"]
-                    if (cell["delivery"]["name"], link_name(cell["link"]), cell["cbr"]) == (name, link, cbr):
-                        points.setdefault(cell["link"]["snr_db"], []).append(row)
-                snrs_db = sorted(points)
-                values = [values_of(points[snr], metric) for snr in snrs_db]
-                means = np.array([np.nanmean(each) for each in values])
-                halves = np.array([1.96 * np.nanstd(each) / np.sqrt(len(each)) for each in values])
-                axis.plot(snrs_db, means, "o-", color=f"C{i}", label=name, markersize=3)
-                axis.fill_between(
-                    snrs_db, means - halves, means + halves, color=f"C{i}", alpha=0.12, linewidth=0
-                )
-            axis.set_title(f"{link}, CBR 1/{1 / cbr:.0f}", fontsize=9)
+            own = [row for row in rows if (link_name(row["cell"]["link"]), row["cell"]["cbr"]) == (link, cbr)]
+            draw_lines(axis, own, metric, looks)
+            axis.set_title(f"{link}, CBR 1/{1 / cbr:.0f}")
     for axis in axes[-1]:
         axis.set_xlabel("SNR, dB")
     for axis in axes[:, 0]:
         axis.set_ylabel(metric)
-    axes[0, -1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
-    write_plot(figure, path)
+    for axis in axes[:, -1]:
+        plots.label_lines(axis)
+    return figure

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dekag.evaluation.registry import mean_ci95, record
+from dekag.evaluation.registry import record
+from dekag.evaluation.statistics import mean_ci95
 
 
 def test_interval_of_known_values() -> None:

@@ -9,9 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dekag.evaluation.reports.makd import smallest, write
+from dekag.evaluation.models import ModelBank
+from dekag.evaluation.reports.makd import REPORT, smallest
 from dekag.evaluation.statistics import bootstrap_ci95
-from dekag.evaluation.studies.makd import BITS, PAIRS, STUDY_TOPICS, Cell, Measured, Row, Workbench, cells
+from dekag.evaluation.store import ResultStore
+from dekag.evaluation.studies import makd
+from dekag.evaluation.studies.makd import (
+    BITS,
+    PAIRS,
+    STUDY_TOPICS,
+    Cell,
+    MakdStudy,
+    Measured,
+    Row,
+    cells,
+    write,
+)
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.world import TOPICS
 
@@ -19,8 +32,8 @@ TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2, bits=16)
 
 
 @pytest.fixture(scope="module")
-def bench(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
-    return Workbench.load(str(dummy_profile), 2, tmp_path_factory.mktemp("gka"))
+def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> MakdStudy:
+    return MakdStudy(ModelBank(str(dummy_profile)), 2, ResultStore(tmp_path_factory.mktemp("gka")))
 
 
 def test_every_method_topic_and_seed_is_a_cell() -> None:
@@ -31,31 +44,29 @@ def test_every_method_topic_and_seed_is_a_cell() -> None:
         assert runs >= {(method, seed) for method in METHODS for seed in range(3)}
 
 
-def test_finished_cell_is_read_not_run_again(bench: Workbench) -> None:
+def test_finished_cell_is_read_not_run_again(study: MakdStudy) -> None:
     cell = Cell("rocket", TINY)
-    first = bench.run(cell)
-    bench.edge, edge = None, bench.edge  # type: ignore[assignment]
-    try:
-        with pytest.raises(AttributeError):
-            bench.run(Cell("snail", TINY))
-    finally:
-        bench.edge = edge
-    assert bench.run(cell) == first
+    first = study.run(cell)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(makd, "train", None)
+        with pytest.raises(TypeError):
+            study.run(Cell("snail", TINY))
+        assert study.run(cell) == first
     assert {len(rows) for rows in first["rows"].values()} == {2}
     assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
 
 
-def test_full_fine_tune_leaves_the_edge_as_it_was(bench: Workbench) -> None:
-    before = bench.edge.image("a red boat", 1)
-    result = bench.run(Cell("rocket", dataclasses.replace(TINY, method="full")))
+def test_full_fine_tune_leaves_the_edge_as_it_was(study: MakdStudy) -> None:
+    before = study.bank.edge.image("a red boat", 1)
+    result = study.run(Cell("rocket", dataclasses.replace(TINY, method="full")))
     assert list(result["rows"]) == ["16"]
-    assert np.array_equal(bench.edge.image("a red boat", 1), before)
+    assert np.array_equal(study.bank.edge.image("a red boat", 1), before)
 
 
-def test_compositions_show_each_alone_and_both(bench: Workbench) -> None:
+def test_compositions_show_each_alone_and_both(study: MakdStudy) -> None:
     for topic in PAIRS[0]:
-        bench.run(Cell(topic, TINY))
-    found = bench.compose(PAIRS[0], TINY)
+        study.run(Cell(topic, TINY))
+    found = study.compose(PAIRS[0], TINY)
     assert set(found["rows"]) == {"none", "neon", "rocket", "both", "ceiling"}
 
 
@@ -75,6 +86,8 @@ def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
     for cell in cells(TINY, 2):
         bits = BITS if cell.config.method == "makd" and cell.config.seed == 0 else (16,)
         done[cell] = {
+            "topic": cell.topic,
+            "config": cell.config.as_dict(),
             "bytes": {str(b): b * 1000 * cell.config.rank for b in bits},
             "rows": {str(b): _rows(level[cell.config.method] - (0.2 if b == 4 else 0.0)) for b in bits},
         }
@@ -83,9 +96,8 @@ def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
         {"style": a, "subject": b, "rows": {n: _rows(0.5) for n in ("none", a, b, "both", "ceiling")}}
         for a, b in PAIRS
     ]
-    page = tmp_path / "page.md"
     measured = Measured(ends, done, pairs)
-    write(measured, TINY, tmp_path, page, edge_bytes=10_000_000)
+    write(measured, TINY, tmp_path, edge_bytes=10_000_000)
     figures = json.loads((tmp_path / "headline.json").read_text())
     assert figures["gka_gain_percent"]["value"] == pytest.approx(60, abs=0.1)
     assert figures["gka_ceiling_share"]["value"] == pytest.approx(75, abs=0.1)
@@ -95,10 +107,14 @@ def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
     assert figures["update_model_share"]["value"] == pytest.approx(0.32)
     low, high = figures["gka_gain_percent"]["ci95"]
     assert low <= figures["gka_gain_percent"]["value"] <= high
-    enough = [each for each in smallest(measured, TINY) if each["gain_kept"] >= 0.95]
-    assert (enough[-1]["rank"], enough[-1]["bits"]) == (1, 8)
-    assert "8,000 bytes: rank 1" in page.read_text()
-    assert (tmp_path / "gka" / "studies.svg").exists()
+    least = smallest(tmp_path)
+    assert (least["rank"], least["bits"], least["bytes"]) == (1, 8, 8000)
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
+    assert "| **MAKD** | 32,000 |" in page.read_text()
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {
+        "results-gka-methods.svg", "results-gka-settings.svg",
+    }  # fmt: skip
     assert set(STUDY_TOPICS) <= set(TOPICS)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from dekag.evaluation.pages import FIRST_IMAGE, write_first_image_page
-from dekag.evaluation.studies.baseline_models import run, sent_directly, topic_prompts, world_prompts
+from dekag.evaluation.prompts import topic_prompts, world_prompts
+from dekag.evaluation.reports.baseline_models import KEYS, REPORT
+from dekag.evaluation.studies.baseline_models import run, sent_directly
 from dekag.generation.profile import load_profile
 from dekag.training.tiny_models import save_dummy_models
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
@@ -19,13 +20,14 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     results = tmp_path / "results"
     run(8, profile=load_profile(models), results=results)
     figures = json.loads((results / "headline.json").read_text())
-    assert set(figures) == set(FIRST_IMAGE) - {"chain_overhead_ratio"}
+    assert set(figures) == set(KEYS)
     rows = (results / "first-image" / "edge_heldout.jsonl").read_text().splitlines()
     assert {json.loads(row)["topic"] for row in rows} == set(TOPICS)
-    write_first_image_page(tmp_path / "page.md", results)
-    page = (tmp_path / "page.md").read_text()
-    assert f"{figures['vae_psnr_db']['value']:.2f} dB" in page
-    assert "not measured" in page
+    assert set(json.loads((results / "first-image" / "images.json").read_text())) == {"samples.png"}
+    page = REPORT.write(results=results, into=tmp_path)
+    assert page is not None
+    assert f"{figures['vae_psnr_db']['value']:.2f} dB" in page.read_text()
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"results-first-image-attributes.svg"}
 
 
 def test_one_part_leaves_the_other_figures_alone(dummy_profile: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.methods import METHODS
-from dekag.codec import JsccCodec
-from dekag.evaluation.reports.cala import behind, figures, per_picture, write
+from dekag.evaluation.models import ModelBank
+from dekag.evaluation.reports.cala import REPORT, behind
+from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import cala as tka
 from dekag.evaluation.studies import cala_training as tka_training
 from dekag.evaluation.studies.cala import (
@@ -24,67 +24,62 @@ from dekag.evaluation.studies.cala import (
     OFFSETS_DB,
     UNSEEN,
     Block,
+    CalaStudy,
     Measured,
     Request,
-    Workbench,
     as_channel,
+    figures,
     gate_cost,
     main_block,
+    method_rows,
+    per_picture,
     rate_control,
     unseen_blocks,
+    write,
 )
 from dekag.evaluation.studies.cala_training import (
     SHARE,
     SHARE_METHODS,
     SHARES,
-    Bench,
     Plan,
     Training,
+    Trainings,
     one_condition,
 )
 from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB
-from dekag.generation.models import Generator, folder_hash
+from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
-from dekag.metrics.features import ImageScorer
 from dekag.training.cala import RICIAN_K_RANGE_DB, SNR_RANGE_DB, TAU_RANGE_S
 
 CALM = as_channel(CHANNELS["awgn"])
 
 
 @pytest.fixture(scope="module")
-def workbench(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Workbench:
+def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> CalaStudy:
     """The shipped codec and adapters, an untrained edge, and trainings of one step on noise."""
-    models = load_profile("embedded")
-    assert models.adapters is not None
-    assert models.scorer is not None
+    bank = ModelBank("embedded")
     edge = Generator.from_profile(load_profile(dummy_profile).edge)
-    bench = Bench(
-        JsccCodec.load(models.codec),
-        folder_hash(models.codec),
-        TransmissionKnowledge.load(models.adapters),
-        edge.pipeline.vae,
-        Plan(steps=1, share_steps=1, oracle_steps=1),
-        tmp_path_factory.mktemp("tka"),
-    )
+    bank.__dict__.update(edge=edge, autoencoder=edge.pipeline.vae)  # else loaded when first read
+    plan = Plan(steps=1, share_steps=1, oracle_steps=1)
+    trainings = Trainings(bank, plan, ResultStore(tmp_path_factory.mktemp("tka")))
     latents = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    bench.__dict__.update(latents=latents, metric=torch.eye(4))  # else computed when first read
+    trainings.__dict__.update(latents=latents, metric=torch.eye(4))
     pixels = edge.decoder.decode(latents[:8])
-    scorer = ImageScorer.load(models.scorer.clip, models.scorer.dino)
-    return Workbench(bench, edge, scorer, latents[:8], pixels, list(range(8)), "tiny")
+    return CalaStudy(trainings, latents[:8], pixels, list(range(8)), "tiny")
 
 
-def test_a_finished_training_is_read(workbench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_training_is_read(study: CalaStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     training = Training("lora", SHARE, 1, 1)
-    first = workbench.bench.train(training, show=False).state_dict()
+    first = study.trainings.train(training, show=False).state_dict()
     monkeypatch.setattr("dekag.training.cala.send", None)  # a step would fail
-    again = workbench.bench.train(training, show=False).state_dict()
+    again = study.trainings.train(training, show=False).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
 
 
 def test_a_ceiling_goes_on_from_the_shared_fine_tune_in_its_one_condition(
-    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+    study: CalaStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = workbench.bench.train(Training("fine-tune", SHARE, 1, 1), show=False)
+    shared = study.trainings.train(Training("fine-tune", SHARE, 1, 1), show=False)
     seen = []
     original = tka_training.train_method
 
@@ -98,7 +93,7 @@ def test_a_ceiling_goes_on_from_the_shared_fine_tune_in_its_one_condition(
 
     monkeypatch.setattr(tka_training, "train_method", spy)
     key = ("rayleigh-1us", 1 / 384, 5.0)
-    workbench.bench.train(Training("fine-tune", SHARE, 1, 1, key, 1), show=False)
+    study.trainings.train(Training("fine-tune", SHARE, 1, 1, key, 1), show=False)
     (only,) = seen
     assert (float(only.snr_db), float(only.direct), float(only.tau_rms_s)) == pytest.approx((5.0, 0.0, 1e-6))
     assert float(one_condition(("awgn", 1 / 96, 0.0)).tau_rms_s) == 0
@@ -119,51 +114,52 @@ def test_what_is_called_unseen_is_not_drawn_in_training() -> None:
         assert beside.snrs_db[0] in (low, high)
 
 
-def test_a_block_is_measured_once_and_holds_what_it_was_asked_for(workbench: Workbench) -> None:
+def test_a_block_is_measured_once_and_holds_what_it_was_asked_for(study: CalaStudy) -> None:
     block = Block("cala", CALM, (1 / 96, 1 / 384), (0.0, 20.0), structure=True)
-    found = workbench.run(block)
+    found = study.run(block)
     assert found.shape == (2, 2, 8, 5)
     assert np.isfinite(found[..., :3]).all()
     assert np.isnan(found[..., 3:]).all()
     assert (found[..., 0].mean(axis=2)[:, 1] > found[..., 0].mean(axis=2)[:, 0]).all(), "more SNR, more PSNR"
-    blind = dataclasses.replace(workbench, edge=None)  # type: ignore[arg-type]
-    assert np.array_equal(blind.run(block), found, equal_nan=True)
-    judged = workbench.run(dataclasses.replace(block, structure=False, features=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CalaStudy, "cell", None)  # measuring again would fail
+        assert np.array_equal(study.run(block), found, equal_nan=True)
+    judged = study.run(dataclasses.replace(block, structure=False, features=True))
     assert np.isfinite(judged[..., 3:]).all()
     assert np.isnan(judged[..., 1:3]).all()
     assert np.array_equal(judged[..., 0], found[..., 0])
 
 
-def test_only_those_who_listen_are_misled(workbench: Workbench) -> None:
+def test_only_those_who_listen_are_misled(study: CalaStudy) -> None:
     for method, changes in (("none", False), ("cala", True)):
         right = Block(method, CALM, (1 / 96,), (10.0,))
         wrong = dataclasses.replace(right, offset_db=-10.0)
         assert right.conditions(10.0).sender_snr_db == 10
         assert wrong.conditions(10.0).sender_snr_db == 0
-        assert (not np.array_equal(workbench.run(right), workbench.run(wrong), equal_nan=True)) == changes
+        assert (not np.array_equal(study.run(right), study.run(wrong), equal_nan=True)) == changes
 
 
 def test_rate_control_promises_what_the_table_holds(
-    workbench: Workbench, monkeypatch: pytest.MonkeyPatch
+    study: CalaStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     easy, hard = [], []
     for target, found in ((5.0, easy), (60.0, hard)):
         monkeypatch.setattr(tka, "TARGETS_DB", (target,))
-        found += rate_control(workbench, 4)
+        found += rate_control(study, 4)
     assert all(each.promised and each.channel_uses < 512 for each in easy)
     assert not any(each.promised for each in hard)
-    told = rate_control(workbench, 4, offset_db=3.0)
+    told = rate_control(study, 4, offset_db=3.0)
     assert [each.told_db - each.snr_db for each in told] == pytest.approx([3.0] * 4)
     assert [each.snr_db for each in told] == [each.snr_db for each in hard]
 
 
-def test_costs_are_of_equally_many_rounds(workbench: Workbench) -> None:
-    costs = gate_cost(workbench, 3)
+def test_costs_are_of_equally_many_rounds(study: CalaStudy) -> None:
+    costs = gate_cost(study, 3)
     assert {len(seconds) for seconds in costs.values()} == {3}
     assert min(min(seconds) for seconds in costs.values()) > 0
 
 
-def fabricated(workbench: Workbench) -> Measured:
+def fabricated(study: CalaStudy) -> Measured:
     """20 dB unaligned, CALA 5 dB more, others 3 dB more, but SNR attention ahead on AWGN."""
     level = dict.fromkeys(METHODS, 23.0) | {"none": 20.0, "cala": 25.0}
     noise = np.linspace(-0.5, 0.5, 8)[:, None]
@@ -180,7 +176,7 @@ def fabricated(workbench: Workbench) -> Measured:
         for promised, psnr in ((True, 21.0), (True, 22.0), (True, 19.0), (True, 20.0), (False, 1.0))
     ]
     return Measured(
-        workbench,
+        study,
         main,
         {(method, share): flat + 20 + share for method in SHARE_METHODS for share in SHARES[1:]},
         flat + 25.5,
@@ -192,8 +188,8 @@ def fabricated(workbench: Workbench) -> Measured:
     )
 
 
-def test_figures_follow_from_what_was_measured(workbench: Workbench, tmp_path: Path) -> None:
-    measured = fabricated(workbench)
+def test_figures_follow_from_what_was_measured(study: CalaStudy, tmp_path: Path) -> None:
+    measured = fabricated(study)
     figures(measured, tmp_path)
     found = {
         name: each["value"] for name, each in json.loads((tmp_path / "headline.json").read_text()).items()
@@ -211,26 +207,37 @@ def test_figures_follow_from_what_was_measured(workbench: Workbench, tmp_path: P
         abs=1e-3,
     )
     assert per_picture(measured, "cala") == pytest.approx(np.linspace(24.5, 25.5, 8))
-    told = behind(measured)
-    assert "- awgn: SNR attention 26.00, CALA 25.00" in told
-    assert "- SNR attention is as good or better in 24 of 144 cells." in told
-    assert "- one shared LoRA is as good or better in 0 of 144 cells." in told
+    write(measured, tmp_path)
+    lines = behind(tmp_path)
+    assert "- awgn: SNR attention 26.00, CALA 25.00" in lines
+    assert "| SNR attention | 24 | 144 |" in lines
+    assert "| one shared LoRA | 0 | 144 |" in lines
+    leads = {row["method"]: row.get("cala_lead_db") for row in method_rows(measured)}
+    assert leads["none"] == pytest.approx(5.0)
+    assert leads["cala"] is None
 
 
-def test_everything_is_written(workbench: Workbench, tmp_path: Path) -> None:
-    write(fabricated(workbench), tmp_path, tmp_path / "page.md")
-    names = {path.name for path in (tmp_path / "tka").iterdir()}
-    plots = {"psnr.svg", "shares.svg", "gates.svg", "constellations.svg", "strip.png"}
-    tables = {"grid.jsonl", "shares.jsonl", "unseen.jsonl", "mismatch.jsonl", "requests.jsonl", "costs.jsonl"}
-    assert names == plots | tables
-    page = (tmp_path / "page.md").read_text()
-    assert "| CALA | 5.0 % | 25.00 |" in page
-    assert "| +0 dB | 5 | 4 | 75 % |" in page
-    assert all(f"../results/tka/{plot}" in page for plot in plots)
+def test_rows_fill_the_page(study: CalaStudy, tmp_path: Path) -> None:
+    write(fabricated(study), tmp_path)
+    assert {path.stem for path in (tmp_path / "tka").iterdir()} == {
+        "setup", "grid", "methods", "ceilings", "shares", "unseen", "mismatch", "requests", "costs",
+    }  # fmt: skip
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
+    assert "| **CALA** | 5.0 % | 25.00 |" in page.read_text()
+    assert "| +0 dB | 5 | 4 | 75 % |" in page.read_text()
+    assert len(list((tmp_path / "plots").iterdir())) == len(REPORT.plots)
 
 
-def test_a_share_too_small_for_a_method_is_no_point_of_its_curve(workbench: Workbench) -> None:
-    found = {(each.method, each.share) for each in workbench.bench.shares()}
+def test_pictures_of_live_models_are_drawn(study: CalaStudy) -> None:
+    rows = tka.strip(study)
+    assert [len(row) for row in rows] == [1 + len(GRID_SNRS_DB)] * 4
+    assert len(tka.gates_plot(study.bank.cala()).axes) == 5
+    assert len(tka.constellations_plot(study).axes) == 6
+
+
+def test_a_share_too_small_for_a_method_is_no_point_of_its_curve(study: CalaStudy) -> None:
+    found = {(each.method, each.share) for each in study.trainings.shares()}
     assert ("cala", 0.01) in found
     assert ("lora", 0.01) not in found
     assert {("lora", 0.03), ("lora", 0.05), ("lora", 0.1)} <= found

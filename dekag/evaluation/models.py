@@ -1,0 +1,173 @@
+"""The models of one process that measures: each loaded when first needed, and then kept."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import AutoencoderKL
+
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.methods import Adapted, Cala, attached, build
+from dekag.codec import JsccCodec
+from dekag.errors import NotFoundError
+from dekag.evaluation.prompts import Prompt
+from dekag.generation.models import Generator, folder_hash
+from dekag.generation.profile import MODELS, Profile, load_profile
+from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.update import KnowledgeUpdate
+from dekag.metrics.features import ImageScorer
+from dekag.metrics.probe import AttributeProbe
+from dekag.training.distill import draw_images
+
+PROBE = MODELS / "embedded" / "probe"
+Images = npt.NDArray[np.uint8]
+
+
+def metric_encoders() -> tuple[str, str]:
+    """Folders of the embedded world's own encoders, which judge the images of any profile."""
+    scorer = load_profile("embedded").scorer
+    if scorer is None:
+        raise NotFoundError("the embedded profile names no scorer")
+    return scorer.clip, scorer.dino
+
+
+@dataclass
+class ModelBank:
+    """A profile's models, and the metrics that judge what they make.
+
+    Attributes:
+        profile_name: of the models.
+    """
+
+    profile_name: str
+
+    @cached_property
+    def profile(self) -> Profile:
+        """Which models there are."""
+        return load_profile(self.profile_name)
+
+    @cached_property
+    def cloud(self) -> Generator:
+        """Draws the references."""
+        return Generator.from_profile(self.profile.cloud)
+
+    @cached_property
+    def edge(self) -> Generator:
+        """Draws what is sent."""
+        return Generator.from_profile(self.profile.edge)
+
+    @cached_property
+    def aligned_edge(self) -> AlignedGenerator:
+        """The edge with the updates that are added to it."""
+        return AlignedGenerator(self.edge, capacity=2)
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        """The edge's autoencoder alone, for who needs no more of it."""
+        return AutoencoderKL.from_pretrained(
+            self.profile.edge.path, subfolder="vae", dtype=torch.float32, use_safetensors=True
+        ).eval()
+
+    @cached_property
+    def scorer(self) -> ImageScorer:
+        """Judges consistency."""
+        return ImageScorer.load(*metric_encoders())
+
+    @cached_property
+    def probe(self) -> AttributeProbe:
+        """Reads attributes."""
+        probe: AttributeProbe = AttributeProbe.from_pretrained(PROBE).eval()
+        return probe
+
+    @cached_property
+    def metrics_hash(self) -> str:
+        """Of the weights of all that judges."""
+        return "".join(folder_hash(path) for path in (*metric_encoders(), PROBE))
+
+    @cached_property
+    def codec(self) -> JsccCodec:
+        """The base codec."""
+        codec: JsccCodec = JsccCodec.load(self.profile.codec)
+        return codec
+
+    @cached_property
+    def codec_hash(self) -> str:
+        """Of the base codec's folder."""
+        return folder_hash(self.profile.codec)
+
+    @cached_property
+    def adapters(self) -> TransmissionKnowledge:
+        """The transmission knowledge that ships; NotFoundError if the profile names none."""
+        if self.profile.adapters is None:
+            raise NotFoundError(f"the profile {self.profile_name} names no adapters")
+        return TransmissionKnowledge.load(self.profile.adapters)
+
+    @cached_property
+    def codecs(self) -> dict[str, Adapted]:
+        """The codec as it is, "base", and, if the profile has them, with its "adapters"."""
+        found: dict[str, Adapted] = {"base": Adapted(self.codec)}
+        if self.profile.adapters is not None:
+            found["adapters"] = attached(self.codec, self.adapters)
+        return found
+
+    def unaligned_codec(self) -> Adapted:
+        """The codec without any alignment, a copy that nothing else shares."""
+        return build("none", self.codec, 1.0)
+
+    def cala(self) -> Cala:
+        """CALA as it ships, on a copy of the codec."""
+        return Cala.attached(copy.deepcopy(self.codec), self.adapters)
+
+    def update(self, topic: str) -> KnowledgeUpdate:
+        """The profile's update of a topic.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        folder = None if self.profile.knowledge is None else Path(self.profile.knowledge) / topic
+        if folder is None or not folder.is_dir():
+            raise NotFoundError(f"the profile {self.profile_name} has no knowledge update of {topic}")
+        return KnowledgeUpdate.load(folder)
+
+    def references(self, prompts: Sequence[Prompt], folder: Path, offset: int = 0) -> Images:
+        """The cloud's images (n, h, w, 3) of prompts, `offset` added to their seeds; kept in `folder`."""
+        texts, seeds = [text for _, text, _ in prompts], [seed + offset for *_, seed in prompts]
+        return draw_images(self.cloud, texts, seeds, folder)
+
+    def judge(self, images: Images, references: Images, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """Scores of each image (n, h, w, 3) against its reference.
+
+        Returns:
+            For each prompt "prompt", "seed", "clip", "dino", their mean "consistency", and "probe", the share
+            of the visible attributes that the probe finds.
+        """
+        scores = self.scorer.scores(images, references)
+        verdicts = self.probe.correct(images, [scene for scene, _, _ in prompts])
+        return [
+            {
+                "prompt": text,
+                "seed": seed,
+                "clip": round(float(clip), 4),
+                "dino": round(float(dino), 4),
+                "consistency": round((float(clip) + float(dino)) / 2, 4),
+                "probe": round(sum(verdict.values()) / len(verdict), 4),
+            }
+            for (_, text, seed), clip, dino, verdict in zip(
+                prompts, scores["clip"], scores["dino"], verdicts, strict=True
+            )
+        ]
+
+
+@cache
+def model_bank(profile_name: str) -> ModelBank:
+    """This process's models of a profile, one thread each."""
+    torch.set_num_threads(1)
+    return ModelBank(profile_name)

@@ -1,0 +1,1 @@
+"""What committed results fill of the pages that people write: tables, values and plots."""

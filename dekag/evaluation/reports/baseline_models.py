@@ -1,0 +1,51 @@
+"""docs/results-first-image.md from results/first-image/: the models before any alignment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dekag.evaluation import plots
+from dekag.evaluation.pages import Report, figures_table, read_rows
+from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER
+
+KEYS = (
+    "vae_psnr_db",
+    "probe_cloud_accuracy",
+    "probe_edge_known_accuracy",
+    "probe_edge_heldout_accuracy",
+    "codec_clean_gap_db",
+    "codec_rayleigh_0db_psnr_db",
+    "codec_rayleigh_5db_psnr_db",
+    "codec_rayleigh_10db_psnr_db",
+)
+DRAWN = {
+    "cloud": ("cloud, all topics", plots.BASE),
+    "edge_known": ("edge, topics it knows", plots.BASE),
+    "edge_heldout": ("edge, topics it never learned", plots.SECOND),
+}
+
+
+def attributes_plot(results: Path) -> Any:
+    """Visible attributes that are correct, by generator and prompts."""
+    means, intervals = [], []
+    for name in DRAWN:
+        rows = read_rows(results / FOLDER / f"{name}.jsonl")
+        mean, ci95 = mean_ci95([100 * sum(row["correct"].values()) / len(row["correct"]) for row in rows])
+        means.append(mean)
+        intervals.append(ci95 or [mean, mean])
+    figure, axes = plots.panels(height_in=1.8)
+    names, colors = zip(*DRAWN.values(), strict=True)
+    plots.dots(axes[0, 0], names, means, intervals, colors=colors, text="{:.0f} %")
+    axes[0, 0].set_xlim(50, 100)
+    axes[0, 0].set_xlabel("visible attributes correct, %")
+    return figure
+
+
+REPORT = Report(
+    page="results-first-image.md",
+    command=COMMAND,
+    tables={"figures": figures_table(KEYS)},
+    plots={"attributes": attributes_plot},
+)

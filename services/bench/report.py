@@ -1,0 +1,435 @@
+"""docs/results-load.md and docs/performance.md from results/load/."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dekag.evaluation import plots
+from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
+from dekag.evaluation.registry import read_figures
+from dekag.evaluation.statistics import mean_ci95
+from services.bench import channel, overload, start, throughput, traffic
+from services.bench.parts import PICTURES, STEPS
+from services.bench.rows import read_bench
+
+KEYS = (
+    "bench_chain_ratio",
+    "bench_litserve_ratio",
+    "bench_fastapi_ratio",
+    "bench_cached_ratio",
+    "bench_channel_ratio",
+    "ready_seconds",
+    "rss_gib",
+    "overload_p50_ratio",
+    "counters_gap_percent",
+    "distill_seconds",
+    "soak_rss_growth_percent",
+)
+BENCHES = ("chain", "throughput", "cached", "channel", "start", "overload", "traffic", "distill", "cost")
+SERVERS = {
+    "services": ("DeKA-g's services", plots.OURS),
+    "litserve": ("LitServe", plots.SECOND),
+    "litserve, 2 workers": ("LitServe, 2 workers", plots.FIFTH),
+    "litserve, batches": ("LitServe, batches", plots.FOURTH),
+    "fastapi": ("FastAPI handler", plots.BASE),
+}
+IMAGES = (1, 1000)  # of the plot of costs
+UPDATE = {"seconds": "distill_seconds", "backhaul_bytes": "update_bytes"}
+Bench = Mapping[str, Any]
+
+
+def origins(results: Path) -> Lines:
+    """Where and when each benchmark was run, and where its rows are."""
+    lines = []
+    for name in BENCHES:
+        try:
+            lines.append(_origin(name, results))
+        except FileNotFoundError:
+            lines.append([f"`dekag bench {name}`", "not measured yet", "", "", ""])
+    return table(["command", "date", "commit", "machine", "rows"], lines, words=(0, 1, 2, 3, 4))
+
+
+def _origin(name: str, results: Path) -> list[str]:
+    bench = read_bench(name, results)
+    where = bench["machine"]
+    machine = f"{where['cpus']} CPUs, {where['system']} {where['machine']}, torch {where['torch']}"
+    rows = f"[bench-{name}.json](../results/load/bench-{name}.json)"
+    return [f"`{bench['command']}`", bench["date"], bench["commit"], machine, rows]
+
+
+def load_values(results: Path) -> Mapping[str, str]:
+    """Settings of the benchmarks, and what the tables do not say."""
+    found: dict[str, str] = {}
+    for name in BENCHES:
+        try:
+            config = read_bench(name, results)["config"]
+        except FileNotFoundError:
+            continue
+        found |= {
+            f"{name}_{key}": f"{value:,}" if isinstance(value, int) else f"{value:g}"
+            for key, value in config.items()
+            if isinstance(value, int | float)
+        }
+        if name == "traffic":
+            found |= _traffic_values(config)
+    if not found:
+        raise FileNotFoundError(results / "load")
+    return found
+
+
+def _traffic_values(config: Mapping[str, Any]) -> dict[str, str]:
+    as_sent, containers = config["savings"], config["containers"]
+    found = {f"load_test_{name}": str(config["load_test"][name]) for name in ("users", "shape")}
+    found["compared_with_conventional"] = str(as_sent["questions"])
+    for what in ("backhaul_bytes", "channel_uses"):
+        found[f"saved_{what}"] = f"{as_sent[what].get('saved_percent', 0):.1f} %"
+    if "counters_bytes" in containers:
+        found |= {name: f"{containers[name]:,}" for name in ("counters_bytes", "interceptors_bytes")}
+    return found
+
+
+def _paired(name: str, columns: Mapping[str, str]) -> Callable[[Path], Lines]:
+    """Makes a table of the times in these columns of a benchmark."""
+
+    def make(results: Path) -> Lines:
+        rows = read_bench(name, results)["rows"]
+        lines = []
+        for column, label in columns.items():
+            times = [1e3 * row[column] for row in rows]
+            lines.append([label, f"{statistics.median(times):.1f}", f"{np.percentile(times, 95):.1f}"])
+        return table(["", "median, ms", "95th percentile, ms"], lines)
+
+    return make
+
+
+def _servers(bench: Bench) -> list[str]:
+    there = {row["server"] for row in bench["rows"]}
+    return [name for name in SERVERS if name in there]
+
+
+def throughput_table(results: Path) -> Lines:
+    """Images per second, ratios and latency of every server, by number of users."""
+    bench = read_bench("throughput", results)
+    rows, users, names = bench["rows"], bench["config"]["users"], _servers(bench)
+    header = ["", *(f"{each} users" if each > 1 else "1 user" for each in users)]
+
+    def means(what: str) -> list[list[str]]:
+        return [
+            [SERVERS[name][0], *(f"{throughput.mean_of(rows, name, each, what):.2f}" for each in users)]
+            for name in names
+        ]
+
+    others = [name for name in names if name != throughput.OURS and throughput.OURS in names]
+    ratios = [
+        [SERVERS[name][0], *(_with_interval(throughput.ratios(rows, name, each)) for each in users)]
+        for name in others
+    ]
+    return [
+        *table(["images per second", *header[1:]], means("images_per_s")),
+        "",
+        *table(["services relative to", *header[1:]], ratios),
+        "",
+        *table(["median latency, s", *header[1:]], means("p50_s")),
+    ]
+
+
+def channel_table(results: Path) -> Lines:
+    """Symbols per second by symbols of a transmission."""
+    bench = read_bench("channel", results)
+    lines = []
+    for uses in bench["config"]["channel_uses"]:
+        speeds = [
+            f"{statistics.fmean(channel.values(bench['rows'], way, uses)) / 1e6:.2f}"
+            for way in ("service", "sionna", "library")
+        ]
+        lines.append([f"{uses:,}", *speeds, _with_interval(channel.ratios(bench["rows"], uses))])
+    header = ["symbols of a transmission", "service", "bare Sionna", "library", "service over bare Sionna"]
+    return table(header, lines, words=())
+
+
+def start_table(results: Path) -> Lines:
+    """Memory of every service."""
+    rows = read_bench("start", results)["rows"]
+    lines = []
+    for name in dict.fromkeys(row["service"] for row in rows):
+        own = [row for row in rows if row["service"] == name]
+        sizes = [statistics.fmean(row[what] for row in own) for what in ("pss_gib", "rss_gib")]
+        lines.append([name, *(f"{size:.3f}" for size in sizes)])
+    ready = _with_interval([row["ready_s"] for row in rows if row["service"] == start.ALL])
+    return [*table(["service", "PSS, GiB", "RSS, GiB"], lines), "", f"Ready after {ready} s."]
+
+
+def overload_table(results: Path) -> Lines:
+    """What became of requests under full load and under overload."""
+    bench = read_bench("overload", results)
+    return table(overload.COLUMNS, overload.summary(bench["config"], bench["rows"]))
+
+
+def traffic_table(results: Path) -> Lines:
+    """Backhaul and channel uses against image files of equal PSNR."""
+    rows = read_bench("traffic", results)["rows"]
+    lines = []
+    for name in traffic.FORMATS:
+        own = [row for row in rows if row["format"] == name]
+        columns = ("file_bytes", "semantic_backhaul_bytes", "file_channel_uses", "semantic_channel_uses")
+        theirs, ours, uses, own_uses = (statistics.fmean(row[what] for row in own) for what in columns)
+        saved, ratio = traffic.savings(rows, name)
+        lines.append([name, f"{theirs:,.0f}", f"{ours:,.0f}", _interval(*saved), f"{uses:,.0f}"])
+        lines[-1] += [f"{own_uses:,.0f}", _interval(*ratio)]
+    header = ["at equal PSNR", "backhaul of an image, B", "ours, B", "saved, %", "channel uses", "ours"]
+    return table([*header, "ratio"], lines)
+
+
+def knowledge_table(results: Path) -> Lines:
+    """What each topic's update was charged to the requests drawn with it."""
+    config = read_bench("traffic", results)["config"]
+    lines = [
+        [name, str(own["requests"]), f"{own['update_bytes']:,}", f"{own['bytes_per_request']:,.0f}"]
+        for name, own in config["knowledge"].items()
+    ]
+    return table(["topic", "requests", "update, B", "charged to each, B"], lines)
+
+
+def distill_table(results: Path) -> Lines:
+    """Time to teach each topic."""
+    rows = read_bench("distill", results)["rows"]
+    return table(["topic", "s"], [[row["topic"], f"{row['seconds']:.1f}"] for row in rows])
+
+
+def _costs(results: Path) -> dict[str, dict[str, float]]:
+    rows = read_bench("cost", results)["rows"]
+    return {
+        delivery: {
+            what: statistics.fmean(row[what] for row in rows if row["delivery"] == delivery)
+            for what in ("seconds", "backhaul_bytes", "channel_uses")
+        }
+        for delivery in ("semantic", "conventional")
+    }
+
+
+def cost_table(results: Path) -> Lines:
+    """What an image costs, by delivery."""
+    rows = read_bench("cost", results)["rows"]
+    lines = []
+    for delivery, mean in _costs(results).items():
+        psnrs = [row["psnr_db"] for row in rows if row["delivery"] == delivery]
+        decoded = [psnr for psnr in psnrs if psnr is not None]
+        cells = [delivery, f"{mean['seconds']:.3f}", f"{mean['backhaul_bytes']:,.0f}"]
+        cells += [f"{mean['channel_uses']:,.0f}", f"{len(decoded)} of {len(psnrs)}"]
+        lines.append([*cells, f"{statistics.fmean(decoded):.1f}" if decoded else ""])
+    return table(["delivery", "s", "backhaul, B", "channel uses", "decoded", "PSNR, dB"], lines)
+
+
+def throughput_plot(results: Path) -> Any:
+    """Images per second by number of users."""
+    bench = read_bench("throughput", results)
+    rows, users = bench["rows"], bench["config"]["users"]
+    figure, axes = plots.panels(height_in=3.5)
+    (axis,) = axes[0]
+    for name in _servers(bench):
+        label, color = SERVERS[name]
+        found = [mean_ci95(throughput.values(rows, name, each, "images_per_s")) for each in users]
+        bands = [ci95 or [mean, mean] for mean, ci95 in found]
+        plots.line(axis, users, [mean for mean, _ in found], label, color, interval=bands)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(users, [str(each) for each in users])
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("users who each wait for one image at a time")
+    axis.set_ylabel("images per second")
+    plots.label_lines(axis, gap=0.07)
+    return figure
+
+
+def cost_plot(results: Path) -> Any:
+    """Time, backhaul and channel uses against the number of images."""
+    means, figures = _costs(results), read_figures(results)
+    update = {what: figures[key]["value"] for what, key in UPDATE.items() if key in figures}
+    counts = np.unique(np.geomspace(*IMAGES, 60).round())
+    titles = {"seconds": "time, s", "backhaul_bytes": "backhaul, bytes", "channel_uses": "channel uses"}
+    figure, axes = plots.panels(3, height_in=3.0)
+    for axis, (what, title) in zip(axes[0], titles.items(), strict=True):
+        own, other = (means[delivery][what] * counts for delivery in ("semantic", "conventional"))
+        lines = [("conventional", other, plots.SECOND), ("semantic", own, plots.OURS)]
+        if what in update:
+            lines.insert(1, ("semantic, new topic", own + update[what], plots.THIRD))
+        for label, values, color in lines:
+            if values.max() > 0:  # nothing has no logarithm
+                axis.plot(counts, values, color=color, label=label)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.set_xlabel("images")
+        axis.set_title(title)
+        plots.label_corner(axis)
+    return figure
+
+
+def _with_interval(values: Sequence[float]) -> str:
+    """Mean, with its 95 % interval if there are several."""
+    mean, ci95 = mean_ci95(values)
+    return f"{mean:.3g}" if ci95 is None else _interval(mean, ci95)
+
+
+def _interval(value: float, ci95: Sequence[float]) -> str:
+    return f"{value:.3g} ({ci95[0]:.3g} .. {ci95[1]:.3g})"
+
+
+LOAD = Report(
+    page="results-load.md",
+    command="make bench",
+    values=load_values,
+    tables={
+        "figures": figures_table(KEYS),
+        "chain": _paired("chain", {"services_s": "through all services", "one_process_s": "in one process"}),
+        "throughput": throughput_table,
+        "cached": _paired(
+            "cached", {"services_s": "through all services", "bare_s": "channel and decoding alone"}
+        ),
+        "channel": channel_table,
+        "start": start_table,
+        "overload": overload_table,
+        "traffic": traffic_table,
+        "knowledge": knowledge_table,
+        "distill": distill_table,
+        "cost": cost_table,
+        "origins": origins,
+    },
+    plots={"throughput": throughput_plot, "cost": cost_plot},
+)
+
+
+# docs/performance.md
+
+ALONE = {  # what is shown of the parts of one image, in the order of the chain
+    ("text", "prompt and empty prompt"): "text encoder",
+    ("denoiser", "as it is"): "denoiser, one call",
+    ("drawing", "no update"): "drawing an image, whole",
+    ("drawing", "one topic"): "drawing an image with a topic's update",
+    ("codec", "encode"): "codec: encoding",
+    ("channel", "512 symbols"): "channel, 512 symbols",
+    ("codec", "decode"): "codec: decoding",
+    ("decoder", "channels last"): "autoencoder: decoding",
+    ("PNG", ""): "PNG",
+    ("PSNR", ""): "PSNR",
+    ("hop of gRPC", "512 symbols in three messages"): "a hop of gRPC, 512 symbols",
+}
+
+
+def _times(results: Path) -> list[Row]:
+    return [row for row in read_bench("parts", results)["rows"] if row["kind"] == "time"]
+
+
+def _of(times: Sequence[Row], part: str, variant: str, pictures: int | None = None) -> list[Row]:
+    return [
+        row
+        for row in times
+        if (row["part"], row["variant"]) == (part, variant) and pictures in (None, row["pictures"])
+    ]
+
+
+def performance_values(results: Path) -> Mapping[str, str]:
+    """What the tables do not say."""
+    bench, times = read_bench("parts", results), _times(results)
+    (traced,), (plain,) = (_of(times, "denoiser", each, 2) for each in ("traced and frozen", "as it is"))
+    return {
+        "traced_ms": f"{traced['ms']:.1f} ms",
+        "plain_ms": f"{plain['ms']:.1f} ms",
+        "prompts": str(bench["config"]["prompts"]),
+        "measured": f"{bench['date']}, commit {bench['commit']}, {bench['machine']['cpus']} CPUs",
+    }
+
+
+def alone_table(results: Path) -> Lines:
+    """Every part of one image."""
+    times = _times(results)
+    lines = [
+        [name, f"{row['ms']:.2f}"] for what, name in ALONE.items() for row in _of(times, *what, pictures=1)
+    ]
+    return table(["part", "ms"], lines)
+
+
+def rows_table(results: Path) -> Lines:
+    """The denoiser by rows that share a call."""
+    lines = [
+        [str(row["pictures"]), f"{row['ms']:.1f}", f"{row['ms_each']:.1f}"]
+        for row in _of(_times(results), "denoiser", "as it is")
+    ]
+    return table(["rows", "ms", "ms a row"], lines, words=())
+
+
+def drawings_table(results: Path) -> Lines:
+    """Milliseconds an image, by images at once and whose updates draw them."""
+    times = _times(results)
+    names = (
+        "no update",
+        "one topic",
+        "one topic, PEFT's layers",
+        "four topics",
+        "four topics, PEFT's layers",
+    )
+    lines = []
+    for pictures in PICTURES:
+        found = [_of(times, "drawing", name, pictures) for name in names]
+        lines.append([str(pictures), *(f"{each[0]['ms_each']:.0f}" if each else "" for each in found)])
+    header = ["images at once", "no update", "one topic", "the same, PEFT", "four topics", "the same, PEFT"]
+    return table(header, lines, words=())
+
+
+def decoders_table(results: Path) -> Lines:
+    """The autoencoder by layout and precision."""
+    rows, times = read_bench("parts", results)["rows"], _times(results)
+    lines = []
+    for error in (row for row in rows if row["kind"] == "decoder"):
+        cells = [f"{_of(times, 'decoder', error['variant'], n)[0]['ms_each']:.1f}" for n in (1, 4)]
+        lines.append([error["variant"], *cells, f"{error['psnr_db']:.1f}"])
+    return table(["", "ms an image, alone", "ms an image, of four", "PSNR against the first, dB"], lines)
+
+
+def steps_table(results: Path) -> Lines:
+    """Consistency by the sampler's steps."""
+    rows = read_bench("parts", results)["rows"]
+    lines = []
+    for steps in STEPS:
+        values = [row["consistency"] for row in rows if row["kind"] == "steps" and row["steps"] == steps]
+        if values:
+            mean, ci95 = mean_ci95(values)
+            interval = "" if ci95 is None else "{:.3f} .. {:.3f}".format(*ci95)
+            lines.append([str(steps), f"{mean:.3f}", interval])
+    return table(["steps", "consistency", "95 % interval"], lines, words=())
+
+
+def parts_plot(results: Path) -> Any:
+    """Where the time of an image goes."""
+    times = _times(results)
+    found = {
+        name: row["ms"]
+        for what, name in ALONE.items()
+        for row in _of(times, *what, pictures=1)
+        if what
+        not in {("drawing", "one topic"), ("denoiser", "as it is"), ("text", "prompt and empty prompt")}
+    }
+    figure, axes = plots.panels(height_in=3.0)
+    plots.dots(axes[0, 0], list(found), list(found.values()), text="{:.1f} ms")
+    axes[0, 0].set_xscale("log")
+    axes[0, 0].set_xlim(0.1, 1000)
+    axes[0, 0].set_xlabel("ms, one image alone, one thread")
+    return figure
+
+
+PERFORMANCE = Report(
+    page="performance.md",
+    command="dekag bench parts",
+    values=performance_values,
+    tables={
+        "parts": alone_table,
+        "rows": rows_table,
+        "drawings": drawings_table,
+        "decoders": decoders_table,
+        "steps": steps_table,
+    },
+    plots={"parts": parts_plot},
+)

@@ -1,0 +1,79 @@
+"""Results are found by what they depend on; the recipes of keys stay, or what is on disk would be lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dekag.evaluation.store import ResultStore, content_key
+from dekag.evaluation.studies import digital
+from dekag.evaluation.studies.cala import CalaStudy, main_block
+from dekag.evaluation.studies.cala_training import Plan, Training, Trainings
+from dekag.evaluation.studies.makd import MakdStudy
+from dekag.evaluation.sweeps.grid import Sweep
+from dekag.link.source import QUALITIES, SCALES
+
+
+def test_a_result_is_measured_once_and_an_interrupted_one_leaves_nothing(tmp_path: Path) -> None:
+    store, calls = ResultStore(tmp_path), []
+
+    def measure() -> dict[str, int]:
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return {"a": 1}
+
+    with pytest.raises(KeyboardInterrupt):
+        store.json("cells", "k", measure)
+    assert not list(tmp_path.rglob("*.*"))
+    assert [store.json("cells", "k", measure) for _ in range(2)] == [{"a": 1}] * 2
+    assert len(calls) == 2
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["k.json"]
+    first = store.array("blocks", "k", lambda: np.array([1.0, np.nan]))
+    assert np.array_equal(store.array("blocks", "k", lambda: np.zeros(9)), first, equal_nan=True)
+    assert json.loads((tmp_path / "cells/k.json").read_text()) == {"a": 1}
+
+
+def test_another_part_is_another_key() -> None:
+    assert content_key(1, "a") != content_key("a", 1) != content_key(1, "a", data=b"x")
+    assert content_key({"b": 1, "a": 2}, sort_keys=True) == content_key({"a": 2, "b": 1}, sort_keys=True)
+
+
+def generator(name: str, steps: int) -> Any:
+    return SimpleNamespace(model_hash=name, steps=steps, guidance_scale=3.0)
+
+
+def test_keys_are_those_of_the_results_measured_before_the_store(tmp_path: Path) -> None:
+    # computed with the code that measured the committed results, before there was a ResultStore
+    store = ResultStore(tmp_path)
+    bank: Any = SimpleNamespace(
+        cloud=generator("cloud", 10), edge=generator("edge", 8), metrics_hash="judges", codec_hash="base"
+    )
+    makd = MakdStudy(bank, 16, store)
+    assert makd.key("ends", "neon") == "0cd63e72de210fc13ccf3d8f"
+
+    trainings = Trainings(bank, Plan(), store)
+    trainings.__dict__.update(latents=torch.zeros(16, 4, 2, 2), metric=torch.eye(4))
+    lora = Training("lora", 0.05, 6000, 1)
+    assert trainings.key(lora) == "5f334660385fcffd1def24c9"
+    ceiling = Training("fine-tune", 0.05, 500, 1, ("awgn", 1 / 96, -5.0), 6000)
+    assert trainings.key(ceiling) == "cafc055779faad67b7a8fd70"
+
+    cala = CalaStudy(trainings, torch.zeros(0), np.zeros(0, np.uint8), [], "identity")
+    assert cala.key(main_block("lora", "rayleigh-1us", lora)) == "a55eb1fbf96bd9b50ade730a"
+    assert cala.key(main_block("cala", "awgn")) == "1a828903c4fb428e60f5ce31"
+
+    grid = {"name": "a", "deliveries": ["deka-g"], "topics": ["neon"], "cbr": ["1/96"]}
+    links = [{"fading": "rayleigh", "tau_rms_s": 1e-6}]
+    (cell,) = Sweep.model_validate({**grid, "links": links}).cells()
+    assert cell.key("identity") == "6d22ca6c12ed2eeb0d534836"
+
+    picture = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    known = (digital.VERSION, QUALITIES, SCALES, picture.shape)
+    assert content_key(*known, data=picture.tobytes()) == "3560376faefd7d94a143acdf"
