@@ -12,7 +12,10 @@ from dekag.evaluation.statistics import mean_ci95
 
 
 def test_interval_of_known_values() -> None:
-    mean, (low, high) = mean_ci95([1.0, 2.0, 3.0, 4.0, 5.0])
+    mean, interval = mean_ci95([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert interval is not None
+    low, high = interval
+    assert mean_ci95([7.0]) == (7.0, None)
     assert mean == 3
     assert high - mean == pytest.approx(1.96 * (2.5 / 5) ** 0.5)
     assert mean - low == pytest.approx(high - mean)
