@@ -375,7 +375,7 @@ def test_quick_results_stand_beside_the_committed_ones(
     monkeypatch.setattr(quick, "run_overall", lambda **options: record_as(options["results"], 5))
     quick.run_quick(folder=tmp_path / "quick", runs=tmp_path / "runs")
     shown = capsys.readouterr().out
-    assert "vae_psnr_db" in shown
+    assert "Autoencoder" in shown
     assert " s -> " in shown
     assert Path("results/headline.json").read_text() == before
 
