@@ -59,7 +59,9 @@ def line(
     interval: Sequence[Sequence[float]] | None = None,
     style: str = "-",
 ) -> None:
-    """A line with a band for its 95 % interval, (n, 2), and a label for `label_lines`."""
+    """A line with a band for its 95 % interval, (n, 2), and a label for `label_lines`; no points, no line."""
+    if not len(x):
+        return
     axis.plot(x, y, style, color=color, label=label, marker="o", markersize=3.5)
     if interval is not None:
         low, high = np.array(interval).T

@@ -268,6 +268,7 @@ def _row(delivery: str, topic: str, snr_db: float, values: list[Any]) -> dict[st
         "topic": topic,
         "link": LinkConditions(fading="awgn", snr_db=snr_db).model_dump(mode="json"),
         "cbr": 1 / 96,
+        "prompts": 2,
     }  # fmt: skip
     row = {"channel_uses": 512.0, "backhaul_bytes": 0.0, "update_bytes": 1000}
     return {"cell": cell, "metrics": dict.fromkeys(METRICS, values), **row}

@@ -10,6 +10,7 @@ import numpy as np
 
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.registry import MISSING
 from dekag.evaluation.statistics import bootstrap_ci95, percent_gain
 from dekag.evaluation.studies.end_to_end import COMMAND, FOLDER, USUAL_QUALITY, per_picture
 from dekag.evaluation.sweeps.table import draw_lines
@@ -55,7 +56,9 @@ def values(results: Path) -> Mapping[str, str]:
         "rates": ", ".join(f"1/{1 / cbr:.0f}" for cbr in sorted({cell["cbr"] for cell in of}, reverse=True)),
         **{
             f"{name.replace('-', '')}_consistency": f"{per_picture(rows, name).mean():.2f}"
-            for name in deliveries(rows)
+            if name in deliveries(rows)
+            else MISSING
+            for name in TITLES
         },
     }
 
@@ -147,7 +150,10 @@ def smaller_updates(results: Path) -> Lines:
 
 
 def _against_snr(results: Path, metric: str, label: str) -> Any:
-    rows = [row for row in cells(results) if row["cell"]["link"]["fading"] == SHOWN_FADING]
+    by_fading: dict[str, list[Row]] = {}
+    for row in cells(results):
+        by_fading.setdefault(row["cell"]["link"]["fading"], []).append(row)
+    rows = by_fading.get(SHOWN_FADING) or next(iter(by_fading.values()))
     rates = sorted({row["cell"]["cbr"] for row in rows}, reverse=True)
     figure, axes = plots.panels(len(rates), height_in=3.6, sharey=True)
     for axis, cbr in zip(axes[0], rates, strict=True):
