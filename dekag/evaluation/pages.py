@@ -55,6 +55,7 @@ class Report:
         tables: by name, each made from the folder of results; a FileNotFoundError says that it is missing.
         values: the same for values that are not in headline.json.
         plots: the same for figures of pyplot.
+        partial: whether some values may be missing while others are there.
     """
 
     page: str
@@ -62,6 +63,7 @@ class Report:
     tables: Mapping[str, Callable[[Path], Lines]] = field(default_factory=dict)
     values: Callable[[Path], Mapping[str, str]] = lambda _: {}
     plots: Mapping[str, Callable[[Path], Any]] = field(default_factory=dict)
+    partial: bool = False
 
     def render(self, text: str, results: Path = RESULTS) -> str:
         """The page's text, filled from a folder of results.
@@ -84,7 +86,7 @@ class Report:
                 shown = value_text(
                     figure["value"], figure["unit"], None if decimals is None else int(decimals)
                 )
-            elif name in FIGURES or not own:
+            elif name in FIGURES or self.partial or not own:
                 shown = MISSING
             else:
                 raise ValueError(f"{self.page} names the value {name}, which nothing fills")

@@ -282,6 +282,7 @@ LOAD = Report(
     page="results-load.md",
     command="make bench",
     values=load_values,
+    partial=True,
     tables={
         "figures": figures_table(KEYS),
         "chain": _paired("chain", {"services_s": "through all services", "one_process_s": "in one process"}),

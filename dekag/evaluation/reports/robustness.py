@@ -145,6 +145,7 @@ REPORT = Report(
     page="results-trust.md",
     command="make test-faults test-fuzz",
     values=values,
+    partial=True,
     tables={"faults": faults_table, "wrong": wrong_table, "fuzz": fuzz_table},
     plots={"recovery": recovery_plot},
 )
