@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 from safetensors import SafetensorError
 
+from dekag.documents import DocumentError, parse_json
 from dekag.errors import InvalidInputError, MismatchError
 
 INFO = "knowledge.json"
@@ -87,7 +88,7 @@ class Artifact(ABC):
         if INFO not in files or any(len(data) > MAX_FILE_BYTES for data in files.values()):
             raise MismatchError(f"{cls.what} has {INFO} and files of at most {MAX_FILE_BYTES} bytes")
         try:
-            info = json.loads(files[INFO])
+            info = parse_json(files[INFO], INFO)
             claimed = info.pop("content_hash")
             if not cls.known_format(info):
                 raise MismatchError(f"{cls.what}: a format that is not known here")
@@ -95,6 +96,8 @@ class Artifact(ABC):
                 raise MismatchError(f"{cls.what} is damaged: its content does not fit its hash")
             found = cls(info, parts)
             found.check()
+        except DocumentError as error:
+            raise MismatchError(f"{cls.what} is damaged: {error}") from error
         except UNREADABLE as error:
             raise MismatchError(f"{cls.what} is damaged: it cannot be read") from error
         return found

@@ -183,6 +183,13 @@ def image(
     knowledge: Annotated[
         list[str] | None, typer.Option(help="auto, none, or a topic; more than once for several topics.")
     ] = None,
+    on_long_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="read or refuse: what becomes of a prompt that the model does not read at once.",
+            autocompletion=lambda: ["read", "refuse"],
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Where the PNG goes; a name from prompt and seed if left out.", dir_okay=False),
@@ -211,6 +218,7 @@ def image(
         "size": size,
         "delivery": delivery,
         "knowledge": knowledge or None,
+        "on_long_prompt": on_long_prompt,
         "link": {name: value for name, value in link.items() if value is not None},
     }
     raise typer.Exit(
@@ -248,6 +256,9 @@ def distill(
         Path | None,
         typer.Option(help="Prompts to learn from, one a line; {red|blue} stands for either.", exists=True),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish what was learnt even if it made the pictures worse.")
+    ] = False,
     url: Url = DEFAULT_URL,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the pictures; demo-out/TOPIC if left out.")
@@ -265,6 +276,7 @@ def distill(
             topic,
             prompts=prompts_file.read_text().splitlines() if prompts_file else (),
             config={name: value for name, value in config.items() if value is not None},
+            force=force,
             url=url,
             output=output or Path("demo-out") / topic,
             as_json=as_json,

@@ -85,6 +85,16 @@ class KnowledgeUse(_Answer):
     content_hash: str
 
 
+class PromptRead(_Answer):
+    """How much of a prompt a model read, in tokens without start and end; of more than ``tokens_at_once``, in
+    windows.
+    """
+
+    tokens: int
+    tokens_read: int
+    tokens_at_once: int
+
+
 class LinkReport(_Answer):
     """What one image cost on its way and how well it arrived.
 
@@ -134,6 +144,7 @@ class LinkReport(_Answer):
     expected_psnr_db: float | None
     coding: ModulationAndCoding | None
     image_format: str | None
+    prompt_read: dict[str, PromptRead] = {}
 
 
 class Constellation(_Answer):
@@ -150,11 +161,13 @@ class Consistency(_Answer):
     Attributes:
         clip, dino: CLIP- and DINO-score.
         mean: of both.
+        prompt_read: how much of the prompt the cloud read; None from older gateways.
     """
 
     clip: float
     dino: float
     mean: float
+    prompt_read: PromptRead | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +201,9 @@ class Job(_Answer):
         loss: smoothed training loss.
         error: why it failed.
         created: Unix time, s; likewise ``started`` and ``finished``.
-        version: of the topic's knowledge that it made.
+        version: of the topic's knowledge that it made; None if that is kept aside.
+        kept_aside: why the update of a finished job was not published; None unless it was not.
+        scores: of the update on held-out prompts, once the job is finished.
     """
 
     id: str
@@ -203,6 +218,8 @@ class Job(_Answer):
     started: float | None
     finished: float | None
     version: int | None
+    kept_aside: str | None = None
+    scores: dict[str, float] = {}
 
     @property
     def over(self) -> bool:
@@ -260,6 +277,7 @@ class DistillOptions(TypedDict, total=False):
         rank: of the LoRA.
         steps: optimiser steps at most.
         seed: seeds the cloud's pictures and the training.
+        force: publish the update even if it is not better than what there is.
     """
 
     images: int
@@ -267,6 +285,7 @@ class DistillOptions(TypedDict, total=False):
     rank: int
     steps: int
     seed: int
+    force: bool
 
 
 class _FieldProblem(BaseModel):
@@ -347,6 +366,7 @@ class Client:
         image_format: str | None = None,
         consistency: bool | None = None,
         details: bool | None = None,
+        on_long_prompt: str | None = None,
     ) -> Image:
         """Has one image drawn and sent; what is left out takes the gateway's default.
 
@@ -360,6 +380,7 @@ class Client:
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
             consistency: whether the image is to be compared with the cloud's own.
             details: whether the image that was sent and the constellation are to be returned.
+            on_long_prompt: "read" or "refuse": what becomes of a prompt that the model does not read at once.
         """
         asked = {
             "prompt": prompt,
@@ -371,6 +392,7 @@ class Client:
             "image_format": image_format,
             "consistency": consistency,
             "details": details,
+            "on_long_prompt": on_long_prompt,
         }
         (found,) = self._json("POST", "/v1/images/generations", _given(asked))["data"]
         png = None if found["b64_json"] is None else base64.b64decode(found["b64_json"])

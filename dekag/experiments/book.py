@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from dekag.documents import read_json
 from dekag.experiments.headline import RESULTS
 from dekag.experiments.page import BOOK_COMMAND, FIRST_IMAGE, fill, row
 
@@ -159,7 +159,7 @@ SUMMARY = {
 
 def write_summary(page: Path = README, results: Path = RESULTS) -> None:
     """Write the table of results in the README from headline.json."""
-    fill(page, "results", summary_lines(json.loads((results / "headline.json").read_text())))
+    fill(page, "results", summary_lines(read_json(results / "headline.json")))
 
 
 def summary_lines(figures: Figures) -> list[str]:
@@ -184,7 +184,7 @@ def summary_lines(figures: Figures) -> list[str]:
 
 def write_claims_page(page: Path = CLAIMS_PAGE, results: Path = RESULTS) -> None:
     """Write docs/claims.md from headline.json."""
-    page.write_text(claims_text(json.loads((results / "headline.json").read_text())))
+    page.write_text(claims_text(read_json(results / "headline.json")))
 
 
 def claims_text(figures: Figures) -> str:

@@ -31,6 +31,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from dekag.documents import read_json
 from dekag.experiments.first_image import world_prompts
 from dekag.generation.images import IMAGE_FORMATS, Pixels
 from dekag.generation.models import Generator
@@ -161,7 +162,7 @@ def picture_ladders(picture: Pixels, scorer: ImageScorer, runs: Path) -> dict[tu
         unfinished.write_text(json.dumps(made))
         unfinished.rename(path)
     found = {}
-    for name, rungs in json.loads(path.read_text()).items():
+    for name, rungs in read_json(path).items():
         image_format, bare = name.split("/")
         settings = [(rung[1], rung[2]) for rung in rungs]
         sizes, values = [rung[0] for rung in rungs], np.array([rung[3:] for rung in rungs])

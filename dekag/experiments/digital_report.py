@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dekag.documents import read_json
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import (
     RUNS,
@@ -168,7 +168,7 @@ def _points(
 
 def page_text(measured: Measured, semantic: Semantic, name: str, results: Path) -> str:
     """docs/results-digital.md."""
-    shown = json.loads((results / "headline.json").read_text())
+    shown = read_json(results / "headline.json")
     lines = [
         "# The digital rival",
         "",

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from dekag.documents import read_json
 from dekag.errors import NotFoundError
 from dekag.experiments.consistency import judged
 from dekag.experiments.first_image import Prompt, topic_prompts
@@ -137,7 +138,7 @@ class Workbench:
             again = list(self.references(topic, prompts, OTHER_SEED))
             ends = {"none": plain, "ceiling": again}
             write_json(path, {name: self.judge(images, references, prompts) for name, images in ends.items()})
-        result: dict[str, list[Row]] = json.loads(path.read_text())
+        result: dict[str, list[Row]] = read_json(path)
         return result
 
     def run(self, cell: Cell) -> Row:
@@ -146,7 +147,7 @@ class Workbench:
         path = self.runs / "cells" / f"{name}.json"
         if not path.exists():
             write_json(path, self._run(cell, self.runs / "work" / name))
-        result: Row = json.loads(path.read_text())
+        result: Row = read_json(path)
         return result
 
     def draw(self, cell: Cell) -> tuple[TopicPrompts, npt.NDArray[np.uint8]]:

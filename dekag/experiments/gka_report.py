@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dekag.documents import read_json
 from dekag.experiments.consistency import bootstrap_ci95, mean_of
 from dekag.experiments.files import plt, write_plot, write_rows
 from dekag.experiments.gka import BITS, STUDIES, STUDY_TOPICS, Cell, Measured, Row, measure, sample_rows
@@ -216,7 +216,7 @@ def study_points(measured: Measured, base: DistillConfig, name: str, topic: str)
 
 def page_text(measured: Measured, rows: dict[str, list[Row]], base: DistillConfig, results: Path) -> str:
     """docs/results-gka.md."""
-    figures = json.loads((results / "headline.json").read_text())
+    figures = read_json(results / "headline.json")
     lines = [
         "# Generation-knowledge alignment: MAKD beside its baselines",
         "",

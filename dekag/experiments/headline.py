@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dekag.documents import read_json
+
 RESULTS = Path("results")
 
 
@@ -48,7 +50,7 @@ def record(
 ) -> None:
     """Write figure `key` into headline.json, replacing what an earlier run wrote."""
     path = results / "headline.json"
-    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    figures: dict[str, Any] = read_json(path) if path.exists() else {}
     figures[key] = {
         "value": round(value, 4),
         "unit": unit,

@@ -6,7 +6,6 @@ the edge does not know; and after how many pictures an update has paid for itsel
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dekag.documents import parse_json, read_json
 from dekag.errors import DekagError, InvalidInputError
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import Ladder, picture_ladders
@@ -171,7 +171,7 @@ def write(sweep: Sweep, rows: Sequence[Row], even: Sequence[Row], results: Path,
 
 def page_text(sweep: Sweep, rows: Sequence[Row], even: Sequence[Row], results: Path) -> str:
     """docs/results-overall.md."""
-    figures = json.loads((results / "headline.json").read_text())
+    figures = read_json(results / "headline.json")
     links = ", ".join(f"{link.get('fading', 'rayleigh')}" for link in sweep.links)
     lines = [
         "# Overall: generation and transmission together",
@@ -301,7 +301,7 @@ def _smaller_updates(even: Sequence[Row], trainings: Path) -> list[str]:
     webp = {row["topic"]: row["webp_bytes"] for row in even}
     tried: dict[str, dict[str, tuple[int, float]]] = {}
     for line in trainings.read_text().splitlines():
-        each: dict[str, Any] = json.loads(line)
+        each: dict[str, Any] = parse_json(line, str(trainings))
         config = each["config"]
         if config["seed"] != 0 or config["method"] not in ("makd", "metaword") or each["topic"] not in webp:
             continue

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dekag.documents import read_json
 from dekag.experiments.headline import RESULTS
 
 BOOK_COMMAND = "dekag results book"
@@ -50,7 +50,7 @@ def fill(page: Path, part: str, lines: Sequence[str]) -> None:
 
 def write_first_image_page(page: Path, results: Path = RESULTS) -> None:
     """Write docs/results-first-image.md from headline.json; what was not measured is said to be missing."""
-    figures = json.loads((results / "headline.json").read_text())
+    figures = read_json(results / "headline.json")
     lines = [
         "# The first image: before any alignment",
         "",

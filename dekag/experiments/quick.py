@@ -6,7 +6,6 @@ trainings (`dekag experiment gka` and `tka`) is left to `make results`.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dekag.documents import read_json
 from dekag.experiments import first_image
 from dekag.experiments.headline import RESULTS, record
 from dekag.experiments.overall import run_overall
@@ -78,7 +78,7 @@ def _run(
 
 def show(folder: Path, committed: Path = RESULTS) -> None:
     """A table of the figures in `folder` beside those of the same keys in `committed`."""
-    quick, whole = (json.loads((place / "headline.json").read_text()) for place in (folder, committed))
+    quick, whole = (read_json(place / "headline.json") for place in (folder, committed))
     table = Table("figure", "quick", "n", "committed", "n", "unit")
     for key, figure in quick.items():
         known = whole.get(key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, Cala
+from dekag.documents import read_json
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import CHANNELS, RATES, SNRS_DB
 from dekag.experiments.files import plt, write_plot, write_rows
@@ -368,7 +368,7 @@ def strip(measured: Measured) -> list[list[npt.NDArray[np.uint8]]]:
 
 def page_text(measured: Measured, results: Path) -> str:
     """docs/results-tka.md."""
-    shown = json.loads((results / "headline.json").read_text())
+    shown = read_json(results / "headline.json")
     bench = measured.workbench.bench
     count = len(measured.workbench.seeds)
     unseen = [channel for channel in measured_channels(measured) if channel in UNSEEN]

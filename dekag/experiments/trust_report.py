@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dekag.documents import read_json
 from dekag.experiments.headline import RESULTS
 
 PAGE = Path("docs/results-trust.md")
@@ -39,7 +39,7 @@ def write_trust_page(page: Path = PAGE, results: Path = RESULTS) -> None:
 
 
 def _section(path: Path, text: Any) -> Lines:
-    return list(text(json.loads(path.read_text()))) if path.exists() else [NOT_RUN]
+    return list(text(read_json(path))) if path.exists() else [NOT_RUN]
 
 
 def _faults(found: Row) -> Lines:

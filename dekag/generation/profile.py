@@ -5,12 +5,12 @@ A profile is a folder with a `profile.json`; its models are folders beside it or
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dekag.errors import NotFoundError
+from dekag.documents import read_json
+from dekag.errors import InvalidInputError, NotFoundError
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -70,21 +70,33 @@ def load_profile(name: str | Path) -> Profile:
 
     Raises:
         NotFoundError: there is no such profile.
+        InvalidInputError: its profile.json is not as it must be; names file, line and field.
     """
     folder = profile_folder(name)
     path = folder / "profile.json"
     if not path.exists():
         raise NotFoundError(f"no profile {str(name)!r}: {path} does not exist")
-    raw = json.loads(path.read_text())
+    try:
+        profile = Profile.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise InvalidInputError(f"{path}: {place}", f"valid ({first['msg']})", first["input"]) from None
 
     def located(place: str) -> str:
         return str((folder / place).resolve()) if (folder / place).is_dir() else place
 
-    raw["cloud"]["path"] = located(raw["cloud"]["path"])
-    raw["edge"]["path"] = located(raw["edge"]["path"])
-    raw["codec"] = located(raw["codec"])
-    for name in {"adapters", "knowledge"} & set(raw):
-        raw[name] = located(raw[name])
-    if "scorer" in raw:
-        raw["scorer"] = {name: located(place) for name, place in raw["scorer"].items()}
-    return Profile.model_validate(raw)
+    def placed(model: GeneratorProfile) -> GeneratorProfile:
+        return model.model_copy(update={"path": located(model.path)})
+
+    optional = {name: getattr(profile, name) for name in ("adapters", "knowledge")}
+    scorer = profile.scorer
+    return profile.model_copy(
+        update={
+            "cloud": placed(profile.cloud),
+            "edge": placed(profile.edge),
+            "codec": located(profile.codec),
+            **{name: place and located(place) for name, place in optional.items()},
+            "scorer": scorer and ScorerProfile(clip=located(scorer.clip), dino=located(scorer.dino)),
+        }
+    )

@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from dekag import plugins
+from dekag.documents import read_json
 from dekag.errors import InvalidInputError
 from dekag.experiments.headline import current_commit
 from dekag.sweeps.grid import Cell, Sweep, grouped
@@ -111,7 +112,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
                 continue
             measured += 1
             _write(paths[cell], row_of(sweep.name, cell, paths[cell].stem, hashes, commit, found, where))
-    rows = [json.loads(paths[cell].read_text()) for cell in cells if paths[cell].exists()]
+    rows = [read_json(paths[cell]) for cell in cells if paths[cell].exists()]
     return Outcome([{**row, "sweep": sweep.name} for row in rows], measured, failed)
 
 

@@ -20,7 +20,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -33,6 +32,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dekag import plugins
+from dekag.documents import read_yaml
 from dekag.errors import InvalidInputError
 from dekag.link.conditions import LinkConditions
 from dekag.world import TOPICS
@@ -246,8 +246,8 @@ def read_sweep(path: Path) -> Sweep:
         InvalidInputError: names the field and what it allows.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = read_yaml(path)
+    except OSError as error:
         raise InvalidInputError(str(path), "a readable YAML file", _first_line(error)) from None
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)

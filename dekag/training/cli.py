@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dekag.documents import read_json
+
 train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
 
 Steps = Annotated[int, typer.Option(min=2, help="Optimiser steps in all.")]
@@ -42,7 +44,7 @@ def _save(
     """Write `model` as fp16 safetensors and a training.json beside it; `continues`: the record it adds to."""
     import torch
 
-    state = json.loads((runs / name / "state.json").read_text())
+    state = read_json(runs / name / "state.json")
     model.to(dtype=torch.float16)
     model.save_pretrained(folder, safe_serialization=True)
     record: dict[str, Any] = {
@@ -92,7 +94,7 @@ def decoder(
     latents = encoded_scenes(runs / "cache", model)
     model = refine_decoder(runs / "decoder", runs / "cache", model, latents, steps=steps, seed=seed)
     psnr = float(held_out_psnr(model, runs / "cache").mean())
-    before = json.loads((vae / "training.json").read_text())
+    before = read_json(vae / "training.json")
     _save(model, out, runs, "decoder", {"validation_psnr_db": round(psnr, 2)}, seed, before)
     for pipeline in ("edge", "cloud"):
         copy = out.parent / pipeline / "vae"
@@ -177,7 +179,7 @@ def cloud(
         runs / "cloud", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16, start=start
     )
     quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=True)
-    continues = json.loads((start / "training.json").read_text()) if start else None
+    continues = read_json(start / "training.json") if start else None
     _save(pipeline, out, runs, "cloud", quality, seed, continues)
 
 

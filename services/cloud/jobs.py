@@ -32,6 +32,7 @@ from saq import Job, Status
 from saq.job import TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
 
+from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
 from dekag.makd.topics import topic_name
 from services.cloud.job_folder import JobFolders
@@ -76,12 +77,14 @@ class Order:
     Attributes:
         topic, prompts, triggers: as ``dekag.makd.topics.topic_prompts`` takes them.
         config: fields of ``dekag.makd.config.DistillConfig`` that differ from its defaults.
+        force: whether the update is published even if it is not better than what there is.
     """
 
     topic: str
     prompts: list[str]
     triggers: list[str]
     config: dict[str, Any]
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,9 @@ class JobState:
         loss: smoothed training loss.
         finished: when its worker let go of it; a moment after it was cancelled.
         error: why it failed, for people to read.
-        version: of the knowledge that it made.
+        version: of the knowledge that it made; None if that was kept aside.
+        kept_aside: why it was not published; empty unless it was not.
+        scores: of the update on held-out prompts, once the job is finished.
     """
 
     id: str
@@ -110,6 +115,8 @@ class JobState:
     started: float | None
     finished: float | None
     version: int | None
+    kept_aside: str
+    scores: Mapping[str, float]
 
     @property
     def over(self) -> bool:
@@ -216,8 +223,8 @@ def _check(job: Job) -> None:
     for texts in (order.prompts, order.triggers):
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise TypeError("prompts or triggers")
-    if not isinstance(order.config, dict):
-        raise TypeError("config")
+    if not isinstance(order.config, dict) or not isinstance(order.force, bool):
+        raise TypeError("config or force")
     _state(job, None).to_proto()
     created = job.meta["created"]
     times = _silent_s(job) + job.heartbeat + created
@@ -232,7 +239,7 @@ def _check(job: Job) -> None:
 def _kept(name: str, text: bytes) -> dict[str, Any] | None:
     """What is kept of a job's order, as ``Jobs.start`` wrote it; None if that is not what ``text`` is."""
     try:
-        kept: dict[str, Any] = json.loads(text)
+        kept: dict[str, Any] = parse_json(text, f"order of job {name[:_LONGEST]}")
         _check(_as_job(name, kept))
     except _NO_JOB as error:
         _log.warning("an order that is none is put aside", job=name[:_LONGEST], error=str(error)[:200])
@@ -302,7 +309,7 @@ class Jobs:
             await self._restore(redis, queue)
             (known,) = await self._jobs(queue, [name]) if name else [None]
             if known is not None:
-                if known.kwargs != vars(order):
+                if {"force": False, **(known.kwargs or {})} != vars(order):  # older jobs have no force
                     raise ConflictError(f"job {name} was started for another order; take another key")
                 return await self.get(name)
             for state in await self._recent(redis, queue):
@@ -503,4 +510,6 @@ def _state(job: Job, decided: bytes | None) -> JobState:
         started=job.meta.get("started"),
         finished=job.completed / 1000 if status in OVER and job.completed else None,
         version=made.get("version"),
+        kept_aside=made.get("kept_aside", ""),
+        scores=dict(made.get("scores", {})),
     )

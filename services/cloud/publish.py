@@ -8,11 +8,11 @@ edges use it from the next request on.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from dekag import plugins
+from dekag.documents import read_json
 from dekag.errors import DekagError, MismatchError, NotFoundError
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import Manifest
@@ -96,8 +96,8 @@ def _exists(folder: Path) -> None:
 def _is_update(folder: Path) -> bool:
     """Whether the folder says that it holds knowledge of a topic; what it says is checked later."""
     try:
-        return "topic" in json.loads((folder / "knowledge.json").read_bytes())
-    except (OSError, ValueError, TypeError):
+        return "topic" in read_json(folder / "knowledge.json")
+    except (OSError, TypeError):
         return False
 
 

@@ -47,7 +47,12 @@ from services.proto.cloud_pb2 import (
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
-from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest, StageTime, TransmissionKnowledge
+from services.proto.downlink_pb2 import (
+    GetTransmissionKnowledgeRequest,
+    PromptRead,
+    StageTime,
+    TransmissionKnowledge,
+)
 
 if TYPE_CHECKING:
     from dekag.generation.images import Pixels
@@ -127,6 +132,10 @@ class CloudServicer(CloudBase):
         prompt, seeds = converters.prompt(request.prompt), converters.seeds(request)
         width, height = converters.size(request.width, request.height)
         formats = converters.image_formats(request)
+        read = self._generator.reader.read(prompt)
+        refusing = converters.long_prompt(request.on_long_prompt) == "refuse"
+        if refusing and read.tokens > read.tokens_at_once:
+            raise converters.too_long(read.tokens, read.tokens_at_once, "cloud")
         for seed in seeds:
             async for image in self._images(GenerationRequest(prompt, seed, width, height), formats):
                 yield image
@@ -143,6 +152,7 @@ class CloudServicer(CloudBase):
             wanted = GenerationRequest(prompt, seed, width, height)
             (own,) = [image async for image in self._images(wanted, ["png"])]
             found = await score(received, own.image)
+        found.prompt_read.CopyFrom(own.prompt_read)
         if request.sampled:
             await self._drift.note(request.knowledge, found.consistency)
         return found
@@ -176,7 +186,8 @@ class CloudServicer(CloudBase):
     async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
         """The latest pictures of a job that is training."""
         state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
-        return Preview(png=await asyncio.to_thread(self._job_folders.preview, state.id))
+        aside = await asyncio.to_thread(self._store.aside_samples, state.id)
+        return Preview(png=aside or await asyncio.to_thread(self._job_folders.preview, state.id))
 
     async def ListKnowledge(
         self,
@@ -283,6 +294,7 @@ class CloudServicer(CloudBase):
     async def _images(self, request: GenerationRequest, formats: list[str]) -> AsyncIterator[GeneratedImage]:
         """The image in each format, from the cache or drawn."""
         generator, (width, height) = self._generator, request.size
+        read = PromptRead(**vars(generator.reader.read(request.prompt)))
         keys = {
             name: image_key(generator.model_hash, request.prompt, request.seed, width, height, name)
             for name in formats
@@ -307,6 +319,7 @@ class CloudServicer(CloudBase):
                 cached=not missing,
                 stages=stages,
                 format=converters.FORMATS[name],
+                prompt_read=read,
             )
             stages = []
 

@@ -31,6 +31,7 @@ from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
 _WARN_EVERY_S = 30.0
+_EDITION = 2  # raised when the same model draws something else of the same arguments
 
 
 def content_key(kind: str, *parts: str | int) -> str:
@@ -48,12 +49,12 @@ def latent_key(
         prompt, seed, width, height: as asked.
         updates: content hashes of the knowledge updates that take part, in any order.
     """
-    return content_key("latent", model_hash, prompt, seed, width, height, *sorted(updates))
+    return content_key("latent", _EDITION, model_hash, prompt, seed, width, height, *sorted(updates))
 
 
 def image_key(model_hash: str, prompt: str, seed: int, width: int, height: int, image_format: str) -> str:
     """Key of the encoded image that the cloud model ``model_hash`` draws for these arguments."""
-    return content_key("image", model_hash, prompt, seed, width, height, image_format)
+    return content_key("image", _EDITION, model_hash, prompt, seed, width, height, image_format)
 
 
 def report_key(request_id: str) -> str:

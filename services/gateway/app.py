@@ -14,8 +14,8 @@ from fastapi import Body, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import ValidationError
 
+from dekag.documents import parse_json
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
@@ -23,6 +23,7 @@ from services.common.converters import MAX_SEED
 from services.common.requests import request_id
 from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
+from services.gateway.bodies import JsonRoute
 from services.gateway.converters import to_image, to_proto
 from services.gateway.idempotency import seed_for
 from services.gateway.keys import Keys
@@ -114,6 +115,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         "OpenAI Images API; `link` says over what radio link, `link_report` how it went.",
         lifespan=lifespan,
     )
+    app.router.route_class = JsonRoute
     app.state.settings = settings
     app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL, keys=keys)
     problems.install(app, keys=keys is not None)
@@ -181,8 +183,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     ) -> Reports:
         """The link reports of an earlier request, kept for an hour unless the settings say otherwise."""
         if (found := await app.state.cache.get(report_key(of))) is not None:
-            with contextlib.suppress(ValidationError):  # not what a gateway wrote: as good as none
-                return Reports.model_validate_json(found)
+            with contextlib.suppress(ValueError):  # not what a gateway wrote: as good as none
+                return Reports.model_validate(parse_json(found, "report"))
         if not await app.state.cache.ping():
             raise UnavailableError("the store of reports cannot be reached")
         raise NotFoundError(

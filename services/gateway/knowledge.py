@@ -16,6 +16,7 @@ from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.knowledge import NO_KNOWLEDGE
 from services.common.requests import begin_request, request_id
+from services.gateway.bodies import JsonRoute
 from services.gateway.converters import to_consistency, to_distill, to_job, to_manifest, to_transmission
 from services.gateway.idempotency import job_id_for
 from services.gateway.problems import responses
@@ -40,7 +41,7 @@ from services.proto.cloud_pb2 import (
 )
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 _log = structlog.get_logger()
 _T = TypeVar("_T")
 _TopicName = Annotated[

@@ -124,8 +124,6 @@ class _Schema:
 
 def _field_problem(error: Mapping[str, Any], schema: _Schema) -> FieldProblem:
     where, *location = error["loc"]
-    if error["type"] == "json_invalid":
-        return FieldProblem(field="body", allowed="a JSON object", detail="the body is not valid JSON")
     field, context = ".".join(map(str, location)) or where, error.get("ctx", {})
     if error["type"] == "extra_forbidden":
         may = f"one of {', '.join(schema.at(location[:-1]).get('properties', {}))}"

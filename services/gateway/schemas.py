@@ -207,6 +207,13 @@ class ImagesRequest(BaseModel):
         examples=["auto", ["neon"]],
     )
 
+    on_long_prompt: Literal["read", "refuse"] = Field(
+        default="read",
+        description="What becomes of a prompt of more tokens than the model that draws reads at a time. "
+        "read: all of it is read, in windows; link_report.prompt_read says how much that is. "
+        "refuse: the request is refused with status 422.",
+        examples=["read"],
+    )
     consistency: bool = Field(
         default=False,
         description="Whether to compare each image with the cloud's own of the same prompt and seed, which "
@@ -309,6 +316,17 @@ class KnowledgeUse(BaseModel):
     content_hash: str = Field(description="sha256 over everything in the update.", examples=[_HASH])
 
 
+class PromptRead(BaseModel):
+    """How much of the prompt a model read; start and end tokens are not counted."""
+
+    tokens: int = Field(description="That the prompt has.", examples=[9])
+    tokens_read: int = Field(description="Of them.", examples=[9])
+    tokens_at_once: int = Field(
+        description="That the model reads at a time; of more, it reads one window after another.",
+        examples=[38],
+    )
+
+
 class LinkReport(BaseModel):
     """What one image cost on its way and how well it arrived."""
 
@@ -355,6 +373,11 @@ class LinkReport(BaseModel):
     )
     instantaneous_snr_db: float | None = Field(
         description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel.", examples=[9.3]
+    )
+    prompt_read: dict[str, PromptRead] = Field(
+        default_factory=dict,
+        description='How much of the prompt was read by who drew: "edge", or "cloud" of a conventional one.',
+        examples=[{"edge": {"tokens": 9, "tokens_read": 9, "tokens_at_once": 38}}],
     )
     psnr_db: float | None = Field(
         description="Received image against what was sent, dB; null if not decoded.", examples=[24.8]
@@ -560,6 +583,12 @@ class KnowledgeRequest(BaseModel):
         description="Seeds the cloud's pictures and the training.",
         examples=[0],
     )
+    force: bool = Field(
+        default=False,
+        description="Whether the update is published even if it is not better, by CLIP- and DINO-score on "
+        "held-out prompts, than the edge without it and than the current version.",
+        examples=[False],
+    )
 
 
 KNOWLEDGE_EXAMPLES: dict[str, Example] = {
@@ -603,7 +632,18 @@ class Job(BaseModel):
         examples=[_CREATED + 60.5],
     )
     version: int | None = Field(
-        description="The version of the topic's knowledge that it made.", examples=[1]
+        description="The version of the topic's knowledge that it made; null if that is kept aside.",
+        examples=[1],
+    )
+    kept_aside: str | None = Field(
+        default=None,
+        description="Why a finished job's update was not published; null unless it was not.",
+        examples=["on held-out prompts it is not better than the edge without it by both scores"],
+    )
+    scores: dict[str, float] = Field(
+        default_factory=dict,
+        description="Of the update on held-out prompts, once the job is finished.",
+        examples=[{"clip_before": 0.556, "clip_after": 0.243}],
     )
 
 

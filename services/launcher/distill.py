@@ -27,6 +27,7 @@ def run_distill(
     *,
     prompts: Sequence[str],
     config: Mapping[str, int],
+    force: bool = False,
     url: str,
     output: Path,
     as_json: bool = False,
@@ -37,21 +38,22 @@ def run_distill(
         topic: its name.
         prompts: to learn from; the embedded world's if there are none. Blank lines are left out.
         config: images, rank, tokens, steps and seed, as far as they are not the defaults.
+        force: publish the update even if it is not better than what there is.
         url: of the gateway.
         output: folder for ``samples.png``, ``before.png``, ``after.png`` and ``side-by-side.png``.
         as_json: what came of it as JSON is all that goes to the standard output; the progress goes to the
             other one.
 
     Returns:
-        The exit status: 2 for what another request mends, 1 if the system does not run or the job fails, 130
-        after Ctrl-C.
+        The exit status: 2 for what another request mends, 1 if the system does not run, the job fails or its
+        update is kept aside, 130 after Ctrl-C.
     """
     err = Console(stderr=True)
     console = err if as_json else Console()
     said = [line.strip() for line in prompts if line.strip()]
     try:
         with Client(url) as client:
-            options: dict[str, Any] = {"prompts": said, **config}
+            options: dict[str, Any] = {"prompts": said, "force": force, **config}
             job = client.start(topic, **options)
             try:
                 job = _follow(client, job, console)
@@ -59,6 +61,11 @@ def run_distill(
                 return _cancel(client, job, console)
             if job.status != "finished":
                 raise DekagError(f"The job {job.status}: {job.error or 'somebody asked for it'}")
+            if job.kept_aside:
+                if as_json:
+                    typer.echo(job.model_dump_json())
+                console.print(_table(f"{topic}: not published", job.scores))
+                raise DekagError(f"The update was kept aside: {job.kept_aside}; --force publishes it")
             (learned,) = [each for each in client.knowledge() if each.topic == topic]
             console.print(_scores(learned))
             output.mkdir(parents=True, exist_ok=True)
@@ -128,7 +135,11 @@ def _before_and_after(
 
 def _scores(knowledge: Knowledge) -> Table:
     title = f"{knowledge.topic}, version {knowledge.version}: {knowledge.size_bytes:,} bytes"
+    return _table(title, knowledge.scores)
+
+
+def _table(title: str, scores: Mapping[str, float]) -> Table:
     table = Table("on held-out prompts", "", title=title)
-    for name, value in knowledge.scores.items():
+    for name, value in scores.items():
         table.add_row(name.replace("_", " "), f"{value:g}")
     return table

@@ -22,6 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dekag.documents import read_json
+
 PYTHON = (3, 11)
 MEMORY_GIB, DISK_GIB = 2.0, 1.0  # the services hold 1.8 GiB; knowledge and logs are small
 INSTALL = "make install"
@@ -386,7 +388,7 @@ def _fits_its_hash(folder: Path) -> bool:
     """Whether the files of an artifact are those that its knowledge.json was written for."""
     from dekag.artifacts import INFO, content_hash
 
-    info = json.loads((folder / INFO).read_bytes())
+    info = read_json(folder / INFO)
     claimed = info.pop("content_hash")
     parts = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != INFO}
     return bool(claimed == content_hash(parts, info))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import regex
 import typer
 from rich.console import Console
 
 from dekag.client import Client, UnreachableError
 from dekag.errors import DekagError
+from dekag.words import folded
 from services.launcher.demo import exit_status, report_table
 
 _NAME_CHARS = 48
@@ -58,6 +59,14 @@ def run_image(
         typer.echo(report.model_dump_json())  # rich would colour it
     else:
         out.print(report_table({report.delivery: image}))
+        for side, read in report.prompt_read.items():
+            if read.tokens > read.tokens_at_once:
+                said = (
+                    f"The {side} read the prompt's {read.tokens} tokens in windows of {read.tokens_at_once}"
+                )
+                out.print(
+                    f"{said}; --on-long-prompt refuse would refuse it.", highlight=False, soft_wrap=True
+                )
     if (png := image.png) is None:
         return _fail(err, "The delivery did not decode: there is no picture", 1)
     try:
@@ -74,7 +83,7 @@ def run_image(
 
 def default_name(prompt: str, seed: int) -> str:
     """Name of the file for that prompt and seed: ``a-red-boat-7.png``."""
-    words = re.sub(r"\W+", "-", prompt.lower())[:_NAME_CHARS].strip("-")
+    words = regex.sub(r"[^\p{L}\p{M}\p{N}]+", "-", folded(prompt))[:_NAME_CHARS].strip("-")
     return f"{words or 'image'}-{seed}.png"
 
 

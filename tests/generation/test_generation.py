@@ -134,3 +134,19 @@ def test_profiles(models: Path) -> None:
     assert Path(load_profile(models).codec).is_absolute()
     with pytest.raises(NotFoundError, match="no profile 'nowhere'"):
         load_profile("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"codec": "a",\n"codec": "b"}', "profile.json, line 2: the key 'codec' stands there twice"),
+        ("[" * 5000, "more than 64 levels"),
+        ('{"codec": "codec"}', "profile.json: cloud must be valid"),
+        ("[]", "profile.json"),
+    ],
+)
+def test_a_profile_that_is_none_is_told_in_a_line(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "profile.json").write_text(text)
+    with pytest.raises(InvalidInputError, match=told) as caught:
+        load_profile(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dekag.documents import read_json
 from dekag.experiments.book import MISSING, TARGETS, verdict
 from dekag.experiments.files import plt, write_plot
 from dekag.experiments.headline import RESULTS, mean_ci95
@@ -37,7 +37,7 @@ Bench = Mapping[str, Any]
 def write_load_page(page: Path = PAGE, results: Path = RESULTS) -> None:
     """Write the page and, of what was measured, the plots."""
     path = results / "headline.json"
-    figures = json.loads(path.read_text()) if path.exists() else {}
+    figures = read_json(path) if path.exists() else {}
     lines = [
         "# Load: what the services cost",
         "",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dekag.documents import read_json
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.headline import RESULTS, current_commit
 from dekag.sweeps.engine import machine
@@ -47,7 +48,7 @@ def read_bench(name: str, results: Path = RESULTS) -> dict[str, Any] | None:
     path = path_of(name, results)
     if not path.exists():
         return None
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = read_json(path)
     return content
 
 

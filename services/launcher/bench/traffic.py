@@ -8,7 +8,6 @@ link as conventional delivery takes for them. Knowledge updates are charged to t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from dekag.documents import parse_json, read_json
 from dekag.errors import MismatchError, NotFoundError
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.headline import RESULTS, record
@@ -82,12 +82,12 @@ def run_traffic_bench(
     """
     console = Console()
     try:
-        figures = json.loads((report / "report.json").read_text())
+        figures = read_json(report / "report.json")
         lines = (report / "answers.jsonl").read_text().splitlines()
     except OSError as error:
         raise NotFoundError(f"there is no load test's report in {report}: make loadtest-compose") from error
     try:
-        asked = list(answered([json.loads(line) for line in lines], figures["knowledge"]))
+        asked = list(answered([parse_json(line, "answers.jsonl") for line in lines], figures["knowledge"]))
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
     chosen = set(list(dict.fromkeys((each.prompt, each.seed) for each in asked))[:pictures])
