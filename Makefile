@@ -1,14 +1,14 @@
 # `make` alone lists what there is. Everything runs in .venv, which is made on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-SNR ?= 10
+override SNR := $(or $(strip $(SNR)),10)
 PROMPT ?=
 SEED ?=
-USERS ?= 8
-DURATION ?= 60s
-SHAPE ?= steady
-URL ?= http://127.0.0.1:8080
-REPORT ?= loadtest-out
+override USERS := $(or $(strip $(USERS)),8)
+override DURATION := $(or $(strip $(DURATION)),60s)
+override SHAPE := $(or $(strip $(SHAPE)),steady)
+override URL := $(or $(strip $(URL)),http://127.0.0.1:8080)
+override REPORT := $(or $(strip $(REPORT)),loadtest-out)
 FAULTS ?=
 
 .DEFAULT_GOAL := help

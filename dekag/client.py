@@ -509,7 +509,12 @@ def base_url(url: str) -> str:
         parts = httpx2.URL(url.strip())
     except httpx2.InvalidURL:
         raise InvalidInputError("url", allowed, url) from None
-    wrong = parts.query or parts.fragment or parts.port == 0 or re.search(r"[\s\\%]", parts.host)
+    wrong = (
+        parts.query
+        or parts.fragment
+        or not (parts.port is None or 0 < parts.port < 2**16)
+        or re.search(r"[\s\\%]", parts.host)
+    )
     if parts.scheme not in ("http", "https") or not parts.host or wrong:
         raise InvalidInputError("url", allowed, url)
     return url.strip().rstrip("/")

@@ -126,8 +126,8 @@ def split(named: str) -> list[str]:
 def join(paths: Iterable[str]) -> str:
     """What DEKAG_PLUGINS must be to name these plug-ins."""
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="").writerow(paths)
-    return text.getvalue()
+    csv.writer(text).writerow(paths)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def get(kind: str, name: str) -> Any:
@@ -222,7 +222,7 @@ def _file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise NotFoundError(f"plug-in {path}: there is no such file")
-    name = f"dekag_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    name = f"dekag_plugin_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

@@ -121,7 +121,7 @@ async def test_a_distiller_whose_redis_is_away_waits_for_it_and_ends_when_asked(
     try:
         assert process.stderr is not None
         said = ""
-        while "Redis is away" not in said:
+        while "Redis cannot be reached" not in said:
             said = await asyncio.to_thread(process.stderr.readline)
             assert said, "it ended"
         process.send_signal(signal.SIGTERM)

@@ -84,7 +84,6 @@ async def test_beyond_loopback(host: str) -> None:
         ("127.0.0.1", "", False),
         ("0.0.0.0", "", True),
         ("::", "", True),
-        ("", "", True),
         ("10.0.0.1", "", True),
         ("0.0.0.0", "127.0.0.1", False),
         ("0.0.0.0", "0.0.0.0", True),
