@@ -84,7 +84,10 @@ def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365
         _write(home / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
         made.append(service)
     users = ["user default off"]
-    for user, owner, may in [("health", "redis", _HEALTH), *((name, name, may) for name, may in _MAY.items())]:
+    for user, owner, may in [
+        ("health", "redis", _HEALTH),
+        *((name, name, may) for name, may in _MAY.items()),
+    ]:
         file = folder / owner / PASSWORD
         if not file.exists():
             _write(file, secrets.token_urlsafe(32).encode())
