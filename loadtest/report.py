@@ -207,7 +207,7 @@ def _saved(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def log_lines(folder: Path) -> list[str]:
-    """Lines of the logs ``*.log`` in that folder, and of older parts of them, that may count bytes of calls."""
+    """Lines of the logs ``*.log`` in that folder, and of older parts of them, that may count bytes."""
     lines: list[str] = []
     for path in sorted({*folder.glob("*.log"), *folder.glob("*.log.[0-9]")}):
         with path.open(encoding="utf-8", errors="replace") as file:

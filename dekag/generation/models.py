@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
