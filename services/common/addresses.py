@@ -9,7 +9,7 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator
-from redis.asyncio import ConnectionPool
+from redis import ConnectionPool
 from redis.connection import parse_url
 
 NO_REDIS = "none"
