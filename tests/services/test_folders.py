@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from dekag import cli, plugins
 from dekag.errors import InvalidInputError
-from services.cloud.store import KnowledgeStore, trouble
+from services.cloud.job_folder import JobFolders
+from services.cloud.version_store import trouble
 from services.launcher import doctor
 from services.launcher.stack import LaunchError
 from tests.services.test_launcher import RedisOnly
@@ -64,8 +65,8 @@ def test_redis_starts_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None
 def test_a_data_folder_of_any_name_is_written(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     assert trouble(folder) == ""
-    KnowledgeStore(folder).keep_order("0" * 32, "{}")
-    assert KnowledgeStore(folder).orders() == {"0" * 32: b"{}"}
+    JobFolders(folder).keep_order("0" * 32, "{}")
+    assert JobFolders(folder).orders() == {"0" * 32: b"{}"}
 
 
 @EVERY
