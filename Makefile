@@ -1,14 +1,15 @@
 # `make` alone lists what there is. Everything runs in .venv, which is made on first use.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-SNR ?= 10
+# a variable that is empty is as good as none
+override SNR := $(if $(strip $(SNR)),$(SNR),10)
 PROMPT ?=
 SEED ?=
-USERS ?= 8
-DURATION ?= 60s
-SHAPE ?= steady
-URL ?= http://127.0.0.1:8080
-REPORT ?= loadtest-out
+override USERS := $(if $(strip $(USERS)),$(USERS),8)
+override DURATION := $(if $(strip $(DURATION)),$(DURATION),60s)
+override SHAPE := $(if $(strip $(SHAPE)),$(SHAPE),steady)
+override URL := $(if $(strip $(URL)),$(URL),http://127.0.0.1:8080)
+override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
 FAULTS ?=
 
 .DEFAULT_GOAL := help
@@ -28,7 +29,7 @@ install: .venv/.installed ## make .venv and install the project with its pinned 
 	@touch $@
 
 demo: install ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
-	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(SEED),--seed "$(SEED)")
+	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(strip $(PROMPT)),--prompt "$(PROMPT)") $(if $(strip $(SEED)),--seed "$(SEED)")
 
 up: install ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import secrets
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from importlib.metadata import version
@@ -54,7 +56,18 @@ Ray = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are CPUs if left out.", min=1)]
 FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
-Url = Annotated[str, typer.Option(help="Where the system runs.")]
+
+
+def _gateway(url: str) -> str:
+    from dekag.client import base_url
+
+    try:
+        return base_url(url)
+    except InvalidInputError as error:
+        raise typer.BadParameter(f"{url!r} is not {error.allowed}") from None
+
+
+Url = Annotated[str, typer.Option(help="Where the system runs.", callback=_gateway)]
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -79,9 +92,17 @@ def main(
     ] = False,
 ) -> None:
     """Generative semantic communication with distillation-enabled knowledge alignment."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):  # names of files may be no text: then they are shown escaped
+            out.reconfigure(errors="backslashreplace")
+    if any(name.upper().startswith("DEKAG_") for name in os.environ):
+        from services.common.environment import unknown
+
+        for told in unknown():
+            typer.secho(f"Warning: {told}", fg="yellow", err=True)
     if plugin:  # in the environment, so that the services and workers that are started load it, too
-        named = [os.environ.get(plugins.ENVIRONMENT, ""), *plugin]
-        os.environ[plugins.ENVIRONMENT] = ",".join(filter(None, named))
+        named = [*plugins.split(os.environ.get(plugins.ENVIRONMENT, "")), *plugin]
+        os.environ[plugins.ENVIRONMENT] = plugins.join(named)
     if context.invoked_subcommand == "doctor":  # says itself what is wrong with them
         return
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -321,6 +322,9 @@ class Client:
         api_key: for a gateway that asks for one; ``DEKAG_API_KEY`` of the environment if left out.
         ca_file: certificate of the authority that the gateway's is from, if it is none that this machine
             knows; ``DEKAG_CA_FILE`` of the environment if left out.
+
+    Raises:
+        InvalidInputError: ``url`` is none of a gateway.
     """
 
     def __init__(
@@ -332,14 +336,14 @@ class Client:
         api_key: str | None = None,
         ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.url, self._retries = url.rstrip("/"), retries
+        self.url, self._retries = base_url(url), retries
         # the proxies of the environment are for the world outside, not for a system on this machine
         self._http = httpx2.Client(
             base_url=self.url,
             timeout=timeout_s,
             trust_env=False,
             headers=authorization(api_key),
-            verify=_trusted(file) if (file := ca_file or os.environ.get(CA_FILE)) else True,
+            verify=_trusted(file) if (file := ca_file or os.environ.get(CA_FILE, "").strip()) else True,
         )
 
     def __enter__(self) -> Self:
@@ -518,6 +522,24 @@ def authorization(api_key: str | None = None) -> dict[str, str]:
     """The headers that show an API key, that of the environment if none is given; none without one."""
     key = (api_key or os.environ.get(API_KEY, "")).strip()
     return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+def base_url(url: str) -> str:
+    """The URL of a gateway without a slash at its end; InvalidInputError if it is none."""
+    allowed = f"the URL of a gateway, such as {DEFAULT_URL}"
+    try:
+        parts = httpx2.URL(url.strip())
+    except httpx2.InvalidURL:
+        raise InvalidInputError("url", allowed, url) from None
+    wrong = (
+        parts.query
+        or parts.fragment
+        or not (parts.port is None or 0 < parts.port < 2**16)
+        or re.search(r"[\s\\%]", parts.host)
+    )
+    if parts.scheme not in ("http", "https") or not parts.host or wrong:
+        raise InvalidInputError("url", allowed, url)
+    return url.strip().rstrip("/")
 
 
 def _trusted(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:

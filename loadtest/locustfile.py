@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,10 @@ from dekag.errors import DekagError
 from loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
 from loadtest.report import Answer, log_lines, service_traffic, write_report
 from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+
+# an empty variable is none, as for the services; Locust itself would read numbers from it
+for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:
+    del os.environ[_name]
 
 DEFAULT_DURATION_S = 60.0
 IDLE_S = 10.0  # at rest services look at Redis every few seconds; rarer checks are a few hundred bytes each

@@ -207,9 +207,9 @@ def _saved(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
 
 
 def log_lines(folder: Path) -> list[str]:
-    """Lines of the logs ``*.log`` in that folder that may be about calls and their bytes."""
+    """Lines of the logs ``*.log`` in that folder, and of older parts of them, that may count bytes."""
     lines: list[str] = []
-    for path in sorted(folder.glob("*.log")):
+    for path in sorted({*folder.glob("*.log"), *folder.glob("*.log.[0-9]")}):
         with path.open(encoding="utf-8", errors="replace") as file:
             lines += [text for text in file if _COUNTS in text]
     return lines

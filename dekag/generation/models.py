@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -31,11 +32,11 @@ def folder_hash(path: Path | str) -> str:
     folder = Path(path)
     digest = hashlib.sha256()
     if not folder.is_dir():
-        digest.update(str(path).encode())
+        digest.update(os.fsencode(path))
         return digest.hexdigest()
     for file in sorted(folder.rglob("*")):
         if file.suffix in HASHED_SUFFIXES and file.name != "training.json":
-            digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
             digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -27,7 +27,6 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from saq import Job, Status
 from saq.job import TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
@@ -37,7 +36,9 @@ from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableEr
 from dekag.makd.topics import topic_name
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings, KnowledgeSettings
+from services.cloud.version_store import trouble
 from services.common import metrics, tracing
+from services.common.redis_state import REDIS_ERRORS, Trial, why
 from services.common.security import redis_options
 from services.proto import cloud_pb2
 
@@ -48,6 +49,7 @@ _JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
 _LISTED = 100
 _UNCLAIMED_S = 2.0  # that a job which was given out may take until its worker has claimed it
 _NAME = re.compile("[0-9a-f]{32}")
+_NO_REDIS = "distillation needs Redis, which is turned off (DEKAG_REDIS_URL is none)"
 _LONGEST = 64  # name that is looked up
 _NO_JOB = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DekagError)
 _log = structlog.get_logger()
@@ -274,6 +276,11 @@ async def decide(redis: Redis, job: str, how: bytes, keep_s: int) -> bool:
     return await outcome(redis, job) == how
 
 
+def trial(redis: Redis) -> Trial:
+    """Tries what jobs need of Redis."""
+    return Trial(redis, _outcome_key(""), scripts=True)
+
+
 def _outcome_key(job: str) -> str:
     return f"dekag:outcome:{job}"
 
@@ -286,6 +293,15 @@ class Jobs:
         self._folders = JobFolders(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._queue = open_queue(self._redis, self._folders) if self._redis else None
+        self._trial = trial(self._redis) if self._redis else None
+
+    async def trouble(self) -> str:
+        """Why no job can be started now; empty if one can."""
+        if self._trial is None:
+            return _NO_REDIS
+        if redis := await self._trial.trouble():
+            return f"distillation needs Redis, which {redis}"
+        return await asyncio.to_thread(trouble, self._settings.data_dir)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -319,6 +335,8 @@ class Jobs:
                     )
             name = name or uuid.uuid4().hex
             kept = {"order": vars(order), "created": time.time(), "trace": tracing.outgoing()}
+            if full := await asyncio.to_thread(trouble, self._settings.data_dir):
+                raise UnavailableError(f"the job cannot be kept: {full}")
             await asyncio.to_thread(self._folders.keep_order, name, json.dumps(kept))
             try:
                 job = await self._enqueue(redis, queue, name, kept)
@@ -481,11 +499,16 @@ class Jobs:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[tuple[Redis, DistillQueue]]:
         if self._redis is None or self._queue is None:
-            raise UnavailableError("distillation needs Redis, and there is none")
+            raise UnavailableError(_NO_REDIS)
         try:
             yield self._redis, self._queue
-        except (RedisError, OSError, TimeoutError) as error:
-            raise UnavailableError("distillation needs Redis, which does not answer") from error
+        except REDIS_ERRORS as error:
+            if isinstance(error, OSError) and error.filename is not None:  # of the disk
+                folder = self._settings.data_dir
+                raise UnavailableError(
+                    f"DEKAG_DATA_DIR {folder} cannot be used: {error.strerror or error}"
+                ) from error
+            raise UnavailableError(f"distillation needs Redis, which {why(error)}") from error
 
 
 def _state(job: Job, decided: bytes | None) -> JobState:

@@ -22,7 +22,7 @@ from services.cloud.drift import DriftWatch
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import Jobs, open_redis
 from services.cloud.repair import Repair
-from services.cloud.version_store import KnowledgeStore, TransmissionStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore, trouble
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.security import SettingError
@@ -100,18 +100,20 @@ class CloudServicer(CloudBase):
         from dekag.generation.profile import load_profile
         from services.cloud.publish import publish
 
+        if found := trouble(self._settings.data_dir):
+            raise SettingError(found)
         profile = load_profile(self._settings.profile)
         self._generator = Generator.from_profile(profile.cloud)
         self._codec_hash = folder_hash(profile.codec)
         self._comparisons.load(profile.scorer)
         self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
-            try:
-                publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
-            except OSError as error:
-                folder = self._settings.data_dir
-                raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
+            publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
         self._loop.call_soon_threadsafe(self._loaded.set)
+
+    async def parts(self) -> dict[str, str]:
+        """What of this service may fail by itself, and what is wrong with it now; empty if nothing is."""
+        return {"distillation": await self._jobs.trouble()}
 
     async def close(self) -> None:
         """Closes the connections to Redis and the models' threads."""

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -100,6 +101,28 @@ class _Versions(Generic[_AnyManifest]):
         return sorted(
             int(path.name) for path in folders_in(self.root) if re.fullmatch("[1-9][0-9]{0,8}", path.name)
         )
+
+
+MIN_FREE_MIB = 64
+"""Room on the disk below which no distillation is started."""
+
+
+def trouble(data_dir: Path) -> str:
+    """What is wrong with the data folder now, for people; empty if files can be written there.
+
+    Args:
+        data_dir: is made if it is missing.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir) as file:
+            file.write(b"trial")
+        free_mib = shutil.disk_usage(data_dir).free / 2**20
+    except OSError as error:
+        return f"DEKAG_DATA_DIR {data_dir} cannot be written: {error.strerror or error}"
+    if free_mib < MIN_FREE_MIB:
+        return f"the disk of DEKAG_DATA_DIR {data_dir} is full: {free_mib:.0f} MiB are free"
+    return ""
 
 
 class KnowledgeStore:

@@ -34,12 +34,14 @@ from services.cloud.jobs import (
     open_queue,
     open_redis,
     outcome,
+    trial,
 )
 from services.cloud.settings import DistillerSettings
-from services.cloud.version_store import KnowledgeStore, figures
+from services.cloud.version_store import KnowledgeStore, figures, trouble
 from services.common import metrics, tracing
 from services.common.errors import public
 from services.common.process import errors_logged
+from services.common.redis_state import why
 from services.common.requests import begin_request, configure_logging
 from services.common.security import SettingError
 from services.common.worker import ModelWorker
@@ -327,16 +329,23 @@ class Distiller:
             return await outcome(self._redis, job.key)
         except _REDIS_DOWN as error:
             metrics.REDIS_FAILURES.inc()
-            _log.warning("Redis is away; the job goes on", error=str(error))
+            _log.warning(f"Redis {why(error)}; the job goes on", error=str(error))
             return None
 
     async def _say_healthy(self, worker: Worker[Any]) -> None:
-        if (file := self._settings.health_file) is None:
-            return
+        """Touches the file of the settings while jobs can be done; says in the log why they cannot."""
+        redis, said = trial(self._redis), ""
         while not worker.event.is_set():  # redis-py swallows a cancellation now and then
-            with contextlib.suppress(*_REDIS_DOWN):
-                await self._redis.ping()  # type: ignore[misc]  # typed for both clients at once
-                await asyncio.to_thread(file.touch)
+            wrong = await redis.trouble()
+            wrong = f"Redis {wrong}" if wrong else await asyncio.to_thread(trouble, self._settings.data_dir)
+            if wrong != said:
+                said = wrong
+                _log.warning(f"no job can be done: {wrong}") if wrong else _log.info("jobs can be done again")
+            if (file := self._settings.health_file) is not None and not wrong:
+                try:
+                    await asyncio.to_thread(file.touch)
+                except OSError as error:
+                    _log.warning("DEKAG_HEALTH_FILE cannot be written", error=str(error))
             await asyncio.sleep(2.0)
 
 
@@ -347,17 +356,17 @@ async def _insist(action: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs:
             return await action(*args, **kwargs)
         except _REDIS_DOWN as error:
             metrics.REDIS_FAILURES.inc()
-            _log.warning("Redis is away; trying again", error=str(error))
+            _log.warning(f"Redis {why(error)}; trying again", error=str(error))
             await asyncio.sleep(_RETRY_S)
 
 
 class _ToStructlog(logging.Handler):
-    """SAQ's log lines as this service's own; without tracebacks while Redis is away, when many come."""
+    """SAQ's log lines as this service's own; without tracebacks of Redis's errors, of which many come."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, _REDIS_DOWN):
-            _log.warning("Redis is away", said=record.getMessage(), error=str(error))
+            _log.warning(f"Redis {why(error)}", said=record.getMessage(), error=str(error))
             return
         _log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
@@ -371,7 +380,7 @@ def main() -> None:
         saq.setLevel(logging.ERROR)  # it warns of every shutdown
         saq.addHandler(_ToStructlog())
         if not settings.redis_url:
-            raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is empty")
+            raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
         metrics.serve(settings)
         tracing.configure("distiller", settings.spans_to)
         distiller = Distiller(settings)

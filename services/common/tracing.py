@@ -5,6 +5,7 @@ Off unless ``spans_to`` of the settings says where to. Imports no torch.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from services.common.environment import filled
 from services.common.security import SettingError
 
 if TYPE_CHECKING:
@@ -47,16 +49,22 @@ def configure(service: str, spans_to: str) -> None:
         spans_to: empty for nowhere; ``console``, a URL that takes OTLP over HTTP, or the path of a file.
 
     Raises:
-        SettingError: the file cannot be written.
+        SettingError: the file cannot be written, or a variable of OpenTelemetry's own is wrong.
     """
     if not spans_to:
         return
+    for name in [name for name in os.environ if name.startswith("OTEL_") and name not in filled(os.environ)]:
+        del os.environ[name]  # OpenTelemetry takes some that are empty for numbers
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({"service.name": f"dekag-{service}"}))
-    provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))
+    try:
+        provider = TracerProvider(resource=Resource.create({"service.name": f"dekag-{service}"}))
+        provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))
+    except ValueError as error:
+        given = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
+        raise SettingError(f"OpenTelemetry takes no such value, of {given}: {error}") from error
     use(provider)
 
 

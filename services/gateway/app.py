@@ -9,17 +9,16 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
-import grpc
 from fastapi import Body, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dekag.documents import parse_json
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
 from services.common.converters import MAX_SEED
+from services.common.health import Health, ask
 from services.common.requests import request_id
 from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
@@ -98,7 +97,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             open_channel(settings.cloud_address, settings, repeatable=_REPEATABLE) as cloud_channel,
         ):
             app.state.user = user_pb2_grpc.UserStub(channel)
-            app.state.health = health_pb2_grpc.HealthStub(channel)
+            app.state.user_channel, app.state.cloud_channel = channel, cloud_channel
             app.state.cloud = cloud_pb2_grpc.CloudStub(cloud_channel)
             app.state.watch = Watch(app.state.cloud, settings)
             yield
@@ -185,8 +184,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         if (found := await app.state.cache.get(report_key(of))) is not None:
             with contextlib.suppress(ValueError):  # not what a gateway wrote: as good as none
                 return Reports.model_validate(parse_json(found, "report"))
-        if not await app.state.cache.ping():
-            raise UnavailableError("the store of reports cannot be reached")
+        if wrong := await app.state.cache.trouble():
+            raise UnavailableError(f"reports are kept in Redis, which {wrong}")
         raise NotFoundError(
             f"there is no report of request {of}; reports are kept for {settings.report_ttl_s} s"
         )
@@ -202,20 +201,24 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         return {"status": "up"}
 
     @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
-    async def readyz() -> Response:
-        """Whether images can be asked for now."""
-        user, redis = await asyncio.gather(_health(app, settings.ready_timeout_s), app.state.cache.ping())
-        checks = {"user": user, "redis": "up" if redis else "down"}
-        ready = Readiness(ready=user == "serving", checks=checks)
+    async def readyz(request: Request) -> Response:
+        """Whether images can be asked for now. Where API keys are needed, `reasons` needs one, too."""
+        state, timeout_s = app.state, settings.ready_timeout_s
+        user, cloud, distillation, redis = await asyncio.gather(
+            ask(state.user_channel, "the user service", timeout_s),
+            ask(state.cloud_channel, "the cloud service", timeout_s),
+            ask(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
+            state.cache.trouble(),
+        )
+        found = {"user": user, "cloud": cloud, "distillation": distillation}
+        found["redis"] = Health("down", f"Redis {redis}") if redis else Health("up")
+        trusted = keys is None or keys.find(request.headers.get("Authorization")) is not None
+        ready = Readiness(
+            ready=user.state == "serving",
+            checks={name: each.state for name, each in found.items()},
+            reasons={name: each.reason for name, each in found.items() if each.reason and trusted},
+        )
         return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
     page.install(app)
     return app
-
-
-async def _health(app: FastAPI, timeout_s: float) -> str:
-    try:
-        answer = await app.state.health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
-    except grpc.RpcError:
-        return "unreachable"
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status).lower()

@@ -81,7 +81,7 @@ class Keys:
             SettingError: it cannot be read, holds no key, or has a line that is not as it must be.
         """
         keys: dict[str, Key] = {}
-        (content,) = read(file.parent, file.name, made_by="dekag key")
+        (content,) = read(file.parent, file.name, setting="DEKAG_API_KEYS_FILE", made_by="dekag key")
         for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
             if not (line := line.strip()) or line.startswith("#"):
                 continue

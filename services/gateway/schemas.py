@@ -722,8 +722,14 @@ class Readiness(BaseModel):
 
     ready: bool = Field(examples=[True])
     checks: dict[str, str] = Field(
-        description="user: its health; redis: up or down, not needed to be ready.",
-        examples=[{"user": "serving", "redis": "up"}],
+        description="user, cloud and distillation: serving, not_serving or unreachable; redis: up if it "
+        "keeps what is written to it, else down. Only user is needed to be ready.",
+        examples=[{"user": "serving", "cloud": "serving", "distillation": "not_serving", "redis": "down"}],
+    )
+    reasons: dict[str, str] = Field(
+        default_factory=dict,
+        description="Why, by the name of each check that is not well.",
+        examples=[{"redis": "Redis refuses to write, as its memory is full (maxmemory)"}],
     )
 
 

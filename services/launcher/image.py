@@ -47,11 +47,7 @@ def run_image(
         with err.status(f"asking {url}"), Client(url) as client:
             image = client.image(**request)
     except UnreachableError as error:
-        if isinstance(error.__cause__, httpx2.UnsupportedProtocol):
-            return _fail(err, f"--url must be the URL of a gateway; got {url!r}", 2)
         return _fail(err, f"{error}: start it with `dekag up`", 1)
-    except httpx2.InvalidURL as error:
-        return _fail(err, f"--url must be the URL of a gateway; got {url!r} ({error})", 2)
     except DekagError as error:
         return _fail(err, str(error), exit_status(error))
     report = image.report

@@ -165,7 +165,7 @@ def test_a_url_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["image", "a boat", "--url", "nowhere"])
     assert done.exit_code == 2
-    assert "--url must be the URL of a gateway" in done.stderr
+    assert "'--url': 'nowhere' is not the URL of a gateway" in done.stderr.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

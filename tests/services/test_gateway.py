@@ -331,13 +331,19 @@ async def test_an_unreachable_user_is_503_and_not_ready(alone: Client) -> None:
     assert int(answer.headers["retry-after"]) > 0
     answer = await alone.get("/readyz")
     assert answer.status_code == 503
-    assert answer.json() == {"ready": False, "checks": {"user": "unreachable", "redis": "down"}}
+    checks = {"user": "unreachable", "cloud": "unreachable", "distillation": "unreachable", "redis": "down"}
+    found = answer.json()
+    assert (found["ready"], found["checks"]) == (False, checks)
+    assert found["reasons"].keys() == checks.keys()
+    assert found["reasons"]["user"] == "the user service cannot be reached"
+    assert "DEKAG_REDIS_URL is none" in found["reasons"]["redis"]
 
 
 async def test_ready(client: Client) -> None:
     answer = await client.get("/readyz")
     assert answer.status_code == 200
-    assert answer.json() == {"ready": True, "checks": {"user": "serving", "redis": "up"}}
+    checks = {"user": "serving", "cloud": "serving", "distillation": "serving", "redis": "up"}
+    assert answer.json() == {"ready": True, "checks": checks, "reasons": {}}
 
 
 async def test_a_deadline_that_passes_is_504(chain: Any) -> None:
