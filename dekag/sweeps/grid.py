@@ -34,6 +34,7 @@ from pydantic_core import PydanticCustomError
 
 from dekag import plugins
 from dekag.errors import InvalidInputError
+from dekag.files import read_text
 from dekag.link.conditions import LinkConditions
 from dekag.world import TOPICS
 
@@ -246,8 +247,8 @@ def read_sweep(path: Path) -> Sweep:
         InvalidInputError: names the field and what it allows.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise InvalidInputError(str(path), "a readable YAML file", _first_line(error)) from None
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)

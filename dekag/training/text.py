@@ -27,7 +27,6 @@ from dekag.world.scene import ATTRIBUTES, STYLES, SUBJECTS
 from dekag.world.topics import VOCABULARIES
 
 MAX_TOKENS = 40
-UNSAID = "unsaid"
 PRETRAINING_STEPS = 700
 PRETRAINING_CAPTIONS = 8000
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from dekag.errors import DekagError
+from dekag.errors import DekagError, FileError
+from dekag.files import read_bytes, read_text
 
 if TYPE_CHECKING:
     from services.common.settings import CommonSettings
@@ -63,11 +64,21 @@ def check_exposure(settings: CommonSettings, host: str, what: str, *, safe: bool
 def read(folder: Path, *names: str, made_by: str = "dekag credentials") -> list[bytes]:
     """Contents of the files of those names in a folder; SettingError with the command that makes them."""
     try:
-        return [(folder / name).read_bytes() for name in names]
-    except OSError as error:
-        raise SettingError(
-            f"{error.filename} cannot be read ({error.strerror}); `{made_by}` makes it"
-        ) from error
+        return [read_bytes(folder / name) for name in names]
+    except FileError as error:
+        raise SettingError(f"{error}. `{made_by}` makes such files") from error
+
+
+def _password(file: Path) -> str:
+    """The one line of the file; SettingError if it holds none, or more."""
+    try:
+        password, *more = read_text(file).strip().split("\n")
+    except FileError as error:
+        raise SettingError(f"DEKAG_REDIS_PASSWORD_FILE: {error}") from error
+    if more or not password:
+        found = f"{1 + len(more)} lines" if more else "nothing"
+        raise SettingError(f"DEKAG_REDIS_PASSWORD_FILE: {file} must hold one line, the password, not {found}")
+    return password
 
 
 def server_credentials(settings: CommonSettings) -> grpc.ServerCredentials | None:
@@ -90,7 +101,7 @@ def redis_options(settings: CommonSettings) -> dict[str, Any]:
     """Arguments for ``Redis.from_url`` beside the URL: the password, and the certificates of ``rediss://``."""
     options: dict[str, Any] = {}
     if (file := settings.redis_password_file) is not None:
-        options["password"] = read(file.parent, file.name)[0].decode().strip()
+        options["password"] = _password(file)
     if (folder := settings.tls_dir) is not None and settings.redis_url.startswith("rediss://"):
         options |= {
             "ssl_ca_certs": str(folder / CA),

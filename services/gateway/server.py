@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
+import ssl
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.common import tracing
-from services.common.security import CERTIFICATE, KEY, read
+from services.common.security import CERTIFICATE, KEY, SettingError, read
 from services.gateway.problems import problem, title
 from services.gateway.settings import GatewaySettings
 
@@ -102,11 +103,17 @@ def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
         port: instead of that of the settings.
 
     Raises:
-        SettingError: the certificate of HTTPS cannot be read.
+        SettingError: the certificate of HTTPS or its key cannot be read, or is none.
     """
     settings: GatewaySettings = app.state.settings
     if (folder := settings.https_dir) is not None:
         read(folder, CERTIFICATE, KEY)
+        try:  # a key with a password would otherwise be waited for
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(folder / CERTIFICATE, folder / KEY, password=lambda: b"")
+        except (ssl.SSLError, OSError, ValueError) as error:
+            what = f"{CERTIFICATE} and {KEY} in {folder} are no certificate and its key without a password"
+            raise SettingError(f"DEKAG_HTTPS_DIR: {what} ({error}); `dekag credentials` makes them") from None
     return _Server(
         uvicorn.Config(
             app,

@@ -21,6 +21,7 @@ from dekag.errors import (
     MismatchError,
     NotFoundError,
 )
+from dekag.files import check_folder
 from dekag.link import LinkConditions
 from services.launcher.stack import Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
@@ -44,6 +45,7 @@ def run_demo(
         The exit status: 1 if the chain did not start or refused, 130 after a signal.
     """
     console = Console()
+    check_folder(output)  # now, and not when all has been drawn
     try:
         with Stack((RUN_DIR / "demo").resolve(), free_ports=True) as stack, Client(stack.url) as gateway:
             await_ready(stack, console)

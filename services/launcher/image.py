@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import typer
 from rich.console import Console
 
 from dekag.client import Client, UnreachableError
 from dekag.errors import DekagError
+from dekag.files import check_folder
 from services.launcher.demo import exit_status, report_table
 
 _NAME_CHARS = 48
@@ -40,17 +40,14 @@ def run_image(
     """
     out, err = Console(), Console(stderr=True)
     path = output or Path(default_name(request["prompt"], request["seed"]))
+    check_folder(path.parent)  # now, and not when it has been drawn
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output names another one", 2)
     try:
         with err.status(f"asking {url}"), Client(url) as client:
             image = client.image(**request)
     except UnreachableError as error:
-        if isinstance(error.__cause__, httpx2.UnsupportedProtocol):
-            return _fail(err, f"--url must be the URL of a gateway; got {url!r}", 2)
         return _fail(err, f"{error}: start it with `dekag up`", 1)
-    except httpx2.InvalidURL as error:
-        return _fail(err, f"--url must be the URL of a gateway; got {url!r} ({error})", 2)
     except DekagError as error:
         return _fail(err, str(error), exit_status(error))
     report = image.report

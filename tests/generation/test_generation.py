@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import zlib
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dekag.errors import InvalidInputError, NotFoundError, NumericalError
+from dekag.errors import FileError, InvalidInputError, NotFoundError, NumericalError
 from dekag.finite import check_finite
 from dekag.generation.dummy import save_dummy_models
 from dekag.generation.images import from_bytes, to_png, to_webp
@@ -134,3 +135,32 @@ def test_profiles(models: Path) -> None:
     assert Path(load_profile(models).codec).is_absolute()
     with pytest.raises(NotFoundError, match="no profile 'nowhere'"):
         load_profile("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is no profile: Invalid JSON"),
+        (b"[1]", "is no profile"),
+        (b'{"cloud": {"path": "x"}}', "is no profile: cloud.steps: Field required"),
+        (b'{"edge": null, "typo": 1}', "is no profile"),
+        (b"\xff\x00\xff", "is not text"),
+        (None, "is a folder, not a file"),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_said_with_its_field(
+    tmp_path: Path, content: bytes | None, told: str
+) -> None:
+    if content is None:
+        (tmp_path / "profile.json").mkdir()
+    else:
+        (tmp_path / "profile.json").write_bytes(content)
+    with pytest.raises(FileError, match=re.escape(told)) as caught:
+        load_profile(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "profile.json"))
+
+
+def test_a_profile_of_any_editor_is_read(models: Path, tmp_path: Path) -> None:
+    text = (models / "profile.json").read_text()
+    (tmp_path / "profile.json").write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
+    assert load_profile(tmp_path).cloud.steps == load_profile(models).cloud.steps
