@@ -48,9 +48,20 @@ loadtest-compose: install ## the same with docker-compose.yml, and what its cont
 	  docker compose up --build --wait --wait-timeout 600; \
 	fi && \
 	host="$${DOCKER_HOST:-$$(docker context inspect --format '{{.Endpoints.docker.Host}}')}" && \
-	address="$$(docker compose port gateway 8080)" && \
+	address="$$(docker compose port gateway 8080 | sed 's/^0\.0\.0\.0:/127.0.0.1:/; s/^\[::\]:/[::1]:/')" && \
 	project="$$(docker compose ps --format '{{.Project}}' gateway)" && \
-	DOCKER_HOST="$$host" $(LOCUST) --host "http://$$address" --compose-project "$$project"
+	inside() { docker compose exec -T gateway "$$@" 2>/dev/null || true; } && \
+	scheme=http && https="$$(inside printenv DEKAG_HTTPS_DIR)" && \
+	if test -n "$$https"; then \
+	  scheme=https; authority="$$(inside cat "$$https/ca.crt")"; \
+	  if test -z "$$DEKAG_CA_FILE" && test -n "$$authority"; then \
+	    mkdir -p "$(REPORT)" && export DEKAG_CA_FILE="$(REPORT)/ca.crt" && echo "$$authority" > "$$DEKAG_CA_FILE"; \
+	  fi; \
+	fi && \
+	if test -n "$$(inside printenv DEKAG_API_KEYS_FILE)" && test -z "$$DEKAG_API_KEY"; then \
+	  echo "this stack asks for an API key: set DEKAG_API_KEY (docs/security.md says how to make one)" >&2; exit 2; \
+	fi && \
+	DOCKER_HOST="$$host" $(LOCUST) --host "$$scheme://$$address" --compose-project "$$project"
 
 test: install ## the quick tests
 	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz"

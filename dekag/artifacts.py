@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from abc import ABC, abstractmethod
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 
 from dekag.documents import DocumentError, parse_json
 from dekag.errors import InvalidInputError, MismatchError
+from dekag.files import read_bytes
 
 INFO = "knowledge.json"
 MAX_FILE_BYTES = 2**30
@@ -119,8 +121,12 @@ class Artifact(ABC):
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read it from its folder; MismatchError as from_files says."""
+        """Read it from its folder; MismatchError as from_files says, FileError if a file cannot be read."""
         place = Path(folder)
         return cls.from_files(
-            {name: (place / name).read_bytes() for name in (INFO, *cls.parts) if (place / name).is_file()}
+            {
+                name: read_bytes(place / name, max_bytes=MAX_FILE_BYTES)
+                for name in (INFO, *cls.parts)
+                if os.path.lexists(place / name)
+            }
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
+from typer.core import TyperGroup
 
 from dekag import plugins
 from dekag.errors import DekagError, InvalidInputError
@@ -24,8 +25,27 @@ from dekag.training.cli import train
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
+
+class _Commands(TyperGroup):
+    """What is wrong with what a command was given, or with the disk, ends it with one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command; exits with 2 for what another command line mends, else with 1."""
+        try:
+            return super().invoke(ctx)
+        except InvalidInputError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
+        except OSError as error:
+            if error.filename is None or isinstance(error, BrokenPipeError):
+                raise
+            typer.echo(f"{error.filename}: {error.strerror}", err=True)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
     name="dekag",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -58,16 +78,7 @@ Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are 
 FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
 
 
-def _gateway(url: str) -> str:
-    from dekag.client import base_url
-
-    try:
-        return base_url(url)
-    except InvalidInputError as error:
-        raise typer.BadParameter(f"{url!r} is not {error.allowed}") from None
-
-
-Url = Annotated[str, typer.Option(help="Where the system runs.", callback=_gateway)]
+Url = Annotated[str, typer.Option(help="Where the system runs.")]
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -275,7 +286,10 @@ def distill(
     seed: Annotated[int | None, typer.Option(help="Seeds pictures and training.")] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Prompts to learn from, one a line; {red|blue} stands for either.", exists=True),
+        typer.Option(
+            help="Prompts to learn from, one a line; {red|blue} stands for either. Blank lines and lines "
+            "that start with `# ` are left out."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Publish what was learnt even if it made the pictures worse.")
@@ -289,13 +303,13 @@ def distill(
     ] = False,
 ) -> None:
     """Have a running system teach its edge a topic; shows the progress, then pictures before and after."""
-    from services.launcher.distill import run_distill
+    from services.launcher.distill import read_prompts, run_distill
 
     config = {"images": images, "rank": rank, "tokens": tokens, "steps": steps, "seed": seed}
     raise typer.Exit(
         run_distill(
             topic,
-            prompts=prompts_file.read_text().splitlines() if prompts_file else (),
+            prompts=read_prompts(prompts_file) if prompts_file else (),
             config={name: value for name, value in config.items() if value is not None},
             force=force,
             url=url,
@@ -309,15 +323,14 @@ def distill(
 def publish(
     folders: Annotated[
         list[Path],
-        typer.Argument(
-            help="What `dekag train cala` or `dekag train knowledge` wrote.", exists=True, file_okay=False
-        ),
+        typer.Argument(help="What `dekag train cala` or `dekag train knowledge` wrote."),
     ],
+    url: Url = DEFAULT_URL,
 ) -> None:
-    """Make a codec's adapters or topics' updates current; a running system uses them at once."""
-    from services.cloud.publish import main
+    """Make a codec's adapters or topics' updates current in a running system, which uses them at once."""
+    from services.launcher.publish import run_publish
 
-    raise typer.Exit(main([str(folder) for folder in folders]))
+    raise typer.Exit(run_publish(folders, url=url))
 
 
 @app.command()
@@ -457,7 +470,7 @@ def overall(
 
 @app.command("sweep")
 def sweep_command(
-    grid: Annotated[Path, typer.Argument(help="A YAML file; see sweeps/.", exists=True, dir_okay=False)],
+    grid: Annotated[Path, typer.Argument(help="A YAML file; see sweeps/.")],
     ray: Ray = None,
     workers: Workers = None,
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),

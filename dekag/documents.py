@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from dekag.errors import InvalidInputError
+from dekag.files import read_text
 
 MAX_DEPTH = 64
 """Lists and objects inside each other."""
@@ -70,10 +71,10 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds.
 
     Raises:
-        OSError: it cannot be opened.
+        FileError: it cannot be read, or is no text.
         DocumentError: as `parse_json`.
     """
-    return parse_json(path.read_bytes(), str(path))
+    return parse_json(read_text(path), str(path))
 
 
 def parse_json(data: bytes | str, document: str) -> Any:
@@ -105,10 +106,10 @@ def read_yaml(path: Path) -> Any:
     """What a YAML file holds.
 
     Raises:
-        OSError: it cannot be opened.
+        FileError: it cannot be read, or is no text.
         DocumentError: as `parse_yaml`.
     """
-    return parse_yaml(path.read_bytes(), str(path))
+    return parse_yaml(read_text(path), str(path))
 
 
 def parse_yaml(data: bytes | str, document: str) -> Any:

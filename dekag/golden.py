@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dekag.documents import read_json
-from dekag.errors import MismatchError
+from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.profile import Profile
 
 FILE = "golden.json"
@@ -93,7 +93,7 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
     try:
         kept = read_json(folder / FILE)["models"]
         known = {key: (each["spread"], torch.tensor(each["values"])) for key, each in kept.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except (InvalidInputError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise MismatchError(f"no golden values can be read from {folder / FILE}") from error
     for each in outputs(profile):
         if each.model_hash not in known:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.files import plt, write_plot, write_rows
-from dekag.experiments.headline import current_commit, mean_ci95
+from dekag.experiments.headline import current_commit
 
 PERCENTILES = (50, 90, 95, 99)
 BACKHAUL = "cloud-edge"
+LEAST_PROMPTS = 8  # that were answered both ways: fewer tell too little of an interval
 _FORMAT = 1
 _COUNTS = '"sent_bytes"'  # is in the lines of the services' logs that count bytes
 _LEFT_OUT = ("gains",)  # of link reports: many numbers that no figure is made of
@@ -83,7 +86,8 @@ def summarise(answers: Sequence[Answer], *, load_s: float, updates: Mapping[str,
 
     Returns:
         What report.json holds: times in s, traffic in bytes and channel uses. Percentiles interpolate
-        linearly; intervals are 95 %, by normal approximation. Traffic is that of answered requests.
+        linearly; intervals are 95 %, of ratios of sums over resampled prompts. Traffic is that of answered
+        requests.
     """
     good = [answer for answer in answers if answer.error is None]
     end_s = max((answer.planned_s + answer.latency_s for answer in answers), default=0.0)
@@ -93,8 +97,8 @@ def summarise(answers: Sequence[Answer], *, load_s: float, updates: Mapping[str,
         "requests": len(answers),
         "answered": len(good),
         "errors": dict(Counter(answer.error for answer in answers if answer.error is not None).most_common()),
-        "offered_per_s": len(answers) / load_s,
-        "throughput_per_s": len(good) / end_s if good else 0.0,
+        "offered_per_s": len(answers) / load_s if load_s > 0 else 0.0,
+        "throughput_per_s": len(good) / end_s if good and end_s > 0 else 0.0,
         "latency_s": {"all": _percentiles([answer.latency_s for answer in good])}
         | {name: _percentiles([each.latency_s for each in own]) for name, own in _by_delivery(good).items()},
         "late_s": _percentiles([answer.late_s for answer in answers]),
@@ -163,7 +167,7 @@ def _knowledge(good: Sequence[Answer], updates: Mapping[str, int]) -> dict[str, 
 
 
 def _savings(good: Sequence[Answer], knowledge: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Semantic against conventional delivery of the same prompt, seed and link: means over prompts."""
+    """Semantic against conventional delivery of the same prompt, seed and link, summed over prompts."""
     asked: dict[str, dict[str, Answer]] = defaultdict(dict)
     for answer in good:
         asked[answer.question][answer.delivery] = answer
@@ -191,18 +195,27 @@ def _mean(pairs: Sequence[tuple[Answer, Answer]], hop: str | None) -> float:
 
 
 def _saved(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Of (semantic, conventional) costs, a pair for each prompt: both means, and the mean share saved."""
-    usable = [(mine, other) for mine, other in pairs if other > 0]
-    if not usable:
+    """Of (semantic, conventional) costs, a pair for each prompt: both means, and the share saved of the sum.
+
+    A mean of each prompt's share would count a prompt that cost next to nothing as much as any other, and one
+    that cost nothing at all could not be counted.
+    """
+    if sum(other for _, other in pairs) <= 0:
         return {"n": 0}
-    percents = [100 * (1 - mine / other) for mine, other in usable]
-    mean, ci95 = mean_ci95(percents)
+
+    def saved(mine: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+        return float(100 * (1 - mine.sum() / other.sum()))
+
+    mine, other = zip(*pairs, strict=True)
+    value, ci95 = bootstrap_ci95(saved, mine, other)
+    enough = len(pairs) >= LEAST_PROMPTS
     return {
-        "n": len(usable),
-        "semantic": float(np.mean([mine for mine, _ in usable])),
-        "conventional": float(np.mean([other for _, other in usable])),
-        "saved_percent": mean,
-        "ci95": ci95 if len(usable) > 1 else None,
+        "n": len(pairs),
+        "semantic": float(np.mean(mine)),
+        "conventional": float(np.mean(other)),
+        "saved_percent": value,
+        "ci95": ci95 if enough else None,
+        "decides": enough and not ci95[0] <= 0 <= ci95[1],
     }
 
 
@@ -306,10 +319,14 @@ def _summary(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(saved: Mapping[str, Any]) -> str:
+    """What was saved, with its interval, and whether that decides anything."""
     if not saved["n"]:
-        return "not measured: nothing was answered both ways"
+        return "not measured: nothing that costs something was answered both ways"
     interval = "" if saved["ci95"] is None else " [{:.1f}, {:.1f}]".format(*saved["ci95"])
-    return f"{saved['saved_percent']:.1f}{interval} %, n = {saved['n']}"
+    said = f"{saved['saved_percent']:.1f}{interval} %, n = {saved['n']}"
+    if not saved["decides"]:
+        return f"{said}: too few to tell" + (" which is cheaper" if interval else "")
+    return said if saved["saved_percent"] >= 0 else f"{said}: more was spent"
 
 
 def _page(settings: Mapping[str, Any], figures: Mapping[str, Any], plots: Sequence[str]) -> list[str]:
@@ -348,9 +365,11 @@ def _page(settings: Mapping[str, Any], figures: Mapping[str, Any], plots: Sequen
         f"{figures['savings']['questions']} requests were answered both ways, with the same prompt, seed and"
     ]
     lines += [
-        "link. Means over prompts; quality is not the same, see the PSNR, which is that of what was received"
+        "link. Means over prompts, and 1 - semantic / conventional of their sums: 100 % at most, below 0",
+        "where more was spent; the interval is over resampled prompts. Quality is not the same, see the",
+        "PSNR, which is that of what was received against what was sent.",
+        "",
     ]
-    lines += ["against what was sent.", ""]
     lines += ["| | semantic | conventional | saved |", "|---|---:|---:|---:|"]
     for what, name in (("backhaul, bytes", "backhaul_bytes"), ("channel uses with pilots", "channel_uses")):
         saved = figures["savings"][name]

@@ -58,7 +58,6 @@ TARGETS = (
     Claim(
         "Base codec, clean channel: limit of its 64-QAM minus codec", 1, "dB", "codec_clean_gap_db", "most"
     ),
-    Claim("One request through all services over one process", 1.15, "ratio", "chain_overhead_ratio", "most"),
     Claim("MAKD: gain in consistency over no alignment", 60, "%", "gka_gain_percent"),
     Claim("MAKD: share of the gap to the ceiling that it closes", 90, "%", "gka_ceiling_share"),
     Claim("MAKD: visible attributes right on held-out topics", 85, "%", "gka_probe_heldout_accuracy"),

@@ -48,14 +48,19 @@ def judged(
 def bootstrap_ci95(
     statistic: Callable[..., float], *columns: Sequence[float], seed: int = 0
 ) -> tuple[float, list[float]]:
-    """`statistic` of paired columns (n,) and its 95 % interval over resampled rows (percentile bootstrap)."""
+    """`statistic` of paired columns (n,) and its 95 % interval over resampled rows (percentile bootstrap).
+
+    The interval holds the value. Draws of which the statistic is not finite, as of a ratio whose denominator
+    is 0, are left out.
+    """
     table = np.asarray(columns, dtype=float)
     rng = np.random.default_rng(seed)
-    draws = [
-        statistic(*table[:, rng.integers(table.shape[1], size=table.shape[1])]) for _ in range(RESAMPLES)
-    ]
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(statistic(*table)), [float(low), float(high)]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        value, count = float(statistic(*table)), table.shape[1]
+        draws = np.array([statistic(*table[:, rng.integers(count, size=count)]) for _ in range(RESAMPLES)])
+    finite = draws[np.isfinite(draws)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
+    return value, [min(float(low), value), max(float(high), value)]
 
 
 def mean_of(rows: Sequence[dict[str, Any]], name: str) -> float:

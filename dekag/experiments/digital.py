@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from dekag.documents import read_json
 from dekag.experiments.first_image import world_prompts
+from dekag.experiments.headline import mean_ci95
 from dekag.generation.images import IMAGE_FORMATS, Pixels
 from dekag.generation.models import Generator
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
@@ -348,14 +349,14 @@ def measure_cell(pictures: Pictures, key: Key, forecast: Forecast) -> tuple[list
 def _row(key: Key, rival: str, values: Array) -> Row:
     channel, cbr, snr_db = key
     psnr, clip, dino = values.mean(axis=0)
-    half = 1.96 * values[:, 0].std(ddof=1) / math.sqrt(len(values))
+    _, interval = mean_ci95(values[:, 0].tolist())
     return {
         "channel": channel,
         "cbr": round(cbr, 6),
         "snr_db": snr_db,
         "rival": rival,
         "psnr_db": round(float(psnr), 3),
-        "psnr_ci95": [round(float(psnr - half), 3), round(float(psnr + half), 3)],
+        "psnr_ci95": interval and [round(limit, 3) for limit in interval],
         "clip": round(float(clip), 4),
         "dino": round(float(dino), 4),
         "consistency": round(float((clip + dino) / 2), 4),

@@ -105,11 +105,10 @@ def judge(
         if tags is not None:
             rows[-1]["topic"] = tags[i]
     _write_rows(results, name, rows)
-    shares = [sum(verdict.values()) / len(verdict) for verdict in verdicts]
-    mean, interval = mean_ci95(shares)
+    mean, interval = mean_ci95([100 * sum(verdict.values()) / len(verdict) for verdict in verdicts])
     record(
-        f"probe_{name}_accuracy", 100 * mean, "%", command=COMMAND, count=len(prompts),
-        ci95=[100 * limit for limit in interval], results=results,
+        f"probe_{name}_accuracy", mean, "%", command=COMMAND, count=len(prompts),
+        ci95=interval, results=results,
     )  # fmt: skip
 
 

@@ -15,13 +15,19 @@ from dekag.documents import read_json
 RESULTS = Path("results")
 
 
-def mean_ci95(values: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean of independent `values` and its 95 % confidence interval (normal approximation)."""
+def mean_ci95(values: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Mean of independent `values` and its 95 % confidence interval (normal approximation).
+
+    The interval goes no further than the values do, so that it stays within what the quantity can be: a share
+    never comes out above 1, a time never below 0. None of fewer than two values, which tell nothing of it.
+    """
     count = len(values)
-    mean = sum(values) / count
-    variance = sum((value - mean) ** 2 for value in values) / max(1, count - 1)
+    mean = min(max(math.fsum(values) / count, min(values)), max(values))  # whatever rounding does
+    if count < 2:
+        return mean, None
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     half = 1.96 * math.sqrt(variance / count)
-    return mean, [mean - half, mean + half]
+    return mean, [max(mean - half, min(values)), min(mean + half, max(values))]
 
 
 def current_commit() -> str:

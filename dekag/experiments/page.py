@@ -21,7 +21,7 @@ FIRST_IMAGE = {
     "codec_rayleigh_0db_psnr_db": "Base codec in Rayleigh fading at 0 dB: PSNR",
     "codec_rayleigh_5db_psnr_db": "Base codec in Rayleigh fading at 5 dB: PSNR",
     "codec_rayleigh_10db_psnr_db": "Base codec in Rayleigh fading at 10 dB: PSNR",
-    "chain_overhead_ratio": "One request through all services, time relative to one process",
+    "bench_chain_ratio": "One request through all services, time relative to one process",
 }
 
 

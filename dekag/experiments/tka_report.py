@@ -17,7 +17,7 @@ from dekag.documents import read_json
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.digital import CHANNELS, RATES, SNRS_DB
 from dekag.experiments.files import plt, write_plot, write_rows
-from dekag.experiments.headline import RESULTS, record
+from dekag.experiments.headline import RESULTS, mean_ci95, record
 from dekag.experiments.tka import (
     BEYOND_DB,
     COST_BATCH,
@@ -122,9 +122,9 @@ def grid_rows(measured: Measured) -> list[Row]:
         for i, cbr in enumerate(RATES):
             for j, snr_db in enumerate(snrs_db):
                 cell = values[i, j]
-                mean, half = cell[:, 0].mean(), 1.96 * cell[:, 0].std(ddof=1) / np.sqrt(len(cell))
+                _, interval = mean_ci95(cell[:, 0].tolist())
                 row = {"method": method, "channel": channel, "cbr": round(cbr, 6), "snr_db": snr_db}
-                row |= {"psnr_ci95": [round(mean - half, 3), round(mean + half, 3)], "n": len(cell)}
+                row |= {"psnr_ci95": interval and _rounded(interval), "n": len(cell)}
                 known = dict(zip(METRICS, cell.T, strict=True))
                 row |= {
                     name: round(float(np.nanmean(each)), 4)
@@ -263,12 +263,11 @@ def plot_curves(measured: Measured, path: Path) -> None:
         for i, (axis, cbr) in enumerate(zip(axis_row, RATES, strict=True)):
             for method in METHODS:
                 values = grid(measured, method)[channel][i, :, :, 0]
-                mean = values.mean(axis=1)
-                half = 1.96 * values.std(axis=1, ddof=1) / np.sqrt(values.shape[1])
+                found = [mean_ci95(each) for each in values.tolist()]
+                mean = [each for each, _ in found]
+                lows, highs = zip(*(interval or (each, each) for each, interval in found), strict=True)
                 axis.plot(GRID_SNRS_DB, mean, color=colour(method), label=METHODS[method].title)
-                axis.fill_between(
-                    GRID_SNRS_DB, mean - half, mean + half, color=colour(method), alpha=0.12, linewidth=0
-                )
+                axis.fill_between(GRID_SNRS_DB, lows, highs, color=colour(method), alpha=0.12, linewidth=0)
             axis.set_title(f"{channel}, CBR 1/{1 / cbr:.0f}", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("SNR, dB")

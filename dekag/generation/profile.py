@@ -5,12 +5,14 @@ A profile is a folder with a `profile.json`; its models are folders beside it or
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dekag.documents import read_json
-from dekag.errors import InvalidInputError, NotFoundError
+from dekag.errors import FileError, NotFoundError
 
 MODELS = Path(__file__).resolve().parents[2] / "models"
 
@@ -70,33 +72,32 @@ def load_profile(name: str | Path) -> Profile:
 
     Raises:
         NotFoundError: there is no such profile.
-        InvalidInputError: its profile.json is not as it must be; names file, line and field.
+        FileError: its profile.json cannot be read, or does not say what it must; names the field.
+        DocumentError: it is no JSON, or would lose something; names the line.
     """
     folder = profile_folder(name)
     path = folder / "profile.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise NotFoundError(f"no profile {str(name)!r}: {path} does not exist")
     try:
-        profile = Profile.model_validate(read_json(path))
+        said = Profile.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise InvalidInputError(f"{path}: {place}", f"valid ({first['msg']})", first["input"]) from None
+        where = ".".join(map(str, first["loc"]))
+        raise FileError(path, f"is no profile: {where + ': ' if where else ''}{first['msg']}") from None
 
-    def located(place: str) -> str:
-        return str((folder / place).resolve()) if (folder / place).is_dir() else place
+    def located(place: str | None) -> str | None:
+        return str((folder / place).resolve()) if place and (folder / place).is_dir() else place
 
-    def placed(model: GeneratorProfile) -> GeneratorProfile:
-        return model.model_copy(update={"path": located(model.path)})
+    def with_located(model: BaseModel, *names: str) -> dict[str, Any]:
+        return {name: located(getattr(model, name)) for name in names}
 
-    optional = {name: getattr(profile, name) for name in ("adapters", "knowledge")}
-    scorer = profile.scorer
-    return profile.model_copy(
+    return said.model_copy(
         update={
-            "cloud": placed(profile.cloud),
-            "edge": placed(profile.edge),
-            "codec": located(profile.codec),
-            **{name: place and located(place) for name, place in optional.items()},
-            "scorer": scorer and ScorerProfile(clip=located(scorer.clip), dino=located(scorer.dino)),
+            **with_located(said, "codec", "adapters", "knowledge"),
+            "cloud": said.cloud.model_copy(update=with_located(said.cloud, "path")),
+            "edge": said.edge.model_copy(update=with_located(said.edge, "path")),
+            "scorer": said.scorer
+            and said.scorer.model_copy(update=with_located(said.scorer, "clip", "dino")),
         }
     )

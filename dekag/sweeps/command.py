@@ -13,6 +13,7 @@ from rich.console import Console
 from dekag.errors import DekagError
 from dekag.experiments.files import write_rows
 from dekag.experiments.headline import RESULTS, record
+from dekag.files import check_folder
 from dekag.sweeps import engine
 from dekag.sweeps.grid import DELIVERIES, Sweep, read_sweep
 from dekag.sweeps.table import save_plot, table
@@ -36,8 +37,9 @@ def run_sweep(
         DekagError: cells failed; what was measured is written nevertheless.
     """
     sweep = read_sweep(path)
-    outcome = engine.run(sweep, ray=ray, workers=workers)
     folder = results / sweep.name
+    check_folder(folder)  # now, and not when all has been measured
+    outcome = engine.run(sweep, ray=ray, workers=workers)
     read = len(outcome.rows) - outcome.measured
     console = Console(stderr=as_json)
     if outcome.rows:

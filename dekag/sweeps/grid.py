@@ -245,10 +245,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         InvalidInputError: names the field and what it allows.
     """
-    try:
-        raw = read_yaml(path)
-    except OSError as error:
-        raise InvalidInputError(str(path), "a readable YAML file", _first_line(error)) from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)
     try:
@@ -257,10 +254,6 @@ def read_sweep(path: Path) -> Sweep:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or str(path)
         raise InvalidInputError(place, _valid(error), first["input"]) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _valid(error: ValidationError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dekag.experiments.files import plt, write_plot
+from dekag.experiments.headline import mean_ci95
 from dekag.link.conditions import LinkConditions
 
 Row = dict[str, Any]
@@ -42,13 +44,28 @@ def table(rows: Sequence[Row]) -> list[str]:
         groups.setdefault(key, []).append(row)
     for (delivery, link, snr_db, cbr), own in groups.items():
         values = [values_of(own, name) for name in metrics]
-        shown = " | ".join(f"{np.nanmean(value):.3f}" for value in values)
+        shown = " | ".join(_mean(value) for value in values)
         uses = np.mean([row["channel_uses"] for row in own])
         count = len(values[0]) if values else 0
         lines.append(
             f"| {delivery} | {link} | {snr_db:g} | 1/{1 / cbr:.0f} | {shown} | {uses:.0f} | {count} |"
         )
     return lines
+
+
+def _mean(values: npt.NDArray[np.float64]) -> str:
+    """The mean of those that have a value, as the table shows it."""
+    return "-" if np.isnan(values).all() else f"{np.nanmean(values):.3f}"
+
+
+def _band(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """Mean of those that have a value, with the limits of its 95 % interval; nan without any."""
+    there = values[~np.isnan(values)].tolist()
+    if not there:
+        return math.nan, math.nan, math.nan
+    mean, interval = mean_ci95(there)
+    low, high = interval or (mean, mean)
+    return mean, low, high
 
 
 def save_plot(rows: Sequence[Row], metric: str, path: Path) -> None:
@@ -70,12 +87,9 @@ def save_plot(rows: Sequence[Row], metric: str, path: Path) -> None:
                         points.setdefault(cell["link"]["snr_db"], []).append(row)
                 snrs_db = sorted(points)
                 values = [values_of(points[snr], metric) for snr in snrs_db]
-                means = np.array([np.nanmean(each) for each in values])
-                halves = np.array([1.96 * np.nanstd(each) / np.sqrt(len(each)) for each in values])
+                means, lows, highs = zip(*map(_band, values), strict=True)
                 axis.plot(snrs_db, means, "o-", color=f"C{i}", label=name, markersize=3)
-                axis.fill_between(
-                    snrs_db, means - halves, means + halves, color=f"C{i}", alpha=0.12, linewidth=0
-                )
+                axis.fill_between(snrs_db, lows, highs, color=f"C{i}", alpha=0.12, linewidth=0)
             axis.set_title(f"{link}, CBR 1/{1 / cbr:.0f}", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("SNR, dB")

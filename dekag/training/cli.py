@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dekag.documents import read_json
+from dekag.files import check_folder
 
 train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
 
@@ -18,8 +19,19 @@ Steps = Annotated[int, typer.Option(min=2, help="Optimiser steps in all.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds initial weights and every step.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16: quicker if the processor can.")]
-Runs = Annotated[Path, typer.Option(help="Where checkpoints and rendered scenes are kept.")]
-Out = Annotated[Path, typer.Option(help="Where the finished model goes.")]
+
+
+def _writable(folder: Path | None) -> Path | None:
+    """Says so now if nothing can be written there, and not after hours of training."""
+    if folder is not None:
+        check_folder(folder)
+    return folder
+
+
+Runs = Annotated[
+    Path, typer.Option(help="Where checkpoints and rendered scenes are kept.", callback=_writable)
+]
+Out = Annotated[Path, typer.Option(help="Where the finished model goes.", callback=_writable)]
 
 RUNS = Path("runs")
 EMBEDDED = Path("models/embedded")
@@ -224,7 +236,8 @@ def cala(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where it is saved  [default: models/embedded/cala; RUNS/METHOD/knowledge if not CALA]"
+            help="Where it is saved  [default: models/embedded/cala; RUNS/METHOD/knowledge if not CALA]",
+            callback=_writable,
         ),
     ] = None,
 ) -> None:
@@ -257,6 +270,7 @@ def cala(
     )
     knowledge.save(folder)
     typer.echo(f"{method}: {json.dumps(knowledge.info['scores'])} -> {folder}")
+    typer.echo(f"A running system uses it after `dekag publish {folder}`.")
 
 
 @train.command()
@@ -306,6 +320,7 @@ def knowledge(
             )
         update.save(out / name)
         typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {out / name}")
+    typer.echo(f"A running system uses them after `dekag publish {out}/TOPIC`.")
 
 
 @train.command()

@@ -29,7 +29,6 @@ from dekag.world.topics import VOCABULARIES
 
 _log = structlog.get_logger()
 MAX_TOKENS = 40
-UNSAID = "unsaid"
 PRETRAINING_STEPS = 700
 PRETRAINING_CAPTIONS = 8000
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from grpc import aio
@@ -44,6 +44,8 @@ from services.proto.cloud_pb2 import (
     ListJobsRequest,
     ListKnowledgeRequest,
     Preview,
+    PublishKnowledgeRequest,
+    PublishTransmissionKnowledgeRequest,
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from services.cloud.settings import CloudSettings
 
 _log = structlog.get_logger()
+_Answer = TypeVar("_Answer", Knowledge, TransmissionKnowledge)
 
 
 class CloudServicer(CloudBase):
@@ -92,23 +95,29 @@ class CloudServicer(CloudBase):
         )
         self._mirroring = asyncio.create_task(self._mirror())
         self._generator: Generator
+        self._codec: str
         self._codec_hash: str
 
     def load(self) -> None:
         """Loads the profile's cloud model and encoders, and publishes its adapters if they never were."""
         from dekag.generation.models import Generator, folder_hash
         from dekag.generation.profile import load_profile
-        from services.cloud.publish import publish
+        from services.cloud.publish import adapters_of, publish_adapters
 
         if found := trouble(self._settings.data_dir):
             raise SettingError(found)
         profile = load_profile(self._settings.profile)
         self._generator = Generator.from_profile(profile.cloud)
-        self._codec_hash = folder_hash(profile.codec)
+        self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
         self._comparisons.load(profile.scorer)
         self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
-            publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
+            try:
+                adapters = adapters_of(Path(profile.adapters))
+                publish_adapters(adapters, self._transmission, self._codec_hash, if_new=True)
+            except OSError as error:
+                folder = self._settings.data_dir
+                raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
         self._loop.call_soon_threadsafe(self._loaded.set)
 
     async def parts(self) -> dict[str, str]:
@@ -188,8 +197,10 @@ class CloudServicer(CloudBase):
     async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
         """The latest pictures of a job that is training."""
         state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
-        aside = await asyncio.to_thread(self._store.aside_samples, state.id)
-        return Preview(png=aside or await asyncio.to_thread(self._job_folders.preview, state.id))
+        png = await asyncio.to_thread(self._store.aside_samples, state.id)
+        if png is None:
+            png = await asyncio.to_thread(self._job_folders.preview, state.id)
+        return Preview(png=png)
 
     async def ListKnowledge(
         self,
@@ -250,6 +261,52 @@ class CloudServicer(CloudBase):
             files=self._transmission.files(manifest) if request.files else {},
             versions=[] if request.files else self._transmission.versions(base_hash),
         )
+
+    async def PublishKnowledge(
+        self,
+        request: PublishKnowledgeRequest,
+        context: aio.ServicerContext[PublishKnowledgeRequest, Knowledge],
+    ) -> Knowledge:
+        """Makes an update the current version of its topic; edges draw with it from the next request on."""
+        topic, edge_hash = topic_name(request.topic), self._drift.edge_hash
+
+        def publish() -> Knowledge:
+            from services.cloud.publish import publish_update, update_in
+
+            update = update_in(dict(request.files))
+            if update.topic != topic:
+                raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
+            manifest = publish_update(update, self._store, edge_hash)
+            return Knowledge(manifest=manifest.to_proto(), versions=list(self._store.versions(topic)))
+
+        return await self._published(publish)
+
+    async def PublishTransmissionKnowledge(
+        self,
+        request: PublishTransmissionKnowledgeRequest,
+        context: aio.ServicerContext[PublishTransmissionKnowledgeRequest, TransmissionKnowledge],
+    ) -> TransmissionKnowledge:
+        """Makes adapters current; edges send with them from the next request on."""
+
+        def publish() -> TransmissionKnowledge:
+            from services.cloud.publish import adapters_in, publish_adapters, try_out
+
+            knowledge = adapters_in(dict(request.files))
+            try_out(knowledge, self._codec, self._codec_hash)
+            manifest = publish_adapters(knowledge, self._transmission, self._codec_hash)
+            versions = self._transmission.versions(self._codec_hash)
+            return TransmissionKnowledge(manifest=manifest.to_proto(), versions=list(versions))
+
+        return await self._published(publish)
+
+    async def _published(self, publish: Callable[[], _Answer]) -> _Answer:
+        try:
+            answer = await asyncio.to_thread(publish)
+        except OSError as error:
+            _log.error("knowledge cannot be written", error=str(error))
+            raise UnavailableError("the cloud cannot write to its disk now") from error
+        await self._mirror_once()
+        return answer
 
     async def _mirror(self) -> None:
         """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""

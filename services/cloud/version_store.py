@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dekag.documents import read_json
-from dekag.errors import NotFoundError
+from dekag.errors import InvalidInputError, NotFoundError
 from services.common.knowledge import Manifest, VersionManifest
 from services.common.transmission import TransmissionManifest
 
@@ -241,7 +241,7 @@ class KnowledgeStore:
     def aside_samples(self, job: str) -> bytes | None:
         """PNG of what ``job`` made, if that was kept aside and is still there."""
         for folder in folders_in(self._aside):
-            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            with contextlib.suppress(OSError, InvalidInputError, LookupError, TypeError):
                 if read_json(folder / _MANIFEST)["job"] == job:
                     return (folder / _SAMPLES).read_bytes()
         return None

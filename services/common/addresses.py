@@ -81,7 +81,7 @@ def _redis_url(url: str) -> str:
         return url
     try:
         options = parse_url(url)  # type: ignore[no-untyped-call]
-        ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+        ConnectionPool.from_url(url).make_connection()
         parts = urlsplit(url)
         port = parts.port
     except (ValueError, TypeError, AttributeError):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from dekag.errors import DekagError
+from dekag.errors import DekagError, FileError
+from dekag.files import decoded, read_bytes
 
 if TYPE_CHECKING:
     from services.common.settings import CommonSettings
@@ -75,11 +76,9 @@ def read(folder: Path, *names: str, setting: str, made_by: str = "dekag credenti
         SettingError: one cannot be read.
     """
     try:
-        return [(folder / name).read_bytes() for name in names]
-    except OSError as error:
-        raise SettingError(
-            f"{setting}: {error.filename} cannot be read ({error.strerror}); `{made_by}` makes it"
-        ) from error
+        return [read_bytes(folder / name) for name in names]
+    except FileError as error:
+        raise SettingError(f"{setting}: {error}; `{made_by}` makes it") from error
 
 
 def secret(file: Path, setting: str) -> str:
@@ -90,12 +89,12 @@ def secret(file: Path, setting: str) -> str:
     """
     (content,) = read(file.parent, file.name, setting=setting)
     try:
-        text = content.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise SettingError(f"{setting}: {file} is not text in UTF-8") from None
+        text = decoded(content, str(file)).rstrip("\n")
+    except FileError as error:
+        raise SettingError(f"{setting}: {error}") from None
     if not text or text.isspace():
         raise SettingError(f"{setting}: {file} is empty")
-    if len(text.splitlines()) > 1 or "\0" in text:
+    if len(text.splitlines()) > 1:
         raise SettingError(f"{setting}: {file} must hold one line of text, the secret")
     return text
 

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opentelemetry import context
@@ -92,7 +91,10 @@ def _exporter(spans_to: str) -> SpanExporter:
     if spans_to == "console":
         return ConsoleSpanExporter(out=sys.stdout, formatter=_line)
     try:
-        file = Path(spans_to).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        # a pipe that nobody reads is an error then, instead of a wait for ever
+        handle = os.open(spans_to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        os.set_blocking(handle, True)
+        file = open(handle, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123
     except OSError as error:
         raise SettingError(f"DEKAG_SPANS_TO names a file that cannot be written: {error}") from error
     return ConsoleSpanExporter(out=file, formatter=_line)  # a line at a time, so that services can share it

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
-from fastapi import Body, FastAPI, Path, Request
+from fastapi import Body, Depends, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 
@@ -54,6 +54,13 @@ _REPEATABLE = [
     ),
 ]  # fmt: skip
 _T = TypeVar("_T")
+
+
+async def _no_query(request: Request) -> None:
+    """InvalidInputError for a query, which nothing below /v1 takes: it would be left out without a word."""
+    if request.url.path.startswith("/v1/"):
+        for name, value in request.query_params.multi_items():
+            raise InvalidInputError(f"query.{name[:80]}", "left out: this takes no query parameters", value)
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
@@ -113,6 +120,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         description="Images over a simulated generative semantic communication link, in the shape of the "
         "OpenAI Images API; `link` says over what radio link, `link_report` how it went.",
         lifespan=lifespan,
+        redirect_slashes=False,  # RequestMiddleware makes nothing of a last slash
+        dependencies=[Depends(_no_query)],
     )
     app.router.route_class = JsonRoute
     app.state.settings = settings
@@ -123,7 +132,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @app.post(
         "/v1/images/generations",
         tags=["images"],
-        responses=problems.responses(400, 404, 409, 413, 422, 429, 503, 504),
+        responses=problems.responses(400, 404, 409, 413, 415, 422, 429, 503, 504),
     )
     async def generate(
         request: Request,

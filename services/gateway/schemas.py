@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import re
 from typing import Annotated, Any, Literal
 
@@ -13,11 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StringConstraints,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
@@ -39,15 +44,16 @@ IdempotencyKey = Annotated[
 _SIZE = re.compile(r"([1-9]\d{1,3})x([1-9]\d{1,3})")
 _SIZES = (
     f"WIDTHxHEIGHT in pixels, multiples of {converters.PIXEL_STEP} "
-    f"from {converters.MIN_PIXELS} to {converters.MAX_PIXELS}"
+    f'from {converters.MIN_PIXELS} to {converters.MAX_PIXELS}, or "auto"'
 )
+_AUTO_SIZE = "128x128"
 
 # What the OpenAPI document says of texts that code checks
 TOPIC_PATTERN = {"pattern": f"^{NAME.pattern}$"}
 _SIDE = "|".join(
     str(side) for side in range(converters.MIN_PIXELS, converters.MAX_PIXELS + 1, converters.PIXEL_STEP)
 )
-_SIZE_PATTERN = {"pattern": f"^({_SIDE})x({_SIDE})$"}
+_SIZE_PATTERN = {"pattern": f"^(auto|({_SIDE})x({_SIDE}))$"}
 _TopicName = Annotated[str, Field(json_schema_extra=dict(TOPIC_PATTERN))]
 _TopicNames = Annotated[list[_TopicName], Field(min_length=1, max_length=converters.MAX_KNOWLEDGE)]
 
@@ -66,6 +72,8 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def _check_size(size: str) -> str:
+    if size == "auto":
+        return _AUTO_SIZE
     try:
         if _SIZE.fullmatch(size) is not None:
             converters.size(*parse_size(size))
@@ -110,7 +118,40 @@ def _check_cbr(value: Any) -> float | Literal["auto"]:
     raise PydanticCustomError("cbr", "must be {allowed}", {"allowed": allowed})
 
 
-class LinkRequest(LinkConditions):
+class _NullIsAbsent(BaseModel):
+    """A request in which null is as good as leaving a field out, as clients in other languages send it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name not in optional}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        whole = handler.resolve_ref_schema(schema)
+        for name, field in whole.get("properties", {}).items():
+            if name not in whole.get("required", ()):
+                whole["properties"][name] = _or_null(field)
+        return schema
+
+
+_ABOUT = ("title", "description", "default", "examples")
+
+
+def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    about: dict[str, Any] = {key: field[key] for key in _ABOUT if key in field}
+    kind = {key: value for key, value in field.items() if key not in about}
+    kinds = kind.pop("anyOf", None) or [kind]
+    return {"anyOf": [each for each in kinds if each != {"type": "null"}] + [{"type": "null"}], **about}
+
+
+class LinkRequest(_NullIsAbsent, LinkConditions):
     """The radio link asked for, and what is sent over it."""
 
     cbr: Annotated[
@@ -154,8 +195,11 @@ class LinkRequest(LinkConditions):
 Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
 
 
-class ImagesRequest(BaseModel):
-    """A request for images. Fields of the OpenAI Images API without meaning here are taken and ignored."""
+class ImagesRequest(_NullIsAbsent):
+    """A request for images. Fields of the OpenAI Images API without meaning here are taken and ignored.
+
+    null is as good as leaving an optional field out.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -168,10 +212,10 @@ class ImagesRequest(BaseModel):
     )
     n: int = Field(default=1, ge=1, le=4, description="Images to make; image i uses seed + i.", examples=[1])
     size: Annotated[str, AfterValidator(_check_size)] = Field(
-        default="128x128",
+        default=_AUTO_SIZE,
         json_schema_extra=dict(_SIZE_PATTERN),
-        description=_SIZES + ".",
-        examples=["128x128"],
+        description=f"{_SIZES}, which is {_AUTO_SIZE}.",
+        examples=["128x128", "auto"],
     )
     response_format: Literal["b64_json"] = Field(
         default="b64_json", description="How images are returned.", examples=["b64_json"]
@@ -523,7 +567,7 @@ class Traffic(BaseModel):
 _Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
 
 
-class KnowledgeRequest(BaseModel):
+class KnowledgeRequest(_NullIsAbsent):
     """A topic to distil. What is left out takes the library's default."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -590,6 +634,56 @@ class KnowledgeRequest(BaseModel):
         examples=[False],
     )
 
+
+_FileName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}\.(json|safetensors)$")]
+_MAX_FILES = 8
+
+
+def _check_base64(text: Any) -> bytes:
+    with contextlib.suppress(ValueError):
+        if isinstance(text, str):
+            return base64.b64decode(text, validate=True)
+    raise PydanticCustomError("base64", "must be {allowed}", {"allowed": "a file in base64"})
+
+
+_Base64 = Annotated[
+    bytes,
+    BeforeValidator(
+        _check_base64, json_schema_input_type=Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
+    ),
+]
+
+
+class PublishRequest(BaseModel):
+    """Knowledge as `dekag train` saves it: knowledge.json, with the hash of all of it, and other files."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    files: dict[_FileName, _Base64] = Field(
+        min_length=1,
+        max_length=_MAX_FILES,
+        description="The files by name, in base64: JSON and safetensors alone.",
+        examples=[{"knowledge.json": "e30="}],
+    )
+
+
+PUBLISH_EXAMPLES: dict[str, Example] = {
+    "update": {
+        "summary": "A topic's knowledge update, shortened",
+        "value": {"files": {"knowledge.json": "e30=", "pytorch_lora_weights.safetensors": "AAAA"}},
+    },
+    "adapters": {
+        "summary": "A codec's adapters, shortened",
+        "value": {
+            "files": {
+                "knowledge.json": "e30=",
+                "adapter_config.json": "e30=",
+                "adapter_model.safetensors": "AAAA",
+            }
+        },
+    },
+}
+"""Requests that the OpenAPI document shows."""
 
 KNOWLEDGE_EXAMPLES: dict[str, Example] = {
     "known": {"summary": "A topic of the embedded world", "value": {"topic": "neon"}},

@@ -102,7 +102,7 @@ def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
         port: instead of that of the settings.
 
     Raises:
-        SettingError: the certificate of HTTPS cannot be read.
+        SettingError: the certificate of HTTPS or its key cannot be read, or is none.
     """
     settings: GatewaySettings = app.state.settings
     if (folder := settings.https_dir) is not None:

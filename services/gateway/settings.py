@@ -71,6 +71,13 @@ class GatewaySettings(CommonSettings):
     max_body_bytes: int = Field(
         64 * 1024, ge=1024, le=2**30, description="Largest request body accepted, bytes."
     )
+    max_upload_bytes: int = Field(
+        8 * 2**20,
+        ge=1024,
+        le=2**28,
+        description="Largest knowledge that may be published over REST, its files together, bytes; at most "
+        "64 KiB less than DEKAG_MAX_MESSAGE_BYTES in any case.",
+    )
     ready_timeout_s: float = Field(1.0, gt=0, le=DAY_S, description="Time that /readyz gives each check, s.")
     watch_share: float = Field(
         0.02,

@@ -21,6 +21,7 @@ from dekag.errors import (
     MismatchError,
     NotFoundError,
 )
+from dekag.files import check_folder
 from dekag.link import LinkConditions
 from services.launcher.stack import HOST, Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
@@ -44,6 +45,7 @@ def run_demo(
         The exit status: 1 if the chain did not start or refused, 130 after a signal.
     """
     console = Console()
+    check_folder(output)  # now, and not when all has been drawn
     try:
         # a port and an address that are set belong to what `dekag up` starts, beside which this may run
         own = {"DEKAG_PORT": "0", "DEKAG_HOST": HOST}

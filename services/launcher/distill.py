@@ -13,13 +13,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dekag.client import Client, Job, Knowledge, UnreachableError
-from dekag.errors import DekagError
-from dekag.makd.topics import topic_prompts
+from dekag.errors import DekagError, FileError
+from dekag.files import check_folder, read_lines
+from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, topic_prompts
 from services.launcher.demo import exit_status, write_images
 
 SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
 IMAGE_SEED = 7
 _STAGES = {"generate": "the cloud draws", "train": "the edge learns", "score": "scoring", None: "waiting"}
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts in a file, one a line; FileError if it cannot be read, or a line is no prompt."""
+    lines = read_lines(file)
+    if not lines:
+        raise FileError(file, "holds no prompt: write one in each line")
+    for number, line in lines:
+        if len(line) > MAX_PROMPT_CHARS:
+            raise FileError(file, f"has more than {MAX_PROMPT_CHARS} characters in line {number}")
+    if len(lines) > MAX_PROMPTS:
+        raise FileError(file, f"holds {len(lines)} prompts: at most {MAX_PROMPTS} may be")
+    return [line for _, line in lines]
 
 
 def run_distill(
@@ -36,7 +50,7 @@ def run_distill(
 
     Args:
         topic: its name.
-        prompts: to learn from; the embedded world's if there are none. Blank lines are left out.
+        prompts: to learn from; the embedded world's if there are none.
         config: images, rank, tokens, steps and seed, as far as they are not the defaults.
         force: publish the update even if it is not better than what there is.
         url: of the gateway.
@@ -50,7 +64,8 @@ def run_distill(
     """
     err = Console(stderr=True)
     console = err if as_json else Console()
-    said = [line.strip() for line in prompts if line.strip()]
+    said = list(prompts)
+    check_folder(output)  # now, and not when it has been learned
     try:
         with Client(url) as client:
             options: dict[str, Any] = {"prompts": said, "force": force, **config}

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from dekag.client import Client, UnreachableError
 from dekag.errors import DekagError
+from dekag.files import check_folder
 from dekag.words import folded
 from services.launcher.demo import exit_status, report_table
 
@@ -40,6 +41,7 @@ def run_image(
     """
     out, err = Console(), Console(stderr=True)
     path = output or Path(default_name(request["prompt"], request["seed"]))
+    check_folder(path.parent)  # now, and not when it has been drawn
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output names another one", 2)
     try:

@@ -19,7 +19,7 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     results = tmp_path / "results"
     run(8, profile=load_profile(models), results=results)
     figures = json.loads((results / "headline.json").read_text())
-    assert set(figures) == set(FIRST_IMAGE) - {"chain_overhead_ratio"}
+    assert set(figures) == set(FIRST_IMAGE) - {"bench_chain_ratio"}
     rows = (results / "first-image" / "edge_heldout.jsonl").read_text().splitlines()
     assert {json.loads(row)["topic"] for row in rows} == set(TOPICS)
     write_first_image_page(tmp_path / "page.md", results)

@@ -108,7 +108,7 @@ def run_channel_bench(
         if uses == HEADLINE_USES:
             record(
                 "bench_channel_ratio", mean, "ratio", command=COMMAND, count=rounds,
-                ci95=ci95 if rounds > 1 else None, results=results,
+                ci95=ci95, results=results,
             )  # fmt: skip
     return rows
 

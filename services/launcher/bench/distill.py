@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,8 +52,7 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", resul
             console.print(f"{topic}: {seconds[-1]:.1f} s")
     rows = [{"topic": topic, "seconds": each} for topic, each in zip(topics, seconds, strict=True)]
     write_bench("distill", {"profile": profile, "topics": list(topics)}, rows, results)
-    mean = statistics.mean(seconds)
-    ci95 = mean_ci95(seconds)[1] if len(seconds) > 1 else None
+    mean, ci95 = mean_ci95(seconds)
     record(
         "distill_seconds", mean, "s", command="dekag bench distill", count=len(seconds), ci95=ci95,
         results=results,

@@ -371,8 +371,8 @@ def _times(label: str, rows: Sequence[Row], what: str) -> str:
 
 def _with_interval(values: Sequence[float]) -> str:
     """Mean, with its 95 % interval if there are several."""
-    mean, (low, high) = mean_ci95(values)
-    return f"{mean:.3g}" + (f" ({low:.3g} .. {high:.3g})" if len(values) > 1 else "")
+    mean, ci95 = mean_ci95(values)
+    return f"{mean:.3g}" if ci95 is None else _interval(mean, ci95)
 
 
 def _interval(value: float, ci95: Sequence[float]) -> str:

@@ -189,6 +189,7 @@ def _steps(rows: Sequence[Row]) -> Lines:
     for steps in STEPS:
         values = [row["consistency"] for row in rows if row["kind"] == "steps" and row["steps"] == steps]
         if values:
-            mean, (low, high) = mean_ci95(values)
-            lines.append(f"| {steps} | {mean:.3f} ({low:.3f} .. {high:.3f}) |")
+            mean, ci95 = mean_ci95(values)
+            interval = "" if ci95 is None else " ({:.3f} .. {:.3f})".format(*ci95)
+            lines.append(f"| {steps} | {mean:.3f}{interval} |")
     return lines

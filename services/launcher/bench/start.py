@@ -77,7 +77,7 @@ def run_start_bench(
         mean, ci95 = mean_ci95([row[what] for row in rows if row["service"] == ALL])
         record(
             key, mean, unit, command=COMMAND, count=rounds,
-            ci95=ci95 if rounds > 1 else None, results=results,
+            ci95=ci95, results=results,
         )  # fmt: skip
     return rows
 

@@ -284,5 +284,5 @@ def record_headlines(rows: Sequence[Row], requests: int, results: Path) -> None:
         rounds = len(ratios(rows, name, users))
         record(
             key, value, "ratio", command=COMMAND, count=rounds * requests,
-            ci95=ci95 if rounds > 1 else None, results=results,
+            ci95=ci95, results=results,
         )  # fmt: skip

@@ -16,10 +16,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from dekag.documents import parse_json, read_json
-from dekag.errors import MismatchError, NotFoundError
+from dekag.documents import parse_json
+from dekag.errors import FileError, MismatchError, NotFoundError
 from dekag.experiments.consistency import bootstrap_ci95
 from dekag.experiments.headline import RESULTS, record
+from dekag.files import read_lines, read_text
 from dekag.generation.images import Pixels
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
@@ -32,6 +33,7 @@ COMMAND = "dekag bench traffic"
 FORMATS = ("webp", "jpeg")
 HEADLINE_FORMAT = "webp"
 BATCH = 8
+_MAX_REPORT_BYTES = 2**30  # of a load test of hours
 _LINK = (
     "snr_db", "fading", "tau_rms_s", "rician_k_db", "speed_m_s", "trace", "trace_start_s", "csi", "equalizer"
 )  # fmt: skip
@@ -82,10 +84,14 @@ def run_traffic_bench(
     """
     console = Console()
     try:
-        figures = read_json(report / "report.json")
-        lines = (report / "answers.jsonl").read_text().splitlines()
-    except OSError as error:
-        raise NotFoundError(f"there is no load test's report in {report}: make loadtest-compose") from error
+        figures = parse_json(read_text(report / "report.json", max_bytes=_MAX_REPORT_BYTES), "report.json")
+        lines = [line for _, line in read_lines(report / "answers.jsonl", max_bytes=_MAX_REPORT_BYTES)]
+    except FileError as error:
+        raise NotFoundError(
+            f"no report of a load test: {error}. `make loadtest-compose` writes one"
+        ) from error
+    except ValueError as error:
+        raise MismatchError(f"{report} holds no report of a load test") from error
     try:
         asked = list(answered([parse_json(line, "answers.jsonl") for line in lines], figures["knowledge"]))
     except (ValueError, KeyError, TypeError) as error:
