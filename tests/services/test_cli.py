@@ -72,7 +72,7 @@ async def test_an_image_is_written_and_its_report_shown(gateway_url: str, tmp_pa
 @pytest.mark.asyncio(loop_scope="session")
 async def test_every_option_arrives_and_json_is_all_there_is(gateway_url: str, tmp_path: Path) -> None:
     options = ["--seed", "3", "--size", "64x96", "--snr-db", "-2.5", "--cbr", "1/192", "--fading", "awgn"]
-    options += ["--delivery", "semantic-unaligned", "--output", "new/boat.png", "--json", "--show"]
+    options += ["--delivery", "semantic-unaligned", "--output", "new/boat.png", "--json"]
     done = await dekag(
         "image", "a boat", "--url", f"{gateway_url}/", *options, folder=tmp_path, env=COLOURFUL
     )
