@@ -16,7 +16,9 @@ from pydantic import BaseModel, ValidationError
 
 from dekag import plugins
 from dekag.errors import DekagError, InvalidInputError
+from dekag.extras import Commands
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
+from dekag.places import shipped_sweep
 from dekag.training.cli import train
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dekag",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -31,10 +34,12 @@ app = typer.Typer(
 
 def _keep_claims(*_: object, **__: object) -> None:
     """After a command that measured something, the pages that show headline.json say what is in it."""
-    from dekag.experiments.book import write_claims_page, write_summary
+    from dekag.experiments.book import has_pages, write_claims_page, write_install, write_summary
 
-    write_claims_page()
-    write_summary()
+    if has_pages():
+        write_claims_page()
+        write_summary()
+        write_install()
 
 
 experiment = typer.Typer(
@@ -422,9 +427,21 @@ def overall(
     _measure(lambda: run_overall(ray=ray, workers=workers))
 
 
+def _existing_grid(grid: Path) -> Path:
+    found = shipped_sweep(grid)
+    if not found.is_file():
+        raise typer.BadParameter(f"there is no file {str(grid)!r}, and no grid of that name ships")
+    return found
+
+
 @app.command("sweep")
 def sweep_command(
-    grid: Annotated[Path, typer.Argument(help="A YAML file; see sweeps/.", exists=True, dir_okay=False)],
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML file, or the name of one that ships: quick or overall.", callback=_existing_grid
+        ),
+    ],
     ray: Ray = None,
     workers: Workers = None,
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
@@ -550,7 +567,7 @@ def bench_soak(
 
 @bench.command("traffic")
 def bench_traffic(
-    report: Annotated[Path, typer.Option(help="What `make loadtest-compose` wrote.")] = Path("loadtest-out"),
+    report: Annotated[Path, typer.Option(help="Folder that a load test wrote.")] = Path("loadtest-out"),
     pictures: Annotated[int, typer.Option(help="Different pictures that are compressed.", min=1)] = 250,
 ) -> None:
     """What a load test saved against WebP and JPEG of equal quality."""
@@ -620,8 +637,14 @@ def quick(
 def book() -> None:
     """Write what the README and docs/ take from results/, and the reference from the code."""
     from dekag.experiments import reference
+    from dekag.experiments.book import has_pages
     from dekag.experiments.trust_report import write_trust_page
 
+    if not has_pages():
+        typer.echo(
+            "There is no README.md and no docs/ here: the book is written in a clone of dekag", err=True
+        )
+        raise typer.Exit(2)
     _keep_claims()
     write_trust_page()
     reference.write_settings_page(settings_of_services())

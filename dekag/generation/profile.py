@@ -11,8 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from dekag.errors import NotFoundError
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
+from dekag.places import MODELS
 
 
 class GeneratorProfile(BaseModel):

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dekag.places import shipped_model
+
 train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
 
 Steps = Annotated[int, typer.Option(min=2, help="Optimiser steps in all.")]
@@ -18,6 +20,10 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16: quicker if the processor can.")]
 Runs = Annotated[Path, typer.Option(help="Where checkpoints and rendered scenes are kept.")]
 Out = Annotated[Path, typer.Option(help="Where the finished model goes.")]
+
+Shipped = Annotated[
+    Path, typer.Option(help="A model; one that ships, if it is not there.", callback=shipped_model)
+]
 
 RUNS = Path("runs")
 EMBEDDED = Path("models/embedded")
@@ -77,7 +83,7 @@ def decoder(
     seed: Seed = 1,
     threads: Threads = 1,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "vae",
 ) -> None:
     """Refine the autoencoder's decoder on whole pictures; its latents stay the same."""
@@ -145,7 +151,7 @@ def edge(
     batch: int = 32,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "edge",
 ) -> None:
     """The edge-GAI; it never sees a held-out topic."""
@@ -153,7 +159,7 @@ def edge(
     from dekag.training.diffusion import probe_accuracy, train_edge
 
     pipeline = train_edge(runs / "edge", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16)
-    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=False)
+    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=False)
     _save(pipeline, out, runs, "edge", quality, seed)
 
 
@@ -166,7 +172,7 @@ def cloud(
     bf16: Bf16 = False,
     start: Annotated[Path | None, typer.Option(help="A trained cloud to go on from.")] = None,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "cloud",
 ) -> None:
     """The cloud-GAI; it knows every topic."""
@@ -176,7 +182,7 @@ def cloud(
     pipeline = train_cloud(
         runs / "cloud", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16, start=start
     )
-    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=True)
+    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=True)
     continues = json.loads((start / "training.json").read_text()) if start else None
     _save(pipeline, out, runs, "cloud", quality, seed, continues)
 
@@ -187,7 +193,7 @@ def codec(
     seed: Seed = 1,
     threads: Threads = 1,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "codec",
 ) -> None:
     """The base codec: clean channel, top rate."""
@@ -217,8 +223,8 @@ def cala(
     bf16: Bf16 = False,
     calibrate_on: Annotated[int, typer.Option(min=2, help="Latents that measure what to expect.")] = 16,
     runs: Runs = RUNS,
-    codec: Path = EMBEDDED / "codec",
-    vae: Path = EMBEDDED / "vae",
+    codec: Shipped = EMBEDDED / "codec",
+    vae: Shipped = EMBEDDED / "vae",
     out: Annotated[
         Path | None,
         typer.Option(

@@ -15,7 +15,7 @@ from rich.table import Table
 from dekag.client import Client, Job, Knowledge, UnreachableError
 from dekag.errors import DekagError
 from dekag.makd.topics import topic_prompts
-from services.launcher.demo import exit_status, write_images
+from services.launcher.report import exit_status, write_images
 
 SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
 IMAGE_SEED = 7
@@ -66,7 +66,7 @@ def run_distill(
             samples.write_bytes(client.samples(topic))
             written = [samples, *_before_and_after(client, topic, said, output, console)]
     except UnreachableError as error:
-        text = f"{error}: start it with `make up` or `dekag up`"
+        text = f"{error}: start it with `dekag up`"
         err.print(text, style="red", markup=False, soft_wrap=True)
         return 1
     except DekagError as error:

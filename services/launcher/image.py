@@ -13,7 +13,7 @@ from rich.console import Console
 
 from dekag.client import Client, UnreachableError
 from dekag.errors import DekagError
-from services.launcher.demo import exit_status, report_table
+from services.launcher.report import exit_status, report_table
 
 _NAME_CHARS = 48
 

@@ -170,7 +170,7 @@ class Stack:
             self._spawn(
                 name,
                 ports[name],
-                [sys.executable, "-m", f"services.{name}"],
+                [sys.executable, "-P", "-m", f"services.{name}"],
                 env | own,
                 lambda target=target: healthy(target, 1.0, env.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
             )
@@ -178,7 +178,7 @@ class Stack:
     def _start_distiller(self, env: Mapping[str, str]) -> None:
         alive = self.run_dir / "distiller.alive"
         alive.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "services.cloud.worker"]
+        command = [sys.executable, "-P", "-m", "services.cloud.worker"]
         own = {"DEKAG_HEALTH_FILE": str(alive), **_metrics_port(env, "distiller")}
         self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
 

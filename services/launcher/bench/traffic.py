@@ -85,7 +85,9 @@ def run_traffic_bench(
         figures = json.loads((report / "report.json").read_text())
         lines = (report / "answers.jsonl").read_text().splitlines()
     except OSError as error:
-        raise NotFoundError(f"there is no load test's report in {report}: make loadtest-compose") from error
+        raise NotFoundError(
+            f"there is no load test's report in {report}: a clone's `make loadtest-compose` writes one"
+        ) from error
     try:
         asked = list(answered([json.loads(line) for line in lines], figures["knowledge"]))
     except (ValueError, KeyError, TypeError) as error:
