@@ -273,13 +273,34 @@ def test_what_is_promised_of_pythons_is_what_is_tried() -> None:
 
 
 # What the commands in README.md and docs/ leave in a clone, and what they tell to write into it.
-LEFT = """
-api-keys dekag-ca.crt credentials/ca/ca.key credentials/gateway/tls.crt credentials/user/redis.password
-operator/tls.key anywhere/redis/users.acl a-blue-cat-in-the-meadow-3.png cat.png world.png spans.jsonl first.yaml
-my-sweep.yaml prompts.txt results/first/table.md results/my-sweep/cells.jsonl results/quick/psnr_db.svg
-demo-out/neon/after.png loadtest-out/report.md site/index.html .run/edge.log runs/cache/a dist/x.whl .env
-.venv .hypothesis/x
-""".split()
+LEFT = [
+    "api-keys",
+    "dekag-ca.crt",
+    "credentials/ca/ca.key",
+    "credentials/gateway/tls.crt",
+    "credentials/user/redis.password",
+    "operator/tls.key",
+    "anywhere/redis/users.acl",
+    "a-blue-cat-in-the-meadow-3.png",
+    "cat.png",
+    "world.png",
+    "spans.jsonl",
+    "first.yaml",
+    "my-sweep.yaml",
+    "prompts.txt",
+    "results/first/table.md",
+    "results/my-sweep/cells.jsonl",
+    "results/quick/psnr_db.svg",
+    "demo-out/neon/after.png",
+    "loadtest-out/report.md",
+    "site/index.html",
+    ".run/edge.log",
+    "runs/cache/a",
+    "dist/x.whl",
+    ".env",
+    ".venv",
+    ".hypothesis/x",
+]
 
 
 def test_what_the_docs_lines_write_is_ignored_by_git() -> None:
