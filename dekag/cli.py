@@ -15,37 +15,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import BaseModel, ValidationError
-from typer.core import TyperGroup
 
 from dekag import plugins
 from dekag.errors import DekagError, InvalidInputError
+from dekag.extras import Commands
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
+from dekag.places import shipped_sweep
 from dekag.training.cli import train
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
 
 
-class _Commands(TyperGroup):
-    """What is wrong with what a command was given, or with the disk, ends it with one line."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Runs the command; exits with 2 for what another command line mends, else with 1."""
-        try:
-            return super().invoke(ctx)
-        except InvalidInputError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from None
-        except OSError as error:
-            if error.filename is None or isinstance(error, BrokenPipeError):
-                raise
-            typer.echo(f"{error.filename}: {error.strerror}", err=True)
-            raise typer.Exit(1) from None
-
-
 app = typer.Typer(
     name="dekag",
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -53,10 +37,12 @@ app = typer.Typer(
 
 def _keep_claims(*_: object, **__: object) -> None:
     """After a command that measured something, the pages that show headline.json say what is in it."""
-    from dekag.experiments.book import write_claims_page, write_summary
+    from dekag.experiments.book import has_pages, write_claims_page, write_install, write_summary
 
-    write_claims_page()
-    write_summary()
+    if has_pages():
+        write_claims_page()
+        write_summary()
+        write_install()
 
 
 experiment = typer.Typer(
@@ -468,9 +454,21 @@ def overall(
     _measure(lambda: run_overall(ray=ray, workers=workers))
 
 
+def _existing_grid(grid: Path) -> Path:
+    found = shipped_sweep(grid)
+    if not found.is_file():
+        raise typer.BadParameter(f"there is no file {str(grid)!r}, and no grid of that name ships")
+    return found
+
+
 @app.command("sweep")
 def sweep_command(
-    grid: Annotated[Path, typer.Argument(help="A YAML file; see sweeps/.")],
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML file, or the name of one that ships: quick or overall.", callback=_existing_grid
+        ),
+    ],
     ray: Ray = None,
     workers: Workers = None,
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
@@ -596,7 +594,7 @@ def bench_soak(
 
 @bench.command("traffic")
 def bench_traffic(
-    report: Annotated[Path, typer.Option(help="What `make loadtest-compose` wrote.")] = Path("loadtest-out"),
+    report: Annotated[Path, typer.Option(help="Folder that a load test wrote.")] = Path("loadtest-out"),
     pictures: Annotated[int, typer.Option(help="Different pictures that are compressed.", min=1)] = 250,
 ) -> None:
     """What a load test saved against WebP and JPEG of equal quality."""
@@ -666,8 +664,14 @@ def quick(
 def book() -> None:
     """Write what the README and docs/ take from results/, and the reference from the code."""
     from dekag.experiments import reference
+    from dekag.experiments.book import has_pages
     from dekag.experiments.trust_report import write_trust_page
 
+    if not has_pages():
+        typer.echo(
+            "There is no README.md and no docs/ here: the book is written in a clone of dekag", err=True
+        )
+        raise typer.Exit(2)
     _keep_claims()
     write_trust_page()
     reference.write_settings_page(settings_of_services())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,15 @@ from dekag.experiments.page import BOOK_COMMAND, FIRST_IMAGE, fill, row
 CLAIMS_PAGE = Path("docs/claims.md")
 README = Path("README.md")
 MISSING = "not measured yet"
-DECIMALS = {"B": 0, "images": 0, "inputs": 0, "requests": 0, "faults": 0, "s": 1}  # 2 in all other units
+DECIMALS = {
+    "B": 0,
+    "images": 0,
+    "inputs": 0,
+    "requests": 0,
+    "faults": 0,
+    "MiB": 0,
+    "s": 1,
+}  # 2 in all other units
 
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -137,6 +145,8 @@ OTHERS = {
     "backhaul_saved_percent": "Traffic of a load test: backhaul bytes saved against WebP of equal PSNR",
     "radio_saved_ratio": "Traffic of a load test: channel uses that WebP of equal PSNR needs, over ours",
     "faults_tried": "Faults that were tried, one at a time and in pairs",
+    "install_demo_seconds": "From nothing to the first pictures, the slowest of the supported Pythons",
+    "install_demo_mib": "What `make demo` installs, the Python with the most",
     "auto_rate_hit_share": "Rate for a quality: promises of a PSNR that were kept",
 }
 
@@ -154,6 +164,11 @@ SUMMARY = {
     "bench_channel_ratio": "Symbols per second of the channel service, over bare Sionna's",
 }
 """What the README shows, in its words."""
+
+
+def has_pages() -> bool:
+    """Whether the current folder is a clone's, with pages to write; elsewhere there are only results."""
+    return README.is_file() and CLAIMS_PAGE.is_file()
 
 
 def write_summary(page: Path = README, results: Path = RESULTS) -> None:
@@ -179,6 +194,38 @@ def summary_lines(figures: Figures) -> list[str]:
         "[all of them](docs/claims.md), with the command that measures each. The paper's models, data and",
         "channels are not ours, so its figures and these do not compare.",
     ]
+
+
+def write_install(page: Path = README, results: Path = RESULTS) -> None:
+    """Write into the README what `make install-times` measured."""
+    path = results / "load" / "install.json"
+    if path.exists():
+        fill(page, "install", install_lines(read_json(path)["rows"]))
+
+
+def install_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How long `make demo` takes from nothing and how much it installs, without CUDA and with it."""
+    lines = []
+    for what, cuda in (("without", False), ("with", True)):
+        if found := [each for each in rows if each["what"] == "demo" and bool(each["cuda"]) is cuda]:
+            slowest = max(found, key=lambda each: each["seconds"])
+            size, packages = max(each["mib"] for each in found), max(each["packages"] for each in found)
+            pythons = ", ".join(sorted((each["python"] for each in found), key=_numbers))
+            lines.append(
+                f"- {what} CUDA (Python {pythons}): {size / 1024:.1f} GiB in {packages} packages; "
+                f"{slowest['seconds'] / 60:.1f} minutes at a load of {slowest['load_average']:g}, "
+                f"{slowest['cpu_seconds'] / 60:.1f} of them the processors' work"
+            )
+    return [
+        "From nothing to the first pictures, `make demo` in a fresh clone with an empty cache of pip, on two",
+        "cores that others used as well; the slowest Python counts:",
+        "",
+        *lines,
+    ]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")]
 
 
 def write_claims_page(page: Path = CLAIMS_PAGE, results: Path = RESULTS) -> None:

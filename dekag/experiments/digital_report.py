@@ -81,6 +81,7 @@ def write(measured: Measured, semantic: Semantic, name: str, results: Path, page
     plot_curves(measured, semantic, name, folder / "psnr.svg", "psnr_db")
     plot_curves(measured, semantic, name, folder / "consistency.svg", "consistency")
     if page is not None:
+        page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(page_text(measured, semantic, name, results))
 
 

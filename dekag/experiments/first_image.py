@@ -20,12 +20,13 @@ from dekag.codec import JsccCodec
 from dekag.codec.constellation import snap_to_qam
 from dekag.experiments.headline import RESULTS, mean_ci95, record
 from dekag.generation.models import Generator
-from dekag.generation.profile import MODELS, Profile, load_profile
+from dekag.generation.profile import Profile, load_profile
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
+from dekag.places import MODELS
 from dekag.training.data import scene_number
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, Scene, caption, render
 from dekag.world.scene import STYLES, SUBJECTS

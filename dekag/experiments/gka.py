@@ -31,7 +31,7 @@ from dekag.errors import NotFoundError
 from dekag.experiments.consistency import judged
 from dekag.experiments.first_image import Prompt, topic_prompts
 from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import MODELS, load_profile
+from dekag.generation.profile import load_profile
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.makd.distill import draw_images, encode, new_update, seeds_for, train
@@ -40,6 +40,7 @@ from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.probe import AttributeProbe
+from dekag.places import MODELS
 from dekag.training.data import scene_number
 from dekag.world import TOPICS, caption
 

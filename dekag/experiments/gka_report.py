@@ -101,6 +101,7 @@ def write(measured: Measured, base: DistillConfig, results: Path, page: Path, ed
     figures(measured, rows, base, results, edge_bytes)
     plot_methods(rows, folder / "methods.svg")
     plot_studies(measured, base, folder / "studies.svg")
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(page_text(measured, rows, base, results))
 
 

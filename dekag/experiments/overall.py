@@ -22,6 +22,7 @@ from dekag.experiments.files import write_rows
 from dekag.experiments.headline import RESULTS, record
 from dekag.generation.images import IMAGE_FORMATS
 from dekag.link.source import encode
+from dekag.places import SWEEPS
 from dekag.sweeps import engine
 from dekag.sweeps.engine import Row
 from dekag.sweeps.grid import WORLD, Sweep, read_sweep
@@ -32,7 +33,7 @@ from dekag.world import TOPICS
 Array = npt.NDArray[np.float64]
 
 COMMAND = "dekag experiment overall"
-SWEEP = Path("sweeps/overall.yaml")
+SWEEP = SWEEPS / "overall.yaml"
 FOLDER = "overall"
 USUAL_QUALITY = 75  # of WebP, where nobody asks for another
 FILES = {"webp": "WebP", "avif": "AVIF", "jpeg": "JPEG", "usual": f"WebP at {USUAL_QUALITY}"}

@@ -80,4 +80,5 @@ def write_first_image_page(page: Path, results: Path = RESULTS) -> None:
         "Lines per picture: `results/first-image/*.jsonl`.",
         "",
     ]
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(lines))

@@ -14,16 +14,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from dekag import places
 from dekag.documents import read_json
 from dekag.experiments import first_image
-from dekag.experiments.headline import RESULTS, record
+from dekag.experiments.headline import record
 from dekag.experiments.overall import run_overall
 from dekag.experiments.page import write_first_image_page
 from dekag.sweeps import engine
 
 COMMAND = "dekag results quick --record"
 QUICK = Path("runs/quick")
-SWEEP = Path("sweeps/quick.yaml")
+SWEEP = places.SWEEPS / "quick.yaml"
 PICTURES = 24
 
 
@@ -76,7 +77,7 @@ def _run(
         record("results_quick_seconds", seconds, "s", command=COMMAND, count=1)
 
 
-def show(folder: Path, committed: Path = RESULTS) -> None:
+def show(folder: Path, committed: Path = places.RESULTS) -> None:
     """A table of the figures in `folder` beside those of the same keys in `committed`."""
     quick, whole = (read_json(place / "headline.json") for place in (folder, committed))
     table = Table("figure", "quick", "n", "committed", "n", "unit")

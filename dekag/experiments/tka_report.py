@@ -111,6 +111,7 @@ def write(measured: Measured, results: Path, page: Path) -> None:
     plot_gates(measured.workbench.bench.cala(), folder / "gates.svg")
     plot_constellations(measured, folder / "constellations.svg")
     save_sheet(strip(measured), folder / "strip.png")
+    page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(page_text(measured, results))
 
 

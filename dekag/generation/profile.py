@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dekag.documents import read_json
 from dekag.errors import FileError, NotFoundError
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
+from dekag.places import MODELS
 
 
 class GeneratorProfile(BaseModel):

@@ -33,7 +33,7 @@ from dekag.errors import InvalidInputError, NotFoundError
 from dekag.experiments.digital import Forecast, Ladder, Pictures, choose, mean_picture, picture_ladders
 from dekag.experiments.first_image import Prompt, topic_prompts, world_prompts
 from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import MODELS, Profile, load_profile
+from dekag.generation.profile import Profile, load_profile
 from dekag.link.source import decode, encode
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.distill import draw_images
@@ -41,6 +41,7 @@ from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
+from dekag.places import MODELS
 from dekag.sweeps.grid import DIGITAL, JUDGES, WORLD, Cell
 from dekag.training.cala import deliver
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS

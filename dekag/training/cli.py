@@ -12,6 +12,7 @@ import typer
 
 from dekag.documents import read_json
 from dekag.files import check_folder
+from dekag.places import shipped_model
 
 train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
 
@@ -32,6 +33,10 @@ Runs = Annotated[
     Path, typer.Option(help="Where checkpoints and rendered scenes are kept.", callback=_writable)
 ]
 Out = Annotated[Path, typer.Option(help="Where the finished model goes.", callback=_writable)]
+
+Shipped = Annotated[
+    Path, typer.Option(help="A model; one that ships, if it is not there.", callback=shipped_model)
+]
 
 RUNS = Path("runs")
 EMBEDDED = Path("models/embedded")
@@ -91,7 +96,7 @@ def decoder(
     seed: Seed = 1,
     threads: Threads = 1,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "vae",
 ) -> None:
     """Refine the autoencoder's decoder on whole pictures; its latents stay the same."""
@@ -159,7 +164,7 @@ def edge(
     batch: int = 32,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "edge",
 ) -> None:
     """The edge-GAI; it never sees a held-out topic."""
@@ -167,7 +172,7 @@ def edge(
     from dekag.training.diffusion import probe_accuracy, train_edge
 
     pipeline = train_edge(runs / "edge", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16)
-    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=False)
+    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=False)
     _save(pipeline, out, runs, "edge", quality, seed)
 
 
@@ -180,7 +185,7 @@ def cloud(
     bf16: Bf16 = False,
     start: Annotated[Path | None, typer.Option(help="A trained cloud to go on from.")] = None,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "cloud",
 ) -> None:
     """The cloud-GAI; it knows every topic."""
@@ -190,7 +195,7 @@ def cloud(
     pipeline = train_cloud(
         runs / "cloud", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16, start=start
     )
-    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=True)
+    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=True)
     continues = read_json(start / "training.json") if start else None
     _save(pipeline, out, runs, "cloud", quality, seed, continues)
 
@@ -201,7 +206,7 @@ def codec(
     seed: Seed = 1,
     threads: Threads = 1,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "codec",
 ) -> None:
     """The base codec: clean channel, top rate."""
@@ -231,8 +236,8 @@ def cala(
     bf16: Bf16 = False,
     calibrate_on: Annotated[int, typer.Option(min=2, help="Latents that measure what to expect.")] = 16,
     runs: Runs = RUNS,
-    codec: Path = EMBEDDED / "codec",
-    vae: Path = EMBEDDED / "vae",
+    codec: Shipped = EMBEDDED / "codec",
+    vae: Shipped = EMBEDDED / "vae",
     out: Annotated[
         Path | None,
         typer.Option(

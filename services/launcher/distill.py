@@ -16,7 +16,7 @@ from dekag.client import Client, Job, Knowledge, UnreachableError
 from dekag.errors import DekagError, FileError
 from dekag.files import check_folder, read_lines
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, topic_prompts
-from services.launcher.demo import exit_status, write_images
+from services.launcher.report import exit_status, write_images
 
 SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
 IMAGE_SEED = 7
@@ -88,7 +88,7 @@ def run_distill(
             samples.write_bytes(client.samples(topic))
             written = [samples, *_before_and_after(client, topic, said, output, console)]
     except UnreachableError as error:
-        text = f"{error}: start it with `make up` or `dekag up`"
+        text = f"{error}: start it with `dekag up`"
         err.print(text, style="red", markup=False, soft_wrap=True)
         return 1
     except DekagError as error:

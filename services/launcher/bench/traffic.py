@@ -88,7 +88,7 @@ def run_traffic_bench(
         lines = [line for _, line in read_lines(report / "answers.jsonl", max_bytes=_MAX_REPORT_BYTES)]
     except FileError as error:
         raise NotFoundError(
-            f"no report of a load test: {error}. `make loadtest-compose` writes one"
+            f"no report of a load test: {error}. A clone's `make loadtest-compose` writes one"
         ) from error
     except ValueError as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
