@@ -12,7 +12,7 @@ REPORT ?= loadtest-out
 FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-compose test-faults test-fuzz test-browser lint audit format \
+.PHONY: help install constraints world-assets up demo test test-slow test-compose test-faults test-fuzz test-browser lint audit format \
   proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose
 
 help: ## list the targets
@@ -29,6 +29,9 @@ install: .venv/.installed ## make .venv and install the project with its pinned 
 
 demo: install ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
 	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(SEED),--seed "$(SEED)")
+
+world-assets: install ## fetch the artwork of the world's subjects by npm (to train and to judge alone)
+	@$(BIN)/python -m dekag.stickers
 
 up: install ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up
