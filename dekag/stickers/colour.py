@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Pixels = npt.NDArray[np.float32]  # (..., 3), 0..255
+Colour = npt.NDArray[np.float32]  # red, green, blue, 0..255
+Plane = npt.NDArray[np.float32]  # (height, width)
+Planes = npt.NDArray[np.float32]  # (3, height, width), 0..255
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ PAINTS: dict[str, Paint] = {
 # Lightness moves this share of the way to the paint's own, so that shading and highlights stay.
 LIGHTNESS_SHARE = 0.75
 
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # what red, green and blue add to brightness
+
 _TO_LMS = np.array(
     [
         [0.4122214708, 0.5363325363, 0.0514459929],
@@ -48,12 +52,12 @@ _TO_LAB = np.array(
 )
 
 
-def rgb(code: str) -> Pixels:
+def rgb(code: str) -> Colour:
     """`rrggbb` as an array of three numbers 0..255."""
     return np.array([int(code[i : i + 2], 16) for i in (0, 2, 4)], np.float32)
 
 
-def mix(a: Pixels, b: Pixels, share: float) -> Pixels:
+def mix(a: Colour, b: Colour, share: float) -> Colour:
     """`a` with `share` (0..1) of `b` in it."""
     return np.asarray(a + (b - a) * np.float32(share), np.float32)
 
@@ -68,7 +72,7 @@ def from_oklab(lab: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
     """sRGB pixels 0..1 of OKLab, clipped to what a screen shows."""
     linear = np.clip((lab @ np.linalg.inv(_TO_LAB).T) ** 3 @ np.linalg.inv(_TO_LMS).T, 0, 1)
     srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.clip(srgb, 0, 1)
+    return np.asarray(np.clip(srgb, 0, 1))
 
 
 def recolour(

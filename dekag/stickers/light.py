@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dekag.stickers.colour import Pixels, mix, rgb
+from dekag.stickers.colour import Colour, mix, rgb
 
 
 @dataclass(frozen=True)
@@ -18,21 +18,21 @@ class Light:
     the far side; `shadow` is the colour of the shadow on the ground.
     """
 
-    above: Pixels
-    below: Pixels
-    key: Pixels
+    above: Colour
+    below: Colour
+    key: Colour
     source: float
     strength: float
     shade: float
-    shadow: Pixels
+    shadow: Colour
 
 
-def gain(red: float, green: float, blue: float) -> Pixels:
+def gain(red: float, green: float, blue: float) -> Colour:
     """Factors by which a light multiplies red, green and blue."""
     return np.array([red, green, blue], np.float32)
 
 
-def tone(colour: Pixels, time: str) -> Pixels:
+def tone(colour: Colour, time: str) -> Colour:
     """A colour of the day as the light of `time` shows it."""
     if time == "sunset":
         return mix(colour * gain(1.0, 0.77, 0.70), rgb("6a3a78"), 0.17)
@@ -41,7 +41,7 @@ def tone(colour: Pixels, time: str) -> Pixels:
     return colour
 
 
-def outdoors(time: str, source: float, bounce: Pixels, shadow: Pixels) -> Light:
+def outdoors(time: str, source: float, bounce: Colour, shadow: Colour) -> Light:
     """The light under the open sky; `bounce` is the ground's colour, which tints the subject's foot."""
     lift = bounce / max(float(bounce.max()), 1.0)
     if time == "sunset":

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dekag.stickers.canvas import Canvas
-from dekag.stickers.compose import Mask, place
+from dekag.stickers.colour import Plane
+from dekag.stickers.compose import place
 from dekag.stickers.light import Light
 from dekag.stickers.scene import Scene
 from dekag.stickers.settings import DRAW_SETTING
@@ -56,14 +57,15 @@ def render_with_mask(
         masks.append(_stand(canvas, light, rng, other))
     masks.append(_stand(canvas, light, rng, scene))
     mask = masks[-1]
-    image = np.clip(canvas.image, 0, 255)
+    planes = np.clip(canvas.planes, 0, 255)
     develop = STYLE_BY_NAME[scene.style].develop
     if develop is not None:
-        image = np.clip(develop(image, np.maximum.reduce(masks)), 0, 255)
-    return np.round(image).astype(np.uint8), np.round(mask * 255).astype(np.uint8)
+        planes = np.clip(develop(planes, np.maximum.reduce(masks)), 0, 255)
+    picture = np.ascontiguousarray(np.round(planes).astype(np.uint8).transpose(1, 2, 0))
+    return picture, np.round(mask * 255).astype(np.uint8)
 
 
-def _stand(canvas: Canvas, light: Light, rng: random.Random, scene: Scene) -> Mask:
+def _stand(canvas: Canvas, light: Light, rng: random.Random, scene: Scene) -> Plane:
     """Place a scene's subject as its kind and the setting ask: on the ground, in the air, in or on the water."""
     subject = SUBJECT_BY_NAME[scene.subject]
     unit = canvas.size // 32

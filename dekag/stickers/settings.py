@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dekag.stickers.canvas import Canvas, Line
-from dekag.stickers.colour import Pixels, mix, rgb
+from dekag.stickers.canvas import ALL, Canvas, Line
+from dekag.stickers.colour import Colour, mix, rgb
 from dekag.stickers.light import Light, gain, outdoors, tone
 
 WHITE = rgb("ffffff")
@@ -29,7 +29,7 @@ SKIES: dict[str, list[tuple[str, str, str]]] = {
 }
 
 
-def _sky(canvas: Canvas, rng: random.Random, time: str, horizon: float) -> tuple[float, Pixels]:
+def _sky(canvas: Canvas, rng: random.Random, time: str, horizon: float) -> tuple[float, Colour]:
     """Paint sky, sun or moon, stars; return the light's column and the colour of the haze."""
     top, middle, low = (rgb(code) for code in rng.choice(SKIES[time]))
     canvas.sky([(0.0, top), (horizon * 0.6, middle), (horizon, low)])
@@ -66,7 +66,7 @@ def _clouds(canvas: Canvas, rng: random.Random, time: str, source: float, lowest
         canvas.cloud(x, rng.uniform(0.16, lowest), rng.uniform(0.20, 0.30), light, shade, opacity)
 
 
-def _water(colour: Pixels, haze: Pixels, time: str) -> Pixels:
+def _water(colour: Colour, haze: Colour, time: str) -> Colour:
     """Water, which mirrors the sky when the sun is low."""
     if time != "sunset":
         return tone(colour, time)
@@ -210,7 +210,7 @@ def _desert(canvas: Canvas, time: str, rng: random.Random) -> Light:
     return outdoors(time, source, dune, tone(rgb("7c4420"), time) * 0.75)
 
 
-def _saguaro(canvas: Canvas, x: float, foot: float, height: float, colour: Pixels) -> None:
+def _saguaro(canvas: Canvas, x: float, foot: float, height: float, colour: Colour) -> None:
     """A cactus in the distance."""
     half = height * 0.085
     canvas.stroke([(x, foot), (x, foot - height + half)], half, half, colour)
@@ -315,7 +315,7 @@ def _underwater(canvas: Canvas, time: str, rng: random.Random) -> Light:
         centre = np.float32(x) + np.float32(lean) * canvas.x[:, None]
         reach = np.float32(width) * (1 + canvas.x[:, None])
         beam = np.exp(-(((canvas.x[None] - centre) / reach) ** 2)) * np.clip(0.8 - canvas.x[:, None], 0, 1)
-        canvas.image += (WHITE - canvas.image) * (beam * np.float32(0.30))[..., None]
+        canvas.blend(ALL, ALL, WHITE, (beam * np.float32(0.30)).astype(np.float32))
     canvas.ground(canvas.hills(rng, 0.70, 0.05), rgb("1d78b4"), rgb("135f9e"), 0.2, 3.0)
     for x in (rng.uniform(0.03, 0.14), rng.uniform(0.86, 0.97)):
         colour = rgb(rng.choice(("e8637a", "f08a5a", "b565c9")))
@@ -332,7 +332,7 @@ def _underwater(canvas: Canvas, time: str, rng: random.Random) -> Light:
     )
 
 
-def _coral(canvas: Canvas, x: float, foot: float, height: float, colour: Pixels) -> None:
+def _coral(canvas: Canvas, x: float, foot: float, height: float, colour: Colour) -> None:
     """A branching coral of round-ended arms."""
     for dx, top in ((-0.34, 0.74), (0.36, 0.80), (-0.17, 0.50), (0.18, 0.55), (0.0, 1.0)):
         bend = x + dx * height
@@ -341,7 +341,7 @@ def _coral(canvas: Canvas, x: float, foot: float, height: float, colour: Pixels)
 
 
 def _seaweed(
-    canvas: Canvas, rng: random.Random, x: float, foot: float, height: float, colour: Pixels
+    canvas: Canvas, rng: random.Random, x: float, foot: float, height: float, colour: Colour
 ) -> None:
     """A ribbon that sways."""
     phase = rng.uniform(0, math.tau)
@@ -381,7 +381,7 @@ def _room(canvas: Canvas, time: str, rng: random.Random) -> Light:
     if lamp:
         canvas.stroke([(other, 0.30), (other, 0.71)], 0.008, 0.008, rgb("5a4434"))
         canvas.ellipse(other, 0.715, 0.06, 0.012, rgb("5a4434"))
-        canvas.lampshade(other, 0.19, 0.33, 0.06, 0.11, rgb("fff0c0"), rgb("ffd98c"))
+        canvas.trapezium(other, 0.19, 0.33, 0.06, 0.11, rgb("fff0c0"), rgb("ffd98c"))
     else:
         canvas.box(other - 0.10, 0.17, other + 0.10, 0.42, rgb("a97a50") * 0.95)
         canvas.box(other - 0.083, 0.187, other + 0.083, 0.403, mix(picture, WHITE, 0.45))

@@ -18,14 +18,14 @@ EDGE = 24  # alpha (0..255) below which a pixel counts as empty margin
 
 @dataclass(frozen=True)
 class Sprite:
-    """A subject ready to be placed; all arrays (height, width, ...) uint8.
+    """A subject ready to be placed; uint8 planes, (3, height, width) and (height, width).
 
-    All of them have an empty margin of `margin` pixels. `pixels` is RGB multiplied by `alpha`; `soft` is the
+    All of them have an empty margin of `margin` pixels. `planes` are red, green and blue multiplied by `alpha`; `soft` is the
     blurred alpha, from which light and shade at its rim are made; `left` and `right` (columns without the
     margin) say where it touches the ground.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    planes: npt.NDArray[np.uint8]
     alpha: npt.NDArray[np.uint8]
     soft: npt.NDArray[np.uint8]
     left: int
@@ -91,8 +91,7 @@ def sprite(name: str, colour: str, pixels: int, cut: float = 0.0, accessory: str
         foot = np.array([size[0] // 3, size[0] * 2 // 3])
     reach = max(2, round(pixels * 0.045))
     margin = reach * 2
-    scaled = np.pad(scaled, ((margin, margin), (margin, margin), (0, 0)))
-    alpha = np.ascontiguousarray(scaled[..., 3])
+    planes = np.pad(scaled, ((margin, margin), (margin, margin), (0, 0))).transpose(2, 0, 1)
+    alpha = np.ascontiguousarray(planes[3])
     soft = np.asarray(Image.fromarray(alpha).filter(ImageFilter.GaussianBlur(reach)))
-    colours = np.minimum(scaled[..., :3], alpha[..., None])
-    return Sprite(colours, alpha, soft, int(foot[0]), int(foot[-1]), margin)
+    return Sprite(np.minimum(planes[:3], alpha), alpha, soft, int(foot[0]), int(foot[-1]), margin)
