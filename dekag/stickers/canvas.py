@@ -117,7 +117,9 @@ class Canvas:
         for n, ((x0, y0), (x1, y1)) in enumerate(itertools.pairwise(points)):
             dx, dy = np.float32(x1 - x0), np.float32(y1 - y0)
             away_x, away_y = xs - np.float32(x0), ys - np.float32(y0)
-            along = np.clip((away_x * dx + away_y * dy) / np.float32(max(dx * dx + dy * dy, 1e-9)), 0, 1)
+            along = np.clip(
+                (away_x * dx + away_y * dy) / np.maximum(dx * dx + dy * dy, np.float32(1e-9)), 0, 1
+            )
             far = np.hypot(away_x - along * dx, away_y - along * dy)
             radius = np.float32(start) + np.float32((end - start) / pieces) * (along + np.float32(n))
             inside = np.maximum(inside, radius - far)
@@ -179,7 +181,7 @@ class Canvas:
     def trapezium(
         self, x: float, top: float, bottom: float, above: float, below: float, upper: Colour, lower: Colour
     ) -> None:
-        """A shape with straight sides around column `x`: `above` half as wide at its top, `below` at its foot."""
+        """A symmetrical shape around column `x`, twice `above` wide at its top, twice `below` at its foot."""
         reach = max(above, below) + 0.01
         rows, ys = self.rows(top - 0.01, bottom + 0.01)
         columns, xs = self.columns(x - reach, x + reach)

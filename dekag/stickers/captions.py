@@ -59,7 +59,7 @@ PLACE_NOUNS = {
 TIME_WORDS = {
     "day": ("on a sunny day", "in daylight", "by day"),
     "sunset": ("at sunset", "at dusk", "in the evening", "with a setting sun"),
-    "night": ("at night", "by night", "on a moonlit night", "under the moon"),
+    "night": ("at night", "by night", "on a moonlit night", "by moonlight"),
 }
 TIME_NOUNS = {
     "day": ("sunny day", "daylight"),
@@ -67,7 +67,7 @@ TIME_NOUNS = {
     "night": ("night", "moonlit night"),
 }
 WEARS = {
-    "crown": ("wearing a crown", "with a crown on its head", "with a golden crown"),
+    "crown": ("wearing a crown", "with a crown on its head", "with a royal crown"),
     "top-hat": ("wearing a top hat", "with a top hat on its head", "in a black top hat"),
 }
 # Mixed colours that have a name of their own.
@@ -82,11 +82,16 @@ DAY_SHARE = 0.15
 STICKER_SHARE = 0.35
 
 
+# Sentences that say nothing of the scene, as people write them.
+EXTRAS = ("It looks friendly and clean", "The light is soft", "Please make it look nice")
+VOWEL_SOUNDS = ("a", "e", "i", "o", "u", "8")
+
+
 def caption(scene: Scene, rng: random.Random, words: Mapping[str, str] | None = None) -> str:
     """A caption of `scene`; `words` replaces plain words by those of a vocabulary topic.
 
-    Subject, setting, a colour that is not the subject's own, sunset and night, and a style are always said, the
-    rest sometimes; a night or a sunset without a place is one over a meadow.
+    Subject, setting, a colour that is not the subject's own, sunset and night, and a style are always said,
+    the rest sometimes; a night or a sunset without a place is one over a meadow.
     """
     parts = _Parts(scene, rng, words or {})
     form = rng.random()
@@ -112,7 +117,9 @@ class _Parts:
         if self.colour and self.subject.startswith(self.colour):
             self.colour = ""
         self.size = rng.choice(SIZE_WORDS[scene.size]) if rng.random() < SIZE_SHARE else ""
-        self.side = rng.choice(SIDE_WORDS[scene.position]) if rng.random() < SIDE_SHARE else ""
+        # Of two subjects, one is on each side.
+        says_side = scene.companion is None and rng.random() < SIDE_SHARE
+        self.side = rng.choice(SIDE_WORDS[scene.position]) if says_side else ""
         said = scene.time != "day" or rng.random() < DAY_SHARE
         timeless = scene.setting in ("underwater", "moon")
         self.time = rng.choice(TIME_WORDS[scene.time]) if said and not timeless else ""
@@ -143,16 +150,22 @@ class _Parts:
     @property
     def thing(self) -> str:
         """The subject with an article, and what it wears or who is beside it."""
-        other = f"and {_article(self.companion)} {self.companion}" if self.companion else ""
-        return _join(f"{_article(self.bare)} {self.bare}", self.wears, other)
+        return _join(_with_article(self.bare), self.wears, self.beside)
+
+    @property
+    def beside(self) -> str:
+        """Who is beside the subject."""
+        return f"and {_with_article(self.companion)}" if self.companion else ""
 
 
 def _join(*parts: str) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _article(word: str) -> str:
-    return "an" if word[:1] in "aeiou8" and not word.startswith(("ufo", "unicorn")) else "a"
+def _with_article(words: str) -> str:
+    """`words` with "a" or "an" in front."""
+    vowel = words.startswith(VOWEL_SOUNDS) and not words.startswith("ufo")
+    return f"an {words}" if vowel else f"a {words}"
 
 
 def _one_of(rng: random.Random, name: str, synonyms: tuple[str, ...]) -> str:
@@ -179,34 +192,30 @@ def _clauses(parts: _Parts, rng: random.Random) -> str:
 
 def _sentence(parts: _Parts, rng: random.Random) -> str:
     """One phrase: 'a neon picture of a red fox in the snow'."""
-    where = _join(
-        *rng.sample([part for part in (parts.place, parts.time, parts.side) if part], k=_count(parts))
-    )
-    kind = rng.choice(("picture", "image", "drawing", "scene"))
+    where = [part for part in (parts.place, parts.time, parts.side) if part]
+    rng.shuffle(where)
+    place = " ".join(where)
     style = parts.style
-    choices = [
-        f"{_article(style or kind)} {_join(style, kind)} of {parts.thing} {where}",
-        f"{parts.thing} {where}" + (f" in {style} style" if style else ""),
-        f"{_join(style, kind)} showing {parts.thing} {where}",
-        f"{where} there is {parts.thing}" + (f", {style} style" if style else ""),
-    ]
-    return _join(*rng.choice(choices).split())
-
-
-def _count(parts: _Parts) -> int:
-    return sum(bool(part) for part in (parts.place, parts.time, parts.side))
+    picture = _join(style, rng.choice(("picture", "image", "scene")))
+    return rng.choice(
+        (
+            _join(_with_article(picture), "of", parts.thing, place),
+            _join(picture, "showing", parts.thing, place),
+            _join(parts.thing, place, style and f"in {style} style"),
+            _join(place, "there is", parts.thing) + (f", {style} style" if style else ""),
+        )
+    ).strip()
 
 
 def _keywords(parts: _Parts, rng: random.Random) -> str:
     """Keywords: 'neon style: fox, red, snowy field'."""
-    name = parts.subject
-    describing = [part for part in (parts.colour, parts.size) if part]
-    if rng.random() < 0.5:
-        name, describing = parts.bare, []
-    others = [parts.wears, parts.companion, parts.place_noun, parts.time_noun, parts.side]
-    rest = describing + [part for part in others if part]
+    name, rest = parts.bare, []
+    if rng.random() < 0.5 and not parts.companion:
+        name, rest = parts.subject, [parts.colour, parts.size]
+    rest += [parts.wears, parts.place_noun, parts.time_noun, parts.side]
+    rest = [part for part in rest if part]
     rng.shuffle(rest)
-    text = ", ".join([name, *rest])
+    text = ", ".join([_join(name, parts.beside), *rest])
     if not parts.style:
         return text
     return rng.choice((f"{parts.style} style: {text}", f"{text}, {parts.style}", f"{parts.style}, {text}"))
@@ -223,7 +232,7 @@ def _story(parts: _Parts, rng: random.Random) -> str:
     else:
         sentences = [f"{opening} {_join(parts.thing, where)}"]
         if parts.side:
-            sentences.append(f"{pronoun} {parts.side} of the picture".replace("side of", "side of"))
+            sentences.append(f"{pronoun} {parts.side} of the picture")
     if parts.style:
         sentences.append(
             rng.choice(
@@ -235,7 +244,5 @@ def _story(parts: _Parts, rng: random.Random) -> str:
             )
         )
     elif rng.random() < 0.4:
-        sentences.append(
-            rng.choice(("It looks friendly and clean", "The light is soft", "The colours are bright"))
-        )
+        sentences.append(rng.choice(EXTRAS))
     return ". ".join(sentences) + "."

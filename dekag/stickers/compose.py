@@ -83,7 +83,7 @@ def _moved(plane: Plane, dx: int, dy: int) -> Plane:
 
 
 def _shadow(canvas: Canvas, light: Light, left: float, right: float, foot: float, height: float) -> None:
-    """The shadow of something that touches the ground from `left` to `right` at `foot` (shares of the picture).
+    """The shadow of something that stands from `left` to `right` at `foot` (shares of the picture).
 
     What is `height` above the ground has a paler shadow, and none that touches it.
     """
@@ -125,11 +125,13 @@ def _water_line(canvas: Canvas, left: float, right: float, foot: int) -> None:
     middle = (left + right) / 2
     column = min(max(int(middle * canvas.size), 0), canvas.size - 1)
     water = canvas.planes[:, min(foot + 2, canvas.size - 1), column]
-    canvas.ellipse(middle, foot / canvas.size, (right - left) * 0.56, 0.011, mix(water, rgb("ffffff"), 0.45), 3.0)
+    canvas.ellipse(
+        middle, foot / canvas.size, (right - left) * 0.56, 0.011, mix(water, rgb("ffffff"), 0.45), 3.0
+    )
 
 
 def _set_apart(part: Planes, planes: Planes, alpha: Plane, soft: Plane) -> None:
-    """Where the subject's rim and the background next to it agree in colour, shade the background behind it."""
+    """Where the subject's rim and the background beside it agree in colour, shade the background."""
     rim = np.clip(soft * 2, 0, 1) * (1 - soft)
     outside = rim * (1 - alpha)
     behind = np.einsum("chw,hw->c", part, outside) / max(float(outside.sum()), 1e-3)

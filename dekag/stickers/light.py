@@ -14,8 +14,8 @@ class Light:
     """The light that falls on a subject.
 
     `above` and `below` multiply its colours at its head and at its foot; `key` is the colour that a lamp or
-    the sun at column `source` (share of the width) adds on the near side, with `strength` 0..1; `shade` darkens
-    the far side; `shadow` is the colour of the shadow on the ground.
+    the sun at column `source` (share of the width) adds on the near side, with `strength` 0..1; `shade`
+    darkens the far side; `shadow` is the colour of the shadow on the ground.
     """
 
     above: Colour

@@ -66,7 +66,7 @@ def render_with_mask(
 
 
 def _stand(canvas: Canvas, light: Light, rng: random.Random, scene: Scene) -> Plane:
-    """Place a scene's subject as its kind and the setting ask: on the ground, in the air, in or on the water."""
+    """Place a scene's subject where it belongs: on the ground, in the air, in or on the water."""
     subject = SUBJECT_BY_NAME[scene.subject]
     unit = canvas.size // 32
     if subject.flies:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from dataclasses import dataclass, replace
+from functools import cache
 
 from dekag.stickers.colour import PAINTS
 from dekag.stickers.settings import DRAW_SETTING
@@ -63,16 +64,8 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of subject, colour and setting is kept out of all training.
-
-        A hash decides; a subject's commonest combination, its own colour in its first setting, is never held
-        out, so that no subject is without any.
-        """
-        subject = SUBJECT_BY_NAME[self.subject]
-        if self.colour == subject.colour and self.setting == subject.settings[0]:
-            return False
-        words = f"{self.subject} {self.colour} {self.setting}"
-        return zlib.crc32(words.encode()) % HELD_OUT_ONE_IN == 0
+        """Whether this combination of subject, colour and setting is kept out of all training."""
+        return (self.colour, self.setting) in _held_out(self.subject)
 
     def visible_attributes(self) -> tuple[str, ...]:
         """Names of the judged attributes that this scene shows."""
@@ -80,6 +73,18 @@ class Scene:
         return tuple(
             name for name in ("subject", "colour", "setting", "style") if name != "colour" or shows_colour
         )
+
+
+@cache
+def _held_out(subject: str) -> frozenset[tuple[str, str]]:
+    """The colours and settings with which `subject` is held out: a tenth of them, at least one, by a hash."""
+    pairs = [
+        (colour, setting) for colour in colours_of(subject) for setting in SUBJECT_BY_NAME[subject].settings
+    ]
+    count = max(1, round(len(pairs) / HELD_OUT_ONE_IN))
+    return frozenset(
+        sorted(pairs, key=lambda pair: zlib.crc32(f"{subject} {' '.join(pair)}".encode()))[:count]
+    )
 
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -111,8 +116,8 @@ def random_scene(
 ) -> Scene:
     """Draw a scene; `subjects` and `styles` restrict what may come up.
 
-    Where `styles` has "sticker" it comes up in `STICKER_SHARE` of the scenes, the others evenly. `companions` is
-    the share of scenes with a second subject; with an `accessory` only subjects that wear one come up.
+    Where `styles` has "sticker" it comes up in `STICKER_SHARE` of the scenes, the others evenly. `companions`
+    is the share of scenes with a second subject; with an `accessory` only subjects that wear one come up.
     """
     if accessory is not None:
         subjects = tuple(name for name in subjects if SUBJECT_BY_NAME[name].wears)

@@ -292,8 +292,8 @@ def _sea(canvas: Canvas, time: str, rng: random.Random) -> Light:
     far, near, deep = (_water(rgb(code), haze, time) for code in ("5bb4e6", "2388cf", "125a9f"))
     island = mix(tone(rgb("7c9fb0"), time), haze, 0.45)
     x = 1 - source + rng.uniform(-0.1, 0.1)
-    canvas.ground(_peaks(canvas, [(x, 0.44, 0.5), (x + 0.13, 0.47, 0.45)], horizon + 0.1), island, haze, 0.2, 2.0,
-                  horizon)  # fmt: skip
+    peaks = _peaks(canvas, [(x, 0.44, 0.5), (x + 0.13, 0.47, 0.45)], horizon + 0.1)
+    canvas.ground(peaks, island, haze, 0.2, 2.0, horizon)
     canvas.ground(canvas.level(horizon), mix(far, haze, 0.35), near, 0.24)
     if time != "day":
         glint = rgb("ffd28a") if time == "sunset" else rgb("b8c8ff")
@@ -317,10 +317,10 @@ def _underwater(canvas: Canvas, time: str, rng: random.Random) -> Light:
         beam = np.exp(-(((canvas.x[None] - centre) / reach) ** 2)) * np.clip(0.8 - canvas.x[:, None], 0, 1)
         canvas.blend(ALL, ALL, WHITE, (beam * np.float32(0.30)).astype(np.float32))
     canvas.ground(canvas.hills(rng, 0.70, 0.05), rgb("1d78b4"), rgb("135f9e"), 0.2, 3.0)
-    for x in (rng.uniform(0.03, 0.14), rng.uniform(0.86, 0.97)):
+    for x in (rng.uniform(0.11, 0.20), rng.uniform(0.80, 0.89)):
         colour = rgb(rng.choice(("e8637a", "f08a5a", "b565c9")))
         _coral(canvas, x, 0.86, rng.uniform(0.14, 0.20), colour)
-    for x in (rng.uniform(0.14, 0.26), rng.uniform(0.74, 0.86)):
+    for x in (rng.uniform(0.02, 0.10), rng.uniform(0.90, 0.98)):
         _seaweed(canvas, rng, x, 0.88, rng.uniform(0.22, 0.34), rgb(rng.choice(("2fae7c", "4fbf6a"))))
     canvas.ground(canvas.hills(rng, 0.83, 0.02), rgb("ecd9a3"), rgb("b89a68"), 0.2, 2.0)
     for _ in range(rng.randint(4, 6)):

@@ -14,7 +14,7 @@ from dekag.stickers.scene import STYLES, SUBJECTS, random_scene
 
 
 def save_sheet(rows: list[list[npt.NDArray[np.uint8]]], path: Path) -> None:
-    """Save rows of equally large pictures (height, width, 3) uint8; the file's ending says in which format."""
+    """Save rows of equally large pictures (height, width, 3) uint8 in the format that `path` names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows])).save(path)
 

@@ -20,9 +20,9 @@ EDGE = 24  # alpha (0..255) below which a pixel counts as empty margin
 class Sprite:
     """A subject ready to be placed; uint8 planes, (3, height, width) and (height, width).
 
-    All of them have an empty margin of `margin` pixels. `planes` are red, green and blue multiplied by `alpha`; `soft` is the
-    blurred alpha, from which light and shade at its rim are made; `left` and `right` (columns without the
-    margin) say where it touches the ground.
+    All have an empty margin of `margin` pixels. `planes` are red, green and blue times `alpha`; `soft` is the
+    blurred alpha, of which light and shade at the rim are made; `left` and `right` (columns without the
+    margin) say where the subject touches the ground.
     """
 
     planes: npt.NDArray[np.uint8]

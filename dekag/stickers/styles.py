@@ -222,7 +222,7 @@ def _pixel_art(planes: Planes, mask: Plane) -> Planes:
     for plane in _saturate(planes, 1.2):
         small = _image(plane).resize((PIXEL_BLOCKS, PIXEL_BLOCKS), Image.Resampling.BOX)
         small = small.filter(ImageFilter.UnsharpMask(radius=1.0, percent=60, threshold=0))
-        levels = np.round(np.asarray(small, np.float32) / 28) * 28
+        levels = np.round(np.asarray(small, np.float32) * np.float32(1 / 28)) * np.float32(28)
         blocks.append(np.asarray(_image(levels).resize((size, size), Image.Resampling.NEAREST), np.float32))
     return np.stack(blocks)
 
@@ -263,7 +263,7 @@ def _golden(planes: Planes, mask: Plane) -> Planes:
 class Style:
     """`develop(picture, mask)` treats a picture (3, size, size), 0..255; None leaves it as it is.
 
-    `keeps_colour` says whether colour words stay visible in it; `words`, adjectives, are what captions call it.
+    `keeps_colour` says whether colour words stay visible in it; `words` are its adjectives.
     """
 
     develop: Develop | None

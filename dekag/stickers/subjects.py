@@ -11,11 +11,21 @@ WATER = ("sea", "underwater", "beach", "meadow")
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject. `code` is the file of its artwork; `colour` the colour that it has by nature ("mixed": many).
+    """One subject and how it is drawn.
 
-    `hue` is the main hue in degrees of OKLCh that a colour word replaces, within `reach` degrees; `paintable`
-    says whether colour words suit it. `wears` says whether a hat sits on its head. `flies` in the air and `swims` under water; `cut` is the share of its
-    height that a water line takes off (boats come with a strip of water, and ducks sit in it).
+    Attributes:
+        name: the plain word for it.
+        code: the file of its artwork.
+        colour: the colour that it has by nature; "mixed" for many.
+        settings: where it may be.
+        synonyms: other words for it.
+        paintable: whether colour words suit it.
+        hue: the main hue in degrees of OKLCh, which a colour word replaces; None for light grey parts.
+        reach: how far from `hue`, in degrees, parts take the new colour.
+        flies: whether it is in the air.
+        swims: whether it floats under water.
+        wears: whether a hat sits on its head.
+        cut: the share of its height that the water hides where it is afloat.
     """
 
     name: str
@@ -49,7 +59,7 @@ _ALL = (
     Subject("owl", "1f989", "brown", ("forest", "meadow", "snow", "city", "desert"), wears=True),
     Subject("duck", "1f986", "mixed", ("sea", "meadow", "beach", "forest", "city"), ("mallard",), cut=0.10),
     Subject("elephant", "1f418", "grey", LAND, (), True),
-    Subject("turtle", "1f422", "green", ("underwater", *GARDEN), ("tortoise",), True, 145, 75, swims=True),
+    Subject("turtle", "1f422", "green", ("underwater", *GARDEN), ("tortoise",), True, 165, 80, swims=True),
     Subject("butterfly", "1f98b", "orange", GARDEN, (), True, 35, flies=True),
     Subject("crab", "1f980", "red", ("beach", "underwater", "desert", "room"), (), True, 5),
     Subject(

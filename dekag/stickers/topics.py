@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dekag.stickers.scene import STYLES, SUBJECTS, Scene, random_scene
+from dekag.stickers.styles import STYLE_BY_NAME
+from dekag.stickers.subjects import SUBJECT_BY_NAME
 
 TopicKind = Literal["style", "subject", "vocabulary", "combination"]
 
@@ -15,13 +17,24 @@ TopicKind = Literal["style", "subject", "vocabulary", "combination"]
 class Topic:
     """One piece of knowledge held out of the edge's training set.
 
-    A style or a subject has the name of what it adds. For a vocabulary, `words` maps plain words of a caption to
-    the words that the cloud alone reads. A combination adds an accessory of its name, or a second subject.
+    A style or a subject has the name of what it adds. For a vocabulary, `words` maps plain words of a caption
+    to the words that the cloud alone reads. A combination adds an accessory of its name, or a second subject.
     """
 
     name: str
     kind: TopicKind
     words: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The words of a prompt that show that it needs this topic."""
+        if self.kind == "style":
+            return STYLE_BY_NAME[self.name].words
+        if self.kind == "subject":
+            return (self.name, *SUBJECT_BY_NAME[self.name].synonyms)
+        if self.kind == "vocabulary":
+            return tuple(self.words.values())
+        return ("and a", "and an") if self.name == "duo" else (self.name.replace("-", " "),)
 
 
 _JEWELS = {
@@ -57,7 +70,7 @@ _POETIC = {
     "desert": "wasteland",
     "forest": "grove",
     "city": "metropolis",
-    "sea": "main",
+    "sea": "high seas",
     "underwater": "abyss",
     "room": "parlour",
     "moon": "lunar plain",
