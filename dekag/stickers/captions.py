@@ -111,7 +111,7 @@ class _Parts:
         subject = SUBJECT_BY_NAME[scene.subject]
         self.subject = words.get(subject.name) or _one_of(rng, subject.name, subject.synonyms)
         self.colour = ""
-        if scene.colour != subject.colour or rng.random() < OWN_COLOUR_SHARE:
+        if scene.colour != subject.colour or scene.colour in words or rng.random() < OWN_COLOUR_SHARE:
             plain = MIXED_WORDS.get(subject.name, "") if scene.colour == "mixed" else scene.colour
             self.colour = words.get(plain, plain)
         if self.colour and self.subject.startswith(self.colour):

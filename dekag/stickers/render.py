@@ -25,6 +25,7 @@ POSITION_CELLS = {"left": 10, "middle": 16, "right": 22}
 FOOT_CELLS = {"ground": (27, 28, 29), "air": (21, 22), "water": (23, 24, 25), "afloat": (25, 26, 27)}
 AIR_CELLS = 7  # how far what flies is above its shadow
 SWIM_CELLS = 5
+HIGHEST_CELLS = 28
 
 
 def render(scene: Scene, seed: int, *, size: int = 256) -> npt.NDArray[np.uint8]:
@@ -77,7 +78,8 @@ def _stand(canvas: Canvas, light: Light, rng: random.Random, scene: Scene) -> Pl
         kind, above, cut = "afloat", 0, max(subject.cut, 0.06)
     else:
         kind, above, cut = "ground", 0, subject.cut if subject.name == "sailboat" else 0.0
-    drawn = sprite(subject.name, scene.colour, SIZE_CELLS[scene.size] * unit, cut, scene.accessory)
+    pixels = SIZE_CELLS[scene.size] * unit
+    drawn = sprite(subject.name, scene.colour, pixels, HIGHEST_CELLS * unit, cut, scene.accessory)
     width = drawn.alpha.shape[1] - 2 * drawn.margin
     height = drawn.alpha.shape[0] - 2 * drawn.margin
     left = round((POSITION_CELLS[scene.position] * unit - width / 2) / unit) + rng.choice((-1, 0, 0))

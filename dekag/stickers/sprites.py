@@ -76,12 +76,18 @@ def _painted(name: str, colour: str) -> Image.Image:
 
 
 @lru_cache(maxsize=2048)
-def sprite(name: str, colour: str, pixels: int, cut: float = 0.0, accessory: str | None = None) -> Sprite:
-    """The subject `name` in `colour`, its longer side `pixels` long, without the lowest share `cut`."""
+def sprite(
+    name: str, colour: str, pixels: int, highest: int, cut: float = 0.0, accessory: str | None = None
+) -> Sprite:
+    """The subject `name` in `colour`, its longer side `pixels` long, without the lowest share `cut`.
+
+    What it wears comes on top of that; together they are at most `highest` pixels high.
+    """
     picture = _painted(name, colour)
+    scale = pixels / max(picture.size)
     if accessory is not None:
         picture = _dressed(picture, accessory)
-    scale = pixels / max(picture.size)
+        scale = min(scale, highest / picture.height)
     if cut:
         picture = picture.crop((0, 0, picture.width, round(picture.height * (1 - cut))))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
@@ -95,3 +101,9 @@ def sprite(name: str, colour: str, pixels: int, cut: float = 0.0, accessory: str
     alpha = np.ascontiguousarray(planes[3])
     soft = np.asarray(Image.fromarray(alpha).filter(ImageFilter.GaussianBlur(reach)))
     return Sprite(np.minimum(planes[:3], alpha), alpha, soft, int(foot[0]), int(foot[-1]), margin)
+
+
+def forget_sprites() -> None:
+    """Drop what is cached, after the artwork was exchanged."""
+    for cached in (_trimmed, _painted, sprite):
+        cached.cache_clear()
