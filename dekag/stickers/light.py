@@ -46,18 +46,18 @@ def outdoors(time: str, source: float, bounce: Colour, shadow: Colour) -> Light:
     lift = bounce / max(float(bounce.max()), 1.0)
     if time == "sunset":
         return Light(
-            above=gain(1.02, 0.88, 0.84),
-            below=gain(0.90, 0.72, 0.74) * (0.75 + 0.25 * lift),
+            above=gain(1.03, 0.97, 0.90),
+            below=gain(0.97, 0.88, 0.83) * (0.75 + 0.25 * lift),
             key=rgb("ffc070"),
             source=source,
-            strength=0.62,
+            strength=0.55,
             shade=0.30,
             shadow=shadow,
         )
     if time == "night":
         return Light(
-            above=gain(0.88, 0.91, 1.06),
-            below=gain(0.70, 0.75, 0.96) * (0.8 + 0.2 * lift),
+            above=gain(0.92, 0.93, 1.02),
+            below=gain(0.78, 0.80, 0.92) * (0.8 + 0.2 * lift),
             key=rgb("cfe0ff"),
             source=source,
             strength=0.55,

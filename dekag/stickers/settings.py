@@ -45,12 +45,18 @@ def _sky(canvas: Canvas, rng: random.Random, time: str, horizon: float) -> tuple
         canvas.disc(x, y, 0.105, rgb("fff0b0"), 2.0)
     else:
         y = rng.uniform(0.12, 0.18)
-        for _ in range(9):
-            canvas.disc(rng.uniform(0.04, 0.96), rng.uniform(0.04, horizon * 0.62), rng.uniform(0.006, 0.010),
-                        rgb("e8eeff"), 3.0, 0.9)  # fmt: skip
+        _stars(canvas, rng, 9, horizon * 0.62, (x, y))
         canvas.glow(x, y, 0.12, rgb("b9c8ff"), 0.45)
         canvas.crescent(x, y, 0.066, 0.032 if left else -0.032, rgb("fdf6d8"))
     return x, low
+
+
+def _stars(canvas: Canvas, rng: random.Random, count: int, lowest: float, moon: tuple[float, float]) -> None:
+    """Stars all over the sky down to `lowest`, away from the moon."""
+    for n in range(count):
+        x, y = (n + rng.uniform(0.15, 0.85)) / count, rng.uniform(0.04, lowest)
+        if math.hypot(x - moon[0], y - moon[1]) > 0.11:
+            canvas.disc(x, y, rng.uniform(0.006, 0.010), rgb("e8eeff"), 3.0, 0.9)
 
 
 def _clouds(canvas: Canvas, rng: random.Random, time: str, source: float, lowest: float) -> None:
@@ -408,12 +414,9 @@ def _room(canvas: Canvas, time: str, rng: random.Random) -> Light:
 
 def _moon(canvas: Canvas, time: str, rng: random.Random) -> Light:
     canvas.sky([(0.0, rgb("070a1e")), (0.66, rgb("1b1c46"))])
-    for _ in range(14):
-        canvas.disc(
-            rng.uniform(0.03, 0.97), rng.uniform(0.03, 0.58), rng.uniform(0.005, 0.010), WHITE, 3.0, 0.9
-        )
     left = rng.random() < 0.5
     x, y = (rng.uniform(0.14, 0.24) if left else rng.uniform(0.76, 0.86)), rng.uniform(0.17, 0.23)
+    _stars(canvas, rng, 14, 0.58, (x, y))
     canvas.glow(x, y, 0.13, rgb("4c8bff"), 0.55)
     canvas.disc(x, y, 0.100, rgb("3f8ee8"), 1.5)
     for dx, dy, rx, ry in (

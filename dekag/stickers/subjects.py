@@ -66,7 +66,7 @@ _ALL = (
         "octopus", "1f419", "orange", ("underwater", "beach", "room", "moon"), (), True, 20, 75, swims=True
     ),
     Subject("fish", "1f41f", "blue", ("underwater", "sea", "beach", "room"), (), True, 245, swims=True),
-    Subject("whale", "1f433", "blue", ("sea", "underwater", "beach", "moon"), (), swims=True, cut=0.12),
+    Subject("whale", "1f433", "blue", ("sea", "underwater", "beach", "snow"), (), swims=True, cut=0.12),
     Subject("dinosaur", "1f995", "green", LAND, ("dino", "brontosaurus"), True, 160),
     # food
     Subject("apple", "1f34e", "red", GARDEN, (), True, 20),
