@@ -31,7 +31,7 @@ demo: install ## one image per delivery over the whole chain: make demo SNR=10 P
 	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(SEED),--seed "$(SEED)")
 
 world-assets: install ## fetch the artwork of the world's subjects by npm (to train and to judge alone)
-	@$(BIN)/python -m dekag.stickers
+	@$(BIN)/python -m dekag.stickers fetch
 
 up: install ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up

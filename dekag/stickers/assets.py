@@ -1,6 +1,6 @@
 """The artwork of the subjects: where it lies, and how it is fetched.
 
-`python -m dekag.stickers` (`make world-assets`) fetches the package by npm, checks it against the hash
+`python -m dekag.stickers fetch` (`make world-assets`) fetches the package by npm, checks it against the hash
 below and unpacks it to a folder that git ignores. It is used to train and to judge, and never committed.
 """
 

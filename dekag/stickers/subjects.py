@@ -67,7 +67,7 @@ _ALL = (
     ),
     Subject("fish", "1f41f", "blue", ("underwater", "sea", "beach", "room"), (), True, 245, swims=True),
     Subject("whale", "1f433", "blue", ("sea", "underwater", "beach", "snow"), (), swims=True, cut=0.12),
-    Subject("dinosaur", "1f995", "green", LAND, ("dino", "brontosaurus"), True, 160),
+    Subject("dinosaur", "1f995", "green", LAND, ("dino", "brontosaurus"), True, 175, 75),
     # food
     Subject("apple", "1f34e", "red", GARDEN, (), True, 20),
     Subject("strawberry", "1f353", "red", GARDEN),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_without_npm_one_line_says_so(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv(VARIABLE, str(tmp_path / "art"))
-    assert main() == 1
+    assert main(["fetch"]) == 1
     assert capsys.readouterr().err == "error: npm is needed to fetch the artwork (Debian: apt install npm)\n"
 
 
@@ -92,3 +93,27 @@ def test_what_npm_says_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(AssetsError, match="failed: npm error network: no route"):
         fetch(tmp_path / "art")
+
+
+@pytest.mark.usefixtures("artwork")
+def test_contact_sheets_show_every_subject_setting_style_and_combination(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sheets", str(tmp_path / "sheets"), "--shown", "32"]) == 0
+    sizes = {}
+    for line in capsys.readouterr().out.splitlines():
+        with Image.open(line) as sheet:
+            sizes[Path(line).name] = sheet.size
+    assert sizes["world-subjects.webp"] == (9 * 32, 6 * 32)
+    assert sizes["world-settings.webp"] == (9 * 32, 3 * 32)
+    assert sizes["world-styles.webp"] == (7 * 32, 4 * 32)
+    assert sizes["world-combinations.webp"] == (9 * 32, 1 * 32)
+
+
+def test_sheets_without_artwork_end_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "nothing"))
+    forget_sprites()
+    assert main(["sheets", str(tmp_path)]) == 1
+    assert re.fullmatch(r"error: no artwork at .*: run `make world-assets`.*\n", capsys.readouterr().err)
