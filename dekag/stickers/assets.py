@@ -19,7 +19,10 @@ from PIL import Image
 
 PACKAGE = "@lobehub/fluent-emoji-3d"
 VERSION = "1.1.0"
-SHA512 = "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="
+SHA512 = (
+    "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7"  # pragma: allowlist secret
+    "ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="  # pragma: allowlist secret
+)
 VARIABLE = "DEKAG_WORLD_ASSETS"
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "world-assets"
 FETCH_SECONDS = 300
