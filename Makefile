@@ -30,7 +30,7 @@ install: .venv/.installed ## make .venv and install the project with its pinned 
 demo: install ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
 	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(SEED),--seed "$(SEED)")
 
-world-assets: install ## fetch the artwork of the world's subjects by npm (to train and to judge alone)
+world-assets: install ## download the artwork of the embedded world (for training and evaluation; needs npm)
 	@$(BIN)/python -m dekag.stickers fetch
 
 up: install ## start Redis, the five services and a distiller until Ctrl-C
