@@ -15,8 +15,9 @@ override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
 FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-install test-compose test-faults test-fuzz test-browser \
-  lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose install-times FORCE
+.PHONY: help install constraints world-assets up demo test test-slow test-install test-compose test-faults test-fuzz \
+  test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
+  install-times FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ FORCE:
 
 demo: need-run ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
 	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(strip $(PROMPT)),--prompt "$(PROMPT)") $(if $(strip $(SEED)),--seed "$(SEED)")
+
+world-assets: need-run ## download the artwork of the embedded world (for training and evaluation; needs npm)
+	@$(BIN)/python -m dekag.stickers fetch
 
 up: need-run ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up
