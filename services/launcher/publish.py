@@ -9,7 +9,7 @@ import typer
 
 from dekag.client import Client, Knowledge, UnreachableError
 from dekag.errors import DekagError
-from services.launcher.demo import exit_status
+from services.launcher.report import exit_status
 
 
 def run_publish(folders: Sequence[Path], *, url: str) -> int:
