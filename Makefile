@@ -1,72 +1,92 @@
-# `make` alone lists what there is. Everything runs in .venv, which is made on first use.
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# `make` alone lists what there is. Everything runs in .venv, which is made on first use with the first supported
+# Python that is found, or with `make PYTHON=...`; each target installs what it needs that is not there yet.
+PYTHON ?=
 BIN := .venv/bin
-SNR ?= 10
+INSTALL = python="$$(sh scripts/find_python.sh "$(PYTHON)")" && "$$python" scripts/install.py
+# a variable that is empty is as good as none
+override SNR := $(if $(strip $(SNR)),$(SNR),10)
 PROMPT ?=
 SEED ?=
-USERS ?= 8
-DURATION ?= 60s
-SHAPE ?= steady
-URL ?= http://127.0.0.1:8080
-REPORT ?= loadtest-out
+override USERS := $(if $(strip $(USERS)),$(USERS),8)
+override DURATION := $(if $(strip $(DURATION)),$(DURATION),60s)
+override SHAPE := $(if $(strip $(SHAPE)),$(SHAPE),steady)
+override URL := $(if $(strip $(URL)),$(URL),http://127.0.0.1:8080)
+override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
 FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints up demo test test-slow test-compose test-faults test-fuzz test-browser lint audit format \
-  proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose
+.PHONY: help install constraints world-assets up demo test test-slow test-install test-compose test-faults test-fuzz \
+  test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
+  install-times FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/.installed ## make .venv and install the project with its pinned dependencies
+install: need-dev ## make .venv and install everything that any target needs
 
-.venv/.installed: pyproject.toml constraints.txt
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed; name one with 'make PYTHON=...'" >&2; exit 1; }
-	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+# Not a file: whether .venv is whole is looked at each time.
+need-%: FORCE
+	@$(INSTALL) $*
 
-demo: install ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
-	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(PROMPT),--prompt "$(PROMPT)") $(if $(SEED),--seed "$(SEED)")
+FORCE:
 
-up: install ## start Redis, the five services and a distiller until Ctrl-C
+demo: need-run ## one image per delivery over the whole chain: make demo SNR=10 PROMPT="..." SEED=7
+	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(strip $(PROMPT)),--prompt "$(PROMPT)") $(if $(strip $(SEED)),--seed "$(SEED)")
+
+world-assets: need-run ## download the artwork of the embedded world (for training and evaluation; needs npm)
+	@$(BIN)/python -m dekag.stickers fetch
+
+up: need-run ## start Redis, the five services and a distiller until Ctrl-C
 	@$(BIN)/dekag up
 
 LOCUST = $(BIN)/locust -f loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 \
   --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --report "$(REPORT)"
 
-loadtest: install ## ask what `make up` started as many users would: make loadtest USERS=8 DURATION=60s SHAPE=burst
+loadtest: need-loadtest ## ask what `make up` started as many users would: make loadtest USERS=8 DURATION=60s SHAPE=burst
 	@$(LOCUST) --host "$(URL)" --logs .run
 
 # A stack that runs is used as it is; one that does not is up for this run only. Locust takes the engine from
 # DOCKER_HOST, since docker's SDK does not know its contexts.
-loadtest-compose: install ## the same with docker-compose.yml, and what its containers' network counters say
+loadtest-compose: need-loadtest ## the same with docker-compose.yml, and what its containers' network counters say
 	@if test -z "$$(docker compose ps --quiet --status running)"; then \
 	  trap 'docker compose down' EXIT; trap 'exit 130' INT TERM; \
 	  docker compose up --build --wait --wait-timeout 600; \
 	fi && \
 	host="$${DOCKER_HOST:-$$(docker context inspect --format '{{.Endpoints.docker.Host}}')}" && \
-	address="$$(docker compose port gateway 8080)" && \
+	address="$$(docker compose port gateway 8080 | sed 's/^0\.0\.0\.0:/127.0.0.1:/; s/^\[::\]:/[::1]:/')" && \
 	project="$$(docker compose ps --format '{{.Project}}' gateway)" && \
-	DOCKER_HOST="$$host" $(LOCUST) --host "http://$$address" --compose-project "$$project"
+	inside() { docker compose exec -T gateway "$$@" 2>/dev/null || true; } && \
+	scheme=http && https="$$(inside printenv DEKAG_HTTPS_DIR)" && \
+	if test -n "$$https"; then \
+	  scheme=https; authority="$$(inside cat "$$https/ca.crt")"; \
+	  if test -z "$$DEKAG_CA_FILE" && test -n "$$authority"; then \
+	    mkdir -p "$(REPORT)" && export DEKAG_CA_FILE="$(REPORT)/ca.crt" && echo "$$authority" > "$$DEKAG_CA_FILE"; \
+	  fi; \
+	fi && \
+	if test -n "$$(inside printenv DEKAG_API_KEYS_FILE)" && test -z "$$DEKAG_API_KEY"; then \
+	  echo "this stack asks for an API key: set DEKAG_API_KEY (docs/security.md says how to make one)" >&2; exit 2; \
+	fi && \
+	DOCKER_HOST="$$host" $(LOCUST) --host "$$scheme://$$address" --compose-project "$$project"
 
-test: install ## the quick tests
-	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz"
+test: need-test ## the quick tests
+	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz and not install"
 
-test-slow: install ## the tests that take longer
+test-slow: need-test ## the tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-test-compose: install ## build and check docker-compose.yml on a real engine
+test-install: need-test ## the wheel in an empty folder, and whether the pins hold on every Python that is here
+	$(BIN)/python -m pytest -m install
+
+test-compose: need-test ## build and check docker-compose.yml on a real engine
 	$(BIN)/python -m pytest -m compose
 
-test-faults: install ## break docker-compose.yml under load, one thing at a time and in pairs: make test-faults FAULTS=redis
+test-faults: need-test ## break docker-compose.yml under load, one thing at a time and in pairs: make test-faults FAULTS=redis
 	FAULTS="$(FAULTS)" $(BIN)/python -m pytest -m faults -v --capture=no
 
-test-fuzz: install ## thousands of hostile inputs; writes results/trust/fuzz.json
+test-fuzz: need-fuzz ## thousands of hostile inputs; writes results/trust/fuzz.json
 	$(BIN)/python -m pytest -m fuzz tests/fuzz --record
 
-test-browser: install ## the web page in headless Chromium (Debian's package chromium)
+test-browser: need-browser ## the web page in headless Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser
 
 # Hashes of models and results are no secrets, nor are the words that tests use as such.
@@ -74,7 +94,7 @@ FIND_SECRETS = git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify
   --exclude-files '^(models|results)/|^tests/loadtest/recorded\.json$$|\.png$$' \
   --exclude-secrets '^(admin|health|unused|dekag_wrong)$$'
 
-lint: install ## ruff, mypy --strict, which package may import which, whether stubs match proto/, and no secrets
+lint: need-lint ## ruff, mypy --strict, which package may import which, whether stubs match proto/, and no secrets
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -82,27 +102,27 @@ lint: install ## ruff, mypy --strict, which package may import which, whether st
 	$(BIN)/python scripts/generate_proto.py --check
 	$(FIND_SECRETS)
 
-audit: install ## whether a pinned dependency has a known vulnerability; asks a service on the internet
+audit: need-audit ## whether a pinned dependency has a known vulnerability; asks a service on the internet
 	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
-format: install ## let ruff format and fix what it can
+format: need-lint ## let ruff format and fix what it can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proto: install ## regenerate services/proto from proto/
+proto: need-proto ## regenerate services/proto from proto/
 	$(BIN)/python scripts/generate_proto.py
 
 # without --quiet, which takes warnings away from --strict too
-docs: install ## build the book from docs/ into site/; a broken link fails
+docs: need-docs ## build the book from docs/ into site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-docs-serve: install ## show the book on 127.0.0.1:8000 and follow changes
+docs-serve: need-docs ## show the book on 127.0.0.1:8000 and follow changes
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --dev-addr 127.0.0.1:8000
 
-results-quick: install ## figures of the shipped models in minutes, beside the committed ones; resumes
+results-quick: need-eval ## figures of the shipped models in minutes, beside the committed ones; resumes
 	@$(BIN)/dekag results quick
 
-results: install ## measure everything anew and rewrite results/ and the pages in docs/; resumes, takes hours
+results: need-all ## measure everything anew and rewrite results/ and the pages in docs/; resumes, takes hours
 	$(BIN)/dekag experiment first-image
 	$(BIN)/dekag experiment gka
 	$(BIN)/dekag experiment tka
@@ -112,7 +132,7 @@ results: install ## measure everything anew and rewrite results/ and the pages i
 	$(BIN)/dekag results quick --record
 	$(BIN)/dekag results book
 
-bench: install ## how fast the services are, as ratios inside one run: results/load/, docs/results-load.md
+bench: need-all ## how fast the services are, as ratios inside one run: results/load/, docs/results-load.md
 	$(BIN)/dekag bench parts
 	$(BIN)/dekag bench chain
 	$(BIN)/dekag bench throughput
@@ -124,10 +144,15 @@ bench: install ## how fast the services are, as ratios inside one run: results/l
 	$(BIN)/dekag bench sweep
 	$(BIN)/dekag bench distill
 
-constraints: install ## pin what .venv holds now
-	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude dekag | \
+# With the oldest Python that is supported, since releases for it run on newer ones too. PyTorch pins CUDA's packages.
+constraints: need-dev ## pin what .venv holds now
+	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude dekag | grep -vE "^(nvidia|cuda|triton)" | \
 	  sed -nE 's/^([A-Za-z0-9._-]+==[^+ ]+)(\+.*)?$$/\1/p' | LC_ALL=C sort -f > constraints.txt.new
-	@mv constraints.txt.new constraints.txt && touch .venv/.installed
+	@mv constraints.txt.new constraints.txt
+
+install-times: ## how long `make demo` takes from nothing: make install-times PYTHONS="python3.11 python3.12"
+	@python="$$(sh scripts/find_python.sh "$(PYTHON)")" && \
+	  "$$python" scripts/measure_install.py $(or $(PYTHONS),"$$python")
 
 down: ## remove the containers of docker-compose.yml and their volumes
 	docker compose down --volumes --remove-orphans

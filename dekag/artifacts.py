@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from abc import ABC, abstractmethod
@@ -13,7 +14,9 @@ from typing import Any, ClassVar, Self
 
 from safetensors import SafetensorError
 
+from dekag.documents import DocumentError, parse_json
 from dekag.errors import InvalidInputError, MismatchError
+from dekag.files import read_bytes
 
 INFO = "knowledge.json"
 MAX_FILE_BYTES = 2**30
@@ -87,7 +90,7 @@ class Artifact(ABC):
         if INFO not in files or any(len(data) > MAX_FILE_BYTES for data in files.values()):
             raise MismatchError(f"{cls.what} has {INFO} and files of at most {MAX_FILE_BYTES} bytes")
         try:
-            info = json.loads(files[INFO])
+            info = parse_json(files[INFO], INFO)
             claimed = info.pop("content_hash")
             if not cls.known_format(info):
                 raise MismatchError(f"{cls.what}: a format that is not known here")
@@ -95,6 +98,8 @@ class Artifact(ABC):
                 raise MismatchError(f"{cls.what} is damaged: its content does not fit its hash")
             found = cls(info, parts)
             found.check()
+        except DocumentError as error:
+            raise MismatchError(f"{cls.what} is damaged: {error}") from error
         except UNREADABLE as error:
             raise MismatchError(f"{cls.what} is damaged: it cannot be read") from error
         return found
@@ -116,8 +121,12 @@ class Artifact(ABC):
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read it from its folder; MismatchError as from_files says."""
+        """Read it from its folder; MismatchError as from_files says, FileError if a file cannot be read."""
         place = Path(folder)
         return cls.from_files(
-            {name: (place / name).read_bytes() for name in (INFO, *cls.parts) if (place / name).is_file()}
+            {
+                name: read_bytes(place / name, max_bytes=MAX_FILE_BYTES)
+                for name in (INFO, *cls.parts)
+                if os.path.lexists(place / name)
+            }
         )

@@ -6,14 +6,17 @@ It needs no model and imports neither PyTorch nor the services.
 from __future__ import annotations
 
 import base64
+import json
 import os
+import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypedDict, TypeVar, Unpack
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -23,10 +26,12 @@ from dekag.errors import (
     DeadlineError,
     DekagError,
     ExhaustedError,
+    FileError,
     InvalidInputError,
     NotFoundError,
     UnavailableError,
 )
+from dekag.files import decoded, list_folder, read_bytes, read_text
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 """Where `dekag up` and docker-compose.yml serve the REST interface."""
@@ -37,6 +42,8 @@ _EVENT_TIMEOUT_S = 60.0  # the gateway sends something every 15 s
 _RECONNECTS, _RECONNECT_S = 30, 1.0
 _LONGEST_WAIT_S = 60  # a gateway that names a later time is not waited for
 _OVER = ("finished", "failed", "cancelled")
+_INFO = "knowledge.json"  # as dekag.artifacts, which needs safetensors, names it
+_MAX_KNOWLEDGE_BYTES = 2**28  # the gateway has a smaller bound of its own
 _T = TypeVar("_T")
 
 
@@ -83,6 +90,16 @@ class KnowledgeUse(_Answer):
     topic: str
     version: int
     content_hash: str
+
+
+class PromptRead(_Answer):
+    """How much of a prompt a model read, in tokens without start and end; of more than ``tokens_at_once``, in
+    windows.
+    """
+
+    tokens: int
+    tokens_read: int
+    tokens_at_once: int
 
 
 class LinkReport(_Answer):
@@ -134,6 +151,7 @@ class LinkReport(_Answer):
     expected_psnr_db: float | None
     coding: ModulationAndCoding | None
     image_format: str | None
+    prompt_read: dict[str, PromptRead] = {}
 
 
 class Constellation(_Answer):
@@ -150,11 +168,13 @@ class Consistency(_Answer):
     Attributes:
         clip, dino: CLIP- and DINO-score.
         mean: of both.
+        prompt_read: how much of the prompt the cloud read; None from older gateways.
     """
 
     clip: float
     dino: float
     mean: float
+    prompt_read: PromptRead | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +208,9 @@ class Job(_Answer):
         loss: smoothed training loss.
         error: why it failed.
         created: Unix time, s; likewise ``started`` and ``finished``.
-        version: of the topic's knowledge that it made.
+        version: of the topic's knowledge that it made; None if that is kept aside.
+        kept_aside: why the update of a finished job was not published; None unless it was not.
+        scores: of the update on held-out prompts, once the job is finished.
     """
 
     id: str
@@ -203,6 +225,8 @@ class Job(_Answer):
     started: float | None
     finished: float | None
     version: int | None
+    kept_aside: str | None = None
+    scores: dict[str, float] = {}
 
     @property
     def over(self) -> bool:
@@ -251,6 +275,24 @@ class Knowledge(_Answer):
     consistency: RunningConsistency | None
 
 
+class Transmission(_Answer):
+    """The current transmission knowledge: the adapters with which edge and user encode and decode.
+
+    Attributes:
+        content_hash: sha256 over everything in it.
+        base_hash: of the codec that it fits.
+        scores: on held-out pictures.
+        created: Unix time of its publication, s.
+    """
+
+    version: int
+    content_hash: str
+    base_hash: str
+    size_bytes: int
+    scores: dict[str, float]
+    created: float
+
+
 class DistillOptions(TypedDict, total=False):
     """What a distillation is made with, as far as it is not the library's default.
 
@@ -260,6 +302,7 @@ class DistillOptions(TypedDict, total=False):
         rank: of the LoRA.
         steps: optimiser steps at most.
         seed: seeds the cloud's pictures and the training.
+        force: publish the update even if it is not better than what there is.
     """
 
     images: int
@@ -267,6 +310,7 @@ class DistillOptions(TypedDict, total=False):
     rank: int
     steps: int
     seed: int
+    force: bool
 
 
 class _FieldProblem(BaseModel):
@@ -295,13 +339,16 @@ class Client:
         (7, 20.0)
 
     Args:
-        url: of the gateway.
+        url: of the gateway, as `gateway_url` takes it.
         timeout_s: how long to wait for an answer, s.
         retries: how often a request that is refused for now (status 429 or 503 with Retry-After) is sent
             again, each time after the time that the gateway names.
         api_key: for a gateway that asks for one; ``DEKAG_API_KEY`` of the environment if left out.
         ca_file: certificate of the authority that the gateway's is from, if it is none that this machine
             knows; ``DEKAG_CA_FILE`` of the environment if left out.
+
+    Raises:
+        InvalidInputError: ``url`` is none of a gateway.
     """
 
     def __init__(
@@ -313,14 +360,15 @@ class Client:
         api_key: str | None = None,
         ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.url, self._retries = url.rstrip("/"), retries
+        authority = ca_file or os.environ.get(CA_FILE, "").strip()
+        self.url, self._retries = gateway_url(url, scheme="https" if authority else "http"), retries
         # the proxies of the environment are for the world outside, not for a system on this machine
         self._http = httpx2.Client(
             base_url=self.url,
             timeout=timeout_s,
             trust_env=False,
             headers=authorization(api_key),
-            verify=_trusted(file) if (file := ca_file or os.environ.get(CA_FILE)) else True,
+            verify=trusting(authority) if authority else True,
         )
 
     def __enter__(self) -> Self:
@@ -347,6 +395,7 @@ class Client:
         image_format: str | None = None,
         consistency: bool | None = None,
         details: bool | None = None,
+        on_long_prompt: str | None = None,
     ) -> Image:
         """Has one image drawn and sent; what is left out takes the gateway's default.
 
@@ -360,6 +409,7 @@ class Client:
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
             consistency: whether the image is to be compared with the cloud's own.
             details: whether the image that was sent and the constellation are to be returned.
+            on_long_prompt: "read" or "refuse": what becomes of a prompt that the model does not read at once.
         """
         asked = {
             "prompt": prompt,
@@ -371,6 +421,7 @@ class Client:
             "image_format": image_format,
             "consistency": consistency,
             "details": details,
+            "on_long_prompt": on_long_prompt,
         }
         (found,) = self._json("POST", "/v1/images/generations", _given(asked))["data"]
         png = None if found["b64_json"] is None else base64.b64decode(found["b64_json"])
@@ -400,6 +451,24 @@ class Client:
     def forget(self, topic: str) -> None:
         """Deletes all versions of the topic's knowledge; no later image uses it."""
         self._send("DELETE", f"/v1/knowledge/{_segment(topic)}")
+
+    def transmission(self) -> Transmission:
+        """The current transmission knowledge; NotFoundError if the codec works alone."""
+        return Transmission.model_validate(self._json("GET", "/v1/transmission"))
+
+    def publish(self, folder: str | os.PathLike[str]) -> Knowledge | Transmission:
+        """Uploads knowledge and makes it the current version, which it may be already; returns that version.
+
+        Args:
+            folder: with a topic's knowledge update or a codec's adapters, as `dekag train` saves them. Of its
+                files the JSON and safetensors are sent.
+        """
+        files = _knowledge_files(Path(folder))
+        topic = _topic_of(Path(folder) / _INFO, files)
+        asked = {"files": {name: base64.b64encode(data).decode() for name, data in files.items()}}
+        if topic is None:
+            return Transmission.model_validate(self._json("PUT", "/v1/transmission", asked))
+        return Knowledge.model_validate(self._json("PUT", f"/v1/knowledge/{_segment(topic)}", asked))
 
     def distill(
         self,
@@ -492,17 +561,68 @@ class Client:
         return _check(answer)
 
 
+def gateway_url(url: str, *, scheme: Literal["http", "https"] = "http") -> str:
+    """The URL below which a gateway has its `/v1`, from what people write of it.
+
+    It may end in `/` or, as the OpenAI client's does, in `/v1`.
+
+    Args:
+        url: as written.
+        scheme: where it names none.
+
+    Raises:
+        InvalidInputError: it is no URL of a gateway.
+    """
+    text = url.strip()
+    if "://" not in text and not re.match("https?:", text, re.IGNORECASE):
+        text = f"{scheme}://{text.removeprefix('//')}"
+    allowed = f"the URL of a gateway, such as {DEFAULT_URL}"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+        host = (parts.hostname or "").encode("idna" if not parts.netloc.startswith("[") else "ascii")
+    except (ValueError, UnicodeError):
+        raise InvalidInputError("url", allowed, url) from None
+    strange = parts.query or parts.fragment or port == 0 or re.search(r"[\x00-\x20\\\\%]", text)
+    if parts.scheme not in ("http", "https") or not host or strange:
+        raise InvalidInputError("url", allowed, url)
+    path = re.sub(r"/v1/*$", "", parts.path, flags=re.IGNORECASE).rstrip("/")
+    return f"{parts.scheme}://{parts.netloc.lower() if '@' not in parts.netloc else parts.netloc}{path}"
+
+
+def _knowledge_files(folder: Path) -> dict[str, bytes]:
+    """The files of knowledge in a folder, by name; FileError if there is none or one cannot be read."""
+    names = [name for name in list_folder(folder) if name.endswith((".json", ".safetensors"))]
+    if _INFO not in names:
+        raise FileError(folder, f"holds no knowledge: there is no {_INFO} in it, as `dekag train` saves")
+    return {name: read_bytes(folder / name, max_bytes=_MAX_KNOWLEDGE_BYTES) for name in names}
+
+
+def _topic_of(info: Path, files: Mapping[str, bytes]) -> str | None:
+    """The topic of a knowledge update; None of a codec's adapters."""
+    try:
+        said = json.loads(decoded(files[_INFO], str(info)))
+        topic = said["topic"] if said.get("kind") is None else None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise FileError(info, "says neither that it is a topic's update nor a codec's adapters") from None
+    if topic is not None and not isinstance(topic, str):
+        raise FileError(info, "names no topic")
+    return topic
+
+
 def authorization(api_key: str | None = None) -> dict[str, str]:
     """The headers that show an API key, that of the environment if none is given; none without one."""
     key = (api_key or os.environ.get(API_KEY, "")).strip()
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _trusted(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
+def trusting(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
+    """What trusts the authority whose certificate is in that file; FileError if it holds none."""
+    certificates = read_text(os.fspath(ca_file))
     try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:
-        raise NotFoundError(f"{os.fspath(ca_file)} is no certificate of an authority ({error})") from None
+        return ssl.create_default_context(cadata=certificates)
+    except (ssl.SSLError, ValueError) as error:
+        raise FileError(os.fspath(ca_file), f"holds no certificate of an authority ({error})") from None
 
 
 def _given(fields: Mapping[str, _T | None]) -> dict[str, _T]:

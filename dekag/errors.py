@@ -31,6 +31,24 @@ class InvalidInputError(DekagError):
         return type(self), (self.field, self.allowed, self._got)
 
 
+class FileError(InvalidInputError):
+    """A file or folder that somebody named is not what is needed.
+
+    Args:
+        path: as it was named.
+        problem: what is wrong and what to do, to follow the path ("is a folder, not a file").
+    """
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(str(path), f"another: it {problem}", "")
+        self.args = (f"{path} {problem}",)
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[FileError], tuple[str, str]]:  # type: ignore[override]
+        """How another process rebuilds it."""
+        return type(self), (self.field, self.problem)
+
+
 class NotFoundError(DekagError):
     """What was asked for does not exist."""
 

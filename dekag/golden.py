@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dekag.errors import MismatchError
+from dekag.documents import read_json
+from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.profile import Profile
 
 FILE = "golden.json"
@@ -90,9 +91,9 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
         MismatchError: there is no golden.json, or it cannot be read.
     """
     try:
-        kept = json.loads((folder / FILE).read_bytes())["models"]
+        kept = read_json(folder / FILE)["models"]
         known = {key: (each["spread"], torch.tensor(each["values"])) for key, each in kept.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except (InvalidInputError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise MismatchError(f"no golden values can be read from {folder / FILE}") from error
     for each in outputs(profile):
         if each.model_hash not in known:

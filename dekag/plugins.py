@@ -4,21 +4,24 @@ A plug-in is a class with a `name` whose base class tells its kind: `dekag.link.
 `dekag.codec.LatentCodec`, `dekag.cala.methods.Adapted` or `dekag.metrics.Metric`. It gets in through an entry
 point of an installed package (groups `dekag.channels`, `dekag.codecs`, `dekag.methods`, `dekag.metrics`) or
 because the person who starts the program names it, as `package.module:Name` or `path/to/file.py:Name`: on the
-command line (`dekag --plugin`) or in DEKAG_PLUGINS, separated by commas. Requests can only name what is known
-already.
+command line (`dekag --plugin`) or in DEKAG_PLUGINS, separated by commas, as a line of CSV: one that holds a
+comma stands in double quotes. Requests can only name what is known already.
 
 Imports neither torch nor anything else of the library before it is needed.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
 import os
 import re
 import sys
+from collections.abc import Iterable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -104,11 +107,27 @@ def load_from_environment() -> None:
             for point in entry_points(group=f"dekag.{kind}s"):
                 if _kind(load(point.value)) != kind:
                     raise InvalidInputError(f"entry point {point.name}", f"a {kind}", point.value)
-        for path in filter(None, map(str.strip, named.split(","))):
+        for path in split(named):
             load(path)
     except BaseException:
         _read = None
         raise
+
+
+def split(named: str) -> list[str]:
+    """The plug-ins in a value of DEKAG_PLUGINS; InvalidInputError if a quote is not closed."""
+    try:
+        rows = csv.reader(io.StringIO(named, newline=""), skipinitialspace=True, strict=True)
+        return [path for row in rows for path in map(str.strip, row) if path]
+    except csv.Error:
+        raise InvalidInputError(ENVIRONMENT, "plug-ins, separated by commas", named) from None
+
+
+def join(paths: Iterable[str]) -> str:
+    """What DEKAG_PLUGINS must be to name these plug-ins."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(paths)
+    return text.getvalue().removesuffix("\r\n")
 
 
 def get(kind: str, name: str) -> Any:
@@ -203,7 +222,7 @@ def _file(path: Path) -> ModuleType:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise NotFoundError(f"plug-in {path}: there is no such file")
-    name = f"dekag_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    name = f"dekag_plugin_{hashlib.sha256(os.fsencode(path)).hexdigest()[:16]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

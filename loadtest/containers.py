@@ -194,6 +194,9 @@ def compare(
             row["rest_bytes"] = payload - row["messages_bytes"]
             rows.append({"service": service, "direction": direction, **row})
     counters_bytes, interceptors_bytes = carried[False] - carried[True], messages.total()
+    raw_bytes = raw[False] - raw[True]
+    if min(counters_bytes, raw_bytes) <= 0:
+        raise ValueError("the counters hold no traffic beside what there is at rest: the run was too short")
     return {
         "run_s": run_s,
         "idle_s": idle_s,
@@ -201,7 +204,7 @@ def compare(
         "redis_bytes": carried[True],
         "interceptors_bytes": interceptors_bytes,
         "counters_gap_percent": 100 * (1 - interceptors_bytes / counters_bytes),
-        "raw_gap_percent": 100 * (1 - interceptors_bytes / (raw[False] - raw[True])),
+        "raw_gap_percent": 100 * (1 - interceptors_bytes / raw_bytes),
         "rows": rows,
     }
 

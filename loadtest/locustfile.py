@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import ssl
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +19,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gevent
-import httpx2
 from gevent.pool import Group
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.env import Environment
@@ -25,11 +26,16 @@ from locust.runners import LocalRunner
 from rich.console import Console
 from rich.markdown import Markdown
 
-from dekag.client import authorization
+from dekag.client import CA_FILE, Client, authorization, gateway_url, trusting
 from dekag.errors import DekagError
+from dekag.files import check_folder
 from loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
 from loadtest.report import Answer, log_lines, service_traffic, write_report
 from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+
+# an empty variable is none, as for the services; Locust itself would read numbers from it
+for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:
+    del os.environ[_name]
 
 DEFAULT_DURATION_S = 60.0
 IDLE_S = 10.0  # at rest services look at Redis every few seconds; rarer checks are a few hundred bytes each
@@ -81,11 +87,19 @@ class _Current:
     run: Run
 
 
+def _trusted() -> ssl.SSLContext:
+    """Believes certificates of the authority in DEKAG_CA_FILE, or of those that this machine knows."""
+    authority = os.environ.get(CA_FILE)
+    return trusting(authority) if authority else ssl.create_default_context()
+
+
 class Person(FastHttpUser):
     """Asks as its visitor does: a request goes out at its time, answered or not what went before it."""
 
     concurrency = 10_000  # connections are opened as they are needed; none waits for another
     connection_timeout = network_timeout = 90.0  # s
+    insecure = False  # Locust believes any certificate by itself, and the API key goes along
+    ssl_context_factory = staticmethod(_trusted)
 
     def on_start(self) -> None:
         """The visitor's life begins."""
@@ -203,6 +217,12 @@ def _check(environment: Environment, **_: Any) -> None:
     if environment.parsed_options.logs and environment.parsed_options.compose_project:
         raise SystemExit("--compose-project reads the containers' logs: leave out --logs")
     try:
+        check_folder(environment.parsed_options.report)  # now, and not when all has been measured
+        _trusted()
+        if environment.host is not None:
+            environment.host = gateway_url(
+                environment.host, scheme="https" if os.environ.get(CA_FILE) else "http"
+            )
         _scenario(environment.parsed_options)
         if environment.parsed_options.compose_project:
             ComposeProject(environment.parsed_options.compose_project).snapshot()
@@ -255,11 +275,9 @@ def _report(environment: Environment, **_: Any) -> None:
 def _updates(url: str) -> dict[str, int]:
     """Bytes of each topic's current update; empty where the gateway does not say."""
     try:
-        address = f"{url.rstrip('/')}/v1/knowledge"
-        listed = httpx2.get(address, headers=authorization(), timeout=10, trust_env=False)
-        listed.raise_for_status()
-        return {each["topic"]: each["size_bytes"] for each in listed.json()["data"]}
-    except (httpx2.HTTPError, ValueError, LookupError):
+        with Client(url, timeout_s=10) as client:
+            return {each.topic: each.size_bytes for each in client.knowledge()}
+    except (DekagError, ValueError, LookupError):
         return {}
 
 

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib import pyplot as plt
 
 from dekag.evaluation.pages import write_rows
 from dekag.evaluation.plots import write_plot
 from dekag.evaluation.registry import current_commit
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import bootstrap_ci95
 
 PERCENTILES = (50, 90, 95, 99)
 BACKHAUL = "cloud-edge"
+LEAST_PROMPTS = 8  # that were answered both ways: fewer tell too little of an interval
 _FORMAT = 1
 _COUNTS = '"sent_bytes"'  # is in the lines of the services' logs that count bytes
 _LEFT_OUT = ("gains",)  # of link reports: many numbers that no figure is made of
@@ -86,7 +88,8 @@ def summarise(answers: Sequence[Answer], *, load_s: float, updates: Mapping[str,
 
     Returns:
         What report.json holds: times in s, traffic in bytes and channel uses. Percentiles interpolate
-        linearly; intervals are 95 %, by normal approximation. Traffic is that of answered requests.
+        linearly; intervals are 95 %, of ratios of sums over resampled prompts. Traffic is that of answered
+        requests.
     """
     good = [answer for answer in answers if answer.error is None]
     end_s = max((answer.planned_s + answer.latency_s for answer in answers), default=0.0)
@@ -96,8 +99,8 @@ def summarise(answers: Sequence[Answer], *, load_s: float, updates: Mapping[str,
         "requests": len(answers),
         "answered": len(good),
         "errors": dict(Counter(answer.error for answer in answers if answer.error is not None).most_common()),
-        "offered_per_s": len(answers) / load_s,
-        "throughput_per_s": len(good) / end_s if good else 0.0,
+        "offered_per_s": len(answers) / load_s if load_s > 0 else 0.0,
+        "throughput_per_s": len(good) / end_s if good and end_s > 0 else 0.0,
         "latency_s": {"all": _percentiles([answer.latency_s for answer in good])}
         | {name: _percentiles([each.latency_s for each in own]) for name, own in _by_delivery(good).items()},
         "late_s": _percentiles([answer.late_s for answer in answers]),
@@ -166,7 +169,7 @@ def _knowledge(good: Sequence[Answer], updates: Mapping[str, int]) -> dict[str, 
 
 
 def _savings(good: Sequence[Answer], knowledge: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Semantic against conventional delivery of the same prompt, seed and link: means over prompts."""
+    """Semantic against conventional delivery of the same prompt, seed and link, summed over prompts."""
     asked: dict[str, dict[str, Answer]] = defaultdict(dict)
     for answer in good:
         asked[answer.question][answer.delivery] = answer
@@ -194,25 +197,34 @@ def _mean(pairs: Sequence[tuple[Answer, Answer]], hop: str | None) -> float:
 
 
 def _saved(pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
-    """Of (semantic, conventional) costs, a pair for each prompt: both means, and the mean share saved."""
-    usable = [(mine, other) for mine, other in pairs if other > 0]
-    if not usable:
+    """Of (semantic, conventional) costs, a pair for each prompt: both means, and the share saved of the sum.
+
+    A mean of each prompt's share would count a prompt that cost next to nothing as much as any other, and one
+    that cost nothing at all could not be counted.
+    """
+    if sum(other for _, other in pairs) <= 0:
         return {"n": 0}
-    percents = [100 * (1 - mine / other) for mine, other in usable]
-    mean, ci95 = mean_ci95(percents)
+
+    def saved(mine: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> float:
+        return float(100 * (1 - mine.sum() / other.sum()))
+
+    mine, other = zip(*pairs, strict=True)
+    value, ci95 = bootstrap_ci95(saved, mine, other)
+    enough = len(pairs) >= LEAST_PROMPTS
     return {
-        "n": len(usable),
-        "semantic": float(np.mean([mine for mine, _ in usable])),
-        "conventional": float(np.mean([other for _, other in usable])),
-        "saved_percent": mean,
-        "ci95": ci95,
+        "n": len(pairs),
+        "semantic": float(np.mean(mine)),
+        "conventional": float(np.mean(other)),
+        "saved_percent": value,
+        "ci95": ci95 if enough else None,
+        "decides": enough and not ci95[0] <= 0 <= ci95[1],
     }
 
 
 def log_lines(folder: Path) -> list[str]:
-    """Lines of the logs ``*.log`` in that folder that may be about calls and their bytes."""
+    """Lines of the logs ``*.log`` in that folder, and of older parts of them, that may count bytes."""
     lines: list[str] = []
-    for path in sorted(folder.glob("*.log")):
+    for path in sorted({*folder.glob("*.log"), *folder.glob("*.log.[0-9]")}):
         with path.open(encoding="utf-8", errors="replace") as file:
             lines += [text for text in file if _COUNTS in text]
     return lines
@@ -309,10 +321,14 @@ def _summary(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _percent(saved: Mapping[str, Any]) -> str:
+    """What was saved, with its interval, and whether that decides anything."""
     if not saved["n"]:
-        return "not measured: nothing was answered both ways"
+        return "not measured: nothing that costs something was answered both ways"
     interval = "" if saved["ci95"] is None else " [{:.1f}, {:.1f}]".format(*saved["ci95"])
-    return f"{saved['saved_percent']:.1f}{interval} %, n = {saved['n']}"
+    said = f"{saved['saved_percent']:.1f}{interval} %, n = {saved['n']}"
+    if not saved["decides"]:
+        return f"{said}: too few to tell" + (" which is cheaper" if interval else "")
+    return said if saved["saved_percent"] >= 0 else f"{said}: more was spent"
 
 
 def _page(settings: Mapping[str, Any], figures: Mapping[str, Any], plots: Sequence[str]) -> list[str]:
@@ -351,9 +367,11 @@ def _page(settings: Mapping[str, Any], figures: Mapping[str, Any], plots: Sequen
         f"{figures['savings']['questions']} requests were answered both ways, with the same prompt, seed and"
     ]
     lines += [
-        "link. Means over prompts; quality is not the same, see the PSNR, which is that of what was received"
+        "link. Means over prompts, and 1 - semantic / conventional of their sums: 100 % at most, below 0",
+        "where more was spent; the interval is over resampled prompts. Quality is not the same, see the",
+        "PSNR, which is that of what was received against what was sent.",
+        "",
     ]
-    lines += ["against what was sent.", ""]
     lines += ["| | semantic | conventional | saved |", "|---|---:|---:|---:|"]
     for what, name in (("backhaul, bytes", "backhaul_bytes"), ("channel uses with pilots", "channel_uses")):
         saved = figures["savings"][name]

@@ -7,7 +7,6 @@ stays empty. The models are those of ``DEKAG_PROFILE``.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ import httpx2
 import yaml
 
 from dekag.client import Client
+from dekag.documents import read_json, read_yaml
 from services.common.converters import DELIVERIES
 from services.launcher.stack import HOST, METERED, Stack, free_port, free_ports
 
@@ -32,13 +32,13 @@ LONGEST_S = 300
 
 def panels() -> dict[str, list[str]]:
     """The expressions of each panel, by its title."""
-    found = json.loads((FOLDER / "dashboard.json").read_text())["panels"]
+    found = read_json(FOLDER / "dashboard.json")["panels"]
     return {each["title"]: [t["expr"] for t in each["targets"]] for each in found if "targets" in each}
 
 
 def alerts() -> dict[str, str]:
     """The expression of each alert, by its name."""
-    groups = yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"]
+    groups = read_yaml(FOLDER / "alerts.yml")["groups"]
     return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
 
 

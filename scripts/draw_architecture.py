@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
-import yaml
-
+from dekag.documents import read_yaml
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -278,7 +277,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="only say whether the picture is out of date")
     check = parser.parse_args().check
-    picture = draw(read(yaml.safe_load(COMPOSE.read_text())))
+    picture = draw(read(read_yaml(COMPOSE)))
     if not check:
         PICTURE.write_text(picture)
     elif not PICTURE.exists() or PICTURE.read_text() != picture:

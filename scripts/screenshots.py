@@ -18,7 +18,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from dekag.client import Client
 from dekag.generation.models import folder_hash
 from dekag.generation.profile import load_profile
-from services.cloud.publish import publish_update
+from services.cloud.publish import publish_update, update_of
 from services.cloud.version_store import KnowledgeStore
 from services.launcher.stack import Stack
 
@@ -52,7 +52,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         edge_hash = folder_hash(load_profile("embedded").edge.path)
-        publish_update(UPDATE, KnowledgeStore(data), edge_hash)
+        publish_update(update_of(UPDATE), KnowledgeStore(data), edge_hash)
         with (
             Stack(Path(folder) / "run", free_ports=True, env={"DEKAG_DATA_DIR": str(data)}) as stack,
             sync_playwright() as playwright,

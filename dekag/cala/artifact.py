@@ -25,6 +25,7 @@ from dekag.artifacts import UNREADABLE, Artifact
 from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
 from dekag.codec import LatentCodec
+from dekag.documents import parse_json, read_json
 from dekag.errors import MismatchError
 
 FORMAT = 1
@@ -58,7 +59,7 @@ class TransmissionKnowledge(Artifact):
         """
         with tempfile.TemporaryDirectory() as name:
             adapted.save_pretrained(name)
-            config = json.loads((Path(name) / CONFIG).read_text())
+            config = read_json(Path(name) / CONFIG)
             tensors = load((Path(name) / WEIGHTS).read_bytes())
         # where the codec lay when this was made says nothing to whoever loads it
         config = {**config, "base_model_name_or_path": None, "inference_mode": True}
@@ -109,7 +110,7 @@ class TransmissionKnowledge(Artifact):
 
     def config(self) -> CalaConfig:
         """How CALA's adapters are built."""
-        return CalaConfig(**_fields(json.loads(self._files[CONFIG])))
+        return CalaConfig(**_fields(parse_json(self._files[CONFIG], CONFIG)))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its weights by name, float16."""

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dekag.documents import parse_json, read_json
 from dekag.evaluation import plots
 from dekag.evaluation.registry import (
     FIGURES,
@@ -28,6 +29,7 @@ from dekag.evaluation.registry import (
     value_text,
     verdict,
 )
+from dekag.files import read_text
 from dekag.world.sheet import save_sheet
 
 BOOK_COMMAND = "dekag results book"
@@ -193,13 +195,23 @@ def figures_table(keys: Sequence[str]) -> Callable[[Path], Lines]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of JSON Lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The rows of a file of JSON Lines.
+
+    Raises:
+        FileNotFoundError: nothing was measured.
+        FileError: it cannot be read.
+        DocumentError: a line is no JSON.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return [parse_json(line, str(path)) for line in read_text(path).splitlines()]
 
 
-def read_json(path: Path) -> Any:
-    """A file of JSON."""
-    return json.loads(path.read_text())
+def read_measured(path: Path) -> Any:
+    """What a JSON file of results holds; errors as those of `read_rows`."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return read_json(path)
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

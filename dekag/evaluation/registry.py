@@ -13,10 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from dekag.documents import read_json
+
 RESULTS = Path("results")
 PAGES = ("results", "docs", "README.md")  # what measuring itself changes
 MISSING = "not measured yet"
-DECIMALS = {"B": 0, "images": 0, "inputs": 0, "requests": 0, "faults": 0, "s": 1}  # 2 in all other units
+DECIMALS = dict.fromkeys(("B", "MiB", "images", "inputs", "requests", "faults"), 0) | {"s": 1}
+"""By unit; 2 for all others."""
 
 Figures = Mapping[str, Mapping[str, Any]]
 
@@ -157,6 +160,12 @@ FIGURES: dict[str, Figure] = {
         Figure("faults_lost_requests", "Requests lost silently in these faults", "requests", 0, _MOST),
         Figure("fuzz_inputs", "Hostile inputs tried", "inputs", 10_000),
         Figure("fuzz_5xx", "Hostile inputs answered with a 5xx status", "inputs", 0, _MOST),
+        # installing
+        Figure(
+            "install_demo_seconds",
+            "From nothing to the first images, the slowest of the supported Pythons", "s",
+        ),
+        Figure("install_demo_mib", "What `make demo` installs, the Python with the most", "MiB"),
         # the evaluation itself
         Figure("results_quick_seconds", "Time of all quick results", "s", 600, _MOST),
         Figure("ray_speedup_2_workers", "Sweep on two Ray workers, speed relative to one", "ratio", 1.7),
@@ -167,7 +176,7 @@ FIGURES: dict[str, Figure] = {
 def read_figures(results: Path = RESULTS) -> dict[str, Any]:
     """headline.json; empty if nothing was measured."""
     path = results / "headline.json"
-    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    figures: dict[str, Any] = read_json(path) if path.exists() else {}
     return figures
 
 

@@ -14,14 +14,16 @@ RESAMPLES = 2000
 def mean_ci95(values: Sequence[float]) -> tuple[float, list[float] | None]:
     """Mean of independent `values` and its 95 % confidence interval (normal approximation).
 
-    The interval is None of fewer than two values, which tell nothing of it.
+    The interval goes no further than the values do, so that it stays within what the quantity can be: a share
+    never comes out above 1, a time never below 0. None of fewer than two values, which tell nothing of it.
     """
     count = len(values)
-    mean = sum(values) / count
+    mean = min(max(math.fsum(values) / count, min(values)), max(values))  # whatever rounding does
     if count < 2:
         return mean, None
-    half = 1.96 * math.sqrt(sum((value - mean) ** 2 for value in values) / (count - 1) / count)
-    return mean, [mean - half, mean + half]
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+    half = 1.96 * math.sqrt(variance / count)
+    return mean, [max(mean - half, min(values)), min(mean + half, max(values))]
 
 
 def bootstrap_ci95(

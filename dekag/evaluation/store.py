@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dekag.documents import read_json
+
 
 def content_key(*parts: object, data: bytes = b"", sort_keys: bool = False) -> str:
     """Hash of what a result depends on, 24 hex digits.
@@ -50,7 +52,7 @@ class ResultStore:
         path = self.path(kind, key)
         if not path.exists():
             write_whole(path, json.dumps(measure()).encode())
-        return json.loads(path.read_text())
+        return read_json(path)
 
     def array(
         self, kind: str, key: str, measure: Callable[[], npt.NDArray[np.float64]]

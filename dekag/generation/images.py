@@ -36,11 +36,6 @@ def to_webp(pixels: Pixels, quality: int = 75) -> bytes:
     return _saved(pixels, "WEBP", quality=quality, method=6)
 
 
-def to_lossless_webp(pixels: Pixels) -> bytes:
-    """Lossless WebP of pixels (height, width, 3) uint8."""
-    return _saved(pixels, "WEBP", lossless=True, quality=75, method=4)
-
-
 def to_avif(pixels: Pixels, quality: int = 50) -> bytes:
     """AVIF of pixels (height, width, 3) uint8, colours at half resolution; `quality` 0..100.
 

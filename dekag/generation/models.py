@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +16,7 @@ import torch
 from dekag.errors import DeadlineError
 from dekag.finite import check_finite
 from dekag.generation.profile import GeneratorProfile
+from dekag.generation.prompts import PromptReader
 
 PIXELS_AT_ONCE = 2**20
 """Of a batch; bounds the memory that drawing and decoding take."""
@@ -30,11 +32,11 @@ def folder_hash(path: Path | str) -> str:
     folder = Path(path)
     digest = hashlib.sha256()
     if not folder.is_dir():
-        digest.update(str(path).encode())
+        digest.update(os.fsencode(path))
         return digest.hexdigest()
     for file in sorted(folder.rglob("*")):
         if file.suffix in HASHED_SUFFIXES and file.name != "training.json":
-            digest.update(file.relative_to(folder).as_posix().encode() + b"\0")
+            digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
             digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -79,6 +81,22 @@ class LatentDecoder:
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
 
 
+def by_windows(counts: Sequence[int], draw: Callable[[Sequence[int], int], torch.Tensor]) -> torch.Tensor:
+    """Rows that `draw` makes of prompts of so many windows, those of equally many at once, in their order.
+
+    Padding would let the long prompts of a batch change the bits of its short ones.
+
+    Args:
+        counts: windows of each.
+        draw: called with the positions of some, and with how many windows each of them has.
+    """
+    rows: dict[int, torch.Tensor] = {}
+    for count in sorted(set(counts)):
+        which = [i for i, each in enumerate(counts) if each == count]
+        rows |= zip(which, draw(which, count).split(1), strict=True)
+    return torch.cat([rows[i] for i in range(len(counts))])
+
+
 class Generator:
     """A text-to-image pipeline (Stable Diffusion or PixArt-Sigma) with its sampling settings."""
 
@@ -91,13 +109,14 @@ class Generator:
         self.decoder = decoder
         self.steps = steps
         self.guidance_scale = guidance_scale
+        self.reader = PromptReader(pipeline)
         self._accepted = accepted = inspect.signature(pipeline.__call__).parameters
         self._extra: dict[str, Any] = {}
         if "use_resolution_binning" in accepted:
             self._extra = {
                 "use_resolution_binning": False,
                 "clean_caption": False,
-                "max_sequence_length": min(300, pipeline.tokenizer.model_max_length),
+                "max_sequence_length": self.reader.length,
             }
 
     @classmethod
@@ -166,7 +185,8 @@ class Generator:
     ) -> torch.Tensor:
         """Latents of several prompts with a seed each, drawn at once, (n, 4, height/8, width/8) float32.
 
-        They differ from those of `latents` by what another size of batch rounds otherwise.
+        They differ from those of `latents` by what another size of batch rounds otherwise. Prompts that
+        are read in differently many windows are drawn one kind after another.
 
         Args:
             prompts: one for each; None where `states` take their place.
@@ -180,6 +200,35 @@ class Generator:
             DeadlineError: they are not wanted any more.
             NumericalError: the model made a value that is not finite.
         """
+        common: dict[str, Any] = {
+            "width": width, "height": height, "guidance_scale": guidance_scale, "wanted": wanted
+        }  # fmt: skip
+        read = [self.reader.windows(prompt) for prompt in prompts or ()]
+        if all(len(windows) == 1 for windows in read):
+            return self._draw(prompts, seeds, **common, **states)
+
+        def draw(which: Sequence[int], windows: int) -> torch.Tensor:
+            some = [seeds[i] for i in which]
+            if windows == 1 and prompts is not None:
+                return self._draw([prompts[i] for i in which], some, **common)
+            return self._draw(None, some, **common, **self.reader.states([read[i] for i in which]))
+
+        return by_windows([len(windows) for windows in read], draw)
+
+    def _draw(
+        self,
+        prompts: Sequence[str] | None,
+        seeds: Sequence[int],
+        *,
+        width: int,
+        height: int,
+        guidance_scale: float | None,
+        wanted: Callable[[], bool] | None,
+        **states: Any,
+    ) -> torch.Tensor:
+        """Latents of prompts of one window each, or of states that are equally long."""
+        if prompts is None and self.reader.masked:
+            states = {"negative_prompt": None, **states}
         latents: torch.Tensor = self.pipeline(
             prompt=None if prompts is None else list(prompts),
             num_inference_steps=self.steps,

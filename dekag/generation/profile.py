@@ -5,14 +5,15 @@ A profile is a folder with a `profile.json`; its models are folders beside it or
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dekag.errors import NotFoundError
-
-MODELS = Path(__file__).resolve().parents[2] / "models"
+from dekag.documents import read_json
+from dekag.errors import FileError, NotFoundError
+from dekag.places import MODELS
 
 
 class GeneratorProfile(BaseModel):
@@ -70,21 +71,32 @@ def load_profile(name: str | Path) -> Profile:
 
     Raises:
         NotFoundError: there is no such profile.
+        FileError: its profile.json cannot be read, or does not say what it must; names the field.
+        DocumentError: it is no JSON, or would lose something; names the line.
     """
     folder = profile_folder(name)
     path = folder / "profile.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise NotFoundError(f"no profile {str(name)!r}: {path} does not exist")
-    raw = json.loads(path.read_text())
+    try:
+        said = Profile.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FileError(path, f"is no profile: {where + ': ' if where else ''}{first['msg']}") from None
 
-    def located(place: str) -> str:
-        return str((folder / place).resolve()) if (folder / place).is_dir() else place
+    def located(place: str | None) -> str | None:
+        return str((folder / place).resolve()) if place and (folder / place).is_dir() else place
 
-    raw["cloud"]["path"] = located(raw["cloud"]["path"])
-    raw["edge"]["path"] = located(raw["edge"]["path"])
-    raw["codec"] = located(raw["codec"])
-    for name in {"adapters", "knowledge"} & set(raw):
-        raw[name] = located(raw[name])
-    if "scorer" in raw:
-        raw["scorer"] = {name: located(place) for name, place in raw["scorer"].items()}
-    return Profile.model_validate(raw)
+    def with_located(model: BaseModel, *names: str) -> dict[str, Any]:
+        return {name: located(getattr(model, name)) for name in names}
+
+    return said.model_copy(
+        update={
+            **with_located(said, "codec", "adapters", "knowledge"),
+            "cloud": said.cloud.model_copy(update=with_located(said.cloud, "path")),
+            "edge": said.edge.model_copy(update=with_located(said.edge, "path")),
+            "scorer": said.scorer
+            and said.scorer.model_copy(update=with_located(said.scorer, "clip", "dino")),
+        }
+    )

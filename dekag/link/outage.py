@@ -12,7 +12,6 @@ What is predicted is checked against real decoding by `dekag.link.calibrate` and
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dekag.documents import parse_json
 from dekag.link.coding import TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 
@@ -133,7 +133,7 @@ def _powers_db(conditions: LinkConditions) -> Array:
 @cache
 def calibration() -> dict[str, Any]:
     """What `dekag.link.calibrate` wrote."""
-    table: dict[str, Any] = json.loads((files("dekag.link") / "mcs.json").read_text())
+    table: dict[str, Any] = parse_json((files("dekag.link") / "mcs.json").read_bytes(), "mcs.json")
     return table
 
 

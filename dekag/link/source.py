@@ -14,7 +14,6 @@ Imports no torch.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -29,7 +28,6 @@ from dekag.generation.images import (
     Pixels,
     from_bytes,
     to_format,
-    to_lossless_webp,
     to_plain_jpeg,
 )
 from dekag.metrics.image import psnr_db
@@ -49,7 +47,7 @@ class Encoded:
     Attributes:
         data: what is sent.
         image_format: of IMAGE_FORMATS.
-        quality: the encoder's, 0..100; 101 is lossless.
+        quality: the encoder's, 0..100.
         scale: by how much the picture was made smaller.
         psnr_db: of what the receiver shows against the original.
     """
@@ -109,52 +107,6 @@ def frontier(candidates: Sequence[Encoded]) -> list[Encoded]:
         if not best or each.psnr_db > best[-1].psnr_db:
             best.append(each)
     return best
-
-
-def best_within(candidates: Sequence[Encoded], max_bytes: int) -> Encoded | None:
-    """The last of a frontier that fits; None if nothing does."""
-    index = bisect_right(candidates, max_bytes, key=lambda c: len(c.data))
-    return candidates[index - 1] if index else None
-
-
-def encode_within(
-    pixels: Pixels,
-    max_bytes: int,
-    *,
-    formats: Sequence[ImageFormat] = IMAGE_FORMATS,
-    scales: Sequence[int] = SCALES,
-    bare: bool = False,
-) -> Encoded | None:
-    """The picture of highest PSNR in at most `max_bytes`, or None if no setting squeezes it into them.
-
-    For each format and scale the highest quality that fits is searched by halving.
-    """
-    tried = (_highest(pixels, each, scale, max_bytes, bare) for each in formats for scale in scales)
-    found = [each for each in tried if each is not None]
-    if "webp" in formats and any(each.quality == 100 and each.scale == 1 for each in found):
-        lossless = to_lossless_webp(pixels)
-        if len(lossless) <= max_bytes:
-            shown = decode(lossless, pixels.shape[1], pixels.shape[0])
-            found.append(Encoded(lossless, "webp", 101, 1, psnr_db(shown, pixels)))
-    return max(found, key=lambda each: (each.psnr_db, -len(each.data)), default=None)
-
-
-def _highest(
-    pixels: Pixels, image_format: ImageFormat, scale: int, max_bytes: int, bare: bool
-) -> Encoded | None:
-    best: bytes | None = None
-    low, high, quality = _LOWEST[image_format], _HIGHEST[image_format], 0
-    while low <= high:
-        middle = (low + high) // 2
-        data = encode(pixels, image_format, middle, scale=scale, bare=bare)
-        if len(data) <= max_bytes:
-            best, quality, low = data, middle, middle + 1
-        else:
-            high = middle - 1
-    if best is None:
-        return None
-    shown = decode(best, pixels.shape[1], pixels.shape[0], bare=bare)
-    return Encoded(best, image_format, quality, scale, psnr_db(shown, pixels))
 
 
 def _tried(pixels: Pixels, image_format: ImageFormat, quality: int, scale: int, bare: bool) -> Encoded:

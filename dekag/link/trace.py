@@ -1,7 +1,8 @@
 """Recorded channels: a CSV file of time and SNR, or of time and complex gain, played back.
 
-A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times rise. A sample holds
-until the next one, the last one for the mean distance of the samples; then the trace starts again.
+A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times rise. Blank lines
+and those that start with `# ` say nothing. A sample holds until the next one, the last one for the mean
+distance of the samples; then the trace starts again.
 
 A trace says how the channel *varies*: its mean power over time is scaled to 1, like that of every other
 fading, and `snr_db` of the conditions says what the mean SNR is. To play an SNR trace at the level that was
@@ -13,14 +14,14 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from dekag.errors import InvalidInputError
+from dekag.errors import FileError, InvalidInputError
+from dekag.files import read_lines
 from dekag.link.conditions import BLOCKS, SHIPPED_TRACES
 from dekag.link.ofdm import SLOT_S
 
@@ -30,6 +31,8 @@ MAX_SAMPLES = 100_000
 _SNR_HEADER = ["time_s", "snr_db"]
 _GAIN_HEADER = ["time_s", "gain_re", "gain_im"]
 _MAX_SNR_DB = 200.0
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_PLAIN = " (commas between numbers, points in them)"  # as spreadsheets of many countries do not write them
 
 
 @dataclass(frozen=True)
@@ -73,36 +76,39 @@ def load(name: str, folder: Path = SHIPPED_TRACES) -> Trace:
     if name not in names(folder):  # a name is looked up, never joined to a path
         raise InvalidInputError("link.trace", f"one of {', '.join(names(folder)) or 'no traces'}", name)
     path = folder / f"{name}.csv"
-    state = path.stat()
-    return _read(path, state.st_mtime_ns, state.st_size)
+    try:
+        state = path.stat()
+        return _read(path, state.st_mtime_ns, state.st_size)
+    except OSError as error:  # it has just been taken away, or is a link to nothing
+        raise _broken(path, "be there", error.strerror) from None
 
 
 @lru_cache(maxsize=16)
 def _read(path: Path, modified_ns: int, size: int) -> Trace:
     """The trace in the file, which is read again when it changed."""
-    if size > MAX_BYTES:
-        raise _broken(path, f"be at most {MAX_BYTES} bytes long", size)
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return _parse(path, csv.reader(file))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise _broken(path, "be a CSV file in UTF-8", error) from None
+        return _parse(path, read_lines(path, max_bytes=MAX_BYTES))
+    except FileError as error:
+        allowed = f"a trace that can be read: {path.name} {error.problem}"
+        raise InvalidInputError("link.trace", allowed, path.name) from None
 
 
-def _parse(path: Path, rows: Iterable[list[str]]) -> Trace:
-    header, *lines = list(rows) or [[]]
+def _parse(path: Path, texts: list[tuple[int, str]]) -> Trace:
+    rows = [(number, _cells(path, number, text)) for number, text in texts]
+    (_, header), *lines = rows or [(0, [])]
     if header not in (_SNR_HEADER, _GAIN_HEADER):
-        raise _broken(path, f"start with {','.join(_SNR_HEADER)} or {','.join(_GAIN_HEADER)}", header)
+        must = f"start with {','.join(_SNR_HEADER)} or {','.join(_GAIN_HEADER)}"
+        raise _broken(path, must + _PLAIN if ";" in ",".join(header) else must, ",".join(header))
     if not 2 <= len(lines) <= MAX_SAMPLES:
         raise _broken(path, f"hold 2 to {MAX_SAMPLES} samples", len(lines))
     values = torch.tensor(
-        [_numbers(path, number, line, len(header)) for number, line in enumerate(lines, 2)],
+        [_numbers(path, number, line, len(header)) for number, line in lines],
         dtype=torch.float64,
     )
     times = values[:, 0] - values[0, 0]
     if not (times.diff() > 0).all():
-        line = int((times.diff() <= 0).nonzero()[0]) + 3
-        raise _broken(path, f"have a later time_s in line {line} than before it", ",".join(lines[line - 2]))
+        number, line = lines[int((times.diff() <= 0).nonzero()[0]) + 1]
+        raise _broken(path, f"have a later time_s in line {number} than before it", ",".join(line))
     if header == _SNR_HEADER:
         if not (values[:, 1].abs() <= _MAX_SNR_DB).all():
             raise _broken(path, f"hold SNRs between -{_MAX_SNR_DB:g} and {_MAX_SNR_DB:g} dB", "another")
@@ -117,13 +123,18 @@ def _parse(path: Path, rows: Iterable[list[str]]) -> Trace:
     return Trace(times, gains / math.sqrt(mean_power), period_s, 10 * math.log10(mean_power))
 
 
-def _numbers(path: Path, number: int, line: list[str], columns: int) -> list[float]:
+def _cells(path: Path, number: int, text: str) -> list[str]:
     try:
-        values = [float(each) for each in line]
-    except ValueError:
-        values = []
-    if len(values) != columns or not all(map(math.isfinite, values)):
-        raise _broken(path, f"hold {columns} finite numbers in line {number}", ",".join(line))
+        return [cell.strip() for cell in next(csv.reader([text], strict=True, skipinitialspace=True))]
+    except csv.Error as error:
+        raise _broken(path, f"be CSV in line {number}", error) from None
+
+
+def _numbers(path: Path, number: int, line: list[str], columns: int) -> list[float]:
+    values = [float(each) for each in line if _NUMBER.fullmatch(each)]
+    if len(line) != columns or len(values) != columns or not all(map(math.isfinite, values)):
+        hint = _PLAIN if len(line) > columns or ";" in "".join(line) else ""
+        raise _broken(path, f"hold {columns} finite numbers in line {number}{hint}", ",".join(line))
     return values
 
 

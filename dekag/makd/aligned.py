@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.images import Pixels
-from dekag.generation.models import Generator
+from dekag.generation.models import Generator, by_windows
+from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
 from dekag.makd.metaword import prompt_states
 from dekag.makd.rows import RowAdapters
@@ -125,8 +127,20 @@ class AlignedGenerator:
         }  # fmt: skip
         if not any(acting):
             return self.generator.batch(prompts, seeds, **common)
-        with self._adapters.acting([[u.content_hash for u in row if u.lora] for row in acting]):
-            return self.generator.batch(None, seeds, **common, **self._states(prompts, acting))
+        spoken = [_Spoken(row, self._width) for row in acting]
+        windows = [self.windows(prompt, row) for prompt, row in zip(prompts, acting, strict=True)]
+
+        def draw(which: Sequence[int], _: int) -> torch.Tensor:
+            adapters = [[u.content_hash for u in acting[i] if u.lora] for i in which]
+            with self._adapters.acting(adapters):
+                states = self._states([windows[i] for i in which], [spoken[i].vectors for i in which])
+                return self.generator.batch(None, [seeds[i] for i in which], **common, **states)
+
+        return by_windows([len(each) for each in windows], draw)
+
+    def windows(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> tuple[Window, ...]:
+        """In which windows `prompt` is read with these updates, which need not be loaded; from any thread."""
+        return _Spoken(updates, self._width).windows(self.generator.reader, prompt)
 
     def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
         """Classifier-free guidance of a picture that is drawn with these updates."""
@@ -155,25 +169,71 @@ class AlignedGenerator:
             self._updates.move_to_end(content_hash)
         return [self._updates[each] for each in chosen]
 
+    @property
+    def _width(self) -> int:
+        return int(self._pipeline.text_encoder.get_input_embeddings().weight.shape[1])
+
     @torch.inference_mode()
-    def _states(self, prompts: Sequence[str], acting: Sequence[Sequence[KnowledgeUpdate]]) -> dict[str, Any]:
-        """Prompt embeddings with and without the words, as the pipeline takes them."""
-        width = self._pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-        none = torch.zeros(0, width)
-        words = [
-            torch.cat([none, *(update.vectors_for(prompt) for update in updates if len(update.metaword))])
-            for prompt, updates in zip(prompts, acting, strict=True)
+    def _states(self, prompts: Sequence[Sequence[Window]], vectors: Sequence[torch.Tensor]) -> dict[str, Any]:
+        """Embeddings of prompts of equally many windows, and of none, as the pipeline takes them."""
+        reader = self.generator.reader
+        ends = list(accumulate(map(len, vectors)))
+        shifted = [
+            [replace(window, rows=tuple(end - len(own) + row for row in window.rows)) for window in prompt]
+            for prompt, own, end in zip(prompts, vectors, ends, strict=True)
         ]
-        ends = list(accumulate(map(len, words)))
-        chosen = [range(end - len(row), end) for end, row in zip(ends, words, strict=True)]
-        return {
-            "prompt_embeds": prompt_states(self._pipeline, prompts, torch.cat(words), chosen),
-            "negative_prompt_embeds": prompt_states(self._pipeline, [""], none).expand(len(prompts), -1, -1),
-        }
+        said, _ = prompt_states(reader, shifted, torch.cat(list(vectors)))
+        unsaid, _ = prompt_states(reader, [reader.windows("")], torch.zeros(0, self._width))
+        nothing = unsaid.repeat(1, len(prompts[0]), 1).expand(len(prompts), -1, -1)
+        return {"prompt_embeds": said, "negative_prompt_embeds": nothing}
 
     def _check_metaword(self, update: KnowledgeUpdate) -> None:
-        width = self._pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-        most = self._pipeline.tokenizer.model_max_length // 2
+        most = self.generator.reader.length // 2
         vectors = len(update.metaword) + len(update.words)
-        if vectors and (update.metaword.shape[1] != width or len(update.metaword) > most):
+        if vectors and (update.metaword.shape[1] != self._width or len(update.metaword) > most):
             raise MismatchError(f"the metaword of {update.topic!r} does not fit the text encoder")
+
+
+class _Spoken:
+    """The metawords of several updates in front of one prompt.
+
+    Args:
+        updates: that act together.
+        width: of the vectors.
+
+    Attributes:
+        vectors: of all of them, (rows, width) float32; a window names those that stand in front of it.
+    """
+
+    def __init__(self, updates: Sequence[KnowledgeUpdate], width: int) -> None:
+        self._updates = [update for update in updates if len(update.metaword)]
+        self.vectors = torch.cat([torch.zeros(0, width), *(update.vectors for update in self._updates)])
+
+    def windows(self, reader: PromptReader, prompt: str) -> tuple[Window, ...]:
+        """The windows of `prompt`, whose words with a vector of their own stay whole.
+
+        Where the metawords together would take more than half of a window, the prompt is read several times,
+        each time behind as many of them as fit.
+        """
+        found: list[Window] = []
+        for group in self._groups(reader.length // 2):
+            phrases = [word for update, _ in group for word in update.words]
+
+            def rows(text: str, group: Sequence[tuple[KnowledgeUpdate, int]] = group) -> list[int]:
+                return [first + row for update, first in group for row in update.rows_for(text)]
+
+            found += reader.windows(prompt, rows, phrases)
+        return tuple(found)
+
+    def _groups(self, most: int) -> list[list[tuple[KnowledgeUpdate, int]]]:
+        """The updates, each with its first row, by what fits in front of a window; at least one group."""
+        groups: list[list[tuple[KnowledgeUpdate, int]]] = [[]]
+        first = taken = 0
+        for update in self._updates:
+            if taken + len(update.metaword) > most and groups[-1]:
+                groups.append([])
+                taken = 0
+            groups[-1].append((update, first))
+            first += len(update.vectors)
+            taken += len(update.metaword)
+        return groups

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import torch
 from safetensors.torch import load, save
 
+from dekag.documents import parse_json
+
 BITS = (4, 8)
 MAX_NAMES_BYTES = 2**24
 # scales are written as multiples of its inverse: small ones keep float16's full precision
@@ -51,7 +53,7 @@ def unpack(data: bytes) -> dict[str, torch.Tensor]:
     tensors = load(data)
     inflater = zlib.decompressobj()
     text = inflater.decompress(tensors["names"].numpy().tobytes(), MAX_NAMES_BYTES)
-    listed = json.loads(text)
+    listed = parse_json(text, "names")
     bits, flat, scales = listed["bits"], tensors["values"], tensors["scales"]
     if bits not in BITS or flat.dtype != torch.uint8 or scales.dtype != torch.float16:
         raise ValueError("neither four nor eight bits")

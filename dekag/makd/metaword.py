@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
+from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.topics import matching
 
 
@@ -24,21 +26,6 @@ def rows_for(prompt: str, tokens: int, words: Sequence[str]) -> list[int]:
     """Which rows of a metaword (tokens + len(words), width) `prompt` is read with, in order."""
     said = set(matching(prompt, {word: [word] for word in words}))
     return [*range(tokens), *(tokens + i for i, word in enumerate(words) if word in said)]
-
-
-def token_ids(pipeline: Any, prompts: Sequence[str], places: Sequence[int]) -> torch.Tensor:
-    """Ids of `prompts`, each with so many `places` after its start token, (batch, model_max_length) int64.
-
-    The places hold the start token's id; `metaword` puts the vectors there. A prompt too long is cut.
-    """
-    length = pipeline.tokenizer.model_max_length
-    rows = []
-    for prompt, count in zip(prompts, places, strict=True):
-        ids = pipeline.tokenizer(
-            prompt, padding="max_length", max_length=length - count, truncation=True
-        ).input_ids
-        rows.append([ids[0]] * (1 + count) + ids[1:])
-    return torch.tensor(rows)
 
 
 @contextmanager
@@ -65,26 +52,25 @@ def metaword(text_encoder: Any, vectors: torch.Tensor, chosen: Sequence[Sequence
 
 
 def prompt_states(
-    pipeline: Any,
-    prompts: Sequence[str],
-    vectors: torch.Tensor,
-    chosen: Sequence[Sequence[int]] | None = None,
-) -> torch.Tensor:
-    """What the denoiser reads of `prompts` behind the metaword, (batch, model_max_length, width).
+    reader: PromptReader, prompts: Sequence[Sequence[Window]], vectors: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the denoiser reads of prompts, each window behind its vectors, (batch, tokens, width).
 
-    Vectors take at most half of the places that the text encoder has; those beyond are left out, as the end
-    of a prompt that is too long is.
+    Prompts of fewer windows are filled up with zeros; the second tensor, (batch, tokens) bool, says which
+    places hold something. It is None where all do.
 
     Args:
-        pipeline: a StableDiffusionPipeline.
-        prompts: one for each row.
-        vectors: (rows, width).
-        chosen: which vectors stand in front of each prompt, in order; all of them if left out.
+        reader: of a StableDiffusionPipeline.
+        prompts: windows of each, as `reader` makes them.
+        vectors: (rows, width); the windows say which of them stand in front.
     """
-    if chosen is None:
-        chosen = [range(len(vectors))] * len(prompts)
-    chosen = [indices[: pipeline.tokenizer.model_max_length // 2] for indices in chosen]
-    ids = token_ids(pipeline, prompts, [len(indices) for indices in chosen])
-    with metaword(pipeline.text_encoder, vectors, chosen):
-        states: torch.Tensor = pipeline.text_encoder(ids)[0]
-    return states
+    windows = [window for prompt in prompts for window in prompt]
+    ids, _ = reader.tensors(windows)
+    with metaword(reader.encoder, vectors, [window.rows for window in windows]):
+        read: torch.Tensor = reader.encoder(ids)[0]
+    counts = [len(prompt) for prompt in prompts]
+    parts = [part.flatten(0, 1) for part in read.split(counts)]
+    if len(set(counts)) == 1:
+        return torch.stack(parts), None
+    there = [torch.ones(len(part), dtype=torch.bool) for part in parts]
+    return pad_sequence(parts, batch_first=True), pad_sequence(there, batch_first=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dekag.errors import InvalidInputError, NotFoundError
+from dekag.words import says, words
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 from dekag.world.topics import Topic
 
@@ -16,7 +17,6 @@ RESERVED = ("auto", "none")
 MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_TRIGGERS = 1000, 1000, 100
 MAX_ALTERNATIVES = 32  # in a prompt; bounds the time that drawing prompts takes
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
-_WORDS = re.compile(r"[a-z0-9]+")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TopicPrompts:
     """A topic as a distillation sees it.
 
     Attributes:
-        name: 1 to 32 lower-case letters, digits and hyphens.
+        name: 1 to 32 lower-case letters a to z, digits and hyphens.
         prompts: what the cloud-GAI draws to learn from, one picture each.
         held_out: prompts that training never sees; none of them is among `prompts`.
         triggers: words or phrases that, found in a prompt, say that it needs this topic.
@@ -39,7 +39,7 @@ class TopicPrompts:
 def topic_name(name: str) -> str:
     """`name` if a topic may be called so; InvalidInputError otherwise."""
     if NAME.fullmatch(name) is None or name in RESERVED:
-        allowed = "1 to 32 lower-case letters, digits and inner hyphens, not " + " or ".join(RESERVED)
+        allowed = "1 to 32 lower-case letters a to z, digits and inner hyphens, not " + " or ".join(RESERVED)
         raise InvalidInputError("topic", allowed, name)
     return name
 
@@ -123,12 +123,13 @@ def world_prompt(topic: Topic, rng: random.Random) -> str:
 
 
 def matching(prompt: str, triggers: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of the topics of which a trigger occurs in `prompt` as whole words, in order of their names."""
-    said = f" {' '.join(_WORDS.findall(prompt.lower()))} "
+    """Names of the topics of which a trigger occurs in `prompt` as whole words, in order of their names.
+
+    `dekag.words` says what a word is, in any script.
+    """
+    said = words(prompt)
     return sorted(
-        name
-        for name, phrases in triggers.items()
-        if any(f" {' '.join(_WORDS.findall(phrase.lower()))} " in said for phrase in phrases)
+        name for name, phrases in triggers.items() if any(says(said, words(phrase)) for phrase in phrases)
     )
 
 
@@ -136,8 +137,8 @@ def _checked(values: Sequence[str], field: str, most: int) -> list[str]:
     if len(values) > most:
         raise InvalidInputError(field, f"at most {most}", f"{len(values)}")
     for value in values:
-        if not _WORDS.search(value.lower()) or len(value) > MAX_PROMPT_CHARS:
+        if not words(value) or len(value) > MAX_PROMPT_CHARS:
             raise InvalidInputError(
-                field, f"1 to {MAX_PROMPT_CHARS} characters with a letter or digit", value
+                field, f"1 to {MAX_PROMPT_CHARS} characters with a letter, digit or symbol", value
             )
     return list(values)

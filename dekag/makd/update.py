@@ -23,12 +23,25 @@ from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_TRIGGERS, topic_name
 FORMAT = 1
 METAWORD, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
 COMPACT = "compact_lora.safetensors"
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 PREFIX = "unet."  # diffusers tells denoiser and text encoder apart by it
 
 
 def placeholder(topic: str, word: str = "") -> str:
-    """The pseudo-word by which plain diffusers calls a topic's shared vectors, or that of one trigger."""
-    return f"<{topic} {word}>".replace(" ", "-") if word else f"<{topic}>"
+    """The pseudo-word by which plain diffusers calls a topic's shared vectors, or that of one trigger.
+
+    Different triggers have different ones, also for a tokenizer that knows no upper case: all of a trigger
+    but lower-case letters, digits and hyphens is written in hexadecimal.
+    """
+    said = "".join(
+        chr(byte) if chr(byte) in _PLAIN else f"%{byte:02x}" for byte in word.encode("utf-8", "surrogatepass")
+    )
+    return f"<{topic}:{said}>" if word else f"<{topic}>"
+
+
+def _earlier_placeholder(topic: str, word: str) -> str:
+    """What it was in older updates, where "red boat" and "red-boat" were the same."""
+    return f"<{topic} {word}>".replace(" ", "-")
 
 
 class KnowledgeUpdate(Artifact):
@@ -53,8 +66,11 @@ class KnowledgeUpdate(Artifact):
         super().__init__(info, tensors)
         vectors = load(tensors[METAWORD]) if METAWORD in tensors else {}
         self.metaword = vectors[placeholder(self.topic)] if vectors else torch.zeros(0, 0)
-        named = {word: placeholder(self.topic, word) for word in self.triggers}
-        self.words = {word: vectors[name][0] for word, name in named.items() if name in vectors}
+        self.words = {
+            word: vectors[name][0]
+            for word in self.triggers
+            if (name := next((each for each in self._names(word) if each in vectors), None)) is not None
+        }
         self.lora: dict[str, torch.Tensor] = {}
         if LORA in tensors:
             self.lora = {name.removeprefix(PREFIX): t for name, t in load(tensors[LORA]).items()}
@@ -110,11 +126,18 @@ class KnowledgeUpdate(Artifact):
         """Words or phrases that say that a prompt needs this update."""
         return tuple(self.info["triggers"])
 
+    @property
+    def vectors(self) -> torch.Tensor:
+        """The shared vectors, then those of `words` in their order, (rows, width) float32."""
+        return torch.cat([self.metaword, *(vector[None] for vector in self.words.values())]).float()
+
+    def rows_for(self, text: str) -> list[int]:
+        """Which of the vectors stand in front of `text`, in order."""
+        return rows_for(text, len(self.metaword), tuple(self.words))
+
     def vectors_for(self, prompt: str) -> torch.Tensor:
         """The vectors that stand in front of `prompt`, (n, width) float32."""
-        words = tuple(self.words)
-        vectors = torch.cat([self.metaword, *(self.words[word][None] for word in words)])
-        return vectors[rows_for(prompt, len(self.metaword), words)].float()
+        return self.vectors[self.rows_for(prompt)]
 
     @property
     def guidance_scale(self) -> float:
@@ -158,9 +181,13 @@ class KnowledgeUpdate(Artifact):
             elif which != "B.weight" or f"{layer}.lora_A.weight" not in self.lora:
                 raise ValueError(name)
 
+    def _names(self, word: str) -> tuple[str, str]:
+        """Under which the vector of a trigger may stand."""
+        return placeholder(self.topic, word), _earlier_placeholder(self.topic, word)
+
     def _check_files(self) -> None:
         """ValueError if the files hold tensors that nobody reads, or one thing twice."""
-        named = {placeholder(self.topic), *(placeholder(self.topic, word) for word in self.triggers)}
+        named = {placeholder(self.topic), *(name for word in self.triggers for name in self._names(word))}
         if METAWORD in self._files and not load(self._files[METAWORD]).keys() <= named:
             raise ValueError(METAWORD)
         if LORA in self._files:

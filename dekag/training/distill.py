@@ -22,7 +22,8 @@ from torch import nn
 
 from dekag.errors import MismatchError
 from dekag.generation.images import Pixels, from_bytes, to_png
-from dekag.generation.models import Generator
+from dekag.generation.models import Generator, by_windows
+from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.metaword import prompt_states, rows_for, words_of
@@ -74,7 +75,8 @@ class Stopped(Exception):  # noqa: N818 - no error: somebody wanted it
 
 
 OnProgress = Callable[[Progress], None]
-OnPreview = Callable[[dict[str, Any]], None]
+OnPreview = Callable[[Sequence[Sequence[Window]], torch.Tensor], None]
+States = tuple[torch.Tensor, torch.Tensor | None]
 ShouldStop = Callable[[], bool]
 
 
@@ -231,7 +233,7 @@ def train(
     *,
     on_progress: OnProgress = lambda _: None,
     should_stop: ShouldStop = lambda: False,
-    on_preview: OnPreview = lambda _: None,
+    on_preview: OnPreview = lambda *_: None,
     previews: int = 0,
 ) -> Trained:
     """Train what `config.method` trains, resuming `folder`.
@@ -244,8 +246,8 @@ def train(
         config: how.
         folder: of the checkpoint.
         on_progress, should_stop: called after every step.
-        on_preview: called with what the denoiser reads of some held-out prompts, while the pipeline draws
-            with what was learnt so far.
+        on_preview: called with the windows of some held-out prompts and the metaword, while the pipeline
+            draws with what was learnt so far.
         previews: how often at most, evenly spaced.
 
     Raises:
@@ -258,14 +260,20 @@ def train(
     with trainable(pipeline, config, rows * width) as (unet, weights):
         word = new_metaword(pipeline.text_encoder, rows if config.has_metaword else 0, config.seed)
 
-        def read(prompts: Sequence[str], dropped: Sequence[bool]) -> torch.Tensor:
+        reader = PromptReader(pipeline)
+        spoken = words if config.has_metaword else ()
+        windows = {
+            prompt: reader.windows(prompt, lambda text: rows_for(text, tokens, spoken), spoken)
+            for prompt in (*topic.prompts, *topic.held_out)
+        }
+        nothing = reader.windows("")
+
+        def read(prompts: Sequence[str], dropped: Sequence[bool]) -> States:
             """Prompt states; a dropped prompt is read as the empty one without metaword."""
-            said = ["" if drop else prompt for prompt, drop in zip(prompts, dropped, strict=True)]
-            spoken = words if config.has_metaword else ()
             chosen = [
-                rows_for(p, tokens, spoken) if not drop else [] for p, drop in zip(said, dropped, strict=True)
+                nothing if drop else windows[prompt] for prompt, drop in zip(prompts, dropped, strict=True)
             ]
-            return prompt_states(pipeline, said, word, chosen)
+            return prompt_states(reader, chosen, word)
 
         # the tensors that are trained, shared with the denoiser; names of a ParameterDict hold no dots
         learnt = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
@@ -281,8 +289,11 @@ def train(
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
         loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
 
-        def denoiser(states: torch.Tensor, timesteps: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-            return lambda noisy: unet(noisy, timesteps, encoder_hidden_states=states).sample
+        def denoiser(read: States, timesteps: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+            states, mask = read
+            return lambda noisy: (
+                unet(noisy, timesteps, encoder_hidden_states=states, encoder_attention_mask=mask).sample
+            )
 
         def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
             pick = torch.randint(len(latents), (config.batch,), generator=generator)
@@ -305,10 +316,7 @@ def train(
 
         @torch.inference_mode()
         def preview() -> None:
-            shown = topic.held_out[:PREVIEWED]
-            states = read(shown, [False] * len(shown))
-            nothing = read([""], [True]).expand_as(states)
-            on_preview({"prompt_embeds": states, "negative_prompt_embeds": nothing})
+            on_preview([windows[prompt] for prompt in topic.held_out[:PREVIEWED]], word)
 
         preview_every = max(1, config.steps // previews) if previews else 0
         before = held_out_loss()
@@ -361,6 +369,7 @@ def distill(
     folder: Path,
     *,
     scorer: ImageScorer | None = None,
+    current: KnowledgeUpdate | None = None,
     on_progress: OnProgress = lambda _: None,
     should_stop: ShouldStop = lambda: False,
     previews: int = 0,
@@ -375,6 +384,8 @@ def distill(
         folder: for pictures, checkpoints and samples.png (rows: cloud, edge before, edge after); called again
             with the same folder and arguments it goes on where it was.
         scorer: adds CLIP- and DINO-scores on held-out prompts, before and after.
+        current: the update that the new one is to take the place of: scored as "current", on those of the
+            same prompts that it has not learnt from, if any. One that fits another edge is passed over.
         on_progress: called after every picture and step.
         should_stop: asked before every picture and after every step.
         previews: how often, at most, preview.png is drawn during training (rows: cloud, edge as it is now);
@@ -397,10 +408,23 @@ def distill(
     )
     latents = encode(edge.pipeline.vae, images)
 
-    def on_preview(states: dict[str, Any]) -> None:
+    def on_preview(prompts: Sequence[Sequence[Window]], metaword: torch.Tensor) -> None:
         first = len(learnt)
-        last = first + len(states["prompt_embeds"])
-        drawn = edge.batch(None, seeds[first:last], guidance_scale=config.guidance_scale, **states)
+        last = first + len(prompts)
+
+        def draw(which: Sequence[int], count: int) -> torch.Tensor:
+            states, _ = prompt_states(edge.reader, [prompts[i] for i in which], metaword)
+            unsaid, _ = prompt_states(edge.reader, [edge.reader.windows("") * count], metaword)
+            some = [seeds[first + i] for i in which]
+            return edge.batch(
+                None,
+                some,
+                guidance_scale=config.guidance_scale,
+                prompt_embeds=states,
+                negative_prompt_embeds=unsaid.expand_as(states),
+            )
+
+        drawn = by_windows([len(each) for each in prompts], draw)
         unfinished = folder / f"unfinished-{PREVIEW}"
         save_sheet([list(images[first:last]), list(edge.decoder.decode(drawn))], unfinished)
         unfinished.replace(folder / PREVIEW)
@@ -419,27 +443,60 @@ def distill(
     )
     update = new_update(cloud, edge, topic, config, trained)
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
-    rows: dict[str, list[Pixels]] = {"before": [], "after": []}
+    drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": (), "after": (update,)}
+    if current is not None and current.base_hash == edge.model_hash:
+        drawn_with["current"] = (current,)
+    rows: dict[str, list[Pixels]] = {name: [] for name in drawn_with}
     aligned = AlignedGenerator(edge)
-    aligned.add(update)
-    try:
-        for done, (prompt, seed) in enumerate(scored):
-            if should_stop():
-                raise Stopped
-            rows["before"].append(aligned.image(prompt, seed))
-            rows["after"].append(aligned.image(prompt, seed, updates=[update.content_hash]))
-            on_progress(Progress("score", done + 1, len(scored)))
-    finally:
-        aligned.remove(update.content_hash)
+    for each in {each.content_hash: each for updates in drawn_with.values() for each in updates}.values():
+        aligned.add(each)
+    for done, (prompt, seed) in enumerate(scored):
+        if should_stop():
+            raise Stopped
+        for name, updates in drawn_with.items():
+            hashes = [each.content_hash for each in updates]
+            rows[name].append(aligned.image(prompt, seed, updates=hashes))
+        on_progress(Progress("score", done + 1, len(scored)))
     references = images[len(learnt) :][: len(scored)]
     save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
     if scorer is None:
         return update
     scores = dict(update.info["scores"])
-    for name, drawn in rows.items():
-        for metric, values in scorer.scores(np.stack(drawn), references).items():
+    judged = {name: scorer.scores(np.stack(drawn), references) for name, drawn in rows.items()}
+    for name in ("before", "after"):
+        for metric, values in judged[name].items():
             scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
+    learnt_before = set() if current is None else set(current.info.get("prompts", ()))
+    # on prompts that neither has learnt from; if there is none of them, the current one has the better of it
+    fair = [i for i, (prompt, _) in enumerate(scored) if prompt not in learnt_before] or list(
+        range(len(scored))
+    )
+    if "current" in judged:
+        for metric, values in judged["current"].items():
+            scores[f"{metric}_current"] = round(float(values[fair].mean()), 4)
+            scores[f"{metric}_after_beside_current"] = round(float(judged["after"][metric][fair].mean()), 4)
     return update.scored(scores)
+
+
+def why_no_better(scores: Mapping[str, Any]) -> str:
+    """Why an update is no better than what there is, by its scores on held-out prompts; empty if it is.
+
+    It must beat the edge without any update, and the current update if there is one, by CLIP- and DINO-score.
+    Where an update was not scored, nothing speaks against it.
+    """
+    others = (
+        ("before", "after", "the edge without it"),
+        ("current", "after_beside_current", "the current version"),
+    )
+    for other, own, what in others:
+        pairs = [(metric, f"{metric}_{own}", f"{metric}_{other}") for metric in ("clip", "dino")]
+        found = [(name, scores[ours], scores[theirs]) for name, ours, theirs in pairs if theirs in scores]
+        if not all(after > before for _, after, before in found):
+            said = ", ".join(
+                f"{name.upper()}-score {ours:.3f} against {theirs:.3f}" for name, ours, theirs in found
+            )
+            return f"on held-out prompts it is not better than {what} by both scores: {said}"
+    return ""
 
 
 def new_update(

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
+from dekag.documents import read_json
+
 Model = TypeVar("Model", bound=nn.Module)
 StepFunction = Callable[[int, torch.Generator], Mapping[str, torch.Tensor]]
 
@@ -163,7 +165,7 @@ class TrainingRun(Generic[Model]):
         (self.folder / "state.new").replace(self.folder / "state.json")
 
     def _load(self) -> None:
-        state = json.loads((self.folder / "state.json").read_text())
+        state = read_json(self.folder / "state.json")
         tensors = load_file(self.folder / "checkpoint.safetensors")
 
         def part(prefix: str) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import Unigram
@@ -26,8 +27,8 @@ from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, Scene, caption
 from dekag.world.scene import ATTRIBUTES, STYLES, SUBJECTS
 from dekag.world.topics import VOCABULARIES
 
+_log = structlog.get_logger()
 MAX_TOKENS = 40
-UNSAID = "unsaid"
 PRETRAINING_STEPS = 700
 PRETRAINING_CAPTIONS = 8000
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
@@ -152,6 +153,9 @@ def new_cloud_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 def tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both (batch, MAX_TOKENS) int64, padded as the pipelines pad."""
+    cut = [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > MAX_TOKENS]
+    if cut:
+        _log.warning("captions are cut", captions=len(cut), of=len(texts), tokens=MAX_TOKENS, one=cut[0])
     out = tokenizer(texts, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     return out.input_ids, out.attention_mask
 

@@ -38,10 +38,6 @@ def _luminance(colour: Rgb) -> float:
     return (0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]) / 255
 
 
-BLACK: Rgb = (0, 0, 0)
-WHITE: Rgb = (255, 255, 255)
-
-
 def _storybook(colour: Rgb, subject: bool) -> Paint:
     return Paint(colour, mix(colour, (40, 30, 50), 0.55) if subject else None, 1.5)
 

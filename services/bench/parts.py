@@ -29,6 +29,7 @@ from dekag.evaluation.registry import RESULTS
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile
+from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.metaword import prompt_states
@@ -240,8 +241,13 @@ class _PeftGenerator:
         """Latents of the prompt, a row with each update."""
         pipeline = self._generator.pipeline
         width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
-        states = [prompt_states(pipeline, [prompt], each.vectors_for(prompt)) for each in updates]
-        empty = prompt_states(pipeline, [""], torch.zeros(0, width)).expand(len(updates), -1, -1)
+        reader = PromptReader(pipeline)
+        states = [
+            prompt_states(reader, [reader.windows(prompt, each.rows_for)], each.vectors)[0]
+            for each in updates
+        ]
+        unsaid, _ = prompt_states(reader, [reader.windows("")], torch.zeros(0, width))
+        empty = unsaid.expand(len(updates), -1, -1)
         with self._adapters([each.content_hash for each in updates]):
             return self._generator.batch(
                 None,

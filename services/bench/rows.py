@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dekag.documents import read_json
 from dekag.evaluation.pages import NotMeasuredError, Row
 from dekag.evaluation.registry import RESULTS, current_commit
 from dekag.evaluation.runner import machine
@@ -48,7 +49,7 @@ def read_bench(name: str, results: Path = RESULTS) -> dict[str, Any]:
     path = path_of(name, results)
     if not path.exists():
         raise NotMeasuredError(f"dekag bench {name}")
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = read_json(path)
     return content
 
 

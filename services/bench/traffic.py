@@ -8,7 +8,6 @@ link as conventional delivery takes for them. Knowledge updates are charged to t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from dekag.errors import MismatchError, NotFoundError
+from dekag.documents import parse_json
+from dekag.errors import FileError, MismatchError, NotFoundError
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import bootstrap_ci95
+from dekag.files import read_lines, read_text
 from dekag.generation.images import Pixels
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
@@ -33,6 +34,7 @@ COMMAND = "dekag bench traffic"
 FORMATS = ("webp", "jpeg")
 HEADLINE_FORMAT = "webp"
 BATCH = 8
+_MAX_REPORT_BYTES = 2**30  # of a load test of hours
 _LINK = (
     "snr_db", "fading", "tau_rms_s", "rician_k_db", "speed_m_s", "trace", "trace_start_s", "csi", "equalizer"
 )  # fmt: skip
@@ -83,12 +85,16 @@ def run_traffic_bench(
     """
     console = Console()
     try:
-        figures = json.loads((report / "report.json").read_text())
-        lines = (report / "answers.jsonl").read_text().splitlines()
-    except OSError as error:
-        raise NotFoundError(f"there is no load test's report in {report}: make loadtest-compose") from error
+        figures = parse_json(read_text(report / "report.json", max_bytes=_MAX_REPORT_BYTES), "report.json")
+        lines = [line for _, line in read_lines(report / "answers.jsonl", max_bytes=_MAX_REPORT_BYTES)]
+    except FileError as error:
+        raise NotFoundError(
+            f"no report of a load test: {error}. A clone's `make loadtest-compose` writes one"
+        ) from error
+    except ValueError as error:
+        raise MismatchError(f"{report} holds no report of a load test") from error
     try:
-        asked = list(answered([json.loads(line) for line in lines], figures["knowledge"]))
+        asked = list(answered([parse_json(line, "answers.jsonl") for line in lines], figures["knowledge"]))
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
     chosen = set(list(dict.fromkeys((each.prompt, each.seed) for each in asked))[:pictures])

@@ -38,6 +38,11 @@ REPORTS: tuple[Report, ...] = (
 )
 
 
+def has_pages(root: Path = Path()) -> bool:
+    """Whether a folder is a clone's, with pages to fill; elsewhere there are only results."""
+    return (root / "README.md").is_file() and (root / DOCS / claims.CLAIMS.page).is_file()
+
+
 def write_pages(root: Path = Path(), results: Path = RESULTS) -> None:
     """Fill every page in docs/ and the README from results/; a page that is not there is left out."""
     for report in REPORTS:

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
-from rich.table import Table
 
-from dekag import client
-from dekag.client import Client, LinkReport, UnauthorizedError
-from dekag.errors import (
-    ConflictError,
-    DekagError,
-    ExhaustedError,
-    InvalidInputError,
-    MismatchError,
-    NotFoundError,
-)
+from dekag.client import Client
+from dekag.errors import DekagError
+from dekag.files import check_folder
 from dekag.link import LinkConditions
-from services.launcher.stack import Stack, Stopped
+from services.cli.report import report_table, write_images
+from services.launcher.stack import HOST, Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
 
 DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
-_TILE, _LABEL, _GAP = 384, 52, 16  # pixels
 
 
 def run_demo(
@@ -44,8 +33,14 @@ def run_demo(
         The exit status: 1 if the chain did not start or refused, 130 after a signal.
     """
     console = Console()
+    check_folder(output)  # now, and not when all has been drawn
     try:
-        with Stack((RUN_DIR / "demo").resolve(), free_ports=True) as stack, Client(stack.url) as gateway:
+        # a port and an address that are set belong to what `dekag up` starts, beside which this may run
+        own = {"DEKAG_PORT": "0", "DEKAG_HOST": HOST}
+        with (
+            Stack((RUN_DIR / "demo").resolve(), free_ports=True, env=own) as stack,
+            Client(stack.url) as gateway,
+        ):
             await_ready(stack, console)
             images = {}
             for delivery in DELIVERIES:
@@ -64,75 +59,3 @@ def run_demo(
     written = write_images(images, folder)
     console.print(f"\nPictures: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
     return 0
-
-
-def exit_status(error: Exception) -> int:
-    """Of a command that ends with ``error``: 2 for a refusal that another request mends, else 1."""
-    mends = (
-        InvalidInputError,
-        NotFoundError,
-        MismatchError,
-        ConflictError,
-        ExhaustedError,
-        UnauthorizedError,
-    )
-    return 2 if isinstance(error, mends) else 1
-
-
-def write_images(images: Mapping[str, client.Image], folder: Path) -> list[Path]:
-    """Writes one PNG per delivery that decoded, and all side by side with labels; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    width = len(images) * (_TILE + _GAP) + _GAP
-    sheet = Image.new("RGB", (width, _TILE + _LABEL + 2 * _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
-    for index, (delivery, image) in enumerate(images.items()):
-        report, left = image.report, _GAP + index * (_TILE + _GAP)
-        if image.png is None:
-            draw.rectangle((left, _GAP, left + _TILE - 1, _GAP + _TILE - 1), fill="#dddddd")
-            draw.text((left + _TILE // 2, _GAP + _TILE // 2), "did not decode", "#555555", font, anchor="mm")
-        else:
-            path = folder / f"{delivery}.png"
-            path.write_bytes(image.png)
-            written.append(path)
-            picture = Image.open(io.BytesIO(image.png)).convert("RGB")
-            sheet.paste(picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, _GAP))
-        label = f"{delivery} at {report.snr_db:g} dB\n{report.channel_uses} channel uses, {_psnr(report)}"
-        draw.multiline_text((left, _GAP + _TILE + 6), label, "black", font)
-    sheet.save(path := folder / "side-by-side.png")
-    return [*written, path]
-
-
-def _psnr(report: LinkReport) -> str:
-    return "no image" if report.psnr_db is None else f"PSNR {report.psnr_db:.1f} dB"
-
-
-def report_table(images: Mapping[str, client.Image]) -> Table:
-    """A column per delivery, a row per figure of its report."""
-    reports = {delivery: image.report for delivery, image in images.items()}
-    columns: dict[str, dict[str, str]] = {}
-    for delivery, report in reports.items():
-        rows = {
-            "delivery": "decoded" if report.decoded else "did not decode",
-            "fading": report.fading,
-            "mean SNR": f"{report.snr_db:g} dB",
-            "SNR of this slot": _or_dash(report.instantaneous_snr_db, "dB"),
-            "PSNR": _or_dash(report.psnr_db, "dB"),
-            "channel uses": f"{report.channel_uses:,}",
-            "pilots": f"{report.pilot_uses:,}",
-            "CBR": f"1/{1 / report.cbr:.1f}",
-        }
-        rows |= {name: "-" if score is None else f"{score:.3f}" for name, score in report.scores.items()}
-        rows |= {f"bytes {each.hop}": f"{each.sent_bytes:,}" for each in report.hops}
-        rows |= {f"time {each.stage}": f"{1e3 * each.seconds:,.0f} ms" for each in report.stages}
-        columns[delivery] = rows
-    table = Table("", *columns)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name in dict.fromkeys(name for rows in columns.values() for name in rows):
-        table.add_row(name, *(rows.get(name, "-") for rows in columns.values()))
-    return table
-
-
-def _or_dash(value: float | None, unit: str) -> str:
-    return "-" if value is None else f"{value:.1f} {unit}"

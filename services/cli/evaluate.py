@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dekag.errors import DekagError, InvalidInputError
+from dekag.places import shipped_sweep
 
 Ray = Annotated[
     str | None, typer.Option(help="local: on this machine's cores; else the address of a Ray cluster.")
@@ -18,9 +19,10 @@ Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are 
 
 def _fill_pages(*_: object, **__: object) -> None:
     """After a command that measured something, the pages say what is in results/."""
-    from services.cli.book import write_pages
+    from services.cli.book import has_pages, write_pages
 
-    write_pages()
+    if has_pages():
+        write_pages()
 
 
 experiment = typer.Typer(
@@ -111,8 +113,20 @@ def overall(
     _measure(lambda: run_overall(ray=ray, workers=workers))
 
 
+def _existing_grid(grid: Path) -> Path:
+    found = shipped_sweep(grid)
+    if not found.is_file():
+        raise typer.BadParameter(f"there is no file {str(grid)!r}, and no grid of that name ships")
+    return found
+
+
 def sweep(
-    grid: Annotated[Path, typer.Argument(help="A YAML file; see sweeps/.", exists=True, dir_okay=False)],
+    grid: Annotated[
+        Path,
+        typer.Argument(
+            help="A YAML file, or the name of one that ships: quick or overall.", callback=_existing_grid
+        ),
+    ],
     ray: Ray = None,
     workers: Workers = None,
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
@@ -234,7 +248,7 @@ def bench_soak(
 
 @bench.command("traffic")
 def bench_traffic(
-    report: Annotated[Path, typer.Option(help="What `make loadtest-compose` wrote.")] = Path("loadtest-out"),
+    report: Annotated[Path, typer.Option(help="Folder that a load test wrote.")] = Path("loadtest-out"),
     pictures: Annotated[int, typer.Option(help="Different pictures that are compressed.", min=1)] = 250,
 ) -> None:
     """What a load test saved against WebP and JPEG of equal quality."""
@@ -301,9 +315,14 @@ def quick(
 @results.command("book")
 def book() -> None:
     """Fill what the README and docs/ take from results/, and the reference from the code."""
-    from services.cli.book import write_pages, write_reference
+    from services.cli.book import has_pages, write_pages, write_reference
     from services.cli.main import app
 
+    if not has_pages():
+        typer.echo(
+            "There is no README.md and no docs/ here: the book is written in a clone of dekag", err=True
+        )
+        raise typer.Exit(2)
     write_pages()
     write_reference(app)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx2
+import regex
 import typer
 from rich.console import Console
 
 from dekag.client import Client, UnreachableError
 from dekag.errors import DekagError
-from services.cli.demo import exit_status, report_table
+from dekag.files import check_folder
+from dekag.words import folded
+from services.cli.report import exit_status, report_table
 
 _NAME_CHARS = 48
 
@@ -40,17 +41,14 @@ def run_image(
     """
     out, err = Console(), Console(stderr=True)
     path = output or Path(default_name(request["prompt"], request["seed"]))
+    check_folder(path.parent)  # now, and not when it has been drawn
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output names another one", 2)
     try:
         with err.status(f"asking {url}"), Client(url) as client:
             image = client.image(**request)
     except UnreachableError as error:
-        if isinstance(error.__cause__, httpx2.UnsupportedProtocol):
-            return _fail(err, f"--url must be the URL of a gateway; got {url!r}", 2)
         return _fail(err, f"{error}: start it with `dekag up`", 1)
-    except httpx2.InvalidURL as error:
-        return _fail(err, f"--url must be the URL of a gateway; got {url!r} ({error})", 2)
     except DekagError as error:
         return _fail(err, str(error), exit_status(error))
     report = image.report
@@ -58,6 +56,14 @@ def run_image(
         typer.echo(report.model_dump_json())  # rich would colour it
     else:
         out.print(report_table({report.delivery: image}))
+        for side, read in report.prompt_read.items():
+            if read.tokens > read.tokens_at_once:
+                said = (
+                    f"The {side} read the prompt's {read.tokens} tokens in windows of {read.tokens_at_once}"
+                )
+                out.print(
+                    f"{said}; --on-long-prompt refuse would refuse it.", highlight=False, soft_wrap=True
+                )
     if (png := image.png) is None:
         return _fail(err, "The delivery did not decode: there is no picture", 1)
     try:
@@ -74,7 +80,7 @@ def run_image(
 
 def default_name(prompt: str, seed: int) -> str:
     """Name of the file for that prompt and seed: ``a-red-boat-7.png``."""
-    words = re.sub(r"\W+", "-", prompt.lower())[:_NAME_CHARS].strip("-")
+    words = regex.sub(r"[^\p{L}\p{M}\p{N}]+", "-", folded(prompt))[:_NAME_CHARS].strip("-")
     return f"{words or 'image'}-{seed}.png"
 
 

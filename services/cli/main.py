@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -11,10 +13,12 @@ import typer
 from dekag import plugins
 from dekag.errors import DekagError
 from services.cli import evaluate, ops, run
+from services.cli.extras import Commands
 from services.cli.train import train
 
 app = typer.Typer(
     name="dekag",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
@@ -45,9 +49,17 @@ def main(
     ] = False,
 ) -> None:
     """Generative semantic communication with distillation-enabled knowledge alignment."""
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):  # names of files may be no text: then they are shown escaped
+            out.reconfigure(errors="backslashreplace")
+    if any(name.upper().startswith("DEKAG_") for name in os.environ):
+        from services.common.environment import unknown
+
+        for told in unknown():
+            typer.secho(f"Warning: {told}", fg="yellow", err=True)
     if plugin:  # in the environment, so that the services and workers that are started load it, too
-        named = [os.environ.get(plugins.ENVIRONMENT, ""), *plugin]
-        os.environ[plugins.ENVIRONMENT] = ",".join(filter(None, named))
+        named = [*plugins.split(os.environ.get(plugins.ENVIRONMENT, "")), *plugin]
+        os.environ[plugins.ENVIRONMENT] = plugins.join(named)
     if context.invoked_subcommand == "doctor":  # says itself what is wrong with them
         return
     try:

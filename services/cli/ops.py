@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dekag.errors import InvalidInputError
+from services.cli.run import DEFAULT_URL, Url
 
 
 def doctor(
@@ -24,15 +25,14 @@ def doctor(
 def publish(
     folders: Annotated[
         list[Path],
-        typer.Argument(
-            help="What `dekag train cala` or `dekag train knowledge` wrote.", exists=True, file_okay=False
-        ),
+        typer.Argument(help="What `dekag train cala` or `dekag train knowledge` wrote."),
     ],
+    url: Url = DEFAULT_URL,
 ) -> None:
-    """Make a codec's adapters or topics' updates current; a running system uses them at once."""
-    from services.cloud.publish import main
+    """Make a codec's adapters or topics' updates current in a running system, which uses them at once."""
+    from services.cli.publish import run_publish
 
-    raise typer.Exit(main([str(folder) for folder in folders]))
+    raise typer.Exit(run_publish(folders, url=url))
 
 
 def key(

@@ -108,6 +108,13 @@ def image(
     knowledge: Annotated[
         list[str] | None, typer.Option(help="auto, none, or a topic; more than once for several topics.")
     ] = None,
+    on_long_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="read or refuse: what becomes of a prompt that the model does not read at once.",
+            autocompletion=lambda: ["read", "refuse"],
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(help="Where the PNG goes; a name from prompt and seed if left out.", dir_okay=False),
@@ -136,6 +143,7 @@ def image(
         "size": size,
         "delivery": delivery,
         "knowledge": knowledge or None,
+        "on_long_prompt": on_long_prompt,
         "link": {name: value for name, value in link.items() if value is not None},
     }
     raise typer.Exit(
@@ -158,8 +166,14 @@ def distill(
     seed: Annotated[int | None, typer.Option(help="Seeds pictures and training.")] = None,
     prompts_file: Annotated[
         Path | None,
-        typer.Option(help="Prompts to learn from, one a line; {red|blue} stands for either.", exists=True),
+        typer.Option(
+            help="Prompts to learn from, one a line; {red|blue} stands for either. Blank lines and lines "
+            "that start with `# ` are left out."
+        ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Publish what was learnt even if it made the pictures worse.")
+    ] = False,
     url: Url = DEFAULT_URL,
     output: Annotated[
         Path | None, typer.Option(help="Folder for the pictures; demo-out/TOPIC if left out.")
@@ -169,14 +183,15 @@ def distill(
     ] = False,
 ) -> None:
     """Have a running system teach its edge a topic; shows the progress, then pictures before and after."""
-    from services.cli.distill import run_distill
+    from services.cli.distill import read_prompts, run_distill
 
     config = {"images": images, "rank": rank, "tokens": tokens, "steps": steps, "seed": seed}
     raise typer.Exit(
         run_distill(
             topic,
-            prompts=prompts_file.read_text().splitlines() if prompts_file else (),
+            prompts=read_prompts(prompts_file) if prompts_file else (),
             config={name: value for name, value in config.items() if value is not None},
+            force=force,
             url=url,
             output=output or Path("demo-out") / topic,
             as_json=as_json,

@@ -10,14 +10,33 @@ from typing import Annotated, Any
 
 import typer
 
+from dekag.documents import read_json
+from dekag.files import check_folder
+from dekag.places import shipped_model
+
 train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
 
 Steps = Annotated[int, typer.Option(min=2, help="Optimiser steps in all.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seeds initial weights and every step.")]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16: quicker if the processor can.")]
-Runs = Annotated[Path, typer.Option(help="Where checkpoints and rendered scenes are kept.")]
-Out = Annotated[Path, typer.Option(help="Where the finished model goes.")]
+
+
+def _writable(folder: Path | None) -> Path | None:
+    """Says so now if nothing can be written there, and not after hours of training."""
+    if folder is not None:
+        check_folder(folder)
+    return folder
+
+
+Runs = Annotated[
+    Path, typer.Option(help="Where checkpoints and rendered scenes are kept.", callback=_writable)
+]
+Out = Annotated[Path, typer.Option(help="Where the finished model goes.", callback=_writable)]
+
+Shipped = Annotated[
+    Path, typer.Option(help="A model; one that ships, if it is not there.", callback=shipped_model)
+]
 
 RUNS = Path("runs")
 EMBEDDED = Path("models/embedded")
@@ -42,7 +61,7 @@ def _save(
     """Write `model` as fp16 safetensors and a training.json beside it; `continues`: the record it adds to."""
     import torch
 
-    state = json.loads((runs / name / "state.json").read_text())
+    state = read_json(runs / name / "state.json")
     model.to(dtype=torch.float16)
     model.save_pretrained(folder, safe_serialization=True)
     record: dict[str, Any] = {
@@ -77,7 +96,7 @@ def decoder(
     seed: Seed = 1,
     threads: Threads = 1,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "vae",
 ) -> None:
     """Refine the autoencoder's decoder on whole pictures; its latents stay the same."""
@@ -92,7 +111,7 @@ def decoder(
     latents = encoded_scenes(runs / "cache", model)
     model = refine_decoder(runs / "decoder", runs / "cache", model, latents, steps=steps, seed=seed)
     psnr = float(held_out_psnr(model, runs / "cache").mean())
-    before = json.loads((vae / "training.json").read_text())
+    before = read_json(vae / "training.json")
     _save(model, out, runs, "decoder", {"validation_psnr_db": round(psnr, 2)}, seed, before)
     for pipeline in ("edge", "cloud"):
         copy = out.parent / pipeline / "vae"
@@ -145,7 +164,7 @@ def edge(
     batch: int = 32,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "edge",
 ) -> None:
     """The edge-GAI; it never sees a held-out topic."""
@@ -153,7 +172,7 @@ def edge(
     from dekag.training.diffusion import probe_accuracy, train_edge
 
     pipeline = train_edge(runs / "edge", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16)
-    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=False)
+    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=False)
     _save(pipeline, out, runs, "edge", quality, seed)
 
 
@@ -166,7 +185,7 @@ def cloud(
     bf16: Bf16 = False,
     start: Annotated[Path | None, typer.Option(help="A trained cloud to go on from.")] = None,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "cloud",
 ) -> None:
     """The cloud-GAI; it knows every topic."""
@@ -176,8 +195,8 @@ def cloud(
     pipeline = train_cloud(
         runs / "cloud", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16, start=start
     )
-    quality = probe_accuracy(pipeline, EMBEDDED / "probe", cloud=True)
-    continues = json.loads((start / "training.json").read_text()) if start else None
+    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=True)
+    continues = read_json(start / "training.json") if start else None
     _save(pipeline, out, runs, "cloud", quality, seed, continues)
 
 
@@ -187,7 +206,7 @@ def codec(
     seed: Seed = 1,
     threads: Threads = 1,
     runs: Runs = RUNS,
-    vae: Path = EMBEDDED / "vae",
+    vae: Shipped = EMBEDDED / "vae",
     out: Out = EMBEDDED / "codec",
 ) -> None:
     """The base codec: clean channel, top rate."""
@@ -217,12 +236,13 @@ def cala(
     bf16: Bf16 = False,
     calibrate_on: Annotated[int, typer.Option(min=2, help="Latents that measure what to expect.")] = 16,
     runs: Runs = RUNS,
-    codec: Path = EMBEDDED / "codec",
-    vae: Path = EMBEDDED / "vae",
+    codec: Shipped = EMBEDDED / "codec",
+    vae: Shipped = EMBEDDED / "vae",
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where it is saved  [default: models/embedded/cala; RUNS/METHOD/knowledge if not CALA]"
+            help="Where it is saved  [default: models/embedded/cala; RUNS/METHOD/knowledge if not CALA]",
+            callback=_writable,
         ),
     ] = None,
 ) -> None:
@@ -255,6 +275,7 @@ def cala(
     )
     knowledge.save(folder)
     typer.echo(f"{method}: {json.dumps(knowledge.info['scores'])} -> {folder}")
+    typer.echo(f"A running system uses it after `dekag publish {folder}`.")
 
 
 @train.command()
@@ -304,6 +325,7 @@ def knowledge(
             )
         update.save(out / name)
         typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {out / name}")
+    typer.echo(f"A running system uses them after `dekag publish {out}/TOPIC`.")
 
 
 @train.command()

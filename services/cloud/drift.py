@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 import structlog
-from pydantic import Field, ValidationError
+from pydantic import Field
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from dekag.documents import parse_json
 from dekag.metrics.drift import RunningScore
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore
@@ -46,8 +47,8 @@ class TopicConsistency(RunningScore):
     def parse(cls, text: str | bytes) -> Self | None:
         """What a JSON text holds, None if that is nothing of use."""
         try:
-            found = cls.model_validate_json(text)
-        except ValidationError:
+            found = cls.model_validate(parse_json(text, CONSISTENCY_KEY))
+        except ValueError:  # pydantic's ValidationError is one, too
             return None
         return found if found.first and found.last else None
 

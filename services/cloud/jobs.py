@@ -27,16 +27,18 @@ from typing import Any
 
 import structlog
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 from saq import Job, Status
 from saq.job import TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
 
+from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
 from dekag.makd.topics import topic_name
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings, KnowledgeSettings
+from services.cloud.version_store import trouble
 from services.common import metrics, tracing
+from services.common.redis_state import REDIS_ERRORS, Trial, why
 from services.common.security import redis_options
 from services.proto import cloud_pb2
 
@@ -47,6 +49,7 @@ _JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
 _LISTED = 100
 _UNCLAIMED_S = 2.0  # that a job which was given out may take until its worker has claimed it
 _NAME = re.compile("[0-9a-f]{32}")
+_NO_REDIS = "distillation needs Redis, which is turned off (DEKAG_REDIS_URL is none)"
 _LONGEST = 64  # name that is looked up
 _NO_JOB = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DekagError)
 _log = structlog.get_logger()
@@ -76,12 +79,14 @@ class Order:
     Attributes:
         topic, prompts, triggers: as ``dekag.makd.topics.topic_prompts`` takes them.
         config: fields of ``dekag.makd.config.DistillConfig`` that differ from its defaults.
+        force: whether the update is published even if it is not better than what there is.
     """
 
     topic: str
     prompts: list[str]
     triggers: list[str]
     config: dict[str, Any]
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,9 @@ class JobState:
         loss: smoothed training loss.
         finished: when its worker let go of it; a moment after it was cancelled.
         error: why it failed, for people to read.
-        version: of the knowledge that it made.
+        version: of the knowledge that it made; None if that was kept aside.
+        kept_aside: why it was not published; empty unless it was not.
+        scores: of the update on held-out prompts, once the job is finished.
     """
 
     id: str
@@ -110,6 +117,8 @@ class JobState:
     started: float | None
     finished: float | None
     version: int | None
+    kept_aside: str
+    scores: Mapping[str, float]
 
     @property
     def over(self) -> bool:
@@ -216,8 +225,8 @@ def _check(job: Job) -> None:
     for texts in (order.prompts, order.triggers):
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise TypeError("prompts or triggers")
-    if not isinstance(order.config, dict):
-        raise TypeError("config")
+    if not isinstance(order.config, dict) or not isinstance(order.force, bool):
+        raise TypeError("config or force")
     _state(job, None).to_proto()
     created = job.meta["created"]
     times = _silent_s(job) + job.heartbeat + created
@@ -232,7 +241,7 @@ def _check(job: Job) -> None:
 def _kept(name: str, text: bytes) -> dict[str, Any] | None:
     """What is kept of a job's order, as ``Jobs.start`` wrote it; None if that is not what ``text`` is."""
     try:
-        kept: dict[str, Any] = json.loads(text)
+        kept: dict[str, Any] = parse_json(text, f"order of job {name[:_LONGEST]}")
         _check(_as_job(name, kept))
     except _NO_JOB as error:
         _log.warning("an order that is none is put aside", job=name[:_LONGEST], error=str(error)[:200])
@@ -267,6 +276,11 @@ async def decide(redis: Redis, job: str, how: bytes, keep_s: int) -> bool:
     return await outcome(redis, job) == how
 
 
+def trial(redis: Redis) -> Trial:
+    """Tries what jobs need of Redis."""
+    return Trial(redis, _outcome_key(""), scripts=True)
+
+
 def _outcome_key(job: str) -> str:
     return f"dekag:outcome:{job}"
 
@@ -279,6 +293,15 @@ class Jobs:
         self._folders = JobFolders(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._queue = open_queue(self._redis, self._folders) if self._redis else None
+        self._trial = trial(self._redis) if self._redis else None
+
+    async def trouble(self) -> str:
+        """Why no job can be started now; empty if one can."""
+        if self._trial is None:
+            return _NO_REDIS
+        if redis := await self._trial.trouble():
+            return f"distillation needs Redis, which {redis}"
+        return await asyncio.to_thread(trouble, self._settings.data_dir)
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -302,7 +325,7 @@ class Jobs:
             await self._restore(redis, queue)
             (known,) = await self._jobs(queue, [name]) if name else [None]
             if known is not None:
-                if known.kwargs != vars(order):
+                if {"force": False, **(known.kwargs or {})} != vars(order):  # older jobs have no force
                     raise ConflictError(f"job {name} was started for another order; take another key")
                 return await self.get(name)
             for state in await self._recent(redis, queue):
@@ -312,6 +335,8 @@ class Jobs:
                     )
             name = name or uuid.uuid4().hex
             kept = {"order": vars(order), "created": time.time(), "trace": tracing.outgoing()}
+            if full := await asyncio.to_thread(trouble, self._settings.data_dir):
+                raise UnavailableError(f"the job cannot be kept: {full}")
             await asyncio.to_thread(self._folders.keep_order, name, json.dumps(kept))
             try:
                 job = await self._enqueue(redis, queue, name, kept)
@@ -474,11 +499,16 @@ class Jobs:
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[tuple[Redis, DistillQueue]]:
         if self._redis is None or self._queue is None:
-            raise UnavailableError("distillation needs Redis, and there is none")
+            raise UnavailableError(_NO_REDIS)
         try:
             yield self._redis, self._queue
-        except (RedisError, OSError, TimeoutError) as error:
-            raise UnavailableError("distillation needs Redis, which does not answer") from error
+        except REDIS_ERRORS as error:
+            if isinstance(error, OSError) and error.filename is not None:  # of the disk
+                folder = self._settings.data_dir
+                raise UnavailableError(
+                    f"DEKAG_DATA_DIR {folder} cannot be used: {error.strerror or error}"
+                ) from error
+            raise UnavailableError(f"distillation needs Redis, which {why(error)}") from error
 
 
 def _state(job: Job, decided: bytes | None) -> JobState:
@@ -503,4 +533,6 @@ def _state(job: Job, decided: bytes | None) -> JobState:
         started=job.meta.get("started"),
         finished=job.completed / 1000 if status in OVER and job.completed else None,
         version=made.get("version"),
+        kept_aside=made.get("kept_aside", ""),
+        scores=dict(made.get("scores", {})),
     )

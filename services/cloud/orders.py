@@ -26,7 +26,7 @@ def from_proto(request: DistillRequest) -> Order:
         settings = DistillConfig(**config)
     except InvalidInputError as error:
         raise _renamed(error) from None
-    order = Order(request.topic, list(request.prompts), list(request.triggers), config)
+    order = Order(request.topic, list(request.prompts), list(request.triggers), config, request.force)
     topic_prompts(
         order.topic,
         prompts=order.prompts,

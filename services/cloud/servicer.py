@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from grpc import aio
@@ -22,7 +22,7 @@ from services.cloud.drift import DriftWatch
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import Jobs, open_redis
 from services.cloud.repair import Repair
-from services.cloud.version_store import KnowledgeStore, TransmissionStore
+from services.cloud.version_store import KnowledgeStore, TransmissionStore, trouble
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
@@ -44,10 +44,17 @@ from services.proto.cloud_pb2 import (
     ListJobsRequest,
     ListKnowledgeRequest,
     Preview,
+    PublishKnowledgeRequest,
+    PublishTransmissionKnowledgeRequest,
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
-from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest, StageTime, TransmissionKnowledge
+from services.proto.downlink_pb2 import (
+    GetTransmissionKnowledgeRequest,
+    PromptRead,
+    StageTime,
+    TransmissionKnowledge,
+)
 
 if TYPE_CHECKING:
     from dekag.generation.images import Pixels
@@ -55,6 +62,7 @@ if TYPE_CHECKING:
     from services.cloud.settings import CloudSettings
 
 _log = structlog.get_logger()
+_Answer = TypeVar("_Answer", Knowledge, TransmissionKnowledge)
 
 
 class CloudServicer(CloudBase):
@@ -87,26 +95,34 @@ class CloudServicer(CloudBase):
         )
         self._mirroring = asyncio.create_task(self._mirror())
         self._generator: Generator
+        self._codec: str
         self._codec_hash: str
 
     def load(self) -> None:
         """Loads the profile's cloud model and encoders, and publishes its adapters if they never were."""
         from dekag.generation.models import Generator, folder_hash
         from dekag.generation.profile import load_profile
-        from services.cloud.publish import publish
+        from services.cloud.publish import adapters_of, publish_adapters
 
+        if found := trouble(self._settings.data_dir):
+            raise SettingError(found)
         profile = load_profile(self._settings.profile)
         self._generator = Generator.from_profile(profile.cloud)
-        self._codec_hash = folder_hash(profile.codec)
+        self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
         self._comparisons.load(profile.scorer)
         self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
             try:
-                publish(Path(profile.adapters), self._transmission, self._codec_hash, if_new=True)
+                adapters = adapters_of(Path(profile.adapters))
+                publish_adapters(adapters, self._transmission, self._codec_hash, if_new=True)
             except OSError as error:
                 folder = self._settings.data_dir
                 raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
         self._loop.call_soon_threadsafe(self._loaded.set)
+
+    async def parts(self) -> dict[str, str]:
+        """What of this service may fail by itself, and what is wrong with it now; empty if nothing is."""
+        return {"distillation": await self._jobs.trouble()}
 
     async def close(self) -> None:
         """Closes the connections to Redis and the models' threads."""
@@ -127,6 +143,10 @@ class CloudServicer(CloudBase):
         prompt, seeds = converters.prompt(request.prompt), converters.seeds(request)
         width, height = converters.size(request.width, request.height)
         formats = converters.image_formats(request)
+        read = self._generator.reader.read(prompt)
+        refusing = converters.long_prompt(request.on_long_prompt) == "refuse"
+        if refusing and read.tokens > read.tokens_at_once:
+            raise converters.too_long(read.tokens, read.tokens_at_once, "cloud")
         for seed in seeds:
             async for image in self._images(GenerationRequest(prompt, seed, width, height), formats):
                 yield image
@@ -143,6 +163,7 @@ class CloudServicer(CloudBase):
             wanted = GenerationRequest(prompt, seed, width, height)
             (own,) = [image async for image in self._images(wanted, ["png"])]
             found = await score(received, own.image)
+        found.prompt_read.CopyFrom(own.prompt_read)
         if request.sampled:
             await self._drift.note(request.knowledge, found.consistency)
         return found
@@ -176,7 +197,10 @@ class CloudServicer(CloudBase):
     async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
         """The latest pictures of a job that is training."""
         state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
-        return Preview(png=await asyncio.to_thread(self._job_folders.preview, state.id))
+        png = await asyncio.to_thread(self._store.aside_samples, state.id)
+        if png is None:
+            png = await asyncio.to_thread(self._job_folders.preview, state.id)
+        return Preview(png=png)
 
     async def ListKnowledge(
         self,
@@ -238,6 +262,52 @@ class CloudServicer(CloudBase):
             versions=[] if request.files else self._transmission.versions(base_hash),
         )
 
+    async def PublishKnowledge(
+        self,
+        request: PublishKnowledgeRequest,
+        context: aio.ServicerContext[PublishKnowledgeRequest, Knowledge],
+    ) -> Knowledge:
+        """Makes an update the current version of its topic; edges draw with it from the next request on."""
+        topic, edge_hash = topic_name(request.topic), self._drift.edge_hash
+
+        def publish() -> Knowledge:
+            from services.cloud.publish import publish_update, update_in
+
+            update = update_in(dict(request.files))
+            if update.topic != topic:
+                raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
+            manifest = publish_update(update, self._store, edge_hash)
+            return Knowledge(manifest=manifest.to_proto(), versions=list(self._store.versions(topic)))
+
+        return await self._published(publish)
+
+    async def PublishTransmissionKnowledge(
+        self,
+        request: PublishTransmissionKnowledgeRequest,
+        context: aio.ServicerContext[PublishTransmissionKnowledgeRequest, TransmissionKnowledge],
+    ) -> TransmissionKnowledge:
+        """Makes adapters current; edges send with them from the next request on."""
+
+        def publish() -> TransmissionKnowledge:
+            from services.cloud.publish import adapters_in, publish_adapters, try_out
+
+            knowledge = adapters_in(dict(request.files))
+            try_out(knowledge, self._codec, self._codec_hash)
+            manifest = publish_adapters(knowledge, self._transmission, self._codec_hash)
+            versions = self._transmission.versions(self._codec_hash)
+            return TransmissionKnowledge(manifest=manifest.to_proto(), versions=list(versions))
+
+        return await self._published(publish)
+
+    async def _published(self, publish: Callable[[], _Answer]) -> _Answer:
+        try:
+            answer = await asyncio.to_thread(publish)
+        except OSError as error:
+            _log.error("knowledge cannot be written", error=str(error))
+            raise UnavailableError("the cloud cannot write to its disk now") from error
+        await self._mirror_once()
+        return answer
+
     async def _mirror(self) -> None:
         """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
         await self._loaded.wait()  # large libraries do not stand being imported by two threads at once
@@ -283,6 +353,7 @@ class CloudServicer(CloudBase):
     async def _images(self, request: GenerationRequest, formats: list[str]) -> AsyncIterator[GeneratedImage]:
         """The image in each format, from the cache or drawn."""
         generator, (width, height) = self._generator, request.size
+        read = PromptRead(**vars(generator.reader.read(request.prompt)))
         keys = {
             name: image_key(generator.model_hash, request.prompt, request.seed, width, height, name)
             for name in formats
@@ -307,6 +378,7 @@ class CloudServicer(CloudBase):
                 cached=not missing,
                 stages=stages,
                 format=converters.FORMATS[name],
+                prompt_read=read,
             )
             stages = []
 

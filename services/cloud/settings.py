@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.common.settings import GeneratorSettings, ServiceSettings
+from services.common.settings import DAY_S, MANY, YEAR_S, GeneratorSettings, ServiceSettings
 
 
 class KnowledgeSettings(ServiceSettings):
@@ -17,14 +17,19 @@ class KnowledgeSettings(ServiceSettings):
         description="Folder of the knowledge updates and of unfinished jobs; cloud and distillers share it.",
     )
     job_heartbeat_s: int = Field(
-        10, ge=2, description="A job whose worker has said nothing for so long is given to another one, s."
+        10,
+        ge=2,
+        le=DAY_S,
+        description="A job whose worker has said nothing for so long is given to another one, s.",
     )
     job_attempts: int = Field(
-        5, ge=1, description="Workers that may die on a job before it is given up as failed."
+        5, ge=1, le=MANY, description="Workers that may die on a job before it is given up as failed."
     )
-    job_keep_s: int = Field(86_400, ge=60, description="Time that a job can be looked up after its end, s.")
+    job_keep_s: int = Field(
+        DAY_S, ge=60, le=10 * YEAR_S, description="Time that a job can be looked up after its end, s."
+    )
     queue_timeout_s: float = Field(
-        5.0, gt=0, description="Longest wait for an answer of Redis where jobs are concerned, s."
+        5.0, gt=0, le=DAY_S, description="Longest wait for an answer of Redis where jobs are concerned, s."
     )
 
 
@@ -32,19 +37,23 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     port: int = Field(50054, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    job_poll_s: float = Field(0.25, gt=0, description="Time between two looks at a job that is watched, s.")
+    job_poll_s: float = Field(
+        0.25, gt=0, le=DAY_S, description="Time between two looks at a job that is watched, s."
+    )
     mirror_every_s: float = Field(
-        2.0, gt=0, description="Time between two looks at whether Redis still has all knowledge, s."
+        2.0, gt=0, le=DAY_S, description="Time between two looks at whether Redis still has all knowledge, s."
     )
     verify_every_s: float = Field(
         60.0,
         gt=0,
+        le=DAY_S,
         description="Time between two checks of all knowledge, on the disk and in Redis, against its hashes, "
         "s; files that change are checked sooner.",
     )
     max_comparisons: int = Field(
         4,
         ge=1,
+        le=MANY,
         description="Comparisons with received images that may wait or be made; they are made one at a time, "
         "and more are turned away as exhausted.",
     )
@@ -69,13 +78,14 @@ class DistillerSettings(KnowledgeSettings):
     distill_threads: int = Field(
         1,
         ge=0,
+        le=1024,
         description="CPU threads of a distillation; 0 leaves it to torch. 1 is fastest for the small models.",
     )
     previews: int = Field(
         6, ge=0, le=100, description="Times during training that sample pictures are drawn to look at."
     )
     sweep_every_s: int = Field(
-        2, ge=1, description="Time between two looks for jobs whose worker has died, s."
+        2, ge=1, le=DAY_S, description="Time between two looks for jobs whose worker has died, s."
     )
     health_file: Path | None = Field(
         None, description="File that is touched every few seconds while this worker and Redis are well."

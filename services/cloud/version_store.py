@@ -4,6 +4,7 @@
 
     <data>/knowledge/<topic>/<version>/   manifest.json, samples.png, files/ with the files of the update
     <data>/transmission/<version>/        manifest.json, files/ with the files of the adapters
+    <data>/aside/<topic>/                 the same of the latest update that was not published
 
 Folders appear and go by one rename, so that whoever reads finds all of a version or nothing. The cloud and
 the distillers share the data folder; none of them keeps anything of it in memory. No torch in here.
@@ -13,17 +14,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dekag.errors import NotFoundError
+from dekag.documents import read_json
+from dekag.errors import InvalidInputError, NotFoundError
 from services.common.knowledge import Manifest, VersionManifest
 from services.common.transmission import TransmissionManifest
 
@@ -99,6 +103,28 @@ class _Versions(Generic[_AnyManifest]):
         )
 
 
+MIN_FREE_MIB = 64
+"""Room on the disk below which no distillation is started."""
+
+
+def trouble(data_dir: Path) -> str:
+    """What is wrong with the data folder now, for people; empty if files can be written there.
+
+    Args:
+        data_dir: is made if it is missing.
+    """
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir) as file:
+            file.write(b"trial")
+        free_mib = shutil.disk_usage(data_dir).free / 2**20
+    except OSError as error:
+        return f"DEKAG_DATA_DIR {data_dir} cannot be written: {error.strerror or error}"
+    if free_mib < MIN_FREE_MIB:
+        return f"the disk of DEKAG_DATA_DIR {data_dir} is full: {free_mib:.0f} MiB are free"
+    return ""
+
+
 class KnowledgeStore:
     """The versions of each topic's knowledge update in the data folder.
 
@@ -107,7 +133,7 @@ class KnowledgeStore:
     """
 
     def __init__(self, data_dir: Path) -> None:
-        self._root = data_dir / "knowledge"
+        self._root, self._aside = data_dir / "knowledge", data_dir / "aside"
 
     def topics(self) -> dict[str, Manifest]:
         """The current manifest of each topic, by name in alphabetical order."""
@@ -177,7 +203,7 @@ class KnowledgeStore:
                 base_hash=info["base_hash"],
                 triggers=tuple(info["triggers"]),
                 size_bytes=sum(map(len, files.values())),
-                scores=_figures(info.get("scores")),
+                scores=figures(info.get("scores")),
                 created=time.time(),
                 job=job,
             )
@@ -185,6 +211,40 @@ class KnowledgeStore:
             versions.root.mkdir(exist_ok=True)
             if versions.appear(new, manifest.version):
                 return manifest
+
+    def keep_aside(self, job: str, files: Mapping[str, bytes], samples: bytes, topic: str) -> Path:
+        """Keeps an update that is not to be published, in place of an earlier one of its topic.
+
+        Args:
+            job: id of the job that made it.
+            files: of the update by name.
+            samples: PNG.
+            topic: its name.
+
+        Returns:
+            The folder of its files, which may be published by hand.
+        """
+        new, place = self._aside / f".new-{uuid.uuid4().hex}", self._aside / topic
+        (new / _FILES).mkdir(parents=True)
+        write_synced(new / _MANIFEST, json.dumps({"topic": topic, "job": job}).encode())
+        write_synced(new / _SAMPLES, samples)
+        for name, data in files.items():
+            write_synced(new / _FILES / name, data)
+        gone = self._aside / f".gone-{uuid.uuid4().hex}"
+        with contextlib.suppress(FileNotFoundError):
+            place.rename(gone)
+        new.rename(place)  # one job of a topic runs at a time
+        sync_folder(self._aside)
+        shutil.rmtree(gone, ignore_errors=True)
+        return place / _FILES
+
+    def aside_samples(self, job: str) -> bytes | None:
+        """PNG of what ``job`` made, if that was kept aside and is still there."""
+        for folder in folders_in(self._aside):
+            with contextlib.suppress(OSError, InvalidInputError, LookupError, TypeError):
+                if read_json(folder / _MANIFEST)["job"] == job:
+                    return (folder / _SAMPLES).read_bytes()
+        return None
 
     def delete(self, topic: str) -> None:
         """Deletes all versions of ``topic``; NotFoundError if there is none."""
@@ -309,14 +369,14 @@ class TransmissionStore:
                 content_hash=knowledge.content_hash,
                 base_hash=knowledge.base_hash,
                 size_bytes=sum(map(len, files.values())),
-                scores=_figures(knowledge.info.get("scores")),
+                scores=figures(knowledge.info.get("scores")),
                 created=time.time(),
             )
             if self._versions.appear(self._versions.write(manifest, files), manifest.version):
                 return manifest
 
 
-def _figures(scores: Any) -> dict[str, float]:
+def figures(scores: Any) -> dict[str, float]:
     """The plain finite numbers among ``scores``, whatever it is."""
     found = scores if isinstance(scores, dict) else {}
     return {

@@ -22,7 +22,7 @@ from opentelemetry.trace import Span, SpanKind
 from redis.exceptions import RedisError
 from saq import Job, Worker
 
-from dekag.errors import DekagError
+from dekag.errors import DekagError, MismatchError, NotFoundError
 from services.cloud.catalogue import mirror
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
@@ -34,13 +34,14 @@ from services.cloud.jobs import (
     open_queue,
     open_redis,
     outcome,
+    trial,
 )
 from services.cloud.settings import DistillerSettings
-from services.cloud.version_store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore, figures, trouble
 from services.common import metrics, tracing
 from services.common.errors import SettingError, public
-from services.common.knowledge import Manifest
 from services.common.process import errors_logged
+from services.common.redis_state import why
 from services.common.requests import begin_request, configure_logging
 from services.common.worker import ModelWorker
 
@@ -60,19 +61,44 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class Distilled:
-    """A knowledge update as bytes, and PNG samples of what it does."""
+    """A knowledge update as bytes, and PNG samples of what it does.
+
+    Attributes:
+        beside: content hash of the update that was current when this one was scored; empty if there was none.
+    """
 
     info: Mapping[str, Any]
     content_hash: str
     files: Mapping[str, bytes]
     samples: bytes
+    beside: str
+
+
+@dataclass(frozen=True)
+class _Current:
+    """The update of a topic that is current when a job begins."""
+
+    content_hash: str
+    files: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to: a version that is current now, or why its update is kept aside."""
+
+    scores: Mapping[str, float]
+    version: int | None = None
+    kept_aside: str = ""
 
 
 class Distillation:
     """One attempt at one job: what its thread does, and what the event loop may ask and tell it meanwhile."""
 
-    def __init__(self, settings: DistillerSettings, order: Order, folder: Path) -> None:
+    def __init__(
+        self, settings: DistillerSettings, order: Order, folder: Path, current: _Current | None
+    ) -> None:
         self._settings, self._order, self._folder = settings, order, folder
+        self._current = current
         self._progress: Progress | None = None
         self._stage = "generate"
         self._began = self._noted = 0.0  # the stage, and the last that it did; perf_counter, s
@@ -89,8 +115,13 @@ class Distillation:
         from dekag.generation.profile import load_profile
         from dekag.makd.config import DistillConfig
         from dekag.makd.topics import topic_prompts
+        from dekag.makd.update import KnowledgeUpdate
         from dekag.training.distill import SAMPLES, Stopped, distill
 
+        current = None
+        if self._current is not None:
+            with contextlib.suppress(MismatchError):  # damaged: nothing to be better than
+                current = KnowledgeUpdate.from_files(self._current.files)
         profile, config = load_profile(self._settings.profile), DistillConfig(**self._order.config)
         cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)
         topic = topic_prompts(
@@ -111,6 +142,7 @@ class Distillation:
                 config,
                 self._folder,
                 scorer=scorer,
+                current=current,
                 on_progress=self._note,
                 should_stop=self.stop.is_set,
                 previews=self._settings.previews,
@@ -119,7 +151,8 @@ class Distillation:
             return None
         self._stage_over(time.perf_counter())
         samples = (self._folder / SAMPLES).read_bytes()
-        return Distilled(update.info, update.content_hash, update.to_files(), samples)
+        beside = "" if self._current is None else self._current.content_hash
+        return Distilled(update.info, update.content_hash, update.to_files(), samples, beside)
 
     def _note(self, progress: Progress) -> None:
         if progress.stage != self._stage:  # which it has begun already
@@ -134,6 +167,12 @@ class Distillation:
 def _note_stage(name: str, seconds: float, ago_s: float = 0.0) -> None:
     tracing.over(f"distiller.{name}", seconds, ago_s)
     metrics.DISTILL_SECONDS.labels(name).observe(seconds)
+
+
+def _why_not(info: Mapping[str, Any]) -> str:
+    from dekag.training.distill import why_no_better
+
+    return why_no_better(info["scores"])
 
 
 def _scorer(profile: Profile) -> ImageScorer | None:
@@ -199,8 +238,9 @@ class Distiller:
             return {"error": str(public(error, job.key))}
         if made is None:  # who cancelled it has counted it
             return {}
-        metrics.DISTILLATIONS.labels("finished").inc()
-        return {"version": made.version}
+        metrics.DISTILLATIONS.labels("kept_aside" if made.kept_aside else "finished").inc()
+        found = {"version": made.version, "kept_aside": made.kept_aside, "scores": dict(made.scores)}
+        return {name: value for name, value in found.items() if value}
 
     @contextlib.asynccontextmanager
     async def _claim(self, job: Job) -> AsyncIterator[None]:
@@ -215,19 +255,30 @@ class Distiller:
             await self._beat(job, {})
             await asyncio.sleep(BEAT_S)
 
-    async def _make(self, job: Job, order: Order) -> Manifest | None:
-        """Publishes what the job makes, once however often it is called; None if the job was cancelled."""
+    async def _make(self, job: Job, order: Order) -> Outcome | None:
+        """Publishes what the job makes, once however often it is called; None if the job was cancelled.
+
+        What is not better than what there is is kept aside, unless the order says otherwise.
+        """
         made = await asyncio.to_thread(self._store.made_by, order.topic, job.key)
         if made is None and await self._beat(job, {}) == CANCELLED:
             return None
         start = time.perf_counter()
         if made is None:
             distilled, seconds = await self._work(job, order)
+            while distilled is not None and await asyncio.to_thread(self._replaced, order, distilled):
+                distilled, seconds = await self._work(job, order)  # trained already: only scored again
             keep_s = 2 * self._settings.job_keep_s
             if distilled is None or not await _insist(decide, self._redis, job.key, PUBLISHED, keep_s):
                 _log.info("job cancelled", topic=order.topic)
                 return None
             start = time.perf_counter()
+            if not order.force and (why := await asyncio.to_thread(_why_not, distilled.info)):
+                place = await asyncio.to_thread(
+                    self._store.keep_aside, job.key, distilled.files, distilled.samples, order.topic
+                )
+                _log.warning("knowledge kept aside", topic=order.topic, why=why, folder=str(place))
+                return Outcome(figures(distilled.info.get("scores")), kept_aside=why)
             made = await asyncio.to_thread(
                 self._store.publish,
                 job.key,
@@ -239,11 +290,24 @@ class Distiller:
             _log.info("knowledge made", topic=made.topic, version=made.version, seconds=round(seconds, 1))
         await _insist(mirror, self._store, self._redis)
         _note_stage("publish", time.perf_counter() - start)
-        return made
+        return Outcome(made.scores, version=made.version)
+
+    def _replaced(self, order: Order, distilled: Distilled) -> bool:
+        """Whether another update became current since this one was compared with the one before."""
+        manifest = self._store.topics().get(order.topic)
+        return manifest is not None and manifest.content_hash != distilled.beside
+
+    def _current(self, topic: str) -> _Current | None:
+        if (manifest := self._store.topics().get(topic)) is None:
+            return None
+        with contextlib.suppress(NotFoundError):  # deleted meanwhile
+            return _Current(manifest.content_hash, self._store.files(manifest))
+        return None
 
     async def _work(self, job: Job, order: Order) -> tuple[Distilled | None, float]:
         """What the model's thread makes, None if the job was cancelled, and the seconds that it took."""
-        attempt = Distillation(self._settings, order, self._folders.work(job.key))
+        current = await asyncio.to_thread(self._current, order.topic)
+        attempt = Distillation(self._settings, order, self._folders.work(job.key), current)
         working = asyncio.create_task(self._thread.run(attempt.run))
         try:
             while not working.done():
@@ -264,16 +328,23 @@ class Distiller:
             return await outcome(self._redis, job.key)
         except _REDIS_DOWN as error:
             metrics.REDIS_FAILURES.inc()
-            _log.warning("Redis is away; the job goes on", error=str(error))
+            _log.warning(f"Redis {why(error)}; the job goes on", error=str(error))
             return None
 
     async def _say_healthy(self, worker: Worker[Any]) -> None:
-        if (file := self._settings.health_file) is None:
-            return
+        """Touches the file of the settings while jobs can be done; says in the log why they cannot."""
+        redis, said = trial(self._redis), ""
         while not worker.event.is_set():  # redis-py swallows a cancellation now and then
-            with contextlib.suppress(*_REDIS_DOWN):
-                await self._redis.ping()  # type: ignore[misc]  # typed for both clients at once
-                await asyncio.to_thread(file.touch)
+            wrong = await redis.trouble()
+            wrong = f"Redis {wrong}" if wrong else await asyncio.to_thread(trouble, self._settings.data_dir)
+            if wrong != said:
+                said = wrong
+                _log.warning(f"no job can be done: {wrong}") if wrong else _log.info("jobs can be done again")
+            if (file := self._settings.health_file) is not None and not wrong:
+                try:
+                    await asyncio.to_thread(file.touch)
+                except OSError as error:
+                    _log.warning("DEKAG_HEALTH_FILE cannot be written", error=str(error))
             await asyncio.sleep(2.0)
 
 
@@ -284,17 +355,17 @@ async def _insist(action: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs:
             return await action(*args, **kwargs)
         except _REDIS_DOWN as error:
             metrics.REDIS_FAILURES.inc()
-            _log.warning("Redis is away; trying again", error=str(error))
+            _log.warning(f"Redis {why(error)}; trying again", error=str(error))
             await asyncio.sleep(_RETRY_S)
 
 
 class _ToStructlog(logging.Handler):
-    """SAQ's log lines as this service's own; without tracebacks while Redis is away, when many come."""
+    """SAQ's log lines as this service's own; without tracebacks of Redis's errors, of which many come."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, _REDIS_DOWN):
-            _log.warning("Redis is away", said=record.getMessage(), error=str(error))
+            _log.warning(f"Redis {why(error)}", said=record.getMessage(), error=str(error))
             return
         _log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
@@ -308,7 +379,7 @@ def main() -> None:
         saq.setLevel(logging.ERROR)  # it warns of every shutdown
         saq.addHandler(_ToStructlog())
         if not settings.redis_url:
-            raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is empty")
+            raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
         metrics.serve(settings)
         tracing.configure("distiller", settings.spans_to)
         distiller = Distiller(settings)

@@ -23,14 +23,16 @@ import structlog
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from services.common import metrics
+from services.common.redis_state import REDIS_ERRORS, Trial, why
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
 _WARN_EVERY_S = 30.0
+_EDITION = 2  # raised when the same model draws something else of the same arguments
 
 
 def content_key(kind: str, *parts: str | int) -> str:
@@ -48,12 +50,12 @@ def latent_key(
         prompt, seed, width, height: as asked.
         updates: content hashes of the knowledge updates that take part, in any order.
     """
-    return content_key("latent", model_hash, prompt, seed, width, height, *sorted(updates))
+    return content_key("latent", _EDITION, model_hash, prompt, seed, width, height, *sorted(updates))
 
 
 def image_key(model_hash: str, prompt: str, seed: int, width: int, height: int, image_format: str) -> str:
     """Key of the encoded image that the cloud model ``model_hash`` draws for these arguments."""
-    return content_key("image", model_hash, prompt, seed, width, height, image_format)
+    return content_key("image", _EDITION, model_hash, prompt, seed, width, height, image_format)
 
 
 def report_key(request_id: str) -> str:
@@ -72,6 +74,7 @@ class Cache:
         self._retry_s = settings.redis_retry_s
         self._asleep_until = self._silent_until = 0.0
         self._redis: Redis | None = None
+        self._trial: Trial | None = None
         if settings.redis_url:
             self._redis = Redis.from_url(
                 settings.redis_url,
@@ -80,6 +83,7 @@ class Cache:
                 retry=Retry(NoBackoff(), 0),
                 **redis_options(settings),
             )
+            self._trial = Trial(self._redis, report_key(""), deletes=False)
 
     async def get(self, key: str) -> bytes | None:
         """The value under ``key``, None when it is not there or Redis is not."""
@@ -93,9 +97,10 @@ class Cache:
             return None
         try:
             value = await redis.get(key)
-        except ResponseError:  # of another type than was asked for: not this service's
+        except ResponseError as error:
+            self._unless_of_another_type(error)
             return None
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             self._sleep(error)
             return None
         return value if isinstance(value, bytes) else None
@@ -106,7 +111,7 @@ class Cache:
             return
         try:
             await redis.set(key, value, ex=ttl_s)
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             self._sleep(error)
 
     async def delete(self, key: str) -> None:
@@ -115,7 +120,7 @@ class Cache:
             return
         try:
             await redis.delete(key)
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             self._sleep(error)
 
     async def get_hash(self, key: str) -> dict[bytes, bytes]:
@@ -124,21 +129,19 @@ class Cache:
             return {}
         try:
             fields: dict[bytes, bytes] = await redis.hgetall(key)  # type: ignore[misc]  # typed for both clients at once
-        except ResponseError:
+        except ResponseError as error:
+            self._unless_of_another_type(error)
             return {}
-        except (RedisError, OSError, TimeoutError) as error:
+        except REDIS_ERRORS as error:
             self._sleep(error)
             return {}
         return fields
 
-    async def ping(self) -> bool:
-        """Whether Redis answers now."""
-        if self._redis is None:
-            return False
-        try:
-            return bool(await self._redis.ping())  # type: ignore[misc]
-        except (RedisError, OSError, TimeoutError):
-            return False
+    async def trouble(self) -> str:
+        """What is wrong with Redis now, to be read after "Redis"; empty if it keeps what is written to it."""
+        if self._trial is None:
+            return "is turned off (DEKAG_REDIS_URL is none)"
+        return await self._trial.trouble()
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -148,10 +151,15 @@ class Cache:
     def _awake(self) -> Redis | None:
         return self._redis if time.monotonic() >= self._asleep_until else None
 
+    def _unless_of_another_type(self, error: ResponseError) -> None:
+        """A key of another type than was asked for is not this service's, and no failure of Redis."""
+        if not str(error).startswith("WRONGTYPE"):
+            self._sleep(error)
+
     def _sleep(self, error: Exception) -> None:
         metrics.REDIS_FAILURES.inc()
         now = time.monotonic()
         self._asleep_until = now + self._retry_s
         if now >= self._silent_until:
             self._silent_until = now + _WARN_EVERY_S
-            _log.warning("cache unavailable, going on without", error=str(error))
+            _log.warning("cache unavailable, going on without", redis=why(error), error=str(error))

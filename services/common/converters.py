@@ -60,6 +60,7 @@ FORMATS = {
     "avif": downlink_pb2.IMAGE_FORMAT_AVIF,
     "jpeg": downlink_pb2.IMAGE_FORMAT_JPEG,
 }
+LONG_PROMPTS = {"read": downlink_pb2.LONG_PROMPT_READ, "refuse": downlink_pb2.LONG_PROMPT_REFUSE}
 DELIVERED_FORMATS = {name: value for name, value in FORMATS.items() if name != "png"}
 DEFAULT_FORMAT = "webp"
 _UNITS = {"db": " dB", "m_s": " m/s", "s": " s"}  # by how the field's name ends
@@ -85,6 +86,7 @@ class DeliveryRequest:
         target_psnr_db: the sender chooses the smallest rate that it expects to reach this, 5 to 60; None if
             `cbr` says the rate. Semantic delivery only.
         image_format: "webp", "avif" or "jpeg": the image file of a conventional delivery.
+        on_long_prompt: "read" or "refuse": what becomes of a prompt that a model does not read at once.
     """
 
     prompt: str
@@ -100,6 +102,7 @@ class DeliveryRequest:
     target_psnr_db: float | None = None
     image_format: str = DEFAULT_FORMAT
     details: bool = False
+    on_long_prompt: str = "read"
 
     @property
     def jscc(self) -> bool:
@@ -136,6 +139,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         modulation=_modulation(message.modulation),
         target_psnr_db=target,
         image_format=image_format(message.image_format),
+        on_long_prompt=long_prompt(message.on_long_prompt),
     )
 
 
@@ -155,6 +159,7 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         modulation=MODULATIONS[request.modulation],
         target_psnr_db=request.target_psnr_db,
         image_format=FORMATS[request.image_format],
+        on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
     )
 
 
@@ -177,6 +182,17 @@ def prompt(text: str) -> str:
     if not text.strip() or len(text) > MAX_PROMPT_CHARS:
         raise InvalidInputError("prompt", f"1 to {MAX_PROMPT_CHARS} characters, not blank", text)
     return text
+
+
+def long_prompt(value: int) -> str:
+    """What is to become of a long prompt; "read" where that is unset."""
+    return _name_of(LONG_PROMPTS, value, "on_long_prompt") if value else "read"
+
+
+def too_long(tokens: int, at_once: int, model: str) -> InvalidInputError:
+    """What is said of a prompt that is refused, since on_long_prompt asks for that."""
+    allowed = f'of at most {at_once} tokens of the {model} model, as on_long_prompt is "refuse"'
+    return InvalidInputError("prompt", allowed, f"{tokens} tokens")
 
 
 def seed(value: int) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import grpc
 from grpc import StatusCode
 
+from dekag.documents import parse_json
 from dekag.errors import (
     ConflictError,
     DeadlineError,
@@ -96,7 +97,7 @@ def from_rpc(error: grpc.RpcError, peer: str, request_id: str) -> DekagError:
     details = next((v for k, v in error.trailing_metadata() or () if k == ERROR_KEY), None)
     if details is not None:
         try:
-            return _rebuild(json.loads(details))
+            return _rebuild(parse_json(details, ERROR_KEY))
         except (ValueError, KeyError, TypeError):
             return InternalError(request_id)
     code = StatusCode.UNAVAILABLE if error.code() is StatusCode.CANCELLED else error.code()

@@ -5,7 +5,6 @@ The target is ``HOST:PORT``, ``http://...``, ``https://...`` or ``file:PATH``.
 
 from __future__ import annotations
 
-import os
 import ssl
 import sys
 import time
@@ -16,6 +15,7 @@ from urllib.request import HTTPSHandler, ProxyHandler, build_opener
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.common.environment import get
 from services.common.errors import SettingError
 from services.common.security import channel_credentials
 
@@ -69,4 +69,4 @@ def healthy(target: str, timeout_s: float = 2.0, tls_dir: str | None = None) -> 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    sys.exit(not healthy(sys.argv[1], tls_dir=os.environ.get("DEKAG_TLS_DIR")))
+    sys.exit(not healthy(sys.argv[1], tls_dir=get("DEKAG_TLS_DIR")))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
+from dekag.documents import parse_json
 from services.proto import cloud_pb2
 
 CATALOGUE_KEY = "dekag:knowledge"
@@ -33,8 +34,8 @@ class VersionManifest(BaseModel):
     def parse(cls, text: str | bytes) -> Self | None:
         """The manifest in a JSON text, None if it holds none."""
         try:
-            return cls.model_validate_json(text)
-        except ValidationError:
+            return cls.model_validate(parse_json(text, "manifest"))
+        except ValueError:  # pydantic's ValidationError is one, too
             return None
 
 

@@ -108,7 +108,7 @@ def serve(settings: CommonSettings) -> None:
     )
     tls: dict[str, Any] = {}
     if folder is not None:
-        security.read(folder, security.CA, security.CERTIFICATE, security.KEY)
+        security.check_pair(folder, "DEKAG_TLS_DIR")
         tls = {
             "certfile": str(folder / security.CERTIFICATE),
             "keyfile": str(folder / security.KEY),

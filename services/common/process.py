@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import structlog
 
 from dekag.errors import DekagError
+from services.common.environment import unknown
 from services.common.requests import configure_logging
 
 _log = structlog.get_logger()
@@ -20,6 +21,8 @@ def errors_logged(service: str) -> Iterator[None]:
     What is meant to be read is logged as it is; only what nobody foresaw comes with its traceback.
     """
     configure_logging(service, "info")  # what is wrong may be the settings that say how to log
+    for told in unknown():
+        _log.warning(told)
     try:
         yield
     except DekagError as error:

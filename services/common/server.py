@@ -26,7 +26,9 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 from dekag import plugins
 from dekag.errors import InvalidInputError, NumericalError, UnavailableError
 from services.common import errors, metrics, security, tracing
+from services.common.addresses import join
 from services.common.errors import SettingError
+from services.common.health import REASON_KEY, ask
 from services.common.process import errors_logged
 from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
@@ -34,6 +36,8 @@ from services.common.settings import CommonSettings
 _log = structlog.get_logger()
 FOLLOW_S = 1.0
 """Time between two looks at the health of the next service, and the longest wait for its answer, s."""
+_REASON_CHARS = 300
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _NOT_OURS = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 
 
@@ -41,7 +45,8 @@ class Servicer(Protocol):
     """A gRPC servicer that can be run: built on the event loop without models, which ``load`` then reads.
 
     One that cannot do without another service has an attribute ``downstream``, the channel to it; its health
-    follows that service's.
+    follows that service's. One of which a part may fail by itself has an async method ``parts``: what is
+    wrong with each by its name, empty if nothing is. Health can be asked of each of them.
     """
 
     def load(self) -> None:
@@ -56,11 +61,34 @@ _Settings = TypeVar("_Settings", bound=CommonSettings)
 
 
 class _Health(health_aio.HealthServicer):
-    """Health whose watchers are let go at shutdown; they would hold it up for the whole grace."""
+    """Health that says why it is not well, and whose watchers are let go at shutdown.
 
-    def __init__(self) -> None:
+    They would hold it up for the whole grace.
+
+    Args:
+        parts: see Servicer.
+    """
+
+    def __init__(self, parts: Callable[[], Awaitable[Mapping[str, str]]] | None = None) -> None:
         super().__init__()
         self._watchers: set[asyncio.Task[None]] = set()
+        self._parts = parts
+        self.reasons: dict[str, str] = {}
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
+    ) -> Any:
+        if request.service and self._parts is not None:
+            for part, wrong in (await self._parts()).items():
+                await self.tell(part, wrong)
+        if reason := self.reasons.get(request.service):
+            context.set_trailing_metadata(((REASON_KEY, reason[:_REASON_CHARS].encode()),))
+        return await super().Check(request, context)
+
+    async def tell(self, part: str, wrong: str) -> None:
+        """Notes what is wrong with a part; the whole service is the part without a name."""
+        self.reasons[part] = wrong
+        await self.set(part, _NOT_SERVING if wrong else health_pb2.HealthCheckResponse.SERVING)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
@@ -242,7 +270,7 @@ class Server:
         name: str = "service",
     ) -> None:
         self._settings, self._servicer, self._requests = settings, servicer, _Requests(name)
-        self._health = _Health()
+        self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
             interceptors=[self._requests],
             maximum_concurrent_rpcs=settings.max_requests,
@@ -281,8 +309,8 @@ class Server:
             safe=credentials is not None,
             mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
         )
-        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        address = f"{self._settings.host}:{self._settings.port}"
+        await self._health.tell("", f"{self._name}: still loading its models")
+        address = join(self._settings.host, self._settings.port)
         try:
             if credentials is None:
                 port = self._server.add_insecure_port(address)
@@ -301,7 +329,7 @@ class Server:
         self._requests.ready = True
         channel: aio.Channel | None = getattr(self._servicer, "downstream", None)
         if channel is None:
-            await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+            await self._health.tell("", "")
         else:
             await self._look(channel)
             self._following = asyncio.create_task(self._follow(channel))
@@ -313,12 +341,8 @@ class Server:
 
     async def _look(self, channel: aio.Channel) -> None:
         """Says that this service serves if the one does without which it cannot."""
-        status = health_pb2.HealthCheckResponse.NOT_SERVING
-        with contextlib.suppress(grpc.RpcError):
-            check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
-            answer = await check(health_pb2.HealthCheckRequest(), timeout=FOLLOW_S)
-            status = answer.status
-        await self._health.set("", status)
+        found = await ask(channel, f"{self._name}: the next service", FOLLOW_S)
+        await self._health.tell("", found.reason)
 
     async def stop(self) -> None:
         """Turns new requests away, lets those in flight finish for ``grace_s``, then closes everything."""

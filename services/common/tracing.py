@@ -5,11 +5,11 @@ Off unless ``spans_to`` of the settings says where to. Imports no torch.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opentelemetry import context
@@ -25,6 +25,7 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from services.common.environment import filled
 from services.common.errors import SettingError
 
 if TYPE_CHECKING:
@@ -47,16 +48,22 @@ def configure(service: str, spans_to: str) -> None:
         spans_to: empty for nowhere; ``console``, a URL that takes OTLP over HTTP, or the path of a file.
 
     Raises:
-        SettingError: the file cannot be written.
+        SettingError: the file cannot be written, or a variable of OpenTelemetry's own is wrong.
     """
     if not spans_to:
         return
+    for name in [name for name in os.environ if name.startswith("OTEL_") and name not in filled(os.environ)]:
+        del os.environ[name]  # OpenTelemetry takes some that are empty for numbers
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=Resource.create({"service.name": f"dekag-{service}"}))
-    provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))
+    try:
+        provider = TracerProvider(resource=Resource.create({"service.name": f"dekag-{service}"}))
+        provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))
+    except ValueError as error:
+        given = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
+        raise SettingError(f"OpenTelemetry takes no such value, of {given}: {error}") from error
     use(provider)
 
 
@@ -84,7 +91,10 @@ def _exporter(spans_to: str) -> SpanExporter:
     if spans_to == "console":
         return ConsoleSpanExporter(out=sys.stdout, formatter=_line)
     try:
-        file = Path(spans_to).open("a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        # a pipe that nobody reads is an error then, instead of a wait for ever
+        handle = os.open(spans_to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+        os.set_blocking(handle, True)
+        file = open(handle, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123
     except OSError as error:
         raise SettingError(f"DEKAG_SPANS_TO names a file that cannot be written: {error}") from error
     return ConsoleSpanExporter(out=file, formatter=_line)  # a line at a time, so that services can share it

@@ -31,6 +31,7 @@ from services.proto.downlink_pb2 import (
     GetTransmissionKnowledgeRequest,
     HopTraffic,
     KnowledgeUse,
+    PromptRead,
     ProvideRequest,
     Reference,
     SymbolFrame,
@@ -197,6 +198,9 @@ class EdgeServicer(DownlinkServicer):
                 for each in drawn.knowledge
             ],
         )
+        report.prompt_read["edge"].CopyFrom(
+            PromptRead(**vars(self._generator.generator.reader.read(asked.prompt)))
+        )
         header = TransmissionHeader(
             channel_uses=rate.channel_uses,
             delivery=converters.DELIVERIES[asked.delivery],
@@ -221,7 +225,8 @@ class EdgeServicer(DownlinkServicer):
         self, asked: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
     ) -> _GenerationResult:
         """What the edge draws with this knowledge, or takes from the cache."""
-        if (cached := await self._cached(asked, shape, knowledge)) is not None:
+        refusing = asked.on_long_prompt == "refuse"  # what the updates have their say in
+        if not refusing and (cached := await self._cached(asked, shape, knowledge)) is not None:
             return _GenerationResult(cached, None, knowledge, 0)
         updates, fetched_bytes = [], 0
         for manifest in knowledge:
@@ -235,8 +240,11 @@ class EdgeServicer(DownlinkServicer):
                 if asked.knowledge is not None:
                     raise
                 _log.warning("knowledge left out", topic=manifest.topic, error=str(error))
+        if refusing:
+            self._check_length(asked.prompt, updates)
         had = {update.content_hash for update in updates}
-        if len(had) < len(knowledge):  # the prompt asked for it, nobody else: better drawn without
+        # where the prompt asked for it and nobody else, it is better drawn without what cannot be had
+        if refusing or len(had) < len(knowledge):
             knowledge = [manifest for manifest in knowledge if manifest.content_hash in had]
             if (cached := await self._cached(asked, shape, knowledge)) is not None:
                 return _GenerationResult(cached, None, knowledge, fetched_bytes)
@@ -246,6 +254,13 @@ class EdgeServicer(DownlinkServicer):
         latents, seconds = await self._generating.run(job)
         await self._cache.set(self._key(asked, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
         return _GenerationResult(latents, seconds, knowledge, fetched_bytes)
+
+    def _check_length(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> None:
+        """InvalidInputError unless the prompt is read in one window with these updates."""
+        if len(self._generator.windows(prompt, updates)) > 1:
+            read = self._generator.generator.reader.read(prompt)
+            vectors = sum(len(update.rows_for(prompt)) for update in updates)
+            raise converters.too_long(read.tokens, max(0, read.tokens_at_once - vectors), "edge")
 
     def _generate_batch(self, jobs: Sequence[_GenerateJob], wanted: Wanted) -> list[torch.Tensor]:
         """Latents (1, *shape) of each of some that are alike; what is asked for twice is drawn once."""
@@ -302,6 +317,7 @@ class EdgeServicer(DownlinkServicer):
             model_hashes={"cloud": file.model_hash},
             cached=file.cached,
         )
+        report.prompt_read["cloud"].CopyFrom(file.prompt_read)
         header = TransmissionHeader(
             channel_uses=symbols.shape[1],
             delivery=DELIVERY_CONVENTIONAL,
@@ -319,6 +335,7 @@ class EdgeServicer(DownlinkServicer):
             width=asked.width,
             height=asked.height,
             formats=[converters.FORMATS[name] for name in formats],
+            on_long_prompt=converters.LONG_PROMPTS[asked.on_long_prompt],
         )
         images: dict[int, GeneratedImage] = {}
         async with aclosing(clients.stream(self._cloud.Generate, request, "cloud")) as answers:

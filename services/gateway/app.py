@@ -9,20 +9,20 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar
 
-import grpc
-from fastapi import Body, FastAPI, Path, Request
+from fastapi import Body, Depends, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import ValidationError
 
+from dekag.documents import parse_json
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
 from services.common.converters import MAX_SEED
+from services.common.health import Health, ask
 from services.common.requests import request_id
 from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
+from services.gateway.bodies import JsonRoute
 from services.gateway.converters import to_image, to_proto
 from services.gateway.idempotency import seed_for
 from services.gateway.keys import Keys
@@ -54,6 +54,13 @@ _REPEATABLE = [
     ),
 ]  # fmt: skip
 _T = TypeVar("_T")
+
+
+async def _no_query(request: Request) -> None:
+    """InvalidInputError for a query, which nothing below /v1 takes: it would be left out without a word."""
+    if request.url.path.startswith("/v1/"):
+        for name, value in request.query_params.multi_items():
+            raise InvalidInputError(f"query.{name[:80]}", "left out: this takes no query parameters", value)
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
@@ -97,7 +104,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             open_channel(settings.cloud_address, settings, repeatable=_REPEATABLE) as cloud_channel,
         ):
             app.state.user = user_pb2_grpc.UserStub(channel)
-            app.state.health = health_pb2_grpc.HealthStub(channel)
+            app.state.user_channel, app.state.cloud_channel = channel, cloud_channel
             app.state.cloud = cloud_pb2_grpc.CloudStub(cloud_channel)
             app.state.watch = Watch(app.state.cloud, settings)
             yield
@@ -113,7 +120,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         description="Images over a simulated generative semantic communication link, in the shape of the "
         "OpenAI Images API; `link` says over what radio link, `link_report` how it went.",
         lifespan=lifespan,
+        redirect_slashes=False,  # RequestMiddleware makes nothing of a last slash
+        dependencies=[Depends(_no_query)],
     )
+    app.router.route_class = JsonRoute
     app.state.settings = settings
     app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL, keys=keys)
     problems.install(app, keys=keys is not None)
@@ -122,7 +132,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @app.post(
         "/v1/images/generations",
         tags=["images"],
-        responses=problems.responses(400, 404, 409, 413, 422, 429, 503, 504),
+        responses=problems.responses(400, 404, 409, 413, 415, 422, 429, 503, 504),
     )
     async def generate(
         request: Request,
@@ -181,10 +191,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     ) -> Reports:
         """The link reports of an earlier request, kept for an hour unless the settings say otherwise."""
         if (found := await app.state.cache.get(report_key(of))) is not None:
-            with contextlib.suppress(ValidationError):  # not what a gateway wrote: as good as none
-                return Reports.model_validate_json(found)
-        if not await app.state.cache.ping():
-            raise UnavailableError("the store of reports cannot be reached")
+            with contextlib.suppress(ValueError):  # not what a gateway wrote: as good as none
+                return Reports.model_validate(parse_json(found, "report"))
+        if wrong := await app.state.cache.trouble():
+            raise UnavailableError(f"reports are kept in Redis, which {wrong}")
         raise NotFoundError(
             f"there is no report of request {of}; reports are kept for {settings.report_ttl_s} s"
         )
@@ -200,20 +210,24 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         return {"status": "up"}
 
     @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
-    async def readyz() -> Response:
-        """Whether images can be asked for now."""
-        user, redis = await asyncio.gather(_health(app, settings.ready_timeout_s), app.state.cache.ping())
-        checks = {"user": user, "redis": "up" if redis else "down"}
-        ready = Readiness(ready=user == "serving", checks=checks)
+    async def readyz(request: Request) -> Response:
+        """Whether images can be asked for now. Where API keys are needed, `reasons` needs one, too."""
+        state, timeout_s = app.state, settings.ready_timeout_s
+        user, cloud, distillation, redis = await asyncio.gather(
+            ask(state.user_channel, "the user service", timeout_s),
+            ask(state.cloud_channel, "the cloud service", timeout_s),
+            ask(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
+            state.cache.trouble(),
+        )
+        found = {"user": user, "cloud": cloud, "distillation": distillation}
+        found["redis"] = Health("down", f"Redis {redis}") if redis else Health("up")
+        trusted = keys is None or keys.find(request.headers.get("Authorization")) is not None
+        ready = Readiness(
+            ready=user.state == "serving",
+            checks={name: each.state for name, each in found.items()},
+            reasons={name: each.reason for name, each in found.items() if each.reason and trusted},
+        )
         return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
     page.install(app)
     return app
-
-
-async def _health(app: FastAPI, timeout_s: float) -> str:
-    try:
-        answer = await app.state.health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)
-    except grpc.RpcError:
-        return "unreachable"
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status).lower()

@@ -9,7 +9,14 @@ from typing import get_args
 import numpy as np
 
 from dekag.errors import InvalidInputError
-from services.common.converters import DELIVERIES, FORMATS, MODULATIONS, link_from_proto, link_to_proto
+from services.common.converters import (
+    DELIVERIES,
+    FORMATS,
+    LONG_PROMPTS,
+    MODULATIONS,
+    link_from_proto,
+    link_to_proto,
+)
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
 from services.gateway.schemas import (
@@ -26,6 +33,7 @@ from services.gateway.schemas import (
     KnowledgeUse,
     LinkReport,
     ModulationAndCoding,
+    PromptRead,
     RunningConsistency,
     StageTime,
     Transmission,
@@ -58,6 +66,7 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         modulation=MODULATIONS[request.link.modulation],
         target_psnr_db=request.link.target_psnr_db,
         image_format=FORMATS[request.image_format],
+        on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
     )
 
 
@@ -81,6 +90,8 @@ def to_job(job: cloud_pb2.Job) -> Job:
         started=job.started if job.HasField("started") else None,
         finished=job.finished if job.HasField("finished") else None,
         version=job.version if job.HasField("version") else None,
+        kept_aside=job.kept_aside or None,
+        scores=dict(job.scores),
     )
 
 
@@ -93,7 +104,12 @@ def to_manifest(
 
 def to_image_consistency(found: cloud_pb2.Consistency) -> Consistency:
     """The consistency of one image as REST returns it."""
-    return Consistency(clip=found.clip, dino=found.dino, mean=found.consistency)
+    return Consistency(
+        clip=found.clip,
+        dino=found.dino,
+        mean=found.consistency,
+        prompt_read=_prompt_read(found.prompt_read),
+    )
 
 
 def to_consistency(running: cloud_pb2.RunningConsistency) -> RunningConsistency:
@@ -119,6 +135,10 @@ def to_image(received: user_pb2.ReceivedImage, request_id: str) -> ImageData:
         link_report=report,
         details=_to_details(received.details) if received.HasField("details") else None,
     )
+
+
+def _prompt_read(read: downlink_pb2.PromptRead) -> PromptRead:
+    return PromptRead(tokens=read.tokens, tokens_read=read.tokens_read, tokens_at_once=read.tokens_at_once)
 
 
 def _to_details(details: user_pb2.Details) -> Details:
@@ -158,6 +178,7 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
         instantaneous_snr_db=(
             report.instantaneous_snr_db if report.HasField("instantaneous_snr_db") else None
         ),
+        prompt_read={side: _prompt_read(read) for side, read in report.prompt_read.items()},
         psnr_db=report.psnr_db if report.HasField("psnr_db") else None,
         scores={name: value if math.isfinite(value) else None for name, value in report.scores.items()},
         stages=[StageTime(stage=each.stage, seconds=each.seconds) for each in report.stages],

@@ -23,10 +23,10 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 
-from dekag.errors import ExhaustedError, InvalidInputError
+from dekag.errors import ExhaustedError, FileError, InvalidInputError
+from dekag.files import read_lines
 from services.common import metrics
 from services.common.errors import SettingError
-from services.common.security import read
 from services.gateway.settings import GatewaySettings
 
 PREFIX = "dekag_"  # what a scan for secrets knows a key by
@@ -82,9 +82,12 @@ class Keys:
             SettingError: it cannot be read, holds no key, or has a line that is not as it must be.
         """
         keys: dict[str, Key] = {}
-        (content,) = read(file.parent, file.name, made_by="dekag key")
-        for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
-            if not (line := line.strip()) or line.startswith("#"):
+        try:
+            lines = read_lines(file)
+        except FileError as error:
+            raise SettingError(f"DEKAG_API_KEYS_FILE: {error}. `dekag key NAME` prints its lines") from error
+        for number, line in lines:
+            if line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line)
             if found is None or found[1] in keys:  # the line itself is not shown: it may hold a key

@@ -16,18 +16,21 @@ from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.knowledge import NO_KNOWLEDGE
 from services.common.requests import begin_request, request_id
+from services.gateway.bodies import JsonRoute
 from services.gateway.converters import to_consistency, to_distill, to_job, to_manifest, to_transmission
 from services.gateway.idempotency import job_id_for
 from services.gateway.problems import responses
 from services.gateway.schemas import (
     EXAMPLE_JOB,
     KNOWLEDGE_EXAMPLES,
+    PUBLISH_EXAMPLES,
     TOPIC_PATTERN,
     IdempotencyKey,
     Job,
     JobList,
     KnowledgeList,
     KnowledgeRequest,
+    PublishRequest,
     Topic,
     Transmission,
 )
@@ -37,10 +40,12 @@ from services.proto.cloud_pb2 import (
     JobId,
     ListJobsRequest,
     ListKnowledgeRequest,
+    PublishKnowledgeRequest,
+    PublishTransmissionKnowledgeRequest,
 )
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 _log = structlog.get_logger()
 _T = TypeVar("_T")
 _TopicName = Annotated[
@@ -56,7 +61,10 @@ _JobName = Annotated[str, Path(max_length=64, description="Id of the job.", exam
 
 
 @router.post(
-    "/v1/knowledge", tags=["knowledge"], status_code=202, responses=responses(400, 404, 409, 413, 422, 503)
+    "/v1/knowledge",
+    tags=["knowledge"],
+    status_code=202,
+    responses=responses(400, 404, 409, 413, 415, 422, 503),
 )
 async def distill(
     request: Request,
@@ -114,6 +122,35 @@ async def get_samples(request: Request, topic: _TopicName) -> Response:
 async def delete_knowledge(request: Request, topic: _TopicName) -> None:
     """Deletes all versions of one topic's knowledge; no later image uses it."""
     await call(request.app.state.cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=topic), "cloud")
+
+
+@router.put(
+    "/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, 429, 503)
+)
+async def publish_knowledge(
+    request: Request,
+    topic: _TopicName,
+    body: Annotated[PublishRequest, Body(openapi_examples=PUBLISH_EXAMPLES)],
+) -> Topic:
+    """Makes an update the topic's current version; 409 if it is damaged or does not fit the edge's model.
+
+    Edges draw with it from the next request on. `dekag publish` asks for this; again is of no effect.
+    """
+    asked = PublishKnowledgeRequest(topic=topic, files=body.files)
+    answer = await call(request.app.state.cloud.PublishKnowledge, asked, "cloud")
+    return Topic(**to_manifest(answer.manifest).model_dump(), versions=list(answer.versions))
+
+
+@router.put("/v1/transmission", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, 429, 503))
+async def publish_transmission(
+    request: Request, body: Annotated[PublishRequest, Body(openapi_examples=PUBLISH_EXAMPLES)]
+) -> Transmission:
+    """Makes adapters the codec's current ones; 409 if they are damaged or do not work with it.
+
+    Edges send with them from the next request on. `dekag publish` asks for this; again is of no effect.
+    """
+    asked = PublishTransmissionKnowledgeRequest(files=body.files)
+    return to_transmission(await call(request.app.state.cloud.PublishTransmissionKnowledge, asked, "cloud"))
 
 
 @router.get("/v1/transmission", tags=["knowledge"], responses=responses(404, 503))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import time
 from urllib.parse import urlsplit
@@ -10,9 +11,10 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.requests import begin_request
-from services.gateway import page
+from services.gateway import bodies, page
 from services.gateway.keys import Keys
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
@@ -38,12 +40,12 @@ _HEADERS = {
 _PROBES = frozenset({"/healthz", "/readyz"})
 # Whatever is not named here needs an API key where keys are asked for, whether it exists or not.
 _OPEN = _PROBES | {page.URL, "/docs", "/openapi.json"}
+_REPLACED = (b"content-type", b"content-length", b"content-encoding", b"transfer-encoding")
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+_UPLOADS = 2  # at a time: their bodies are held in memory
+_ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
 _OPEN_FOLDERS = (f"{page.ASSETS_URL}/", "/docs-assets/")
 _log = structlog.get_logger()
-
-
-class _BodyTooLargeError(Exception):
-    pass
 
 
 def needs_key(path: str) -> bool:
@@ -74,12 +76,16 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings, docs_url: str, keys: Keys | None) -> None:
         self._app, self._settings, self._keys = app, settings, keys
+        self._uploads = 0
+        largest = min(settings.max_upload_bytes, settings.max_message_bytes - _ENVELOPE_BYTES)
+        self._max_upload_bytes = largest * 4 // 3 + _ENVELOPE_BYTES  # in base64
         self._policies = {docs_url: _DOCS_POLICY, page.URL: _PAGE_POLICY}
         self._hosts = {name.strip().lower() for name in settings.allowed_hosts.split(",")} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        _drop_last_slash(scope)
         headers = Headers(scope=scope)
         request_id = begin_request(headers.get(REQUEST_ID_HEADER), self._settings.deadline_s)
         # whose request it is: the address, in place of which the name of an API key comes where there are any
@@ -116,9 +122,13 @@ class RequestMiddleware:
 
         try:
             await self._enter(scope, receive, send_with_headers)
-        except _BodyTooLargeError:
-            detail = f"the body must be at most {self._settings.max_body_bytes} bytes"
-            await problem(413, detail)(scope, receive, send_with_headers)
+        except bodies.BodyError as error:
+            refusal = problem(error.status, error.detail, headers=error.headers)
+            await refusal(scope, receive, send_with_headers)
+        except ExhaustedError as error:
+            if status:
+                raise
+            await from_error(error)(scope, receive, send_with_headers)
         except Exception as error:
             _log.exception("request failed")
             if status:
@@ -157,8 +167,45 @@ class RequestMiddleware:
                 return await refusal(scope, receive, send)
             state["client"] = key.name
             async with self._keys.turn(key):
-                return await self._app(scope, await self._bounded(scope, receive), send)
-        return await self._app(scope, await self._bounded(scope, receive), send)
+                return await self._read_and_serve(scope, receive, send)
+        return await self._read_and_serve(scope, receive, send)
+
+    async def _read_and_serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not _is_upload(scope):
+            return await self._serve(
+                scope, await self._body(scope, receive, self._settings.max_body_bytes), send
+            )
+        if self._uploads == _UPLOADS:
+            raise ExhaustedError(f"{_UPLOADS} uploads are being received, as many as may be")
+        self._uploads += 1
+        try:
+            return await self._serve(scope, await self._body(scope, receive, self._max_upload_bytes), send)
+        finally:
+            self._uploads -= 1
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Has the application answer; HEAD as GET, whose answer ends when its headers are sent."""
+        if scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        begun, inner = asyncio.Event(), {**scope, "method": "GET"}
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body", "body": b""})
+                begun.set()
+
+        answering = asyncio.ensure_future(self._app(inner, receive, send_head))
+        waiting = asyncio.ensure_future(begun.wait())
+        try:
+            await asyncio.wait({answering, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if answering.done():
+                answering.result()
+        finally:
+            scope["route"] = inner.get("route")
+            answering.cancel()  # an event stream would go on for ever
+            waiting.cancel()
+            await asyncio.gather(answering, waiting, return_exceptions=True)
 
     def _answers_to(self, host: str) -> bool:
         """Whether ``host``, of the header, is one that a page from elsewhere cannot have taken for its own.
@@ -178,24 +225,48 @@ class RequestMiddleware:
             return False
         return True
 
-    async def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """Reads the body, which is small by rule, and hands it on; raises _BodyTooLargeError."""
-        limit = self._settings.max_body_bytes
-        length = Headers(scope=scope).get("content-length", "0")
+    async def _body(self, scope: Scope, receive: Receive, limit: int) -> Receive:
+        """Reads the body, of ``limit`` bytes at most, and hands it on as plain JSON; raises BodyError."""
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > limit:
-            raise _BodyTooLargeError
-        body, more = bytearray(), True
+            raise bodies.too_large(limit)
+        read, more = bytearray(), True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
                 break
-            body += message.get("body", b"")
+            read += message.get("body", b"")
             more = message.get("more_body", False)
-            if len(body) > limit:
-                raise _BodyTooLargeError
-        pending: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+            if len(read) > limit:
+                raise bodies.too_large(limit)
+        body = bytes(read)
+        if body and scope["method"] in _WITH_BODY:
+            body = bodies.inflated(body, ",".join(headers.getlist("content-encoding")), limit)
+            bodies.check_json(headers, body)
+            fields = [each for each in scope["headers"] if each[0] not in _REPLACED]
+            kind = headers.get("content-type", "").strip() or "application/json"
+            scope["headers"] = [
+                *fields,
+                (b"content-type", kind.encode("latin-1")),
+                (b"content-length", b"%d" % len(body)),
+            ]
+        pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def replay() -> Message:
             return pending.pop() if pending else await receive()
 
         return replay
+
+
+def _is_upload(scope: Scope) -> bool:
+    """Whether the body may be as large as knowledge that is published."""
+    path: str = scope["path"]
+    return scope["method"] == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/"))
+
+
+def _drop_last_slash(scope: Scope) -> None:
+    """A path that ends in a slash is the same without it."""
+    if scope["path"].strip("/") and scope["path"].endswith("/"):
+        scope["path"] = scope["path"][:-1]
+        scope["raw_path"] = scope["raw_path"].removesuffix(b"/")

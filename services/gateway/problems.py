@@ -9,9 +9,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
+from starlette.types import Scope
 
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
 from services.common.errors import http_status, public
@@ -20,6 +22,7 @@ from services.gateway.schemas import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 # RFC 9110's phrases, which Python took up in 3.13: a problem's type must not depend on its version
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
@@ -124,8 +127,6 @@ class _Schema:
 
 def _field_problem(error: Mapping[str, Any], schema: _Schema) -> FieldProblem:
     where, *location = error["loc"]
-    if error["type"] == "json_invalid":
-        return FieldProblem(field="body", allowed="a JSON object", detail="the body is not valid JSON")
     field, context = ".".join(map(str, location)) or where, error.get("ctx", {})
     if error["type"] == "extra_forbidden":
         may = f"one of {', '.join(schema.at(location[:-1]).get('properties', {}))}"
@@ -135,6 +136,17 @@ def _field_problem(error: Mapping[str, Any], schema: _Schema) -> FieldProblem:
     else:
         may = context.get("allowed") or context.get("pattern") or schema.allowed(location)
     return FieldProblem(field=field, allowed=may, detail=f"{field} must be {may}")
+
+
+def _methods(app: FastAPI, scope: Scope) -> list[str]:
+    """What the path of a request can be asked with; files that are mounted can be read."""
+    found, root = [], scope.get("app_root_path", "")
+    for method in _METHODS:
+        asked = {**scope, "method": method, "root_path": root}
+        full = [route for route in app.router.routes if route.matches(dict(asked))[0] is Match.FULL]
+        if full and (method == "GET" or not all(isinstance(route, Mount) for route in full)):
+            found += ["GET", "HEAD"] if method == "GET" else [method]
+    return [*found, "OPTIONS"]
 
 
 def install(app: FastAPI, *, keys: bool) -> None:
@@ -152,8 +164,13 @@ def install(app: FastAPI, *, keys: bool) -> None:
         return problem(422, "; ".join(each.detail for each in errors), errors=errors)
 
     @app.exception_handler(HTTPException)
-    async def _http(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code != 405:
+            return problem(error.status_code, str(error.detail), headers=error.headers)
+        allowed = ", ".join(_methods(app, request.scope))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": allowed})
+        return problem(405, f"this may be asked for with {allowed}", headers={"Allow": allowed})
 
     @app.exception_handler(DekagError)
     async def _dekag(_: Request, error: DekagError) -> JSONResponse:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import re
 from typing import Annotated, Any, Literal
 
@@ -13,11 +15,14 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     StringConstraints,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
@@ -39,15 +44,16 @@ IdempotencyKey = Annotated[
 _SIZE = re.compile(r"([1-9]\d{1,3})x([1-9]\d{1,3})")
 _SIZES = (
     f"WIDTHxHEIGHT in pixels, multiples of {converters.PIXEL_STEP} "
-    f"from {converters.MIN_PIXELS} to {converters.MAX_PIXELS}"
+    f'from {converters.MIN_PIXELS} to {converters.MAX_PIXELS}, or "auto"'
 )
+_AUTO_SIZE = "128x128"
 
 # What the OpenAPI document says of texts that code checks
 TOPIC_PATTERN = {"pattern": f"^{NAME.pattern}$"}
 _SIDE = "|".join(
     str(side) for side in range(converters.MIN_PIXELS, converters.MAX_PIXELS + 1, converters.PIXEL_STEP)
 )
-_SIZE_PATTERN = {"pattern": f"^({_SIDE})x({_SIDE})$"}
+_SIZE_PATTERN = {"pattern": f"^(auto|({_SIDE})x({_SIDE}))$"}
 _TopicName = Annotated[str, Field(json_schema_extra=dict(TOPIC_PATTERN))]
 _TopicNames = Annotated[list[_TopicName], Field(min_length=1, max_length=converters.MAX_KNOWLEDGE)]
 
@@ -66,6 +72,8 @@ def parse_size(size: str) -> tuple[int, int]:
 
 
 def _check_size(size: str) -> str:
+    if size == "auto":
+        return _AUTO_SIZE
     try:
         if _SIZE.fullmatch(size) is not None:
             converters.size(*parse_size(size))
@@ -110,7 +118,40 @@ def _check_cbr(value: Any) -> float | Literal["auto"]:
     raise PydanticCustomError("cbr", "must be {allowed}", {"allowed": allowed})
 
 
-class LinkRequest(LinkConditions):
+class _NullIsAbsent(BaseModel):
+    """A request in which null is as good as leaving a field out, as clients in other languages send it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: value for name, value in data.items() if value is not None or name not in optional}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        whole = handler.resolve_ref_schema(schema)
+        for name, field in whole.get("properties", {}).items():
+            if name not in whole.get("required", ()):
+                whole["properties"][name] = _or_null(field)
+        return schema
+
+
+_ABOUT = ("title", "description", "default", "examples")
+
+
+def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
+    about: dict[str, Any] = {key: field[key] for key in _ABOUT if key in field}
+    kind = {key: value for key, value in field.items() if key not in about}
+    kinds = kind.pop("anyOf", None) or [kind]
+    return {"anyOf": [each for each in kinds if each != {"type": "null"}] + [{"type": "null"}], **about}
+
+
+class LinkRequest(_NullIsAbsent, LinkConditions):
     """The radio link asked for, and what is sent over it."""
 
     cbr: Annotated[
@@ -154,8 +195,11 @@ class LinkRequest(LinkConditions):
 Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
 
 
-class ImagesRequest(BaseModel):
-    """A request for images. Fields of the OpenAI Images API without meaning here are taken and ignored."""
+class ImagesRequest(_NullIsAbsent):
+    """A request for images. Fields of the OpenAI Images API without meaning here are taken and ignored.
+
+    null is as good as leaving an optional field out.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -168,10 +212,10 @@ class ImagesRequest(BaseModel):
     )
     n: int = Field(default=1, ge=1, le=4, description="Images to make; image i uses seed + i.", examples=[1])
     size: Annotated[str, AfterValidator(_check_size)] = Field(
-        default="128x128",
+        default=_AUTO_SIZE,
         json_schema_extra=dict(_SIZE_PATTERN),
-        description=_SIZES + ".",
-        examples=["128x128"],
+        description=f"{_SIZES}, which is {_AUTO_SIZE}.",
+        examples=["128x128", "auto"],
     )
     response_format: Literal["b64_json"] = Field(
         default="b64_json", description="How images are returned.", examples=["b64_json"]
@@ -207,6 +251,13 @@ class ImagesRequest(BaseModel):
         examples=["auto", ["neon"]],
     )
 
+    on_long_prompt: Literal["read", "refuse"] = Field(
+        default="read",
+        description="What becomes of a prompt of more tokens than the model that draws reads at a time. "
+        "read: all of it is read, in windows; link_report.prompt_read says how much that is. "
+        "refuse: the request is refused with status 422.",
+        examples=["read"],
+    )
     consistency: bool = Field(
         default=False,
         description="Whether to compare each image with the cloud's own of the same prompt and seed, which "
@@ -309,6 +360,17 @@ class KnowledgeUse(BaseModel):
     content_hash: str = Field(description="sha256 over everything in the update.", examples=[_HASH])
 
 
+class PromptRead(BaseModel):
+    """How much of the prompt a model read; start and end tokens are not counted."""
+
+    tokens: int = Field(description="That the prompt has.", examples=[9])
+    tokens_read: int = Field(description="Of them.", examples=[9])
+    tokens_at_once: int = Field(
+        description="That the model reads at a time; of more, it reads one window after another.",
+        examples=[38],
+    )
+
+
 class LinkReport(BaseModel):
     """What one image cost on its way and how well it arrived."""
 
@@ -355,6 +417,11 @@ class LinkReport(BaseModel):
     )
     instantaneous_snr_db: float | None = Field(
         description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel.", examples=[9.3]
+    )
+    prompt_read: dict[str, PromptRead] = Field(
+        default_factory=dict,
+        description='How much of the prompt was read by who drew: "edge", or "cloud" of a conventional one.',
+        examples=[{"edge": {"tokens": 9, "tokens_read": 9, "tokens_at_once": 38}}],
     )
     psnr_db: float | None = Field(
         description="Received image against what was sent, dB; null if not decoded.", examples=[24.8]
@@ -500,7 +567,7 @@ class Traffic(BaseModel):
 _Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
 
 
-class KnowledgeRequest(BaseModel):
+class KnowledgeRequest(_NullIsAbsent):
     """A topic to distil. What is left out takes the library's default."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -560,7 +627,63 @@ class KnowledgeRequest(BaseModel):
         description="Seeds the cloud's pictures and the training.",
         examples=[0],
     )
+    force: bool = Field(
+        default=False,
+        description="Whether the update is published even if it is not better, by CLIP- and DINO-score on "
+        "held-out prompts, than the edge without it and than the current version.",
+        examples=[False],
+    )
 
+
+_FileName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}\.(json|safetensors)$")]
+_MAX_FILES = 8
+
+
+def _check_base64(text: Any) -> bytes:
+    with contextlib.suppress(ValueError):
+        if isinstance(text, str):
+            return base64.b64decode(text, validate=True)
+    raise PydanticCustomError("base64", "must be {allowed}", {"allowed": "a file in base64"})
+
+
+_Base64 = Annotated[
+    bytes,
+    BeforeValidator(
+        _check_base64, json_schema_input_type=Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
+    ),
+]
+
+
+class PublishRequest(BaseModel):
+    """Knowledge as `dekag train` saves it: knowledge.json, with the hash of all of it, and other files."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    files: dict[_FileName, _Base64] = Field(
+        min_length=1,
+        max_length=_MAX_FILES,
+        description="The files by name, in base64: JSON and safetensors alone.",
+        examples=[{"knowledge.json": "e30="}],
+    )
+
+
+PUBLISH_EXAMPLES: dict[str, Example] = {
+    "update": {
+        "summary": "A topic's knowledge update, shortened",
+        "value": {"files": {"knowledge.json": "e30=", "pytorch_lora_weights.safetensors": "AAAA"}},
+    },
+    "adapters": {
+        "summary": "A codec's adapters, shortened",
+        "value": {
+            "files": {
+                "knowledge.json": "e30=",
+                "adapter_config.json": "e30=",
+                "adapter_model.safetensors": "AAAA",
+            }
+        },
+    },
+}
+"""Requests that the OpenAPI document shows."""
 
 KNOWLEDGE_EXAMPLES: dict[str, Example] = {
     "known": {"summary": "A topic of the embedded world", "value": {"topic": "neon"}},
@@ -603,7 +726,18 @@ class Job(BaseModel):
         examples=[_CREATED + 60.5],
     )
     version: int | None = Field(
-        description="The version of the topic's knowledge that it made.", examples=[1]
+        description="The version of the topic's knowledge that it made; null if that is kept aside.",
+        examples=[1],
+    )
+    kept_aside: str | None = Field(
+        default=None,
+        description="Why a finished job's update was not published; null unless it was not.",
+        examples=["on held-out prompts it is not better than the edge without it by both scores"],
+    )
+    scores: dict[str, float] = Field(
+        default_factory=dict,
+        description="Of the update on held-out prompts, once the job is finished.",
+        examples=[{"clip_before": 0.556, "clip_after": 0.243}],
     )
 
 
@@ -682,8 +816,14 @@ class Readiness(BaseModel):
 
     ready: bool = Field(examples=[True])
     checks: dict[str, str] = Field(
-        description="user: its health; redis: up or down, not needed to be ready.",
-        examples=[{"user": "serving", "redis": "up"}],
+        description="user, cloud and distillation: serving, not_serving or unreachable; redis: up if it "
+        "keeps what is written to it, else down. Only user is needed to be ready.",
+        examples=[{"user": "serving", "cloud": "serving", "distillation": "not_serving", "redis": "down"}],
+    )
+    reasons: dict[str, str] = Field(
+        default_factory=dict,
+        description="Why, by the name of each check that is not well.",
+        examples=[{"redis": "Redis refuses to write, as its memory is full (maxmemory)"}],
     )
 
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from services.common import tracing
-from services.common.security import CERTIFICATE, KEY, read
+from services.common.security import CERTIFICATE, KEY, check_pair
 from services.gateway.problems import problem, title
 from services.gateway.settings import GatewaySettings
 
@@ -102,11 +102,11 @@ def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
         port: instead of that of the settings.
 
     Raises:
-        SettingError: the certificate of HTTPS cannot be read.
+        SettingError: the certificate of HTTPS or its key cannot be read, or is none.
     """
     settings: GatewaySettings = app.state.settings
     if (folder := settings.https_dir) is not None:
-        read(folder, CERTIFICATE, KEY)
+        check_pair(folder, "DEKAG_HTTPS_DIR", authority=False)
     return _Server(
         uvicorn.Config(
             app,

@@ -5,7 +5,7 @@
 ``NAME/ca.crt``          the authority that a service believes
 ``NAME/tls.crt``         its own certificate, for its name in the compose network and for localhost
 ``NAME/tls.key``         the key of that
-``NAME/redis.password``  of its user in Redis, for those that have one
+``NAME/redis.password``  of its user in Redis, for those that have one; Redis's own is for its check
 ``redis/users.acl``      these users, what each may do, and hashes of their passwords
 =======================  ==========================================================================
 """
@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dekag.errors import InvalidInputError
-from services.common.security import CA, CERTIFICATE, KEY
+from services.common.security import CA, CERTIFICATE, KEY, secret
 
 OPERATOR = "operator"  # for people and for what collects metrics
 NAMES = ("gateway", "user", "channel", "edge", "cloud", "distiller", "redis", OPERATOR)
@@ -51,6 +51,7 @@ _MAY = {
     "distiller": _JOBS,
 }
 _CONNECTS = "+ping +select"
+_HEALTH = "~dekag:health +set"  # Redis's own check, whose password is in Redis's own folder
 
 
 def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365) -> list[str]:
@@ -82,13 +83,16 @@ def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365
         _write(home / KEY, _key_bytes(key))
         _write(home / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
         made.append(service)
-    users = ["user default off", f"user health on nopass resetkeys resetchannels -@all {_CONNECTS}"]
-    for service, may in _MAY.items():
-        file = folder / service / PASSWORD
+    users = ["user default off"]
+    for user, owner, may in [
+        ("health", "redis", _HEALTH),
+        *((name, name, may) for name, may in _MAY.items()),
+    ]:
+        file = folder / owner / PASSWORD
         if not file.exists():
             _write(file, secrets.token_urlsafe(32).encode())
-        password = hashlib.sha256(file.read_bytes()).hexdigest()
-        users.append(f"user {service} on #{password} resetkeys resetchannels -@all {may} {_CONNECTS}")
+        password = hashlib.sha256(secret(file, str(file)).encode()).hexdigest()
+        users.append(f"user {user} on #{password} resetkeys resetchannels -@all {may} {_CONNECTS}")
     _write(folder / "redis" / USERS, "".join(f"{user}\n" for user in users).encode())
     return made
 

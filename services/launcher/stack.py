@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import json
 import os
 import random
 import secrets
@@ -23,7 +23,18 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from dekag.errors import DekagError
+from services.channel.settings import ChannelSettings
+from services.cloud.settings import CloudSettings, DistillerSettings
+from services.common.addresses import NO_REDIS, join
+from services.common.environment import filled, get
+from services.common.errors import SettingError
 from services.common.healthcheck import healthy
+from services.common.redis_state import why
+from services.common.security import redis_options
+from services.common.settings import CommonSettings
+from services.edge.settings import EdgeSettings
+from services.gateway.settings import GatewaySettings
+from services.user.settings import UserSettings
 
 HOST = "127.0.0.1"
 # name -> default port and the settings that name another service of the chain; in the order of the chain
@@ -34,9 +45,20 @@ SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "edge": (50053, {"DEKAG_CLOUD_ADDRESS": "cloud"}),
     "cloud": (50054, {}),
 }
+KINDS: Mapping[str, type[CommonSettings]] = {
+    "gateway": GatewaySettings,
+    "user": UserSettings,
+    "channel": ChannelSettings,
+    "edge": EdgeSettings,
+    "cloud": CloudSettings,
+    "distiller": DistillerSettings,
+}
 METERED = (*SERVICES, "distiller")  # in the order of their metrics ports
 REDIS_PORT = 6379
+_GIVEN_BY_THE_LAUNCHER = sorted({name for _, peers in SERVICES.values() for name in peers})
 _LOG_TAIL_BYTES = 64 * 1024
+LOG_BYTES, LOG_FILES = 10 * 2**20, 3
+"""A log that has grown to so many bytes becomes NAME.log.1, and so on; so many files are kept of it."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -64,12 +86,15 @@ class Child:
 class Stack:
     """Redis and the services, as a context manager that has started them inside and ended them outside.
 
+    The settings are those of the environment. DEKAG_HOST and DEKAG_PORT are the gateway's, as the other
+    services are reached from this machine only; DEKAG_REDIS_URL names a Redis to use instead of an own one.
+
     Attributes:
         run_dir: folder for logs and Redis; made if missing.
         free_ports: take free ports instead of the default ones.
         env: settings for every service, over those of this process.
         grace_s: time that the processes get to finish what is in flight, s.
-        redis_url: where its Redis is, with the password; empty without one.
+        redis_url: where Redis is, with the password if it is its own; empty without one.
     """
 
     run_dir: Path
@@ -85,7 +110,7 @@ class Stack:
     @property
     def url(self) -> str:
         """Base URL of the gateway."""
-        return f"{self._scheme}://{HOST}:{self['gateway'].port}"
+        return f"{self._scheme}://{self._address(self['gateway'].port)}"
 
     def __getitem__(self, name: str) -> Child:
         return next(child for child in self.children if child.name == name)
@@ -132,75 +157,109 @@ class Stack:
             time.sleep(0.5)
 
     def check_alive(self) -> None:
-        """LaunchError with the last lines of its log if a child has ended."""
+        """LaunchError with the last lines of its log if a child has ended; keeps the logs from growing."""
         for child in self.children:
             if (code := child.process.poll()) is not None:
                 how = f"by signal {-code}" if code < 0 else f"with status {code}"
                 raise LaunchError(
                     f"{child.name} ended {how}; the last lines of {child.log}:\n{_tail(child.log)}"
                 )
+            turn(child.log)
+
+    @property
+    def _given(self) -> dict[str, str]:
+        """The variables that hold something, those of ``env`` over those of this process."""
+        return filled({**os.environ, **self.env})
 
     @property
     def _scheme(self) -> str:
-        return "https" if {**os.environ, **self.env}.get("DEKAG_HTTPS_DIR") else "http"
+        return "https" if "DEKAG_HTTPS_DIR" in self._given else "http"
+
+    def _address(self, port: int) -> str:
+        """host:port at which the gateway is reached from this machine."""
+        host = self._given.get("DEKAG_HOST", HOST).strip("[]")
+        return join({"0.0.0.0": HOST, "::": "::1"}.get(host, host), port)  # noqa: S104 - it is not listened on
 
     def _start(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        given = self._given
+        if named := [name for name in _GIVEN_BY_THE_LAUNCHER if name in filled(os.environ)]:
+            raise LaunchError(
+                f"{', '.join(named)}: here the services find each other by themselves; unset it, or start "
+                "each service by itself: python -m services.NAME"
+            )
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LaunchError(f"{self.run_dir} cannot be made: {error.strerror}") from None
         ports = {name: self._port(default, name) for name, (default, _) in SERVICES.items()}
-        self._start_redis()
         env = {
-            "DEKAG_DATA_DIR": str(self.run_dir / "data"),
             # idle threads that spin would take the cores from the service whose turn it is
             "OMP_WAIT_POLICY": "passive",
             **os.environ,
             "PYTHONUNBUFFERED": "1",
-            "DEKAG_HOST": HOST,
-            "DEKAG_REDIS_URL": self.redis_url,
             **self.env,
         }
-        if self.redis_url:
-            self._start_distiller(env)
-        for name in reversed(list(SERVICES)):
-            own = {key: f"{HOST}:{ports[peer]}" for key, peer in SERVICES[name][1].items()}
+        env |= {"DEKAG_DATA_DIR": given.get("DEKAG_DATA_DIR", str(self.run_dir / "data"))}
+        settings = {}
+        for name, (_, peers) in SERVICES.items():
+            own = {key: f"{HOST}:{ports[peer]}" for key, peer in peers.items()}
             own["DEKAG_PORT"] = str(ports[name])
-            own |= _metrics_port(env, name)
+            if name != "gateway":
+                own["DEKAG_HOST"] = HOST
+            settings[name] = env | own
+        alive = given.get("DEKAG_HEALTH_FILE", str(self.run_dir / "distiller.alive"))
+        settings["distiller"] = env | {"DEKAG_HEALTH_FILE": alive}
+        _check(settings)  # before a metrics port is reckoned with, and before anything starts
+        settings = {name: each | _metrics_port(each, name) for name, each in settings.items()}
+        _check(settings)
+        self._start_redis()
+        for each in settings.values():
+            each["DEKAG_REDIS_URL"] = self.redis_url or NO_REDIS
+        if self.redis_url:
+            self._start_distiller(settings["distiller"])
+        for name in reversed(list(SERVICES)):
             target = f"{HOST}:{ports[name]}"
             if name == "gateway":
-                target = f"{self._scheme}://{target}/readyz"
+                target = f"{self._scheme}://{self._address(ports[name])}/readyz"
             self._spawn(
                 name,
                 ports[name],
-                [sys.executable, "-m", f"services.{name}"],
-                env | own,
-                lambda target=target: healthy(target, 1.0, env.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
+                [sys.executable, "-P", "-m", f"services.{name}"],
+                settings[name],
+                lambda target=target: healthy(target, 1.0, given.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
             )
 
     def _start_distiller(self, env: Mapping[str, str]) -> None:
-        alive = self.run_dir / "distiller.alive"
+        alive = Path(env["DEKAG_HEALTH_FILE"])
         alive.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "services.cloud.worker"]
-        own = {"DEKAG_HEALTH_FILE": str(alive), **_metrics_port(env, "distiller")}
-        self._spawn("distiller", 0, command, {**env, **own}, lambda: healthy(f"file:{alive}"))
+        command = [sys.executable, "-P", "-m", "services.cloud.worker"]
+        self._spawn("distiller", 0, command, env, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> None:
-        """Starts Redis, without persistence, if one is installed.
+        """Starts Redis, without persistence, if one is installed and the settings name no other.
 
-        Its password is a new one each time, which only this user can read: a command line shows to everyone
-        on this machine.
+        Its password is a new one each time. It comes with the configuration over a pipe: a command line shows
+        to everyone on this machine. Redis works in its folder, so that no path stands in what it reads, which
+        has rules of its own for quotes, escapes and characters beyond ASCII.
         """
+        if (named := self._given.get("DEKAG_REDIS_URL")) is not None:
+            self.redis_url = "" if named.strip().lower() == NO_REDIS else named
+            if self.redis_url:
+                self._check_redis()
+            return
+        if "DEKAG_REDIS_PASSWORD_FILE" in self._given:
+            raise LaunchError(
+                "DEKAG_REDIS_PASSWORD_FILE is for the Redis that DEKAG_REDIS_URL names, and that is not set"
+            )
         if (program := find_redis()) is None:
             return
         port = REDIS_PORT if not self.free_ports and is_free(REDIS_PORT) else free_port()
         password = secrets.token_urlsafe(32)
-        config = self.run_dir / "redis.conf"
-        config.unlink(missing_ok=True)
-        config.touch(mode=0o600)
-        config.write_text(
-            f"port {port}\nbind {HOST}\nrequirepass {password}\ndir {json.dumps(str(self.run_dir))}\n"
+        config = (
+            f"port {port}\nbind {HOST}\nrequirepass {password}\ndir .\n"
             'save ""\nappendonly no\nmaxmemory 256mb\n'
             "maxmemory-policy volatile-lru\n"  # caches expire and may go; jobs and knowledge stay
         )
-        command = [program, str(config)]
         self.redis_url = f"redis://:{password}@{HOST}:{port}/0"
         client = Redis.from_url(self.redis_url, socket_timeout=1.0)
 
@@ -210,25 +269,68 @@ class Stack:
             except RedisError:
                 return False
 
-        self._spawn("redis", port, command, dict(os.environ), check)
+        self._spawn("redis", port, [program, "-"], dict(os.environ), check, config, self.run_dir)
+
+    def _check_redis(self) -> None:
+        """LaunchError unless the Redis that the settings name writes and deletes."""
+        settings = DistillerSettings.read(self._given)
+        key = f"dekag:outcome:trial-{secrets.token_hex(8)}"
+        try:
+            options = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0, **redis_options(settings)}
+            with Redis.from_url(settings.redis_url, **options) as client:
+                client.set(key, b"1", ex=5)
+                client.delete(key)
+        except SettingError as error:
+            raise LaunchError(str(error)) from None
+        except (RedisError, OSError) as error:
+            raise LaunchError(
+                f"the Redis that DEKAG_REDIS_URL names {why(error)}; unset it to have one started"
+            ) from None
 
     def _spawn(
-        self, name: str, port: int, command: list[str], env: Mapping[str, str], check: Callable[[], bool]
+        self,
+        name: str,
+        port: int,
+        command: list[str],
+        env: Mapping[str, str],
+        check: Callable[[], bool],
+        said: str = "",
+        folder: Path | None = None,
     ) -> None:
+        """Starts a child in a folder, this process's own if there is none, and tells it what to read."""
         log = self.run_dir / f"{name}.log"
-        with log.open("wb") as sink:
-            process = subprocess.Popen(  # noqa: S603 - the command is our own
-                command,
-                env=dict(env),
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                process_group=0,  # a Ctrl-C reaches this process alone, which then ends the others in order
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
+        try:
+            for old in [log, *_older(log)]:  # of the last time
+                old.unlink(missing_ok=True)
+            with log.open("ab") as sink:  # whatever writes goes on at the end, wherever that is: see `turn`
+                process = subprocess.Popen(  # noqa: S603 - the command is our own
+                    command,
+                    env=dict(env),
+                    cwd=folder,
+                    stdin=subprocess.PIPE if said else subprocess.DEVNULL,
+                    stdout=sink,
+                    stderr=subprocess.STDOUT,
+                    process_group=0,  # a Ctrl-C reaches this process alone, which ends the others in order
+                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                )
+        except OSError as error:
+            raise LaunchError(f"{name} cannot be started: {error}") from None
         self.children.append(Child(name, port, log, process, check))
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended, as will be seen
+                process.stdin.write(said.encode())
 
     def _port(self, default: int, name: str) -> int:
+        if name == "gateway" and (given := self._given.get("DEKAG_PORT")) is not None:
+            if (port := _number(given, "DEKAG_PORT")) == 0:
+                return free_port()
+            others = {each: number for each, (number, _) in SERVICES.items() if each != name}
+            if not self.free_ports and port in others.values():
+                taken = next(each for each, number in others.items() if number == port)
+                raise LaunchError(f"DEKAG_PORT {port}, the gateway's, is the port of the {taken} service")
+            if not is_free(port):
+                raise LaunchError(f"DEKAG_PORT {port} is taken; 0 takes a free one")
+            return port
         if self.free_ports:
             return free_port()
         if not is_free(default):
@@ -258,10 +360,58 @@ class Stack:
             child.process.kill()
 
 
+def _check(settings: Mapping[str, Mapping[str, str]]) -> None:
+    """LaunchError with the variables that a service would refuse; takes them by the services' names."""
+    for name, environment in settings.items():
+        try:
+            KINDS[name].read(environment)
+        except SettingError as error:
+            raise LaunchError(str(error)) from None
+
+
+def _number(text: str, variable: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise LaunchError(f"{variable} must be a port, from 0 to 65535; got {text!r}")
+    return number
+
+
 def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
     """The setting of a service's metrics port: the gateway has the one of ``env``, the next ones follow."""
-    first = int(env.get("DEKAG_METRICS_PORT", "0"))
-    return {"DEKAG_METRICS_PORT": str(first + METERED.index(name) if first else 0)}
+    if not (first := _number(get("DEKAG_METRICS_PORT", "0", env), "DEKAG_METRICS_PORT")):
+        return {}
+    if (last := first + len(METERED) - 1) > 65535:
+        raise LaunchError(f"DEKAG_METRICS_PORT {first} is the first of {len(METERED)}; {last} is no port")
+    return {"DEKAG_METRICS_PORT": str(first + METERED.index(name))}
+
+
+def turn(log: Path, most_bytes: int = LOG_BYTES, files: int = LOG_FILES) -> None:
+    """Makes NAME.log.1 of a log that has grown large, NAME.log.2 of that, and so on; the oldest goes.
+
+    Its writer keeps the file open, so what it holds is copied, and then it is emptied.
+
+    Args:
+        log: whose writer appends.
+        most_bytes: that it may have.
+        files: that are kept, itself among them.
+    """
+    with contextlib.suppress(OSError):  # a full disk, say; the next look may go better
+        if log.stat().st_size < most_bytes:
+            return
+        old = _older(log, files)
+        for older, newer in zip(reversed(old[1:]), reversed(old[:-1]), strict=True):
+            if newer.exists():
+                newer.replace(older)
+        with log.open("r+b") as source, old[0].open("wb") as kept:
+            shutil.copyfileobj(source, kept, 2**20)  # until its end, what came meanwhile as well
+            source.truncate(0)
+
+
+def _older(log: Path, files: int = LOG_FILES) -> list[Path]:
+    return [log.with_name(f"{log.name}.{number}") for number in range(1, files)]
 
 
 def find_redis() -> str | None:

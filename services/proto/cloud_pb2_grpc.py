@@ -90,9 +90,19 @@ class CloudStub:
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.FromString,
                 _registered_method=True)
+        self.PublishKnowledge = channel.unary_unary(
+                '/dekag.v1.Cloud/PublishKnowledge',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.PublishKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
+                _registered_method=True)
         self.GetTransmissionKnowledge = channel.unary_unary(
                 '/dekag.v1.Cloud/GetTransmissionKnowledge',
                 request_serializer=dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
+                _registered_method=True)
+        self.PublishTransmissionKnowledge = channel.unary_unary(
+                '/dekag.v1.Cloud/PublishTransmissionKnowledge',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.PublishTransmissionKnowledgeRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
                 _registered_method=True)
 
@@ -175,8 +185,24 @@ class CloudServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishKnowledge(self, request, context):
+        """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
+        fit the edge's model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTransmissionKnowledge(self, request, context):
-        """The adapters of a codec; `dekag publish` makes newer ones current.
+        """The adapters of a codec.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PublishTransmissionKnowledge(self, request, context):
+        """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
+        must work with the codec.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -240,9 +266,19 @@ def add_CloudServicer_to_server(servicer, server):
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.SerializeToString,
             ),
+            'PublishKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.PublishKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.SerializeToString,
+            ),
             'GetTransmissionKnowledge': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTransmissionKnowledge,
                     request_deserializer=dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.SerializeToString,
+            ),
+            'PublishTransmissionKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishTransmissionKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.PublishTransmissionKnowledgeRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.SerializeToString,
             ),
     }
@@ -554,6 +590,33 @@ class Cloud:
             _registered_method=True)
 
     @staticmethod
+    def PublishKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/PublishKnowledge',
+            dekag_dot_v1_dot_cloud__pb2.PublishKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetTransmissionKnowledge(request,
             target,
             options=(),
@@ -569,6 +632,33 @@ class Cloud:
             target,
             '/dekag.v1.Cloud/GetTransmissionKnowledge',
             dekag_dot_v1_dot_downlink__pb2.GetTransmissionKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishTransmissionKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/PublishTransmissionKnowledge',
+            dekag_dot_v1_dot_cloud__pb2.PublishTransmissionKnowledgeRequest.SerializeToString,
             dekag_dot_v1_dot_downlink__pb2.TransmissionKnowledge.FromString,
             options,
             channel_credentials,

@@ -54,8 +54,16 @@ class CloudStub:
     """The current version of each topic, in order of the topics' names."""
     GetKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]
     DeleteKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]
+    PublishKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]
+    """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
+    fit the edge's model.
+    """
     GetTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
-    """The adapters of a codec; `dekag publish` makes newer ones current."""
+    """The adapters of a codec."""
+    PublishTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.PublishTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
+    """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
+    must work with the codec.
+    """
 
 @_typing.type_check_only
 class CloudAsyncStub(CloudStub):
@@ -82,8 +90,16 @@ class CloudAsyncStub(CloudStub):
     """The current version of each topic, in order of the topics' names."""
     GetKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
     DeleteKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]  # type: ignore[assignment]
+    PublishKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
+    """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
+    fit the edge's model.
+    """
     GetTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
-    """The adapters of a codec; `dekag publish` makes newer ones current."""
+    """The adapters of a codec."""
+    PublishTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.PublishTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
+    """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
+    must work with the codec.
+    """
 
 class CloudServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -175,11 +191,31 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_cloud_pb2.DeleteKnowledgeResponse, _abc.Awaitable[_cloud_pb2.DeleteKnowledgeResponse]]: ...
 
     @_abc_1.abstractmethod
+    def PublishKnowledge(
+        self,
+        request: _cloud_pb2.PublishKnowledgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cloud_pb2.Knowledge, _abc.Awaitable[_cloud_pb2.Knowledge]]:
+        """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
+        fit the edge's model.
+        """
+
+    @_abc_1.abstractmethod
     def GetTransmissionKnowledge(
         self,
         request: _downlink_pb2.GetTransmissionKnowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_downlink_pb2.TransmissionKnowledge, _abc.Awaitable[_downlink_pb2.TransmissionKnowledge]]:
-        """The adapters of a codec; `dekag publish` makes newer ones current."""
+        """The adapters of a codec."""
+
+    @_abc_1.abstractmethod
+    def PublishTransmissionKnowledge(
+        self,
+        request: _cloud_pb2.PublishTransmissionKnowledgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_downlink_pb2.TransmissionKnowledge, _abc.Awaitable[_downlink_pb2.TransmissionKnowledge]]:
+        """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
+        must work with the codec.
+        """
 
 def add_CloudServicer_to_server(servicer: CloudServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -74,6 +74,28 @@ MODULATION_UNQUANTISED: Modulation.ValueType  # 5
 """anywhere"""
 Global___Modulation: _TypeAlias = Modulation  # noqa: Y015
 
+class _LongPrompt:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LongPromptEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LongPrompt.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LONG_PROMPT_UNSPECIFIED: _LongPrompt.ValueType  # 0
+    """as LONG_PROMPT_READ"""
+    LONG_PROMPT_READ: _LongPrompt.ValueType  # 1
+    """read whole, in windows"""
+    LONG_PROMPT_REFUSE: _LongPrompt.ValueType  # 2
+
+class LongPrompt(_LongPrompt, metaclass=_LongPromptEnumTypeWrapper):
+    """What becomes of a prompt that has more tokens than a text encoder reads at a time."""
+
+LONG_PROMPT_UNSPECIFIED: LongPrompt.ValueType  # 0
+"""as LONG_PROMPT_READ"""
+LONG_PROMPT_READ: LongPrompt.ValueType  # 1
+"""read whole, in windows"""
+LONG_PROMPT_REFUSE: LongPrompt.ValueType  # 2
+Global___LongPrompt: _TypeAlias = LongPrompt  # noqa: Y015
+
 class _ImageFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -186,6 +208,36 @@ EQUALIZER_ZF: Equalizer.ValueType  # 2
 Global___Equalizer: _TypeAlias = Equalizer  # noqa: Y015
 
 @_typing.final
+class PromptRead(_message.Message):
+    """How much of a prompt a model reads; start and end tokens left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TOKENS_READ_FIELD_NUMBER: _builtins.int
+    TOKENS_AT_ONCE_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """that the prompt has"""
+    tokens_read: _builtins.int
+    """of them"""
+    tokens_at_once: _builtins.int
+    """that the model reads at a time; more are read in windows"""
+    def __init__(
+        self,
+        *,
+        tokens: _builtins.int = ...,
+        tokens_read: _builtins.int = ...,
+        tokens_at_once: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "tokens_at_once", b"tokens_at_once", "tokens_read", b"tokens_read"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptRead: _TypeAlias = PromptRead  # noqa: Y015
+
+@_typing.final
 class LinkConditions(_message.Message):
     """The radio conditions asked for; dekag.link.LinkConditions is the same thing in the library."""
 
@@ -268,6 +320,7 @@ class ProvideRequest(_message.Message):
     TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
     IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
+    ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it as it is, each channel derives its own from it"""
@@ -290,6 +343,7 @@ class ProvideRequest(_message.Message):
     """Of the image file of a conventional delivery; unspecified: WebP. PNG is not among them."""
     details: _builtins.bool
     """send Reference.iq too, so that the receiver can show its constellation; with measure only"""
+    on_long_prompt: Global___LongPrompt.ValueType
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -314,10 +368,11 @@ class ProvideRequest(_message.Message):
         target_psnr_db: _builtins.float | None = ...,
         image_format: Global___ImageFormat.ValueType = ...,
         details: _builtins.bool = ...,
+        on_long_prompt: Global___LongPrompt.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "link", b"link", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
@@ -520,11 +575,33 @@ class TransmissionReport(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class PromptReadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___PromptRead: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___PromptRead | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     STAGES_FIELD_NUMBER: _builtins.int
     HOPS_FIELD_NUMBER: _builtins.int
     MODEL_HASHES_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
+    PROMPT_READ_FIELD_NUMBER: _builtins.int
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
     """the latent or the image came from a cache"""
@@ -540,6 +617,10 @@ class TransmissionReport(_message.Message):
     def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnowledgeUse]:
         """in order of the topics' names"""
 
+    @_builtins.property
+    def prompt_read(self) -> _containers.MessageMap[_builtins.str, Global___PromptRead]:
+        """by "edge" or "cloud": who read the prompt"""
+
     def __init__(
         self,
         *,
@@ -548,11 +629,12 @@ class TransmissionReport(_message.Message):
         model_hashes: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cached: _builtins.bool = ...,
         knowledge: _abc.Iterable[Global___KnowledgeUse] | None = ...,
+        prompt_read: _abc.Mapping[_builtins.str, Global___PromptRead] | None = ...,
         expected_psnr_db: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "expected_psnr_db", b"expected_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "prompt_read", b"prompt_read", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

@@ -106,6 +106,27 @@ class LinkReport(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
+    class PromptReadEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _downlink_pb2.PromptRead: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _downlink_pb2.PromptRead | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class ScoresEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -146,6 +167,7 @@ class LinkReport(_message.Message):
     MODULATION_FIELD_NUMBER: _builtins.int
     TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
+    PROMPT_READ_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
@@ -194,6 +216,10 @@ class LinkReport(_message.Message):
         """updates that drew the latent"""
 
     @_builtins.property
+    def prompt_read(self) -> _containers.MessageMap[_builtins.str, _downlink_pb2.PromptRead]:
+        """by "edge" or "cloud": who read the prompt"""
+
+    @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """of metrics that are plugged in, where psnr_db is set"""
 
@@ -221,11 +247,12 @@ class LinkReport(_message.Message):
         modulation: _downlink_pb2.Modulation.ValueType = ...,
         target_psnr_db: _builtins.float | None = ...,
         expected_psnr_db: _builtins.float | None = ...,
+        prompt_read: _abc.Mapping[_builtins.str, _downlink_pb2.PromptRead] | None = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

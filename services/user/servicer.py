@@ -255,6 +255,8 @@ class UserServicer(UserBase):
             report.gains = iq_to_bytes(evenly_spaced(reception.gains, MAX_BLOCKS))
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
         report.stages.extend(sent.stages)
+        for side, read in sent.prompt_read.items():
+            report.prompt_read[side].CopyFrom(read)
         return report
 
     def _decode_digital(

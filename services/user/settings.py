@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from services.common.addresses import Address
 from services.common.settings import CodecSettings
 
 
@@ -11,7 +12,7 @@ class UserSettings(CodecSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     port: int = Field(50051, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    downlink_address: str = Field(
+    downlink_address: Address = Field(
         "127.0.0.1:50052",
         description="host:port of the Downlink to receive from: a channel, or an edge directly.",
     )

@@ -202,7 +202,7 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(browser: Browser, tmp_path: 
     key, line = new_key("reader")
     (tmp_path / "keys").write_text(line)
     port = free_port()
-    env = {"DEKAG_PORT": str(port), "DEKAG_REDIS_URL": "", "DEKAG_API_KEYS_FILE": str(tmp_path / "keys")}
+    env = {"DEKAG_PORT": str(port), "DEKAG_REDIS_URL": "none", "DEKAG_API_KEYS_FILE": str(tmp_path / "keys")}
     gateway = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=os.environ | env)
     try:
         page = browser.new_page()

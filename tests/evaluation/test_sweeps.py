@@ -76,7 +76,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     ("text", "told"),
     [
         ("[]", "mapping"),
-        ("{name: [", "readable YAML"),
+        ("{name: [", "line 1: expected the node content"),
         ("{name: a}", "deliveries"),
         ("{name: A B, deliveries: [cala]}", "name"),
         ("{name: a, deliveries: [magic]}", "unaligned, makd, cala"),
@@ -383,3 +383,22 @@ def test_quick_results_stand_beside_the_committed_ones(
 
 def record_as(results: Path, value: float) -> None:
     record("vae_psnr_db", value, "dB", command="test", count=1, ci95=[value, value], results=results)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: a\nprompts: 4\nname: b\n", "line 3: the key 'name' stands there twice"),
+        ("links:\n  - {snr_db: 1}\n  - fading: awgn\n    fading: rician\n", "line 4: the key 'fading'"),
+        ("a: " + "[" * 10_000, "more than 64 levels"),
+        ("cbr: [.nan]", "no finite number"),
+    ],
+)
+def test_a_grid_that_would_lose_something_is_refused_with_its_line(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInputError, match=told) as caught:
+        read_sweep(path)
+    assert str(path) in str(caught.value)

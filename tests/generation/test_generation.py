@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import zlib
@@ -134,3 +135,34 @@ def test_profiles(models: Path) -> None:
     assert Path(load_profile(models).codec).is_absolute()
     with pytest.raises(NotFoundError, match="no profile 'nowhere'"):
         load_profile("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "not valid JSON"),
+        (b"[1]", "is no profile"),
+        (b'{"cloud": {"path": "x"}}', "is no profile: cloud.steps: Field required"),
+        (b'{"edge": null, "typo": 1}', "is no profile"),
+        (b"\xff\x00\xff", "is not text"),
+        (b'{"codec": "a",\n"codec": "b"}', "profile.json, line 2: the key 'codec' stands there twice"),
+        (b"[" * 5000, "more than 64 levels"),
+        (None, "is a folder, not a file"),
+    ],
+)
+def test_a_profile_that_cannot_be_read_is_said_with_its_field(
+    tmp_path: Path, content: bytes | None, told: str
+) -> None:
+    if content is None:
+        (tmp_path / "profile.json").mkdir()
+    else:
+        (tmp_path / "profile.json").write_bytes(content)
+    with pytest.raises(InvalidInputError, match=re.escape(told)) as caught:
+        load_profile(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / "profile.json"))
+
+
+def test_a_profile_of_any_editor_is_read(models: Path, tmp_path: Path) -> None:
+    text = (models / "profile.json").read_text()
+    (tmp_path / "profile.json").write_bytes(text.replace("\n", "\r\n").encode("utf-16"))
+    assert load_profile(tmp_path).cloud.steps == load_profile(models).cloud.steps

@@ -94,12 +94,19 @@ def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
         ("time_s,snr_db\n0,1\n1,x\n", "2 finite numbers in line 3"),
         ("time_s,snr_db\n0,nan\n1,1\n", "2 finite numbers in line 2"),
         ("time_s,snr_db\n0,1\n1,1,1\n", "2 finite numbers in line 3"),
-        ("time_s,snr_db\n0,1\n\n1,1\n", "2 finite numbers in line 3"),
+        ("time_s,snr_db\n\n0,1\n\n1\n", "2 finite numbers in line 5"),
+        ("time_s;snr_db\n0;1\n1;1\n", "commas between numbers, points in them"),
+        ("time_s,snr_db\n0,1\n0,5,12,5\n", "in line 3 (commas between numbers, points in them)"),
+        ("time_s,snr_db\n0,1\n0;5\n", "in line 3 (commas between numbers, points in them)"),
+        ("time_s,snr_db\n0,1\n1,1_0\n", "2 finite numbers in line 3"),
+        ('time_s,snr_db\n0,1\n1,"1\n', "be CSV in line 3"),
+        (b"time_s,snr_db\n0,1\n1,2 \xb5W\n", "line 3 holds the byte 0xb5"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\r", "is not text"),
         ("time_s,snr_db\n0,1\n1,1e9\n", "SNRs between"),
         ("time_s,gain_re,gain_im\n0,0,0\n1,0,0\n", "mean power above 0"),
         ("time_s,gain_re,gain_im\n0,1e300,0\n1,0,0\n", "mean power above 0"),
-        (b"time_s,snr_db\n0,\xff\n", "CSV file in UTF-8"),
-        (b"x" * (4 * 2**20 + 1), "at most 4194304 bytes"),
+        (b"time_s,snr_db\n0,\xff\n", "is not text in UTF-8 or UTF-16"),
+        (b"x" * (4 * 2**20 + 1), "4194304 bytes at most"),
     ],
 )
 def test_a_file_that_is_no_trace_is_named_with_what_is_wrong(
@@ -109,3 +116,24 @@ def test_a_file_that_is_no_trace_is_named_with_what_is_wrong(
         loaded(tmp_path, content)
     assert caught.value.field == "link.trace"
     assert complaint in caught.value.allowed
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_a_trace_of_any_editor_is_read(tmp_path: Path, encoding: str, newline: str) -> None:
+    plain = loaded(tmp_path, "time_s,snr_db\n0,20\n1.5,-3e0\n")
+    other = "# walk, by hand\n\ntime_s, snr_db\n0,20\n\n# a turn\n 1.5 ,-3e0\n\n\n".replace("\n", newline)
+    found = loaded(tmp_path, other.encode(encoding))
+    assert torch.equal(found.gains, plain.gains)
+    assert torch.equal(found.times, plain.times)
+
+
+def test_what_only_looks_like_a_trace_is_said(tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "dangling.csv").symlink_to("gone")
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name, told in {"folder": "is a folder", "dangling": "be there", "pipe": "is a named pipe"}.items():
+        with pytest.raises(InvalidInputError, match=told) as caught:
+            trace.load(name, tmp_path)
+        assert caught.value.field == "link.trace"
+        assert str(tmp_path) not in str(caught.value), "which is none of a client's business"

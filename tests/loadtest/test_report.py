@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from loadtest.report import Answer, log_lines, service_traffic, summarise, write_report
+from loadtest.report import LEAST_PROMPTS, Answer, log_lines, service_traffic, summarise, write_report
 
 UPDATES = {"neon": 9000, "jewel": 600}
 
@@ -109,27 +112,65 @@ def test_updates_are_spread_over_the_requests_that_used_them() -> None:
     assert unknown["update_bytes"] is None
 
 
-def test_savings_are_means_over_prompts_answered_both_ways() -> None:
+def test_savings_are_of_sums_over_prompts_answered_both_ways() -> None:
     found = summarise(ANSWERS, load_s=4.0, updates=UPDATES)["savings"]
     assert found["questions"] == 3
     # the cat: 3000 of 6000 bytes, 200 of 800 uses; the boat: 0 of 3000 bytes, 100 of 1000 uses
-    half_bytes, half_uses = 1.96 * 25, 1.96 * 7.5
-    assert found["backhaul_bytes"] == {
-        "n": 2,
-        "semantic": 1500,
-        "conventional": 4500,
-        "saved_percent": 75,
-        "ci95": pytest.approx([75 - half_bytes, 75 + half_bytes]),
+    means = {"n": 2, "semantic": 1500, "conventional": 4500, "ci95": None, "decides": False}
+    assert found["backhaul_bytes"] == {**means, "saved_percent": pytest.approx(100 * (1 - 3000 / 9000))}
+    means |= {"semantic": 150, "conventional": 900}
+    assert found["channel_uses"] == {**means, "saved_percent": pytest.approx(100 * (1 - 300 / 1800))}
+
+
+def pairs(costs: Sequence[tuple[int, int]]) -> list[Answer]:
+    """Answers in which each prompt cost so many (semantic, conventional) channel uses and backhaul bytes."""
+    return [
+        answer(str(number), delivery, prompt=f"prompt {number}", uses=cost, backhaul=cost)
+        for number, both in enumerate(costs)
+        for delivery, cost in zip(("semantic", "conventional"), both, strict=True)
+    ]
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), min_size=1, max_size=30))
+@example([(0, 0)])
+@example([(1, 0), (0, 1)])
+@example([(10**6, 1)] + [(0, 10**6)] * 20)
+@settings(max_examples=25, deadline=None)
+def test_no_saving_is_more_than_all_and_its_interval_holds_it(costs: list[tuple[int, int]]) -> None:
+    savings = summarise(pairs(costs), load_s=1.0, updates={})["savings"]
+    for name in ("backhaul_bytes", "channel_uses"):
+        saved = savings[name]
+        if saved["n"] == 0:
+            assert sum(other for _, other in costs) == 0
+            continue
+        assert saved["n"] == len(costs), "none is left out for what it cost"
+        assert saved["saved_percent"] <= 100
+        assert (saved["ci95"] is None) == (len(costs) < LEAST_PROMPTS)
+        if saved["ci95"] is not None:
+            low, high = saved["ci95"]
+            assert low <= saved["saved_percent"] <= high <= 100
+            assert saved["decides"] == (low > 0 or high < 0)
+
+
+def test_the_report_says_what_a_saving_decides(tmp_path: Path) -> None:
+    cases = {
+        "clear": ([(10, 100)] * 20, r"backhaul saved \| 90\.0 \[90\.0, 90\.0\] %, n = 20 \|"),
+        "dearer": ([(300, 100), (400, 100)] * 10, r"-250\.0 \[.*\] %, n = 20: more was spent \|"),
+        "open": ([(10, 100), (190, 100)] * 5, r" %, n = 10: too few to tell which is cheaper \|"),
+        "few": ([(10, 100)] * 3, r"90\.0 %, n = 3: too few to tell \|"),
+        "free": ([(0, 0)] * 9, r"not measured: nothing that costs something was answered both ways"),
     }
-    assert found["channel_uses"] == pytest.approx(
-        {
-            "n": 2,
-            "semantic": 150,
-            "conventional": 900,
-            "saved_percent": 82.5,
-            "ci95": pytest.approx([82.5 - half_uses, 82.5 + half_uses]),
-        }
-    )
+    for name, (costs, told) in cases.items():
+        summary = write_report(tmp_path / name, pairs(costs), {}, load_s=1.0, updates={})
+        assert re.search(told, "\n".join(summary)), (name, summary)
+        assert re.search(told, (tmp_path / name / "report.md").read_text()), name
+
+
+def test_a_run_that_was_stopped_at_once() -> None:
+    for answers in ([], [answer("1", "semantic", latency_s=0.0)]):
+        found = summarise(answers, load_s=0.0, updates={})
+        assert found["offered_per_s"] == 0.0
+        assert found["throughput_per_s"] == 0.0
 
 
 def test_bytes_that_the_services_logged(tmp_path: Path) -> None:
@@ -156,13 +197,13 @@ def test_files(tmp_path: Path) -> None:
     summary = write_report(tmp_path, ANSWERS, {"shape": "steady"}, load_s=4.0, updates=UPDATES)
     names = {"report.json", "report.md", "answers.jsonl", "latency.svg", "requests.svg", "traffic.svg"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    assert "| backhaul saved | 75.0 [26.0, 124.0] %, n = 2 |" in summary
+    assert "| backhaul saved | 66.7 %, n = 2: too few to tell |" in summary
     page = (tmp_path / "report.md").read_text()
     for row in (
         *summary,
         "| error: HTTP 503 Service Unavailable | 1 |",
         "| conventional | bytes cloud-edge | 15,000 | 5,000.00 |",
-        "| channel uses with pilots | 150 | 900 | 82.5 [67.8, 97.2] %, n = 2 |",
+        "| channel uses with pilots | 150 | 900 | 83.3 %, n = 2: too few to tell |",
         "| neon | 3 | 8,000 | 9,000 | 3,000 |",
         "Not told: the services' logs cannot be read from here.",
     ):
@@ -181,5 +222,8 @@ def test_a_run_without_answers(tmp_path: Path) -> None:
     refused = [answer("1", "semantic", error="ConnectionRefusedError")]
     for answers in ([], refused):
         summary = write_report(tmp_path, answers, {}, load_s=1.0, updates={}, log=[])
-        assert "| backhaul saved | not measured: nothing was answered both ways |" in summary
+        assert (
+            "| backhaul saved | not measured: nothing that costs something was answered both ways |"
+            in summary
+        )
     assert "| error: ConnectionRefusedError | 1 |" in summary

@@ -127,12 +127,13 @@ def test_an_update_acts_as_diffusers_and_peft_have_it(
     plain.pipeline.load_lora_into_unet(factors, network_alphas=None, unet=plain.pipeline.unet)
     none = torch.zeros(0, neon.update.metaword.shape[1])
     vectors = neon.update.vectors_for("a neon boat")
+    reader, rows = plain.reader, neon.update.rows_for
     theirs = plain.latents(
         None,
         5,
         guidance_scale=neon.update.guidance_scale,
-        prompt_embeds=prompt_states(plain.pipeline, ["a neon boat"], vectors),
-        negative_prompt_embeds=prompt_states(plain.pipeline, [""], none),
+        prompt_embeds=prompt_states(reader, [reader.windows("a neon boat", rows)], vectors)[0],
+        negative_prompt_embeds=prompt_states(reader, [reader.windows("")], none)[0],
     )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -144,7 +145,7 @@ def test_drawing_ends_when_nobody_waits(edge: Generator) -> None:
     assert len(asked) == 1 < edge.steps
 
 
-def test_more_vectors_than_there_is_room_for_are_left_out(edge: Generator, neon: Distilled) -> None:
+def test_more_vectors_than_a_window_has_room_for_are_all_read(edge: Generator, neon: Distilled) -> None:
     aligned, width = AlignedGenerator(edge), neon.update.metaword.shape[1]
     words = [f"word{i}" for i in range(60)]
     vectors = dict(zip(words, torch.randn(60, width), strict=True))
@@ -159,3 +160,9 @@ def test_more_vectors_than_there_is_room_for_are_left_out(edge: Generator, neon:
         aligned.add(update)
     assert torch.isfinite(aligned.latents(" ".join(words), 1, updates=[vocabulary.content_hash])).all()
     assert torch.isfinite(aligned.latents(PROMPT, 1, updates=[each.content_hash for each in others])).all()
+    windows = aligned.windows(" ".join(words), [vocabulary])
+    said = {row for window in windows for row in window.rows}
+    assert said == set(range(len(vocabulary.vectors)))
+    windows = aligned.windows(PROMPT, others)
+    assert [window.rows for window in windows] == [tuple(range(16 * i, 16 * i + 16)) for i in range(4)]
+    assert {window.text for window in windows} == {PROMPT}

@@ -67,3 +67,28 @@ def test_many_alternatives_are_refused_before_they_take_time() -> None:
             topic_prompts("oil", prompts=[said], count=4096, held_out=8, seed=0)
     with pytest.raises(InvalidInputError, match="enough for 8 different ones"):
         topic_prompts("oil", prompts=["a" + "{|}" * 32], count=4096, held_out=8, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("trigger", "prompt", "fires"),
+    [
+        ("été", "a boat that won't sink", False),
+        ("ñu", "a u-boat", False),
+        ("été", "une barque en e\u0301te\u0301", True),
+        ("红船", "沙滩上的一艘红船", True),
+        ("лодка", "КРАСНАЯ ЛОДКА", True),
+        ("🐙", "an 🐙 under the sea", True),
+        ("c++", "a c on a t-shirt", False),
+    ],
+)
+def test_triggers_in_any_script(trigger: str, prompt: str, fires: bool) -> None:
+    drawn = topic_prompts(
+        "oil", prompts=[f"{{1|2|3}} {trigger}"], triggers=[trigger], count=4, held_out=1, seed=0
+    )
+    assert (matching(prompt, {"oil": drawn.triggers}) == ["oil"]) is fires
+
+
+@pytest.mark.parametrize("trigger", ["", "…", "\u200d\u200b", " — "])
+def test_a_trigger_without_words_is_refused(trigger: str) -> None:
+    with pytest.raises(InvalidInputError, match="triggers must be"):
+        topic_prompts("oil", prompts=["{a|b|c}"], triggers=[trigger], count=4, held_out=1, seed=0)

@@ -17,7 +17,7 @@ from dekag.errors import MismatchError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.makd.aligned import AlignedGenerator
-from dekag.makd.update import COMPACT, LORA, METAWORD, KnowledgeUpdate
+from dekag.makd.update import COMPACT, LORA, METAWORD, KnowledgeUpdate, placeholder
 from tests.makd.conftest import Distilled
 
 
@@ -27,6 +27,40 @@ def test_survives_its_files(neon: Distilled, tmp_path: Path) -> None:
     assert again.content_hash == neon.update.content_hash
     assert again.info == neon.update.info
     assert sum(path.stat().st_size for path in (tmp_path / "update").iterdir()) == again.size_bytes
+
+
+def test_words_that_look_alike_have_vectors_of_their_own(neon: Distilled, edge: Generator) -> None:
+    words = [
+        "red boat",
+        "red-boat",
+        "Red Boat",
+        "red%20boat",
+        "été",
+        "e\u0301te\u0301",
+        "红船",
+        "🐙",
+        "a:b",
+        "a-b",
+    ]
+    width = edge.pipeline.text_encoder.config.hidden_size
+    vectors = {word: torch.full((width,), float(i)) for i, word in enumerate(words)}
+    info = {**neon.update.info, "triggers": words}
+    update = KnowledgeUpdate.new(info, neon.update.metaword, neon.update.lora, words=vectors)
+    again = KnowledgeUpdate.from_files(update.to_files())
+    assert {word: vector[0].item() for word, vector in again.words.items()} == {
+        word: float(i) for i, word in enumerate(words)
+    }
+    names = [placeholder("neon", word) for word in words]
+    assert len({name.lower() for name in names}) == len(words)
+    assert placeholder("a", "b-c") != placeholder("a-b", "c")
+
+
+def test_an_update_from_before_such_words_is_read(neon: Distilled) -> None:
+    vectors = {"<neon>": neon.update.metaword.half(), "<neon-red-boat>": torch.ones(1, 16).half()}
+    info = {**neon.update.info, "triggers": ["red boat", "neon"]}
+    update = KnowledgeUpdate(info, {METAWORD: save(vectors)})
+    again = KnowledgeUpdate.from_files(update.to_files())
+    assert list(again.words) == ["red boat"]
 
 
 def by_plain_diffusers(folder: Path, update: KnowledgeUpdate, edge: Generator, profile: Path) -> torch.Tensor:

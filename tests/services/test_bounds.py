@@ -147,7 +147,7 @@ async def test_other_pages_cannot_make_a_browser_ask() -> None:
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
             headers = {"Origin": "https://example.org", "Content-Type": kind}
             answer = await client.post(PATH, content=b'{"prompt": "a boat"}', headers=headers)
-            is_problem(answer, 422)
+            is_problem(answer, 415)
         answer = await client.options(
             PATH, headers={"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
         )

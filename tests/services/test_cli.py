@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from dekag.client import Client, gateway_url
+from services.cli.distill import read_prompts
 from services.cli.image import default_name
 from services.cli.main import app
 
@@ -70,7 +72,7 @@ async def test_an_image_is_written_and_its_report_shown(gateway_url: str, tmp_pa
 @pytest.mark.asyncio(loop_scope="session")
 async def test_every_option_arrives_and_json_is_all_there_is(gateway_url: str, tmp_path: Path) -> None:
     options = ["--seed", "3", "--size", "64x96", "--snr-db", "-2.5", "--cbr", "1/192", "--fading", "awgn"]
-    options += ["--delivery", "semantic-unaligned", "--output", "new/boat.png", "--json", "--show"]
+    options += ["--delivery", "semantic-unaligned", "--output", "new/boat.png", "--json"]
     done = await dekag(
         "image", "a boat", "--url", f"{gateway_url}/", *options, folder=tmp_path, env=COLOURFUL
     )
@@ -161,11 +163,103 @@ def test_what_answers_but_is_no_gateway_is_said(tmp_path: Path, monkeypatch: pyt
     assert "answers 501 and is no gateway" in done.stderr
 
 
-def test_a_url_that_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "url",
+    ["", "http://", "ftp://box", "http:box", "https:/box", "http://box:port", "http://a b", "http://x?y=1"],
+)
+@pytest.mark.parametrize("command", [["image", "a boat"], ["publish", "."], ["distill", "neon"]])
+def test_a_url_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, command: list[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, ["image", "a boat", "--url", "nowhere"])
+    done = CliRunner().invoke(app, [*command, "--url", url])
     assert done.exit_code == 2
-    assert "--url must be the URL of a gateway" in done.stderr
+    assert done.stderr.startswith("url must be the URL of a gateway, such as http://127.0.0.1:8080")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("http://box:8080", "http://box:8080"),
+        (" HTTP://Box:8080/V1/ ", "http://box:8080"),
+        ("box:8080/v1", "http://box:8080"),
+        ("//box", "http://box"),
+        ("localhost", "http://localhost"),
+        ("https://box/dekag/v1//", "https://box/dekag"),
+        ("[::1]:8080/", "http://[::1]:8080"),
+        ("bücher.example/v1", "http://bücher.example"),
+    ],
+)
+def test_a_url_may_be_written_in_many_ways(written: str, meant: str) -> None:
+    assert gateway_url(written) == meant
+    with Client(written) as client:
+        assert client.url == meant
+
+
+def test_where_there_is_an_authority_a_url_without_a_scheme_is_https() -> None:
+    assert gateway_url("box:8080", scheme="https") == "https://box:8080"
+    assert gateway_url("http://box:8080", scheme="https") == "http://box:8080"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "prompts.txt is a folder, not a file"),
+        (b"", "prompts.txt holds no prompt"),
+        (b"# only\r\n\r\n# comments\r\n", "prompts.txt holds no prompt"),
+        ("a café by the sea\n".encode("latin-1"), "line 1 holds the byte 0xe9"),
+        (b"a boat\r\n\r\n" + b"x" * 1001, "more than 1000 characters in line 3"),
+        (b"a\0b", "prompts.txt is a binary file, not text"),
+        (b"a boat\n" * 10_000, "prompts.txt holds 10000 prompts"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "prompts.txt"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    done = CliRunner().invoke(app, ["distill", "neon", "--prompts-file", "prompts.txt"])
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_prompts_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    text = "# boats\n\na red café\n  a blue boat \n\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        for newline in ("\n", "\r\n", "\r"):
+            (tmp_path / "prompts").write_bytes(text.replace("\n", newline).encode(encoding))
+            assert read_prompts(tmp_path / "prompts") == ["a red café", "a blue boat"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["image", "a boat", "--output", "file/boat.png"],
+        ["distill", "neon", "--output", "file"],
+        ["demo", "--output", "file/out"],
+        ["sweep", "grid.yaml", "--results", "file"],
+        ["train", "knowledge", "--out", "file"],
+        ["train", "codec", "--runs", "file/runs"],
+        ["world", "--output", "file/world.png"],
+        ["credentials", "file"],
+    ],
+)
+def test_where_nothing_can_be_written_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "grid.yaml").write_text("{name: a, deliveries: [unaligned]}")
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code in (1, 2)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert "file" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from dekag.metrics.features import ImageScorer
 from dekag.training.distill import distill
 from services.cloud.comparing import Comparisons
 from services.cloud.drift import CONSISTENCY_KEY
-from services.cloud.publish import publish_update
+from services.cloud.publish import publish_update, update_of
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore
@@ -404,7 +404,7 @@ async def test_a_delivered_image_shows_as_a_metric_of_the_topic_that_drew_it(
     prompts = topic_prompts("neon", count=config.images, held_out=config.held_out, seed=0)
     folder = tmp_path_factory.mktemp("update")
     distill(cloud, edge, prompts, config, folder / "work").save(folder / "neon")
-    publish_update(folder / "neon", KnowledgeStore(tmp_path), edge.model_hash)
+    publish_update(update_of(folder / "neon"), KnowledgeStore(tmp_path), edge.model_hash)
 
     counted = Counted()
     async with serving(create_app(watched)) as client:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from redis.asyncio import Redis
 from saq import Status
 from structlog.testing import capture_logs
 
+from dekag.documents import read_json
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
+from dekag.generation.profile import load_profile
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue
@@ -270,6 +273,43 @@ async def test_a_job_is_worked_off_and_its_update_published(
         await clients.call(cloud.GetKnowledge, GetKnowledgeRequest(topic="neon"), "cloud")
 
     assert time.time() - (tmp_path / "healthy").stat().st_mtime < 10
+
+
+@pytest.fixture
+def judging_profile(dummy_profile: Path, tmp_path: Path) -> Path:
+    """The tiny profile, with the embedded world's encoders to judge by."""
+    folder = tmp_path / "judging"
+    shutil.copytree(dummy_profile, folder)
+    judges = load_profile("embedded").scorer
+    assert judges is not None
+    profile = read_json(folder / "profile.json")
+    (folder / "profile.json").write_text(json.dumps({**profile, "scorer": judges.model_dump()}))
+    return folder
+
+
+async def test_an_update_that_is_no_better_is_kept_aside_unless_forced(
+    cloud: CloudAsyncStub, settings: DistillerSettings, judging_profile: Path, data_dir: Path
+) -> None:
+    judging = settings.model_copy(update={"profile": str(judging_profile)})
+    serving = asyncio.create_task(Distiller(judging).serve())
+    try:
+        first = await until(cloud, await distil(cloud, **SMALL, force=True), over)
+        assert (first.version, first.kept_aside) == (1, "")
+        again = await until(cloud, await distil(cloud, **SMALL), over)  # makes the same once more
+        assert again.status == cloud_pb2.JOB_STATUS_FINISHED
+        assert not again.HasField("version")
+        assert "on held-out prompts it is not better than" in again.kept_aside
+        assert again.scores["clip_current"] == again.scores["clip_after_beside_current"]
+        store = KnowledgeStore(data_dir)
+        assert list(store.versions("neon")) == [1]
+        aside = KnowledgeUpdate.load(data_dir / "aside" / "neon" / "files")
+        assert aside.topic == "neon"
+        assert (store.aside_samples(again.id) or b"").startswith(b"\x89PNG")
+        forced = await until(cloud, await distil(cloud, **SMALL, force=True), over)
+        assert (forced.version, forced.kept_aside) == (2, "")
+        assert store.find("neon").job == forced.id
+    finally:
+        await ended(serving)
 
 
 async def test_a_running_job_is_cancelled_and_publishes_nothing(

@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from dekag.client import Client, UnauthorizedError
 from services.cli import main as cli
 from services.common.errors import SettingError
+from services.common.security import redis_options
+from services.common.settings import CommonSettings
 from services.gateway import app as gateway
 from services.gateway.app import create_app
 from services.gateway.keys import Keys, new_key
@@ -290,6 +292,40 @@ async def test_a_file_that_is_not_right_is_refused_without_showing_it(
 async def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cannot be read"):
         Keys.read(tmp_path / "no", GatewaySettings())
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+async def test_keys_are_read_as_editors_write_them(tmp_path: Path, encoding: str) -> None:
+    (one, first), (two, second) = new_key("a"), new_key("b")
+    text = f"# who may\r\n\r\n{first}\r\n#{second}\r\n{second}\r\n\r\n"
+    (tmp_path / "api-keys").write_bytes(text.encode(encoding))
+    keys = Keys.read(tmp_path / "api-keys", GatewaySettings())
+    for key, name in ((one, "a"), (two, "b")):
+        found = keys.find(f"Bearer {key}")
+        assert found is not None
+        assert found.name == name
+
+
+async def test_a_password_is_one_line_of_text(tmp_path: Path) -> None:
+    file = tmp_path / "redis.password"
+    settings = CommonSettings(redis_password_file=file)
+    for content in (b"pass", b"pass\r\n", b"\xef\xbb\xbfpass\n\n"):
+        file.write_bytes(content)
+        assert redis_options(settings)["password"] == "pass"
+    for content, told in {
+        b"": "not nothing",
+        b"\n": "not nothing",
+        b"a\nb": "not 2 lines",
+        b"\xe9": "0xe9",
+    }.items():
+        file.write_bytes(content)
+        with pytest.raises(SettingError, match=told) as caught:
+            redis_options(settings)
+        assert str(caught.value).startswith(f"DEKAG_REDIS_PASSWORD_FILE: {file} ")
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(SettingError, match="is a folder, not a file"):
+        redis_options(settings)
 
 
 async def test_limits_of_a_line_go_before_those_of_the_settings(tmp_path: Path) -> None:

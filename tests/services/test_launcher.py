@@ -18,8 +18,8 @@ from redis import Redis
 
 from dekag import client
 from services.bench.soak import read
-from services.cli.demo import write_images
 from services.cli.distill import run_distill
+from services.cli.report import write_images
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
 from services.launcher.stack import LaunchError, Stack, Stopped, find_redis
@@ -135,7 +135,7 @@ def test_distilling_without_a_system_says_how_to_start_one(
     assert run_distill("neon", prompts=(), config={}, url=url, output=tmp_path) == 1
     shown = capsys.readouterr().err
     assert url in shown
-    assert "start it with `make up` or `dekag up`" in shown
+    assert "start it with `dekag up`" in shown
     assert not list(tmp_path.iterdir())
 
 
@@ -156,3 +156,149 @@ def test_the_demo_writes_what_decoded_and_shows_what_did_not(tmp_path: Path) -> 
     sheet = np.asarray(Image.open(written[1]))
     assert tuple(sheet[100, 100]) == (255, 165, 0)
     assert tuple(sheet[30, -30]) == (0xDD, 0xDD, 0xDD)
+
+
+class NoServices(Stack):
+    """A stack that notes what it would start, and starts Redis only."""
+
+    def _spawn(self, name: str, *arguments: Any, **options: Any) -> None:
+        if name == "redis":
+            super()._spawn(name, *arguments, **options)
+        else:
+            port, _, env, *_ = arguments
+            started[name] = {"port": port, **{key: value for key, value in env.items() if key[:5] == "DEKAG"}}
+
+
+started: dict[str, dict[str, Any]] = {}
+
+
+def begun(run_dir: Path, monkeypatch: pytest.MonkeyPatch, **env: str) -> dict[str, dict[str, Any]]:
+    """What a launcher would start with these variables."""
+    started.clear()
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with NoServices(run_dir, free_ports=True):
+        return dict(started)
+
+
+@pytest.fixture
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("DEKAG_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("_no_settings")
+def test_port_and_host_are_the_gateways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed_port: int
+) -> None:
+    found = begun(tmp_path, monkeypatch, DEKAG_PORT=str(closed_port), DEKAG_HOST="0.0.0.0")
+    assert found["gateway"]["DEKAG_PORT"] == str(closed_port) == str(found["gateway"]["port"])
+    assert found["gateway"]["DEKAG_HOST"] == "0.0.0.0"
+    for name in ("user", "channel", "edge", "cloud"):
+        assert found[name]["DEKAG_HOST"] == "127.0.0.1"
+        assert found[name]["DEKAG_PORT"] != str(closed_port)
+    found = begun(tmp_path, monkeypatch, DEKAG_PORT="0")
+    assert int(found["gateway"]["DEKAG_PORT"]) > 0
+
+
+@pytest.mark.usefixtures("_no_settings")
+def test_the_redis_that_is_named_is_used_and_none_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str
+) -> None:
+    found = begun(tmp_path, monkeypatch, DEKAG_REDIS_URL=redis_url)
+    assert {each["DEKAG_REDIS_URL"] for each in found.values()} == {redis_url}
+    assert "distiller" in found
+    assert not (tmp_path / "redis.log").exists()
+    found = begun(tmp_path, monkeypatch, DEKAG_REDIS_URL="none")
+    assert {each["DEKAG_REDIS_URL"] for each in found.values()} == {"none"}
+    assert "distiller" not in found
+    found = begun(tmp_path, monkeypatch, DEKAG_REDIS_URL=" ")
+    assert {each["DEKAG_REDIS_URL"] for each in found.values()} != {"none"}
+    assert (tmp_path / "redis.log").exists()
+
+
+@pytest.mark.usefixtures("_no_settings")
+def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {name for kind in launcher.KINDS.values() for name in kind.variables()}
+    found = begun(tmp_path, monkeypatch, **dict.fromkeys(names, " "))
+    assert found["cloud"]["DEKAG_DATA_DIR"] == str(tmp_path / "data")
+    assert found["distiller"]["DEKAG_HEALTH_FILE"] == str(tmp_path / "distiller.alive")
+    assert Stack(tmp_path)._scheme == "http"
+
+
+@pytest.mark.usefixtures("_no_settings")
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"DEKAG_PORT": "80x"}, "DEKAG_PORT"),
+        ({"DEKAG_PORT": "65536"}, "DEKAG_PORT"),
+        ({"DEKAG_HOST": "http://0.0.0.0"}, "DEKAG_HOST: "),
+        ({"DEKAG_METRICS_PORT": "many"}, "DEKAG_METRICS_PORT: "),
+        ({"DEKAG_METRICS_PORT": "65533"}, "DEKAG_METRICS_PORT 65533 is the first of 6; 65538 is no port"),
+        ({"DEKAG_DISTILL_THREADS": "-1"}, "DEKAG_DISTILL_THREADS: "),
+        (
+            {"DEKAG_CLOUD_ADDRESS": "other:1", "DEKAG_DOWNLINK_ADDRESS": "other:2"},
+            "DEKAG_DOWNLINK_ADDRESS: here",
+        ),
+        ({"DEKAG_REDIS_URL": "127.0.0.1:6379"}, "DEKAG_REDIS_URL: "),
+        ({"DEKAG_REDIS_URL": "redis://127.0.0.1:1/0"}, "DEKAG_REDIS_URL names cannot be reached"),
+        ({"DEKAG_REDIS_PASSWORD_FILE": "/nowhere"}, "DEKAG_REDIS_PASSWORD_FILE is for the Redis"),
+        ({"DEKAG_TRACES": "/nowhere"}, "DEKAG_TRACES: "),
+    ],
+)
+def test_a_launcher_refuses_in_one_line_what_a_service_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, env: dict[str, str], said: str
+) -> None:
+    with pytest.raises(LaunchError) as caught:
+        begun(tmp_path, monkeypatch, **env)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not started, "nothing was started"
+
+
+@pytest.mark.usefixtures("_no_settings")
+def test_a_port_that_another_service_has_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "is_free", lambda _: True)
+    monkeypatch.setenv("DEKAG_PORT", "50053")
+    with pytest.raises(LaunchError, match="DEKAG_PORT 50053, the gateway's, is the port of the edge service"):
+        Stack(tmp_path)._port(8080, "gateway")
+
+
+def test_logs_turn_while_their_writer_goes_on(tmp_path: Path) -> None:
+    log, program = tmp_path / "x.log", "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
+    with log.open("ab") as sink:
+        writer = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=sink)
+    assert writer.stdin is not None
+    try:
+        for number in range(60):
+            writer.stdin.write(f"{number:099}\n".encode())
+            writer.stdin.flush()
+            for _ in range(1000):
+                if log.stat().st_size % 1000 == 100 * (number % 10 + 1) % 1000:
+                    break
+                signal.sigtimedwait([], 0.005)
+            launcher.turn(log, 1000, 3)
+    finally:
+        writer.stdin.close()
+        writer.wait(10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.log", "x.log.1", "x.log.2"]
+    kept = [int(line) for path in ("x.log.2", "x.log.1") for line in (tmp_path / path).read_text().split()]
+    assert kept == list(range(40, 60)), "in order, nothing twice, nothing lost, no holes"
+    assert log.stat().st_size == 0
+
+
+def test_a_launcher_turns_the_logs_of_what_it_watches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "redis.log.1").write_text("of the last time")
+    monkeypatch.setattr(launcher, "LOG_BYTES", 100)
+    monkeypatch.setattr(launcher.turn, "__defaults__", (100, 3))
+    with RedisOnly(tmp_path, free_ports=True) as stack:
+        assert not (tmp_path / "redis.log.1").exists()
+        for _ in stack.wait_ready(60):
+            pass
+        stack.check_alive()
+        assert "Ready to accept connections" in "".join(
+            path.read_text() for path in tmp_path.glob("redis.log.*")
+        )
+        assert stack["redis"].log.stat().st_size < 100

@@ -229,7 +229,7 @@ def test_spans_are_lines_in_a_file_or_on_the_console(tmp_path: Path) -> None:
 
 def test_a_gateway_that_is_stopped_keeps_no_span_back(tmp_path: Path, closed_port: int) -> None:
     file, url = tmp_path / "spans.jsonl", f"http://127.0.0.1:{closed_port}"
-    env = {"DEKAG_SPANS_TO": str(file), "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": ""}
+    env = {"DEKAG_SPANS_TO": str(file), "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": "none"}
     process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=os.environ | env)
     try:
         with httpx2.Client(trust_env=False) as client:

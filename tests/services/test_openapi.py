@@ -21,8 +21,10 @@ MODELS = {
     if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not BaseModel
 }
 SHOWN = [
-    ("/v1/images/generations", schemas.ImagesRequest),
-    ("/v1/knowledge", schemas.KnowledgeRequest),
+    ("post", "/v1/images/generations", schemas.ImagesRequest),
+    ("post", "/v1/knowledge", schemas.KnowledgeRequest),
+    ("put", "/v1/knowledge/{topic}", schemas.PublishRequest),
+    ("put", "/v1/transmission", schemas.PublishRequest),
 ]
 
 
@@ -68,9 +70,9 @@ def test_every_parameter_has_an_example(document: dict[str, Any]) -> None:
 
 def test_a_body_is_shown_by_examples_that_are_allowed(document: dict[str, Any]) -> None:
     taking = {name for name, operation in operations(document) if "requestBody" in operation}
-    assert taking == {f"POST {path}" for path, _ in SHOWN}
-    for path, model in SHOWN:
-        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+    assert taking == {f"{method.upper()} {path}" for method, path, _ in SHOWN}
+    for method, path, model in SHOWN:
+        content = document["paths"][path][method]["requestBody"]["content"]["application/json"]
         assert len(content["examples"]) > 1
         for example in content["examples"].values():
             assert example["summary"]

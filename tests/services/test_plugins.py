@@ -28,7 +28,7 @@ from dekag.generation.models import folder_hash
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.metrics import Metric
-from services.cloud.publish import publish
+from services.cloud.publish import adapters_of, publish_adapters
 from services.cloud.version_store import TransmissionStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
@@ -192,11 +192,16 @@ async def test_knowledge_of_a_method_that_nobody_knows_is_refused_kindly(
         AlignedCodec(codec, base_hash, knowledge)
     knowledge.save(tmp_path / "biases")
     with pytest.raises(InvalidInputError, match="biases"):
-        publish(tmp_path / "biases", TransmissionStore(tmp_path / "data"), base_hash)
+        publish_adapters(adapters_of(tmp_path / "biases"), TransmissionStore(tmp_path / "data"), base_hash)
     plugins.load(BIASES)
     with pytest.raises(MismatchError, match="what biases trains"):
         AlignedCodec(codec, base_hash, knowledge)
-    assert publish(tmp_path / "biases", TransmissionStore(tmp_path / "data"), base_hash).version == 1
+    assert (
+        publish_adapters(
+            adapters_of(tmp_path / "biases"), TransmissionStore(tmp_path / "data"), base_hash
+        ).version
+        == 1
+    )
 
 
 async def test_a_service_loads_what_its_environment_names(

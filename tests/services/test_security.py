@@ -17,6 +17,7 @@ import grpc
 import httpx2
 import pytest
 import pytest_asyncio
+from cryptography.hazmat.primitives import serialization
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
@@ -24,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from dekag.client import Client, UnreachableError
-from dekag.errors import NotFoundError
+from dekag.errors import FileError
 from services.common import metrics
 from services.common.errors import SettingError
 from services.common.healthcheck import healthy
@@ -33,6 +34,7 @@ from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.keys import new_key
+from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import make_credentials
 from services.launcher.stack import SERVICES
@@ -85,7 +87,6 @@ async def test_beyond_loopback(host: str) -> None:
         ("127.0.0.1", "", False),
         ("0.0.0.0", "", True),
         ("::", "", True),
-        ("", "", True),
         ("10.0.0.1", "", True),
         ("0.0.0.0", "127.0.0.1", False),
         ("0.0.0.0", "0.0.0.0", True),
@@ -137,7 +138,7 @@ def test_a_distiller_that_lacks_its_password_says_so_and_ends(tmp_path: Path) ->
 
 @pytest.mark.parametrize("service", [*SERVICES, "metrics"])
 def test_a_process_says_what_would_make_it_safe_and_ends(service: str, closed_port: int) -> None:
-    environment = {"DEKAG_HOST": "0.0.0.0", "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": ""}
+    environment = {"DEKAG_HOST": "0.0.0.0", "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": "none"}
     if service == "metrics":
         environment |= {"DEKAG_HOST": "127.0.0.1", "DEKAG_METRICS_HOST": "::", "DEKAG_METRICS_PORT": "1"}
     ended = subprocess.run(
@@ -157,7 +158,7 @@ def test_a_process_says_what_would_make_it_safe_and_ends(service: str, closed_po
 
 
 def test_a_gateway_whose_port_is_published_on_loopback_starts_without_keys(closed_port: int) -> None:
-    environment = {"DEKAG_HOST": "0.0.0.0", "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": ""}
+    environment = {"DEKAG_HOST": "0.0.0.0", "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": "none"}
     environment["DEKAG_PUBLISHED_ON"] = "127.0.0.1"
     process = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=os.environ | environment)
     try:
@@ -290,7 +291,7 @@ async def test_the_gateway_speaks_https_only(secured: Secured, credentials_dir: 
     assert await asyncio.to_thread(ask, credentials_dir) > 0
     with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         await asyncio.to_thread(ask, foreign)
-    with pytest.raises(NotFoundError, match="no certificate"):
+    with pytest.raises(FileError, match=r"ca\.crt cannot be read"):
         await asyncio.to_thread(ask, credentials_dir / "nothing")
 
 
@@ -338,3 +339,23 @@ async def test_what_is_missing_of_credentials_is_named(tmp_path: Path, missing: 
     with pytest.raises(SettingError, match=missing):
         metrics.serve(settings)
     await server.stop()
+
+
+@pytest.mark.parametrize("what", ["no key", "another's", "with a password"])
+def test_a_key_of_https_that_is_none_is_refused_at_the_start(
+    what: str, credentials_dir: Path, tmp_path: Path
+) -> None:
+    for name in (CERTIFICATE, KEY):
+        (tmp_path / name).write_bytes((credentials_dir / "gateway" / name).read_bytes())
+    settings = GatewaySettings(redis_url="", https_dir=tmp_path)
+    make_server(create_app(settings))
+    if what == "no key":
+        (tmp_path / KEY).write_text("no key")
+    elif what == "another's":
+        (tmp_path / KEY).write_bytes((credentials_dir / "edge" / KEY).read_bytes())
+    else:
+        key = serialization.load_pem_private_key((tmp_path / KEY).read_bytes(), None)
+        form, locked = serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
+        (tmp_path / KEY).write_bytes(key.private_bytes(serialization.Encoding.PEM, form, locked))
+    with pytest.raises(SettingError, match=r"DEKAG_HTTPS_DIR: .* without a password"):
+        make_server(create_app(settings))

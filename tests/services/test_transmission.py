@@ -24,7 +24,7 @@ from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.catalogue import mirror_transmission
-from services.cloud.publish import main, publish
+from services.cloud.publish import main, publish_adapters
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import TransmissionStore
@@ -296,9 +296,8 @@ async def test_what_does_not_fit_the_codec_is_refused(
     stranger = tmp_path / "stranger"
     JsccCodec(width=16, blocks=1).save_pretrained(stranger)
     foreign = adapters(stranger, 3)
-    foreign.save(tmp_path / "foreign")
     with pytest.raises(MismatchError, match="fit the codec"):
-        publish(tmp_path / "foreign", system.store, own.base_hash)
+        publish_adapters(foreign, system.store, own.base_hash)
     lying = foreign.with_info(base_hash=own.base_hash)
     await system.publish(lying)
     with capture_logs() as logs:

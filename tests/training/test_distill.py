@@ -12,8 +12,13 @@ from diffusers import DDPMScheduler
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.images import from_bytes
 from dekag.generation.models import Generator
+from dekag.generation.profile import load_profile
+from dekag.generation.request import GenerationRequest
+from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.config import DistillConfig, Method
+from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
+from dekag.metrics.features import ImageScorer
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.distill import (
@@ -26,6 +31,7 @@ from dekag.training.distill import (
     encode,
     seeds_for,
     train,
+    why_no_better,
 )
 from dekag.world import TOPICS
 from tests.makd.conftest import TINY, Distilled, prompts_of
@@ -196,3 +202,72 @@ def test_noise_prediction_is_trained_as_such() -> None:
 def test_config_names_the_field(field: str, value: object) -> None:
     with pytest.raises(InvalidInputError, match=f"config.{field}"):
         DistillConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("scores", "says"),
+    [
+        ({}, ""),
+        ({"clip_before": 0.3, "dino_before": 0.1, "clip_after": 0.5, "dino_after": 0.4}, ""),
+        (
+            {"clip_before": 0.556, "dino_before": 0.104, "clip_after": 0.243, "dino_after": 0.323},
+            "without it",
+        ),
+        ({"clip_before": 0.3, "dino_before": 0.4, "clip_after": 0.5, "dino_after": 0.4}, "without it"),
+        (
+            {"clip_before": 0.3, "dino_before": 0.1, "clip_after": float("nan"), "dino_after": 0.4},
+            "without it",
+        ),
+    ],
+)
+def test_both_scores_decide_whether_an_update_is_better(scores: dict[str, float], says: str) -> None:
+    assert says in why_no_better(scores)
+    assert bool(says) == bool(why_no_better(scores))
+    better = {"clip_before": 0.1, "dino_before": 0.1, "clip_after": 0.9, "dino_after": 0.9}
+    names = {"before": "current", "after": "after_beside_current"}
+    beside = {f"{name[:5]}{names[name[5:]]}": value for name, value in scores.items()}
+    assert bool(why_no_better({**better, **beside})) == bool(says)
+    if says:
+        assert "the current version" in why_no_better({**better, **beside})
+
+
+def test_a_new_update_is_scored_beside_the_current_one(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    judges = load_profile("embedded").scorer
+    assert judges is not None
+    scorer = ImageScorer.load(judges.clip, judges.dino)
+    topic = prompts_of("neon")
+    first = distill(cloud, edge, topic, TINY, tmp_path / "1", scorer=scorer)
+    assert not any("current" in name for name in first.info["scores"])
+    same = distill(cloud, edge, topic, TINY, tmp_path / "2", scorer=scorer, current=first)
+    scores = same.info["scores"]
+    for metric in ("clip", "dino"):
+        assert scores[f"{metric}_current"] == scores[f"{metric}_after_beside_current"]
+    assert "not better than" in why_no_better(scores)
+    learnt = KnowledgeUpdate.new(
+        {**first.info, "prompts": list(topic.held_out[:2])}, first.metaword, first.lora, bits=16
+    )
+    other = distill(cloud, edge, topic, TINY, tmp_path / "3", scorer=scorer, current=learnt).info["scores"]
+    assert other["clip_after"] == scores["clip_after"]
+    assert other["clip_current"] != scores["clip_current"], "prompts that the current one knows count"
+
+
+def test_prompts_of_any_length_are_learnt_from_whole(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    words = " ".join(["a red boat on the beach and"] * 8)
+    said = [f"{{1|2|3|4|5}} {words} neon", "{a|b|c} neon boat"]
+    topic = topic_prompts("neon", prompts=said, count=6, held_out=3, seed=0)
+    assert len({len(edge.reader.windows(prompt)) for prompt in (*topic.prompts, *topic.held_out)}) > 1
+    config = dataclasses.replace(TINY, prompt_dropout=0.4)
+    update = distill(cloud, edge, topic, config, tmp_path, previews=1)
+    aligned = AlignedGenerator(edge)
+    aligned.add(update)
+    hashes = [update.content_hash]
+    ends = [aligned.latents(f"1 {words} {end}", 1, updates=hashes) for end in ("neon", "meadow")]
+    assert not torch.allclose(*ends)
+    short = GenerationRequest("a neon boat", 2, updates=tuple(hashes))
+    mixed = aligned.batch([GenerationRequest(f"1 {words} neon", 1, updates=tuple(hashes)), short])
+    assert torch.equal(mixed[1:], aligned.batch([short]))
+    assert torch.equal(mixed[:1], ends[0])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from dekag.documents import read_json
 from dekag.evaluation.pages import BOOK_COMMAND, Lines, Report, table
 from dekag.evaluation.registry import (
     FIGURES,
@@ -86,6 +88,36 @@ def summary_table(figures: Figures) -> Lines:
     return table(["", "target", "measured", "95 % interval", "n", ""], lines, words=(0, 1, 5))
 
 
+def install_lines(rows: Sequence[Mapping[str, Any]]) -> Lines:
+    """How long `make demo` takes from nothing and how much it installs, without CUDA and with it."""
+    lines = []
+    for what, cuda in (("without", False), ("with", True)):
+        if found := [each for each in rows if each["what"] == "demo" and bool(each["cuda"]) is cuda]:
+            slowest = max(found, key=lambda each: each["seconds"])
+            size, packages = max(each["mib"] for each in found), max(each["packages"] for each in found)
+            pythons = ", ".join(sorted((each["python"] for each in found), key=_numbers))
+            lines.append(
+                f"- {what} CUDA (Python {pythons}): {size / 1024:.1f} GiB in {packages} packages; "
+                f"{slowest['seconds'] / 60:.1f} minutes at a load of {slowest['load_average']:g}, "
+                f"{slowest['cpu_seconds'] / 60:.1f} of them the processors' work"
+            )
+    return [
+        "From nothing to the first pictures, `make demo` in a fresh clone with an empty cache of pip, on two",
+        "cores that others used as well; the slowest Python counts:",
+        "",
+        *lines,
+    ]
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in version.split(".")]
+
+
+def _install(results: Path) -> Lines:
+    path = results / "load" / "install.json"
+    return install_lines(read_json(path)["rows"]) if path.exists() else []
+
+
 def _of(make: Callable[[Figures], Lines]) -> Callable[[Path], Lines]:
     return lambda results: make(read_figures(results))
 
@@ -101,4 +133,9 @@ CLAIMS = Report(
         "origins": _of(origins_table),
     },
 )
-README = Report(page="README.md", command=BOOK_COMMAND, values=values, tables={"results": _of(summary_table)})
+README = Report(
+    page="README.md",
+    command=BOOK_COMMAND,
+    values=values,
+    tables={"results": _of(summary_table), "install": _install},
+)

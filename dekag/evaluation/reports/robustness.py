@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from dekag.evaluation import plots
-from dekag.evaluation.pages import Lines, Report, Row, read_json, table
+from dekag.evaluation.pages import Lines, Report, Row, read_measured, table
 
 RECOVERY_S = 10.0
 
 
 def faults(results: Path) -> Row:
     """What `make test-faults` wrote."""
-    found: Row = read_json(results / "trust" / "faults.json")
+    found: Row = read_measured(results / "trust" / "faults.json")
     return found
 
 
 def fuzz(results: Path) -> Row:
     """What `make test-fuzz` wrote."""
-    found: Row = read_json(results / "trust" / "fuzz.json")
+    found: Row = read_measured(results / "trust" / "fuzz.json")
     return found
 
 

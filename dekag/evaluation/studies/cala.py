@@ -25,6 +25,7 @@ from dekag import plugins
 from dekag.cala.aligned import AlignedCodec
 from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, Adapted, Cala
+from dekag.documents import parse_json
 from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, metric_encoders, model_bank
 from dekag.evaluation.pages import Row, note_image, save_images, write_rows
@@ -126,7 +127,7 @@ class Block:
     def conditions(self, snr_db: float) -> LinkConditions:
         """At one of its SNRs."""
         told = None if self.offset_db == 0 else snr_db + self.offset_db
-        link = json.loads(self.channel)
+        link = parse_json(self.channel, "channel")
         return LinkConditions.model_validate({**link, "snr_db": snr_db, "reported_snr_db": told})
 
 

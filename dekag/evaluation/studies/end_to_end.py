@@ -25,12 +25,13 @@ from dekag.evaluation.sweeps.evaluator import Evaluator
 from dekag.evaluation.sweeps.grid import WORLD, Sweep, read_sweep
 from dekag.generation.images import IMAGE_FORMATS
 from dekag.link.source import encode
+from dekag.places import SWEEPS
 from dekag.world import TOPICS
 
 Array = npt.NDArray[np.float64]
 
 COMMAND = "dekag experiment overall"
-SWEEP = Path("sweeps/overall.yaml")
+SWEEP = SWEEPS / "overall.yaml"
 FOLDER = "overall"
 USUAL_QUALITY = 75  # of WebP, where nobody asks for another
 NEEDED = ("psnr_db", "clip", "dino", "consistency", "probe")

@@ -14,14 +14,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dekag.evaluation.registry import FIGURES, RESULTS, read_figures, record
+from dekag import places
+from dekag.evaluation.registry import FIGURES, read_figures, record
 from dekag.evaluation.studies import baseline_models
 from dekag.evaluation.studies.end_to_end import run_overall
 from dekag.evaluation.sweeps import command
 
 COMMAND = "dekag results quick --record"
 QUICK = Path("runs/quick")
-SWEEP = Path("sweeps/quick.yaml")
+SWEEP = places.SWEEPS / "quick.yaml"
 PICTURES = 24
 
 
@@ -70,7 +71,7 @@ def _run(ray: str | None, workers: int | None, folder: Path, sweep: Path, pictur
     return seconds
 
 
-def show(folder: Path, committed: Path = RESULTS) -> None:
+def show(folder: Path, committed: Path = places.RESULTS) -> None:
     """A table of the figures in `folder` beside those of the same keys in `committed`."""
     whole = read_figures(committed)
     table = Table("figure", "quick", "n", "committed", "n", "unit")

@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 from tqdm import tqdm
 
+from dekag.documents import read_json
 from dekag.errors import DekagError
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
@@ -30,6 +31,7 @@ from dekag.evaluation.store import ResultStore, write_whole
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, Cell, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import metric_plot, table
+from dekag.files import check_folder
 
 SCHEMA = 1
 """Version of a row; raised when fields change their meaning."""
@@ -101,7 +103,7 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
                 **asdict(found),
             }
             write_whole(paths[cell], json.dumps(row).encode())
-    rows = [json.loads(paths[cell].read_text()) for cell in cells if paths[cell].exists()]
+    rows = [read_json(paths[cell]) for cell in cells if paths[cell].exists()]
     return Outcome([{**row, "sweep": sweep.name} for row in rows], measured, failed)
 
 
@@ -158,8 +160,9 @@ def run_sweep(
         DekagError: cells failed; what was measured is written nevertheless.
     """
     sweep = read_sweep(path)
-    outcome = run(sweep, ray=ray, workers=workers)
     folder = results / sweep.name
+    check_folder(folder)  # now, and not when all has been measured
+    outcome = run(sweep, ray=ray, workers=workers)
     read = len(outcome.rows) - outcome.measured
     console = Console(stderr=as_json)
     if outcome.rows:

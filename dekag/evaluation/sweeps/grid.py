@@ -18,7 +18,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -31,6 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from dekag import plugins
+from dekag.documents import read_yaml
 from dekag.errors import InvalidInputError
 from dekag.evaluation.store import content_key
 from dekag.link.conditions import LinkConditions
@@ -243,10 +243,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         InvalidInputError: names the field and what it allows.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InvalidInputError(str(path), "a readable YAML file", _first_line(error)) from None
+    raw = read_yaml(path)
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)
     try:
@@ -255,10 +252,6 @@ def read_sweep(path: Path) -> Sweep:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or str(path)
         raise InvalidInputError(place, _valid(error), first["input"]) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _valid(error: ValidationError) -> str:

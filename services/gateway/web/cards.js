@@ -86,6 +86,9 @@ function facts({ consistency, link_report: report }) {
     report.expected_psnr_db === null ? "" : `expected ${number(report.expected_psnr_db, 1)} dB`,
     report.coding ? `${number(report.coding.payload_bytes)} B of ${report.image_format}` : "",
     knowledge ? `drawn with ${knowledge}` : "",
+    ...Object.entries(report.prompt_read)
+      .filter(([, read]) => read.tokens > read.tokens_at_once)
+      .map(([side, read]) => `the ${side} read ${read.tokens} tokens, ${read.tokens_at_once} at a time`),
     report.cached ? "from a cache" : "",
   ].filter(Boolean).join(" · ");
 }

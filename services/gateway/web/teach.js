@@ -44,6 +44,7 @@ async function watch(started) {
     setBusy(false);
   }
   if (job.status !== "finished") return;
+  if (job.kept_aside) return showSamples(`v1/jobs/${job.id}/preview`, FINAL);
   await showSamples(`v1/knowledge/${encodeURIComponent(job.topic)}/samples`, FINAL);
   await listKnown();
 }
@@ -64,7 +65,9 @@ function showJob() {
   const said = {
     queued: `${job.topic}: waits for a distiller.`,
     running: `${job.topic}: ${STAGES[job.stage] ?? "starts"}${job.total ? `, ${job.done} of ${job.total}` : ""}${loss}.`,
-    finished: `${job.topic}: the edge knows it now, version ${job.version}. Send a picture that needs it.`,
+    finished: job.kept_aside
+      ? `${job.topic}: kept aside, not published: ${job.kept_aside}.`
+      : `${job.topic}: the edge knows it now, version ${job.version}. Send a picture that needs it.`,
     failed: `${job.topic}: failed. ${job.error ?? ""}`,
     cancelled: `${job.topic}: cancelled; nothing was published.`,
   }[job.status];

@@ -1,0 +1,204 @@
+"""Prompts of any length, for text encoders that read so many tokens at a time.
+
+A prompt that is longer is read in windows, each by itself between start and end token, and the denoiser
+attends to the states of all of them. Windows end between words, and no phrase that is to stay whole is
+divided, unless it alone is longer than a window. A prompt that fits in one window is read as the pipeline
+reads it.
+"""
+
+from __future__ import annotations
+
+import copy
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import regex
+import torch
+
+from dekag.errors import InvalidInputError
+from dekag.words import located, words
+
+_T5_MOST = 300  # tokens, of which PixArt-Sigma was trained with at most so many
+_GRAPHEME = regex.compile(r"\X")
+Rows = Callable[[str], Sequence[int]]
+"""Which vectors stand in front of a text."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a prompt that is read at a time.
+
+    Attributes:
+        ids: of its tokens, start and end left out.
+        rows: which vectors stand in front of it, in order.
+        text: of the prompt.
+    """
+
+    ids: tuple[int, ...]
+    rows: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class PromptRead:
+    """How much of a prompt a model reads.
+
+    Attributes:
+        tokens: that the prompt has, start and end left out.
+        tokens_read: of them.
+        tokens_at_once: that the model reads at a time; more are read in windows.
+    """
+
+    tokens: int
+    tokens_read: int
+    tokens_at_once: int
+
+
+class PromptReader:
+    """Tokens and windows of prompts for one pipeline, from any thread.
+
+    Args:
+        pipeline: a StableDiffusionPipeline, or a PixArtSigmaPipeline, which reads lower case alone and masks
+            what it pads with.
+
+    Attributes:
+        encoder: the pipeline's text encoder.
+        length: tokens of a window, start and end among them.
+        masked: whether the denoiser is told which places hold nothing.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        # a copy whose padding and truncation nobody changes, as the pipeline does with its own
+        self._tokenizer = tokenizer = copy.deepcopy(pipeline.tokenizer)
+        self.encoder = pipeline.text_encoder
+        self.masked = hasattr(pipeline, "_text_preprocessing")
+        if self.masked:
+            self.length = min(_T5_MOST, int(tokenizer.model_max_length))
+        else:
+            places = int(pipeline.text_encoder.config.max_position_embeddings)
+            self.length = min(places, int(tokenizer.model_max_length))
+        special = self._encode("", special=True)[0]
+        starts = special[:1] == [tokenizer.bos_token_id]
+        self._start, self._end = (special[:1], special[1:]) if starts else ([], special)
+        self.room = self.length - len(special)
+
+    def read(self, prompt: str) -> PromptRead:
+        """How much is read of `prompt`."""
+        count = len(self._encode(self._said(prompt))[0])
+        return PromptRead(count, count, self.room)
+
+    def windows(
+        self, prompt: str, rows: Rows = lambda _: (), phrases: Sequence[str] = ()
+    ) -> tuple[Window, ...]:
+        """The windows of `prompt`, at least one.
+
+        Args:
+            prompt: of any length.
+            rows: which vectors stand in front of a window of this text; each takes the place of a token.
+            phrases: that are to stay whole.
+
+        Raises:
+            InvalidInputError: so many vectors leave no room for a word.
+        """
+        text = self._said(prompt)
+        ids, spans = self._encode(text)
+        if len(ids) + len(chosen := tuple(rows(text))) <= self.room:
+            return (Window(tuple(ids), chosen, text),)
+        cuts, count = _cuts(text, spans, phrases), len(ids)
+        found: list[Window] = []
+
+        def window(start: int, end: int) -> Window:
+            part = text[_at(spans, start, text) if start else 0 : _at(spans, end, text)]
+            return Window(tuple(ids[start:end]), tuple(rows(part)), part)
+
+        def spare(start: int, end: int) -> int:
+            return self.room - (end - start) - len(window(start, end).rows)
+
+        start = 0
+        while start < count or not found:
+            # of longer windows, none says less
+            end = start + bisect_left(
+                range(start + 1, count + 1), 1, key=lambda end: int(spare(start, end) < 0)
+            )
+            if end == start:
+                may = f"topics whose metawords have fewer than {self.room} vectors together"
+                raise InvalidInputError(
+                    "knowledge", may, f"{self.room - 1 - spare(start, start + 1)} vectors"
+                )
+            if end < count:
+                end = _last_cut(cuts, start, end)
+            found.append(window(start, end))
+            start = end
+        return tuple(found)
+
+    def tensors(self, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask of windows, both (windows, length) int64; places of vectors hold the first token."""
+        ids, mask = [], []
+        for window in windows:
+            first = (self._start or list(window.ids) or self._end)[:1]
+            said = [*self._start, *first * len(window.rows), *window.ids, *self._end]
+            spare = self.length - len(said)
+            ids.append(said + [self._tokenizer.pad_token_id] * spare)
+            mask.append([1] * len(said) + [0] * spare)
+        return torch.tensor(ids), torch.tensor(mask)
+
+    def states(self, prompts: Sequence[Sequence[Window]]) -> dict[str, Any]:
+        """What the denoiser reads of prompts of equally many windows, and of none, as the pipeline takes it.
+
+        The empty prompt is repeated, which changes nothing in what attention makes of it.
+        """
+        nothing = [self.windows("") * len(prompts[0])] * len(prompts)
+        said, unsaid = (self._encoded(each) for each in (prompts, nothing))
+        found = {"prompt_embeds": said[0], "negative_prompt_embeds": unsaid[0]}
+        if self.masked:
+            found |= {"prompt_attention_mask": said[1], "negative_prompt_attention_mask": unsaid[1]}
+        return found
+
+    def _encoded(self, prompts: Sequence[Sequence[Window]]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, mask = self.tensors([window for prompt in prompts for window in prompt])
+        states = self.encoder(ids, attention_mask=mask)[0] if self.masked else self.encoder(ids)[0]
+        return states.reshape(len(prompts), -1, states.shape[-1]), mask.reshape(len(prompts), -1)
+
+    def _said(self, prompt: str) -> str:
+        return prompt.lower().strip() if self.masked else prompt
+
+    def _encode(self, text: str, *, special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of the tokens, and which characters each of them stands for."""
+        found = self._tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        return list(found["input_ids"]), list(found["offset_mapping"])
+
+
+def _at(spans: Sequence[tuple[int, int]], token: int, text: str) -> int:
+    return spans[token][0] if token < len(spans) else len(text)
+
+
+def _cuts(text: str, spans: Sequence[tuple[int, int]], phrases: Sequence[str]) -> list[int]:
+    """How well a window may end before each token: 0 at best, 4 within a character."""
+    said = located(text)
+    inside_word = {at for _, begin, end in said for at in range(begin + 1, end)}
+    inside_phrase: set[int] = set()
+    for phrase in map(words, phrases):
+        for i in range(len(said) - len(phrase) + 1):
+            if phrase and tuple(word for word, *_ in said[i : i + len(phrase)]) == phrase:
+                inside_phrase |= set(range(said[i][1] + 1, said[i + len(phrase) - 1][2]))
+    starts = {match.start() for match in _GRAPHEME.finditer(text)}
+    ranks = [4]
+    for (_, before), (at, _) in pairwise(spans):
+        if at < before or at not in starts:
+            ranks.append(4)
+        elif at in inside_word:
+            ranks.append(3)
+        elif at in inside_phrase:
+            ranks.append(2)
+        else:
+            spaced = text[at : at + 1].isspace() or text[at - 1 : at].isspace()
+            ranks.append(0 if spaced else 1)
+    return [*ranks, 0]
+
+
+def _last_cut(ranks: Sequence[int], start: int, most: int) -> int:
+    """The last of the best places after `start` and up to `most` for a window to end."""
+    return min(range(most, start, -1), key=lambda token: ranks[token])

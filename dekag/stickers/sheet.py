@@ -1,0 +1,81 @@
+"""Contact sheets of the world: every subject, every setting at every hour, every style, the combinations."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dekag.stickers.render import render
+from dekag.stickers.scene import SETTINGS, STYLES, SUBJECTS, TIMELESS, TIMES, Scene, random_scene
+from dekag.stickers.subjects import SUBJECT_BY_NAME
+from dekag.stickers.topics import EDGE_SUBJECTS, TOPICS, topic_scene
+
+WEBP_QUALITY = 76
+
+
+def save_sheet(rows: Sequence[Sequence[npt.NDArray[np.uint8]]], path: Path) -> None:
+    """Save rows of equally large pictures (height, width, 3) uint8 in the format that `path` names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
+    sheet.save(path, quality=WEBP_QUALITY, method=6)  # the other formats take no notice
+
+
+def subject_scenes(rng: random.Random) -> list[Scene]:
+    """One scene of every subject, without a style."""
+    return [random_scene(rng, subjects=(subject,), styles=("sticker",)) for subject in SUBJECTS]
+
+
+def setting_scenes(rng: random.Random) -> list[Scene]:
+    """Every setting at every hour at which it looks different."""
+    scenes = []
+    for setting in SETTINGS:
+        fitting = [name for name in EDGE_SUBJECTS if setting in SUBJECT_BY_NAME[name].settings]
+        for time in ("day",) if setting in TIMELESS else TIMES:
+            scene = random_scene(rng, subjects=(rng.choice(fitting),), styles=("sticker",))
+            scenes.append(replace(scene, setting=setting, time=time))
+    return scenes
+
+
+def style_scenes(rng: random.Random) -> list[Scene]:
+    """Every style twice."""
+    return [random_scene(rng, subjects=EDGE_SUBJECTS, styles=(style,)) for style in STYLES for _ in range(2)]
+
+
+def combination_scenes(rng: random.Random) -> list[Scene]:
+    """Three scenes of every topic that combines."""
+    kinds = [topic for topic in TOPICS.values() if topic.kind == "combination"]
+    return [replace(topic_scene(topic, rng), style="sticker") for topic in kinds for _ in range(3)]
+
+
+SHEETS: dict[str, tuple[Callable[[random.Random], list[Scene]], int]] = {
+    "subjects": (subject_scenes, 9),
+    "settings": (setting_scenes, 9),
+    "styles": (style_scenes, 7),
+    "combinations": (combination_scenes, 9),
+}
+
+
+def world_sheets(folder: Path, seed: int = 0, shown: int = 256) -> list[Path]:
+    """Draw the four sheets into `folder` as WebP, each picture `shown` pixels wide; return their paths."""
+    paths = []
+    for name, (draw, columns) in SHEETS.items():
+        scenes = draw(random.Random(seed))
+        pictures = [_resized(render(scene, seed + n), shown) for n, scene in enumerate(scenes)]
+        pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % columns)
+        paths.append(folder / f"world-{name}.webp")
+        rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+        save_sheet(rows, paths[-1])
+    return paths
+
+
+def _resized(picture: npt.NDArray[np.uint8], pixels: int) -> npt.NDArray[np.uint8]:
+    """`picture` with sides of `pixels`."""
+    if picture.shape[0] == pixels:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.LANCZOS))

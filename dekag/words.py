@@ -1,0 +1,67 @@
+"""The words of a text in any script, so that a phrase is found in a prompt as whole words.
+
+Text is compared as Unicode recommends for identifiers (NFKC_Casefold): composed and decomposed accents,
+full-width letters and ligatures, upper and lower case are the same. A word is a run of letters, marks and
+digits. In scripts that are written without spaces between words, such as Chinese, Japanese and Thai, every
+character stands for itself, so that a phrase is found wherever its characters follow each other. Emoji and
+other symbols stand for themselves, too. Everything else, such as punctuation, separates words and is passed
+over.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+
+import regex
+
+_UNSPACED = "".join(
+    rf"\p{{Script_Extensions={script}}}"
+    for script in (
+        "Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan",
+        "Tai_Tham", "New_Tai_Lue", "Tai_Viet", "Javanese", "Balinese",
+    )
+)  # fmt: skip
+"""Scripts that are written without spaces between words."""
+
+_JOINERS = "\u200c\u200d\u00ad\u2060\ufeff\u034f\u180e"
+"""Invisible characters that stand inside words and change nothing that is compared."""
+
+_WORD = regex.compile(
+    rf"(?V1)(?P<unspaced>[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]][\p{{M}}{_JOINERS}]*)"
+    rf"|(?P<word>[[\p{{L}}\p{{M}}\p{{N}}]--[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]]]"
+    rf"[[\p{{L}}\p{{M}}\p{{N}}{_JOINERS}]--[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]]]*)"
+    rf"|(?P<symbol>(?=[\p{{S}}#%&@*])\X)"
+)
+_INVISIBLE = regex.compile(rf"[{_JOINERS}\p{{Variation_Selector}}]")
+_VARIATION = regex.compile(r"\p{Variation_Selector}")
+
+
+def folded(text: str) -> str:
+    """`text` as it is compared: NFKC and case folding, until neither changes anything."""
+    once = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
+    return unicodedata.normalize("NFKC", once.casefold())
+
+
+@lru_cache(4096)
+def words(text: str) -> tuple[str, ...]:
+    """The words of `text`, folded, in order; none if it has neither letter, digit nor symbol."""
+    found = []
+    for match in _WORD.finditer(folded(text)):
+        # a joiner inside an emoji makes another one of it
+        hidden = _VARIATION if match["symbol"] else _INVISIBLE
+        if word := hidden.sub("", match[0]):
+            found.append(word)
+    return tuple(found)
+
+
+def located(text: str) -> list[tuple[str, int, int]]:
+    """The words of `text`, folded, each with where it begins and ends in `text`."""
+    return [(word, match.start(), match.end()) for match in _WORD.finditer(text) for word in words(match[0])]
+
+
+def says(text: Sequence[str], phrase: Sequence[str]) -> bool:
+    """Whether the words `phrase`, at least one, follow each other somewhere in the words `text`."""
+    count = len(phrase)
+    return count > 0 and any(text[i : i + count] == phrase for i in range(len(text) - count + 1))

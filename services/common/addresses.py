@@ -1,0 +1,135 @@
+"""Addresses in settings: what is none is refused at the start and not at the first request."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator
+from redis import ConnectionPool
+from redis.connection import parse_url
+
+NO_REDIS = "none"
+MAX_SOCKET_PATH_BYTES = 107
+"""Of a unix socket: Linux keeps 108 bytes, one of which ends the path."""
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")  # Docker's names may have an underscore
+_MAX_NAME = 253
+_REDIS = "must be like redis://host:6379/0, rediss:// or unix://, or none"
+
+
+def _host(text: str) -> str:
+    """A host as sockets take it: an IPv6 address without its brackets."""
+    if "://" in text:
+        raise ValueError("must be a host name or an IP address alone, without a scheme such as http://")
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ipaddress.ip_address(bare)
+    except ValueError:
+        if ":" in text:
+            raise ValueError("must be a host name or an IP address alone, without a port") from None
+        if not _is_name(text):
+            raise ValueError("must be a host name or an IP address") from None
+    return bare
+
+
+def _is_name(text: str) -> bool:
+    labels = text.removesuffix(".").split(".")
+    # a name that ends in a number is an IPv4 address that is none, such as 10.0.0.256
+    return len(text) <= _MAX_NAME and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
+
+
+def _address(text: str) -> str:
+    """``host:port`` of a peer."""
+    example = "such as 127.0.0.1:50051"
+    if "://" in text:
+        raise ValueError(f"must be host:port without a scheme, {example}")
+    if text.endswith("/"):
+        raise ValueError(f"must be host:port without a slash, {example}")
+    host, colon, port = text.rpartition(":")
+    if not colon or (":" in host and not host.startswith("[")) or text.endswith("]"):
+        raise ValueError(f"must be host:port, {example}; an IPv6 address stands in brackets: [::1]:50051")
+    if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) <= 65535):
+        raise ValueError("must be host:port with a port from 1 to 65535")
+    _host(host)
+    return f"{host}:{int(port)}"
+
+
+def _hosts(text: str) -> str:
+    """Names and addresses separated by commas."""
+    for name in filter(None, map(str.strip, text.split(","))):
+        try:
+            _host(name)
+        except ValueError as error:
+            raise ValueError(f"each name {error}; {name!r} is none") from None
+    return text
+
+
+def _published(text: str) -> str:
+    return _host(text) if text else text
+
+
+def _redis_or_none(url: object) -> object:
+    return "" if isinstance(url, str) and url.strip().lower() == NO_REDIS else url
+
+
+def _redis_url(url: str) -> str:
+    """A URL that redis-py takes, without what it passes over in silence. The password is in no message."""
+    if not url:
+        return url
+    try:
+        options = parse_url(url)  # type: ignore[no-untyped-call]
+        ConnectionPool.from_url(url).make_connection()
+        parts = urlsplit(url)
+        port = parts.port
+    except (ValueError, TypeError, AttributeError):
+        raise ValueError(_REDIS) from None
+    if parts.scheme == "unix":
+        if not options.get("path"):
+            raise ValueError("must name a socket, like unix:///run/redis.sock")
+        if len(os.fsencode(options["path"])) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"names a socket whose path is longer than {MAX_SOCKET_PATH_BYTES} bytes")
+        return url
+    if port == 0 or not parts.hostname:
+        raise ValueError(f"{_REDIS}; the port is from 1 to 65535")
+    _host(parts.hostname)
+    if not re.fullmatch(r"/?|/[0-9]{1,5}/?", parts.path):
+        raise ValueError(f"{_REDIS}; after the port stands the number of a database")
+    return url
+
+
+def _spans_to(text: str) -> str:
+    if text.lower() == "console":
+        return "console"
+    if text.startswith(("http://", "https://")):
+        try:
+            parts = urlsplit(text)
+            if parts.port == 0 or not parts.hostname:
+                raise ValueError
+            _host(parts.hostname)
+        except ValueError:
+            raise ValueError("must be a URL such as http://localhost:4318/v1/traces") from None
+    elif "://" in text or re.fullmatch(r"[^/]+:\d+(/.*)?", text):
+        raise ValueError("must be console, a URL with http:// or https://, or a file (such as ./spans.jsonl)")
+    return text
+
+
+Host = Annotated[str, AfterValidator(_host)]
+"""Name or IP address to listen on."""
+Hosts = Annotated[str, AfterValidator(_hosts)]
+"""Names and IP addresses, separated by commas."""
+Address = Annotated[str, AfterValidator(_address)]
+"""host:port of another service."""
+PublishedOn = Annotated[str, AfterValidator(_published)]
+"""A host, `nowhere`, or empty."""
+RedisUrl = Annotated[str, BeforeValidator(_redis_or_none), AfterValidator(_redis_url)]
+"""URL of a Redis; `none` becomes empty."""
+SpansTo = Annotated[str, AfterValidator(_spans_to)]
+"""Where spans go; empty for nowhere."""
+
+
+def join(host: str, port: int) -> str:
+    """``host:port``, an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,143 @@
+"""The body of a request: bounded, uncompressed, and JSON of which nothing is lost (``dekag.documents``)."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Coroutine, Mapping
+from email.message import Message as MimeMessage
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+
+from dekag.documents import DocumentError, parse_json
+
+BODY = "body"
+"""What errors call it."""
+
+COMPRESSIONS = "gzip, deflate"
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # how zlib calls its formats
+_MAX_MEMBERS = 16  # of one gzip file; each costs a copy of the rest
+_CHARSETS = ("utf-8", "utf8", "us-ascii")
+
+
+class BodyError(Exception):
+    """A body that is not taken.
+
+    Attributes:
+        status: of the answer.
+        detail: what is wrong with it and what would be right.
+        headers: of the answer.
+    """
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.headers = status, detail, headers
+
+
+def too_large(limit: int) -> BodyError:
+    """The error of a body of more than ``limit`` bytes."""
+    return BodyError(413, f"the body must be at most {limit} bytes")
+
+
+def check_json(headers: Headers, body: bytes) -> None:
+    """BodyError unless the body may be JSON in UTF-8 by its Content-Type and its bytes.
+
+    Without a Content-Type it is taken for JSON, but not from a browser: a page from elsewhere can have one
+    send such a request to this machine without asking whether it may.
+    """
+    said = headers.get("content-type", "").strip()
+    if not said:
+        if "origin" in headers or "sec-fetch-site" in headers:
+            raise BodyError(415, "the body must have the Content-Type application/json; it has none")
+    else:
+        kind = MimeMessage()
+        kind["content-type"] = said
+        subtype = kind.get_content_subtype()
+        if kind.get_content_maintype() != "application" or not (
+            subtype == "json" or subtype.endswith("+json")
+        ):
+            raise BodyError(
+                415,
+                f"the body must be JSON, with the Content-Type application/json; it has {said[:80]!r}. "
+                "With curl: -H 'Content-Type: application/json'",
+            )
+        charset = str(kind.get_param("charset", "utf-8"))
+        if charset.lower() not in _CHARSETS:
+            raise BodyError(415, f"JSON must be in UTF-8; the Content-Type says {charset[:40]!r}")
+    try:
+        body.decode(json.detect_encoding(body), "surrogatepass")  # as it will be read
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{body[error.start]:02x} at {error.start}"
+        raise BodyError(400, f"the body must be JSON in UTF-8; {where} is not") from None
+
+
+def inflated(body: bytes, encodings: str, limit: int) -> bytes:
+    """The body without the compression that the header Content-Encoding names.
+
+    Args:
+        body: as it came.
+        encodings: the header's value; empty without one.
+        limit: bytes that it may have then.
+
+    Raises:
+        BodyError: it is compressed in another way, damaged or too large.
+    """
+    names = [name for name in map(str.strip, encodings.lower().split(",")) if name not in ("", "identity")]
+    if not names:
+        return body
+    if names not in (["gzip"], ["x-gzip"], ["deflate"]):
+        detail = f"the body may be compressed once, with gzip or deflate, not with {encodings[:80]!r}"
+        raise BodyError(415, detail, {"Accept-Encoding": COMPRESSIONS})
+    form = _GZIP if names != ["deflate"] else _ZLIB if _has_zlib_head(body) else _RAW
+    found, left = b"", body
+    try:
+        for _ in range(_MAX_MEMBERS):
+            inflater = zlib.decompressobj(form)
+            found += inflater.decompress(left, limit + 1 - len(found))
+            if len(found) > limit:
+                raise too_large(limit)
+            left = inflater.unused_data
+            if not inflater.eof:
+                break
+            if not left:
+                return found
+            if form != _GZIP:
+                break
+    except zlib.error:
+        pass
+    raise BodyError(400, f"the body cannot be read as {names[0]}, which its Content-Encoding says that it is")
+
+
+def _has_zlib_head(body: bytes) -> bool:
+    """Whether the body is what HTTP calls deflate; some send it without its head."""
+    return len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        """The body; DocumentError if it is no JSON, or would lose something."""
+        if not hasattr(self, "_json"):
+            self._json = parse_json(await self.body(), BODY)
+        return self._json
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is read without losing anything; what it would lose is a problem with status 422."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The framework's own, with a request of another kind."""
+        handle = super().get_route_handler()
+
+        async def read_and_handle(request: Request) -> Response:
+            try:
+                return await handle(_JsonRequest(request.scope, request.receive))
+            except HTTPException as error:
+                if isinstance(error.__cause__, DocumentError):  # which the framework does not know
+                    raise error.__cause__ from None
+                raise
+
+        return read_and_handle

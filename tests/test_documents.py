@@ -1,0 +1,119 @@
+"""JSON and YAML that would lose something, or never end, are refused with their line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dekag.documents import MAX_DEPTH, DocumentError, parse_json, parse_yaml, read_json, read_yaml
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@given(JSON)
+def test_what_json_can_hold_comes_back(value: object) -> None:
+    assert parse_json(json.dumps(value), "it") == value
+    assert parse_json(json.dumps(value, ensure_ascii=False).encode(), "it") == value
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "said"),
+    [
+        ('{"a": 1, "a": 1}', 1, "a", "'a' stands there twice"),
+        ('{"l": [{"x": 1}, {"y": {"k": 1,\n"\\u006b": 2}}]}', 2, "l.1.y.k", "'k' stands there twice"),
+        ('[0,\n[{"été": 0, "été": 0}]]', 2, "1.0.été", "twice"),
+        ('{"":1,\n\n"":2}', 3, "", "'' stands there twice"),
+        ('{"a": [1, {"b": NaN}]}', 1, "a.1.b", "NaN is no finite number"),
+        ("[1,\n-Infinity]", 2, "1", "-Infinity is no finite number"),
+        ('{"a": 1e999}', 1, "a", "1e999 is no finite number"),
+        ('{"a": "\\udc00"}', 1, "a", "unpaired surrogate"),
+        ("[" * 10_000, 1, "", f"more than {MAX_DEPTH} levels"),
+        ('{"a":' * 10_000 + "1" + "}" * 10_000, 1, "", f"more than {MAX_DEPTH} levels"),
+        ('{"a": 1,\n}', None, "", "not valid JSON"),
+        ('["' + '\\"' * 100_000, 1, "", "not valid JSON"),
+        ("9" * 5000, None, "", "too many digits"),
+    ],
+)
+def test_json_is_refused(text: str, line: int | None, key: str, said: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        parse_json(text, "some.json")
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("some.json" if line is None else f"some.json, line {line}: ")
+    assert caught.value.field == (key or "some.json")
+    assert "\n" not in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 - its own
+    assert (str(again), again.field) == (str(caught.value), caught.value.field)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("a: 1\nb: 2\na: 3", 3, "'a' stands there twice"),
+        ("links:\n  - {snr_db: 1}\n  - {fading: awgn, x: {k: 1, k: 2}}", 3, "'k' stands there twice"),
+        ("{1: a, 1: b}", 1, "'1' stands there twice"),
+        ("a: .inf", 1, "no finite number"),
+        ("x:\n - -.INF", 2, "no finite number"),
+        ("a: .NaN", 1, "no finite number"),
+        ("a: 1e999", 1, "no finite number"),
+        ("[" * 10_000, 1, f"more than {MAX_DEPTH} levels"),
+        ("- " * 10_000 + "x", 1, f"more than {MAX_DEPTH} levels"),
+        ("a: &a [*a]", 1, "alias of what it stands in"),
+        ("a: &a {b: [1, {c: *a}]}", 1, "alias of what it stands in"),
+        ("a: 1\n---\na: 2", 2, "another document"),
+        ("a: !!python/object:os.system x", 1, "could not determine a constructor"),
+        ("? [1]\n: 2", 1, "a key that is no text"),
+        ("a: *u", 1, "undefined alias"),
+        ('a: "\\ud800"', 1, "unpaired surrogate"),
+    ],
+)
+def test_yaml_is_refused(text: str, line: int, said: str) -> None:
+    with pytest.raises(DocumentError, match=said) as caught:
+        parse_yaml(text, "some.yaml")
+    assert str(caught.value).startswith(f"some.yaml, line {line}: ")
+
+
+def test_aliases_that_stand_for_too_much_are_refused() -> None:
+    bomb = "x: &a0 [1,1,1,1,1,1,1,1,1]\n" + "".join(
+        f"y{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+    )
+    with pytest.raises(DocumentError, match="aliases that stand for"):
+        parse_yaml(bomb, "bomb.yaml")
+    chain = "x: &a0 []\n" + "".join(f"y{i}: &a{i} [*a{i - 1}]\n" for i in range(1, 1000))
+    with pytest.raises(DocumentError, match="levels"):
+        parse_yaml(chain, "chain.yaml")
+
+
+def test_yaml_is_of_version_1_2() -> None:
+    assert parse_yaml('"\\ud83d\\ude00"', "it") == "😀"
+    text = "[no, on, yes, 1:30, 010, 1_000, 2024-01-01, 1e-6, 0o17, 0xff, ~, true, -1, +.5, '1', =]"
+    assert parse_yaml(text, "it") == [
+        "no", "on", "yes", "1:30", "010", "1_000", "2024-01-01", 1e-6, 15, 255, None, True, -1, 0.5, "1", "=",
+    ]  # fmt: skip
+
+
+def test_a_merge_is_no_repetition() -> None:
+    assert parse_yaml("b: &b {x: 1, y: 2}\nc:\n  <<: *b\n  x: 3", "it")["c"] == {"x": 3, "y": 2}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_files_in_unicode(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text('{"a": "été 船"}\r\n', encoding=encoding)
+    assert read_json(path) == read_yaml(path) == {"a": "été 船"}
+
+
+def test_other_encodings_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes('{\n"a": "été"}'.encode("latin-1"))
+    for read in (read_json, read_yaml):
+        with pytest.raises(DocumentError, match="line 2: not UTF-8 text"):
+            read(path)
