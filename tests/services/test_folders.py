@@ -16,11 +16,12 @@ import pytest
 from redis import Redis
 from typer.testing import CliRunner
 
-from dekag import cli, plugins
+from dekag import plugins
 from dekag.errors import InvalidInputError
+from services.cli import doctor
+from services.cli import main as cli
 from services.cloud.job_folder import JobFolders
 from services.cloud.version_store import trouble
-from services.launcher import doctor
 from services.launcher.stack import LaunchError
 from tests.services.test_launcher import RedisOnly
 

@@ -14,9 +14,10 @@ import yaml
 from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
-from dekag import cli, client, plugins
+from dekag import client, plugins
 from dekag.errors import InvalidInputError
 from services.channel.settings import ChannelSettings
+from services.cli import main as cli
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.common import tracing
 from services.common.environment import OTHERS, known, unknown
