@@ -101,6 +101,7 @@ def test_a_command_that_measures_keeps_the_claims(monkeypatch: pytest.MonkeyPatc
         record("distill_seconds", 12.3, "s", command="dekag bench distill", count=2)
 
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/claims.md").touch()
     (tmp_path / "README.md").write_text("# Mine\n<!-- results -->\nold\n<!-- /results -->\nstays\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("services.launcher.bench.distill.run_distill_bench", measure)
@@ -132,7 +133,7 @@ def test_choices_on_the_page_of_the_paper_are_those_of_the_code() -> None:
         f"{distill.tokens} vectors",
         f"rank {distill.rank}, {distill.bits} bits a number",
         f"{distill.images} cloud images",
-        f"{distill.steps} steps of {distill.batch}",
+        f"{distill.steps} steps of {distill.batch} images",
         f"guidance {distill.guidance_scale:g}",
         f"{100 * SHARE:g} % of the codec's parameters",
         f"trunk of {cala.gate_width} units",
