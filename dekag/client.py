@@ -139,6 +139,7 @@ class LinkReport(_Answer):
     no: float
     gains: list[tuple[float, float]]
     instantaneous_snr_db: float | None
+    prompt_read: dict[str, PromptRead] = {}
     psnr_db: float | None
     scores: dict[str, float | None]
     stages: list[StageTime]
@@ -151,7 +152,6 @@ class LinkReport(_Answer):
     expected_psnr_db: float | None
     coding: ModulationAndCoding | None
     image_format: str | None
-    prompt_read: dict[str, PromptRead] = {}
 
 
 class Constellation(_Answer):

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 import dekag
 from dekag import pipeline
 
-PAGE = Path(__file__).resolve().parents[1] / "docs/python.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/python.md"
 COMMAND = "python scripts/python_reference.py"
 INTERFACE = (dekag.SemanticLink, dekag.LinkConditions, dekag.load_profile, dekag.Client)
 PARTS = (
@@ -106,6 +107,7 @@ def _parameter(parameter: inspect.Parameter) -> str:
     if parameter.default is parameter.empty:
         return text
     default = "1/96" if parameter.default == pipeline.DEFAULT_CBR else repr(parameter.default)
+    default = default.replace(f"{ROOT}/", "")  # the page is the same wherever the clone is
     return f"{text} = {default}"
 
 

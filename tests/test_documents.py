@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dekag.documents import MAX_DEPTH, DocumentError, parse_json, parse_yaml, read_json, read_yaml
+from dekag.errors import FileError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -115,5 +116,5 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes('{\n"a": "été"}'.encode("latin-1"))
     for read in (read_json, read_yaml):
-        with pytest.raises(DocumentError, match="line 2: not UTF-8 text"):
+        with pytest.raises(FileError, match="is not text in UTF-8 or UTF-16: line 2"):
             read(path)

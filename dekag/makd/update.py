@@ -69,7 +69,8 @@ class KnowledgeUpdate(Artifact):
         self.words = {
             word: vectors[name][0]
             for word in self.triggers
-            if (name := next((each for each in self._names(word) if each in vectors), None)) is not None
+            if isinstance(word, str)  # what else may stand there is for `check` to refuse
+            and (name := next((each for each in self._names(word) if each in vectors), None)) is not None
         }
         self.lora: dict[str, torch.Tensor] = {}
         if LORA in tensors:

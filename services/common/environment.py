@@ -13,6 +13,7 @@ OTHERS: Mapping[str, str] = {
     "DEKAG_API_KEY": "clients",
     "DEKAG_CA_FILE": "clients",
     "DEKAG_HOSTNAMES": "dekag credentials",
+    "DEKAG_WORLD_ASSETS": "dekag train",
     "DEKAG_GATEWAY_BIND": "docker-compose.yml",
     "DEKAG_GATEWAY_PORT": "docker-compose.yml",
     "DEKAG_PROMETHEUS_PORT": "deploy/compose.monitoring.yml",

@@ -498,6 +498,9 @@ class Consistency(BaseModel):
     clip: float = Field(description="CLIP-score.", examples=[0.91])
     dino: float = Field(description="DINO-score.", examples=[0.84])
     mean: float = Field(description="Of both.", examples=[0.875])
+    prompt_read: PromptRead | None = Field(
+        default=None, description="How much of the prompt the cloud read for its own image."
+    )
 
 
 class ImageData(BaseModel):

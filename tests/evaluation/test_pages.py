@@ -150,7 +150,9 @@ def test_a_command_that_measures_fills_the_pages(monkeypatch: pytest.MonkeyPatch
 
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs/claims.md").write_text((ROOT / "docs/claims.md").read_text())
-    (tmp_path / "README.md").write_text("# Mine\n<!-- results -->\nold\n<!-- /results -->\nstays\n")
+    (tmp_path / "README.md").write_text(
+        "# Mine\n<!-- install -->\n<!-- /install -->\n<!-- results -->\nold\n<!-- /results -->\nstays\n"
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("services.bench.distill.run_distill_bench", measure)
     done = CliRunner().invoke(app, ["bench", "distill"])

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
         ('{"link": {"snr_db": 1,\n"fading": "awgn", "snr_\\u0064b": 2}}', "link.snr_db", "line 2"),
         ('{"prompts": ["a", {"x": [0, {"y": 1, "y": 1}]}]}', "prompts.1.x.1.y", "twice"),
         ('{"prompt": "a cat", "seed": NaN}', "seed", "NaN is no finite number"),
+        ('{"prompt": "a cat", "link": {"snr_db": NaN}}', "link.snr_db", "NaN is no finite number"),
         ('{"link": {"snr_db": -1e999}}', "link.snr_db", "no finite number"),
         ('{"prompt": "a \\ud800 cat"}', "prompt", "unpaired surrogate"),
         ("[" * 10_000, "body", "more than 64 levels"),
         ('{"a":' * 5_000 + "1" + "}" * 5_000, "body", "more than 64 levels"),
         ('{"prompt": "a cat",}', "body", "not valid JSON"),
-        (b'{"prompt": "a cat \xff"}', "body", "not UTF-8 text"),
         ('{"seed": ' + "9" * 5000 + "}", "body", "too many digits"),
     ],
 )

@@ -142,7 +142,7 @@ async def test_traffic_is_what_was_sent_without_the_reference(
     sent["cloud-edge"] = 0
     if delivery == "conventional":
         generate = GenerateRequest(
-            prompt=asked.prompt, seeds=[asked.seed], width=128, height=128, formats=[2]
+            prompt=asked.prompt, seeds=[asked.seed], width=128, height=128, formats=[2], on_long_prompt=1
         )
         webp = [answer async for answer in chain.cloud.Generate(generate)]
         asks = len(generate.SerializeToString()) + measure

@@ -182,7 +182,7 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
             worker = DistillerSettings(profile=str(scored_profile), distill_threads=1, **own("distiller"))
             distilling = asyncio.create_task(Distiller(worker).serve())
             async with serving(create_app(settings)) as client:
-                order = {"topic": "neon", "images": 4, "steps": 4, "rank": 1, "tokens": 1}
+                order = {"topic": "neon", "images": 4, "steps": 4, "rank": 1, "tokens": 1, "force": True}
                 job = (await client.post("/v1/knowledge", json=order)).json()
                 async with client.stream("GET", f"/v1/jobs/{job['id']}/events") as events:
                     last = [line async for line in events.aiter_lines() if line.startswith("data:")][-1]

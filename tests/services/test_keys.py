@@ -313,9 +313,9 @@ async def test_a_password_is_one_line_of_text(tmp_path: Path) -> None:
         file.write_bytes(content)
         assert redis_options(settings)["password"] == "pass"
     for content, told in {
-        b"": "not nothing",
-        b"\n": "not nothing",
-        b"a\nb": "not 2 lines",
+        b"": "is empty",
+        b"\n": "is empty",
+        b"a\nb": "one line",
         b"\xe9": "0xe9",
     }.items():
         file.write_bytes(content)

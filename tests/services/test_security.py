@@ -207,8 +207,8 @@ async def secured(
 
 def shown(home: Path | None, authority: Path) -> grpc.ChannelCredentials:
     """Credentials of a client that believes ``authority``, with a certificate only if there is a home."""
-    (root,) = read(authority, CA)
-    certificate, key = read(home, CERTIFICATE, KEY) if home else (None, None)
+    (root,) = read(authority, CA, setting="DEKAG_TLS_DIR")
+    certificate, key = read(home, CERTIFICATE, KEY, setting="DEKAG_TLS_DIR") if home else (None, None)
     return grpc.ssl_channel_credentials(root, key, certificate)
 
 

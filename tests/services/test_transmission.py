@@ -537,7 +537,7 @@ async def test_publishing_from_the_command_line(
     monkeypatch.setenv("DEKAG_PROFILE", str(profile))
     newer.save(tmp_path / "newer")
     assert main([str(tmp_path / "newer")]) == 0
-    assert f"version 1 is current: {newer.content_hash}" in capsys.readouterr().out
+    assert f"version 1 is current in {tmp_path / 'data'}: {newer.content_hash}" in capsys.readouterr().out
     weights = tmp_path / "newer" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert main([str(tmp_path / "newer")]) == 1
