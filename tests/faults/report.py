@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dekag.evaluation.registry import RESULTS, current_commit, record
-from dekag.evaluation.reports.claims import write_claims_page
+from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
 from dekag.evaluation.sweeps.runner import machine
 from tests.faults.stack import DEADLINE_S
@@ -45,5 +45,5 @@ def write_results(rows: Sequence[Mapping[str, Any]], every_s: float, planned: in
     lost = sum(row.get("lost", 0) for row in rows)
     record("faults_tried", len(rows), "faults", command=COMMAND, count=len(rows))
     record("faults_lost_requests", lost, "requests", command=COMMAND, count=requests)
-    write_claims_page()
+    CLAIMS.write()
     REPORT.write()

@@ -11,7 +11,7 @@ from typing import Any
 from grpc import StatusCode
 
 from dekag.evaluation.registry import RESULTS, current_commit, record
-from dekag.evaluation.reports.claims import write_claims_page
+from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
 from dekag.evaluation.sweeps.runner import machine
 
@@ -79,5 +79,5 @@ class Tally:
         path.write_text(json.dumps(content, indent=1) + "\n")
         record("fuzz_inputs", self.inputs, "inputs", command=COMMAND, count=self.inputs)
         record("fuzz_5xx", self.faults, "inputs", command=COMMAND, count=self.asked)
-        write_claims_page()
+        CLAIMS.write()
         REPORT.write()
