@@ -11,7 +11,7 @@ from typing import Any
 from dekag.evaluation.registry import RESULTS, current_commit, record
 from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
-from dekag.evaluation.sweeps.runner import machine
+from dekag.evaluation.runner import machine
 from tests.faults.stack import DEADLINE_S
 
 COMMAND = "make test-faults"

@@ -13,7 +13,7 @@ from grpc import StatusCode
 from dekag.evaluation.registry import RESULTS, current_commit, record
 from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
-from dekag.evaluation.sweeps.runner import machine
+from dekag.evaluation.runner import machine
 
 COMMAND = "make test-fuzz"
 SERVER_FAULTS = frozenset(
