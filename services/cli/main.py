@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -55,8 +56,9 @@ def main(
     if any(name.upper().startswith("DEKAG_") for name in os.environ):
         from services.common.environment import unknown
 
-        for told in unknown():
-            typer.secho(f"Warning: {told}", fg="yellow", err=True)
+        with contextlib.suppress(ModuleNotFoundError):  # a client alone does not know the services' settings
+            for told in unknown():
+                typer.secho(f"Warning: {told}", fg="yellow", err=True)
     if plugin:  # in the environment, so that the services and workers that are started load it, too
         named = [*plugins.split(os.environ.get(plugins.ENVIRONMENT, "")), *plugin]
         os.environ[plugins.ENVIRONMENT] = plugins.join(named)

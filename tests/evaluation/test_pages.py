@@ -200,7 +200,7 @@ def test_choices_on_the_page_of_the_paper_are_those_of_the_code() -> None:
         f"{distill.tokens} vectors",
         f"rank {distill.rank}, {distill.bits} bits a number",
         f"{distill.images} cloud images",
-        f"{distill.steps} steps with batches of {distill.batch}",
+        f"{distill.steps} steps of {distill.batch} images",
         f"guidance {distill.guidance_scale:g}",
         f"{100 * SHARE:g} % of the codec's parameters",
         f"trunk of {cala.gate_width} units",
