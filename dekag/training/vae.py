@@ -180,7 +180,7 @@ def held_out_psnr(vae: Any, pixels: Pixels, *, batch: int = 8) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def normalise_latents(vae: Any, pixels: Pixels, count: int = 2000) -> None:
+def normalise_latents(vae: Any, pixels: Pixels, count: int = 1000) -> None:
     """Fold the latents' per-channel mean and deviation into quant_conv and post_quant_conv, in place."""
     parts = batches(min(count, len(pixels)), 16)
     images = (_channels_last(to_tensor(pixels[part]), vae.device) for part in parts)

@@ -124,7 +124,7 @@ def test_an_interrupted_vae_training_continues_bit_for_bit(
 ) -> None:
     from dekag.training import vae
 
-    train = {"seed": 1, "channels": (4, 8, 8, 16)}
+    train: dict[str, Any] = {"seed": 1, "channels": (4, 8, 8, 16)}
     # one warm-up for both lengths, so that both have the same learning rates
     monkeypatch.setattr("dekag.training.loop.learning_rate_factor", lambda *_: 1.0)
     whole = vae.train_vae(tmp_path / "whole", pixels, held_out, steps=4, **train)
