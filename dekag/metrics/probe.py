@@ -6,6 +6,7 @@ Trained on rendered scenes alone, never on a generator's output, so that no gene
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from dekag.world.scene import ATTRIBUTES, Scene
+from dekag.world.scene import ATTRIBUTES
 
 JUDGED = ("subject", "colour", "setting", "style")
 
@@ -23,13 +24,21 @@ JUDGED = ("subject", "colour", "setting", "style")
 class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A small convolutional classifier with one head for each judged attribute.
 
-    forward: images (batch, 3, 128, 128) in [-1, 1] -> logits by attribute, each (batch, words).
+    forward: images (batch, 3, h, w) in [-1, 1], h and w multiples of `sees` -> logits by attribute, each
+    (batch, words).
+
+    Args:
+        width: channels of the first layer.
+        sees: side to which it reduces pictures, pixels.
+        words: of every judged attribute; those of the first edition's world if left out.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self, width: int = 32, sees: int = 64, words: dict[str, list[str]] | None = None) -> None:
         super().__init__()
-        widths = (width, 2 * width, 4 * width, 4 * width)
+        self.words = {name: list((words or ATTRIBUTES)[name]) for name in JUDGED}
+        halvings = (sees // 4).bit_length() - 1
+        widths = [width, 2 * width] + [4 * width] * (halvings - 2)
         layers: list[nn.Module] = []
         inputs = 3
         for outputs in widths:
@@ -41,22 +50,22 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
             inputs = outputs
         self.body = nn.Sequential(*layers, nn.Conv2d(inputs, inputs, 3, padding=1), nn.GELU())
         # mean over the picture for what fills it, maximum for what stands somewhere in it
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * inputs, len(ATTRIBUTES[name])) for name in JUDGED})
+        self.heads = nn.ModuleDict({name: nn.Linear(2 * inputs, len(self.words[name])) for name in JUDGED})
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of every judged attribute."""
-        features = self.body(F.avg_pool2d(images, images.shape[-1] // 64))
+        features = self.body(F.avg_pool2d(images, images.shape[-1] // self.config.sees))
         pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
         return {name: head(pooled) for name, head in self.heads.items()}
 
     @torch.inference_mode()
     def read(self, pixels: npt.NDArray[np.uint8]) -> list[dict[str, str]]:
-        """The most likely word of every judged attribute, for each of (batch, 128, 128, 3) uint8 pictures."""
+        """The most likely word of every judged attribute, for each of (batch, h, w, 3) uint8 pictures."""
         images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         indices = {name: logits.argmax(1).tolist() for name, logits in self(images).items()}
-        return [{name: ATTRIBUTES[name][indices[name][i]] for name in JUDGED} for i in range(len(pixels))]
+        return [{name: self.words[name][indices[name][i]] for name in JUDGED} for i in range(len(pixels))]
 
-    def correct(self, pixels: npt.NDArray[np.uint8], scenes: Sequence[Scene]) -> list[dict[str, bool]]:
+    def correct(self, pixels: npt.NDArray[np.uint8], scenes: Sequence[Any]) -> list[dict[str, bool]]:
         """Whether each picture shows its scene's attributes; only those that its style leaves visible."""
         return [
             {name: read[name] == getattr(scene, name) for name in scene.visible_attributes()}

@@ -3,64 +3,99 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from dekag.world.render import render
-from dekag.world.scene import STYLES, SUBJECTS, Scene, random_scene
+from dekag.training.worlds import STORYBOOK, World
+
+Pixels = npt.NDArray[np.uint8]  # (count, height, width, 3), RGB
+
+CHUNK = 100  # pictures that a process renders at a time
+SCENES = 24_000  # pictures to train on, if nothing else is said
 
 # Scene number n of a split is a pure function of (split, n); the splits' ranges never meet.
 SPLIT_START = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 
 
-def scene_number(
-    split: str, n: int, *, subjects: tuple[str, ...] = SUBJECTS, styles: tuple[str, ...] = STYLES
-) -> tuple[Scene, int]:
-    """Scene `n` of `split` and the seed that paints it.
+def scene_number(split: str, n: int, *, world: World = STORYBOOK, **restricted: Any) -> tuple[Any, int]:
+    """Scene `n` of `split` and the seed that paints it; `restricted` as `World.random_scene` takes it.
 
     Training never meets a held-out combination of attributes; validation and test meet nothing else.
     """
     seed = SPLIT_START[split] + n
     rng = random.Random(seed)
     while True:
-        scene = random_scene(rng, subjects=subjects, styles=styles)
+        scene = world.random_scene(rng, **restricted)
         if scene.held_out == (split != "train"):
             return scene, seed
 
 
-def _render_range(split: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
-    return np.stack([render(*scene_number(split, n)) for n in range(start, stop)])
+def picture_number(split: str, n: int, world: World) -> tuple[Any, int]:
+    """Scene `n` of the pictures that all models of `world` may be trained or judged on, and its seed."""
+    return scene_number(split, n, world=world, **world.known(cloud=True))
 
 
-def rendered_scenes(
-    cache: Path, split: str, count: int, *, workers: int = 2, chunk: int = 500
-) -> npt.NDArray[np.uint8]:
-    """Pixels of scenes 0..count-1 of `split`, shape (count, 128, 128, 3), rendered once and memory-mapped."""
-    path = cache / f"scenes-{split}-{count}.npy"
+def _pictures(world: World, split: str, start: int, stop: int) -> Pixels:
+    return np.stack([world.render(*picture_number(split, n, world)) for n in range(start, stop)])
+
+
+def _masks(world: World, split: str, start: int, stop: int) -> Pixels:
+    return np.stack([world.mask(*picture_number(split, n, world)) for n in range(start, stop)])
+
+
+def rendered_scenes(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
+    """Pictures 0..count-1 of `split`, shape (count, size, size, 3), rendered once and memory-mapped.
+
+    Args:
+        cache: where they are kept, under a name made of what made them.
+        split: one of SPLIT_START.
+        count: of pictures.
+        world: what draws them, and their size.
+        workers: processes that render.
+    """
+    name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}.npy"
+    return _rendered(cache / name, _pictures, (count, world.size, world.size, 3), split, world, workers)
+
+
+def rendered_masks(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
+    """Where the subject is in each of those pictures, shape (count, size, size), 0..255; kept likewise."""
+    name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}-masks.npy"
+    return _rendered(cache / name, _masks, (count, world.size, world.size), split, world, workers)
+
+
+def _rendered(
+    path: Path,
+    render: Callable[[World, str, int, int], Pixels],
+    shape: tuple[int, ...],
+    split: str,
+    world: World,
+    workers: int,
+) -> Pixels:
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_suffix(".new.npy")
-        out = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=(count, 128, 128, 3))
-        starts = range(0, count, chunk)
+        out = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.uint8, shape=shape)
+        starts = range(0, len(out), CHUNK)
+        stops = [min(start + CHUNK, len(out)) for start in starts]
         with ProcessPoolExecutor(workers) as pool:
-            parts = pool.map(
-                _render_range, [split] * len(starts), starts, [min(s + chunk, count) for s in starts]
-            )
+            parts = pool.map(render, repeat(world), repeat(split), starts, stops)
             for start, part in tqdm(zip(starts, parts, strict=True), total=len(starts), desc="render"):
                 out[start : start + len(part)] = part
         out.flush()
         unfinished.rename(path)
-    pixels: npt.NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    pixels: Pixels = np.load(path, mmap_mode="r")
     return pixels
 
 
-def to_tensor(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+def to_tensor(pixels: Pixels) -> torch.Tensor:
     """Pixels (batch, height, width, 3) uint8 to images (batch, 3, height, width) in [-1, 1]."""
     return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 

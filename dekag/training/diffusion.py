@@ -1,11 +1,14 @@
-"""Training of the two generators: the cloud's PixArt transformer and the edge's U-Net.
+"""Training of the two generators, cloud and edge.
 
 Both learn v-prediction on precomputed latents, with the prompt dropped in one case of ten for classifier-free
-guidance. The edge never sees a held-out topic.
+guidance. The edge is a U-Net and never sees a held-out topic; the cloud is a PixArt transformer, or a larger
+U-Net behind the same pipeline as the edge's. Guidance can then be distilled into a U-Net, which halves the
+denoiser's work: it is sampled with a guidance scale of 1.
 """
 
 from __future__ import annotations
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -21,21 +24,29 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
-from tqdm import tqdm
 
+from dekag.errors import InvalidInputError
 from dekag.metrics.probe import JUDGED, AttributeProbe
 from dekag.training import text
-from dekag.training.data import rendered_scenes, scene_number, to_tensor
+from dekag.training.data import SCENES, picture_number, scene_number
+from dekag.training.device import CPU, multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
+from dekag.training.latents import encoded_scenes
 from dekag.training.loop import TrainingRun
 from dekag.training.muon import Muon
-from dekag.training.vae import SCENES
-from dekag.world import Scene, caption
-from dekag.world.topics import EDGE_STYLES, EDGE_SUBJECTS
+from dekag.training.worlds import World
 
 CAPTIONS_PER_SCENE = 4
 PROMPT_DROPOUT = 0.1
+ADAMW_LEARNING_RATE = 1e-3
+MUON_LEARNING_RATE = 2e-3
+COOLDOWN_SHARE = 0.4
+SMALLEST_SIDE = 4  # of the U-Nets' lowest level
+EDGE_CHANNELS = (32, 64, 128, 192)
+CLOUD_CHANNELS = (64, 128, 192, 320)
+EDGE_TEXT, CLOUD_TEXT = {"width": 128, "layers": 3}, {"width": 192, "layers": 4}
 NOISE_SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
@@ -48,8 +59,8 @@ NOISE_SCHEDULE = {
 class TextToLatent(nn.Module):
     """A text encoder and a denoiser, trained together.
 
-    forward: tokens (batch, MAX_TOKENS), mask (same), noisy latents (batch, 4, 16, 16), timesteps (batch,)
-    -> v-prediction (batch, 4, 16, 16).
+    forward: tokens (batch, MAX_TOKENS), mask (same), noisy latents (batch, 4, h, w), timesteps (batch,)
+    -> v-prediction (batch, 4, h, w).
     """
 
     def __init__(self, text_encoder: Any, denoiser: Any) -> None:
@@ -58,7 +69,7 @@ class TextToLatent(nn.Module):
         self.denoiser = denoiser
 
 
-class EdgeModel(TextToLatent):
+class UNetModel(TextToLatent):
     """CLIP text encoder and U-Net, called as StableDiffusionPipeline calls them."""
 
     def forward(
@@ -68,7 +79,7 @@ class EdgeModel(TextToLatent):
         return self.denoiser(noisy, timesteps, encoder_hidden_states=states).sample
 
 
-class CloudModel(TextToLatent):
+class PixArtModel(TextToLatent):
     """T5 encoder and PixArt transformer, called as PixArtSigmaPipeline calls them."""
 
     def forward(
@@ -85,139 +96,203 @@ class CloudModel(TextToLatent):
         ).sample
 
 
-def new_unet() -> UNet2DConditionModel:
-    """The edge's denoiser: cross-attention at 8x8 and 4x4."""
+def new_unet(
+    side: int, channels: tuple[int, ...] = EDGE_CHANNELS, text_width: int = 128
+) -> UNet2DConditionModel:
+    """A U-Net for latents of `side`: as many of `channels`' levels as lead down to 4x4.
+
+    Cross-attention at 8x8 and 4x4; what the prompt says as a whole scales and shifts every block besides.
+    """
+    levels = int(np.log2(side // SMALLEST_SIDE)) + 1
+    attends = [level >= levels - 2 for level in range(levels)]
     return UNet2DConditionModel(
-        sample_size=16,
+        sample_size=side,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(32, 64, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=channels[:levels],
+        down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
         layers_per_block=1,
         norm_num_groups=8,
         attention_head_dim=4,
-        cross_attention_dim=128,
+        cross_attention_dim=text_width,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
     )
 
 
-def new_transformer() -> PixArtTransformer2DModel:
-    """The cloud's denoiser: 64 tokens of 2x2 latents.
+def new_transformer(side: int) -> PixArtTransformer2DModel:
+    """A PixArt transformer for latents of `side`, in tokens of 2x2.
 
     4x4 patches make fewer tokens and quicker steps, but drew shapes as blobs after an hour on one core.
     """
     return PixArtTransformer2DModel(
-        num_attention_heads=3,
+        num_attention_heads=4,
         attention_head_dim=64,
-        num_layers=6,
+        num_layers=8,
         in_channels=4,
         out_channels=4,
-        cross_attention_dim=192,
+        cross_attention_dim=256,
         caption_channels=128,
-        sample_size=16,
+        sample_size=side,
         patch_size=2,
         interpolation_scale=1,
         use_additional_conditions=False,
     )
 
 
-@torch.inference_mode()
-def encoded_scenes(cache: Path, vae: Any, count: int = SCENES) -> torch.Tensor:
-    """Latents of training scenes 0..count-1, (count, 4, 16, 16) float16, computed once (resumable)."""
-    path, progress = cache / f"latents-{count}.npy", cache / "latents-done"
-    chunk = min(500, count)
-    done = int(progress.read_text()) if path.exists() and progress.exists() else 0
-    mode = "r+" if done else "w+"
-    cache.mkdir(parents=True, exist_ok=True)
-    out = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=(count, 4, 16, 16))
-    if done < count:
-        pixels = rendered_scenes(cache, "train", count)
-        for start in tqdm(range(done, count, chunk), desc="encode scenes", mininterval=10):
-            images = to_tensor(pixels[start : start + chunk])
-            parts = [vae.encode(part).latent_dist.mean for part in images.split(50)]
-            out[start : start + len(images)] = torch.cat(parts).half().numpy()
-            progress.write_text(str(start + chunk))
-        out.flush()
-    return torch.from_numpy(np.array(out))
-
-
-def caption_tokens(tokenizer: Any, scenes: list[int], *, cloud: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """CAPTIONS_PER_SCENE captions of each training scene: ids and masks, (scenes, captions, tokens)."""
+def caption_tokens(
+    tokenizer: Any, numbers: list[int], world: World, *, cloud: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """CAPTIONS_PER_SCENE captions of each training picture: ids and masks, (pictures, captions, tokens)."""
     texts = []
-    for n in scenes:
-        scene, seed = scene_number("train", n)
+    for n in numbers:
+        scene, seed = picture_number("train", n, world)
         rng = random.Random(-seed - 1)
-        texts += [text.world_caption(scene, rng, cloud=cloud) for _ in range(CAPTIONS_PER_SCENE)]
+        texts += [world.caption(scene, rng, cloud=cloud) for _ in range(CAPTIONS_PER_SCENE)]
     tokens, mask = text.tokenize(tokenizer, texts)
-    shape = (len(scenes), CAPTIONS_PER_SCENE, text.MAX_TOKENS)
+    shape = (len(numbers), CAPTIONS_PER_SCENE, text.MAX_TOKENS)
     return tokens.view(shape), mask.view(shape)
 
 
-def known_scenes(*, cloud: bool, count: int = SCENES) -> list[int]:
-    """Numbers of the training scenes that the cloud (all) or the edge (no held-out topic) may see."""
+def known_pictures(count: int, world: World, *, cloud: bool) -> list[int]:
+    """Numbers of the training pictures that the cloud (all) or the edge (no held-out topic) may see."""
     if cloud:
         return list(range(count))
-    known = ((n, scene_number("train", n)[0]) for n in range(count))
-    return [n for n, scene in known if scene.subject in EDGE_SUBJECTS and scene.style in EDGE_STYLES]
+    return [n for n in range(count) if world.edge_knows(picture_number("train", n, world)[0])]
 
 
-def optimizers(model: TextToLatent, learning_rate: float, *, muon: bool) -> list[torch.optim.Optimizer]:
-    """AdamW; `muon` gives the matrices in a transformer's blocks to Muon, which needs fewer steps."""
+def optimizers(model: TextToLatent) -> list[torch.optim.Optimizer]:
+    """Muon for the denoiser's inner matrices and convolutions, AdamW for the rest."""
+    outer = ("conv_in.", "conv_out.", "pos_embed.", "proj_out.", "time_embedding.", "adaln_single.")
     named = list(model.denoiser.named_parameters())
-    inner = [p for name, p in named if "transformer_blocks" in name and name.endswith("weight")]
-    matrices = [p for p in inner if muon and p.ndim == 2]
-    chosen = {id(p) for p in matrices}
+    inner = [p for name, p in named if p.ndim in (2, 4) and not name.startswith(outer)]
+    chosen = {id(p) for p in inner}
     groups = [
-        {"params": [p for _, p in named if id(p) not in chosen], "lr": learning_rate},
-        {"params": model.text_encoder.parameters(), "lr": learning_rate / 4},
+        {"params": [p for _, p in named if id(p) not in chosen], "lr": ADAMW_LEARNING_RATE},
+        {"params": model.text_encoder.parameters(), "lr": ADAMW_LEARNING_RATE / 4},
     ]
     adamw = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    return [adamw, Muon(matrices, lr=2 * learning_rate)] if matrices else [adamw]
+    return [adamw, Muon(inner, lr=MUON_LEARNING_RATE, iterations=4)]
+
+
+def _plain_attention(denoiser: Any, device: torch.device) -> None:
+    """On a CPU the plain attention is the quicker one backward; pictures are drawn with the fused one."""
+    if hasattr(denoiser, "set_attn_processor"):
+        denoiser.set_attn_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
+
+
+class PromptedLatents:
+    """Batches of latents, each with one of its captions or, one time in ten, none.
+
+    Args:
+        latents: of all training pictures, (n, 4, h, w) float16.
+        tokenizer: the generator's.
+        world: what drew them.
+        cloud: whether the cloud is trained, which knows all of them.
+        device: where batches go.
+    """
+
+    def __init__(
+        self, latents: torch.Tensor, tokenizer: Any, world: World, *, cloud: bool, device: torch.device
+    ) -> None:
+        numbers = known_pictures(len(latents), world, cloud=cloud)
+        self._latents, self._index = latents, torch.tensor(numbers)
+        self._tokens, self._mask = caption_tokens(tokenizer, numbers, world, cloud=cloud)
+        self.empty = text.tokenize(tokenizer, [""])
+        self._device = device
+
+    def draw(
+        self, batch: int, generator: torch.Generator, dropout: float = PROMPT_DROPOUT
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Latents (batch, 4, h, w) float32, token ids and masks (batch, tokens)."""
+        pick = torch.randint(len(self._index), (batch,), generator=generator)
+        which = torch.randint(CAPTIONS_PER_SCENE, (batch,), generator=generator)
+        dropped = (torch.rand(batch, generator=generator) < dropout).unsqueeze(1)
+        clean = self._latents[self._index[pick]].float()
+        ids = torch.where(dropped, self.empty[0], self._tokens[pick, which])
+        seen = torch.where(dropped, self.empty[1], self._mask[pick, which])
+        return clean.to(self._device), ids.to(self._device), seen.to(self._device)
 
 
 def train_denoiser(
     model: TextToLatent,
-    tokenizer: Any,
-    latents: torch.Tensor,
+    data: PromptedLatents,
     folder: Path,
     *,
-    cloud: bool,
     steps: int,
     seed: int,
     batch: int,
-    learning_rate: float,
-    bf16: bool,
+    device: torch.device = CPU,
+    bf16: bool = False,
 ) -> TextToLatent:
-    """Train text encoder and denoiser on the latents (n, 4, 16, 16) of all scenes; returns the average.
+    """Train text encoder and denoiser; returns the average.
 
     `bf16` lets matrix products run in bfloat16, which pays only where the processor has units for it.
     """
-    scenes = known_scenes(cloud=cloud, count=len(latents))
-    tokens, mask = caption_tokens(tokenizer, scenes, cloud=cloud)
-    empty_tokens, empty_mask = text.tokenize(tokenizer, [""])
-    index = torch.tensor(scenes)
+    model = model.to(device)
+    _plain_attention(model.denoiser, device)
     loss = DiffusionLoss(DDPMScheduler(**NOISE_SCHEDULE))
-    run = TrainingRun(folder, model, optimizers(model, learning_rate, muon=cloud), seed=seed)
+    run = TrainingRun(folder, model, optimizers(model), seed=seed)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        pick = torch.randint(len(scenes), (batch,), generator=generator)
-        which = torch.randint(CAPTIONS_PER_SCENE, (batch,), generator=generator)
-        clean = latents[index[pick]].float()
-        dropped = (torch.rand(batch, generator=generator) < PROMPT_DROPOUT).unsqueeze(1)
-        ids = torch.where(dropped, empty_tokens, tokens[pick, which])
-        seen = torch.where(dropped, empty_mask, mask[pick, which])
-        timesteps = loss.draw_timesteps(batch, generator)
-        noise = torch.randn(clean.shape, generator=generator)
+        clean, ids, seen = data.draw(batch, generator)
+        timesteps = loss.draw_timesteps(batch, generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
 
         def denoise(noisy: torch.Tensor) -> torch.Tensor:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with multiplying(device, bf16):
                 said: torch.Tensor = model(ids, seen, noisy, timesteps)
             return said.float()
 
         return {"loss": loss(clean, noise, timesteps, denoise)}
 
-    run.run(step, steps)
-    return run.average
+    run.run(step, steps, cooldown_share=COOLDOWN_SHARE)
+    return run.average.to("cpu")
+
+
+def distil_guidance(
+    model: TextToLatent,
+    data: PromptedLatents,
+    folder: Path,
+    *,
+    guidance_scale: float,
+    steps: int,
+    seed: int,
+    batch: int,
+    device: torch.device = CPU,
+    bf16: bool = False,
+) -> TextToLatent:
+    """Teach a copy of `model` to say at once what guidance makes of its two answers; returns the average.
+
+    After Meng et al. 2023, for one scale. The student reads the prompt alone and is sampled with scale 1: one
+    row through the denoiser instead of two. The text encoder stays as it is.
+    """
+    teacher = model.to(device).requires_grad_(False).eval()
+    student = copy.deepcopy(teacher)
+    student.denoiser.requires_grad_(True)
+    _plain_attention(student.denoiser, device)
+    scheduler = DDPMScheduler(**NOISE_SCHEDULE)
+    loss = DiffusionLoss(scheduler)
+    run = TrainingRun(folder, student, optimizers(student), seed=seed)
+    empty_ids, empty_mask = (each.to(device) for each in data.empty)
+
+    def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        clean, ids, seen = data.draw(batch, generator, dropout=0.0)
+        timesteps = loss.draw_timesteps(batch, generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        noisy = scheduler.add_noise(clean, noise, timesteps)
+        with multiplying(device, bf16):
+            with torch.no_grad():
+                free = teacher(empty_ids.expand_as(ids), empty_mask.expand_as(seen), noisy, timesteps)
+                said = teacher(ids, seen, noisy, timesteps)
+                wanted = (free + guidance_scale * (said - free)).float()
+            ours = student(ids, seen, noisy, timesteps).float()
+        return {"loss": loss.weighted((ours - wanted).square().mean(dim=(1, 2, 3)), timesteps)}
+
+    run.run(step, steps, cooldown_share=COOLDOWN_SHARE)
+    return run.average.to("cpu")
 
 
 def sampler() -> DPMSolverMultistepScheduler:
@@ -225,42 +300,12 @@ def sampler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1)
 
 
-def train_edge(
-    folder: Path,
-    cache: Path,
-    vae_path: Path,
-    *,
-    steps: int,
-    seed: int,
-    batch: int = 32,
-    bf16: bool = False,
-    scenes: int = SCENES,
-) -> StableDiffusionPipeline:
-    """Train the edge-GAI; returns a pipeline of the averaged weights."""
-    torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(vae_path, dtype=torch.float32)
-    latents = encoded_scenes(cache, vae, scenes)
-    tokenizer = text.new_edge_tokenizer()
-    encoder = text.new_edge_text_encoder(tokenizer)
-    encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=False, seed=seed)
-    model = EdgeModel(encoder.requires_grad_(True), new_unet())
-    trained = train_denoiser(
-        model,
-        tokenizer,
-        latents,
-        folder,
-        cloud=False,
-        steps=steps,
-        seed=seed,
-        batch=batch,
-        learning_rate=1e-3,
-        bf16=bf16,
-    )
+def _unet_pipeline(vae: Any, tokenizer: Any, model: TextToLatent) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=trained.text_encoder,
+        vae=vae.to("cpu"),
+        text_encoder=model.text_encoder,
         tokenizer=tokenizer,
-        unet=trained.denoiser,
+        unet=model.denoiser,
         scheduler=sampler(),
         safety_checker=None,
         feature_extractor=None,
@@ -268,72 +313,141 @@ def train_edge(
     )
 
 
-def train_cloud(
-    folder: Path,
-    cache: Path,
-    vae_path: Path,
-    *,
-    steps: int,
-    seed: int,
-    batch: int = 32,
-    bf16: bool = False,
-    start: Path | None = None,
-    scenes: int = SCENES,
-) -> PixArtSigmaPipeline:
-    """Train the cloud-GAI; returns a pipeline of the averaged weights.
-
-    `start` is the folder of a trained pipeline to go on from, instead of from nothing.
-    """
-    torch.manual_seed(seed)
-    vae = AutoencoderKL.from_pretrained(vae_path, dtype=torch.float32)
-    latents = encoded_scenes(cache, vae, scenes)
-    if start is None:
-        tokenizer = text.new_cloud_tokenizer()
-        encoder = text.new_cloud_text_encoder(tokenizer)
-        encoder = text.pretrain_text_encoder(folder / "text", encoder, tokenizer, cloud=True, seed=seed)
-        model = CloudModel(encoder.requires_grad_(True), new_transformer())
-    else:
-        before = PixArtSigmaPipeline.from_pretrained(start, dtype=torch.float32)
-        tokenizer, model = before.tokenizer, CloudModel(before.text_encoder, before.transformer)
-    trained = train_denoiser(
-        model,
-        tokenizer,
-        latents,
-        folder,
-        cloud=True,
-        steps=steps,
-        seed=seed,
-        batch=batch,
-        learning_rate=1e-3,
-        bf16=bf16,
-    )
+def _pixart_pipeline(vae: Any, tokenizer: Any, model: TextToLatent) -> PixArtSigmaPipeline:
     return PixArtSigmaPipeline(
         tokenizer=tokenizer,
-        text_encoder=trained.text_encoder,
-        vae=vae,
-        transformer=trained.denoiser,
+        text_encoder=model.text_encoder,
+        vae=vae.to("cpu"),
+        transformer=model.denoiser,
         scheduler=sampler(),
     )
 
 
-def validation_prompts(count: int, *, cloud: bool) -> list[tuple[Scene, str, int]]:
+def new_generator(
+    kind: str, folder: Path, world: World, *, seed: int, device: torch.device = CPU
+) -> tuple[TextToLatent, Any]:
+    """An untrained generator whose text encoder already reads, and its tokenizer.
+
+    Args:
+        kind: "edge", "cloud" (PixArt) or "cloud-unet".
+        folder: where the text encoder's checkpoints go.
+        world: what it is to draw.
+        seed: of initial weights and of the text encoder's training.
+        device: where that runs.
+    """
+    torch.manual_seed(seed)
+    side = world.size // 8
+    denoiser: Any
+    if kind == "cloud":
+        tokenizer: Any = text.new_cloud_tokenizer(world=world)
+        encoder: Any = text.new_cloud_text_encoder(tokenizer)
+        denoiser = new_transformer(side)
+    elif kind == "cloud-unet":
+        tokenizer = text.new_clip_tokenizer(world=world)
+        encoder = text.new_clip_text_encoder(tokenizer, **CLOUD_TEXT)
+        denoiser = new_unet(side, CLOUD_CHANNELS, CLOUD_TEXT["width"])
+    else:
+        tokenizer = text.new_edge_tokenizer(world=world)
+        encoder = text.new_clip_text_encoder(tokenizer, **EDGE_TEXT)
+        denoiser = new_unet(side, EDGE_CHANNELS, EDGE_TEXT["width"])
+    encoder, _ = text.pretrain_text_encoder(
+        folder, encoder, tokenizer, world, cloud=kind != "edge", seed=seed, device=device
+    )
+    model = PixArtModel if kind == "cloud" else UNetModel
+    return model(encoder.requires_grad_(True), denoiser), tokenizer
+
+
+def train_generator(
+    kind: str,
+    folder: Path,
+    cache: Path,
+    vae_path: Path,
+    world: World,
+    *,
+    steps: int,
+    seed: int,
+    batch: int = 32,
+    start: Path | None = None,
+    guidance_scale: float | None = None,
+    pictures: int = SCENES,
+    workers: int = 2,
+    device: torch.device = CPU,
+    bf16: bool = False,
+) -> StableDiffusionPipeline | PixArtSigmaPipeline:
+    """Train a generator; returns a pipeline of the averaged weights.
+
+    Args:
+        kind: as in `new_generator`.
+        folder: where checkpoints go; resumed.
+        cache: where rendered pictures and latents are kept.
+        vae_path: the autoencoder's folder.
+        world: what it is to draw.
+        steps: optimiser steps in all.
+        seed: of initial weights and of every step.
+        batch: latents a step.
+        start: folder of a trained pipeline of that kind to go on from, instead of from nothing.
+        guidance_scale: distil this guidance into the pipeline at `start`, instead of training on.
+        pictures: rendered pictures to train on.
+        workers: processes that render.
+        device: where the training runs.
+        bf16: multiply in bfloat16.
+
+    Raises:
+        InvalidInputError: guidance is to be distilled into nothing.
+    """
+    vae = AutoencoderKL.from_pretrained(vae_path, dtype=torch.float32)
+    latents = encoded_scenes(cache, vae, pictures, world=world, workers=workers, device=device)
+    if start is None:
+        if guidance_scale is not None:
+            raise InvalidInputError("start", "a trained pipeline to distil guidance into", "nothing")
+        model, tokenizer = new_generator(kind, folder / "text", world, seed=seed, device=device)
+    else:
+        pipelines: dict[str, Any] = {"cloud": PixArtSigmaPipeline}
+        before = pipelines.get(kind, StableDiffusionPipeline).from_pretrained(start, dtype=torch.float32)
+        tokenizer = before.tokenizer
+        model = (
+            PixArtModel(before.text_encoder, before.transformer)
+            if kind == "cloud"
+            else UNetModel(before.text_encoder, before.unet)
+        )
+    data = PromptedLatents(latents, tokenizer, world, cloud=kind != "edge", device=device)
+    settings: dict[str, Any] = {"steps": steps, "seed": seed, "batch": batch, "device": device, "bf16": bf16}
+    if guidance_scale is None:
+        trained = train_denoiser(model, data, folder, **settings)
+    else:
+        trained = distil_guidance(model, data, folder, guidance_scale=guidance_scale, **settings)
+    return (_pixart_pipeline if kind == "cloud" else _unet_pipeline)(vae, tokenizer, trained)
+
+
+def validation_prompts(count: int, world: World, *, cloud: bool) -> list[tuple[Any, str, int]]:
     """Held-out scenes with a prompt in plain words and a seed; the edge's are of what it knows."""
     out = []
     for n in range(count):
-        scene, seed = scene_number("validation", n, **text.scenes_known(cloud))
-        out.append((scene, caption(scene, random.Random(seed)), seed))
+        scene, seed = scene_number("validation", n, world=world, **world.known(cloud=cloud))
+        out.append((scene, world.module.caption(scene, random.Random(seed)), seed))
     return out
 
 
-def probe_accuracy(pipeline: Any, probe_path: Path, *, cloud: bool, count: int = 100) -> dict[str, float]:
+def probe_accuracy(
+    pipeline: Any,
+    probe_path: Path,
+    world: World,
+    *,
+    cloud: bool,
+    steps: int = 10,
+    guidance_scale: float = 3.0,
+    count: int = 100,
+) -> dict[str, float]:
     """Share of visible attributes that the probe finds right in pictures of held-out prompts."""
     from dekag.generation.models import Generator, LatentDecoder
 
     decoder = LatentDecoder(pipeline.vae, "")
-    generator = Generator(pipeline, "", decoder, steps=10, guidance_scale=3.0)
+    generator = Generator(pipeline, "", decoder, steps=steps, guidance_scale=guidance_scale)
     probe = AttributeProbe.from_pretrained(probe_path).eval()
-    prompts = validation_prompts(count, cloud=cloud)
-    pixels = np.stack([generator.image(prompt, seed) for _, prompt, seed in prompts])
+    prompts = validation_prompts(count, world, cloud=cloud)
+    pixels = np.stack(
+        [generator.image(prompt, seed, width=world.size, height=world.size) for _, prompt, seed in prompts]
+    )
     verdicts = probe.correct(pixels, [scene for scene, _, _ in prompts])
     shares = {}
     for name in JUDGED:

@@ -51,6 +51,10 @@ class DiffusionLoss:
         if self._predicts_velocity:
             target = self._scheduler.get_velocity(clean, noise, timesteps)
         noisy = self._scheduler.add_noise(clean, noise, timesteps)
-        error = (denoise(noisy) - target).square().mean(dim=(1, 2, 3))
-        loss: torch.Tensor = (self._weights[timesteps] * error).mean()
+        return self.weighted((denoise(noisy) - target).square().mean(dim=(1, 2, 3)), timesteps)
+
+    def weighted(self, errors: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Mean of errors (batch,), each with the weight of its timestep, a scalar."""
+        weights = self._weights.to(errors.device)[timesteps]
+        loss: torch.Tensor = (weights * errors).mean()
         return loss

@@ -1,7 +1,10 @@
 """Training of the metric encoders: a small CLIP and a small DINOv2-style ViT, on rendered scenes alone.
 
 CLIP learns to pair pictures with captions (Radford et al. 2021), DINO by self-distillation without labels
-(Caron et al. 2021). Both look at pictures reduced to 64x64. Neither shares a weight with a generator.
+(Caron et al. 2021). Both look at pictures of 256 pixels reduced to 128, in patches of 16. Both also see
+damaged pictures, blurred, melted, mixed: for CLIP a damaged picture pairs with no caption, for DINO it is
+another picture than the one it was. So what people would not forgive is not forgiven. Neither shares a weight
+with a generator.
 """
 
 from __future__ import annotations
@@ -9,27 +12,39 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
-from dekag.metrics.features import CLIP_SIZE, reduce_images
+from dekag.metrics.features import reduce_images
 from dekag.training import text
-from dekag.training.data import rendered_scenes, scene_number, to_tensor
+from dekag.training.damage import damaged
+from dekag.training.data import Pixels, batches, picture_number, to_tensor
+from dekag.training.device import CPU, multiplying
 from dekag.training.loop import TrainingRun
-from dekag.training.vae import SCENES
+from dekag.training.worlds import World
 
 BATCH = 96
+DAMAGED_SHARE = 0.25  # damaged pictures beside each CLIP batch, in shares of it
 DINO_BATCH = 48  # of which two views each
 PROTOTYPES = 256
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
 KOLEO_WEIGHT = 0.1
+DAMAGE_WEIGHT, DAMAGE_MARGIN = 1.0, 0.5
+TOKENS_A_SIDE = 8
 
 
-def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIP of 4 layers of width 128 on both sides; 64x64 pictures in 8x8 patches."""
+def _seen(world: World) -> dict[str, int]:
+    """How the encoders look at a world's pictures: at half their side, in 8x8 patches."""
+    side = world.size // 2
+    return {"image_size": side, "patch_size": side // TOKENS_A_SIDE}
+
+
+def new_clip(tokenizer: CLIPTokenizer, world: World) -> CLIPModel:
+    """A CLIP of 4 layers of width 128 for pictures, 2 for captions."""
     shared = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 128, "intermediate_size": 384}
     return CLIPModel(
         CLIPConfig(
@@ -42,49 +57,72 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
                 "eos_token_id": tokenizer.eos_token_id,
                 "pad_token_id": tokenizer.pad_token_id,
             },
-            vision_config={**shared, "image_size": CLIP_SIZE, "patch_size": 8},
+            vision_config={**shared, **_seen(world)},
             projection_dim=64,
         )
     )
 
 
+def contrastive_loss(
+    texts: torch.Tensor, images: torch.Tensor, spoilt: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """CLIP's loss of unit features (batch, d), in which spoilt pictures (m, d) pair with no caption."""
+    wanted = torch.arange(len(texts), device=texts.device)
+    of_texts = F.cross_entropy(scale * texts @ torch.cat([images, spoilt]).T, wanted)
+    of_images = F.cross_entropy(scale * images @ texts.T, wanted)
+    return (of_texts + of_images) / 2
+
+
 def train_clip(
-    folder: Path, cache: Path, *, steps: int, seed: int, scenes: int = SCENES
+    folder: Path,
+    pixels: Pixels,
+    world: World,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device = CPU,
+    bf16: bool = False,
 ) -> tuple[CLIPModel, CLIPTokenizer]:
-    """Train CLIP for `steps`; returns the averaged model and its tokenizer, which knows all topics' words."""
+    """Train CLIP on training pictures 0..n-1, resuming what `folder` holds.
+
+    Returns:
+        The averaged model, and its tokenizer, which knows all topics' words.
+    """
     torch.manual_seed(seed)
-    pixels = rendered_scenes(cache, "train", scenes)
-    tokenizer = text.new_clip_tokenizer()
-    captions = []
-    for n in range(scenes):
-        scene, scene_seed = scene_number("train", n)
-        captions.append(text.world_caption(scene, random.Random(-scene_seed - 2), cloud=True))
-    tokens, mask = text.tokenize(tokenizer, captions)
-    clip = new_clip(tokenizer)
+    tokenizer = text.new_clip_tokenizer(world=world)
+    tokens, mask = text.tokenize(tokenizer, _captions("train", len(pixels), world, of=2))
+    clip = new_clip(tokenizer, world).to(device)
+    size = clip.config.vision_config.image_size
     optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
     run = TrainingRun(folder, clip, [optimizer], seed=seed, ema_decay=0.995)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(pixels), (BATCH,), generator=generator)
-        images = reduce_images(to_tensor(pixels[pick.numpy()]))
-        out = clip(input_ids=tokens[pick], attention_mask=mask[pick], pixel_values=images, return_loss=True)
-        return {"loss": out.loss}
+        images = reduce_images(to_tensor(pixels[pick.numpy()]).to(device), size)
+        # damaged versions of pictures in this very batch: their captions must tell the two apart
+        spoilt = damaged(images[: int(DAMAGED_SHARE * BATCH)], generator)
+        with multiplying(device, bf16):
+            seen = clip.vision_model(torch.cat([images, spoilt])).pooler_output
+            read = clip.text_model(tokens[pick].to(device), mask[pick].to(device)).pooler_output
+            seen, read = clip.visual_projection(seen), clip.text_projection(read)
+        seen, read = (F.normalize(each.float(), dim=1) for each in (seen, read))
+        scale = clip.logit_scale.exp().clamp(max=100)
+        return {"loss": contrastive_loss(read, seen[:BATCH], seen[BATCH:], scale)}
 
     run.run(step, steps)
-    return run.average, tokenizer
+    return run.average.to("cpu"), tokenizer
 
 
-def new_dino() -> Dinov2Model:
-    """A DINOv2 ViT of 4 layers of width 128; 64x64 pictures in 8x8 patches."""
+def _captions(split: str, count: int, world: World, *, of: int) -> list[str]:
+    """A caption of each picture 0..count-1 of `split`, `of` telling them from those of other trainings."""
+    scenes = (picture_number(split, n, world) for n in range(count))
+    return [world.caption(scene, random.Random(-seed - of), cloud=True) for scene, seed in scenes]
+
+
+def new_dino(world: World) -> Dinov2Model:
+    """A DINOv2 ViT of 4 layers of width 128."""
     return Dinov2Model(
-        Dinov2Config(
-            hidden_size=128,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            mlp_ratio=3,
-            image_size=CLIP_SIZE,
-            patch_size=8,
-        )
+        Dinov2Config(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=3, **_seen(world))
     )
 
 
@@ -98,23 +136,23 @@ class SelfDistillation(nn.Module):
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, 64), dim=1))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (batch, 3, 64, 64) -> features (batch, 128), cosine to each (batch, PROTOTYPES)."""
+        """Images (batch, 3, side, side) -> features (batch, 128), cosine to each (batch, PROTOTYPES)."""
         features: torch.Tensor = self.backbone(images).pooler_output
         projected = F.normalize(self.head(features), dim=1)
         return features, projected @ F.normalize(self.prototypes, dim=1).T
 
 
-def random_views(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A crop of each image (batch, 3, h, w), half to all of a side, at 64x64, with a little noise."""
+def random_views(images: torch.Tensor, generator: torch.Generator, size: int = 64) -> torch.Tensor:
+    """A crop of each image (batch, 3, h, w), half to all of a side, at size x size, with a little noise."""
     count = len(images)
     side = 0.5 + 0.5 * torch.rand(count, generator=generator)
     centre = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - side)[:, None]
     frame = torch.zeros(count, 2, 3)
     frame[:, 0, 0] = frame[:, 1, 1] = side
     frame[:, :, 2] = centre
-    grid = F.affine_grid(frame, [count, 3, CLIP_SIZE, CLIP_SIZE], align_corners=False)
+    grid = F.affine_grid(frame, [count, 3, size, size], align_corners=False).to(images.device)
     views = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
-    return views + 0.05 * torch.randn(views.shape, generator=generator)
+    return views + 0.05 * torch.randn(views.shape, generator=generator).to(images.device)
 
 
 def balanced(cosines: torch.Tensor) -> torch.Tensor:
@@ -132,63 +170,115 @@ def balanced(cosines: torch.Tensor) -> torch.Tensor:
 def crowding(features: torch.Tensor) -> torch.Tensor:
     """The KoLeo term of DINOv2 (Sablayrolles et al. 2019): small when no two features (batch, d) are near."""
     unit = F.normalize(features, dim=1)
-    similarity = unit @ unit.T - 2 * torch.eye(len(unit))
+    similarity = unit @ unit.T - 2 * torch.eye(len(unit), device=unit.device)
     nearest = (unit - unit[similarity.argmax(1)]).norm(dim=1)
     loss: torch.Tensor = -(nearest + 1e-4).log().mean()
     return loss
 
 
-def train_dino(folder: Path, cache: Path, *, steps: int, seed: int, scenes: int = SCENES) -> Dinov2Model:
+def indulgence(whole: torch.Tensor, spoilt: torch.Tensor) -> torch.Tensor:
+    """By how much damaged pictures are too near to what they were; features (batch, d)."""
+    return (F.cosine_similarity(whole, spoilt, dim=1) - DAMAGE_MARGIN).clamp_min(0).mean()
+
+
+def train_dino(
+    folder: Path,
+    pixels: Pixels,
+    world: World,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device = CPU,
+    bf16: bool = False,
+) -> Dinov2Model:
     """Train DINO for `steps`; returns the teacher's backbone, the average that TrainingRun keeps."""
     torch.manual_seed(seed)
-    pixels = rendered_scenes(cache, "train", scenes)
-    student = SelfDistillation(new_dino())
+    student = SelfDistillation(new_dino(world)).to(device)
+    size = student.backbone.config.image_size
     optimizer = torch.optim.AdamW(student.parameters(), lr=7e-4, weight_decay=0.05, fused=True)
     run = TrainingRun(folder, student, [optimizer], seed=seed, ema_decay=0.99)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(pixels), (DINO_BATCH,), generator=generator)
-        images = to_tensor(pixels[pick.numpy()])
-        views = [random_views(images, generator) for _ in range(2)]
-        with torch.no_grad():
-            targets = balanced(torch.cat([run.average(view)[1] for view in views])).chunk(2)
-        features, cosines = zip(*(student(view) for view in views), strict=True)
-        guesses = [(each / STUDENT_TEMPERATURE).log_softmax(1) for each in cosines]
+        images = to_tensor(pixels[pick.numpy()]).to(device)
+        views = [random_views(images, generator, size) for _ in range(2)]
+        reduced = reduce_images(images, size)
+        spoilt = damaged(reduced, generator)
+        with multiplying(device, bf16):
+            with torch.no_grad():
+                targets = balanced(torch.cat([run.average(view)[1] for view in views])).chunk(2)
+            features, cosines = zip(*(student(view) for view in views), strict=True)
+            # pictures are compared whole, so whole ones learn what damage is
+            compared = student.backbone(torch.cat([reduced, spoilt])).pooler_output.float()
+        guesses = [(each.float() / STUDENT_TEMPERATURE).log_softmax(1) for each in cosines]
         loss = -(targets[0] * guesses[1] + targets[1] * guesses[0]).sum(1).mean() / 2
-        spread = torch.stack([crowding(each) for each in features]).mean()
-        return {"loss": loss + KOLEO_WEIGHT * spread, "dino": loss}
+        spread = torch.stack([crowding(each.float()) for each in features]).mean()
+        forgiven = indulgence(*compared.chunk(2))
+        return {
+            "loss": loss + KOLEO_WEIGHT * spread + DAMAGE_WEIGHT * forgiven,
+            "dino": loss,
+            "forgiven": forgiven,
+        }
 
     run.run(step, steps)
-    return copy.deepcopy(run.average.backbone)
+    return copy.deepcopy(run.average.backbone).to("cpu")
 
 
 @torch.inference_mode()
-def clip_retrieval(clip: CLIPModel, tokenizer: CLIPTokenizer, cache: Path, count: int = 200) -> float:
-    """Share of validation captions whose own picture is the nearest of `count`."""
-    pixels = rendered_scenes(cache, "validation", count)
-    captions = []
-    for n in range(count):
-        scene, seed = scene_number("validation", n)
-        captions.append(text.world_caption(scene, random.Random(seed), cloud=True))
-    tokens, mask = text.tokenize(tokenizer, captions)
-    out = clip.eval()(input_ids=tokens, attention_mask=mask, pixel_values=reduce_images(to_tensor(pixels)))
-    nearest = out.logits_per_text.argmax(1)
-    return round(float((nearest == torch.arange(count)).float().mean()), 4)
+def clip_quality(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels, world: World) -> dict[str, float]:
+    """How CLIP does on validation pictures 0..n-1.
+
+    Returns:
+        `retrieval`: share of captions whose own picture is the nearest; `damage_seen`: share of captions that
+        are nearer to their picture than to its damaged version.
+    """
+    tokens, mask = text.tokenize(tokenizer, _captions("validation", len(pixels), world, of=0))
+    images = reduce_images(to_tensor(pixels), clip.config.vision_config.image_size)
+    spoilt = damaged(images, torch.Generator().manual_seed(0))
+    clip = clip.eval()
+    read = F.normalize(clip.text_projection(clip.text_model(tokens, mask).pooler_output), dim=1)
+    whole, broken = (
+        F.normalize(clip.visual_projection(clip.vision_model(each).pooler_output), dim=1)
+        for each in (images, spoilt)
+    )
+    similarity = read @ whole.T
+    nearest = similarity.argmax(1) == torch.arange(len(pixels))
+    told = similarity.diagonal() > (read * broken).sum(1)
+    return {
+        f"validation_retrieval_of_{len(pixels)}": round(float(nearest.float().mean()), 4),
+        "damage_seen": round(float(told.float().mean()), 4),
+    }
 
 
 @torch.inference_mode()
-def dino_neighbours(dino: Dinov2Model, cache: Path, count: int = 500) -> dict[str, float]:
-    """Share of validation scenes whose nearest neighbour in DINO features has the same attribute."""
-    images = reduce_images(to_tensor(rendered_scenes(cache, "validation", count)))
-    features = F.normalize(dino.eval()(images).pooler_output, dim=1)
-    similarity = features @ features.T
+def dino_quality(dino: Dinov2Model, pixels: Pixels, world: World) -> dict[str, float]:
+    """How DINO does on validation pictures 0..n-1.
+
+    Returns:
+        Share of pictures whose nearest neighbour has the same subject, setting and style; and the mean cosine
+        between a picture and its `damaged` version, and its slightly `shifted` one, which should be near 1.
+    """
+    size, count = dino.config.image_size, len(pixels)
+    images = torch.cat([reduce_images(to_tensor(pixels[part]), size) for part in batches(count, 50)])
+    step = size // 64
+    moved = images.roll((step, step), dims=(2, 3))
+    spoilt = damaged(images, torch.Generator().manual_seed(0))
+    dino = dino.eval()
+    whole, near, broken = (_dino_features(dino, each) for each in (images, moved, spoilt))
+    similarity = whole @ whole.T
     similarity.fill_diagonal_(-1)
     nearest = similarity.argmax(1).tolist()
-    scenes = [scene_number("validation", n)[0] for n in range(count)]
-    return {
-        name: round(
-            sum(getattr(scenes[i], name) == getattr(scenes[j], name) for i, j in enumerate(nearest)) / count,
-            4,
-        )
+    scenes = [picture_number("validation", n, world)[0] for n in range(count)]
+    alike = {
+        name: sum(getattr(scenes[i], name) == getattr(scenes[j], name) for i, j in enumerate(nearest)) / count
         for name in ("subject", "setting", "style")
     }
+    cosines: dict[str, Any] = {
+        "damaged": (whole * broken).sum(1).mean(),
+        "shifted": (whole * near).sum(1).mean(),
+    }
+    return {name: round(float(value), 4) for name, value in {**alike, **cosines}.items()}
+
+
+def _dino_features(dino: Dinov2Model, images: torch.Tensor) -> torch.Tensor:
+    return torch.cat([F.normalize(dino(part).pooler_output, dim=1) for part in images.split(50)])

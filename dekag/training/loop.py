@@ -1,8 +1,8 @@
 """The one training loop: resumable, deterministic per step, with a progress bar.
 
-The learning rate warms up, stays constant and falls linearly to zero over the last fifth of the run, so a
-run may be resumed with another number of steps without a jump. Randomness is drawn from a generator seeded
-by (seed, step): a resumed run continues exactly as an uninterrupted one would.
+The learning rate warms up, stays constant and falls linearly to zero over the last part of the run (a
+fifth), so a run may be resumed with another number of steps without a jump. Randomness is drawn from a
+generator seeded by (seed, step): a resumed run continues exactly as an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ COOLDOWN_SHARE = 0.2
 SAVE_EVERY_SECONDS = 120.0
 
 
-def learning_rate_factor(step: int, total_steps: int, warmup_steps: int = WARMUP_STEPS) -> float:
+def learning_rate_factor(
+    step: int, total_steps: int, warmup_steps: int = WARMUP_STEPS, cooldown_share: float = COOLDOWN_SHARE
+) -> float:
     """Share (0..1) of the peak learning rate at `step` of `total_steps`."""
     warmup = min(1.0, (step + 1) / min(warmup_steps, total_steps))
-    cooldown = min(1.0, (total_steps - step) / max(1.0, COOLDOWN_SHARE * total_steps))
+    cooldown = min(1.0, (total_steps - step) / max(1.0, cooldown_share * total_steps))
     return warmup * cooldown
 
 
@@ -81,6 +83,7 @@ class TrainingRun(Generic[Model]):
         *,
         max_grad_norm: float = 1.0,
         warmup_steps: int = WARMUP_STEPS,
+        cooldown_share: float = COOLDOWN_SHARE,
         save_every_s: float = SAVE_EVERY_SECONDS,
         on_save: Callable[[int], None] | None = None,
         on_step: Callable[[int, Mapping[str, float]], bool] | None = None,
@@ -93,6 +96,7 @@ class TrainingRun(Generic[Model]):
             total_steps: where the run ends.
             max_grad_norm: gradients are scaled down to this norm.
             warmup_steps: steps over which the learning rate rises.
+            cooldown_share: part of the run over which it falls.
             save_every_s: time between two checkpoints, s.
             on_save: called after every checkpoint with the number of steps done.
             on_step: called after every step with the number of steps done and the smoothed losses; training
@@ -110,7 +114,7 @@ class TrainingRun(Generic[Model]):
             total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=interval, disable=not show
         ) as bar:
             while more and self.step < total_steps:
-                factor = learning_rate_factor(self.step, total_steps, warmup_steps)
+                factor = learning_rate_factor(self.step, total_steps, warmup_steps, cooldown_share)
                 for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                         group["lr"] = peak * factor
@@ -179,6 +183,10 @@ class TrainingRun(Generic[Model]):
                 parameter, name = key.split(".", 1)
                 values.setdefault(int(parameter), {})[name] = tensor
             optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
+            for weight, loaded in optimizer.state.items():
+                for name, value in loaded.items():
+                    if value.shape == weight.shape:  # laid out in memory as its parameter is
+                        loaded[name] = torch.empty_like(weight).copy_(value)
         self.step = state["step"]
         self.seed = state["seed"]
         self.seconds = state["seconds"]

@@ -1,28 +1,36 @@
-"""Training of the attribute probe on rendered scenes, blurred and shifted a little to make it robust."""
+"""Training of what judges the generators: the attribute probe and the outline judge.
+
+Both see rendered scenes alone, blurred, shifted and noisy a little, to make them robust.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from dekag.metrics.outline import SEES, OutlineJudge
 from dekag.metrics.probe import JUDGED, AttributeProbe
-from dekag.training.data import rendered_scenes, scene_number, to_tensor
+from dekag.training.damage import damaged
+from dekag.training.data import Pixels, picture_number, to_tensor
+from dekag.training.device import CPU, multiplying
 from dekag.training.loop import TrainingRun
-from dekag.training.vae import SCENES
-from dekag.world.scene import ATTRIBUTES
+from dekag.training.worlds import World
 
 BATCH = 64
+OUTLINE_BATCH = 16
+SEEN_SIDE = 128  # side at which the probe looks at pictures of 256 pixels; at smaller ones, half of theirs
 
 
-def attribute_labels(split: str, count: int) -> dict[str, torch.Tensor]:
-    """Index of each judged attribute's word for scenes 0..count-1 of `split`; -100 where not visible."""
-    scenes = [scene_number(split, n)[0] for n in range(count)]
+def attribute_labels(split: str, count: int, world: World) -> dict[str, torch.Tensor]:
+    """Index of each judged attribute's word for pictures 0..count-1 of `split`; -100 where not visible."""
+    scenes = [picture_number(split, n, world)[0] for n in range(count)]
     return {
         name: torch.tensor(
             [
-                ATTRIBUTES[name].index(getattr(s, name)) if name in s.visible_attributes() else -100
+                world.attributes[name].index(getattr(s, name)) if name in s.visible_attributes() else -100
                 for s in scenes
             ]
         )
@@ -31,43 +39,105 @@ def attribute_labels(split: str, count: int) -> dict[str, torch.Tensor]:
 
 
 def weathered(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images as a generator might have drawn them: shifted by up to 6 pixels, some blurred, some noisy."""
-    shift = torch.randint(-6, 7, (2,), generator=generator).tolist()
-    images = F.pad(images, (6, 6, 6, 6), mode="replicate")
-    images = images[..., 6 + shift[0] : 134 + shift[0], 6 + shift[1] : 134 + shift[1]]
+    """Images as a good generator might have drawn them: shifted by up to 5 %, blurred, noisy."""
+    side = images.shape[-1]
+    most = side // 20
+    down, right = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
+    images = F.pad(images, (most, most, most, most), mode="replicate")
+    images = images[..., down : down + side, right : right + side]
     blurred = F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
-    share = torch.rand(len(images), 1, 1, 1, generator=generator)
-    noise = torch.randn(images.shape, generator=generator)
-    amount = 0.15 * torch.rand(len(images), 1, 1, 1, generator=generator)
+    share = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
+    noise = torch.randn(images.shape, generator=generator).to(images.device)
+    amount = 0.15 * torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
     return images + (blurred - images) * share + noise * amount
 
 
-def train_probe(folder: Path, cache: Path, *, steps: int, seed: int, scenes: int = SCENES) -> AttributeProbe:
-    """Train the probe for `steps`, resuming what `folder` holds; returns the averaged model."""
+def reduced(pixels: Pixels, side: int) -> torch.Tensor:
+    """Pixels (batch, size, size, 3) uint8 to images (batch, 3, side, side) in [-1, 1]."""
+    return F.avg_pool2d(to_tensor(pixels), pixels.shape[1] // side)
+
+
+def train_probe(
+    folder: Path,
+    pixels: Pixels,
+    world: World,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device = CPU,
+    bf16: bool = False,
+) -> AttributeProbe:
+    """Train the probe on training pictures 0..n-1, resuming what `folder` holds; the averaged model."""
     torch.manual_seed(seed)
-    pixels = rendered_scenes(cache, "train", scenes)
-    labels = attribute_labels("train", scenes)
-    probe = AttributeProbe()
+    labels = attribute_labels("train", len(pixels), world)
+    sees = min(SEEN_SIDE, world.size // 2)
+    words = {name: list(world.attributes[name]) for name in JUDGED}
+    probe = AttributeProbe(sees=sees, words=words).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.02, fused=True)
     run = TrainingRun(folder, probe, [optimizer], seed=seed, ema_decay=0.995)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(pixels), (BATCH,), generator=generator)
-        logits = probe(weathered(to_tensor(pixels[pick.numpy()]), generator))
-        losses = {n: F.cross_entropy(logits[n], labels[n][pick]) for n in JUDGED}
+        images = weathered(reduced(pixels[pick.numpy()], sees).to(device), generator)
+        with multiplying(device, bf16):
+            logits = probe(images.contiguous(memory_format=torch.channels_last))
+        losses = {n: F.cross_entropy(logits[n].float(), labels[n][pick].to(device)) for n in JUDGED}
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     run.run(step, steps)
-    average: AttributeProbe = run.average
+    average: AttributeProbe = run.average.to("cpu")
     return average
 
 
-def rendered_accuracy(probe: AttributeProbe, cache: Path, count: int = 500) -> dict[str, float]:
-    """Share of visible attributes read right on validation scenes: the probe's own ceiling, per attribute."""
-    pixels = rendered_scenes(cache, "validation", count)
-    verdicts = probe.correct(pixels, [scene_number("validation", n)[0] for n in range(count)])
+def rendered_accuracy(probe: AttributeProbe, pixels: Pixels, world: World) -> dict[str, float]:
+    """Share of visible attributes read right on validation pictures 0..n-1: the probe's ceiling."""
+    scenes = [picture_number("validation", n, world)[0] for n in range(len(pixels))]
+    verdicts = probe.correct(pixels, scenes)
     shares = {}
     for name in JUDGED:
         seen = [verdict[name] for verdict in verdicts if name in verdict]
         shares[name] = round(sum(seen) / len(seen), 4)
     return shares
+
+
+def train_outline_judge(
+    folder: Path,
+    pixels: Pixels,
+    masks: Pixels,
+    *,
+    steps: int,
+    seed: int,
+    device: torch.device = CPU,
+    bf16: bool = False,
+) -> OutlineJudge:
+    """Train the outline judge on pictures (n, h, w, 3) and masks (n, h, w), both uint8; its average."""
+    torch.manual_seed(seed)
+    judge = OutlineJudge().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
+    run = TrainingRun(folder, judge, [optimizer], seed=seed, ema_decay=0.995)
+
+    def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        pick = torch.randint(len(pixels), (OUTLINE_BATCH,), generator=generator).numpy()
+        images = reduced(pixels[pick], SEES).to(device)
+        noise = torch.randn(images.shape, generator=generator).to(device)
+        strength = 0.1 * torch.rand(len(images), 1, 1, 1, generator=generator).to(device)
+        wanted = torch.from_numpy(np.array(masks[pick])).unsqueeze(1).float().div(255)
+        wanted = F.avg_pool2d(wanted, wanted.shape[-1] // SEES).to(device)
+        with multiplying(device, bf16):
+            logits = judge((images + noise * strength).contiguous(memory_format=torch.channels_last)).float()
+        return {"loss": F.binary_cross_entropy_with_logits(logits, wanted)}
+
+    run.run(step, steps)
+    average: OutlineJudge = run.average.to("cpu")
+    return average
+
+
+def outline_quality(judge: OutlineJudge, pixels: Pixels, masks: Pixels) -> dict[str, float]:
+    """Mean agreement on held-out pictures, whole and damaged: what a perfect and a melted drawing get."""
+    images = to_tensor(pixels)
+    spoilt = damaged(images, torch.Generator().manual_seed(0), kind="melted")
+    melted = spoilt.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return {
+        "agreement": round(float(judge.agreement(pixels, masks).mean()), 4),
+        "agreement_if_melted": round(float(judge.agreement(melted, masks).mean()), 4),
+    }

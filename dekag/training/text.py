@@ -22,60 +22,51 @@ from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from dekag.training.data import scene_number
+from dekag.training.device import CPU
 from dekag.training.loop import TrainingRun
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, Scene, caption
-from dekag.world.scene import ATTRIBUTES, STYLES, SUBJECTS
-from dekag.world.topics import VOCABULARIES
+from dekag.training.worlds import STORYBOOK, World
 
 _log = structlog.get_logger()
-MAX_TOKENS = 40
-PRETRAINING_STEPS = 700
-PRETRAINING_CAPTIONS = 8000
+MAX_TOKENS = 77
+VOCABULARY = 3000  # at most: every word that is said often becomes one token
+PRETRAINING_STEPS = 1500
+PRETRAINING_CAPTIONS = 24_000
+TOKENIZER_CAPTIONS = 8000
 SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _ALPHABET = [*"abcdefghijklmnopqrstuvwxyz0123456789,.!?'-"]
 
 
-def world_caption(scene: Scene, rng: random.Random, *, cloud: bool) -> str:
-    """A training caption; the cloud's use the words of the vocabulary topics in two cases of five."""
-    if not cloud:
-        return caption(scene, rng)
-    words: dict[str, str] = {}
-    for topic in VOCABULARIES:
-        if rng.random() < 0.25:
-            words |= topic.words
-    return caption(scene, rng, words)
-
-
-def scenes_known(cloud: bool) -> dict[str, tuple[str, ...]]:
-    """The subjects and styles in the training set of the cloud or of the edge."""
-    if cloud:
-        return {"subjects": SUBJECTS, "styles": STYLES}
-    return {"subjects": EDGE_SUBJECTS, "styles": EDGE_STYLES}
-
-
-def training_captions(count: int, *, cloud: bool) -> Iterator[tuple[Scene, str]]:
-    """`count` training scenes with a caption each."""
+def training_captions(count: int, world: World, *, cloud: bool) -> Iterator[tuple[Any, str]]:
+    """`count` training scenes that the cloud, or the edge, knows, with a caption each."""
     for n in range(count):
-        scene, seed = scene_number("train", n, **scenes_known(cloud))
-        yield scene, world_caption(scene, random.Random(-seed - 1), cloud=cloud)
+        scene, seed = scene_number("train", n, world=world, **world.known(cloud=cloud))
+        yield scene, world.caption(scene, random.Random(-seed - 1), cloud=cloud)
 
 
-def new_edge_tokenizer(captions: int = 4000) -> CLIPTokenizer:
+def new_edge_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> CLIPTokenizer:
     """CLIP byte-pair tokenizer trained on the edge's captions; other words fall apart into letters."""
-    return _clip_tokenizer(text for _, text in training_captions(captions, cloud=False))
+    return _clip_tokenizer(
+        text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=False)
+    )
 
 
-def new_clip_tokenizer(captions: int = 4000) -> CLIPTokenizer:
-    """Tokenizer of the metric CLIP: it knows the words of all topics."""
-    return _clip_tokenizer(text for _, text in training_captions(captions, cloud=True))
+def new_clip_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> CLIPTokenizer:
+    """Tokenizer of the metric CLIP, and of a cloud that is a U-Net: it knows the words of all topics."""
+    return _clip_tokenizer(
+        text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=True)
+    )
 
 
 def _clip_tokenizer(texts: Iterator[str]) -> CLIPTokenizer:
     empty = CLIPTokenizer(model_max_length=MAX_TOKENS)
     trainer = trainers.BpeTrainer(
-        vocab_size=600,
+        vocab_size=VOCABULARY,
         end_of_word_suffix="</w>",
-        special_tokens=list(SPECIAL),
+        # in an order of our own, which settles which of two equally frequent pairs is merged first
+        special_tokens=[
+            *SPECIAL,
+            *(f"{letter}</w>" for letter in sorted(pre_tokenizers.ByteLevel.alphabet())),
+        ],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -89,23 +80,23 @@ def _clip_tokenizer(texts: Iterator[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def new_cloud_tokenizer(captions: int = 4000) -> T5Tokenizer:
+def new_cloud_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> T5Tokenizer:
     """T5 unigram tokenizer trained on the cloud's captions."""
     learner = Tokenizer(Unigram())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
     )
     trainer = trainers.UnigramTrainer(
-        vocab_size=500,
+        vocab_size=VOCABULARY // 2,
         special_tokens=["<pad>", "</s>", "<unk>"],
         unk_token="<unk>",
         initial_alphabet=_ALPHABET,
         show_progress=False,
     )
-    texts = [text for _, text in training_captions(captions, cloud=True)]
+    texts = [text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=True)]
     learner.train_from_iterator(texts, trainer)
     # scores are sums over threads in an order of their own: the last digits differ from run to run
-    vocab = [(piece, round(score, 6)) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
+    vocab = [(piece, round(score, 3)) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
     # ids in an order of our own, as above
     unseen = sorted(set(_ALPHABET) - set("".join(texts)))
     special, learnt = vocab[:3], [pair for pair in vocab[3:] if pair[0] not in unseen]
@@ -115,16 +106,16 @@ def new_cloud_tokenizer(captions: int = 4000) -> T5Tokenizer:
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=MAX_TOKENS)
 
 
-def new_edge_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """A small CLIP text encoder: 2 layers of width 128."""
+def new_clip_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: int = 3) -> CLIPTextModel:
+    """A small CLIP text encoder."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=256,
-            projection_dim=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
             max_position_embeddings=MAX_TOKENS,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -160,55 +151,98 @@ def tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tens
     return out.input_ids, out.attention_mask
 
 
-def said_attributes(scene: Scene, text: str) -> list[int]:
-    """Index of every attribute's word; what the caption leaves unsaid gets the index after the last."""
-    words = set(text.replace(",", " ").split())
-    indices = []
-    for name, values in ATTRIBUTES.items():
-        value = getattr(scene, name)
-        optional = name in ("size", "position") and value not in words
-        indices.append(len(values) if optional else values.index(value))
-    return indices
+def attribute_words(world: World) -> dict[str, tuple[str, ...]]:
+    """What a caption's reader is to tell: the words of each attribute, and those of what may be absent."""
+    return {**world.attributes, **{name: ("none", *words) for name, words in world.optional.items()}}
+
+
+def attribute_indices(scene: Any, words: dict[str, tuple[str, ...]]) -> list[int]:
+    """Index of the scene's word of every attribute."""
+    return [values.index(getattr(scene, name) or "none") for name, values in words.items()]
 
 
 class AttributeReader(nn.Module):
-    """A text encoder with one linear classifier for each attribute on its pooled states."""
+    """A text encoder with one linear classifier for each attribute on its pooled states.
 
-    def __init__(self, encoder: Any, *, masked_mean: bool) -> None:
+    What a caption leaves unsaid is learnt as its most likely value, which is what the picture will show.
+    """
+
+    def __init__(self, encoder: Any, sizes: list[int], *, masked_mean: bool) -> None:
         super().__init__()
         self.encoder = encoder
-        self.heads = nn.ModuleList(
-            nn.Linear(encoder.config.hidden_size, len(values) + 1) for values in ATTRIBUTES.values()
-        )
+        self.heads = nn.ModuleList(nn.Linear(encoder.config.hidden_size, size) for size in sizes)
         self._masked_mean = masked_mean
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
-        """Logits of each attribute, (batch, values + 1)."""
+        """Logits of each attribute, (batch, values)."""
         if self._masked_mean:
             states = self.encoder(tokens, attention_mask=mask).last_hidden_state
             weights = mask.unsqueeze(-1).float()
             pooled = (states * weights).sum(1) / weights.sum(1)
         else:
-            # The edge pipeline pads with the end token and masks nothing: the last position reads it all.
+            # The pipeline pads with the end token and masks nothing: the last position reads it all.
             pooled = self.encoder(tokens).last_hidden_state[:, -1]
         return [head(pooled) for head in self.heads]
 
 
-def pretrain_text_encoder(folder: Path, encoder: Any, tokenizer: Any, *, cloud: bool, seed: int) -> Any:
-    """Teach `encoder` to tell the attributes that a caption says; returns the averaged encoder."""
-    pairs = list(training_captions(PRETRAINING_CAPTIONS, cloud=cloud))
+def pretrain_text_encoder(
+    folder: Path,
+    encoder: Any,
+    tokenizer: Any,
+    world: World,
+    *,
+    cloud: bool,
+    seed: int,
+    device: torch.device = CPU,
+) -> tuple[Any, float]:
+    """Teach `encoder` to tell the attributes that a caption says.
+
+    Returns:
+        The averaged encoder, and the share of attributes that it reads right off captions of held-out scenes.
+    """
+    words = attribute_words(world)
+    pairs = list(training_captions(PRETRAINING_CAPTIONS, world, cloud=cloud))
     tokens, mask = tokenize(tokenizer, [text for _, text in pairs])
-    labels = torch.tensor([said_attributes(scene, text) for scene, text in pairs])
-    reader = AttributeReader(encoder, masked_mean=cloud)
+    labels = torch.tensor([attribute_indices(scene, words) for scene, _ in pairs])
+    sizes = [len(values) for values in words.values()]
+    reader = AttributeReader(encoder, sizes, masked_mean=isinstance(encoder, T5EncoderModel)).to(device)
     run = TrainingRun(
         folder, reader, [torch.optim.AdamW(reader.parameters(), lr=2e-3)], seed=seed, ema_decay=0.98
     )
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(pairs), (64,), generator=generator)
-        logits = reader(tokens[pick], mask[pick])
-        losses = [F.cross_entropy(one, labels[pick, i]) for i, one in enumerate(logits)]
+        logits = reader(tokens[pick].to(device), mask[pick].to(device))
+        wanted = labels[pick].to(device)
+        losses = [F.cross_entropy(one, wanted[:, i]) for i, one in enumerate(logits)]
         return {"loss": torch.stack(losses).sum()}
 
     run.run(step, PRETRAINING_STEPS)
-    return run.average.encoder
+    return run.average.encoder, _reading(run.average, tokenizer, world, cloud=cloud, device=device)
+
+
+@torch.inference_mode()
+def _reading(
+    reader: AttributeReader,
+    tokenizer: Any,
+    world: World,
+    *,
+    cloud: bool,
+    device: torch.device,
+    count: int = 500,
+) -> float:
+    """Share of subjects, settings and styles read right off captions of held-out scenes."""
+    words = attribute_words(world)
+    known = world.known(cloud=cloud)
+    scenes = [scene_number("validation", n, world=world, **known) for n in range(count)]
+    captions = [world.caption(scene, random.Random(seed), cloud=cloud) for scene, seed in scenes]
+    tokens, mask = tokenize(tokenizer, captions)
+    logits = dict(zip(words, reader(tokens.to(device), mask.to(device)), strict=True))
+    labels = torch.tensor([attribute_indices(scene, words) for scene, _ in scenes])
+    always = ("subject", "setting", "style")
+    right = [
+        (logits[name].argmax(1).cpu() == labels[:, i]).float().mean()
+        for i, name in enumerate(words)
+        if name in always
+    ]
+    return round(float(torch.stack(right).mean()), 4)

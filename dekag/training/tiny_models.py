@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+CONTEXT = 40
+"""Tokens that they read at once: few, so that tests meet prompts that do not fit."""
+
 
 def save_dummy_models(folder: Path, seed: int = 0) -> Path:
     """Write cloud/, edge/, codec/ and profile.json into `folder`; load with `load_profile(folder)`."""
@@ -22,7 +25,7 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
 
     from dekag.codec import JsccCodec
     from dekag.training.diffusion import sampler
-    from dekag.training.text import MAX_TOKENS, new_cloud_tokenizer, new_edge_tokenizer
+    from dekag.training.text import new_cloud_tokenizer, new_edge_tokenizer
 
     torch.manual_seed(seed)
     vae: Any = AutoencoderKL(
@@ -35,6 +38,7 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
         scaling_factor=1.0,
     )
     edge_tokenizer, cloud_tokenizer = new_edge_tokenizer(captions=200), new_cloud_tokenizer(captions=200)
+    edge_tokenizer.model_max_length = cloud_tokenizer.model_max_length = CONTEXT
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(
@@ -44,7 +48,7 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
                 intermediate_size=16,
                 num_hidden_layers=1,
                 num_attention_heads=2,
-                max_position_embeddings=MAX_TOKENS,
+                max_position_embeddings=CONTEXT,
             )
         ),
         tokenizer=edge_tokenizer,

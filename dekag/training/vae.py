@@ -1,42 +1,52 @@
-"""Training of the autoencoder that cloud, edge and user share: 128x128 pixels to a 4x16x16 latent.
+"""Training of the autoencoder that cloud, edge and user share: pixels to a latent 8x smaller, of 4 channels.
 
-Trained on random crops, because steps matter more than pixels. After training the per-channel mean and
-variance of the latents are folded into the two 1x1 convolutions around the bottleneck, so that latents
-have zero mean and unit variance and plain diffusers pipelines need no scaling.
+First on crops, because steps matter more than pixels: many small ones, two of three picked for their detail,
+and a few larger ones. Then on whole pictures, which give the group norms the statistics they will meet: an
+autoencoder that saw crops alone tints plain backgrounds. At the end the per-channel mean and deviation of
+the latents are folded into the two 1x1 convolutions around the bottleneck, so that latents have zero mean and
+unit variance and plain diffusers pipelines need no scaling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from dekag.training.data import batches, psnr_db, rendered_scenes, to_tensor
+from dekag.training.data import Pixels, batches, psnr_db, to_tensor
+from dekag.training.device import CPU, multiplying
 from dekag.training.loop import TrainingRun
+from dekag.training.muon import Muon
 
-SCENES = 24_000
-CROP = 64
-BATCH = 8
-LEARNING_RATE = 2e-3
+CHANNELS = (16, 32, 64, 128)
+NORM_GROUPS = 2
+FACTOR = 8
+# how many crops of which side a step sees, and how often: the same number of pixels each time
+CROPS = (((64, 8), 0.75), ((128, 2), 0.25))
+DETAILED_SHARE = 0.65
+CANDIDATES = 4
+MUON_LEARNING_RATE = 4e-3
+ADAMW_LEARNING_RATE = 2e-3
+KL_WEIGHT = 1e-4
 REFINEMENT_LEARNING_RATE = 5e-4
 
 
-def new_vae() -> Any:
+def new_vae(size: int = 256, channels: tuple[int, ...] = CHANNELS) -> Any:
     """An untrained AutoencoderKL: 8x smaller, 4 latent channels, posterior log-variance started at -4."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 16, 48, 96),
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        block_out_channels=channels,
         layers_per_block=1,
         latent_channels=4,
-        norm_num_groups=2,
-        sample_size=128,
+        norm_num_groups=NORM_GROUPS,
+        sample_size=size,
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
@@ -45,43 +55,136 @@ def new_vae() -> Any:
     return vae
 
 
-def random_crops(pixels: Any, generator: torch.Generator, size: int, count: int) -> torch.Tensor:
-    """`count` random square crops of random scenes, (count, 3, size, size) in [-1, 1]."""
-    height = pixels.shape[1]
-    index = torch.randint(len(pixels), (count,), generator=generator).tolist()
-    top = (torch.randint((height - size) // 8 + 1, (count,), generator=generator) * 8).tolist()
-    left = (torch.randint((height - size) // 8 + 1, (count,), generator=generator) * 8).tolist()
-    crops = [
-        torch.from_numpy(pixels[i, y : y + size, x : x + size].copy())
-        for i, y, x in zip(index, top, left, strict=True)
-    ]
+@torch.no_grad()
+def widened(vae: Any, channels: tuple[int, ...], *, seed: int) -> Any:
+    """A wider AutoencoderKL that starts as what `vae` has learnt: Net2Net (Chen et al. 2016).
+
+    New channels are copies of old ones and share their outgoing weights at random, so that they part in
+    training. The same pictures come out where every width is a multiple of the old one; else nearly so, since
+    a group norm then counts some channels twice.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    old = tuple(vae.config.block_out_channels)
+    copied = dict(zip(old, map(_copied, old, channels), strict=True))
+    wide = new_vae(vae.config.sample_size, channels)
+    weights = wide.state_dict()
+    for name, weight in vae.state_dict().items():
+        layer, new = name.rsplit(".", 1)[0], weight
+        if layer not in ("encoder.conv_out", "decoder.conv_out", "quant_conv", "post_quant_conv"):
+            new = new[copied[weight.shape[0]]]
+        if weight.ndim == 4 and layer not in (
+            "encoder.conv_in",
+            "decoder.conv_in",
+            "quant_conv",
+            "post_quant_conv",
+        ):
+            index = copied[weight.shape[1]]
+            shares = 0.75 + 0.5 * torch.rand(len(new), len(index), generator=generator)
+            sums = torch.zeros(len(new), weight.shape[1]).index_add_(1, index, shares)
+            new = new[:, index] * (shares / sums[:, index])[:, :, None, None]
+        weights[name] = new
+    wide.load_state_dict(weights)
+    return wide
+
+
+def _copied(old: int, new: int) -> torch.Tensor:
+    """The old channel that each of `new` channels copies; every one stays in its group of the norms."""
+    groups = torch.arange(old).view(NORM_GROUPS, -1)
+    return torch.cat([group[torch.arange(new // NORM_GROUPS) % len(group)] for group in groups])
+
+
+def random_crops(
+    pixels: Pixels, generator: torch.Generator, size: int, count: int, detailed_share: float = 0.0
+) -> torch.Tensor:
+    """`count` random square crops of random scenes, (count, 3, size, size) in [-1, 1].
+
+    `detailed_share` of them, on average, are the most detailed of CANDIDATES drawn for each.
+    """
+    places = (pixels.shape[1] - size) // FACTOR + 1
+
+    def draw(limit: int) -> list[int]:
+        return torch.randint(limit, (count * CANDIDATES,), generator=generator).tolist()
+
+    index, top, left = draw(len(pixels)), draw(places), draw(places)
+    picked = (torch.rand(count, generator=generator) < detailed_share).tolist()
+    crops = []
+    for n in range(count):
+        first = n * CANDIDATES
+        candidates = [
+            torch.from_numpy(pixels[i, y * FACTOR : y * FACTOR + size, x * FACTOR : x * FACTOR + size].copy())
+            for i, y, x in [
+                (index[k], top[k], left[k]) for k in range(first, first + (CANDIDATES if picked[n] else 1))
+            ]
+        ]
+        crops.append(max(candidates, key=_detail) if picked[n] else candidates[0])
     return torch.stack(crops).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+def _detail(crop: torch.Tensor) -> int:
+    """Sum of the differences between neighbouring pixels of (height, width, 3) uint8."""
+    wide = crop.to(torch.int16)
+    return int((wide[1:] - wide[:-1]).abs().sum() + (wide[:, 1:] - wide[:, :-1]).abs().sum())
+
+
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """4 MSE + 0.5 L1 + 0.25 L1 of the image gradients (edges kept sharp)."""
+    """4 MSE + L1 + 0.5 L1 of the image gradients (edges kept sharp)."""
     error = output - target
     gradient = (error[..., 1:] - error[..., :-1]).abs().mean() + (
         error[..., 1:, :] - error[..., :-1, :]
     ).abs().mean()
-    return 4 * F.mse_loss(output, target) + 0.5 * error.abs().mean() + 0.25 * gradient
+    return 4 * error.square().mean() + error.abs().mean() + 0.5 * gradient
+
+
+def optimizers(vae: Any, *, scale: float = 1.0) -> list[torch.optim.Optimizer]:
+    """Muon for the inner convolutions; AdamW for the outer ones, norms and biases."""
+    outer = ("conv_in.", "conv_out.", "quant_conv.")
+    named = [(name, p) for name, p in vae.named_parameters() if p.requires_grad]
+    inner = [p for name, p in named if p.ndim == 4 and not any(part in name for part in outer)]
+    chosen = {id(p) for p in inner}
+    rest = [p for _, p in named if id(p) not in chosen]
+    return [
+        torch.optim.AdamW(
+            rest, lr=scale * ADAMW_LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.98), fused=True
+        ),
+        Muon(inner, lr=scale * MUON_LEARNING_RATE, iterations=4),
+    ]
+
+
+def _reconstruct(vae: Any, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, Any]:
+    """What comes back of images by way of a latent drawn from the posterior, and the posterior."""
+    posterior = vae.encode(images).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
+    return vae.decode(posterior.mean + posterior.std * noise).sample.float(), posterior
 
 
 @torch.inference_mode()
-def held_out_psnr(vae: Any, cache: Path, count: int = 256) -> torch.Tensor:
-    """PSNR (dB) of each of `count` validation scenes after encoding to the posterior's mean and decoding."""
-    pixels = rendered_scenes(cache, "validation", count)
+def reconstructed(vae: Any, pixels: Pixels, *, batch: int = 8) -> Pixels:
+    """What comes back of pixels (n, height, width, 3) uint8 by way of the posterior's mean, likewise."""
+    parts = []
+    for part in batches(len(pixels), batch):
+        images = _channels_last(to_tensor(pixels[part]), vae.device)
+        out = vae.decode(vae.encode(images).latent_dist.mean).sample
+        parts.append(out.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu())
+    result: Pixels = torch.cat(parts).contiguous().numpy()
+    return result
+
+
+@torch.inference_mode()
+def held_out_psnr(vae: Any, pixels: Pixels, *, batch: int = 8) -> torch.Tensor:
+    """PSNR (dB) of each of pixels (n, height, width, 3) after encoding and decoding."""
     values = []
-    for part in batches(count, 32):
-        images = to_tensor(pixels[part])
-        values.append(psnr_db(vae.decode(vae.encode(images).latent_dist.mean).sample, images))
+    for part in batches(len(pixels), batch):
+        images = _channels_last(to_tensor(pixels[part]), vae.device)
+        values.append(psnr_db(vae.decode(vae.encode(images).latent_dist.mean).sample, images).cpu())
     return torch.cat(values)
 
 
 @torch.inference_mode()
-def normalise_latents(vae: Any, pixels: Any, count: int = 2000) -> None:
+def normalise_latents(vae: Any, pixels: Pixels, count: int = 1000) -> None:
     """Fold the latents' per-channel mean and deviation into quant_conv and post_quant_conv, in place."""
-    means = torch.cat([vae.encode(to_tensor(pixels[part])).latent_dist.mean for part in batches(count, 32)])
+    parts = batches(min(count, len(pixels)), 16)
+    images = (_channels_last(to_tensor(pixels[part]), vae.device) for part in parts)
+    means = torch.cat([vae.encode(each).latent_dist.mean for each in images])
     mean, deviation = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     vae.quant_conv.weight[:4].div_(deviation.view(4, 1, 1, 1))
     vae.quant_conv.bias[:4].sub_(mean).div_(deviation)
@@ -90,43 +193,139 @@ def normalise_latents(vae: Any, pixels: Any, count: int = 2000) -> None:
     vae.post_quant_conv.weight.mul_(deviation.view(1, 4, 1, 1))
 
 
-def train_vae(folder: Path, cache: Path, *, steps: int, seed: int, scenes: int = SCENES) -> Any:
-    """Train for `steps`, resuming what `folder` holds; returns the averaged, normalised model."""
+def _channels_last(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    # this layout is the quicker one, on CPUs and GPUs alike
+    return images.to(device).contiguous(memory_format=torch.channels_last)
+
+
+def _report(run: TrainingRun[Any], held_out: Pixels) -> Callable[[int], None]:
+    def report(at: int) -> None:
+        psnr = held_out_psnr(run.average, held_out).mean()
+        tqdm.write(f"step {at}, {run.seconds:.0f} s: held-out PSNR {psnr:.2f} dB")
+
+    return report
+
+
+def train_vae(
+    folder: Path,
+    pixels: Pixels,
+    held_out: Pixels,
+    *,
+    steps: int,
+    seed: int,
+    start: Any = None,
+    channels: tuple[int, ...] = CHANNELS,
+    scale: int = 1,
+    device: torch.device = CPU,
+    bf16: bool = False,
+    save_every_s: float = 240.0,
+) -> Any:
+    """Train on crops for `steps`, resuming what `folder` holds; returns the averaged model.
+
+    The learning rate stays up: it falls while `refine_vae` goes on from here.
+
+    Args:
+        folder: where checkpoints go.
+        pixels: scenes to train on, (n, size, size, 3) uint8.
+        held_out: scenes to report on, likewise.
+        steps: optimiser steps in all.
+        seed: of initial weights and of every step.
+        start: an AutoencoderKL to go on from, widened if it is narrower, instead of from nothing.
+        channels: width of each level.
+        scale: times as many crops a step (a GPU's).
+        device: where the training runs.
+        bf16: multiply in bfloat16.
+        save_every_s: time between two checkpoints, s.
+    """
     torch.manual_seed(seed)
-    pixels = rendered_scenes(cache, "train", scenes)
-    vae = new_vae()
-    optimizer = torch.optim.AdamW(
-        vae.parameters(), lr=LEARNING_RATE, weight_decay=1e-4, betas=(0.9, 0.98), fused=True
-    )
-    run = TrainingRun(folder, vae, [optimizer], seed=seed)
+    size = pixels.shape[1]
+    vae = new_vae(size, channels) if start is None else start
+    if tuple(vae.config.block_out_channels) != channels:
+        vae = widened(vae, channels, seed=seed)
+    vae.register_to_config(sample_size=size)
+    vae = vae.to(device, memory_format=torch.channels_last)
+    run = TrainingRun(folder, vae, optimizers(vae), seed=seed)
+    odds = torch.tensor([odds for _, odds in CROPS])
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        images = random_crops(pixels, generator, CROP, BATCH)
-        posterior = vae.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        output = vae.decode(posterior.mean + posterior.std * noise).sample
+        side, count = CROPS[int(torch.multinomial(odds, 1, generator=generator))][0]
+        side = min(side, pixels.shape[1])
+        crops = random_crops(pixels, generator, side, count * scale, DETAILED_SHARE)
+        images = _channels_last(crops, device)
+        with multiplying(device, bf16):
+            output, posterior = _reconstruct(vae, images, generator)
         loss = reconstruction_loss(output, images)
-        return {"loss": loss + 1e-4 * posterior.kl().mean() / (CROP * CROP / 64), "reconstruction": loss}
+        kl = posterior.kl().mean() / (side * side / FACTOR**2)
+        return {"loss": loss + KL_WEIGHT * kl, "reconstruction": loss}
 
-    def report(at: int) -> None:
-        tqdm.write(f"step {at}: held-out PSNR {held_out_psnr(run.average, cache, 64).mean():.2f} dB")
-
-    run.run(step, steps, on_save=report)
-    normalise_latents(run.average, pixels)
+    run.run(
+        step,
+        steps,
+        cooldown_share=0.0,
+        save_every_s=save_every_s,
+        on_save=_report(run, held_out),
+    )
     return run.average
 
 
-def refine_decoder(
-    folder: Path, cache: Path, vae: Any, latents: torch.Tensor, *, steps: int, seed: int, batch: int = 2
+def refine_vae(
+    folder: Path,
+    pixels: Pixels,
+    held_out: Pixels,
+    vae: Any,
+    *,
+    steps: int,
+    seed: int,
+    batch: int = 1,
+    device: torch.device = CPU,
+    bf16: bool = False,
+    save_every_s: float = 240.0,
 ) -> Any:
-    """Train the decoder alone on whole pictures; latents (n, 4, 16, 16) stay what they are.
+    """Train all of `vae` on whole pictures while its learning rate falls to zero; returns the average.
 
-    The loss is the mean over pictures of the logarithm of their squared error, which is PSNR itself, plus a
-    little of the reconstruction loss. Whole pictures give the group norms the statistics they will meet.
-    Whatever was trained on the latents (generators, codec) stays valid.
+    To the reconstruction loss comes the mean over pictures of the logarithm of their squared error, PSNR
+    itself, so that a picture that is nearly right weighs as much as one that is not.
     """
-    pixels = rendered_scenes(cache, "train", len(latents))
-    vae.requires_grad_(False)
+    vae = vae.requires_grad_(True).to(device, memory_format=torch.channels_last)
+    run = TrainingRun(folder, vae, optimizers(vae, scale=0.5), seed=seed, ema_decay=0.998)
+
+    def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        pick = torch.randint(len(pixels), (batch,), generator=generator)
+        images = _channels_last(to_tensor(pixels[pick.sort().values.numpy()]), device)
+        with multiplying(device, bf16):
+            output, posterior = _reconstruct(vae, images, generator)
+        loss = refinement_loss(output, images)
+        kl = posterior.kl().mean() / (images.shape[-1] ** 2 / FACTOR**2)
+        return {"loss": loss + KL_WEIGHT * kl, "psnr_db": psnr_db(output.detach(), images).mean()}
+
+    run.run(step, steps, cooldown_share=1.0, save_every_s=save_every_s, on_save=_report(run, held_out))
+    return run.average
+
+
+def refinement_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The reconstruction loss and a tenth of the log of each picture's squared error."""
+    error = (output - target).square().mean(dim=(1, 2, 3))
+    return reconstruction_loss(output, target) + 0.1 * error.add(1e-5).log().mean()
+
+
+def refine_decoder(
+    folder: Path,
+    pixels: Pixels,
+    held_out: Pixels,
+    vae: Any,
+    latents: torch.Tensor,
+    *,
+    steps: int,
+    seed: int,
+    batch: int = 2,
+    device: torch.device = CPU,
+) -> Any:
+    """Train the decoder alone on whole pictures; latents (n, 4, h, w) stay what they are.
+
+    The loss is the mean over pictures of the logarithm of their squared error, which is PSNR itself, plus the
+    reconstruction loss. Whatever was trained on the latents (generators, codec) stays valid.
+    """
+    vae = vae.requires_grad_(False).to(device, memory_format=torch.channels_last)
     trainable = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     for parameter in trainable:
         parameter.requires_grad_(True)
@@ -135,14 +334,11 @@ def refine_decoder(
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(latents), (batch,), generator=generator)
-        images = to_tensor(pixels[pick.numpy()])
-        output = vae.decode(latents[pick].float()).sample
+        images = _channels_last(to_tensor(pixels[pick.numpy()]), device)
+        output = vae.decode(latents[pick].float().to(device)).sample
         error = (output - images).square().mean(dim=(1, 2, 3))
         loss = error.add(1e-5).log().mean() + reconstruction_loss(output, images)
         return {"loss": loss, "psnr_db": psnr_db(output.detach(), images).mean()}
 
-    def report(at: int) -> None:
-        tqdm.write(f"step {at}: held-out PSNR {held_out_psnr(run.average, cache, 64).mean():.2f} dB")
-
-    run.run(step, steps, on_save=report)
+    run.run(step, steps, on_save=_report(run, held_out))
     return run.average

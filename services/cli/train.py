@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +33,21 @@ def _writable(folder: Path | None) -> Path | None:
 Runs = Annotated[
     Path, typer.Option(help="Where checkpoints and rendered scenes are kept.", callback=_writable)
 ]
-Out = Annotated[Path, typer.Option(help="Where the finished model goes.", callback=_writable)]
-
-Shipped = Annotated[
-    Path, typer.Option(help="A model; one that ships, if it is not there.", callback=shipped_model)
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Where the finished model goes  [default: the profile's folder]", callback=_writable),
 ]
+ProfileName = Annotated[str, typer.Option("--profile", help="The models to train: embedded or stickers.")]
+Size = Annotated[
+    int | None, typer.Option(min=64, help="Side of the pictures, pixels  [default: the profile's]")
+]
+Pictures = Annotated[int, typer.Option(min=2, help="Rendered pictures to train on.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that render.")]
+DeviceName = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
 
 RUNS = Path("runs")
-EMBEDDED = Path("models/embedded")
+MODELS = Path("models")
+SCENES = 24_000
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -49,21 +57,43 @@ def _threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def _save(
-    model: Any,
-    folder: Path,
-    runs: Path,
-    name: str,
-    quality: dict[str, Any],
-    seed: int,
-    continues: dict[str, Any] | None = None,
-) -> None:
-    """Write `model` as fp16 safetensors and a training.json beside it; `continues`: the record it adds to."""
+def _device(name: str) -> Any:
     import torch
 
-    state = read_json(runs / name / "state.json")
-    model.to(dtype=torch.float16)
-    model.save_pretrained(folder, safe_serialization=True)
+    if name not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"one of cpu and cuda; got {name!r}", param_hint="--device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("this machine or this build of PyTorch has no CUDA", param_hint="--device")
+    return torch.device(name)
+
+
+def _world(profile: str, size: int | None = None) -> Any:
+    """The world of a profile, its pictures `size` pixels a side if that is given."""
+    from dekag.training.worlds import WORLDS
+
+    if profile not in WORLDS:
+        raise typer.BadParameter(f"one of {', '.join(WORLDS)}; got {profile!r}", param_hint="--profile")
+    if size is not None and size % 32:
+        raise typer.BadParameter(f"a multiple of 32; got {size}", param_hint="--size")
+    return WORLDS[profile] if size is None else replace(WORLDS[profile], size=size)
+
+
+def _model(folder: Path | None, profile: str, name: str) -> Path:
+    """A model to start from: that folder, else the profile's; one that ships, if it is not there."""
+    return shipped_model(folder or MODELS / profile / name)
+
+
+def _target(folder: Path | None, profile: str, name: str) -> Path:
+    """Where a model goes: that folder, else the profile's; checked before anything is trained."""
+    target = folder or MODELS / profile / name
+    check_folder(target)
+    return target
+
+
+def _record(
+    runs: Path, quality: dict[str, Any], seed: int, continues: dict[str, Any] | None
+) -> dict[str, Any]:
+    state = read_json(runs / "state.json")
     record: dict[str, Any] = {
         "command": "dekag " + " ".join(sys.argv[1:]),
         "seed": seed,
@@ -73,162 +103,413 @@ def _save(
     }
     if continues is not None:
         record["continues"] = continues
+    return record
+
+
+def _save(
+    model: Any,
+    folder: Path,
+    run: Path,
+    quality: dict[str, Any],
+    seed: int,
+    continues: dict[str, Any] | None = None,
+) -> None:
+    """Write `model` as fp16 safetensors and a training.json beside it.
+
+    Args:
+        model: what was trained.
+        folder: where it goes.
+        run: the folder of its checkpoints.
+        quality: what was measured on held-out pictures.
+        seed: of the run.
+        continues: the record of the training that it went on from.
+    """
+    import torch
+
+    model.to("cpu", torch.float16)
+    model.save_pretrained(folder, safe_serialization=True)
+    record = _record(run, quality, seed, continues)
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
-    typer.echo(f"{name}: {json.dumps(quality)} -> {folder}")
+    typer.echo(f"{run.name}: {json.dumps(quality)} -> {folder}")
+
+
+def _earlier(folder: Path | None) -> dict[str, Any] | None:
+    """The training.json of a model that a training starts from."""
+    path = None if folder is None else folder / "training.json"
+    return read_json(path) if path is not None and path.exists() else None
 
 
 @train.command()
 def vae(
-    steps: Steps = 8000, seed: Seed = 1, threads: Threads = 2, runs: Runs = RUNS, out: Out = EMBEDDED / "vae"
+    steps: Steps = 8000,
+    refinement_steps: Annotated[int, typer.Option(min=2, help="Steps on whole pictures after that.")] = 1000,
+    seed: Seed = 1,
+    profile: ProfileName = "stickers",
+    size: Size = None,
+    pictures: Pictures = 6000,
+    start: Annotated[
+        Path | None, typer.Option(help="An autoencoder to go on from; widened if narrower.")
+    ] = None,
+    threads: Threads = 1,
+    workers: Workers = 2,
+    device: DeviceName = "cpu",
+    scale: Annotated[int, typer.Option(min=1, help="Times as many pictures a step, as a GPU may want.")] = 1,
+    bf16: Bf16 = False,
+    runs: Runs = RUNS,
+    out: Out = None,
 ) -> None:
     """The autoencoder shared by cloud, edge and user."""
     _threads(threads)
-    from dekag.training.vae import held_out_psnr, train_vae
+    import torch
+    from diffusers import AutoencoderKL
 
-    model = train_vae(runs / "vae", runs / "cache", steps=steps, seed=seed)
-    psnr = float(held_out_psnr(model, runs / "cache").mean())
-    _save(model, out, runs, "vae", {"validation_psnr_db": round(psnr, 2)}, seed)
+    from dekag.training.data import rendered_scenes
+    from dekag.training.vae import normalise_latents, refine_vae, train_vae
+    from dekag.training.vae_quality import measure
+
+    world, where, target = _world(profile, size), _device(device), _target(out, profile, "vae")
+    seen = rendered_scenes(runs / "cache", "train", pictures, world=world, workers=workers)
+    held_out = rendered_scenes(runs / "cache", "validation", 200, world=world, workers=workers)
+    before = (
+        None if start is None else AutoencoderKL.from_pretrained(shipped_model(start), dtype=torch.float32)
+    )
+    settings: dict[str, Any] = {"seed": seed, "device": where, "bf16": bf16}
+    first, second = runs / profile / "vae", runs / profile / "vae-refined"
+    model = train_vae(first, seen, held_out[:32], steps=steps, start=before, scale=scale, **settings)
+    model = refine_vae(second, seen, held_out[:32], model, steps=refinement_steps, batch=scale, **settings)
+    normalise_latents(model, seen)
+    quality = measure(model.to("cpu"), held_out, world)[0]
+    earlier = _record(first, {}, seed, _earlier(start))
+    _save(model, target, second, quality, seed, earlier)
+
+
+@train.command("vae-quality")
+def vae_quality(
+    profile: ProfileName = "stickers",
+    size: Size = None,
+    count: Annotated[int, typer.Option(min=2, help="Held-out pictures.")] = 200,
+    threads: Threads = 1,
+    workers: Workers = 2,
+    runs: Runs = RUNS,
+    vae: Annotated[Path | None, typer.Option(help="Its folder  [default: the profile's]")] = None,
+    strip: Annotated[
+        Path | None, typer.Option(help="A picture to write: the worst ten, the best ten.")
+    ] = None,
+) -> None:
+    """Measure an autoencoder on held-out pictures: PSNR, SSIM, milliseconds."""
+    _threads(threads)
+    import torch
+    from diffusers import AutoencoderKL
+
+    from dekag.training.data import rendered_scenes
+    from dekag.training.vae_quality import measure, save_strip
+
+    world = _world(profile, size)
+    model = AutoencoderKL.from_pretrained(_model(vae, profile, "vae"), dtype=torch.float32)
+    pixels = rendered_scenes(runs / "cache", "validation", count, world=world, workers=workers)
+    quality, back, order = measure(model.eval().to(memory_format=torch.channels_last), pixels, world)
+    if strip is not None:
+        save_strip(strip, pixels, back, order)
+    typer.echo(json.dumps(quality, indent=2))
 
 
 @train.command()
 def decoder(
     steps: Steps = 6000,
     seed: Seed = 1,
+    profile: ProfileName = "stickers",
+    pictures: Pictures = 6000,
     threads: Threads = 1,
+    workers: Workers = 2,
+    device: DeviceName = "cpu",
     runs: Runs = RUNS,
-    vae: Shipped = EMBEDDED / "vae",
-    out: Out = EMBEDDED / "vae",
+    vae: Annotated[Path | None, typer.Option(help="Its folder  [default: the profile's]")] = None,
+    out: Out = None,
 ) -> None:
     """Refine the autoencoder's decoder on whole pictures; its latents stay the same."""
     _threads(threads)
     import torch
     from diffusers import AutoencoderKL
 
-    from dekag.training.diffusion import encoded_scenes
-    from dekag.training.vae import held_out_psnr, refine_decoder
+    from dekag.training.data import rendered_scenes
+    from dekag.training.latents import encoded_scenes
+    from dekag.training.vae import refine_decoder
+    from dekag.training.vae_quality import measure
 
-    model = AutoencoderKL.from_pretrained(vae, dtype=torch.float32)
-    latents = encoded_scenes(runs / "cache", model)
-    model = refine_decoder(runs / "decoder", runs / "cache", model, latents, steps=steps, seed=seed)
-    psnr = float(held_out_psnr(model, runs / "cache").mean())
-    before = read_json(vae / "training.json")
-    _save(model, out, runs, "decoder", {"validation_psnr_db": round(psnr, 2)}, seed, before)
+    world, where, source = _world(profile), _device(device), _model(vae, profile, "vae")
+    target = _target(out, profile, "vae")
+    before = _earlier(source)
+    model = AutoencoderKL.from_pretrained(source, dtype=torch.float32)
+    cache = runs / "cache"
+    latents = encoded_scenes(cache, model, pictures, world=world, workers=workers, device=where)
+    seen = rendered_scenes(cache, "train", pictures, world=world, workers=workers)
+    held_out = rendered_scenes(cache, "validation", 200, world=world, workers=workers)
+    run = runs / profile / "decoder"
+    model = refine_decoder(run, seen, held_out[:32], model, latents, steps=steps, seed=seed, device=where).to(
+        "cpu"
+    )
+    _save(model, target, run, measure(model, held_out, world)[0], seed, before)
     for pipeline in ("edge", "cloud"):
-        copy = out.parent / pipeline / "vae"
+        copy = target.parent / pipeline / "vae"
         if copy.is_dir():
-            shutil.copy(out / WEIGHTS, copy / WEIGHTS)
+            shutil.copy(target / WEIGHTS, copy / WEIGHTS)
 
 
 @train.command()
 def probe(
     steps: Steps = 2000,
     seed: Seed = 1,
+    profile: ProfileName = "stickers",
+    size: Size = None,
+    pictures: Pictures = SCENES,
     threads: Threads = 1,
+    workers: Workers = 2,
+    device: DeviceName = "cpu",
+    bf16: Bf16 = False,
     runs: Runs = RUNS,
-    out: Out = EMBEDDED / "probe",
+    out: Out = None,
 ) -> None:
     """The attribute probe that judges the generators."""
     _threads(threads)
+    from dekag.training.data import rendered_scenes
     from dekag.training.probe import rendered_accuracy, train_probe
 
-    model = train_probe(runs / "probe", runs / "cache", steps=steps, seed=seed)
-    _save(model, out, runs, "probe", rendered_accuracy(model, runs / "cache"), seed)
+    world, where, target = _world(profile, size), _device(device), _target(out, profile, "probe")
+    run, cache = runs / profile / "probe", runs / "cache"
+    seen = rendered_scenes(cache, "train", pictures, world=world, workers=workers)
+    held_out = rendered_scenes(cache, "validation", 500, world=world, workers=workers)
+    model = train_probe(run, seen, world, steps=steps, seed=seed, device=where, bf16=bf16)
+    _save(model, target, run, rendered_accuracy(model, held_out, world), seed)
+
+
+@train.command()
+def outline(
+    steps: Steps = 2000,
+    seed: Seed = 1,
+    profile: ProfileName = "stickers",
+    size: Size = None,
+    pictures: Pictures = SCENES,
+    threads: Threads = 1,
+    workers: Workers = 2,
+    device: DeviceName = "cpu",
+    bf16: Bf16 = False,
+    runs: Runs = RUNS,
+    out: Out = None,
+) -> None:
+    """The judge of outlines, which does not saturate as the attribute probe does."""
+    _threads(threads)
+    from dekag.training.data import rendered_masks, rendered_scenes
+    from dekag.training.probe import outline_quality, train_outline_judge
+
+    world, where, target = _world(profile, size), _device(device), _target(out, profile, "outline")
+    run, cache = runs / profile / "outline", runs / "cache"
+    held_out, masks = (
+        render(cache, "validation", 200, world=world, workers=workers)
+        for render in (rendered_scenes, rendered_masks)
+    )
+    model = train_outline_judge(
+        run,
+        rendered_scenes(cache, "train", pictures, world=world, workers=workers),
+        rendered_masks(cache, "train", pictures, world=world, workers=workers),
+        steps=steps,
+        seed=seed,
+        device=where,
+        bf16=bf16,
+    )
+    _save(model, target, run, outline_quality(model, held_out, masks), seed)
 
 
 @train.command()
 def encoders(
-    steps: Steps = 1500,
-    dino_steps: Steps = 1000,
+    steps: Steps = 3000,
+    dino_steps: Annotated[int, typer.Option(min=2, help="Steps of the DINOv2-style ViT.")] = 2000,
     seed: Seed = 1,
+    profile: ProfileName = "stickers",
+    size: Size = None,
+    pictures: Pictures = SCENES,
     threads: Threads = 1,
+    workers: Workers = 2,
+    device: DeviceName = "cpu",
+    bf16: Bf16 = False,
     runs: Runs = RUNS,
-    out: Out = EMBEDDED,
+    out: Out = None,
 ) -> None:
     """The metric encoders: CLIP and a DINOv2-style ViT."""
     _threads(threads)
-    from dekag.training.encoders import clip_retrieval, dino_neighbours, train_clip, train_dino
+    from dekag.training.data import rendered_scenes
+    from dekag.training.encoders import clip_quality, dino_quality, train_clip, train_dino
 
-    clip, tokenizer = train_clip(runs / "clip", runs / "cache", steps=steps, seed=seed)
-    tokenizer.save_pretrained(out / "clip")
-    quality = {"validation_retrieval_of_200": clip_retrieval(clip, tokenizer, runs / "cache")}
-    _save(clip, out / "clip", runs, "clip", quality, seed)
-    dino = train_dino(runs / "dino", runs / "cache", steps=dino_steps, seed=seed)
-    _save(dino, out / "dino", runs, "dino", dino_neighbours(dino, runs / "cache"), seed)
+    world, where, cache = _world(profile, size), _device(device), runs / "cache"
+    folder = out or MODELS / profile
+    check_folder(folder)
+    seen = rendered_scenes(cache, "train", pictures, world=world, workers=workers)
+    held_out = rendered_scenes(cache, "validation", 500, world=world, workers=workers)
+    settings: dict[str, Any] = {"seed": seed, "device": where, "bf16": bf16}
+    run = runs / profile / "clip"
+    clip, tokenizer = train_clip(run, seen, world, steps=steps, **settings)
+    tokenizer.save_pretrained(folder / "clip")
+    _save(clip, folder / "clip", run, clip_quality(clip, tokenizer, held_out[:200], world), seed)
+    run = runs / profile / "dino"
+    dino = train_dino(run, seen, world, steps=dino_steps, **settings)
+    _save(dino, folder / "dino", run, dino_quality(dino, held_out, world), seed)
+
+
+Batch = Annotated[int, typer.Option(min=1, help="Latents a step.")]
+Start = Annotated[Path | None, typer.Option(help="A trained pipeline of that kind to go on from.")]
+Vae = Annotated[Path | None, typer.Option(help="The autoencoder's folder  [default: the profile's]")]
+Distil = Annotated[
+    float | None,
+    typer.Option(
+        "--distil-guidance",
+        min=1,
+        help="Teach the pipeline at --start to draw with this guidance at once; it is then sampled with 1.",
+    ),
+]
 
 
 @train.command()
 def edge(
-    steps: Steps = 4000,
+    steps: Steps = 10000,
     seed: Seed = 1,
+    profile: ProfileName = "stickers",
+    size: Size = None,
+    pictures: Pictures = SCENES,
+    batch: Batch = 32,
+    start: Start = None,
+    distil: Distil = None,
     threads: Threads = 1,
-    batch: int = 32,
+    workers: Workers = 2,
+    device: DeviceName = "cpu",
     bf16: Bf16 = False,
     runs: Runs = RUNS,
-    vae: Shipped = EMBEDDED / "vae",
-    out: Out = EMBEDDED / "edge",
+    vae: Vae = None,
+    out: Out = None,
 ) -> None:
     """The edge-GAI; it never sees a held-out topic."""
-    _threads(threads)
-    from dekag.training.diffusion import probe_accuracy, train_edge
-
-    pipeline = train_edge(runs / "edge", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16)
-    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=False)
-    _save(pipeline, out, runs, "edge", quality, seed)
+    _generator("edge", **locals())
 
 
 @train.command()
 def cloud(
-    steps: Steps = 4000,
+    steps: Steps = 20000,
     seed: Seed = 1,
+    profile: ProfileName = "stickers",
+    size: Size = None,
+    pictures: Pictures = SCENES,
+    batch: Batch = 32,
+    unet: Annotated[bool, typer.Option("--unet", help="A larger U-Net in the place of PixArt.")] = False,
+    start: Start = None,
+    distil: Distil = None,
     threads: Threads = 1,
-    batch: int = 32,
+    workers: Workers = 2,
+    device: DeviceName = "cpu",
     bf16: Bf16 = False,
-    start: Annotated[Path | None, typer.Option(help="A trained cloud to go on from.")] = None,
     runs: Runs = RUNS,
-    vae: Shipped = EMBEDDED / "vae",
-    out: Out = EMBEDDED / "cloud",
+    vae: Vae = None,
+    out: Out = None,
 ) -> None:
     """The cloud-GAI; it knows every topic."""
-    _threads(threads)
-    from dekag.training.diffusion import probe_accuracy, train_cloud
+    arguments = locals()
+    _generator("cloud-unet" if arguments.pop("unet") else "cloud", **arguments)
 
-    pipeline = train_cloud(
-        runs / "cloud", runs / "cache", vae, steps=steps, seed=seed, batch=batch, bf16=bf16, start=start
+
+def _generator(
+    kind: str,
+    *,
+    steps: int,
+    seed: int,
+    profile: str,
+    size: int | None,
+    pictures: int,
+    batch: int,
+    start: Path | None,
+    distil: float | None,
+    threads: int,
+    workers: int,
+    device: str,
+    bf16: bool,
+    runs: Path,
+    vae: Path | None,
+    out: Path | None,
+) -> None:
+    """Train a generator, measure it by the probe, if there is one, and write it."""
+    _threads(threads)
+    from dekag.training.diffusion import probe_accuracy, train_generator
+
+    world, where = _world(profile, size), _device(device)
+    role = kind.removesuffix("-unet")
+    target = _target(out, profile, role)
+    if distil is not None and start is None:
+        raise typer.BadParameter("needs --start, the pipeline to distil into", param_hint="--distil-guidance")
+    run = runs / profile / (role if distil is None else f"{role}-guided")
+    pipeline = train_generator(
+        kind,
+        run,
+        runs / "cache",
+        _model(vae, profile, "vae"),
+        world,
+        steps=steps,
+        seed=seed,
+        batch=batch,
+        start=start,
+        guidance_scale=distil,
+        pictures=pictures,
+        workers=workers,
+        device=where,
+        bf16=bf16,
     )
-    quality = probe_accuracy(pipeline, shipped_model(EMBEDDED / "probe"), cloud=True)
-    continues = read_json(start / "training.json") if start else None
-    _save(pipeline, out, runs, "cloud", quality, seed, continues)
+    judge = _model(None, profile, "probe")
+    quality: dict[str, Any] = {}
+    if judge.is_dir():
+        guidance = 3.0 if distil is None else 1.0
+        quality = probe_accuracy(pipeline, judge, world, cloud=role == "cloud", guidance_scale=guidance)
+    _save(pipeline, target, run, quality, seed, _earlier(start))
+
+
+def _latents(profile: str, pictures: int, runs: Path, vae: Path | None, workers: int) -> tuple[Any, Any]:
+    """The profile's autoencoder, and the latents of the training pictures."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    from dekag.training.latents import encoded_scenes
+
+    model = AutoencoderKL.from_pretrained(_model(vae, profile, "vae"), dtype=torch.float32).eval()
+    return model, encoded_scenes(runs / "cache", model, pictures, world=_world(profile), workers=workers)
 
 
 @train.command()
 def codec(
     steps: Steps = 1500,
     seed: Seed = 1,
+    profile: ProfileName = "embedded",
+    pictures: Pictures = SCENES,
     threads: Threads = 1,
+    workers: Workers = 2,
     runs: Runs = RUNS,
-    vae: Shipped = EMBEDDED / "vae",
-    out: Out = EMBEDDED / "codec",
+    vae: Vae = None,
+    out: Out = None,
 ) -> None:
     """The base codec: clean channel, top rate."""
     _threads(threads)
-    import torch
-    from diffusers import AutoencoderKL
-
     from dekag.training.codec import clean_latent_snr_db, train_codec
-    from dekag.training.diffusion import encoded_scenes
 
-    latents = encoded_scenes(runs / "cache", AutoencoderKL.from_pretrained(vae, dtype=torch.float32))
+    target = _target(out, profile, "codec")
+    _, latents = _latents(profile, pictures, runs, vae, workers)
+    run = runs / profile / "codec"
     # the last thousand latents are kept out of training to measure on
-    model = train_codec(runs / "codec", latents[:-1000], steps=steps, seed=seed)
+    model = train_codec(run, latents[:-1000], steps=steps, seed=seed)
     quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, latents[-1000:])}
-    _save(model, out, runs, "codec", quality, seed)
+    _save(model, target, run, quality, seed)
 
 
 @train.command()
 def cala(
     steps: Steps = 12000,
     seed: Seed = 1,
+    profile: ProfileName = "embedded",
+    pictures: Pictures = SCENES,
     threads: Threads = 1,
+    workers: Workers = 2,
     share: Annotated[float, typer.Option(min=0.005, max=1, help="Most parameters, of the codec's.")] = 0.05,
     method: Annotated[
         str, typer.Option(help="What to train in CALA's place: a baseline of it, or a plug-in's name.")
@@ -236,33 +517,31 @@ def cala(
     bf16: Bf16 = False,
     calibrate_on: Annotated[int, typer.Option(min=2, help="Latents that measure what to expect.")] = 16,
     runs: Runs = RUNS,
-    codec: Shipped = EMBEDDED / "codec",
-    vae: Shipped = EMBEDDED / "vae",
+    codec: Annotated[
+        Path | None, typer.Option(help="The base codec's folder  [default: the profile's]")
+    ] = None,
+    vae: Vae = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where it is saved  [default: models/embedded/cala; RUNS/METHOD/knowledge if not CALA]",
-            callback=_writable,
+            help="Where it is saved  [default: the profile's cala; RUNS/METHOD/knowledge if not CALA]"
         ),
     ] = None,
 ) -> None:
     """Transmission knowledge: adapters of the base codec, CALA's, over random rates and channels."""
     _threads(threads)
-    import torch
-    from diffusers import AutoencoderKL
-
     from dekag.codec import JsccCodec
     from dekag.generation.models import folder_hash
     from dekag.training.cala import train_knowledge
-    from dekag.training.diffusion import encoded_scenes
 
-    model = AutoencoderKL.from_pretrained(vae, dtype=torch.float32).eval()
-    latents = encoded_scenes(runs / "cache", model)
-    folder = (EMBEDDED / "cala" if method == "cala" else runs / method / "knowledge") if out is None else out
+    model, latents = _latents(profile, pictures, runs, vae, workers)
+    base = _model(codec, profile, "codec")
+    run = runs / profile / method
+    folder = (MODELS / profile / "cala" if method == "cala" else run / "knowledge") if out is None else out
     knowledge = train_knowledge(
-        runs / method,
-        JsccCodec.load(codec),
-        folder_hash(codec),
+        run,
+        JsccCodec.load(base),
+        folder_hash(base),
         lambda batch: model.decode(batch).sample,
         latents[:-1000],
         latents[-1000:][:calibrate_on],
@@ -285,7 +564,9 @@ def knowledge(
     threads: Threads = 1,
     profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
     runs: Runs = RUNS,
-    out: Out = EMBEDDED / "knowledge",
+    out: Annotated[
+        Path | None, typer.Option(help="Where they go  [default: the profile's knowledge]")
+    ] = None,
 ) -> None:
     """Knowledge updates of the world's topics (MAKD), as a running system would distil them."""
     _threads(threads)
@@ -302,6 +583,7 @@ def knowledge(
     if unknown := set(topic or ()) - set(TOPICS):
         raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(TOPICS)}", param_hint="--topic")
     models, config = load_profile(profile), DistillConfig(seed=seed)
+    folder = out or MODELS / profile / "knowledge"
     cloud, edge = Generator.from_profile(models.cloud), Generator.from_profile(models.edge)
     scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
     for name in topic or TOPICS:
@@ -323,9 +605,9 @@ def knowledge(
                 scorer=scorer,
                 on_progress=on_progress,
             )
-        update.save(out / name)
-        typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {out / name}")
-    typer.echo(f"A running system uses them after `dekag publish {out}/TOPIC`.")
+        update.save(folder / name)
+        typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {folder / name}")
+    typer.echo(f"A running system uses them after `dekag publish {folder}/TOPIC`.")
 
 
 @train.command()

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dekag.training.data import Pixels, picture_number, rendered_masks, rendered_scenes, to_tensor
 from dekag.training.loop import TrainingRun, learning_rate_factor
+from dekag.training.worlds import STICKERS, STORYBOOK, World
 
-SCENES = 100
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+PICTURES = 60
 
 
-def _toy_run(folder: Path) -> TrainingRun:
+@pytest.fixture
+def pixels(cache: Path, world: World) -> Pixels:
+    return rendered_scenes(cache, "train", PICTURES, world=world)
+
+
+@pytest.fixture
+def held_out(cache: Path, world: World) -> Pixels:
+    return rendered_scenes(cache, "validation", 8, world=world)
+
+
+@pytest.fixture
+def quick_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text encoders that hardly learn to read."""
+    from dekag.training import text
+
+    monkeypatch.setattr(text, "PRETRAINING_STEPS", 2)
+    monkeypatch.setattr(text, "PRETRAINING_CAPTIONS", 50)
+    monkeypatch.setattr(text, "TOKENIZER_CAPTIONS", 300)
+
+
+def _weights(model: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def _toy_run(folder: Path) -> TrainingRun[nn.Linear]:
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     return TrainingRun(folder, model, [torch.optim.AdamW(model.parameters(), lr=0.01)], seed=3)
 
 
-def _toy_step(run: TrainingRun):  # type: ignore[no-untyped-def]
+def _toy_step(run: TrainingRun[nn.Linear]):  # type: ignore[no-untyped-def]
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         x = torch.randn(8, 4, generator=generator)
         return {"loss": (run.model(x) - x.sum(1, keepdim=True)).square().mean()}
@@ -67,27 +92,73 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert learning_rate_factor(0, 1000) < 0.01
     assert learning_rate_factor(500, 1000) == 1
     assert learning_rate_factor(999, 1000) < 0.01
+    assert learning_rate_factor(999, 1000, cooldown_share=0.0) == 1
+    assert learning_rate_factor(500, 1000, cooldown_share=1.0) == pytest.approx(0.5)
 
 
-def test_vae_trains_and_its_latents_are_normalised(tmp_path: Path, cache: Path) -> None:
-    from dekag.training.data import rendered_scenes, to_tensor
-    from dekag.training.vae import held_out_psnr, train_vae
+def test_renders_are_kept_by_what_made_them(cache: Path, world: World) -> None:
+    first = rendered_scenes(cache, "train", 4, world=world)
+    larger = rendered_scenes(cache, "train", 4, world=replace(world, size=128))
+    assert first.shape == (4, 64, 64, 3)
+    assert larger.shape == (4, 128, 128, 3)
+    assert np.array_equal(first[3], world.render(*picture_number("train", 3, world)))
+    held_out = rendered_scenes(cache, "validation", 4, world=world)
+    assert not np.array_equal(first, held_out)
 
-    vae = train_vae(tmp_path, cache, steps=2, seed=1, scenes=SCENES)
-    assert held_out_psnr(vae, cache, 8).isfinite().all()
+
+def test_a_vae_trained_in_two_parts_is_the_one_trained_at_once(
+    tmp_path: Path, pixels: Pixels, held_out: Pixels
+) -> None:
+    from dekag.training.vae import train_vae
+
+    channels = (4, 8, 8, 16)
+    whole = train_vae(tmp_path / "a", pixels, held_out, steps=4, seed=1, channels=channels)
+    again = train_vae(tmp_path / "b", pixels, held_out, steps=4, seed=1, channels=channels)
+    torch.testing.assert_close(_weights(whole), _weights(again), rtol=0, atol=0)
+    other = train_vae(tmp_path / "c", pixels, held_out, steps=4, seed=2, channels=channels)
+    assert not torch.equal(_weights(whole), _weights(other))
+
+
+def test_an_interrupted_vae_training_continues_bit_for_bit(
+    tmp_path: Path, pixels: Pixels, held_out: Pixels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dekag.training import vae
+
+    train: dict[str, Any] = {"seed": 1, "channels": (4, 8, 8, 16)}
+    # one warm-up for both lengths, so that both have the same learning rates
+    monkeypatch.setattr("dekag.training.loop.learning_rate_factor", lambda *_: 1.0)
+    whole = vae.train_vae(tmp_path / "whole", pixels, held_out, steps=4, **train)
+    vae.train_vae(tmp_path / "parts", pixels, held_out, steps=2, **train)
+    resumed = vae.train_vae(tmp_path / "parts", pixels, held_out, steps=4, **train)
+    torch.testing.assert_close(_weights(resumed), _weights(whole), rtol=0, atol=0)
+
+
+def test_vae_is_refined_normalised_and_measured(
+    tmp_path: Path, pixels: Pixels, held_out: Pixels, world: World
+) -> None:
+    from dekag.training.vae import normalise_latents, refine_vae, train_vae
+    from dekag.training.vae_quality import measure, save_strip
+
+    vae = train_vae(tmp_path / "crops", pixels, held_out, steps=2, seed=1, channels=(4, 8, 8, 16))
+    vae = refine_vae(tmp_path / "whole", pixels, held_out, vae, steps=2, seed=1)
+    normalise_latents(vae, pixels)
     with torch.inference_mode():
-        latents = vae.encode(to_tensor(rendered_scenes(cache, "train", SCENES))).latent_dist.mean
+        latents = vae.encode(to_tensor(pixels)).latent_dist.mean
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.02, rtol=0)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=0.02, rtol=0)
+    quality, back, order = measure(vae, held_out, world)
+    assert quality["worst_psnr_db"] <= quality["psnr_db"] <= quality["best_psnr_db"]
+    assert quality["ssim"] < 1
+    assert sorted(order) == list(range(8))
+    save_strip(tmp_path / "strip.webp", held_out, back, order)
+    assert (tmp_path / "strip.webp").stat().st_size > 0
 
 
-def test_folding_the_normalisation_leaves_reconstructions_alone(cache: Path) -> None:
-    from dekag.training.data import rendered_scenes, to_tensor
+def test_folding_the_normalisation_leaves_reconstructions_alone(pixels: Pixels) -> None:
     from dekag.training.vae import new_vae, normalise_latents
 
     torch.manual_seed(0)
-    vae = new_vae().eval()
-    pixels = rendered_scenes(cache, "train", SCENES)
+    vae = new_vae(64, (4, 8, 8, 16)).eval()
     images = to_tensor(pixels[:4])
     with torch.inference_mode():
         before = vae.decode(vae.encode(images).latent_dist.mean).sample
@@ -96,64 +167,224 @@ def test_folding_the_normalisation_leaves_reconstructions_alone(cache: Path) -> 
     torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["edge", "cloud"])
-def test_generators_take_two_steps(name: str, tmp_path: Path, cache: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    from dekag.training import diffusion, text
+def test_a_widened_vae_starts_as_the_narrow_one(pixels: Pixels) -> None:
+    from dekag.training.vae import new_vae, widened
+
+    torch.manual_seed(0)
+    vae = new_vae(64, (4, 8, 16, 24)).eval()
+    images = to_tensor(pixels[:2])
+    wide = widened(vae, (8, 16, 32, 48), seed=1).eval()
+    assert wide.config.block_out_channels == (8, 16, 32, 48)
+    with torch.inference_mode():
+        before = vae.decode(vae.encode(images).latent_dist.mean).sample
+        after = wide.decode(wide.encode(images).latent_dist.mean).sample
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-3)
+
+
+def test_detailed_crops_have_more_detail() -> None:
+    from dekag.training.vae import random_crops
+
+    pixels = np.full((4, 128, 128, 3), 90, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (4, 128, 64, 3), dtype=np.uint8)
+    pixels[:, :, :64] = noise
+    generator = torch.Generator().manual_seed(1)
+    picked, drawn = (random_crops(pixels, generator, 32, 200, share).std(dim=(1, 2, 3)) for share in (1, 0))
+    assert picked.mean() > 1.3 * drawn.mean()
+
+
+@pytest.mark.parametrize("kind", ["edge", "cloud", "cloud-unet"])
+@pytest.mark.usefixtures("quick_reading")
+def test_generators_take_two_steps(kind: str, tmp_path: Path, cache: Path, world: World) -> None:
+    from dekag.generation.models import Generator
+    from dekag.training.diffusion import train_generator
     from dekag.training.vae import new_vae
 
-    monkeypatch.setattr(text, "PRETRAINING_STEPS", 2)
-    monkeypatch.setattr(text, "PRETRAINING_CAPTIONS", 50)
     torch.manual_seed(0)
-    new_vae().save_pretrained(tmp_path / "vae")
-    train = {"edge": diffusion.train_edge, "cloud": diffusion.train_cloud}[name]
-    pipeline = train(tmp_path / name, cache, tmp_path / "vae", steps=2, seed=1, batch=2, scenes=SCENES)
+    new_vae(64, (4, 8, 8, 16)).save_pretrained(tmp_path / "vae")
+
+    def train(name: str, **more: Any) -> Any:
+        return train_generator(
+            kind,
+            tmp_path / name,
+            cache,
+            tmp_path / "vae",
+            world,
+            steps=2,
+            seed=1,
+            batch=2,
+            pictures=PICTURES,
+            **more,
+        )
+
+    pipeline = train("first")
+    denoiser = pipeline.transformer if kind == "cloud" else pipeline.unet
+    other = train("second")
+    same = other.transformer if kind == "cloud" else other.unet
+    torch.testing.assert_close(_weights(denoiser), _weights(same), rtol=0, atol=0)
+
     pipeline.save_pretrained(tmp_path / "saved")
-
-    from dekag.generation.models import Generator
-
     generator = Generator.load(tmp_path / "saved", steps=2, guidance_scale=2.0)
-    first = generator.latents("a red cat on the beach", 7)
-    assert first.shape == (1, 4, 16, 16)
-    assert torch.equal(first, generator.latents("a red cat on the beach", 7))
-    assert not torch.equal(first, generator.latents("a red cat on the beach", 8))
-    assert not torch.equal(first, generator.latents("a blue house in the city", 7))
+    place = {"width": 64, "height": 64}
+    first = generator.latents("a red cat on the beach", 7, **place)  # type: ignore[arg-type]
+    assert first.shape == (1, 4, 8, 8)
+    assert torch.equal(first, generator.latents("a red cat on the beach", 7, **place))  # type: ignore[arg-type]
+    assert not torch.equal(first, generator.latents("a red cat on the beach", 8, **place))  # type: ignore[arg-type]
+    assert not torch.equal(first, generator.latents("a blue house in the city", 7, **place))  # type: ignore[arg-type]
+
+    guided = train("guided", start=tmp_path / "saved", guidance_scale=3.0)
+    student = guided.transformer if kind == "cloud" else guided.unet
+    assert not torch.equal(_weights(student), _weights(denoiser))
 
 
-def test_the_edge_never_sees_a_held_out_topic() -> None:
-    from dekag.training.data import scene_number
-    from dekag.training.diffusion import known_scenes
-    from dekag.world import EDGE_STYLES, EDGE_SUBJECTS
+def test_a_plain_pipeline_draws_with_the_edge(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
 
-    scenes = [scene_number("train", n)[0] for n in known_scenes(cloud=False, count=500)]
-    assert 100 < len(scenes) < 500
-    assert {s.style for s in scenes} == set(EDGE_STYLES)
-    assert {s.subject for s in scenes} == set(EDGE_SUBJECTS)
-    assert len(known_scenes(cloud=True, count=500)) == 500
+    from dekag.training.diffusion import new_unet, sampler
+    from dekag.training.text import new_clip_text_encoder, new_edge_tokenizer
+    from dekag.training.vae import new_vae
+
+    torch.manual_seed(0)
+    tokenizer = new_edge_tokenizer(captions=200)
+    StableDiffusionPipeline(
+        vae=new_vae(128, (4, 8, 8, 16)),
+        text_encoder=new_clip_text_encoder(tokenizer, width=32, layers=1),
+        tokenizer=tokenizer,
+        unet=new_unet(16, (8, 16, 16), 32),
+        scheduler=sampler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(tmp_path)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline("a cat", num_inference_steps=2, guidance_scale=2.0, output_type="np").images
+    assert image.shape == (1, 128, 128, 3)
 
 
-def test_codec_probe_and_encoders_take_two_steps(tmp_path: Path, cache: Path) -> None:
+def test_the_edge_never_sees_a_held_out_topic(shapes: Path) -> None:
+    from dekag.training.diffusion import known_pictures
+
+    for world in (STORYBOOK, STICKERS):
+        numbers = known_pictures(500, world, cloud=False)
+        scenes = [picture_number("train", n, world)[0] for n in numbers]
+        assert 50 < len(scenes) < 500
+        assert {s.style for s in scenes} == set(world.module.EDGE_STYLES)
+        assert {s.subject for s in scenes} <= set(world.module.EDGE_SUBJECTS)
+        assert all(getattr(s, name) is None for s in scenes for name in world.optional)
+        assert len(known_pictures(500, world, cloud=True)) == 500
+
+
+def test_the_cloud_sees_every_combination() -> None:
+    scenes = [picture_number("train", n, STICKERS)[0] for n in range(400)]
+    assert any(s.companion for s in scenes)
+    assert {s.accessory for s in scenes} > {"crown", "top-hat"}
+
+
+def test_codec_takes_two_steps(tmp_path: Path) -> None:
     from dekag.training.codec import clean_latent_snr_db, train_codec
-    from dekag.training.encoders import clip_retrieval, dino_neighbours, train_clip, train_dino
-    from dekag.training.probe import rendered_accuracy, train_probe
 
     latents = torch.randn(70, 4, 16, 16)
     codec = train_codec(tmp_path / "codec", latents, steps=2, seed=1)
     assert -20 < clean_latent_snr_db(codec, latents) < 20
-    probe = train_probe(tmp_path / "probe", cache, steps=2, seed=1, scenes=SCENES)
-    assert set(rendered_accuracy(probe, cache, 8)) == {"subject", "colour", "setting", "style"}
-    clip, tokenizer = train_clip(tmp_path / "clip", cache, steps=2, seed=1, scenes=SCENES)
-    assert 0 <= clip_retrieval(clip, tokenizer, cache, 8) <= 1
-    dino = train_dino(tmp_path / "dino", cache, steps=2, seed=1, scenes=SCENES)
-    assert set(dino_neighbours(dino, cache, 8)) == {"subject", "setting", "style"}
+
+
+def test_judges_take_two_steps(
+    tmp_path: Path, pixels: Pixels, held_out: Pixels, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dekag.metrics.probe import AttributeProbe
+    from dekag.training import encoders, text
+    from dekag.training.probe import rendered_accuracy, train_probe
+
+    monkeypatch.setattr(text, "TOKENIZER_CAPTIONS", 300)
+    probe = train_probe(tmp_path / "probe", pixels, world, steps=2, seed=1)
+    probe.save_pretrained(tmp_path / "saved")
+    loaded = AttributeProbe.from_pretrained(tmp_path / "saved")
+    assert loaded.words["subject"] == list(world.attributes["subject"])
+    assert rendered_accuracy(loaded, held_out, world) == rendered_accuracy(probe, held_out, world)
+    clip, tokenizer = encoders.train_clip(tmp_path / "clip", pixels, world, steps=2, seed=1)
+    quality = encoders.clip_quality(clip, tokenizer, held_out, world)
+    assert set(quality) == {"validation_retrieval_of_8", "damage_seen"}
+    dino = encoders.train_dino(tmp_path / "dino", pixels, world, steps=2, seed=1)
+    assert set(encoders.dino_quality(dino, held_out, world)) == {
+        "subject", "setting", "style", "damaged", "shifted",
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("shapes")
+def test_outline_judge_learns_where_the_subject_is(tmp_path: Path, cache: Path) -> None:
+    from dekag.training.probe import outline_quality, train_outline_judge
+
+    world = replace(STICKERS, size=128)
+    pictures = [render(cache, "train", 16, world=world) for render in (rendered_scenes, rendered_masks)]
+    judge = train_outline_judge(tmp_path, *pictures, steps=2, seed=1)
+    quality = outline_quality(judge, *pictures)
+    assert 0 < quality["agreement"] < 1
+
+
+def test_outlines_agree_wherever_they_stand() -> None:
+    from dekag.metrics.outline import best_overlap
+
+    square, far = torch.zeros(2, 1, 64, 64)
+    square[:, 10:30, 10:30] = 1
+    far[:, 15:35, 4:24] = 1
+    half = square.clone()
+    half[:, 20:] = 0
+    assert best_overlap(square, far).item() == pytest.approx(1, abs=1e-4)
+    assert best_overlap(square, half).item() == pytest.approx(0.5, abs=1e-4)
+    assert best_overlap(square, torch.zeros(1, 64, 64)).item() == pytest.approx(0, abs=1e-4)
 
 
 def test_unknown_words_fall_apart_into_letters_and_are_never_lost() -> None:
     from dekag.training.text import new_cloud_tokenizer, new_edge_tokenizer
 
-    edge, cloud = new_edge_tokenizer(), new_cloud_tokenizer()
-    assert len(edge.tokenize("meadow")) == 1
-    assert len(edge.tokenize("amethyst")) > 3
-    for tokenizer in (edge, cloud):
-        inner = tokenizer("zebra quokka 99!").input_ids[1:-1]
-        assert tokenizer.unk_token_id not in inner
-        assert len(inner) > 5
+    for world in (STORYBOOK, STICKERS):
+        edge, cloud = new_edge_tokenizer(world=world), new_cloud_tokenizer(world=world)
+        assert len(edge.tokenize("meadow")) == 1
+        assert len(edge.tokenize("amethyst")) > 2
+        for tokenizer in (edge, cloud):
+            inner = tokenizer("zebra quokka 99!").input_ids[1:-1]
+            assert tokenizer.unk_token_id not in inner
+            assert len(inner) > 5
+
+
+def test_captions_fit_the_context() -> None:
+    from dekag.training.text import MAX_TOKENS, new_clip_tokenizer, new_cloud_tokenizer, training_captions
+
+    texts = [text for _, text in training_captions(500, STICKERS, cloud=True)]
+    for tokenizer in (new_clip_tokenizer(world=STICKERS), new_cloud_tokenizer(world=STICKERS)):
+        assert max(len(ids) for ids in tokenizer(texts).input_ids) <= MAX_TOKENS
+
+
+def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from dekag.training.cli import train
+
+    for arguments, said in (
+        (["vae", "--profile", "nowhere"], "embedded, stickers"),
+        (["vae", "--device", "tpu"], "cpu and cuda"),
+        (["vae", "--size", "100"], "multiple of 32"),
+        (["edge", "--distil-guidance", "3"], "needs --start"),
+    ):
+        result = CliRunner().invoke(train, arguments)
+        assert result.exit_code == 2
+        assert said in " ".join(result.output.replace("│", "").split()), result.output
+
+
+def test_a_whole_vae_training_by_its_command(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from dekag.training import vae
+    from dekag.training.cli import train
+
+    small = {**(vae.train_vae.__kwdefaults__ or {}), "channels": (4, 8, 8, 16)}
+    monkeypatch.setattr(vae.train_vae, "__kwdefaults__", small)
+    arguments = ["vae", "--size", "64", "--steps", "2", "--refinement-steps", "2", "--pictures", "40"]
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "vae")]
+    result = CliRunner().invoke(train, [*arguments, *folders])
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "vae" / "training.json").read_text())
+    assert record["steps"] == record["continues"]["steps"] == 2
+    assert set(record["quality"]) >= {"psnr_db", "ssim", "decode_ms"}

@@ -23,7 +23,7 @@ from dekag.evaluation.models import ModelBank
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import Key, conditions_of
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
-from dekag.training.diffusion import encoded_scenes
+from dekag.training.latents import encoded_scenes
 
 CACHE = Path("runs/cache")  # where `dekag train` keeps the latents as well
 HELD_OUT = 1000  # latents at the end that nothing is trained on

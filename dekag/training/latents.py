@@ -1,0 +1,66 @@
+"""Latents of the training pictures, computed once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dekag.training.data import SCENES, rendered_scenes, to_tensor
+from dekag.training.device import CPU
+from dekag.training.worlds import STORYBOOK, World
+
+CHUNK = 200
+AT_ONCE = 20
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """Twelve hex digits of a hash over a model's weights."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+@torch.inference_mode()
+def encoded_scenes(
+    cache: Path,
+    vae: Any,
+    count: int = SCENES,
+    *,
+    world: World = STORYBOOK,
+    workers: int = 2,
+    device: torch.device = CPU,
+) -> torch.Tensor:
+    """Latents of training pictures 0..count-1, (count, 4, size / 8, size / 8) float16; resumable.
+
+    Args:
+        cache: where they are kept, under a name made of what made them.
+        vae: the autoencoder; the mean of its posterior is taken.
+        count: of pictures.
+        world: what draws them.
+        workers: processes that render.
+        device: where they are encoded.
+    """
+    stem = f"{world.profile}-{world.version}-{weights_hash(vae)}-{world.size}-{count}"
+    path, progress = cache / f"latents-{stem}.npy", cache / f"latents-{stem}.done"
+    done = int(progress.read_text()) if path.exists() and progress.exists() else 0
+    cache.mkdir(parents=True, exist_ok=True)
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    side = world.size // factor
+    shape = (count, vae.config.latent_channels, side, side)
+    out = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
+    if done < count:
+        pixels = rendered_scenes(cache, "train", count, world=world, workers=workers)
+        vae = vae.to(device, memory_format=torch.channels_last)
+        for start in tqdm(range(done, count, CHUNK), desc="encode pictures", mininterval=10):
+            images = to_tensor(pixels[start : start + CHUNK])
+            parts = [vae.encode(part.to(device)).latent_dist.mean.cpu() for part in images.split(AT_ONCE)]
+            out[start : start + len(images)] = torch.cat(parts).half().numpy()
+            progress.write_text(str(start + CHUNK))
+        out.flush()
+    return torch.from_numpy(np.load(path, mmap_mode="c"))

@@ -1,0 +1,128 @@
+"""The worlds that models are trained on: what they draw, what they say, and the size of their pictures.
+
+A world is a package; here are the few things that training asks of it. Its models are those of the profile of
+the same name under models/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+COMBINED_SHARE = 0.08  # how often each kind of combination comes up where combinations are known
+
+
+@dataclass(frozen=True)
+class World:
+    """A world to train on.
+
+    Attributes:
+        profile: the profile of its models.
+        package: what draws it.
+        size: side of its pictures, pixels.
+    """
+
+    profile: str
+    package: str
+    size: int
+
+    @property
+    def module(self) -> Any:
+        """The package."""
+        return importlib.import_module(self.package)
+
+    @property
+    def attributes(self) -> dict[str, tuple[str, ...]]:
+        """The words of every attribute of a scene."""
+        words: dict[str, tuple[str, ...]] = self.module.ATTRIBUTES
+        return words
+
+    @property
+    def optional(self) -> dict[str, tuple[str, ...]]:
+        """The words of what a scene may have or not: something worn, a second subject."""
+        names = {field.name for field in fields(self.module.Scene)} - set(self.attributes)
+        accessories = tuple(name for name in self.combinations if name != "duo")
+        words = {"companion": self.attributes["subject"], "accessory": accessories}
+        return {name: words[name] for name in sorted(names)}
+
+    def edge_knows(self, scene: Any) -> bool:
+        """Whether the edge may have seen it: no topic is in it."""
+        absent = all(getattr(scene, name) is None for name in self.optional)
+        return (
+            absent and scene.subject in self.module.EDGE_SUBJECTS and scene.style in self.module.EDGE_STYLES
+        )
+
+    @cached_property
+    def version(self) -> str:
+        """Twelve hex digits of a hash over the package's source, which tell its renders from others."""
+        digest = hashlib.sha256()
+        for file in sorted(Path(self.module.__file__).parent.rglob("*.py")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        return digest.hexdigest()[:12]
+
+    def known(self, *, cloud: bool) -> dict[str, Any]:
+        """What the training set of the cloud, or of the edge, is drawn from."""
+        if cloud:
+            return {"subjects": self.attributes["subject"], "styles": self.attributes["style"]} | (
+                {"combinations": True} if self.combinations else {}
+            )
+        return {"subjects": self.module.EDGE_SUBJECTS, "styles": self.module.EDGE_STYLES}
+
+    @property
+    def combinations(self) -> tuple[str, ...]:
+        """Topics that combine what is known: accessories, and a second subject ("duo")."""
+        return tuple(t.name for t in self.module.TOPICS.values() if t.kind == "combination")
+
+    @property
+    def vocabularies(self) -> tuple[Mapping[str, str], ...]:
+        """The words of each vocabulary topic."""
+        return tuple(t.words for t in self.module.TOPICS.values() if t.kind == "vocabulary")
+
+    def random_scene(
+        self, rng: random.Random, *, subjects: Any = None, styles: Any = None, combinations: bool = False
+    ) -> Any:
+        """A scene; `subjects` and `styles` restrict it, `combinations` adds such topics now and then."""
+        chosen: dict[str, Any] = {
+            "subjects": subjects or self.attributes["subject"],
+            "styles": styles or self.attributes["style"],
+        }
+        if combinations:
+            for name in self.combinations:
+                if rng.random() < COMBINED_SHARE:
+                    chosen |= {"companions": 1.0} if name == "duo" else {"accessory": name}
+                    break
+        return self.module.random_scene(rng, **chosen)
+
+    def render(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
+        """The picture of a scene, (size, size, 3) uint8."""
+        pixels: npt.NDArray[np.uint8] = self.module.render(scene, seed, size=self.size)
+        return pixels
+
+    def mask(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
+        """Where the subject is in that picture, (size, size) uint8, 0..255."""
+        mask: npt.NDArray[np.uint8] = self.module.render_with_mask(scene, seed, size=self.size)[1]
+        return mask
+
+    def caption(self, scene: Any, rng: random.Random, *, cloud: bool) -> str:
+        """A training caption; in the cloud's the words of each vocabulary come up in one case of four."""
+        words: dict[str, str] = {}
+        if cloud:
+            for vocabulary in self.vocabularies:
+                if rng.random() < 0.25:
+                    words |= vocabulary
+        text: str = self.module.caption(scene, rng, words)
+        return text
+
+
+STORYBOOK = World("embedded", "dekag.world", 128)
+STICKERS = World("stickers", "dekag.stickers", 256)
+WORLDS = {world.profile: world for world in (STORYBOOK, STICKERS)}
