@@ -221,7 +221,7 @@ def test_measuring_finds_models_grids_and_figures(whole: Installed, empty: Path)
     code = "from dekag.evaluation.studies.quick import *; run_quick(pictures=8, sweep=Path('grid.yaml'))"
     done = whole.run(whole.python, "-c", code, folder=empty)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"vae_psnr_db.+dB", done.stdout)
+    assert re.search(r"Autoencoder: PSNR of held-out scenes.+dB", done.stdout)
     assert (empty / "runs/quick/overall/cells.jsonl").exists()
 
     done = whole.run(whole.dekag, "results", "book", folder=empty)
