@@ -565,7 +565,8 @@ def knowledge(
     profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
     runs: Runs = RUNS,
     out: Annotated[
-        Path | None, typer.Option(help="Where they go  [default: the profile's knowledge]")
+        Path | None,
+        typer.Option(help="Where they go  [default: the profile's knowledge]", callback=_writable),
     ] = None,
 ) -> None:
     """Knowledge updates of the world's topics (MAKD), as a running system would distil them."""
