@@ -358,7 +358,7 @@ def test_captions_fit_the_context() -> None:
 def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from dekag.training.cli import train
+    from services.cli.train import train
 
     for arguments, said in (
         (["vae", "--profile", "nowhere"], "embedded, stickers"),
@@ -377,7 +377,7 @@ def test_a_whole_vae_training_by_its_command(
     from typer.testing import CliRunner
 
     from dekag.training import vae
-    from dekag.training.cli import train
+    from services.cli.train import train
 
     small = {**(vae.train_vae.__kwdefaults__ or {}), "channels": (4, 8, 8, 16)}
     monkeypatch.setattr(vae.train_vae, "__kwdefaults__", small)
