@@ -77,7 +77,7 @@ def test_a_topic_is_distilled_and_used(url: str) -> None:
     def call(method: str, path: str, **arguments: Any) -> httpx2.Response:
         return httpx2.request(method, url + path, timeout=60, trust_env=False, **arguments)
 
-    order = {"topic": "neon", "images": 4, "steps": 4, "rank": 1}
+    order = {"topic": "neon", "images": 4, "steps": 4, "rank": 1, "force": True}
     started = call("POST", "/v1/knowledge", json=order)
     assert started.status_code == 202, started.text
     deadline = time.monotonic() + 300

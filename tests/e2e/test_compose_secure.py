@@ -21,7 +21,7 @@ pytestmark = pytest.mark.compose
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("--file", "docker-compose.yml", "--file", "deploy/compose.secure.yml")
 NAMES = ["redis", "distiller", *SERVICES]
-USERS_OF_REDIS = ["gateway", "user", "edge", "cloud", "distiller"]
+USERS_OF_REDIS = ["redis", "gateway", "user", "edge", "cloud", "distiller"]
 PORTS = {name: port for name, (port, _) in SERVICES.items() if name != "gateway"}
 KEY, LINE = new_key("tester")
 REDIS_CLI = (
@@ -108,7 +108,7 @@ def test_a_picture_needs_a_key(url: str, ca_file: Path) -> None:
 
 def test_a_topic_is_distilled_and_used(url: str, ca_file: Path) -> None:
     with Client(url, api_key=KEY, ca_file=ca_file, retries=3) as client:
-        *_, last = client.distill("neon", images=4, steps=4, rank=1)
+        *_, last = client.distill("neon", images=4, steps=4, rank=1, force=True)
         assert last.status == "finished", last
         image = client.image("a red boat, neon style", seed=1)
         assert [each.topic for each in image.report.knowledge] == ["neon"]
@@ -122,10 +122,11 @@ def test_a_service_answers_who_shows_a_certificate_only(project: Project, name: 
 
 
 def test_redis_answers_who_shows_a_password_and_a_certificate_only(project: Project) -> None:
-    health = project.sh(
-        "redis", f"{REDIS_CLI} --user health --pass health --no-auth-warning get dekag:knowledge"
-    )
+    password = 'REDISCLI_AUTH="$(cat /credentials/redis.password)"'
+    health = project.sh("redis", f"{password} {REDIS_CLI} --user health get dekag:knowledge")
     assert "NOPERM" in health.stdout + health.stderr
+    guessed = project.sh("redis", f"REDISCLI_AUTH=health {REDIS_CLI} --user health ping")
+    assert "WRONGPASS" in guessed.stdout + guessed.stderr
     nobody = project.sh("redis", f"{REDIS_CLI} get dekag:knowledge")
     assert "NOAUTH" in nobody.stdout + nobody.stderr
     plain = project.sh("redis", "redis-cli -e ping")
@@ -136,7 +137,7 @@ def test_redis_answers_who_shows_a_password_and_a_certificate_only(project: Proj
 def test_a_service_sees_its_own_credentials_only(project: Project) -> None:
     for name in NAMES:
         found = set(project.sh(name, "ls /credentials").stdout.split())
-        own = {"redis": {"users.acl"}, "channel": set()}.get(name, {"redis.password"})
+        own = {"redis": {"users.acl", "redis.password"}, "channel": set()}.get(name, {"redis.password"})
         assert found == {"ca.crt", "tls.crt", "tls.key"} | own
         assert project.sh(name, "touch /credentials/x").returncode != 0
 
