@@ -36,13 +36,13 @@ from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.latents import encoded_scenes
 from dekag.training.loop import TrainingRun
 from dekag.training.muon import Muon
-from dekag.training.worlds import World
+from dekag.training.worlds import WORLDS, World
 
 CAPTIONS_PER_SCENE = 4
 PROMPT_DROPOUT = 0.1
 ADAMW_LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 2e-3
-COOLDOWN_SHARE = 0.4
+COOLDOWN_SHARE, COOLDOWN_SHARE_WHILE_SMALL = 0.4, 0.1  # a training on smaller pictures is always followed
 SMALLEST_SIDE = 4  # of the U-Nets' lowest level
 EDGE_CHANNELS = (32, 64, 128, 192)
 CLOUD_CHANNELS = (64, 128, 192, 320)
@@ -97,13 +97,17 @@ class PixArtModel(TextToLatent):
 
 
 def new_unet(
-    side: int, channels: tuple[int, ...] = EDGE_CHANNELS, text_width: int = 128
+    side: int,
+    channels: tuple[int, ...] = EDGE_CHANNELS,
+    text_width: int = 128,
+    full_side: int | None = None,
 ) -> UNet2DConditionModel:
-    """A U-Net for latents of `side`: as many of `channels`' levels as lead down to 4x4.
+    """A U-Net for latents of `side`: as many of `channels`' levels as lead from `full_side` down to 4x4.
 
-    Cross-attention at 8x8 and 4x4; what the prompt says as a whole scales and shifts every block besides.
+    Cross-attention on the two lowest levels; the pooled prompt scales and shifts every block besides.
+    `full_side` (default: `side`) is for a U-Net that learns on smaller latents first: it has the same layers.
     """
-    levels = int(np.log2(side // SMALLEST_SIDE)) + 1
+    levels = int(np.log2((full_side or side) // SMALLEST_SIDE)) + 1
     attends = [level >= levels - 2 for level in range(levels)]
     return UNet2DConditionModel(
         sample_size=side,
@@ -226,6 +230,7 @@ def train_denoiser(
     batch: int,
     device: torch.device = CPU,
     bf16: bool = False,
+    cooldown_share: float = COOLDOWN_SHARE,
 ) -> TextToLatent:
     """Train text encoder and denoiser; returns the average.
 
@@ -248,7 +253,7 @@ def train_denoiser(
 
         return {"loss": loss(clean, noise, timesteps, denoise)}
 
-    run.run(step, steps, cooldown_share=COOLDOWN_SHARE)
+    run.run(step, steps, cooldown_share=cooldown_share)
     return run.average.to("cpu")
 
 
@@ -336,7 +341,7 @@ def new_generator(
         device: where that runs.
     """
     torch.manual_seed(seed)
-    side = world.size // 8
+    side, full_side = world.size // 8, WORLDS[world.profile].size // 8
     denoiser: Any
     if kind == "cloud":
         tokenizer: Any = text.new_cloud_tokenizer(world=world)
@@ -345,11 +350,11 @@ def new_generator(
     elif kind == "cloud-unet":
         tokenizer = text.new_clip_tokenizer(world=world)
         encoder = text.new_clip_text_encoder(tokenizer, **CLOUD_TEXT)
-        denoiser = new_unet(side, CLOUD_CHANNELS, CLOUD_TEXT["width"])
+        denoiser = new_unet(side, CLOUD_CHANNELS, CLOUD_TEXT["width"], full_side)
     else:
         tokenizer = text.new_edge_tokenizer(world=world)
         encoder = text.new_clip_text_encoder(tokenizer, **EDGE_TEXT)
-        denoiser = new_unet(side, EDGE_CHANNELS, EDGE_TEXT["width"])
+        denoiser = new_unet(side, EDGE_CHANNELS, EDGE_TEXT["width"], full_side)
     encoder, _ = text.pretrain_text_encoder(
         folder, encoder, tokenizer, world, cloud=kind != "edge", seed=seed, device=device
     )
@@ -410,10 +415,13 @@ def train_generator(
             if kind == "cloud"
             else UNetModel(before.text_encoder, before.unet)
         )
+        model.denoiser.register_to_config(sample_size=world.size // 8)
     data = PromptedLatents(latents, tokenizer, world, cloud=kind != "edge", device=device)
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "batch": batch, "device": device, "bf16": bf16}
     if guidance_scale is None:
-        trained = train_denoiser(model, data, folder, **settings)
+        small = world.size < WORLDS[world.profile].size
+        share = COOLDOWN_SHARE_WHILE_SMALL if small else COOLDOWN_SHARE
+        trained = train_denoiser(model, data, folder, cooldown_share=share, **settings)
     else:
         trained = distil_guidance(model, data, folder, guidance_scale=guidance_scale, **settings)
     return (_pixart_pipeline if kind == "cloud" else _unet_pipeline)(vae, tokenizer, trained)

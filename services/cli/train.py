@@ -438,10 +438,12 @@ def _generator(
 
     world, where = _world(profile, size), _device(device)
     role = kind.removesuffix("-unet")
+    if size is not None and size != _world(profile).size and out is None:
+        raise typer.BadParameter("needs --out: the profile's models draw its own size", param_hint="--size")
     target = _target(out, profile, role)
     if distil is not None and start is None:
         raise typer.BadParameter("needs --start, the pipeline to distil into", param_hint="--distil-guidance")
-    run = runs / profile / (role if distil is None else f"{role}-guided")
+    run = runs / profile / "-".join([role, *(["guided"] if distil else []), *([str(size)] if size else [])])
     pipeline = train_generator(
         kind,
         run,

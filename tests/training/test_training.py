@@ -236,6 +236,18 @@ def test_generators_take_two_steps(kind: str, tmp_path: Path, cache: Path, world
     assert not torch.equal(_weights(student), _weights(denoiser))
 
 
+def test_a_unet_that_learns_on_smaller_latents_has_the_same_layers() -> None:
+    from dekag.training.diffusion import new_unet
+
+    full, small = new_unet(32, (8, 8, 16, 16), 32), new_unet(16, (8, 8, 16, 16), 32, full_side=32)
+    full.load_state_dict(small.state_dict())
+    assert small.config["sample_size"] == 16
+    states = torch.zeros(1, 77, 32)
+    for side in (16, 32):
+        said = small(torch.zeros(1, 4, side, side), 1, encoder_hidden_states=states).sample
+        assert said.shape == (1, 4, side, side)
+
+
 def test_a_plain_pipeline_draws_with_the_edge(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
@@ -365,6 +377,7 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
         (["vae", "--device", "tpu"], "cpu and cuda"),
         (["vae", "--size", "100"], "multiple of 32"),
         (["edge", "--distil-guidance", "3"], "needs --start"),
+        (["edge", "--size", "128"], "needs --out"),
     ):
         result = CliRunner().invoke(train, arguments)
         assert result.exit_code == 2
