@@ -23,9 +23,9 @@ from services.cli import main as cli
 from services.cloud.job_folder import JobFolders
 from services.cloud.version_store import trouble
 from services.launcher.stack import LaunchError
-from tests.services.test_launcher import RedisOnly
+from tests.services.launcher.test_stack import RedisOnly
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = {
     "umlaut": "Müller",
     "spaces": " two  words ",

@@ -16,7 +16,7 @@ from services.gateway import schemas
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.services.conftest import serving
-from tests.services.test_gateway import PATH, is_problem
+from tests.services.gateway.test_app import PATH, is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Client = httpx2.AsyncClient

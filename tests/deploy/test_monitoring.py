@@ -140,7 +140,7 @@ def test_nothing_else_of_the_chain_changes() -> None:
 def test_prometheus_takes_its_configuration_and_alerts_when_it_should() -> None:
     for command in (
         ["check", "config", "deploy/monitoring/prometheus.yml"],
-        ["test", "rules", "tests/services/alerts_test.yml"],
+        ["test", "rules", "tests/deploy/alerts_test.yml"],
     ):
         done = subprocess.run(["promtool", *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr

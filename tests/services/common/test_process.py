@@ -31,7 +31,7 @@ def run_arguments(service: str, **settings: str | int | Path) -> dict[str, Any]:
     return {
         "args": [sys.executable, "-m", f"services.{service}"],
         "env": os.environ | {f"DEKAG_{name.upper()}": str(value) for name, value in settings.items()},
-        "cwd": Path(__file__).parents[2],
+        "cwd": Path(__file__).parents[3],
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,

@@ -38,7 +38,7 @@ from services.launcher.credentials import PASSWORD, make_credentials
 from services.launcher.stack import KINDS
 from services.user.settings import UserSettings
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ("docker-compose.yml", "deploy/compose.monitoring.yml", "deploy/compose.secure.yml")
 KINDS_OF_ALL = [pytest.param(kind, id=name) for name, kind in KINDS.items()]
 

@@ -29,7 +29,7 @@ from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
 from tests.conftest import _redis_server, free_port
 from tests.services.conftest import _start_chain, ended, forget_orders, serving, starter
-from tests.services.test_launcher import RedisOnly
+from tests.services.launcher.test_stack import RedisOnly
 
 ONCE = Retry(NoBackoff(), 0)
 PATH = "/v1/images/generations"

@@ -53,7 +53,7 @@ from services.launcher.stack import LaunchError
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
 from tests.conftest import free_port
 
-DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,7 @@ def work(settings: DistillerSettings, tmp_path: Path) -> Iterator[Work]:
                 subprocess.Popen(
                     [sys.executable, "-m", "services.cloud.worker"],
                     env=os.environ | env,
-                    cwd=Path(__file__).parents[2],
+                    cwd=Path(__file__).parents[3],
                     stderr=log,
                 )
             )

@@ -29,7 +29,7 @@ from services.gateway.app import create_app
 from services.gateway.keys import Keys, new_key
 from services.gateway.settings import GatewaySettings
 from tests.services.conftest import serving
-from tests.services.test_gateway import is_problem
+from tests.services.gateway.test_app import is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

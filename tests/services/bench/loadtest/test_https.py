@@ -13,11 +13,11 @@ import pytest
 from services.gateway.app import create_app
 from services.gateway.keys import new_key
 from services.gateway.settings import GatewaySettings
+from tests.services.cli.test_main import environment
 from tests.services.conftest import serving
-from tests.services.test_cli import environment
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 async def test_the_gateway_is_believed_by_its_authority_alone(credentials_dir: Path, tmp_path: Path) -> None:

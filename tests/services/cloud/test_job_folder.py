@@ -31,7 +31,7 @@ async def test_a_claim_is_for_one_process_and_ends_with_it(folders: JobFolders, 
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "True\n"

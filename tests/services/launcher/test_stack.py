@@ -95,14 +95,14 @@ def test_children_die_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
-from tests.services.test_launcher import RedisOnly
+from tests.services.launcher.test_stack import RedisOnly
 with RedisOnly(Path(sys.argv[1]), free_ports=True) as stack:
     for _ in stack.wait_ready(20):
         pass
     print(stack["redis"].process.pid, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=60
     )

@@ -50,8 +50,8 @@ from services.proto.cloud_pb2 import (
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2 import IMAGE_FORMAT_PNG, KnowledgeUse, ProvideRequest
 from services.proto.user_pb2 import LinkReport, ReceivedImage
+from tests.services.common.test_observability import Counted
 from tests.services.conftest import Chain, serving
-from tests.services.test_observability import Counted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -29,9 +29,9 @@ from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.gateway.app import create_app
 from services.gateway.keys import new_key
 from services.gateway.settings import GatewaySettings
+from tests.services.cli.test_main import dekag
 from tests.services.conftest import Start, adapters, serving, starter
-from tests.services.test_cli import dekag
-from tests.services.test_gateway import PATH, is_problem
+from tests.services.gateway.test_app import PATH, is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
