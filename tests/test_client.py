@@ -28,7 +28,7 @@ from dekag.errors import (
 from services.gateway import schemas
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
-from tests.services.conftest import serving
+from tests.chain import serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 T = TypeVar("T")

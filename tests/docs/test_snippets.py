@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,10 @@ from services.cloud.settings import DistillerSettings
 from services.cloud.worker import Distiller
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
-from tests.services.conftest import Start, ended, serving, starter
+from tests.chain import data_in, ended, serving, start_chain, starter
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-StartChain = Callable[[Start, Path, str], Awaitable[dict[str, str]]]
 ROOT = Path(__file__).parents[2]
 URL = "http://127.0.0.1:8080"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -66,12 +65,11 @@ async def run(*command: str, folder: Path) -> str:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def url(
-    adapted_profile: Path, redis_url: str, start_chain: StartChain, tmp_path_factory: pytest.TempPathFactory
+    adapted_profile: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[str]:
     """Of a whole system of its own, with tiny models, adapters and a distiller."""
     own_redis = redis_url.removesuffix("/0") + "/1"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DEKAG_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    with data_in(tmp_path_factory.mktemp("data")):
         async with starter() as start:
             found = await start_chain(start, adapted_profile, own_redis)
             worker = DistillerSettings(redis_url=own_redis, profile=str(adapted_profile), distill_threads=1)

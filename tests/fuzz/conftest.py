@@ -19,9 +19,7 @@ from services.common.settings import CommonSettings
 from services.proto.cloud_pb2_grpc import CloudStub
 from services.proto.downlink_pb2_grpc import DownlinkStub
 from services.proto.user_pb2_grpc import UserStub
-from tests.fuzz.artifacts import tiny_adapters, tiny_update
-from tests.fuzz.tally import Tally
-from tests.services.conftest import (  # noqa: F401 - fixtures
+from tests.chain import (  # noqa: F401 - fixtures
     Chain,
     _environment,
     _start_chain,
@@ -31,6 +29,8 @@ from tests.services.conftest import (  # noqa: F401 - fixtures
     gateway_url,
     starter,
 )
+from tests.fuzz.artifacts import tiny_adapters, tiny_update
+from tests.fuzz.tally import Tally
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

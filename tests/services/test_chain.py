@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ from services.proto.user_pb2 import ReceivedImage
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
+from tests.chain import Start, start_chain
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-Start = Callable[..., Awaitable[str]]
 Connect = Callable[[str], Any]
 
 
@@ -299,7 +299,6 @@ async def test_cloud_draws_seeds_and_formats_in_order_and_caches(chain: Any, red
 async def test_without_redis_it_works_all_the_same(
     start: Start,
     connect: Connect,
-    start_chain: Any,
     chain: Any,
     asked: DeliveryRequest,
     dummy_profile: Path,

@@ -35,12 +35,21 @@ from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
+from tests.chain import starter
 from tests.fuzz.budgets import QUICK
-from tests.fuzz.calls import REFUSALS, Rpc, answer_of, legal_requests, nearly_valid, picture, requests, rpcs
+from tests.fuzz.calls import (
+    REFUSALS,
+    Rpc,
+    answer_of,
+    legal_requests,
+    nearly_valid,
+    picture,
+    requests,
+    rpcs,
+)
 from tests.fuzz.messages import any_of, spoiled
 from tests.fuzz.peers import BLAMED, AnyCloud, AnyDownlink, code_of, other_streams
 from tests.fuzz.rest import Anything, Gateway, anything, image_bodies
-from tests.services.conftest import starter
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 RPCS = list(rpcs())

@@ -51,7 +51,7 @@ from services.channel.settings import ChannelSettings
 from services.cli.main import app
 from services.launcher.stack import LaunchError
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
-from tests.conftest import free_port
+from tests.processes import free_port
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 

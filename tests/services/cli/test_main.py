@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,28 +20,9 @@ from dekag.client import Client, gateway_url
 from services.cli.distill import read_prompts
 from services.cli.image import default_name
 from services.cli.main import app
+from tests.services.command_line import dekag, environment
 
 COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
-
-
-async def dekag(
-    *arguments: str, folder: Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs the command line with pipes, as a process of its own."""
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "services.cli", *arguments],
-        cwd=folder,
-        env={**environment(), **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=90,
-    )
-
-
-def environment() -> dict[str, str]:
-    root = str(Path(__file__).resolve().parents[3])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
 
 
 def names(folder: Path) -> list[str]:

@@ -50,12 +50,11 @@ from services.proto.cloud_pb2 import (
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2 import IMAGE_FORMAT_PNG, KnowledgeUse, ProvideRequest
 from services.proto.user_pb2 import LinkReport, ReceivedImage
-from tests.services.common.test_observability import Counted
-from tests.services.conftest import Chain, serving
+from tests.chain import Chain, Start, serving, start_chain
+from tests.services.counted import Counted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-Start = Callable[..., Awaitable[str]]
 PATH = "/v1/images/generations"
 PROMPT, SIZE = "a red boat", (64, 64)
 WINDOW = 3
@@ -377,7 +376,6 @@ async def test_a_gateway_watches_unless_it_is_told_not_to(monkeypatch: pytest.Mo
 @pytest_asyncio.fixture(loop_scope="session")
 async def watched(
     start: Start,
-    start_chain: Callable[[Start, Path, str], Awaitable[dict[str, str]]],
     scored_profile: Path,
     own_url: str,
     tmp_path: Path,

@@ -39,7 +39,7 @@ from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 
 if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
-from tests.services.conftest import ended
+from tests.chain import ended
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("redis")]
 Start = Callable[..., Awaitable[str]]

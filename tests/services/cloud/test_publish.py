@@ -29,9 +29,9 @@ from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.gateway.app import create_app
 from services.gateway.keys import new_key
 from services.gateway.settings import GatewaySettings
-from tests.services.cli.test_main import dekag
-from tests.services.conftest import Start, adapters, serving, starter
-from tests.services.gateway.test_app import PATH, is_problem
+from tests.chain import Start, adapters, serving, start_chain, starter
+from tests.services.answers import PATH, is_problem
+from tests.services.command_line import dekag
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -89,14 +89,12 @@ class System:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def system(
-    adapted_profile: Path, start_chain: Any, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[System]:
+async def system(adapted_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[System]:
     tmp_path = tmp_path_factory.mktemp("system")
     key, line = new_key("publisher")
     (tmp_path / "api-keys").write_text(f"{line}\n")
     async with starter() as start:
-        addresses = await chain_at(start, start_chain, adapted_profile, tmp_path / "data")
+        addresses = await chain_at(start, adapted_profile, tmp_path / "data")
         settings = GatewaySettings(
             user_address=addresses["user"],
             cloud_address=addresses["cloud"],
@@ -108,12 +106,11 @@ async def system(
             yield System(client, tmp_path / "data", key, adapted_profile)
 
 
-async def chain_at(start: Start, start_chain: Any, profile: Path, data: Path) -> dict[str, str]:
+async def chain_at(start: Start, profile: Path, data: Path) -> dict[str, str]:
     def own(name: str) -> dict[str, Any]:
         return {"data_dir": data} if name == "cloud" else {"knowledge_keep_s": 0} if name == "edge" else {}
 
-    found: dict[str, str] = await start_chain(start, profile, "", own)
-    return found
+    return await start_chain(start, profile, "", own)
 
 
 async def test_the_command_reaches_the_system_that_it_is_pointed_at(system: System, tmp_path: Path) -> None:

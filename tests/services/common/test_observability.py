@@ -35,6 +35,7 @@ from services.common.worker import ModelWorker
 from services.gateway.admission import Admission
 from services.proto.downlink_pb2 import ProvideRequest
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
+from tests.services.counted import Counted
 
 PATH = "/v1/images/generations"
 ASKED = {"prompt": "a red boat", "seed": 7, "link": {"snr_db": 12, "cbr": 1 / 96}}
@@ -272,21 +273,6 @@ def test_spans_are_sent_over_otlp() -> None:
     (span,) = resource.scope_spans[0].spans
     assert span.name == "edge.generate"
     assert span.end_time_unix_nano - span.start_time_unix_nano == 500_000_000
-
-
-class Counted:
-    """How much the samples of this process's metrics have grown since this was made."""
-
-    def __init__(self) -> None:
-        self._before = self._samples()
-
-    @staticmethod
-    def _samples() -> dict[str, float]:
-        lines = generate_latest().decode().splitlines()
-        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if line[0] != "#"}
-
-    def __call__(self, sample: str) -> float:
-        return self._samples().get(sample, 0) - self._before.get(sample, 0)
 
 
 async def test_a_request_is_counted_where_it_passes(client: httpx2.AsyncClient, redis: Any) -> None:

@@ -30,8 +30,8 @@ from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.launcher import stack as launcher
 from services.proto.cloud_pb2_grpc import add_CloudServicer_to_server
-from tests.conftest import _redis_server, free_port
-from tests.services.conftest import ended, serving, starter
+from tests.chain import ended, serving, starter
+from tests.processes import free_port, redis_server
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 FULL = "refuses to write, as its memory is full (maxmemory)"
@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def port(folder: Path) -> Iterator[int]:
     """Of a Redis of its own, whose settings a test may change."""
     port = free_port()
-    command = [_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
     try:
         with Redis(port=port) as client:

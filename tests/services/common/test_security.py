@@ -43,8 +43,8 @@ from services.proto.cloud_pb2_grpc import CloudStub
 from services.proto.downlink_pb2 import ProvideRequest
 from services.proto.downlink_pb2_grpc import DownlinkServicer, DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2_grpc import UserStub
-from tests.conftest import free_port
-from tests.services.conftest import _start_chain, serving, starter
+from tests.chain import serving, start_chain, starter
+from tests.processes import free_port
 
 ONCE = Retry(NoBackoff(), 0)
 PATH = "/v1/images/generations"
@@ -190,7 +190,7 @@ async def secured(
     keys = tmp_path_factory.mktemp("keys") / "api-keys"
     keys.write_text(LINE)
     async with starter() as start:
-        addresses = await _start_chain(
+        addresses = await start_chain(
             start, dummy_profile, "", lambda name: {"tls_dir": credentials_dir / name}
         )
         settings = GatewaySettings(

@@ -44,7 +44,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
-from tests.services.conftest import adapters
+from tests.chain import adapters
 
 if TYPE_CHECKING:
     from services.proto.downlink_pb2_grpc import DownlinkAsyncStub

@@ -23,28 +23,12 @@ from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
-from tests.services.conftest import serving
+from tests.chain import serving
+from tests.services.answers import PATH, is_problem, pixels
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-PATH = "/v1/images/generations"
 Client = httpx2.AsyncClient
-
-
-def is_problem(answer: httpx2.Response, status: int) -> dict[str, Any]:
-    """The body, after checking that it is a problem of that status."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = answer.json()
-    assert body["status"] == status
-    assert body["type"].startswith("urn:dekag:problem:")
-    assert body["request_id"] == answer.headers["x-request-id"]
-    assert "Traceback" not in answer.text
-    return body
-
-
-def pixels(image: dict[str, Any]) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image["b64_json"]))))
 
 
 async def test_returns_a_picture_and_its_link_report(client: Client) -> None:

@@ -25,8 +25,8 @@ from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2 import DistillRequest, GenerateRequest, GetKnowledgeRequest, JobId
 from services.proto.downlink_pb2 import LinkConditions, ProvideRequest, SymbolFrame, TransmissionHeader
 from services.proto.downlink_pb2_grpc import DownlinkServicer, DownlinkStub, add_DownlinkServicer_to_server
-from tests.services.conftest import serving
-from tests.services.gateway.test_app import is_problem
+from tests.chain import serving
+from tests.services.answers import is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -15,8 +15,8 @@ import pytest
 from services.gateway import schemas
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
-from tests.services.conftest import serving
-from tests.services.gateway.test_app import PATH, is_problem
+from tests.chain import serving
+from tests.services.answers import PATH, is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Client = httpx2.AsyncClient

@@ -28,8 +28,8 @@ from services.gateway import app as gateway
 from services.gateway.app import create_app
 from services.gateway.keys import Keys, new_key
 from services.gateway.settings import GatewaySettings
-from tests.services.conftest import serving
-from tests.services.gateway.test_app import is_problem
+from tests.chain import serving
+from tests.services.answers import is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.services.gateway.test_app import PATH, is_problem, pixels
+from tests.services.answers import PATH, is_problem, pixels
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

@@ -27,9 +27,9 @@ from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
-from tests.conftest import _redis_server, free_port
-from tests.services.conftest import _start_chain, ended, forget_orders, serving, starter
-from tests.services.launcher.test_stack import RedisOnly
+from tests.chain import ended, forget_orders, serving, start_chain, starter
+from tests.processes import free_port, redis_server
+from tests.services.launcher.redis_only import RedisOnly
 
 ONCE = Retry(NoBackoff(), 0)
 PATH = "/v1/images/generations"
@@ -87,7 +87,7 @@ def guarded(credentials_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     home, port = tmp_path_factory.mktemp("guarded"), free_port()
     users = home / USERS
     users.write_text((credentials_dir / "redis" / USERS).read_text() + "user admin on >admin ~* &* +@all\n")
-    command = [_redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--aclfile", users]
+    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--aclfile", users]
     server = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL)
     try:
         with as_user(port, credentials_dir, "health") as health:
@@ -171,7 +171,7 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
     with Redis(port=guarded, username="admin", password="admin", decode_responses=True) as admin:
         admin.execute_command("ACL", "LOG", "RESET")
         async with starter() as start:
-            addresses = await _start_chain(start, scored_profile, "", own)
+            addresses = await start_chain(start, scored_profile, "", own)
             settings = GatewaySettings(
                 user_address=addresses["user"],
                 cloud_address=addresses["cloud"],

@@ -23,7 +23,7 @@ from services.cli import main as cli
 from services.cloud.job_folder import JobFolders
 from services.cloud.version_store import trouble
 from services.launcher.stack import LaunchError
-from tests.services.launcher.test_stack import RedisOnly
+from tests.services.launcher.redis_only import RedisOnly
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = {

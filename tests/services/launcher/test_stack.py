@@ -23,14 +23,7 @@ from services.cli.report import write_images
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
 from services.launcher.stack import LaunchError, Stack, Stopped, find_redis
-
-
-class RedisOnly(Stack):
-    """A stack that starts Redis and nothing else."""
-
-    def _start(self) -> None:
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._start_redis()
+from tests.services.launcher.redis_only import RedisOnly
 
 
 def image(png: bytes | None, **report: Any) -> client.Image:
@@ -95,7 +88,7 @@ def test_children_die_with_a_launcher_that_was_killed(tmp_path: Path) -> None:
     program = """
 import os, signal, sys
 from pathlib import Path
-from tests.services.launcher.test_stack import RedisOnly
+from tests.services.launcher.redis_only import RedisOnly
 with RedisOnly(Path(sys.argv[1]), free_ports=True) as stack:
     for _ in stack.wait_ready(20):
         pass

@@ -13,8 +13,8 @@ import pytest
 from services.gateway.app import create_app
 from services.gateway.keys import new_key
 from services.gateway.settings import GatewaySettings
-from tests.services.cli.test_main import environment
-from tests.services.conftest import serving
+from tests.chain import serving
+from tests.services.command_line import environment
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 ROOT = Path(__file__).resolve().parents[4]
