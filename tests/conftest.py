@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from tests.chain import Chain
 
-pytest.register_assert_rewrite("tests.services.answers", "tests.fuzz.calls", "tests.fuzz.rest")
+pytest.register_assert_rewrite("tests.services.answers", "tests.hostile.calls", "tests.hostile.rest")
 
 
 @pytest.fixture(scope="session")

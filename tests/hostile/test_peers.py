@@ -29,13 +29,13 @@ from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
 from tests.chain import serving, starter
-from tests.fuzz.artifacts import broken, claimed_hash, tiny_adapters
-from tests.fuzz.budgets import FUZZ
-from tests.fuzz.calls import DEADLINE_S, picture
-from tests.fuzz.messages import any_of, spoiled
-from tests.fuzz.peers import BLAMED, AnyCloud, AnyDownlink, AnyUser, code_of, other_streams
-from tests.fuzz.rest import check_answer
-from tests.fuzz.tally import Tally
+from tests.hostile.artifacts import broken, claimed_hash, tiny_adapters
+from tests.hostile.budgets import FUZZ
+from tests.hostile.calls import DEADLINE_S, picture
+from tests.hostile.messages import any_of, spoiled
+from tests.hostile.peers import BLAMED, AnyCloud, AnyDownlink, AnyUser, code_of, other_streams
+from tests.hostile.rest import check_answer
+from tests.hostile.tally import Tally
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 DELIVERIES = ["semantic", "conventional"]

@@ -26,8 +26,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from services.gateway.problems import MEDIA_TYPE
-from tests.fuzz.artifacts import jsons, other_json
-from tests.fuzz.calls import DEADLINE_S
+from tests.hostile.artifacts import jsons, other_json
+from tests.hostile.calls import DEADLINE_S
 
 _LEAKS = re.compile(r'Traceback|File \\?"|\w/\w+\.py\b|site-packages|<class |object at 0x')
 _NO_HTTP = "Invalid HTTP request received."  # what uvicorn says, since nothing reaches the gateway

@@ -15,7 +15,7 @@ from grpc import StatusCode, aio
 from hypothesis import strategies as st
 
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
-from tests.fuzz.messages import any_of, spoiled, wire
+from tests.hostile.messages import any_of, spoiled, wire
 
 DEADLINE_S = 240.0
 """Of one call: far more than any takes, so that running into it is a hang."""

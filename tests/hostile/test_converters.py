@@ -15,10 +15,10 @@ from services.cloud import orders
 from services.common import converters
 from services.common.frames import FrameError, channel_states
 from services.proto import cloud_pb2, downlink_pb2
-from tests.fuzz.budgets import FUZZ
-from tests.fuzz.calls import nearly_valid, picture
-from tests.fuzz.messages import any_of, spoiled
-from tests.fuzz.tally import Tally
+from tests.hostile.budgets import FUZZ
+from tests.hostile.calls import nearly_valid, picture
+from tests.hostile.messages import any_of, spoiled
+from tests.hostile.tally import Tally
 
 LINK = picture().link
 CODING = downlink_pb2.ModulationAndCoding(

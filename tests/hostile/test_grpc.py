@@ -9,9 +9,9 @@ from grpc import StatusCode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.budgets import FUZZ
-from tests.fuzz.calls import REFUSALS, Rpc, answer_of, legal_requests, requests, rpcs
-from tests.fuzz.tally import Tally
+from tests.hostile.budgets import FUZZ
+from tests.hostile.calls import REFUSALS, Rpc, answer_of, legal_requests, requests, rpcs
+from tests.hostile.tally import Tally
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 RPCS = list(rpcs())

@@ -16,7 +16,7 @@ from services.proto.cloud_pb2_grpc import CloudServicer
 from services.proto.downlink_pb2 import SymbolFrame
 from services.proto.downlink_pb2_grpc import DownlinkServicer
 from services.proto.user_pb2_grpc import UserServicer
-from tests.fuzz.messages import any_of, spoiled
+from tests.hostile.messages import any_of, spoiled
 
 BLAMED = frozenset(
     {

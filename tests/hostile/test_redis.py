@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from services.proto import cloud_pb2, downlink_pb2
-from tests.fuzz.artifacts import jsons
-from tests.fuzz.budgets import FUZZ
-from tests.fuzz.calls import DEADLINE_S, picture
-from tests.fuzz.peers import code_of
-from tests.fuzz.tally import Tally
+from tests.hostile.artifacts import jsons
+from tests.hostile.budgets import FUZZ
+from tests.hostile.calls import DEADLINE_S, picture
+from tests.hostile.peers import code_of
+from tests.hostile.tally import Tally
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 REPORT = "fuzz-report"

@@ -29,8 +29,8 @@ from tests.chain import (  # noqa: F401 - fixtures
     gateway_url,
     starter,
 )
-from tests.fuzz.artifacts import tiny_adapters, tiny_update
-from tests.fuzz.tally import Tally
+from tests.hostile.artifacts import tiny_adapters, tiny_update
+from tests.hostile.tally import Tally
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what reads artifacts: ``python -m tests.fuzz.fuzz_artifacts FOLDER ...``.
+"""Coverage-guided fuzzing of what reads artifacts: ``python -m tests.hostile.atheris_artifacts FOLDER ...``.
 
 FOLDER holds whole artifacts, a folder each: "update", "compact-update" and "adapters". An input says which
 file of which of them its bytes take the place of; the hash is made right again, so that what reads the file
@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=READ):
     from dekag.cala.artifact import TransmissionKnowledge
     from dekag.errors import MismatchError
     from dekag.makd.update import KnowledgeUpdate
-    from tests.fuzz.artifacts import rehashed
+    from tests.hostile.artifacts import rehashed
 
 READERS: dict[str, type[Artifact]] = {
     "update": KnowledgeUpdate,

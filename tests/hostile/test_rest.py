@@ -13,9 +13,9 @@ from schemathesis import GenerationMode
 
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
-from tests.fuzz.budgets import FUZZ
-from tests.fuzz.rest import Anything, Gateway, any_bytes, anything, image_bodies
-from tests.fuzz.tally import Tally
+from tests.hostile.budgets import FUZZ
+from tests.hostile.rest import Anything, Gateway, any_bytes, anything, image_bodies
+from tests.hostile.tally import Tally
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 KINDS = [

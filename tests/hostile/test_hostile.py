@@ -36,8 +36,8 @@ from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
 from tests.chain import starter
-from tests.fuzz.budgets import QUICK
-from tests.fuzz.calls import (
+from tests.hostile.budgets import QUICK
+from tests.hostile.calls import (
     REFUSALS,
     Rpc,
     answer_of,
@@ -47,9 +47,9 @@ from tests.fuzz.calls import (
     requests,
     rpcs,
 )
-from tests.fuzz.messages import any_of, spoiled
-from tests.fuzz.peers import BLAMED, AnyCloud, AnyDownlink, code_of, other_streams
-from tests.fuzz.rest import Anything, Gateway, anything, image_bodies
+from tests.hostile.messages import any_of, spoiled
+from tests.hostile.peers import BLAMED, AnyCloud, AnyDownlink, code_of, other_streams
+from tests.hostile.rest import Anything, Gateway, anything, image_bodies
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 RPCS = list(rpcs())

@@ -25,9 +25,9 @@ from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
-from tests.fuzz.artifacts import broken, other_bytes, tiny_adapters, tiny_update
-from tests.fuzz.budgets import FUZZ
-from tests.fuzz.tally import Tally
+from tests.hostile.artifacts import broken, other_bytes, tiny_adapters, tiny_update
+from tests.hostile.budgets import FUZZ
+from tests.hostile.tally import Tally
 
 ROOT = Path(__file__).parents[2]
 RUNS, SECONDS = 20_000, 120  # of atheris, whichever is over first
@@ -118,7 +118,7 @@ def test_atheris_finds_nothing(artifacts: Mapping[str, Artifact], tally: Tally, 
         [
             sys.executable,
             "-m",
-            "tests.fuzz.fuzz_artifacts",
+            "tests.hostile.atheris_artifacts",
             tmp_path / "artifacts",
             f"-runs={RUNS}",
             f"-max_total_time={SECONDS}",
