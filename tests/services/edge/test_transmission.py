@@ -259,9 +259,12 @@ async def test_an_edge_passes_on_what_it_holds_and_what_only_the_cloud_holds(
         asked_for = GetTransmissionKnowledgeRequest(content_hash=hash_)
         answer = await clients.call(edge.GetTransmissionKnowledge, asked_for, "edge")
         assert TransmissionKnowledge.from_files(answer.files).content_hash == hash_
-    nothing = GetTransmissionKnowledgeRequest(content_hash="0" * 64)
-    with pytest.raises(NotFoundError):
-        await clients.call(system.edge.GetTransmissionKnowledge, nothing, "edge")
+    for nothing in (
+        GetTransmissionKnowledgeRequest(content_hash="0" * 64),
+        GetTransmissionKnowledgeRequest(content_hash=newer.content_hash, base_hash="0" * 64),
+    ):
+        with pytest.raises(NotFoundError):
+            await clients.call(system.edge.GetTransmissionKnowledge, nothing, "edge")
 
 
 @pytest.mark.parametrize("damage", ["bit", "file", "other"])
