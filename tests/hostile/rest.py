@@ -64,11 +64,6 @@ class Operation:
         self._described = described
         self.name = str(described.label)
 
-    @property
-    def takes_something(self) -> bool:
-        """Whether there is anything that it could be given wrongly."""
-        return bool(list(self._described.body) + list(self._described.path_parameters))
-
     def strategy(self, mode: GenerationMode) -> st.SearchStrategy[Any]:
         """Requests that fit the document, or that do not."""
         cases: st.SearchStrategy[Any] = self._described.as_strategy(generation_mode=mode)
@@ -80,24 +75,27 @@ class Gateway:
 
     Args:
         url: where it answers.
+
+    Attributes:
+        operations: every operation that the document describes, by its name.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._session = requests.Session()
         self._session.trust_env = False
-        self._schema = schemathesis.openapi.from_dict(
+        schema = schemathesis.openapi.from_dict(
             self._session.get(f"{url}/openapi.json", timeout=DEADLINE_S).json()
         )
-        refusals = self._schema.config.checks.negative_data_rejection
+        refusals = schema.config.checks.negative_data_rejection
         refusals.expected_statuses = [
             *refusals.expected_statuses,
             "413",
         ]  # of a body that is too large besides
-
-    def operations(self) -> list[Operation]:
-        """Every operation that the document describes."""
-        return [Operation(found.ok()) for found in self._schema.get_all_operations()]
+        self.operations = {
+            operation.name: operation
+            for operation in (Operation(found.ok()) for found in schema.get_all_operations())
+        }
 
     def send_case(self, case: Any) -> int:
         """The status of the answer to a case, after checks that it is as the document says."""

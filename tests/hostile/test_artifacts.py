@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dekag.artifacts import Artifact
@@ -26,7 +26,7 @@ from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from tests.hostile.artifacts import broken, other_bytes, tiny_adapters, tiny_update
-from tests.hostile.budgets import FUZZ
+from tests.hostile.budgets import examples
 from tests.hostile.tally import Tally
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +70,7 @@ def artifacts(profile: Path) -> Mapping[str, Artifact]:
 
 
 @pytest.mark.parametrize("kind", ["update", "compact update", "adapters"])
-@settings(FUZZ, max_examples=700)
+@examples(quick=10, thorough=700)
 @given(data=st.data())
 def test_broken_files_are_refused_or_of_use(
     artifacts: Mapping[str, Artifact],
@@ -94,7 +94,7 @@ def test_broken_files_are_refused_or_of_use(
     tally.note(f"artifact: {kind}", "used")
 
 
-@settings(FUZZ, max_examples=500)
+@examples(quick=30, thorough=500)
 @given(data=st.data())
 def test_broken_pictures_are_refused_or_read(tally: Tally, data: st.DataObject) -> None:
     pixels = torch.arange(64 * 64 * 3).view(64, 64, 3).remainder(251).to(torch.uint8).numpy()
@@ -109,6 +109,7 @@ def test_broken_pictures_are_refused_or_read(tally: Tally, data: st.DataObject) 
     assert max(found.shape[:2]) <= 256
 
 
+@pytest.mark.fuzz
 def test_atheris_finds_nothing(artifacts: Mapping[str, Artifact], tally: Tally, tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris has no wheel for this machine")
     for kind, artifact in artifacts.items():

@@ -7,15 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dekag.errors import InvalidInputError, NotFoundError
 from services.cloud import orders
 from services.common import converters
 from services.common.frames import FrameError, channel_states
-from services.proto import cloud_pb2, downlink_pb2
-from tests.hostile.budgets import FUZZ
+from services.gateway.converters import to_image
+from services.proto import cloud_pb2, downlink_pb2, user_pb2
+from tests.hostile.budgets import examples
 from tests.hostile.calls import nearly_valid, picture
 from tests.hostile.messages import any_of, spoiled
 from tests.hostile.tally import Tally
@@ -49,7 +50,7 @@ def read(convert: Callable[..., Any], *given: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CONVERTERS)
-@settings(FUZZ, max_examples=500)
+@examples(quick=50, thorough=500)
 @given(data=st.data())
 def test_a_message_is_read_or_refused(tally: Tally, name: str, data: st.DataObject) -> None:
     messages, convert = CONVERTERS[name]
@@ -57,7 +58,7 @@ def test_a_message_is_read_or_refused(tally: Tally, name: str, data: st.DataObje
     tally.note(f"converter of {name}", type(found).__name__)
 
 
-@settings(FUZZ, max_examples=500)
+@examples(quick=50, thorough=500)
 @given(message=nearly_valid(downlink_pb2.ProvideRequest))
 def test_what_is_read_is_written_and_read_alike(tally: Tally, message: downlink_pb2.ProvideRequest) -> None:
     found = read(converters.request_from_proto, message)
@@ -66,7 +67,7 @@ def test_what_is_read_is_written_and_read_alike(tally: Tally, message: downlink_
         assert converters.request_from_proto(converters.request_to_proto(found)) == found
 
 
-@settings(FUZZ, max_examples=500)
+@examples(quick=50, thorough=500)
 @given(
     st.binary(max_size=100),
     st.lists(st.integers(0, 2**31), max_size=5) | st.lists(st.integers(0, 3), max_size=4),
@@ -77,3 +78,13 @@ def test_latents_are_of_their_shape_and_finite(tally: Tally, data: bytes, shape:
     if not isinstance(found, Exception):
         assert found.shape == tuple(shape)
         assert all(map(math.isfinite, found.flatten()))
+
+
+def test_latents_without_numbers_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="latents"):
+        converters.latents_from_bytes(b"", (2**31, 2**31, 2**31, 0))
+
+
+def test_a_link_report_that_is_none_is_not_the_clients_fault() -> None:
+    with pytest.raises(ValueError, match=r"link report: link\.fading"):
+        to_image(user_pb2.ReceivedImage(report=user_pb2.LinkReport(delivery="DELIVERY_SEMANTIC")), "id")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +12,18 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
-from hypothesis import given, settings
+from grpc import StatusCode
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dekag.cala.artifact import TransmissionKnowledge
+from dekag.generation.images import to_png
 from dekag.makd.update import KnowledgeUpdate
+from dekag.world import random_scene, render
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
+from services.common import clients
+from services.common.errors import InternalError
 from services.common.requests import begin_request
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
@@ -24,13 +31,14 @@ from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
 from services.proto.cloud_pb2_grpc import add_CloudServicer_to_server
+from services.proto.downlink_pb2 import ChannelState, Reference, SymbolFrame
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
 from tests.chain import serving, starter
 from tests.hostile.artifacts import broken, claimed_hash, tiny_adapters
-from tests.hostile.budgets import FUZZ
+from tests.hostile.budgets import examples
 from tests.hostile.calls import DEADLINE_S, picture
 from tests.hostile.messages import any_of, spoiled
 from tests.hostile.peers import BLAMED, AnyCloud, AnyDownlink, AnyUser, code_of, other_streams
@@ -55,8 +63,13 @@ class Downstream:
     peer: AnyDownlink
     user: Any
     channel: Any
-    valid: Mapping[str, Sequence[downlink_pb2.SymbolFrame]]
+    valid: Mapping[str, Sequence[SymbolFrame]]
     adapters: Mapping[str, bytes]
+
+    async def receive(self, delivery: str, frames: Sequence[SymbolFrame]) -> StatusCode:
+        """How a request ends whose transmission comes as these frames."""
+        self.peer.frames = frames
+        return await code_of(self.user.Receive(asked(delivery), timeout=DEADLINE_S))
 
 
 def asked(delivery: str, **changes: Any) -> downlink_pb2.ProvideRequest:
@@ -84,19 +97,18 @@ async def downstream(chain: Any, connected: Callable[[str], Any], profile: Path)
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
-@settings(FUZZ, max_examples=300)
+@examples(quick=30, thorough=300)
 @given(data=st.data())
 async def test_a_user_whose_downlink_sends_anything(
     downstream: Downstream, tally: Tally, delivery: str, data: st.DataObject
 ) -> None:
-    downstream.peer.frames = data.draw(other_streams(downstream.valid[delivery]))
-    code = await code_of(downstream.user.Receive(asked(delivery), timeout=DEADLINE_S))
+    code = await downstream.receive(delivery, data.draw(other_streams(downstream.valid[delivery])))
     tally.note(f"downlink of user, {delivery}", code.name)
     assert code in BLAMED
 
 
 @pytest.mark.parametrize("delivery", DELIVERIES)
-@settings(FUZZ, max_examples=300)
+@examples(quick=10, thorough=300)
 @given(data=st.data())
 async def test_a_channel_whose_downlink_sends_anything(
     downstream: Downstream, tally: Tally, delivery: str, data: st.DataObject
@@ -107,21 +119,66 @@ async def test_a_channel_whose_downlink_sends_anything(
     assert code in BLAMED
 
 
-@settings(FUZZ, max_examples=200)
+@examples(quick=5, thorough=200)
 @given(data=st.data())
 async def test_a_user_whose_downlink_hands_out_broken_adapters(
     downstream: Downstream, tally: Tally, data: st.DataObject
 ) -> None:
     files = data.draw(broken(downstream.adapters, TransmissionKnowledge.parts))
-    frames = [
-        downlink_pb2.SymbolFrame.FromString(f.SerializeToString()) for f in downstream.valid["semantic"]
-    ]
+    frames = [SymbolFrame.FromString(f.SerializeToString()) for f in downstream.valid["semantic"]]
     frames[0].header.adapters_hash = claimed_hash(files) or "f" * 64
-    downstream.peer.frames = frames
     downstream.peer.knowledge = downlink_pb2.TransmissionKnowledge(files=files)
-    code = await code_of(downstream.user.Receive(asked("semantic"), timeout=DEADLINE_S))
+    code = await downstream.receive("semantic", frames)
     tally.note("adapters for user", code.name)
     assert code in BLAMED
+
+
+def changed(frames: Sequence[SymbolFrame], part: str, content: Any) -> list[SymbolFrame]:
+    """The frames with another content in those of that part."""
+    return [SymbolFrame(**{part: content}) if frame.HasField(part) else frame for frame in frames]
+
+
+async def test_transmissions_as_they_should_be_are_received(downstream: Downstream) -> None:
+    for delivery, frames in downstream.valid.items():
+        assert await downstream.receive(delivery, frames) is StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    "gains",
+    [[3e38, 3e38] * 8, [1e-38, 0] * 8, [1e30, 1e30] * 8, [0, 0] * 8],
+    ids=["huge", "tiny", "large", "none"],
+)
+@pytest.mark.parametrize("delivery", DELIVERIES)
+async def test_gains_that_no_channel_has_end_clearly(
+    downstream: Downstream, delivery: str, gains: list[float]
+) -> None:
+    state = ChannelState(gains=struct.pack("<16f", *gains), no=1e-38)
+    assert await downstream.receive(delivery, changed(downstream.valid[delivery], "csi", state)) in (
+        StatusCode.OK,
+        StatusCode.INTERNAL,
+    )
+
+
+async def test_hops_that_do_not_go_together_are_not_the_clients_fault(downstream: Downstream) -> None:
+    frames = list(downstream.valid["semantic"])
+    (at,) = [index for index, frame in enumerate(frames) if frame.HasField("csi")]
+    frames.insert(at, SymbolFrame(csi=ChannelState(gains=bytes(24), no=0.1)))
+    assert await downstream.receive("semantic", frames) is StatusCode.INTERNAL
+
+
+async def test_a_reference_of_another_delivery_is_not_shown(downstream: Downstream) -> None:
+    semantic, conventional = (downstream.valid[name] for name in DELIVERIES)
+    (image,) = [frame.reference for frame in conventional if frame.HasField("reference")]
+    assert await downstream.receive("semantic", changed(semantic, "reference", image)) is StatusCode.INTERNAL
+    latents = Reference(latents=bytes(4 * 4 * 8 * 8))
+    assert (
+        await downstream.receive("conventional", changed(conventional, "reference", latents))
+        is StatusCode.INTERNAL
+    )
+    assert (
+        await downstream.receive("semantic", changed(semantic, "reference", Reference()))
+        is StatusCode.INTERNAL
+    )
 
 
 @dataclass
@@ -167,7 +224,7 @@ async def upstream(chain: Any, connected: Callable[[str], Any], profile: Path) -
         )
 
 
-@settings(FUZZ, max_examples=200)
+@examples(quick=10, thorough=200)
 @given(data=st.data())
 async def test_an_edge_whose_cloud_draws_anything(
     upstream: Upstream, tally: Tally, data: st.DataObject
@@ -180,7 +237,7 @@ async def test_an_edge_whose_cloud_draws_anything(
     assert code in BLAMED
 
 
-@settings(FUZZ, max_examples=200)
+@examples(quick=5, thorough=200)
 @given(data=st.data())
 async def test_an_edge_whose_cloud_hands_out_broken_knowledge(
     upstream: Upstream, tally: Tally, data: st.DataObject
@@ -205,6 +262,29 @@ async def test_an_edge_whose_cloud_hands_out_broken_knowledge(
     assert code in BLAMED
     if not named:  # nobody insisted on it
         assert code.name == "OK"
+
+
+async def test_a_cloud_that_sends_no_picture_is_not_the_clients_fault(upstream: Upstream) -> None:
+    webp, png = upstream.images
+    request = asked("conventional")
+    upstream.cloud.images = [webp, png]
+    assert await code_of(upstream.edge.Provide(request)) is StatusCode.OK
+    empty = cloud_pb2.GeneratedImage(format="IMAGE_FORMAT_WEBP")
+    huge = cloud_pb2.GeneratedImage(format="IMAGE_FORMAT_WEBP", image=bytes(2**16 + 1))
+    many = [cloud_pb2.GeneratedImage(format=number, image=b"x") for number in range(2, 60)]
+    for images in ([], [png], [empty, png], [huge, png], many):
+        upstream.cloud.images = images
+        with pytest.raises(InternalError):
+            _ = [frame async for frame in clients.stream(upstream.edge.Provide, request, "edge")]
+
+
+async def test_a_picture_of_another_size_is_refused(upstream: Upstream, downstream: Downstream) -> None:
+    pixels = render(random_scene(random.Random(1)), 1)
+    upstream.cloud.images = [
+        cloud_pb2.GeneratedImage(format=number, image=to_png(pixels)) for number in (2, 1)
+    ]
+    frames = [frame async for frame in upstream.edge.Provide(asked("conventional"))]
+    assert await downstream.receive("conventional", frames) is StatusCode.INTERNAL
 
 
 @dataclass
@@ -247,7 +327,7 @@ async def gateway(chain: Any) -> AsyncIterator[Gateway]:
             yield Gateway(client, user, cloud, await chain.user.Receive(asked("semantic")), job, manifest)
 
 
-@settings(FUZZ, max_examples=300)
+@examples(quick=10, thorough=300)
 @given(data=st.data())
 async def test_a_gateway_whose_user_answers_anything(
     gateway: Gateway, tally: Tally, data: st.DataObject
@@ -258,7 +338,7 @@ async def test_a_gateway_whose_user_answers_anything(
     assert status in (200, 500)
 
 
-@settings(FUZZ, max_examples=300)
+@examples(quick=5, thorough=300)
 @given(data=st.data())
 async def test_a_gateway_whose_cloud_answers_anything(
     gateway: Gateway, tally: Tally, data: st.DataObject

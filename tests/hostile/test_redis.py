@@ -12,13 +12,13 @@ import httpx2
 import pytest
 import pytest_asyncio
 from grpc import StatusCode
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from services.proto import cloud_pb2, downlink_pb2
 from tests.hostile.artifacts import jsons
-from tests.hostile.budgets import FUZZ
+from tests.hostile.budgets import examples
 from tests.hostile.calls import DEADLINE_S, picture
 from tests.hostile.peers import code_of
 from tests.hostile.tally import Tally
@@ -151,7 +151,7 @@ async def _add(redis: Redis, key: bytes, kind: bytes, garbage: Garbage) -> None:
         await redis.sadd(key, *garbage.values)  # type: ignore[misc]
 
 
-@settings(FUZZ, max_examples=200)
+@examples(quick=5, thorough=200)
 @given(garbage=garbage())
 async def test_anything_under_any_key(
     chain: Any, client: httpx2.AsyncClient, store: Store, tally: Tally, garbage: Garbage
