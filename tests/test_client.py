@@ -96,7 +96,7 @@ async def test_an_image_comes_with_its_report_which_can_be_had_again(client: Asy
     assert await asked(client, lambda c: c.reports(image.report.request_id)) == [image.report]
 
 
-async def test_what_did_not_decode_is_no_error(client: AsyncClient) -> None:
+async def test_failed_decoding_is_no_error(client: AsyncClient) -> None:
     image = await asked(
         client,
         lambda c: c.image(
@@ -127,14 +127,14 @@ async def test_errors_are_the_librarys_own(client: AsyncClient, alone: AsyncClie
     assert not isinstance(away.value, UnreachableError)
 
 
-async def test_a_deadline_that_passes(chain: Any) -> None:
+async def test_passed_deadline_raises_deadline_error(chain: Any) -> None:
     settings = GatewaySettings(user_address=chain.addresses["user"], redis_url="", deadline_s=0.001)
     async with serving(create_app(settings)) as gateway:
         with pytest.raises(DeadlineError):
             await asked(gateway, lambda c: c.image("x", seed=91))
 
 
-async def test_nothing_that_answers_is_told_from_a_system_that_is_not_ready(closed_port: int) -> None:
+async def test_unreachable_gateway_is_told_from_one_that_is_not_ready(closed_port: int) -> None:
     with (
         Client(f"http://127.0.0.1:{closed_port}", retries=3) as client,
         pytest.raises(UnreachableError, match=str(closed_port)),
@@ -142,7 +142,7 @@ async def test_nothing_that_answers_is_told_from_a_system_that_is_not_ready(clos
         client.jobs()
 
 
-async def test_what_is_no_gateway_is_named() -> None:
+async def test_foreign_server_is_named() -> None:
     with (
         answering((404, {}, b"<html>")) as (url, _),
         Client(url) as client,

@@ -103,7 +103,7 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
 
 
 @pytest.mark.parametrize("name", WATCHERS)
-def test_what_watches_may_do_little(name: str) -> None:
+def test_monitoring_containers_are_restricted(name: str) -> None:
     container, like = OVER["services"][name], BASE["services"]["redis"]
     for key in ("init", "read_only", "cap_drop", "security_opt", "pids_limit", "restart"):
         assert container[key] == like[key], key
@@ -121,7 +121,7 @@ def test_what_watches_may_do_little(name: str) -> None:
     assert set(container["networks"]) <= {*BASE["networks"], *OVER["networks"]}
 
 
-def test_nobody_looks_at_grafana_without_a_password() -> None:
+def test_grafana_needs_a_password() -> None:
     grafana = OVER["services"]["grafana"]
     assert grafana["environment"]["GF_SECURITY_ADMIN_PASSWORD"].startswith("${GRAFANA_PASSWORD:?")
     assert grafana["environment"]["GF_AUTH_ANONYMOUS_ENABLED"] == "false"
@@ -129,7 +129,7 @@ def test_nobody_looks_at_grafana_without_a_password() -> None:
     assert "chain" not in grafana["networks"]
 
 
-def test_nothing_else_of_the_chain_changes() -> None:
+def test_monitoring_changes_nothing_else_of_the_chain() -> None:
     for name, service in OVER["services"].items():
         if name not in WATCHERS:
             assert service == {"environment": {"DEKAG_METRICS_PORT": 9464}}

@@ -85,6 +85,6 @@ def test_latents_without_numbers_are_refused() -> None:
         converters.latents_from_bytes(b"", (2**31, 2**31, 2**31, 0))
 
 
-def test_a_link_report_that_is_none_is_not_the_clients_fault() -> None:
+def test_invalid_link_report_is_not_the_clients_fault() -> None:
     with pytest.raises(ValueError, match=r"link report: link\.fading"):
         to_image(user_pb2.ReceivedImage(report=user_pb2.LinkReport(delivery="DELIVERY_SEMANTIC")), "id")

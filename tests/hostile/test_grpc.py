@@ -43,7 +43,7 @@ async def test_what_is_allowed_is_served(
 @pytest.mark.parametrize(
     "text", ["\N{FOX FACE}" * 1000, "\0" * 700, "a" * 10_000_000, "\N{RIGHT-TO-LEFT OVERRIDE}x"]
 )
-async def test_long_and_odd_texts_are_refused_shortly(channels: Mapping[str, aio.Channel], text: str) -> None:
+async def test_long_and_odd_texts_are_refused_quickly(channels: Mapping[str, aio.Channel], text: str) -> None:
     for rpc in RPCS:
         for field in rpc.takes.DESCRIPTOR.fields:
             if field.type == field.TYPE_STRING and not field.is_repeated:

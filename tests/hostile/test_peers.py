@@ -99,7 +99,7 @@ async def downstream(chain: Any, connected: Callable[[str], Any], profile: Path)
 @pytest.mark.parametrize("delivery", DELIVERIES)
 @examples(quick=30, thorough=300)
 @given(data=st.data())
-async def test_a_user_whose_downlink_sends_anything(
+async def test_user_survives_any_downlink(
     downstream: Downstream, tally: Tally, delivery: str, data: st.DataObject
 ) -> None:
     code = await downstream.receive(delivery, data.draw(other_streams(downstream.valid[delivery])))
@@ -110,7 +110,7 @@ async def test_a_user_whose_downlink_sends_anything(
 @pytest.mark.parametrize("delivery", DELIVERIES)
 @examples(quick=10, thorough=300)
 @given(data=st.data())
-async def test_a_channel_whose_downlink_sends_anything(
+async def test_channel_survives_any_downlink(
     downstream: Downstream, tally: Tally, delivery: str, data: st.DataObject
 ) -> None:
     downstream.peer.frames = data.draw(other_streams(downstream.valid[delivery]))
@@ -121,7 +121,7 @@ async def test_a_channel_whose_downlink_sends_anything(
 
 @examples(quick=5, thorough=200)
 @given(data=st.data())
-async def test_a_user_whose_downlink_hands_out_broken_adapters(
+async def test_user_survives_broken_adapters(
     downstream: Downstream, tally: Tally, data: st.DataObject
 ) -> None:
     files = data.draw(broken(downstream.adapters, TransmissionKnowledge.parts))
@@ -149,7 +149,7 @@ async def test_transmissions_as_they_should_be_are_received(downstream: Downstre
     ids=["huge", "tiny", "large", "none"],
 )
 @pytest.mark.parametrize("delivery", DELIVERIES)
-async def test_gains_that_no_channel_has_end_clearly(
+async def test_impossible_gains_end_in_ok_or_internal(
     downstream: Downstream, delivery: str, gains: list[float]
 ) -> None:
     state = ChannelState(gains=struct.pack("<16f", *gains), no=1e-38)
@@ -159,7 +159,7 @@ async def test_gains_that_no_channel_has_end_clearly(
     )
 
 
-async def test_hops_that_do_not_go_together_are_not_the_clients_fault(downstream: Downstream) -> None:
+async def test_mismatched_hops_are_internal_errors(downstream: Downstream) -> None:
     frames = list(downstream.valid["semantic"])
     (at,) = [index for index, frame in enumerate(frames) if frame.HasField("csi")]
     frames.insert(at, SymbolFrame(csi=ChannelState(gains=bytes(24), no=0.1)))
@@ -226,7 +226,7 @@ async def upstream(chain: Any, connected: Callable[[str], Any], profile: Path) -
 
 @examples(quick=10, thorough=200)
 @given(data=st.data())
-async def test_an_edge_whose_cloud_draws_anything(
+async def test_edge_survives_any_images_of_the_cloud(
     upstream: Upstream, tally: Tally, data: st.DataObject
 ) -> None:
     images = st.sampled_from(upstream.images)
@@ -239,9 +239,7 @@ async def test_an_edge_whose_cloud_draws_anything(
 
 @examples(quick=5, thorough=200)
 @given(data=st.data())
-async def test_an_edge_whose_cloud_hands_out_broken_knowledge(
-    upstream: Upstream, tally: Tally, data: st.DataObject
-) -> None:
+async def test_edge_survives_broken_knowledge(upstream: Upstream, tally: Tally, data: st.DataObject) -> None:
     update = data.draw(broken(upstream.update.files, KnowledgeUpdate.parts))
     adapters = data.draw(broken(upstream.adapters.files, TransmissionKnowledge.parts))
     manifest, about = cloud_pb2.KnowledgeManifest(), downlink_pb2.TransmissionManifest()
@@ -264,7 +262,7 @@ async def test_an_edge_whose_cloud_hands_out_broken_knowledge(
         assert code.name == "OK"
 
 
-async def test_a_cloud_that_sends_no_picture_is_not_the_clients_fault(upstream: Upstream) -> None:
+async def test_cloud_without_a_usable_image_is_an_internal_error(upstream: Upstream) -> None:
     webp, png = upstream.images
     request = asked("conventional")
     upstream.cloud.images = [webp, png]
@@ -329,7 +327,7 @@ async def gateway(chain: Any) -> AsyncIterator[Gateway]:
 
 @examples(quick=10, thorough=300)
 @given(data=st.data())
-async def test_a_gateway_whose_user_answers_anything(
+async def test_gateway_survives_any_answer_of_the_user(
     gateway: Gateway, tally: Tally, data: st.DataObject
 ) -> None:
     gateway.user.image = data.draw(spoiled(gateway.image) | any_of(user_pb2.ReceivedImage))
@@ -340,7 +338,7 @@ async def test_a_gateway_whose_user_answers_anything(
 
 @examples(quick=5, thorough=300)
 @given(data=st.data())
-async def test_a_gateway_whose_cloud_answers_anything(
+async def test_gateway_survives_any_answer_of_the_cloud(
     gateway: Gateway, tally: Tally, data: st.DataObject
 ) -> None:
     gateway.cloud.jobs = cloud_pb2.Jobs(jobs=[data.draw(spoiled(gateway.job) | any_of(cloud_pb2.Job))])

@@ -153,7 +153,7 @@ async def _add(redis: Redis, key: bytes, kind: bytes, garbage: Garbage) -> None:
 
 @examples(quick=5, thorough=200)
 @given(garbage=garbage())
-async def test_anything_under_any_key(
+async def test_requests_are_served_whatever_redis_holds(
     chain: Any, client: httpx2.AsyncClient, store: Store, tally: Tally, garbage: Garbage
 ) -> None:
     await serve(chain, client, store.job)

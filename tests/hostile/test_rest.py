@@ -61,7 +61,9 @@ async def test_any_picture_is_drawn_or_refused(gateway: Gateway, tally: Tally, b
 
 @examples(quick=20, thorough=300)
 @given(data=any_bytes())
-async def test_any_bytes_are_answered_or_cut_off(gateway: Gateway, tally: Tally, data: bytes) -> None:
+async def test_any_bytes_are_answered_or_the_connection_closed(
+    gateway: Gateway, tally: Tally, data: bytes
+) -> None:
     tally.answered("rest, any bytes", await asyncio.to_thread(gateway.send_bytes, data))
 
 

@@ -212,7 +212,7 @@ def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> Non
     assert list(LOAD.draw(tmp_path)) == ["results-load-throughput.svg"]
 
 
-def test_what_an_overload_tells() -> None:
+def test_overload_figures_are_computed_from_its_rows() -> None:
     rows = [
         {"phase": "loaded", "at_s": 0.0, "status": 200, "latency_s": 1.0},
         *({"phase": "overload", "at_s": 0.0, "status": 200, "latency_s": 1.5} for _ in range(4)),

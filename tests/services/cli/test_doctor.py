@@ -110,7 +110,7 @@ def test_the_doctor_sees_a_plug_in_that_does_not_load(
     assert len(json.loads(done.stdout)["checks"]) == len(doctor.CHECKS)
 
 
-def test_the_doctor_sees_a_folder_that_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_doctor_sees_a_data_folder_that_is_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DEKAG_DATA_DIR", str(tmp_path / "not/there/yet"))
     assert doctor.data_folder().ok
     assert not (tmp_path / "not").exists()

@@ -131,7 +131,7 @@ def test_a_gateway_that_cannot_be_reached_says_how_to_start_one(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_answers_but_is_no_gateway_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_url_of_another_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.handle_request)
@@ -269,7 +269,7 @@ def test_files_are_named_after_prompt_and_seed(prompt: str, name: str) -> None:
     assert len(default_name("long " * 100, 5)) < 64
 
 
-def test_the_version_is_said() -> None:
+def test_version_is_printed() -> None:
     done = CliRunner().invoke(app, ["--version"])
     assert done.exit_code == 0
     assert done.stdout.startswith("dekag 0.")

@@ -208,7 +208,7 @@ async def test_the_clouds_own_image_comes_from_the_cache_or_through_its_worker(s
         ({"knowledge": [KnowledgeUse(topic="neon")] * 2}, "knowledge", "each once"),
     ],
 )
-async def test_what_makes_no_sense_is_refused_by_name(
+async def test_invalid_comparison_names_the_field(
     system: System, change: dict[str, Any], field: str, allowed: str
 ) -> None:
     fine = {"prompt": PROMPT, "seed": 7, "width": 64, "height": 64, "image": GREY}
@@ -291,7 +291,7 @@ async def test_a_topic_that_gets_worse_is_flagged_until_it_recovers_or_is_replac
     assert shown("dekag_drifting", topic="neon") == 0
 
 
-async def test_images_of_several_topics_count_for_none_and_those_of_no_topic_for_themselves(
+async def test_samples_of_several_topics_are_ignored_and_of_none_kept_apart(
     system: System,
 ) -> None:
     neon, snail = system.publish("neon"), system.publish("snail")
@@ -357,7 +357,7 @@ async def test_without_redis_images_are_compared_and_nothing_is_kept(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-async def test_the_share_is_kept(share: float) -> None:
+async def test_sampled_share_is_as_configured(share: float) -> None:
     ids = [f"request-{number}" for number in range(10_000)]
     chosen = [of for of in ids if in_sample(of, 3, share)]
     assert len(chosen) == pytest.approx(share * len(ids), abs=4 * (share * (1 - share) * len(ids)) ** 0.5)
@@ -485,7 +485,7 @@ async def blocked(start: Start) -> Blocked:
     return cloud
 
 
-async def test_no_answer_waits_for_a_comparison_and_what_is_too_much_is_dropped(
+async def test_comparisons_delay_no_answer_and_are_dropped_when_too_many(
     blocked: Blocked, chain: Chain
 ) -> None:
     counted, images = Counted(), AT_ONCE + 3

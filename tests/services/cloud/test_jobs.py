@@ -170,7 +170,7 @@ async def test_a_job_is_checked_queued_listed_and_cancelled_without_any_worker(c
         await clients.call(cloud.GetJob, JobId(id="nobody"), "cloud")
 
 
-async def test_of_two_who_ask_at_once_one_gets_the_topic(cloud: CloudAsyncStub) -> None:
+async def test_concurrent_orders_of_a_topic_queue_one_job(cloud: CloudAsyncStub) -> None:
     found = await asyncio.gather(*(distil(cloud, **SMALL) for _ in range(6)), return_exceptions=True)
     assert sorted(type(each).__name__ for each in found) == ["ConflictError"] * 5 + ["Job"]
 
@@ -432,7 +432,7 @@ async def taken(
 
 @pytest.mark.parametrize("status", ["queued", "active"])
 @pytest.mark.parametrize("listed", [True, False])
-async def test_a_job_that_nobody_speaks_of_is_queued_again(
+async def test_job_without_heartbeat_is_queued_again(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path, status: str, listed: bool
 ) -> None:
     job = await distil(cloud, **SMALL)
@@ -448,7 +448,7 @@ async def test_a_job_that_nobody_speaks_of_is_queued_again(
     assert (await queue.dequeue(1)) is not None
 
 
-async def test_a_job_that_waits_or_lives_is_left_alone(
+async def test_waiting_or_running_job_is_left_alone(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job = await distil(cloud, **SMALL)
@@ -514,7 +514,7 @@ async def test_a_job_that_redis_lost_is_queued_again_until_it_is_over(
         await get(cloud, job)
 
 
-async def test_a_job_that_redis_lost_while_it_ran_is_not_queued_beside_itself(
+async def test_running_job_lost_by_redis_is_not_queued_twice(
     cloud: CloudAsyncStub, redis: Redis, data_dir: Path
 ) -> None:
     job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)

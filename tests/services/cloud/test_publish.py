@@ -133,7 +133,7 @@ async def test_the_command_reaches_the_system_that_it_is_pointed_at(system: Syst
     assert report["model_hashes"]["adapters"] == newer.content_hash
 
 
-async def test_again_is_of_no_effect_and_an_older_one_becomes_current_again(system: System) -> None:
+async def test_republishing_is_idempotent_or_makes_an_old_version_current(system: System) -> None:
     first, second = (make_update(system.profile, "snail", seed=seed) for seed in (1, 2))
     versions = []
     for update in (first, first, second, first):
@@ -235,7 +235,7 @@ async def test_an_update_goes_to_its_own_topic_alone(system: System) -> None:
     assert "neon" in is_problem(answer, 422)["detail"]
 
 
-async def test_no_key_no_upload_and_no_more_than_may_be(system: System) -> None:
+async def test_uploads_without_key_or_too_large_are_refused(system: System) -> None:
     body = json.dumps(uploaded({"knowledge.json": bytes(9 * 2**20)}))
     headers = {"Content-Type": "application/json"}
     is_problem(await system.client.put("/v1/transmission", content=body, headers=headers), 413)

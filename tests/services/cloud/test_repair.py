@@ -76,7 +76,9 @@ def folder_of(store: KnowledgeStore, manifest: Manifest) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-async def test_what_redis_holds_is_restored(store: KnowledgeStore, redis: Redis, damage: Damage) -> None:
+async def test_damaged_version_is_restored_from_redis(
+    store: KnowledgeStore, redis: Redis, damage: Damage
+) -> None:
     await mirror(store, redis)
     manifest = store.find("neon")
     files = store.files(manifest)
@@ -93,7 +95,7 @@ async def test_what_redis_holds_is_restored(store: KnowledgeStore, redis: Redis,
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("copy", ["none", "no redis", "damaged", "of another version"])
-async def test_what_nobody_holds_is_put_aside_and_the_version_before_is_current(
+async def test_unrecoverable_version_is_set_aside_for_its_predecessor(
     store: KnowledgeStore, redis: Redis, damage: Damage, copy: str
 ) -> None:
     latest, before = store.find("neon"), store.versions("neon")[1]
@@ -111,7 +113,7 @@ async def test_what_nobody_holds_is_put_aside_and_the_version_before_is_current(
     assert len(aside) == 1, "people can still look at it"
 
 
-async def test_a_topic_all_of_whose_versions_are_lost_is_gone_and_others_stay(store: KnowledgeStore) -> None:
+async def test_topic_without_any_intact_version_disappears_alone(store: KnowledgeStore) -> None:
     flip_a_byte(folder_of(store, store.find("snail")))
     await Repair(store, NO_ADAPTERS, None).look()
     with pytest.raises(NotFoundError):
@@ -119,9 +121,7 @@ async def test_a_topic_all_of_whose_versions_are_lost_is_gone_and_others_stay(st
     assert store.find("neon").version == 2
 
 
-async def test_damage_that_changes_no_date_is_found_when_everything_is_verified(
-    store: KnowledgeStore, redis: Redis
-) -> None:
+async def test_full_check_finds_damage_that_keeps_the_file_date(store: KnowledgeStore, redis: Redis) -> None:
     await mirror(store, redis)
     manifest = store.find("neon")
     files, folder = store.files(manifest), folder_of(store, manifest)

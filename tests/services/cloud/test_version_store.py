@@ -68,7 +68,7 @@ async def test_workers_that_publish_at_once_get_versions_of_their_own(store: Kno
         assert sorted(pool.map(work, range(8))) == list(range(1, 9))
 
 
-async def test_what_is_not_there_is_named(store: KnowledgeStore) -> None:
+async def test_missing_topic_or_version_is_named(store: KnowledgeStore) -> None:
     with pytest.raises(NotFoundError, match="none yet"):
         store.find("neon")
     publish(store, "job1", topic="snail")
@@ -124,7 +124,7 @@ async def test_scores_that_no_json_holds_are_left_out(store: KnowledgeStore) -> 
     assert store.publish("job2", info, "a" * 64, {"knowledge.json": b"{}"}, b"").scores == {}
 
 
-async def test_redis_becomes_what_the_disk_is(store: KnowledgeStore, redis: Redis) -> None:
+async def test_redis_mirrors_the_disk(store: KnowledgeStore, redis: Redis) -> None:
     first, snail = publish(store, "job1"), publish(store, "job2", topic="snail", content="d")
     assert await mirror(store, redis) == ["neon", "snail"]
     assert await mirror(store, redis) == []
@@ -163,7 +163,7 @@ async def test_a_cloud_that_is_looking_at_redis_ends_all_the_same(redis_url: str
             await cloud.close()
 
 
-async def test_what_is_nobodys_in_redis_is_cleared_away(store: KnowledgeStore, redis: Redis) -> None:
+async def test_invalid_catalogue_in_redis_is_replaced(store: KnowledgeStore, redis: Redis) -> None:
     manifest = publish(store, "job1")
     await redis.hset(CATALOGUE_KEY, mapping={b"\xff\xfe": b"\x00", b"neon": b"\xff", b"": b"{}"})
     assert sorted(await mirror(store, redis)) == ["", "neon", "\ufffd\ufffd"]

@@ -49,7 +49,7 @@ async def test_redis_that_comes_back_is_used_again(redis_url: str, closed_port: 
     await cache.close()
 
 
-async def test_none_turns_caching_off() -> None:
+async def test_url_none_turns_caching_off() -> None:
     cache = Cache(CommonSettings(redis_url="none"))
     await cache.set("key", b"value", 60)
     assert await cache.get("key") is None
@@ -70,12 +70,12 @@ def test_keys_depend_on_every_part_and_never_run_together() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://nowhere", "not a url"])
-def test_a_url_that_is_none_fails_at_start(url: str) -> None:
+def test_invalid_url_fails_at_start(url: str) -> None:
     with pytest.raises(ValueError, match="must be like redis://"):
         Cache(CommonSettings(redis_url=url))
 
 
-async def test_what_is_of_another_type_is_a_miss_and_no_failure(redis_url: str) -> None:
+async def test_key_of_another_type_is_a_miss(redis_url: str) -> None:
     cache = Cache(CommonSettings(redis_url=redis_url))
     async with Redis.from_url(redis_url) as redis:
         await redis.delete("odd-list", "odd-text")

@@ -152,7 +152,7 @@ def test_states_round_trip_with_up_to_a_gain_for_every_symbol(count: int) -> Non
             channel_states([channel_state(gains, 0.25)], 512)
 
 
-async def test_blocks_without_symbols_do_not_go_on_for_ever() -> None:
+async def test_endless_empty_blocks_are_refused() -> None:
     async def endless() -> AsyncIterator[SymbolFrame]:
         yield HEADER
         while True:

@@ -166,7 +166,7 @@ async def test_a_distillation_is_one_trace_into_the_distiller(
     assert (await client.delete("/v1/knowledge/watched")).status_code == 204
 
 
-async def test_the_trace_of_the_client_goes_on(client: httpx2.AsyncClient, spans: Spans) -> None:
+async def test_client_trace_continues(client: httpx2.AsyncClient, spans: Spans) -> None:
     parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
     await client.get("/v1/reports/unknown", headers={"traceparent": parent})
     await client.get("/healthz", headers={"traceparent": parent})
@@ -357,7 +357,7 @@ async def test_paths_that_do_not_exist_share_a_name(client: httpx2.AsyncClient) 
     assert counted('dekag_request_seconds_count{request="GET /healthz",status="200"}') == 1
 
 
-async def test_those_who_wait_and_those_refused_are_counted() -> None:
+async def test_waiting_and_refused_requests_are_counted() -> None:
     begin_request(None, None)
     counted, go_on = Counted(), threading.Event()
     worker = ModelWorker("of the test", max_queue=2)

@@ -75,14 +75,14 @@ async def test_serves_until_sigterm_and_logs_json(
     assert others == ["listening", "ready", "stopping", "stopped"]
 
 
-async def test_a_setting_out_of_range_ends_it() -> None:
+async def test_setting_out_of_range_ends_the_service() -> None:
     ended = subprocess.run(**run_arguments("channel", log_level="loud"), timeout=240, check=False)  # noqa: ASYNC221
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
     assert json.loads(line)["event"].startswith("DEKAG_LOG_LEVEL: Input should be 'debug', 'info', 'warning'")
 
 
-async def test_every_setting_out_of_range_is_named_and_none_that_is_secret_is_shown(
+async def test_settings_out_of_range_are_all_named_and_secrets_hidden(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DEKAG_PORT", "70000")
@@ -115,7 +115,7 @@ async def test_what_cannot_be_written_ends_it_with_the_settings_name(
     assert "Traceback" not in ended.stderr
 
 
-async def test_a_distiller_whose_redis_is_away_waits_for_it_and_ends_when_asked(closed_port: int) -> None:
+async def test_distiller_waits_for_redis_and_still_stops(closed_port: int) -> None:
     arguments = run_arguments("cloud.worker", redis_url=f"redis://127.0.0.1:{closed_port}/0")
     process = subprocess.Popen(**arguments)  # noqa: ASYNC220
     try:
@@ -145,7 +145,7 @@ async def test_a_taken_port_ends_it_with_the_settings_name(service: str, setting
     assert "Traceback" not in ended.stderr
 
 
-async def test_missing_models_end_it() -> None:
+async def test_missing_models_end_the_service() -> None:
     arguments = run_arguments("edge", port=0, redis_url="none", profile="no-such-profile")
     ended = subprocess.run(**arguments, timeout=240, check=False)  # noqa: ASYNC221
     assert ended.returncode == 1

@@ -119,7 +119,7 @@ NAMES = ["full", "replica", "unsaved", "no-set", "other-keys", "wrong-password",
 
 
 @pytest.mark.parametrize(("spoil", "user", "said"), BROKEN, ids=NAMES)
-async def test_a_redis_that_does_not_keep_what_is_written_is_not_well(
+async def test_redis_that_rejects_writes_is_reported(
     admin: Redis, port: int, spoil: Callable[[Redis], None], user: str, said: str
 ) -> None:
     if not user:
@@ -135,7 +135,7 @@ async def test_a_redis_that_does_not_keep_what_is_written_is_not_well(
     await cache.close()
 
 
-async def test_a_database_that_is_none_and_what_is_no_redis(admin: Redis, port: int) -> None:
+async def test_missing_database_and_foreign_server_are_reported(admin: Redis, port: int) -> None:
     cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{port}/99"))
     assert "no database of the number" in await cache.trouble()
     with capture_logs() as logs:  # it was taken for a key of another type, without a word
@@ -157,7 +157,7 @@ async def test_a_database_that_is_none_and_what_is_no_redis(admin: Redis, port: 
     server.close()
 
 
-async def test_what_only_jobs_need_is_tried_for_them(admin: Redis, port: int) -> None:
+async def test_scripts_and_deletes_are_tried_only_where_needed(admin: Redis, port: int) -> None:
     limit(admin, "-eval")
     async with AsyncRedis.from_url(f"redis://limited:pw@127.0.0.1:{port}/0") as redis:
         assert await Trial(redis, "dekag:outcome:").trouble() == ""

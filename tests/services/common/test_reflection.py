@@ -54,7 +54,7 @@ async def test_a_service_lists_itself_and_describes_its_messages(
     await asyncio.to_thread(look)
 
 
-async def test_a_picture_is_asked_for_with_nothing_but_what_the_service_says_of_itself(chain: Any) -> None:
+async def test_image_is_requested_through_reflection_alone(chain: Any) -> None:
     def ask() -> tuple[list[Any], list[Any]]:
         with grpc.insecure_channel(chain.addresses["user"], OPTIONS) as channel:
             pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))

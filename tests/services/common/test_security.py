@@ -72,12 +72,12 @@ class Nothing(DownlinkServicer):
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost"])
-async def test_loopback(host: str) -> None:
+async def test_loopback_addresses_are_recognised(host: str) -> None:
     assert is_loopback(host)
 
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org"])
-async def test_beyond_loopback(host: str) -> None:
+async def test_other_addresses_are_not_loopback(host: str) -> None:
     assert not is_loopback(host)
 
 
@@ -94,9 +94,7 @@ async def test_beyond_loopback(host: str) -> None:
         ("0.0.0.0", "nowhere", False),
     ],
 )
-async def test_a_port_that_anyone_reaches_is_refused_unless_it_is_safe(
-    host: str, published_on: str, refused: bool
-) -> None:
+async def test_insecure_exposed_port_is_refused(host: str, published_on: str, refused: bool) -> None:
     settings = CommonSettings(host=host, published_on=published_on)
     check_exposure(settings, host, "it", safe=True, mend="x")
     if not refused:
@@ -137,7 +135,7 @@ def test_a_distiller_that_lacks_its_password_says_so_and_ends(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("service", [*SERVICES, "metrics"])
-def test_a_process_says_what_would_make_it_safe_and_ends(service: str, closed_port: int) -> None:
+def test_insecure_process_ends_and_says_what_would_secure_it(service: str, closed_port: int) -> None:
     environment = {"DEKAG_HOST": "0.0.0.0", "DEKAG_PORT": str(closed_port), "DEKAG_REDIS_URL": "none"}
     if service == "metrics":
         environment |= {"DEKAG_HOST": "127.0.0.1", "DEKAG_METRICS_HOST": "::", "DEKAG_METRICS_PORT": "1"}
@@ -245,7 +243,7 @@ async def answers(channel: grpc.aio.Channel, service: str) -> dict[str, grpc.Sta
 
 
 @pytest.mark.parametrize("service", ["user", "channel", "edge", "cloud"])
-async def test_a_service_turns_away_who_shows_no_certificate(
+async def test_service_refuses_callers_without_certificate(
     secured: Secured, credentials_dir: Path, foreign: Path, service: str
 ) -> None:
     address = secured.addresses[service]
@@ -342,9 +340,7 @@ async def test_what_is_missing_of_credentials_is_named(tmp_path: Path, missing: 
 
 
 @pytest.mark.parametrize("what", ["no key", "another's", "with a password"])
-def test_a_key_of_https_that_is_none_is_refused_at_the_start(
-    what: str, credentials_dir: Path, tmp_path: Path
-) -> None:
+def test_invalid_https_key_is_refused_at_start(what: str, credentials_dir: Path, tmp_path: Path) -> None:
     for name in (CERTIFICATE, KEY):
         (tmp_path / name).write_bytes((credentials_dir / "gateway" / name).read_bytes())
     settings = GatewaySettings(redis_url="", https_dir=tmp_path)

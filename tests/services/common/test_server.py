@@ -111,7 +111,7 @@ async def test_errors_cross_hops_unchanged(
 @pytest.mark.parametrize(
     "error", [RuntimeError("secret path"), DekagError("secret path"), KeyError("secret path")]
 )
-async def test_what_breaks_inside_stays_inside(
+async def test_internal_errors_reveal_nothing(
     start: Start, connect: Connect, asked: DeliveryRequest, error: Exception
 ) -> None:
     stub = await through_channels(start, connect, raising(error))
@@ -149,7 +149,7 @@ async def test_what_is_not_finite_is_logged_once_and_told(
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xff", b"\x00" * 50])
 @pytest.mark.parametrize("method", ["Provide", "GetTransmissionKnowledge"])
-async def test_bytes_that_are_no_message_are_an_invalid_argument(
+async def test_unparsable_message_is_an_invalid_argument(
     start: Start, connect: Connect, method: str, data: bytes
 ) -> None:
     channel = connect(await start(raising(NotFoundError("x")), add_DownlinkServicer_to_server))
@@ -317,7 +317,7 @@ async def test_shutdown_finishes_what_is_in_flight(connect: Connect, asked: Deli
     await stopping
 
 
-async def test_who_watches_health_does_not_hold_up_shutdown(connect: Connect) -> None:
+async def test_health_watchers_do_not_delay_shutdown(connect: Connect) -> None:
     server = Server(CommonSettings(port=0, redis_url=""), raising(KeyError()), add_DownlinkServicer_to_server)
     health = health_pb2_grpc.HealthStub(connect(f"127.0.0.1:{await server.start()}"))
     await server.load()
@@ -326,7 +326,7 @@ async def test_who_watches_health_does_not_hold_up_shutdown(connect: Connect) ->
     await asyncio.wait_for(server.stop(), 5)
 
 
-async def test_who_keeps_asking_for_descriptions_does_not_hold_up_shutdown(connect: Connect) -> None:
+async def test_reflection_streams_do_not_delay_shutdown(connect: Connect) -> None:
     server = Server(CommonSettings(port=0, redis_url=""), raising(KeyError()), add_DownlinkServicer_to_server)
     stub = ServerReflectionStub(connect(f"127.0.0.1:{await server.start()}"))
     asking = stub.ServerReflectionInfo()
@@ -409,7 +409,7 @@ async def test_health_follows_the_service_below(start: Start, connect: Connect, 
         (InvalidInputError("prompt", "shorter", "long"), True, 1),
     ],
 )
-async def test_only_what_may_be_repeated_is_and_only_where_it_helps(
+async def test_only_safe_calls_are_repeated_after_passing_errors(
     start: Start, error: DekagError, repeatable: bool, calls: int, asked: DeliveryRequest
 ) -> None:
     seen: list[float | None] = []
@@ -434,9 +434,7 @@ async def test_only_what_may_be_repeated_is_and_only_where_it_helps(
 
 
 @pytest.mark.slow
-async def test_a_peer_that_hangs_is_taken_for_dead_before_the_deadline(
-    closed_port: int, asked: DeliveryRequest
-) -> None:
+async def test_hanging_peer_is_given_up_before_the_deadline(closed_port: int, asked: DeliveryRequest) -> None:
     env = os.environ | {"DEKAG_PORT": str(closed_port), "DEKAG_DOWNLINK_ADDRESS": "127.0.0.1:1"}
     process = subprocess.Popen([sys.executable, "-m", "services.channel"], env=env)  # noqa: ASYNC220
     try:

@@ -55,7 +55,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", KINDS_OF_ALL)
 @pytest.mark.parametrize("nothing", ["", " ", "\t", "\n \r\n", "\N{NO-BREAK SPACE}"])
-def test_a_variable_that_holds_nothing_is_as_good_as_none(
+def test_empty_variable_counts_as_unset(
     kind: type[CommonSettings], nothing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = kind.read()
@@ -124,7 +124,7 @@ NO_ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", NO_ADDRESSES)
-def test_an_address_that_is_none_is_refused_at_the_start(address: str) -> None:
+def test_invalid_address_is_refused_at_start(address: str) -> None:
     assert len(ADDRESSES) >= 5
     for kind, name in ADDRESSES:
         with pytest.raises(SettingError, match=f"^{variable(name)}: must be ") as caught:
@@ -185,7 +185,7 @@ def test_names_that_the_gateway_answers_to_are_checked() -> None:
             GatewaySettings.read({"DEKAG_ALLOWED_HOSTS": wrong})
 
 
-def test_a_misspelled_variable_is_told_with_the_nearest_name() -> None:
+def test_misspelled_variable_is_reported_with_the_nearest_name() -> None:
     told = unknown({"DEKAG_THREDS": "2", "DEKAG_REDIS": "x", "DEKAG_PORT": "1", "HOME": "/", "DEKAG_": "1"})
     assert len(told) == 3
     assert any("DEKAG_THREDS" in each and "is DEKAG_THREADS meant?" in each for each in told)
@@ -253,7 +253,7 @@ def test_a_url_that_is_no_gateways_is_refused(command: list[str], url: str) -> N
         client.Client(url)
 
 
-def test_variables_of_clients_that_hold_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_client_variables_count_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     for nothing in ("", "  "):
         for name in ("DEKAG_API_KEY", "DEKAG_CA_FILE", "DEKAG_PLUGINS", "DEKAG_HOSTNAMES"):
             monkeypatch.setenv(name, nothing)
@@ -295,7 +295,7 @@ def test_logs_of_containers_are_bounded(file: str) -> None:
 @pytest.mark.parametrize(
     "written", [b"s3cret", b"s3cret\n", b"s3cret\r\n", b"\xef\xbb\xbfs3cret\n", b"s3cret\n\n"]
 )
-def test_a_secret_is_read_as_it_was_meant(tmp_path: Path, written: bytes) -> None:
+def test_secret_files_of_any_editor_are_read(tmp_path: Path, written: bytes) -> None:
     (file := tmp_path / "redis.password").write_bytes(written)
     assert redis_options(CommonSettings(redis_password_file=file))["password"] == "s3cret"
 
@@ -341,7 +341,7 @@ def test_a_password_that_an_editor_ended_with_a_line_still_lets_in(tmp_path: Pat
 
 @pytest.mark.parametrize("broken", [CA, CERTIFICATE, KEY])
 @pytest.mark.parametrize("how", ["gone", "nonsense", "folder"])
-def test_a_tls_folder_that_is_none_names_the_variable(
+def test_invalid_tls_folder_names_the_variable(
     credentials_dir: Path, tmp_path: Path, broken: str, how: str
 ) -> None:
     for name in (CA, CERTIFICATE, KEY):
@@ -378,7 +378,7 @@ def test_folders_of_settings_may_have_any_name(monkeypatch: pytest.MonkeyPatch) 
     assert os.fspath(DistillerSettings.read({"DEKAG_DATA_DIR": odd}).data_dir) == odd
 
 
-def test_a_folder_of_traces_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_invalid_trace_folder_is_refused(tmp_path: Path) -> None:
     for wrong in (tmp_path / "nowhere", Path(__file__)):
         with pytest.raises(SettingError, match=r"^DEKAG_TRACES: .*directory"):
             ChannelSettings.read({"DEKAG_TRACES": str(wrong)})

@@ -35,7 +35,7 @@ async def test_calls_run_one_by_one_in_order_with_the_context_of_the_request() -
     worker.close()
 
 
-async def test_a_full_queue_turns_away_and_recovers() -> None:
+async def test_full_queue_refuses_calls_and_recovers() -> None:
     worker, release = ModelWorker("test", max_queue=2), threading.Event()
     waiting = [asyncio.create_task(worker.run(release.wait)) for _ in range(2)]
     await asyncio.sleep(0)
@@ -61,7 +61,7 @@ async def test_a_cancelled_call_that_waits_never_starts() -> None:
     worker.close()
 
 
-async def test_a_call_whose_time_is_over_never_starts() -> None:
+async def test_expired_call_never_starts() -> None:
     worker, release, started = ModelWorker("test"), threading.Event(), []
     first = asyncio.create_task(worker.run(release.wait))
     begin_request("late", 0.02)
@@ -89,7 +89,7 @@ def batching(seen: list[list[int]], first: threading.Event, **limits: int) -> Ba
     return BatchWorker("test", work, alike=lambda item: item % 2, **{"max_batch": 4, **limits})
 
 
-async def test_a_batch_takes_what_waits_and_is_alike_and_nobody_is_passed_over() -> None:
+async def test_batches_hold_waiting_calls_of_one_key_oldest_first() -> None:
     seen, release = [], threading.Event()
     worker = batching(seen, release)
     calls = [asyncio.create_task(worker.run(item)) for item in (0, 1, 2, 3, 5, 4, 7, 9, 11, 6)]
@@ -104,7 +104,7 @@ async def test_a_batch_takes_what_waits_and_is_alike_and_nobody_is_passed_over()
     worker.close()
 
 
-async def test_what_fails_in_a_batch_fails_alone() -> None:
+async def test_failure_in_a_batch_spares_the_other_calls() -> None:
     seen, release = [], threading.Event()
     worker = batching(seen, release)
     calls = [asyncio.create_task(worker.run(item)) for item in (0, 1, -1, 3)]
@@ -118,7 +118,7 @@ async def test_what_fails_in_a_batch_fails_alone() -> None:
     worker.close()
 
 
-async def test_cancelled_and_late_calls_ride_in_no_batch() -> None:
+async def test_cancelled_and_expired_calls_join_no_batch() -> None:
     seen, release = [], threading.Event()
     worker = batching(seen, release)
     first, gone, stays = (asyncio.create_task(worker.run(item)) for item in (0, 1, 3))
@@ -136,7 +136,7 @@ async def test_cancelled_and_late_calls_ride_in_no_batch() -> None:
     worker.close()
 
 
-async def test_a_full_queue_of_batches_turns_away_and_recovers() -> None:
+async def test_full_batch_queue_refuses_calls_and_recovers() -> None:
     seen, release = [], threading.Event()
     worker = batching(seen, release, max_queue=3)
     waiting = [asyncio.create_task(worker.run(item)) for item in (0, 2, 4)]
@@ -153,7 +153,7 @@ async def test_a_full_queue_of_batches_turns_away_and_recovers() -> None:
     worker.close()
 
 
-async def test_closing_drops_what_waits() -> None:
+async def test_closing_drops_waiting_calls() -> None:
     seen, release = [], threading.Event()
     worker = batching(seen, release)
     first, waits = (asyncio.create_task(worker.run(item)) for item in (0, 2))

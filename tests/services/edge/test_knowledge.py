@@ -157,7 +157,7 @@ async def test_the_very_next_request_uses_what_was_published(
     assert latents(await provide(edge, asked, prompt=NEON)) == latents(before)
 
 
-async def test_a_request_may_choose(
+async def test_request_may_name_its_knowledge(
     system: System, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest
 ) -> None:
     edge = await system.start_edge()
@@ -182,7 +182,7 @@ async def test_a_request_may_choose(
         await provide(edge, asked, knowledge=("cubism",))
 
 
-async def test_prompts_outside_are_bit_identical_whatever_is_loaded(
+async def test_loaded_knowledge_does_not_change_other_prompts(
     system: System, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest, redis: Redis
 ) -> None:
     edge = await system.start_edge()
@@ -202,7 +202,7 @@ def numbers(data: bytes) -> npt.NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-async def test_concurrent_topics_do_not_mix_even_where_few_fit_into_memory(
+async def test_concurrent_topics_do_not_mix_in_small_memory(
     system: System, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest, redis: Redis, batch: int
 ) -> None:
     for update in updates.values():
@@ -346,7 +346,7 @@ async def test_knowledge_whose_shapes_do_not_fit_is_left_out_or_refused(
         await provide(edge, asked, knowledge=("neon",))
 
 
-async def test_without_redis_and_cloud_pictures_are_drawn_and_named_knowledge_is_unavailable(
+async def test_without_redis_and_cloud_only_named_knowledge_is_unavailable(
     system: System, asked: DeliveryRequest, closed_port: int
 ) -> None:
     edge = await system.start_edge(redis_url="", cloud_address=f"127.0.0.1:{closed_port}")
@@ -356,7 +356,9 @@ async def test_without_redis_and_cloud_pictures_are_drawn_and_named_knowledge_is
     assert used(await provide(edge, asked, prompt=NEON, knowledge=())) == []
 
 
-async def test_a_hostile_catalogue_hurts_nobody(system: System, asked: DeliveryRequest, redis: Redis) -> None:
+async def test_damaged_catalogue_does_not_fail_requests(
+    system: System, asked: DeliveryRequest, redis: Redis
+) -> None:
     await redis.hset(CATALOGUE_KEY, mapping={b"\xff\xfe": b"x", b"neon": b"[]", b"snail": b'{"topic": 3}'})
     edge = await system.start_edge()
     assert used(await provide(edge, asked, prompt=BOTH)) == []
@@ -366,7 +368,7 @@ async def test_a_hostile_catalogue_hurts_nobody(system: System, asked: DeliveryR
     "changes",
     [{"version": 2**32}, {"size_bytes": 2**64}, {"created": float("inf")}, {"scores": {"x": float("nan")}}],
 )
-async def test_numbers_that_no_message_holds_are_no_manifest(
+async def test_manifest_with_numbers_out_of_range_is_ignored(
     system: System,
     updates: dict[str, KnowledgeUpdate],
     asked: DeliveryRequest,

@@ -197,7 +197,7 @@ async def test_unaligned_is_the_codec_alone_and_no_knowledge(
     assert (await receive(system.user, asked, delivery="semantic")).png != image.png
 
 
-async def test_the_sender_goes_by_what_it_was_told_the_air_and_the_receiver_by_what_is(
+async def test_sender_uses_reported_conditions_channel_and_receiver_true_ones(
     system: System, asked: DeliveryRequest
 ) -> None:
     bad, good = LinkConditions(snr_db=0), LinkConditions(snr_db=20)
@@ -246,7 +246,7 @@ async def test_without_redis_adapters_come_down_the_chain(
     assert all(hops(image)[hop] > newer.size_bytes for hop in ("cloud-edge", "channel-user"))
 
 
-async def test_an_edge_passes_on_what_it_holds_and_what_only_the_cloud_holds(
+async def test_edge_passes_on_its_own_and_the_clouds_adapters(
     system: System,
     connect: Connect,
     asked: DeliveryRequest,
@@ -346,7 +346,7 @@ async def test_a_user_refuses_adapters_that_are_not_what_the_header_names(
     assert (await receive(user, asked, delivery="semantic-unaligned")).png
 
 
-async def test_few_versions_are_held(
+async def test_edge_holds_a_bounded_number_of_versions(
     system: System, connect: Connect, asked: DeliveryRequest, own: TransmissionKnowledge, profile: Path
 ) -> None:
     edge = await system.start_edge(adapters_capacity=2)
@@ -443,7 +443,9 @@ async def test_a_rate_cannot_be_chosen_without_a_quality_model(
         assert caught.value.field == "link.cbr"
 
 
-async def test_over_rest(system: System, newer: TransmissionKnowledge, own: TransmissionKnowledge) -> None:
+async def test_rest_shows_current_adapters_and_the_chosen_rate(
+    system: System, newer: TransmissionKnowledge, own: TransmissionKnowledge
+) -> None:
     app = create_app(
         GatewaySettings(redis_url="", user_address=system.user_address, cloud_address=system.cloud_address)
     )
@@ -516,9 +518,7 @@ async def test_redis_becomes_what_the_disk_is(
     assert files == {name.encode(): data for name, data in newer.to_files().items()}
 
 
-async def test_what_lies_about_in_the_folder_is_not_a_version(
-    tmp_path: Path, own: TransmissionKnowledge
-) -> None:
+async def test_stray_files_are_no_version(tmp_path: Path, own: TransmissionKnowledge) -> None:
     store = TransmissionStore(tmp_path)
     for name, text in (("1", None), ("2", "{}"), (".new-3", "{}"), ("x", "{}")):
         (tmp_path / "transmission" / name).mkdir(parents=True)

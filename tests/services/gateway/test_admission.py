@@ -55,7 +55,7 @@ async def crowd(slots: int, max_waiting: int) -> AsyncIterator[Crowd]:
             await asyncio.wait_for(stack.enter_async_context(found.admission.place("after")), 1)
 
 
-async def test_one_client_may_have_all_slots_and_places_and_no_more() -> None:
+async def test_one_client_may_fill_all_slots_and_the_queue() -> None:
     async with crowd(2, 2) as here:
         for name in "abcd":
             await here.ask(name, "one")
@@ -69,7 +69,7 @@ async def test_one_client_may_have_all_slots_and_places_and_no_more() -> None:
         await here.ask("f", "one")
 
 
-async def test_free_slots_go_round_the_clients() -> None:
+async def test_free_slots_go_to_clients_in_turn() -> None:
     async with crowd(1, 6) as here:
         for name in ("a1", "a2", "a3", "a4"):
             await here.ask(name, "a")
@@ -80,7 +80,7 @@ async def test_free_slots_go_round_the_clients() -> None:
             await here.go(name)
 
 
-async def test_a_flood_does_not_shut_others_out() -> None:
+async def test_flood_of_one_client_leaves_room_for_others() -> None:
     async with crowd(2, 4) as here:
         for i in range(6):
             await here.ask(f"flood{i}", "flood")
@@ -100,7 +100,7 @@ async def test_a_flood_does_not_shut_others_out() -> None:
         assert here.served[2:] == ["flood2", "other0"]
 
 
-async def test_a_request_that_leaves_makes_room() -> None:
+async def test_cancelled_request_frees_its_place() -> None:
     async with crowd(1, 1) as here:
         await here.ask("a", "one")
         await here.ask("b", "one")
@@ -114,7 +114,7 @@ async def test_a_request_that_leaves_makes_room() -> None:
         here.tasks.clear()
 
 
-async def test_who_has_no_time_to_wait_is_told_at_once() -> None:
+async def test_request_without_time_to_wait_is_refused_at_once() -> None:
     async with crowd(1, 8) as here:
         async with here.admission.place("one"):
             await asyncio.sleep(0.2)  # so long takes a request
@@ -126,7 +126,7 @@ async def test_who_has_no_time_to_wait_is_told_at_once() -> None:
         await here.ask("c", "one")
 
 
-async def test_what_fails_gives_its_slot_back() -> None:
+async def test_failed_request_frees_its_slot() -> None:
     begin_request(None, None)
     admission = Admission(slots=1, max_waiting=0)
     for _ in range(2):

@@ -192,7 +192,7 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
         ({"prompt": "x", "knowledge": ["a", "b", "c", "d", "e"]}, "knowledge", "1 to 4 names"),
     ],
 )
-async def test_a_field_that_is_not_allowed_is_named_with_what_is(
+async def test_invalid_field_is_named_with_its_allowed_values(
     alone: Client, body: dict[str, Any], field: str, allowed: str
 ) -> None:
     answer = await alone.post(PATH, content=json.dumps(body), headers={"Content-Type": "application/json"})
@@ -215,7 +215,7 @@ async def test_a_field_that_is_not_allowed_is_named_with_what_is(
         (b'{"prompt": "\\ud800"}', 422),
     ],
 )
-async def test_a_body_that_is_no_request_is_refused(alone: Client, content: bytes, status: int) -> None:
+async def test_malformed_body_is_refused(alone: Client, content: bytes, status: int) -> None:
     answer = await alone.post(PATH, content=content, headers={"Content-Type": "application/json"})
     is_problem(answer, status)
 
@@ -253,7 +253,7 @@ async def test_unaligned_delivery_and_modulation_are_reported(client: Client, al
     is_problem(await alone.get("/v1/transmission"), 503)
 
 
-async def test_reports_are_kept(client: Client) -> None:
+async def test_report_can_be_fetched_again(client: Client) -> None:
     ask = {"prompt": "a boat", "seed": 1, "size": "64x64", "n": 2}
     made = await client.post(PATH, json=ask, headers={"X-Request-ID": "kept-1"})
     kept = await client.get("/v1/reports/kept-1")
@@ -262,20 +262,20 @@ async def test_reports_are_kept(client: Client) -> None:
     assert kept.json()["created"] == made.json()["created"]
 
 
-async def test_a_report_that_is_not_there(client: Client, alone: Client) -> None:
+async def test_unknown_or_invalid_report_id_is_refused(client: Client, alone: Client) -> None:
     assert "nobody" in is_problem(await client.get("/v1/reports/nobody"), 404)["detail"]
     is_problem(await client.get("/v1/reports/no%20body"), 422)
     is_problem(await alone.get("/v1/reports/nobody"), 503)
 
 
-async def test_a_report_that_no_gateway_wrote_is_none(client: Client, redis_url: str) -> None:
+async def test_foreign_value_in_redis_is_no_report(client: Client, redis_url: str) -> None:
     async with Redis.from_url(redis_url) as redis:
         for index, garbage in enumerate([b"", b"\xff", b"{}", b"[" * 5000, b'{"request_id": "x"}']):
             await redis.set(f"dekag:report:odd-{index}", garbage)
             is_problem(await client.get(f"/v1/reports/odd-{index}"), 404)
 
 
-async def test_request_ids(alone: Client) -> None:
+async def test_request_id_is_returned_and_replaced_if_invalid(alone: Client) -> None:
     answer = await alone.get("/healthz", headers={"X-Request-ID": "abc.DEF-1_2"})
     assert answer.headers["x-request-id"] == "abc.DEF-1_2"
     for bad in ("x" * 65, "a b", "{}", ""):
@@ -320,7 +320,7 @@ async def test_an_unreachable_user_is_503_and_not_ready(alone: Client) -> None:
     assert "DEKAG_REDIS_URL is none" in found["reasons"]["redis"]
 
 
-async def test_ready(client: Client) -> None:
+async def test_ready_gateway_reports_every_check(client: Client) -> None:
     answer = await client.get("/readyz")
     assert answer.status_code == 200
     checks = {"user": "serving", "cloud": "serving", "distillation": "serving", "redis": "up"}
@@ -333,7 +333,7 @@ async def test_a_deadline_that_passes_is_504(chain: Any) -> None:
         is_problem(await client.post(PATH, json={"prompt": "x", "seed": 90}), 504)
 
 
-async def test_what_breaks_inside_is_500_without_details() -> None:
+async def test_internal_error_is_500_without_details() -> None:
     app = create_app(GatewaySettings(redis_url=""))
 
     @app.get("/broken")
@@ -347,7 +347,7 @@ async def test_what_breaks_inside_is_500_without_details() -> None:
         assert any(line["event"] == "request failed" for line in logs)
 
 
-async def test_a_flood_is_refused_with_a_time_to_come_back_and_the_accepted_are_served(chain: Any) -> None:
+async def test_requests_beyond_the_queue_get_429_with_retry_after(chain: Any) -> None:
     settings = GatewaySettings(user_address=chain.addresses["user"], max_in_flight=1, max_waiting=1)
     async with serving(create_app(settings)) as client:
         body = {"prompt": "a boat", "size": "64x64"}
@@ -392,7 +392,7 @@ async def follow(client: Client, job: dict[str, Any]) -> list[dict[str, Any]]:
     return states
 
 
-async def test_a_request_that_is_sent_again_has_no_effect_of_its_own(client: Client, empty: None) -> None:
+async def test_repeated_idempotency_key_returns_the_first_result(client: Client, empty: None) -> None:
     def headers(key: str) -> dict[str, str]:
         return {"Idempotency-Key": key}
 
@@ -557,7 +557,7 @@ async def test_event_streams_outlast_the_deadline_and_end_with_the_gateway(
             assert [state["status"] for state in await following] == ["queued"]
 
 
-async def test_who_leaves_an_event_stream_is_not_waited_for(client: Client, empty: None) -> None:
+async def test_left_event_stream_does_not_delay_shutdown(client: Client, empty: None) -> None:
     job = (await client.post("/v1/knowledge", json={"topic": "rocket", **SMALL})).json()
     with capture_logs() as logs:
         async with client.stream("GET", f"/v1/jobs/{job['id']}/events") as answer:
@@ -567,7 +567,7 @@ async def test_who_leaves_an_event_stream_is_not_waited_for(client: Client, empt
                 await asyncio.sleep(0.05)
 
 
-async def test_the_document_tells_of_events(alone: Client) -> None:
+async def test_openapi_document_describes_events(alone: Client) -> None:
     paths = (await alone.get("/openapi.json")).json()["paths"]
     answers = paths["/v1/jobs/{name}/events"]["get"]["responses"]
     assert list(answers["200"]["content"]) == ["text/event-stream"]

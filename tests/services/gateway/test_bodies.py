@@ -29,7 +29,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
         ('{"seed": ' + "9" * 5000 + "}", "body", "too many digits"),
     ],
 )
-async def test_a_body_that_would_lose_something_is_refused(
+async def test_json_body_that_cannot_be_read_exactly_is_refused(
     alone: httpx2.AsyncClient, path: str, body: str | bytes, field: str, said: str
 ) -> None:
     answer = await alone.post(path, content=body, headers={"Content-Type": "application/json"})

@@ -57,7 +57,7 @@ async def said(client: httpx2.AsyncClient, *parts: bytes) -> bytes:
         writer.close()
 
 
-async def test_headers_and_urls_have_a_size() -> None:
+async def test_oversized_headers_and_urls_get_431() -> None:
     async with gateway(max_header_bytes=2000) as client:
         assert (await client.get("/healthz", headers={"X-Long": "x" * 1500})).status_code == 200
         for answer in (
@@ -72,7 +72,7 @@ async def test_headers_and_urls_have_a_size() -> None:
 @pytest.mark.parametrize(
     "start", [b"GET /", b"GET / HTTP/1.1\r\nX-Long: ", b"GET / HTTP/1.1\r\nX-Many: 1\r\n"]
 )
-async def test_headers_without_end_are_cut_off(start: bytes) -> None:
+async def test_endless_headers_are_cut_off(start: bytes) -> None:
     async with gateway(max_header_bytes=2000) as client:
         more = b"X-More: 2\r\n" if start.endswith(b"\n") else b"x" * 50
         answer = await said(client, start + more * 100, more * 100)
@@ -90,28 +90,28 @@ async def test_headers_without_end_are_cut_off(start: bytes) -> None:
         f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n".encode(),
     ],
 )
-async def test_who_is_slow_is_cut_off(part: bytes) -> None:
+async def test_slow_requests_get_408_and_are_closed(part: bytes) -> None:
     async with gateway(receive_timeout_s=0.3) as client:
         answer = await said(client, part)
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
         assert b"connection: close" in answer.lower()
 
 
-async def test_a_second_request_that_stays_incomplete_is_cut_off_too() -> None:
+async def test_slow_second_request_on_a_connection_gets_408() -> None:
     async with gateway(receive_timeout_s=0.3) as client:
         answer = await said(client, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /heal")
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"HTTP/1.1 408 " in answer
 
 
-async def test_time_to_receive_does_not_bound_the_time_to_answer() -> None:
+async def test_receive_timeout_does_not_limit_the_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         async with gateway(receive_timeout_s=0.1, deadline_s=0.7, user_address=address) as client:
             is_problem(await client.post(PATH, json={"prompt": "a boat"}), 504)
 
 
-async def test_connections_have_a_number() -> None:
+async def test_connections_beyond_the_limit_get_503() -> None:
     async with gateway(max_connections=3) as client:
         open_ones = [await asyncio.open_connection("127.0.0.1", client.base_url.port) for _ in range(3)]
         reader, writer = open_ones[0]
@@ -128,7 +128,7 @@ async def test_connections_have_a_number() -> None:
 @pytest.mark.parametrize(
     "host", ["localhost", "127.0.0.1", "[::1]:80", "10.1.2.3:8080", "LOCALHOST:80", "box"]
 )
-async def test_a_gateway_without_keys_answers_to_its_names(host: str) -> None:
+async def test_gateway_without_keys_accepts_its_own_host_names(host: str) -> None:
     async with gateway(allowed_hosts="localhost, box") as client:
         assert (await client.get("/v1/nothing", headers={"Host": host})).status_code == 404
 
@@ -136,12 +136,12 @@ async def test_a_gateway_without_keys_answers_to_its_names(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["example.org", "localhost.example.org", "127.0.0.1.example.org", "[::1", ":80"]
 )
-async def test_a_page_whose_name_was_made_to_point_here_is_refused(host: str) -> None:
+async def test_dns_rebinding_is_refused(host: str) -> None:
     async with gateway() as client:
         is_problem(await client.get("/v1/nothing", headers={"Host": host}), 421)
 
 
-async def test_other_pages_cannot_make_a_browser_ask() -> None:
+async def test_cross_origin_requests_are_refused() -> None:
     """A browser sends these without asking first, so they must not do anything."""
     async with gateway() as client:
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
@@ -154,7 +154,7 @@ async def test_other_pages_cannot_make_a_browser_ask() -> None:
         assert not any(name.startswith("access-control") for name in answer.headers)
 
 
-async def test_every_answer_has_its_headers() -> None:
+async def test_every_answer_has_security_headers() -> None:
     async with gateway() as client:
         answers = [
             await client.get(path) for path in ("/healthz", "/docs", "/v1/nothing", "/", "/web/main.js")
@@ -202,7 +202,7 @@ async def held(start: Callable[..., Awaitable[str]], **settings: Any) -> tuple[H
     return servicer, address
 
 
-async def test_requests_at_a_service_have_a_number(
+async def test_grpc_requests_beyond_the_limit_are_refused(
     start: Callable[..., Awaitable[str]], connect: Connect, asked: DeliveryRequest
 ) -> None:
     servicer, address = await held(start, max_requests=2)
@@ -218,7 +218,7 @@ async def test_requests_at_a_service_have_a_number(
         assert await call.read() == grpc.aio.EOF
 
 
-async def test_metadata_has_a_size(
+async def test_oversized_grpc_metadata_is_refused(
     start: Callable[..., Awaitable[str]], connect: Connect, asked: DeliveryRequest
 ) -> None:
     servicer, address = await held(start)
@@ -231,14 +231,16 @@ async def test_metadata_has_a_size(
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_messages_have_a_size(start: Callable[..., Awaitable[str]], connect: Connect) -> None:
+async def test_oversized_grpc_messages_are_refused(
+    start: Callable[..., Awaitable[str]], connect: Connect
+) -> None:
     _, address = await held(start, max_message_bytes=2**16)
     with pytest.raises(grpc.RpcError) as caught:
         await DownlinkStub(connect(address)).Provide(ProvideRequest(prompt="x" * 2**16)).read()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-async def test_a_connection_that_says_nothing_is_closed(start: Callable[..., Awaitable[str]]) -> None:
+async def test_silent_grpc_connection_is_closed(start: Callable[..., Awaitable[str]]) -> None:
     _, address = await held(start, receive_timeout_s=0.3)
     reader, writer = await asyncio.open_connection(*address.split(":"))
     while await asyncio.wait_for(reader.read(4096), WAIT_S):  # the server's own greeting
@@ -246,7 +248,7 @@ async def test_a_connection_that_says_nothing_is_closed(start: Callable[..., Awa
     writer.close()
 
 
-async def test_batches_have_a_size(chain: Any) -> None:
+async def test_oversized_seeds_prompts_and_triggers_are_refused(chain: Any) -> None:
     asked = GenerateRequest(prompt="a boat", seeds=range(converters.MAX_SEEDS + 1), width=64, height=64)
     with pytest.raises(grpc.RpcError, match="seeds"):
         await chain.cloud.Generate(asked).read()
@@ -300,7 +302,7 @@ def touched() -> Iterator[list[str]]:
         _touched = None
 
 
-async def test_the_hook_notes_what_is_opened_and_unpickled(tmp_path: Path) -> None:
+async def test_audit_hook_notes_opened_and_unpickled_files(tmp_path: Path) -> None:
     with touched() as found:
         (tmp_path / MARK).write_text("x")
         pickle.loads(pickle.dumps(Path))  # noqa: S301 - our own
@@ -309,9 +311,7 @@ async def test_the_hook_notes_what_is_opened_and_unpickled(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-async def test_nothing_that_a_client_names_is_opened(
-    client: httpx2.AsyncClient, chain: Any, text: str
-) -> None:
+async def test_names_from_clients_open_no_file(client: httpx2.AsyncClient, chain: Any, text: str) -> None:
     body = {"prompt": "a boat", "size": "64x64", "seed": 1}
     link = {"fading": "trace", "trace": text}
     segment = text.replace("%", "%25").replace("/", "%2F").replace("\0", "%00").replace("\\", "%5C")

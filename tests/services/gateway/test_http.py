@@ -56,7 +56,7 @@ async def test_the_document_says_where_null_may_be(model: type[Any]) -> None:
         assert "null" not in json.dumps(schema["properties"][name])
 
 
-async def test_null_is_no_prompt_and_no_topic(alone: Client) -> None:
+async def test_null_is_refused_for_prompt_and_topic(alone: Client) -> None:
     assert is_problem(await ask(alone, {"prompt": None}), 422)["errors"][0]["field"] == "prompt"
     answer = await alone.post("/v1/knowledge", json={"topic": None})
     assert is_problem(answer, 422)["errors"][0]["field"] == "topic"
@@ -75,7 +75,7 @@ async def test_the_size_may_be_left_to_the_gateway(client: Client) -> None:
     ["/", "/healthz", "/readyz", "/openapi.json", "/docs", "/web/style.css", "/v1/traffic", "/v1/knowledge",
      "/v1/jobs", "/v1/reports/none", "/v1/jobs/none", "/v1/jobs/none/events", "/nothing"],
 )  # fmt: skip
-async def test_head_says_what_get_would(client: Client, path: str) -> None:
+async def test_head_returns_the_headers_of_get(client: Client, path: str) -> None:
     got, head = await client.get(path), await client.head(path)
     assert head.status_code == got.status_code
     assert head.content == b""
@@ -109,7 +109,7 @@ async def test_head_of_an_event_stream_ends(client: Client, empty: None) -> None
         ("PROPFIND", "/openapi.json", "GET, HEAD, OPTIONS"),
     ],
 )
-async def test_a_wrong_method_is_told_the_right_ones(
+async def test_wrong_method_gets_405_with_the_allowed_ones(
     alone: Client, method: str, path: str, allow: str
 ) -> None:
     answer = await alone.request(method, path)
@@ -122,11 +122,11 @@ async def test_a_wrong_method_is_told_the_right_ones(
     assert "access-control-allow-origin" not in options.headers
 
 
-async def test_options_of_nothing_is_not_found(alone: Client) -> None:
+async def test_options_of_an_unknown_path_is_404(alone: Client) -> None:
     is_problem(await alone.options("/v1/nothing"), 404)
 
 
-async def test_a_last_slash_makes_no_difference(client: Client) -> None:
+async def test_trailing_slash_makes_no_difference(client: Client) -> None:
     answer = await client.post(f"{PATH}/", json=SMALL)
     assert answer.status_code == 200, answer.text
     for path in ("/v1/knowledge/", "/v1/traffic/", "/healthz/", "/docs/"):
@@ -137,14 +137,14 @@ async def test_a_last_slash_makes_no_difference(client: Client) -> None:
 
 @pytest.mark.parametrize("query", ["size=64x64", "seed=1&seed=2", "=", "%00=%ff", "a" * 300])
 @pytest.mark.parametrize("path", ["/v1/knowledge", "/v1/jobs/x", "/v1/reports/x", "/v1/traffic"])
-async def test_a_query_is_refused_by_its_name(alone: Client, path: str, query: str) -> None:
+async def test_unexpected_query_is_refused_by_name(alone: Client, path: str, query: str) -> None:
     answer = await alone.get(f"{path}?{query}")
     (wrong,) = is_problem(answer, 422)["errors"][:1]
     assert wrong["field"].startswith("query.")
     assert "no query parameters" in wrong["detail"]
 
 
-async def test_a_query_of_nothing_or_of_a_probe_is_no_matter(alone: Client) -> None:
+async def test_empty_query_and_queries_of_probes_are_ignored(alone: Client) -> None:
     for path in ("/v1/traffic?", "/v1/traffic?&", "/healthz?x=1", "/?utm=1"):
         assert (await alone.get(path)).status_code == 200, path
 
@@ -190,7 +190,7 @@ BOMB = gzip.compress(b" " * 50_000_000)
         ("x" * 500, b"{}", 415),
     ],
 )
-async def test_bodies_compressed_otherwise_or_badly_are_refused(
+async def test_unsupported_or_broken_compression_is_refused(
     alone: Client, coding: str, body: bytes, status: int
 ) -> None:
     answer = await ask(alone, body, **{"Content-Encoding": coding})
@@ -211,9 +211,7 @@ async def test_json_needs_no_content_type(client: Client, gateway_url: str) -> N
 @pytest.mark.parametrize(
     "headers", [{"Origin": "https://example.org"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}]
 )
-async def test_a_page_from_elsewhere_cannot_leave_the_content_type_out(
-    alone: Client, headers: dict[str, str]
-) -> None:
+async def test_cross_origin_request_needs_a_content_type(alone: Client, headers: dict[str, str]) -> None:
     problem = is_problem(await alone.post(PATH, content=b'{"prompt": "a boat"}', headers=headers), 415)
     assert "Content-Type application/json" in problem["detail"]
 
@@ -230,17 +228,17 @@ async def test_another_type_or_charset_is_refused_with_the_right_one(alone: Clie
 
 
 @pytest.mark.parametrize("said", ["application/json; charset=UTF-8", 'application/JSON;charset="utf-8"'])
-async def test_utf_8_may_be_said(client: Client, said: str) -> None:
+async def test_charset_utf_8_is_accepted(client: Client, said: str) -> None:
     answer = await ask(client, b"\xef\xbb\xbf" + json.dumps(SMALL).encode(), **{"Content-Type": said})
     assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("body", [b'{"prompt": "caf\xe9"}', b"\xff\xfe\xff", b"\xc3("])
-async def test_bytes_that_are_no_text_are_refused_with_their_place(alone: Client, body: bytes) -> None:
+async def test_invalid_utf_8_is_refused_with_its_position(alone: Client, body: bytes) -> None:
     assert "UTF-8; byte 0x" in is_problem(await ask(alone, body), 400)["detail"]
 
 
-async def test_more_uploads_than_may_be_at_a_time_are_sent_away() -> None:
+async def test_concurrent_uploads_beyond_the_limit_are_refused() -> None:
     settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
     release = asyncio.Event()
 

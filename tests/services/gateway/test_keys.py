@@ -109,9 +109,7 @@ async def test_every_endpoint_needs_a_key(locked: httpx2.AsyncClient, keys_file:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE"])
 @pytest.mark.parametrize("path", [PATH, "/v1", "/v1/nothing", "//v1/jobs", "/V1/jobs", "/nothing", "/docs/x"])
-async def test_what_does_not_exist_needs_a_key_too(
-    locked: httpx2.AsyncClient, method: str, path: str
-) -> None:
+async def test_unknown_paths_need_a_key_too(locked: httpx2.AsyncClient, method: str, path: str) -> None:
     answer = await locked.request(method, url_of(locked) + path)
     assert answer.status_code == 401
 
@@ -150,7 +148,7 @@ async def test_a_right_key_is_let_in(locked: httpx2.AsyncClient, header: str) ->
     assert (await locked.get("/v1/jobs", headers={"Authorization": header})).status_code == 200
 
 
-async def test_the_body_of_who_has_no_key_is_not_read(locked: httpx2.AsyncClient) -> None:
+async def test_body_of_a_request_without_key_is_not_read(locked: httpx2.AsyncClient) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", locked.base_url.port)
     writer.write(f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n".encode())
     assert b" 401 " in await asyncio.wait_for(reader.readline(), 30)
@@ -193,7 +191,7 @@ async def test_clients_show_their_key(
         await asyncio.to_thread(each)
 
 
-async def test_a_key_may_be_used_so_often_and_others_as_often(keys_file: Path, tmp_path: Path) -> None:
+async def test_requests_per_minute_are_limited_per_key(keys_file: Path, tmp_path: Path) -> None:
     seldom = tmp_path / "api-keys"
     seldom.write_text(f"{LINE}:3\n{OTHER_LINE}\n")
     async with serving(create_app(GatewaySettings(redis_url="", api_keys_file=seldom))) as client:
@@ -207,7 +205,7 @@ async def test_a_key_may_be_used_so_often_and_others_as_often(keys_file: Path, t
         assert (await client.get("/healthz", headers=shows(KEY))).status_code == 200
 
 
-async def test_a_key_may_do_so_much_at_a_time(tmp_path: Path) -> None:
+async def test_concurrent_requests_are_limited_per_key(tmp_path: Path) -> None:
     one = tmp_path / "api-keys"
     one.write_text(f"{LINE}:10000:1\n{OTHER_LINE}:10000\n")
     async with serving(create_app(GatewaySettings(redis_url="", api_keys_file=one))) as client:
@@ -252,7 +250,7 @@ async def test_clients_are_told_apart_by_their_keys(
     assert asked == ["alice", "bob", "127.0.0.1"]
 
 
-async def test_the_document_says_that_keys_are_needed(
+async def test_openapi_document_says_that_keys_are_needed(
     locked: httpx2.AsyncClient, client: httpx2.AsyncClient
 ) -> None:
     document = (await locked.get("/openapi.json")).json()
@@ -278,7 +276,7 @@ async def test_the_document_says_that_keys_are_needed(
         (LINE[:-1], "line 1"),
     ],
 )
-async def test_a_file_that_is_not_right_is_refused_without_showing_it(
+async def test_invalid_key_file_is_refused_without_showing_its_content(
     tmp_path: Path, content: str, why: str
 ) -> None:
     file = tmp_path / "api-keys"
@@ -289,13 +287,13 @@ async def test_a_file_that_is_not_right_is_refused_without_showing_it(
     assert "dekag key" in str(caught.value)
 
 
-async def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+async def test_missing_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cannot be read"):
         Keys.read(tmp_path / "no", GatewaySettings())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-async def test_keys_are_read_as_editors_write_them(tmp_path: Path, encoding: str) -> None:
+async def test_key_files_of_any_editor_are_read(tmp_path: Path, encoding: str) -> None:
     (one, first), (two, second) = new_key("a"), new_key("b")
     text = f"# who may\r\n\r\n{first}\r\n#{second}\r\n{second}\r\n\r\n"
     (tmp_path / "api-keys").write_bytes(text.encode(encoding))
@@ -306,7 +304,7 @@ async def test_keys_are_read_as_editors_write_them(tmp_path: Path, encoding: str
         assert found.name == name
 
 
-async def test_a_password_is_one_line_of_text(tmp_path: Path) -> None:
+async def test_password_file_holds_one_line_of_text(tmp_path: Path) -> None:
     file = tmp_path / "redis.password"
     settings = CommonSettings(redis_password_file=file)
     for content in (b"pass", b"pass\r\n", b"\xef\xbb\xbfpass\n\n"):
@@ -328,7 +326,7 @@ async def test_a_password_is_one_line_of_text(tmp_path: Path) -> None:
         redis_options(settings)
 
 
-async def test_limits_of_a_line_go_before_those_of_the_settings(tmp_path: Path) -> None:
+async def test_limits_in_the_key_file_override_the_settings(tmp_path: Path) -> None:
     lines = [new_key("a"), new_key("b", requests_per_minute=5), new_key("c", concurrency=2)]
     lines.append(new_key("d", requests_per_minute=7, concurrency=3))
     file = tmp_path / "api-keys"

@@ -49,6 +49,6 @@ async def test_a_long_prompt_is_refused_if_that_is_asked_for(
     assert 0 < read["tokens"] == read["tokens_read"] <= read["tokens_at_once"]
 
 
-async def test_what_becomes_of_long_prompts_is_one_of_two(alone: httpx2.AsyncClient) -> None:
+async def test_unknown_policy_for_long_prompts_is_refused(alone: httpx2.AsyncClient) -> None:
     (error,) = is_problem(await ask(alone, "a boat", on_long_prompt="cut"), 422)["errors"]
     assert (error["field"], error["allowed"]) == ("on_long_prompt", "one of read, refuse")

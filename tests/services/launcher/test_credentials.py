@@ -110,7 +110,7 @@ def as_user(port: int, credentials_dir: Path, name: str) -> Redis:
     return Redis(port=port, username=name, password=(credentials_dir / home / PASSWORD).read_text())
 
 
-def test_redis_turns_away_who_shows_no_password(guarded: int, credentials_dir: Path) -> None:
+def test_redis_refuses_connections_without_password(guarded: int, credentials_dir: Path) -> None:
     for options in (
         {},
         {"password": "x"},
@@ -125,7 +125,7 @@ def test_redis_turns_away_who_shows_no_password(guarded: int, credentials_dir: P
 
 
 @pytest.mark.parametrize("name", ["gateway", "user", "edge", "cloud", "distiller"])
-def test_a_user_of_redis_may_do_what_its_service_does_only(
+def test_redis_users_are_limited_to_the_needs_of_their_service(
     guarded: int, credentials_dir: Path, name: str
 ) -> None:
     mine = {
@@ -160,7 +160,7 @@ def test_a_user_of_redis_may_do_what_its_service_does_only(
                     redis.execute_command(*command.split())
 
 
-async def test_the_services_need_no_more_of_redis_than_they_may(
+async def test_services_work_with_their_limited_redis_users(
     guarded: int, credentials_dir: Path, scored_profile: Path
 ) -> None:
     def own(name: str) -> dict[str, Any]:
@@ -209,7 +209,7 @@ async def test_the_services_need_no_more_of_redis_than_they_may(
         assert {what.split("|")[0] for what in denied} <= {"client"}, "the driver's name is not asked for"
 
 
-def test_the_launchers_redis_has_a_password_that_no_command_line_shows(tmp_path: Path) -> None:
+def test_launcher_hides_the_redis_password_from_command_lines(tmp_path: Path) -> None:
     with RedisOnly(tmp_path, free_ports=True) as stack:
         for _ in stack.wait_ready(60):
             pass

@@ -195,7 +195,7 @@ def test_port_and_host_are_the_gateways(
 
 
 @pytest.mark.usefixtures("_no_settings")
-def test_the_redis_that_is_named_is_used_and_none_is_none(
+def test_redis_url_selects_an_existing_redis_or_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, redis_url: str
 ) -> None:
     found = begun(tmp_path, monkeypatch, DEKAG_REDIS_URL=redis_url)
@@ -257,7 +257,7 @@ def test_a_port_that_another_service_has_is_told(tmp_path: Path, monkeypatch: py
         Stack(tmp_path)._port(8080, "gateway")
 
 
-def test_logs_turn_while_their_writer_goes_on(tmp_path: Path) -> None:
+def test_logs_rotate_while_they_are_written(tmp_path: Path) -> None:
     log, program = tmp_path / "x.log", "import sys\nfor line in sys.stdin: print(line, end='', flush=True)"
     with log.open("ab") as sink:
         writer = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=sink)
@@ -280,9 +280,7 @@ def test_logs_turn_while_their_writer_goes_on(tmp_path: Path) -> None:
     assert log.stat().st_size == 0
 
 
-def test_a_launcher_turns_the_logs_of_what_it_watches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launcher_rotates_the_logs_of_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "redis.log.1").write_text("of the last time")
     monkeypatch.setattr(launcher, "LOG_BYTES", 100)
     monkeypatch.setattr(launcher.turn, "__defaults__", (100, 3))
