@@ -499,7 +499,7 @@ async def test_a_cloud_that_starts_again_keeps_what_is_current(
     assert store.find(newer.base_hash).version == 2
 
 
-async def test_redis_becomes_what_the_disk_is(
+async def test_redis_mirrors_the_disk(
     tmp_path: Path, redis: Redis, own: TransmissionKnowledge, newer: TransmissionKnowledge
 ) -> None:
     store = TransmissionStore(tmp_path)
