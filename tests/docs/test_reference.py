@@ -21,6 +21,7 @@ from services.cli.reference import write_cli_page, write_grpc_page, write_rest_p
 
 ROOT = Path(__file__).resolve().parents[2]
 STALE = "run `dekag results book` and commit what it writes"
+TEST = re.compile(r"`((?:\w+/)+(?:test_\w+\.py)?)`")
 LINK = re.compile(r"\]\((?!https?:)([^)\s#]+)")
 
 
@@ -70,6 +71,14 @@ def test_links_out_of_pages_that_are_not_in_the_book_lead_somewhere() -> None:
     for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         links = LINK.findall((ROOT / page).read_text())
         assert not [link for link in links if not (ROOT / link).exists()], page
+
+
+def test_tests_that_the_security_page_names_exist() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    _, table = page.split("| test, in `tests/` |")
+    named = {path for row in table.splitlines() if row.startswith("|") for path in TEST.findall(row)}
+    assert len(named) > 10
+    assert not [path for path in named if not (ROOT / "tests" / path).exists()]
 
 
 @pytest.fixture(scope="module")
