@@ -159,7 +159,7 @@ def test_a_client_needs_no_torch_and_says_which_extra_others_need(
         assert len(done.stderr.splitlines()) == 1
     doctor = client.run(client.dekag, "doctor", "--json", folder=empty)
     checks = {each["name"]: each for each in json.loads(doctor.stdout)["checks"]}
-    assert checks["packages"]["mend"] == "pip install 'dekag[services]'"
+    assert checks["packages"]["fix"] == "pip install 'dekag[services]'"
 
 
 def test_the_doctor_presumes_no_clone(whole: Installed, empty: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_doctor_presumes_no_clone(whole: Installed, empty: Path) -> None:
         assert checks[name]["ok"], checks[name]
     assert "profile embedded" in checks["models"]["detail"]
     for each in checks.values():
-        assert not re.search(r"\bmake\b|git|-e '", each["mend"]), each
+        assert not re.search(r"\bmake\b|git|-e '", each["fix"]), each
 
 
 @pytest.fixture
