@@ -18,6 +18,7 @@ from dekag.evaluation.reports import (
     end_to_end,
     makd,
     robustness,
+    training,
 )
 from services.bench import report as serving
 from services.cli import reference
@@ -34,6 +35,7 @@ REPORTS: tuple[Report, ...] = (
     serving.LOAD,
     serving.PERFORMANCE,
     robustness.REPORT,
+    training.REPORT,
     claims.CLAIMS,
 )
 

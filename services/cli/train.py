@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -188,16 +189,26 @@ def vae(
 def vae_quality(
     profile: World = "stickers",
     size: Size = None,
-    count: Annotated[int, typer.Option(min=2, help="Held-out pictures.")] = 200,
+    count: Annotated[int, typer.Option(min=2, help="Number of held-out images.")] = 200,
     threads: Threads = 1,
     workers: Renderers = 2,
     runs: Runs = RUNS,
     vae: Vae = None,
     strip: Annotated[
-        Path | None, typer.Option(help="A picture to write: the worst ten, the best ten.")
+        Path | None,
+        typer.Option(
+            help="Image file to write: the worst ten and the best ten images.", rich_help_panel=FILES
+        ),
     ] = None,
+    results: Annotated[
+        Path, typer.Option(help="Folder of the results.", callback=writable_folder, rich_help_panel=FILES)
+    ] = Path("results"),
 ) -> None:
-    """Measure an autoencoder on held-out images: PSNR, SSIM, encoding and decoding time."""
+    """Measure an autoencoder on held-out images: PSNR, SSIM, encoding and decoding time.
+
+    Without --vae and --size, writes training/vae-PROFILE.json into --results, which `dekag results book` shows
+    in docs/training.md.
+    """
     _threads(threads)
     import torch
     from diffusers import AutoencoderKL
@@ -205,13 +216,33 @@ def vae_quality(
     from dekag.training.data import rendered_scenes
     from dekag.training.vae_quality import measure, save_strip
 
-    world = _world(profile, size)
-    model = AutoencoderKL.from_pretrained(_model(vae, profile, "vae"), dtype=torch.float32)
+    world, folder = _world(profile, size), _model(vae, profile, "vae")
+    model = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
     pixels = rendered_scenes(runs / "cache", "validation", count, world=world, workers=workers)
     quality, back, order = measure(model.eval().to(memory_format=torch.channels_last), pixels, world)
     if strip is not None:
         save_strip(strip, pixels, back, order)
     typer.echo(json.dumps(quality, indent=2))
+    if vae is None and size is None:
+        _record_quality(results / "training" / f"vae-{profile}.json", quality, folder, world.size, threads)
+
+
+def _record_quality(path: Path, quality: dict[str, Any], model: Path, size: int, threads: int) -> None:
+    """Write a measured quality with the command, the commit and the model that it belongs to."""
+    from dekag.evaluation.registry import current_commit
+    from dekag.generation.models import folder_hash
+
+    record = {
+        "command": "dekag " + " ".join(sys.argv[1:]),
+        "commit": current_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "model_hash": folder_hash(model),
+        "size": size,
+        "threads": threads,
+        "quality": quality,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 @train.command()
