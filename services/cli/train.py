@@ -206,7 +206,7 @@ def vae_quality(
 ) -> None:
     """Measure an autoencoder on held-out images: PSNR, SSIM, encoding and decoding time.
 
-    Without --vae and --size, writes training/vae-PROFILE.json into --results, which `dekag results book` shows
+    Without --vae and --size, writes training/vae-PROFILE.json into --results; `dekag results book` shows it
     in docs/training.md.
     """
     _threads(threads)
