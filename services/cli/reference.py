@@ -65,7 +65,7 @@ def write_rest_page(document: Mapping[str, Any], page: Path = REST_PAGE) -> None
 
 def write_grpc_page(services: Sequence[tuple[ServiceDescriptor, type]], page: Path = GRPC_PAGE) -> None:
     """Write the table of docs/grpc.md from the services' descriptors and the classes generated for them."""
-    lines = ["| RPC | request | answer | |", "|---|---|---|---|"]
+    lines = ["| RPC | request | response | |", "|---|---|---|---|"]
     for service, servicer in services:
         for method in service.methods:
             said = inspect.getdoc(getattr(servicer, method.name)) or ""

@@ -34,64 +34,66 @@ class CommonSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, allow_inf_nan=False)
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Minimum log level.")
     host: Host = Field("127.0.0.1", description="Address to listen on.")
-    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(0, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
     published_on: PublishedOn = Field(
         "",
-        description="Where the ports of a container can be reached, since it listens on all addresses of its "
-        "own: the address that they are published on, or `nowhere` for a network of trusted services only.",
+        description="Address on which a container's port is published, such as 127.0.0.1, or `nowhere` for "
+        "ports that only the container network reaches. A container listens on all of its "
+        "addresses, so it cannot know this itself.",
     )
     tls_dir: Path | None = Field(
         None,
-        description="Folder with ca.crt, tls.crt and tls.key, as `dekag credentials` makes them: turns on "
-        "mutual TLS between services, and for metrics.",
+        description="Folder with ca.crt, tls.crt and tls.key, as created by `dekag credentials`. Enables "
+        "mutual TLS between services and for metrics.",
     )
     redis_url: RedisUrl = Field(
         "redis://127.0.0.1:6379/0",
         repr=False,  # it may hold a password
-        description="Redis that serves as cache; `none` turns caching off. rediss:// takes the certificates "
-        "of DEKAG_TLS_DIR.",
+        description="URL of the Redis used as cache and job queue; `none` disables Redis. rediss:// uses "
+        "the certificates in DEKAG_TLS_DIR.",
     )
     redis_password_file: Path | None = Field(
-        None, description="File that holds the password of the user that DEKAG_REDIS_URL names."
+        None, description="File with the password of the user in DEKAG_REDIS_URL."
     )
     redis_timeout_s: float = Field(
-        0.25, gt=0, le=DAY_S, description="Longest wait for a connection to Redis or an answer from it, s."
+        0.25, gt=0, le=DAY_S, description="Time limit for connecting to Redis and for each response, s."
     )
     redis_retry_s: float = Field(
-        2.0, ge=0, le=DAY_S, description="After a failure Redis is left alone for this long, s."
+        2.0, ge=0, le=DAY_S, description="Time without further attempts after a failed call to Redis, s."
     )
     cache_ttl_s: int = Field(
-        DAY_S, gt=0, le=10 * YEAR_S, description="Time that latents and images stay cached, s."
+        DAY_S, gt=0, le=10 * YEAR_S, description="Time that latents and images remain cached, s."
     )
     report_ttl_s: int = Field(
-        3_600, gt=0, le=10 * YEAR_S, description="Time that link reports stay retrievable, s."
+        3_600, gt=0, le=10 * YEAR_S, description="Time that link reports remain available, s."
     )
     max_message_bytes: int = Field(
-        16 * 2**20, ge=2**16, le=2**30, description="Largest gRPC message sent or accepted, bytes."
+        16 * 2**20, ge=2**16, le=2**30, description="Largest gRPC message that is sent or accepted, bytes."
     )
     max_requests: int = Field(
-        512, ge=1, le=MANY, description="gRPC requests that a service works at a time; more are turned away."
+        512,
+        ge=1,
+        le=MANY,
+        description="Upper limit of simultaneous gRPC requests at a service; further requests are refused.",
     )
     receive_timeout_s: float = Field(
         10.0,
         gt=0,
         le=DAY_S,
-        description="Time that a client gets to send a request to the gateway, or to open a connection to "
-        "another service, s.",
+        description="Time limit for a client to send a request to the gateway, or to connect to another "
+        "service, s.",
     )
     spans_to: SpansTo = Field(
         "",
-        description="Where the spans of OpenTelemetry traces go: console, a URL that takes OTLP over HTTP, "
-        "or a file for lines of JSON; empty makes none.",
+        description="Destination of OpenTelemetry spans: `console`, an OTLP over HTTP URL, or a file for "
+        "lines of JSON. Empty disables tracing.",
     )
-    metrics_port: int = Field(
-        0, ge=0, le=65535, description="Port that serves metrics to Prometheus; 0 serves none."
-    )
-    metrics_host: Host = Field("127.0.0.1", description="Address that serves metrics.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port for Prometheus metrics; 0 disables them.")
+    metrics_host: Host = Field("127.0.0.1", description="Address for Prometheus metrics.")
     grace_s: float = Field(
-        30.0, ge=0, le=DAY_S, description="Time that requests in flight are given to finish at shutdown, s."
+        30.0, ge=0, le=DAY_S, description="Time limit for requests in progress to finish at shutdown, s."
     )
 
     @model_validator(mode="after")
@@ -150,25 +152,25 @@ class ServiceSettings(CommonSettings):
 
     profile: str = Field(
         "embedded",
-        description="Models to run: a profile's name under models/, or a folder with a profile.json.",
+        description="Models to use: the name of a profile under models/, or a folder with a profile.json.",
     )
     threads: int = Field(
         1,
         ge=0,
         le=1024,
-        description="CPU threads of each model; 0 leaves it to torch. 1 is fastest for the embedded models.",
+        description="CPU threads per model; 0 uses PyTorch's default. 1 is fastest for the embedded models.",
     )
     max_queue: int = Field(
         64,
         ge=1,
         le=MANY,
-        description="Requests that may wait for one model; more are turned away as exhausted.",
+        description="Upper limit of requests in the queue of a model; further requests are refused.",
     )
     batch_wait_s: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Time that a free model waits for more requests to share a batch with the first, s.",
+        description="Time that a free model waits for more requests to join a batch, s.",
     )
 
 
@@ -179,9 +181,9 @@ class GeneratorSettings(ServiceSettings):
         6,
         ge=1,
         le=64,
-        description="Most pictures drawn at once of those that wait, each with its own prompt, seed and "
-        "knowledge. Latents that share a batch differ by a few millionths from those drawn alone; with 1, "
-        "the same request gives the same bits whatever else is asked.",
+        description="Upper limit of images in a batch, each with its own prompt, seed and knowledge. "
+        "Latents of a batch differ by a few millionths from those generated alone; with 1, "
+        "results never depend on other requests.",
     )
 
 
@@ -192,12 +194,12 @@ class CodecSettings(ServiceSettings):
         16,
         ge=1,
         le=64,
-        description="Most transmissions that the codec takes at once of those that wait for it. "
-        "No result depends on it.",
+        description="Upper limit of transmissions in a batch of the codec. Results do not depend on it.",
     )
     adapters_capacity: int = Field(
         4,
         ge=1,
         le=MANY,
-        description="Versions of the transmission knowledge held in memory; the least recently used goes.",
+        description="Versions of the transmission knowledge kept in memory; the least recently used one is "
+        "dropped first.",
     )
