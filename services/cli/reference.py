@@ -96,7 +96,7 @@ def _request_table(name: str, document: Mapping[str, Any]) -> list[str]:
             continue
         default = "" if what.get("default") is None else f"`{_plain(what['default'])}`"
         lines.append(row([f"`{field}`", default, _allowed(what), _cell(what["description"])]))
-    return [*lines, "", f"Taken and ignored: {', '.join(ignored)}."] if ignored else lines
+    return [*lines, "", f"Accepted and ignored: {', '.join(ignored)}."] if ignored else lines
 
 
 def _answer_table(name: str, document: Mapping[str, Any]) -> list[str]:
