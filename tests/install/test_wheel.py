@@ -210,7 +210,7 @@ def test_measuring_finds_models_grids_and_figures(whole: Installed, empty: Path)
 
     done = whole.run(whole.dekag, "sweep", "no-such-grid", folder=empty)
     assert done.returncode == 2
-    assert "no grid of that name ships" in done.stderr
+    assert "no shipped sweep" in done.stderr
 
     done = whole.run(whole.dekag, "experiment", "first-image", "--count", "8", "--only", "vae", folder=empty)
     assert done.returncode == 0, done.stderr
