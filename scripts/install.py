@@ -1,8 +1,8 @@
 """Create .venv and install the project into it with pinned dependencies: install.py run | GROUP...
 
-`make` calls this script before each target, with the groups of pyproject.toml that the target needs; `run` is
-for a running system. Installed groups are skipped. .venv uses the Python that runs this script. The script uses
-the standard library only.
+`make` calls this script before each target, with the groups of pyproject.toml that the target needs; `run`
+is for a running system. Installed groups are skipped. .venv uses the Python that runs this script. The script
+uses the standard library only.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ INSTALLED = (
 CONSTRAINTS = ROOT / "constraints.txt"
 HERE = ".".join(map(str, sys.version_info[:2]))
 
-# Pattern in the output of a failed pip -> remedy. The first match counts. These are searched in the whole output,
-# because pip warns before it fails;
+# Pattern in the output of a failed pip -> remedy. The first match counts. These are searched in the whole
+# output, because pip warns before it fails;
 CAUSES = {
     r"No space left on device|Disk quota exceeded": "Free disk space and run the command again: {disk}",
     r"Temporary failure in name resolution|Failed to establish a new connection|NewConnectionError"
@@ -60,7 +60,7 @@ REMEDIES = {
     r"externally-managed|Can not perform a '--user' install": (
         "Your pip.conf or PIP_USER forbids the installation: unset it"
     ),
-    r"Permission denied": "A file in .venv cannot be written: rm -rf .venv as its owner, and run the command again",
+    r"Permission denied": "A file in .venv cannot be written: rm -rf .venv as its owner and retry",
 }
 _MEANINGFUL = re.compile(
     r"\s*(ERROR|error|fatal)\b|The conflict is caused by|\s+(The user requested|\S+ \S+ depends on)|OSError"
@@ -80,9 +80,7 @@ def main(names: Sequence[str]) -> int:
         fcntl.flock(folder, fcntl.LOCK_EX)
     if why := unfit(VENV):
         if VENV.is_symlink() or (VENV.exists() and not (VENV / "pyvenv.cfg").exists()):
-            _say(
-                f".venv {why}; it was not created by this script, so remove it yourself and run the command again"
-            )
+            _say(f".venv {why}; it was not created by this script: remove it and retry")
             return 1
         if VENV.exists():
             _say(f".venv {why}: creating it again")
