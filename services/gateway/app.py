@@ -13,30 +13,29 @@ from fastapi import Body, Depends, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 
-from dekag.documents import parse_json
-from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
-from services.common.cache import Cache, report_key
-from services.common.clients import call, open_channel
-from services.common.converters import MAX_SEED
-from services.common.health import Health, ask
-from services.common.requests import request_id
-from services.gateway import knowledge, page, problems
-from services.gateway.admission import Admission
-from services.gateway.bodies import JsonRoute
-from services.gateway.converters import to_image, to_proto
-from services.gateway.idempotency import seed_for
-from services.gateway.keys import Keys
-from services.gateway.middleware import RequestMiddleware
-from services.gateway.schemas import (
+from dekag.api.limits import MAX_SEED
+from dekag.api.schemas import (
     EXAMPLE_REQUEST,
-    IMAGES_EXAMPLES,
-    IdempotencyKey,
     ImagesRequest,
     ImagesResponse,
     Readiness,
     Reports,
     Traffic,
 )
+from dekag.documents import parse_json
+from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
+from services.common.cache import Cache, report_key
+from services.common.clients import call, open_channel
+from services.common.health import Health, ask
+from services.common.requests import request_id
+from services.gateway import knowledge, page, problems
+from services.gateway.admission import Admission
+from services.gateway.bodies import JsonRoute
+from services.gateway.converters import to_image, to_proto
+from services.gateway.examples import IMAGES_EXAMPLES
+from services.gateway.idempotency import IdempotencyKey, seed_for
+from services.gateway.keys import Keys
+from services.gateway.middleware import RequestMiddleware
 from services.gateway.settings import GatewaySettings
 from services.gateway.traffic import TrafficTotals
 from services.gateway.watch import Watch, consistency
@@ -158,10 +157,12 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
                 for seed in range(first, first + body.n):
                     asked = to_proto(body, seed)
                     received = await call(app.state.user.Receive, asked, "user")
-                    answer.data.append(image := to_image(received, request_id.get()))
+                    image = to_image(received, request_id.get())
                     traffic.add(image.link_report)
                     if body.consistency and received.png:
-                        image.consistency = await consistency(app.state.cloud, asked, received)
+                        compared = await consistency(app.state.cloud, asked, received)
+                        image = image.model_copy(update={"consistency": compared})
+                    answer.data.append(image)
                     app.state.watch.offer(asked, received)
             return answer
 

@@ -8,18 +8,7 @@ from typing import get_args
 
 import numpy as np
 
-from dekag.errors import InvalidInputError
-from services.common.converters import (
-    DELIVERIES,
-    FORMATS,
-    LONG_PROMPTS,
-    MODULATIONS,
-    link_from_proto,
-    link_to_proto,
-)
-from services.common.knowledge import Manifest
-from services.common.transmission import TransmissionManifest
-from services.gateway.schemas import (
+from dekag.api.schemas import (
     Consistency,
     Constellation,
     Details,
@@ -39,6 +28,17 @@ from services.gateway.schemas import (
     Transmission,
     parse_size,
 )
+from dekag.errors import InvalidInputError
+from services.common.converters import (
+    DELIVERIES,
+    FORMATS,
+    LONG_PROMPTS,
+    MODULATIONS,
+    link_from_proto,
+    link_to_proto,
+)
+from services.common.knowledge import Manifest
+from services.common.transmission import TransmissionManifest
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
 
 _DELIVERY_NAMES = {value: name for name, value in DELIVERIES.items()}

@@ -12,20 +12,9 @@ from fastapi import APIRouter, Body, Depends, Path, Request
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse
 
-from dekag.errors import DekagError, NotFoundError
-from services.common.clients import call, stream
-from services.common.knowledge import NO_KNOWLEDGE
-from services.common.requests import begin_request, request_id
-from services.gateway.bodies import JsonRoute
-from services.gateway.converters import to_consistency, to_distill, to_job, to_manifest, to_transmission
-from services.gateway.idempotency import job_id_for
-from services.gateway.problems import responses
-from services.gateway.schemas import (
+from dekag.api.schemas import (
     EXAMPLE_JOB,
-    KNOWLEDGE_EXAMPLES,
-    PUBLISH_EXAMPLES,
     TOPIC_PATTERN,
-    IdempotencyKey,
     Job,
     JobList,
     KnowledgeList,
@@ -34,6 +23,15 @@ from services.gateway.schemas import (
     Topic,
     Transmission,
 )
+from dekag.errors import DekagError, NotFoundError
+from services.common.clients import call, stream
+from services.common.knowledge import NO_KNOWLEDGE
+from services.common.requests import begin_request, request_id
+from services.gateway.bodies import JsonRoute
+from services.gateway.converters import to_consistency, to_distill, to_job, to_manifest, to_transmission
+from services.gateway.examples import KNOWLEDGE_EXAMPLES, PUBLISH_EXAMPLES
+from services.gateway.idempotency import IdempotencyKey, job_id_for
+from services.gateway.problems import responses
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
     GetKnowledgeRequest,

@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
+from dekag.api.schemas import FieldProblem, Problem
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
 from services.common.errors import http_status, public
 from services.common.requests import request_id
-from services.gateway.schemas import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2

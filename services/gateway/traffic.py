@@ -1,12 +1,22 @@
-"""What the images that were answered have cost, summed up since this gateway started."""
+"""What the delivered images have cost together since this gateway started, for `GET /v1/traffic`."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import dataclass, field
 
-from services.gateway.schemas import Delivery, DeliveryTraffic, HopTraffic, LinkReport, Savings, Traffic
+from dekag.api.schemas import DeliveryTraffic, HopTraffic, LinkReport, Savings, Traffic
 
 _BACKHAUL = "cloud-edge"
+
+
+@dataclass
+class _Total:
+    images: int = 0
+    decoded: int = 0
+    channel_uses: int = 0
+    sent_bytes: Counter[str] = field(default_factory=Counter)  # by hop
 
 
 class TrafficTotals:
@@ -14,39 +24,38 @@ class TrafficTotals:
 
     def __init__(self) -> None:
         self._since = time.time()
-        self._deliveries: dict[Delivery, DeliveryTraffic] = {}
+        self._totals: dict[str, _Total] = {}
 
     def add(self, report: LinkReport) -> None:
         """Counts one image."""
-        total = self._deliveries.setdefault(
-            report.delivery, DeliveryTraffic(images=0, decoded=0, channel_uses=0, hops=[])
-        )
+        total = self._totals.setdefault(report.delivery, _Total())
         total.images += 1
         total.decoded += report.decoded
         total.channel_uses += report.channel_uses + report.pilot_uses
-        sent = {each.hop: each for each in total.hops}
-        for each in report.hops:
-            if each.hop in sent:
-                sent[each.hop].sent_bytes += each.sent_bytes
-            else:
-                total.hops.append(HopTraffic(hop=each.hop, sent_bytes=each.sent_bytes))
+        for hop in report.hops:
+            total.sent_bytes[hop.hop] += hop.sent_bytes
 
     def traffic(self) -> Traffic:
         """The sums as they are now."""
-        return Traffic(since=self._since, deliveries=dict(self._deliveries), saved=self._saved())
+        deliveries = {
+            delivery: DeliveryTraffic(
+                images=total.images,
+                decoded=total.decoded,
+                channel_uses=total.channel_uses,
+                hops=[HopTraffic(hop=hop, sent_bytes=sent) for hop, sent in total.sent_bytes.items()],
+            )
+            for delivery, total in self._totals.items()
+        }
+        return Traffic(since=self._since, deliveries=deliveries, saved=self._saved())
 
     def _saved(self) -> Savings | None:
-        ours, theirs = self._deliveries.get("semantic"), self._deliveries.get("conventional")
-        if ours is None or theirs is None:
+        semantic, conventional = self._totals.get("semantic"), self._totals.get("conventional")
+        if semantic is None or conventional is None:
             return None
-        share = ours.images / theirs.images
+        scale = semantic.images / conventional.images
         return Savings(
-            channel_uses_spent=ours.channel_uses,
-            channel_uses_instead=round(share * theirs.channel_uses),
-            backhaul_bytes_spent=_backhaul(ours),
-            backhaul_bytes_instead=round(share * _backhaul(theirs)),
+            channel_uses_spent=semantic.channel_uses,
+            channel_uses_instead=round(scale * conventional.channel_uses),
+            backhaul_bytes_spent=semantic.sent_bytes[_BACKHAUL],
+            backhaul_bytes_instead=round(scale * conventional.sent_bytes[_BACKHAUL]),
         )
-
-
-def _backhaul(total: DeliveryTraffic) -> int:
-    return sum(each.sent_bytes for each in total.hops if each.hop == _BACKHAUL)

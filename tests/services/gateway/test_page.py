@@ -10,12 +10,11 @@ from typing import Any, get_args
 import httpx2
 import pytest
 
+from dekag.api.schemas import ImagesRequest, LinkReport, Modulation
 from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, Fading
 from dekag.world import TOPICS
-from services.common.converters import Modulation
 from services.gateway import page
-from services.gateway.schemas import ImagesRequest, LinkReport
 from services.gateway.traffic import TrafficTotals
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -104,7 +103,7 @@ async def test_controls_allow_what_the_gateway_takes(controls: Controls) -> None
 
 
 def _fields(name: str) -> list[str]:
-    from services.gateway import schemas
+    from dekag.api import schemas
 
     return list(getattr(schemas, name).model_fields)
 
