@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,37 +25,34 @@ from dekag.api.limits import (
 )
 from dekag.api.schemas import Modulation
 from dekag.errors import InvalidInputError
-from dekag.link.conditions import Fading, LinkConditions
+from dekag.link.conditions import LinkConditions
 from services.proto import cloud_pb2, downlink_pb2
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import EnumValueDescriptor
+
     from dekag.link.digital import ModulationAndCoding
 
-DELIVERIES = {
-    "semantic": downlink_pb2.DELIVERY_SEMANTIC,
-    "semantic-unaligned": downlink_pb2.DELIVERY_SEMANTIC_UNALIGNED,
-    "conventional": downlink_pb2.DELIVERY_CONVENTIONAL,
-}
-FADINGS = {
-    name: downlink_pb2.Fading.Value(f"FADING_{name.upper().replace('-', '_')}") for name in get_args(Fading)
-}
+
+def enum_values(enum: Any) -> dict[str, Any]:
+    """The values of a protobuf enumeration by the names of REST: DELIVERY_SEMANTIC is "semantic"."""
+    return {name: value.number for value in enum.DESCRIPTOR.values if (name := enum_name(value))}
+
+
+def enum_name(value: EnumValueDescriptor) -> str | None:
+    """What REST calls a value of a protobuf enumeration; None for the unspecified one."""
+    prefix = value.type.values[0].name.removesuffix("UNSPECIFIED")
+    return value.name.removeprefix(prefix).lower().replace("_", "-") if value.number else None
+
+
+DELIVERIES = enum_values(downlink_pb2.Delivery)
+FADINGS = {name: value for name, value in enum_values(downlink_pb2.Fading).items() if name != "custom"}
 _FADING_NAMES = {value: name for name, value in FADINGS.items()}
-CSIS = {
-    "perfect": downlink_pb2.CSI_PERFECT,
-    "pilots": downlink_pb2.CSI_PILOTS,
-    "none": downlink_pb2.CSI_NONE,
-}
-MODULATIONS = {
-    name: downlink_pb2.Modulation.Value(f"MODULATION_{name.upper()}") for name in get_args(Modulation)
-}
-EQUALIZERS = {"mmse": downlink_pb2.EQUALIZER_MMSE, "zf": downlink_pb2.EQUALIZER_ZF}
-FORMATS = {
-    "png": downlink_pb2.IMAGE_FORMAT_PNG,
-    "webp": downlink_pb2.IMAGE_FORMAT_WEBP,
-    "avif": downlink_pb2.IMAGE_FORMAT_AVIF,
-    "jpeg": downlink_pb2.IMAGE_FORMAT_JPEG,
-}
-LONG_PROMPTS = {"read": downlink_pb2.LONG_PROMPT_READ, "refuse": downlink_pb2.LONG_PROMPT_REFUSE}
+CSIS = enum_values(downlink_pb2.Csi)
+MODULATIONS = enum_values(downlink_pb2.Modulation)
+EQUALIZERS = enum_values(downlink_pb2.Equalizer)
+FORMATS = enum_values(downlink_pb2.ImageFormat)
+LONG_PROMPTS = enum_values(downlink_pb2.LongPrompt)
 DELIVERED_FORMATS = {name: value for name, value in FORMATS.items() if name != "png"}
 DEFAULT_FORMAT = "webp"
 _UNITS = {"db": " dB", "m_s": " m/s", "s": " s"}  # by how the field's name ends

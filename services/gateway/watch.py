@@ -14,7 +14,7 @@ from services.common import metrics
 from services.common.clients import call
 from services.common.knowledge import NO_KNOWLEDGE
 from services.common.requests import begin_request, request_id
-from services.gateway.converters import to_image_consistency
+from services.gateway.converters import to_model
 from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2 import CompareRequest, Consistency
 from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, ProvideRequest
@@ -55,7 +55,8 @@ async def consistency(
 ) -> schemas.Consistency | None:
     """What `compare` says, as REST returns it; None where the cloud cannot tell, which fails no answer."""
     try:
-        return to_image_consistency(await compare(cloud, asked, received))
+        scores = await compare(cloud, asked, received)
+        return to_model(scores, schemas.Consistency, mean=scores.consistency)
     except DekagError as error:
         _log.info("an image was not compared", error=str(error))
         return None

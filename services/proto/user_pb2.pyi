@@ -83,6 +83,10 @@ Global___Details: _TypeAlias = Details  # noqa: Y015
 
 @_typing.final
 class LinkReport(_message.Message):
+    """scripts/generate_proto.py writes the comments and new fields from LinkReport in dekag/api/schemas.py, where the fields
+    of link stand by themselves.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -172,56 +176,66 @@ class LinkReport(_message.Message):
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
-    """false: a conventional delivery whose code did not decode"""
+    """False for a conventional delivery whose code did not decode."""
     channel_uses: _builtins.int
+    """Complex symbols sent, K, without pilots."""
     cbr: _builtins.float
     """(channel_uses + pilot_uses) / (3 * width * height)"""
     no: _builtins.float
-    """noise power per channel use, at the receiver; 0 over an ideal channel"""
+    """Noise power per channel use; signal power is 1. 0 over an ideal channel."""
     gains: _builtins.bytes
-    """gains h_j as the receiver knew them, as SymbolBlock.iq; of more than 1024 evenly"""
-    instantaneous_snr_db: _builtins.float
-    """spaced ones; empty over an ideal channel
-    mean |h_j|^2 / no, dB; unset over an ideal channel
+    """Gains h_j as the receiver knew them, as SymbolBlock.iq; empty over an ideal channel. Of more than 1024, evenly
+    spaced ones.
     """
+    instantaneous_snr_db: _builtins.float
+    """Mean |h_j|^2 / no of this transmission, dB; unset over an ideal channel."""
     psnr_db: _builtins.float
-    """received image against the Reference; unset without one or when not decoded"""
+    """Received image against what was sent, dB; unset if not decoded."""
     cached: _builtins.bool
+    """Whether the latent or the image came from a cache."""
     image_format: _downlink_pb2.ImageFormat.ValueType
-    """conventional delivery: as asked"""
+    """File that carried the image; conventional delivery only."""
     pilot_uses: _builtins.int
-    """channel uses spent on pilots, beside channel_uses"""
+    """Channel uses spent on pilots, of all hops together."""
     modulation: _downlink_pb2.Modulation.ValueType
-    """semantic deliveries, as asked"""
+    """As asked; semantic deliveries only."""
     target_psnr_db: _builtins.float
-    """as asked"""
+    """As asked, dB."""
     expected_psnr_db: _builtins.float
-    """of the rate that was chosen for it"""
+    """What the sender expected of the rate that it chose for target_psnr_db, dB; below that where no rate was expected to
+    reach it.
+    """
     @_builtins.property
     def link(self) -> _downlink_pb2.LinkConditions:
-        """as asked"""
+        """As asked."""
 
     @_builtins.property
-    def stages(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.StageTime]: ...
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.StageTime]:
+        """Time per stage, in the order of the chain's answer."""
+
     @_builtins.property
-    def hops(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.HopTraffic]: ...
+    def hops(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.HopTraffic]:
+        """Traffic per hop."""
+
     @_builtins.property
-    def model_hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def model_hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """sha256 of each model that took part."""
+
     @_builtins.property
     def coding(self) -> _downlink_pb2.ModulationAndCoding:
-        """conventional delivery"""
+        """Conventional delivery only."""
 
     @_builtins.property
     def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.KnowledgeUse]:
-        """updates that drew the latent"""
+        """Knowledge updates that the edge drew with."""
 
     @_builtins.property
     def prompt_read(self) -> _containers.MessageMap[_builtins.str, _downlink_pb2.PromptRead]:
-        """by "edge" or "cloud": who read the prompt"""
+        """How much of the prompt was read by who drew: "edge", or "cloud" of a conventional one."""
 
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """of metrics that are plugged in, where psnr_db is set"""
+        """Of metrics that are plugged in, received image against what was sent."""
 
     def __init__(
         self,
