@@ -393,6 +393,12 @@ class LinkReport(_Response):
         "Of more than 1024, evenly spaced ones.",
         examples=[[(0.62, -0.41), (0.55, -0.48)]],
     )
+    gain_mse: float | None = Field(
+        default=None,
+        description="Mean squared error of the gains, as the receiver estimates it from the pilots; the mean "
+        "power of a gain is 1. Null unless csi is pilots.",
+        examples=[0.013],
+    )
     instantaneous_snr_db: float | None = Field(
         description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel.", examples=[9.3]
     )

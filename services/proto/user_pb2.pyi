@@ -173,6 +173,7 @@ class LinkReport(_message.Message):
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     PROMPT_READ_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    GAIN_MSE_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
@@ -204,6 +205,10 @@ class LinkReport(_message.Message):
     expected_psnr_db: _builtins.float
     """What the sender expected of the rate that it chose for target_psnr_db, dB; below that where no rate was expected to
     reach it.
+    """
+    gain_mse: _builtins.float
+    """Mean squared error of the gains, as the receiver estimates it from the pilots; the mean power of a gain is 1. Null
+    unless csi is pilots.
     """
     @_builtins.property
     def link(self) -> _downlink_pb2.LinkConditions:
@@ -263,13 +268,16 @@ class LinkReport(_message.Message):
         expected_psnr_db: _builtins.float | None = ...,
         prompt_read: _abc.Mapping[_builtins.str, _downlink_pb2.PromptRead] | None = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        gain_mse: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015
+    _WhichOneofReturnType__gain_mse: _TypeAlias = _typing.Literal["gain_mse"]  # noqa: Y015
+    _WhichOneofArgType__gain_mse: _TypeAlias = _typing.Literal["_gain_mse", b"_gain_mse"]  # noqa: Y015
     _WhichOneofReturnType__instantaneous_snr_db: _TypeAlias = _typing.Literal["instantaneous_snr_db"]  # noqa: Y015
     _WhichOneofArgType__instantaneous_snr_db: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db"]  # noqa: Y015
     _WhichOneofReturnType__psnr_db: _TypeAlias = _typing.Literal["psnr_db"]  # noqa: Y015
@@ -278,6 +286,8 @@ class LinkReport(_message.Message):
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_psnr_db) -> _WhichOneofReturnType__expected_psnr_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gain_mse) -> _WhichOneofReturnType__gain_mse | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__instantaneous_snr_db) -> _WhichOneofReturnType__instantaneous_snr_db | None: ...
     @_typing.overload
