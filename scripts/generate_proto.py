@@ -1,8 +1,8 @@
 """Generates services/proto from proto/: ``python scripts/generate_proto.py [--check]``.
 
 First it updates the message LinkReport in user.proto from the model of that name in ``dekag.api.schemas``:
-comments follow the descriptions there, and a new field gets the next number. A field that is not a number, text
-or bool, optional or not, must be declared in user.proto by hand first.
+comments follow the descriptions there, and a new field gets the next number. A field that is not a number,
+text or bool must be declared in user.proto by hand first.
 
 The protobuf package is ``dekag.v1``, the name of the library, so protoc's own module paths would collide
 with it: the modules are laid flat into ``services/proto`` and their imports of each other rewritten.

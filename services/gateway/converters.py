@@ -7,7 +7,6 @@ import math
 from typing import Any, TypeVar, get_args
 
 import numpy as np
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from pydantic import BaseModel
 
@@ -84,7 +83,7 @@ def to_model(message: Message, kind: type[_Model], **values: Any) -> _Model:
     return kind.model_validate(values)
 
 
-def _field(message: Message, field: FieldDescriptor) -> Any:
+def _field(message: Message, field: Any) -> Any:
     if field.has_presence and not message.HasField(field.name):
         return None
     value = getattr(message, field.name)
@@ -96,7 +95,7 @@ def _field(message: Message, field: FieldDescriptor) -> Any:
     return [_plain(item, field) for item in value]
 
 
-def _plain(value: Any, field: FieldDescriptor) -> Any:
+def _plain(value: Any, field: Any) -> Any:
     if field.message_type is not None:
         return {each.name: _field(value, each) for each in value.DESCRIPTOR.fields}
     if field.enum_type is not None:

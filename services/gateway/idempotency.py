@@ -1,6 +1,6 @@
-"""What a request draws at random, drawn from its Idempotency-Key instead: a repetition draws the same.
+"""Random values derived from the Idempotency-Key, so that a repeated request has the same effect.
 
-Nothing is kept for it: a picture follows from its seed, and a job is known by its id.
+Nothing is stored: an image follows from its seed, and a job is identified by its id.
 """
 
 from __future__ import annotations

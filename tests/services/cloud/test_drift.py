@@ -34,8 +34,8 @@ from services.cloud.version_store import KnowledgeStore
 from services.common import clients, metrics
 from services.common.knowledge import Manifest
 from services.gateway.app import create_app
+from services.gateway.drift_sampler import AT_ONCE, compare, in_sample
 from services.gateway.settings import GatewaySettings
-from services.gateway.watch import AT_ONCE, compare, in_sample
 from services.proto import cloud_pb2_grpc
 from services.proto.cloud_pb2 import (
     CompareRequest,

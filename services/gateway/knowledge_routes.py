@@ -1,4 +1,4 @@
-"""The control plane over REST: knowledge updates and the jobs that make them, asked of the cloud directly."""
+"""Routes of the control plane: knowledge updates and the jobs that make them, served by the cloud."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.knowledge import NO_KNOWLEDGE
 from services.common.requests import begin_request, request_id
-from services.gateway.bodies import JsonRoute
 from services.gateway.converters import to_distill, to_model
-from services.gateway.examples import KNOWLEDGE_EXAMPLES, PUBLISH_EXAMPLES
 from services.gateway.idempotency import IdempotencyKey, job_id_for
+from services.gateway.openapi_examples import KNOWLEDGE_EXAMPLES, PUBLISH_EXAMPLES
 from services.gateway.problems import responses
+from services.gateway.request_body import JsonRoute
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
     GetKnowledgeRequest,
@@ -74,9 +74,9 @@ async def distill(
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Starts a job that distils the topic; `Location` says where to look at it."""
-    asked = to_distill(body)
-    asked.job_id = job_id_for(request.state.client, idempotency_key)
-    job = to_model(await call(request.app.state.cloud.Distill, asked, "cloud"), Job)
+    order = to_distill(body)
+    order.job_id = job_id_for(request.state.client, idempotency_key)
+    job = to_model(await call(request.app.state.cloud.Distill, order, "cloud"), Job)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
 
@@ -84,8 +84,8 @@ async def distill(
 @router.get("/v1/knowledge", tags=["knowledge"], responses=responses(503))
 async def list_knowledge(request: Request) -> KnowledgeList:
     """The current version of each topic's knowledge, in order of the topics' names."""
-    asked = ListKnowledgeRequest(consistency=True)
-    answer = await call(request.app.state.cloud.ListKnowledge, asked, "cloud")
+    message = ListKnowledgeRequest(consistency=True)
+    answer = await call(request.app.state.cloud.ListKnowledge, message, "cloud")
     running = {name: to_model(each, RunningConsistency) for name, each in answer.consistency.items()}
     return KnowledgeList(
         data=[
@@ -99,8 +99,8 @@ async def list_knowledge(request: Request) -> KnowledgeList:
 @router.get("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(404, 422, 503))
 async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
     """The current version of one topic's knowledge, with its scores on held-out prompts."""
-    asked = GetKnowledgeRequest(topic=topic, consistency=True)
-    answer = await call(request.app.state.cloud.GetKnowledge, asked, "cloud")
+    message = GetKnowledgeRequest(topic=topic, consistency=True)
+    answer = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
     return _topic(answer)
 
 
@@ -112,8 +112,8 @@ async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
 )
 async def get_samples(request: Request, topic: _TopicName) -> Response:
     """Pictures of held-out prompts; rows: cloud, edge before, edge after."""
-    asked = GetKnowledgeRequest(topic=topic, samples=True)
-    answer = await call(request.app.state.cloud.GetKnowledge, asked, "cloud")
+    message = GetKnowledgeRequest(topic=topic, samples=True)
+    answer = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
     if not answer.samples:
         raise NotFoundError(f"the knowledge of {topic} was published without pictures")
     return Response(answer.samples, media_type="image/png")
@@ -139,8 +139,8 @@ async def publish_knowledge(
 
     Edges draw with it from the next request on. `dekag publish` asks for this; again is of no effect.
     """
-    asked = PublishKnowledgeRequest(topic=topic, files=body.files)
-    answer = await call(request.app.state.cloud.PublishKnowledge, asked, "cloud")
+    message = PublishKnowledgeRequest(topic=topic, files=body.files)
+    answer = await call(request.app.state.cloud.PublishKnowledge, message, "cloud")
     return _topic(answer)
 
 
@@ -152,8 +152,8 @@ async def publish_transmission(
 
     Edges send with them from the next request on. `dekag publish` asks for this; again is of no effect.
     """
-    asked = PublishTransmissionKnowledgeRequest(files=body.files)
-    answer = await call(request.app.state.cloud.PublishTransmissionKnowledge, asked, "cloud")
+    message = PublishTransmissionKnowledgeRequest(files=body.files)
+    answer = await call(request.app.state.cloud.PublishTransmissionKnowledge, message, "cloud")
     return to_model(answer.manifest, Transmission, versions=list(answer.versions))
 
 
@@ -163,8 +163,8 @@ async def get_transmission(request: Request) -> Transmission:
 
     `dekag publish` makes a newer one current.
     """
-    asked = GetTransmissionKnowledgeRequest()
-    answer = await call(request.app.state.cloud.GetTransmissionKnowledge, asked, "cloud")
+    message = GetTransmissionKnowledgeRequest()
+    answer = await call(request.app.state.cloud.GetTransmissionKnowledge, message, "cloud")
     return to_model(answer.manifest, Transmission, versions=list(answer.versions))
 
 
@@ -198,7 +198,7 @@ async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> 
         async with aclosing(_until(request.app.state.stopping, states)) as states_until:
             async for state in states_until:
                 yield to_model(state, Job)
-    except DekagError as error:  # the answer has begun: all that is left is to end it
+    except DekagError as error:  # the response has begun and can only be ended
         _log.warning("event stream ends early", error=str(error))
 
 

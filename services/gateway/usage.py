@@ -19,7 +19,7 @@ class _Total:
     sent_bytes: Counter[str] = field(default_factory=Counter)  # by hop
 
 
-class TrafficTotals:
+class UsageTotals:
     """Sums over link reports, for each delivery."""
 
     def __init__(self) -> None:
