@@ -236,13 +236,13 @@ async def test_concurrent_requests_are_limited_per_key(tmp_path: Path) -> None:
 async def test_clients_are_told_apart_by_their_keys(
     locked: httpx2.AsyncClient, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, place = [], gateway.Admission.place
+    asked, slot = [], gateway.Admission.slot
 
     def noted(self: gateway.Admission, name: str) -> Any:
         asked.append(name)
-        return place(self, name)
+        return slot(self, name)
 
-    monkeypatch.setattr(gateway.Admission, "place", noted)
+    monkeypatch.setattr(gateway.Admission, "slot", noted)
     body = {"prompt": "a boat", "size": "64x64", "seed": 1}
     for key in (KEY, OTHER):
         assert (await locked.post(PATH, json=body, headers=shows(key))).status_code == 200
