@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from dekag.api.limits import PIXEL_STEP, check_seed
 from dekag.errors import InvalidInputError
 from dekag.finite import check_finite
 from dekag.link.channel import Reception, State, received, transmit
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 LatentShape = tuple[int, int, int]
 DEFAULT_CBR = 1 / 96
-_PIXEL_STEP = 32
 
 
 class ConditionedCodec(Protocol):
@@ -575,10 +575,9 @@ class SemanticLink:
             NumericalError: a value is not finite.
         """
         for name, side in (("width", width), ("height", height)):
-            if side < _PIXEL_STEP or side % _PIXEL_STEP:
-                raise InvalidInputError(name, f"a multiple of {_PIXEL_STEP}, pixels", side)
-        if not 0 <= seed < 2**63:
-            raise InvalidInputError("seed", "between 0 and 2**63 - 1", seed)
+            if side < PIXEL_STEP or side % PIXEL_STEP:
+                raise InvalidInputError(name, f"a multiple of {PIXEL_STEP}, pixels", side)
+        check_seed(seed)
         generator, link = self.generator, conditions or LinkConditions()
         latents = generator.latents(prompt, seed, width=width, height=height)
         result = self.send(

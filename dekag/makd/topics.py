@@ -7,15 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from dekag.api.limits import MAX_ALTERNATIVES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, check_topic
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.words import says, words
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 from dekag.world.topics import Topic
 
-NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
-RESERVED = ("auto", "none")
-MAX_PROMPTS, MAX_PROMPT_CHARS, MAX_TRIGGERS = 1000, 1000, 100
-MAX_ALTERNATIVES = 32  # in a prompt; bounds the time that drawing prompts takes
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -34,14 +31,6 @@ class TopicPrompts:
     prompts: tuple[str, ...]
     held_out: tuple[str, ...]
     triggers: tuple[str, ...]
-
-
-def topic_name(name: str) -> str:
-    """`name` if a topic may be called so; InvalidInputError otherwise."""
-    if NAME.fullmatch(name) is None or name in RESERVED:
-        allowed = "1 to 32 lower-case letters a to z, digits and inner hyphens, not " + " or ".join(RESERVED)
-        raise InvalidInputError("topic", allowed, name)
-    return name
 
 
 def topic_prompts(
@@ -68,7 +57,7 @@ def topic_prompts(
         InvalidInputError: a name, prompt or trigger is not allowed, or there are too few different prompts.
         NotFoundError: no prompts, and the embedded world has no topic of that name.
     """
-    topic_name(name)
+    check_topic(name)
     rng = random.Random(seed)
     if prompts:
         said = _checked(prompts, "prompts", MAX_PROMPTS)

@@ -15,10 +15,10 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load, save
 
+from dekag.api.limits import MAX_PROMPT_CHARS, MAX_TRIGGERS, check_topic
 from dekag.artifacts import Artifact
 from dekag.makd.compact import pack, unpack
 from dekag.makd.metaword import rows_for
-from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_TRIGGERS, topic_name
 
 FORMAT = 1
 METAWORD, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
@@ -148,7 +148,7 @@ class KnowledgeUpdate(Artifact):
     @classmethod
     def known_format(cls, info: Mapping[str, Any]) -> bool:
         """Whether knowledge.json says that it is of this format, and of a topic that may be called so."""
-        return bool(info["format"] == FORMAT and topic_name(info["topic"]))
+        return bool(info["format"] == FORMAT and check_topic(info["topic"]))
 
     def check(self) -> None:
         """ValueError unless every part has the type and shape that its user counts on."""

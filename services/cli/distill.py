@@ -12,10 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dekag.api.limits import MAX_PROMPT_CHARS, MAX_PROMPTS
 from dekag.client import Client, Job, Knowledge, UnreachableError
 from dekag.errors import DekagError, FileError
 from dekag.files import check_folder, read_lines
-from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, topic_prompts
+from dekag.makd.topics import topic_prompts
 from services.cli.report import exit_status, write_images
 
 SNR_DB = 30.0  # high, so that differences come from the knowledge, not from the radio link

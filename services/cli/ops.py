@@ -49,7 +49,7 @@ def key(
     ] = None,
 ) -> None:
     """Create an API key; shows it once and prints the line with its hash: dekag key NAME >> api-keys."""
-    from services.gateway.keys import new_key
+    from services.gateway.api_keys import new_key
 
     try:
         made, line = new_key(name, requests_per_minute=requests_per_minute, concurrency=concurrency)

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dekag.api.limits import MAX_PIXELS
 from dekag.errors import ExhaustedError, InvalidInputError, NotFoundError
-from services.common import converters, metrics
+from services.common import metrics
 from services.common.stages import stage_time
 from services.common.worker import ModelWorker
 from services.proto.cloud_pb2 import Consistency
@@ -28,7 +29,7 @@ def received_pixels(data: bytes, width: int, height: int) -> Pixels:
     """Pixels (height, width, 3) uint8 of a received image; InvalidInputError if it is none of that size."""
     from dekag.generation.images import from_bytes
 
-    pixels = from_bytes(data, max_side=converters.MAX_PIXELS)
+    pixels = from_bytes(data, max_side=MAX_PIXELS)
     if pixels.shape != (height, width, 3):
         raise InvalidInputError(
             "image", f"{width}x{height} pixels as asked", f"{pixels.shape[1]}x{pixels.shape[0]}"

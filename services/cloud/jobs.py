@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import json
 import math
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -31,9 +30,9 @@ from saq import Job, Status
 from saq.job import TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
 
+from dekag.api.limits import JOB_ID, check_topic
 from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
-from dekag.makd.topics import topic_name
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings, KnowledgeSettings
 from services.cloud.version_store import trouble
@@ -48,7 +47,6 @@ _QUEUE = "distill"
 _JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
 _LISTED = 100
 _UNCLAIMED_S = 2.0  # that a job which was given out may take until its worker has claimed it
-_NAME = re.compile("[0-9a-f]{32}")
 _NO_REDIS = "distillation needs Redis, which is turned off (DEKAG_REDIS_URL is none)"
 _LONGEST = 64  # name that is looked up
 _NO_JOB = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DekagError)
@@ -210,7 +208,7 @@ class DistillQueue(RedisQueue):
 def _names(found: Iterable[bytes]) -> list[str]:
     """The names of jobs among what the sorted set of jobs holds."""
     texts = (name.decode("ascii", "replace") for name in found)
-    return [text for text in texts if _NAME.fullmatch(text)]
+    return [text for text in texts if JOB_ID.fullmatch(text)]
 
 
 def _check(job: Job) -> None:
@@ -218,10 +216,10 @@ def _check(job: Job) -> None:
 
     Its name becomes a folder's.
     """
-    if _NAME.fullmatch(job.key) is None or job.function != FUNCTION:
+    if JOB_ID.fullmatch(job.key) is None or job.function != FUNCTION:
         raise ValueError(f"{job.function} {job.key}")
     order = Order(**(job.kwargs or {}))
-    topic_name(order.topic)
+    check_topic(order.topic)
     for texts in (order.prompts, order.triggers):
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise TypeError("prompts or triggers")

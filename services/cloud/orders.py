@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from dekag.errors import InvalidInputError
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
 from services.cloud.jobs import Order
 from services.proto.cloud_pb2 import DistillRequest
 
-_JOB_ID = re.compile("[0-9a-f]{32}")
 CONFIGURABLE = ("images", "tokens", "rank", "steps", "seed")
 
 
@@ -36,13 +33,6 @@ def from_proto(request: DistillRequest) -> Order:
         seed=settings.seed,
     )
     return order
-
-
-def job_id(request: DistillRequest) -> str:
-    """The id that the job is to have; empty if it may be any."""
-    if request.job_id and not _JOB_ID.fullmatch(request.job_id):
-        raise InvalidInputError("job_id", "32 lower-case hexadecimal digits", request.job_id)
-    return request.job_id
 
 
 def _renamed(error: InvalidInputError) -> InvalidInputError:

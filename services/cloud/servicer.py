@@ -12,9 +12,9 @@ import structlog
 from grpc import aio
 from redis.exceptions import RedisError
 
+from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_size, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
-from dekag.makd.topics import topic_name
 from services.cloud import orders
 from services.cloud.catalogue import mirror, mirror_transmission
 from services.cloud.comparing import Comparisons, received_pixels
@@ -140,8 +140,8 @@ class CloudServicer(CloudBase):
         self, request: GenerateRequest, context: aio.ServicerContext[GenerateRequest, GeneratedImage]
     ) -> AsyncIterator[GeneratedImage]:
         """One image for each seed and format, seeds first."""
-        prompt, seeds = converters.prompt(request.prompt), converters.seeds(request)
-        width, height = converters.size(request.width, request.height)
+        prompt, seeds = check_prompt(request.prompt), converters.seeds(request)
+        width, height = check_size(request.width, request.height)
         formats = converters.image_formats(request)
         read = self._generator.reader.read(prompt)
         refusing = converters.long_prompt(request.on_long_prompt) == "refuse"
@@ -155,9 +155,9 @@ class CloudServicer(CloudBase):
         self, request: CompareRequest, context: aio.ServicerContext[CompareRequest, Consistency]
     ) -> Consistency:
         """Consistency of a received image with the cloud's own, which is drawn unless it is cached."""
-        prompt, seed = converters.prompt(request.prompt), converters.seed(request.seed)
-        width, height = converters.size(request.width, request.height)
-        converters.knowledge([use.topic for use in request.knowledge])
+        prompt, seed = check_prompt(request.prompt), check_seed(request.seed)
+        width, height = check_size(request.width, request.height)
+        check_knowledge([use.topic for use in request.knowledge])
         received = await asyncio.to_thread(received_pixels, request.image, width, height)
         async with self._comparisons.turn() as score:
             wanted = GenerationRequest(prompt, seed, width, height)
@@ -173,7 +173,7 @@ class CloudServicer(CloudBase):
     ) -> Job:
         """Starts a job."""
         order = await asyncio.to_thread(orders.from_proto, request)
-        return (await self._jobs.start(order, orders.job_id(request))).to_proto()
+        return (await self._jobs.start(order, check_job_id(request.job_id))).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The job as it is now."""
@@ -226,7 +226,7 @@ class CloudServicer(CloudBase):
         return answer
 
     def _knowledge(self, request: GetKnowledgeRequest) -> Knowledge:
-        manifest = self._store.find(topic_name(request.topic), request.content_hash)
+        manifest = self._store.find(check_topic(request.topic), request.content_hash)
         whole = request.files or request.samples
         return Knowledge(
             manifest=manifest.to_proto(),
@@ -241,7 +241,7 @@ class CloudServicer(CloudBase):
         context: aio.ServicerContext[DeleteKnowledgeRequest, DeleteKnowledgeResponse],
     ) -> DeleteKnowledgeResponse:
         """Deletes all versions of a topic; edges stop using it with their next request."""
-        await asyncio.to_thread(self._store.delete, topic_name(request.topic))
+        await asyncio.to_thread(self._store.delete, check_topic(request.topic))
         await self._mirror_once()
         return DeleteKnowledgeResponse()
 
@@ -268,7 +268,7 @@ class CloudServicer(CloudBase):
         context: aio.ServicerContext[PublishKnowledgeRequest, Knowledge],
     ) -> Knowledge:
         """Makes an update the current version of its topic; edges draw with it from the next request on."""
-        topic, edge_hash = topic_name(request.topic), self._drift.edge_hash
+        topic, edge_hash = check_topic(request.topic), self._drift.edge_hash
 
         def publish() -> Knowledge:
             from services.cloud.publish import publish_update, update_in

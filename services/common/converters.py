@@ -6,61 +6,53 @@ Imports no torch, so that the gateway can use it. Errors name fields as REST wri
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from dekag.api.limits import (
+    MAX_SEEDS,
+    check_cbr,
+    check_knowledge,
+    check_payload_bytes,
+    check_prompt,
+    check_seed,
+    check_size,
+    check_target_psnr_db,
+)
+from dekag.api.schemas import Modulation
 from dekag.errors import InvalidInputError
-from dekag.link.conditions import Fading, LinkConditions
-from dekag.makd.topics import topic_name
+from dekag.link.conditions import LinkConditions
 from services.proto import cloud_pb2, downlink_pb2
 
 if TYPE_CHECKING:
+    from google.protobuf.descriptor import EnumValueDescriptor
+
     from dekag.link.digital import ModulationAndCoding
 
-MAX_PROMPT_CHARS = 1000
-MIN_PIXELS, MAX_PIXELS, DEFAULT_PIXELS = 64, 256, 128
-PIXEL_STEP = 32  # the cloud's transformer patches the 8x latent 4x4
-MAX_CBR = 1 / 48
-MAX_SEED = 2**63 - 1
-MAX_SEEDS = 64
-MAX_PAYLOAD_BYTES = 2**16
-MAX_KNOWLEDGE = 4
-MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
-KNOWLEDGE_ALLOWED = f'"auto", "none", or 1 to {MAX_KNOWLEDGE} names of topics, each once'
 
-Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
-"""Where the codec's symbols may lie; the same names as the codec's own, which this file cannot import."""
+def enum_values(enum: Any) -> dict[str, Any]:
+    """The values of a protobuf enumeration by the names of REST: DELIVERY_SEMANTIC is "semantic"."""
+    return {name: value.number for value in enum.DESCRIPTOR.values if (name := enum_name(value))}
 
-DELIVERIES = {
-    "semantic": downlink_pb2.DELIVERY_SEMANTIC,
-    "semantic-unaligned": downlink_pb2.DELIVERY_SEMANTIC_UNALIGNED,
-    "conventional": downlink_pb2.DELIVERY_CONVENTIONAL,
-}
-FADINGS = {
-    name: downlink_pb2.Fading.Value(f"FADING_{name.upper().replace('-', '_')}") for name in get_args(Fading)
-}
+
+def enum_name(value: EnumValueDescriptor) -> str | None:
+    """What REST calls a value of a protobuf enumeration; None for the unspecified one."""
+    prefix = value.type.values[0].name.removesuffix("UNSPECIFIED")
+    return value.name.removeprefix(prefix).lower().replace("_", "-") if value.number else None
+
+
+DELIVERIES = enum_values(downlink_pb2.Delivery)
+FADINGS = {name: value for name, value in enum_values(downlink_pb2.Fading).items() if name != "custom"}
 _FADING_NAMES = {value: name for name, value in FADINGS.items()}
-CSIS = {
-    "perfect": downlink_pb2.CSI_PERFECT,
-    "pilots": downlink_pb2.CSI_PILOTS,
-    "none": downlink_pb2.CSI_NONE,
-}
-MODULATIONS = {
-    name: downlink_pb2.Modulation.Value(f"MODULATION_{name.upper()}") for name in get_args(Modulation)
-}
-EQUALIZERS = {"mmse": downlink_pb2.EQUALIZER_MMSE, "zf": downlink_pb2.EQUALIZER_ZF}
-FORMATS = {
-    "png": downlink_pb2.IMAGE_FORMAT_PNG,
-    "webp": downlink_pb2.IMAGE_FORMAT_WEBP,
-    "avif": downlink_pb2.IMAGE_FORMAT_AVIF,
-    "jpeg": downlink_pb2.IMAGE_FORMAT_JPEG,
-}
-LONG_PROMPTS = {"read": downlink_pb2.LONG_PROMPT_READ, "refuse": downlink_pb2.LONG_PROMPT_REFUSE}
+CSIS = enum_values(downlink_pb2.Csi)
+MODULATIONS = enum_values(downlink_pb2.Modulation)
+EQUALIZERS = enum_values(downlink_pb2.Equalizer)
+FORMATS = enum_values(downlink_pb2.ImageFormat)
+LONG_PROMPTS = enum_values(downlink_pb2.LongPrompt)
 DELIVERED_FORMATS = {name: value for name, value in FORMATS.items() if name != "png"}
 DEFAULT_FORMAT = "webp"
 _UNITS = {"db": " dB", "m_s": " m/s", "s": " s"}  # by how the field's name ends
@@ -122,12 +114,12 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         InvalidInputError: names the first field that is outside what is allowed.
     """
     delivery = _name_of(DELIVERIES, message.delivery, "delivery")
-    named = knowledge(message.knowledge)
-    target = target_psnr_db(message.target_psnr_db) if message.HasField("target_psnr_db") else None
-    width, height = size(message.width, message.height)
+    knowledge = check_knowledge(message.knowledge)
+    target = check_target_psnr_db(message.target_psnr_db) if message.HasField("target_psnr_db") else None
+    width, height = check_size(message.width, message.height)
     return DeliveryRequest(
-        prompt=prompt(message.prompt),
-        seed=seed(message.seed),
+        prompt=check_prompt(message.prompt),
+        seed=check_seed(message.seed),
         width=width,
         height=height,
         delivery=delivery,
@@ -135,7 +127,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
         link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),
         measure=message.measure,
         details=message.measure and message.details,
-        knowledge=() if delivery == "semantic-unaligned" else named,
+        knowledge=() if delivery == "semantic-unaligned" else knowledge,
         modulation=_modulation(message.modulation),
         target_psnr_db=target,
         image_format=image_format(message.image_format),
@@ -163,27 +155,6 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
     )
 
 
-def knowledge(names: Sequence[str]) -> tuple[str, ...] | None:
-    """What ``DeliveryRequest.knowledge`` is for the names that a request holds."""
-    if list(names) in ([], ["auto"]):
-        return None
-    if list(names) == ["none"]:
-        return ()
-    try:
-        if len(set(names)) == len(names) <= MAX_KNOWLEDGE:
-            return tuple(topic_name(name) for name in names)
-    except InvalidInputError:
-        pass
-    raise InvalidInputError("knowledge", KNOWLEDGE_ALLOWED, ", ".join(names))
-
-
-def prompt(text: str) -> str:
-    """``text`` if it is a prompt: 1 to 1000 characters, not blank."""
-    if not text.strip() or len(text) > MAX_PROMPT_CHARS:
-        raise InvalidInputError("prompt", f"1 to {MAX_PROMPT_CHARS} characters, not blank", text)
-    return text
-
-
 def long_prompt(value: int) -> str:
     """What is to become of a long prompt; "read" where that is unset."""
     return _name_of(LONG_PROMPTS, value, "on_long_prompt") if value else "read"
@@ -193,38 +164,6 @@ def too_long(tokens: int, at_once: int, model: str) -> InvalidInputError:
     """What is said of a prompt that is refused, since on_long_prompt asks for that."""
     allowed = f'of at most {at_once} tokens of the {model} model, as on_long_prompt is "refuse"'
     return InvalidInputError("prompt", allowed, f"{tokens} tokens")
-
-
-def seed(value: int) -> int:
-    """``value`` if it is a seed: 0 to 2**63 - 1."""
-    if not 0 <= value <= MAX_SEED:
-        raise InvalidInputError("seed", "between 0 and 2**63 - 1", value)
-    return value
-
-
-def size(width: int, height: int) -> tuple[int, int]:
-    """Width and height in pixels, 0 replaced by 128; both are multiples of 32 from 64 to 256."""
-    pixels = width or DEFAULT_PIXELS, height or DEFAULT_PIXELS
-    if any(not MIN_PIXELS <= side <= MAX_PIXELS or side % PIXEL_STEP for side in pixels):
-        raise InvalidInputError(
-            "size", f"multiples of {PIXEL_STEP} from {MIN_PIXELS} to {MAX_PIXELS} pixels", f"{width}x{height}"
-        )
-    return pixels
-
-
-def cbr(value: float) -> float:
-    """``value`` if it is a channel bandwidth ratio: above 0, at most 1/48."""
-    if not 0 < value <= MAX_CBR:  # a NaN is not
-        raise InvalidInputError("link.cbr", "above 0 and at most 1/48", value)
-    return value
-
-
-def target_psnr_db(value: float) -> float:
-    """``value`` if it is a PSNR that may be aimed at: 5 to 60 dB."""
-    if not MIN_TARGET_PSNR_DB <= value <= MAX_TARGET_PSNR_DB:
-        allowed = f"between {MIN_TARGET_PSNR_DB:g} and {MAX_TARGET_PSNR_DB:g} dB"
-        raise InvalidInputError("link.target_psnr_db", allowed, value)
-    return value
 
 
 def link_from_proto(message: downlink_pb2.LinkConditions) -> LinkConditions:
@@ -284,7 +223,7 @@ def coding_from_proto(message: downlink_pb2.ModulationAndCoding) -> ModulationAn
         raise InvalidInputError("coding.codeword_bits", "between 1 and 65536", n)
     if not 0 < k < n or k > 8_448:
         raise InvalidInputError("coding.information_bits", "between 1 and 8448, below codeword_bits", k)
-    payload_bytes(message.payload_bytes)
+    check_payload_bytes(message.payload_bytes)
     return ModulationAndCoding(bits_per_symbol=message.bits_per_symbol, codeword_bits=n, information_bits=k)
 
 
@@ -296,13 +235,6 @@ def coding_to_proto(coding: ModulationAndCoding, payload: int) -> downlink_pb2.M
         information_bits=coding.information_bits,
         payload_bytes=payload,
     )
-
-
-def payload_bytes(value: int) -> int:
-    """``value`` if it is a size of an image in bytes: 1 to 2**16."""
-    if not 0 < value <= MAX_PAYLOAD_BYTES:
-        raise InvalidInputError("coding.payload_bytes", f"between 1 and {MAX_PAYLOAD_BYTES}", value)
-    return value
 
 
 def latents_to_bytes(latents: npt.NDArray[np.float32]) -> bytes:
@@ -337,7 +269,7 @@ def seeds(message: cloud_pb2.GenerateRequest) -> list[int]:
     """The seeds asked for, 1 to 64 of them."""
     if not 0 < len(message.seeds) <= MAX_SEEDS:
         raise InvalidInputError("seeds", f"1 to {MAX_SEEDS} seeds", f"{len(message.seeds)} seeds")
-    return [seed(value) for value in message.seeds]
+    return [check_seed(value) for value in message.seeds]
 
 
 def _rate(value: float, target: float | None, delivery: str) -> float:
@@ -347,7 +279,7 @@ def _rate(value: float, target: float | None, delivery: str) -> float:
         raise InvalidInputError("link.target_psnr_db", allowed, target)
     if target is not None and value != 0:
         raise InvalidInputError("link.cbr", '"auto" with link.target_psnr_db', value)
-    return 0.0 if target is not None or delivery == "conventional" else cbr(value)
+    return 0.0 if target is not None or delivery == "conventional" else check_cbr(value)
 
 
 def _modulation(value: int) -> Modulation:

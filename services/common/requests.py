@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import time
 import uuid
@@ -12,10 +11,10 @@ from contextvars import ContextVar
 import structlog
 from structlog.typing import EventDict
 
+from dekag.api.limits import REQUEST_ID
 from dekag.errors import DeadlineError
 
 REQUEST_ID_KEY = "x-request-id"
-_ALLOWED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 _deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
@@ -30,7 +29,7 @@ def begin_request(given_id: str | bytes | None, seconds: float | None) -> str:
         seconds: time allowed from now, s; None for no deadline.
     """
     text = given_id.decode("ascii", "replace") if isinstance(given_id, bytes) else given_id or ""
-    name = text if _ALLOWED_ID.fullmatch(text) else uuid.uuid4().hex
+    name = text if REQUEST_ID.fullmatch(text) else uuid.uuid4().hex
     request_id.set(name)
     _deadline.set(None if seconds is None else time.monotonic() + seconds)
     return name

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from dekag.api.limits import MAX_KNOWLEDGE
 from dekag.errors import MismatchError, NotFoundError, UnavailableError
 from dekag.makd.topics import matching
 from services.common import clients
 from services.common.artifact_cache import ArtifactCache, CloudAnswer, Files
 from services.common.cache import Cache
-from services.common.converters import MAX_KNOWLEDGE
 from services.common.knowledge import CATALOGUE_KEY, Manifest
 from services.proto.cloud_pb2 import GetKnowledgeRequest, ListKnowledgeRequest
 

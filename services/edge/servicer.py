@@ -12,6 +12,7 @@ import structlog
 import torch
 from grpc import aio
 
+from dekag.api.limits import check_payload_bytes
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.generation.request import GenerationRequest
 from dekag.link.iq import evenly_spaced, iq_to_bytes
@@ -351,7 +352,7 @@ class EdgeServicer(DownlinkServicer):
                     raise FrameError("the cloud sent more images than it was asked for")
         try:
             file, *png = (images[converters.FORMATS[name]] for name in formats)
-            converters.payload_bytes(len(file.image))
+            check_payload_bytes(len(file.image))
         except KeyError as error:
             raise FrameError(f"the cloud left out format {error}") from error
         except InvalidInputError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from dekag.api.limits import MAX_KNOWLEDGE
 from services.common.addresses import Address
-from services.common.converters import MAX_KNOWLEDGE
 from services.common.settings import DAY_S, MANY, CodecSettings, GeneratorSettings
 
 

@@ -1,4 +1,4 @@
-"""Who may ask for a picture now: so many at a time, some wait, the others are told at once to come later."""
+"""Admission of requests for images: some are processed, some wait, the rest are refused at once."""
 
 from __future__ import annotations
 
@@ -13,110 +13,111 @@ from dekag.errors import ExhaustedError
 from services.common import metrics
 from services.common.requests import time_remaining
 
-_KEEPS = 0.9  # of the mean time in a slot, with each request that ends
+_KEEPS = 0.9  # weight of the old mean time in a slot when a request ends
 
 
 class Admission:
-    """Slots that clients take turns in.
+    """A fixed number of slots, shared fairly among clients.
 
-    A client that asks for much waits behind the others' first requests, not the others behind all of its own:
-    free slots go round the clients that wait. When as many wait as may, only those with less than their fair
-    share of all places still get in, up to twice as many.
+    Free slots go round robin to the clients that wait, so one client with many requests does not hold up the
+    others. When the queue is full, only clients below their fair share are admitted, up to twice its length.
 
     Args:
-        slots: requests in flight at a time.
+        slots: requests processed at a time.
         max_waiting: requests that may wait for a slot.
     """
 
     def __init__(self, *, slots: int, max_waiting: int) -> None:
         self._free, self._slots, self._max_waiting = slots, slots, max_waiting
-        self._lines: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # whose turn it is first
-        self._places: Counter[str] = Counter()  # each client's, in flight or waiting
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = (
+            OrderedDict()
+        )  # by client, the next one first
+        self._requests: Counter[str] = Counter()  # by client, in flight or waiting
         self._slot_s = 0.0
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a slot."""
-        return sum(map(len, self._lines.values()))
+        return sum(map(len, self._queues.values()))
 
     @asynccontextmanager
-    async def place(self, client: str) -> AsyncIterator[None]:
+    async def slot(self, client: str) -> AsyncIterator[None]:
         """A slot while inside, after a wait if none is free.
 
         Raises:
-            ExhaustedError: too many wait, or it would wait longer than its request has time.
+            ExhaustedError: the queue is full, or the expected wait exceeds the request's deadline.
         """
         with metrics.REFUSED.labels("gateway").count_exceptions(ExhaustedError):
             self._check(client)
-        self._places[client] += 1
+        self._requests[client] += 1
         try:
-            await self._turn(client)
+            await self._wait_for_slot(client)
             start = time.monotonic()
             try:
                 yield
             finally:
                 self._note(time.monotonic() - start)
-                self._give_back()
+                self._release()
         finally:
-            self._places[client] -= 1
-            if not self._places[client]:
-                del self._places[client]
+            self._requests[client] -= 1
+            if not self._requests[client]:
+                del self._requests[client]
 
     def _check(self, client: str) -> None:
         if self._free:
             return
         waiting, left = self.waiting, time_remaining()
         wait_s = (waiting + 1) * self._slot_s / self._slots
-        share = (self._slots + self._max_waiting) / len({*self._places, client})
+        share = (self._slots + self._max_waiting) / len({*self._requests, client})
         full = waiting >= self._max_waiting
-        if (full and self._places[client] >= share) or waiting >= 2 * self._max_waiting:
+        if (full and self._requests[client] >= share) or waiting >= 2 * self._max_waiting:
             raise ExhaustedError(
-                f"{waiting} requests wait already; try again in {_later(wait_s)} s",
+                f"{waiting} requests are waiting already; try again in {_later(wait_s)} s",
                 retry_after_s=_later(wait_s),
             )
         if left is not None and wait_s > left:
             raise ExhaustedError(
-                f"it would be about {wait_s:.0f} s until the turn of this request, which allows {left:.0f} s",
+                f"the expected wait is {wait_s:.0f} s, but this request must end within {left:.0f} s",
                 retry_after_s=_later(wait_s - left),
             )
 
-    async def _turn(self, client: str) -> None:
+    async def _wait_for_slot(self, client: str) -> None:
         if self._free:
             self._free -= 1
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._lines.setdefault(client, deque()).append(turn)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(client, deque()).append(waiter)
         try:
             with metrics.WAITING.labels("gateway").track_inprogress():
-                await turn
+                await waiter
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give_back()  # its slot came in the very moment in which it left
+            if waiter.done() and not waiter.cancelled():
+                self._release()  # it got its slot at the moment it left
             else:
-                self._leave(client, turn)
+                self._leave(client, waiter)
             raise
 
-    def _leave(self, client: str, turn: asyncio.Future[None]) -> None:
-        if (line := self._lines.get(client)) is not None and turn in line:
-            line.remove(turn)
-            if not line:
-                del self._lines[client]
+    def _leave(self, client: str, waiter: asyncio.Future[None]) -> None:
+        if (queue := self._queues.get(client)) is not None and waiter in queue:
+            queue.remove(waiter)
+            if not queue:
+                del self._queues[client]
 
-    def _give_back(self) -> None:
-        """Hands a slot to the client whose turn it is."""
-        while self._lines:
-            client, line = self._lines.popitem(last=False)
-            turn = line.popleft()
-            if line:
-                self._lines[client] = line  # behind the others
-            if not turn.done():  # else its request was cancelled just now
-                turn.set_result(None)
+    def _release(self) -> None:
+        """Passes a slot to the next client, or frees it."""
+        while self._queues:
+            client, queue = self._queues.popitem(last=False)
+            waiter = queue.popleft()
+            if queue:
+                self._queues[client] = queue  # behind the others
+            if not waiter.done():  # otherwise its request has just been cancelled
+                waiter.set_result(None)
                 return
         self._free += 1
 
     def _note(self, seconds: float) -> None:
-        known = self._slot_s or seconds
-        self._slot_s = _KEEPS * known + (1 - _KEEPS) * seconds
+        mean_s = self._slot_s or seconds
+        self._slot_s = _KEEPS * mean_s + (1 - _KEEPS) * seconds
 
 
 def _later(seconds: float) -> int:

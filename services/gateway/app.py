@@ -13,33 +13,32 @@ from fastapi import Body, Depends, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
 
-from dekag.documents import parse_json
-from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
-from services.common.cache import Cache, report_key
-from services.common.clients import call, open_channel
-from services.common.converters import MAX_SEED
-from services.common.health import Health, ask
-from services.common.requests import request_id
-from services.gateway import knowledge, page, problems
-from services.gateway.admission import Admission
-from services.gateway.bodies import JsonRoute
-from services.gateway.converters import to_image, to_proto
-from services.gateway.idempotency import seed_for
-from services.gateway.keys import Keys
-from services.gateway.middleware import RequestMiddleware
-from services.gateway.schemas import (
+from dekag.api.limits import MAX_SEED
+from dekag.api.schemas import (
     EXAMPLE_REQUEST,
-    IMAGES_EXAMPLES,
-    IdempotencyKey,
     ImagesRequest,
     ImagesResponse,
     Readiness,
     Reports,
     Traffic,
 )
+from dekag.documents import parse_json
+from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
+from services.common.cache import Cache, report_key
+from services.common.clients import call, open_channel
+from services.common.health import Health, ask
+from services.common.requests import request_id
+from services.gateway import knowledge_routes, problems, web_ui
+from services.gateway.admission import Admission
+from services.gateway.api_keys import ApiKeys
+from services.gateway.converters import to_image, to_proto
+from services.gateway.drift_sampler import DriftSampler, consistency
+from services.gateway.idempotency import IdempotencyKey, seed_for
+from services.gateway.middleware import RequestMiddleware
+from services.gateway.openapi_examples import IMAGES_EXAMPLES
+from services.gateway.request_body import JsonRoute
 from services.gateway.settings import GatewaySettings
-from services.gateway.traffic import TrafficTotals
-from services.gateway.watch import Watch, consistency
+from services.gateway.usage import UsageTotals
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
@@ -57,10 +56,10 @@ _T = TypeVar("_T")
 
 
 async def _no_query(request: Request) -> None:
-    """InvalidInputError for a query, which nothing below /v1 takes: it would be left out without a word."""
+    """Refuses query parameters, which no operation below /v1 takes, instead of ignoring them."""
     if request.url.path.startswith("/v1/"):
         for name, value in request.query_params.multi_items():
-            raise InvalidInputError(f"query.{name[:80]}", "left out: this takes no query parameters", value)
+            raise InvalidInputError(f"query.{name[:80]}", "left out, as there are no query parameters", value)
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
@@ -88,11 +87,11 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         settings: read from the environment if left out.
 
     Raises:
-        SettingError: the file of API keys is not as it must be.
+        SettingError: the file of API keys is invalid.
     """
     settings = settings or GatewaySettings()
-    keys = Keys.read(settings.api_keys_file, settings) if settings.api_keys_file else None
-    traffic = TrafficTotals()
+    keys = ApiKeys.read(settings.api_keys_file, settings) if settings.api_keys_file else None
+    traffic = UsageTotals()
     admission = Admission(slots=settings.max_in_flight, max_waiting=settings.max_waiting)
 
     @asynccontextmanager
@@ -106,9 +105,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             app.state.user = user_pb2_grpc.UserStub(channel)
             app.state.user_channel, app.state.cloud_channel = channel, cloud_channel
             app.state.cloud = cloud_pb2_grpc.CloudStub(cloud_channel)
-            app.state.watch = Watch(app.state.cloud, settings)
+            app.state.drift_sampler = DriftSampler(app.state.cloud, settings)
             yield
-            await app.state.watch.close()
+            await app.state.drift_sampler.close()
         await cache.close()
 
     app = FastAPIOffline(
@@ -127,7 +126,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.state.settings = settings
     app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL, keys=keys)
     problems.install(app, keys=keys is not None)
-    app.include_router(knowledge.router)
+    app.include_router(knowledge_routes.router)
 
     @app.post(
         "/v1/images/generations",
@@ -154,15 +153,17 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
         async def deliver() -> ImagesResponse:
             answer = ImagesResponse(created=int(time.time()), data=[])
-            async with admission.place(client):
+            async with admission.slot(client):
                 for seed in range(first, first + body.n):
-                    asked = to_proto(body, seed)
-                    received = await call(app.state.user.Receive, asked, "user")
-                    answer.data.append(image := to_image(received, request_id.get()))
+                    provide = to_proto(body, seed)
+                    received = await call(app.state.user.Receive, provide, "user")
+                    image = to_image(received, request_id.get())
                     traffic.add(image.link_report)
                     if body.consistency and received.png:
-                        image.consistency = await consistency(app.state.cloud, asked, received)
-                    app.state.watch.offer(asked, received)
+                        compared = await consistency(app.state.cloud, provide, received)
+                        image = image.model_copy(update={"consistency": compared})
+                    answer.data.append(image)
+                    app.state.drift_sampler.submit(provide, received)
             return answer
 
         answer = await _unless_gone(request, deliver())
@@ -190,9 +191,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         ],
     ) -> Reports:
         """The link reports of an earlier request, kept for an hour unless the settings say otherwise."""
-        if (found := await app.state.cache.get(report_key(of))) is not None:
-            with contextlib.suppress(ValueError):  # not what a gateway wrote: as good as none
-                return Reports.model_validate(parse_json(found, "report"))
+        if (stored := await app.state.cache.get(report_key(of))) is not None:
+            with contextlib.suppress(ValueError):  # not written by a gateway: ignored
+                return Reports.model_validate(parse_json(stored, "report"))
         if wrong := await app.state.cache.trouble():
             raise UnavailableError(f"reports are kept in Redis, which {wrong}")
         raise NotFoundError(
@@ -219,15 +220,15 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             ask(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
             state.cache.trouble(),
         )
-        found = {"user": user, "cloud": cloud, "distillation": distillation}
-        found["redis"] = Health("down", f"Redis {redis}") if redis else Health("up")
+        checks = {"user": user, "cloud": cloud, "distillation": distillation}
+        checks["redis"] = Health("down", f"Redis {redis}") if redis else Health("up")
         trusted = keys is None or keys.find(request.headers.get("Authorization")) is not None
         ready = Readiness(
             ready=user.state == "serving",
-            checks={name: each.state for name, each in found.items()},
-            reasons={name: each.reason for name, each in found.items() if each.reason and trusted},
+            checks={name: each.state for name, each in checks.items()},
+            reasons={name: each.reason for name, each in checks.items() if each.reason and trusted},
         )
         return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
-    page.install(app)
+    web_ui.install(app)
     return app

@@ -1,12 +1,28 @@
-"""What a request draws at random, drawn from its Idempotency-Key instead: a repetition draws the same.
+"""Random values derived from the Idempotency-Key, so that a repeated request has the same effect.
 
-Nothing is kept for it: a picture follows from its seed, and a job is known by its id.
+Nothing is stored: an image follows from its seed, and a job is identified by its id.
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from typing import Annotated
+
+from fastapi import Header
+
+from dekag.api import limits
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        pattern=limits.pattern(limits.IDEMPOTENCY_KEY),
+        description="A request sent again with the same key has no effect of its own: images are drawn "
+        "with the same seed, a distillation is the job that it was at first.",
+        examples=["0b8f6c1e-3f5d-4b62-9a31-5f0f3a7f2f51"],
+    ),
+]
 
 
 def seed_for(client: str, key: str | None, below: int) -> int:

@@ -1,4 +1,4 @@
-"""What every request passes: its id and deadline, its API key, bounds on headers and body, one log line."""
+"""Middleware of every request: id, deadline, API key, limits of headers and body, one log line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.requests import begin_request
-from services.gateway import bodies, page
-from services.gateway.keys import Keys
+from services.gateway import request_body, web_ui
+from services.gateway.api_keys import ApiKeys
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
 
@@ -38,18 +38,18 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 _PROBES = frozenset({"/healthz", "/readyz"})
-# Whatever is not named here needs an API key where keys are asked for, whether it exists or not.
-_OPEN = _PROBES | {page.URL, "/docs", "/openapi.json"}
+# Everything else needs an API key where keys are in use, whether it exists or not.
+_OPEN = _PROBES | {web_ui.URL, "/docs", "/openapi.json"}
 _REPLACED = (b"content-type", b"content-length", b"content-encoding", b"transfer-encoding")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _UPLOADS = 2  # at a time: their bodies are held in memory
 _ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
-_OPEN_FOLDERS = (f"{page.ASSETS_URL}/", "/docs-assets/")
+_OPEN_FOLDERS = (f"{web_ui.ASSETS_URL}/", "/docs-assets/")
 _log = structlog.get_logger()
 
 
 def needs_key(path: str) -> bool:
-    """Whether a request for ``path`` needs an API key where keys are asked for."""
+    """Whether a request for ``path`` needs an API key where keys are in use."""
     return path not in _OPEN and not path.startswith(_OPEN_FOLDERS)
 
 
@@ -59,7 +59,7 @@ def _head_bytes(scope: Scope) -> int:
 
 
 def _route(scope: Scope) -> str:
-    """Method and path pattern that the application found, so that names do not grow with what is asked."""
+    """Method and path pattern of the route, so that the number of names stays bounded."""
     route = getattr(scope.get("route"), "path", None)
     return f"{scope['method']} {route}" if route else "no such route"
 
@@ -69,17 +69,17 @@ class RequestMiddleware:
 
     Args:
         app: what to wrap.
-        settings: the deadline, the bounds, the hosts.
-        docs_url: of the interface's own page, which runs scripts as the web page does.
-        keys: one of which a request must show; None lets everyone in.
+        settings: deadline, limits and hosts.
+        docs_url: of the API documentation, a page with scripts.
+        keys: the accepted API keys; None admits everyone.
     """
 
-    def __init__(self, app: ASGIApp, settings: GatewaySettings, docs_url: str, keys: Keys | None) -> None:
+    def __init__(self, app: ASGIApp, settings: GatewaySettings, docs_url: str, keys: ApiKeys | None) -> None:
         self._app, self._settings, self._keys = app, settings, keys
         self._uploads = 0
         largest = min(settings.max_upload_bytes, settings.max_message_bytes - _ENVELOPE_BYTES)
         self._max_upload_bytes = largest * 4 // 3 + _ENVELOPE_BYTES  # in base64
-        self._policies = {docs_url: _DOCS_POLICY, page.URL: _PAGE_POLICY}
+        self._policies = {docs_url: _DOCS_POLICY, web_ui.URL: _PAGE_POLICY}
         self._hosts = {name.strip().lower() for name in settings.allowed_hosts.split(",")} - {""}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,7 +88,7 @@ class RequestMiddleware:
         _drop_last_slash(scope)
         headers = Headers(scope=scope)
         request_id = begin_request(headers.get(REQUEST_ID_HEADER), self._settings.deadline_s)
-        # whose request it is: the address, in place of which the name of an API key comes where there are any
+        # identifies the client: its address, or the name of its API key where keys are in use
         scope.setdefault("state", {})["client"] = scope["client"][0] if scope.get("client") else ""
         if scope["path"] in _PROBES:
             await self._answer(scope, receive, send, request_id)
@@ -102,7 +102,7 @@ class RequestMiddleware:
         return None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
-        """Passes the request on and returns the status of what came back, 0 if nothing did."""
+        """Passes the request on and returns the status of the response, 0 if there was none."""
         start, status = time.perf_counter(), 0
 
         async def send_with_headers(message: Message) -> None:
@@ -122,7 +122,7 @@ class RequestMiddleware:
 
         try:
             await self._enter(scope, receive, send_with_headers)
-        except bodies.BodyError as error:
+        except request_body.BodyError as error:
             refusal = problem(error.status, error.detail, headers=error.headers)
             await refusal(scope, receive, send_with_headers)
         except ExhaustedError as error:
@@ -149,7 +149,7 @@ class RequestMiddleware:
         return status
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on what may come in; nothing is read of the body of what may not."""
+        """Passes on admitted requests; the body of a refused one is never read."""
         headers, state = Headers(scope=scope), scope["state"]
         if _head_bytes(scope) > (limit := self._settings.max_header_bytes):
             detail = f"the request line and the headers must be at most {limit} bytes"
@@ -158,7 +158,9 @@ class RequestMiddleware:
         scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         if self._keys is None:
             if not self._answers_to(headers.get("host", "")):
-                detail = "this gateway does not go by that name; DEKAG_ALLOWED_HOSTS says by which it does"
+                detail = (
+                    "this gateway does not serve that host name; DEKAG_ALLOWED_HOSTS lists those it serves"
+                )
                 return await problem(421, detail)(scope, receive, send)
         elif needs_key(scope["path"]):
             if (key := self._keys.find(headers.get("authorization"))) is None:
@@ -166,7 +168,7 @@ class RequestMiddleware:
                 refusal = problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
                 return await refusal(scope, receive, send)
             state["client"] = key.name
-            async with self._keys.turn(key):
+            async with self._keys.in_flight(key):
                 return await self._read_and_serve(scope, receive, send)
         return await self._read_and_serve(scope, receive, send)
 
@@ -176,7 +178,7 @@ class RequestMiddleware:
                 scope, await self._body(scope, receive, self._settings.max_body_bytes), send
             )
         if self._uploads == _UPLOADS:
-            raise ExhaustedError(f"{_UPLOADS} uploads are being received, as many as may be")
+            raise ExhaustedError(f"{_UPLOADS} uploads are in progress, which is the limit")
         self._uploads += 1
         try:
             return await self._serve(scope, await self._body(scope, receive, self._max_upload_bytes), send)
@@ -230,7 +232,7 @@ class RequestMiddleware:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or int(length) > limit:
-            raise bodies.too_large(limit)
+            raise request_body.too_large(limit)
         read, more = bytearray(), True
         while more:
             message = await receive()
@@ -239,11 +241,11 @@ class RequestMiddleware:
             read += message.get("body", b"")
             more = message.get("more_body", False)
             if len(read) > limit:
-                raise bodies.too_large(limit)
+                raise request_body.too_large(limit)
         body = bytes(read)
         if body and scope["method"] in _WITH_BODY:
-            body = bodies.inflated(body, ",".join(headers.getlist("content-encoding")), limit)
-            bodies.check_json(headers, body)
+            body = request_body.inflated(body, ",".join(headers.getlist("content-encoding")), limit)
+            request_body.check_json(headers, body)
             fields = [each for each in scope["headers"] if each[0] not in _REPLACED]
             kind = headers.get("content-type", "").strip() or "application/json"
             scope["headers"] = [

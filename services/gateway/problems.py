@@ -1,4 +1,4 @@
-"""Every error as RFC 9457 problem details: what is wrong and what would be right, never a traceback."""
+"""Errors as RFC 9457 problem details, which say what is wrong and what is allowed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
+from dekag.api.schemas import FieldProblem, Problem
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
 from services.common.errors import http_status, public
 from services.common.requests import request_id
-from services.gateway.schemas import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -29,7 +29,7 @@ _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 
 def title(status: int) -> str:
-    """What an HTTP status is called."""
+    """The name of an HTTP status."""
     return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
@@ -70,7 +70,7 @@ def from_error(error: Exception) -> JSONResponse:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What an operation says in the OpenAPI document of the problems that it may answer with."""
+    """The problem responses of an operation, for the OpenAPI document."""
     return {status: {"model": Problem, "content": {MEDIA_TYPE: {}}} for status in statuses}
 
 
@@ -86,7 +86,7 @@ def _body_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 class _Schema:
-    """The JSON schema of what a route takes as its body."""
+    """The JSON schema of the body of a route."""
 
     def __init__(self, route: Any) -> None:
         field = getattr(route, "body_field", None)
@@ -139,7 +139,7 @@ def _field_problem(error: Mapping[str, Any], schema: _Schema) -> FieldProblem:
 
 
 def _methods(app: FastAPI, scope: Scope) -> list[str]:
-    """What the path of a request can be asked with; files that are mounted can be read."""
+    """The methods that the path of a request supports."""
     found, root = [], scope.get("app_root_path", "")
     for method in _METHODS:
         asked = {**scope, "method": method, "root_path": root}
@@ -170,7 +170,7 @@ def install(app: FastAPI, *, keys: bool) -> None:
         allowed = ", ".join(_methods(app, request.scope))
         if request.method == "OPTIONS":
             return Response(status_code=204, headers={"Allow": allowed})
-        return problem(405, f"this may be asked for with {allowed}", headers={"Allow": allowed})
+        return problem(405, f"this path supports {allowed}", headers={"Allow": allowed})
 
     @app.exception_handler(DekagError)
     async def _dekag(_: Request, error: DekagError) -> JSONResponse:

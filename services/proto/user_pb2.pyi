@@ -83,6 +83,10 @@ Global___Details: _TypeAlias = Details  # noqa: Y015
 
 @_typing.final
 class LinkReport(_message.Message):
+    """scripts/generate_proto.py writes the comments and new fields from LinkReport in dekag/api/schemas.py, where the fields
+    of link stand by themselves.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -169,59 +173,74 @@ class LinkReport(_message.Message):
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     PROMPT_READ_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    GAIN_MSE_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
-    """false: a conventional delivery whose code did not decode"""
+    """False for a conventional delivery whose code did not decode."""
     channel_uses: _builtins.int
+    """Complex symbols sent, K, without pilots."""
     cbr: _builtins.float
     """(channel_uses + pilot_uses) / (3 * width * height)"""
     no: _builtins.float
-    """noise power per channel use, at the receiver; 0 over an ideal channel"""
+    """Noise power per channel use; signal power is 1. 0 over an ideal channel."""
     gains: _builtins.bytes
-    """gains h_j known to the receiver, as SymbolBlock.iq; if more than 1024, an evenly"""
-    instantaneous_snr_db: _builtins.float
-    """spaced selection; empty over an ideal channel
-    mean |h_j|^2 / no, dB; unset over an ideal channel
+    """Gains h_j as the receiver knew them, as SymbolBlock.iq; empty over an ideal channel. Of more than 1024, evenly
+    spaced ones.
     """
+    instantaneous_snr_db: _builtins.float
+    """Mean |h_j|^2 / no of this transmission, dB; unset over an ideal channel."""
     psnr_db: _builtins.float
-    """received image against the Reference; unset without one or when not decoded"""
+    """Received image against what was sent, dB; unset if not decoded."""
     cached: _builtins.bool
+    """Whether the latent or the image came from a cache."""
     image_format: _downlink_pb2.ImageFormat.ValueType
-    """conventional delivery: as requested"""
+    """File that carried the image; conventional delivery only."""
     pilot_uses: _builtins.int
-    """channel uses of pilots, in addition to channel_uses"""
+    """Channel uses spent on pilots, of all hops together."""
     modulation: _downlink_pb2.Modulation.ValueType
-    """semantic deliveries, as requested"""
+    """As requested; semantic deliveries only."""
     target_psnr_db: _builtins.float
-    """as requested"""
+    """As requested, dB."""
     expected_psnr_db: _builtins.float
-    """of the rate chosen for target_psnr_db"""
+    """What the sender expected of the rate that it chose for target_psnr_db, dB; below that where no rate was expected to
+    reach it.
+    """
+    gain_mse: _builtins.float
+    """Mean squared error of the gains, as the receiver estimates it from the pilots; the mean power of a gain is 1. Null
+    unless csi is pilots.
+    """
     @_builtins.property
     def link(self) -> _downlink_pb2.LinkConditions:
-        """as requested"""
+        """As asked."""
 
     @_builtins.property
-    def stages(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.StageTime]: ...
+    def stages(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.StageTime]:
+        """Time per stage, in the order of the chain's answer."""
+
     @_builtins.property
-    def hops(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.HopTraffic]: ...
+    def hops(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.HopTraffic]:
+        """Traffic per hop."""
+
     @_builtins.property
-    def model_hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def model_hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """sha256 of each model that took part."""
+
     @_builtins.property
     def coding(self) -> _downlink_pb2.ModulationAndCoding:
-        """conventional delivery"""
+        """Conventional delivery only."""
 
     @_builtins.property
     def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.KnowledgeUse]:
-        """updates that generated the latent"""
+        """Knowledge updates that generated the latent."""
 
     @_builtins.property
     def prompt_read(self) -> _containers.MessageMap[_builtins.str, _downlink_pb2.PromptRead]:
-        """key: the reader, "edge" or "cloud" """
+        """How much of the prompt was read by who drew: "edge", or "cloud" of a conventional one."""
 
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """of metric plug-ins; only if psnr_db is set"""
+        """Of metrics that are plugged in, received image against what was sent."""
 
     def __init__(
         self,
@@ -249,13 +268,16 @@ class LinkReport(_message.Message):
         expected_psnr_db: _builtins.float | None = ...,
         prompt_read: _abc.Mapping[_builtins.str, _downlink_pb2.PromptRead] | None = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        gain_mse: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015
+    _WhichOneofReturnType__gain_mse: _TypeAlias = _typing.Literal["gain_mse"]  # noqa: Y015
+    _WhichOneofArgType__gain_mse: _TypeAlias = _typing.Literal["_gain_mse", b"_gain_mse"]  # noqa: Y015
     _WhichOneofReturnType__instantaneous_snr_db: _TypeAlias = _typing.Literal["instantaneous_snr_db"]  # noqa: Y015
     _WhichOneofArgType__instantaneous_snr_db: _TypeAlias = _typing.Literal["_instantaneous_snr_db", b"_instantaneous_snr_db"]  # noqa: Y015
     _WhichOneofReturnType__psnr_db: _TypeAlias = _typing.Literal["psnr_db"]  # noqa: Y015
@@ -264,6 +286,8 @@ class LinkReport(_message.Message):
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_psnr_db) -> _WhichOneofReturnType__expected_psnr_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gain_mse) -> _WhichOneofReturnType__gain_mse | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__instantaneous_snr_db) -> _WhichOneofReturnType__instantaneous_snr_db | None: ...
     @_typing.overload

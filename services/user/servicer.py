@@ -240,6 +240,7 @@ class UserServicer(UserBase):
             cbr=(header.channel_uses + pilot_uses) / asked.source_values,
             link=converters.link_to_proto(asked.link),
             no=reception.no.item(),
+            gain_mse=None if reception.gain_errors is None else reception.gain_errors.mean().item(),
             hops=sent.hops,
             model_hashes=sent.model_hashes,
             cached=sent.cached,

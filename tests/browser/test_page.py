@@ -15,7 +15,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from services.common.healthcheck import healthy
-from services.gateway.keys import new_key
+from services.gateway.api_keys import new_key
 from services.launcher.stack import Stack, free_port
 
 pytestmark = pytest.mark.browser

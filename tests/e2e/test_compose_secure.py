@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from dekag.client import Client, UnauthorizedError
-from services.gateway.keys import new_key
+from services.gateway.api_keys import new_key
 from services.launcher.stack import SERVICES, free_port
 
 pytestmark = pytest.mark.compose

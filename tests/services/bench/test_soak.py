@@ -7,9 +7,9 @@ import random
 
 import pytest
 
+from dekag.api.schemas import ImagesRequest
 from dekag.errors import DekagError
 from services.bench.soak import growths, random_questions, summary
-from services.gateway.schemas import ImagesRequest
 
 
 def test_all_but_the_refused_questions_are_allowed() -> None:

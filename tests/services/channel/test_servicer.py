@@ -88,6 +88,7 @@ async def test_every_link_is_reported_and_repeats(
         assert report.decoded
         assert len(report.gains) == (512 if "tdl" in asked.link.fading else 8)
     assert 0 < len(report.gains) <= 1024
+    assert (report.gain_mse is not None) == (asked.link.csi == "pilots")
     if asked.link.csi == "none":
         assert set(report.gains) == {(1.0, 0.0)}
 
@@ -96,6 +97,19 @@ async def test_pilots_are_counted_in_the_rate(chain: Any, asked: DeliveryRequest
     report = (await receive(chain.user, with_link(asked, {"csi": "pilots"}))).report
     assert (report.channel_uses, report.pilot_uses) == (512, 16)
     assert report.cbr == 528 / 49152
+
+
+async def test_the_error_of_the_gains_is_reported(chain: Any, asked: DeliveryRequest) -> None:
+    link = {"csi": "pilots", "fading": "rayleigh"}
+    noisy, clear = [
+        (await receive(chain.user, with_link(asked, link | {"snr_db": snr_db}))).report for snr_db in (0, 20)
+    ]
+    expected = transmit(
+        torch.ones(1, 512, dtype=torch.complex64), [with_link(asked, link).link], [asked.seed]
+    )
+    assert expected.gain_errors is not None
+    assert clear.gain_mse == pytest.approx(expected.gain_errors.mean().item())
+    assert noisy.gain_mse == pytest.approx(100 * clear.gain_mse, rel=0.6)
 
 
 async def test_equalisers_differ(chain: Any, asked: DeliveryRequest) -> None:

@@ -34,8 +34,8 @@ from services.cloud.version_store import KnowledgeStore
 from services.common import clients, metrics
 from services.common.knowledge import Manifest
 from services.gateway.app import create_app
+from services.gateway.drift_sampler import AT_ONCE, compare, in_sample
 from services.gateway.settings import GatewaySettings
-from services.gateway.watch import AT_ONCE, compare, in_sample
 from services.proto import cloud_pb2_grpc
 from services.proto.cloud_pb2 import (
     CompareRequest,
@@ -205,7 +205,7 @@ async def test_the_clouds_own_image_comes_from_the_cache_or_through_its_worker(s
         ({"image": b"\x89PNG\r\n\x1a\n" + b"x" * 100}, "image", "readable"),
         ({"image": to_png(np.zeros((64, 512, 3), np.uint8))}, "image", "at most 256 pixels"),
         ({"knowledge": [KnowledgeUse(topic="../../etc")]}, "knowledge", "names of topics"),
-        ({"knowledge": [KnowledgeUse(topic="neon")] * 2}, "knowledge", "each once"),
+        ({"knowledge": [KnowledgeUse(topic="neon")] * 2}, "knowledge", "different topic names"),
     ],
 )
 async def test_invalid_comparison_names_the_field(

@@ -26,8 +26,8 @@ from dekag.makd.update import KnowledgeUpdate
 from services.cli.main import app
 from services.cloud.publish import main
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
+from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
-from services.gateway.keys import new_key
 from services.gateway.settings import GatewaySettings
 from tests.chain import Start, adapters, serving, start_chain, starter
 from tests.services.answers import PATH, is_problem

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from dekag.api.schemas import Modulation
 from dekag.codec import MODULATIONS
 from dekag.errors import InvalidInputError
 from dekag.link import LinkConditions
@@ -37,7 +38,7 @@ def test_request_round_trip(asked: DeliveryRequest) -> None:
 
 
 def test_modulations_are_the_codecs_own() -> None:
-    assert get_args(converters.Modulation) == tuple(MODULATIONS)
+    assert get_args(Modulation) == tuple(MODULATIONS)
 
 
 def test_unset_size_and_link_take_defaults() -> None:

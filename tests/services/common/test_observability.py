@@ -373,9 +373,9 @@ async def test_waiting_and_refused_requests_are_counted() -> None:
     assert counted('dekag_refused_total{line="of the test"}') == 1
 
     admission = Admission(slots=1, max_waiting=0)
-    async with admission.place("somebody"):
+    async with admission.slot("somebody"):
         with pytest.raises(ExhaustedError):
-            await admission.place("somebody").__aenter__()
+            await admission.slot("somebody").__aenter__()
     assert counted('dekag_refused_total{line="gateway"}') == 1
 
 

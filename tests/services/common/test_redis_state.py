@@ -242,7 +242,7 @@ async def test_readiness_reports_and_jobs_say_what_redis_really_answered(
 
 
 async def test_reasons_are_for_those_with_a_key(admin: Redis, port: int, tmp_path: Path) -> None:
-    from services.gateway.keys import new_key
+    from services.gateway.api_keys import new_key
 
     key, line = new_key("alice")
     (file := tmp_path / "keys").write_text(line)

@@ -32,8 +32,8 @@ from services.common.healthcheck import healthy
 from services.common.security import CA, CERTIFICATE, KEY, check_exposure, is_loopback, read
 from services.common.server import Server
 from services.common.settings import CommonSettings
+from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
-from services.gateway.keys import new_key
 from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import make_credentials

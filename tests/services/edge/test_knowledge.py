@@ -18,6 +18,7 @@ import torch
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from dekag.api.limits import check_knowledge
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
@@ -406,7 +407,7 @@ async def test_conventional_delivery_ignores_knowledge(
 async def test_names_of_knowledge(
     asked: DeliveryRequest, names: list[str], knowledge: tuple[str, ...] | None
 ) -> None:
-    assert converters.knowledge(names) == knowledge
+    assert check_knowledge(names) == knowledge
     request = replace(asked, knowledge=knowledge)
     assert converters.request_from_proto(converters.request_to_proto(request)) == request
 
@@ -416,7 +417,7 @@ async def test_names_of_knowledge(
 )
 async def test_hostile_names_of_knowledge(names: list[str]) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        converters.knowledge(names)
+        check_knowledge(names)
     assert caught.value.field == "knowledge"
 
 

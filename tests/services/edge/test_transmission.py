@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from dekag import SemanticLink
+from dekag.api.schemas import Modulation
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
@@ -390,7 +391,7 @@ async def test_mixed_conditions_at_once_come_out_as_alone(system: System, asked:
 
 @pytest.mark.parametrize("modulation", ["qam4", "qam16", "qam64", "qam256", "unquantised"])
 async def test_symbols_lie_where_the_modulation_says(
-    system: System, asked: DeliveryRequest, modulation: converters.Modulation
+    system: System, asked: DeliveryRequest, modulation: Modulation
 ) -> None:
     sent = await provide(system.edge, asked, modulation=modulation)
     assert sent.symbols.abs().square().mean().item() == pytest.approx(1, abs=1e-4)

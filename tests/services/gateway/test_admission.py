@@ -25,7 +25,7 @@ class Crowd:
         """Asks for a slot as that client; ExhaustedError if it is refused at once."""
 
         async def request() -> None:
-            async with self.admission.place(client):
+            async with self.admission.slot(client):
                 self.served.append(name)
                 await self.leave[name].wait()
 
@@ -52,7 +52,7 @@ async def crowd(slots: int, max_waiting: int) -> AsyncIterator[Crowd]:
     await asyncio.gather(*found.tasks.values(), return_exceptions=True)
     async with AsyncExitStack() as stack:  # nobody has kept a slot
         for _ in range(slots):
-            await asyncio.wait_for(stack.enter_async_context(found.admission.place("after")), 1)
+            await asyncio.wait_for(stack.enter_async_context(found.admission.slot("after")), 1)
 
 
 async def test_one_client_may_fill_all_slots_and_the_queue() -> None:
@@ -61,7 +61,7 @@ async def test_one_client_may_fill_all_slots_and_the_queue() -> None:
             await here.ask(name, "one")
         assert here.served == ["a", "b"]
         assert here.admission.waiting == 2
-        with pytest.raises(ExhaustedError, match="2 requests wait") as refused:
+        with pytest.raises(ExhaustedError, match="2 requests are waiting") as refused:
             await here.ask("e", "one")
         assert refused.value.retry_after_s == 1
         await here.go("b")
@@ -116,11 +116,11 @@ async def test_cancelled_request_frees_its_place() -> None:
 
 async def test_request_without_time_to_wait_is_refused_at_once() -> None:
     async with crowd(1, 8) as here:
-        async with here.admission.place("one"):
+        async with here.admission.slot("one"):
             await asyncio.sleep(0.2)  # so long takes a request
         await here.ask("a", "one")
         begin_request(None, 0.1)
-        with pytest.raises(ExhaustedError, match="until the turn"):
+        with pytest.raises(ExhaustedError, match="the expected wait is"):
             await here.ask("b", "one")
         begin_request(None, 60)
         await here.ask("c", "one")
@@ -131,5 +131,5 @@ async def test_failed_request_frees_its_slot() -> None:
     admission = Admission(slots=1, max_waiting=0)
     for _ in range(2):
         with pytest.raises(ValueError, match="broken"):
-            async with admission.place("one"):
+            async with admission.slot("one"):
                 raise ValueError("broken")

@@ -185,11 +185,19 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
         ({"prompt": "x", "link": {"rician_k": 1}}, "link.rician_k", "snr_db, fading, tau_rms_s, rician_k_db"),
         ({"prompt": "x", "link": 3}, "link", "an object"),
         ({"prompt": "x", "negative_prompt": "y"}, "negative_prompt", "prompt, n, size"),
-        ({"prompt": "x", "knowledge": []}, "knowledge", '"auto", "none", or 1 to 4 names'),
-        ({"prompt": "x", "knowledge": 3}, "knowledge", '"auto", "none", or 1 to 4 names'),
-        ({"prompt": "x", "knowledge": "A B"}, "knowledge", '"auto", "none", or 1 to 4 names'),
-        ({"prompt": "x", "knowledge": ["neon", "auto"]}, "knowledge", '"auto", "none", or 1 to 4 names'),
-        ({"prompt": "x", "knowledge": ["a", "b", "c", "d", "e"]}, "knowledge", "1 to 4 names"),
+        ({"prompt": "x", "knowledge": []}, "knowledge", "1 to 4 different topic names"),
+        ({"prompt": "x", "knowledge": 3}, "knowledge", "1 to 4 different topic names"),
+        ({"prompt": "x", "knowledge": "A B"}, "knowledge", "1 to 4 different topic names"),
+        (
+            {"prompt": "x", "knowledge": ["neon", "auto"]},
+            "knowledge",
+            "1 to 4 different topic names",
+        ),
+        (
+            {"prompt": "x", "knowledge": ["a", "b", "c", "d", "e"]},
+            "knowledge",
+            "1 to 4 different topic names",
+        ),
     ],
 )
 async def test_invalid_field_is_named_with_its_allowed_values(
@@ -359,7 +367,7 @@ async def test_requests_beyond_the_queue_get_429_with_retry_after(chain: Any) ->
     for answer in refused:
         assert answer.status_code == 429
         assert int(answer.headers["retry-after"]) >= 1
-        assert "wait already" in answer.json()["detail"]
+        assert "waiting already" in answer.json()["detail"]
 
 
 async def test_hanging_up_cancels_the_work(client: Client) -> None:

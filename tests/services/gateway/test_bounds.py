@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from dekag.api.limits import MAX_SEEDS
 from services.common import converters
 from services.common.converters import DeliveryRequest
 from services.common.security import MAX_METADATA_BYTES
@@ -249,7 +250,7 @@ async def test_silent_grpc_connection_is_closed(start: Callable[..., Awaitable[s
 
 
 async def test_oversized_seeds_prompts_and_triggers_are_refused(chain: Any) -> None:
-    asked = GenerateRequest(prompt="a boat", seeds=range(converters.MAX_SEEDS + 1), width=64, height=64)
+    asked = GenerateRequest(prompt="a boat", seeds=range(MAX_SEEDS + 1), width=64, height=64)
     with pytest.raises(grpc.RpcError, match="seeds"):
         await chain.cloud.Generate(asked).read()
     for request in (

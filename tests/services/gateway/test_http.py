@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from services.gateway import schemas
+from dekag.api import schemas
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.chain import serving

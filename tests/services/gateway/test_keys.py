@@ -25,8 +25,8 @@ from services.common.errors import SettingError
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
 from services.gateway import app as gateway
+from services.gateway.api_keys import ApiKeys, new_key
 from services.gateway.app import create_app
-from services.gateway.keys import Keys, new_key
 from services.gateway.settings import GatewaySettings
 from tests.chain import serving
 from tests.services.answers import is_problem
@@ -236,13 +236,13 @@ async def test_concurrent_requests_are_limited_per_key(tmp_path: Path) -> None:
 async def test_clients_are_told_apart_by_their_keys(
     locked: httpx2.AsyncClient, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, place = [], gateway.Admission.place
+    asked, slot = [], gateway.Admission.slot
 
     def noted(self: gateway.Admission, name: str) -> Any:
         asked.append(name)
-        return place(self, name)
+        return slot(self, name)
 
-    monkeypatch.setattr(gateway.Admission, "place", noted)
+    monkeypatch.setattr(gateway.Admission, "slot", noted)
     body = {"prompt": "a boat", "size": "64x64", "seed": 1}
     for key in (KEY, OTHER):
         assert (await locked.post(PATH, json=body, headers=shows(key))).status_code == 200
@@ -268,7 +268,7 @@ async def test_openapi_document_says_that_keys_are_needed(
         ("# nothing\n", "holds no API key"),
         (KEY, "line 1"),
         (f"{LINE}\n{KEY}", "line 2"),
-        (f"{LINE}\n\n{LINE}", "line 3 of .* names a key that stands there already"),
+        (f"{LINE}\n\n{LINE}", "line 3 of .* repeats the name of another key"),
         (f"{LINE}:0", "line 1"),
         (f"{LINE}:5:0", "line 1"),
         (f"{LINE}:x", "line 1"),
@@ -282,14 +282,14 @@ async def test_invalid_key_file_is_refused_without_showing_its_content(
     file = tmp_path / "api-keys"
     file.write_text(content)
     with pytest.raises(SettingError, match=why) as caught:
-        Keys.read(file, GatewaySettings())
+        ApiKeys.read(file, GatewaySettings())
     assert KEY not in str(caught.value)
     assert "dekag key" in str(caught.value)
 
 
 async def test_missing_key_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="cannot be read"):
-        Keys.read(tmp_path / "no", GatewaySettings())
+        ApiKeys.read(tmp_path / "no", GatewaySettings())
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -297,7 +297,7 @@ async def test_key_files_of_any_editor_are_read(tmp_path: Path, encoding: str) -
     (one, first), (two, second) = new_key("a"), new_key("b")
     text = f"# who may\r\n\r\n{first}\r\n#{second}\r\n{second}\r\n\r\n"
     (tmp_path / "api-keys").write_bytes(text.encode(encoding))
-    keys = Keys.read(tmp_path / "api-keys", GatewaySettings())
+    keys = ApiKeys.read(tmp_path / "api-keys", GatewaySettings())
     for key, name in ((one, "a"), (two, "b")):
         found = keys.find(f"Bearer {key}")
         assert found is not None
@@ -331,7 +331,7 @@ async def test_limits_in_the_key_file_override_the_settings(tmp_path: Path) -> N
     lines.append(new_key("d", requests_per_minute=7, concurrency=3))
     file = tmp_path / "api-keys"
     file.write_text("\n".join(line for _, line in lines))
-    keys = Keys.read(file, GatewaySettings(key_requests_per_minute=60, key_concurrency=4))
+    keys = ApiKeys.read(file, GatewaySettings(key_requests_per_minute=60, key_concurrency=4))
     found = [keys.find(f"Bearer {key}") for key, _ in lines]
     assert [(key.name, key.requests_per_minute, key.concurrency) for key in found if key] == [
         ("a", 60, 4),
@@ -347,7 +347,7 @@ async def test_the_command_prints_a_key_once_and_its_line(tmp_path: Path) -> Non
     (tmp_path / "api-keys").write_text(made.stdout)
     (key,) = re.findall(r"^dekag_\S{43}$", made.stderr, re.MULTILINE)
     assert key not in made.stdout
-    found = Keys.read(tmp_path / "api-keys", GatewaySettings()).find(f"Bearer {key}")
+    found = ApiKeys.read(tmp_path / "api-keys", GatewaySettings()).find(f"Bearer {key}")
     assert found is not None
     assert (found.name, found.requests_per_minute) == ("carol", 9)
     again = CliRunner().invoke(cli.app, ["key", "carol"])

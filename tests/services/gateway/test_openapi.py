@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
+from dekag.api import schemas
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
-from services.gateway import schemas
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 

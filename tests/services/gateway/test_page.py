@@ -10,17 +10,16 @@ from typing import Any, get_args
 import httpx2
 import pytest
 
+from dekag.api.schemas import ImagesRequest, LinkReport, Modulation
 from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, Fading
 from dekag.world import TOPICS
-from services.common.converters import Modulation
-from services.gateway import page
-from services.gateway.schemas import ImagesRequest, LinkReport
-from services.gateway.traffic import TrafficTotals
+from services.gateway import web_ui
+from services.gateway.usage import UsageTotals
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-FOLDER = Path(page.__file__).parent / "web"
+FOLDER = Path(web_ui.__file__).parent / "web"
 PATH = "/v1/images/generations"
 
 
@@ -104,7 +103,7 @@ async def test_controls_allow_what_the_gateway_takes(controls: Controls) -> None
 
 
 def _fields(name: str) -> list[str]:
-    from services.gateway import schemas
+    from dekag.api import schemas
 
     return list(getattr(schemas, name).model_fields)
 
@@ -117,7 +116,7 @@ def report(delivery: str, channel_uses: int, backhaul: int, pilot_uses: int = 0)
 
 
 async def test_traffic_is_summed_and_compared_with_conventional_delivery() -> None:
-    totals = TrafficTotals()
+    totals = UsageTotals()
     assert (totals.traffic().deliveries, totals.traffic().saved) == ({}, None)
     totals.add(report("semantic", 512, 1000, pilot_uses=8))
     totals.add(report("semantic", 256, 0))

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
-from services.gateway.keys import new_key
 from services.gateway.settings import GatewaySettings
 from tests.chain import serving
 from tests.services.command_line import environment

@@ -1,4 +1,4 @@
-"""The control plane over REST: knowledge updates and the jobs that make them, asked of the cloud directly."""
+"""Routes of the control plane: knowledge updates and the jobs that make them, served by the cloud."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from fastapi import APIRouter, Body, Depends, Path, Request
 from fastapi.responses import Response
 from fastapi.sse import EventSourceResponse
 
+from dekag.api.schemas import (
+    EXAMPLE_JOB,
+    TOPIC_PATTERN,
+    Job,
+    JobList,
+    KnowledgeList,
+    KnowledgeManifest,
+    KnowledgeRequest,
+    PublishRequest,
+    RunningConsistency,
+    Topic,
+    Transmission,
+)
 from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.knowledge import NO_KNOWLEDGE
 from services.common.requests import begin_request, request_id
-from services.gateway.bodies import JsonRoute
-from services.gateway.converters import to_consistency, to_distill, to_job, to_manifest, to_transmission
-from services.gateway.idempotency import job_id_for
+from services.gateway.converters import to_distill, to_model
+from services.gateway.idempotency import IdempotencyKey, job_id_for
+from services.gateway.openapi_examples import KNOWLEDGE_EXAMPLES, PUBLISH_EXAMPLES
 from services.gateway.problems import responses
-from services.gateway.schemas import (
-    EXAMPLE_JOB,
-    KNOWLEDGE_EXAMPLES,
-    PUBLISH_EXAMPLES,
-    TOPIC_PATTERN,
-    IdempotencyKey,
-    Job,
-    JobList,
-    KnowledgeList,
-    KnowledgeRequest,
-    PublishRequest,
-    Topic,
-    Transmission,
-)
+from services.gateway.request_body import JsonRoute
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
     GetKnowledgeRequest,
     JobId,
+    Knowledge,
     ListJobsRequest,
     ListKnowledgeRequest,
     PublishKnowledgeRequest,
@@ -73,9 +74,9 @@ async def distill(
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Starts a job that distils the topic; `Location` says where to look at it."""
-    asked = to_distill(body)
-    asked.job_id = job_id_for(request.state.client, idempotency_key)
-    job = to_job(await call(request.app.state.cloud.Distill, asked, "cloud"))
+    order = to_distill(body)
+    order.job_id = job_id_for(request.state.client, idempotency_key)
+    job = to_model(await call(request.app.state.cloud.Distill, order, "cloud"), Job)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return job
 
@@ -83,11 +84,14 @@ async def distill(
 @router.get("/v1/knowledge", tags=["knowledge"], responses=responses(503))
 async def list_knowledge(request: Request) -> KnowledgeList:
     """The current version of each topic's knowledge, in order of the topics' names."""
-    asked = ListKnowledgeRequest(consistency=True)
-    answer = await call(request.app.state.cloud.ListKnowledge, asked, "cloud")
-    running = {topic: to_consistency(found) for topic, found in answer.consistency.items()}
+    message = ListKnowledgeRequest(consistency=True)
+    answer = await call(request.app.state.cloud.ListKnowledge, message, "cloud")
+    running = {name: to_model(each, RunningConsistency) for name, each in answer.consistency.items()}
     return KnowledgeList(
-        data=[to_manifest(each, running.get(each.topic)) for each in answer.knowledge],
+        data=[
+            to_model(each, KnowledgeManifest, consistency=running.get(each.topic))
+            for each in answer.knowledge
+        ],
         consistency=running.get(NO_KNOWLEDGE),
     )
 
@@ -95,10 +99,9 @@ async def list_knowledge(request: Request) -> KnowledgeList:
 @router.get("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(404, 422, 503))
 async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
     """The current version of one topic's knowledge, with its scores on held-out prompts."""
-    asked = GetKnowledgeRequest(topic=topic, consistency=True)
-    answer = await call(request.app.state.cloud.GetKnowledge, asked, "cloud")
-    running = to_consistency(answer.consistency) if answer.HasField("consistency") else None
-    return Topic(**to_manifest(answer.manifest, running).model_dump(), versions=list(answer.versions))
+    message = GetKnowledgeRequest(topic=topic, consistency=True)
+    answer = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
+    return _topic(answer)
 
 
 @router.get(
@@ -109,8 +112,8 @@ async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
 )
 async def get_samples(request: Request, topic: _TopicName) -> Response:
     """Pictures of held-out prompts; rows: cloud, edge before, edge after."""
-    asked = GetKnowledgeRequest(topic=topic, samples=True)
-    answer = await call(request.app.state.cloud.GetKnowledge, asked, "cloud")
+    message = GetKnowledgeRequest(topic=topic, samples=True)
+    answer = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
     if not answer.samples:
         raise NotFoundError(f"the knowledge of {topic} was published without pictures")
     return Response(answer.samples, media_type="image/png")
@@ -136,9 +139,9 @@ async def publish_knowledge(
 
     Edges draw with it from the next request on. `dekag publish` asks for this; again is of no effect.
     """
-    asked = PublishKnowledgeRequest(topic=topic, files=body.files)
-    answer = await call(request.app.state.cloud.PublishKnowledge, asked, "cloud")
-    return Topic(**to_manifest(answer.manifest).model_dump(), versions=list(answer.versions))
+    message = PublishKnowledgeRequest(topic=topic, files=body.files)
+    answer = await call(request.app.state.cloud.PublishKnowledge, message, "cloud")
+    return _topic(answer)
 
 
 @router.put("/v1/transmission", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, 429, 503))
@@ -149,8 +152,9 @@ async def publish_transmission(
 
     Edges send with them from the next request on. `dekag publish` asks for this; again is of no effect.
     """
-    asked = PublishTransmissionKnowledgeRequest(files=body.files)
-    return to_transmission(await call(request.app.state.cloud.PublishTransmissionKnowledge, asked, "cloud"))
+    message = PublishTransmissionKnowledgeRequest(files=body.files)
+    answer = await call(request.app.state.cloud.PublishTransmissionKnowledge, message, "cloud")
+    return to_model(answer.manifest, Transmission, versions=list(answer.versions))
 
 
 @router.get("/v1/transmission", tags=["knowledge"], responses=responses(404, 503))
@@ -159,21 +163,22 @@ async def get_transmission(request: Request) -> Transmission:
 
     `dekag publish` makes a newer one current.
     """
-    asked = GetTransmissionKnowledgeRequest()
-    return to_transmission(await call(request.app.state.cloud.GetTransmissionKnowledge, asked, "cloud"))
+    message = GetTransmissionKnowledgeRequest()
+    answer = await call(request.app.state.cloud.GetTransmissionKnowledge, message, "cloud")
+    return to_model(answer.manifest, Transmission, versions=list(answer.versions))
 
 
 @router.get("/v1/jobs", tags=["jobs"], responses=responses(503))
 async def list_jobs(request: Request) -> JobList:
     """The latest 100 jobs, the newest first."""
     answer = await call(request.app.state.cloud.ListJobs, ListJobsRequest(), "cloud")
-    return JobList(data=[to_job(each) for each in answer.jobs])
+    return JobList(data=[to_model(each, Job) for each in answer.jobs])
 
 
 @router.get("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 422, 503))
 async def get_job(request: Request, name: _JobName) -> Job:
     """The job as it is now; it can be looked up for a day after its end."""
-    return to_job(await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud"))
+    return to_model(await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud"), Job)
 
 
 @router.get(
@@ -192,8 +197,8 @@ async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> 
     try:
         async with aclosing(_until(request.app.state.stopping, states)) as states_until:
             async for state in states_until:
-                yield to_job(state)
-    except DekagError as error:  # the answer has begun: all that is left is to end it
+                yield to_model(state, Job)
+    except DekagError as error:  # the response has begun and can only be ended
         _log.warning("event stream ends early", error=str(error))
 
 
@@ -212,7 +217,12 @@ async def get_preview(request: Request, name: _JobName) -> Response:
 @router.delete("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 409, 422, 503))
 async def cancel_job(request: Request, name: _JobName) -> Job:
     """Cancels a job that is not over; nothing of it will be published."""
-    return to_job(await call(request.app.state.cloud.CancelJob, JobId(id=name), "cloud"))
+    return to_model(await call(request.app.state.cloud.CancelJob, JobId(id=name), "cloud"), Job)
+
+
+def _topic(answer: Knowledge) -> Topic:
+    running = to_model(answer.consistency, RunningConsistency) if answer.HasField("consistency") else None
+    return to_model(answer.manifest, Topic, versions=list(answer.versions), consistency=running)
 
 
 async def _until(stopping: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:

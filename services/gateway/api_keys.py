@@ -1,7 +1,7 @@
-"""API keys: who may use the gateway, how often and how much at a time.
+"""API keys: who may use the gateway, with limits on the rate and on concurrent requests.
 
-A file holds a line a key, ``NAME:SHA256[:REQUESTS_PER_MINUTE[:CONCURRENCY]]``; blank lines and those that
-begin with ``#`` say nothing. A key has 256 random bits: its hash needs no salt and gives nothing away.
+The file of keys has one line a key, ``NAME:SHA256[:REQUESTS_PER_MINUTE[:CONCURRENCY]]``; blank lines and
+lines that start with ``#`` are ignored. A key has 256 random bits, so its hash needs no salt.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from services.common import metrics
 from services.common.errors import SettingError
 from services.gateway.settings import GatewaySettings
 
-PREFIX = "dekag_"  # what a scan for secrets knows a key by
+PREFIX = "dekag_"  # lets a scan for secrets recognise a key
 MAX_NAME_CHARS = 32
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARS}}}")
 _LINE = re.compile(rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}}))?)?")
-_BUSY_S = 1  # when to come back if as many are in flight as may
+_BUSY_S = 1  # Retry-After when the concurrency limit is reached
 
 
 def new_key(
     name: str, *, requests_per_minute: int | None = None, concurrency: int | None = None
 ) -> tuple[str, str]:
-    """A random key, and the line of the file that lets it in.
+    """A random key, and its line for the file of keys.
 
     Args:
-        name: whose it is; stands in logs.
-        requests_per_minute, concurrency: what the key may do, if not what the settings say.
+        name: of its owner, for the logs.
+        requests_per_minute, concurrency: limits of this key; those of the settings if left out.
     """
     if _NAME.fullmatch(name) is None:
         raise InvalidInputError("name", f"1 to {MAX_NAME_CHARS} letters, digits, '.', '_' and '-'", name)
@@ -58,7 +58,7 @@ def _hash(key: str) -> bytes:
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a key: not the key itself."""
+    """A key as the gateway stores it: its hash and its limits."""
 
     name: str
     hash: bytes
@@ -66,20 +66,20 @@ class Key:
     concurrency: int
 
 
-class Keys:
-    """The keys that are let in, and what each of them is doing. Counts in this process only."""
+class ApiKeys:
+    """The accepted keys and their current use, counted in this process only."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
         self._keys = tuple(keys)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
-        self._in_flight: Counter[str] = Counter()
+        self._running: Counter[str] = Counter()
 
     @classmethod
     def read(cls, file: Path, settings: GatewaySettings) -> Self:
         """The keys in ``file``.
 
         Raises:
-            SettingError: it cannot be read, holds no key, or has a line that is not as it must be.
+            SettingError: the file cannot be read, holds no key, or has an invalid line.
         """
         keys: dict[str, Key] = {}
         try:
@@ -90,8 +90,8 @@ class Keys:
             if line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line)
-            if found is None or found[1] in keys:  # the line itself is not shown: it may hold a key
-                why = "names a key that stands there already" if found else "does not describe a key"
+            if found is None or found[1] in keys:  # not shown: it may hold a key
+                why = "repeats the name of another key" if found else "does not describe a key"
                 raise SettingError(f"line {number} of {file} {why}; `dekag key NAME` prints such lines")
             keys[found[1]] = Key(
                 found[1],
@@ -104,9 +104,9 @@ class Keys:
         return cls(tuple(keys.values()))
 
     def find(self, authorization: str | None) -> Key | None:
-        """The key that an ``Authorization`` header shows, None if it shows none that is known.
+        """The key in an ``Authorization`` header; None if it is missing or unknown.
 
-        Takes the same time whichever key it is and however much of one is right.
+        Takes the same time for every key, right or wrong.
         """
         scheme, _, shown = (authorization or "").partition(" ")
         shown_hash, found = _hash(shown.strip()), None
@@ -116,20 +116,20 @@ class Keys:
         return found if scheme.lower() == "bearer" else None
 
     @asynccontextmanager
-    async def turn(self, key: Key) -> AsyncIterator[None]:
-        """One request of ``key``, in flight while inside; ExhaustedError if it asks too often or too much."""
+    async def in_flight(self, key: Key) -> AsyncIterator[None]:
+        """Counts a request of ``key`` while inside; ExhaustedError if the key has reached a limit."""
         with metrics.REFUSED.labels("key").count_exceptions(ExhaustedError):
             await self._check(key)
-        self._in_flight[key.name] += 1
+        self._running[key.name] += 1
         try:
             yield
         finally:
-            self._in_flight[key.name] -= 1
+            self._running[key.name] -= 1
 
     async def _check(self, key: Key) -> None:
-        if self._in_flight[key.name] >= key.concurrency:
+        if self._running[key.name] >= key.concurrency:
             raise ExhaustedError(
-                f"{key.concurrency} requests of this API key are in flight, as many as may be",
+                f"this API key has {key.concurrency} requests in flight, which is its limit",
                 retry_after_s=_BUSY_S,
             )
         rate = RateLimitItemPerMinute(key.requests_per_minute)

@@ -1,4 +1,4 @@
-"""The web page: a few static files beside this one, without a build step and without files of other hosts."""
+"""The web page: static files in `web/`, without a build step and without files of other hosts."""
 
 from __future__ import annotations
 

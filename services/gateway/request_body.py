@@ -1,4 +1,4 @@
-"""The body of a request: bounded, uncompressed, and JSON of which nothing is lost (``dekag.documents``)."""
+"""Request bodies: limited in size, decompressed and parsed as lossless JSON (``dekag.documents``)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from dekag.documents import DocumentError, parse_json
 
 BODY = "body"
-"""What errors call it."""
+"""Its name in errors."""
 
 COMPRESSIONS = "gzip, deflate"
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # how zlib calls its formats
@@ -25,12 +25,12 @@ _CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
 class BodyError(Exception):
-    """A body that is not taken.
+    """A body that is refused.
 
     Attributes:
-        status: of the answer.
-        detail: what is wrong with it and what would be right.
-        headers: of the answer.
+        status: of the response.
+        detail: what is wrong and what would be right.
+        headers: of the response.
     """
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
@@ -109,7 +109,7 @@ def inflated(body: bytes, encodings: str, limit: int) -> bytes:
                 break
     except zlib.error:
         pass
-    raise BodyError(400, f"the body cannot be read as {names[0]}, which its Content-Encoding says that it is")
+    raise BodyError(400, f"the body is not valid {names[0]}, although its Content-Encoding says so")
 
 
 def _has_zlib_head(body: bytes) -> bool:
@@ -126,7 +126,7 @@ class _JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is read without losing anything; what it would lose is a problem with status 422."""
+    """A route that refuses a body with status 422 if parsing its JSON would lose something."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The framework's own, with a request of another kind."""

@@ -1,14 +1,16 @@
-"""What the REST interface takes and returns; the OpenAI Images shape, plus what a radio link adds."""
+"""The requests and responses of the REST interface, once for the gateway and its clients.
+
+They follow the OpenAI Images API and add the radio link. The descriptions and examples here become the
+OpenAPI document and docs/rest.md.
+"""
 
 from __future__ import annotations
 
 import base64
 import contextlib
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from fastapi import Header
-from fastapi.openapi.models import Example
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,40 +26,31 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from dekag import plugins
+from dekag.api import limits
 from dekag.errors import InvalidInputError
-from dekag.link import LinkConditions
-from dekag.link.conditions import Csi, EqualizerKind, FadingName
+from dekag.link.conditions import Csi, EqualizerKind, LinkConditions
 from dekag.makd.config import RANGES
-from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, NAME, topic_name
-from services.common import converters
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        pattern=r"^[!-~]{1,200}$",
-        description="A request sent again with the same key has no effect of its own: images are drawn "
-        "with the same seed, a distillation is the job that it was at first.",
-        examples=["0b8f6c1e-3f5d-4b62-9a31-5f0f3a7f2f51"],
-    ),
-]
+Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
+Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
+"""Constellations of the codec's symbols."""
+ImageFormat = Literal["webp", "avif", "jpeg"]
+LongPrompt = Literal["read", "refuse"]
+JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
+
 _SIZE = re.compile(r"([1-9]\d{1,3})x([1-9]\d{1,3})")
-_SIZES = (
-    f"WIDTHxHEIGHT in pixels, multiples of {converters.PIXEL_STEP} "
-    f'from {converters.MIN_PIXELS} to {converters.MAX_PIXELS}, or "auto"'
-)
-_AUTO_SIZE = "128x128"
+_AUTO_SIZE = f"{limits.DEFAULT_PIXELS}x{limits.DEFAULT_PIXELS}"
+_SIZES = f'WIDTHxHEIGHT in pixels, {limits.SIZES}, or "auto"'
 
-# What the OpenAPI document says of texts that code checks
-TOPIC_PATTERN = {"pattern": f"^{NAME.pattern}$"}
-_SIDE = "|".join(
-    str(side) for side in range(converters.MIN_PIXELS, converters.MAX_PIXELS + 1, converters.PIXEL_STEP)
-)
+# The patterns of texts that validators check, for the OpenAPI document
+TOPIC_PATTERN = {"pattern": limits.pattern(limits.TOPIC)}
+_SIDE = "|".join(map(str, range(limits.MIN_PIXELS, limits.MAX_PIXELS + 1, limits.PIXEL_STEP)))
 _SIZE_PATTERN = {"pattern": f"^(auto|({_SIDE})x({_SIDE}))$"}
 _TopicName = Annotated[str, Field(json_schema_extra=dict(TOPIC_PATTERN))]
-_TopicNames = Annotated[list[_TopicName], Field(min_length=1, max_length=converters.MAX_KNOWLEDGE)]
+_TopicNames = Annotated[list[_TopicName], Field(min_length=1, max_length=limits.MAX_KNOWLEDGE)]
 
-# What the examples of several fields share
+# Values that several examples share
 _HASH = "9a41d092bb09509644460297659ec49548f942f27f8edfd2415356dacf8f4e0d"  # pragma: allowlist secret
 EXAMPLE_REQUEST = "3f0c9a7e5d4b4f0a9d1e2c3b4a596877"  # pragma: allowlist secret
 _SNR = "a number of at least -20.0 and at most 40.0"
@@ -76,7 +69,7 @@ def _check_size(size: str) -> str:
         return _AUTO_SIZE
     try:
         if _SIZE.fullmatch(size) is not None:
-            converters.size(*parse_size(size))
+            limits.check_size(*parse_size(size))
             return size
     except InvalidInputError:
         pass
@@ -85,14 +78,14 @@ def _check_size(size: str) -> str:
 
 def _check_prompt(prompt: str) -> str:
     try:
-        return converters.prompt(prompt)
+        return limits.check_prompt(prompt)
     except InvalidInputError as error:
         raise PydanticCustomError("prompt", "must be {allowed}", {"allowed": error.allowed}) from None
 
 
 def _check_topic(topic: str) -> str:
     try:
-        return topic_name(topic)
+        return limits.check_topic(topic)
     except InvalidInputError as error:
         raise PydanticCustomError("topic", "must be {allowed}", {"allowed": error.allowed}) from None
 
@@ -101,20 +94,19 @@ def _check_knowledge(value: Any) -> list[str]:
     names = [value] if isinstance(value, str) else value
     try:
         if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
-            converters.knowledge(names)
+            limits.check_knowledge(names)
             return names
     except InvalidInputError:
         pass
-    allowed = converters.KNOWLEDGE_ALLOWED
-    raise PydanticCustomError("knowledge", "must be {allowed}", {"allowed": allowed})
+    raise PydanticCustomError("knowledge", "must be {allowed}", {"allowed": limits.KNOWLEDGE_ALLOWED})
 
 
 def _check_cbr(value: Any) -> float | Literal["auto"]:
     if value == "auto":
         return "auto"
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= converters.MAX_CBR:
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= limits.MAX_CBR:
         return float(value)
-    allowed = f'"auto" or a number above 0.0 and at most {converters.MAX_CBR}'
+    allowed = f'"auto" or a number above 0.0 and at most {limits.MAX_CBR}'
     raise PydanticCustomError("cbr", "must be {allowed}", {"allowed": allowed})
 
 
@@ -155,7 +147,7 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
     """The radio link asked for, and what is sent over it."""
 
     cbr: Annotated[
-        Annotated[float, Field(gt=0.0, le=converters.MAX_CBR)] | Literal["auto"], BeforeValidator(_check_cbr)
+        Annotated[float, Field(gt=0.0, le=limits.MAX_CBR)] | Literal["auto"], BeforeValidator(_check_cbr)
     ] = Field(
         default=1 / 96,
         description="Channel bandwidth ratio, channel uses / (3 * width * height); semantic deliveries only. "
@@ -165,14 +157,14 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
     )
     target_psnr_db: float | None = Field(
         default=None,
-        ge=converters.MIN_TARGET_PSNR_DB,
-        le=converters.MAX_TARGET_PSNR_DB,
+        ge=limits.MIN_TARGET_PSNR_DB,
+        le=limits.MAX_TARGET_PSNR_DB,
         allow_inf_nan=False,
         validate_default=True,
         description='PSNR to reach, dB; with cbr "auto", which needs one, and with nothing else.',
         examples=[24.0],
     )
-    modulation: converters.Modulation = Field(
+    modulation: Modulation = Field(
         default="qam64",
         description="Where the symbols may lie; unquantised: anywhere. Semantic deliveries only. "
         "The embedded codec was trained with qam64.",
@@ -192,9 +184,6 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
         return target
 
 
-Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
-
-
 class ImagesRequest(_NullIsAbsent):
     """A request for images. Fields of the OpenAI Images API without meaning here are taken and ignored.
 
@@ -205,12 +194,18 @@ class ImagesRequest(_NullIsAbsent):
 
     prompt: Annotated[str, AfterValidator(_check_prompt)] = Field(
         min_length=1,
-        max_length=converters.MAX_PROMPT_CHARS,
+        max_length=limits.MAX_PROMPT_CHARS,
         json_schema_extra={"pattern": r"\S"},
         description="What to draw.",
         examples=["a red boat on the beach, pastel style"],
     )
-    n: int = Field(default=1, ge=1, le=4, description="Images to make; image i uses seed + i.", examples=[1])
+    n: int = Field(
+        default=1,
+        ge=1,
+        le=limits.MAX_IMAGES,
+        description="Images to make; image i uses seed + i.",
+        examples=[1],
+    )
     size: Annotated[str, AfterValidator(_check_size)] = Field(
         default=_AUTO_SIZE,
         json_schema_extra=dict(_SIZE_PATTERN),
@@ -223,7 +218,7 @@ class ImagesRequest(_NullIsAbsent):
     seed: int | None = Field(
         default=None,
         ge=0,
-        le=converters.MAX_SEED,
+        le=limits.MAX_SEED,
         description="Seeds generation, fading and noise; at most 2**63 - n. Drawn and returned if left out.",
         examples=[7],
     )
@@ -235,7 +230,7 @@ class ImagesRequest(_NullIsAbsent):
         "conventional: the cloud's image as a file over LDPC and QAM.",
         examples=["semantic"],
     )
-    image_format: Literal["webp", "avif", "jpeg"] = Field(
+    image_format: ImageFormat = Field(
         default="webp",
         description="File that carries the cloud's image; conventional delivery only.",
         examples=["webp"],
@@ -246,12 +241,12 @@ class ImagesRequest(_NullIsAbsent):
         default_factory=lambda: ["auto"],
         json_schema_extra={"default": "auto"},
         description="Topics whose knowledge updates the edge draws with: a name, or up to "
-        f'{converters.MAX_KNOWLEDGE} in a list; "auto": those that the prompt needs; "none": none. '
+        f'{limits.MAX_KNOWLEDGE} in a list; "auto": those that the prompt needs; "none": none. '
         "Semantic delivery only.",
         examples=["auto", ["neon"]],
     )
 
-    on_long_prompt: Literal["read", "refuse"] = Field(
+    on_long_prompt: LongPrompt = Field(
         default="read",
         description="What becomes of a prompt of more tokens than the model that draws reads at a time. "
         "read: all of it is read, in windows; link_report.prompt_read says how much that is. "
@@ -287,47 +282,30 @@ class ImagesRequest(_NullIsAbsent):
     user: str | None = Field(default=None, max_length=200, description="Ignored.", examples=["user-1"])
 
 
-IMAGES_EXAMPLES: dict[str, Example] = {
-    "semantic": {
-        "summary": "One picture over a fading channel",
-        "value": {
-            "prompt": "a red boat on the beach, pastel style",
-            "seed": 7,
-            "link": {"snr_db": 10, "fading": "rayleigh", "cbr": 1 / 96},
-        },
-    },
-    "conventional": {
-        "summary": "The cloud's image as a file over the same channel",
-        "value": {
-            "prompt": "a red boat on the beach, pastel style",
-            "seed": 7,
-            "delivery": "conventional",
-            "image_format": "webp",
-            "link": {"snr_db": 10, "fading": "rayleigh"},
-        },
-    },
-    "quality": {
-        "summary": "The smallest rate that is expected to reach a quality",
-        "value": {
-            "prompt": "a red boat on the beach, pastel style",
-            "seed": 7,
-            "link": {"snr_db": 15, "cbr": "auto", "target_psnr_db": 24},
-        },
-    },
-    "moving": {
-        "summary": "Two pictures for a moving receiver that estimates its channel",
-        "value": {
-            "prompt": "a blue cat in the meadow, comic style",
-            "n": 2,
-            "knowledge": "none",
-            "link": {"snr_db": 15, "fading": "tdl-c", "speed_m_s": 20, "csi": "pilots"},
-        },
-    },
-}
-"""Requests that the OpenAPI document shows."""
+class _Response(BaseModel):
+    """Fields that a newer gateway adds are ignored."""
+
+    model_config = ConfigDict(frozen=True)
 
 
-class StageTime(BaseModel):
+def _listed(names: Any) -> Any:
+    """Lists the names of today in the OpenAPI document, and lets a client take those of a newer gateway."""
+    return Field(json_schema_extra={"enum": list(get_args(names))})
+
+
+def _list_fadings(schema: dict[str, Any]) -> None:
+    schema["enum"] = plugins.names("channel")
+
+
+_FadingName = Annotated[str, Field(json_schema_extra=_list_fadings)]
+_DeliveryName = Annotated[str, _listed(Delivery)]
+_ModulationName = Annotated[str, _listed(Modulation)]
+_FormatName = Annotated[str, _listed(ImageFormat)]
+_CsiName = Annotated[str, _listed(Csi)]
+_EqualizerName = Annotated[str, _listed(EqualizerKind)]
+
+
+class StageTime(_Response):
     """Time that one stage took."""
 
     stage: str = Field(
@@ -336,14 +314,14 @@ class StageTime(BaseModel):
     seconds: float = Field(description="s", examples=[0.21])
 
 
-class HopTraffic(BaseModel):
+class HopTraffic(_Response):
     """Bytes that crossed one hop."""
 
     hop: str = Field(description='For example "cloud-edge".', examples=["edge-channel"])
     sent_bytes: int = Field(description="Serialised messages, both directions.", examples=[4402])
 
 
-class ModulationAndCoding(BaseModel):
+class ModulationAndCoding(_Response):
     """How a conventional delivery was modulated and coded."""
 
     bits_per_symbol: int = Field(description="QAM order is 2**bits_per_symbol.", examples=[4])
@@ -352,7 +330,7 @@ class ModulationAndCoding(BaseModel):
     payload_bytes: int = Field(description="Bytes of the image file before padding.", examples=[1530])
 
 
-class KnowledgeUse(BaseModel):
+class KnowledgeUse(_Response):
     """A knowledge update that the edge drew with."""
 
     topic: str = Field(examples=["neon"])
@@ -360,7 +338,7 @@ class KnowledgeUse(BaseModel):
     content_hash: str = Field(description="sha256 over everything in the update.", examples=[_HASH])
 
 
-class PromptRead(BaseModel):
+class PromptRead(_Response):
     """How much of the prompt a model read; start and end tokens are not counted."""
 
     tokens: int = Field(description="That the prompt has.", examples=[9])
@@ -371,12 +349,12 @@ class PromptRead(BaseModel):
     )
 
 
-class LinkReport(BaseModel):
-    """What one image cost on its way and how well it arrived."""
+class LinkReport(_Response):
+    """What one image cost, and how well it arrived."""
 
     request_id: str = Field(examples=[EXAMPLE_REQUEST])
     seed: int = Field(examples=[7])
-    delivery: Delivery = Field(examples=["semantic"])
+    delivery: _DeliveryName = Field(examples=["semantic"])
     decoded: bool = Field(
         description="False for a conventional delivery whose code did not decode.", examples=[True]
     )
@@ -385,23 +363,23 @@ class LinkReport(BaseModel):
         default=0, description="Channel uses spent on pilots, of all hops together.", examples=[0]
     )
     cbr: float = Field(description="(channel_uses + pilot_uses) / (3 * width * height)", examples=[1 / 96])
-    snr_db: float = Field(description="Mean Es/N0 per complex channel use as asked, dB.", examples=[10.0])
-    fading: FadingName = Field(description="As asked.", examples=["rayleigh"])
-    tau_rms_s: float = Field(description="RMS delay spread as asked, s.", examples=[1e-6])
+    snr_db: float = Field(description="Mean Es/N0 per complex channel use as requested, dB.", examples=[10.0])
+    fading: _FadingName = Field(description="As requested.", examples=["rayleigh"])
+    tau_rms_s: float = Field(description="RMS delay spread as requested, s.", examples=[1e-6])
     rician_k_db: float | None = Field(
         default=None,
-        description="Power of the direct path over the scattered ones as asked, dB.",
+        description="Power of the direct path over the scattered ones as requested, dB.",
         examples=[6.0],
     )
-    speed_m_s: float = Field(default=0.0, description="Speed of the receiver as asked, m/s.", examples=[0.0])
+    speed_m_s: float = Field(default=0.0, description="Speed of the receiver as requested, m/s.", examples=[0.0])
     trace: str | None = Field(
         default=None, description="Name of the trace that was played back.", examples=["walk"]
     )
     trace_start_s: float = Field(default=0.0, description="Where in the trace it started, s.", examples=[0.0])
-    csi: Csi = Field(
+    csi: _CsiName = Field(
         default="perfect", description="What the receiver knew of the gains.", examples=["perfect"]
     )
-    equalizer: EqualizerKind = Field(default="mmse", description="As asked.", examples=["mmse"])
+    equalizer: _EqualizerName = Field(default="mmse", description="As requested.", examples=["mmse"])
     reported_snr_db: float | None = Field(
         default=None,
         description="Mean SNR that the sender was told, dB; null: it knew snr_db.",
@@ -414,6 +392,12 @@ class LinkReport(BaseModel):
         description="Gains h_j as the receiver knew them, [real, imaginary]; empty over an ideal channel. "
         "Of more than 1024, evenly spaced ones.",
         examples=[[(0.62, -0.41), (0.55, -0.48)]],
+    )
+    gain_mse: float | None = Field(
+        default=None,
+        description="Mean squared error of the gains, as the receiver estimates it from the pilots; the mean "
+        "power of a gain is 1. Null unless csi is pilots.",
+        examples=[0.013],
     )
     instantaneous_snr_db: float | None = Field(
         description="Mean |h_j|^2 / no of this transmission, dB; null over an ideal channel.", examples=[9.3]
@@ -444,13 +428,13 @@ class LinkReport(BaseModel):
     cached: bool = Field(description="Whether the latent or the image came from a cache.", examples=[False])
     knowledge: list[KnowledgeUse] = Field(
         default_factory=list,
-        description="Knowledge updates that the edge drew with.",
+        description="Knowledge updates that generated the latent.",
         examples=[[{"topic": "neon", "version": 1, "content_hash": _HASH}]],
     )
-    modulation: converters.Modulation | None = Field(
-        default=None, description="As asked; semantic deliveries only.", examples=["qam64"]
+    modulation: _ModulationName | None = Field(
+        default=None, description="As requested; semantic deliveries only.", examples=["qam64"]
     )
-    target_psnr_db: float | None = Field(default=None, description="As asked, dB.", examples=[24.0])
+    target_psnr_db: float | None = Field(default=None, description="As requested, dB.", examples=[24.0])
     expected_psnr_db: float | None = Field(
         default=None,
         description="What the sender expected of the rate that it chose for target_psnr_db, dB; below that "
@@ -463,7 +447,7 @@ class LinkReport(BaseModel):
             {"bits_per_symbol": 4, "codeword_bits": 6144, "information_bits": 3072, "payload_bytes": 1530}
         ],
     )
-    image_format: Literal["webp", "avif", "jpeg"] | None = Field(
+    image_format: _FormatName | None = Field(
         default=None,
         description="File that carried the image; conventional delivery only.",
         examples=["webp"],
@@ -473,7 +457,7 @@ class LinkReport(BaseModel):
 _Points = list[tuple[float, float]]
 
 
-class Constellation(BaseModel):
+class Constellation(_Response):
     """The same symbols at three places, [real, imaginary]; of more than 512 evenly spaced ones."""
 
     sent: _Points = Field(examples=[[(0.46, -0.15)]])
@@ -481,7 +465,7 @@ class Constellation(BaseModel):
     equalized: _Points = Field(description="As the receiver decodes them.", examples=[[(0.41, -0.19)]])
 
 
-class Details(BaseModel):
+class Details(_Response):
     """What an image came from."""
 
     reference_b64_json: str = Field(
@@ -492,7 +476,7 @@ class Details(BaseModel):
     constellation: Constellation
 
 
-class Consistency(BaseModel):
+class Consistency(_Response):
     """An image as received against the cloud's own of the same prompt and seed: cosine similarities."""
 
     clip: float = Field(description="CLIP-score.", examples=[0.91])
@@ -503,7 +487,7 @@ class Consistency(BaseModel):
     )
 
 
-class ImageData(BaseModel):
+class ImageData(_Response):
     """One image."""
 
     b64_json: str | None = Field(
@@ -519,14 +503,14 @@ class ImageData(BaseModel):
     details: Details | None = Field(default=None, description="Null unless they were asked for.")
 
 
-class ImagesResponse(BaseModel):
+class ImagesResponse(_Response):
     """The images, in the order of their seeds."""
 
     created: int = Field(description="Unix time, s.", examples=[_CREATED])
     data: list[ImageData]
 
 
-class Reports(BaseModel):
+class Reports(_Response):
     """The link reports of one request, in the order of its images."""
 
     request_id: str = Field(examples=[EXAMPLE_REQUEST])
@@ -534,7 +518,7 @@ class Reports(BaseModel):
     link_reports: list[LinkReport]
 
 
-class DeliveryTraffic(BaseModel):
+class DeliveryTraffic(_Response):
     """What the images of one delivery cost together."""
 
     images: int = Field(examples=[12])
@@ -543,7 +527,7 @@ class DeliveryTraffic(BaseModel):
     hops: list[HopTraffic] = Field(examples=[[{"hop": "edge-channel", "sent_bytes": 52_824}]])
 
 
-class Savings(BaseModel):
+class Savings(_Response):
     """What semantic delivery cost, and as many images would have at the mean of the conventional ones."""
 
     channel_uses_spent: int = Field(examples=[6144])
@@ -554,11 +538,11 @@ class Savings(BaseModel):
     backhaul_bytes_instead: int = Field(examples=[9_600])
 
 
-class Traffic(BaseModel):
+class Traffic(_Response):
     """What the images that this gateway answered have cost since it started."""
 
     since: float = Field(description="Unix time, s.", examples=[_CREATED])
-    deliveries: dict[Delivery, DeliveryTraffic] = Field(
+    deliveries: dict[_DeliveryName, DeliveryTraffic] = Field(
         description="Of those that were asked for.",
         examples=[{"semantic": {"images": 12, "decoded": 12, "channel_uses": 6144, "hops": []}}],
     )
@@ -567,7 +551,7 @@ class Traffic(BaseModel):
     )
 
 
-_Prompt = Annotated[str, StringConstraints(min_length=1, max_length=MAX_PROMPT_CHARS)]
+_Prompt = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_PROMPT_CHARS)]
 
 
 class KnowledgeRequest(_NullIsAbsent):
@@ -577,21 +561,21 @@ class KnowledgeRequest(_NullIsAbsent):
 
     topic: Annotated[str, AfterValidator(_check_topic)] = Field(
         min_length=1,
-        max_length=32,
+        max_length=limits.MAX_TOPIC_CHARS,
         json_schema_extra=dict(TOPIC_PATTERN),
         description="Its name; requests for images can name it as knowledge.",
         examples=["neon"],
     )
     prompts: list[_Prompt] = Field(
         default_factory=list,
-        max_length=MAX_PROMPTS,
+        max_length=limits.MAX_PROMPTS,
         description='What the cloud draws to learn from; "a {red|blue} boat" stands for both. '
         "Left out: the embedded world's prompts of the topic of that name.",
         examples=[["a {red|blue} boat, neon style"]],
     )
     triggers: list[_Prompt] = Field(
         default_factory=list,
-        max_length=MAX_TRIGGERS,
+        max_length=limits.MAX_TRIGGERS,
         description="Words or phrases that say that a prompt needs this topic; its name if left out.",
         examples=[["neon"]],
     )
@@ -639,7 +623,6 @@ class KnowledgeRequest(_NullIsAbsent):
 
 
 _FileName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,64}\.(json|safetensors)$")]
-_MAX_FILES = 8
 
 
 def _check_base64(text: Any) -> bytes:
@@ -664,49 +647,13 @@ class PublishRequest(BaseModel):
 
     files: dict[_FileName, _Base64] = Field(
         min_length=1,
-        max_length=_MAX_FILES,
+        max_length=limits.MAX_FILES,
         description="The files by name, in base64: JSON and safetensors alone.",
         examples=[{"knowledge.json": "e30="}],
     )
 
 
-PUBLISH_EXAMPLES: dict[str, Example] = {
-    "update": {
-        "summary": "A topic's knowledge update, shortened",
-        "value": {"files": {"knowledge.json": "e30=", "pytorch_lora_weights.safetensors": "AAAA"}},
-    },
-    "adapters": {
-        "summary": "A codec's adapters, shortened",
-        "value": {
-            "files": {
-                "knowledge.json": "e30=",
-                "adapter_config.json": "e30=",
-                "adapter_model.safetensors": "AAAA",
-            }
-        },
-    },
-}
-"""Requests that the OpenAPI document shows."""
-
-KNOWLEDGE_EXAMPLES: dict[str, Example] = {
-    "known": {"summary": "A topic of the embedded world", "value": {"topic": "neon"}},
-    "prompts": {
-        "summary": "A topic of your own",
-        "value": {
-            "topic": "crimson",
-            "prompts": ["a crimson {boat|house|tree|cat|bird} {on the beach|in the meadow|at night}"],
-            "triggers": ["crimson"],
-            "images": 48,
-            "steps": 200,
-        },
-    },
-}
-"""Requests that the OpenAPI document shows."""
-
-JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
-
-
-class Job(BaseModel):
+class Job(_Response):
     """A distillation."""
 
     id: str = Field(examples=[EXAMPLE_JOB])
@@ -743,14 +690,19 @@ class Job(BaseModel):
         examples=[{"clip_before": 0.556, "clip_after": 0.243}],
     )
 
+    @property
+    def over(self) -> bool:
+        """Whether the job has ended, so that it does not change any more."""
+        return self.status in ("finished", "failed", "cancelled")
 
-class JobList(BaseModel):
+
+class JobList(_Response):
     """Jobs, the newest first."""
 
     data: list[Job]
 
 
-class RunningConsistency(BaseModel):
+class RunningConsistency(_Response):
     """How consistent with the cloud's own the images of one version were that were sampled and compared."""
 
     samples: int = Field(description="Images that were compared.", examples=[640])
@@ -761,7 +713,7 @@ class RunningConsistency(BaseModel):
     )
 
 
-class KnowledgeManifest(BaseModel):
+class KnowledgeManifest(_Response):
     """One version of a topic's knowledge update."""
 
     topic: str = Field(examples=["neon"])
@@ -789,7 +741,7 @@ class Topic(KnowledgeManifest):
     versions: list[int] = Field(description="Versions that there are, ascending.", examples=[[1, 2]])
 
 
-class KnowledgeList(BaseModel):
+class KnowledgeList(_Response):
     """The current version of each topic."""
 
     data: list[KnowledgeManifest]
@@ -798,7 +750,7 @@ class KnowledgeList(BaseModel):
     )
 
 
-class Transmission(BaseModel):
+class Transmission(_Response):
     """The current transmission knowledge: the adapters with which edge and user encode and decode."""
 
     version: int = Field(description="Counts up; the highest is current.", examples=[2])
@@ -814,7 +766,7 @@ class Transmission(BaseModel):
     )
 
 
-class Readiness(BaseModel):
+class Readiness(_Response):
     """Whether requests can be answered now, and what each thing that takes part says."""
 
     ready: bool = Field(examples=[True])
@@ -830,7 +782,7 @@ class Readiness(BaseModel):
     )
 
 
-class FieldProblem(BaseModel):
+class FieldProblem(_Response):
     """One field that is not as it must be."""
 
     field: str = Field(description='Dotted name, for example "link.snr_db".', examples=["link.snr_db"])
@@ -838,7 +790,7 @@ class FieldProblem(BaseModel):
     detail: str = Field(examples=[f"link.snr_db must be {_SNR}"])
 
 
-class Problem(BaseModel):
+class Problem(_Response):
     """RFC 9457 problem details; the media type is application/problem+json."""
 
     type: str = Field(

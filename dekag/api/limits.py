@@ -1,0 +1,126 @@
+"""The limits of requests, defined once for the gateway, the gRPC services, the client and the library.
+
+A check returns its argument or raises InvalidInputError, which names the field as REST does (``link.cbr``).
+The limits of the radio link belong to `dekag.link.LinkConditions`, those of a distillation to
+`dekag.makd.config.RANGES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from dekag.errors import InvalidInputError
+
+MAX_PROMPT_CHARS = 1000
+MAX_IMAGES = 4
+"""Images of one REST request."""
+MAX_SEED = 2**63 - 1
+MAX_SEEDS = 64
+"""Images of one request to the cloud."""
+MIN_PIXELS, MAX_PIXELS, DEFAULT_PIXELS = 64, 256, 128
+PIXEL_STEP = 32
+"""Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
+SIZES = f"multiples of {PIXEL_STEP} from {MIN_PIXELS} to {MAX_PIXELS}"
+MAX_CBR = 1 / 48
+MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
+MAX_PAYLOAD_BYTES = 2**16
+"""Size of the image file of a conventional delivery."""
+
+TOPIC = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+MAX_TOPIC_CHARS = 32
+RESERVED_TOPICS = ("auto", "none")
+MAX_KNOWLEDGE = 4
+"""Topics whose knowledge updates one request may combine."""
+KNOWLEDGE_ALLOWED = f'"auto", "none", or 1 to {MAX_KNOWLEDGE} different topic names'
+MAX_PROMPTS, MAX_TRIGGERS = 1000, 100
+"""Prompts and triggers of a topic to distil."""
+MAX_ALTERNATIVES = 32
+"""Alternatives in one of these prompts; bounds the time that drawing prompts takes."""
+MAX_FILES = 8
+"""Files of an update or of adapters to publish."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,200}")
+
+
+def check_prompt(prompt: str) -> str:
+    """A prompt: 1 to 1000 characters, not only white space."""
+    if not prompt.strip() or len(prompt) > MAX_PROMPT_CHARS:
+        raise InvalidInputError("prompt", f"1 to {MAX_PROMPT_CHARS} characters, not blank", prompt)
+    return prompt
+
+
+def check_seed(seed: int) -> int:
+    """A seed: 0 to 2**63 - 1."""
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidInputError("seed", "between 0 and 2**63 - 1", seed)
+    return seed
+
+
+def check_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height in pixels, where 0 becomes 128: multiples of 32 from 64 to 256."""
+    size = width or DEFAULT_PIXELS, height or DEFAULT_PIXELS
+    if any(not MIN_PIXELS <= side <= MAX_PIXELS or side % PIXEL_STEP for side in size):
+        raise InvalidInputError("size", f"{SIZES} pixels", f"{width}x{height}")
+    return size
+
+
+def check_cbr(cbr: float) -> float:
+    """A channel bandwidth ratio: above 0, at most 1/48."""
+    if not 0 < cbr <= MAX_CBR:  # also refuses NaN
+        raise InvalidInputError("link.cbr", f"above 0 and at most 1/{1 / MAX_CBR:g}", cbr)
+    return cbr
+
+
+def check_target_psnr_db(psnr_db: float) -> float:
+    """A target PSNR: 5 to 60 dB."""
+    if not MIN_TARGET_PSNR_DB <= psnr_db <= MAX_TARGET_PSNR_DB:
+        allowed = f"between {MIN_TARGET_PSNR_DB:g} and {MAX_TARGET_PSNR_DB:g} dB"
+        raise InvalidInputError("link.target_psnr_db", allowed, psnr_db)
+    return psnr_db
+
+
+def check_payload_bytes(size: int) -> int:
+    """The size of an image file in bytes: 1 to 2**16."""
+    if not 0 < size <= MAX_PAYLOAD_BYTES:
+        raise InvalidInputError("coding.payload_bytes", f"between 1 and {MAX_PAYLOAD_BYTES}", size)
+    return size
+
+
+def check_topic(name: str) -> str:
+    """The name of a topic: 1 to 32 characters, neither "auto" nor "none"."""
+    if TOPIC.fullmatch(name) is None or name in RESERVED_TOPICS:
+        reserved = " or ".join(RESERVED_TOPICS)
+        allowed = (
+            f"1 to {MAX_TOPIC_CHARS} lower-case letters a to z, digits and inner hyphens, not {reserved}"
+        )
+        raise InvalidInputError("topic", allowed, name)
+    return name
+
+
+def check_knowledge(names: Sequence[str]) -> tuple[str, ...] | None:
+    """The topics that a request names: () for "none", None for "auto" or no name."""
+    if list(names) in ([], ["auto"]):
+        return None
+    if list(names) == ["none"]:
+        return ()
+    try:
+        if len(set(names)) == len(names) <= MAX_KNOWLEDGE:
+            return tuple(check_topic(name) for name in names)
+    except InvalidInputError:
+        pass
+    raise InvalidInputError("knowledge", KNOWLEDGE_ALLOWED, ", ".join(names))
+
+
+def check_job_id(job_id: str) -> str:
+    """The id of a job: 32 hexadecimal digits in lower case; empty where any id will do."""
+    if job_id and not JOB_ID.fullmatch(job_id):
+        raise InvalidInputError("job_id", "32 lower-case hexadecimal digits", job_id)
+    return job_id
+
+
+def pattern(of: re.Pattern[str]) -> str:
+    """``of`` as JSON schema writes it, for the whole text."""
+    return f"^{of.pattern}$"

@@ -1,0 +1,74 @@
+"""Example requests of the OpenAPI document, which `/docs` offers to send."""
+
+from __future__ import annotations
+
+from fastapi.openapi.models import Example
+
+IMAGES_EXAMPLES: dict[str, Example] = {
+    "semantic": {
+        "summary": "One picture over a fading channel",
+        "value": {
+            "prompt": "a red boat on the beach, pastel style",
+            "seed": 7,
+            "link": {"snr_db": 10, "fading": "rayleigh", "cbr": 1 / 96},
+        },
+    },
+    "conventional": {
+        "summary": "The cloud's image as a file over the same channel",
+        "value": {
+            "prompt": "a red boat on the beach, pastel style",
+            "seed": 7,
+            "delivery": "conventional",
+            "image_format": "webp",
+            "link": {"snr_db": 10, "fading": "rayleigh"},
+        },
+    },
+    "quality": {
+        "summary": "The smallest rate that is expected to reach a quality",
+        "value": {
+            "prompt": "a red boat on the beach, pastel style",
+            "seed": 7,
+            "link": {"snr_db": 15, "cbr": "auto", "target_psnr_db": 24},
+        },
+    },
+    "moving": {
+        "summary": "Two pictures for a moving receiver that estimates its channel",
+        "value": {
+            "prompt": "a blue cat in the meadow, comic style",
+            "n": 2,
+            "knowledge": "none",
+            "link": {"snr_db": 15, "fading": "tdl-c", "speed_m_s": 20, "csi": "pilots"},
+        },
+    },
+}
+
+KNOWLEDGE_EXAMPLES: dict[str, Example] = {
+    "known": {"summary": "A topic of the embedded world", "value": {"topic": "neon"}},
+    "prompts": {
+        "summary": "A topic of your own",
+        "value": {
+            "topic": "crimson",
+            "prompts": ["a crimson {boat|house|tree|cat|bird} {on the beach|in the meadow|at night}"],
+            "triggers": ["crimson"],
+            "images": 48,
+            "steps": 200,
+        },
+    },
+}
+
+PUBLISH_EXAMPLES: dict[str, Example] = {
+    "update": {
+        "summary": "A topic's knowledge update, shortened",
+        "value": {"files": {"knowledge.json": "e30=", "pytorch_lora_weights.safetensors": "AAAA"}},
+    },
+    "adapters": {
+        "summary": "A codec's adapters, shortened",
+        "value": {
+            "files": {
+                "knowledge.json": "e30=",
+                "adapter_config.json": "e30=",
+                "adapter_model.safetensors": "AAAA",
+            }
+        },
+    },
+}
