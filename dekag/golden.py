@@ -108,7 +108,7 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
 
 def _of_generation(profile: Profile) -> Iterator[Output]:
     from dekag.generation.models import Generator
-    from dekag.makd.aligned import AlignedGenerator
+    from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
 
     for name, model in (("cloud", profile.cloud), ("edge", profile.edge)):
@@ -131,7 +131,7 @@ def _of_generation(profile: Profile) -> Iterator[Output]:
 
 
 def _of_transmission(profile: Profile) -> Iterator[Output]:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.cala.conditions import CONDITION_FEATURES
     from dekag.codec import LatentCodec
     from dekag.generation.models import folder_hash

@@ -20,10 +20,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dekag.errors import InvalidInputError
-from dekag.finite import check_finite
 from dekag.link.channel import Reception, State, received, transmit
 from dekag.link.conditions import SHIPPED_TRACES, LinkConditions
 from dekag.link.equalizer import equalize
+from dekag.numerics import check_finite
 
 if TYPE_CHECKING:
     # Imported where they are needed: the channel service uses this module without any model's libraries.
@@ -459,7 +459,7 @@ class SemanticLink:
             NotFoundError: there is no such profile.
             MismatchError: the transmission knowledge does not fit the codec.
         """
-        from dekag.cala.aligned import AlignedCodec
+        from dekag.cala.aligned_codec import AlignedCodec
         from dekag.generation.models import Generator
         from dekag.generation.profile import Profile, load_profile
 

@@ -33,7 +33,7 @@ ENVIRONMENT = "DEKAG_PLUGINS"
 
 # kind -> module, base class, and the table by name of the library's own and those that are plugged in
 _KINDS = {
-    "channel": ("dekag.link.kinds", "Channel", "CHANNELS"),
+    "channel": ("dekag.link.registry", "Channel", "CHANNELS"),
     "codec": ("dekag.codec.jscc", "LatentCodec", "CODECS"),
     "method": ("dekag.cala.methods", "Adapted", "METHODS"),
     "metric": ("dekag.metrics.image", "Metric", "METRICS"),

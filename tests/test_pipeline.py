@@ -16,7 +16,7 @@ import torch
 
 import dekag
 from dekag import LinkConditions, SemanticLink, pipeline
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.errors import InvalidInputError, NumericalError
 from dekag.generation import profile as profile_module
 from dekag.link import conditions as conditions_module

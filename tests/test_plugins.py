@@ -22,7 +22,7 @@ from dekag.errors import DekagError, InvalidInputError, NotFoundError
 from dekag.link import BLOCKS, Channel, LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.conditions import Fading
-from dekag.link.kinds import CHANNELS
+from dekag.link.registry import CHANNELS
 from dekag.metrics import Metric
 
 pytestmark = pytest.mark.usefixtures("plugging")

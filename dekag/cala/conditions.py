@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dekag import plugins
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
-from dekag.link.kinds import Channel
+from dekag.link.registry import Channel
 
 Numbers = npt.NDArray[np.float64]
 

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag import plugins
+from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, snap_to_qam, unit_power
-from dekag.codec.rows import Conv2d
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 
 FOLD = 2

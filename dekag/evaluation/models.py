@@ -21,11 +21,11 @@ from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt
 from dekag.generation.models import Generator, folder_hash
 from dekag.generation.profile import Profile, load_profile
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.probe import AttributeProbe
-from dekag.places import MODELS
+from dekag.paths import MODELS
 from dekag.training.distill import draw_images
 
 PROBE = MODELS / "embedded" / "probe"

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from dekag.errors import DeadlineError
-from dekag.finite import check_finite
 from dekag.generation.profile import GeneratorProfile
 from dekag.generation.prompts import PromptReader
+from dekag.numerics import check_finite
 
 PIXELS_AT_ONCE = 2**20
 """Of a batch; bounds the memory that drawing and decoding take."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dekag.documents import read_json
 from dekag.errors import FileError, NotFoundError
-from dekag.places import MODELS
+from dekag.paths import MODELS
 
 
 class GeneratorProfile(BaseModel):

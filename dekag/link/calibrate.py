@@ -30,9 +30,9 @@ import torch
 from tqdm import tqdm
 
 from dekag.link.channel import Reception
-from dekag.link.coding import INFORMATION_BITS, MOTHER_RATE, TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 from dekag.link.digital import ITERATIONS, DigitalLink, _code, _constellation, _sent_bits
+from dekag.link.mcs import INFORMATION_BITS, MOTHER_RATE, TABLE, Layout, ModulationAndCoding
 from dekag.link.outage import FADING_DRAWS, loss_share
 
 STEP_DB = 0.125

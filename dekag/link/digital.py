@@ -25,9 +25,9 @@ import torch
 
 from dekag.errors import DekagError, InvalidInputError
 from dekag.link.channel import Reception
-from dekag.link.coding import MAX_PAYLOAD_BYTES, TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import unbiased_equalize
+from dekag.link.mcs import MAX_PAYLOAD_BYTES, TABLE, Layout, ModulationAndCoding
 
 __all__ = ["MAX_PAYLOAD_BYTES", "TABLE", "DecodingError", "DigitalLink", "ModulationAndCoding", "warm_up"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from dekag.link.channel import transmit
-from dekag.link.coding import ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 from dekag.link.digital import DecodingError, DigitalLink
+from dekag.link.mcs import ModulationAndCoding
 
 MAX_TRANSMISSIONS = 4
 

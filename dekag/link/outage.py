@@ -23,8 +23,8 @@ import numpy.typing as npt
 import torch
 
 from dekag.documents import parse_json
-from dekag.link.coding import TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
+from dekag.link.mcs import TABLE, Layout, ModulationAndCoding
 
 Array = npt.NDArray[np.float64]
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load, save
 
 from dekag.artifacts import Artifact
-from dekag.makd.compact import pack, unpack
 from dekag.makd.metaword import rows_for
+from dekag.makd.quantization import pack, unpack
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_TRIGGERS, topic_name
 
 FORMAT = 1

@@ -19,8 +19,8 @@ from dekag.cala.methods import METHODS, Adapted, Cala, attached, build
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, Modulation
 from dekag.errors import InvalidInputError
-from dekag.link.batch import draw_channels, pass_through
 from dekag.link.conditions import Fading, LinkConditions
+from dekag.link.training_channel import draw_channels, pass_through
 from dekag.pipeline import SemanticLink
 from dekag.training.data import psnr_db
 from dekag.training.loop import TrainingRun

@@ -24,7 +24,7 @@ from dekag.errors import MismatchError
 from dekag.generation.images import Pixels, from_bytes, to_png
 from dekag.generation.models import Generator, by_windows
 from dekag.generation.prompts import PromptReader, Window
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.metaword import prompt_states, rows_for, words_of
 from dekag.makd.topics import TopicPrompts

@@ -22,7 +22,7 @@ from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from rich.progress import track
 
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.evaluation.pages import Row
 from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS
@@ -31,7 +31,7 @@ from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile
 from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.metaword import prompt_states
 from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer

@@ -27,7 +27,7 @@ from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from dekag.link.digital import DigitalLink
-from dekag.link.source import Encoded, ladders
+from dekag.link.image_coding import Encoded, ladders
 from services.bench.rows import write_bench
 
 COMMAND = "dekag bench traffic"

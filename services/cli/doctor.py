@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dekag.documents import read_json
-from dekag.places import in_checkout
+from dekag.paths import in_checkout
 from services.cli.extras import install
 from services.common.environment import get
 

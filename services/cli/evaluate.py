@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dekag.errors import DekagError, InvalidInputError
-from dekag.places import shipped_sweep
+from dekag.paths import shipped_sweep
 
 Ray = Annotated[
     str | None, typer.Option(help="local: on this machine's cores; else the address of a Ray cluster.")

@@ -13,7 +13,7 @@ import typer
 
 from dekag.documents import read_json
 from dekag.files import check_folder
-from dekag.places import shipped_model
+from dekag.paths import shipped_model
 
 train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
 

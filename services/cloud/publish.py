@@ -69,7 +69,7 @@ def _uploaded(kind: type[_Artifact], files: Mapping[str, bytes]) -> _Artifact:
 
 def try_out(knowledge: TransmissionKnowledge, codec: str, codec_hash: str) -> None:
     """MismatchError unless the codec in that folder, whose hash that is, works with the adapters."""
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.codec import LatentCodec
 
     AlignedCodec(LatentCodec.load(codec), codec_hash, knowledge)

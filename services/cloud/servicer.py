@@ -15,12 +15,12 @@ from redis.exceptions import RedisError
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
 from dekag.makd.topics import topic_name
-from services.cloud import orders
-from services.cloud.catalogue import mirror, mirror_transmission
-from services.cloud.comparing import Comparisons, received_pixels
+from services.cloud import distill_request
 from services.cloud.drift import DriftWatch
+from services.cloud.image_scoring import Comparisons, received_pixels
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import Jobs, open_redis
+from services.cloud.redis_mirror import mirror, mirror_transmission
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, trouble
 from services.common import converters, metrics
@@ -172,8 +172,8 @@ class CloudServicer(CloudBase):
         self, request: DistillRequest, context: aio.ServicerContext[DistillRequest, Job]
     ) -> Job:
         """Starts a job."""
-        order = await asyncio.to_thread(orders.from_proto, request)
-        return (await self._jobs.start(order, orders.job_id(request))).to_proto()
+        order = await asyncio.to_thread(distill_request.from_proto, request)
+        return (await self._jobs.start(order, distill_request.job_id(request))).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The job as it is now."""

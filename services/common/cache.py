@@ -1,7 +1,6 @@
-"""Redis as a cache: raw bytes under documented keys, and nothing but slower without it.
+"""Redis as a cache of raw bytes. Without Redis the services work as before, only slower.
 
-Beside these keys, ``services.cloud.catalogue``, ``services.cloud.drift`` and ``services.cloud.jobs`` say what
-else is kept in Redis.
+``services.cloud.redis_mirror``, ``services.cloud.drift`` and ``services.cloud.jobs`` document the other keys.
 
 ====================================  ==========================================================
 ``dekag:latent:{sha256}``             float32 little-endian latents of one image

@@ -12,7 +12,7 @@ from grpc import aio
 
 from services.common import security, tracing
 from services.common.errors import from_rpc
-from services.common.requests import outgoing_metadata, request_id, time_remaining
+from services.common.request_context import outgoing_metadata, request_id, time_remaining
 from services.common.settings import CommonSettings
 
 _Request = TypeVar("_Request")

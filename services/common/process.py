@@ -9,7 +9,7 @@ import structlog
 
 from dekag.errors import DekagError
 from services.common.environment import unknown
-from services.common.requests import configure_logging
+from services.common.request_context import configure_logging
 
 _log = structlog.get_logger()
 

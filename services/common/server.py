@@ -30,7 +30,7 @@ from services.common.addresses import join
 from services.common.errors import SettingError
 from services.common.health import REASON_KEY, ask
 from services.common.process import errors_logged
-from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
+from services.common.request_context import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()

@@ -17,7 +17,7 @@ from services.proto.downlink_pb2 import TransmissionKnowledge
 from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
 if TYPE_CHECKING:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from services.common.cache import Cache
     from services.common.settings import CodecSettings
 
@@ -77,7 +77,7 @@ class CodecCache:
 
     def load(self, codec: str, adapters: str | None) -> None:
         """Loads the profile's codec and adapters from their folders; MismatchError if they do not fit."""
-        from dekag.cala.aligned import AlignedCodec
+        from dekag.cala.aligned_codec import AlignedCodec
         from dekag.cala.artifact import TransmissionKnowledge
 
         self.base = AlignedCodec.load(codec, max_batch=self._max_batch)

@@ -16,7 +16,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 from dekag.errors import DeadlineError, ExhaustedError
 from services.common import metrics
-from services.common.requests import time_remaining
+from services.common.request_context import time_remaining
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

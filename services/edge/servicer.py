@@ -42,8 +42,8 @@ from services.proto.downlink_pb2 import (
 from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
-    from dekag.cala.aligned import AlignedCodec
-    from dekag.makd.aligned import AlignedGenerator
+    from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
@@ -129,7 +129,7 @@ class EdgeServicer(DownlinkServicer):
         from dekag.generation.models import Generator
         from dekag.generation.profile import load_profile
         from dekag.link.digital import warm_up
-        from dekag.makd.aligned import AlignedGenerator
+        from dekag.makd.aligned_generator import AlignedGenerator
 
         profile = load_profile(self._settings.profile)
         generator = Generator.from_profile(profile.edge)

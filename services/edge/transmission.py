@@ -14,7 +14,7 @@ from services.common.transmission import TRANSMISSION_KEY, CodecCache, Transmiss
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest, TransmissionKnowledge
 
 if TYPE_CHECKING:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from services.common.cache import Cache
     from services.edge.settings import EdgeSettings
     from services.proto.cloud_pb2_grpc import CloudAsyncStub

@@ -7,7 +7,7 @@ import structlog
 from dekag import plugins
 from services.common import metrics, tracing
 from services.common.process import errors_logged
-from services.common.requests import configure_logging
+from services.common.request_context import configure_logging
 from services.common.security import check_exposure, exposed_on
 from services.gateway.app import create_app
 from services.gateway.server import make_server

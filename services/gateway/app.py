@@ -19,7 +19,7 @@ from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
 from services.common.converters import MAX_SEED
 from services.common.health import Health, ask
-from services.common.requests import request_id
+from services.common.request_context import request_id
 from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
 from services.gateway.bodies import JsonRoute

@@ -15,7 +15,7 @@ from fastapi.sse import EventSourceResponse
 from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.knowledge import NO_KNOWLEDGE
-from services.common.requests import begin_request, request_id
+from services.common.request_context import begin_request, request_id
 from services.gateway.bodies import JsonRoute
 from services.gateway.converters import to_consistency, to_distill, to_job, to_manifest, to_transmission
 from services.gateway.idempotency import job_id_for

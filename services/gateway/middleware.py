@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.gateway import bodies, page
 from services.gateway.keys import Keys
 from services.gateway.problems import from_error, problem

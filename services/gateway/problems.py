@@ -17,7 +17,7 @@ from starlette.types import Scope
 
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
 from services.common.errors import http_status, public
-from services.common.requests import request_id
+from services.common.request_context import request_id
 from services.gateway.schemas import FieldProblem, Problem
 
 MEDIA_TYPE = "application/problem+json"

@@ -12,7 +12,7 @@ from dekag.errors import DekagError
 from services.common import metrics
 from services.common.clients import call
 from services.common.knowledge import NO_KNOWLEDGE
-from services.common.requests import begin_request, request_id
+from services.common.request_context import begin_request, request_id
 from services.gateway import schemas
 from services.gateway.converters import to_image_consistency
 from services.gateway.settings import GatewaySettings

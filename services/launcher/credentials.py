@@ -42,7 +42,7 @@ _JOBS = (
     "+@read +@write +@scripting +@pubsub +@transaction -@dangerous -@admin +info"
 )
 # What a service may touch in Redis and how, beside what every connection needs. The keys are described in
-# services.common.cache, services.cloud.catalogue, services.cloud.jobs and services.cloud.drift.
+# services.common.cache, services.cloud.redis_mirror, services.cloud.jobs and services.cloud.drift.
 _MAY = {
     "gateway": "~dekag:report:* +get +set",
     "user": f"~dekag:transmission ~dekag:update:* {_READS}",

@@ -232,7 +232,7 @@ class Stack:
     def _start_distiller(self, env: Mapping[str, str]) -> None:
         alive = Path(env["DEKAG_HEALTH_FILE"])
         alive.unlink(missing_ok=True)
-        command = [sys.executable, "-P", "-m", "services.cloud.worker"]
+        command = [sys.executable, "-P", "-m", "services.cloud.distiller"]
         self._spawn("distiller", 0, command, env, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> None:

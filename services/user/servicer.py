@@ -36,7 +36,7 @@ from services.proto.user_pb2 import Details, LinkReport, ReceivedImage
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
     from services.common.converters import DeliveryRequest

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from dekag.artifacts import INFO
 from dekag.cala import CalaConfig, condition_vector
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.artifact import CONFIG, WEIGHTS, TransmissionKnowledge
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec

@@ -29,8 +29,8 @@ from dekag.evaluation.studies.digital import (
 )
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
-from dekag.link import source
-from dekag.link.coding import Layout
+from dekag.link import image_coding
+from dekag.link.mcs import Layout
 from dekag.metrics.features import ImageScorer
 
 RATE = 1 / 96
@@ -51,7 +51,7 @@ def scorer() -> ImageScorer:
 @pytest.fixture(scope="module")
 def pictures(edge: Generator, scorer: ImageScorer, tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "QUALITIES", (0, 30))
+        patch.setattr(image_coding, "QUALITIES", (0, 30))
         patch.setattr(digital, "_MEAN_PICTURES", 4)
         store = ResultStore(tmp_path_factory.mktemp("digital"))
         first = load_pictures(edge, scorer, 3, store)

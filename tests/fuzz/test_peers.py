@@ -17,7 +17,7 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.makd.update import KnowledgeUpdate
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.gateway.app import create_app

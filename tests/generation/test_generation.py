@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from dekag.errors import InvalidInputError, NotFoundError, NumericalError
-from dekag.finite import check_finite
 from dekag.generation.images import from_bytes, to_png, to_webp
 from dekag.generation.models import Generator, folder_hash
 from dekag.generation.profile import load_profile
+from dekag.numerics import check_finite
 from dekag.training.tiny_models import save_dummy_models
 from dekag.world import random_scene, render
 

@@ -13,11 +13,11 @@ from dekag.link import digital, outage
 from dekag.link.calibrate import GRID_DB, mutual_information, threshold_db
 from dekag.link.capacity import awgn_capacity, bytes_within, ergodic_capacity, outage_capacity
 from dekag.link.channel import Reception, received, transmit
-from dekag.link.coding import SIZES, Layout, largest_payload
 from dekag.link.conditions import LinkConditions
 from dekag.link.digital import TABLE, DecodingError, DigitalLink, ModulationAndCoding
 from dekag.link.equalizer import unbiased_equalize
 from dekag.link.harq import deliver, slot_seed
+from dekag.link.mcs import SIZES, Layout, largest_payload
 
 LINK = DigitalLink()
 

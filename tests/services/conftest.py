@@ -30,12 +30,12 @@ from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
+from services.cloud.distiller import Distiller
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
-from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.converters import DeliveryRequest
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.edge.servicer import EdgeServicer

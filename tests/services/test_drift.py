@@ -25,8 +25,8 @@ from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.training.distill import distill
-from services.cloud.comparing import Comparisons
 from services.cloud.drift import CONSISTENCY_KEY
+from services.cloud.image_scoring import Comparisons
 from services.cloud.publish import publish_update, update_of
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings

@@ -20,11 +20,11 @@ from schemathesis import GenerationMode
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.generation.images import to_png
 from dekag.world import random_scene, render
-from services.cloud import orders
+from services.cloud import distill_request
 from services.common import clients, converters
 from services.common.errors import InternalError
 from services.common.frames import FrameError, channel_states
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.gateway.converters import to_image
@@ -150,7 +150,7 @@ async def test_converters_read_or_refuse(
         (converters.coding_from_proto, coding),
         (converters.image_formats, generate),
         (converters.seeds, generate),
-        (orders.from_proto, order),
+        (distill_request.from_proto, order),
         (lambda state: channel_states([state], 8), state),
     ):
         try:

@@ -25,12 +25,12 @@ from dekag.documents import read_json
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from dekag.generation.profile import load_profile
 from dekag.makd.update import KnowledgeUpdate
+from services.cloud.distiller import Distiller
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.cloud.version_store import KnowledgeStore
-from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 from services.proto import cloud_pb2
@@ -105,7 +105,7 @@ def work(settings: DistillerSettings, tmp_path: Path) -> Iterator[Work]:
         with (tmp_path / "distiller.log").open("ab") as log:
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "services.cloud.worker"],
+                    [sys.executable, "-m", "services.cloud.distiller"],
                     env=os.environ | env,
                     cwd=Path(__file__).parents[2],
                     stderr=log,

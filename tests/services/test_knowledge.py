@@ -25,8 +25,8 @@ from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.training.distill import distill
-from services.cloud.catalogue import mirror
 from services.cloud.publish import main
+from services.cloud.redis_mirror import mirror
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore

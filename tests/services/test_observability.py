@@ -29,7 +29,7 @@ from prometheus_client import REGISTRY, generate_latest
 from dekag.errors import ExhaustedError
 from services.common import clients, tracing
 from services.common.cache import Cache
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.common.settings import CommonSettings
 from services.common.worker import ModelWorker
 from services.gateway.admission import Admission
@@ -415,7 +415,7 @@ def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None
         port = taken.getsockname()[1]
         env = {"DEKAG_METRICS_PORT": str(port), "DEKAG_REDIS_URL": redis_url}
         done = subprocess.run(
-            [sys.executable, "-m", "services.cloud.worker"],
+            [sys.executable, "-m", "services.cloud.distiller"],
             env=os.environ | env,
             capture_output=True,
             text=True,

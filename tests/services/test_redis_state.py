@@ -18,9 +18,9 @@ from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
 from services.cli.doctor import redis as doctor_of_redis
+from services.cloud.distiller import Distiller
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
-from services.cloud.worker import Distiller
 from services.common import redis_state
 from services.common.cache import Cache
 from services.common.healthcheck import healthy

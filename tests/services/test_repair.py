@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.errors import NotFoundError
 from dekag.makd.update import KnowledgeUpdate
-from services.cloud.catalogue import mirror, mirror_transmission
+from services.cloud.redis_mirror import mirror, mirror_transmission
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key

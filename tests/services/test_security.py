@@ -123,7 +123,7 @@ async def test_a_service_does_not_listen_beyond_loopback_without_tls(credentials
 def test_a_distiller_that_lacks_its_password_says_so_and_ends(tmp_path: Path) -> None:
     missing = tmp_path / "redis-password"
     ended = subprocess.run(
-        [sys.executable, "-m", "services.cloud.worker"],
+        [sys.executable, "-m", "services.cloud.distiller"],
         env=os.environ
         | {"DEKAG_REDIS_URL": "redis://127.0.0.1:1/0", "DEKAG_REDIS_PASSWORD_FILE": str(missing)},
         capture_output=True,

@@ -33,7 +33,7 @@ from services.channel.settings import ChannelSettings
 from services.common import clients, converters, errors
 from services.common.converters import DeliveryRequest
 from services.common.errors import SettingError
-from services.common.requests import begin_request, request_id, time_remaining
+from services.common.request_context import begin_request, request_id, time_remaining
 from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.proto.downlink_pb2 import ProvideRequest, SymbolBlock, SymbolFrame, TransmissionHeader

@@ -23,8 +23,8 @@ from dekag.generation.images import to_png
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
-from services.cloud.catalogue import mirror_transmission
 from services.cloud.publish import main, publish_adapters
+from services.cloud.redis_mirror import mirror_transmission
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import TransmissionStore

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from dekag.errors import NotFoundError
-from services.cloud.catalogue import mirror
+from services.cloud.redis_mirror import mirror
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore

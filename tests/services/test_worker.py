@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from dekag.errors import DeadlineError, ExhaustedError
-from services.common.requests import begin_request, request_id
+from services.common.request_context import begin_request, request_id
 from services.common.worker import BatchWorker, ModelWorker, Wanted
 
 

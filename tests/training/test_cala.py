@@ -160,7 +160,7 @@ def test_one_condition_can_be_trained_alone(codec: JsccCodec, latents: torch.Ten
 def test_training_makes_an_artifact_that_loads(
     codec: JsccCodec, latents: torch.Tensor, tmp_path: Path, method: str
 ) -> None:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.cala.artifact import TransmissionKnowledge
     from dekag.generation.models import folder_hash
 

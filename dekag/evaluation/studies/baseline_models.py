@@ -27,7 +27,7 @@ from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
-from dekag.places import MODELS
+from dekag.paths import MODELS
 from dekag.training.data import scene_number
 from dekag.world import TOPICS, render
 from dekag.world.scene import STYLES, SUBJECTS

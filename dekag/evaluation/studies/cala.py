@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from dekag import plugins
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, Adapted, Cala
 from dekag.documents import parse_json

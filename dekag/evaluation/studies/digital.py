@@ -37,11 +37,11 @@ from dekag.evaluation.store import ResultStore, content_key
 from dekag.generation.images import IMAGE_FORMATS, Pixels
 from dekag.generation.models import Generator
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
-from dekag.link.coding import TABLE, Layout, ModulationAndCoding, largest_payload
 from dekag.link.conditions import LinkConditions
 from dekag.link.harq import MAX_TRANSMISSIONS, deliver
+from dekag.link.image_coding import QUALITIES, SCALES, Encoded, decode, encode, ladders
+from dekag.link.mcs import TABLE, Layout, ModulationAndCoding, largest_payload
 from dekag.link.outage import effective_snr_db, powers_db, success
-from dekag.link.source import QUALITIES, SCALES, Encoded, decode, encode, ladders
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.training.data import scene_number

@@ -32,7 +32,7 @@ from dekag.evaluation.studies.digital import Forecast, Pictures, choose, expecte
 from dekag.evaluation.sweeps.grid import DIGITAL, JUDGES, WORLD, Cell
 from dekag.generation.models import folder_hash
 from dekag.generation.profile import load_profile
-from dekag.link.source import decode, encode
+from dekag.link.image_coding import decode, encode
 from dekag.training.cala import deliver
 from dekag.world import TOPICS
 

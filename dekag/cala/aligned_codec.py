@@ -14,7 +14,7 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES
 from dekag.cala.methods import Adapted, attached
 from dekag.codec import LatentCodec, Modulation
-from dekag.codec.rows import safe_batch
+from dekag.codec.batch_invariance import safe_batch
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.models import folder_hash
 

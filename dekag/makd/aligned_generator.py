@@ -15,8 +15,8 @@ from dekag.generation.images import Pixels
 from dekag.generation.models import Generator, by_windows
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
+from dekag.makd.batched_lora import RowAdapters
 from dekag.makd.metaword import prompt_states
-from dekag.makd.rows import RowAdapters
 from dekag.makd.update import KnowledgeUpdate
 
 

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from dekag.link.batch import draw_channels, pass_through
 from dekag.link.channel import transmit
 from dekag.link.conditions import BLOCKS, LinkConditions
 from dekag.link.fading import block_correlation
+from dekag.link.training_channel import draw_channels, pass_through
 
 MANY = 20_000
 

@@ -12,7 +12,7 @@ from dekag.errors import DeadlineError, InvalidInputError, MismatchError, NotFou
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.metaword import prompt_states
 from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.training.distill import distill

@@ -1,4 +1,4 @@
-"""Runs a distiller, a worker process that makes knowledge updates: ``python -m services.cloud.worker``.
+"""Runs a distiller, a worker process that makes knowledge updates: ``python -m services.cloud.distiller``.
 
 As many as there is room for may run, each with one job at a time. A job whose worker dies is taken up by
 another one, or by the same one after its restart, where its last checkpoint is. Torch and the models are
@@ -23,7 +23,6 @@ from redis.exceptions import RedisError
 from saq import Job, Worker
 
 from dekag.errors import DekagError, MismatchError, NotFoundError
-from services.cloud.catalogue import mirror
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
     CANCELLED,
@@ -36,13 +35,14 @@ from services.cloud.jobs import (
     outcome,
     trial,
 )
+from services.cloud.redis_mirror import mirror
 from services.cloud.settings import DistillerSettings
 from services.cloud.version_store import KnowledgeStore, figures, trouble
 from services.common import metrics, tracing
 from services.common.errors import SettingError, public
 from services.common.process import errors_logged
 from services.common.redis_state import why
-from services.common.requests import begin_request, configure_logging
+from services.common.request_context import begin_request, configure_logging
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
