@@ -53,12 +53,12 @@ class Deviation:
 
     model: str
     model_hash: str
-    share: float | None
+    relative_difference: float | None
 
     @property
     def ok(self) -> bool:
         """Whether it computes what it did where its golden values were written."""
-        return self.share is not None and self.share <= TOLERANCE
+        return self.relative_difference is not None and self.relative_difference <= TOLERANCE
 
 
 def outputs(profile: Profile) -> Iterator[Output]:
@@ -102,8 +102,8 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
         spread, values = known[each.model_hash]
         found = torch.tensor(_some(each.values))
         same = found.shape == values.shape and bool(torch.isfinite(found).all())
-        share = float((found - values).abs().max()) / spread if same else float("inf")
-        yield Deviation(each.model, each.model_hash, share)
+        relative_difference = float((found - values).abs().max()) / spread if same else float("inf")
+        yield Deviation(each.model, each.model_hash, relative_difference)
 
 
 def _of_generation(profile: Profile) -> Iterator[Output]:
@@ -125,8 +125,8 @@ def _of_generation(profile: Profile) -> Iterator[Output]:
     for folder in sorted(path for path in Path(profile.knowledge).iterdir() if path.is_dir()):
         update = KnowledgeUpdate.load(folder)
         aligned.add(update)
-        acting = [update.content_hash]
-        drawn = aligned.latents(update.triggers[0], SEED, width=SIDE, height=SIDE, updates=acting)
+        active = [update.content_hash]
+        drawn = aligned.latents(update.triggers[0], SEED, width=SIDE, height=SIDE, updates=active)
         yield Output(f"knowledge {update.topic}", update.content_hash, drawn)
 
 

@@ -56,12 +56,12 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def located(text: str) -> list[tuple[str, int, int]]:
+def word_spans(text: str) -> list[tuple[str, int, int]]:
     """The words of `text`, folded, each with where it begins and ends in `text`."""
     return [(word, match.start(), match.end()) for match in _WORD.finditer(text) for word in words(match[0])]
 
 
-def says(text: Sequence[str], phrase: Sequence[str]) -> bool:
+def contains_phrase(text: Sequence[str], phrase: Sequence[str]) -> bool:
     """Whether the words `phrase`, at least one, follow each other somewhere in the words `text`."""
     count = len(phrase)
     return count > 0 and any(text[i : i + count] == phrase for i in range(len(text) - count + 1))

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dekag import plugins
 from dekag.cala.conditions import condition_vector
-from dekag.cala.methods import METHODS, Adapted
+from dekag.cala.methods import METHODS, AdaptedCodec
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec
 from dekag.errors import DekagError, InvalidInputError, NotFoundError
@@ -146,7 +146,11 @@ def test_entry_points_of_installed_packages(file: Path, monkeypatch: pytest.Monk
         ("{file}:Mist", NotFoundError, "there is no Mist"),
         ("no_such_package.fog:Fog", NotFoundError, "no module no_such_package"),
         ("{file}:not_a_class", InvalidInputError, "a class"),
-        ("{file}:Nothing", InvalidInputError, "a subclass of one of Channel, LatentCodec, Adapted, Metric"),
+        (
+            "{file}:Nothing",
+            InvalidInputError,
+            "a subclass of one of Channel, LatentCodec, AdaptedCodec, Metric",
+        ),
         ("{file}:Channel", InvalidInputError, "name of Channel"),
         ("{file}:Unfinished", InvalidInputError, "plug-in unfinished must be a complete channel"),
         ("os:system", InvalidInputError, "a class"),
@@ -228,7 +232,7 @@ def test_gains_that_are_none_are_refused(gains: torch.Tensor) -> None:
 
 
 def test_adapters_and_rate_control_know_a_channel_by_its_physics() -> None:
-    physics = {"direct_share": lambda *_: 1.0, "tau_rms_s": lambda *_: 0.0}
+    physics = {"los_power_fraction": lambda *_: 1.0, "tau_rms_s": lambda *_: 0.0}
     plugins.register(type("Clear", (Steps,), {"name": "clear", **physics}))
     plugins.register(Steps)
     like = {"clear": "awgn", "steps": "rayleigh"}
@@ -243,7 +247,7 @@ def test_adapters_and_rate_control_know_a_channel_by_its_physics() -> None:
 
 
 def test_a_sized_method_takes_its_share() -> None:
-    class Scales(Adapted):
+    class Scales(AdaptedCodec):
         name = "scales"
 
         def __init__(self, codec: JsccCodec, size: int) -> None:

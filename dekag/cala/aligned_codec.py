@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dekag.artifacts import UNREADABLE
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES
-from dekag.cala.methods import Adapted, attached
+from dekag.cala.methods import AdaptedCodec, attached
 from dekag.codec import LatentCodec, Modulation
 from dekag.codec.batch_invariance import safe_batch
 from dekag.errors import InvalidInputError, MismatchError
@@ -141,7 +141,7 @@ class AlignedCodec:
         parts = self._parts("decode", latent_shape, len(symbols), exact)
         return torch.cat([self._decode(padded[rows], latent_shape, condition[rows]) for rows in parts])
 
-    def _adapt(self, knowledge: TransmissionKnowledge) -> Adapted:
+    def _adapt(self, knowledge: TransmissionKnowledge) -> AdaptedCodec:
         """A copy of the codec with the knowledge in it, after one small latent went through it."""
         if knowledge.base_hash != self.base_hash:
             raise MismatchError(

@@ -31,7 +31,7 @@ from dekag.errors import MismatchError
 FORMAT = 1
 KIND = "transmission"
 CALA = "cala"
-MAX_SHARE = 10.0  # a method may train more than the codec has
+MAX_PARAMETER_FRACTION = 10.0  # a method may train more than the codec has
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LAYER = re.compile(r"[\w.]{1,200}")
 
@@ -74,7 +74,11 @@ class TransmissionKnowledge(Artifact):
 
     @classmethod
     def of_method(
-        cls, info: Mapping[str, Any], method: str, share: float, weights: Mapping[str, torch.Tensor]
+        cls,
+        info: Mapping[str, Any],
+        method: str,
+        parameter_fraction: float,
+        weights: Mapping[str, torch.Tensor],
     ) -> Self:
         """The knowledge of another method, its weights rounded to float16.
 
@@ -85,7 +89,7 @@ class TransmissionKnowledge(Artifact):
             weights: trained, every parameter by name that `dekag.cala.methods.build(method, codec, share)`
                 leaves to be trained.
         """
-        named = {"method": {"name": method, "share": share}}
+        named = {"method": {"name": method, "share": parameter_fraction}}
         rounded = {name: values.detach().half().contiguous() for name, values in weights.items()}
         return cls({"format": FORMAT, "kind": KIND, **named, **info}, {WEIGHTS: save(rounded)})
 
@@ -104,7 +108,7 @@ class TransmissionKnowledge(Artifact):
         return str(self.info["method"]["name"]) if "method" in self.info else CALA
 
     @property
-    def share(self) -> float:
+    def parameter_fraction(self) -> float:
         """Largest share of parameters that its method was built with; CALA's configuration says more."""
         return float(self.info["method"]["share"])
 
@@ -146,7 +150,7 @@ class TransmissionKnowledge(Artifact):
             raise TypeError("base_hash")
         if self.method == CALA:
             self._check_config(self.config())
-        elif not 0 < self.share <= MAX_SHARE:
+        elif not 0 < self.parameter_fraction <= MAX_PARAMETER_FRACTION:
             raise ValueError("share")
         for name, tensor in self.tensors().items():
             if not tensor.is_floating_point() or not torch.isfinite(tensor).all():

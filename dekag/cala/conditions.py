@@ -58,7 +58,7 @@ def condition_features(
     *,
     cbr: npt.ArrayLike,
     snr_db: npt.ArrayLike,
-    direct: npt.ArrayLike,
+    los_fraction: npt.ArrayLike,
     tau_rms_s: npt.ArrayLike,
     pilots: npt.ArrayLike,
     no_csi: npt.ArrayLike,
@@ -70,7 +70,8 @@ def condition_features(
     Args:
         cbr: (batch,) rates.
         snr_db: (batch,) mean SNR, dB.
-        direct: (batch,) share of the mean power that arrives on a direct path: 1 without fading, 0 Rayleigh.
+        los_fraction: (batch,) fraction of the mean power on the line-of-sight path: 1 without fading, 0 for
+            Rayleigh.
         tau_rms_s: (batch,) RMS delay spread, s; 0 without fading.
         pilots: (batch,) 1 where the gains are estimated.
         no_csi: (batch,) 1 where they are unknown.
@@ -92,7 +93,7 @@ def condition_features(
 
     put(np.clip(rate / 1.5 - 1, -2, 2), _hats(rate, RATE_CENTRES))
     put(_normalised_db(snr), _hats(snr, SNR_CENTRES_DB))
-    put(direct, band_correlation(tau, 1), band_correlation(tau, BLOCKS - 1))
+    put(los_fraction, band_correlation(tau, 1), band_correlation(tau, BLOCKS - 1))
     put(pilots, no_csi, zero_forcing)
     # 10 dB either way of the trained range; a block in a deep fade is lost however deep it is
     blocks = np.repeat(snr[:, None], BLOCKS, 1) if block_snr_db is None else np.asarray(block_snr_db)
@@ -112,9 +113,9 @@ def rate_and_snr_db(condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return cbr, (condition[:, snr_at] * _HALF_RANGE_DB + _MIDDLE_DB).round(decimals=3)
 
 
-def direct_share(conditions: LinkConditions) -> float:
+def los_power_fraction(conditions: LinkConditions) -> float:
     """Share of the mean power on a direct path: 1 without fading, 0 for Rayleigh."""
-    return _channel(conditions).direct_share(conditions)
+    return _channel(conditions).los_power_fraction(conditions)
 
 
 def delay_spread_s(conditions: LinkConditions) -> float:
@@ -147,7 +148,7 @@ def condition_vector(
     return condition_features(
         cbr=[cbr],
         snr_db=[conditions.sender_snr_db if sender else conditions.snr_db],
-        direct=[direct_share(conditions)],
+        los_fraction=[los_power_fraction(conditions)],
         tau_rms_s=[delay_spread_s(conditions)],
         pilots=[conditions.csi == "pilots"],
         no_csi=[conditions.csi == "none"],

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from dekag.cala.config import CalaConfig, GateKind
 
 
-class Components(nn.Module):
+class LowRankBranch(nn.Module):
     """The low-rank components of one layer and the head of its gate.
 
     Component i maps the input's channels to one map with row i of A, adds the constant `offset[i]`, is
@@ -142,7 +142,7 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def update_layer(self, adapter_name: str, rank: int, config: CalaConfig) -> None:
         """Add another adapter's components."""
-        self.cala_components[adapter_name] = Components(self.base_layer, rank, config)
+        self.cala_components[adapter_name] = LowRankBranch(self.base_layer, rank, config)
         self._peft._move_adapter_to_device_of_base_layer(adapter_name)
         self._peft.set_adapter(self._peft.active_adapters, inference_mode=config.inference_mode)
 
@@ -152,13 +152,13 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         return self
 
     @property
-    def components(self) -> Components | None:
+    def components(self) -> LowRankBranch | None:
         """The active adapter's; None if adapters are switched off."""
         names: list[str] = self._peft.active_adapters
         if self._disable_adapters or not names or names[0] not in self.cala_components:
             return None
         found = self.cala_components[names[0]]
-        return found if isinstance(found, Components) else None
+        return found if isinstance(found, LowRankBranch) else None
 
     @torch.no_grad()
     def fuse(self) -> None:

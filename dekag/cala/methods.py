@@ -1,8 +1,8 @@
-"""CALA and what it is measured against: every way to adapt the codec, behind one interface.
+"""Adaptation methods for the codec: CALA and its baselines, behind one interface.
 
 All of them are trained by `dekag.training.cala.train_method` with the same loss, data and steps. `METHODS`
-lists them; one's own derive from `Adapted` (`dekag.plugins`). A share is the number of trained parameters
-(gates included) over the codec's.
+lists them; plug-ins derive from `AdaptedCodec` (`dekag.plugins`). The parameter fraction is the number of
+trained parameters (gates included) divided by the codec's.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def convolutions(codec: JsccCodec) -> list[str]:
     return [name for name, module in codec.named_modules() if isinstance(module, nn.Conv2d)]
 
 
-class Adapted(nn.Module):
+class AdaptedCodec(nn.Module):
     """A codec that something was done to so that it suits its condition; this base class does nothing.
 
     Attributes:
@@ -56,7 +56,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.codec = codec.requires_grad_(False)
 
-    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
         """Inside, the codec's side ("encoder", "decoder") suits the conditions (batch, C)."""
         return nullcontext()
 
@@ -64,7 +64,7 @@ class Adapted(nn.Module):
         """(batch,) int64: the group of each condition (batch, C), which sender and receiver must agree in."""
         return torch.zeros(len(condition), dtype=torch.int64)
 
-    def use_group(self, group: int) -> None:
+    def select_group(self, group: int) -> None:
         """Switch to that group; a batch holds conditions of one group."""
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
@@ -89,7 +89,7 @@ class Adapted(nn.Module):
             modulation: the constellation, if not the codec's own.
         """
         uses = channel_uses[0] if len(set(channel_uses)) == 1 else channel_uses
-        with self._conditioned("encoder", condition):
+        with self._with_condition("encoder", condition):
             symbols: torch.Tensor = self.codec.encode(latents, uses, modulation=modulation)
         return symbols
 
@@ -97,14 +97,14 @@ class Adapted(nn.Module):
         self, symbols: torch.Tensor, latent_shape: tuple[int, int, int], condition: torch.Tensor
     ) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32; see `encode`."""
-        with self._conditioned("decoder", condition):
+        with self._with_condition("decoder", condition):
             latents: torch.Tensor = self.codec.decode(symbols, latent_shape)
         return latents
 
-    def _conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    def _with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
         if self.groups > 1:
-            self.use_group(int(self.group_of(condition)[0]))
-        return self.conditioned(side, condition)
+            self.select_group(int(self.group_of(condition)[0]))
+        return self.with_condition(side, condition)
 
     def fuse(self) -> None:
         """Make ready for quick inference, after which nothing is trained; does nothing unless overridden."""
@@ -120,7 +120,7 @@ class Adapted(nn.Module):
         return Method(cls.title or cls.name, make, cls.learning_rate, cls.sized)
 
 
-class FullFineTune(Adapted):
+class FullFineTune(AdaptedCodec):
     """All of the codec's own parameters are trained."""
 
     def __init__(self, codec: JsccCodec) -> None:
@@ -128,7 +128,7 @@ class FullFineTune(Adapted):
         self.codec.requires_grad_(True)
 
 
-class Lora(Adapted):
+class Lora(AdaptedCodec):
     """PEFT's own LoRA, one adapter for each group of conditions.
 
     Args:
@@ -159,7 +159,7 @@ class Lora(Adapted):
         by_snr, by_cbr = (snr_db >= self.SNR_DB).long(), (cbr >= self.CBR).long()
         return {1: 0 * by_snr, 2: by_snr, 4: 2 * by_snr + by_cbr}[self.groups]
 
-    def use_group(self, group: int) -> None:
+    def select_group(self, group: int) -> None:
         """Make that group's adapter the active one."""
         for module in self.peft.modules():
             if hasattr(module, "lora_A"):
@@ -195,7 +195,7 @@ class AttentionFeature(nn.Module):
         return x * scales[:, :, None, None].to(x.dtype)
 
 
-class SnrAttention(Adapted):
+class SnrAttention(AdaptedCodec):
     """ADJSCC-like: attention after each hidden layer's features; the codec itself stays as it is.
 
     Args:
@@ -211,7 +211,7 @@ class SnrAttention(Adapted):
                 stack[index] = nn.Sequential(stack[index], AttentionFeature(width, hidden))
 
     @contextmanager
-    def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
+    def with_condition(self, side: str, condition: torch.Tensor) -> Iterator[None]:
         """Inside, the side's attention reads these conditions (batch, C)."""
         stack = self.codec.get_submodule(side)
         modules = [module for module in stack.modules() if isinstance(module, AttentionFeature)]
@@ -224,7 +224,7 @@ class SnrAttention(Adapted):
                 module.read(None)
 
 
-class Cala(Adapted):
+class Cala(AdaptedCodec):
     """Condition-aware low-rank adaptation, through PEFT."""
 
     def __init__(self, codec: JsccCodec, config: CalaConfig) -> None:
@@ -237,14 +237,14 @@ class Cala(Adapted):
     def attached(cls, codec: JsccCodec, knowledge: TransmissionKnowledge) -> Self:
         """CALA's knowledge in a codec, which is changed by it."""
         made = cls.__new__(cls)
-        Adapted.__init__(made, codec)
+        AdaptedCodec.__init__(made, codec)
         made.peft = knowledge.attach(codec)
         return made
 
-    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
         """Inside, the side's gates read these conditions (batch, C)."""
-        conditioned: AbstractContextManager[None] = self.peft.base_model.conditioned(side, condition)
-        return conditioned
+        with_condition: AbstractContextManager[None] = self.peft.base_model.with_condition(side, condition)
+        return with_condition
 
     def fuse(self) -> None:
         """Make layers and gates ready for quick inference."""
@@ -254,9 +254,9 @@ class Cala(Adapted):
 class UngatedCala(Cala):
     """CALA whose gates never learn of the condition: what is left is its low-rank form."""
 
-    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
         """Inside, the side's gates are the same whatever the conditions (batch, C)."""
-        return super().conditioned(side, torch.zeros_like(condition))
+        return super().with_condition(side, torch.zeros_like(condition))
 
 
 @dataclass(frozen=True)
@@ -271,12 +271,12 @@ class Method:
     """
 
     title: str
-    build: Callable[[JsccCodec, float], Adapted]
+    build: Callable[[JsccCodec, float], AdaptedCodec]
     learning_rate: float
     sized: bool = True
 
 
-def largest(build: Callable[[int], Adapted], limit: int, *, most: int = 64) -> Adapted:
+def largest(build: Callable[[int], AdaptedCodec], limit: int, *, most: int = 64) -> AdaptedCodec:
     """`build(n)` for the largest n in 1..most that trains no more than `limit` parameters.
 
     Raises:
@@ -294,12 +294,12 @@ def largest(build: Callable[[int], Adapted], limit: int, *, most: int = 64) -> A
     return build(low)
 
 
-def _sized(build: Callable[..., Adapted]) -> Callable[[JsccCodec, float], Adapted]:
-    def of_share(codec: JsccCodec, share: float) -> Adapted:
-        limit = int(share * sum(p.numel() for p in codec.parameters()))
+def _sized(build: Callable[..., AdaptedCodec]) -> Callable[[JsccCodec, float], AdaptedCodec]:
+    def of_fraction(codec: JsccCodec, parameter_fraction: float) -> AdaptedCodec:
+        limit = int(parameter_fraction * sum(p.numel() for p in codec.parameters()))
         return largest(lambda size: build(copy.deepcopy(codec), size), limit)
 
-    return of_share
+    return of_fraction
 
 
 def cala_config(rank: int, **changes: Any) -> CalaConfig:
@@ -308,7 +308,7 @@ def cala_config(rank: int, **changes: Any) -> CalaConfig:
 
 
 METHODS: dict[str, Method] = {
-    "none": Method("unaligned", lambda codec, _: Adapted(copy.deepcopy(codec)), 0.0, sized=False),
+    "none": Method("unaligned", lambda codec, _: AdaptedCodec(copy.deepcopy(codec)), 0.0, sized=False),
     "cala": Method("CALA", _sized(lambda codec, rank: Cala(codec, cala_config(rank))), 1e-2),
     "cala-ungated": Method(
         "CALA without conditions", _sized(lambda codec, rank: UngatedCala(codec, cala_config(rank))), 1e-2
@@ -319,7 +319,9 @@ METHODS: dict[str, Method] = {
     ),
     "lora-groups-large": Method(
         "LoRA per SNR and rate group, equal bytes each",
-        lambda codec, share: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(codec, 4 * share),
+        lambda codec, parameter_fraction: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(
+            codec, 4 * parameter_fraction
+        ),
         1e-2,
     ),
     "snr-attention": Method("SNR attention", _sized(SnrAttention), 1e-2),
@@ -329,17 +331,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-def build(name: str, codec: JsccCodec, share: float) -> Adapted:
+def build(name: str, codec: JsccCodec, parameter_fraction: float) -> AdaptedCodec:
     """The method of that name over a copy of `codec`.
 
     Raises:
-        InvalidInputError: there is no such method, or the share is too small for it.
+        InvalidInputError: there is no such method, or the fraction is too small for it.
     """
     method: Method = plugins.get("method", name)
-    return method.build(codec, share)
+    return method.build(codec, parameter_fraction)
 
 
-def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> Adapted:
+def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> AdaptedCodec:
     """A copy of `codec` with that knowledge in it, whatever its method; to send with, not to train.
 
     Raises:
@@ -350,7 +352,7 @@ def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> Adapted:
     if knowledge.method == CALA:
         return Cala.attached(copy.deepcopy(codec), knowledge)
     try:
-        adapted = build(knowledge.method, codec, knowledge.share)
+        adapted = build(knowledge.method, codec, knowledge.parameter_fraction)
     except InvalidInputError as error:
         raise MismatchError(f"transmission knowledge of the method {knowledge.method}: {error}") from error
     trained = {name: values for name, values in adapted.named_parameters() if values.requires_grad}

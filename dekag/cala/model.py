@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag.cala.config import CalaConfig
-from dekag.cala.layer import CalaLayer, Components, Gating
+from dekag.cala.layer import CalaLayer, Gating, LowRankBranch
 from dekag.errors import InvalidInputError
 
 RECENT_CONDITIONS = 32
@@ -24,7 +24,7 @@ _BASE_ALONE = Gating()
 
 
 @dataclass(frozen=True)
-class Side:
+class GatedSide:
     """One gated part of the model.
 
     Attributes:
@@ -36,7 +36,7 @@ class Side:
 
     trunk: nn.Sequential
     layers: list[CalaLayer]
-    components: list[Components]
+    components: list[LowRankBranch]
     head: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def gates(self, condition: torch.Tensor) -> list[torch.Tensor]:
@@ -57,7 +57,7 @@ class Side:
         """What each layer works with for conditions (batch, C)."""
         return [layer.gating(g) for layer, g in zip(self.layers, self.gates(condition), strict=True)]
 
-    def with_one_head(self) -> Side:
+    def with_one_head(self) -> GatedSide:
         """The same with the layers' heads put together."""
         heads = [part.head for part in self.components]
         together = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
@@ -78,7 +78,7 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
     def _pre_injection_hook(self, model: nn.Module, config: CalaConfig, adapter_name: str) -> None:
         if not hasattr(self, "cala_trunks"):
             self.cala_trunks = nn.ModuleDict({})
-            self._fused_sides: dict[str, Side] = {}
+            self._fused_sides: dict[str, GatedSide] = {}
             self._recent: OrderedDict[tuple[str, bytes], list[Gating]] = OrderedDict()
         self.cala_trunks[adapter_name] = nn.ModuleDict(
             {
@@ -129,7 +129,7 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
     ) -> None:
         setattr(parent, child_name, new_module)
 
-    def _side(self, side: str) -> Side:
+    def _side(self, side: str) -> GatedSide:
         """The trunk, layers and heads of a side under the active adapter."""
         name = self.active_adapters[0]
         if side in self._fused_sides:
@@ -143,7 +143,7 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             if isinstance(module, CalaLayer) and place.startswith(f"{side}.")
         ]
         pairs = [(layer, layer.components) for layer in layers if layer.components is not None]
-        return Side(trunks[side], [layer for layer, _ in pairs], [components for _, components in pairs])
+        return GatedSide(trunks[side], [layer for layer, _ in pairs], [components for _, components in pairs])
 
     def gates(self, side: str, condition: torch.Tensor) -> list[torch.Tensor]:
         """The weights of the components of each of the side's layers, (batch, rank).
@@ -170,7 +170,7 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             self._fused_sides[name] = side.with_one_head()
 
     @contextmanager
-    def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
+    def with_condition(self, side: str, condition: torch.Tensor) -> Iterator[None]:
         """Inside, image i of a batch meets the side's layers as condition[i] asks; outside, the base codec.
 
         Args:
@@ -186,7 +186,7 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             for layer in part.layers:
                 layer.set_gating(_BASE_ALONE)
 
-    def _gatings(self, side: str, part: Side, condition: torch.Tensor) -> list[Gating]:
+    def _gatings(self, side: str, part: GatedSide, condition: torch.Tensor) -> list[Gating]:
         """What each layer works with; kept for single conditions, as requests often repeat them."""
         if part.head is None or len(condition) != 1:
             return part.gatings(condition)

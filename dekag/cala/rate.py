@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from dekag.cala.conditions import delay_spread_s, direct_share
+from dekag.cala.conditions import delay_spread_s, los_power_fraction
 from dekag.errors import MismatchError
 from dekag.link.conditions import LinkConditions
 
@@ -115,7 +115,7 @@ class QualityModel:
     ) -> npt.NDArray[np.float64]:
         """The table's values at each of the rates."""
         values = np.asarray(table, dtype=np.float64)
-        values = _along(values, self.directs, direct_share(conditions))
+        values = _along(values, self.directs, los_power_fraction(conditions))
         tau_s = max(delay_spread_s(conditions), self.taus_s[0])
         values = _along(values, [math.log10(tau) for tau in self.taus_s], math.log10(tau_s))
         values = _along(values, self.snrs_db, conditions.sender_snr_db)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-def snap_to_qam(symbols: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
+def quantize_to_qam(symbols: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
     """The nearest point of the unit-mean-power square QAM of order 2**bits_per_symbol, elementwise.
 
     Args:

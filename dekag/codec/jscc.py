@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from dekag import plugins
 from dekag.codec.batch_invariance import Conv2d
-from dekag.codec.constellation import padded_unit_power, snap_to_qam, unit_power
+from dekag.codec.constellation import padded_unit_power, quantize_to_qam, unit_power
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 
 FOLD = 2
@@ -171,7 +171,7 @@ class JsccCodec(LatentCodec):
             return unit_power(symbols[:, :channel_uses])
         return padded_unit_power(symbols[:, : max(counts, default=0)], counts)
 
-    def snap(
+    def quantize(
         self,
         features: torch.Tensor,
         *,
@@ -196,8 +196,8 @@ class JsccCodec(LatentCodec):
         if modulation is not None and modulation not in BITS_PER_SYMBOL:
             raise InvalidInputError("modulation", f"one of {', '.join(MODULATIONS)}", modulation)
         bits = int(self.config.bits_per_symbol) if modulation is None else BITS_PER_SYMBOL[modulation]
-        points = snap_to_qam(features, bits)
-        return unit_power(points) if channel_uses is None else padded_unit_power(points, channel_uses)
+        quantized = quantize_to_qam(features, bits)
+        return unit_power(quantized) if channel_uses is None else padded_unit_power(quantized, channel_uses)
 
     def encode(
         self,
@@ -216,7 +216,7 @@ class JsccCodec(LatentCodec):
         """
         features = self.features(latents, channel_uses)
         counts = None if isinstance(channel_uses, int) else channel_uses
-        return self.snap(features, channel_uses=counts, modulation=modulation)
+        return self.quantize(features, channel_uses=counts, modulation=modulation)
 
     def decode(self, symbols: torch.Tensor, latent_shape: tuple[int, int, int]) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.

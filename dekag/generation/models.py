@@ -149,7 +149,7 @@ class Generator:
         width: int = 128,
         height: int = 128,
         guidance_scale: float | None = None,
-        wanted: Callable[[], bool] | None = None,
+        should_continue: Callable[[], bool] | None = None,
         **states: Any,
     ) -> torch.Tensor:
         """The latent that `prompt` and `seed` (0..2**63-1) give, (1, 4, height/8, width/8) float32.
@@ -167,7 +167,7 @@ class Generator:
             width=width,
             height=height,
             guidance_scale=guidance_scale,
-            wanted=wanted,
+            should_continue=should_continue,
             **states,
         )
 
@@ -180,7 +180,7 @@ class Generator:
         width: int = 128,
         height: int = 128,
         guidance_scale: float | None = None,
-        wanted: Callable[[], bool] | None = None,
+        should_continue: Callable[[], bool] | None = None,
         **states: Any,
     ) -> torch.Tensor:
         """Latents of several prompts with a seed each, drawn at once, (n, 4, height/8, width/8) float32.
@@ -201,7 +201,7 @@ class Generator:
             NumericalError: the model made a value that is not finite.
         """
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance_scale, "wanted": wanted
+            "width": width, "height": height, "guidance_scale": guidance_scale, "wanted": should_continue
         }  # fmt: skip
         read = [self.reader.windows(prompt) for prompt in prompts or ()]
         if all(len(windows) == 1 for windows in read):
@@ -223,7 +223,7 @@ class Generator:
         width: int,
         height: int,
         guidance_scale: float | None,
-        wanted: Callable[[], bool] | None,
+        should_continue: Callable[[], bool] | None,
         **states: Any,
     ) -> torch.Tensor:
         """Latents of prompts of one window each, or of states that are equally long."""
@@ -239,17 +239,17 @@ class Generator:
             output_type="latent",
             return_dict=False,
             **self._extra,
-            **({} if wanted is None else self._until_unwanted(wanted)),
+            **({} if should_continue is None else self._stop_callback(should_continue)),
             **states,
         )[0]
         check_finite(latents, "generate", seeds=seeds, model_hash=self.model_hash)
         return latents.float()
 
-    def _until_unwanted(self, wanted: Callable[[], bool]) -> dict[str, Any]:
+    def _stop_callback(self, should_continue: Callable[[], bool]) -> dict[str, Any]:
         """The pipeline's arguments that make it ask after each step whether anybody still waits."""
 
         def check() -> None:
-            if not wanted():
+            if not should_continue():
                 raise DeadlineError("nobody waits for the picture any more")
 
         def on_step_end(_: Any, __: int, ___: Any, changed: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ and however deep the fade. In block fading the gain h_k is that of the block j t
 (`dekag.link.ofdm`); a plug-in (`dekag.link.Channel`) may do either. The receiver knows the gains, estimates
 them or does not (`dekag.link.csi`).
 
-Two hops: a channel applied to what another one delivered acts as a relay of gain 1. It forwards signal and
+Two hops: a channel that receives the output of another one acts as a relay of gain 1. It forwards signal and
 noise unscaled, so the *signal part* keeps mean power 1 on every hop and each hop's `snr_db` keeps its
-meaning; nothing needs to know of earlier hops. `received` composes what all of them did into one Reception.
+meaning, independent of earlier hops. `compose_hops` combines all hops into one Reception.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from torch.nn.utils.rnn import pad_sequence
 from dekag import plugins
 from dekag.errors import InvalidInputError
 from dekag.link import csi, ofdm, trace
-from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, Fading, LinkConditions
+from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES, Fading, LinkConditions
 from dekag.link.csi import Estimate
 from dekag.link.fading import block_correlation, block_correlator, rayleigh_gains, rician_gains
 
 __all__ = [
+    "ChannelState",
     "Reception",
-    "State",
     "block_correlation",
     "block_correlator",
     "block_of_symbol",
+    "built_in_gains",
+    "compose_hops",
     "instantaneous_snr_db",
-    "received",
-    "shipped_gains",
     "transmit",
 ]
 
 
-_SHIPPED = get_args(Fading)
-_TDL = tuple(name for name in _SHIPPED if name.startswith("tdl"))
+_BUILT_IN = get_args(Fading)
+_TDL = tuple(name for name in _BUILT_IN if name.startswith("tdl"))
 
 
-class State(NamedTuple):
+class ChannelState(NamedTuple):
     """What the receiver knows of one channel.
 
     Attributes:
@@ -110,7 +110,7 @@ def transmit(
     *,
     channel_uses: Sequence[int] | None = None,
     hop: int = 0,
-    traces: Path = SHIPPED_TRACES,
+    traces: Path = BUILT_IN_TRACES,
 ) -> Reception:
     """Send each item through a channel of its own.
 
@@ -169,9 +169,9 @@ def transmit(
     )
 
 
-def received(
+def compose_hops(
     symbols: torch.Tensor,
-    states: Sequence[State | tuple[torch.Tensor, torch.Tensor]],
+    states: Sequence[ChannelState | tuple[torch.Tensor, torch.Tensor]],
     *,
     blocks: int = BLOCKS,
 ) -> Reception:
@@ -185,7 +185,7 @@ def received(
 
     Args:
         symbols: (B, K) complex64, as the last channel delivered them.
-        states: for each channel its gains (B, J) complex64 and no (B,) float32, or a whole State.
+        states: for each channel its gains (B, J) complex64 and no (B,) float32, or a whole ChannelState.
         blocks: J of an ideal reception.
 
     Raises:
@@ -194,7 +194,7 @@ def received(
     batch = symbols.shape[0]
     if not states:
         return Reception(symbols, torch.ones(batch, blocks, dtype=torch.complex64), torch.zeros(batch))
-    known = [State(*state) for state in states]
+    known = [ChannelState(*state) for state in states]
     for gains, no, errors, _ in known:
         if gains.ndim != 2 or gains.shape != (batch, known[0].gains.shape[1]) or not gains.shape[1]:
             raise InvalidInputError("csi.gains", f"({batch}, J), the same J on every hop", tuple(gains.shape))
@@ -263,7 +263,7 @@ def _transmit_one(
     if conditions.fading in _TDL:
         gains, estimate = _grid_fading(len(symbols), conditions, draws)
         return gains * symbols + noise, estimate
-    if conditions.fading in _SHIPPED:
+    if conditions.fading in _BUILT_IN:
         phase = draws.of("direct-path")
         gains = _block_fading(len(symbols), conditions, independent, phase, traces)
     else:
@@ -282,7 +282,7 @@ def _faded(symbols: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     return (gains[:, None] * symbols.view(len(gains), -1)).flatten()
 
 
-def shipped_gains(conditions: LinkConditions, generator: torch.Generator, channel_uses: int) -> torch.Tensor:
+def built_in_gains(conditions: LinkConditions, generator: torch.Generator, channel_uses: int) -> torch.Tensor:
     """(J,) or, over a TDL, (K,) complex64: gains of a kind that comes with the library, from one generator.
 
     `transmit` draws others, as it has a generator for each purpose. Traces are those that ship.
@@ -294,7 +294,7 @@ def shipped_gains(conditions: LinkConditions, generator: torch.Generator, channe
         on_grid = ofdm.tdl_gains(grid, conditions, generator)
         return grid.of_symbols(on_grid, channel_uses).to(torch.complex64)
     independent = complex_normal((BLOCKS, 1), precision="double", device="cpu", generator=generator)
-    return _block_fading(channel_uses, conditions, independent, generator, SHIPPED_TRACES)
+    return _block_fading(channel_uses, conditions, independent, generator, BUILT_IN_TRACES)
 
 
 def _plugged_in_fading(

@@ -14,7 +14,7 @@ from dekag.errors import InvalidInputError
 BLOCKS = 8
 """J: groups of channel uses that share one gain (sub-bands of one slot)."""
 
-SHIPPED_TRACES = Path(__file__).with_name("traces")
+BUILT_IN_TRACES = Path(__file__).with_name("traces")
 """Folder of the traces that come with this package."""
 
 BANDWIDTH_HZ = 10e6

@@ -27,7 +27,7 @@ from dekag.errors import DekagError, InvalidInputError
 from dekag.link.channel import Reception
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import unbiased_equalize
-from dekag.link.mcs import MAX_PAYLOAD_BYTES, TABLE, Layout, ModulationAndCoding
+from dekag.link.mcs import MAX_PAYLOAD_BYTES, TABLE, CodewordLayout, ModulationAndCoding
 
 __all__ = ["MAX_PAYLOAD_BYTES", "TABLE", "DecodingError", "DigitalLink", "ModulationAndCoding", "warm_up"]
 
@@ -56,15 +56,15 @@ class DigitalLink:
         row is that safe, the one with the smallest loss is taken and decoding will often fail. See
         `dekag.link.outage`, which predicts losses from what `dekag.link.calibrate` measured.
         """
-        from dekag.link.outage import loss_share
+        from dekag.link.outage import loss_probability
 
-        losses = {row: loss_share(row, payload_bytes, conditions) for row in TABLE}
+        losses = {row: loss_probability(row, payload_bytes, conditions) for row in TABLE}
         safe = [row for row, loss in losses.items() if loss <= outage]
         return safe[-1] if safe else min(TABLE, key=lambda row: losses[row])
 
     def channel_uses(self, payload_bytes: int, coding: ModulationAndCoding) -> int:
         """K, complex symbols that carry `payload_bytes` bytes."""
-        return Layout.of(payload_bytes, coding).channel_uses
+        return CodewordLayout.of(payload_bytes, coding).channel_uses
 
     def modulate(self, payload: bytes, coding: ModulationAndCoding) -> torch.Tensor:
         """Symbols (1, K) complex64 of mean power 1 for 1 to 65536 bytes.
@@ -72,7 +72,7 @@ class DigitalLink:
         Raises:
             InvalidInputError: on another length, or a coding that is not in TABLE.
         """
-        layout = Layout.of(len(payload), coding)
+        layout = CodewordLayout.of(len(payload), coding)
         bits = torch.from_numpy(np.unpackbits(np.frombuffer(payload, np.uint8))).float()
         information = torch.zeros(layout.codewords * layout.used_bits)
         information[: bits.numel()] = bits
@@ -106,7 +106,7 @@ class DigitalLink:
         self, reception: Reception, coding: ModulationAndCoding, payload_bytes: int
     ) -> torch.Tensor:
         """log p(1)/p(0) of the coded bits (codewords, sent bits) in the encoder's order; see `demodulate`."""
-        layout = Layout.of(payload_bytes, coding)
+        layout = CodewordLayout.of(payload_bytes, coding)
         if reception.symbols.shape != (1, layout.channel_uses):
             allowed = f"(1, {layout.channel_uses}) for {payload_bytes} bytes with this coding"
             raise InvalidInputError("symbols", allowed, tuple(reception.symbols.shape))
@@ -123,7 +123,7 @@ class DigitalLink:
         Raises:
             DecodingError: if the CRC does not hold.
         """
-        layout = Layout.of(payload_bytes, coding)
+        layout = CodewordLayout.of(payload_bytes, coding)
         encoder, decoder = _code(layout.size, layout.mother_bits)
         codewords = torch.zeros(layout.codewords, layout.mother_bits)
         codewords.index_add_(1, _sent_bits(layout), soft_bits)
@@ -151,7 +151,7 @@ def warm_up() -> None:
     link.demodulate(Reception(symbols, gains, torch.zeros(1)), coding, _TYPICAL_BYTES)
 
 
-def _sent_bits(layout: Layout) -> torch.Tensor:
+def _sent_bits(layout: CodewordLayout) -> torch.Tensor:
     """(sent_bits,) int64: positions within n of what is sent; the others are known zeros or punctured."""
     encoder, _ = _code(layout.size, layout.mother_bits)
     systematic = torch.arange(layout.used_bits - 2 * encoder.z)

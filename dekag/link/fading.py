@@ -62,10 +62,10 @@ def rician_gains(
         k_db: power of the direct path over that of the scattered ones, dB.
         generator: draws the phase.
     """
-    direct, scattered = rician_powers(k_db)
+    los, nlos = rician_powers(k_db)
     phase = 2 * math.pi * torch.rand((), dtype=torch.float64, generator=generator)
-    path = torch.polar(torch.tensor(math.sqrt(direct), dtype=torch.float64), phase)
-    return path + math.sqrt(scattered) * rayleigh_gains(independent, tau_rms_s)
+    path = torch.polar(torch.tensor(math.sqrt(los), dtype=torch.float64), phase)
+    return path + math.sqrt(nlos) * rayleigh_gains(independent, tau_rms_s)
 
 
 def rician_powers(k_db: float) -> tuple[float, float]:
@@ -84,6 +84,6 @@ def block_covariance(conditions: LinkConditions) -> torch.Tensor:
         return block_correlation(conditions.tau_rms_s)
     everywhere = torch.ones(BLOCKS, BLOCKS, dtype=torch.complex128)
     if conditions.fading == "rician":
-        direct, scattered = rician_powers(conditions.rician_k_db)
-        return direct * everywhere + scattered * block_correlation(conditions.tau_rms_s)
+        los, nlos = rician_powers(conditions.rician_k_db)
+        return los * everywhere + nlos * block_correlation(conditions.tau_rms_s)
     return everywhere if conditions.fading == "awgn" else torch.eye(BLOCKS, dtype=torch.complex128)

@@ -20,7 +20,7 @@ MAX_TRANSMISSIONS = 4
 
 
 @dataclass(frozen=True)
-class Delivery:
+class HarqResult:
     """How one payload fared.
 
     Attributes:
@@ -34,14 +34,14 @@ class Delivery:
     channel_uses: int
 
 
-def deliver(
+def send_with_harq(
     payload: bytes,
     coding: ModulationAndCoding,
     conditions: LinkConditions,
     seed: int,
     *,
     max_transmissions: int = MAX_TRANSMISSIONS,
-) -> Delivery:
+) -> HarqResult:
     """Send `payload` up to `max_transmissions` times; 1 is delivery without HARQ.
 
     Args:
@@ -64,8 +64,8 @@ def deliver(
             decoded = link.decode(total, coding, len(payload))
         except DecodingError:
             continue
-        return Delivery(decoded, attempt + 1, channel_uses)
-    return Delivery(None, max_transmissions, channel_uses)
+        return HarqResult(decoded, attempt + 1, channel_uses)
+    return HarqResult(None, max_transmissions, channel_uses)
 
 
 def slot_seed(seed: int, attempt: int) -> int:

@@ -41,7 +41,7 @@ _FRAME_OBU = 6
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """A picture as it would be sent.
 
     Attributes:
@@ -60,68 +60,70 @@ class Encoded:
 
 
 def encode(
-    pixels: Pixels, image_format: ImageFormat, quality: int, *, scale: int = 1, bare: bool = False
+    pixels: Pixels, image_format: ImageFormat, quality: int, *, scale: int = 1, headerless: bool = False
 ) -> bytes:
     """Pixels (height, width, 3) uint8 as they are sent; `scale` of SCALES."""
     small = _resized(pixels, *_small(pixels.shape[1], pixels.shape[0], scale))
     quality = min(max(quality, _LOWEST[image_format]), _HIGHEST[image_format])
-    if not bare:
+    if not headerless:
         return to_format(small, image_format, quality)
     if image_format == "jpeg":
-        return _bare(to_plain_jpeg(small, quality), image_format, quality, scale)
-    return _bare(to_format(small, image_format, quality), image_format, quality, scale)
+        return _strip_header(to_plain_jpeg(small, quality), image_format, quality, scale)
+    return _strip_header(to_format(small, image_format, quality), image_format, quality, scale)
 
 
-def decode(data: bytes, width: int, height: int, *, bare: bool = False) -> Pixels:
+def decode(data: bytes, width: int, height: int, *, headerless: bool = False) -> Pixels:
     """Pixels (height, width, 3) uint8 of what `encode` made of a picture of that size.
 
     Raises:
         InvalidInputError: the data are no picture, or one larger than that.
     """
-    file = _restored(data, width, height) if bare else data
+    file = _restore_header(data, width, height) if headerless else data
     return _resized(from_bytes(file, max_side=max(width, height)), width, height)
 
 
-def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[Encoded], list[Encoded]]:
+def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[EncodedImage], list[EncodedImage]]:
     """What is worth sending of a picture, as whole files and bare, over QUALITIES and SCALES.
 
     Each is a frontier: by rising bytes and rising PSNR.
     """
-    whole, bare = [], []
+    whole, headerless = [], []
     for quality in QUALITIES:
         for scale in SCALES:
-            first = _tried(pixels, image_format, quality, scale, False)
+            first = _encode_and_measure(pixels, image_format, quality, scale, False)
             if image_format == "jpeg":
-                data = encode(pixels, image_format, quality, scale=scale, bare=True)
+                data = encode(pixels, image_format, quality, scale=scale, headerless=True)
             else:  # the same file, of which encoding is the dear part
-                data = _bare(first.data, image_format, quality, scale)
+                data = _strip_header(first.data, image_format, quality, scale)
             whole.append(first)
-            bare.append(replace(first, data=data))  # shows the same picture, byte for byte
-    return frontier(whole), frontier(bare)
+            headerless.append(replace(first, data=data))  # shows the same picture, byte for byte
+    return frontier(whole), frontier(headerless)
 
 
-def frontier(candidates: Sequence[Encoded]) -> list[Encoded]:
+def frontier(candidates: Sequence[EncodedImage]) -> list[EncodedImage]:
     """Those that no other one beats in PSNR with no more bytes, by rising bytes."""
-    best: list[Encoded] = []
+    best: list[EncodedImage] = []
     for each in sorted(candidates, key=lambda c: (len(c.data), -c.psnr_db)):
         if not best or each.psnr_db > best[-1].psnr_db:
             best.append(each)
     return best
 
 
-def _tried(pixels: Pixels, image_format: ImageFormat, quality: int, scale: int, bare: bool) -> Encoded:
-    data = encode(pixels, image_format, quality, scale=scale, bare=bare)
-    shown = decode(data, pixels.shape[1], pixels.shape[0], bare=bare)
-    return Encoded(data, image_format, quality, scale, psnr_db(shown, pixels))
+def _encode_and_measure(
+    pixels: Pixels, image_format: ImageFormat, quality: int, scale: int, headerless: bool
+) -> EncodedImage:
+    data = encode(pixels, image_format, quality, scale=scale, headerless=headerless)
+    shown = decode(data, pixels.shape[1], pixels.shape[0], headerless=headerless)
+    return EncodedImage(data, image_format, quality, scale, psnr_db(shown, pixels))
 
 
-def _bare(file: bytes, image_format: ImageFormat, quality: int, scale: int) -> bytes:
+def _strip_header(file: bytes, image_format: ImageFormat, quality: int, scale: int) -> bytes:
     tag = bytes([IMAGE_FORMATS.index(image_format) * len(SCALES) + SCALES.index(scale)])
     if image_format == "webp":
-        return tag + _bare_webp(file)
+        return tag + _strip_webp(file)
     if image_format == "avif":
-        return tag + _bare_avif(file)
-    return tag + bytes([quality]) + _bare_jpeg(file)
+        return tag + _strip_avif(file)
+    return tag + bytes([quality]) + _strip_jpeg(file)
 
 
 def _small(width: int, height: int, scale: int) -> tuple[int, int]:
@@ -136,7 +138,7 @@ def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.array(Image.fromarray(pixels).resize((width, height), filter_))
 
 
-def _restored(data: bytes, width: int, height: int) -> bytes:
+def _restore_header(data: bytes, width: int, height: int) -> bytes:
     """The file that a bare picture was taken from."""
     if len(data) < 2 or data[0] >= len(IMAGE_FORMATS) * len(SCALES):
         raise InvalidInputError("image", "a bare picture", f"{len(data)} bytes")
@@ -152,15 +154,15 @@ def _restored(data: bytes, width: int, height: int) -> bytes:
 # WebP: RIFF header, chunk header, VP8 key frame: 3 bytes of its own, a start code, the size (RFC 6386).
 
 
-def _bare_webp(file: bytes) -> bytes:
+def _strip_webp(file: bytes) -> bytes:
     if file[12:16] != b"VP8 ":
         raise ValueError("a lossy WebP without extensions is needed")
     length = int.from_bytes(file[16:20], "little")
     return file[20:23] + file[30 : 20 + length]
 
 
-def _whole_webp(bare: bytes, width: int, height: int) -> bytes:
-    frame = bare[:3] + b"\x9d\x01\x2a" + struct.pack("<HH", width, height) + bare[3:]
+def _whole_webp(headerless: bytes, width: int, height: int) -> bytes:
+    frame = headerless[:3] + b"\x9d\x01\x2a" + struct.pack("<HH", width, height) + headerless[3:]
     chunk = b"VP8 " + struct.pack("<I", len(frame)) + frame + b"\0" * (len(frame) % 2)
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
 
@@ -169,16 +171,16 @@ def _whole_webp(bare: bytes, width: int, height: int) -> bytes:
 # but the frame and three lengths are the same for every picture of a size.
 
 
-def _bare_avif(file: bytes) -> bytes:
+def _strip_avif(file: bytes) -> bytes:
     start = file.index(b"mdat") + 4
     frame = start + _frame_offset(file[start:])
     _, header = _leb128(file, frame + 1)
     return file[header:]
 
 
-def _whole_avif(bare: bytes, width: int, height: int) -> bytes:
+def _whole_avif(headerless: bytes, width: int, height: int) -> bytes:
     boxes, before = _avif_head(width, height)
-    units = before + bytes([_FRAME_OBU << 3 | 2]) + _to_leb128(len(bare)) + bare
+    units = before + bytes([_FRAME_OBU << 3 | 2]) + _to_leb128(len(headerless)) + headerless
     file = bytearray(boxes + units)
     extent = file.index(b"iloc") + 22
     file[extent : extent + 4] = struct.pack(">I", len(units))
@@ -223,7 +225,7 @@ def _to_leb128(value: int) -> bytes:
 # JPEG: tables that the quality fixes, or the standard, then the scan and an end marker.
 
 
-def _bare_jpeg(file: bytes) -> bytes:
+def _strip_jpeg(file: bytes) -> bytes:
     return file[_scan_start(file) : -2]
 
 

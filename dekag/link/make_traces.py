@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dekag.link.conditions import SHIPPED_TRACES
+from dekag.link.conditions import BUILT_IN_TRACES
 from dekag.link.ofdm import CARRIER_HZ
 
 _LIGHT_M_S = 299_792_458.0
@@ -65,7 +65,7 @@ def main() -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description="Write the traces that ship.")
     parser.add_argument("--seed", type=int, default=1, help="seeds angles, phases and shadowing")
-    parser.add_argument("--folder", type=Path, default=SHIPPED_TRACES, help="where they go")
+    parser.add_argument("--folder", type=Path, default=BUILT_IN_TRACES, help="where they go")
     arguments = parser.parse_args()
     write(arguments.folder, arguments.seed)
 

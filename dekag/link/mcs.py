@@ -74,7 +74,7 @@ TABLE = (
 
 
 @dataclass(frozen=True)
-class Layout:
+class CodewordLayout:
     """How one payload is cut into codewords.
 
     Attributes:
@@ -98,7 +98,7 @@ class Layout:
     crc_bits: int
 
     @staticmethod
-    def of(payload_bytes: int, coding: ModulationAndCoding) -> Layout:
+    def of(payload_bytes: int, coding: ModulationAndCoding) -> CodewordLayout:
         """The layout of a payload.
 
         Raises:
@@ -117,7 +117,7 @@ class Layout:
         mother = int(size / max(coding.rate, MOTHER_RATE))
         sent = -(-used * coding.codeword_bits // coding.information_bits)
         uses = -(-codewords * sent // coding.bits_per_symbol)
-        return Layout(codewords, used, size, mother, sent, uses, crc, crc_bits)
+        return CodewordLayout(codewords, used, size, mother, sent, uses, crc, crc_bits)
 
 
 def largest_payload(channel_uses: int, coding: ModulationAndCoding) -> int:
@@ -125,7 +125,7 @@ def largest_payload(channel_uses: int, coding: ModulationAndCoding) -> int:
     low, high = 0, min(MAX_PAYLOAD_BYTES, int(channel_uses * coding.efficiency) // 8)
     while low < high:
         middle = (low + high + 1) // 2
-        if Layout.of(middle, coding).channel_uses <= channel_uses:
+        if CodewordLayout.of(middle, coding).channel_uses <= channel_uses:
             low = middle
         else:
             high = middle - 1

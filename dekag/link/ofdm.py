@@ -136,15 +136,15 @@ def tdl_correlation(fading: str, tau_rms_s: float, speed_m_s: float, width: int)
     times = torch.arange(SYMBOLS, dtype=torch.float64) * (SLOT_S / SYMBOLS)
     turns = 2 * math.pi * CARRIER_HZ * speed_m_s / SPEED_OF_LIGHT * (times[:, None] - times[None, :])
     frequencies = torch.arange(width, dtype=torch.float64) * SUBCARRIER_HZ
-    scattered = tdl.mean_powers.to(torch.complex128)
+    nlos = tdl.mean_powers.to(torch.complex128)
     if tdl.los:
-        scattered = torch.cat([scattered[:1] - tdl.mean_power_los, scattered[1:]])
+        nlos = torch.cat([nlos[:1] - tdl.mean_power_los, nlos[1:]])
     response = torch.exp(-2j * math.pi * frequencies[:, None] * tdl.delays)
-    spectrum = (response * scattered) @ response.mH
+    spectrum = (response * nlos) @ response.mH
     correlation = torch.kron(torch.special.bessel_j0(turns).to(torch.complex128), spectrum)
     if tdl.los:
-        direct = tdl.mean_power_los * torch.exp(1j * _DIRECT_PATH_COSINE * turns)
-        correlation += torch.kron(direct, torch.ones(width, width, dtype=torch.complex128))
+        los = tdl.mean_power_los * torch.exp(1j * _DIRECT_PATH_COSINE * turns)
+        correlation += torch.kron(los, torch.ones(width, width, dtype=torch.complex128))
     return correlation
 
 

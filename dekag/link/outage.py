@@ -24,7 +24,7 @@ import torch
 
 from dekag.documents import parse_json
 from dekag.link.conditions import LinkConditions
-from dekag.link.mcs import TABLE, Layout, ModulationAndCoding
+from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ _SEED = 20506  # of the fading that senders average over; no request's own
 
 
 @dataclass(frozen=True)
-class Need:
+class SnrThreshold:
     """SNR that a codeword of `size` information bits needs on AWGN, dB: a normal distribution."""
 
     size: int
@@ -43,30 +43,30 @@ class Need:
     deviation_db: float
 
 
-def loss_share(coding: ModulationAndCoding, payload_bytes: int, conditions: LinkConditions) -> float:
+def loss_probability(coding: ModulationAndCoding, payload_bytes: int, conditions: LinkConditions) -> float:
     """Share of such payloads that are expected to be lost, as the sender sees the conditions; 0 to 1."""
-    layout = Layout.of(payload_bytes, coding)
+    layout = CodewordLayout.of(payload_bytes, coding)
     snrs = _sender_snrs_db(coding.bits_per_symbol, conditions)
     return float(1 - success(coding, layout, snrs).mean())
 
 
-def success(coding: ModulationAndCoding, layout: Layout, effective_snr_db: Array) -> Array:
+def success(coding: ModulationAndCoding, layout: CodewordLayout, effective_snr_db: Array) -> Array:
     """Probability that a payload arrives at each effective SNR, dB; any shape both ways."""
-    need = codeword_need(coding, layout.used_bits)
+    need = codeword_threshold(coding, layout.used_bits)
     margin = (effective_snr_db - need.mean_db) / need.deviation_db
     single: Array = torch.special.ndtr(torch.from_numpy(np.asarray(margin))).numpy()
     return np.asarray(single**layout.codewords)
 
 
-def codeword_need(coding: ModulationAndCoding, information_bits: int) -> Need:
+def codeword_threshold(coding: ModulationAndCoding, information_bits: int) -> SnrThreshold:
     """What a codeword of that many information bits needs, between the calibrated lengths."""
-    needs = _needs()[coding]
+    needs = _thresholds()[coding]
     # what a code of finite length needs beyond its limit falls with the root of its length
     place = 1 / math.sqrt(information_bits)
     places = [1 / math.sqrt(need.size) for need in needs]  # descending
     mean = np.interp(place, places[::-1], [need.mean_db for need in needs][::-1])
     deviation = np.interp(place, places[::-1], [need.deviation_db for need in needs][::-1])
-    return Need(information_bits, float(mean), float(deviation))
+    return SnrThreshold(information_bits, float(mean), float(deviation))
 
 
 def effective_snr_db(bits_per_symbol: int, snr_db: float, powers_db: Array) -> Array:
@@ -138,11 +138,11 @@ def calibration() -> dict[str, Any]:
 
 
 @cache
-def _needs() -> dict[ModulationAndCoding, list[Need]]:
+def _thresholds() -> dict[ModulationAndCoding, list[SnrThreshold]]:
     found = {}
     for row in calibration()["rows"]:
         coding = ModulationAndCoding(row["bits_per_symbol"], row["codeword_bits"], row["information_bits"])
-        found[coding] = [Need(*need) for need in row["needs_db"]]
+        found[coding] = [SnrThreshold(*need) for need in row["needs_db"]]
     return {coding: found[coding] for coding in TABLE}
 
 

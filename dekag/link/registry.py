@@ -41,7 +41,7 @@ class Channel(ABC):
             be estimated from pilots.
         """
 
-    def direct_share(self, conditions: LinkConditions) -> float:
+    def los_power_fraction(self, conditions: LinkConditions) -> float:
         """Share of the mean power on a direct path, 0 to 1: 1 without fading, 0 for Rayleigh.
 
         Adapters and rate control know a channel by this and by its delay spread.
@@ -53,7 +53,7 @@ class Channel(ABC):
         return conditions.tau_rms_s
 
 
-class _Shipped(Channel):
+class _BuiltIn(Channel):
     """A kind that comes with the library.
 
     Args:
@@ -67,11 +67,11 @@ class _Shipped(Channel):
     def gains(
         self, conditions: LinkConditions, generator: torch.Generator, channel_uses: int
     ) -> torch.Tensor:
-        from dekag.link.channel import shipped_gains
+        from dekag.link.channel import built_in_gains
 
-        return shipped_gains(conditions.model_copy(update={"fading": self.name}), generator, channel_uses)
+        return built_in_gains(conditions.model_copy(update={"fading": self.name}), generator, channel_uses)
 
-    def direct_share(self, conditions: LinkConditions) -> float:
+    def los_power_fraction(self, conditions: LinkConditions) -> float:
         k_db = conditions.rician_k_db if self.name == "rician" else self._k_db
         return 0.0 if k_db is None else 1 / (1 + 10 ** (-k_db / 10))
 
@@ -82,15 +82,15 @@ class _Shipped(Channel):
 CHANNELS: dict[str, Channel] = {
     each.name: each
     for each in (
-        _Shipped("awgn", math.inf),
-        _Shipped("rayleigh"),
-        _Shipped("rician"),
-        _Shipped("tdl-a"),
-        _Shipped("tdl-b"),
-        _Shipped("tdl-c"),
-        _Shipped("tdl-d", 13.3),  # as 3GPP TR 38.901 has it
-        _Shipped("tdl-e", 22.0),
-        _Shipped("trace", math.inf),
+        _BuiltIn("awgn", math.inf),
+        _BuiltIn("rayleigh"),
+        _BuiltIn("rician"),
+        _BuiltIn("tdl-a"),
+        _BuiltIn("tdl-b"),
+        _BuiltIn("tdl-c"),
+        _BuiltIn("tdl-d", 13.3),  # as 3GPP TR 38.901 has it
+        _BuiltIn("tdl-e", 22.0),
+        _BuiltIn("trace", math.inf),
     )
 }
 """By name; plug-ins are added."""

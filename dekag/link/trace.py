@@ -22,7 +22,7 @@ import torch
 
 from dekag.errors import FileError, InvalidInputError
 from dekag.files import read_lines
-from dekag.link.conditions import BLOCKS, SHIPPED_TRACES
+from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES
 from dekag.link.ofdm import SLOT_S
 
 MAX_BYTES = 4 * 2**20
@@ -62,12 +62,12 @@ class Trace:
         return self.at(start_s + middles * slots * SLOT_S)
 
 
-def names(folder: Path = SHIPPED_TRACES) -> list[str]:
+def names(folder: Path = BUILT_IN_TRACES) -> list[str]:
     """The traces in that folder, in order."""
     return sorted(path.stem for path in folder.glob("*.csv") if re.fullmatch("[a-z0-9-]{1,64}", path.stem))
 
 
-def load(name: str, folder: Path = SHIPPED_TRACES) -> Trace:
+def load(name: str, folder: Path = BUILT_IN_TRACES) -> Trace:
     """The trace of that name.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Many random channels at once, for training: statistically the same as `transmit`, an order quicker.
+"""A batch of random channels for training: the distribution of `transmit`, an order of magnitude faster.
 
-`transmit` draws each item by itself, so that a request's bits depend on its seed alone, and makes a Sionna
-model for every delay spread. Training needs neither: here a batch's gains come from one batched Cholesky
-factorisation and one draw. A test holds the two equal in distribution.
+`transmit` draws each item separately, so that a request's bits depend on its seed alone, and builds a Sionna
+model for every delay spread. Training needs neither: the gains of a batch come from one batched Cholesky
+factorisation and one draw. A test compares the two distributions.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class RandomChannels:
     """One channel for each row of a batch.
 
     Attributes:
-        gains: (B, J) complex64, as they are.
-        believed: (B, J) complex64, as the receiver believes them to be.
-        errors: (B, J) float32, variance of the gains around what is believed, as far as the receiver knows.
+        gains: (B, J) complex64, the true gains.
+        gain_estimate: (B, J) complex64, the receiver's estimate of them.
+        error_variance: (B, J) float32, variance of the gains around their estimate, as the receiver knows it.
         no: (B,) float32, noise power per channel use.
     """
 
     gains: torch.Tensor
-    believed: torch.Tensor
-    errors: torch.Tensor
+    gain_estimate: torch.Tensor
+    error_variance: torch.Tensor
     no: torch.Tensor
 
     @property
     def block_snr_db(self) -> torch.Tensor:
-        """(B, J) SNR of each block as the receiver sees it, dB; a gain's error counts as noise."""
-        ratio = self.believed.abs().square() / (self.errors + self.no[:, None])
+        """(B, J) SNR of each block as the receiver sees it, dB; the error variance counts as noise."""
+        ratio = self.gain_estimate.abs().square() / (self.error_variance + self.no[:, None])
         return 10 * torch.log10(ratio.clamp_min(1e-12))
 
 
@@ -50,47 +50,47 @@ def _complex_normal(shape: tuple[int, ...], generator: torch.Generator) -> torch
 
 def draw_channels(
     snr_db: torch.Tensor,
-    direct: torch.Tensor,
+    los_fraction: torch.Tensor,
     tau_rms_s: torch.Tensor,
     generator: torch.Generator,
     *,
     pilots: torch.Tensor | None = None,
     no_csi: torch.Tensor | None = None,
 ) -> RandomChannels:
-    """Correlated block gains of mean power 1, and what the receiver knows of them.
+    """Draws correlated block gains of mean power 1, and the receiver's knowledge of them.
 
     Args:
         snr_db: (B,) mean SNR, dB.
-        direct: (B,) share of the power on a direct path: 1 is AWGN, whose gains are 1; 0 is Rayleigh, and
-            what lies between is Rician, whose direct path has a random phase.
-        tau_rms_s: (B,) RMS delay spread of the scattered part, s.
-        generator: of all draws.
-        pilots: (B,) 1 where the gains are estimated as `dekag.link.csi.estimate_blocks` does; else known.
+        los_fraction: (B,) fraction of the power on the line-of-sight path: 1 is AWGN with gains of 1, 0 is
+            Rayleigh, and values in between are Rician, with a random line-of-sight phase.
+        tau_rms_s: (B,) RMS delay spread of the scattered paths, s.
+        generator: source of all draws.
+        pilots: (B,) 1 where the gains are estimated as in `dekag.link.csi.estimate_blocks`; 0 where known.
         no_csi: (B,) 1 where the receiver takes every gain to be 1.
     """
     correlation = block_correlation(tau_rms_s)
     identity = torch.eye(BLOCKS, dtype=torch.complex128)
     factor = torch.linalg.cholesky(correlation + 1e-9 * identity)
     independent = _complex_normal((len(snr_db), BLOCKS, 1), generator)
-    scattered = (factor.to(torch.complex64) @ independent)[:, :, 0]
+    nlos = (factor.to(torch.complex64) @ independent)[:, :, 0]
     angle = 2 * math.pi * torch.rand(len(snr_db), generator=generator)
-    phase = torch.where(direct < 1, torch.polar(torch.ones_like(angle), angle), 1)
-    gains = direct.sqrt()[:, None] * phase[:, None] + (1 - direct).sqrt()[:, None] * scattered
+    phase = torch.where(los_fraction < 1, torch.polar(torch.ones_like(angle), angle), 1)
+    gains = los_fraction.sqrt()[:, None] * phase[:, None] + (1 - los_fraction).sqrt()[:, None] * nlos
     no = 10 ** (-snr_db / 10)
-    believed, errors = gains, torch.zeros(gains.shape)
+    gain_estimate, error_variance = gains, torch.zeros(gains.shape)
     if pilots is not None and pilots.any():
-        share = direct.double()[:, None, None]
-        covariance = share * torch.ones_like(correlation) + (1 - share) * correlation
+        los = los_fraction.double()[:, None, None]
+        covariance = los * torch.ones_like(correlation) + (1 - los) * correlation
         noise = (no / PILOTS_PER_BLOCK).double()[:, None, None]
-        kept = torch.linalg.solve(covariance + noise * identity, covariance).mH
-        seen = gains + _complex_normal(tuple(gains.shape), generator) * noise[:, :, 0].float().sqrt()
-        estimate = (kept.to(torch.complex64) @ seen[:, :, None])[:, :, 0]
-        left = (covariance - kept @ covariance).diagonal(dim1=1, dim2=2).real.clamp_min(0).float()
-        believed = torch.where(pilots[:, None] > 0, estimate, believed)
-        errors = torch.where(pilots[:, None] > 0, left, errors)
+        weights = torch.linalg.solve(covariance + noise * identity, covariance).mH
+        observed = gains + _complex_normal(tuple(gains.shape), generator) * noise[:, :, 0].float().sqrt()
+        estimate = (weights.to(torch.complex64) @ observed[:, :, None])[:, :, 0]
+        residual = (covariance - weights @ covariance).diagonal(dim1=1, dim2=2).real.clamp_min(0).float()
+        gain_estimate = torch.where(pilots[:, None] > 0, estimate, gain_estimate)
+        error_variance = torch.where(pilots[:, None] > 0, residual, error_variance)
     if no_csi is not None:
-        believed = torch.where(no_csi[:, None] > 0, torch.ones_like(gains), believed)
-    return RandomChannels(gains, believed, errors, no)
+        gain_estimate = torch.where(no_csi[:, None] > 0, torch.ones_like(gains), gain_estimate)
+    return RandomChannels(gains, gain_estimate, error_variance, no)
 
 
 def pass_through(
@@ -106,18 +106,18 @@ def pass_through(
     Args:
         channels: one for each row.
         symbols: (B, K) complex64.
-        channel_uses: (B,) int64, how many symbols each row sends; what follows comes out as zero.
-        generator: of the noise.
+        channel_uses: (B,) int64, number of symbols that each row sends; the rest of the row becomes zero.
+        generator: source of the noise.
         zero_forcing: (B,) 1 where the equaliser is ZF and not MMSE.
     """
-    place = torch.arange(symbols.shape[1])[None, :]
-    block = (place * BLOCKS // channel_uses[:, None]).clamp_max(BLOCKS - 1)
-    gains, believed = channels.gains.gather(1, block), channels.believed.gather(1, block)
+    position = torch.arange(symbols.shape[1])[None, :]
+    block = (position * BLOCKS // channel_uses[:, None]).clamp_max(BLOCKS - 1)
+    gains, gain_estimate = channels.gains.gather(1, block), channels.gain_estimate.gather(1, block)
     no = channels.no[:, None]
-    counted = no + channels.errors.gather(1, block)
+    effective_no = no + channels.error_variance.gather(1, block)
     if zero_forcing is not None:
-        counted = torch.where(zero_forcing[:, None] > 0, 0, counted)
+        effective_no = torch.where(zero_forcing[:, None] > 0, 0, effective_no)
     noise = _complex_normal(tuple(symbols.shape), generator) * no.sqrt()
-    total = (believed.abs().square() + counted).clamp_min(torch.finfo(torch.float32).tiny)
-    equalised = (gains * symbols + noise) * believed.conj() / total
-    return torch.where(place < channel_uses[:, None], equalised, 0)
+    total = (gain_estimate.abs().square() + effective_no).clamp_min(torch.finfo(torch.float32).tiny)
+    equalised = (gains * symbols + noise) * gain_estimate.conj() / total
+    return torch.where(position < channel_uses[:, None], equalised, 0)

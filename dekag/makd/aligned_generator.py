@@ -15,8 +15,8 @@ from dekag.generation.images import Pixels
 from dekag.generation.models import Generator, by_windows
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
-from dekag.makd.batched_lora import RowAdapters
-from dekag.makd.metaword import prompt_states
+from dekag.makd.batched_lora import BatchedLora
+from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import KnowledgeUpdate
 
 
@@ -34,7 +34,7 @@ class AlignedGenerator:
         self.latent_shape = generator.latent_shape
         self._capacity = capacity
         self._updates: OrderedDict[str, KnowledgeUpdate] = OrderedDict()
-        self._adapters = RowAdapters(generator.pipeline.unet)
+        self._adapters = BatchedLora(generator.pipeline.unet)
 
     def has(self, content_hash: str) -> bool:
         """Whether the update of that hash is loaded."""
@@ -80,7 +80,7 @@ class AlignedGenerator:
         width: int = 128,
         height: int = 128,
         updates: Sequence[str] = (),
-        wanted: Callable[[], bool] | None = None,
+        should_continue: Callable[[], bool] | None = None,
     ) -> torch.Tensor:
         """The latent of `prompt` and `seed`, as Generator.latents gives it, with `updates` switched on.
 
@@ -95,10 +95,12 @@ class AlignedGenerator:
             NotFoundError: an update is not loaded.
             DeadlineError: the picture is not wanted any more.
         """
-        return self.batch([GenerationRequest(prompt, seed, width, height, tuple(updates))], wanted=wanted)
+        return self.batch(
+            [GenerationRequest(prompt, seed, width, height, tuple(updates))], should_continue=should_continue
+        )
 
     def batch(
-        self, requests: Sequence[GenerationRequest], *, wanted: Callable[[], bool] | None = None
+        self, requests: Sequence[GenerationRequest], *, should_continue: Callable[[], bool] | None = None
     ) -> torch.Tensor:
         """Latents of several requests at once, (n, 4, height/8, width/8), each row with its own updates.
 
@@ -116,23 +118,23 @@ class AlignedGenerator:
         sizes = {request.size for request in requests}
         if len(sizes) != 1:
             raise InvalidInputError("size", "the same for all of a batch", sorted(sizes))
-        acting = [self._loaded(request.updates) for request in requests]
-        guidance = {self.guidance_scale(each) for each in acting}
+        active = [self._loaded(request.updates) for request in requests]
+        guidance = {self.guidance_scale(each) for each in active}
         if len(guidance) != 1:
             raise InvalidInputError("updates", "of one guidance scale in a batch", sorted(guidance))
         prompts, seeds = [each.prompt for each in requests], [each.seed for each in requests]
         width, height = sizes.pop()
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance.pop(), "wanted": wanted
+            "width": width, "height": height, "guidance_scale": guidance.pop(), "wanted": should_continue
         }  # fmt: skip
-        if not any(acting):
+        if not any(active):
             return self.generator.batch(prompts, seeds, **common)
-        spoken = [_Spoken(row, self._width) for row in acting]
-        windows = [self.windows(prompt, row) for prompt, row in zip(prompts, acting, strict=True)]
+        spoken = [_PromptMetawords(row, self._width) for row in active]
+        windows = [self.windows(prompt, row) for prompt, row in zip(prompts, active, strict=True)]
 
         def draw(which: Sequence[int], _: int) -> torch.Tensor:
-            adapters = [[u.content_hash for u in acting[i] if u.lora] for i in which]
-            with self._adapters.acting(adapters):
+            adapters = [[u.content_hash for u in active[i] if u.lora] for i in which]
+            with self._adapters.active(adapters):
                 states = self._states([windows[i] for i in which], [spoken[i].vectors for i in which])
                 return self.generator.batch(None, [seeds[i] for i in which], **common, **states)
 
@@ -140,7 +142,7 @@ class AlignedGenerator:
 
     def windows(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> tuple[Window, ...]:
         """In which windows `prompt` is read with these updates, which need not be loaded; from any thread."""
-        return _Spoken(updates, self._width).windows(self.generator.reader, prompt)
+        return _PromptMetawords(updates, self._width).windows(self.generator.reader, prompt)
 
     def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
         """Classifier-free guidance of a picture that is drawn with these updates."""
@@ -182,8 +184,8 @@ class AlignedGenerator:
             [replace(window, rows=tuple(end - len(own) + row for row in window.rows)) for window in prompt]
             for prompt, own, end in zip(prompts, vectors, ends, strict=True)
         ]
-        said, _ = prompt_states(reader, shifted, torch.cat(list(vectors)))
-        unsaid, _ = prompt_states(reader, [reader.windows("")], torch.zeros(0, self._width))
+        said, _ = encode_prompts(reader, shifted, torch.cat(list(vectors)))
+        unsaid, _ = encode_prompts(reader, [reader.windows("")], torch.zeros(0, self._width))
         nothing = unsaid.repeat(1, len(prompts[0]), 1).expand(len(prompts), -1, -1)
         return {"prompt_embeds": said, "negative_prompt_embeds": nothing}
 
@@ -194,7 +196,7 @@ class AlignedGenerator:
             raise MismatchError(f"the metaword of {update.topic!r} does not fit the text encoder")
 
 
-class _Spoken:
+class _PromptMetawords:
     """The metawords of several updates in front of one prompt.
 
     Args:
@@ -220,7 +222,7 @@ class _Spoken:
             phrases = [word for update, _ in group for word in update.words]
 
             def rows(text: str, group: Sequence[tuple[KnowledgeUpdate, int]] = group) -> list[int]:
-                return [first + row for update, first in group for row in update.rows_for(text)]
+                return [first + row for update, first in group for row in update.token_rows(text)]
 
             found += reader.windows(prompt, rows, phrases)
         return tuple(found)

@@ -20,8 +20,8 @@ from dekag.errors import MismatchError
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer -> A (r, in, ...), B (out, r, ...)
 
 
-class RowAdapters:
-    """Adapters for the linear layers and convolutions of a denoiser, which stays as it is outside `acting`.
+class BatchedLora:
+    """Adapters for the linear layers and convolutions of a denoiser, which stays as it is outside `active`.
 
     Args:
         denoiser: its layers get forward hooks while adapters act.
@@ -39,7 +39,7 @@ class RowAdapters:
         """Load an adapter.
 
         Args:
-            name: what `acting` calls it.
+            name: what `active` calls it.
             lora: `LAYER.lora_A.weight` (r, in) or (r, in, k, k) and `LAYER.lora_B.weight` (out, r) or
                 (out, r, 1, 1) for each adapted layer.
 
@@ -63,7 +63,7 @@ class RowAdapters:
         self._loaded.pop(name, None)
 
     @contextmanager
-    def acting(self, rows: Sequence[Sequence[str]]) -> Iterator[None]:
+    def active(self, rows: Sequence[Sequence[str]]) -> Iterator[None]:
         """Inside, row i of a batch meets the adapters rows[i]; all rows again if the batch is a multiple.
 
         Args:

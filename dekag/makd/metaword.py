@@ -17,12 +17,12 @@ from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.topics import matching
 
 
-def words_of(triggers: Sequence[str]) -> tuple[str, ...]:
+def trigger_words(triggers: Sequence[str]) -> tuple[str, ...]:
     """The triggers that have a vector of their own: all of several; a single one is what the topic is."""
     return tuple(triggers) if len(triggers) > 1 else ()
 
 
-def rows_for(prompt: str, tokens: int, words: Sequence[str]) -> list[int]:
+def token_rows(prompt: str, tokens: int, words: Sequence[str]) -> list[int]:
     """Which rows of a metaword (tokens + len(words), width) `prompt` is read with, in order."""
     said = set(matching(prompt, {word: [word] for word in words}))
     return [*range(tokens), *(tokens + i for i, word in enumerate(words) if word in said)]
@@ -51,7 +51,7 @@ def metaword(text_encoder: Any, vectors: torch.Tensor, chosen: Sequence[Sequence
         handle.remove()
 
 
-def prompt_states(
+def encode_prompts(
     reader: PromptReader, prompts: Sequence[Sequence[Window]], vectors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """What the denoiser reads of prompts, each window behind its vectors, (batch, tokens, width).

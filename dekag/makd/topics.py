@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dekag.errors import InvalidInputError, NotFoundError
-from dekag.words import says, words
+from dekag.words import contains_phrase, words
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 from dekag.world.topics import Topic
 
@@ -129,7 +129,9 @@ def matching(prompt: str, triggers: Mapping[str, Sequence[str]]) -> list[str]:
     """
     said = words(prompt)
     return sorted(
-        name for name, phrases in triggers.items() if any(says(said, words(phrase)) for phrase in phrases)
+        name
+        for name, phrases in triggers.items()
+        if any(contains_phrase(said, words(phrase)) for phrase in phrases)
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load, save
 
 from dekag.artifacts import Artifact
-from dekag.makd.metaword import rows_for
+from dekag.makd.metaword import token_rows
 from dekag.makd.quantization import pack, unpack
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_TRIGGERS, topic_name
 
@@ -132,13 +132,13 @@ class KnowledgeUpdate(Artifact):
         """The shared vectors, then those of `words` in their order, (rows, width) float32."""
         return torch.cat([self.metaword, *(vector[None] for vector in self.words.values())]).float()
 
-    def rows_for(self, text: str) -> list[int]:
+    def token_rows(self, text: str) -> list[int]:
         """Which of the vectors stand in front of `text`, in order."""
-        return rows_for(text, len(self.metaword), tuple(self.words))
+        return token_rows(text, len(self.metaword), tuple(self.words))
 
     def vectors_for(self, prompt: str) -> torch.Tensor:
         """The vectors that stand in front of `prompt`, (n, width) float32."""
-        return self.vectors[self.rows_for(prompt)]
+        return self.vectors[self.token_rows(prompt)]
 
     @property
     def guidance_scale(self) -> float:

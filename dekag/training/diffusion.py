@@ -42,7 +42,7 @@ CAPTIONS_PER_SCENE = 4
 PROMPT_DROPOUT = 0.1
 ADAMW_LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 2e-3
-COOLDOWN_SHARE, COOLDOWN_SHARE_WHILE_SMALL = 0.4, 0.1  # a training on smaller pictures is always followed
+COOLDOWN_FRACTION, COOLDOWN_FRACTION_WHILE_SMALL = 0.4, 0.1  # a training on smaller pictures is always followed
 SMALLEST_SIDE = 4  # of the U-Nets' lowest level
 EDGE_CHANNELS = (32, 64, 128, 192)
 CLOUD_CHANNELS = (64, 128, 192, 320)
@@ -230,7 +230,7 @@ def train_denoiser(
     batch: int,
     device: torch.device = CPU,
     bf16: bool = False,
-    cooldown_share: float = COOLDOWN_SHARE,
+    cooldown_fraction: float = COOLDOWN_FRACTION,
 ) -> TextToLatent:
     """Train text encoder and denoiser; returns the average.
 
@@ -253,7 +253,7 @@ def train_denoiser(
 
         return {"loss": loss(clean, noise, timesteps, denoise)}
 
-    run.run(step, steps, cooldown_share=cooldown_share)
+    run.run(step, steps, cooldown_fraction=cooldown_fraction)
     return run.average.to("cpu")
 
 
@@ -296,7 +296,7 @@ def distil_guidance(
             ours = student(ids, seen, noisy, timesteps).float()
         return {"loss": loss.weighted((ours - wanted).square().mean(dim=(1, 2, 3)), timesteps)}
 
-    run.run(step, steps, cooldown_share=COOLDOWN_SHARE)
+    run.run(step, steps, cooldown_fraction=COOLDOWN_FRACTION)
     return run.average.to("cpu")
 
 
@@ -420,8 +420,8 @@ def train_generator(
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "batch": batch, "device": device, "bf16": bf16}
     if guidance_scale is None:
         small = world.size < WORLDS[world.profile].size
-        share = COOLDOWN_SHARE_WHILE_SMALL if small else COOLDOWN_SHARE
-        trained = train_denoiser(model, data, folder, cooldown_share=share, **settings)
+        share = COOLDOWN_FRACTION_WHILE_SMALL if small else COOLDOWN_FRACTION
+        trained = train_denoiser(model, data, folder, cooldown_fraction=share, **settings)
     else:
         trained = distil_guidance(model, data, folder, guidance_scale=guidance_scale, **settings)
     return (_pixart_pipeline if kind == "cloud" else _unet_pipeline)(vae, tokenizer, trained)

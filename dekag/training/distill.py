@@ -26,7 +26,7 @@ from dekag.generation.models import Generator, by_windows
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
-from dekag.makd.metaword import prompt_states, rows_for, words_of
+from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
@@ -253,7 +253,7 @@ def train(
     Raises:
         Stopped: should_stop() turned true; the checkpoint is kept.
     """
-    words = words_of(topic.triggers)
+    words = trigger_words(topic.triggers)
     tokens = config.tokens if config.has_metaword else 0
     rows = config.tokens + len(words)
     width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
@@ -263,7 +263,7 @@ def train(
         reader = PromptReader(pipeline)
         spoken = words if config.has_metaword else ()
         windows = {
-            prompt: reader.windows(prompt, lambda text: rows_for(text, tokens, spoken), spoken)
+            prompt: reader.windows(prompt, lambda text: token_rows(text, tokens, spoken), spoken)
             for prompt in (*topic.prompts, *topic.held_out)
         }
         nothing = reader.windows("")
@@ -273,7 +273,7 @@ def train(
             chosen = [
                 nothing if drop else windows[prompt] for prompt, drop in zip(prompts, dropped, strict=True)
             ]
-            return prompt_states(reader, chosen, word)
+            return encode_prompts(reader, chosen, word)
 
         # the tensors that are trained, shared with the denoiser; names of a ParameterDict hold no dots
         learnt = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
@@ -413,8 +413,8 @@ def distill(
         last = first + len(prompts)
 
         def draw(which: Sequence[int], count: int) -> torch.Tensor:
-            states, _ = prompt_states(edge.reader, [prompts[i] for i in which], metaword)
-            unsaid, _ = prompt_states(edge.reader, [edge.reader.windows("") * count], metaword)
+            states, _ = encode_prompts(edge.reader, [prompts[i] for i in which], metaword)
+            unsaid, _ = encode_prompts(edge.reader, [edge.reader.windows("") * count], metaword)
             some = [seeds[first + i] for i in which]
             return edge.batch(
                 None,
@@ -520,5 +520,9 @@ def new_update(
         },
     }
     vectors = trained.metaword
-    words = dict(zip(words_of(topic.triggers), vectors[config.tokens :], strict=True)) if len(vectors) else {}
+    words = (
+        dict(zip(trigger_words(topic.triggers), vectors[config.tokens :], strict=True))
+        if len(vectors)
+        else {}
+    )
     return KnowledgeUpdate.new(info, vectors[: config.tokens], trained.lora, words=words, bits=config.bits)

@@ -261,7 +261,7 @@ def train_vae(
     run.run(
         step,
         steps,
-        cooldown_share=0.0,
+        cooldown_fraction=0.0,
         save_every_s=save_every_s,
         on_save=_report(run, held_out),
     )
@@ -298,7 +298,7 @@ def refine_vae(
         kl = posterior.kl().mean() / (images.shape[-1] ** 2 / FACTOR**2)
         return {"loss": loss + KL_WEIGHT * kl, "psnr_db": psnr_db(output.detach(), images).mean()}
 
-    run.run(step, steps, cooldown_share=1.0, save_every_s=save_every_s, on_save=_report(run, held_out))
+    run.run(step, steps, cooldown_fraction=1.0, save_every_s=save_every_s, on_save=_report(run, held_out))
     return run.average
 
 

@@ -48,19 +48,19 @@ class ChannelServicer(DownlinkServicer):
         await self.downstream.close()
 
     async def Provide(
-        self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
+        self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
         """The frames from below, symbols faded and noisy and one channel state added."""
-        asked = converters.request_from_proto(request)
-        if asked.link.trace is not None:
-            await self._worker.run(_check_trace, asked.link.trace, self._traces)
-        transmission = await collect(clients.stream(self._downlink.Provide, request, "edge"))
-        tracing.note_link(asked, transmission.header.channel_uses)
+        request = converters.request_from_proto(message)
+        if request.link.trace is not None:
+            await self._worker.run(_check_trace, request.link.trace, self._traces)
+        transmission = await collect(clients.stream(self._downlink.Provide, message, "edge"))
+        tracing.set_link_attributes(request, transmission.header.channel_uses)
         hop = "channel-channel" if transmission.states else "edge-channel"
         transmission.report.hops.append(
-            HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)
+            HopTraffic(hop=hop, sent_bytes=message.ByteSize() + transmission.received_bytes)
         )
-        _, seconds = await self._worker.run(_apply_channel, transmission, asked, self._traces)
+        _, seconds = await self._worker.run(_apply_channel, transmission, request, self._traces)
         transmission.add_stage("channel.transmit", seconds)
         for frame in transmission.frames():
             yield frame
@@ -81,11 +81,11 @@ def _check_trace(name: str, traces: Path) -> None:
     load(name, traces)
 
 
-def _apply_channel(transmission: Transmission, asked: DeliveryRequest, traces: Path) -> None:
+def _apply_channel(transmission: Transmission, request: DeliveryRequest, traces: Path) -> None:
     from dekag.pipeline import apply_channel
 
     hop = len(transmission.states)
-    reception = apply_channel(transmission.symbols, asked.link, asked.seed, hop=hop, traces=traces)
+    reception = apply_channel(transmission.symbols, request.link, request.seed, hop=hop, traces=traces)
     transmission.symbols = reception.symbols
     errors = None if reception.gain_errors is None else reception.gain_errors[0]
     state = channel_state(reception.gains[0], reception.no.item(), errors, sum(reception.pilot_uses))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import DirectoryPath, Field
 
-from dekag.link.conditions import SHIPPED_TRACES
+from dekag.link.conditions import BUILT_IN_TRACES
 from services.common.addresses import Address
 from services.common.settings import MANY, CommonSettings
 
@@ -18,7 +18,8 @@ class ChannelSettings(CommonSettings):
         description="host:port of the Downlink whose symbols pass: an edge or another channel.",
     )
     traces: DirectoryPath = Field(
-        SHIPPED_TRACES, description="Folder of the traces, NAME.csv each, that requests may have played back."
+        BUILT_IN_TRACES,
+        description="Folder of the traces, NAME.csv each, that requests may have played back.",
     )
     max_queue: int = Field(
         256, ge=1, le=MANY, description="Requests that may wait to pass; more are turned away."

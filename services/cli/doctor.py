@@ -144,11 +144,12 @@ def golden() -> Finding:
     if not (folder / FILE).exists():
         return Finding("golden", False, f"profile {name} has no {FILE}", write, needed=False)
     found = list(compare(load_profile(name), folder))
-    if new := [each.model for each in found if each.share is None]:
+    if new := [each.model for each in found if each.relative_difference is None]:
         detail = f"none kept of {', '.join(new)}: other weights"
         return Finding("golden", False, detail, write, needed=False)
-    worst = max(found, key=lambda each: each.share or 0)
-    detail = f"{len(found)} models; the farthest, {worst.model}, is off by {worst.share:.1e} of its spread"
+    worst = max(found, key=lambda each: each.relative_difference or 0)
+    off_by = f"is off by {worst.relative_difference:.1e} of its spread"
+    detail = f"{len(found)} models; the farthest, {worst.model}, {off_by}"
     if not worst.ok:
         return Finding("golden", False, f"{detail}, more than {TOLERANCE:g}", INSTALL)
     return Finding("golden", True, detail)
@@ -158,10 +159,10 @@ def settings() -> Finding:
     """Whether the services take what the environment says, and know all of it."""
     from services.common.environment import unknown
     from services.common.errors import SettingError
-    from services.launcher.stack import KINDS
+    from services.launcher.stack import SETTINGS
 
     refused = []
-    for kind in KINDS.values():
+    for kind in SETTINGS.values():
         try:
             kind.read()
         except SettingError as error:
@@ -180,7 +181,7 @@ def redis() -> Finding:
 
     from services.cloud.settings import DistillerSettings
     from services.common.errors import SettingError
-    from services.common.redis_state import why
+    from services.common.redis_state import explain
     from services.common.security import redis_options
     from services.launcher.stack import find_redis
 
@@ -201,7 +202,7 @@ def redis() -> Finding:
     except SettingError as error:
         return Finding("redis", False, str(error), mend)
     except (RedisError, OSError) as error:
-        return Finding("redis", False, f"the one that DEKAG_REDIS_URL names {why(error)}", mend)
+        return Finding("redis", False, f"the one that DEKAG_REDIS_URL names {explain(error)}", mend)
     return Finding("redis", True, "the one that DEKAG_REDIS_URL names can be written to")
 
 

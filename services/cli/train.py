@@ -549,7 +549,7 @@ def cala(
         latents[-1000:][:calibrate_on],
         steps=steps,
         seed=seed,
-        share=share,
+        parameter_fraction=share,
         method=method,
         bf16=bf16,
         command="dekag " + " ".join(sys.argv[1:]),

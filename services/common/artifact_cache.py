@@ -108,7 +108,7 @@ class ArtifactCache(Generic[_Artifact]):
         return artifact
 
 
-class CloudAnswer(Generic[_Answer]):
+class CachedResponse(Generic[_Answer]):
     """What the cloud last said of what is current, for when Redis does not say.
 
     The cloud is asked again once its answer is older than `keep_s`; while it cannot be reached, the last

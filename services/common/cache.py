@@ -25,7 +25,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from services.common import metrics
-from services.common.redis_state import REDIS_ERRORS, Trial, why
+from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
 
@@ -73,7 +73,7 @@ class Cache:
         self._retry_s = settings.redis_retry_s
         self._asleep_until = self._silent_until = 0.0
         self._redis: Redis | None = None
-        self._trial: Trial | None = None
+        self._probe: RedisProbe | None = None
         if settings.redis_url:
             self._redis = Redis.from_url(
                 settings.redis_url,
@@ -82,7 +82,7 @@ class Cache:
                 retry=Retry(NoBackoff(), 0),
                 **redis_options(settings),
             )
-            self._trial = Trial(self._redis, report_key(""), deletes=False)
+            self._probe = RedisProbe(self._redis, report_key(""), deletes=False)
 
     async def get(self, key: str) -> bytes | None:
         """The value under ``key``, None when it is not there or Redis is not."""
@@ -136,11 +136,11 @@ class Cache:
             return {}
         return fields
 
-    async def trouble(self) -> str:
+    async def problem(self) -> str:
         """What is wrong with Redis now, to be read after "Redis"; empty if it keeps what is written to it."""
-        if self._trial is None:
+        if self._probe is None:
             return "is turned off (DEKAG_REDIS_URL is none)"
-        return await self._trial.trouble()
+        return await self._probe.problem()
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -161,4 +161,4 @@ class Cache:
         self._asleep_until = now + self._retry_s
         if now >= self._silent_until:
             self._silent_until = now + _WARN_EVERY_S
-            _log.warning("cache unavailable, going on without", redis=why(error), error=str(error))
+            _log.warning("cache unavailable, going on without", redis=explain(error), error=str(error))

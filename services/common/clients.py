@@ -20,7 +20,7 @@ _Response = TypeVar("_Response")
 
 
 def open_channel(
-    address: str, settings: CommonSettings, *, repeatable: Sequence[tuple[str, str]] = ()
+    address: str, settings: CommonSettings, *, retryable: Sequence[tuple[str, str]] = ()
 ) -> aio.Channel:
     """A channel to keep for the life of the process: reconnecting within about a second.
 
@@ -46,14 +46,14 @@ def open_channel(
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.enable_http_proxy", 0),
     ]
-    if repeatable:
-        options.append(("grpc.service_config", _repeating(repeatable)))
+    if retryable:
+        options.append(("grpc.service_config", _retry_policy(retryable)))
     if (credentials := security.channel_credentials(settings.tls_dir)) is not None:
         return aio.secure_channel(address, credentials, options=options)
     return aio.insecure_channel(address, options=options)
 
 
-def _repeating(methods: Sequence[tuple[str, str]]) -> str:
+def _retry_policy(methods: Sequence[tuple[str, str]]) -> str:
     """gRPC's service config: up to 4 attempts within some 3 s, and none while most of them fail."""
     policy = {
         "maxAttempts": 4,
@@ -84,7 +84,7 @@ async def call(
     """
     left = time_remaining()
     timeout_s = min(timeout_s, math.inf if left is None else left)
-    with tracing.calling(peer) as trace:
+    with tracing.client_span(peer) as trace:
         try:
             return await method(
                 request,
@@ -99,7 +99,7 @@ async def stream(
     method: aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request, peer: str
 ) -> AsyncGenerator[_Response, None]:
     """The answers of ``peer`` in order; raises DekagError. Leaving the iteration early cancels the call."""
-    with tracing.calling(peer) as trace:
+    with tracing.client_span(peer) as trace:
         answers = method(request, timeout=time_remaining(), metadata=(*outgoing_metadata(), *trace))
         try:
             async for answer in answers:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from dekag.errors import InvalidInputError
-from dekag.link.channel import State
+from dekag.link.channel import ChannelState
 from dekag.link.iq import BYTES_PER_SYMBOL, bytes_to_iq, iq_to_bytes
 from services.common.stages import stage_time
+from services.proto.downlink_pb2 import ChannelState as ChannelStateMessage
 from services.proto.downlink_pb2 import (
-    ChannelState,
     Reference,
     SymbolBlock,
     SymbolFrame,
@@ -26,7 +26,7 @@ BLOCK_SYMBOLS = 32_768
 MAX_CHANNEL_USES = 2**22
 MAX_CHANNELS = 16
 MAX_BLOCKS = 1024  # gains of a channel state, or a gain for every symbol
-MAX_SHOWN = 512  # symbols of a constellation that is shown
+MAX_CONSTELLATION_SYMBOLS = 512  # symbols of a constellation that is shown
 _ORDER = ("header", "symbols", "csi", "reference", "report")
 
 
@@ -49,7 +49,7 @@ class Transmission:
 
     header: TransmissionHeader
     symbols: torch.Tensor
-    states: list[ChannelState]
+    states: list[ChannelStateMessage]
     reference: Reference | None
     report: TransmissionReport
     received_bytes: int = 0
@@ -80,7 +80,7 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
     report: TransmissionReport | None = None
     reference: Reference | None = None
     blocks: list[bytes] = []
-    states: list[ChannelState] = []
+    states: list[ChannelStateMessage] = []
     position = received = symbol_bytes = 0
     async for frame in frames:
         part = frame.WhichOneof("part")
@@ -128,7 +128,7 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
 
 def channel_state(
     gains: torch.Tensor, no: float, gain_errors: torch.Tensor | None = None, pilot_uses: int = 0
-) -> ChannelState:
+) -> ChannelStateMessage:
     """The message of what a receiver knows of a channel.
 
     Args:
@@ -137,14 +137,14 @@ def channel_state(
         gain_errors: (J,) float32; all of them 0 are not sent.
         pilot_uses: channel uses spent on pilots.
     """
-    state = ChannelState(gains=iq_to_bytes(gains), no=no, pilot_uses=pilot_uses)
+    state = ChannelStateMessage(gains=iq_to_bytes(gains), no=no, pilot_uses=pilot_uses)
     if gain_errors is not None and gain_errors.any():
         state.gain_errors = gain_errors.numpy().astype("<f4").tobytes()
     return state
 
 
-def channel_states(states: list[ChannelState], channel_uses: int) -> list[State]:
-    """What the receiver knows of each channel, B = 1, for ``dekag.link.channel.received``.
+def channel_states(states: list[ChannelStateMessage], channel_uses: int) -> list[ChannelState]:
+    """What the receiver knows of each channel, B = 1, for ``dekag.link.channel.compose_hops``.
 
     Args:
         states: as they came.
@@ -156,7 +156,7 @@ def channel_states(states: list[ChannelState], channel_uses: int) -> list[State]
     return [_state(state, max(channel_uses, MAX_BLOCKS)) for state in states]
 
 
-def _state(state: ChannelState, most: int) -> State:
+def _state(state: ChannelStateMessage, most: int) -> ChannelState:
     count = len(state.gains) // BYTES_PER_SYMBOL
     if not 0 < count <= most or not 0 <= state.no < math.inf:
         raise FrameError(f"channel state without 1 to {most} gains and a noise power of at least 0")
@@ -173,4 +173,4 @@ def _state(state: ChannelState, most: int) -> State:
         gains = bytes_to_iq(state.gains)[None]
     except InvalidInputError as error:
         raise FrameError(str(error)) from error
-    return State(gains, torch.tensor([state.no]), errors, (state.pilot_uses,))
+    return ChannelState(gains, torch.tensor([state.no]), errors, (state.pilot_uses,))

@@ -104,7 +104,7 @@ def serve(settings: CommonSettings) -> None:
         settings.metrics_host,
         "the metrics",
         safe=folder is not None,
-        mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
+        fix="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
     )
     tls: dict[str, Any] = {}
     if folder is not None:
@@ -124,7 +124,7 @@ def serve(settings: CommonSettings) -> None:
         ) from error
 
 
-def delivered(report: LinkReport, delivery: str, seconds: float) -> None:
+def record_delivery(report: LinkReport, delivery: str, seconds: float) -> None:
     """Counts a picture, or what did not decode to one.
 
     Args:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 REDIS_ERRORS = (RedisError, OSError, TimeoutError)
 """What a call to Redis may raise."""
-LOOK_EVERY_S = 1.0
+CHECK_INTERVAL_S = 1.0
 """Least time between two trials of a Redis."""
 _KEPT_S = 5  # that what a trial writes stays where it may not be deleted
 _SAID = 160  # characters of an answer that is shown
@@ -46,7 +46,7 @@ _ANSWERS = {
 _DENIED = ("no permissions", "NOPERM")
 
 
-def why(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """What is wrong with Redis by what a call to it raised; goes on from "Redis" or "which"."""
     said = " ".join(str(error).split())[:_SAID]
     if found := next((meaning for sign, meaning in _ANSWERS.items() if sign in said), None):
@@ -69,7 +69,7 @@ def why(error: BaseException) -> str:
     return f"answers: {said}"
 
 
-class Trial:
+class RedisProbe:
     """Whether Redis writes, reads and deletes; tried at most once a second, however often it is asked.
 
     Args:
@@ -82,15 +82,15 @@ class Trial:
     def __init__(self, redis: Redis, prefix: str, *, deletes: bool = True, scripts: bool = False) -> None:
         self._redis, self._deletes, self._scripts = redis, deletes, scripts
         self._key = f"{prefix}trial-{uuid.uuid4().hex}"
-        self._lock, self._tried, self._trouble = asyncio.Lock(), -LOOK_EVERY_S, ""
+        self._lock, self._tried, self._problem = asyncio.Lock(), -CHECK_INTERVAL_S, ""
 
-    async def trouble(self) -> str:
+    async def problem(self) -> str:
         """What is wrong, see ``why``; empty if nothing is."""
         async with self._lock:
-            if time.monotonic() - self._tried >= LOOK_EVERY_S:
-                self._trouble = await self._try()
+            if time.monotonic() - self._tried >= CHECK_INTERVAL_S:
+                self._problem = await self._try()
                 self._tried = time.monotonic()
-            return self._trouble
+            return self._problem
 
     async def _try(self) -> str:
         value = uuid.uuid4().hex.encode()
@@ -103,5 +103,5 @@ class Trial:
             if self._deletes:
                 await self._redis.delete(self._key)
         except REDIS_ERRORS as error:
-            return why(error)
+            return explain(error)
         return ""

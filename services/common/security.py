@@ -43,7 +43,7 @@ def exposed_on(settings: CommonSettings, host: str) -> str | None:
     return None if is_loopback(address) else address or "all addresses"
 
 
-def check_exposure(settings: CommonSettings, host: str, what: str, *, safe: bool, mend: str) -> None:
+def check_exposure(settings: CommonSettings, host: str, what: str, *, safe: bool, fix: str) -> None:
     """Raises SettingError if ``what`` can be reached from beyond loopback and is not ``safe``.
 
     Args:
@@ -55,7 +55,7 @@ def check_exposure(settings: CommonSettings, host: str, what: str, *, safe: bool
     """
     if not safe and (address := exposed_on(settings, host)) is not None:
         raise SettingError(
-            f"{what} would be open to everyone who reaches {address}: {mend}, or let nobody but this machine "
+            f"{what} would be open to everyone who reaches {address}: {fix}, or let nobody but this machine "
             "reach it. See docs/security.md"
         )
 

@@ -80,12 +80,12 @@ class _Health(health_aio.HealthServicer):
     ) -> Any:
         if request.service and self._parts is not None:
             for part, wrong in (await self._parts()).items():
-                await self.tell(part, wrong)
+                await self.set_reason(part, wrong)
         if reason := self.reasons.get(request.service):
             context.set_trailing_metadata(((REASON_KEY, reason[:_REASON_CHARS].encode()),))
         return await super().Check(request, context)
 
-    async def tell(self, part: str, wrong: str) -> None:
+    async def set_reason(self, part: str, wrong: str) -> None:
         """Notes what is wrong with a part; the whole service is the part without a name."""
         self.reasons[part] = wrong
         await self.set(part, _NOT_SERVING if wrong else health_pb2.HealthCheckResponse.SERVING)
@@ -145,7 +145,7 @@ class _Reflection(reflection.aio.ReflectionServicer):
         self._stopping.set()
 
 
-class _Names:
+class _ServiceNames:
     """Takes a server's place when a service is added and notes its full name; gRPC does not tell it."""
 
     def __init__(self) -> None:
@@ -166,7 +166,7 @@ class _Traffic:
     sent_bytes: int = 0
 
 
-class _Requests(aio.ServerInterceptor):
+class _RequestInterceptor(aio.ServerInterceptor):
     """Gives each request its context, span, log line with the bytes that crossed, and error status."""
 
     def __init__(self, name: str) -> None:
@@ -224,7 +224,7 @@ class _Requests(aio.ServerInterceptor):
         start, status = time.perf_counter(), "OK"
         name = f"{self._name}.{method.rpartition('/')[2]}"
         try:
-            with tracing.serving(name, headers, {"dekag.request_id": request_id}):
+            with tracing.server_span(name, headers, {"dekag.request_id": request_id}):
                 if not self.ready:
                     raise UnavailableError("the service is still loading its models; try again later")
                 yield
@@ -269,7 +269,7 @@ class Server:
         add: Callable[[_S, aio.Server], None],
         name: str = "service",
     ) -> None:
-        self._settings, self._servicer, self._requests = settings, servicer, _Requests(name)
+        self._settings, self._servicer, self._requests = settings, servicer, _RequestInterceptor(name)
         self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
             interceptors=[self._requests],
@@ -288,7 +288,7 @@ class Server:
         )
         add(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = _Names()
+        names = _ServiceNames()
         add(servicer, cast("aio.Server", names))
         self._following: asyncio.Task[None] | None = None
         self._reflection = _Reflection([*names.found, HEALTH_NAME, reflection.SERVICE_NAME])
@@ -307,9 +307,9 @@ class Server:
             self._settings.host,
             "this service",
             safe=credentials is not None,
-            mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
+            fix="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
         )
-        await self._health.tell("", f"{self._name}: still loading its models")
+        await self._health.set_reason("", f"{self._name}: still loading its models")
         address = join(self._settings.host, self._settings.port)
         try:
             if credentials is None:
@@ -329,20 +329,20 @@ class Server:
         self._requests.ready = True
         channel: aio.Channel | None = getattr(self._servicer, "downstream", None)
         if channel is None:
-            await self._health.tell("", "")
+            await self._health.set_reason("", "")
         else:
-            await self._look(channel)
+            await self._check_downstream(channel)
             self._following = asyncio.create_task(self._follow(channel))
 
     async def _follow(self, channel: aio.Channel) -> None:
         while True:
             await asyncio.sleep(FOLLOW_S)
-            await self._look(channel)
+            await self._check_downstream(channel)
 
-    async def _look(self, channel: aio.Channel) -> None:
+    async def _check_downstream(self, channel: aio.Channel) -> None:
         """Says that this service serves if the one does without which it cannot."""
         found = await ask(channel, f"{self._name}: the next service", FOLLOW_S)
-        await self._health.tell("", found.reason)
+        await self._health.set_reason("", found.reason)
 
     async def stop(self) -> None:
         """Turns new requests away, lets those in flight finish for ``grace_s``, then closes everything."""

@@ -8,6 +8,6 @@ from services.proto.downlink_pb2 import StageTime
 
 def stage_time(stage: str, seconds: float) -> StageTime:
     """What the link report says of a stage that took ``seconds`` and is over now."""
-    tracing.over(stage, seconds)
+    tracing.record_stage(stage, seconds)
     metrics.STAGE_SECONDS.labels(stage).observe(seconds)
     return StageTime(stage=stage, seconds=seconds)

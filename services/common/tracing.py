@@ -105,7 +105,7 @@ def _line(span: ReadableSpan) -> str:
 
 
 @contextmanager
-def serving(
+def server_span(
     name: str,
     headers: Mapping[str, str],
     attributes: Mapping[str, str | int],
@@ -130,14 +130,14 @@ def serving(
     try:
         yield span
     except Exception as error:
-        failed(span, str(error))
+        mark_failed(span, str(error))
         raise
     finally:
         span.end()
 
 
 @contextmanager
-def calling(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
+def client_span(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
     """The span of a call to ``peer``; gives the metadata that carry it there, none when spans are off."""
     if _tracer is _OFF:
         yield ()
@@ -148,7 +148,7 @@ def calling(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
     try:
         yield tuple(headers.items())
     except Exception as error:
-        failed(span, str(error))
+        mark_failed(span, str(error))
         raise
     finally:
         span.end()
@@ -161,12 +161,12 @@ def outgoing() -> dict[str, str]:
     return headers
 
 
-def failed(span: Span, why: str) -> None:
+def mark_failed(span: Span, why: str) -> None:
     """Marks ``span`` as that of something that failed."""
     span.set_status(Status(StatusCode.ERROR, why))
 
 
-def over(stage: str, seconds: float, ago_s: float = 0.0) -> None:
+def record_stage(stage: str, seconds: float, ago_s: float = 0.0) -> None:
     """The span of a stage of the current request that took ``seconds`` and was over ``ago_s`` seconds ago."""
     if _tracer is _OFF:
         return
@@ -174,16 +174,16 @@ def over(stage: str, seconds: float, ago_s: float = 0.0) -> None:
     _tracer.start_span(stage, start_time=end - round(seconds * 1e9)).end(end)
 
 
-def note_link(asked: DeliveryRequest, channel_uses: int) -> None:
+def set_link_attributes(request: DeliveryRequest, channel_uses: int) -> None:
     """Notes in the current span what is sent, and over which link."""
     span = get_current_span()
     if span.is_recording():
         span.set_attributes(
             {
-                "dekag.delivery": asked.delivery,
-                "dekag.snr_db": asked.link.snr_db,
-                "dekag.fading": asked.link.fading,
+                "dekag.delivery": request.delivery,
+                "dekag.snr_db": request.link.snr_db,
+                "dekag.fading": request.link.fading,
                 "dekag.channel_uses": channel_uses,
-                "dekag.cbr": channel_uses / asked.source_values,
+                "dekag.cbr": channel_uses / request.source_values,
             }
         )

@@ -24,14 +24,14 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-Wanted = Callable[[], bool]
+ShouldContinue = Callable[[], bool]
 """Whether anybody still waits for what is being worked at."""
 
 _LOOK_EVERY_S = 0.001
 _PACE_KEEPS = 0.8  # of what was known, with each turn
 
 
-class _Line:
+class _WaitQueue:
     """Those who wait for a model, and how long each of them takes it.
 
     Whoever would wait longer than its request has time is turned away at once: it would only be in the way
@@ -43,7 +43,7 @@ class _Line:
         self._waiting, self._seconds_each = 0, 0.0
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
+    def slot(self) -> Iterator[None]:
         """A place in the line while inside.
 
         Raises:
@@ -91,7 +91,7 @@ class ModelWorker:
     """
 
     def __init__(self, name: str, *, threads: int = 0, max_queue: int = 64) -> None:
-        self._line = _Line(name, max_queue)
+        self._queue = _WaitQueue(name, max_queue)
         self._thread = ThreadPoolExecutor(1, f"model-{name}", initializer=partial(_set_threads, threads))
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> tuple[_T, float]:
@@ -108,10 +108,10 @@ class ModelWorker:
             start = time.perf_counter()
             result = work(*args, **kwargs)
             seconds = time.perf_counter() - start
-            self._line.note(seconds, 1)
+            self._queue.note(seconds, 1)
             return result, seconds
 
-        with self._line.place():
+        with self._queue.slot():
             return await asyncio.get_running_loop().run_in_executor(self._thread, context.run, timed)
 
     def close(self) -> None:
@@ -128,7 +128,7 @@ class _Call(Generic[_Item, _Result]):
     answer: Future[tuple[_Result, float]] = field(default_factory=Future)
     abandoned: bool = False
 
-    def wanted(self) -> bool:
+    def should_continue(self) -> bool:
         """Whether its request still waits for it."""
         if self.abandoned:
             return False
@@ -161,16 +161,16 @@ class BatchWorker(Generic[_Item, _Result]):
     def __init__(
         self,
         name: str,
-        work: Callable[[Sequence[_Item], Wanted], Sequence[_Result]],
+        work: Callable[[Sequence[_Item], ShouldContinue], Sequence[_Result]],
         *,
-        alike: Callable[[_Item], Hashable],
+        batch_key: Callable[[_Item], Hashable],
         max_batch: int,
         wait_s: float = 0.0,
         threads: int = 0,
         max_queue: int = 64,
     ) -> None:
-        self._work, self._alike, self._max_batch, self._wait_s = work, alike, max_batch, wait_s
-        self._line = _Line(name, max_queue)
+        self._work, self._batch_key, self._max_batch, self._wait_s = work, batch_key, max_batch, wait_s
+        self._queue = _WaitQueue(name, max_queue)
         self._calls: deque[_Call[_Item, _Result]] = deque()
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, f"model-{name}", initializer=partial(_set_threads, threads))
@@ -183,7 +183,7 @@ class BatchWorker(Generic[_Item, _Result]):
             DeadlineError: the request's time was over before its turn came.
         """
         call: _Call[_Item, _Result] = _Call(item, contextvars.copy_context())
-        with self._line.place():
+        with self._queue.slot():
             with self._lock:
                 self._calls.append(call)
             # one turn for each call; those of calls that rode along find less
@@ -194,7 +194,7 @@ class BatchWorker(Generic[_Item, _Result]):
                 call.abandoned = True
                 raise
 
-    async def apart(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    async def run_exclusive(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Result of ``work(*args, **kwargs)``, run between two batches in the same thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **kwargs))
 
@@ -210,10 +210,12 @@ class BatchWorker(Generic[_Item, _Result]):
             self._wait_for_more()
         if not (batch := self._next()):
             return
-        metrics.BATCH_SIZE.labels(self._line.name).observe(len(batch))
+        metrics.BATCH_SIZE.labels(self._queue.name).observe(len(batch))
         start = time.perf_counter()
         try:
-            results = self._work([call.item for call in batch], lambda: any(call.wanted() for call in batch))
+            results = self._work(
+                [call.item for call in batch], lambda: any(call.should_continue() for call in batch)
+            )
             answered = list(zip(batch, results, strict=True))
         except Exception as error:
             if len(batch) == 1:
@@ -223,7 +225,7 @@ class BatchWorker(Generic[_Item, _Result]):
                 self._alone(call)
             return
         seconds = time.perf_counter() - start
-        self._line.note(seconds, len(batch))
+        self._queue.note(seconds, len(batch))
         for call, result in answered:
             call.answer.set_result((result, seconds))
 
@@ -235,7 +237,7 @@ class BatchWorker(Generic[_Item, _Result]):
     def _alone(self, call: _Call[_Item, _Result]) -> None:
         start = time.perf_counter()
         try:
-            (result,) = self._work([call.item], call.wanted)
+            (result,) = self._work([call.item], call.should_continue)
         except Exception as error:
             call.answer.set_exception(error)
         else:
@@ -248,7 +250,7 @@ class BatchWorker(Generic[_Item, _Result]):
             others: list[_Call[_Item, _Result]] = []
             while self._calls and len(batch) < self._max_batch:
                 call = self._calls.popleft()
-                if batch and self._alike(call.item) != self._alike(batch[0].item):
+                if batch and self._batch_key(call.item) != self._batch_key(batch[0].item):
                     others.append(call)
                 elif _starts(call):
                     batch.append(call)

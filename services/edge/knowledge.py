@@ -11,7 +11,7 @@ import structlog
 from dekag.errors import MismatchError, NotFoundError, UnavailableError
 from dekag.makd.topics import matching
 from services.common import clients
-from services.common.artifact_cache import ArtifactCache, CloudAnswer, Files
+from services.common.artifact_cache import ArtifactCache, CachedResponse, Files
 from services.common.cache import Cache
 from services.common.converters import MAX_KNOWLEDGE
 from services.common.knowledge import CATALOGUE_KEY, Manifest
@@ -41,17 +41,17 @@ class Knowledge:
         self._updates: ArtifactCache[KnowledgeUpdate] = ArtifactCache(
             "knowledge", "update", _load, cache, capacity=settings.knowledge_capacity
         )
-        self._listed: CloudAnswer[Mapping[str, Manifest]] = CloudAnswer(
+        self._listed: CachedResponse[Mapping[str, Manifest]] = CachedResponse(
             self._ask_cloud, {}, keep_s=settings.knowledge_keep_s, subject="what knowledge there is"
         )
 
-    async def choose(self, asked: DeliveryRequest, base_hash: str) -> list[Manifest]:
-        """The updates that ``asked`` is to be drawn with, in order of the topics' names.
+    async def choose(self, request: DeliveryRequest, base_hash: str) -> list[Manifest]:
+        """The updates that ``request`` is to be drawn with, in order of the topics' names.
 
         Those that the prompt needs but that do not fit the model are left out with a warning.
 
         Args:
-            asked: names topics, or leaves it to its prompt.
+            request: names topics, or leaves it to its prompt.
             base_hash: of the edge model.
 
         Raises:
@@ -59,17 +59,17 @@ class Knowledge:
             MismatchError: the update of a topic that is named fits another model.
             UnavailableError: a topic is named, and neither Redis nor the cloud says what there is.
         """
-        if asked.knowledge == ():
+        if request.knowledge == ():
             return []
         known, is_certain = await self._catalogue()
-        if asked.knowledge is None:
-            named = matching(asked.prompt, {name: found.triggers for name, found in known.items()})
+        if request.knowledge is None:
+            named = matching(request.prompt, {name: found.triggers for name, found in known.items()})
             chosen = [known[name] for name in named]
             for manifest in chosen:
                 if manifest.base_hash != base_hash:
                     _log.warning("knowledge of another model left out", topic=manifest.topic)
             return [manifest for manifest in chosen if manifest.base_hash == base_hash][:MAX_KNOWLEDGE]
-        for name in asked.knowledge:
+        for name in request.knowledge:
             if name not in known:
                 if not is_certain:
                     raise UnavailableError("it cannot be found out now what knowledge there is")
@@ -77,7 +77,7 @@ class Knowledge:
                 raise NotFoundError(f"there is no knowledge of topic {name!r}; there is {there_is}")
             if known[name].base_hash != base_hash:
                 raise MismatchError(f"the knowledge of topic {name!r} fits another edge model")
-        return [known[name] for name in sorted(asked.knowledge)]
+        return [known[name] for name in sorted(request.knowledge)]
 
     async def fetch(self, manifest: Manifest) -> tuple[KnowledgeUpdate, int]:
         """The update and the bytes that had to be sent for it, 0 if it is in memory.

@@ -9,7 +9,7 @@ import structlog
 
 from dekag.errors import MismatchError, NotFoundError, UnavailableError
 from services.common import clients
-from services.common.artifact_cache import CloudAnswer
+from services.common.artifact_cache import CachedResponse
 from services.common.transmission import TRANSMISSION_KEY, CodecCache, TransmissionManifest
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest, TransmissionKnowledge
 
@@ -35,7 +35,7 @@ class EdgeCodecs(CodecCache):
         super().__init__(settings, cache, self.ask_cloud)
         self._cache, self._cloud = cache, cloud
         self._keep_s, self._timeout_s = settings.knowledge_keep_s, settings.knowledge_timeout_s
-        self._announced: CloudAnswer[TransmissionManifest | None] = CloudAnswer(
+        self._announced: CachedResponse[TransmissionManifest | None] = CachedResponse(
             self._ask_what_is_current, None, keep_s=self._keep_s, subject="which adapters are current"
         )
         self._latest: AlignedCodec | None = None

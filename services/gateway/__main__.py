@@ -27,7 +27,7 @@ def main() -> None:
             settings.host,
             "the gateway",
             safe=settings.api_keys_file is not None,
-            mend="make an API key with `dekag key NAME >> api-keys` and set DEKAG_API_KEYS_FILE=api-keys",
+            fix="make an API key with `dekag key NAME >> api-keys` and set DEKAG_API_KEYS_FILE=api-keys",
         )
         metrics.serve(settings)
         plugins.load_from_environment()

@@ -44,7 +44,7 @@ from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
 _JSON_SAFE_SEEDS = 2**53  # seeds drawn here survive clients whose integers are doubles
-_REPEATABLE = [
+_RETRYABLE = [
     ("dekag.v1.User", "Receive"),  # the same request makes the same picture
     *(
         ("dekag.v1.Cloud", name)
@@ -100,8 +100,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         cache = app.state.cache = Cache(settings)
         app.state.stopping = asyncio.Event()
         async with (
-            open_channel(settings.user_address, settings, repeatable=_REPEATABLE) as channel,
-            open_channel(settings.cloud_address, settings, repeatable=_REPEATABLE) as cloud_channel,
+            open_channel(settings.user_address, settings, retryable=_RETRYABLE) as channel,
+            open_channel(settings.cloud_address, settings, retryable=_RETRYABLE) as cloud_channel,
         ):
             app.state.user = user_pb2_grpc.UserStub(channel)
             app.state.user_channel, app.state.cloud_channel = channel, cloud_channel
@@ -193,7 +193,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         if (found := await app.state.cache.get(report_key(of))) is not None:
             with contextlib.suppress(ValueError):  # not what a gateway wrote: as good as none
                 return Reports.model_validate(parse_json(found, "report"))
-        if wrong := await app.state.cache.trouble():
+        if wrong := await app.state.cache.problem():
             raise UnavailableError(f"reports are kept in Redis, which {wrong}")
         raise NotFoundError(
             f"there is no report of request {of}; reports are kept for {settings.report_ttl_s} s"
@@ -217,7 +217,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             ask(state.user_channel, "the user service", timeout_s),
             ask(state.cloud_channel, "the cloud service", timeout_s),
             ask(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
-            state.cache.trouble(),
+            state.cache.problem(),
         )
         found = {"user": user, "cloud": cloud, "distillation": distillation}
         found["redis"] = Health("down", f"Redis {redis}") if redis else Health("up")

@@ -29,7 +29,7 @@ from services.common.addresses import NO_REDIS, join
 from services.common.environment import filled, get
 from services.common.errors import SettingError
 from services.common.healthcheck import healthy
-from services.common.redis_state import why
+from services.common.redis_state import explain
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
 from services.edge.settings import EdgeSettings
@@ -45,7 +45,7 @@ SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "edge": (50053, {"DEKAG_CLOUD_ADDRESS": "cloud"}),
     "cloud": (50054, {}),
 }
-KINDS: Mapping[str, type[CommonSettings]] = {
+SETTINGS: Mapping[str, type[CommonSettings]] = {
     "gateway": GatewaySettings,
     "user": UserSettings,
     "channel": ChannelSettings,
@@ -164,7 +164,7 @@ class Stack:
                 raise LaunchError(
                     f"{child.name} ended {how}; the last lines of {child.log}:\n{_tail(child.log)}"
                 )
-            turn(child.log)
+            rotate_log(child.log)
 
     @property
     def _given(self) -> dict[str, str]:
@@ -284,7 +284,7 @@ class Stack:
             raise LaunchError(str(error)) from None
         except (RedisError, OSError) as error:
             raise LaunchError(
-                f"the Redis that DEKAG_REDIS_URL names {why(error)}; unset it to have one started"
+                f"the Redis that DEKAG_REDIS_URL names {explain(error)}; unset it to have one started"
             ) from None
 
     def _spawn(
@@ -302,7 +302,9 @@ class Stack:
         try:
             for old in [log, *_older(log)]:  # of the last time
                 old.unlink(missing_ok=True)
-            with log.open("ab") as sink:  # whatever writes goes on at the end, wherever that is: see `turn`
+            with log.open(
+                "ab"
+            ) as sink:  # whatever writes goes on at the end, wherever that is: see `rotate_log`
                 process = subprocess.Popen(  # noqa: S603 - the command is our own
                     command,
                     env=dict(env),
@@ -364,7 +366,7 @@ def _check(settings: Mapping[str, Mapping[str, str]]) -> None:
     """LaunchError with the variables that a service would refuse; takes them by the services' names."""
     for name, environment in settings.items():
         try:
-            KINDS[name].read(environment)
+            SETTINGS[name].read(environment)
         except SettingError as error:
             raise LaunchError(str(error)) from None
 
@@ -388,7 +390,7 @@ def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
     return {"DEKAG_METRICS_PORT": str(first + METERED.index(name))}
 
 
-def turn(log: Path, most_bytes: int = LOG_BYTES, files: int = LOG_FILES) -> None:
+def rotate_log(log: Path, most_bytes: int = LOG_BYTES, files: int = LOG_FILES) -> None:
     """Makes NAME.log.1 of a log that has grown large, NAME.log.2 of that, and so on; the oldest goes.
 
     Its writer keeps the file open, so what it holds is copied, and then it is emptied.

@@ -11,7 +11,7 @@ import torch
 from dekag.errors import InvalidInputError
 from dekag.link import trace
 from dekag.link.channel import transmit
-from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, LinkConditions
+from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES, LinkConditions
 from dekag.link.make_traces import write
 
 
@@ -59,9 +59,9 @@ def test_shipped_traces_have_mean_power_one(name: str) -> None:
 
 
 def test_shipped_traces_are_what_their_command_makes(tmp_path: Path) -> None:
-    assert sorted(path.name for path in SHIPPED_TRACES.iterdir()) == ["drive.csv", "walk.csv"]
+    assert sorted(path.name for path in BUILT_IN_TRACES.iterdir()) == ["drive.csv", "walk.csv"]
     for path in write(tmp_path, seed=1):
-        assert path.read_text() == (SHIPPED_TRACES / path.name).read_text()
+        assert path.read_text() == (BUILT_IN_TRACES / path.name).read_text()
 
 
 @pytest.mark.parametrize(

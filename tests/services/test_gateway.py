@@ -426,7 +426,7 @@ async def test_a_request_that_is_sent_again_has_no_effect_of_its_own(client: Cli
     again = (await client.post("/v1/knowledge", json=order, headers=headers("a"))).json()
     assert (again["id"], again["status"]) == (jobs[0]["id"], "cancelled")
     other = await client.post("/v1/knowledge", json=order | {"topic": "stencil"}, headers=headers("a"))
-    assert "another order" in is_problem(other, 409)["detail"]
+    assert "other parameters" in is_problem(other, 409)["detail"]
     new = (await client.post("/v1/knowledge", json=order, headers=headers("b"))).json()
     assert (new["id"] != jobs[0]["id"], new["status"]) == (True, "queued")
     await client.delete(f"/v1/jobs/{new['id']}")
@@ -486,7 +486,7 @@ async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> Non
 async def test_previews_of_a_job_are_there_once_it_trains(client: Client, empty: None) -> None:
     job = (await client.post("/v1/knowledge", json={"topic": "thermal", **SMALL})).json()
     path = f"/v1/jobs/{job['id']}/preview"
-    assert "no pictures of job" in is_problem(await client.get(path), 404)["detail"]
+    assert "has no preview images" in is_problem(await client.get(path), 404)["detail"]
     folder = JobFolders(CloudSettings().data_dir).work(job["id"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PREVIEW).write_bytes(b"a picture")

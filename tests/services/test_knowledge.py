@@ -26,7 +26,7 @@ from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.training.distill import distill
 from services.cloud.publish import main
-from services.cloud.redis_mirror import mirror
+from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore
@@ -86,7 +86,7 @@ class System:
         """As a distiller does at the end of a job."""
         files, job = update.to_files(), uuid.uuid4().hex
         manifest = self.store.publish(job, update.info, update.content_hash, files, b"PNG")
-        await mirror(self.store, self.redis)
+        await sync_knowledge(self.store, self.redis)
         return manifest
 
 
@@ -153,7 +153,7 @@ async def test_the_very_next_request_uses_what_was_published(
     assert latents(newest) != latents(before)
 
     system.store.delete("neon")
-    await mirror(system.store, system.redis)
+    await sync_knowledge(system.store, system.redis)
     assert latents(await provide(edge, asked, prompt=NEON)) == latents(before)
 
 

@@ -219,7 +219,7 @@ def test_the_redis_that_is_named_is_used_and_none_is_none(
 
 @pytest.mark.usefixtures("_no_settings")
 def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {name for kind in launcher.KINDS.values() for name in kind.variables()}
+    names = {name for kind in launcher.SETTINGS.values() for name in kind.variables()}
     found = begun(tmp_path, monkeypatch, **dict.fromkeys(names, " "))
     assert found["cloud"]["DEKAG_DATA_DIR"] == str(tmp_path / "data")
     assert found["distiller"]["DEKAG_HEALTH_FILE"] == str(tmp_path / "distiller.alive")
@@ -277,7 +277,7 @@ def test_logs_turn_while_their_writer_goes_on(tmp_path: Path) -> None:
                 if log.stat().st_size % 1000 == 100 * (number % 10 + 1) % 1000:
                     break
                 signal.sigtimedwait([], 0.005)
-            launcher.turn(log, 1000, 3)
+            launcher.rotate_log(log, 1000, 3)
     finally:
         writer.stdin.close()
         writer.wait(10)
@@ -292,7 +292,7 @@ def test_a_launcher_turns_the_logs_of_what_it_watches(
 ) -> None:
     (tmp_path / "redis.log.1").write_text("of the last time")
     monkeypatch.setattr(launcher, "LOG_BYTES", 100)
-    monkeypatch.setattr(launcher.turn, "__defaults__", (100, 3))
+    monkeypatch.setattr(launcher.rotate_log, "__defaults__", (100, 3))
     with RedisOnly(tmp_path, free_ports=True) as stack:
         assert not (tmp_path / "redis.log.1").exists()
         for _ in stack.wait_ready(60):

@@ -199,7 +199,7 @@ async def test_a_failure_marks_the_spans_on_its_way(
 
 
 def test_no_spans_and_no_headers_unless_asked_for() -> None:
-    with tracing.calling("edge") as headers, tracing.serving("edge.Provide", {}, {}) as span:
+    with tracing.client_span("edge") as headers, tracing.server_span("edge.Provide", {}, {}) as span:
         assert headers == ()
         assert not span.is_recording()
     assert CommonSettings().spans_to == ""
@@ -209,7 +209,7 @@ def one_span(spans_to: str) -> subprocess.CompletedProcess[str]:
     """A process that makes one span and ends."""
     code = (
         "import sys; from services.common import tracing; tracing.configure('edge', sys.argv[1]); "
-        "tracing.over('edge.generate', 0.5); tracing.close()"
+        "tracing.record_stage('edge.generate', 0.5); tracing.close()"
     )
     return subprocess.run(
         [sys.executable, "-c", code, spans_to], capture_output=True, text=True, check=True, timeout=60

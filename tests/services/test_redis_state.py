@@ -24,7 +24,7 @@ from services.cloud.settings import CloudSettings, DistillerSettings
 from services.common import redis_state
 from services.common.cache import Cache
 from services.common.healthcheck import healthy
-from services.common.redis_state import Trial
+from services.common.redis_state import RedisProbe
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -124,11 +124,11 @@ async def test_a_redis_that_does_not_keep_what_is_written_is_not_well(
 ) -> None:
     if not user:
         cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{port}/0"))
-        assert await cache.trouble() == ""
+        assert await cache.problem() == ""
         await cache.close()
     await asyncio.to_thread(spoil, admin)
     cache = Cache(CommonSettings(redis_url=f"redis://{user}127.0.0.1:{port}/0"))
-    assert said in await cache.trouble()
+    assert said in await cache.problem()
     with capture_logs() as logs:
         await cache.set("dekag:report:x", b"1", 60)
     assert said in logs[0]["redis"]
@@ -137,7 +137,7 @@ async def test_a_redis_that_does_not_keep_what_is_written_is_not_well(
 
 async def test_a_database_that_is_none_and_what_is_no_redis(admin: Redis, port: int) -> None:
     cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{port}/99"))
-    assert "no database of the number" in await cache.trouble()
+    assert "no database of the number" in await cache.problem()
     with capture_logs() as logs:  # it was taken for a key of another type, without a word
         assert await cache.get("x") is None
     assert "no database of the number" in logs[0]["redis"]
@@ -152,7 +152,7 @@ async def test_a_database_that_is_none_and_what_is_no_redis(admin: Redis, port: 
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     other = server.sockets[0].getsockname()[1]
     cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{other}/0"))
-    assert "something else answers" in await cache.trouble()
+    assert "something else answers" in await cache.problem()
     await cache.close()
     server.close()
 
@@ -160,11 +160,11 @@ async def test_a_database_that_is_none_and_what_is_no_redis(admin: Redis, port: 
 async def test_what_only_jobs_need_is_tried_for_them(admin: Redis, port: int) -> None:
     limit(admin, "-eval")
     async with AsyncRedis.from_url(f"redis://limited:pw@127.0.0.1:{port}/0") as redis:
-        assert await Trial(redis, "dekag:outcome:").trouble() == ""
-        assert "eval" in await Trial(redis, "dekag:outcome:", scripts=True).trouble()
+        assert await RedisProbe(redis, "dekag:outcome:").problem() == ""
+        assert "eval" in await RedisProbe(redis, "dekag:outcome:", scripts=True).problem()
         limit(admin, "-del")
-        assert "del" in await Trial(redis, "dekag:outcome:").trouble()
-        assert await Trial(redis, "dekag:outcome:", deletes=False).trouble() == ""
+        assert "del" in await RedisProbe(redis, "dekag:outcome:").problem()
+        assert await RedisProbe(redis, "dekag:outcome:", deletes=False).problem() == ""
 
 
 async def test_redis_is_tried_once_a_second_and_nothing_stays(
@@ -173,8 +173,8 @@ async def test_redis_is_tried_once_a_second_and_nothing_stays(
     monkeypatch.setattr(redis_state, "LOOK_EVERY_S", 1000.0)
     admin.config_resetstat()
     async with AsyncRedis.from_url(f"redis://127.0.0.1:{port}/0") as redis:
-        trial = Trial(redis, "dekag:report:", deletes=False)
-        assert set(await asyncio.gather(*(trial.trouble() for _ in range(50)))) == {""}
+        redis_probe = RedisProbe(redis, "dekag:report:", deletes=False)
+        assert set(await asyncio.gather(*(redis_probe.problem() for _ in range(50)))) == {""}
     assert admin.info("commandstats")["cmdstat_set"]["calls"] == 1
     (key,) = admin.keys()
     assert key.startswith("dekag:report:")
@@ -277,7 +277,7 @@ async def test_a_distiller_is_unhealthy_while_redis_refuses_and_says_why(
 
     with capture_logs() as logs:
         working = asyncio.create_task(Distiller(settings).serve())
-        await until(lambda: [line for line in logs if line["event"] == f"no job can be done: Redis {FULL}"])
+        await until(lambda: [line for line in logs if line["event"] == f"no job can run: Redis {FULL}"])
         assert not healthy(f"file:{alive}")
         admin.config_set("maxmemory", 0)
         await until(lambda: healthy(f"file:{alive}"))

@@ -98,12 +98,12 @@ async def test_a_port_that_anyone_reaches_is_refused_unless_it_is_safe(
     host: str, published_on: str, refused: bool
 ) -> None:
     settings = CommonSettings(host=host, published_on=published_on)
-    check_exposure(settings, host, "it", safe=True, mend="x")
+    check_exposure(settings, host, "it", safe=True, fix="x")
     if not refused:
-        check_exposure(settings, host, "it", safe=False, mend="x")
+        check_exposure(settings, host, "it", safe=False, fix="x")
         return
     with pytest.raises(SettingError, match="do this"):
-        check_exposure(settings, host, "it", safe=False, mend="do this")
+        check_exposure(settings, host, "it", safe=False, fix="do this")
 
 
 async def test_a_service_does_not_listen_beyond_loopback_without_tls(credentials_dir: Path) -> None:

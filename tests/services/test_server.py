@@ -401,7 +401,7 @@ async def test_health_follows_the_service_below(start: Start, connect: Connect, 
 
 
 @pytest.mark.parametrize(
-    ("error", "repeatable", "calls"),
+    ("error", "retryable", "calls"),
     [
         (UnavailableError("not now"), True, 3),
         (UnavailableError("not now"), False, 1),
@@ -410,7 +410,7 @@ async def test_health_follows_the_service_below(start: Start, connect: Connect, 
     ],
 )
 async def test_only_what_may_be_repeated_is_and_only_where_it_helps(
-    start: Start, error: DekagError, repeatable: bool, calls: int, asked: DeliveryRequest
+    start: Start, error: DekagError, retryable: bool, calls: int, asked: DeliveryRequest
 ) -> None:
     seen: list[float | None] = []
 
@@ -421,9 +421,9 @@ async def test_only_what_may_be_repeated_is_and_only_where_it_helps(
         yield SymbolFrame(header=TransmissionHeader(channel_uses=1))
 
     address = await start(ScriptedDownlink(script), add_DownlinkServicer_to_server)
-    methods = [("dekag.v1.Downlink", "Provide")] if repeatable else []
+    methods = [("dekag.v1.Downlink", "Provide")] if retryable else []
     begin_request(None, 30)
-    async with clients.open_channel(address, CommonSettings(), repeatable=methods) as channel:
+    async with clients.open_channel(address, CommonSettings(), retryable=methods) as channel:
         if calls == 3:
             assert len(await drain(DownlinkStub(channel), asked)) == 1
         else:

@@ -35,12 +35,12 @@ from services.gateway.app import create_app
 from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import PASSWORD, make_credentials
-from services.launcher.stack import KINDS
+from services.launcher.stack import SETTINGS
 from services.user.settings import UserSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ("docker-compose.yml", "deploy/compose.monitoring.yml", "deploy/compose.secure.yml")
-KINDS_OF_ALL = [pytest.param(kind, id=name) for name, kind in KINDS.items()]
+ALL_SETTINGS = [pytest.param(kind, id=name) for name, kind in SETTINGS.items()]
 
 
 def variable(name: str) -> str:
@@ -53,7 +53,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_ALL)
+@pytest.mark.parametrize("kind", ALL_SETTINGS)
 @pytest.mark.parametrize("nothing", ["", " ", "\t", "\n \r\n", "\N{NO-BREAK SPACE}"])
 def test_a_variable_that_holds_nothing_is_as_good_as_none(
     kind: type[CommonSettings], nothing: str, monkeypatch: pytest.MonkeyPatch
@@ -70,7 +70,7 @@ def _numbers(kind: type[CommonSettings]) -> dict[str, FieldInfo]:
     return {name: field for name, field in kind.model_fields.items() if field.annotation in (int, float)}
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_ALL)
+@pytest.mark.parametrize("kind", ALL_SETTINGS)
 @pytest.mark.parametrize("wrong", ["-1", "1e400", "nan", "inf", str(10**30), "many", "1,5", "0x10"])
 def test_every_number_has_bounds_and_is_named_in_one_line(kind: type[CommonSettings], wrong: str) -> None:
     numbers = _numbers(kind)
@@ -94,7 +94,7 @@ def test_every_wrong_variable_is_named_at_once() -> None:
 
 
 ADDRESSES = [
-    (kind, name) for kind in KINDS.values() for name in kind.model_fields if name.endswith("_address")
+    (kind, name) for kind in SETTINGS.values() for name in kind.model_fields if name.endswith("_address")
 ]
 NO_ADDRESSES = [
     "edge",
@@ -165,7 +165,7 @@ def test_an_address_is_taken_as_it_is(address: str) -> None:
         ("spans_to", "http://localhost:99999/v1/traces"),
     ],
 )
-@pytest.mark.parametrize("kind", KINDS_OF_ALL)
+@pytest.mark.parametrize("kind", ALL_SETTINGS)
 def test_what_is_no_host_or_url_is_refused(kind: type[CommonSettings], name: str, wrong: str) -> None:
     with pytest.raises(SettingError, match=f"^{variable(name)}: "):
         kind.read({variable(name): wrong})
@@ -324,7 +324,7 @@ def test_a_secret_that_cannot_be_read_is_told_by_its_variable(
 
 def test_a_password_in_the_url_and_in_a_file_is_refused(tmp_path: Path) -> None:
     given = {"DEKAG_REDIS_URL": "redis://:s3cret@h", "DEKAG_REDIS_PASSWORD_FILE": str(tmp_path / "x")}
-    for kind in KINDS.values():
+    for kind in SETTINGS.values():
         with pytest.raises(SettingError, match="DEKAG_REDIS_URL holds a password and") as caught:
             kind.read(given)
         assert "s3cret" not in str(caught.value)

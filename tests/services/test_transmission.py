@@ -24,7 +24,7 @@ from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.publish import main, publish_adapters
-from services.cloud.redis_mirror import mirror_transmission
+from services.cloud.redis_mirror import sync_adapters
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import TransmissionStore
@@ -88,7 +88,7 @@ class System:
 
     async def publish(self, knowledge: TransmissionKnowledge) -> TransmissionManifest:
         manifest = self.store.publish(knowledge)
-        await mirror_transmission(self.store, self.redis)
+        await sync_adapters(self.store, self.redis)
         return manifest
 
 
@@ -498,17 +498,17 @@ async def test_redis_becomes_what_the_disk_is(
     tmp_path: Path, redis: Redis, own: TransmissionKnowledge, newer: TransmissionKnowledge
 ) -> None:
     store = TransmissionStore(tmp_path)
-    assert await mirror_transmission(store, redis) == []
+    assert await sync_adapters(store, redis) == []
     store.publish(own)
-    assert await mirror_transmission(store, redis) == [own.base_hash]
-    assert await mirror_transmission(store, redis) == []
+    assert await sync_adapters(store, redis) == [own.base_hash]
+    assert await sync_adapters(store, redis) == []
     second = store.publish(newer)
-    assert await mirror_transmission(store, redis) == [own.base_hash]
+    assert await sync_adapters(store, redis) == [own.base_hash]
     text = await redis.hget(TRANSMISSION_KEY, own.base_hash)
     assert TransmissionManifest.parse(text or b"") == second
     assert 0 < await redis.ttl(update_key(own.content_hash)) <= 3600, "edges and users may still fetch it"
     await redis.flushdb()
-    assert await mirror_transmission(store, redis) == [own.base_hash]
+    assert await sync_adapters(store, redis) == [own.base_hash]
     files = await redis.hgetall(update_key(newer.content_hash))
     assert files == {name.encode(): data for name, data in newer.to_files().items()}
 

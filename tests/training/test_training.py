@@ -92,8 +92,8 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert learning_rate_factor(0, 1000) < 0.01
     assert learning_rate_factor(500, 1000) == 1
     assert learning_rate_factor(999, 1000) < 0.01
-    assert learning_rate_factor(999, 1000, cooldown_share=0.0) == 1
-    assert learning_rate_factor(500, 1000, cooldown_share=1.0) == pytest.approx(0.5)
+    assert learning_rate_factor(999, 1000, cooldown_fraction=0.0) == 1
+    assert learning_rate_factor(500, 1000, cooldown_fraction=1.0) == pytest.approx(0.5)
 
 
 def test_renders_are_kept_by_what_made_them(cache: Path, world: World) -> None:

@@ -191,8 +191,8 @@ class Evaluator:
                 continue
             quality, scale = pictures.ladders[choice.ladder][i].settings[choice.rung]
             name, bare = choice.ladder
-            file = encode(pictures.pixels[i], name, quality, scale=scale, bare=bare)  # type: ignore[arg-type]
-            shown.append(decode(file, width, height, bare=bare))
+            file = encode(pictures.pixels[i], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
+            shown.append(decode(file, width, height, headerless=bare))
             sizes.append(len(file))
         arrives = np.array([choice.arrives for choice in choices])
         fallback = np.repeat(pictures.fallback[None], len(prompts), 0)
