@@ -185,7 +185,7 @@ def test_a_name_is_ones_own_and_nobody_elses(file: Path) -> None:
     plugins.register(Steps)
     plugins.register(Steps)
     for taken in ("steps", "rayleigh"):
-        with pytest.raises(InvalidInputError, match=f"one that no other has; got '{taken}'"):
+        with pytest.raises(InvalidInputError, match=f"unique; got '{taken}'"):
             plugins.register(type("Other", (Steps,), {"name": taken}))
     assert type(CHANNELS["steps"]) is Steps
     with pytest.raises(InvalidInputError, match="got 'JsccCodec'"):

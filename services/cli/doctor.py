@@ -157,7 +157,7 @@ def golden() -> Finding:
 
 def settings() -> Finding:
     """Whether the services take what the environment says, and know all of it."""
-    from services.common.environment import unknown
+    from services.common.environment import unknown_variables
     from services.common.errors import SettingError
     from services.launcher.stack import SETTINGS
 
@@ -169,7 +169,7 @@ def settings() -> Finding:
             refused += [each for each in str(error).split(". DEKAG_") if each not in refused]
     if refused:
         return Finding("settings", False, ". ".join(refused), "env | grep DEKAG_  # and docs/settings.md")
-    if told := unknown():
+    if told := unknown_variables():
         return Finding("settings", False, ". ".join(told), "env | grep DEKAG_", needed=False)
     return Finding("settings", True, "all taken")
 

@@ -54,10 +54,10 @@ def main(
         if isinstance(out, io.TextIOWrapper):  # names of files may be no text: then they are shown escaped
             out.reconfigure(errors="backslashreplace")
     if any(name.upper().startswith("DEKAG_") for name in os.environ):
-        from services.common.environment import unknown
+        from services.common.environment import unknown_variables
 
         with contextlib.suppress(ModuleNotFoundError):  # a client alone does not know the services' settings
-            for told in unknown():
+            for told in unknown_variables():
                 typer.secho(f"Warning: {told}", fg="yellow", err=True)
     if plugin:  # in the environment, so that the services and workers that are started load it, too
         named = [*plugins.split(os.environ.get(plugins.ENVIRONMENT, "")), *plugin]

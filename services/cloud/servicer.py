@@ -160,10 +160,10 @@ class CloudServicer(CloudBase):
         converters.knowledge([use.topic for use in request.knowledge])
         received = await asyncio.to_thread(received_pixels, request.image, width, height)
         async with self._scoring_queue.slot() as score:
-            should_continue = GenerationRequest(prompt, seed, width, height)
-            (own,) = [image async for image in self._images(should_continue, ["png"])]
-            found = await score(received, own.image)
-        found.prompt_read.CopyFrom(own.prompt_read)
+            generation = GenerationRequest(prompt, seed, width, height)
+            (own,) = [image async for image in self._images(generation, ["png"])]
+            result = await score(received, own.image)
+        result.prompt_read.CopyFrom(own.prompt_read)
         if request.sampled:
             await self._drift.add_sample(request.knowledge, result.consistency)
         return result

@@ -18,7 +18,7 @@ from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
 from services.common.converters import MAX_SEED
-from services.common.health import Health, ask
+from services.common.health import Health, check_health
 from services.common.request_context import request_id
 from services.gateway import knowledge, page, problems
 from services.gateway.admission import Admission
@@ -214,9 +214,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         """Whether images can be asked for now. Where API keys are needed, `reasons` needs one, too."""
         state, timeout_s = app.state, settings.ready_timeout_s
         user, cloud, distillation, redis = await asyncio.gather(
-            ask(state.user_channel, "the user service", timeout_s),
-            ask(state.cloud_channel, "the cloud service", timeout_s),
-            ask(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
+            check_health(state.user_channel, "the user service", timeout_s),
+            check_health(state.cloud_channel, "the cloud service", timeout_s),
+            check_health(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
             state.cache.problem(),
         )
         found = {"user": user, "cloud": cloud, "distillation": distillation}

@@ -32,7 +32,7 @@ async def test_without_redis_everything_is_a_quick_miss_and_one_warning(closed_p
             await cache.set("key", b"value", 60)
             assert await cache.get("key") is None
     assert time.perf_counter() - start < 1
-    assert [entry["event"] for entry in logs] == ["cache unavailable, going on without"]
+    assert [entry["event"] for entry in logs] == ["cache unavailable, continuing without it"]
     assert await cache.problem() == "cannot be reached"
     await cache.close()
 

@@ -340,7 +340,7 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
         failed = await until(cloud, job, over)
         await ended(serving)
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED
-    assert failed.error == f"internal error; the log has details under request id {job.id}"
+    assert failed.error == f"internal error; see the log for request id {job.id}"
     assert [line["event"] for line in logs if line["event"].startswith("job")] == [
         "job started",
         "job failed",

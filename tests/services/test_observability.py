@@ -423,7 +423,8 @@ def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None
         )
     assert done.returncode == 1
     assert (
-        f"DEKAG_METRICS_PORT {port} of 127.0.0.1 must be free, as each process needs its own" in done.stderr
+        f"DEKAG_METRICS_PORT: port {port} of 127.0.0.1 must be free; each process needs its own"
+        in done.stderr
     )
     assert "Traceback" not in done.stderr
 

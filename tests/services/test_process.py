@@ -101,7 +101,7 @@ async def test_every_setting_out_of_range_is_named_and_none_that_is_secret_is_sh
 @pytest.mark.parametrize(
     ("service", "settings", "named"),
     [
-        ("user", {"spans_to": "/nowhere/spans.jsonl"}, "DEKAG_SPANS_TO names a file that cannot be written"),
+        ("user", {"spans_to": "/nowhere/spans.jsonl"}, "DEKAG_SPANS_TO: the file cannot be written"),
         ("cloud", {"data_dir": "/dev/null/data"}, "DEKAG_DATA_DIR /dev/null/data cannot be written"),
     ],
 )

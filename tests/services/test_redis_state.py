@@ -110,9 +110,9 @@ BROKEN: list[tuple[Callable[[Redis], None], str, str]] = [
     (fill, "", FULL),
     (make_replica, "", REPLICA),
     (fail_to_save, "", UNSAVED),
-    (lambda admin: limit(admin, "-set"), "limited:pw@", "does not let its user do that"),
-    (lambda admin: limit(admin, "resetkeys", "~other:*"), "limited:pw@", "does not let its user do that"),
-    (lambda admin: limit(admin), "limited:wrong@", "refuses the user or the password"),
+    (lambda admin: limit(admin, "-set"), "limited:pw@", "denies its user this operation"),
+    (lambda admin: limit(admin, "resetkeys", "~other:*"), "limited:pw@", "denies its user this operation"),
+    (lambda admin: limit(admin), "limited:wrong@", "rejects the user or the password"),
     (lambda admin: admin.config_set("requirepass", "pw") and admin.auth("pw"), "", "wants one"),  # type: ignore[arg-type]
 ]
 NAMES = ["full", "replica", "unsaved", "no-set", "other-keys", "wrong-password", "no-password"]
@@ -137,10 +137,10 @@ async def test_a_redis_that_does_not_keep_what_is_written_is_not_well(
 
 async def test_a_database_that_is_none_and_what_is_no_redis(admin: Redis, port: int) -> None:
     cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{port}/99"))
-    assert "no database of the number" in await cache.problem()
+    assert "does not have the database number" in await cache.problem()
     with capture_logs() as logs:  # it was taken for a key of another type, without a word
         assert await cache.get("x") is None
-    assert "no database of the number" in logs[0]["redis"]
+    assert "does not have the database number" in logs[0]["redis"]
     await cache.close()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -144,7 +144,7 @@ async def test_what_is_not_finite_is_logged_once_and_told(
     stub = await through_channels(start, connect, raising(error))
     with capture_logs() as logs, pytest.raises(NumericalError):
         await drain(stub, asked)
-    assert [entry["error"] for entry in logs if entry["event"] == "not finite"] == [str(error)]
+    assert [entry["error"] for entry in logs if entry["event"] == "value not finite"] == [str(error)]
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xff", b"\x00" * 50])

@@ -17,7 +17,7 @@ from dekag.training.cala import (
     deliver,
     draw_conditions,
     grid_condition,
-    picture_error,
+    image_error,
     pixel_metric,
     train_knowledge,
     train_method,
@@ -145,7 +145,7 @@ def test_the_metric_predicts_what_latent_errors_cost() -> None:
         torch.testing.assert_close(metric, expected, atol=0.02 * float(expected.max()), rtol=0)
         other = latents + 0.05 * torch.randn(latents.shape)
         error = (decoder(other) - decoder(latents)).div(2).square().mean((1, 2, 3))
-        torch.testing.assert_close(picture_error(other, latents, metric), error, rtol=0.15, atol=0)
+        torch.testing.assert_close(image_error(other, latents, metric), error, rtol=0.15, atol=0)
 
 
 def test_one_condition_can_be_trained_alone(codec: JsccCodec, latents: torch.Tensor, tmp_path: Path) -> None:
