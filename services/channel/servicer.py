@@ -1,4 +1,4 @@
-"""Downlink.Provide in the air: what comes from the Downlink below passes faded and noisy, with its CSI."""
+"""The channel service: forwards the symbols of its downlink with fading, noise and CSI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ChannelServicer(DownlinkServicer):
-    """Fades the symbols and adds noise as the request's link conditions say, whatever they carry."""
+    """Applies fading and noise to symbols, according to the request's link conditions."""
 
     def __init__(self, settings: ChannelSettings) -> None:
         self.downstream = clients.open_channel(settings.downlink_address, settings)
@@ -37,7 +37,7 @@ class ChannelServicer(DownlinkServicer):
         self._traces = settings.traces
 
     def load(self) -> None:
-        """Pays for the first import of the signal code before the first request."""
+        """Imports the signal processing before the first request needs it."""
         from dekag.pipeline import apply_channel
 
         apply_channel(torch.ones(1, 1, dtype=torch.complex64), LinkConditions(), 0)
@@ -50,7 +50,7 @@ class ChannelServicer(DownlinkServicer):
     async def Provide(
         self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
-        """The frames from below, symbols faded and noisy and one channel state added."""
+        """The frames of the downlink, with fading and noise on the symbols and one more channel state."""
         request = converters.request_from_proto(message)
         if request.link.trace is not None:
             await self._worker.run(_check_trace, request.link.trace, self._traces)
@@ -70,12 +70,12 @@ class ChannelServicer(DownlinkServicer):
         request: GetTransmissionKnowledgeRequest,
         context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
     ) -> TransmissionKnowledge:
-        """What the Downlink below says; a channel acts on symbols, not on files."""
+        """Forwards the request to the downlink; a channel acts on symbols, not on files."""
         return await clients.call(self._downlink.GetTransmissionKnowledge, request, "edge")
 
 
 def _check_trace(name: str, traces: Path) -> None:
-    """Raises before anything is drawn for a channel that there is not."""
+    """Raises InvalidInputError for an unknown trace, before an image is generated."""
     from dekag.link.trace import load
 
     load(name, traces)

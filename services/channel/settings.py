@@ -15,12 +15,12 @@ class ChannelSettings(CommonSettings):
     port: int = Field(50052, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     downlink_address: Address = Field(
         "127.0.0.1:50053",
-        description="host:port of the Downlink whose symbols pass: an edge or another channel.",
+        description="host:port of the Downlink that provides the symbols: an edge or another channel.",
     )
     traces: DirectoryPath = Field(
         BUILT_IN_TRACES,
         description="Folder of the traces, NAME.csv each, that requests may have played back.",
     )
     max_queue: int = Field(
-        256, ge=1, le=MANY, description="Requests that may wait to pass; more are turned away."
+        256, ge=1, le=MANY, description="Requests that may wait for the channel; further ones are rejected."
     )

@@ -1,4 +1,4 @@
-"""Downlink.Provide at its source: a prompt becomes symbols, by latent or by image."""
+"""The edge service, the source of the downlink: turns a prompt into symbols, via a latent or an image."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class _GenerationResult:
-    """Latents (1, *shape), and how they came about.
+    """Latents (1, *shape) with details of their generation.
 
     Attributes:
-        seconds: that it took to draw them; None if they were cached.
-        knowledge: the updates that took part.
-        fetched_bytes: sent to fetch updates.
+        seconds: time to generate them, s; None if they were cached.
+        knowledge: the updates in use.
+        fetched_bytes: bytes transferred to fetch updates.
     """
 
     latents: torch.Tensor
@@ -70,7 +70,7 @@ class _GenerationResult:
 
 @dataclass(frozen=True, eq=False)
 class _EncodeJob:
-    """Latents (1, *shape) to be sent with `codec` in that many symbols."""
+    """Latents (1, *shape) to encode with `codec` into that many symbols."""
 
     codec: AlignedCodec
     latents: torch.Tensor
@@ -83,7 +83,7 @@ class _EncodeJob:
 
 @dataclass(frozen=True, eq=False)
 class _GenerateJob:
-    """A request and the updates that it names, in case they are unloaded before its turn comes."""
+    """A request with its updates, in case they are unloaded before it runs."""
 
     request: GenerationRequest
     updates: Sequence[KnowledgeUpdate]
@@ -94,7 +94,7 @@ class _GenerateJob:
 
 
 class EdgeServicer(DownlinkServicer):
-    """Draws latents with the edge-GAI and sends them as symbols; conventionally, sends the cloud's image."""
+    """Generates latents with the edge model and encodes them, or sends the cloud's image conventionally."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._settings = settings
@@ -147,7 +147,7 @@ class EdgeServicer(DownlinkServicer):
     async def Provide(
         self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
-        """The symbols of what was asked for, with the report of how they came about."""
+        """The symbols of the requested image, with a report."""
         request = converters.request_from_proto(message)
         send = self._semantic if request.jscc else self._conventional
         transmission = await send(request)
@@ -163,8 +163,8 @@ class EdgeServicer(DownlinkServicer):
         """The files of the adapters with that hash, from memory or from the cloud."""
         held = self._codecs.held(request.content_hash)
         if held is None or held.knowledge is None:
-            answer, _ = await self._codecs.ask_cloud(request.content_hash)
-            return answer
+            response, _ = await self._codecs.fetch_from_cloud(request.content_hash)
+            return response
         return TransmissionKnowledge(files=held.knowledge.to_files())
 
     async def _semantic(self, request: DeliveryRequest) -> Transmission:
@@ -218,14 +218,14 @@ class EdgeServicer(DownlinkServicer):
         return transmission
 
     async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec, int]:
-        """The codec that is asked for, and the bytes that had to be sent for its adapters."""
+        """The codec for the requested delivery, and the bytes transferred for its adapters."""
         return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.base, 0)
 
     async def _latents(
         self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
     ) -> _GenerationResult:
-        """What the edge draws with this knowledge, or takes from the cache."""
-        refusing = request.on_long_prompt == "refuse"  # what the updates have their say in
+        """Latents generated with this knowledge, or from the cache."""
+        refusing = request.on_long_prompt == "refuse"  # the updates are needed to check the length
         if not refusing and (cached := await self._cached(request, shape, knowledge)) is not None:
             return _GenerationResult(cached, None, knowledge, 0)
         updates, fetched_bytes = [], 0
@@ -239,13 +239,13 @@ class EdgeServicer(DownlinkServicer):
             except (MismatchError, NotFoundError, UnavailableError) as error:
                 if request.knowledge is not None:
                     raise
-                _log.warning("knowledge left out", topic=manifest.topic, error=str(error))
+                _log.warning("skipping knowledge", topic=manifest.topic, error=str(error))
         if refusing:
             self._check_length(request.prompt, updates)
-        had = {update.content_hash for update in updates}
-        # where the prompt asked for it and nobody else, it is better drawn without what cannot be had
-        if refusing or len(had) < len(knowledge):
-            knowledge = [manifest for manifest in knowledge if manifest.content_hash in had]
+        available = {update.content_hash for update in updates}
+        # if the prompt selected the knowledge, an image without the unavailable part is better than none
+        if refusing or len(available) < len(knowledge):
+            knowledge = [manifest for manifest in knowledge if manifest.content_hash in available]
             if (cached := await self._cached(request, shape, knowledge)) is not None:
                 return _GenerationResult(cached, None, knowledge, fetched_bytes)
         hashes = tuple(update.content_hash for update in updates)
@@ -256,7 +256,7 @@ class EdgeServicer(DownlinkServicer):
         return _GenerationResult(latents, seconds, knowledge, fetched_bytes)
 
     def _check_length(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> None:
-        """InvalidInputError unless the prompt is read in one window with these updates."""
+        """Raises InvalidInputError unless the prompt fits in one window with these updates."""
         if len(self._generator.windows(prompt, updates)) > 1:
             read = self._generator.generator.reader.read(prompt)
             vectors = sum(len(update.token_rows(prompt)) for update in updates)
@@ -265,13 +265,15 @@ class EdgeServicer(DownlinkServicer):
     def _generate_batch(
         self, jobs: Sequence[_GenerateJob], should_continue: ShouldContinue
     ) -> list[torch.Tensor]:
-        """Latents (1, *shape) of each of some that are alike; what is asked for twice is drawn once."""
+        """Latents (1, *shape) of each job of one batch key; equal requests are generated once."""
         latents: dict[GenerationRequest, torch.Tensor] = {}
         for part in self._parts(jobs):
-            # again, in the turn that draws: other requests may have pushed them out
+            # again, right before generating: other requests may have evicted them
             for update in {u.content_hash: u for job in part for u in job.updates}.values():
                 self._generator.add(update)
-            new = [each for each in dict.fromkeys(job.request for job in part) if each not in latents]
+            new = [
+                request for request in dict.fromkeys(job.request for job in part) if request not in latents
+            ]
             if new:
                 latents |= zip(
                     new, self._generator.batch(new, should_continue=should_continue).split(1), strict=True
@@ -279,20 +281,20 @@ class EdgeServicer(DownlinkServicer):
         return [latents[job.request] for job in jobs]
 
     def _parts(self, jobs: Sequence[_GenerateJob]) -> Iterator[list[_GenerateJob]]:
-        """Batches that do not exceed the memory and the room for updates."""
+        """Splits the jobs into batches within the limits of memory and of loaded updates."""
         from dekag.generation.models import PIXELS_AT_ONCE
 
         width, height = jobs[0].request.size
-        most = max(1, PIXELS_AT_ONCE // (width * height))
+        max_jobs = max(1, PIXELS_AT_ONCE // (width * height))
         part: list[_GenerateJob] = []
         hashes: set[str] = set()
         for job in jobs:
-            more = hashes | set(job.request.updates)
-            if part and (len(part) == most or len(more) > self._settings.knowledge_capacity):
+            with_job = hashes | set(job.request.updates)
+            if part and (len(part) == max_jobs or len(with_job) > self._settings.knowledge_capacity):
                 yield part
-                part, more = [], set(job.request.updates)
+                part, with_job = [], set(job.request.updates)
             part.append(job)
-            hashes = more
+            hashes = with_job
         yield part
 
     def _key(self, request: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
@@ -308,7 +310,7 @@ class EdgeServicer(DownlinkServicer):
         try:
             return torch.from_numpy(converters.latents_from_bytes(data, (1, *shape)))
         except InvalidInputError:
-            return None  # not what this service wrote: drawn anew and overwritten
+            return None  # not written by this service: generated again and overwritten
 
     async def _conventional(self, request: DeliveryRequest) -> Transmission:
         file, png, traffic = await self._fetch_image(request)
@@ -331,7 +333,7 @@ class EdgeServicer(DownlinkServicer):
         return Transmission(header, symbols, [], reference, report)
 
     async def _fetch_image(self, request: DeliveryRequest) -> tuple[GeneratedImage, bytes, int]:
-        """The cloud's image file, its PNG (empty unless measured) and the traffic without that PNG, bytes."""
+        """The cloud's image file, its PNG (empty unless measured), and the bytes transferred for the file."""
         formats = [request.image_format, "png"] if request.measure else [request.image_format]
         message = GenerateRequest(
             prompt=request.prompt,
@@ -342,23 +344,23 @@ class EdgeServicer(DownlinkServicer):
             on_long_prompt=converters.LONG_PROMPTS[request.on_long_prompt],
         )
         images: dict[int, GeneratedImage] = {}
-        async with aclosing(clients.stream(self._cloud.Generate, message, "cloud")) as answers:
-            async for image in answers:
+        async with aclosing(clients.stream(self._cloud.Generate, message, "cloud")) as responses:
+            async for image in responses:
                 images[image.format] = image
                 if len(images) > len(formats):
-                    raise FrameError("the cloud sent more images than it was asked for")
+                    raise FrameError("the cloud sent more images than requested")
         try:
             file, *png = (images[converters.FORMATS[name]] for name in formats)
             converters.payload_bytes(len(file.image))
         except KeyError as error:
-            raise FrameError(f"the cloud left out format {error}") from error
+            raise FrameError(f"the cloud did not send format {error}") from error
         except InvalidInputError as error:
             raise FrameError(f"the cloud's image: {error}") from error
         return file, png[0].image if png else b"", message.ByteSize() + file.ByteSize()
 
 
 def _encode(jobs: Sequence[_EncodeJob], _: ShouldContinue) -> list[torch.Tensor]:
-    """Symbols of each of several transmissions that are all alike."""
+    """Symbols of each job of one batch key."""
     first = jobs[0]
     return Sender(first.codec).encode(
         torch.cat([job.latents for job in jobs]),

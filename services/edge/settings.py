@@ -18,14 +18,14 @@ class EdgeSettings(CodecSettings, GeneratorSettings):
         8,
         ge=MAX_KNOWLEDGE,
         le=MANY,
-        description="Knowledge updates held in memory; the least recently used goes.",
+        description="Knowledge updates held in memory; the least recently used one is evicted.",
     )
     knowledge_keep_s: float = Field(
         2.0,
         ge=0,
         le=DAY_S,
-        description="Where Redis does not say what knowledge there is: time that the cloud's word holds, s.",
+        description="Time that the cloud's list of knowledge is kept if Redis has none, s.",
     )
     knowledge_timeout_s: float = Field(
-        2.0, gt=0, le=DAY_S, description="Longest wait for the cloud to say what knowledge there is, s."
+        2.0, gt=0, le=DAY_S, description="Timeout of queries to the cloud for the list of knowledge, s."
     )

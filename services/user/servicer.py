@@ -1,4 +1,4 @@
-"""User.Receive: symbols back to a picture, and the report of how they came."""
+"""The user service, the receiver: decodes symbols into an image and writes the link report."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, eq=False)
 class _DecodeJob:
-    """Symbols to be decoded into latents of `shape` with `codec`."""
+    """Symbols to decode into latents of `shape` with `codec`."""
 
     codec: AlignedCodec
     reception: Reception
@@ -66,7 +66,7 @@ class _DecodeJob:
 
 
 class UserServicer(UserBase):
-    """Asks the downlink for symbols and decodes them with the codec and the edge's autoencoder."""
+    """Requests symbols from the downlink and decodes them with the codec and the edge's autoencoder."""
 
     def __init__(self, settings: UserSettings) -> None:
         self._settings = settings
@@ -74,7 +74,7 @@ class UserServicer(UserBase):
         self._downlink = DownlinkStub(self.downstream)
         self._cache = Cache(settings)
         self._demodulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
-        # two threads, so that the picture does not wait for what it is compared with
+        # two threads, so that the image does not wait for its reference
         self._rendering, self._comparing = (
             ModelWorker(name, threads=settings.threads, max_queue=settings.max_queue)
             for name in ("decoder", "reference decoder")
@@ -88,7 +88,7 @@ class UserServicer(UserBase):
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
-        self._codecs = CodecCache(settings, self._cache, self._ask_for_adapters)
+        self._codecs = CodecCache(settings, self._cache, self._fetch_adapters)
         self._decoder: LatentDecoder
 
     def load(self) -> None:
@@ -112,7 +112,7 @@ class UserServicer(UserBase):
     async def Receive(
         self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedImage]
     ) -> ReceivedImage:
-        """The picture as received, with its link report."""
+        """The received image with its link report."""
         began = time.perf_counter()
         request = converters.request_from_proto(message)
         transmission = await collect(clients.stream(self._downlink.Provide, message, "channel"))
@@ -120,10 +120,10 @@ class UserServicer(UserBase):
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         reception = _reception(transmission, request)
         ((pixels, png), adapters_bytes), (reference, comparing_s) = await asyncio.gather(
-            self._picture(transmission, reception, request), self._reference(transmission, request)
+            self._image(transmission, reception, request), self._reference(transmission, request)
         )
         hop = "channel-user" if transmission.states else "edge-user"
-        transmission.report.hops.append(  # adapters that the user lacked came over the air too
+        transmission.report.hops.append(  # missing adapters are transferred over this hop, too
             HopTraffic(hop=hop, sent_bytes=message.ByteSize() + transmission.received_bytes + adapters_bytes)
         )
         report = self._report(transmission, reception, request, pixels is not None)
@@ -137,7 +137,7 @@ class UserServicer(UserBase):
         if request.details and reference is not None:
             details = await asyncio.to_thread(_details, transmission, reception, request, reference)
         own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=message.ByteSize())
-        for _ in range(3):  # the count's own varint is counted too; its length settles at once
+        for _ in range(3):  # the size includes the varint of the size itself, which settles quickly
             own_hop.sent_bytes = message.ByteSize() + image.ByteSize()
         if details is not None:
             image.details.CopyFrom(details)
@@ -147,7 +147,7 @@ class UserServicer(UserBase):
     def _check(self, transmission: Transmission, request: DeliveryRequest) -> None:
         header = transmission.header
         if header.delivery != converters.DELIVERIES[request.delivery]:
-            raise FrameError(f"asked for {request.delivery} delivery, got {header.delivery}")
+            raise FrameError(f"requested {request.delivery} delivery, got {header.delivery}")
         if request.delivery == "conventional":
             return
         codec = self._codecs.base
@@ -156,32 +156,32 @@ class UserServicer(UserBase):
                 f"the sender's codec {header.codec_hash[:12]} is not the receiver's {codec.base_hash[:12]}"
             )
         if header.adapters_hash and request.delivery == "semantic-unaligned":
-            raise FrameError("asked for no adapters, got some")
+            raise FrameError("requested delivery without adapters, got adapters")
         _, *sides = shape = tuple(header.latent_shape)
         if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != self._sides(request):
             raise MismatchError(f"latents {shape} do not make {request.width}x{request.height} pixels here")
         most = codec.max_channel_uses((shape[0], shape[1], shape[2]))
         if header.channel_uses > most:
-            raise FrameError(f"{header.channel_uses} symbols, the codec sends at most {most}")
+            raise FrameError(f"{header.channel_uses} symbols, but the codec sends at most {most}")
 
     def _sides(self, request: DeliveryRequest) -> list[int]:
         factor = self._decoder.factor
         return [request.height // factor, request.width // factor]
 
-    async def _ask_for_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
+    async def _fetch_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
         request = GetTransmissionKnowledgeRequest(content_hash=content_hash, files=True)
         try:
-            answer = await clients.call(self._downlink.GetTransmissionKnowledge, request, "channel")
+            response = await clients.call(self._downlink.GetTransmissionKnowledge, request, "channel")
         except NotFoundError as error:
             raise MismatchError(
-                f"the sender's adapters {content_hash[:12]} cannot be had: {error}"
+                f"the sender's adapters {content_hash[:12]} cannot be fetched: {error}"
             ) from error
-        return answer, request.ByteSize() + answer.ByteSize()
+        return response, request.ByteSize() + response.ByteSize()
 
     async def _latents(
         self, transmission: Transmission, reception: Reception, request: DeliveryRequest
     ) -> tuple[torch.Tensor, int]:
-        """Latents (1, *shape) as received, and the bytes that were sent for adapters to decode them with."""
+        """Received latents (1, *shape), and the bytes transferred for the adapters of their codec."""
         header = transmission.header
         codec, sent_bytes = await self._codecs.get(header.adapters_hash)
         channels, height, width = header.latent_shape
@@ -190,10 +190,10 @@ class UserServicer(UserBase):
         transmission.add_stage("user.decode", seconds)
         return latents, sent_bytes
 
-    async def _picture(
+    async def _image(
         self, transmission: Transmission, reception: Reception, request: DeliveryRequest
     ) -> tuple[tuple[Pixels | None, bytes], int]:
-        """The picture and its PNG, None and empty if it did not decode; and the bytes sent for adapters."""
+        """The image and its PNG, None and empty if it did not decode; and the bytes sent for adapters."""
         pixels: Pixels | None
         adapters_bytes = 0
         if request.jscc:
@@ -213,7 +213,7 @@ class UserServicer(UserBase):
     async def _reference(
         self, transmission: Transmission, request: DeliveryRequest
     ) -> tuple[Pixels | None, float]:
-        """What was meant to be delivered, None unless it came along; and the seconds to show it."""
+        """The image as sent, None without a reference, and the seconds to decode it."""
         if (reference := transmission.reference) is None:
             return None, 0.0
         kind = reference.WhichOneof("content")
@@ -231,7 +231,7 @@ class UserServicer(UserBase):
             raise FrameError(f"reference: {error}") from error
 
     def _render(self, latents: torch.Tensor, seed: int) -> Pixels:
-        """One by one: a batch is hardly quicker, and a picture's bits would depend on who else is shown."""
+        """Decodes a single image: a batch is hardly faster, and would change the bits of an image."""
         pixels: Pixels = self._decoder.decode(latents, [seed])[0]
         return pixels
 
@@ -290,7 +290,7 @@ class UserServicer(UserBase):
         except InvalidInputError as error:
             raise FrameError(f"payload: {error}") from error
         if pixels.shape[:2] != (request.height, request.width):
-            raise FrameError(f"payload: a picture of shape {pixels.shape}")
+            raise FrameError(f"payload: an image of shape {pixels.shape}")
         transmission.add_stage("user.decode", decoded - start)
         transmission.add_stage("user.render", time.perf_counter() - decoded)
         return pixels
@@ -305,7 +305,7 @@ class UserServicer(UserBase):
         for name, metric in plugins.plugged_in("metric").items():
             try:
                 report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
-            except Exception:  # somebody else's code; the picture is there without it
+            except Exception:  # code of a plug-in; the image is complete without it
                 _log.exception("a metric failed", metric=name)
 
 
@@ -313,19 +313,21 @@ def _details(
     transmission: Transmission, reception: Reception, request: DeliveryRequest, reference: Pixels
 ) -> Details:
     symbols = reception.symbols, equalize(reception, request.link.equalizer).symbols
-    received, equalized = (iq_to_bytes(evenly_spaced(each, MAX_CONSTELLATION_SYMBOLS)) for each in symbols)
+    received, equalized = (iq_to_bytes(evenly_spaced(row, MAX_CONSTELLATION_SYMBOLS)) for row in symbols)
     sent = transmission.reference.iq if transmission.reference is not None else b""
     if len(sent) != len(received):
-        raise FrameError(f"reference: {len(sent)} bytes of symbols to be shown, not {len(received)}")
+        raise FrameError(
+            f"reference: {len(sent)} bytes of symbols for the constellation, not {len(received)}"
+        )
     return Details(reference=_to_png(reference), sent=sent, received=received, equalized=equalized)
 
 
 def _reception(transmission: Transmission, request: DeliveryRequest) -> Reception:
-    """What came of the symbols, by all that is known of the channels that they crossed."""
+    """The reception after all channels that the symbols crossed."""
     states = channel_states(transmission.states, transmission.header.channel_uses)
     try:
         return receive(transmission.symbols, states, request.seed)
-    except InvalidInputError as error:  # of the channels, not of the request
+    except InvalidInputError as error:  # caused by the channels, not by the request
         raise FrameError(str(error)) from error
 
 
@@ -343,7 +345,7 @@ def _from_png(data: bytes, max_side: int) -> Pixels:
 
 
 def _decode(jobs: Sequence[_DecodeJob], _: ShouldContinue) -> list[torch.Tensor]:
-    """Latents (1, *shape) of each of several transmissions that are alike."""
+    """Latents (1, *shape) of each job of one batch key."""
     first = jobs[0]
     latents = Receiver(first.codec).decode(
         [job.reception for job in jobs],

@@ -113,13 +113,13 @@ def test_what_is_no_text_is_shown_and_raises_nothing(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert b".run cannot be made: " in done.stdout
+    assert b".run cannot be created: " in done.stdout
     assert b"Traceback" not in done.stdout + done.stderr
 
 
 def test_a_run_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     for wrong in (Path("/proc/none/.run"), tmp_path / ("x" * 300)):
-        with pytest.raises(LaunchError, match="cannot be made"), RedisOnlyWithStart(wrong):
+        with pytest.raises(LaunchError, match="cannot be created"), RedisOnlyWithStart(wrong):
             pass
 
 

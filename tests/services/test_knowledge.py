@@ -327,7 +327,7 @@ async def test_knowledge_of_another_model_is_left_out_or_refused(
     with capture_logs() as logs:
         found = await provide(edge, asked, prompt=NEON)
     assert (latents(found), used(found)) == (plain, [])
-    assert any(line["event"] == "knowledge of another model left out" for line in logs)
+    assert any(line["event"] == "skipping knowledge of another model" for line in logs)
     with pytest.raises(MismatchError, match="another edge model"):
         await provide(edge, asked, knowledge=("neon",))
 

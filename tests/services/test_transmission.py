@@ -303,7 +303,7 @@ async def test_what_does_not_fit_the_codec_is_refused(
     with capture_logs() as logs:
         image = await receive(system.user, asked)
     assert image.report.model_hashes["adapters"] == own.content_hash, "it goes on with those it has"
-    assert any(line["event"] == "current transmission knowledge is of no use" for line in logs)
+    assert any(line["event"] == "cannot use the current transmission knowledge" for line in logs)
 
 
 class FaultyEdge(EdgeServicer):
