@@ -31,17 +31,17 @@ def convolutions(codec: JsccCodec) -> list[str]:
 
 
 class AdaptedCodec(nn.Module):
-    """A codec that something was done to so that it suits its condition; this base class does nothing.
+    """A codec adapted to conditions; this base class leaves it unchanged.
 
     Attributes:
-        codec: the codec, with whatever was put into it.
-        groups: how many groups of conditions it keeps apart; 1 if it does not.
-        base_hash: hash of the codec's folder; empty, as it is not known here.
-        quality: the PSNR to expect at each rate; None, as it is not known here.
-        name, title: of a plug-in: what `build` and what figures call it.
-        learning_rate: of a plug-in: the peak.
-        sized: of a plug-in: whether it is made of a codec and a size, 1 to 64, that sets how many parameters
-            are trained; else it is made of a codec alone and trains what it likes.
+        codec: the codec, with any modifications.
+        groups: number of groups of conditions with separate parameters; 1 if there are none.
+        base_hash: hash of the codec's folder; empty, as it is unknown here.
+        quality: the expected PSNR at each rate; None, as it is unknown here.
+        name, title: for plug-ins: name for `build`, and label in figures.
+        learning_rate: for plug-ins: peak learning rate.
+        sized: for plug-ins: whether the constructor takes a codec and a size, 1 to 64, that determines the
+            number of trained parameters; otherwise it takes the codec alone.
     """
 
     groups = 1
@@ -57,15 +57,15 @@ class AdaptedCodec(nn.Module):
         self.codec = codec.requires_grad_(False)
 
     def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        """Inside, the codec's side ("encoder", "decoder") suits the conditions (batch, C)."""
+        """Inside the context, the side ("encoder", "decoder") is adapted to conditions (batch, C)."""
         return nullcontext()
 
     def group_of(self, condition: torch.Tensor) -> torch.Tensor:
-        """(batch,) int64: the group of each condition (batch, C), which sender and receiver must agree in."""
+        """(batch,) int64: the group of each condition (batch, C); the same at sender and receiver."""
         return torch.zeros(len(condition), dtype=torch.int64)
 
     def select_group(self, group: int) -> None:
-        """Switch to that group; a batch holds conditions of one group."""
+        """Select a group; all conditions of a batch must belong to it."""
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
@@ -80,10 +80,10 @@ class AdaptedCodec(nn.Module):
         *,
         modulation: Modulation | None = None,
     ) -> torch.Tensor:
-        """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, all of them at once.
+        """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, in one batch.
 
         Args:
-            latents: what is sent.
+            latents: latents to send.
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), all of one group.
             modulation: the constellation, if not the codec's own.
@@ -107,10 +107,10 @@ class AdaptedCodec(nn.Module):
         return self.with_condition(side, condition)
 
     def fuse(self) -> None:
-        """Make ready for quick inference, after which nothing is trained; does nothing unless overridden."""
+        """Prepare for fast inference, after which training is impossible; does nothing unless overridden."""
 
     def trained_parameters(self) -> int:
-        """Numbers that are trained, in all groups together."""
+        """Number of trained parameters, in all groups together."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @classmethod
@@ -121,7 +121,7 @@ class AdaptedCodec(nn.Module):
 
 
 class FullFineTune(AdaptedCodec):
-    """All of the codec's own parameters are trained."""
+    """Trains all of the codec's own parameters."""
 
     def __init__(self, codec: JsccCodec) -> None:
         super().__init__(codec)
@@ -144,7 +144,6 @@ class Lora(AdaptedCodec):
         from peft import LoraConfig, get_peft_model
 
         super().__init__(codec)
-        self._split = split
         self.groups = {"none": 1, "snr": 2, "snr-cbr": 4}[split]
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=convolutions(codec))
         self.peft = get_peft_model(self.codec, config, adapter_name="group0")
@@ -160,18 +159,18 @@ class Lora(AdaptedCodec):
         return {1: 0 * by_snr, 2: by_snr, 4: 2 * by_snr + by_cbr}[self.groups]
 
     def select_group(self, group: int) -> None:
-        """Make that group's adapter the active one."""
+        """Activate the group's adapter."""
         for module in self.peft.modules():
             if hasattr(module, "lora_A"):
                 module._active_adapter = [f"group{group}"]
 
 
 class AttentionFeature(nn.Module):
-    """Channel attention that reads pooled features and the condition, after ADJSCC (Xu et al., 2022).
+    """Channel attention on pooled features and the condition, after ADJSCC (Xu et al., 2022).
 
     Args:
-        channels: of the features.
-        hidden: units of its hidden layer.
+        channels: number of feature channels.
+        hidden: units of the hidden layer.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -182,8 +181,8 @@ class AttentionFeature(nn.Module):
         nn.init.zeros_(self.excite.bias)
         self._condition: torch.Tensor | None = None
 
-    def read(self, condition: torch.Tensor | None) -> None:
-        """Attend as these conditions (batch, C) ask; None: not at all."""
+    def set_condition(self, condition: torch.Tensor | None) -> None:
+        """Set the conditions (batch, C); None disables the attention."""
         self._condition = condition
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -196,7 +195,7 @@ class AttentionFeature(nn.Module):
 
 
 class SnrAttention(AdaptedCodec):
-    """ADJSCC-like: attention after each hidden layer's features; the codec itself stays as it is.
+    """Attention after each hidden layer, as in ADJSCC; the codec itself is not trained.
 
     Args:
         codec: the base codec.
@@ -212,16 +211,16 @@ class SnrAttention(AdaptedCodec):
 
     @contextmanager
     def with_condition(self, side: str, condition: torch.Tensor) -> Iterator[None]:
-        """Inside, the side's attention reads these conditions (batch, C)."""
+        """Inside the context, the side's attention uses these conditions (batch, C)."""
         stack = self.codec.get_submodule(side)
         modules = [module for module in stack.modules() if isinstance(module, AttentionFeature)]
         for module in modules:
-            module.read(condition)
+            module.set_condition(condition)
         try:
             yield
         finally:
             for module in modules:
-                module.read(None)
+                module.set_condition(None)
 
 
 class Cala(AdaptedCodec):
@@ -235,39 +234,40 @@ class Cala(AdaptedCodec):
 
     @classmethod
     def attached(cls, codec: JsccCodec, knowledge: TransmissionKnowledge) -> Self:
-        """CALA's knowledge in a codec, which is changed by it."""
-        made = cls.__new__(cls)
-        AdaptedCodec.__init__(made, codec)
-        made.peft = knowledge.attach(codec)
-        return made
+        """Attach CALA's knowledge to a codec, which is modified."""
+        adapted = cls.__new__(cls)
+        AdaptedCodec.__init__(adapted, codec)
+        adapted.peft = knowledge.attach(codec)
+        return adapted
 
     def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        """Inside, the side's gates read these conditions (batch, C)."""
+        """Inside the context, the side's gates use these conditions (batch, C)."""
         with_condition: AbstractContextManager[None] = self.peft.base_model.with_condition(side, condition)
         return with_condition
 
     def fuse(self) -> None:
-        """Make layers and gates ready for quick inference."""
+        """Prepare layers and gates for fast inference."""
         self.peft.base_model.fuse()
 
 
 class UngatedCala(Cala):
-    """CALA whose gates never learn of the condition: what is left is its low-rank form."""
+    """CALA with a constant condition at its gates, which leaves a plain low-rank adapter."""
 
     def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        """Inside, the side's gates are the same whatever the conditions (batch, C)."""
+        """Inside the context, the side's gates are the same for all conditions (batch, C)."""
         return super().with_condition(side, torch.zeros_like(condition))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to adapt the codec.
+    """A method to adapt the codec.
 
     Attributes:
-        title: what figures call it.
-        build: makes it from a copy of the base codec and the largest share of parameters it may train.
-        learning_rate: peak; found for each by short runs on validation latents.
-        sized: whether it obeys the share.
+        title: label in figures.
+        build: builds the adapted codec from the base codec, which is copied, and the largest fraction of
+            parameters to train.
+        learning_rate: peak learning rate; tuned by short runs on validation latents.
+        sized: whether the parameter fraction has an effect.
     """
 
     title: str
@@ -290,7 +290,7 @@ def largest(build: Callable[[int], AdaptedCodec], limit: int, *, most: int = 64)
         else:
             high = middle - 1
     if low == 0:
-        raise InvalidInputError("share", "enough for the smallest adapter", f"{limit} parameters")
+        raise InvalidInputError("share", "large enough for the smallest adapter", f"{limit} parameters")
     return build(low)
 
 
@@ -303,7 +303,7 @@ def _sized(build: Callable[..., AdaptedCodec]) -> Callable[[JsccCodec, float], A
 
 
 def cala_config(rank: int, **changes: Any) -> CalaConfig:
-    """The configuration of CALA at that rank, as docs/decisions/0008 found it best."""
+    """The best configuration of CALA at that rank, from docs/decisions/0008."""
     return CalaConfig(**{"rank": rank, "gate_width": 16, **changes})
 
 
@@ -335,17 +335,17 @@ def build(name: str, codec: JsccCodec, parameter_fraction: float) -> AdaptedCode
     """The method of that name over a copy of `codec`.
 
     Raises:
-        InvalidInputError: there is no such method, or the fraction is too small for it.
+        InvalidInputError: the method is unknown, or the fraction is too small for it.
     """
     method: Method = plugins.get("method", name)
     return method.build(codec, parameter_fraction)
 
 
 def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> AdaptedCodec:
-    """A copy of `codec` with that knowledge in it, whatever its method; to send with, not to train.
+    """A copy of `codec` with that knowledge, of any method; for inference only.
 
     Raises:
-        MismatchError: the knowledge does not fit the codec, or is of a method that is not known here.
+        MismatchError: the knowledge does not fit the codec, or its method is unknown.
     """
     if not isinstance(codec, JsccCodec):
         raise MismatchError(f"transmission knowledge is for a JsccCodec, not for a {type(codec).__name__}")

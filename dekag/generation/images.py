@@ -1,4 +1,4 @@
-"""Pictures as bytes: PNG for people; WebP, AVIF and JPEG for the wire."""
+"""Images as bytes: PNG for people; WebP, AVIF and JPEG for the wire."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def to_plain_jpeg(pixels: Pixels, quality: int = 75) -> bytes:
 
 
 DELIVERED_QUALITY: dict[ImageFormat, int] = {"webp": 75, "avif": 50, "jpeg": 75}
-"""Settings that look alike: 36 to 39 dB on pictures of the embedded world."""
+"""Settings that look alike: 36 to 39 dB on images of the embedded world."""
 
 
 def to_format(pixels: Pixels, image_format: ImageFormat, quality: int | None = None) -> bytes:
@@ -72,7 +72,7 @@ def from_bytes(data: bytes, *, max_side: int = MAX_SIDE) -> Pixels:
     """Pixels (height, width, 3) uint8 of a PNG, WebP, AVIF or JPEG; which of them, the data say.
 
     Raises:
-        InvalidInputError: `data` is no picture of those kinds, or larger than `max_side` pixels a side.
+        InvalidInputError: `data` is no image of those kinds, or larger than `max_side` pixels a side.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "AVIF", "JPEG")) as image:

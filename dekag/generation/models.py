@@ -42,7 +42,7 @@ def folder_hash(path: Path | str) -> str:
 
 
 class LatentDecoder:
-    """Turns latents into pictures: the decoder half of an AutoencoderKL."""
+    """Turns latents into images: the decoder half of an AutoencoderKL."""
 
     def __init__(self, vae: Any, model_hash: str) -> None:
         # this layout is the quicker one on a CPU
@@ -137,7 +137,7 @@ class Generator:
         return cls.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latent of a picture of that size in pixels."""
+        """(channels, height, width) of the latent of an image of that size in pixels."""
         factor = self.decoder.factor
         return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
 
@@ -250,7 +250,7 @@ class Generator:
 
         def check() -> None:
             if not should_continue():
-                raise DeadlineError("nobody waits for the picture any more")
+                raise DeadlineError("the image is no longer needed")
 
         def on_step_end(_: Any, __: int, ___: Any, changed: dict[str, Any]) -> dict[str, Any]:
             check()
@@ -261,7 +261,7 @@ class Generator:
         return {"callback": lambda *_: check(), "callback_steps": 1}
 
     def image(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> npt.NDArray[np.uint8]:
-        """The picture that `prompt` and `seed` give, (height, width, 3) uint8."""
+        """The image that `prompt` and `seed` give, (height, width, 3) uint8."""
         batch = self.decoder.decode(self.latents(prompt, seed, width=width, height=height), [seed])
         pixels: npt.NDArray[np.uint8] = batch[0]
         return pixels

@@ -27,7 +27,7 @@ class GeneratorProfile(BaseModel):
 
 
 class ScorerProfile(BaseModel):
-    """The encoders that tell how alike two pictures are."""
+    """The encoders that tell how alike two images are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from dekag.link.conditions import LinkConditions
 
 Array = npt.NDArray[np.float64]
-
-
-def awgn_capacity(snr_db: float) -> float:
-    """log2(1 + SNR)."""
-    return math.log2(1 + 10 ** (snr_db / 10))
 
 
 def slot_capacities(conditions: LinkConditions) -> Array:

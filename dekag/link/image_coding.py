@@ -1,11 +1,11 @@
-"""The picture's side of the conventional delivery: the best picture that fits a number of bytes.
+"""The image's side of the conventional delivery: the best image that fits a number of bytes.
 
 A sender that has few bytes may do more than lower the quality:
 
-* *scale*: send the picture at a half, a quarter or an eighth of its size; the receiver enlarges it;
+* *scale*: send the image at a half, a quarter or an eighth of its size; the receiver enlarges it;
 * *bare*: leave out of the file whatever the receiver knows anyway. Of a WebP of 100 bytes 27 say that it is
-  a WebP, and how large; of an AVIF 290 bytes are boxes; of a JPEG 600 are standard tables. A bare picture is
-  one byte for format and scale, one more for a JPEG's quality, and the coded picture; the receiver, who knows
+  a WebP, and how large; of an AVIF 290 bytes are boxes; of a JPEG 600 are standard tables. A bare image is
+  one byte for format and scale, one more for a JPEG's quality, and the coded image; the receiver, who knows
   the size that was asked for, puts the file together again, byte for byte.
 
 Imports no torch.
@@ -42,13 +42,13 @@ _FRAME_OBU = 6
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture as it would be sent.
+    """An image as it would be sent.
 
     Attributes:
         data: what is sent.
         image_format: of IMAGE_FORMATS.
         quality: the encoder's, 0..100.
-        scale: by how much the picture was made smaller.
+        scale: by how much the image was made smaller.
         psnr_db: of what the receiver shows against the original.
     """
 
@@ -73,17 +73,17 @@ def encode(
 
 
 def decode(data: bytes, width: int, height: int, *, headerless: bool = False) -> Pixels:
-    """Pixels (height, width, 3) uint8 of what `encode` made of a picture of that size.
+    """Pixels (height, width, 3) uint8 of what `encode` made of an image of that size.
 
     Raises:
-        InvalidInputError: the data are no picture, or one larger than that.
+        InvalidInputError: the data are no image, or one larger than that.
     """
     file = _restore_header(data, width, height) if headerless else data
     return _resized(from_bytes(file, max_side=max(width, height)), width, height)
 
 
 def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[EncodedImage], list[EncodedImage]]:
-    """What is worth sending of a picture, as whole files and bare, over QUALITIES and SCALES.
+    """What is worth sending of an image, as whole files and bare, over QUALITIES and SCALES.
 
     Each is a frontier: by rising bytes and rising PSNR.
     """
@@ -96,7 +96,7 @@ def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[EncodedImag
             else:  # the same file, of which encoding is the dear part
                 data = _strip_header(first.data, image_format, quality, scale)
             whole.append(first)
-            headerless.append(replace(first, data=data))  # shows the same picture, byte for byte
+            headerless.append(replace(first, data=data))  # shows the same image, byte for byte
     return frontier(whole), frontier(headerless)
 
 
@@ -139,9 +139,9 @@ def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def _restore_header(data: bytes, width: int, height: int) -> bytes:
-    """The file that a bare picture was taken from."""
+    """The file that a bare image was taken from."""
     if len(data) < 2 or data[0] >= len(IMAGE_FORMATS) * len(SCALES):
-        raise InvalidInputError("image", "a bare picture", f"{len(data)} bytes")
+        raise InvalidInputError("image", "an image without a header", f"{len(data)} bytes")
     image_format = IMAGE_FORMATS[data[0] // len(SCALES)]
     size = _small(width, height, SCALES[data[0] % len(SCALES)])
     if image_format == "webp":
@@ -168,7 +168,7 @@ def _whole_webp(headerless: bytes, width: int, height: int) -> bytes:
 
 
 # AVIF: boxes, of which the last, mdat, holds AV1 data units: delimiter, sequence header, then one frame. All
-# but the frame and three lengths are the same for every picture of a size.
+# but the frame and three lengths are the same for every image of a size.
 
 
 def _strip_avif(file: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""The edge-GAI with knowledge updates loaded, of which each picture uses those that it needs."""
+"""The edge-GAI with knowledge updates loaded, of which each image uses those that it needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dekag.makd.update import KnowledgeUpdate
 class AlignedGenerator:
     """A generator and at most `capacity` knowledge updates; the least recently used one makes room.
 
-    To be used from one thread: updates act in the denoiser while a batch is drawn. Without updates a picture
+    To be used from one thread: updates act in the denoiser while a batch is drawn. Without updates an image
     is, bit for bit, the generator's own.
     """
 
@@ -93,7 +93,7 @@ class AlignedGenerator:
 
         Raises:
             NotFoundError: an update is not loaded.
-            DeadlineError: the picture is not wanted any more.
+            DeadlineError: the image is not wanted any more.
         """
         return self.batch(
             [GenerationRequest(prompt, seed, width, height, tuple(updates))], should_continue=should_continue
@@ -145,7 +145,7 @@ class AlignedGenerator:
         return _PromptMetawords(updates, self._width).windows(self.generator.reader, prompt)
 
     def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
-        """Classifier-free guidance of a picture that is drawn with these updates."""
+        """Classifier-free guidance of an image that is drawn with these updates."""
         if not updates:
             return self.generator.guidance_scale
         return min(update.guidance_scale for update in updates)
@@ -153,7 +153,7 @@ class AlignedGenerator:
     def image(
         self, prompt: str, seed: int, *, width: int = 128, height: int = 128, updates: Sequence[str] = ()
     ) -> Pixels:
-        """The picture of `prompt` and `seed` with `updates` switched on, (height, width, 3) uint8."""
+        """The image of `prompt` and `seed` with `updates` switched on, (height, width, 3) uint8."""
         latents = self.latents(prompt, seed, width=width, height=height, updates=updates)
         pixels: Pixels = self.decoder.decode(latents, [seed])[0]
         return pixels

@@ -37,8 +37,8 @@ class DistillConfig:
 
     Attributes:
         method: "makd" trains metaword and LoRA together; the others are its baselines.
-        images: N, pictures that the cloud-GAI draws to learn from.
-        held_out: further pictures, of held-out prompts, on which early stopping looks.
+        images: N, images that the cloud-GAI draws to learn from.
+        held_out: further images, of held-out prompts, on which early stopping looks.
         tokens: pseudo-tokens of the metaword that every prompt shares; each of several triggers has one more.
         rank: rank of the LoRA.
         layers: which layers of the denoiser the LoRA adapts.
@@ -50,11 +50,11 @@ class DistillConfig:
         metaword_learning_rate: peak learning rate of the metaword.
         full_learning_rate: peak learning rate of the full fine-tune.
         prompt_dropout: share of a batch trained without its prompt, for classifier-free guidance.
-        guidance_scale: classifier-free guidance with which pictures are drawn afterwards; less than the
-            edge's own, since the cloud's pictures that are learnt from are guided already.
+        guidance_scale: classifier-free guidance with which images are drawn afterwards; less than the
+            edge's own, since the cloud's images that are learnt from are guided already.
         check_every: steps between two looks at the held-out loss.
         patience: looks without a better held-out loss after which training stops.
-        seed: seeds the cloud's pictures, the initial weights and every step.
+        seed: seeds the cloud's images, the initial weights and every step.
     """
 
     method: Method = "makd"

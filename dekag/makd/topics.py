@@ -25,7 +25,7 @@ class TopicPrompts:
 
     Attributes:
         name: 1 to 32 lower-case letters a to z, digits and hyphens.
-        prompts: what the cloud-GAI draws to learn from, one picture each.
+        prompts: what the cloud-GAI draws to learn from, one image each.
         held_out: prompts that training never sees; none of them is among `prompts`.
         triggers: words or phrases that, found in a prompt, say that it needs this topic.
     """

@@ -58,7 +58,7 @@ class KnowledgeUpdate(Artifact):
         content_hash: SHA-256 (hex) over everything in the update.
     """
 
-    what = "the knowledge update"
+    label = "the knowledge update"
     parts = (METAWORD, LORA, COMPACT)
 
     def __init__(self, info: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
@@ -142,7 +142,7 @@ class KnowledgeUpdate(Artifact):
 
     @property
     def guidance_scale(self) -> float:
-        """Classifier-free guidance with which pictures are drawn with this update."""
+        """Classifier-free guidance with which images are drawn with this update."""
         return float(self.info["config"]["guidance_scale"])
 
     @classmethod

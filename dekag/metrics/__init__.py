@@ -1,4 +1,4 @@
-"""Scores of received pictures, and `Metric`, from which one's own derive."""
+"""Scores of received images, and `Metric`, from which one's own derive."""
 
 from dekag.metrics.image import Metric
 

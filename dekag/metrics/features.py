@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-CLIP_SIZE = 64  # side at which the embedded encoders look at a picture, pixels
+CLIP_SIZE = 64  # side at which the embedded encoders look at an image, pixels
 
 
 def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
@@ -19,7 +19,7 @@ def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
 
 
 class ImageScorer:
-    """CLIP- and DINO-features of pictures and their similarity."""
+    """CLIP- and DINO-features of images and their similarity."""
 
     def __init__(self, clip: Any, dino: Any) -> None:
         self.clip = clip.eval()
@@ -38,7 +38,7 @@ class ImageScorer:
 
     @torch.inference_mode()
     def features(self, pixels: npt.NDArray[np.uint8]) -> dict[str, torch.Tensor]:
-        """Unit-length features of (batch, h, w, 3) uint8 pictures: "clip" (batch, c), "dino" (batch, d)."""
+        """Unit-length features of (batch, h, w, 3) uint8 images: "clip" (batch, c), "dino" (batch, d)."""
         images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         small = reduce_images(images, self.clip.config.vision_config.image_size)
         clip = self.clip.visual_projection(self.clip.vision_model(small).pooler_output)

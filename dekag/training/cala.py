@@ -34,7 +34,7 @@ TAU_RANGE_S = (1e-8, 1e-5)
 RICIAN_K_RANGE_DB = (0.0, 12.0)
 PILOT_SHARE, BLIND_SHARE, ZERO_FORCING_SHARE = 0.15, 0.05, 0.1
 METRIC_LATENTS = 32
-SOURCE_VALUES = 3 * 128 * 128  # of the pictures whose latents are trained on
+SOURCE_VALUES = 3 * 128 * 128  # of the images whose latents are trained on
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ConditionBatch:
         return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def channel_uses(self, source_values: int) -> list[int]:
-        """Symbols of each row for pictures of that many values."""
+        """Symbols of each row for images of that many values."""
         return [max(1, round(cbr * source_values)) for cbr in self.cbr.tolist()]
 
     def features(self, blocks_db: torch.Tensor | None = None) -> torch.Tensor:
@@ -106,13 +106,13 @@ def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
 def pixel_metric(
     decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, *, seed: int = 0, size: float = 0.2
 ) -> torch.Tensor:
-    """M (channels, channels): small latent errors d cost a squared error of mean(d' M d) in the picture.
+    """M (channels, channels): small latent errors d cost a squared error of mean(d' M d) in the image.
 
     The autoencoder's decoder is far from equally sensitive to its latent's channels, so that plain latent
     error measures something else than PSNR. Each entry is estimated from white errors on a pair of channels.
 
     Args:
-        decode: latents (n, channels, h, w) -> pictures in [-1, 1].
+        decode: latents (n, channels, h, w) -> images in [-1, 1].
         latents: what is perturbed.
         seed: of the errors.
         size: standard deviation of the errors.
@@ -138,7 +138,7 @@ def pixel_metric(
 
 
 def image_error(received: torch.Tensor, clean: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
-    """(batch,) expected squared error of the decoded picture in [0, 1], from latents (batch, c, h, w)."""
+    """(batch,) expected squared error of the decoded image in [0, 1], from latents (batch, c, h, w)."""
     error = received - clean
     return torch.einsum("bchw,cd,bdhw->b", error, metric, error) / (error.shape[2] * error.shape[3])
 
@@ -213,7 +213,7 @@ def train_method(
 ) -> AdaptedCodec:
     """Train a method on latents (n, c, h, w), resuming what `folder` holds; returns its average over steps.
 
-    Loss: the mean over the batch of the logarithm of each row's expected picture error, because the figure of
+    Loss: the mean over the batch of the logarithm of each row's expected image error, because the figure of
     merit, mean PSNR, is a mean of logarithms: in a mean of errors the worst conditions would drown the rest.
     Plus a commitment that draws features to the constellation points.
 
@@ -222,7 +222,7 @@ def train_method(
         method: a name in METHODS.
         codec: the base codec; it is copied.
         latents: what is sent.
-        metric: what latent errors cost in the picture (`pixel_metric`).
+        metric: what latent errors cost in the image (`pixel_metric`).
         steps: optimiser steps in all, shared by the groups of conditions if the method has any.
         seed: of everything random.
         parameter_fraction: largest number of trained parameters, relative to the codec's.
@@ -341,13 +341,13 @@ def calibrate_quality(
     taus_s: Sequence[float] = QUALITY_TAUS_S,
     show: bool = True,
 ) -> QualityModel:
-    """Measure the PSNR of pictures over rates, SNRs and channels, for rate control.
+    """Measure the PSNR of images over rates, SNRs and channels, for rate control.
 
     Channels: Rayleigh and Rician (K of 6 dB) with each delay spread, and AWGN. Perfect CSI, MMSE.
 
     Args:
         adapted: what sends.
-        decode: latents -> pictures in [-1, 1].
+        decode: latents -> images in [-1, 1].
         latents: (n, c, h, w) that nothing was trained on; each is sent once under every condition.
         seed: of fades and noise.
         cbrs: rates, rising.
@@ -404,7 +404,7 @@ def train_knowledge(
         folder: where checkpoints go; resumed.
         codec: the base codec.
         base_hash: hash of its folder.
-        decode: latents -> pictures in [-1, 1], without gradients.
+        decode: latents -> images in [-1, 1], without gradients.
         latents: (n, c, h, w) to train on.
         validation: (m, c, h, w) to measure on.
         steps: optimiser steps in all.

@@ -73,7 +73,7 @@ def test_an_adapted_layer_is_the_convolution_with_its_merged_weight(gate: Any, k
     condition = _conditions(-5, 20)
     with torch.inference_mode(), adapted.base_model.with_condition("encoder", condition):
         out = layer(x)
-        parts, base = layer.components, layer.get_base_layer()
+        parts, base = layer.branch, layer.get_base_layer()
         for row in range(2):
             up = parts.up * (0.5 * layer._state[0].gates[row])
             weight = base.weight + torch.einsum("or,rihw->oihw", up, parts.kernels())

@@ -100,7 +100,7 @@ def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
         ("time_s,snr_db\n0,1\n0;5\n", "in line 3 (commas between numbers, points in them)"),
         ("time_s,snr_db\n0,1\n1,1_0\n", "2 finite numbers in line 3"),
         ('time_s,snr_db\n0,1\n1,"1\n', "be CSV in line 3"),
-        (b"time_s,snr_db\n0,1\n1,2 \xb5W\n", "line 3 holds the byte 0xb5"),
+        (b"time_s,snr_db\n0,1\n1,2 \xb5W\n", "line 3 contains the byte 0xb5"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\r", "is not text"),
         ("time_s,snr_db\n0,1\n1,1e9\n", "SNRs between"),
         ("time_s,gain_re,gain_im\n0,0,0\n1,0,0\n", "mean power above 0"),

@@ -263,9 +263,7 @@ def test_a_launcher_refuses_in_one_line_what_a_service_would(
 def test_a_port_that_another_service_has_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "is_free", lambda _: True)
     monkeypatch.setenv("DEKAG_PORT", "50053")
-    with pytest.raises(
-        LaunchError, match="DEKAG_PORT 50053 is for the gateway, but the edge service uses it"
-    ):
+    with pytest.raises(LaunchError, match="is for the gateway, but the edge service uses it"):
         Stack(tmp_path)._port(8080, "gateway")
 
 

@@ -206,4 +206,3 @@ def test_calibration_fills_its_grid(codec: JsccCodec, latents: torch.Tensor) -> 
     )  # fmt: skip
     awgn = LinkConditions(snr_db=20, fading="awgn")
     assert quality.expected_psnr_db(1 / 96, awgn) > 0
-    assert quality.spread_psnr_db(1 / 96, awgn) > 0
