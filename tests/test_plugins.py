@@ -220,7 +220,7 @@ def test_a_gain_for_every_symbol() -> None:
     torch.testing.assert_close(alone.symbols, alone.gains, atol=0.05, rtol=0)
     noisier = transmit(symbols[1:, :50], [LinkConditions(fading="steps", snr_db=0)], [2])
     assert torch.equal(noisier.gains, alone.gains)
-    with pytest.raises(InvalidInputError, match="every symbol of steps has a gain of its own"):
+    with pytest.raises(InvalidInputError, match="every symbol of steps has its own gain"):
         transmit(symbols, [LinkConditions(fading="steps", csi="pilots")] * 2, [1, 2])
 
 

@@ -1,7 +1,7 @@
-"""Hybrid ARQ with chase combining: what is lost is sent again, and the receiver adds up what it heard.
+"""Hybrid ARQ with chase combining: a lost payload is sent again, and the receiver combines all receptions.
 
-Each transmission meets a fading slot and a noise of its own; soft bits of the same coded bits add. A one-bit
-answer after each transmission says whether the CRC holds; it is taken to be free and never wrong.
+Each transmission has its own fading slot and noise; soft bits of the same coded bits are added. The one-bit
+feedback after each transmission is assumed to be free and error-free.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ MAX_TRANSMISSIONS = 4
 
 @dataclass(frozen=True)
 class HarqResult:
-    """How one payload fared.
+    """Result of sending one payload.
 
     Attributes:
-        payload: None if it was lost after the last transmission.
-        transmissions: that were made.
-        channel_uses: of all of them together, pilots included.
+        payload: the decoded payload; None if it was lost after the last transmission.
+        transmissions: number of transmissions.
+        channel_uses: channel uses of all transmissions, including pilots.
     """
 
     payload: bytes | None
@@ -42,13 +42,13 @@ def send_with_harq(
     *,
     max_transmissions: int = MAX_TRANSMISSIONS,
 ) -> HarqResult:
-    """Send `payload` up to `max_transmissions` times; 1 is delivery without HARQ.
+    """Send `payload` up to `max_transmissions` times; 1 means no HARQ.
 
     Args:
         payload: 1 to 65536 bytes.
-        coding: the same for every transmission.
-        conditions: of the channel; fading slots are independent of one another.
-        seed: of fading and noise. The first transmission meets what `transmit` gives for it.
+        coding: used for every transmission.
+        conditions: conditions of the channel; fading slots are independent.
+        seed: seed of fading and noise; the first transmission is that of `transmit` with this seed.
         max_transmissions: at least 1.
     """
     link = DigitalLink()

@@ -76,16 +76,16 @@ def decode(data: bytes, width: int, height: int, *, headerless: bool = False) ->
     """Pixels (height, width, 3) uint8 of what `encode` made of an image of that size.
 
     Raises:
-        InvalidInputError: the data are no image, or one larger than that.
+        InvalidInputError: the data are not an image, or a larger one.
     """
     file = _restore_header(data, width, height) if headerless else data
     return _resized(from_bytes(file, max_side=max(width, height)), width, height)
 
 
 def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[EncodedImage], list[EncodedImage]]:
-    """What is worth sending of an image, as whole files and bare, over QUALITIES and SCALES.
+    """The Pareto frontiers over QUALITIES and SCALES, for whole files and for headerless ones.
 
-    Each is a frontier: by rising bytes and rising PSNR.
+    Each is sorted by ascending size and PSNR.
     """
     whole, headerless = [], []
     for quality in QUALITIES:
@@ -93,15 +93,15 @@ def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[EncodedImag
             first = _encode_and_measure(pixels, image_format, quality, scale, False)
             if image_format == "jpeg":
                 data = encode(pixels, image_format, quality, scale=scale, headerless=True)
-            else:  # the same file, of which encoding is the dear part
+            else:  # reuse the file, as encoding is expensive
                 data = _strip_header(first.data, image_format, quality, scale)
             whole.append(first)
-            headerless.append(replace(first, data=data))  # shows the same image, byte for byte
+            headerless.append(replace(first, data=data))  # decodes to exactly the same image
     return frontier(whole), frontier(headerless)
 
 
 def frontier(candidates: Sequence[EncodedImage]) -> list[EncodedImage]:
-    """Those that no other one beats in PSNR with no more bytes, by rising bytes."""
+    """The candidates that no other beats in PSNR at the same or a smaller size, sorted by size."""
     best: list[EncodedImage] = []
     for each in sorted(candidates, key=lambda c: (len(c.data), -c.psnr_db)):
         if not best or each.psnr_db > best[-1].psnr_db:

@@ -1,6 +1,6 @@
-"""The kinds of fading by name: those of the library, and `Channel`, from which one's own derive.
+"""The registry of fading channels, and their base class `Channel`, from which plug-ins derive.
 
-Imports no torch, so that whoever only validates names starts quickly.
+Imports no torch, so that programs that only validate names start quickly.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Channel(ABC):
-    """A kind of fading. Noise, CSI, pilots and equalising are the library's, as for every other.
+    """A kind of fading. Noise, CSI, pilots and equalisation are added by the library.
 
     Attributes:
-        name: what `LinkConditions.fading` calls it: lower-case letters, digits, - and _.
+        name: its value in `LinkConditions.fading`: lower-case letters, digits, - and _.
     """
 
     name: str
@@ -28,13 +28,13 @@ class Channel(ABC):
     def gains(
         self, conditions: LinkConditions, generator: torch.Generator, channel_uses: int
     ) -> torch.Tensor:
-        """The gains that one transmission meets: complex64 of mean power 1 over many transmissions.
+        """The gains of one transmission: complex64, with mean power 1 over many transmissions.
 
         Args:
-            conditions: of the transmission.
-            generator: on the CPU, the only source of randomness. It depends on the seed of the request alone,
-                so that fades are the same at every SNR and rate if the same is drawn.
-            channel_uses: K, symbols of the transmission.
+            conditions: conditions of the transmission.
+            generator: the only source of randomness, on the CPU. It depends only on the request's seed, so
+                that equal draws give the same fades at every SNR and rate.
+            channel_uses: K, the number of symbols.
 
         Returns:
             (8,), one for each block of neighbouring symbols, or (K,), one for each symbol; the latter cannot
@@ -42,23 +42,23 @@ class Channel(ABC):
         """
 
     def los_power_fraction(self, conditions: LinkConditions) -> float:
-        """Share of the mean power on a direct path, 0 to 1: 1 without fading, 0 for Rayleigh.
+        """Fraction of the mean power on the line-of-sight path: 1 without fading, 0 for Rayleigh.
 
-        Adapters and rate control know a channel by this and by its delay spread.
+        Adapters and rate control characterise a channel by this and by its delay spread.
         """
         return 0.0
 
     def tau_rms_s(self, conditions: LinkConditions) -> float:
-        """RMS delay spread, s: how soon over frequency gains differ; 0 without fading."""
+        """RMS delay spread, s, which determines the coherence bandwidth; 0 without fading."""
         return conditions.tau_rms_s
 
 
 class _BuiltIn(Channel):
-    """A kind that comes with the library.
+    """A built-in channel.
 
     Args:
         name: its name.
-        k_db: power of the direct path over the scattered ones, dB; None: there is no direct path.
+        k_db: power of the line-of-sight path over the scattered paths, dB; None without such a path.
     """
 
     def __init__(self, name: str, k_db: float | None = None) -> None:
@@ -88,9 +88,9 @@ CHANNELS: dict[str, Channel] = {
         _BuiltIn("tdl-a"),
         _BuiltIn("tdl-b"),
         _BuiltIn("tdl-c"),
-        _BuiltIn("tdl-d", 13.3),  # as 3GPP TR 38.901 has it
+        _BuiltIn("tdl-d", 13.3),  # from 3GPP TR 38.901
         _BuiltIn("tdl-e", 22.0),
         _BuiltIn("trace", math.inf),
     )
 }
-"""By name; plug-ins are added."""
+"""Channels by name; plug-ins are added."""

@@ -1,4 +1,4 @@
-"""The edge-GAI with knowledge updates loaded, of which each image uses those that it needs."""
+"""The edge model with loaded knowledge updates, a subset of which is used for each image."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from dekag.makd.update import KnowledgeUpdate
 
 
 class AlignedGenerator:
-    """A generator and at most `capacity` knowledge updates; the least recently used one makes room.
+    """A generator with an LRU cache of at most `capacity` knowledge updates.
 
-    To be used from one thread: updates act in the denoiser while a batch is drawn. Without updates an image
-    is, bit for bit, the generator's own.
+    Not thread-safe: updates are applied to the denoiser while a batch is generated. Without updates, images
+    are bit for bit those of the generator.
     """
 
     def __init__(self, generator: Generator, *, capacity: int = 8) -> None:
@@ -37,7 +37,7 @@ class AlignedGenerator:
         self._adapters = BatchedLora(generator.pipeline.unet)
 
     def has(self, content_hash: str) -> bool:
-        """Whether the update of that hash is loaded."""
+        """Whether the update with that hash is loaded."""
         return content_hash in self._updates
 
     @property
@@ -46,10 +46,10 @@ class AlignedGenerator:
         return tuple(self._updates)
 
     def add(self, update: KnowledgeUpdate) -> None:
-        """Load an update, in place of the least recently used one when there is no room.
+        """Load an update; evicts the least recently used one if necessary.
 
         Raises:
-            MismatchError: it was made for another base model, or does not fit this one's layers.
+            MismatchError: it was made for another base model, or does not fit the layers of this one.
         """
         content_hash = update.content_hash
         if content_hash in self._updates:
@@ -68,7 +68,7 @@ class AlignedGenerator:
         self._updates[content_hash] = update
 
     def remove(self, content_hash: str) -> None:
-        """Unload an update; nothing happens if it is not loaded."""
+        """Unload an update, if it is loaded."""
         self._updates.pop(content_hash, None)
         self._adapters.remove(content_hash)
 
@@ -82,18 +82,18 @@ class AlignedGenerator:
         updates: Sequence[str] = (),
         should_continue: Callable[[], bool] | None = None,
     ) -> torch.Tensor:
-        """The latent of `prompt` and `seed`, as Generator.latents gives it, with `updates` switched on.
+        """The latent for `prompt` and `seed`, as in `Generator.latents`, with `updates` active.
 
         Args:
-            prompt: what to draw.
+            prompt: text prompt.
             seed: 0 to 2**63 - 1.
             width, height: pixels.
-            updates: content hashes of loaded updates; several act together.
-            wanted: asked after each step; False ends the drawing.
+            updates: content hashes of loaded updates, which are combined.
+            should_continue: called after each step; False stops the generation.
 
         Raises:
             NotFoundError: an update is not loaded.
-            DeadlineError: the image is not wanted any more.
+            DeadlineError: the generation was stopped.
         """
         return self.batch(
             [GenerationRequest(prompt, seed, width, height, tuple(updates))], should_continue=should_continue
@@ -102,14 +102,13 @@ class AlignedGenerator:
     def batch(
         self, requests: Sequence[GenerationRequest], *, should_continue: Callable[[], bool] | None = None
     ) -> torch.Tensor:
-        """Latents of several requests at once, (n, 4, height/8, width/8), each row with its own updates.
+        """Latents of a batch of requests, (n, 4, height/8, width/8), each with its own updates.
 
-        They differ from those of `latents` by what another size of batch rounds otherwise; a batch of one
-        does not.
+        Unless the batch has size one, they differ from those of `latents` by rounding.
 
         Args:
-            requests: all of the same size and guidance.
-            wanted: as in `latents`.
+            requests: requests of equal size and guidance.
+            should_continue: as in `latents`.
 
         Raises:
             InvalidInputError: the requests' sizes or guidance differ.
@@ -117,11 +116,11 @@ class AlignedGenerator:
         """
         sizes = {request.size for request in requests}
         if len(sizes) != 1:
-            raise InvalidInputError("size", "the same for all of a batch", sorted(sizes))
+            raise InvalidInputError("size", "the same for all requests of a batch", sorted(sizes))
         active = [self._loaded(request.updates) for request in requests]
         guidance = {self.guidance_scale(each) for each in active}
         if len(guidance) != 1:
-            raise InvalidInputError("updates", "of one guidance scale in a batch", sorted(guidance))
+            raise InvalidInputError("updates", "of the same guidance scale in a batch", sorted(guidance))
         prompts, seeds = [each.prompt for each in requests], [each.seed for each in requests]
         width, height = sizes.pop()
         common: dict[str, Any] = {
@@ -141,11 +140,11 @@ class AlignedGenerator:
         return by_windows([len(each) for each in windows], draw)
 
     def windows(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> tuple[Window, ...]:
-        """In which windows `prompt` is read with these updates, which need not be loaded; from any thread."""
+        """The windows of `prompt` with these updates, which need not be loaded; thread-safe."""
         return _PromptMetawords(updates, self._width).windows(self.generator.reader, prompt)
 
     def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
-        """Classifier-free guidance of an image that is drawn with these updates."""
+        """The classifier-free guidance scale for images with these updates."""
         if not updates:
             return self.generator.guidance_scale
         return min(update.guidance_scale for update in updates)
@@ -153,7 +152,7 @@ class AlignedGenerator:
     def image(
         self, prompt: str, seed: int, *, width: int = 128, height: int = 128, updates: Sequence[str] = ()
     ) -> Pixels:
-        """The image of `prompt` and `seed` with `updates` switched on, (height, width, 3) uint8."""
+        """The image for `prompt` and `seed` with `updates` active, (height, width, 3) uint8."""
         latents = self.latents(prompt, seed, width=width, height=height, updates=updates)
         pixels: Pixels = self.decoder.decode(latents, [seed])[0]
         return pixels
@@ -163,7 +162,7 @@ class AlignedGenerator:
         return self.generator.pipeline
 
     def _loaded(self, hashes: Sequence[str]) -> list[KnowledgeUpdate]:
-        """The updates of these hashes, which are now the most recently used, each once."""
+        """The updates with these hashes, without duplicates; marks them as recently used."""
         chosen = sorted(set(hashes))
         for content_hash in chosen:
             if content_hash not in self._updates:
@@ -177,7 +176,7 @@ class AlignedGenerator:
 
     @torch.inference_mode()
     def _states(self, prompts: Sequence[Sequence[Window]], vectors: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Embeddings of prompts of equally many windows, and of none, as the pipeline takes them."""
+        """Pipeline arguments for prompts with the same number of windows, and for the empty prompt."""
         reader = self.generator.reader
         ends = list(accumulate(map(len, vectors)))
         shifted = [
@@ -197,14 +196,14 @@ class AlignedGenerator:
 
 
 class _PromptMetawords:
-    """The metawords of several updates in front of one prompt.
+    """The metawords of several updates for one prompt.
 
     Args:
-        updates: that act together.
-        width: of the vectors.
+        updates: updates in use.
+        width: width of the vectors.
 
     Attributes:
-        vectors: of all of them, (rows, width) float32; a window names those that stand in front of it.
+        vectors: vectors of all metawords, (rows, width) float32; each window has a selection of the rows.
     """
 
     def __init__(self, updates: Sequence[KnowledgeUpdate], width: int) -> None:
@@ -212,10 +211,10 @@ class _PromptMetawords:
         self.vectors = torch.cat([torch.zeros(0, width), *(update.vectors for update in self._updates)])
 
     def windows(self, reader: PromptReader, prompt: str) -> tuple[Window, ...]:
-        """The windows of `prompt`, whose words with a vector of their own stay whole.
+        """The windows of `prompt`; words that have their own vector are not split.
 
-        Where the metawords together would take more than half of a window, the prompt is read several times,
-        each time behind as many of them as fit.
+        If the metawords together would take more than half of a window, the prompt is read several times,
+        each time with as many of them as fit.
         """
         found: list[Window] = []
         for group in self._groups(reader.length // 2):
@@ -228,7 +227,7 @@ class _PromptMetawords:
         return tuple(found)
 
     def _groups(self, most: int) -> list[list[tuple[KnowledgeUpdate, int]]]:
-        """The updates, each with its first row, by what fits in front of a window; at least one group."""
+        """Groups of updates that fit into a window, each with its first row; at least one group."""
         groups: list[list[tuple[KnowledgeUpdate, int]]] = [[]]
         first = taken = 0
         for update in self._updates:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-CLIP_SIZE = 64  # side at which the embedded encoders look at an image, pixels
+CLIP_SIZE = 64  # input side of the embedded encoders, pixels
 
 
 def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
@@ -29,7 +29,8 @@ class ImageScorer:
     def load(cls, clip: Path | str, dino: Path | str) -> Self:
         """Load a CLIPModel and a Dinov2Model (any folder or hub name).
 
-        They compute in single precision, whatever they are kept in: in half, scores depend on the processor.
+        They run in single precision, whatever their stored precision: in half precision, scores would depend
+        on the processor.
         """
         from transformers import AutoModel
 

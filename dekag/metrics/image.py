@@ -1,4 +1,4 @@
-"""How alike two images are, pixel by pixel, and `Metric`, from which one's own scores derive."""
+"""Pixel-based similarity of images, and `Metric`, the base class of plug-in metrics."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Scores = npt.NDArray[np.float64]
 
 
 class Metric(ABC):
-    """How good received images are.
+    """A quality metric of received images.
 
     Attributes:
-        name: what reports call it: lower-case letters, digits, - and _.
+        name: its name in reports: lower-case letters, digits, - and _.
     """
 
     name: str

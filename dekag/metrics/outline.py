@@ -1,7 +1,7 @@
-"""The outline judge: is the subject's silhouette the one that it should have? It does not saturate.
+"""The outline judge, a metric of the subject's silhouette that does not saturate.
 
-A small network finds the subject in an image; its mask is compared with the true mask of the scene that the
-image should show. A blob in the right colours satisfies the attribute probe; here it does not.
+A small network segments the subject in an image; its mask is compared with the true mask of the scene. A blob
+in the right colours satisfies the attribute probe, but not this metric.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-SEES = 128  # side at which it looks, pixels
-SHIFT = 12  # how far the subject may stand from where it was drawn, pixels of SEES
+SEES = 128  # input side, pixels
+SHIFT = 12  # allowed displacement of the subject, pixels of SEES
 
 
 class OutlineJudge(ModelMixin, ConfigMixin):  # type: ignore[misc]

@@ -1,6 +1,6 @@
-"""The attribute probe: reads subject, colour, setting and style off an image. It only judges.
+"""The attribute probe: classifies subject, colour, setting and style of an image, for evaluation only.
 
-Trained on rendered scenes alone, never on a generator's output, so that no generator is trained to please it.
+Trained on rendered scenes, never on the output of a generator, and not used to train generators.
 """
 
 from __future__ import annotations

@@ -141,9 +141,9 @@ def test_profiles(models: Path) -> None:
     ("content", "told"),
     [
         (b"", "not valid JSON"),
-        (b"[1]", "is no profile"),
-        (b'{"cloud": {"path": "x"}}', "is no profile: cloud.steps: Field required"),
-        (b'{"edge": null, "typo": 1}', "is no profile"),
+        (b"[1]", "is not a profile"),
+        (b'{"cloud": {"path": "x"}}', "is not a profile: cloud.steps: Field required"),
+        (b'{"edge": null, "typo": 1}', "is not a profile"),
         (b"\xff\x00\xff", "is not text"),
         (b'{"codec": "a",\n"codec": "b"}', "profile.json, line 2: the key 'codec' stands there twice"),
         (b"[" * 5000, "more than 64 levels"),

@@ -95,9 +95,9 @@ def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
         ("time_s,snr_db\n0,nan\n1,1\n", "2 finite numbers in line 2"),
         ("time_s,snr_db\n0,1\n1,1,1\n", "2 finite numbers in line 3"),
         ("time_s,snr_db\n\n0,1\n\n1\n", "2 finite numbers in line 5"),
-        ("time_s;snr_db\n0;1\n1;1\n", "commas between numbers, points in them"),
-        ("time_s,snr_db\n0,1\n0,5,12,5\n", "in line 3 (commas between numbers, points in them)"),
-        ("time_s,snr_db\n0,1\n0;5\n", "in line 3 (commas between numbers, points in them)"),
+        ("time_s;snr_db\n0;1\n1;1\n", "comma as separator, point in numbers"),
+        ("time_s,snr_db\n0,1\n0,5,12,5\n", "in line 3 (comma as separator, point in numbers)"),
+        ("time_s,snr_db\n0,1\n0;5\n", "in line 3 (comma as separator, point in numbers)"),
         ("time_s,snr_db\n0,1\n1,1_0\n", "2 finite numbers in line 3"),
         ('time_s,snr_db\n0,1\n1,"1\n', "be CSV in line 3"),
         (b"time_s,snr_db\n0,1\n1,2 \xb5W\n", "line 3 contains the byte 0xb5"),
@@ -132,7 +132,7 @@ def test_what_only_looks_like_a_trace_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "dangling.csv").symlink_to("gone")
     os.mkfifo(tmp_path / "pipe.csv")
-    for name, told in {"folder": "is a folder", "dangling": "be there", "pipe": "is a named pipe"}.items():
+    for name, told in {"folder": "is a folder", "dangling": "exist", "pipe": "is a named pipe"}.items():
         with pytest.raises(InvalidInputError, match=told) as caught:
             trace.load(name, tmp_path)
         assert caught.value.field == "link.trace"

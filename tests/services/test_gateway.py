@@ -539,7 +539,7 @@ async def test_what_the_cloud_refuses_is_explained_too(client: Client, empty: No
     (error,) = is_problem(answer, 422)["errors"]
     assert error["field"] == "prompts"
     assert (
-        "give its prompts"
+        "specify its prompts"
         in is_problem(await client.post("/v1/knowledge", json={"topic": "x"}), 404)["detail"]
     )
     for path in ("/v1/jobs/nobody", "/v1/jobs/nobody/events", "/v1/knowledge/nothing"):

@@ -199,7 +199,7 @@ async def test_what_cannot_be_distilled_is_refused_at_once(
 
 
 async def test_an_unknown_topic_without_prompts_is_refused(cloud: CloudAsyncStub) -> None:
-    with pytest.raises(NotFoundError, match="give its prompts"):
+    with pytest.raises(NotFoundError, match="specify its prompts"):
         await distil(cloud, "cubism")
 
 
