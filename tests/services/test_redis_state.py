@@ -69,7 +69,7 @@ def port(folder: Path) -> Iterator[int]:
 @pytest.fixture
 def admin(port: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     """That Redis, as it was again after the test; and nothing waits before it looks again."""
-    monkeypatch.setattr(redis_state, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(redis_state, "CHECK_INTERVAL_S", 0.0)
     with Redis(port=port, decode_responses=True) as client:
         yield client
         client.config_set("maxmemory", 0)
@@ -170,7 +170,7 @@ async def test_what_only_jobs_need_is_tried_for_them(admin: Redis, port: int) ->
 async def test_redis_is_tried_once_a_second_and_nothing_stays(
     admin: Redis, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_state, "LOOK_EVERY_S", 1000.0)
+    monkeypatch.setattr(redis_state, "CHECK_INTERVAL_S", 1000.0)
     admin.config_resetstat()
     async with AsyncRedis.from_url(f"redis://127.0.0.1:{port}/0") as redis:
         redis_probe = RedisProbe(redis, "dekag:report:", deletes=False)

@@ -191,7 +191,7 @@ def test_a_misspelled_variable_is_told_with_the_nearest_name() -> None:
     )
     assert len(told) == 3
     assert any("DEKAG_THREDS" in each and "did you mean DEKAG_THREADS?" in each for each in told)
-    assert unknown_variables({"DEKAG_XYZZYXYZZY": "1"})[0].endswith("docs/settings.md names all")
+    assert unknown_variables({"DEKAG_XYZZYXYZZY": "1"})[0].endswith("see docs/settings.md for all settings")
     assert unknown_variables({"DEKAG_THREDS": "  "}) == [], "it holds nothing"
 
 
