@@ -201,7 +201,8 @@ class Generator:
             NumericalError: the model produced a value that is not finite.
         """
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance_scale, "should_continue": should_continue
+            "width": width, "height": height, "guidance_scale": guidance_scale,
+            "should_continue": should_continue,
         }  # fmt: skip
         read = [self.reader.windows(prompt) for prompt in prompts or ()]
         if all(len(windows) == 1 for windows in read):

@@ -124,7 +124,8 @@ class AlignedGenerator:
         prompts, seeds = [each.prompt for each in requests], [each.seed for each in requests]
         width, height = sizes.pop()
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance.pop(), "should_continue": should_continue
+            "width": width, "height": height, "guidance_scale": guidance.pop(),
+            "should_continue": should_continue,
         }  # fmt: skip
         if not any(active):
             return self.generator.batch(prompts, seeds, **common)
