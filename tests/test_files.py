@@ -58,7 +58,7 @@ def test_any_bytes_are_text_or_refused(data: bytes) -> None:
         assert "\0" not in decoded(data, "x")
 
 
-def test_an_encoding_that_cannot_be_told_is_named_with_the_line_and_what_to_do() -> None:
+def test_unknown_encoding_names_the_line_and_the_remedy() -> None:
     with pytest.raises(FileError, match=r"keys is not text in UTF-8 or UTF-16: line 3 .* 0xe9.*iconv"):
         decoded("one\r\ntwo\rcaf\xe9\n".encode("latin-1"), "keys")
     for data in (b"\x89PNG\r\n\x1a\n\0\0", b"a\0b", b"\xff\xfea\0b"):
@@ -66,14 +66,14 @@ def test_an_encoding_that_cannot_be_told_is_named_with_the_line_and_what_to_do()
             decoded(data, "x")
 
 
-def test_lines_that_say_nothing_are_left_out_and_the_others_keep_their_numbers(tmp_path: Path) -> None:
+def test_blank_lines_are_skipped_without_renumbering(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes(b"\xef\xbb\xbf# a header\r\n\r\n  one \r\n#\r\n#two\r\n\t\r\n\r\n")
     assert read_lines(tmp_path / "text") == [(3, "one"), (5, "#two")]
     (tmp_path / "text").write_bytes(b"")
     assert read_lines(tmp_path / "text") == []
 
 
-def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "dangling").symlink_to("gone")
     (tmp_path / "loop").symlink_to("loop")
@@ -103,7 +103,7 @@ def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
             read_bytes(f"{short}/socket")
 
 
-def test_no_more_is_read_than_may_be(tmp_path: Path) -> None:
+def test_file_above_the_size_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 11)
     assert len(read_bytes(tmp_path / "file", max_bytes=11)) == 11
     with pytest.raises(FileError, match="is too large: at most 10 bytes are allowed"):

@@ -34,7 +34,7 @@ def altered(folder: Path, place: Path, change: Any) -> Path:
     return place
 
 
-def test_the_shipped_models_compute_what_they_did_where_they_were_measured() -> None:
+def test_shipped_models_reproduce_their_golden_values() -> None:
     folder = profile_folder("embedded")
     found = list(compare(load_profile("embedded"), folder))
     assert [each for each in found if not each.ok] == []

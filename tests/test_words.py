@@ -30,7 +30,7 @@ from dekag.words import contains_phrase, folded, words
         ("\u200d\u200b … — ( )", ""),
     ],
 )
-def test_words(text: str, found: str) -> None:
+def test_text_is_split_into_words(text: str, found: str) -> None:
     assert words(text) == tuple(found.split())
 
 

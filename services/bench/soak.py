@@ -127,7 +127,7 @@ async def _load(
     """Asks and reads; returns how many requests ended with which status, or because their client left."""
     statuses: Counter[str] = Counter()
     rng, asking = random.Random(0), set[asyncio.Task[None]]()
-    questions = _questions(rng)
+    questions = random_questions(rng)
     begin, next_reading_s, next_job_s = time.perf_counter(), 0.0, 0.0
     async with httpx2.AsyncClient(base_url=stack.url, timeout=90.0, trust_env=False) as client:
 
@@ -166,7 +166,7 @@ async def _distil(client: httpx2.AsyncClient) -> None:
 _Question = tuple[str, str, Any, float | None]
 
 
-def _questions(rng: random.Random) -> Iterator[_Question]:
+def random_questions(rng: random.Random) -> Iterator[_Question]:
     """Method, path, body and, of clients that leave early, how long they wait, s."""
     prompts, seeds = prompts_of_the_world(), count(7_000_000)
     look = (

@@ -161,6 +161,12 @@ class EdgeServicer(DownlinkServicer):
         context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
     ) -> TransmissionKnowledge:
         """The files of the adapters with that hash, from memory or from the cloud."""
+        own = self._codecs.base.base_hash
+        if request.base_hash not in ("", own):
+            raise NotFoundError(
+                f"there is no transmission knowledge for the codec {request.base_hash[:12]!r} here:"
+                f" this edge encodes with {own[:12]!r}"
+            )
         held = self._codecs.held(request.content_hash)
         if held is None or held.knowledge is None:
             response, _ = await self._codecs.fetch_from_cloud(request.content_hash)

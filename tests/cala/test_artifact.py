@@ -44,7 +44,7 @@ def _condition(*snrs_db: float) -> torch.Tensor:
     return torch.stack([condition_vector(1 / 96, LinkConditions(snr_db=snr), at="sender") for snr in snrs_db])
 
 
-def test_round_trip(folders: tuple[Path, Path]) -> None:
+def test_artifact_survives_saving_and_loading(folders: tuple[Path, Path]) -> None:
     knowledge = TransmissionKnowledge.load(folders[1])
     again = TransmissionKnowledge.from_files(knowledge.to_files())
     assert again.content_hash == knowledge.content_hash

@@ -38,7 +38,7 @@ def test_conditions_are_told_apart() -> None:
         assert all((one - other).abs().max() > 1e-3 for other in vectors[:i])
 
 
-def test_the_sender_goes_by_what_it_was_told_and_the_receiver_by_what_is() -> None:
+def test_sender_uses_reported_conditions_and_receiver_true_ones() -> None:
     stale = {"snr_db": 0.0, "reported_snr_db": 15.0}
     assert torch.equal(_vector(**stale), _vector(snr_db=15.0))
     assert torch.equal(_vector(at="receiver", **stale), _vector(snr_db=0.0))

@@ -158,7 +158,7 @@ def spans(stack: Stack) -> dict[str, set[str]]:
     return found
 
 
-def test_every_service_serves_the_metrics_and_writes_the_spans_that_the_page_says(stack: Stack) -> None:
+def test_services_export_the_documented_metrics_and_spans(stack: Stack) -> None:
     with Client(stack.url) as client:
         for delivery in ("semantic", "semantic-unaligned", "conventional"):
             image = client.image("a blue whale", seed=3, delivery=delivery, link={"snr_db": 25})

@@ -62,7 +62,7 @@ def containers(url: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
-def test_draws(url: str, delivery: str) -> None:
+def test_compose_chain_draws_an_image(url: str, delivery: str) -> None:
     with Client(url) as client:
         image = client.image("a red boat", seed=1, delivery=delivery, link={"snr_db": 25})
     assert image.png is not None
@@ -133,7 +133,7 @@ def test_only_the_gateway_is_published_and_only_here(containers: dict[str, dict[
         assert [b["HostIp"] for b in bindings] == (["127.0.0.1"] if name == "gateway" else [])
 
 
-def test_containers_may_do_little(containers: dict[str, dict[str, Any]]) -> None:
+def test_containers_are_restricted(containers: dict[str, dict[str, Any]]) -> None:
     for name, container in containers.items():
         host = container["HostConfig"]
         assert host["ReadonlyRootfs"], name

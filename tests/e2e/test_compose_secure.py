@@ -115,13 +115,13 @@ def test_a_topic_is_distilled_and_used(url: str, ca_file: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PORTS)
-def test_a_service_answers_who_shows_a_certificate_only(project: Project, name: str) -> None:
+def test_services_require_a_client_certificate(project: Project, name: str) -> None:
     check = f"python -m services.common.healthcheck {name}:{PORTS[name]}"
     assert project.sh("gateway", check).returncode == 0
     assert project.sh("gateway", f"DEKAG_TLS_DIR= {check}").returncode == 1
 
 
-def test_redis_answers_who_shows_a_password_and_a_certificate_only(project: Project) -> None:
+def test_redis_requires_password_and_certificate(project: Project) -> None:
     password = 'REDISCLI_AUTH="$(cat /credentials/redis.password)"'
     health = project.sh("redis", f"{password} {REDIS_CLI} --user health get dekag:knowledge")
     assert "NOPERM" in health.stdout + health.stderr

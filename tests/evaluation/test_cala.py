@@ -101,7 +101,7 @@ def test_a_ceiling_goes_on_from_the_shared_fine_tune_in_its_one_condition(
     assert float(one_condition(("awgn", 1 / 96, 0.0)).tau_rms_s) == 0
 
 
-def test_what_is_called_unseen_is_not_drawn_in_training() -> None:
+def test_unseen_conditions_are_not_drawn_in_training() -> None:
     for name, (there, beside) in UNSEEN.items():
         low, high = TAU_RANGE_S
         assert there["fading"].startswith("tdl-") or not low <= there["tau_rms_s"] <= high, name
@@ -132,7 +132,7 @@ def test_a_block_is_measured_once_and_holds_what_it_was_asked_for(study: CalaStu
     assert np.array_equal(judged[..., 0], found[..., 0])
 
 
-def test_only_those_who_listen_are_misled(study: CalaStudy) -> None:
+def test_wrong_reports_mislead_only_methods_that_use_them(study: CalaStudy) -> None:
     for method, changes in (("none", False), ("cala", True)):
         right = Block(method, CALM, (1 / 96,), (10.0,))
         wrong = dataclasses.replace(right, offset_db=-10.0)
@@ -245,6 +245,6 @@ def test_a_share_too_small_for_a_method_is_no_point_of_its_curve(study: CalaStud
     assert {("lora", 0.03), ("lora", 0.05), ("lora", 0.1)} <= found
 
 
-def test_what_digital_rivals_are_compared_with_is_measured_more_finely() -> None:
+def test_methods_compared_with_digital_use_the_finer_snr_grid() -> None:
     assert main_block("cala", "awgn").snrs_db == SNRS_DB
     assert main_block("lora", "awgn", Training("lora", SHARE, 1, 1)).snrs_db == GRID_SNRS_DB

@@ -81,7 +81,7 @@ def test_nothing_fits_is_the_mean_picture(pictures: Pictures) -> None:
     assert np.array_equal(choice.values, pictures.fallback_values[1])
 
 
-def test_bare_beats_files_and_harq_beats_one_shot_and_shannon_beats_all(pictures: Pictures) -> None:
+def test_baselines_are_ordered_as_theory_says(pictures: Pictures) -> None:
     for channel, snr_db in (("awgn", 10.0), ("rayleigh-flat", 10.0)):
         forecast = Forecast(conditions_of(channel, snr_db))
 

@@ -21,7 +21,7 @@ def write_results(rows: Sequence[Mapping[str, Any]], every_s: float, planned: in
     """Writes all of it.
 
     Args:
-        rows: one for each fault, as ``test_fault`` makes them.
+        rows: one for each fault, as ``test_chain_survives_the_fault`` makes them.
         every_s: between two requests of the load, s.
         planned: how many faults there are.
     """

@@ -57,7 +57,7 @@ def rows(load: Load) -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("fault", CHOSEN, ids=lambda fault: fault.name.replace(" ", "_"))
-def test_fault(stack: Stack, load: Load, rows: list[dict[str, Any]], fault: Fault) -> None:
+def test_chain_survives_the_fault(stack: Stack, load: Load, rows: list[dict[str, Any]], fault: Fault) -> None:
     row: dict[str, Any] = {"fault": fault.name, "pair": fault.pair}
     wrong: list[str] = []
     try:

@@ -73,7 +73,7 @@ def test_same_prompt_and_seed_give_the_same_bits(generator: Generator) -> None:
     assert not torch.equal(first, generator.latents("a red cat", 2))
 
 
-def test_other_sizes(generator: Generator) -> None:
+def test_images_of_other_sizes_are_drawn(generator: Generator) -> None:
     image = generator.image("a red cat", 1, width=64, height=96)
     assert image.shape == (96, 64, 3)
     assert image.dtype == np.uint8
@@ -131,7 +131,7 @@ def test_hash_follows_the_weights(models: Path, tmp_path: Path) -> None:
     assert folder_hash(tmp_path / "codec") != folder_hash(models / "codec")
 
 
-def test_profiles(models: Path) -> None:
+def test_profile_paths_are_absolute_and_unknown_names_refused(models: Path) -> None:
     assert Path(load_profile(models).codec).is_absolute()
     with pytest.raises(NotFoundError, match="no profile 'nowhere'"):
         load_profile("nowhere")

@@ -108,7 +108,7 @@ def test_codewords_survive_a_lost_block() -> None:
     assert LINK.demodulate(faded, TABLE[4], 1200) == payload
 
 
-def test_cliff() -> None:
+def test_decoding_works_above_the_threshold_and_fails_below() -> None:
     """A decibel above the threshold it arrives, two below it is lost, and says so."""
     payload = payload_of(600)
     for coding in TABLE[4::5]:

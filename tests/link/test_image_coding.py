@@ -61,7 +61,7 @@ def test_ladder_is_a_frontier(pixels: Pixels, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     "data", [b"", b"\x01", b"\x0c12345", b"\x00" * 40, b"\x04" + b"\xff" * 30, b"\x08\x00ab"]
 )
-def test_nonsense_is_no_picture(data: bytes) -> None:
+def test_garbage_is_refused_as_an_image(data: bytes) -> None:
     with pytest.raises(InvalidInputError, match="image"):
         decode(data, 64, 64, headerless=True)
 

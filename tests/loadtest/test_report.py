@@ -78,7 +78,7 @@ ANSWERS = [
 ]
 
 
-def test_the_figures() -> None:
+def test_figures_are_computed_from_the_answers() -> None:
     found = summarise(ANSWERS, load_s=4.0, updates=UPDATES)
     assert (found["requests"], found["answered"]) == (8, 7)
     assert found["errors"] == {"HTTP 503 Service Unavailable": 1}
@@ -193,7 +193,7 @@ def test_bytes_that_the_services_logged(tmp_path: Path) -> None:
     assert (everybody["calls"], everybody["received_bytes"], everybody["sent_bytes"]) == (3, 70, 700)
 
 
-def test_files(tmp_path: Path) -> None:
+def test_report_files_are_written(tmp_path: Path) -> None:
     summary = write_report(tmp_path, ANSWERS, {"shape": "steady"}, load_s=4.0, updates=UPDATES)
     names = {"report.json", "report.md", "answers.jsonl", "latency.svg", "requests.svg", "traffic.svg"}
     assert {path.name for path in tmp_path.iterdir()} == names

@@ -94,7 +94,7 @@ def test_others_meet_any_snr_and_rate() -> None:
     assert {link["cbr"] for link in links} == set(scenario.cbrs)
 
 
-def test_shapes() -> None:
+def test_load_follows_the_named_shape() -> None:
     times = [0, 10, 29.9, 30, 45, 60, 81, 89.9]
     found = {shape: [users_at(shape, t, users=8, duration_s=90) for t in times] for shape in SHAPES}
     assert found == {
@@ -106,11 +106,11 @@ def test_shapes() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"conventional_share": 0.6}, {"rate_hz": 0.0}])
-def test_a_scenario_that_cannot_be(wrong: dict[str, float]) -> None:
+def test_impossible_scenario_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Scenario(**wrong)  # type: ignore[arg-type]
 
 
-def test_an_unknown_trace() -> None:
+def test_unknown_trace_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="drive"):
         Scenario(trace="nowhere")

@@ -160,7 +160,7 @@ def test_previews_show_what_is_learnt_and_change_nothing(
     assert not (tmp_path / "plain" / PREVIEW).exists()
 
 
-def test_every_trigger_of_a_vocabulary_has_a_vector_that_only_its_prompts_read(
+def test_each_trigger_has_a_vector_read_only_by_its_own_prompts(
     cloud: Generator, edge: Generator, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(TINY, method="metaword", images=12, steps=12)

@@ -21,7 +21,7 @@ from dekag.makd.update import COMPACT, LORA, METAWORD, KnowledgeUpdate, placehol
 from tests.makd.conftest import Distilled
 
 
-def test_survives_its_files(neon: Distilled, tmp_path: Path) -> None:
+def test_update_survives_saving_and_loading(neon: Distilled, tmp_path: Path) -> None:
     neon.update.save(tmp_path / "update")
     again = KnowledgeUpdate.load(tmp_path / "update")
     assert again.content_hash == neon.update.content_hash
@@ -216,7 +216,7 @@ def test_tensors_of_another_kind_or_that_nobody_reads_are_refused(
         {"base_hash": None},
     ],
 )
-def test_words_about_it_that_nobody_can_use_are_refused(neon: Distilled, changes: dict[str, object]) -> None:
+def test_update_with_unusable_info_is_refused(neon: Distilled, changes: dict[str, object]) -> None:
     info = {**neon.update.info, **changes}
     parts = {name: data for name, data in neon.update.to_files().items() if name != INFO}
     said = json.dumps({**info, "content_hash": content_hash(parts, info)}).encode()

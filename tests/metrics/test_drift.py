@@ -38,7 +38,7 @@ def test_nothing_is_said_before_first_and_last_have_nothing_in_common() -> None:
     assert after([0.0], found).drifting
 
 
-def test_a_flag_comes_with_the_whole_fall_and_goes_when_half_of_it_is_made_good() -> None:
+def test_flag_is_set_after_the_full_fall_and_cleared_at_half() -> None:
     fresh = after([0.9] * 6)
     assert not after([0.71] * 3, fresh).drifting
     fallen = after([0.69] * 3, fresh)
@@ -48,7 +48,7 @@ def test_a_flag_comes_with_the_whole_fall_and_goes_when_half_of_it_is_made_good(
     assert not after([0.71] * 3, after([0.81] * 3, fallen)).drifting
 
 
-def test_what_was_usual_stays_what_it_was_when_the_window_changes() -> None:
+def test_baseline_survives_another_window() -> None:
     found = after([0.9] * 3 + [0.8] * 9)
     wider = after([0.4], found, window=5)
     assert wider.first == (0.9,) * 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ from services.proto.user_pb2 import ReceivedImage
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
+from tests.chain import Start, start_chain
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-Start = Callable[..., Awaitable[str]]
 Connect = Callable[[str], Any]
 
 
@@ -275,7 +275,9 @@ async def test_any_rate_the_codec_has_works(chain: Any, asked: DeliveryRequest, 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (96, 128), (256, 256)])
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
-async def test_sizes(chain: Any, asked: DeliveryRequest, width: int, height: int, delivery: str) -> None:
+async def test_images_come_in_the_requested_size(
+    chain: Any, asked: DeliveryRequest, width: int, height: int, delivery: str
+) -> None:
     link = LinkConditions(snr_db=30, fading="awgn")
     image = await receive(
         chain.user, replace(asked, width=width, height=height, delivery=delivery, link=link)
@@ -296,10 +298,9 @@ async def test_cloud_draws_seeds_and_formats_in_order_and_caches(chain: Any, red
     assert first[0].image != first[2].image
 
 
-async def test_without_redis_it_works_all_the_same(
+async def test_chain_works_without_redis(
     start: Start,
     connect: Connect,
-    start_chain: Any,
     chain: Any,
     asked: DeliveryRequest,
     dummy_profile: Path,
@@ -381,7 +382,7 @@ async def test_a_cloud_that_restarts_is_found_again(
     pytest.fail("not found within 2 s")
 
 
-async def test_a_picture_that_nobody_waits_for_is_not_drawn_to_the_end(
+async def test_cancelled_generation_stops_early(
     start: Any, connect: Any, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path
 ) -> None:
     profile = tmp_path / "profile"

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,13 @@ from services.gateway.converters import to_report
 from services.gateway.settings import GatewaySettings
 from services.proto.downlink_pb2_grpc import DownlinkStub
 from services.proto.user_pb2_grpc import UserStub
+from tests.chain import Start, start_chain
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("plugging")]
 ROOT = Path(__file__).resolve().parents[2]
 NAKAGAMI = f"{ROOT}/examples/my_channel.py:Nakagami"
 BIASES = f"{ROOT}/examples/my_method.py:Biases"
 OUTLINES = f"{ROOT}/examples/my_metric.py:Outlines"
-Start = Callable[..., Awaitable[str]]
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ async def test_rest_takes_a_plugged_in_name_and_nothing_else(chain: Any, faded: 
 
 
 async def test_a_codec_of_ones_own_carries_the_picture(
-    start: Start, start_chain: Any, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path, connect: Any
+    start: Start, asked: DeliveryRequest, dummy_profile: Path, tmp_path: Path, connect: Any
 ) -> None:
     begin_request(None, None)
     codec = plugins.load(f"{ROOT}/examples/my_codec.py:LinearCodec")
@@ -148,7 +148,6 @@ async def test_a_codec_of_ones_own_carries_the_picture(
 
 async def test_a_method_of_ones_own_encodes_and_decodes(
     start: Start,
-    start_chain: Any,
     asked: DeliveryRequest,
     dummy_profile: Path,
     tmp_path: Path,

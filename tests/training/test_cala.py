@@ -190,7 +190,9 @@ def test_training_makes_an_artifact_that_loads(
     assert not torch.equal(aligned.decode(symbols, SHAPE, asked), codec.decode(symbols, SHAPE))
 
 
-def test_what_trains_nothing_is_no_knowledge(codec: JsccCodec, latents: torch.Tensor, tmp_path: Path) -> None:
+def test_method_that_trains_nothing_is_refused(
+    codec: JsccCodec, latents: torch.Tensor, tmp_path: Path
+) -> None:
     with pytest.raises(InvalidInputError, match="trains something"):
         train_knowledge(
             tmp_path, codec, "", torch.nn.ConvTranspose2d(4, 3, 8, stride=8), latents, latents, steps=2,

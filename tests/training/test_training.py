@@ -30,13 +30,19 @@ def held_out(cache: Path, world: World) -> Pixels:
 
 
 @pytest.fixture
-def quick_reading(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text encoders that hardly learn to read."""
-    from dekag.training import text
+def small_generators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators of the real layers, but few and narrow, whose text encoders hardly learn to read."""
+    from dekag.training import diffusion, text
 
     monkeypatch.setattr(text, "PRETRAINING_STEPS", 2)
     monkeypatch.setattr(text, "PRETRAINING_CAPTIONS", 50)
     monkeypatch.setattr(text, "TOKENIZER_CAPTIONS", 300)
+    for kind in ("EDGE", "CLOUD"):
+        monkeypatch.setattr(diffusion, f"{kind}_CHANNELS", (8, 8, 16, 16))
+        monkeypatch.setattr(diffusion, f"{kind}_TEXT", {"width": 32, "layers": 1})
+    for module, name in ((diffusion, "PixArtTransformer2DModel"), (text, "T5Config")):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda whole=whole, **config: whole(**config | {"num_layers": 1}))
 
 
 def _weights(model: Any) -> torch.Tensor:
@@ -193,7 +199,7 @@ def test_detailed_crops_have_more_detail() -> None:
 
 
 @pytest.mark.parametrize("kind", ["edge", "cloud", "cloud-unet"])
-@pytest.mark.usefixtures("quick_reading")
+@pytest.mark.usefixtures("small_generators")
 def test_generators_take_two_steps(kind: str, tmp_path: Path, cache: Path, world: World) -> None:
     from dekag.generation.models import Generator
     from dekag.training.diffusion import train_generator

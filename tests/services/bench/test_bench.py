@@ -1,0 +1,340 @@
+"""The benchmarks of the services with tiny models; what they measure is never asserted, only what they do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from grpc import aio
+from typer.testing import CliRunner
+
+from dekag.errors import MismatchError, NotFoundError
+from dekag.evaluation.pages import NotMeasuredError
+from dekag.evaluation.registry import MISSING
+from dekag.evaluation.statistics import ratio_of_medians
+from services.bench import channel, overload, throughput
+from services.bench.cached import run_cached_bench
+from services.bench.chain import run_chain_bench
+from services.bench.channel import run_channel_bench
+from services.bench.cost import run_cost_bench
+from services.bench.fastapi_server import create_app
+from services.bench.overload import run_overload_bench
+from services.bench.parts import run_parts_bench
+from services.bench.pipeline import OneProcess, as_json
+from services.bench.processes import chain
+from services.bench.recorded_downlink import handler, name_of, recording
+from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE
+from services.bench.rows import path_of, read_bench, write_bench
+from services.bench.start import descendants, memory, run_start_bench
+from services.bench.throughput import (
+    OURS,
+    PREDICT,
+    Rival,
+    measure,
+    prompts_of_the_world,
+    ratios,
+    record_headlines,
+    run_throughput_bench,
+)
+from services.bench.traffic import run_traffic_bench, savings
+from services.channel.servicer import ChannelServicer
+from services.channel.settings import ChannelSettings
+from services.cli.main import app
+from services.launcher.stack import LaunchError
+from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
+from tests.processes import free_port
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+
+
+@pytest.fixture(scope="module")
+def pipeline(dummy_profile: Path) -> OneProcess:
+    return OneProcess(str(dummy_profile))
+
+
+@pytest.fixture(scope="module")
+def fastapi_url(pipeline: OneProcess) -> Iterator[str]:
+    """The plain FastAPI handler, in a thread."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(pipeline), port=port, log_level="warning"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_batch_gives_the_pictures_that_its_prompts_give_alone(pipeline: OneProcess) -> None:
+    prompts, seeds = ["a red boat", "a blue cat on the beach"], [3, 4]
+    both = pipeline.deliver(prompts, seeds)
+    for prompt, seed, picture in zip(prompts, seeds, both, strict=True):
+        (alone,) = pipeline.deliver([prompt], [seed])
+        assert picture.png.startswith(b"\x89PNG")
+        assert picture.psnr_db == pytest.approx(alone.psnr_db, abs=0.2)
+
+
+def test_the_fastapi_handler_answers_with_the_pipelines_picture(
+    fastapi_url: str, pipeline: OneProcess
+) -> None:
+    question = {"prompt": "a red boat", "seed": 5}
+    answer = httpx2.post(f"{fastapi_url}/predict", json=question, trust_env=False, timeout=60)
+    (picture,) = pipeline.deliver(["a red boat"], [5])
+    assert answer.json() == as_json(picture)
+    assert base64.b64decode(answer.json()["b64_json"]).startswith(b"\x89PNG")
+    assert httpx2.get(f"{fastapi_url}/health", trust_env=False).status_code == 200
+
+
+def test_users_ask_for_a_picture_of_their_own_each(fastapi_url: str) -> None:
+    rival = Rival("fastapi", fastapi_url, PREDICT)
+    found = measure(rival, users=2, requests=3, prompts=prompts_of_the_world(2), first_seed=10)
+    assert found["images"] == 3 + 2 * 2
+    assert found["images_per_s"] > 0
+    assert 0 < found["p50_s"] <= found["p95_s"]
+
+
+def test_a_server_that_does_not_answer_is_an_error(fastapi_url: str, closed_port: int) -> None:
+    for url in (f"http://127.0.0.1:{closed_port}", f"{fastapi_url}/nothing-here"):
+        with pytest.raises(LaunchError, match="answer"):
+            measure(Rival("it", url, PREDICT), users=1, requests=1, prompts=["a cat"], first_seed=0)
+
+
+def test_a_chain_that_is_measured_draws_nothing_unasked() -> None:
+    assert chain("any", "embedded").env["DEKAG_WATCH_SHARE"] == "0"
+
+
+@pytest.mark.parametrize("users", ["", "0,1", "2,2", "many"])
+def test_numbers_of_users_that_make_no_sense_are_refused(users: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "throughput", "--users", users])
+    assert done.exit_code == 2
+    assert "--users" in done.output
+
+
+def rows_of_throughput() -> list[dict[str, Any]]:
+    speeds = {OURS: (12.0, 15.0), "litserve": (6.0, 10.0), "fastapi": (4.0, 5.0)}
+    return [
+        {"round": 0, "users": users, "server": name, "images_per_s": speed}
+        | {"p50_s": 0.1, "p95_s": 0.2, "psnr_db": 25.0, "images": 20}
+        for name, both in speeds.items()
+        for users, speed in zip((8, 16), both, strict=True)
+    ]
+
+
+def test_the_headline_is_the_worse_of_8_and_16_users(tmp_path: Path) -> None:
+    rows = rows_of_throughput()
+    assert ratios(rows, "litserve", 8) == [2.0]
+    record_headlines([row for row in rows if row["users"] == 8], 48, tmp_path)
+    assert not (tmp_path / "headline.json").exists()
+    record_headlines(rows, 48, tmp_path)
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert {key: figure["value"] for key, figure in figures.items()} == {
+        "bench_litserve_ratio": 1.5,
+        "bench_fastapi_ratio": 3.0,
+    }
+
+
+async def test_a_channel_bends_the_recorded_symbols(start: Any) -> None:
+    uses = (16, 40_000)  # one block of symbols, and two
+    downlink = aio.server()
+    downlink.add_generic_rpc_handlers((handler({name_of(each): recording(each) for each in uses}),))
+    port = downlink.add_insecure_port("127.0.0.1:0")
+    await downlink.start()
+    try:
+        settings = ChannelSettings(port=0, downlink_address=f"127.0.0.1:{port}")
+        address = await start(ChannelServicer(settings), add_DownlinkServicer_to_server, settings)
+        await channel._check(address, uses)
+        assert await channel._through(address, 16, transmissions=3, streams=2) > 0
+    finally:
+        await downlink.stop(None)
+
+
+def test_sionna_and_the_library_do_the_same_in_this_process() -> None:
+    assert channel._bare(64, 2) > 0
+    assert channel._library(64, 2) > 0
+
+
+def test_memory_is_that_of_a_process_and_its_children() -> None:
+    held = memory(os.getpid())
+    assert 0 < held["pss_gib"] <= held["rss_gib"] < 64
+    assert os.getpid() in descendants(os.getppid())
+
+
+def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
+    with pytest.raises(NotMeasuredError, match="dekag bench chain"):
+        read_bench("chain", tmp_path)
+    write_bench("chain", {"requests": 1}, [{"request": 0, "services_s": 0.123456789}], tmp_path)
+    bench = read_bench("chain", tmp_path)
+    assert bench["rows"] == [{"request": 0, "services_s": 0.123457}]
+    assert bench["config"] == {"requests": 1}
+    assert bench["machine"]["cpus"] == os.cpu_count()
+    assert path_of("chain", tmp_path).read_text().count("\n") > 10
+
+
+def test_interval_of_a_ratio_of_medians() -> None:
+    theirs = [1.0] * 101
+    ours = [1 + index / 100 for index in range(101)]
+    ratio, (low, high) = ratio_of_medians(ours, theirs)
+    assert ratio == 1.5
+    assert (low, high) == pytest.approx((1.4, 1.6), abs=0.02)
+    assert ratio_of_medians([2.0], [1.0]) == (2.0, [2.0, 2.0])
+
+
+def test_a_ratio_lies_inside_its_interval_whatever_the_pairs() -> None:
+    ours, theirs = [0.9] * 49 + [2.0] * 52, [1.0] * 60 + [1.9] * 41  # most pairs have a smaller ratio
+    ratio, (low, high) = ratio_of_medians(ours, theirs)
+    assert low <= ratio <= high
+
+
+def load_page(results: Path) -> str:
+    return LOAD.render((DOCS / LOAD.page).read_text(), results)
+
+
+def test_the_page_says_what_was_measured_and_what_was_not(tmp_path: Path) -> None:
+    text = load_page(tmp_path)
+    assert all(f"`dekag bench {name}`: {MISSING}." in text for name in BENCHES)
+    config = {"requests": 48, "rounds": 1, "users": [8, 16], "prompts": 16}
+    write_bench("throughput", config, rows_of_throughput(), tmp_path)
+    record_headlines(rows_of_throughput(), 48, tmp_path)
+    text = load_page(tmp_path)
+    assert "| DeKA-g's services | 12.00 | 15.00 |" in text
+    assert "| FastAPI handler | 3 | 3 |" in text
+    assert "| at least 1.5 | 1.50 |  | 48 | met |" in text
+    assert list(LOAD.draw(tmp_path)) == ["results-load-throughput.svg"]
+
+
+def test_overload_figures_are_computed_from_its_rows() -> None:
+    rows = [
+        {"phase": "loaded", "at_s": 0.0, "status": 200, "latency_s": 1.0},
+        *({"phase": "overload", "at_s": 0.0, "status": 200, "latency_s": 1.5} for _ in range(4)),
+        *({"phase": "overload", "at_s": 0.0, "status": 429, "latency_s": 0.01} for _ in range(3)),
+        {"phase": "overload", "at_s": 0.0, "status": 503, "latency_s": 0.2},
+    ]
+    config = {"times": 4.0, "seconds": 2.0, "loaded_s": 1.0, "pss_gib_before": 1.0, "pss_gib_after": 1.1}
+    full, far, refused, others = overload.summary(config, rows)
+    assert full[1:4] == ["1", "1.00", "1.000"]
+    assert far == ["served under 4 times that", "4", "2.00", *["1.500"] * 3]
+    assert refused == ["refused with status 429", "3", "", *["0.010"] * 3]
+    assert others[:2] == ["another status or none", "1"]
+
+
+def load_test(folder: Path) -> Path:
+    """What a load test of three requests writes, in little."""
+    link = {
+        "snr_db": 10.0, "fading": "rayleigh", "tau_rms_s": 1e-7, "rician_k_db": None, "speed_m_s": 0.0,
+        "trace": None, "trace_start_s": 0.0, "csi": "perfect", "equalizer": "mmse",
+    }  # fmt: skip
+    report = {**link, "seed": 1, "psnr_db": 12.0, "channel_uses": 500, "pilot_uses": 12, "knowledge": []}
+    line = {"prompt": "a cat", "delivery": "semantic", "error": None, "link_report": report}
+    lines = [
+        line,
+        {**line, "link_report": {**report, "psnr_db": 99.0, "knowledge": [{"topic": "neon"}]}},
+        {**line, "delivery": "conventional"},
+        {**line, "error": "HTTP 429", "link_report": None},
+    ]
+    figures = {
+        "settings": {"users": 2, "shape": "steady", "url": "http://here"}, "commit": "0", "requests": 4,
+        "answered": 3, "latency_s": {}, "containers": {"counters_gap_percent": 1.5, "counters_bytes": 2000,
+        "interceptors_bytes": 1970, "rows": []},
+        "savings": {
+            "questions": 1, "backhaul_bytes": {"n": 0}, "channel_uses": {"n": 1, "saved_percent": 90.0},
+        },
+        "knowledge": {"neon": {"requests": 1, "update_bytes": 9000, "bytes_per_request": 9000.0}},
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    (folder / "report.json").write_text(json.dumps(figures))
+    return folder
+
+
+def test_traffic_is_held_against_files_that_show_no_less(dummy_profile: Path, tmp_path: Path) -> None:
+    rows = run_traffic_bench(load_test(tmp_path / "load"), profile=str(dummy_profile), results=tmp_path)
+    assert [(row["format"], row["psnr_db"]) for row in rows] == [
+        (name, psnr) for psnr in (12.0, 99.0) for name in ("webp", "jpeg")
+    ]
+    (small, _, large, _) = rows
+    assert small["file_psnr_db"] >= 12
+    assert small["file_bytes"] < large["file_bytes"]
+    assert large["file_psnr_db"] < 99, "the best that there is"
+    assert [row["semantic_backhaul_bytes"] for row in rows] == [0, 0, 9000, 9000]
+    assert small["semantic_channel_uses"] == 512
+    saved, ratio = savings(rows, "webp")
+    total = small["file_bytes"] + large["file_bytes"]
+    assert saved[0] == pytest.approx(100 * (1 - 9000 / total))
+    assert ratio[0] == pytest.approx((small["file_channel_uses"] + large["file_channel_uses"]) / 1024)
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["counters_gap_percent"]["value"] == 1.5
+    assert figures["backhaul_saved_percent"]["n"] == 2
+    assert "| neon | 1 | 9,000 | 9,000 |" in load_page(tmp_path)
+
+
+def test_a_folder_without_a_load_test_is_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="make loadtest-compose"):
+        run_traffic_bench(tmp_path, results=tmp_path)
+    (load_test(tmp_path / "load") / "answers.jsonl").write_text("nothing\n")
+    with pytest.raises(MismatchError, match="no report of a load test"):
+        run_traffic_bench(tmp_path / "load", results=tmp_path)
+
+
+@pytest.mark.slow
+def test_parts_are_timed_and_told(
+    dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = run_parts_bench(repeats=1, prompts=2, profile=str(dummy_profile), results=tmp_path)
+    parts = {row["part"] for row in rows if row["kind"] == "time"}
+    assert {"text", "denoiser", "decoder", "drawing", "channel", "PNG", "hop of gRPC"} <= parts
+    text = PERFORMANCE.render((DOCS / PERFORMANCE.page).read_text(), tmp_path)
+    assert text.count("| 16 | ") == 1, "rows of the denoiser"
+    assert MISSING not in text
+
+
+@pytest.mark.slow
+def test_every_server_is_measured(
+    dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("litserve")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(throughput, "PROMPTS", 2)
+    rows = run_throughput_bench(
+        requests=2, rounds=1, users=(1, 2), profile=str(dummy_profile), results=tmp_path
+    )
+    servers = throughput.servers_of(str(dummy_profile))
+    assert {(row["server"], row["users"]) for row in rows} == {(s, u) for s in servers for u in (1, 2)}
+    for users in (1, 2):  # the same pictures, equally well received
+        found = [row["psnr_db"] for row in rows if row["users"] == users]
+        assert max(found) - min(found) < 0.2
+    bench = read_bench("throughput", tmp_path)
+    assert len(bench["rows"]) == len(rows)
+
+
+@pytest.mark.slow
+def test_every_other_benchmark_writes_rows_figures_and_its_part_of_the_page(
+    dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    profile = str(dummy_profile)
+    run_chain_bench(requests=2, profile=profile, results=tmp_path)
+    run_cached_bench(requests=2, profile=profile, results=tmp_path)
+    run_channel_bench(symbols=1_000, rounds=1, streams=2, channel_uses=(64, 65_536), results=tmp_path)
+    run_start_bench(rounds=1, requests=1, profile=profile, results=tmp_path)
+    run_cost_bench(requests=1, profile=profile, results=tmp_path)
+    rows = run_overload_bench(seconds=2, loaded_s=2, profile=profile, results=tmp_path)
+    assert {row["status"] for row in rows} <= {200, 429}
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    others = {"bench_litserve_ratio", "bench_fastapi_ratio", "distill_seconds", "counters_gap_percent"}
+    others.add("soak_rss_growth_percent")
+    assert set(figures) == set(KEYS) - others
+    text = load_page(tmp_path)
+    measured = {"chain", "cached", "channel", "start", "cost", "overload"}
+    for name in BENCHES:
+        assert (f"`dekag bench {name}`: {MISSING}." in text) == (name not in measured)

@@ -1,0 +1,298 @@
+"""The command line: in this process where it needs no system, else as its own in front of the real chain."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dekag.client import Client, gateway_url
+from services.cli.distill import read_prompts
+from services.cli.image import default_name
+from services.cli.main import app
+from tests.services.command_line import dekag, environment
+
+COLOURFUL = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "FORCE_COLOR": "1"}
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_an_image_is_written_and_its_report_shown(gateway_url: str, tmp_path: Path) -> None:
+    done = await dekag("image", "A red boat!", "--seed", "7", "--url", gateway_url, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert np.asarray(Image.open(tmp_path / "a-red-boat-7.png")).shape == (128, 128, 3)
+    for shown in ("PSNR", "channel uses", "bytes edge-channel", "time edge.generate", "a-red-boat-7.png"):
+        assert shown in done.stdout
+    assert done.stderr == ""
+
+    again = await dekag("image", "A red boat!", "--seed", "7", "--url", gateway_url, folder=tmp_path)
+    assert again.returncode == 2
+    assert "exists already; --force overwrites it" in again.stderr
+    assert again.stdout == ""
+    forced = await dekag(
+        "image", "A red boat!", "--seed", "7", "--url", gateway_url, "--force", folder=tmp_path
+    )
+    assert forced.returncode == 0, forced.stderr
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_every_option_arrives_and_json_is_all_there_is(gateway_url: str, tmp_path: Path) -> None:
+    options = ["--seed", "3", "--size", "64x96", "--snr-db", "-2.5", "--cbr", "1/192", "--fading", "awgn"]
+    options += ["--delivery", "semantic-unaligned", "--output", "new/boat.png", "--json"]
+    done = await dekag(
+        "image", "a boat", "--url", f"{gateway_url}/", *options, folder=tmp_path, env=COLOURFUL
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["seed"], report["delivery"], report["fading"]) == (3, "semantic-unaligned", "awgn")
+    assert (report["snr_db"], report["cbr"]) == (-2.5, pytest.approx(1 / 192))
+    assert Image.open(tmp_path / "new/boat.png").size == (64, 96)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_seed_that_is_left_out_is_drawn_and_names_the_file(gateway_url: str, tmp_path: Path) -> None:
+    done = await dekag("image", "a boat", "--url", gateway_url, "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path) == [f"a-boat-{json.loads(done.stdout)['seed']}.png"]
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--snr-db", "99"], r"link\.snr_db must be a number of at least -20\.0 and at most 40\.0"),
+        (["--size", "1x1"], r"size must be WIDTHxHEIGHT"),
+        (["--cbr", "auto"], r"link\.target_psnr_db must be a PSNR in dB when cbr is auto"),
+        (["--knowledge", "no-such-topic"], r"no-such-topic"),
+    ],
+)
+async def test_a_refused_field_is_named_with_what_it_allows(
+    gateway_url: str, tmp_path: Path, options: list[str], told: str
+) -> None:
+    done = await dekag("image", "a boat", "--url", gateway_url, "--json", *options, folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert re.search(told, done.stderr)
+    assert not names(tmp_path)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_delivery_that_does_not_decode_leaves_a_report_and_no_file(
+    gateway_url: str, tmp_path: Path
+) -> None:
+    options = ["--delivery", "conventional", "--snr-db", "-20", "--fading", "awgn", "--json"]
+    done = await dekag("image", "a boat", "--url", gateway_url, *options, folder=tmp_path)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["decoded"] is False
+    assert "did not decode" in done.stderr
+    assert not names(tmp_path)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_distilling_says_what_was_learned(gateway_url: str, distiller: None, tmp_path: Path) -> None:
+    small = ["--images", "4", "--steps", "4", "--rank", "1", "--tokens", "1"]
+    command = ["distill", "blueprint", "--url", gateway_url, "--json"]
+    done = await dekag(*command, *small, folder=tmp_path)
+    async with httpx2.AsyncClient(trust_env=False) as client:  # no other test finds it
+        await client.delete(f"{gateway_url}/v1/knowledge/blueprint")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["topic"], told["version"]) == ("blueprint", 1)
+    assert told["scores"]
+    assert all((tmp_path / name).is_file() for name in told["pictures"])
+    assert "Distilling blueprint" in done.stderr
+
+    refused = await dekag(*command, "--steps", "1", folder=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "steps must be an integer of at least 2" in refused.stderr
+
+
+def test_a_gateway_that_cannot_be_reached_says_how_to_start_one(
+    tmp_path: Path, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["image", "a boat", "--url", f"http://127.0.0.1:{closed_port}"])
+    assert done.exit_code == 1
+    assert "dekag up" in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_url_of_another_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        done = CliRunner().invoke(app, ["image", "a boat", "--url", f"http://127.0.0.1:{server.server_port}"])
+        thread.join()
+    assert done.exit_code == 1
+    assert "answers 501 and is no gateway" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "http://", "ftp://box", "http:box", "https:/box", "http://box:port", "http://a b", "http://x?y=1"],
+)
+@pytest.mark.parametrize("command", [["image", "a boat"], ["publish", "."], ["distill", "neon"]])
+def test_a_url_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*command, "--url", url])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("url must be the URL of a gateway, such as http://127.0.0.1:8080")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("http://box:8080", "http://box:8080"),
+        (" HTTP://Box:8080/V1/ ", "http://box:8080"),
+        ("box:8080/v1", "http://box:8080"),
+        ("//box", "http://box"),
+        ("localhost", "http://localhost"),
+        ("https://box/dekag/v1//", "https://box/dekag"),
+        ("[::1]:8080/", "http://[::1]:8080"),
+        ("bücher.example/v1", "http://bücher.example"),
+    ],
+)
+def test_a_url_may_be_written_in_many_ways(written: str, meant: str) -> None:
+    assert gateway_url(written) == meant
+    with Client(written) as client:
+        assert client.url == meant
+
+
+def test_where_there_is_an_authority_a_url_without_a_scheme_is_https() -> None:
+    assert gateway_url("box:8080", scheme="https") == "https://box:8080"
+    assert gateway_url("http://box:8080", scheme="https") == "http://box:8080"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "prompts.txt is a folder, not a file"),
+        (b"", "prompts.txt holds no prompt"),
+        (b"# only\r\n\r\n# comments\r\n", "prompts.txt holds no prompt"),
+        ("a café by the sea\n".encode("latin-1"), "line 1 contains the byte 0xe9"),
+        (b"a boat\r\n\r\n" + b"x" * 1001, "more than 1000 characters in line 3"),
+        (b"a\0b", "prompts.txt is a binary file, not text"),
+        (b"a boat\n" * 10_000, "prompts.txt holds 10000 prompts"),
+    ],
+)
+def test_a_file_that_holds_no_prompts_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "prompts.txt"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    done = CliRunner().invoke(app, ["distill", "neon", "--prompts-file", "prompts.txt"])
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_prompts_are_read_as_editors_write_them(tmp_path: Path) -> None:
+    text = "# boats\n\na red café\n  a blue boat \n\n"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        for newline in ("\n", "\r\n", "\r"):
+            (tmp_path / "prompts").write_bytes(text.replace("\n", newline).encode(encoding))
+            assert read_prompts(tmp_path / "prompts") == ["a red café", "a blue boat"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["image", "a boat", "--output", "file/boat.png"],
+        ["distill", "neon", "--output", "file"],
+        ["demo", "--output", "file/out"],
+        ["sweep", "grid.yaml", "--results", "file"],
+        ["train", "knowledge", "--out", "file"],
+        ["train", "codec", "--runs", "file/runs"],
+        ["world", "--output", "file/world.png"],
+        ["credentials", "file"],
+    ],
+)
+def test_where_nothing_can_be_written_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "grid.yaml").write_text("{name: a, deliveries: [unaligned]}")
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code in (1, 2)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    assert "file" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--cbr", "much"], "--cbr"),
+        (["--cbr", "1/0"], "--cbr"),
+        (["--snr-db", "nan"], "--snr-db"),
+        (["--seed", "-1"], "--seed"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_asking(options: list[str], told: str) -> None:
+    done = CliRunner().invoke(app, ["image", "a boat", *options])
+    assert done.exit_code == 2
+    assert told in done.output
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("A red boat, pastel style", "a-red-boat-pastel-style-5.png"),
+        ("../../x", "x-5.png"),
+        ("!", "image-5.png"),
+    ],
+)
+def test_files_are_named_after_prompt_and_seed(prompt: str, name: str) -> None:
+    assert default_name(prompt, 5) == name
+    assert len(default_name("long " * 100, 5)) < 64
+
+
+def test_version_is_printed() -> None:
+    done = CliRunner().invoke(app, ["--version"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("dekag 0.")
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("dekag ", {"up", "image", "sweep", "distill", "train", "experiment", "doctor"}),
+        ("dekag image --de", {"--delivery"}),
+    ],
+)
+def test_the_shell_completes(words: str, offered: set[str]) -> None:
+    env = {
+        "_DEKAG_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    done = CliRunner().invoke(app, [], env=env, prog_name="dekag")
+    assert done.exit_code == 0
+    assert offered <= set(done.output.split())
+
+
+def test_help_comes_without_torch() -> None:
+    program = "import sys, services.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], env=environment(), timeout=60).returncode == 0

@@ -1,0 +1,147 @@
+"""The web page's files: complete, of this host alone, and in step with what the gateway takes."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, get_args
+
+import httpx2
+import pytest
+
+from dekag.link import LinkConditions
+from dekag.link.conditions import Csi, EqualizerKind, Fading
+from dekag.world import TOPICS
+from services.common.converters import Modulation
+from services.gateway import page
+from services.gateway.schemas import ImagesRequest, LinkReport
+from services.gateway.traffic import TrafficTotals
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+FOLDER = Path(page.__file__).parent / "web"
+PATH = "/v1/images/generations"
+
+
+class Controls(HTMLParser):
+    """Attributes of every element by its id or name, and the values of the options below it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attributes: dict[str, dict[str, str | None]] = {}
+        self.options: dict[str, list[str]] = {}
+        self.loaded: list[str] = []
+        self._within = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        if tag in ("link", "script", "img"):
+            self.loaded += [found[name] for name in ("href", "src") if found.get(name)]
+        if tag in ("input", "select", "textarea"):
+            self.attributes[str(found.get("id", found.get("name")))] = found
+        if tag == "select":
+            self._within = str(found["id"])
+        elif tag == "option" and "value" in found:
+            self.options.setdefault(self._within, []).append(str(found["value"]))
+
+
+@pytest.fixture(scope="module")
+def controls() -> Controls:
+    parser = Controls()
+    parser.feed((FOLDER / "index.html").read_text())
+    return parser
+
+
+async def test_the_page_and_all_it_loads_are_served_strictly(
+    alone: httpx2.AsyncClient, controls: Controls
+) -> None:
+    answer = await alone.get("/")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe" not in policy
+    scripts = {path.name: path.read_text() for path in FOLDER.glob("*.js")}
+    modules = {f"web/{name}" for name in scripts}
+    imported = {f"web/{name}" for text in scripts.values() for name in re.findall(r'"\./(\w+\.js)"', text)}
+    assert modules == imported | {"web/main.js"}
+    for path in {*controls.loaded, *modules}:
+        assert (await alone.get(f"/{path}")).status_code == 200, path
+    assert (await alone.get("/web/../app.py")).status_code == 404
+    assert (await alone.get("/web/%2e%2e/app.py")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "text", [pytest.param(path.read_text(), id=path.name) for path in sorted(FOLDER.iterdir())]
+)
+async def test_page_loads_nothing_from_other_hosts(text: str) -> None:
+    text = text.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|//\w+\.|\bstyle=|\bon\w+=|innerHTML|eval\(", text)
+
+
+async def test_controls_allow_what_the_gateway_takes(controls: Controls) -> None:
+    limits: dict[str, Any] = {
+        type(each).__name__: each for each in LinkConditions.model_fields["snr_db"].metadata
+    }
+    slider = controls.attributes["snr_db"]
+    assert (float(str(slider["min"])), float(str(slider["max"]))) == (limits["Ge"].ge, limits["Le"].le)
+    assert controls.options["fading"] == list(get_args(Fading))
+    assert controls.options["csi"] == list(get_args(Csi))
+    assert controls.options["equalizer"] == list(get_args(EqualizerKind))
+    assert controls.options["modulation"] == list(get_args(Modulation))
+    formats = get_args(ImagesRequest.model_fields["image_format"].annotation)
+    assert controls.options["image_format"] == list(formats)
+    text = (FOLDER / "index.html").read_text()
+    offered = re.search(r'<datalist id="topics">(.*?)</datalist>', text, re.DOTALL)
+    assert offered is not None
+    assert re.findall(r"<option>(\w+)</option>", offered[1]) == list(TOPICS)
+    named = {field for name in ("ImagesRequest", "LinkRequest") for field in _fields(name)}
+    script = (FOLDER / "ask.js").read_text()
+    used = set(re.findall(r"\b(?:link|body)\.(\w+) =", script))
+    assert used
+    assert used <= named
+
+
+def _fields(name: str) -> list[str]:
+    from services.gateway import schemas
+
+    return list(getattr(schemas, name).model_fields)
+
+
+def report(delivery: str, channel_uses: int, backhaul: int, pilot_uses: int = 0) -> LinkReport:
+    known = {name: field.examples[0] for name, field in LinkReport.model_fields.items() if field.examples}
+    hops = [{"hop": "cloud-edge", "sent_bytes": backhaul}, {"hop": "edge-channel", "sent_bytes": 10}]
+    changed = {"delivery": delivery, "channel_uses": channel_uses, "pilot_uses": pilot_uses, "hops": hops}
+    return LinkReport.model_validate(known | {"image_format": None} | changed)
+
+
+async def test_traffic_is_summed_and_compared_with_conventional_delivery() -> None:
+    totals = TrafficTotals()
+    assert (totals.traffic().deliveries, totals.traffic().saved) == ({}, None)
+    totals.add(report("semantic", 512, 1000, pilot_uses=8))
+    totals.add(report("semantic", 256, 0))
+    totals.add(report("semantic-unaligned", 512, 0))
+    assert totals.traffic().saved is None
+    totals.add(report("conventional", 4000, 800))
+    found = totals.traffic()
+    assert (found.deliveries["semantic"].images, found.deliveries["semantic"].channel_uses) == (2, 776)
+    assert {hop.hop: hop.sent_bytes for hop in found.deliveries["semantic"].hops} == {
+        "cloud-edge": 1000,
+        "edge-channel": 20,
+    }
+    assert found.saved is not None
+    assert found.saved.model_dump() == {
+        "channel_uses_spent": 776,
+        "channel_uses_instead": 8000,
+        "backhaul_bytes_spent": 1000,
+        "backhaul_bytes_instead": 1600,
+    }
+
+
+async def test_the_gateway_counts_what_it_answers(client: httpx2.AsyncClient) -> None:
+    before = (await client.get("/v1/traffic")).json()["deliveries"].get("semantic", {"images": 0})
+    asked = {"prompt": "a red boat", "seed": 5, "size": "64x64", "n": 2}
+    assert (await client.post(PATH, json=asked)).status_code == 200
+    after = (await client.get("/v1/traffic")).json()
+    assert after["deliveries"]["semantic"]["images"] == before["images"] + 2
