@@ -1,4 +1,4 @@
-"""Whether every panel of the dashboard has something to show: ``python scripts/check_dashboard.py``.
+"""Check that every panel of the dashboard has data: ``python scripts/check_dashboard.py``.
 
 Starts the services and a Prometheus, which must be installed, asks for pictures of each delivery, distils a
 topic, and puts every expression of dashboard and alerts to Prometheus. Exits 1 when one is refused or a panel
@@ -31,20 +31,20 @@ LONGEST_S = 300
 
 
 def panels() -> dict[str, list[str]]:
-    """The expressions of each panel, by its title."""
+    """The expressions of each panel, by title."""
     found = read_json(FOLDER / "dashboard.json")["panels"]
     return {each["title"]: [t["expr"] for t in each["targets"]] for each in found if "targets" in each}
 
 
 def alerts() -> dict[str, str]:
-    """The expression of each alert, by its name."""
+    """The expression of each alert, by name."""
     groups = read_yaml(FOLDER / "alerts.yml")["groups"]
     return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
 
 
 @contextmanager
 def prometheus(folder: Path, first_port: int) -> Iterator[str]:
-    """A Prometheus that asks the services whose metrics ports begin there; gives its URL."""
+    """Start a Prometheus that scrapes the services' metrics ports; yield its URL."""
     targets = [
         {"targets": [f"{HOST}:{first_port + i}"], "labels": {"service": name}}
         for i, name in enumerate(METERED)
@@ -68,7 +68,7 @@ def prometheus(folder: Path, first_port: int) -> Iterator[str]:
 
 
 def ask(url: str, expression: str) -> list[float]:
-    """The finite values that Prometheus gives for ``expression`` now; ValueError if it refuses it."""
+    """The current finite values of ``expression``; ValueError if Prometheus rejects it."""
     query = expression.replace("$__rate_interval", f"{20 * SCRAPE_S}s")
     answer = httpx2.get(f"{url}/api/v1/query", params={"query": query}, timeout=30, trust_env=False).json()
     if answer["status"] != "success":
@@ -78,7 +78,7 @@ def ask(url: str, expression: str) -> list[float]:
 
 
 def use(client: Client, seed: int) -> None:
-    """What a user does with the services, as far as a panel shows it."""
+    """Send the requests that fill the panels."""
     for delivery in DELIVERIES:
         for _ in range(2):  # the second finds the first in the cache
             image = client.image("a red boat, neon style", seed=seed, delivery=delivery, link={"snr_db": 25})
@@ -86,7 +86,7 @@ def use(client: Client, seed: int) -> None:
 
 
 def main() -> int:
-    """Says which panels are empty; returns the exit status."""
+    """Print the empty panels; return the exit status."""
     if shutil.which("prometheus") is None:
         raise SystemExit("there is no prometheus to ask")
     first_port, empty = free_ports(len(METERED)), panels()

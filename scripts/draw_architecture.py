@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 COMPOSE, PICTURE = ROOT / "docker-compose.yml", ROOT / "docs" / "images" / "architecture.svg"
 CONTRACTS = (user_pb2, downlink_pb2, cloud_pb2)
 
-# What a service is there for. One that is not here yet is to be described first.
+# Purpose of each service. A new service needs an entry.
 DOES = {
     "gateway": "checks, admits, answers",
     "user": "equalises, decodes, renders",
@@ -62,7 +62,7 @@ class Service:
     """One service of docker-compose.yml.
 
     Attributes:
-        port: that others call it on, or the browser; 0 if nobody does.
+        port: port for callers or the browser; 0 if there are none.
         calls: by the name of the service that is called, the RPCs.
         redis: whether it uses Redis.
         volumes: names of the volumes that it keeps things on.
@@ -86,7 +86,7 @@ def rpcs(contract: str) -> list[str]:
 
 
 def streams(rpc: str) -> bool:
-    """Whether the RPC of that name answers with a stream."""
+    """Whether the RPC of that name returns a stream."""
     services = [each for module in CONTRACTS for each in module.DESCRIPTOR.services_by_name.values()]
     return any(m.server_streaming for service in services for m in service.methods if m.name == rpc)
 
@@ -112,7 +112,7 @@ def modules(start: str) -> dict[str, ast.Module]:
 
 
 def read(compose: Mapping[str, Any]) -> list[Service]:
-    """The project's own services, in the order of the chain, those that nobody calls last.
+    """The project's own services in the order of the chain; services without callers last.
 
     Raises:
         ValueError: a service that ``DOES`` does not describe.
@@ -163,7 +163,7 @@ def _depth(name: str, services: Mapping[str, Service]) -> int:
 
 
 def draw(services: Sequence[Service]) -> str:
-    """The picture as SVG."""
+    """The drawing as SVG."""
     tops, volumes, y = _rows(services)
     height = y + MARGIN
     chain = [each.name for each in services if each.name in tops]
@@ -273,9 +273,9 @@ def _detour(start: int, end: int, names: Sequence[str]) -> Iterator[str]:
 
 
 def main() -> int:
-    """Draws, or with ``--check`` says whether the picture is what would be drawn."""
+    """Write the drawing, or with ``--check`` report whether it is out of date."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only say whether the picture is out of date")
+    parser.add_argument("--check", action="store_true", help="only report whether the drawing is out of date")
     check = parser.parse_args().check
     picture = draw(read(read_yaml(COMPOSE)))
     if not check:

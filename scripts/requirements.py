@@ -1,4 +1,4 @@
-"""Prints what extras and dependency groups of pyproject.toml require, a line each: requirements.py NAME...
+"""Print what extras and groups of pyproject.toml require, one per line: requirements.py NAME...
 
 The lines hold what dekag itself requires, without dekag. Needs nothing that is not in Python.
 """
@@ -17,7 +17,7 @@ _OWN_EXTRAS = re.compile(r"dekag\[(.+)\]")
 
 
 def requirements(names: Sequence[str], pyproject: Path = PYPROJECT) -> list[str]:
-    """What dekag with these extras and groups requires.
+    """The requirements of dekag with these extras and groups.
 
     Raises:
         KeyError: there is neither an extra nor a group of that name.

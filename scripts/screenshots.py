@@ -1,4 +1,4 @@
-"""Make the pictures of the web page in docs/images/: ``python scripts/screenshots.py``.
+"""Take the screenshots of the web page in docs/images/: ``python scripts/screenshots.py``.
 
 Starts the system with the neon update that ships, asks for a picture that needs it, and looks at the page in
 headless Chromium, as wide as a desk's screen and as a phone's.
@@ -29,7 +29,7 @@ WIDE, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
 
 
 def show(page: Page) -> None:
-    """Has the page ask for the picture."""
+    """Request the image on the page."""
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.locator("#snr_db").fill(str(SNR_DB))
     page.locator("summary", has_text="More of the link").click()
@@ -41,14 +41,14 @@ def show(page: Page) -> None:
 
 
 def save(png: bytes, name: str) -> None:
-    """Writes a screenshot with few colours, which is a third of the bytes and looks the same."""
+    """Write a screenshot with a palette, which needs a third of the bytes and looks the same."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     picture.save(IMAGES / name, optimize=True)
 
 
 def main() -> None:
-    """Starts the system, looks and ends it."""
+    """Start the system, take the screenshots, stop it."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         edge_hash = folder_hash(load_profile("embedded").edge.path)

@@ -12,15 +12,14 @@ from services.common.settings import MANY, CommonSettings
 class ChannelSettings(CommonSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
-    port: int = Field(50052, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(50052, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
     downlink_address: Address = Field(
         "127.0.0.1:50053",
-        description="host:port of the Downlink that provides the symbols: an edge or another channel.",
+        description="host:port of the service that provides the symbols: an edge or another channel.",
     )
     traces: DirectoryPath = Field(
-        BUILT_IN_TRACES,
-        description="Folder of the traces, NAME.csv each, that requests may have played back.",
+        BUILT_IN_TRACES, description="Folder of the traces that requests can use, as files NAME.csv."
     )
     max_queue: int = Field(
-        256, ge=1, le=MANY, description="Requests that may wait for the channel; further ones are rejected."
+        256, ge=1, le=MANY, description="Upper limit of requests in the queue; further requests are refused."
     )

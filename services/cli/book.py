@@ -1,4 +1,4 @@
-"""`dekag results book`: everything in docs/ and the README that committed results or the code fill."""
+"""`dekag results book`: fills README and docs/ from the committed results and from the code."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dekag.evaluation.reports import (
     end_to_end,
     makd,
     robustness,
+    training,
 )
 from services.bench import report as serving
 from services.cli import reference
@@ -34,17 +35,18 @@ REPORTS: tuple[Report, ...] = (
     serving.LOAD,
     serving.PERFORMANCE,
     robustness.REPORT,
+    training.REPORT,
     claims.CLAIMS,
 )
 
 
 def has_pages(root: Path = Path()) -> bool:
-    """Whether a folder is a clone's, with pages to fill; elsewhere there are only results."""
+    """Whether a folder is a clone, with pages to fill."""
     return (root / "README.md").is_file() and (root / DOCS / claims.CLAIMS.page).is_file()
 
 
 def write_pages(root: Path = Path(), results: Path = RESULTS) -> None:
-    """Fill every page in docs/ and the README from results/; a page that is not there is left out."""
+    """Fill every page in docs/ and the README from results/; missing pages are skipped."""
     for report in REPORTS:
         report.write(root / DOCS, results)
     claims.README.write(root, results)

@@ -1,4 +1,4 @@
-"""`dekag demo`: one image per delivery mode over the whole chain, side by side with what each one cost."""
+"""`dekag demo`: sends one image with each delivery mode and compares the costs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 def run_demo(
     *, prompt: str, link: LinkConditions, seed: int, output: str | os.PathLike[str] = "demo-out"
 ) -> int:
-    """Starts the chain on free ports, asks for one image per delivery mode, ends the chain.
+    """Starts all services on free ports, requests one image per delivery mode, stops the services.
 
     Args:
-        prompt: what to draw.
-        link: the radio channel, the same for each of them.
-        seed: seeds generation, fading and noise.
-        output: folder for a picture of each delivery that decoded, and ``side-by-side.png``.
+        prompt: text that describes the image.
+        link: the radio channel, the same for all deliveries.
+        seed: seed of generation, fading and noise.
+        output: folder for an image per decoded delivery, and ``side-by-side.png``.
 
     Returns:
-        The exit status: 1 if the chain did not start or refused, 130 after a signal.
+        The exit status: 1 if the services did not start or refused the request, 130 after a signal.
     """
     console = Console()
-    check_folder(output)  # now, and not when all has been drawn
+    check_folder(output)  # before the images are generated
     try:
-        # a port and an address that are set belong to what `dekag up` starts, beside which this may run
+        # DEKAG_PORT and DEKAG_HOST are for `dekag up`, which may run at the same time
         own = {"DEKAG_PORT": "0", "DEKAG_HOST": HOST}
         with (
             Stack((RUN_DIR / "demo").resolve(), free_ports=True, env=own) as stack,
@@ -57,5 +57,5 @@ def run_demo(
     console.print(report_table(images))
     folder = Path(output)
     written = write_images(images, folder)
-    console.print(f"\nPictures: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    console.print(f"\nImages: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
     return 0

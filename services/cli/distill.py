@@ -1,4 +1,4 @@
-"""`dekag distill`: has a running system teach its edge a topic, and shows what that changed."""
+"""`dekag distill`: teaches the edge of a running system a topic and shows the effect."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from dekag.files import check_folder, read_lines
 from dekag.makd.topics import MAX_PROMPT_CHARS, MAX_PROMPTS, topic_prompts
 from services.cli.report import exit_status, write_images
 
-SNR_DB = 30.0  # high, so that the pictures show the knowledge and not the radio link
+SNR_DB = 30.0  # high, so that differences come from the knowledge, not from the radio link
 IMAGE_SEED = 7
-_STAGES = {"generate": "the cloud draws", "train": "the edge learns", "score": "scoring", None: "waiting"}
+_STAGES = {"generate": "generating", "train": "training", "score": "scoring", None: "waiting"}
 
 
 def read_prompts(file: Path) -> list[str]:
-    """The prompts in a file, one a line; FileError if it cannot be read, or a line is no prompt."""
+    """The prompts in a file, one per line; FileError if it cannot be read or a line is not a valid prompt."""
     lines = read_lines(file)
     if not lines:
-        raise FileError(file, "holds no prompt: write one in each line")
+        raise FileError(file, "holds no prompt: write one per line")
     for number, line in lines:
         if len(line) > MAX_PROMPT_CHARS:
             raise FileError(file, f"has more than {MAX_PROMPT_CHARS} characters in line {number}")
     if len(lines) > MAX_PROMPTS:
-        raise FileError(file, f"holds {len(lines)} prompts: at most {MAX_PROMPTS} may be")
+        raise FileError(file, f"holds {len(lines)} prompts: at most {MAX_PROMPTS} are allowed")
     return [line for _, line in lines]
 
 
@@ -46,47 +46,46 @@ def run_distill(
     output: Path,
     as_json: bool = False,
 ) -> int:
-    """Starts a distillation, shows its progress, then its scores and pictures before and after.
+    """Starts a distillation, shows its progress, then its scores and images from before and after.
 
     Args:
-        topic: its name.
-        prompts: to learn from; the embedded world's if there are none.
-        config: images, rank, tokens, steps and seed, as far as they are not the defaults.
-        force: publish the update even if it is not better than what there is.
-        url: of the gateway.
+        topic: name of the topic.
+        prompts: training prompts; by default those of the embedded world.
+        config: images, rank, tokens, steps and seed; omitted ones use the defaults.
+        force: publish the update even if it is not better than the current one.
+        url: URL of the gateway.
         output: folder for ``samples.png``, ``before.png``, ``after.png`` and ``side-by-side.png``.
-        as_json: what came of it as JSON is all that goes to the standard output; the progress goes to the
-            other one.
+        as_json: print only the result, as JSON, to standard output; progress goes to standard error.
 
     Returns:
-        The exit status: 2 for what another request mends, 1 if the system does not run, the job fails or its
-        update is kept aside, 130 after Ctrl-C.
+        The exit status: 2 if a different request would succeed, 1 if the system is not running, the job fails
+        or its update is kept aside, 130 after Ctrl-C.
     """
     err = Console(stderr=True)
     console = err if as_json else Console()
-    said = list(prompts)
-    check_folder(output)  # now, and not when it has been learned
+    prompts = list(prompts)
+    check_folder(output)  # before the distillation
     try:
         with Client(url) as client:
-            options: dict[str, Any] = {"prompts": said, "force": force, **config}
+            options: dict[str, Any] = {"prompts": prompts, "force": force, **config}
             job = client.start(topic, **options)
             try:
                 job = _follow(client, job, console)
             except KeyboardInterrupt:
                 return _cancel(client, job, console)
             if job.status != "finished":
-                raise DekagError(f"The job {job.status}: {job.error or 'somebody asked for it'}")
+                raise DekagError(f"The job {job.status}" + (f": {job.error}" if job.error else ""))
             if job.kept_aside:
                 if as_json:
                     typer.echo(job.model_dump_json())
                 console.print(_table(f"{topic}: not published", job.scores))
                 raise DekagError(f"The update was kept aside: {job.kept_aside}; --force publishes it")
-            (learned,) = [each for each in client.knowledge() if each.topic == topic]
-            console.print(_scores(learned))
+            (update,) = [each for each in client.knowledge() if each.topic == topic]
+            console.print(_scores(update))
             output.mkdir(parents=True, exist_ok=True)
             samples = output / "samples.png"
             samples.write_bytes(client.samples(topic))
-            written = [samples, *_before_and_after(client, topic, said, output, console)]
+            written = [samples, *_before_and_after(client, topic, prompts, output, console)]
     except UnreachableError as error:
         text = f"{error}: start it with `dekag up`"
         err.print(text, style="red", markup=False, soft_wrap=True)
@@ -95,14 +94,14 @@ def run_distill(
         err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         return exit_status(error)
     if as_json:
-        typer.echo(json.dumps({**learned.model_dump(), "pictures": [str(path) for path in written]}))
+        typer.echo(json.dumps({**update.model_dump(), "pictures": [str(path) for path in written]}))
         return 0
-    console.print(f"\nPictures: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    console.print(f"\nImages: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
     return 0
 
 
 def _follow(client: Client, job: Job, console: Console) -> Job:
-    """The job when it is over, its progress shown until then."""
+    """Shows the progress of a job until its end; returns its last state."""
     columns = (
         TextColumn("{task.description:<16}"),
         BarColumn(),
@@ -137,12 +136,12 @@ def _cancel(client: Client, job: Job, console: Console) -> int:
 def _before_and_after(
     client: Client, topic: str, prompts: Sequence[str], output: Path, console: Console
 ) -> list[Path]:
-    """Pictures of a prompt that training has not seen, by the edge without and with the knowledge."""
+    """Images of a held-out prompt, generated by the edge without and with the update."""
     held_out = topic_prompts(topic, prompts=prompts, count=4, held_out=1, seed=IMAGE_SEED).held_out
     link = {"snr_db": SNR_DB, "fading": "awgn"}
     images = {}
     for name, knowledge in (("before", "none"), ("after", topic)):
-        with console.status(f"the edge draws, {name}"):
+        with console.status(f"requesting the image {name} the distillation"):
             images[name] = client.image(held_out[0], seed=IMAGE_SEED, knowledge=knowledge, link=link)
     console.print(f'"{held_out[0]}"', markup=False, highlight=False)
     return write_images(images, output)

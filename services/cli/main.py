@@ -1,4 +1,4 @@
-"""The `dekag` command, put together of what the modules beside this one define."""
+"""The `dekag` command, assembled from the modules of this package."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dekag import plugins
 from dekag.errors import DekagError
 from services.cli import evaluate, ops, run
 from services.cli.extras import Commands
+from services.cli.options import KNOWLEDGE, OPERATION, RESEARCH, SYSTEM
 from services.cli.train import train
 
 app = typer.Typer(
@@ -23,14 +24,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
-app.add_typer(train, name="train")
-app.add_typer(evaluate.experiment, name="experiment")
-app.add_typer(evaluate.bench, name="bench")
-app.add_typer(evaluate.results, name="results")
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(f"dekag {version('dekag')}")
         raise typer.Exit
 
@@ -41,7 +38,8 @@ def main(
     plugin: Annotated[
         list[str] | None,
         typer.Option(
-            help="One's own class: package.module:Name or path/to/file.py:Name. See docs/plugins.md."
+            help="Plug-in to load: path/to/file.py:Name or package.module:Name; can be repeated. "
+            "See docs/plugins.md."
         ),
     ] = None,
     _: Annotated[
@@ -49,20 +47,20 @@ def main(
         typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Generative semantic communication with distillation-enabled knowledge alignment."""
+    """Simulate generative semantic communication with distillation-enabled knowledge alignment."""
     for out in (sys.stdout, sys.stderr):
-        if isinstance(out, io.TextIOWrapper):  # names of files may be no text: then they are shown escaped
+        if isinstance(out, io.TextIOWrapper):  # file names that are not valid text are shown escaped
             out.reconfigure(errors="backslashreplace")
     if any(name.upper().startswith("DEKAG_") for name in os.environ):
         from services.common.environment import unknown_variables
 
-        with contextlib.suppress(ModuleNotFoundError):  # a client alone does not know the services' settings
-            for told in unknown_variables():
-                typer.secho(f"Warning: {told}", fg="yellow", err=True)
-    if plugin:  # in the environment, so that the services and workers that are started load it, too
-        named = [*plugins.split(os.environ.get(plugins.ENVIRONMENT, "")), *plugin]
-        os.environ[plugins.ENVIRONMENT] = plugins.join(named)
-    if context.invoked_subcommand == "doctor":  # says itself what is wrong with them
+        with contextlib.suppress(ModuleNotFoundError):  # a client alone lacks the services' settings
+            for warning in unknown_variables():
+                typer.secho(f"Warning: {warning}", fg="yellow", err=True)
+    if plugin:  # in the environment, so that child processes load it too
+        names = [*plugins.split(os.environ.get(plugins.ENVIRONMENT, "")), *plugin]
+        os.environ[plugins.ENVIRONMENT] = plugins.join(names)
+    if context.invoked_subcommand == "doctor":  # reports broken plug-ins itself
         return
     try:
         plugins.load_from_environment()
@@ -71,7 +69,18 @@ def main(
 
 
 # in the order of the help
-for _command in (run.up, run.demo, run.image, ops.doctor, run.distill, ops.publish, ops.key, ops.credentials):
-    app.command()(_command)
-app.command()(ops.world)
-app.command()(evaluate.sweep)
+for _section, _commands in {
+    SYSTEM: (run.up, run.demo, run.image),
+    KNOWLEDGE: (run.distill, ops.publish),
+    OPERATION: (ops.doctor, ops.key, ops.credentials),
+    RESEARCH: (ops.world, evaluate.sweep),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_section)(_command)
+for _name, _group in {
+    "train": train,
+    "experiment": evaluate.experiment,
+    "bench": evaluate.bench,
+    "results": evaluate.results,
+}.items():
+    app.add_typer(_group, name=_name, rich_help_panel=RESEARCH)

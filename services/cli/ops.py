@@ -1,4 +1,4 @@
-"""Commands for who keeps a system: `dekag doctor`, `publish`, `key`, `credentials`; and `world`."""
+"""Commands of operators: `dekag doctor`, `publish`, `key`, `credentials`; and `world`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Annotated
 import typer
 
 from dekag.errors import InvalidInputError
-from services.cli.run import DEFAULT_URL, Url
+from services.cli.options import DEFAULT_URL, Url
 
 
 def doctor(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print what was found as JSON, nothing else.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the results, as JSON.")] = False,
 ) -> None:
-    """Say what is missing on this machine and the command that mends it; exits with 1 if it is needed."""
+    """Report missing prerequisites and how to fix them; exits with 1 if a required one is missing."""
     from services.cli.doctor import run_doctor
 
     raise typer.Exit(run_doctor(as_json=as_json))
@@ -25,60 +23,71 @@ def doctor(
 def publish(
     folders: Annotated[
         list[Path],
-        typer.Argument(help="What `dekag train cala` or `dekag train knowledge` wrote."),
+        typer.Argument(help="Folder from `dekag train cala`, `dekag train knowledge` or a distillation."),
     ],
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Make a codec's adapters or topics' updates current in a running system, which uses them at once."""
+    """Publish adapters or knowledge updates to a running system, which uses them from the next request on."""
     from services.cli.publish import run_publish
 
     raise typer.Exit(run_publish(folders, url=url))
 
 
 def key(
-    name: Annotated[str, typer.Argument(help="Whose key it is; stands in logs.")],
+    name: Annotated[str, typer.Argument(help="Name of the key's owner, for logs.")],
     requests_per_minute: Annotated[
-        int | None, typer.Option(help="What it may do; if left out, what the gateway's settings say.", min=1)
+        int | None,
+        typer.Option(
+            help="Limit of requests per minute. Default: DEKAG_KEY_REQUESTS_PER_MINUTE of the gateway.", min=1
+        ),
     ] = None,
-    concurrency: Annotated[int | None, typer.Option(help="Requests at a time, likewise.", min=1)] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            help="Limit of simultaneous requests. Default: DEKAG_KEY_CONCURRENCY of the gateway.", min=1
+        ),
+    ] = None,
 ) -> None:
-    """Make an API key: shows it once, and prints the line with its hash: dekag key NAME >> api-keys."""
+    """Create an API key; shows it once and prints the line with its hash: dekag key NAME >> api-keys."""
     from services.gateway.keys import new_key
 
     try:
         made, line = new_key(name, requests_per_minute=requests_per_minute, concurrency=concurrency)
     except InvalidInputError as error:
         raise typer.BadParameter(str(error), param_hint="NAME") from None
-    typer.echo(f"The key, which is shown only now:\n{made}\nThe line for DEKAG_API_KEYS_FILE:", err=True)
+    typer.echo(f"The key, shown only once:\n{made}\nThe line for DEKAG_API_KEYS_FILE:", err=True)
     typer.echo(line)
 
 
 def credentials(
-    folder: Annotated[Path, typer.Argument(help="Made if missing; what it holds stays while it is valid.")],
+    folder: Annotated[Path, typer.Argument(help="Folder for the credentials; valid ones in it are kept.")],
     name: Annotated[
         list[str] | None,
         typer.Option(
-            help="Host name or IP address by which clients know the gateway; more than once for several.",
+            help="Host name or IP address of the gateway, as clients use it; can be repeated.",
             envvar="DEKAG_HOSTNAMES",
         ),
     ] = None,
-    days: Annotated[int, typer.Option(help="That new certificates are valid.", min=31, max=3650)] = 365,
+    days: Annotated[int, typer.Option(help="Validity of new certificates, days.", min=31, max=3650)] = 365,
 ) -> None:
-    """Make certificates for mutual TLS and users of Redis, a folder for each service: docs/security.md."""
+    """Create certificates for mutual TLS and Redis users, one folder per service: docs/security.md."""
     from services.launcher.credentials import make_credentials
 
     try:
         made = make_credentials(folder, names=name or (), days=days)
     except InvalidInputError as error:
         raise typer.BadParameter(str(error), param_hint="--name") from None
-    typer.echo(f"{folder}: " + (f"new certificates of {', '.join(made)}" if made else "all valid"))
+    typer.echo(
+        f"{folder}: "
+        + (f"created certificates for {', '.join(made)}" if made else "all certificates are valid")
+    )
 
 
 def world(
-    output: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("world.png"),
-    seed: Annotated[int, typer.Option(help="Draws what is not a style or a subject.", min=0)] = 0,
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("world.png"),
+    seed: Annotated[int, typer.Option(help="Seed of colours, sizes, positions and settings.", min=0)] = 0,
 ) -> None:
-    """Draw a contact sheet of the embedded world: every style against every subject."""
+    """Draw a contact sheet of the embedded world: every subject in every style."""
     from dekag.world.sheet import world_sheet
 
     world_sheet(output, seed)

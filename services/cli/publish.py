@@ -1,4 +1,4 @@
-"""`dekag publish`: uploads knowledge to a running system, where it becomes current at once."""
+"""`dekag publish`: uploads knowledge to a running system and makes it current."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from services.cli.report import exit_status
 
 
 def run_publish(folders: Sequence[Path], *, url: str) -> int:
-    """Publishes each folder, in order, and says what is current where.
+    """Publishes each folder, in order, and prints the current version.
 
     Args:
-        folders: with topics' updates or a codec's adapters.
-        url: of the gateway.
+        folders: each with a knowledge update or with adapters.
+        url: URL of the gateway.
 
     Returns:
-        The exit status: 2 for what another request mends, 1 if the system does not run or cannot take it.
+        The exit status: 2 if a different request would succeed, 1 if the system is not running or fails.
     """
     with Client(url) as client:
         for folder in folders:
             try:
-                made = client.publish(folder)
+                published = client.publish(folder)
             except UnreachableError as error:
                 typer.echo(
-                    f"{error}: start it with `dekag up`, or name its --url. Nothing was published", err=True
+                    f"{error}: start it with `dekag up`, or set --url. Nothing was published", err=True
                 )
                 return 1
             except DekagError as error:
                 typer.echo(f"{folder}: {error}", err=True)
                 return exit_status(error)
-            what = f"of {made.topic}" if isinstance(made, Knowledge) else "of the codec's adapters"
-            typer.echo(f"version {made.version} {what} is current at {client.url}: {made.content_hash}")
+            what = f"of {published.topic}" if isinstance(published, Knowledge) else "of the codec's adapters"
+            typer.echo(
+                f"version {published.version} {what} is current at {client.url}: {published.content_hash}"
+            )
     return 0

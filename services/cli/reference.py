@@ -65,7 +65,7 @@ def write_rest_page(document: Mapping[str, Any], page: Path = REST_PAGE) -> None
 
 def write_grpc_page(services: Sequence[tuple[ServiceDescriptor, type]], page: Path = GRPC_PAGE) -> None:
     """Write the table of docs/grpc.md from the services' descriptors and the classes generated for them."""
-    lines = ["| RPC | request | answer | |", "|---|---|---|---|"]
+    lines = ["| RPC | request | response | |", "|---|---|---|---|"]
     for service, servicer in services:
         for method in service.methods:
             said = inspect.getdoc(getattr(servicer, method.name)) or ""
@@ -96,7 +96,7 @@ def _request_table(name: str, document: Mapping[str, Any]) -> list[str]:
             continue
         default = "" if what.get("default") is None else f"`{_plain(what['default'])}`"
         lines.append(row([f"`{field}`", default, _allowed(what), _cell(what["description"])]))
-    return [*lines, "", f"Taken and ignored: {', '.join(ignored)}."] if ignored else lines
+    return [*lines, "", f"Accepted and ignored: {', '.join(ignored)}."] if ignored else lines
 
 
 def _answer_table(name: str, document: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the commands that ask a system for pictures show of them: tables, files, and the exit status."""
+"""Output of the commands that request images: tables, files, exit status."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TILE, _LABEL, _GAP = 384, 52, 16  # pixels
 
 
 def exit_status(error: Exception) -> int:
-    """Of a command that ends with ``error``: 2 for a refusal that another request mends, else 1."""
-    mends = (
+    """Exit status after ``error``: 2 if a different request would succeed, otherwise 1."""
+    refusals = (
         InvalidInputError,
         NotFoundError,
         MismatchError,
@@ -32,11 +32,11 @@ def exit_status(error: Exception) -> int:
         ExhaustedError,
         UnauthorizedError,
     )
-    return 2 if isinstance(error, mends) else 1
+    return 2 if isinstance(error, refusals) else 1
 
 
 def write_images(images: Mapping[str, client.Image], folder: Path) -> list[Path]:
-    """Writes one PNG per delivery that decoded, and all side by side with labels; returns the paths."""
+    """Writes one PNG per decoded delivery, and one with all of them side by side; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     width = len(images) * (_TILE + _GAP) + _GAP
@@ -64,7 +64,7 @@ def _psnr(report: LinkReport) -> str:
 
 
 def report_table(images: Mapping[str, client.Image]) -> Table:
-    """A column per delivery, a row per figure of its report."""
+    """One column per delivery, one row per value of its report."""
     reports = {delivery: image.report for delivery, image in images.items()}
     columns: dict[str, dict[str, str]] = {}
     for delivery, report in reports.items():
@@ -72,7 +72,7 @@ def report_table(images: Mapping[str, client.Image]) -> Table:
             "delivery": "decoded" if report.decoded else "did not decode",
             "fading": report.fading,
             "mean SNR": f"{report.snr_db:g} dB",
-            "SNR of this slot": _or_dash(report.instantaneous_snr_db, "dB"),
+            "SNR incl. fading": _or_dash(report.instantaneous_snr_db, "dB"),
             "PSNR": _or_dash(report.psnr_db, "dB"),
             "channel uses": f"{report.channel_uses:,}",
             "pilots": f"{report.pilot_uses:,}",

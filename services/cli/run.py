@@ -1,8 +1,7 @@
-"""Commands that start a system or ask one: `dekag up`, `demo`, `image`, `distill`."""
+"""Commands that start a system or send requests to one: `dekag up`, `demo`, `image`, `distill`."""
 
 from __future__ import annotations
 
-import math
 import secrets
 from fractions import Fraction
 from pathlib import Path
@@ -12,33 +11,40 @@ import typer
 from pydantic import ValidationError
 
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
+from dekag.makd.config import RANGES, DistillConfig
+from services.cli.options import DEFAULT_URL, Force, FreePorts, RequestSeed, Url, finite
 
-FreePorts = Annotated[bool, typer.Option("--free-ports", help="Take free ports instead of the default ones.")]
-Url = Annotated[str, typer.Option(help="Where the system runs.")]
-DEFAULT_URL = "http://127.0.0.1:8080"
+# the link of `demo` and of `image`
+Prompt = Annotated[str, typer.Option(help="Text that describes the image.")]
+_SNR_DB = "Mean Es/N0 per complex channel use, dB; -20 to 40."
+_FADING = f"Kind of fading: {', '.join(get_args(Fading))}, or the name of a plug-in."
 
 
 def up(free_ports: FreePorts = False) -> None:
-    """Start Redis, the five services and a distiller on this machine until Ctrl-C."""
+    """Start Redis, the five services and a distiller on this machine; Ctrl-C stops them."""
     from services.launcher.up import run_up
 
     raise typer.Exit(run_up(free_ports=free_ports))
 
 
 def demo(
-    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a red boat on the beach, pastel style",
-    snr_db: Annotated[float, typer.Option(help="Mean Es/N0 per complex channel use, dB.")] = 10.0,
-    fading: Annotated[str, typer.Option(help="Kind of fading; a plug-in's name, too.")] = "rayleigh",
+    prompt: Prompt = "a red boat on the beach, pastel style",
+    snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 10.0,
+    fading: Annotated[str, typer.Option(help=_FADING)] = "rayleigh",
     tau_rms_s: Annotated[float, typer.Option(help="RMS delay spread, s.")] = 1e-6,
-    rician_k_db: Annotated[float, typer.Option(help="Rician: direct over scattered power, dB.")] = 6.0,
-    speed_m_s: Annotated[float, typer.Option(help="TDL: speed of the receiver, m/s.")] = 0.0,
-    trace: Annotated[str | None, typer.Option(help="Trace: its name, such as walk or drive.")] = None,
-    csi: Annotated[Csi, typer.Option(help="What the receiver knows of the gains.")] = "perfect",
-    equalizer: Annotated[EqualizerKind, typer.Option(help="How the receiver equalises.")] = "mmse",
-    seed: Annotated[int, typer.Option(help="Seeds generation, fading and noise.", min=0)] = 7,
-    output: Annotated[str, typer.Option(help="Folder for the pictures.")] = "demo-out",
+    rician_k_db: Annotated[
+        float, typer.Option(help="Power of the direct path over the scattered ones, dB; rician only.")
+    ] = 6.0,
+    speed_m_s: Annotated[float, typer.Option(help="Speed of the receiver, m/s; tdl-* only.")] = 0.0,
+    trace: Annotated[
+        str | None, typer.Option(help="Name of the trace, such as walk or drive; trace only.")
+    ] = None,
+    csi: Annotated[Csi, typer.Option(help="Channel state information at the receiver.")] = "perfect",
+    equalizer: Annotated[EqualizerKind, typer.Option(help="Equaliser of the receiver.")] = "mmse",
+    seed: RequestSeed = 7,
+    output: Annotated[str, typer.Option(help="Folder for the images.")] = "demo-out",
 ) -> None:
-    """Ask the whole chain for one image per delivery mode and compare what each one cost."""
+    """Send one image with each delivery mode through all services and compare the costs."""
     from services.cli.demo import run_demo
 
     try:
@@ -66,68 +72,61 @@ def _rate(text: str) -> float | Literal["auto"]:
         return float(Fraction(text.replace(" ", "")))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise typer.BadParameter(
-            f"{text!r} is no number, fraction such as 1/96, or auto", param_hint="--cbr"
+            f"must be a number, a fraction such as 1/96, or auto; got {text!r}", param_hint="--cbr"
         ) from None
 
 
-def _finite(value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):  # which JSON cannot say
-        raise typer.BadParameter(f"{value} is no finite number")
-    return value
-
-
 def image(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompt: Annotated[str, typer.Argument(help="Text that describes the image.")],
     seed: Annotated[
-        int | None, typer.Option(help="Seeds generation, fading and noise; drawn if left out.", min=0)
+        int | None, typer.Option(help="Seed of generation, fading and noise. Default: random.", min=0)
     ] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT, pixels.")] = None,
-    snr_db: Annotated[
-        float | None, typer.Option(help="Mean Es/N0 per complex channel use, dB.", callback=_finite)
-    ] = None,
+    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, such as 128x128.")] = None,
+    snr_db: Annotated[float | None, typer.Option(help=_SNR_DB, callback=finite)] = None,
     cbr: Annotated[
         str | None,
-        typer.Option(help="Channel bandwidth ratio: a number, a fraction such as 1/96, or auto."),
+        typer.Option(
+            help="Channel bandwidth ratio: a number, a fraction such as 1/96, or auto; at most 1/48."
+        ),
     ] = None,
     target_psnr_db: Annotated[
-        float | None, typer.Option(help="PSNR to reach, dB; with --cbr auto.", callback=_finite)
+        float | None, typer.Option(help="Target PSNR, dB; requires --cbr auto.", callback=finite)
     ] = None,
     fading: Annotated[
         str | None,
-        typer.Option(
-            help="Kind of fading; a plug-in's name, too.", autocompletion=lambda: list(get_args(Fading))
-        ),
+        typer.Option(help=_FADING, autocompletion=lambda: list(get_args(Fading))),
     ] = None,
     delivery: Annotated[
         str | None,
         typer.Option(
-            help="semantic, semantic-unaligned or conventional.",
+            help="Delivery mode: semantic, semantic-unaligned or conventional.",
             autocompletion=lambda: ["semantic", "semantic-unaligned", "conventional"],
         ),
     ] = None,
     knowledge: Annotated[
-        list[str] | None, typer.Option(help="auto, none, or a topic; more than once for several topics.")
+        list[str] | None,
+        typer.Option(
+            help="Knowledge updates to use: auto, none, or a topic; can be repeated for up to 4 topics."
+        ),
     ] = None,
     on_long_prompt: Annotated[
         str | None,
         typer.Option(
-            help="read or refuse: what becomes of a prompt that the model does not read at once.",
+            help="Handling of a prompt that exceeds the model's window: read (in several windows) or refuse.",
             autocompletion=lambda: ["read", "refuse"],
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where the PNG goes; a name from prompt and seed if left out.", dir_okay=False),
+        typer.Option(help="PNG file to write. Default: a name from prompt and seed.", dir_okay=False),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the link report as JSON, nothing else.")
-    ] = False,
+    force: Force = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only the link report, as JSON.")] = False,
     url: Url = DEFAULT_URL,
 ) -> None:
-    """Ask a running system for one image; what is left out is as the system has it by default.
+    """Request one image from a running system. Omitted options use the server's defaults.
 
-    Exits with 2 for what another request mends, and with 1 if there is no picture for another reason.
+    The exit status is 2 if a different request would succeed, and 1 if there is no image for another reason.
     """
     from services.cli.image import run_image
 
@@ -139,7 +138,9 @@ def image(
     }
     request = {
         "prompt": prompt,
-        "seed": secrets.randbelow(2**31) if seed is None else seed,  # drawn here, as it is in the file's name
+        "seed": secrets.randbelow(2**31)
+        if seed is None
+        else seed,  # here, because it is part of the file name
         "size": size,
         "delivery": delivery,
         "knowledge": knowledge or None,
@@ -157,32 +158,48 @@ def image(
     )
 
 
+def _setting(name: str, text: str) -> str:
+    """Help of a setting of a distillation, with its range and default."""
+    low, high = RANGES[name]
+    return f"{text}; {low:.0f} to {high:.0f}. Default: {getattr(DistillConfig(), name)}."
+
+
 def distill(
-    topic: Annotated[str, typer.Argument(help="What the edge is to learn, such as neon.")],
-    images: Annotated[int | None, typer.Option(help="Pictures that the cloud draws to learn from.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
-    tokens: Annotated[int | None, typer.Option(help="Pseudo-tokens of the metaword.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps at most.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seeds pictures and training.")] = None,
+    topic: Annotated[str, typer.Argument(help="Topic to teach the edge, such as neon.")],
+    images: Annotated[
+        int | None,
+        typer.Option(help=_setting("images", "Number of images that the cloud generates for the training")),
+    ] = None,
+    rank: Annotated[int | None, typer.Option(help=_setting("rank", "Rank of the LoRA"))] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help=_setting("tokens", "Number of pseudo-tokens of the metaword"))
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help=_setting("steps", "Upper limit of the optimiser steps"))
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=_setting("seed", "Seed of the images and of the training"))
+    ] = None,
     prompts_file: Annotated[
         Path | None,
         typer.Option(
-            help="Prompts to learn from, one a line; {red|blue} stands for either. Blank lines and lines "
-            "that start with `# ` are left out."
+            help="Text file of training prompts, one per line; {red|blue} stands for either word. "
+            "Blank lines and lines that start with `# ` are ignored. "
+            "Default: the embedded world's prompts for the topic."
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Publish what was learnt even if it made the pictures worse.")
+        bool, typer.Option("--force", help="Publish the update even if its images score lower than before.")
     ] = False,
     url: Url = DEFAULT_URL,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; demo-out/TOPIC if left out.")
+        Path | None, typer.Option(help="Folder for the images. Default: demo-out/TOPIC.")
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what was learned as JSON; progress goes to stderr.")
+        bool, typer.Option("--json", help="Print only the result, as JSON; progress goes to stderr.")
     ] = False,
 ) -> None:
-    """Have a running system teach its edge a topic; shows the progress, then pictures before and after."""
+    """Teach the edge of a running system a topic; shows progress, then images from before and after."""
     from services.cli.distill import read_prompts, run_distill
 
     config = {"images": images, "rank": rank, "tokens": tokens, "steps": steps, "seed": seed}

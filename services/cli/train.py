@@ -1,4 +1,4 @@
-"""`dekag train ...`: the commands that made the embedded models, each resumable and seeded."""
+"""`dekag train ...`: the commands that train the models, each resumable and seeded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,36 +15,30 @@ import typer
 from dekag.documents import read_json
 from dekag.files import check_folder
 from dekag.paths import shipped_model
+from services.cli.options import (
+    FILES,
+    BaseCodec,
+    Batch,
+    Bf16,
+    Device,
+    Images,
+    Out,
+    Profile,
+    Renderers,
+    Runs,
+    Size,
+    StartPipeline,
+    Steps,
+    Threads,
+    TrainingSeed,
+    Vae,
+    World,
+    writable_folder,
+)
 
-train = typer.Typer(help="Train the embedded models; an interrupted command resumes.", no_args_is_help=True)
-
-Steps = Annotated[int, typer.Option(min=2, help="Optimiser steps in all.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seeds initial weights and every step.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
-Bf16 = Annotated[bool, typer.Option("--bf16", help="Multiply in bfloat16: quicker if the processor can.")]
-
-
-def _writable(folder: Path | None) -> Path | None:
-    """Says so now if nothing can be written there, and not after hours of training."""
-    if folder is not None:
-        check_folder(folder)
-    return folder
-
-
-Runs = Annotated[
-    Path, typer.Option(help="Where checkpoints and rendered scenes are kept.", callback=_writable)
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="Where the finished model goes  [default: the profile's folder]", callback=_writable),
-]
-ProfileName = Annotated[str, typer.Option("--profile", help="The models to train: embedded or stickers.")]
-Size = Annotated[
-    int | None, typer.Option(min=64, help="Side of the pictures, pixels  [default: the profile's]")
-]
-Pictures = Annotated[int, typer.Option(min=2, help="Rendered pictures to train on.")]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that render.")]
-DeviceName = Annotated[str, typer.Option("--device", help="cpu or cuda.")]
+train = typer.Typer(
+    help="Train the models. Every command is seeded and resumes after an interruption.", no_args_is_help=True
+)
 
 RUNS = Path("runs")
 MODELS = Path("models")
@@ -61,30 +56,34 @@ def _device(name: str) -> Any:
     import torch
 
     if name not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"one of cpu and cuda; got {name!r}", param_hint="--device")
+        raise typer.BadParameter(f"must be cpu or cuda; got {name!r}", param_hint="--device")
     if name == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("this machine or this build of PyTorch has no CUDA", param_hint="--device")
+        raise typer.BadParameter(
+            "cuda is not available on this machine or in this build of PyTorch", param_hint="--device"
+        )
     return torch.device(name)
 
 
 def _world(profile: str, size: int | None = None) -> Any:
-    """The world of a profile, its pictures `size` pixels a side if that is given."""
+    """The world of a profile, with images of `size` pixels a side if given."""
     from dekag.training.worlds import WORLDS
 
     if profile not in WORLDS:
-        raise typer.BadParameter(f"one of {', '.join(WORLDS)}; got {profile!r}", param_hint="--profile")
+        raise typer.BadParameter(
+            f"must be one of {', '.join(WORLDS)}; got {profile!r}", param_hint="--profile"
+        )
     if size is not None and size % 32:
-        raise typer.BadParameter(f"a multiple of 32; got {size}", param_hint="--size")
+        raise typer.BadParameter(f"must be a multiple of 32; got {size}", param_hint="--size")
     return WORLDS[profile] if size is None else replace(WORLDS[profile], size=size)
 
 
 def _model(folder: Path | None, profile: str, name: str) -> Path:
-    """A model to start from: that folder, else the profile's; one that ships, if it is not there."""
+    """Path of a model to read: `folder`, else the profile's; the shipped one if that does not exist."""
     return shipped_model(folder or MODELS / profile / name)
 
 
 def _target(folder: Path | None, profile: str, name: str) -> Path:
-    """Where a model goes: that folder, else the profile's; checked before anything is trained."""
+    """Folder to write a model to: `folder`, else the profile's; checked before the training."""
     target = folder or MODELS / profile / name
     check_folder(target)
     return target
@@ -114,15 +113,15 @@ def _save(
     seed: int,
     continues: dict[str, Any] | None = None,
 ) -> None:
-    """Write `model` as fp16 safetensors and a training.json beside it.
+    """Write `model` as fp16 safetensors, with a training.json beside it.
 
     Args:
-        model: what was trained.
-        folder: where it goes.
-        run: the folder of its checkpoints.
-        quality: what was measured on held-out pictures.
-        seed: of the run.
-        continues: the record of the training that it went on from.
+        model: the trained model.
+        folder: the folder to write to.
+        run: the folder of the checkpoints.
+        quality: the measured quality on held-out images.
+        seed: the seed of the training.
+        continues: the training.json of the model that the training started from.
     """
     import torch
 
@@ -134,7 +133,7 @@ def _save(
 
 
 def _earlier(folder: Path | None) -> dict[str, Any] | None:
-    """The training.json of a model that a training starts from."""
+    """The training.json of the model that a training starts from, if it has one."""
     path = None if folder is None else folder / "training.json"
     return read_json(path) if path is not None and path.exists() else None
 
@@ -142,23 +141,26 @@ def _earlier(folder: Path | None) -> dict[str, Any] | None:
 @train.command()
 def vae(
     steps: Steps = 8000,
-    refinement_steps: Annotated[int, typer.Option(min=2, help="Steps on whole pictures after that.")] = 1000,
-    seed: Seed = 1,
-    profile: ProfileName = "stickers",
+    refinement_steps: Annotated[
+        int, typer.Option(min=2, help="Number of further steps on whole images, after those on crops.")
+    ] = 1000,
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
     size: Size = None,
-    pictures: Pictures = 6000,
+    pictures: Images = 6000,
     start: Annotated[
-        Path | None, typer.Option(help="An autoencoder to go on from; widened if narrower.")
+        Path | None,
+        typer.Option(help="Autoencoder to start from; a narrower one is widened."),
     ] = None,
     threads: Threads = 1,
-    workers: Workers = 2,
-    device: DeviceName = "cpu",
-    scale: Annotated[int, typer.Option(min=1, help="Times as many pictures a step, as a GPU may want.")] = 1,
+    workers: Renderers = 2,
+    device: Device = "cpu",
+    scale: Annotated[int, typer.Option(min=1, help="Multiply the batch size by this factor, for a GPU.")] = 1,
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     out: Out = None,
 ) -> None:
-    """The autoencoder shared by cloud, edge and user."""
+    """Train the autoencoder that cloud, edge and user share."""
     _threads(threads)
     import torch
     from diffusers import AutoencoderKL
@@ -185,18 +187,28 @@ def vae(
 
 @train.command("vae-quality")
 def vae_quality(
-    profile: ProfileName = "stickers",
+    profile: World = "stickers",
     size: Size = None,
-    count: Annotated[int, typer.Option(min=2, help="Held-out pictures.")] = 200,
+    count: Annotated[int, typer.Option(min=2, help="Number of held-out images.")] = 200,
     threads: Threads = 1,
-    workers: Workers = 2,
+    workers: Renderers = 2,
     runs: Runs = RUNS,
-    vae: Annotated[Path | None, typer.Option(help="Its folder  [default: the profile's]")] = None,
+    vae: Vae = None,
     strip: Annotated[
-        Path | None, typer.Option(help="A picture to write: the worst ten, the best ten.")
+        Path | None,
+        typer.Option(
+            help="Image file to write: the worst ten and the best ten images.", rich_help_panel=FILES
+        ),
     ] = None,
+    results: Annotated[
+        Path, typer.Option(help="Folder of the results.", callback=writable_folder, rich_help_panel=FILES)
+    ] = Path("results"),
 ) -> None:
-    """Measure an autoencoder on held-out pictures: PSNR, SSIM, milliseconds."""
+    """Measure an autoencoder on held-out images: PSNR, SSIM, encoding and decoding time.
+
+    Without --vae and --size, writes training/vae-PROFILE.json into --results; `dekag results book` shows it
+    in docs/training.md.
+    """
     _threads(threads)
     import torch
     from diffusers import AutoencoderKL
@@ -204,29 +216,49 @@ def vae_quality(
     from dekag.training.data import rendered_scenes
     from dekag.training.vae_quality import measure, save_strip
 
-    world = _world(profile, size)
-    model = AutoencoderKL.from_pretrained(_model(vae, profile, "vae"), dtype=torch.float32)
+    world, folder = _world(profile, size), _model(vae, profile, "vae")
+    model = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
     pixels = rendered_scenes(runs / "cache", "validation", count, world=world, workers=workers)
     quality, back, order = measure(model.eval().to(memory_format=torch.channels_last), pixels, world)
     if strip is not None:
         save_strip(strip, pixels, back, order)
     typer.echo(json.dumps(quality, indent=2))
+    if vae is None and size is None:
+        _record_quality(results / "training" / f"vae-{profile}.json", quality, folder, world.size, threads)
+
+
+def _record_quality(path: Path, quality: dict[str, Any], model: Path, size: int, threads: int) -> None:
+    """Write a measured quality with the command, the commit and the model that it belongs to."""
+    from dekag.evaluation.registry import current_commit
+    from dekag.generation.models import folder_hash
+
+    record = {
+        "command": "dekag " + " ".join(sys.argv[1:]),
+        "commit": current_commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "model_hash": folder_hash(model),
+        "size": size,
+        "threads": threads,
+        "quality": quality,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 @train.command()
 def decoder(
     steps: Steps = 6000,
-    seed: Seed = 1,
-    profile: ProfileName = "stickers",
-    pictures: Pictures = 6000,
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
+    pictures: Images = 6000,
     threads: Threads = 1,
-    workers: Workers = 2,
-    device: DeviceName = "cpu",
+    workers: Renderers = 2,
+    device: Device = "cpu",
     runs: Runs = RUNS,
-    vae: Annotated[Path | None, typer.Option(help="Its folder  [default: the profile's]")] = None,
+    vae: Vae = None,
     out: Out = None,
 ) -> None:
-    """Refine the autoencoder's decoder on whole pictures; its latents stay the same."""
+    """Refine the autoencoder's decoder on whole images. Latents do not change."""
     _threads(threads)
     import torch
     from diffusers import AutoencoderKL
@@ -258,18 +290,18 @@ def decoder(
 @train.command()
 def probe(
     steps: Steps = 2000,
-    seed: Seed = 1,
-    profile: ProfileName = "stickers",
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
     size: Size = None,
-    pictures: Pictures = SCENES,
+    pictures: Images = SCENES,
     threads: Threads = 1,
-    workers: Workers = 2,
-    device: DeviceName = "cpu",
+    workers: Renderers = 2,
+    device: Device = "cpu",
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     out: Out = None,
 ) -> None:
-    """The attribute probe that judges the generators."""
+    """Train the attribute probe, which evaluates the generators."""
     _threads(threads)
     from dekag.training.data import rendered_scenes
     from dekag.training.probe import rendered_accuracy, train_probe
@@ -285,18 +317,18 @@ def probe(
 @train.command()
 def outline(
     steps: Steps = 2000,
-    seed: Seed = 1,
-    profile: ProfileName = "stickers",
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
     size: Size = None,
-    pictures: Pictures = SCENES,
+    pictures: Images = SCENES,
     threads: Threads = 1,
-    workers: Workers = 2,
-    device: DeviceName = "cpu",
+    workers: Renderers = 2,
+    device: Device = "cpu",
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     out: Out = None,
 ) -> None:
-    """The judge of outlines, which does not saturate as the attribute probe does."""
+    """Train the outline probe, which evaluates shapes and saturates later than the attribute probe."""
     _threads(threads)
     from dekag.training.data import rendered_masks, rendered_scenes
     from dekag.training.probe import outline_quality, train_outline_judge
@@ -322,19 +354,21 @@ def outline(
 @train.command()
 def encoders(
     steps: Steps = 3000,
-    dino_steps: Annotated[int, typer.Option(min=2, help="Steps of the DINOv2-style ViT.")] = 2000,
-    seed: Seed = 1,
-    profile: ProfileName = "stickers",
+    dino_steps: Annotated[
+        int, typer.Option(min=2, help="Number of optimiser steps of the DINOv2-style encoder.")
+    ] = 2000,
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
     size: Size = None,
-    pictures: Pictures = SCENES,
+    pictures: Images = SCENES,
     threads: Threads = 1,
-    workers: Workers = 2,
-    device: DeviceName = "cpu",
+    workers: Renderers = 2,
+    device: Device = "cpu",
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     out: Out = None,
 ) -> None:
-    """The metric encoders: CLIP and a DINOv2-style ViT."""
+    """Train the metric encoders: CLIP and a DINOv2-style ViT."""
     _threads(threads)
     from dekag.training.data import rendered_scenes
     from dekag.training.encoders import clip_quality, dino_quality, train_clip, train_dino
@@ -354,15 +388,13 @@ def encoders(
     _save(dino, folder / "dino", run, dino_quality(dino, held_out, world), seed)
 
 
-Batch = Annotated[int, typer.Option(min=1, help="Latents a step.")]
-Start = Annotated[Path | None, typer.Option(help="A trained pipeline of that kind to go on from.")]
-Vae = Annotated[Path | None, typer.Option(help="The autoencoder's folder  [default: the profile's]")]
-Distil = Annotated[
+DistilGuidance = Annotated[
     float | None,
     typer.Option(
         "--distil-guidance",
         min=1,
-        help="Teach the pipeline at --start to draw with this guidance at once; it is then sampled with 1.",
+        help="Distil this guidance scale into the pipeline given by --start, which then needs no guidance: "
+        "one denoiser row per step instead of two.",
     ),
 ]
 
@@ -370,45 +402,48 @@ Distil = Annotated[
 @train.command()
 def edge(
     steps: Steps = 10000,
-    seed: Seed = 1,
-    profile: ProfileName = "stickers",
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
     size: Size = None,
-    pictures: Pictures = SCENES,
+    pictures: Images = SCENES,
     batch: Batch = 32,
-    start: Start = None,
-    distil: Distil = None,
+    start: StartPipeline = None,
+    distil: DistilGuidance = None,
     threads: Threads = 1,
-    workers: Workers = 2,
-    device: DeviceName = "cpu",
+    workers: Renderers = 2,
+    device: Device = "cpu",
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     vae: Vae = None,
     out: Out = None,
 ) -> None:
-    """The edge-GAI; it never sees a held-out topic."""
+    """Train the edge generator, without the topics."""
     _generator("edge", **locals())
 
 
 @train.command()
 def cloud(
     steps: Steps = 20000,
-    seed: Seed = 1,
-    profile: ProfileName = "stickers",
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
     size: Size = None,
-    pictures: Pictures = SCENES,
+    pictures: Images = SCENES,
     batch: Batch = 32,
-    unet: Annotated[bool, typer.Option("--unet", help="A larger U-Net in the place of PixArt.")] = False,
-    start: Start = None,
-    distil: Distil = None,
+    unet: Annotated[
+        bool,
+        typer.Option("--unet", help="Train a U-Net, with three times the parameters, instead of PixArt."),
+    ] = False,
+    start: StartPipeline = None,
+    distil: DistilGuidance = None,
     threads: Threads = 1,
-    workers: Workers = 2,
-    device: DeviceName = "cpu",
+    workers: Renderers = 2,
+    device: Device = "cpu",
     bf16: Bf16 = False,
     runs: Runs = RUNS,
     vae: Vae = None,
     out: Out = None,
 ) -> None:
-    """The cloud-GAI; it knows every topic."""
+    """Train the cloud generator, with every topic."""
     arguments = locals()
     _generator("cloud-unet" if arguments.pop("unet") else "cloud", **arguments)
 
@@ -432,17 +467,21 @@ def _generator(
     vae: Path | None,
     out: Path | None,
 ) -> None:
-    """Train a generator, measure it by the probe, if there is one, and write it."""
+    """Train a generator, measure it with the attribute probe if there is one, and write it."""
     _threads(threads)
     from dekag.training.diffusion import probe_accuracy, train_generator
 
     world, where = _world(profile, size), _device(device)
     role = kind.removesuffix("-unet")
     if size is not None and size != _world(profile).size and out is None:
-        raise typer.BadParameter("needs --out: the profile's models draw its own size", param_hint="--size")
+        raise typer.BadParameter(
+            "requires --out: the profile's own models generate another size", param_hint="--size"
+        )
     target = _target(out, profile, role)
     if distil is not None and start is None:
-        raise typer.BadParameter("needs --start, the pipeline to distil into", param_hint="--distil-guidance")
+        raise typer.BadParameter(
+            "requires --start, the pipeline to distil into", param_hint="--distil-guidance"
+        )
     run = runs / profile / "-".join([role, *(["guided"] if distil else []), *([str(size)] if size else [])])
     pipeline = train_generator(
         kind,
@@ -469,7 +508,7 @@ def _generator(
 
 
 def _latents(profile: str, pictures: int, runs: Path, vae: Path | None, workers: int) -> tuple[Any, Any]:
-    """The profile's autoencoder, and the latents of the training pictures."""
+    """The profile's autoencoder, and the latents of the training images."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -482,16 +521,16 @@ def _latents(profile: str, pictures: int, runs: Path, vae: Path | None, workers:
 @train.command()
 def codec(
     steps: Steps = 1500,
-    seed: Seed = 1,
-    profile: ProfileName = "embedded",
-    pictures: Pictures = SCENES,
+    seed: TrainingSeed = 1,
+    profile: World = "embedded",
+    pictures: Images = SCENES,
     threads: Threads = 1,
-    workers: Workers = 2,
+    workers: Renderers = 2,
     runs: Runs = RUNS,
     vae: Vae = None,
     out: Out = None,
 ) -> None:
-    """The base codec: clean channel, top rate."""
+    """Train the base codec, on a clean channel at the highest rate."""
     _threads(threads)
     from dekag.training.codec import clean_latent_snr_db, train_codec
 
@@ -507,30 +546,37 @@ def codec(
 @train.command()
 def cala(
     steps: Steps = 12000,
-    seed: Seed = 1,
-    profile: ProfileName = "embedded",
-    pictures: Pictures = SCENES,
+    seed: TrainingSeed = 1,
+    profile: World = "embedded",
+    pictures: Images = SCENES,
     threads: Threads = 1,
-    workers: Workers = 2,
-    share: Annotated[float, typer.Option(min=0.005, max=1, help="Most parameters, of the codec's.")] = 0.05,
+    workers: Renderers = 2,
+    share: Annotated[
+        float,
+        typer.Option(
+            min=0.005, max=1, help="Upper limit of the adapters' size, as a fraction of the codec's."
+        ),
+    ] = 0.05,
     method: Annotated[
-        str, typer.Option(help="What to train in CALA's place: a baseline of it, or a plug-in's name.")
+        str, typer.Option(help="Adapter method: cala, one of its baselines, or the name of a plug-in.")
     ] = "cala",
     bf16: Bf16 = False,
-    calibrate_on: Annotated[int, typer.Option(min=2, help="Latents that measure what to expect.")] = 16,
+    calibrate_on: Annotated[
+        int, typer.Option(min=2, help="Number of held-out latents that measure the table for rate control.")
+    ] = 16,
     runs: Runs = RUNS,
-    codec: Annotated[
-        Path | None, typer.Option(help="The base codec's folder  [default: the profile's]")
-    ] = None,
+    codec: BaseCodec = None,
     vae: Vae = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Where it is saved  [default: the profile's cala; RUNS/METHOD/knowledge if not CALA]"
+            help="Folder for the adapters. Default: cala in the profile's folder; for another method, "
+            "PROFILE/METHOD/knowledge under --runs.",
+            rich_help_panel=FILES,
         ),
     ] = None,
 ) -> None:
-    """Transmission knowledge: adapters of the base codec, CALA's, over random rates and channels."""
+    """Train transmission knowledge: CALA, adapters of the base codec, over random rates and channels."""
     _threads(threads)
     from dekag.codec import JsccCodec
     from dekag.generation.models import folder_hash
@@ -556,22 +602,28 @@ def cala(
     )
     knowledge.save(folder)
     typer.echo(f"{method}: {json.dumps(knowledge.info['scores'])} -> {folder}")
-    typer.echo(f"A running system uses it after `dekag publish {folder}`.")
+    typer.echo(f"To use it in a running system: `dekag publish {folder}`.")
 
 
 @train.command()
 def knowledge(
-    topic: Annotated[list[str] | None, typer.Option(help="Topics; all if left out.")] = None,
-    seed: Seed = 0,
+    topic: Annotated[
+        list[str] | None, typer.Option(help="Topic to train; can be repeated. Default: all topics.")
+    ] = None,
+    seed: TrainingSeed = 0,
     threads: Threads = 1,
-    profile: Annotated[str, typer.Option(help="Models.")] = "embedded",
+    profile: Profile = "embedded",
     runs: Runs = RUNS,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where they go  [default: the profile's knowledge]", callback=_writable),
+        typer.Option(
+            help="Folder for the updates. Default: knowledge in the profile's folder.",
+            callback=writable_folder,
+            rich_help_panel=FILES,
+        ),
     ] = None,
 ) -> None:
-    """Knowledge updates of the world's topics (MAKD), as a running system would distil them."""
+    """Distil knowledge updates of the world's topics (MAKD), without a running system."""
     _threads(threads)
     from tqdm import tqdm
 
@@ -584,7 +636,9 @@ def knowledge(
     from dekag.world import TOPICS
 
     if unknown := set(topic or ()) - set(TOPICS):
-        raise typer.BadParameter(f"{', '.join(unknown)} is none of {', '.join(TOPICS)}", param_hint="--topic")
+        raise typer.BadParameter(
+            f"must be one of {', '.join(TOPICS)}; got {', '.join(unknown)}", param_hint="--topic"
+        )
     models, config = load_profile(profile), DistillConfig(seed=seed)
     folder = out or MODELS / profile / "knowledge"
     cloud, edge = Generator.from_profile(models.cloud), Generator.from_profile(models.edge)
@@ -610,12 +664,12 @@ def knowledge(
             )
         update.save(folder / name)
         typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {folder / name}")
-    typer.echo(f"A running system uses them after `dekag publish {folder}/TOPIC`.")
+    typer.echo(f"To use them in a running system: `dekag publish {folder}/TOPIC`.")
 
 
 @train.command()
-def golden(profile: Annotated[str, typer.Option(help="Models.")] = "embedded") -> None:
-    """Write what the models compute, their golden values: `dekag doctor` compares them elsewhere."""
+def golden(profile: Profile = "embedded") -> None:
+    """Write the models' golden values, with which `dekag doctor` verifies other machines."""
     from dekag.generation.profile import load_profile, profile_folder
     from dekag.golden import FILE, write
 

@@ -10,11 +10,11 @@ from services.common.settings import DAY_S, MANY, YEAR_S, GeneratorSettings, Ser
 
 
 class KnowledgeSettings(ServiceSettings):
-    """Settings shared by the cloud and its distillers."""
+    """What the cloud and its distillers have in common."""
 
     data_dir: Path = Field(
         Path(".run/data"),
-        description="Folder of all knowledge and of unfinished jobs, shared by the cloud and its distillers.",
+        description="Folder for knowledge updates and unfinished jobs, shared by cloud and distillers.",
     )
     job_heartbeat_s: int = Field(
         10,
@@ -23,53 +23,53 @@ class KnowledgeSettings(ServiceSettings):
         description="Time without a heartbeat after which a job is given to another distiller, s.",
     )
     job_attempts: int = Field(
-        5, ge=1, le=MANY, description="Attempts at a job whose distiller dies before the job fails."
+        5, ge=1, le=MANY, description="Number of distillers that may crash during a job before it fails."
     )
     job_keep_s: int = Field(
         DAY_S, ge=60, le=10 * YEAR_S, description="Time that a job remains available after its end, s."
     )
     queue_timeout_s: float = Field(
-        5.0, gt=0, le=DAY_S, description="Timeout of Redis operations on jobs and knowledge, s."
+        5.0, gt=0, le=DAY_S, description="Time limit for responses of Redis to job operations, s."
     )
 
 
 class CloudSettings(KnowledgeSettings, GeneratorSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
-    port: int = Field(50054, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(50054, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
     job_poll_s: float = Field(
-        0.25, gt=0, le=DAY_S, description="Polling interval for jobs that a client follows, s."
+        0.25, gt=0, le=DAY_S, description="Interval between two checks of a watched job, s."
     )
     mirror_every_s: float = Field(
-        2.0, gt=0, le=DAY_S, description="Interval at which knowledge is synced from disk to Redis, s."
+        2.0, gt=0, le=DAY_S, description="Interval between two synchronisations of all knowledge to Redis, s."
     )
     verify_every_s: float = Field(
         60.0,
         gt=0,
         le=DAY_S,
-        description="Interval at which all knowledge on disk and in Redis is checked against its hashes, s; "
-        "changed files are checked sooner.",
+        description="Interval between two verifications of all knowledge, on disk and in Redis, against its "
+        "hashes, s. Changed files are verified sooner.",
     )
     max_comparisons: int = Field(
         4,
         ge=1,
         le=MANY,
-        description="Comparisons of received images that may run or wait, one at a time; further ones are "
-        "rejected as exhausted.",
+        description="Upper limit of image comparisons in progress or queued. They run one at a time; "
+        "further ones are refused.",
     )
     drift_window: int = Field(
         30,
         ge=2,
         le=1000,
-        description="Window of the drift watch: the mean consistency of a version's first images is compared "
-        "with that of its last ones, this many each, once there are twice as many.",
+        description="Number of images in each mean of the drift watch: the first and the last images of a "
+        "topic's current version. A verdict requires twice as many images.",
     )
     drift_fall: float = Field(
         0.15,
         gt=0,
         le=2,
-        description="Fall of that mean above which a topic is flagged as drifting, until half of it has "
-        "recovered.",
+        description="Fall of the mean consistency at which a topic counts as drifting; the flag clears "
+        "after half of it is recovered.",
     )
 
 
@@ -80,14 +80,13 @@ class DistillerSettings(KnowledgeSettings):
         1,
         ge=0,
         le=1024,
-        description="CPU threads of a distillation; 0 uses torch's default. 1 is fastest for small models.",
+        description="CPU threads of a distillation; 0 uses PyTorch's default. 1 is fastest for the embedded "
+        "models.",
     )
-    previews: int = Field(
-        6, ge=0, le=100, description="Number of previews, images that are generated during a training."
-    )
+    previews: int = Field(6, ge=0, le=100, description="Number of previews generated during a training.")
     sweep_every_s: int = Field(
-        2, ge=1, le=DAY_S, description="Interval at which jobs of dead distillers are queued again, s."
+        2, ge=1, le=DAY_S, description="Interval between two checks for jobs of crashed distillers, s."
     )
     health_file: Path | None = Field(
-        None, description="File that is touched every two seconds while this distiller and Redis work."
+        None, description="File that is touched every few seconds while the distiller and Redis are healthy."
     )

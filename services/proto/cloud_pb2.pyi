@@ -28,10 +28,10 @@ class _JobStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JobStatus.V
     DESCRIPTOR: _descriptor.EnumDescriptor
     JOB_STATUS_UNSPECIFIED: _JobStatus.ValueType  # 0
     JOB_STATUS_QUEUED: _JobStatus.ValueType  # 1
-    """waits for a worker: a first one, or another one after its own died"""
+    """waits for a distiller, for the first time or after a crash"""
     JOB_STATUS_RUNNING: _JobStatus.ValueType  # 2
     JOB_STATUS_FINISHED: _JobStatus.ValueType  # 3
-    """its update is published, or kept aside: Job.kept_aside"""
+    """its update was published, or kept aside: Job.kept_aside"""
     JOB_STATUS_FAILED: _JobStatus.ValueType  # 4
     JOB_STATUS_CANCELLED: _JobStatus.ValueType  # 5
     """nothing will be published"""
@@ -40,10 +40,10 @@ class JobStatus(_JobStatus, metaclass=_JobStatusEnumTypeWrapper): ...
 
 JOB_STATUS_UNSPECIFIED: JobStatus.ValueType  # 0
 JOB_STATUS_QUEUED: JobStatus.ValueType  # 1
-"""waits for a worker: a first one, or another one after its own died"""
+"""waits for a distiller, for the first time or after a crash"""
 JOB_STATUS_RUNNING: JobStatus.ValueType  # 2
 JOB_STATUS_FINISHED: JobStatus.ValueType  # 3
-"""its update is published, or kept aside: Job.kept_aside"""
+"""its update was published, or kept aside: Job.kept_aside"""
 JOB_STATUS_FAILED: JobStatus.ValueType  # 4
 JOB_STATUS_CANCELLED: JobStatus.ValueType  # 5
 """nothing will be published"""
@@ -152,10 +152,10 @@ class CompareRequest(_message.Message):
     image: _builtins.bytes
     """as received: PNG, WebP, AVIF or JPEG of width x height"""
     sampled: _builtins.bool
-    """whether it stands for others, so that it counts in its topic's RunningConsistency"""
+    """whether it counts in its topic's RunningConsistency"""
     @_builtins.property
     def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.KnowledgeUse]:
-        """updates that drew it"""
+        """updates that generated it"""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class Consistency(_message.Message):
     clip: _builtins.float
     """CLIP-score: cosine similarity of the images' features, at most 1"""
     dino: _builtins.float
-    """DINO-score, likewise"""
+    """DINO-score: the same with DINO features"""
     consistency: _builtins.float
     """mean of both"""
     @_builtins.property
@@ -212,7 +212,7 @@ Global___Consistency: _TypeAlias = Consistency  # noqa: Y015
 
 @_typing.final
 class RunningConsistency(_message.Message):
-    """Of the images that the current version of a topic's knowledge drew alone and that were sampled."""
+    """Statistics of the sampled images that were generated with the current version of one topic's knowledge."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -245,7 +245,7 @@ Global___RunningConsistency: _TypeAlias = RunningConsistency  # noqa: Y015
 
 @_typing.final
 class DistillRequest(_message.Message):
-    """What is left unset takes the library's default; dekag.makd.config.DistillConfig says what is allowed."""
+    """Unset fields take the library's defaults; dekag.makd.config.DistillConfig defines the allowed values."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -261,27 +261,27 @@ class DistillRequest(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     images: _builtins.int
-    """pictures that the cloud-GAI draws to learn from"""
+    """images that the cloud generates for the training"""
     tokens: _builtins.int
     """pseudo-tokens of the metaword"""
     rank: _builtins.int
     """of the LoRA"""
     steps: _builtins.int
-    """optimiser steps at most"""
+    """upper limit of optimiser steps"""
     seed: _builtins.int
     force: _builtins.bool
-    """publish the update even if it is not better, on held-out prompts, than what there is"""
+    """publish the update even if it is not better on held-out prompts than the current one"""
     job_id: _builtins.str
-    """Of the job; empty: a new one. With the id of a job for the same order, that job is the answer.
+    """Id of the job; empty: a new id. If a job with this id and the same request exists, it is returned.
     32 lower-case hexadecimal digits
     """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"a {red|blue} boat, neon style"; none: the embedded world's of that topic"""
+        """"a {red|blue} boat, neon style"; empty: the embedded world's prompts for the topic"""
 
     @_builtins.property
     def triggers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """words of a prompt that say that it needs the topic; none: the topic's own"""
+        """words that mark a prompt as needing the topic; empty: the topic's own"""
 
     def __init__(
         self,
@@ -385,7 +385,7 @@ class Job(_message.Message):
     topic: _builtins.str
     status: Global___JobStatus.ValueType
     stage: _builtins.str
-    """"generate" (pictures), "train" (steps), "score" (pictures); empty before"""
+    """"generate" (images), "train" (steps), "score" (images); empty before"""
     done: _builtins.int
     """of this stage"""
     total: _builtins.int
@@ -401,9 +401,9 @@ class Job(_message.Message):
     finished: _builtins.float
     """Unix time, s"""
     version: _builtins.int
-    """of the knowledge that it made; unset if that is kept aside"""
+    """of the published update; unset if it was kept aside"""
     kept_aside: _builtins.str
-    """why the update was not published; empty unless it was not"""
+    """why the update was not published; empty if it was"""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """of the update on held-out prompts, once the job is finished"""
@@ -506,7 +506,7 @@ Global___Preview: _TypeAlias = Preview  # noqa: Y015
 
 @_typing.final
 class KnowledgeManifest(_message.Message):
-    """What is known of one knowledge update without its weights."""
+    """A knowledge update without its weights."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -545,7 +545,7 @@ class KnowledgeManifest(_message.Message):
     content_hash: _builtins.str
     """sha256 over everything in the update"""
     base_hash: _builtins.str
-    """of the edge model that it fits"""
+    """of the edge model that it belongs to"""
     size_bytes: _builtins.int
     created: _builtins.float
     """Unix time, s"""
@@ -584,7 +584,7 @@ class ListKnowledgeRequest(_message.Message):
 
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     consistency: _builtins.bool
-    """whether KnowledgeList.consistency is wanted"""
+    """whether to fill KnowledgeList.consistency"""
     def __init__(
         self,
         *,
@@ -629,7 +629,7 @@ class KnowledgeList(_message.Message):
     def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[Global___KnowledgeManifest]: ...
     @_builtins.property
     def consistency(self) -> _containers.MessageMap[_builtins.str, Global___RunningConsistency]:
-        """of topics that have samples; "none": drawn without any update"""
+        """of topics that have samples; "none": generated without an update"""
 
     def __init__(
         self,
@@ -656,13 +656,13 @@ class GetKnowledgeRequest(_message.Message):
     CONSISTENCY_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     content_hash: _builtins.str
-    """of the version wanted; empty: the current one"""
+    """of the requested version; empty: the current one"""
     files: _builtins.bool
-    """whether Knowledge.files is wanted"""
+    """whether to fill Knowledge.files"""
     samples: _builtins.bool
-    """whether Knowledge.samples is wanted"""
+    """whether to fill Knowledge.samples"""
     consistency: _builtins.bool
-    """whether Knowledge.consistency is wanted"""
+    """whether to fill Knowledge.consistency"""
     def __init__(
         self,
         *,
@@ -719,7 +719,7 @@ class Knowledge(_message.Message):
 
     @_builtins.property
     def versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """that there are, ascending; with neither files nor samples"""
+        """existing versions, ascending; only without files and samples"""
 
     @_builtins.property
     def consistency(self) -> Global___RunningConsistency:
@@ -805,7 +805,7 @@ class PublishKnowledgeRequest(_message.Message):
     TOPIC_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
-    """that the update must be of"""
+    """topic of the update"""
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """knowledge.json and safetensors, by name"""

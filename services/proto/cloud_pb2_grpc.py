@@ -111,98 +111,101 @@ class CloudServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Draws images with the cloud-GAI: for each seed in order, one message for each format in order.
+        """Generates images with the cloud's model: one message per seed and format, in order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Compare(self, request, context):
-        """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
-        taken from the cache. One is compared at a time; more than may wait are turned away.
+        """Scores a received image against the cloud's image of the same prompt and seed, which is generated or taken from the
+        cache. Comparisons run one at a time; beyond the queue's limit they are refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Distill(self, request, context):
-        """Starts a job that distils a topic into a knowledge update; one unfinished job for each topic.
+        """Starts a job that distils a topic into a knowledge update. A topic can have one unfinished job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns a job.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """The newest first.
+        """Lists the jobs, newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchJob(self, request, context):
-        """The job as it is, then as it is after each change; ends with the message that says how it ended. A reader
-        that is slow gets fewer messages, never older ones.
+        """Streams the current state of a job and its state after each change, until it ends. A slow reader receives fewer
+        messages, but never outdated ones.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelJob(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Cancels a job.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPreview(self, request, context):
-        """What the edge draws so far as a running job goes on.
+        """Returns sample images of a running job.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListKnowledge(self, request, context):
-        """The current version of each topic, in order of the topics' names.
+        """Lists the current version of each topic, sorted by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetKnowledge(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Returns a version of a topic's knowledge update.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteKnowledge(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Deletes a topic with all its versions.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishKnowledge(self, request, context):
-        """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
-        fit the edge's model.
+        """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetTransmissionKnowledge(self, request, context):
-        """The adapters of a codec.
+        """Returns the adapters of a codec.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PublishTransmissionKnowledge(self, request, context):
-        """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
-        must work with the codec.
+        """Publishes adapters as the current version of their codec. Their hashes are verified, and they must work with the
+        codec.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

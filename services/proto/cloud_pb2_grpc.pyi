@@ -33,72 +33,76 @@ class CloudStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CloudAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_cloud_pb2.GenerateRequest, _cloud_pb2.GeneratedImage]
-    """Draws images with the cloud-GAI: for each seed in order, one message for each format in order."""
+    """Generates images with the cloud's model: one message per seed and format, in order."""
     Compare: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.CompareRequest, _cloud_pb2.Consistency]
-    """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
-    taken from the cache. One is compared at a time; more than may wait are turned away.
+    """Scores a received image against the cloud's image of the same prompt and seed, which is generated or taken from the
+    cache. Comparisons run one at a time; beyond the queue's limit they are refused.
     """
     Distill: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DistillRequest, _cloud_pb2.Job]
-    """Starts a job that distils a topic into a knowledge update; one unfinished job for each topic."""
+    """Starts a job that distils a topic into a knowledge update. A topic can have one unfinished job."""
     GetJob: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]
+    """Returns a job."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.ListJobsRequest, _cloud_pb2.Jobs]
-    """The newest first."""
+    """Lists the jobs, newest first."""
     WatchJob: _grpc.UnaryStreamMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]
-    """The job as it is, then as it is after each change; ends with the message that says how it ended. A reader
-    that is slow gets fewer messages, never older ones.
+    """Streams the current state of a job and its state after each change, until it ends. A slow reader receives fewer
+    messages, but never outdated ones.
     """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]
+    """Cancels a job."""
     GetPreview: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Preview]
-    """What the edge draws so far as a running job goes on."""
+    """Returns sample images of a running job."""
     ListKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.ListKnowledgeRequest, _cloud_pb2.KnowledgeList]
-    """The current version of each topic, in order of the topics' names."""
+    """Lists the current version of each topic, sorted by name."""
     GetKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]
+    """Returns a version of a topic's knowledge update."""
     DeleteKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]
+    """Deletes a topic with all its versions."""
     PublishKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]
-    """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
-    fit the edge's model.
-    """
+    """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model."""
     GetTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
-    """The adapters of a codec."""
+    """Returns the adapters of a codec."""
     PublishTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.PublishTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
-    """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
-    must work with the codec.
+    """Publishes adapters as the current version of their codec. Their hashes are verified, and they must work with the
+    codec.
     """
 
 @_typing.type_check_only
 class CloudAsyncStub(CloudStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_cloud_pb2.GenerateRequest, _cloud_pb2.GeneratedImage]  # type: ignore[assignment]
-    """Draws images with the cloud-GAI: for each seed in order, one message for each format in order."""
+    """Generates images with the cloud's model: one message per seed and format, in order."""
     Compare: _aio.UnaryUnaryMultiCallable[_cloud_pb2.CompareRequest, _cloud_pb2.Consistency]  # type: ignore[assignment]
-    """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
-    taken from the cache. One is compared at a time; more than may wait are turned away.
+    """Scores a received image against the cloud's image of the same prompt and seed, which is generated or taken from the
+    cache. Comparisons run one at a time; beyond the queue's limit they are refused.
     """
     Distill: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DistillRequest, _cloud_pb2.Job]  # type: ignore[assignment]
-    """Starts a job that distils a topic into a knowledge update; one unfinished job for each topic."""
+    """Starts a job that distils a topic into a knowledge update. A topic can have one unfinished job."""
     GetJob: _aio.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]  # type: ignore[assignment]
+    """Returns a job."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_cloud_pb2.ListJobsRequest, _cloud_pb2.Jobs]  # type: ignore[assignment]
-    """The newest first."""
+    """Lists the jobs, newest first."""
     WatchJob: _aio.UnaryStreamMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]  # type: ignore[assignment]
-    """The job as it is, then as it is after each change; ends with the message that says how it ended. A reader
-    that is slow gets fewer messages, never older ones.
+    """Streams the current state of a job and its state after each change, until it ends. A slow reader receives fewer
+    messages, but never outdated ones.
     """
     CancelJob: _aio.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Job]  # type: ignore[assignment]
+    """Cancels a job."""
     GetPreview: _aio.UnaryUnaryMultiCallable[_cloud_pb2.JobId, _cloud_pb2.Preview]  # type: ignore[assignment]
-    """What the edge draws so far as a running job goes on."""
+    """Returns sample images of a running job."""
     ListKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.ListKnowledgeRequest, _cloud_pb2.KnowledgeList]  # type: ignore[assignment]
-    """The current version of each topic, in order of the topics' names."""
+    """Lists the current version of each topic, sorted by name."""
     GetKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
+    """Returns a version of a topic's knowledge update."""
     DeleteKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]  # type: ignore[assignment]
+    """Deletes a topic with all its versions."""
     PublishKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
-    """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
-    fit the edge's model.
-    """
+    """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model."""
     GetTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
-    """The adapters of a codec."""
+    """Returns the adapters of a codec."""
     PublishTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.PublishTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
-    """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
-    must work with the codec.
+    """Publishes adapters as the current version of their codec. Their hashes are verified, and they must work with the
+    codec.
     """
 
 class CloudServicer(metaclass=_abc_1.ABCMeta):
@@ -108,7 +112,7 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cloud_pb2.GeneratedImage], _abc.AsyncIterator[_cloud_pb2.GeneratedImage]]:
-        """Draws images with the cloud-GAI: for each seed in order, one message for each format in order."""
+        """Generates images with the cloud's model: one message per seed and format, in order."""
 
     @_abc_1.abstractmethod
     def Compare(
@@ -116,8 +120,8 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.CompareRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.Consistency, _abc.Awaitable[_cloud_pb2.Consistency]]:
-        """How consistent a received image is with the cloud-GAI's own of the same prompt and seed, which is drawn for it or
-        taken from the cache. One is compared at a time; more than may wait are turned away.
+        """Scores a received image against the cloud's image of the same prompt and seed, which is generated or taken from the
+        cache. Comparisons run one at a time; beyond the queue's limit they are refused.
         """
 
     @_abc_1.abstractmethod
@@ -126,14 +130,15 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.DistillRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.Job, _abc.Awaitable[_cloud_pb2.Job]]:
-        """Starts a job that distils a topic into a knowledge update; one unfinished job for each topic."""
+        """Starts a job that distils a topic into a knowledge update. A topic can have one unfinished job."""
 
     @_abc_1.abstractmethod
     def GetJob(
         self,
         request: _cloud_pb2.JobId,
         context: _ServicerContext,
-    ) -> _typing.Union[_cloud_pb2.Job, _abc.Awaitable[_cloud_pb2.Job]]: ...
+    ) -> _typing.Union[_cloud_pb2.Job, _abc.Awaitable[_cloud_pb2.Job]]:
+        """Returns a job."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -141,7 +146,7 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.ListJobsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.Jobs, _abc.Awaitable[_cloud_pb2.Jobs]]:
-        """The newest first."""
+        """Lists the jobs, newest first."""
 
     @_abc_1.abstractmethod
     def WatchJob(
@@ -149,8 +154,8 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.JobId,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cloud_pb2.Job], _abc.AsyncIterator[_cloud_pb2.Job]]:
-        """The job as it is, then as it is after each change; ends with the message that says how it ended. A reader
-        that is slow gets fewer messages, never older ones.
+        """Streams the current state of a job and its state after each change, until it ends. A slow reader receives fewer
+        messages, but never outdated ones.
         """
 
     @_abc_1.abstractmethod
@@ -158,7 +163,8 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _cloud_pb2.JobId,
         context: _ServicerContext,
-    ) -> _typing.Union[_cloud_pb2.Job, _abc.Awaitable[_cloud_pb2.Job]]: ...
+    ) -> _typing.Union[_cloud_pb2.Job, _abc.Awaitable[_cloud_pb2.Job]]:
+        """Cancels a job."""
 
     @_abc_1.abstractmethod
     def GetPreview(
@@ -166,7 +172,7 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.JobId,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.Preview, _abc.Awaitable[_cloud_pb2.Preview]]:
-        """What the edge draws so far as a running job goes on."""
+        """Returns sample images of a running job."""
 
     @_abc_1.abstractmethod
     def ListKnowledge(
@@ -174,21 +180,23 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.ListKnowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.KnowledgeList, _abc.Awaitable[_cloud_pb2.KnowledgeList]]:
-        """The current version of each topic, in order of the topics' names."""
+        """Lists the current version of each topic, sorted by name."""
 
     @_abc_1.abstractmethod
     def GetKnowledge(
         self,
         request: _cloud_pb2.GetKnowledgeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_cloud_pb2.Knowledge, _abc.Awaitable[_cloud_pb2.Knowledge]]: ...
+    ) -> _typing.Union[_cloud_pb2.Knowledge, _abc.Awaitable[_cloud_pb2.Knowledge]]:
+        """Returns a version of a topic's knowledge update."""
 
     @_abc_1.abstractmethod
     def DeleteKnowledge(
         self,
         request: _cloud_pb2.DeleteKnowledgeRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_cloud_pb2.DeleteKnowledgeResponse, _abc.Awaitable[_cloud_pb2.DeleteKnowledgeResponse]]: ...
+    ) -> _typing.Union[_cloud_pb2.DeleteKnowledgeResponse, _abc.Awaitable[_cloud_pb2.DeleteKnowledgeResponse]]:
+        """Deletes a topic with all its versions."""
 
     @_abc_1.abstractmethod
     def PublishKnowledge(
@@ -196,9 +204,7 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.PublishKnowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.Knowledge, _abc.Awaitable[_cloud_pb2.Knowledge]]:
-        """Makes an update the current version of its topic, unless it is that already. Its hashes are verified, and it must
-        fit the edge's model.
-        """
+        """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model."""
 
     @_abc_1.abstractmethod
     def GetTransmissionKnowledge(
@@ -206,7 +212,7 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _downlink_pb2.GetTransmissionKnowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_downlink_pb2.TransmissionKnowledge, _abc.Awaitable[_downlink_pb2.TransmissionKnowledge]]:
-        """The adapters of a codec."""
+        """Returns the adapters of a codec."""
 
     @_abc_1.abstractmethod
     def PublishTransmissionKnowledge(
@@ -214,8 +220,8 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.PublishTransmissionKnowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_downlink_pb2.TransmissionKnowledge, _abc.Awaitable[_downlink_pb2.TransmissionKnowledge]]:
-        """Makes adapters the current version for the codec, unless they are that already. Their hashes are verified, and they
-        must work with the codec.
+        """Publishes adapters as the current version of their codec. Their hashes are verified, and they must work with the
+        codec.
         """
 
 def add_CloudServicer_to_server(servicer: CloudServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -58,7 +58,7 @@ class DownlinkServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetTransmissionKnowledge(self, request, context):
-        """The adapters that a TransmissionHeader names, for a receiver that lacks them. A channel passes it on.
+        """Returns the adapters that a TransmissionHeader names, for a receiver that lacks them. A channel forwards the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

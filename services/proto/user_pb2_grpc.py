@@ -46,7 +46,8 @@ class UserServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Receive(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """Requests an image, decodes it and reports on the link.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')

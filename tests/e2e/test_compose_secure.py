@@ -168,7 +168,7 @@ def test_what_makes_the_credentials_may_do_little(project: Project) -> None:
 def test_credentials_stay_when_it_is_started_again(project: Project) -> None:
     again = project("run", "--rm", "-T", "credentials")
     assert again.returncode == 0, again.stderr
-    assert "all valid" in again.stdout
+    assert "all certificates are valid" in again.stdout
 
 
 def test_without_keys_it_does_not_start_on_another_address(project: Project) -> None:

@@ -14,7 +14,7 @@ from dekag.cala.methods import cala_config
 from dekag.codec import JsccCodec
 from dekag.evaluation.pages import Report, fill, read_rows, table
 from dekag.evaluation.registry import FIGURES, MISSING, Figure, read_figures, record, verdict
-from dekag.evaluation.reports import claims, makd
+from dekag.evaluation.reports import claims, makd, training
 from dekag.evaluation.studies.cala_training import SHARE
 from dekag.generation.profile import load_profile
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS
@@ -78,6 +78,24 @@ def test_a_page_without_results_says_what_measures_them(tmp_path: Path) -> None:
         if page not in ("claims.md", "README.md"):
             assert f"`: {MISSING}." in text or MISSING in text, page
         assert report.draw(tmp_path) == {}
+
+
+def test_the_training_page_shows_the_measured_autoencoder(tmp_path: Path) -> None:
+    quality = {
+        "pictures": 3, "psnr_db": 33.333, "ssim": 0.9584, "worst_psnr_db": 25.12, "best_psnr_db": 40.7,
+        "styles": {"comic": {"psnr_db": 27.93, "ssim": 0.9311}, "pastel": {"psnr_db": 39.1, "ssim": 0.98}},
+        "encode_ms": 56.2, "decode_ms": 143.9,
+    }  # fmt: skip
+    measured = {"commit": "abc1234", "date": "2026-01-02", "size": 256, "threads": 1, "quality": quality}
+    page = (ROOT / "docs" / training.REPORT.page).read_text()
+    assert "| mean PSNR | 33.33 dB |" not in page
+    (tmp_path / "training").mkdir()
+    (tmp_path / training.VAE).write_text(json.dumps(measured))
+    filled = training.REPORT.render(page, tmp_path)
+    assert "| mean PSNR | 33.33 dB |" in filled
+    assert "| images | 3, 256x256 pixels |" in filled
+    assert filled.index("| pastel | 39.1 | 0.980 |") < filled.index("| comic | 27.9 | 0.931 |")
+    assert MISSING in training.REPORT.render(page, tmp_path / "nothing")
 
 
 def test_what_a_page_names_must_exist() -> None:

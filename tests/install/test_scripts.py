@@ -79,7 +79,7 @@ def test_an_unsupported_python_is_refused_in_one_line_that_says_why(clone: Path,
         assert done.stdout == ""
         assert len(done.stderr.splitlines()) == 1
         assert f"{named} ({version} {why}" in done.stderr
-        assert "Python 3.11.2 or newer, below 3.14 is needed" in done.stderr
+        assert "Python 3.11.2 or newer, below 3.14 is required" in done.stderr
 
 
 @pytest.mark.parametrize("version", ["3.11.2", "3.11.99", "3.12.0", "3.13.7"])
@@ -97,14 +97,14 @@ def test_what_does_not_run_is_passed_over_and_told(clone: Path, tmp_path: Path) 
     done = find(clone, path=path)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "python3.11 (a pyenv shim that stands for no version in use here)" in done.stderr
+    assert "python3.11 (a pyenv shim without a selected version)" in done.stderr
     assert "python3.12 (3.12.1 has no module ensurepip" in done.stderr
 
     fake(path, "python3.13", f'exec {sys.executable} "$@"')
     found = find(clone, path=path)
     assert found.returncode == 0
     assert Path(found.stdout.strip()).resolve() == Path(sys._base_executable).resolve()
-    assert found.stderr.startswith("Passed over ")
+    assert found.stderr.startswith("Skipped ")
 
 
 def test_no_python_at_all_is_told(clone: Path, tmp_path: Path) -> None:
@@ -133,9 +133,9 @@ def make_venv(folder: Path) -> Path:
 def test_a_virtual_environment_that_does_not_fit_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert install.unfit(tmp_path / ".venv") == "is not there"
+    assert install.unfit(tmp_path / ".venv") == "does not exist"
     (tmp_path / "empty").mkdir()
-    assert install.unfit(tmp_path / "empty") == "has a Python that is gone"
+    assert install.unfit(tmp_path / "empty") == "uses a Python that no longer exists"
 
     venv = make_venv(tmp_path / "with a space" / ".venv")
     assert install.unfit(venv) == ""
@@ -143,18 +143,18 @@ def test_a_virtual_environment_that_does_not_fit_is_noticed(
     link.symlink_to(venv)
     assert install.unfit(link) == ""
     monkeypatch.setattr(install, "HERE", "3.99")
-    assert "was made by Python 3.1" in install.unfit(venv)
+    assert "was created by Python 3.1" in install.unfit(venv)
     monkeypatch.undo()
 
     moved = tmp_path / "moved" / ".venv"
     moved.parent.mkdir()
     venv.rename(moved)
-    assert install.unfit(moved) == "was moved here from elsewhere"
+    assert install.unfit(moved) == "was moved from another folder"
     (moved / "bin" / "pip").unlink()
-    assert install.unfit(moved) == "is not finished"
+    assert install.unfit(moved) == "is incomplete"
     for name in ("python", "python3"):
         (moved / "bin" / name).unlink(missing_ok=True)
-    assert install.unfit(moved) == "has a Python that is gone"
+    assert install.unfit(moved) == "uses a Python that no longer exists"
 
 
 CONFLICT = """Collecting x
@@ -213,14 +213,14 @@ def test_a_failing_installation_ends_with_words_and_goes_on_later(clone: Path) -
 
     first = run()
     assert first.returncode == 1
-    assert "Making .venv with Python" in first.stderr
-    assert "pip could not install it" in first.stderr
-    assert "All that pip said: .venv/install.log" in first.stderr
+    assert "Creating .venv with Python" in first.stderr
+    assert "pip failed:" in first.stderr
+    assert "Complete output of pip: .venv/install.log" in first.stderr
     assert "Traceback" not in first.stderr
     assert not (clone / ".venv/installed.json").exists()
 
     again = run()
-    assert "Making .venv" not in again.stderr  # it goes on with what is there
+    assert "Creating .venv" not in again.stderr  # it goes on with what is there
     assert pyproject.exists()
 
 
@@ -231,7 +231,7 @@ def test_a_folder_that_is_not_ours_is_not_deleted(clone: Path) -> None:
         [sys._base_executable, clone / "scripts/install.py", "docs"], capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "not ours to delete" in done.stderr
+    assert "was not created by this script" in done.stderr
     assert (clone / ".venv" / "mine").exists()
 
 

@@ -159,7 +159,7 @@ def test_a_client_needs_no_torch_and_says_which_extra_others_need(
         assert len(done.stderr.splitlines()) == 1
     doctor = client.run(client.dekag, "doctor", "--json", folder=empty)
     checks = {each["name"]: each for each in json.loads(doctor.stdout)["checks"]}
-    assert checks["packages"]["mend"] == "pip install 'dekag[services]'"
+    assert checks["packages"]["fix"] == "pip install 'dekag[services]'"
 
 
 def test_the_doctor_presumes_no_clone(whole: Installed, empty: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_doctor_presumes_no_clone(whole: Installed, empty: Path) -> None:
         assert checks[name]["ok"], checks[name]
     assert "profile embedded" in checks["models"]["detail"]
     for each in checks.values():
-        assert not re.search(r"\bmake\b|git|-e '", each["mend"]), each
+        assert not re.search(r"\bmake\b|git|-e '", each["fix"]), each
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_measuring_finds_models_grids_and_figures(whole: Installed, empty: Path)
 
     done = whole.run(whole.dekag, "sweep", "no-such-grid", folder=empty)
     assert done.returncode == 2
-    assert "no grid of that name ships" in done.stderr
+    assert "no shipped sweep" in done.stderr
 
     done = whole.run(whole.dekag, "experiment", "first-image", "--count", "8", "--only", "vae", folder=empty)
     assert done.returncode == 0, done.stderr

@@ -380,10 +380,10 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
 
     for arguments, said in (
         (["vae", "--profile", "nowhere"], "embedded, stickers"),
-        (["vae", "--device", "tpu"], "cpu and cuda"),
+        (["vae", "--device", "tpu"], "cpu or cuda"),
         (["vae", "--size", "100"], "multiple of 32"),
-        (["edge", "--distil-guidance", "3"], "needs --start"),
-        (["edge", "--size", "128"], "needs --out"),
+        (["edge", "--distil-guidance", "3"], "requires --start"),
+        (["edge", "--size", "128"], "requires --out"),
     ):
         result = CliRunner().invoke(train, arguments)
         assert result.exit_code == 2
@@ -407,3 +407,23 @@ def test_a_whole_vae_training_by_its_command(
     record = json.loads((tmp_path / "vae" / "training.json").read_text())
     assert record["steps"] == record["continues"]["steps"] == 2
     assert set(record["quality"]) >= {"psnr_db", "ssim", "decode_ms"}
+
+
+@pytest.mark.usefixtures("shapes")
+def test_the_quality_of_the_shipped_autoencoder_is_recorded_for_the_page(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from services.cli.train import train
+
+    folders = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path)]
+    result = CliRunner().invoke(train, ["vae-quality", "--count", "2", "--workers", "1", *folders])
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "training" / "vae-stickers.json").read_text())
+    assert (record["size"], record["threads"], record["quality"]["pictures"]) == (256, 1, 2)
+    assert record["quality"]["psnr_db"] > 10
+    other = ["--vae", "models/stickers/vae", "--results", str(tmp_path / "other")]
+    result = CliRunner().invoke(
+        train, ["vae-quality", "--count", "2", "--workers", "1", *folders[:2], *other]
+    )
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "other" / "training").exists()

@@ -11,22 +11,22 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import doctor
-from services.cli.doctor import Finding, examine, run_doctor
+from services.cli.doctor import CheckResult, examine, run_doctor
 from services.cli.main import app
 from services.launcher.stack import SERVICES
 
 
-def test_the_doctor_says_what_mends_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    def fine() -> Finding:
-        return Finding("fine", True, "1.0")
+def test_the_doctor_says_what_reports_how_to_fix_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    def fine() -> CheckResult:
+        return CheckResult("fine", True, "1.0")
 
-    def gone() -> Finding:
-        return Finding("gone", False, "not [here]", "make it")
+    def gone() -> CheckResult:
+        return CheckResult("gone", False, "not [here]", "make it")
 
-    def luxury() -> Finding:
-        return Finding("luxury", False, "not installed", "pip install -e '.[luxury]'", needed=False)
+    def luxury() -> CheckResult:
+        return CheckResult("luxury", False, "not installed", "pip install -e '.[luxury]'", needed=False)
 
-    def broken_one() -> Finding:
+    def broken_one() -> CheckResult:
         raise ModuleNotFoundError("No module named 'grpc'")
 
     assert run_doctor(checks=(fine, luxury)) == 0
@@ -40,7 +40,7 @@ def test_the_doctor_says_what_mends_what_is_missing(capsys: pytest.CaptureFixtur
     assert found["ok"] is False
     assert [each["name"] for each in found["checks"]] == ["broken-one", "gone", "luxury"]
     assert "grpc" in found["checks"][0]["detail"]
-    assert found["checks"][0]["mend"] == "make install"
+    assert found["checks"][0]["fix"] == "make install"
 
 
 def test_the_doctor_looks_at_everything() -> None:
@@ -51,7 +51,7 @@ def test_the_doctor_looks_at_everything() -> None:
     assert len(checks) == len(doctor.CHECKS)
     for name in ("python", "packages", "torch", "models", "data-folder", "plug-ins"):
         assert checks[name]["ok"], checks[name]
-    assert all(each["ok"] or each["mend"] for each in checks.values())
+    assert all(each["ok"] or each["fix"] for each in checks.values())
 
 
 def test_the_doctor_sees_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_the_doctor_sees_a_taken_port(monkeypatch: pytest.MonkeyPatch) -> None:
         (found,) = examine((doctor.ports,))
     assert not found.ok
     assert f"{port} (edge)" in found.detail
-    assert found.mend == "dekag up --free-ports"
+    assert found.fix == "dekag up --free-ports"
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -71,7 +71,7 @@ async def test_the_doctor_knows_a_system_that_runs(gateway_url: str, monkeypatch
     async with asyncio.timeout(60):
         while not (found := await asyncio.to_thread(doctor.ports)).ok:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
-    assert found == Finding("ports", True, "a system runs and is ready")
+    assert found == CheckResult("ports", True, "a system is running and ready")
 
 
 def test_the_doctor_sees_models_that_are_gone_or_damaged(
@@ -84,7 +84,7 @@ def test_the_doctor_sees_models_that_are_gone_or_damaged(
     (tmp_path / "profile.json").write_text((dummy_profile / "profile.json").read_text())
     found = doctor.models()
     assert "no folder cloud" in found.detail
-    assert found.mend == "unset DEKAG_PROFILE"
+    assert found.fix == "unset DEKAG_PROFILE"
 
     shipped = Path("models/embedded/cala")
     copy = tmp_path / "cala"

@@ -244,16 +244,37 @@ def test_where_nothing_can_be_written_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--cbr", "much"], "--cbr"),
-        (["--cbr", "1/0"], "--cbr"),
-        (["--snr-db", "nan"], "--snr-db"),
-        (["--seed", "-1"], "--seed"),
+        (["image", "a boat", "--cbr", "much"], "--cbr: must be a number, a fraction such as 1/96"),
+        (["image", "a boat", "--cbr", "1/0"], "--cbr"),
+        (["image", "a boat", "--snr-db", "nan"], "--snr-db': must be a finite number"),
+        (["image", "a boat", "--seed", "-1"], "--seed': Input should be greater than or equal to 0"),
+        (["image"], "dekag image: Missing argument 'prompt'"),
+        (
+            ["credentials", "x", "--days", "5"],
+            "'--days': Input should be greater than or equal to 31 (allowed: 31 to 3650)",
+        ),
+        (["train", "vae", "--steps", "1"], "dekag train vae: Invalid value for '--steps'"),
+        (["train", "vae", "--profile", "sketches"], "must be one of embedded, stickers"),
+        (["sweep", "no-such-grid"], "there is no file and no shipped sweep 'no-such-grid'"),
+        (["--no-such-option"], "dekag: No such option: --no-such-option"),
+        (["no-such-command"], "dekag: No such command 'no-such-command'"),
     ],
 )
-def test_options_that_make_no_sense_are_refused_before_asking(options: list[str], told: str) -> None:
-    done = CliRunner().invoke(app, ["image", "a boat", *options])
+def test_an_invalid_command_line_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, options)
     assert done.exit_code == 2
-    assert told in done.output
+    assert told in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("group", [[], ["train"], ["bench"]])
+def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
+    done = CliRunner().invoke(app, group)
+    assert "Usage: dekag" in done.output
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_what_doctor_advises_can_be_pasted(
     monkeypatch.setenv("DEKAG_DATA_DIR", str(place))
     found = doctor.data_folder()
     assert not found.ok
-    assert shlex.split(found.mend) == ["mv", str(place), f"{place}.old"]
+    assert shlex.split(found.fix) == ["mv", str(place), f"{place}.old"]
 
 
 def test_what_is_no_text_is_shown_and_raises_nothing(tmp_path: Path) -> None:
