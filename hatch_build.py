@@ -1,4 +1,4 @@
-"""Puts the models, the sweeps and the measured figures into the wheel, beside the code: `dekag.places`.
+"""Puts the models, the sweeps and the measured figures into the wheel, beside the code: `dekag.paths`.
 
 An editable installation gets none, as it finds them in the checkout.
 """

@@ -1,4 +1,4 @@
-"""What all artifacts share: files, what knowledge.json says of them, and a hash of everything."""
+"""The base class of artifacts: files, their description in knowledge.json, and a hash of the content."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ UNREADABLE = (
     SafetensorError,
     InvalidInputError,
 )
-"""What reading damaged files may raise."""
+"""Errors that reading damaged files may raise."""
 
 
 def content_hash(files: Mapping[str, bytes], info: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over the artifact's files by name and over what its knowledge.json says."""
+    """SHA-256 (hex) of the artifact's files, by name, and of the content of its knowledge.json."""
     digest = hashlib.sha256(json.dumps(dict(info), sort_keys=True, separators=(",", ":")).encode())
     for name in sorted(files):
         digest.update(f"\0{name}\0{len(files[name])}\0".encode())
@@ -46,16 +46,16 @@ def content_hash(files: Mapping[str, bytes], info: Mapping[str, Any]) -> str:
 
 
 class Artifact(ABC):
-    """Knowledge as files. It never changes.
+    """Immutable knowledge, stored as files.
 
     Attributes:
-        info: what knowledge.json says beside the hash.
-        content_hash: SHA-256 (hex) over everything in it.
-        what: what errors call it.
-        parts: names of the files that it may have beside knowledge.json.
+        info: content of knowledge.json, without the hash.
+        content_hash: SHA-256 (hex) of its content.
+        label: name of the kind of artifact in error messages.
+        parts: names of its possible files besides knowledge.json.
     """
 
-    what: ClassVar[str]
+    label: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
 
     def __init__(self, info: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
@@ -65,12 +65,12 @@ class Artifact(ABC):
 
     @property
     def base_hash(self) -> str:
-        """Hash of the model that it was trained on and fits."""
+        """Hash of the model that it was trained for."""
         return str(self.info["base_hash"])
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all files."""
+        """Total size of all files, bytes."""
         return sum(map(len, self.to_files().values()))
 
     def to_files(self) -> dict[str, bytes]:
@@ -80,53 +80,53 @@ class Artifact(ABC):
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """What `to_files` wrote.
+        """The artifact in the files; the inverse of `to_files`.
 
         Raises:
-            MismatchError: a file is missing, damaged, too large or not what the hash in knowledge.json was
-                taken over.
+            MismatchError: a file is missing, damaged or too large, or the content does not match the hash in
+                knowledge.json.
         """
         parts = {name: files[name] for name in cls.parts if name in files}
         if INFO not in files or any(len(data) > MAX_FILE_BYTES for data in files.values()):
-            raise MismatchError(f"{cls.what} has {INFO} and files of at most {MAX_FILE_BYTES} bytes")
+            raise MismatchError(f"{cls.label} must have {INFO} and files of at most {MAX_FILE_BYTES} bytes")
         try:
             info = parse_json(files[INFO], INFO)
             claimed = info.pop("content_hash")
             if not cls.known_format(info):
-                raise MismatchError(f"{cls.what}: a format that is not known here")
+                raise MismatchError(f"{cls.label}: unknown format")
             if claimed != content_hash(parts, info):
-                raise MismatchError(f"{cls.what} is damaged: its content does not fit its hash")
-            found = cls(info, parts)
-            found.check()
+                raise MismatchError(f"{cls.label} is damaged: its content does not match its hash")
+            artifact = cls(info, parts)
+            artifact.check()
         except DocumentError as error:
-            raise MismatchError(f"{cls.what} is damaged: {error}") from error
+            raise MismatchError(f"{cls.label} is damaged: {error}") from error
         except UNREADABLE as error:
-            raise MismatchError(f"{cls.what} is damaged: it cannot be read") from error
-        return found
+            raise MismatchError(f"{cls.label} is damaged: it cannot be read") from error
+        return artifact
 
     @classmethod
     @abstractmethod
     def known_format(cls, info: Mapping[str, Any]) -> bool:
-        """Whether knowledge.json says that it is of this kind and format."""
+        """Whether knowledge.json states this kind and format."""
 
     @abstractmethod
     def check(self) -> None:
-        """One of UNREADABLE unless every part has the type and shape that its user counts on."""
+        """Raises one of UNREADABLE unless every part has the expected type and shape."""
 
     def save(self, folder: Path) -> None:
-        """Write the files into `folder`, which is made if missing."""
+        """Write the files into `folder`, which is created if missing."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in self.to_files().items():
             (folder / name).write_bytes(data)
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """Read it from its folder; MismatchError as from_files says, FileError if a file cannot be read."""
-        place = Path(folder)
+        """Read it from a folder; MismatchError as in from_files, FileError if a file cannot be read."""
+        path = Path(folder)
         return cls.from_files(
             {
-                name: read_bytes(place / name, max_bytes=MAX_FILE_BYTES)
+                name: read_bytes(path / name, max_bytes=MAX_FILE_BYTES)
                 for name in (INFO, *cls.parts)
-                if os.path.lexists(place / name)
+                if os.path.lexists(path / name)
             }
         )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 
 class DekagError(Exception):
-    """Base of every error that is meant to be read by whoever made the request."""
+    """Base class of errors with a message for the user."""
 
 
 class InvalidInputError(DekagError):
-    """A field of the request is outside what is allowed.
+    """A field has a value that is not allowed.
 
     Args:
         field: dotted name of the field, as the client wrote it ("link.snr_db").
-        allowed: what would have been allowed, in words ("between -20 and 40 dB").
-        got: the value that came, shown shortened.
+        allowed: allowed values, in words ("between -20 and 40 dB").
+        got: the given value, shortened in the message.
     """
 
     def __init__(self, field: str, allowed: str, got: object) -> None:
@@ -23,20 +23,20 @@ class InvalidInputError(DekagError):
         self._got = str(got)[:80]
 
     def within(self, parent: str) -> InvalidInputError:
-        """The same error for a field that is part of ``parent``: "cbr" within "link" is "link.cbr"."""
+        """The same error for a field inside ``parent``: "cbr" within "link" is "link.cbr"."""
         return InvalidInputError(f"{parent}.{self.field}", self.allowed, self._got)
 
     def __reduce__(self) -> tuple[type[InvalidInputError], tuple[str, str, str]]:
-        """How another process rebuilds it, as the message alone would not do."""
+        """Makes it picklable."""
         return type(self), (self.field, self.allowed, self._got)
 
 
 class FileError(InvalidInputError):
-    """A file or folder that somebody named is not what is needed.
+    """A file or folder given by the user cannot be used.
 
     Args:
-        path: as it was named.
-        problem: what is wrong and what to do, to follow the path ("is a folder, not a file").
+        path: path as given.
+        problem: what is wrong and how to fix it, as a phrase after the path ("is a folder, not a file").
     """
 
     def __init__(self, path: object, problem: str) -> None:
@@ -45,40 +45,40 @@ class FileError(InvalidInputError):
         self.problem = problem
 
     def __reduce__(self) -> tuple[type[FileError], tuple[str, str]]:  # type: ignore[override]
-        """How another process rebuilds it."""
+        """Makes it picklable."""
         return type(self), (self.field, self.problem)
 
 
 class NotFoundError(DekagError):
-    """What was asked for does not exist."""
+    """The requested object does not exist."""
 
 
 class MismatchError(DekagError):
-    """Two artifacts do not fit together: other hash, other base model, other shape."""
+    """Two artifacts do not fit together: different hash, base model or shape."""
 
 
 class ConflictError(DekagError):
-    """What is asked for does not go with what is there: a job of that topic runs, a job is already over."""
+    """The request conflicts with the current state: a job of the topic is running, or has already ended."""
 
 
 class UnavailableError(DekagError):
-    """A service or store that is needed cannot be reached now; trying again may help."""
+    """A required service or store cannot be reached now; retrying may help."""
 
 
 class DeadlineError(DekagError):
-    """The time that the client allowed is over."""
+    """The client's deadline has passed."""
 
 
 class NumericalError(DekagError):
-    """A model made a value that is not finite; says for which seed, by which model and in which stage."""
+    """A model produced a value that is not finite; the message names seed, model and stage."""
 
 
 class ExhaustedError(DekagError):
-    """More is asked for at once than there is room for; trying later helps.
+    """Too many requests at once; retrying later helps.
 
     Args:
-        message: what there is too much of.
-        retry_after_s: when trying again is worth it, s from now; None if that is not known.
+        message: what is exhausted.
+        retry_after_s: suggested wait before a retry, s; None if unknown.
     """
 
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:

@@ -1,7 +1,6 @@
-"""Files that people give: text in the encodings that editors write, and one line that says what is wrong.
+"""Reads files given by users: text in the usual encodings, with one-line errors.
 
-Nothing here waits: a named pipe or a device is refused, and no more than a bound is ever read. Imports no
-torch and nothing of the services.
+Reading never blocks: named pipes and devices are refused, and the size is bounded. Imports no torch.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ def read_bytes(path: Path | str, *, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """The contents of a file.
 
     Args:
-        path: of a regular file, or of a link to one.
-        max_bytes: that it may have at most.
+        path: a regular file, or a link to one.
+        max_bytes: largest allowed size.
 
     Raises:
-        FileError: names the path, says what is there instead or why it cannot be read.
+        FileError: it is not a file, is too large, or cannot be read.
     """
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 - of what may be no path at all
+        mode = os.stat(path).st_mode  # noqa: PTH116 - may not be a valid path
         if stat.S_ISREG(mode):
-            # should a pipe have taken its place, opening it must not wait for who writes into it
+            # non-blocking, in case a pipe has replaced the file since
             with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
                 data = file.read(max_bytes + 1) or b""
     except (OSError, ValueError) as error:
@@ -51,36 +50,36 @@ def read_bytes(path: Path | str, *, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     if not stat.S_ISREG(mode):
         raise FileError(path, f"is {_KINDS.get(stat.S_IFMT(mode), 'something else')}, not a file")
     if len(data) > max_bytes:
-        raise FileError(path, f"is too large: it may have {max_bytes} bytes at most")
+        raise FileError(path, f"is too large: at most {max_bytes} bytes are allowed")
     return data
 
 
 def read_text(path: Path | str, *, max_bytes: int = MAX_TEXT_BYTES) -> str:
-    r"""The text in a file: UTF-8, or UTF-16 or UTF-32 that can be told as such; all lines end in ``\n``.
+    r"""The text in a file in UTF-8, UTF-16 or UTF-32, with line ends converted to ``\n``.
 
     Args:
-        path: of the file.
-        max_bytes: that it may have at most.
+        path: path of the file.
+        max_bytes: largest allowed size.
 
     Raises:
-        FileError: as `read_bytes`; also if the file is in another encoding or holds no text.
+        FileError: as `read_bytes`; also if the file is in another encoding or is not text.
     """
     return decoded(read_bytes(path, max_bytes=max_bytes), str(path))
 
 
 def decoded(data: bytes, name: str) -> str:
-    """The text that ``data``, the contents of the file of that name, stand for; else as `read_text`."""
+    """The text in ``data``, the contents of the file of that name; see `read_text`."""
     encoding = next((encoding for bom, encoding in _BOMS if data.startswith(bom)), None) or _guess(data)
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         if encoding != "utf-8":
-            raise FileError(name, f"is damaged: it is {encoding.upper()}, but not all of it") from None
+            raise FileError(name, f"is damaged: it is not valid {encoding.upper()}") from None
         line = data[: error.start].replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
         raise FileError(
             name,
-            f"is not text in UTF-8 or UTF-16: line {line} holds the byte 0x{data[error.start]:02x}; save it "
-            "as UTF-8, or convert it, from Latin-1 with `iconv -f latin1 -t utf-8`",
+            f"is not text in UTF-8 or UTF-16: line {line} contains the byte 0x{data[error.start]:02x}; save "
+            "it as UTF-8, or convert it, from Latin-1 with `iconv -f latin1 -t utf-8`",
         ) from None
     if "\0" in text:
         raise FileError(name, "is a binary file, not text")
@@ -88,16 +87,16 @@ def decoded(data: bytes, name: str) -> str:
 
 
 def read_lines(path: Path | str, *, max_bytes: int = MAX_TEXT_BYTES) -> list[tuple[int, str]]:
-    """The lines of a text that say something, stripped, each with its number; else as `read_text`.
+    """The lines of a text file, stripped and numbered, without blank lines and comments; see `read_text`.
 
-    Blank lines say nothing, nor do comments: ``#`` alone, or followed by a space.
+    A comment is ``#`` alone, or followed by a space.
     """
     lines = enumerate(map(str.strip, read_text(path, max_bytes=max_bytes).split("\n")), 1)
     return [(number, line) for number, line in lines if line and line != "#" and not line.startswith("# ")]
 
 
 def list_folder(folder: Path | str) -> list[str]:
-    """The names of what is in a folder, in order; FileError if there is none that may be read."""
+    """The names in a folder, sorted; FileError if it does not exist or cannot be read."""
     try:
         return sorted(os.listdir(folder))  # noqa: PTH208 - names alone
     except (OSError, ValueError) as error:
@@ -105,28 +104,28 @@ def list_folder(folder: Path | str) -> list[str]:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Whether files can be written into a folder, which need not be there yet.
+    """Check that files can be written into a folder, which need not exist yet.
 
     Raises:
-        FileError: names the path and says what is in the way.
+        FileError: names the path and the problem.
     """
-    place = Path(folder)
+    path = Path(folder)
     try:
-        while not os.path.lexists(place) and place != place.parent:
-            place = place.parent
-        mode = place.stat().st_mode
+        while not os.path.lexists(path) and path != path.parent:
+            path = path.parent
+        mode = path.stat().st_mode
     except (OSError, ValueError) as error:
-        problem = _why(place, error)
+        problem = _why(path, error)
     else:
-        if stat.S_ISDIR(mode) and os.access(place, os.W_OK | os.X_OK):
+        if stat.S_ISDIR(mode) and os.access(path, os.W_OK | os.X_OK):
             return
         kind = _KINDS.get(stat.S_IFMT(mode), "a file")
-        problem = _permissions(place) if stat.S_ISDIR(mode) else f"{place} is {kind}, not a folder"
+        problem = _permissions(path) if stat.S_ISDIR(mode) else f"{path} is {kind}, not a folder"
     raise FileError(folder, f"cannot be written: {problem}")
 
 
 def _guess(data: bytes) -> str:
-    """UTF-16 without a mark has zeros in every other place as long as its letters are Latin."""
+    """Detects UTF-16 without a byte order mark: for Latin text, every other byte is zero."""
     even, odd = data[:512:2].count(0), data[1:512:2].count(0)
     if not (even or odd) or len(data) % 2:
         return "utf-8"
@@ -139,22 +138,22 @@ def _why(path: Path, error: OSError | ValueError) -> str:
     if isinstance(error, PermissionError):
         return _permissions(path)
     if isinstance(error, FileNotFoundError) and path.is_symlink():
-        return f"a link to {path.readlink()}, which is not there"
+        return f"a link to {path.readlink()}, which does not exist"
     return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def _permissions(path: Path) -> str:
-    """Who may not read or write what, and what would let them."""
-    for place in (*reversed(path.absolute().parents), path):
+    """Explains which permission is missing, and how to grant it."""
+    for part in (*reversed(path.absolute().parents), path):
         try:
-            found = place.stat()
+            status = part.stat()
         except OSError:
             break
-        needed = os.X_OK if place != path else os.X_OK | os.W_OK if stat.S_ISDIR(found.st_mode) else os.R_OK
-        if not os.access(place, needed):
+        needed = os.X_OK if part != path else os.X_OK | os.W_OK if stat.S_ISDIR(status.st_mode) else os.R_OK
+        if not os.access(part, needed):
             uid, letters = os.geteuid(), {os.X_OK: "x", os.R_OK: "r"}.get(needed, "wx")
             return (
-                f"{place} is {stat.filemode(found.st_mode)} of uid {found.st_uid}, and this is uid {uid}; "
-                f"`chown {uid} {place}` lets it, or `chmod o+{letters} {place}` unless it is secret"
+                f"{part} is {stat.filemode(status.st_mode)} of uid {status.st_uid}, and this is uid {uid}; "
+                f"grant access with `chown {uid} {part}`, or `chmod o+{letters} {part}` unless it is secret"
             )
     return "permission denied, or the file system is read-only"

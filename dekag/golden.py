@@ -1,8 +1,8 @@
-"""Golden values: what each model of a profile makes of fixed inputs, kept by the hash of that model.
+"""Golden values: outputs of each model of a profile for fixed inputs, stored by model hash.
 
-`golden.json` beside a profile was written where its models were measured. Another machine, or another version
-of a library, that computes something else with the same weights is found by it before any figure is. They
-agree within a tolerance and not to the bit: how sums are split depends on the processor.
+`golden.json` next to a profile was written on the machine that produced the results. It detects a machine, or
+a version of a library, that computes something else with the same weights. The comparison has a tolerance, as
+the order of sums depends on the processor.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from dekag.generation.profile import Profile
 
 FILE = "golden.json"
 TOLERANCE = 1e-3
-"""Largest difference, as a share of the values' spread; processors differ by some millionths of it."""
+"""Largest difference relative to the spread of the values; processors differ by a few millionths of it."""
 
-KEPT = 16  # values of each output, evenly spaced
-SEED, SIDE, STEPS, GUIDANCE = 7, 64, 2, 3.0  # no profile's settings, so that a value is the model's alone
+KEPT = 16  # values stored of each output, evenly spaced
+SEED, SIDE, STEPS, GUIDANCE = 7, 64, 2, 3.0  # not from a profile, so that values depend on the model alone
 PROMPT = "a red boat on the beach, pastel style"
 
 
 class Output(NamedTuple):
-    """What a model made of the fixed input.
+    """Output of a model for the fixed input.
 
     Attributes:
-        model: what the model is in its profile: "edge", "codec", "knowledge neon".
+        model: role of the model in its profile: "edge", "codec", "knowledge neon".
         model_hash: SHA-256 (hex) of its folder, or of the artifact's content.
         values: real, of any shape.
     """
@@ -44,25 +44,25 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far a model is from its golden values.
+    """Deviation of a model from its golden values.
 
     Attributes:
         model, model_hash: as in Output.
-        share: largest difference over the spread of the values; None where none are kept for that hash.
+        relative_difference: largest difference over the spread of the values; None if none are stored.
     """
 
     model: str
     model_hash: str
-    share: float | None
+    relative_difference: float | None
 
     @property
     def ok(self) -> bool:
-        """Whether it computes what it did where its golden values were written."""
-        return self.share is not None and self.share <= TOLERANCE
+        """Whether it is within the tolerance."""
+        return self.relative_difference is not None and self.relative_difference <= TOLERANCE
 
 
 def outputs(profile: Profile) -> Iterator[Output]:
-    """What the models of `profile` make of fixed inputs, one after another; loads each of them."""
+    """Outputs of the models of `profile` for fixed inputs, one after another; loads each model."""
     yield from _of_generation(profile)
     yield from _of_transmission(profile)
     if profile.scorer is not None:
@@ -70,10 +70,10 @@ def outputs(profile: Profile) -> Iterator[Output]:
 
 
 def write(profile: Profile, folder: Path) -> int:
-    """Write golden.json into `folder`, over what was there.
+    """Write golden.json into `folder`, replacing an existing one.
 
     Returns:
-        How many models it holds.
+        Number of models in it.
     """
     kept: dict[str, Any] = {}
     for each in outputs(profile):
@@ -85,16 +85,16 @@ def write(profile: Profile, folder: Path) -> int:
 
 
 def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
-    """How far each model of `profile` is from the golden values in `folder`.
+    """Deviation of each model of `profile` from the golden values in `folder`.
 
     Raises:
-        MismatchError: there is no golden.json, or it cannot be read.
+        MismatchError: golden.json is missing or cannot be read.
     """
     try:
         kept = read_json(folder / FILE)["models"]
         known = {key: (each["spread"], torch.tensor(each["values"])) for key, each in kept.items()}
     except (InvalidInputError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise MismatchError(f"no golden values can be read from {folder / FILE}") from error
+        raise MismatchError(f"cannot read golden values from {folder / FILE}") from error
     for each in outputs(profile):
         if each.model_hash not in known:
             yield Deviation(each.model, each.model_hash, None)
@@ -102,20 +102,20 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
         spread, values = known[each.model_hash]
         found = torch.tensor(_some(each.values))
         same = found.shape == values.shape and bool(torch.isfinite(found).all())
-        share = float((found - values).abs().max()) / spread if same else float("inf")
-        yield Deviation(each.model, each.model_hash, share)
+        relative_difference = float((found - values).abs().max()) / spread if same else float("inf")
+        yield Deviation(each.model, each.model_hash, relative_difference)
 
 
 def _of_generation(profile: Profile) -> Iterator[Output]:
     from dekag.generation.models import Generator
-    from dekag.makd.aligned import AlignedGenerator
+    from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
 
     for name, model in (("cloud", profile.cloud), ("edge", profile.edge)):
         generator = Generator.load(model.path, steps=STEPS, guidance_scale=GUIDANCE)
         latents = generator.latents(PROMPT, SEED, width=SIDE, height=SIDE)
         yield Output(name, generator.model_hash, latents)
-    decoder = generator.decoder  # the edge's, which is the user's too
+    decoder = generator.decoder  # the edge's, which the user has, too
     with torch.inference_mode():
         pixels = decoder.vae.decode(latents / decoder.vae.config.scaling_factor).sample
     yield Output("autoencoder", decoder.model_hash, pixels)
@@ -125,13 +125,13 @@ def _of_generation(profile: Profile) -> Iterator[Output]:
     for folder in sorted(path for path in Path(profile.knowledge).iterdir() if path.is_dir()):
         update = KnowledgeUpdate.load(folder)
         aligned.add(update)
-        acting = [update.content_hash]
-        drawn = aligned.latents(update.triggers[0], SEED, width=SIDE, height=SIDE, updates=acting)
+        active = [update.content_hash]
+        drawn = aligned.latents(update.triggers[0], SEED, width=SIDE, height=SIDE, updates=active)
         yield Output(f"knowledge {update.topic}", update.content_hash, drawn)
 
 
 def _of_transmission(profile: Profile) -> Iterator[Output]:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.cala.conditions import CONDITION_FEATURES
     from dekag.codec import LatentCodec
     from dekag.generation.models import folder_hash
@@ -140,7 +140,7 @@ def _of_transmission(profile: Profile) -> Iterator[Output]:
     shape = (int(codec.config.latent_channels), SIDE // 8, SIDE // 8)
     latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(SEED))
     uses = codec.max_channel_uses(shape)
-    # unquantised: a symbol that lies between two points of a constellation may snap to either
+    # unquantised: a symbol between two constellation points may be quantised to either
     with torch.inference_mode():
         symbols = codec.encode(latents, uses, modulation="unquantised")
         decoded = codec.decode(symbols, shape)

@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dekag.api.limits import PIXEL_STEP, check_seed
 from dekag.errors import InvalidInputError
-from dekag.finite import check_finite
-from dekag.link.channel import Reception, State, received, transmit
-from dekag.link.conditions import SHIPPED_TRACES, LinkConditions
+from dekag.link.channel import ChannelState, Reception, compose_hops, transmit
+from dekag.link.conditions import BUILT_IN_TRACES, LinkConditions
 from dekag.link.equalizer import equalize
+from dekag.numerics import check_finite
 
 if TYPE_CHECKING:
     # Imported where they are needed: the channel service uses this module without any model's libraries.
@@ -40,7 +40,7 @@ DEFAULT_CBR = 1 / 96
 
 
 class ConditionedCodec(Protocol):
-    """What a link encodes and decodes with: `AlignedCodec`, or `Adapted` while it is trained.
+    """What a link encodes and decodes with: `AlignedCodec`, or `AdaptedCodec` while it is trained.
 
     Attributes:
         base_hash: hash of the codec's folder, for error messages; empty if unknown.
@@ -247,7 +247,7 @@ def apply_channel(
     seed: int,
     *,
     hop: int = 0,
-    traces: Path = SHIPPED_TRACES,
+    traces: Path = BUILT_IN_TRACES,
 ) -> Reception:
     """What arrives of one image's symbols (1, K) after a channel; see `dekag.link.channel.transmit`.
 
@@ -276,14 +276,14 @@ def apply_channel(
     return reception
 
 
-def receive(symbols: torch.Tensor, states: Sequence[State], seed: int) -> Reception:
+def receive(symbols: torch.Tensor, states: Sequence[ChannelState], seed: int) -> Reception:
     """The reception of one image's symbols (1, K) that crossed channels, the first crossed first.
 
     Example:
         >>> import torch
-        >>> from dekag.link.channel import State
+        >>> from dekag.link.channel import ChannelState
         >>> from dekag.pipeline import receive
-        >>> two_hops = [State(torch.full((1, 8), 0.5 + 0j), torch.tensor([0.1]))] * 2
+        >>> two_hops = [ChannelState(torch.full((1, 8), 0.5 + 0j), torch.tensor([0.1]))] * 2
         >>> receive(torch.ones(1, 512, dtype=torch.complex64), two_hops, seed=7).no
         tensor([0.2000])
 
@@ -296,7 +296,7 @@ def receive(symbols: torch.Tensor, states: Sequence[State], seed: int) -> Recept
         InvalidInputError: the states do not fit the symbols or one another.
         NumericalError: a symbol or a gain is not finite.
     """
-    reception = received(symbols, states)
+    reception = compose_hops(symbols, states)
     for values in (reception.symbols, reception.gains):
         check_finite(values, "receive", seeds=[seed])
     return reception
@@ -459,7 +459,7 @@ class SemanticLink:
             NotFoundError: there is no such profile.
             MismatchError: the transmission knowledge does not fit the codec.
         """
-        from dekag.cala.aligned import AlignedCodec
+        from dekag.cala.aligned_codec import AlignedCodec
         from dekag.generation.models import Generator
         from dekag.generation.profile import Profile, load_profile
 

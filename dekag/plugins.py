@@ -1,13 +1,13 @@
-"""One's own channels, codecs, adapter methods and metrics, beside those that come with the library.
+"""Plug-ins: user-defined channels, codecs, adaptation methods and metrics.
 
-A plug-in is a class with a `name` whose base class tells its kind: `dekag.link.Channel`,
-`dekag.codec.LatentCodec`, `dekag.cala.methods.Adapted` or `dekag.metrics.Metric`. It gets in through an entry
-point of an installed package (groups `dekag.channels`, `dekag.codecs`, `dekag.methods`, `dekag.metrics`) or
-because the person who starts the program names it, as `package.module:Name` or `path/to/file.py:Name`: on the
-command line (`dekag --plugin`) or in DEKAG_PLUGINS, separated by commas, as a line of CSV: one that holds a
-comma stands in double quotes. Requests can only name what is known already.
+A plug-in is a class with a `name` whose base class determines its kind: `dekag.link.Channel`,
+`dekag.codec.LatentCodec`, `dekag.cala.methods.AdaptedCodec` or `dekag.metrics.Metric`. It is loaded from an
+entry point of an installed package (groups `dekag.channels`, `dekag.codecs`, `dekag.methods`,
+`dekag.metrics`), or from a path `package.module:Name` or `path/to/file.py:Name` on the command line
+(`dekag --plugin`) or in DEKAG_PLUGINS. The latter is a line of CSV: paths are separated by commas, and a path
+with a comma is quoted. Requests can only name plug-ins that are already loaded.
 
-Imports neither torch nor anything else of the library before it is needed.
+Imports torch and other modules of the library only when they are needed.
 """
 
 from __future__ import annotations
@@ -31,58 +31,58 @@ from dekag.errors import InvalidInputError, NotFoundError
 
 ENVIRONMENT = "DEKAG_PLUGINS"
 
-# kind -> module, base class, and the table by name of the library's own and those that are plugged in
+# kind -> module, base class, and the registry of built-in and plugged-in classes by name
 _KINDS = {
-    "channel": ("dekag.link.kinds", "Channel", "CHANNELS"),
+    "channel": ("dekag.link.registry", "Channel", "CHANNELS"),
     "codec": ("dekag.codec.jscc", "LatentCodec", "CODECS"),
-    "method": ("dekag.cala.methods", "Adapted", "METHODS"),
+    "method": ("dekag.cala.methods", "AdaptedCodec", "METHODS"),
     "metric": ("dekag.metrics.image", "Metric", "METRICS"),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _FORMS = "package.module:Name or path/to/file.py:Name"
 
 _plugged_in: dict[str, dict[str, type]] = {kind: {} for kind in _KINDS}
-_read: str | None = None  # what DEKAG_PLUGINS was when the environment was last read
+_last_read: str | None = None  # value of DEKAG_PLUGINS when the environment was last read
 
 
 def register(plugin: type) -> None:
-    """Make a class known under its `name`; again is of no effect.
+    """Register a class under its `name`; registering it again has no effect.
 
     Raises:
-        InvalidInputError: it is of no kind, its name is none, or another one has it.
+        InvalidInputError: it has none of the base classes, or its name is invalid or taken.
     """
     kind, name = _kind(plugin), _name(plugin)
     if _plugged_in[kind].get(name) is plugin:
         return
     table = _table(kind)
-    # a codec's folder names its class, as diffusers writes it
+    # the folder of a codec names its class, as written by diffusers
     taken = [*table, *(each.__name__ for each in table.values())] if kind == "codec" else list(table)
     if clash := {name, plugin.__name__} & set(taken):
-        raise InvalidInputError(f"name of a {kind}", "one that no other has", ", ".join(sorted(clash)))
+        raise InvalidInputError(f"name of a {kind}", "unique", ", ".join(sorted(clash)))
     try:
         if kind == "method":
             table[name] = plugin.method()  # type: ignore[attr-defined]
         else:
             table[name] = plugin if kind == "codec" else plugin()
-    except Exception as error:  # whatever its own code raises
+    except Exception as error:  # anything that the plug-in raises
         raise InvalidInputError(f"plug-in {name}", f"a complete {kind}", error) from error
     _plugged_in[kind][name] = plugin
 
 
 def load(path: str) -> type:
-    """The class at `package.module:Name` or `path/to/file.py:Name`, which is registered. Runs the code there.
+    """Import and register the class at `package.module:Name` or `path/to/file.py:Name`.
 
     Raises:
-        InvalidInputError: the path has another form, the code fails, or the class cannot be registered.
+        InvalidInputError: the path is malformed, the code fails, or the class cannot be registered.
         NotFoundError: there is no such file, module or class.
     """
-    place, _, name = path.strip().rpartition(":")
-    if not place or not name.isidentifier():
+    location, _, name = path.strip().rpartition(":")
+    if not location or not name.isidentifier():
         raise InvalidInputError("plug-in", _FORMS, path)
-    module = _module(place)
+    module = _module(location)
     plugin = getattr(module, name, None)
     if plugin is None:
-        raise NotFoundError(f"plug-in {path}: there is no {name} in {place}")
+        raise NotFoundError(f"plug-in {path}: there is no {name} in {location}")
     if not isinstance(plugin, type):
         raise InvalidInputError("plug-in", f"a class, which {name} is not", path)
     register(plugin)
@@ -90,55 +90,55 @@ def load(path: str) -> type:
 
 
 def load_from_environment() -> None:
-    """Register what installed packages bring as entry points and what DEKAG_PLUGINS names.
+    """Register the entry points of installed packages and the plug-ins in DEKAG_PLUGINS.
 
-    Does nothing if neither can have changed since it was called before.
+    Does nothing if neither can have changed since the last call.
 
     Raises:
         InvalidInputError, NotFoundError: as `load`.
     """
-    global _read
-    named = os.environ.get(ENVIRONMENT, "")
-    if named == _read:
+    global _last_read
+    value = os.environ.get(ENVIRONMENT, "")
+    if value == _last_read:
         return
-    _read = named  # before, as what is loaded may ask for names itself
+    _last_read = value  # first, since a plug-in may look up names while it is loaded
     try:
         for kind in _KINDS:
             for point in entry_points(group=f"dekag.{kind}s"):
                 if _kind(load(point.value)) != kind:
                     raise InvalidInputError(f"entry point {point.name}", f"a {kind}", point.value)
-        for path in split(named):
+        for path in split(value):
             load(path)
     except BaseException:
-        _read = None
+        _last_read = None
         raise
 
 
-def split(named: str) -> list[str]:
-    """The plug-ins in a value of DEKAG_PLUGINS; InvalidInputError if a quote is not closed."""
+def split(value: str) -> list[str]:
+    """The paths in a value of DEKAG_PLUGINS; InvalidInputError if a quote is not closed."""
     try:
-        rows = csv.reader(io.StringIO(named, newline=""), skipinitialspace=True, strict=True)
+        rows = csv.reader(io.StringIO(value, newline=""), skipinitialspace=True, strict=True)
         return [path for row in rows for path in map(str.strip, row) if path]
     except csv.Error:
-        raise InvalidInputError(ENVIRONMENT, "plug-ins, separated by commas", named) from None
+        raise InvalidInputError(ENVIRONMENT, "plug-ins, separated by commas", value) from None
 
 
 def join(paths: Iterable[str]) -> str:
-    """What DEKAG_PLUGINS must be to name these plug-ins."""
+    """The value of DEKAG_PLUGINS for these paths."""
     text = io.StringIO(newline="")
     csv.writer(text).writerow(paths)
     return text.getvalue().removesuffix("\r\n")
 
 
 def get(kind: str, name: str) -> Any:
-    """What is known under that name: a Channel, a class of codecs, a Method, or a Metric.
+    """The entry with that name: a Channel, a codec class, a Method or a Metric.
 
     Args:
         kind: "channel", "codec", "method" or "metric".
-        name: of the library's own or of a plug-in.
+        name: name of a built-in or a plug-in.
 
     Raises:
-        InvalidInputError: says which names are known.
+        InvalidInputError: the name is unknown; lists the known names.
     """
     table = _table(kind)
     if name not in table:
@@ -149,21 +149,21 @@ def get(kind: str, name: str) -> Any:
 
 
 def names(kind: str) -> list[str]:
-    """Names that `get` knows, the library's own first."""
+    """Names that `get` knows, built-in ones first."""
     load_from_environment()
     return list(_table(kind))
 
 
 def plugged_in(kind: str) -> dict[str, Any]:
-    """What `get` gives for each name that is not the library's own."""
+    """The entries of plug-ins by name, without built-in ones."""
     table = _table(kind)
     return {name: table[name] for name in _plugged_in[kind]}
 
 
 def code_hashes() -> dict[str, str]:
-    """SHA-256 (hex) of the file of every plug-in, by kind and name: results depend on it.
+    """SHA-256 (hex) of the source file of every plug-in, by kind and name: results depend on it.
 
-    What that file imports is not hashed. A class that no file holds is known by its name alone.
+    Imports of that file are not hashed. For a class without a source file, its name is hashed.
     """
     return {
         f"{kind} {name}": _code_hash(plugin)
@@ -184,13 +184,13 @@ def _table(kind: str) -> dict[str, Any]:
     if kind not in _KINDS:
         raise InvalidInputError("kind", f"one of {', '.join(_KINDS)}", kind)
     module, _, table = _KINDS[kind]
-    found: dict[str, Any] = getattr(importlib.import_module(module), table)
-    return found
+    registry: dict[str, Any] = getattr(importlib.import_module(module), table)
+    return registry
 
 
 def _kind(plugin: type) -> str:
     for kind, (module, base, _) in _KINDS.items():
-        # a base class that nobody has imported is no base of anything
+        # if the module of a base class is not imported, no class derives from it
         if module in sys.modules and issubclass(plugin, getattr(sys.modules[module], base)):
             return kind
     bases = ", ".join(base for _, base, _ in _KINDS.values())
@@ -198,27 +198,28 @@ def _kind(plugin: type) -> str:
 
 
 def _name(plugin: type) -> str:
-    name = plugin.__dict__.get("name")  # its own: one that is inherited is another's
+    name = plugin.__dict__.get("name")  # not an inherited one
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         allowed = "lower-case letters, digits, - and _, at most 63, a letter first"
         raise InvalidInputError(f"name of {plugin.__qualname__}", allowed, name)
     return name
 
 
-def _module(place: str) -> ModuleType:
+def _module(location: str) -> ModuleType:
     try:
-        return _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        return _file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
     except (NotFoundError, InvalidInputError):
         raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{place}.".startswith(f"{error.name}."):
-            raise NotFoundError(f"plug-in {place}: there is no module {error.name}") from error
-        failed = f"code that can be imported; {place} fails"
-        raise InvalidInputError("plug-in", failed, f"{type(error).__name__}: {error}") from error
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{location}.".startswith(f"{missing}."):
+            raise NotFoundError(f"plug-in {location}: there is no module {missing}") from error
+        allowed = f"code that can be imported; {location} fails"
+        raise InvalidInputError("plug-in", allowed, f"{type(error).__name__}: {error}") from error
 
 
 def _file(path: Path) -> ModuleType:
-    """The module in that file, run once."""
+    """The module in that file, which is executed only once."""
     path = path.expanduser().resolve()
     if not path.is_file():
         raise NotFoundError(f"plug-in {path}: there is no such file")

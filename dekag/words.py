@@ -1,11 +1,10 @@
-"""The words of a text in any script, so that a phrase is found in a prompt as whole words.
+"""Splits text in any script into words, to find phrases in a prompt as whole words.
 
-Text is compared as Unicode recommends for identifiers (NFKC_Casefold): composed and decomposed accents,
-full-width letters and ligatures, upper and lower case are the same. A word is a run of letters, marks and
-digits. In scripts that are written without spaces between words, such as Chinese, Japanese and Thai, every
-character stands for itself, so that a phrase is found wherever its characters follow each other. Emoji and
-other symbols stand for themselves, too. Everything else, such as punctuation, separates words and is passed
-over.
+Text is compared after NFKC_Casefold, as Unicode recommends for identifiers: composed and decomposed accents,
+full-width letters and ligatures, upper and lower case are equal. A word is a run of letters, marks and
+digits. In scripts without spaces between words, such as Chinese, Japanese and Thai, every character is a
+word, so that a phrase matches wherever its characters follow each other. Emoji and other symbols are words,
+too. Everything else, such as punctuation, separates words.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _UNSPACED = "".join(
 """Scripts that are written without spaces between words."""
 
 _JOINERS = "\u200c\u200d\u00ad\u2060\ufeff\u034f\u180e"
-"""Invisible characters that stand inside words and change nothing that is compared."""
+"""Invisible characters inside words, which are ignored in comparisons."""
 
 _WORD = regex.compile(
     rf"(?V1)(?P<unspaced>[[\p{{L}}\p{{N}}]&&[{_UNSPACED}]][\p{{M}}{_JOINERS}]*)"
@@ -39,29 +38,29 @@ _VARIATION = regex.compile(r"\p{Variation_Selector}")
 
 
 def folded(text: str) -> str:
-    """`text` as it is compared: NFKC and case folding, until neither changes anything."""
+    """`text` after NFKC and case folding, repeated until stable."""
     once = unicodedata.normalize("NFKC", unicodedata.normalize("NFD", text).casefold())
     return unicodedata.normalize("NFKC", once.casefold())
 
 
 @lru_cache(4096)
 def words(text: str) -> tuple[str, ...]:
-    """The words of `text`, folded, in order; none if it has neither letter, digit nor symbol."""
-    found = []
+    """The words of `text`, folded, in order; empty if it has neither letter, digit nor symbol."""
+    result = []
     for match in _WORD.finditer(folded(text)):
-        # a joiner inside an emoji makes another one of it
-        hidden = _VARIATION if match["symbol"] else _INVISIBLE
-        if word := hidden.sub("", match[0]):
-            found.append(word)
-    return tuple(found)
+        # a joiner inside an emoji makes it a different one
+        ignored = _VARIATION if match["symbol"] else _INVISIBLE
+        if word := ignored.sub("", match[0]):
+            result.append(word)
+    return tuple(result)
 
 
-def located(text: str) -> list[tuple[str, int, int]]:
-    """The words of `text`, folded, each with where it begins and ends in `text`."""
+def word_spans(text: str) -> list[tuple[str, int, int]]:
+    """The words of `text`, folded, each with its start and end in `text`."""
     return [(word, match.start(), match.end()) for match in _WORD.finditer(text) for word in words(match[0])]
 
 
-def says(text: Sequence[str], phrase: Sequence[str]) -> bool:
-    """Whether the words `phrase`, at least one, follow each other somewhere in the words `text`."""
+def contains_phrase(text: Sequence[str], phrase: Sequence[str]) -> bool:
+    """Whether the words `phrase`, at least one, occur consecutively in the words `text`."""
     count = len(phrase)
     return count > 0 and any(text[i : i + count] == phrase for i in range(len(text) - count + 1))

@@ -26,7 +26,7 @@ class Nakagami(Channel):
         powers = -torch.rand(M, BLOCKS, generator=generator).clamp_min(1e-12).log().mean(dim=0)
         return torch.polar(powers.sqrt(), 2 * math.pi * torch.rand(BLOCKS, generator=generator))
 
-    def direct_share(self, conditions: LinkConditions) -> float:
+    def los_power_fraction(self, conditions: LinkConditions) -> float:
         """That of the Rician fading whose power varies as much: the adapters know that one."""
         return math.sqrt(1 - 1 / M)
 

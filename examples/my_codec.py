@@ -12,8 +12,8 @@ from diffusers.configuration_utils import register_to_config
 from torch.nn import functional as F
 
 from dekag.codec import LatentCodec, Modulation
+from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power
-from dekag.codec.rows import Conv2d
 
 
 class LinearCodec(LatentCodec):

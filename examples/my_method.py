@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from dekag.cala.methods import Adapted
+from dekag.cala.methods import AdaptedCodec
 from dekag.codec import JsccCodec
 
 
-class Biases(Adapted):
+class Biases(AdaptedCodec):
     """BitFit: the codec's weights stay, its biases are trained, the same for all conditions."""
 
     name, title = "biases", "biases alone"

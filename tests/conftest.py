@@ -147,8 +147,8 @@ async def empty(own_data: None, redis_url: str) -> None:
 @pytest_asyncio.fixture(loop_scope="session")
 async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIterator[None]:
     """A worker for the chain's cloud."""
+    from services.cloud.distiller import Distiller
     from services.cloud.settings import DistillerSettings
-    from services.cloud.worker import Distiller
     from tests.chain import ended
 
     settings = DistillerSettings(redis_url=redis_url, profile=str(dummy_profile), distill_threads=1)

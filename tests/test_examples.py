@@ -55,7 +55,7 @@ def test_my_codec(tmp_path: Path) -> None:
     linear(symbol_channels=4).save_pretrained(tmp_path)
     codec = LatentCodec.load(tmp_path)
     assert type(codec) is linear
-    with pytest.raises(MismatchError, match="is a LinearCodec, which is no JsccCodec"):
+    with pytest.raises(MismatchError, match="is a LinearCodec, not a JsccCodec"):
         JsccCodec.load(tmp_path)
     latents = torch.randn(3, 4, 16, 8)
     with torch.inference_mode():
@@ -69,7 +69,7 @@ def test_a_folder_of_a_codec_that_is_not_plugged_in_is_told(tmp_path: Path) -> N
     JsccCodec(width=8, blocks=1).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace("JsccCodec", "LinearCodec"))
-    with pytest.raises(NotFoundError, match="is a LinearCodec, which is none of JsccCodec"):
+    with pytest.raises(NotFoundError, match="is a LinearCodec, not one of JsccCodec"):
         LatentCodec.load(tmp_path)
 
 

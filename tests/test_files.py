@@ -85,7 +85,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         str(tmp_path / "pipe"): "is a named pipe, not a file",
         str(tmp_path / "to-pipe"): "is a named pipe, not a file",
         str(tmp_path / "none"): "cannot be read: No such file or directory",
-        str(tmp_path / "dangling"): "cannot be read: a link to gone, which is not there",
+        str(tmp_path / "dangling"): "cannot be read: a link to gone, which does not exist",
         str(tmp_path / "loop"): "cannot be read: Too many levels of symbolic links",
         str(tmp_path / "file" / "below"): "cannot be read: Not a directory",
         str(tmp_path / ("x" * 300)): "cannot be read: File name too long",
@@ -106,7 +106,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 def test_file_above_the_size_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 11)
     assert len(read_bytes(tmp_path / "file", max_bytes=11)) == 11
-    with pytest.raises(FileError, match="is too large: it may have 10 bytes at most"):
+    with pytest.raises(FileError, match="is too large: at most 10 bytes are allowed"):
         read_bytes(tmp_path / "file", max_bytes=10)
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(2**40)
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(tmp_path: Path)
     for path, told in {
         tmp_path / "file": "is a file, not a folder",
         tmp_path / "file" / "deep": "is a file, not a folder",
-        tmp_path / "dangling" / "x": "a link to gone, which is not there",
+        tmp_path / "dangling" / "x": "a link to gone, which does not exist",
         "/dev/null/x": "is a device, not a folder",
         "/proc/1/x": "cannot be written: ",
     }.items():
@@ -161,7 +161,8 @@ def test_another_user_is_told_who_may_not_read_what_and_what_mends_it(tmp_path: 
         first, second, third = done.stdout.splitlines()
         assert first == (
             f"{name}/api-keys cannot be read: {name}/api-keys is -rw------- of uid 0, and this is uid 10001; "
-            f"`chown 10001 {name}/api-keys` lets it, or `chmod o+r {name}/api-keys` unless it is secret"
+            f"grant access with `chown 10001 {name}/api-keys`, or `chmod o+r {name}/api-keys` unless it is "
+            "secret"
         )
         assert f"{name}/closed is drwx------ of uid 0" in second
         assert f"`chmod o+x {name}/closed`" in second

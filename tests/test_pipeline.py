@@ -16,11 +16,11 @@ import torch
 
 import dekag
 from dekag import LinkConditions, SemanticLink, pipeline
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.errors import InvalidInputError, NumericalError
 from dekag.generation import profile as profile_module
 from dekag.link import conditions as conditions_module
-from dekag.link.channel import State, transmit
+from dekag.link.channel import ChannelState, transmit
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (4, 16, 16)
@@ -201,7 +201,7 @@ def test_a_link_without_a_generator_sends_latents_only(link: SemanticLink) -> No
 def test_one_hop_is_received_as_it_was_transmitted() -> None:
     symbols = torch.ones(1, 64, dtype=torch.complex64)
     sent = transmit(symbols, [LinkConditions(csi="pilots")], [5])
-    state = State(sent.gains, sent.no, sent.gain_errors, sent.pilot_uses)
+    state = ChannelState(sent.gains, sent.no, sent.gain_errors, sent.pilot_uses)
     received = pipeline.receive(sent.symbols, [state], 5)
     for name in ("symbols", "gains", "no", "gain_errors"):
         assert torch.equal(getattr(received, name), getattr(sent, name))

@@ -15,14 +15,14 @@ from pydantic import ValidationError
 
 from dekag import plugins
 from dekag.cala.conditions import condition_vector
-from dekag.cala.methods import METHODS, Adapted
+from dekag.cala.methods import METHODS, AdaptedCodec
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec
 from dekag.errors import DekagError, InvalidInputError, NotFoundError
 from dekag.link import BLOCKS, Channel, LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.conditions import Fading
-from dekag.link.kinds import CHANNELS
+from dekag.link.registry import CHANNELS
 from dekag.metrics import Metric
 
 pytestmark = pytest.mark.usefixtures("plugging")
@@ -146,7 +146,11 @@ def test_entry_points_of_installed_packages(file: Path, monkeypatch: pytest.Monk
         ("{file}:Mist", NotFoundError, "there is no Mist"),
         ("no_such_package.fog:Fog", NotFoundError, "no module no_such_package"),
         ("{file}:not_a_class", InvalidInputError, "a class"),
-        ("{file}:Nothing", InvalidInputError, "a subclass of one of Channel, LatentCodec, Adapted, Metric"),
+        (
+            "{file}:Nothing",
+            InvalidInputError,
+            "a subclass of one of Channel, LatentCodec, AdaptedCodec, Metric",
+        ),
         ("{file}:Channel", InvalidInputError, "name of Channel"),
         ("{file}:Unfinished", InvalidInputError, "plug-in unfinished must be a complete channel"),
         ("os:system", InvalidInputError, "a class"),
@@ -181,7 +185,7 @@ def test_a_name_is_ones_own_and_nobody_elses(file: Path) -> None:
     plugins.register(Steps)
     plugins.register(Steps)
     for taken in ("steps", "rayleigh"):
-        with pytest.raises(InvalidInputError, match=f"one that no other has; got '{taken}'"):
+        with pytest.raises(InvalidInputError, match=f"unique; got '{taken}'"):
             plugins.register(type("Other", (Steps,), {"name": taken}))
     assert type(CHANNELS["steps"]) is Steps
     with pytest.raises(InvalidInputError, match="got 'JsccCodec'"):
@@ -216,7 +220,7 @@ def test_a_gain_for_every_symbol() -> None:
     torch.testing.assert_close(alone.symbols, alone.gains, atol=0.05, rtol=0)
     noisier = transmit(symbols[1:, :50], [LinkConditions(fading="steps", snr_db=0)], [2])
     assert torch.equal(noisier.gains, alone.gains)
-    with pytest.raises(InvalidInputError, match="every symbol of steps has a gain of its own"):
+    with pytest.raises(InvalidInputError, match="every symbol of steps has its own gain"):
         transmit(symbols, [LinkConditions(fading="steps", csi="pilots")] * 2, [1, 2])
 
 
@@ -228,7 +232,7 @@ def test_gains_that_are_none_are_refused(gains: torch.Tensor) -> None:
 
 
 def test_adapters_and_rate_control_know_a_channel_by_its_physics() -> None:
-    physics = {"direct_share": lambda *_: 1.0, "tau_rms_s": lambda *_: 0.0}
+    physics = {"los_power_fraction": lambda *_: 1.0, "tau_rms_s": lambda *_: 0.0}
     plugins.register(type("Clear", (Steps,), {"name": "clear", **physics}))
     plugins.register(Steps)
     like = {"clear": "awgn", "steps": "rayleigh"}
@@ -243,7 +247,7 @@ def test_adapters_and_rate_control_know_a_channel_by_its_physics() -> None:
 
 
 def test_a_sized_method_takes_its_share() -> None:
-    class Scales(Adapted):
+    class Scales(AdaptedCodec):
         name = "scales"
 
         def __init__(self, codec: JsccCodec, size: int) -> None:

@@ -371,7 +371,9 @@ class LinkReport(_Response):
         description="Power of the direct path over the scattered ones as requested, dB.",
         examples=[6.0],
     )
-    speed_m_s: float = Field(default=0.0, description="Speed of the receiver as requested, m/s.", examples=[0.0])
+    speed_m_s: float = Field(
+        default=0.0, description="Speed of the receiver as requested, m/s.", examples=[0.0]
+    )
     trace: str | None = Field(
         default=None, description="Name of the trace that was played back.", examples=["walk"]
     )

@@ -1,10 +1,10 @@
-"""Transmission knowledge: what was trained of a codec, CALA's adapters and gates, as one versioned artifact.
+"""Transmission knowledge: the trained adapters and gates of a codec as a versioned artifact.
 
-A folder: `adapter_config.json` and `adapter_model.safetensors` as PEFT's own `save_pretrained` writes them,
-so that `PeftModel.from_pretrained(codec, folder)` loads it, and `knowledge.json`, which says which codec it
-fits, how it scored and what quality to expect (for rate control), and carries the hash of all of it. Of any
-other method there is no configuration: knowledge.json names the method and its share of parameters, the
-weights are those that it trains. Nothing but safetensors and JSON is ever read.
+It is a folder with `adapter_config.json` and `adapter_model.safetensors`, written by PEFT's `save_pretrained`
+so that `PeftModel.from_pretrained(codec, folder)` loads it, and `knowledge.json` with the hash of the codec,
+scores, expected quality (for rate control), and the hash of the content. Other methods than CALA have no
+configuration: knowledge.json names the method and its parameter fraction, and the weights are the trained
+parameters. Only safetensors and JSON are ever read.
 """
 
 from __future__ import annotations
@@ -31,39 +31,39 @@ from dekag.errors import MismatchError
 FORMAT = 1
 KIND = "transmission"
 CALA = "cala"
-MAX_SHARE = 10.0  # a method may train more than the codec has
+MAX_PARAMETER_FRACTION = 10.0  # a method may train more parameters than the codec has
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LAYER = re.compile(r"[\w.]{1,200}")
 
 
 class TransmissionKnowledge(Artifact):
-    """What was trained for one codec; `dekag.cala.methods.attached` puts it in.
+    """The trained parameters for one codec; `dekag.cala.methods.attached` attaches them.
 
-    Made by `new` or `of_method`, or read by `from_files` and `load`; it never changes.
+    Immutable; created by `new` or `of_method`, or read by `from_files` and `load`.
 
     Attributes:
-        info: what knowledge.json says: kind, base_hash, config, scores, quality; method, unless it is CALA.
-        content_hash: SHA-256 (hex) over everything in it.
+        info: content of knowledge.json: kind, base_hash, config, scores, quality; method, unless it is CALA.
+        content_hash: SHA-256 (hex) of its content.
     """
 
-    what = "transmission knowledge"
+    label = "transmission knowledge"
     parts = (CONFIG, WEIGHTS)
 
     @classmethod
     def new(cls, info: Mapping[str, Any], adapted: PeftModel) -> Self:
-        """The knowledge in a codec that CALA adapted, its weights rounded to float16.
+        """The knowledge in a codec adapted by CALA, with weights rounded to float16.
 
         Args:
-            info: what knowledge.json is to say beside format and kind; `base_hash` at least.
+            info: content of knowledge.json besides format and kind; at least `base_hash`.
             adapted: `get_peft_model(codec, CalaConfig(...))`, trained.
         """
         with tempfile.TemporaryDirectory() as name:
             adapted.save_pretrained(name)
             config = read_json(Path(name) / CONFIG)
             tensors = load((Path(name) / WEIGHTS).read_bytes())
-        # where the codec lay when this was made says nothing to whoever loads it
+        # the path of the codec on this machine is meaningless elsewhere
         config = {**config, "base_model_name_or_path": None, "inference_mode": True}
-        if isinstance(config["target_modules"], str):  # what matched, as nobody loads a regular expression
+        if isinstance(config["target_modules"], str):  # list the matches, as regular expressions are refused
             config["target_modules"] = list(adapted.base_model.targeted_module_names)
             config["exclude_modules"] = None
         files = {
@@ -74,18 +74,22 @@ class TransmissionKnowledge(Artifact):
 
     @classmethod
     def of_method(
-        cls, info: Mapping[str, Any], method: str, share: float, weights: Mapping[str, torch.Tensor]
+        cls,
+        info: Mapping[str, Any],
+        method: str,
+        parameter_fraction: float,
+        weights: Mapping[str, torch.Tensor],
     ) -> Self:
-        """The knowledge of another method, its weights rounded to float16.
+        """The knowledge of another method, with weights rounded to float16.
 
         Args:
             info: as in `new`.
             method: its name; sender and receiver must both know it.
-            share: largest share of parameters that it was built with.
-            weights: trained, every parameter by name that `dekag.cala.methods.build(method, codec, share)`
-                leaves to be trained.
+            parameter_fraction: largest fraction of parameters with which it was built.
+            weights: values of all trainable parameters of
+                `dekag.cala.methods.build(method, codec, parameter_fraction)`, by name.
         """
-        named = {"method": {"name": method, "share": share}}
+        named = {"method": {"name": method, "share": parameter_fraction}}
         rounded = {name: values.detach().half().contiguous() for name, values in weights.items()}
         return cls({"format": FORMAT, "kind": KIND, **named, **info}, {WEIGHTS: save(rounded)})
 
@@ -95,21 +99,21 @@ class TransmissionKnowledge(Artifact):
 
     @property
     def quality(self) -> QualityModel | None:
-        """What to expect of it, if that was measured."""
+        """The expected quality, if it was measured."""
         return QualityModel.from_json(self.info["quality"]) if self.info.get("quality") else None
 
     @property
     def method(self) -> str:
-        """Name of the method that it is of."""
+        """Name of its method."""
         return str(self.info["method"]["name"]) if "method" in self.info else CALA
 
     @property
-    def share(self) -> float:
-        """Largest share of parameters that its method was built with; CALA's configuration says more."""
+    def parameter_fraction(self) -> float:
+        """Largest fraction of parameters with which its method was built; not for CALA."""
         return float(self.info["method"]["share"])
 
     def config(self) -> CalaConfig:
-        """How CALA's adapters are built."""
+        """The configuration of CALA's adapters."""
         return CalaConfig(**_fields(parse_json(self._files[CONFIG], CONFIG)))
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -117,7 +121,7 @@ class TransmissionKnowledge(Artifact):
         return load(self._files[WEIGHTS])
 
     def attach(self, codec: LatentCodec) -> PeftModel:
-        """Put CALA's adapters into `codec`, which is changed by it.
+        """Attach CALA's adapters to `codec`, which is modified.
 
         Raises:
             MismatchError: the adapters do not fit the codec's layers.
@@ -125,7 +129,7 @@ class TransmissionKnowledge(Artifact):
         try:
             adapted = get_peft_model(codec, self.config())
             outcome = set_peft_model_state_dict(adapted, self.tensors())
-            # every key of the codec itself is "missing", as it should be
+            # every key of the codec itself is "missing", as expected
             missing = [key for key in outcome.missing_keys if "cala_" in key]
         except UNREADABLE as error:
             raise MismatchError("the transmission knowledge does not fit the codec") from error
@@ -137,16 +141,16 @@ class TransmissionKnowledge(Artifact):
 
     @classmethod
     def known_format(cls, info: Mapping[str, Any]) -> bool:
-        """Whether knowledge.json says that it is transmission knowledge of this format."""
+        """Whether knowledge.json states transmission knowledge of this format."""
         return bool(info["format"] == FORMAT and info["kind"] == KIND)
 
     def check(self) -> None:
-        """One of UNREADABLE unless every part is what its user counts on."""
+        """Raises one of UNREADABLE unless every part is valid."""
         if not isinstance(self.info["base_hash"], str):
             raise TypeError("base_hash")
         if self.method == CALA:
             self._check_config(self.config())
-        elif not 0 < self.share <= MAX_SHARE:
+        elif not 0 < self.parameter_fraction <= MAX_PARAMETER_FRACTION:
             raise ValueError("share")
         for name, tensor in self.tensors().items():
             if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
@@ -154,7 +158,7 @@ class TransmissionKnowledge(Artifact):
         _ = self.quality
 
     def _check_config(self, config: CalaConfig) -> None:
-        """ValueError if a layer is not called by its name: PEFT would match a pattern, at any cost."""
+        """Raises ValueError unless layers are plain names: PEFT would match a pattern, however expensive."""
         lists = [config.target_modules or [], config.exclude_modules or [], config.sides]
         if not all(isinstance(names, list) for names in lists):
             raise ValueError("names of layers")
@@ -164,6 +168,6 @@ class TransmissionKnowledge(Artifact):
 
 
 def _fields(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that CalaConfig adds to PEFT's own, which say nothing that attaching needs."""
+    """The fields that CalaConfig adds to PEFT's own; the latter are not needed for attaching."""
     own = CalaConfig.__dataclass_fields__.keys() - PeftConfig.__dataclass_fields__.keys()
     return {key: value for key, value in raw.items() if key in own}

@@ -1,4 +1,4 @@
-"""How CALA is set up, as PEFT's other methods are: a dataclass with a sentence per field."""
+"""CALA's configuration, a dataclass like those of PEFT's own methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KernelKind = Literal["separable", "pointwise", "full"]
 
 
 def admit_peft_type(name: str) -> None:
-    """Add `name` to PEFT's closed enumeration of methods, which `register_peft_method` looks names up in."""
+    """Add `name` to PEFT's closed enumeration of methods, in which `register_peft_method` looks up names."""
     if name in PeftType.__members__:
         return
     member = str.__new__(PeftType, name)
@@ -35,7 +35,7 @@ class CalaConfig(PeftConfig):  # type: ignore[misc]
     """CALA on the convolutions of a codec: W + s B diag(g(c)) A.
 
     Raises:
-        InvalidInputError: names the field and what it allows.
+        InvalidInputError: names the field and its allowed values.
     """
 
     target_modules: list[str] | str | None = field(

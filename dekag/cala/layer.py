@@ -14,17 +14,17 @@ from torch.nn import functional as F
 from dekag.cala.config import CalaConfig, GateKind
 
 
-class Components(nn.Module):
-    """The low-rank components of one layer and the head of its gate.
+class LowRankBranch(nn.Module):
+    """The low-rank branch of one layer, a sum of gated components, and the head of its gate.
 
     Component i maps the input's channels to one map with row i of A, adds the constant `offset[i]`, is
     weighted with g_i, and goes to the output's channels by column i of B. B starts at zero: an untrained
     adapter changes nothing.
 
     Args:
-        base: the convolution that is adapted.
+        base: the adapted convolution.
         rank: number of components.
-        config: everything else.
+        config: all other settings.
     """
 
     def __init__(self, base: nn.Conv2d, rank: int, config: CalaConfig) -> None:
@@ -44,7 +44,7 @@ class Components(nn.Module):
         self.reset()
 
     def reset(self) -> None:
-        """Draw new factors."""
+        """Initialise the factors."""
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
         if self.taps is not None:
             nn.init.normal_(self.taps, std=1 / math.sqrt(self.taps[0].numel()))
@@ -55,7 +55,7 @@ class Components(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def weights(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The weights g of the components from the numbers that the gate's head gives, (batch, rank) both."""
+        """The weights g of the components from the outputs of the gate's head, both (batch, rank)."""
         if self.gate_kind == "sigmoid":
             return 2 * torch.sigmoid(numbers)
         if self.gate_kind == "softplus":
@@ -74,7 +74,7 @@ class Components(nn.Module):
         return F.pad(self.down, (width // 2, width - 1 - width // 2, height // 2, height - 1 - height // 2))
 
     def forward(self, x: torch.Tensor, gates: torch.Tensor, base: nn.Conv2d) -> torch.Tensor:
-        """What is added to the base layer's output for inputs x (batch, in, h, w) and gates (batch, rank)."""
+        """The branch's output, added to the base layer's, for x (batch, in, h, w) and gates (batch, rank)."""
         if self.taps is None:
             maps = _convolve(x, self.kernels(), self.offset, base)
         else:  # the same as with kernels(), in a third of the time
@@ -85,11 +85,11 @@ class Components(nn.Module):
 
 @dataclass(frozen=True)
 class Gating:
-    """What a layer works with until its gates change.
+    """The gate state of a layer.
 
     Attributes:
-        gates: weights of the components (batch, rank); None is the base layer alone.
-        merged: weight and bias of the layer for the one image of the batch.
+        gates: weights of the components (batch, rank); None for the base layer alone.
+        merged: weight and bias of the merged layer, for a batch of one image.
     """
 
     gates: torch.Tensor | None = None
@@ -98,7 +98,7 @@ class Gating:
 
 @dataclass(frozen=True)
 class Fused:
-    """Base layer and components, flattened so that merging them is two products.
+    """Base layer and branch, flattened so that merging takes two products.
 
     Attributes:
         weight, bias: of the base layer: (out, in * height * width), (out,).
@@ -122,9 +122,9 @@ class Fused:
 
 
 class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
-    """A convolution with the components of one or more adapters, of which one is active.
+    """A convolution with the low-rank branches of one or more adapters, of which one is active.
 
-    `CalaModel.conditioned` sets the gates; without them the layer is its base layer.
+    `CalaModel.with_condition` sets the gates; without them the layer behaves like its base layer.
     """
 
     adapter_layer_names = ("cala_components",)
@@ -133,7 +133,7 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         super().__init__()
         self.base_layer = base_layer
         self.cala_components = nn.ModuleDict({})
-        self._state = [Gating()]  # in a list: modules are slow to assign to
+        self._state = [Gating()]  # in a list, as assigning to attributes of a module is slow
         self._fused: Fused | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
@@ -141,52 +141,52 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         self.update_layer(adapter_name, rank, config)
 
     def update_layer(self, adapter_name: str, rank: int, config: CalaConfig) -> None:
-        """Add another adapter's components."""
-        self.cala_components[adapter_name] = Components(self.base_layer, rank, config)
+        """Add the branch of another adapter."""
+        self.cala_components[adapter_name] = LowRankBranch(self.base_layer, rank, config)
         self._peft._move_adapter_to_device_of_base_layer(adapter_name)
         self._peft.set_adapter(self._peft.active_adapters, inference_mode=config.inference_mode)
 
     @property
     def _peft(self) -> Any:
-        """This layer, for what PEFT's untyped base class adds to it."""
+        """This layer, typed as Any for the methods of PEFT's untyped base class."""
         return self
 
     @property
-    def components(self) -> Components | None:
-        """The active adapter's; None if adapters are switched off."""
+    def branch(self) -> LowRankBranch | None:
+        """The branch of the active adapter; None if adapters are disabled."""
         names: list[str] = self._peft.active_adapters
         if self._disable_adapters or not names or names[0] not in self.cala_components:
             return None
-        found = self.cala_components[names[0]]
-        return found if isinstance(found, Components) else None
+        branch = self.cala_components[names[0]]
+        return branch if isinstance(branch, LowRankBranch) else None
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Make ready for quick inference: a batch of one image is convolved with its merged weight.
+        """Prepare for fast inference: a batch of one image is convolved with its merged weight.
 
-        Weights that change afterwards, or another active adapter, have no effect until it is called again.
+        Later changes of weights or of the active adapter have no effect until this is called again.
         """
-        base, components = self.base_layer, self.components
-        if components is None:
+        base, branch = self.base_layer, self.branch
+        if branch is None:
             raise RuntimeError("there is no active adapter to fuse")
-        offset = components.offset
+        offset = branch.offset
         self._fused = Fused(
             weight=base.weight.flatten(1),
             bias=base.weight.new_zeros(base.out_channels) if base.bias is None else base.bias,
-            up=components.scale * components.up,
-            down=components.kernels().flatten(1),
-            offset=base.weight.new_zeros(components.up.shape[1]) if offset is None else offset,
+            up=branch.scale * branch.up,
+            down=branch.kernels().flatten(1),
+            offset=base.weight.new_zeros(branch.up.shape[1]) if offset is None else offset,
             shape=base.weight.shape,
         )
 
     def gating(self, gates: torch.Tensor) -> Gating:
-        """What the layer works with for these weights of its components, (batch, rank)."""
+        """The gate state for these weights of the components, (batch, rank)."""
         if self._fused is None or len(gates) != 1:
             return Gating(gates)
         return Gating(gates, self._fused.merged(gates))
 
     def set_gating(self, gating: Gating) -> None:
-        """Work so until told otherwise; `Gating()` is the base layer alone."""
+        """Set the gate state; `Gating()` selects the base layer alone."""
         self._state[0] = gating
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -195,17 +195,17 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
         if gating.merged is not None:
             return _convolve(x, *gating.merged, base)
         result = _convolve(x, base.weight, base.bias, base)
-        components = None if gating.gates is None else self.components
-        if components is None or gating.gates is None:
+        branch = None if gating.gates is None else self.branch
+        if branch is None or gating.gates is None:
             return result
-        adapted: torch.Tensor = result + components(x, gating.gates, base)
+        adapted: torch.Tensor = result + branch(x, gating.gates, base)
         return adapted
 
 
 def _convolve(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, like: nn.Conv2d, groups: int = 1
 ) -> torch.Tensor:
-    """Convolution with the stride, padding and dilation of `like`, by its own kernel where groups allow."""
+    """Convolution with stride, padding and dilation of `like`; calls its own method if the groups match."""
     if groups == like.groups:
         result: torch.Tensor = like._conv_forward(x, weight, bias)
         return result

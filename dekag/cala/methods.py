@@ -1,8 +1,8 @@
-"""CALA and what it is measured against: every way to adapt the codec, behind one interface.
+"""Adaptation methods for the codec: CALA and its baselines, behind one interface.
 
 All of them are trained by `dekag.training.cala.train_method` with the same loss, data and steps. `METHODS`
-lists them; one's own derive from `Adapted` (`dekag.plugins`). A share is the number of trained parameters
-(gates included) over the codec's.
+lists them; plug-ins derive from `AdaptedCodec` (`dekag.plugins`). The parameter fraction is the number of
+trained parameters (gates included) divided by the codec's.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def convolutions(codec: JsccCodec) -> list[str]:
     return [name for name, module in codec.named_modules() if isinstance(module, nn.Conv2d)]
 
 
-class Adapted(nn.Module):
-    """A codec that something was done to so that it suits its condition; this base class does nothing.
+class AdaptedCodec(nn.Module):
+    """A codec adapted to conditions; this base class leaves it unchanged.
 
     Attributes:
-        codec: the codec, with whatever was put into it.
-        groups: how many groups of conditions it keeps apart; 1 if it does not.
-        base_hash: hash of the codec's folder; empty, as it is not known here.
-        quality: the PSNR to expect at each rate; None, as it is not known here.
-        name, title: of a plug-in: what `build` and what figures call it.
-        learning_rate: of a plug-in: the peak.
-        sized: of a plug-in: whether it is made of a codec and a size, 1 to 64, that sets how many parameters
-            are trained; else it is made of a codec alone and trains what it likes.
+        codec: the codec, with any modifications.
+        groups: number of groups of conditions with separate parameters; 1 if there are none.
+        base_hash: hash of the codec's folder; empty, as it is unknown here.
+        quality: the expected PSNR at each rate; None, as it is unknown here.
+        name, title: for plug-ins: name for `build`, and label in figures.
+        learning_rate: for plug-ins: peak learning rate.
+        sized: for plug-ins: whether the constructor takes a codec and a size, 1 to 64, that determines the
+            number of trained parameters; otherwise it takes the codec alone.
     """
 
     groups = 1
@@ -56,16 +56,16 @@ class Adapted(nn.Module):
         super().__init__()
         self.codec = codec.requires_grad_(False)
 
-    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        """Inside, the codec's side ("encoder", "decoder") suits the conditions (batch, C)."""
+    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside the context, the side ("encoder", "decoder") is adapted to conditions (batch, C)."""
         return nullcontext()
 
     def group_of(self, condition: torch.Tensor) -> torch.Tensor:
-        """(batch,) int64: the group of each condition (batch, C), which sender and receiver must agree in."""
+        """(batch,) int64: the group of each condition (batch, C); the same at sender and receiver."""
         return torch.zeros(len(condition), dtype=torch.int64)
 
-    def use_group(self, group: int) -> None:
-        """Switch to that group; a batch holds conditions of one group."""
+    def select_group(self, group: int) -> None:
+        """Select a group; all conditions of a batch must belong to it."""
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
@@ -80,16 +80,16 @@ class Adapted(nn.Module):
         *,
         modulation: Modulation | None = None,
     ) -> torch.Tensor:
-        """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, all of them at once.
+        """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, in one batch.
 
         Args:
-            latents: what is sent.
+            latents: latents to send.
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), all of one group.
             modulation: the constellation, if not the codec's own.
         """
         uses = channel_uses[0] if len(set(channel_uses)) == 1 else channel_uses
-        with self._conditioned("encoder", condition):
+        with self._with_condition("encoder", condition):
             symbols: torch.Tensor = self.codec.encode(latents, uses, modulation=modulation)
         return symbols
 
@@ -97,20 +97,20 @@ class Adapted(nn.Module):
         self, symbols: torch.Tensor, latent_shape: tuple[int, int, int], condition: torch.Tensor
     ) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32; see `encode`."""
-        with self._conditioned("decoder", condition):
+        with self._with_condition("decoder", condition):
             latents: torch.Tensor = self.codec.decode(symbols, latent_shape)
         return latents
 
-    def _conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    def _with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
         if self.groups > 1:
-            self.use_group(int(self.group_of(condition)[0]))
-        return self.conditioned(side, condition)
+            self.select_group(int(self.group_of(condition)[0]))
+        return self.with_condition(side, condition)
 
     def fuse(self) -> None:
-        """Make ready for quick inference, after which nothing is trained; does nothing unless overridden."""
+        """Prepare for fast inference, after which training is impossible; does nothing unless overridden."""
 
     def trained_parameters(self) -> int:
-        """Numbers that are trained, in all groups together."""
+        """Number of trained parameters, in all groups together."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     @classmethod
@@ -120,15 +120,15 @@ class Adapted(nn.Module):
         return Method(cls.title or cls.name, make, cls.learning_rate, cls.sized)
 
 
-class FullFineTune(Adapted):
-    """All of the codec's own parameters are trained."""
+class FullFineTune(AdaptedCodec):
+    """Trains all of the codec's own parameters."""
 
     def __init__(self, codec: JsccCodec) -> None:
         super().__init__(codec)
         self.codec.requires_grad_(True)
 
 
-class Lora(Adapted):
+class Lora(AdaptedCodec):
     """PEFT's own LoRA, one adapter for each group of conditions.
 
     Args:
@@ -144,7 +144,6 @@ class Lora(Adapted):
         from peft import LoraConfig, get_peft_model
 
         super().__init__(codec)
-        self._split = split
         self.groups = {"none": 1, "snr": 2, "snr-cbr": 4}[split]
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=convolutions(codec))
         self.peft = get_peft_model(self.codec, config, adapter_name="group0")
@@ -159,19 +158,19 @@ class Lora(Adapted):
         by_snr, by_cbr = (snr_db >= self.SNR_DB).long(), (cbr >= self.CBR).long()
         return {1: 0 * by_snr, 2: by_snr, 4: 2 * by_snr + by_cbr}[self.groups]
 
-    def use_group(self, group: int) -> None:
-        """Make that group's adapter the active one."""
+    def select_group(self, group: int) -> None:
+        """Activate the group's adapter."""
         for module in self.peft.modules():
             if hasattr(module, "lora_A"):
                 module._active_adapter = [f"group{group}"]
 
 
 class AttentionFeature(nn.Module):
-    """Channel attention that reads pooled features and the condition, after ADJSCC (Xu et al., 2022).
+    """Channel attention on pooled features and the condition, after ADJSCC (Xu et al., 2022).
 
     Args:
-        channels: of the features.
-        hidden: units of its hidden layer.
+        channels: number of feature channels.
+        hidden: units of the hidden layer.
     """
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -182,8 +181,8 @@ class AttentionFeature(nn.Module):
         nn.init.zeros_(self.excite.bias)
         self._condition: torch.Tensor | None = None
 
-    def read(self, condition: torch.Tensor | None) -> None:
-        """Attend as these conditions (batch, C) ask; None: not at all."""
+    def set_condition(self, condition: torch.Tensor | None) -> None:
+        """Set the conditions (batch, C); None disables the attention."""
         self._condition = condition
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -195,8 +194,8 @@ class AttentionFeature(nn.Module):
         return x * scales[:, :, None, None].to(x.dtype)
 
 
-class SnrAttention(Adapted):
-    """ADJSCC-like: attention after each hidden layer's features; the codec itself stays as it is.
+class SnrAttention(AdaptedCodec):
+    """Attention after each hidden layer, as in ADJSCC; the codec itself is not trained.
 
     Args:
         codec: the base codec.
@@ -211,20 +210,20 @@ class SnrAttention(Adapted):
                 stack[index] = nn.Sequential(stack[index], AttentionFeature(width, hidden))
 
     @contextmanager
-    def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
-        """Inside, the side's attention reads these conditions (batch, C)."""
+    def with_condition(self, side: str, condition: torch.Tensor) -> Iterator[None]:
+        """Inside the context, the side's attention uses these conditions (batch, C)."""
         stack = self.codec.get_submodule(side)
         modules = [module for module in stack.modules() if isinstance(module, AttentionFeature)]
         for module in modules:
-            module.read(condition)
+            module.set_condition(condition)
         try:
             yield
         finally:
             for module in modules:
-                module.read(None)
+                module.set_condition(None)
 
 
-class Cala(Adapted):
+class Cala(AdaptedCodec):
     """Condition-aware low-rank adaptation, through PEFT."""
 
     def __init__(self, codec: JsccCodec, config: CalaConfig) -> None:
@@ -235,48 +234,49 @@ class Cala(Adapted):
 
     @classmethod
     def attached(cls, codec: JsccCodec, knowledge: TransmissionKnowledge) -> Self:
-        """CALA's knowledge in a codec, which is changed by it."""
-        made = cls.__new__(cls)
-        Adapted.__init__(made, codec)
-        made.peft = knowledge.attach(codec)
-        return made
+        """Attach CALA's knowledge to a codec, which is modified."""
+        adapted = cls.__new__(cls)
+        AdaptedCodec.__init__(adapted, codec)
+        adapted.peft = knowledge.attach(codec)
+        return adapted
 
-    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        """Inside, the side's gates read these conditions (batch, C)."""
-        conditioned: AbstractContextManager[None] = self.peft.base_model.conditioned(side, condition)
-        return conditioned
+    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside the context, the side's gates use these conditions (batch, C)."""
+        with_condition: AbstractContextManager[None] = self.peft.base_model.with_condition(side, condition)
+        return with_condition
 
     def fuse(self) -> None:
-        """Make layers and gates ready for quick inference."""
+        """Prepare layers and gates for fast inference."""
         self.peft.base_model.fuse()
 
 
 class UngatedCala(Cala):
-    """CALA whose gates never learn of the condition: what is left is its low-rank form."""
+    """CALA with a constant condition at its gates, which leaves a plain low-rank adapter."""
 
-    def conditioned(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        """Inside, the side's gates are the same whatever the conditions (batch, C)."""
-        return super().conditioned(side, torch.zeros_like(condition))
+    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside the context, the side's gates are the same for all conditions (batch, C)."""
+        return super().with_condition(side, torch.zeros_like(condition))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to adapt the codec.
+    """A method to adapt the codec.
 
     Attributes:
-        title: what figures call it.
-        build: makes it from a copy of the base codec and the largest share of parameters it may train.
-        learning_rate: peak; found for each by short runs on validation latents.
-        sized: whether it obeys the share.
+        title: label in figures.
+        build: builds the adapted codec from the base codec, which is copied, and the largest fraction of
+            parameters to train.
+        learning_rate: peak learning rate; tuned by short runs on validation latents.
+        sized: whether the parameter fraction has an effect.
     """
 
     title: str
-    build: Callable[[JsccCodec, float], Adapted]
+    build: Callable[[JsccCodec, float], AdaptedCodec]
     learning_rate: float
     sized: bool = True
 
 
-def largest(build: Callable[[int], Adapted], limit: int, *, most: int = 64) -> Adapted:
+def largest(build: Callable[[int], AdaptedCodec], limit: int, *, most: int = 64) -> AdaptedCodec:
     """`build(n)` for the largest n in 1..most that trains no more than `limit` parameters.
 
     Raises:
@@ -290,25 +290,25 @@ def largest(build: Callable[[int], Adapted], limit: int, *, most: int = 64) -> A
         else:
             high = middle - 1
     if low == 0:
-        raise InvalidInputError("share", "enough for the smallest adapter", f"{limit} parameters")
+        raise InvalidInputError("share", "large enough for the smallest adapter", f"{limit} parameters")
     return build(low)
 
 
-def _sized(build: Callable[..., Adapted]) -> Callable[[JsccCodec, float], Adapted]:
-    def of_share(codec: JsccCodec, share: float) -> Adapted:
-        limit = int(share * sum(p.numel() for p in codec.parameters()))
+def _sized(build: Callable[..., AdaptedCodec]) -> Callable[[JsccCodec, float], AdaptedCodec]:
+    def of_fraction(codec: JsccCodec, parameter_fraction: float) -> AdaptedCodec:
+        limit = int(parameter_fraction * sum(p.numel() for p in codec.parameters()))
         return largest(lambda size: build(copy.deepcopy(codec), size), limit)
 
-    return of_share
+    return of_fraction
 
 
 def cala_config(rank: int, **changes: Any) -> CalaConfig:
-    """The configuration of CALA at that rank, as docs/decisions/0008 found it best."""
+    """The best configuration of CALA at that rank, from docs/decisions/0008."""
     return CalaConfig(**{"rank": rank, "gate_width": 16, **changes})
 
 
 METHODS: dict[str, Method] = {
-    "none": Method("unaligned", lambda codec, _: Adapted(copy.deepcopy(codec)), 0.0, sized=False),
+    "none": Method("unaligned", lambda codec, _: AdaptedCodec(copy.deepcopy(codec)), 0.0, sized=False),
     "cala": Method("CALA", _sized(lambda codec, rank: Cala(codec, cala_config(rank))), 1e-2),
     "cala-ungated": Method(
         "CALA without conditions", _sized(lambda codec, rank: UngatedCala(codec, cala_config(rank))), 1e-2
@@ -319,7 +319,9 @@ METHODS: dict[str, Method] = {
     ),
     "lora-groups-large": Method(
         "LoRA per SNR and rate group, equal bytes each",
-        lambda codec, share: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(codec, 4 * share),
+        lambda codec, parameter_fraction: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(
+            codec, 4 * parameter_fraction
+        ),
         1e-2,
     ),
     "snr-attention": Method("SNR attention", _sized(SnrAttention), 1e-2),
@@ -329,28 +331,28 @@ METHODS: dict[str, Method] = {
 }
 
 
-def build(name: str, codec: JsccCodec, share: float) -> Adapted:
+def build(name: str, codec: JsccCodec, parameter_fraction: float) -> AdaptedCodec:
     """The method of that name over a copy of `codec`.
 
     Raises:
-        InvalidInputError: there is no such method, or the share is too small for it.
+        InvalidInputError: the method is unknown, or the fraction is too small for it.
     """
     method: Method = plugins.get("method", name)
-    return method.build(codec, share)
+    return method.build(codec, parameter_fraction)
 
 
-def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> Adapted:
-    """A copy of `codec` with that knowledge in it, whatever its method; to send with, not to train.
+def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> AdaptedCodec:
+    """A copy of `codec` with that knowledge, of any method; for inference only.
 
     Raises:
-        MismatchError: the knowledge does not fit the codec, or is of a method that is not known here.
+        MismatchError: the knowledge does not fit the codec, or its method is unknown.
     """
     if not isinstance(codec, JsccCodec):
         raise MismatchError(f"transmission knowledge is for a JsccCodec, not for a {type(codec).__name__}")
     if knowledge.method == CALA:
         return Cala.attached(copy.deepcopy(codec), knowledge)
     try:
-        adapted = build(knowledge.method, codec, knowledge.share)
+        adapted = build(knowledge.method, codec, knowledge.parameter_fraction)
     except InvalidInputError as error:
         raise MismatchError(f"transmission knowledge of the method {knowledge.method}: {error}") from error
     trained = {name: values for name, values in adapted.named_parameters() if values.requires_grad}

@@ -1,4 +1,4 @@
-"""CALA as PEFT sees it: puts the layers in, holds the gates' trunks, and sets the gates."""
+"""CALA's model for PEFT: injects the layers, owns the trunks of the gates, and sets the gates."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag.cala.config import CalaConfig
-from dekag.cala.layer import CalaLayer, Components, Gating
+from dekag.cala.layer import CalaLayer, Gating, LowRankBranch
 from dekag.errors import InvalidInputError
 
 RECENT_CONDITIONS = 32
-"""Single conditions whose merged weights are kept, about 1 MB each for the embedded codec."""
+"""Number of single conditions with cached merged weights, about 1 MB each for the embedded codec."""
 
 _BASE_ALONE = Gating()
 
 
 @dataclass(frozen=True)
-class Side:
-    """One gated part of the model.
+class GatedSide:
+    """One gated side of the model.
 
     Attributes:
-        trunk: turns conditions (batch, C) into hidden units.
+        trunk: maps conditions (batch, C) to hidden units.
         layers: the adapted layers.
-        components: theirs, in the same order.
-        head: weight and bias of all layers' heads in one, for quick inference.
+        branches: their low-rank branches, in the same order.
+        head: concatenated weight and bias of all heads, for fast inference.
     """
 
     trunk: nn.Sequential
     layers: list[CalaLayer]
-    components: list[Components]
+    branches: list[LowRankBranch]
     head: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def gates(self, condition: torch.Tensor) -> list[torch.Tensor]:
@@ -46,20 +46,20 @@ class Side:
             raise InvalidInputError("condition", f"(batch, {features})", tuple(condition.shape))
         hidden = self.trunk(condition)
         if self.head is None:
-            return [part.weights(part.head(hidden)) for part in self.components]
+            return [part.weights(part.head(hidden)) for part in self.branches]
         numbers = F.linear(hidden, *self.head)
-        ranks = [part.head.out_features for part in self.components]
-        if self.components[0].gate_kind == "softmax":  # over each layer's numbers apart
-            return [part.weights(n) for part, n in zip(self.components, numbers.split(ranks, 1), strict=True)]
-        return list(self.components[0].weights(numbers).split(ranks, dim=1))
+        ranks = [part.head.out_features for part in self.branches]
+        if self.branches[0].gate_kind == "softmax":  # computed for each layer separately
+            return [part.weights(n) for part, n in zip(self.branches, numbers.split(ranks, 1), strict=True)]
+        return list(self.branches[0].weights(numbers).split(ranks, dim=1))
 
     def gatings(self, condition: torch.Tensor) -> list[Gating]:
-        """What each layer works with for conditions (batch, C)."""
+        """The gate state of each layer for conditions (batch, C)."""
         return [layer.gating(g) for layer, g in zip(self.layers, self.gates(condition), strict=True)]
 
-    def with_one_head(self) -> Side:
-        """The same with the layers' heads put together."""
-        heads = [part.head for part in self.components]
+    def with_one_head(self) -> GatedSide:
+        """The same side with concatenated heads."""
+        heads = [part.head for part in self.branches]
         together = torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])
         return replace(self, head=together)
 
@@ -67,8 +67,8 @@ class Side:
 class CalaModel(BaseTuner):  # type: ignore[misc]
     """A codec with condition-aware low-rank adapters.
 
-    A gate is a trunk for each side (encoder, decoder), which turns a condition vector into `gate_width`
-    hidden units, and a linear head for each layer, which turns those into the weights of its components.
+    A gate has a trunk for each side (encoder, decoder), which maps a condition vector to `gate_width` hidden
+    units, and a linear head for each layer, which maps those to the weights of its components.
     """
 
     prefix = "cala_"
@@ -78,7 +78,7 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
     def _pre_injection_hook(self, model: nn.Module, config: CalaConfig, adapter_name: str) -> None:
         if not hasattr(self, "cala_trunks"):
             self.cala_trunks = nn.ModuleDict({})
-            self._fused_sides: dict[str, Side] = {}
+            self._fused_sides: dict[str, GatedSide] = {}
             self._recent: OrderedDict[tuple[str, bytes], list[Gating]] = OrderedDict()
         self.cala_trunks[adapter_name] = nn.ModuleDict(
             {
@@ -129,7 +129,7 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
     ) -> None:
         setattr(parent, child_name, new_module)
 
-    def _side(self, side: str) -> Side:
+    def _side(self, side: str) -> GatedSide:
         """The trunk, layers and heads of a side under the active adapter."""
         name = self.active_adapters[0]
         if side in self._fused_sides:
@@ -142,8 +142,8 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             for place, module in self.model.named_modules()
             if isinstance(module, CalaLayer) and place.startswith(f"{side}.")
         ]
-        pairs = [(layer, layer.components) for layer in layers if layer.components is not None]
-        return Side(trunks[side], [layer for layer, _ in pairs], [components for _, components in pairs])
+        pairs = [(layer, layer.branch) for layer in layers if layer.branch is not None]
+        return GatedSide(trunks[side], [layer for layer, _ in pairs], [branch for _, branch in pairs])
 
     def gates(self, side: str, condition: torch.Tensor) -> list[torch.Tensor]:
         """The weights of the components of each of the side's layers, (batch, rank).
@@ -153,13 +153,13 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             condition: (batch, C) float32.
 
         Raises:
-            InvalidInputError: there is no such side, or the conditions have another shape.
+            InvalidInputError: there is no such side, or the conditions have an invalid shape.
         """
         return self._side(side).gates(condition)
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Make layers and gates ready for quick inference; see `CalaLayer.fuse`."""
+        """Prepare layers and gates for fast inference; see `CalaLayer.fuse`."""
         self._fused_sides.clear()
         self._recent.clear()
         trunks: Any = self.cala_trunks[self.active_adapters[0]]
@@ -170,8 +170,8 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             self._fused_sides[name] = side.with_one_head()
 
     @contextmanager
-    def conditioned(self, side: str, condition: torch.Tensor) -> Iterator[None]:
-        """Inside, image i of a batch meets the side's layers as condition[i] asks; outside, the base codec.
+    def with_condition(self, side: str, condition: torch.Tensor) -> Iterator[None]:
+        """Inside the context, image i of a batch is processed for condition[i]; outside, by the base codec.
 
         Args:
             side: which part of the model, such as "encoder".
@@ -186,8 +186,8 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             for layer in part.layers:
                 layer.set_gating(_BASE_ALONE)
 
-    def _gatings(self, side: str, part: Side, condition: torch.Tensor) -> list[Gating]:
-        """What each layer works with; kept for single conditions, as requests often repeat them."""
+    def _gatings(self, side: str, part: GatedSide, condition: torch.Tensor) -> list[Gating]:
+        """The gate state of each layer; cached for single conditions, as requests often repeat them."""
         if part.head is None or len(condition) != 1:
             return part.gatings(condition)
         key = side, condition.numpy().tobytes()

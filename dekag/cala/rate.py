@@ -1,4 +1,4 @@
-"""Rate control: the smallest rate that is expected to meet a target, from a calibrated table."""
+"""Rate control: chooses the smallest rate expected to meet a target, from a calibrated table."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from dekag.cala.conditions import delay_spread_s, direct_share
+from dekag.cala.conditions import delay_spread_s, los_power_fraction
 from dekag.errors import MismatchError
 from dekag.link.conditions import LinkConditions
 
 CONFIDENCE = 0.8
-"""Share of the images that the chosen rate should serve well enough, if the spread is Gaussian."""
+"""Fraction of images that should meet the target at the chosen rate, if the spread is Gaussian."""
 
 RATE_STEPS = 96
-"""Rates between the calibrated ends that are tried."""
+"""Number of candidate rates in the calibrated range."""
 
 
 @dataclass(frozen=True)
 class QualityModel:
     """Mean and spread of the PSNR over rate, SNR and fading, measured with perfect CSI and MMSE.
 
-    Between the grid's points it is interpolated linearly, over log2 of the rate, dB, the share of direct
-    power and log10 of the delay spread; beyond them the outermost value holds. A channel is known by its
-    share of direct power and its delay spread, so that TDL profiles have a place in the table.
+    It is interpolated linearly over log2 of the rate, dB, the line-of-sight power fraction and log10 of the
+    delay spread, and constant outside the grid. A channel is characterised by its line-of-sight power
+    fraction and its delay spread, so that the table also covers TDL profiles.
 
     Attributes:
-        cbrs: rates, rising.
-        snrs_db: mean SNRs, rising, dB.
-        directs: shares of direct power, rising: 0 is Rayleigh, 1 AWGN.
-        taus_s: RMS delay spreads, rising, above 0, s.
+        cbrs: rates, ascending.
+        snrs_db: mean SNRs, ascending, dB.
+        directs: line-of-sight power fractions, ascending: 0 is Rayleigh, 1 AWGN.
+        taus_s: RMS delay spreads, ascending, above 0, s.
         mean_db: [direct][tau][snr][cbr] mean PSNR over images and fades, dB.
         spread_db: the same shape, standard deviation, dB.
     """
@@ -52,44 +52,40 @@ class QualityModel:
         for table in (self.mean_db, self.spread_db):
             values = np.asarray(table, dtype=np.float64)
             if values.shape != shape or not np.isfinite(values).all():
-                raise MismatchError("a quality table does not fit its grid")
+                raise MismatchError("the quality table does not match its grid")
         for axis in (self.cbrs, self.snrs_db, self.directs, self.taus_s):
             if not axis or any(a >= b for a, b in pairwise(axis)):
-                raise MismatchError("the grid of a quality table does not rise")
+                raise MismatchError("the grid of the quality table is not ascending")
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
-        """The model that `to_json` wrote; MismatchError if it is not one."""
+        """The inverse of `to_json`; MismatchError if the content is invalid."""
         try:
             axes = {name: tuple(map(float, raw[name])) for name in ("cbrs", "snrs_db", "directs", "taus_s")}
             return cls(**axes, mean_db=raw["mean_db"], spread_db=raw["spread_db"])
         except (KeyError, TypeError, ValueError) as error:
-            raise MismatchError("a quality table cannot be read") from error
+            raise MismatchError("the quality table cannot be read") from error
 
     def to_json(self) -> dict[str, Any]:
-        """As knowledge.json holds it."""
+        """The content for knowledge.json."""
         return asdict(self)
 
     def expected_psnr_db(self, cbr: float, conditions: LinkConditions) -> float:
-        """Mean PSNR, dB, at that rate over the channel that the sender believes in."""
+        """Mean PSNR, dB, at that rate over the channel as the sender knows it."""
         return float(self._at(self.mean_db, np.array([cbr]), conditions)[0])
-
-    def spread_psnr_db(self, cbr: float, conditions: LinkConditions) -> float:
-        """Standard deviation of the PSNR over images and fades, dB."""
-        return float(self._at(self.spread_db, np.array([cbr]), conditions)[0])
 
     def smallest_cbr(
         self, target_psnr_db: float, conditions: LinkConditions, *, confidence: float = CONFIDENCE
     ) -> float:
-        """The smallest rate expected to meet the target with that confidence; the best there is if none does.
+        """The smallest rate expected to meet the target with that confidence; the best rate if none does.
 
-        The margin is the spread times the normal quantile of `confidence`: at the mean itself, every other
-        image would miss the target.
+        The margin is the spread times the normal quantile of `confidence`: without it, every other image
+        would miss the target.
 
         Args:
-            target_psnr_db: what the receiver asks for, dB.
-            conditions: what the sender knows of the channel (`reported_snr_db` counts, not `snr_db`).
-            confidence: share of images that should meet the target, above 0 and below 1.
+            target_psnr_db: requested PSNR, dB.
+            conditions: the channel; the sender knows `reported_snr_db`, not `snr_db`.
+            confidence: fraction of images that should meet the target, above 0 and below 1.
         """
         rates = np.exp2(np.linspace(math.log2(self.cbrs[0]), math.log2(self.cbrs[-1]), RATE_STEPS))
         reached = self._expected_at_least(rates, conditions, confidence)
@@ -105,7 +101,7 @@ class QualityModel:
     def _expected_at_least(
         self, cbrs: npt.NDArray[np.float64], conditions: LinkConditions, confidence: float
     ) -> npt.NDArray[np.float64]:
-        """PSNR, dB, that a share `confidence` of the images should reach at each of the rates."""
+        """PSNR, dB, that a fraction `confidence` of images should reach at each rate."""
         margin = NormalDist().inv_cdf(confidence)
         spread: npt.NDArray[np.float64] = self._at(self.spread_db, cbrs, conditions)
         return self._at(self.mean_db, cbrs, conditions) - margin * spread
@@ -113,9 +109,9 @@ class QualityModel:
     def _at(
         self, table: Sequence[Any], cbrs: npt.NDArray[np.float64], conditions: LinkConditions
     ) -> npt.NDArray[np.float64]:
-        """The table's values at each of the rates."""
+        """The table interpolated at each rate."""
         values = np.asarray(table, dtype=np.float64)
-        values = _along(values, self.directs, direct_share(conditions))
+        values = _along(values, self.directs, los_power_fraction(conditions))
         tau_s = max(delay_spread_s(conditions), self.taus_s[0])
         values = _along(values, [math.log10(tau) for tau in self.taus_s], math.log10(tau_s))
         values = _along(values, self.snrs_db, conditions.sender_snr_db)
@@ -123,7 +119,7 @@ class QualityModel:
 
 
 def _along(values: npt.NDArray[np.float64], points: Sequence[float], place: float) -> npt.NDArray[np.float64]:
-    """Linear interpolation over the first axis, constant beyond its ends."""
+    """Linear interpolation over the first axis, constant outside its range."""
     position = float(np.interp(place, points, np.arange(len(points))))
     low = min(int(position), len(points) - 1)
     high = min(low + 1, len(points) - 1)

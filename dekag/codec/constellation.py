@@ -1,4 +1,4 @@
-"""Snapping complex symbols to a square QAM constellation."""
+"""Quantisation of complex symbols to a square QAM constellation, and power normalisation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-def snap_to_qam(symbols: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
+def quantize_to_qam(symbols: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
     """The nearest point of the unit-mean-power square QAM of order 2**bits_per_symbol, elementwise.
 
     Args:
@@ -29,10 +29,10 @@ def unit_power(symbols: torch.Tensor) -> torch.Tensor:
 
 
 def padded_unit_power(symbols: torch.Tensor, channel_uses: Sequence[int]) -> torch.Tensor:
-    """Row i of `symbols` (batch, K) with mean power 1 over its first channel_uses[i] symbols and zero after.
+    """Row i of `symbols` (batch, K), scaled to mean power 1 over channel_uses[i] symbols and zero after them.
 
-    A row's bits do not depend on the others', K included: a running sum only ever adds zeros after the last
-    symbol, where a plain one would split its work by K.
+    A row's bits do not depend on the other rows or on K: a running sum only adds zeros after the last symbol,
+    while a plain sum would split its work by K.
     """
     counts = torch.tensor(channel_uses, device=symbols.device)[:, None]
     sent = torch.where(torch.arange(symbols.shape[1], device=symbols.device) < counts, symbols, 0)

@@ -19,8 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag import plugins
-from dekag.codec.constellation import padded_unit_power, snap_to_qam, unit_power
-from dekag.codec.rows import Conv2d
+from dekag.codec.batch_invariance import Conv2d
+from dekag.codec.constellation import padded_unit_power, quantize_to_qam, unit_power
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 
 FOLD = 2
@@ -55,31 +55,31 @@ def _stack(inputs: int, width: int, blocks: int, outputs: int) -> nn.Sequential:
 
 
 class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
-    """Encoder and decoder between latents and complex symbols: what any codec is to the rest.
+    """Interface of codecs between latents and complex symbols.
 
-    A codec of one's own is a diffusers model whose config holds `latent_channels`, the channels of the
-    latents that it takes. `save_pretrained` makes the folder that a profile names.
+    A plug-in codec is a diffusers model with `latent_channels` in its config, the number of channels of its
+    latents. `save_pretrained` creates the folder that a profile names.
 
     Attributes:
-        name: of the kind of codec: lower-case letters, digits, - and _.
+        name: name of the kind of codec: lower-case letters, digits, - and _.
     """
 
     name: ClassVar[str]
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """The codec in that folder, of the class that its config.json names, in float32, ready for inference.
+        """The codec in that folder, of the class in its config.json, in float32, ready for inference.
 
         Raises:
-            NotFoundError: no codec that is known is of that class.
-            MismatchError: one is, but it is not of this class.
+            NotFoundError: the class is unknown.
+            MismatchError: the class is not derived from this one.
         """
         known = {each.__name__: each for each in (plugins.get("codec", n) for n in plugins.names("codec"))}
         named = cls.load_config(path).get("_class_name", JsccCodec.__name__)
         if named not in known:
-            raise NotFoundError(f"the codec in {path} is a {named}, which is none of {', '.join(known)}")
+            raise NotFoundError(f"the codec in {path} is a {named}, not one of {', '.join(known)}")
         if not issubclass(known[named], cls):
-            raise MismatchError(f"the codec in {path} is a {named}, which is no {cls.__name__}")
+            raise MismatchError(f"the codec in {path} is a {named}, not a {cls.__name__}")
         codec: Self = known[named].from_pretrained(path, dtype=torch.float32, use_safetensors=True)
         codec.eval()
         return codec
@@ -99,22 +99,22 @@ class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
         """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, mean power 1 per image.
 
         Args:
-            latents: what is sent.
-            channel_uses: 1 to `max_channel_uses` symbols for every image, or a number for each; shorter rows
-                end in zeros, K is the most of them.
-            modulation: where symbols may lie; left out, as the codec was trained.
+            latents: latents to send.
+            channel_uses: 1 to `max_channel_uses` symbols, for every image or for each; shorter rows end in
+                zeros, and K is the largest number.
+            modulation: the constellation; left out, the one of the codec's training.
         """
 
     @abstractmethod
     def decode(self, symbols: torch.Tensor, latent_shape: tuple[int, int, int]) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
 
-        K is any number up to `max_channel_uses`; what a row did not send is zero.
+        K is any number up to `max_channel_uses`; symbols that a row did not send are zero.
         """
 
 
 class JsccCodec(LatentCodec):
-    """The codec that ships: residual convolutions.
+    """The built-in codec: residual convolutions.
 
     Args:
         latent_channels: channels of the latent.
@@ -146,12 +146,12 @@ class JsccCodec(LatentCodec):
         return int(self.config.symbol_channels) * (height // FOLD) * (width // FOLD)
 
     def features(self, latents: torch.Tensor, channel_uses: int | Sequence[int]) -> torch.Tensor:
-        """Symbols before snapping: (batch, channels, h, w) -> (batch, K), mean power 1 per image.
+        """Symbols before quantisation: (batch, channels, h, w) -> (batch, K), mean power 1 per image.
 
         Args:
             latents: (batch, channels, h, w).
-            channel_uses: symbols for every image, or a number for each; shorter rows end in zeros, K is the
-                most of them.
+            channel_uses: symbols for every image or for each; shorter rows end in zeros, and K is the largest
+                number.
 
         Raises:
             InvalidInputError: a number is not within 1..max_channel_uses, or there is not one for each image.
@@ -171,22 +171,22 @@ class JsccCodec(LatentCodec):
             return unit_power(symbols[:, :channel_uses])
         return padded_unit_power(symbols[:, : max(counts, default=0)], counts)
 
-    def snap(
+    def quantize(
         self,
         features: torch.Tensor,
         *,
         channel_uses: Sequence[int] | None = None,
         modulation: Modulation | None = None,
     ) -> torch.Tensor:
-        """Features (batch, K) to the nearest constellation points, then one gain per image to mean power 1.
+        """Quantise features (batch, K) to constellation points, then scale each image to mean power 1.
 
-        The receiver meets that gain as part of the channel's.
+        To the receiver, the scale is part of the channel gain.
 
         Args:
-            features: what `features` returned.
-            channel_uses: how many symbols each row sends, if not all of them send K.
-            modulation: the constellation; left out, it is the one the codec was trained with. "unquantised"
-                sends the features as they are.
+            features: result of `features`.
+            channel_uses: number of symbols of each row, if it differs from K.
+            modulation: the constellation; left out, the one of the codec's training. "unquantised" leaves the
+                features unchanged.
 
         Raises:
             InvalidInputError: there is no such modulation.
@@ -196,8 +196,8 @@ class JsccCodec(LatentCodec):
         if modulation is not None and modulation not in BITS_PER_SYMBOL:
             raise InvalidInputError("modulation", f"one of {', '.join(MODULATIONS)}", modulation)
         bits = int(self.config.bits_per_symbol) if modulation is None else BITS_PER_SYMBOL[modulation]
-        points = snap_to_qam(features, bits)
-        return unit_power(points) if channel_uses is None else padded_unit_power(points, channel_uses)
+        quantized = quantize_to_qam(features, bits)
+        return unit_power(quantized) if channel_uses is None else padded_unit_power(quantized, channel_uses)
 
     def encode(
         self,
@@ -208,7 +208,7 @@ class JsccCodec(LatentCodec):
     ) -> torch.Tensor:
         """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, mean power 1 per image.
 
-        With one number of channel uses for each image, shorter rows end in zeros and K is the most of them.
+        With a number of channel uses for each image, shorter rows end in zeros and K is the largest number.
 
         Raises:
             InvalidInputError: `channel_uses` is not within 1..max_channel_uses, or there is no such
@@ -216,12 +216,12 @@ class JsccCodec(LatentCodec):
         """
         features = self.features(latents, channel_uses)
         counts = None if isinstance(channel_uses, int) else channel_uses
-        return self.snap(features, channel_uses=counts, modulation=modulation)
+        return self.quantize(features, channel_uses=counts, modulation=modulation)
 
     def decode(self, symbols: torch.Tensor, latent_shape: tuple[int, int, int]) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
 
-        What a row did not send must be zero.
+        Symbols that a row did not send must be zero.
         """
         _, height, width = latent_shape
         height, width = height // FOLD, width // FOLD

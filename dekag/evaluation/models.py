@@ -15,17 +15,17 @@ import torch
 from diffusers import AutoencoderKL
 
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.cala.methods import Adapted, Cala, attached, build
+from dekag.cala.methods import AdaptedCodec, Cala, attached, build
 from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt
 from dekag.generation.models import Generator, folder_hash
 from dekag.generation.profile import Profile, load_profile
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.probe import AttributeProbe
-from dekag.places import MODELS
+from dekag.paths import MODELS
 from dekag.training.distill import draw_images
 
 PROBE = MODELS / "embedded" / "probe"
@@ -112,14 +112,14 @@ class ModelBank:
         return TransmissionKnowledge.load(self.profile.adapters)
 
     @cached_property
-    def codecs(self) -> dict[str, Adapted]:
+    def codecs(self) -> dict[str, AdaptedCodec]:
         """The codec as it is, "base", and, if the profile has them, with its "adapters"."""
-        found: dict[str, Adapted] = {"base": Adapted(self.codec)}
+        found: dict[str, AdaptedCodec] = {"base": AdaptedCodec(self.codec)}
         if self.profile.adapters is not None:
             found["adapters"] = attached(self.codec, self.adapters)
         return found
 
-    def unaligned_codec(self) -> Adapted:
+    def unaligned_codec(self) -> AdaptedCodec:
         """The codec without any alignment, a copy that nothing else shares."""
         return build("none", self.codec, 1.0)
 

@@ -1,1 +1,1 @@
-"""Loading and sampling of the generators, cloud and edge alike, and pictures as bytes."""
+"""Loading and sampling of the generators, cloud and edge alike, and images as bytes."""

@@ -1,4 +1,4 @@
-"""Pictures as bytes: PNG for people; WebP, AVIF and JPEG for the wire."""
+"""Image files: PNG for display; WebP, AVIF and JPEG for transmission."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNREADABLE = (
     SyntaxError,
     EOFError,
     RuntimeError,
-)  # what Pillow raises for damaged files
+)  # errors of Pillow for damaged files
 
 
 def to_png(pixels: Pixels) -> bytes:
@@ -32,34 +32,35 @@ def to_png(pixels: Pixels) -> bytes:
 
 
 def to_webp(pixels: Pixels, quality: int = 75) -> bytes:
-    """Lossy WebP of pixels (height, width, 3) uint8, as small as its encoder can; `quality` 0..100."""
+    """Lossy WebP of pixels (height, width, 3) uint8, with the slowest, best compression; `quality` 0..100."""
     return _saved(pixels, "WEBP", quality=quality, method=6)
 
 
 def to_avif(pixels: Pixels, quality: int = 50) -> bytes:
-    """AVIF of pixels (height, width, 3) uint8, colours at half resolution; `quality` 0..100.
+    """AVIF of pixels (height, width, 3) uint8, with 4:2:0 chroma subsampling; `quality` 0..100.
 
-    Speed 4: slower settings gain 2 % in bytes at three times the time. One thread, so that bytes never vary.
+    Speed 4: slower settings save 2 % at three times the time. One thread, so that the result is
+        deterministic.
     """
     return _saved(pixels, "AVIF", quality=quality, speed=4, subsampling="4:2:0", max_threads=1)
 
 
 def to_jpeg(pixels: Pixels, quality: int = 75) -> bytes:
-    """JPEG of pixels (height, width, 3) uint8, colours at half resolution; `quality` 1..100.
+    """JPEG of pixels (height, width, 3) uint8, with 4:2:0 chroma subsampling; `quality` 1..100.
 
-    With Huffman tables of its own; progressive where that is smaller.
+    With optimised Huffman tables; progressive if that is smaller.
     """
     kinds = (_saved(pixels, "JPEG", quality=quality, optimize=True, progressive=p) for p in (False, True))
     return min(kinds, key=len)
 
 
 def to_plain_jpeg(pixels: Pixels, quality: int = 75) -> bytes:
-    """Baseline JPEG with the standard's own Huffman tables; otherwise as `to_jpeg`."""
+    """Baseline JPEG with standard Huffman tables; otherwise as `to_jpeg`."""
     return _saved(pixels, "JPEG", quality=quality)
 
 
 DELIVERED_QUALITY: dict[ImageFormat, int] = {"webp": 75, "avif": 50, "jpeg": 75}
-"""Settings that look alike: 36 to 39 dB on pictures of the embedded world."""
+"""Settings of similar quality: 36 to 39 dB on images of the embedded world."""
 
 
 def to_format(pixels: Pixels, image_format: ImageFormat, quality: int | None = None) -> bytes:
@@ -69,10 +70,10 @@ def to_format(pixels: Pixels, image_format: ImageFormat, quality: int | None = N
 
 
 def from_bytes(data: bytes, *, max_side: int = MAX_SIDE) -> Pixels:
-    """Pixels (height, width, 3) uint8 of a PNG, WebP, AVIF or JPEG; which of them, the data say.
+    """Pixels (height, width, 3) uint8 of a PNG, WebP, AVIF or JPEG; the format is detected.
 
     Raises:
-        InvalidInputError: `data` is no picture of those kinds, or larger than `max_side` pixels a side.
+        InvalidInputError: `data` is not such an image, or a side exceeds `max_side` pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "AVIF", "JPEG")) as image:

@@ -14,20 +14,20 @@ import numpy.typing as npt
 import torch
 
 from dekag.errors import DeadlineError
-from dekag.finite import check_finite
 from dekag.generation.profile import GeneratorProfile
 from dekag.generation.prompts import PromptReader
+from dekag.numerics import check_finite
 
 PIXELS_AT_ONCE = 2**20
-"""Of a batch; bounds the memory that drawing and decoding take."""
+"""Largest number of pixels in a batch; bounds the memory for generating and decoding."""
 
 HASHED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
 
 
 def folder_hash(path: Path | str) -> str:
-    """SHA-256 (hex) over the names and contents of a model folder's weights and configurations.
+    """SHA-256 (hex) of the names and contents of weights and configurations in a model folder.
 
-    A hub name is hashed as its name: the hub's own revision is then what identifies the weights.
+    For a model on a hub, the name itself is hashed; the weights are then identified by the hub's revision.
     """
     folder = Path(path)
     digest = hashlib.sha256()
@@ -42,10 +42,10 @@ def folder_hash(path: Path | str) -> str:
 
 
 class LatentDecoder:
-    """Turns latents into pictures: the decoder half of an AutoencoderKL."""
+    """Turns latents into images: the decoder half of an AutoencoderKL."""
 
     def __init__(self, vae: Any, model_hash: str) -> None:
-        # this layout is the quicker one on a CPU
+        # this memory layout is faster on a CPU
         self.vae = vae.eval().to(memory_format=torch.channels_last)
         self.model_hash = model_hash
 
@@ -68,7 +68,7 @@ class LatentDecoder:
 
         Args:
             latents: (batch, 4, h, w) float32.
-            seeds: by which an error calls the rows.
+            seeds: seeds of the rows, for error messages.
 
         Raises:
             NumericalError: a pixel is not finite.
@@ -82,13 +82,13 @@ class LatentDecoder:
 
 
 def by_windows(counts: Sequence[int], draw: Callable[[Sequence[int], int], torch.Tensor]) -> torch.Tensor:
-    """Rows that `draw` makes of prompts of so many windows, those of equally many at once, in their order.
+    """Calls `draw` for groups of prompts with the same number of windows; returns rows in the given order.
 
-    Padding would let the long prompts of a batch change the bits of its short ones.
+    With padding instead, long prompts in a batch would change the bits of short ones.
 
     Args:
-        counts: windows of each.
-        draw: called with the positions of some, and with how many windows each of them has.
+        counts: number of windows of each prompt.
+        draw: called with the positions of the prompts in a group, and with their number of windows.
     """
     rows: dict[int, torch.Tensor] = {}
     for count in sorted(set(counts)):
@@ -133,11 +133,11 @@ class Generator:
 
     @classmethod
     def from_profile(cls, model: GeneratorProfile) -> Self:
-        """Load what a profile names, to be sampled as it says."""
+        """Load the model of a profile, with its sampling settings."""
         return cls.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latent of a picture of that size in pixels."""
+        """(channels, height, width) of the latent of an image with that size in pixels."""
         factor = self.decoder.factor
         return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
 
@@ -149,14 +149,14 @@ class Generator:
         width: int = 128,
         height: int = 128,
         guidance_scale: float | None = None,
-        wanted: Callable[[], bool] | None = None,
+        should_continue: Callable[[], bool] | None = None,
         **states: Any,
     ) -> torch.Tensor:
-        """The latent that `prompt` and `seed` (0..2**63-1) give, (1, 4, height/8, width/8) float32.
+        """The latent for `prompt` and `seed` (0..2**63-1), (1, 4, height/8, width/8) float32.
 
-        The same arguments give the same bits. `guidance_scale` takes the place of the generator's own.
-        `states` are what the denoiser reads in place of a prompt: the pipeline's own `prompt_embeds` and
-        `negative_prompt_embeds`.
+        The same arguments give the same bits. `guidance_scale` overrides the generator's own. `states`
+        replace
+        the prompt: the pipeline's arguments `prompt_embeds` and `negative_prompt_embeds`.
 
         Raises:
             DeadlineError, NumericalError: as `batch`.
@@ -167,7 +167,7 @@ class Generator:
             width=width,
             height=height,
             guidance_scale=guidance_scale,
-            wanted=wanted,
+            should_continue=should_continue,
             **states,
         )
 
@@ -180,28 +180,29 @@ class Generator:
         width: int = 128,
         height: int = 128,
         guidance_scale: float | None = None,
-        wanted: Callable[[], bool] | None = None,
+        should_continue: Callable[[], bool] | None = None,
         **states: Any,
     ) -> torch.Tensor:
-        """Latents of several prompts with a seed each, drawn at once, (n, 4, height/8, width/8) float32.
+        """Latents of a batch of prompts with a seed each, (n, 4, height/8, width/8) float32.
 
-        They differ from those of `latents` by what another size of batch rounds otherwise. Prompts that
-        are read in differently many windows are drawn one kind after another.
+        They differ from those of `latents` by rounding. Prompts with different numbers of windows are
+        generated in separate batches.
 
         Args:
-            prompts: one for each; None where `states` take their place.
+            prompts: one for each image; None if `states` replace them.
             seeds: 0..2**63-1.
             width, height: pixels.
-            guidance_scale: in place of the generator's own.
-            wanted: asked after each step; False ends the drawing.
-            states: as in `latents`, a row for each.
+            guidance_scale: overrides the generator's own.
+            should_continue: called after each step; False stops the generation.
+            states: as in `latents`, with a row for each image.
 
         Raises:
-            DeadlineError: they are not wanted any more.
-            NumericalError: the model made a value that is not finite.
+            DeadlineError: the generation was stopped.
+            NumericalError: the model produced a value that is not finite.
         """
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance_scale, "wanted": wanted
+            "width": width, "height": height, "guidance_scale": guidance_scale,
+            "should_continue": should_continue,
         }  # fmt: skip
         read = [self.reader.windows(prompt) for prompt in prompts or ()]
         if all(len(windows) == 1 for windows in read):
@@ -223,10 +224,10 @@ class Generator:
         width: int,
         height: int,
         guidance_scale: float | None,
-        wanted: Callable[[], bool] | None,
+        should_continue: Callable[[], bool] | None,
         **states: Any,
     ) -> torch.Tensor:
-        """Latents of prompts of one window each, or of states that are equally long."""
+        """Latents of prompts with one window each, or of states of equal length."""
         if prompts is None and self.reader.masked:
             states = {"negative_prompt": None, **states}
         latents: torch.Tensor = self.pipeline(
@@ -239,18 +240,18 @@ class Generator:
             output_type="latent",
             return_dict=False,
             **self._extra,
-            **({} if wanted is None else self._until_unwanted(wanted)),
+            **({} if should_continue is None else self._stop_callback(should_continue)),
             **states,
         )[0]
         check_finite(latents, "generate", seeds=seeds, model_hash=self.model_hash)
         return latents.float()
 
-    def _until_unwanted(self, wanted: Callable[[], bool]) -> dict[str, Any]:
-        """The pipeline's arguments that make it ask after each step whether anybody still waits."""
+    def _stop_callback(self, should_continue: Callable[[], bool]) -> dict[str, Any]:
+        """The pipeline's arguments with a callback that stops the generation."""
 
         def check() -> None:
-            if not wanted():
-                raise DeadlineError("nobody waits for the picture any more")
+            if not should_continue():
+                raise DeadlineError("the image is no longer needed")
 
         def on_step_end(_: Any, __: int, ___: Any, changed: dict[str, Any]) -> dict[str, Any]:
             check()
@@ -261,7 +262,7 @@ class Generator:
         return {"callback": lambda *_: check(), "callback_steps": 1}
 
     def image(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> npt.NDArray[np.uint8]:
-        """The picture that `prompt` and `seed` give, (height, width, 3) uint8."""
+        """The image for `prompt` and `seed`, (height, width, 3) uint8."""
         batch = self.decoder.decode(self.latents(prompt, seed, width=width, height=height), [seed])
         pixels: npt.NDArray[np.uint8] = batch[0]
         return pixels

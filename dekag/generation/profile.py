@@ -1,6 +1,6 @@
-"""Profiles: which models a system runs, and how it samples them.
+"""Profiles: the models of a system and their sampling settings.
 
-A profile is a folder with a `profile.json`; its models are folders beside it or names on a model hub.
+A profile is a folder with a `profile.json`; its models are folders relative to it or names on a model hub.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dekag.documents import read_json
 from dekag.errors import FileError, NotFoundError
-from dekag.places import MODELS
+from dekag.paths import MODELS
 
 
 class GeneratorProfile(BaseModel):
-    """A diffusers pipeline and how it is sampled."""
+    """A diffusers pipeline and its sampling settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,7 +27,7 @@ class GeneratorProfile(BaseModel):
 
 
 class ScorerProfile(BaseModel):
-    """The encoders that tell how alike two pictures are."""
+    """The encoders for the similarity of images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,12 +57,12 @@ class Profile(BaseModel):
 
 
 def profile_folder(name: str | Path) -> Path:
-    """The folder of the profile of that name: the one under models/, if there is one, else that folder."""
+    """The folder of a profile: models/<name> if it exists, else the path itself."""
     return MODELS / name if (MODELS / name).is_dir() else Path(name)
 
 
 def load_profile(name: str | Path) -> Profile:
-    """The profile of that name under models/, or in that folder; model folders come back absolute.
+    """The profile with that name under models/, or in that folder; model folders become absolute.
 
     Example:
         >>> from dekag import load_profile
@@ -71,32 +71,32 @@ def load_profile(name: str | Path) -> Profile:
 
     Raises:
         NotFoundError: there is no such profile.
-        FileError: its profile.json cannot be read, or does not say what it must; names the field.
-        DocumentError: it is no JSON, or would lose something; names the line.
+        FileError: its profile.json cannot be read or is invalid; names the field.
+        DocumentError: it is not valid JSON, or cannot be read without loss; names the line.
     """
     folder = profile_folder(name)
     path = folder / "profile.json"
     if not os.path.lexists(path):
         raise NotFoundError(f"no profile {str(name)!r}: {path} does not exist")
     try:
-        said = Profile.model_validate(read_json(path))
+        profile = Profile.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise FileError(path, f"is no profile: {where + ': ' if where else ''}{first['msg']}") from None
+        raise FileError(path, f"is not a profile: {where + ': ' if where else ''}{first['msg']}") from None
 
-    def located(place: str | None) -> str | None:
-        return str((folder / place).resolve()) if place and (folder / place).is_dir() else place
+    def absolute(path: str | None) -> str | None:
+        return str((folder / path).resolve()) if path and (folder / path).is_dir() else path
 
-    def with_located(model: BaseModel, *names: str) -> dict[str, Any]:
-        return {name: located(getattr(model, name)) for name in names}
+    def resolved(model: BaseModel, *names: str) -> dict[str, Any]:
+        return {name: absolute(getattr(model, name)) for name in names}
 
-    return said.model_copy(
+    scorer = profile.scorer
+    return profile.model_copy(
         update={
-            **with_located(said, "codec", "adapters", "knowledge"),
-            "cloud": said.cloud.model_copy(update=with_located(said.cloud, "path")),
-            "edge": said.edge.model_copy(update=with_located(said.edge, "path")),
-            "scorer": said.scorer
-            and said.scorer.model_copy(update=with_located(said.scorer, "clip", "dino")),
+            **resolved(profile, "codec", "adapters", "knowledge"),
+            "cloud": profile.cloud.model_copy(update=resolved(profile.cloud, "path")),
+            "edge": profile.edge.model_copy(update=resolved(profile.edge, "path")),
+            "scorer": scorer and scorer.model_copy(update=resolved(scorer, "clip", "dino")),
         }
     )

@@ -19,7 +19,7 @@ import regex
 import torch
 
 from dekag.errors import InvalidInputError
-from dekag.words import located, words
+from dekag.words import word_spans, words
 
 _T5_MOST = 300  # tokens, of which PixArt-Sigma was trained with at most so many
 _GRAPHEME = regex.compile(r"\X")
@@ -177,7 +177,7 @@ def _at(spans: Sequence[tuple[int, int]], token: int, text: str) -> int:
 
 def _cuts(text: str, spans: Sequence[tuple[int, int]], phrases: Sequence[str]) -> list[int]:
     """How well a window may end before each token: 0 at best, 4 within a character."""
-    said = located(text)
+    said = word_spans(text)
     inside_word = {at for _, begin, end in said for at in range(begin + 1, end)}
     inside_phrase: set[int] = set()
     for phrase in map(words, phrases):

@@ -1,4 +1,4 @@
-"""What a generator is asked for."""
+"""The request for one image."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class GenerationRequest:
     """One image; equal requests give the same image.
 
     Attributes:
-        prompt: what to draw.
+        prompt: text prompt.
         seed: 0 to 2**63 - 1.
         width, height: pixels.
-        updates: content hashes of the knowledge updates that take part; the generator must have them loaded.
+        updates: content hashes of the knowledge updates to use; the generator must have loaded them.
     """
 
     prompt: str

@@ -6,6 +6,6 @@ This file imports neither torch nor Sionna, so that whoever only validates condi
 from __future__ import annotations
 
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
-from dekag.link.kinds import Channel
+from dekag.link.registry import Channel
 
 __all__ = ["BANDWIDTH_HZ", "BLOCKS", "Channel", "LinkConditions"]

@@ -30,10 +30,10 @@ import torch
 from tqdm import tqdm
 
 from dekag.link.channel import Reception
-from dekag.link.coding import INFORMATION_BITS, MOTHER_RATE, TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 from dekag.link.digital import ITERATIONS, DigitalLink, _code, _constellation, _sent_bits
-from dekag.link.outage import FADING_DRAWS, loss_share
+from dekag.link.mcs import INFORMATION_BITS, MOTHER_RATE, TABLE, CodewordLayout, ModulationAndCoding
+from dekag.link.outage import FADING_DRAWS, loss_probability
 
 STEP_DB = 0.125
 SEARCH_DB = 12.0  # widest gap to Shannon's limit that is searched
@@ -56,7 +56,7 @@ def random_bytes(count: int, generator: torch.Generator) -> bytes:
 def needed_db(coding: ModulationAndCoding, payload_bytes: int, n: int, seed: int) -> list[float]:
     """AWGN SNR, dB, that each of `n` codewords of such a payload needs."""
     generator = torch.Generator().manual_seed(seed)
-    layout = Layout.of(payload_bytes, coding)
+    layout = CodewordLayout.of(payload_bytes, coding)
     if layout.codewords != 1:
         raise ValueError(f"{payload_bytes} bytes are not one codeword")
     link = DigitalLink()
@@ -81,7 +81,7 @@ def _decodes(
     coding: ModulationAndCoding,
 ) -> torch.Tensor:
     """(n,) whether each codeword is decoded at its SNR; all of them in one run of the decoder."""
-    link, layout = DigitalLink(), Layout.of(len(payloads[0]), coding)
+    link, layout = DigitalLink(), CodewordLayout.of(len(payloads[0]), coding)
     no = 10 ** (-snr_db / 10)
     received, gain = symbols + noise * no.sqrt()[:, None], torch.ones(1, 1, dtype=torch.complex64)
     codewords = torch.zeros(len(payloads), layout.mother_bits)
@@ -126,7 +126,7 @@ def measure(n: int, seed: int) -> dict[str, Any]:
         for payload_bytes in CODEWORD_BYTES:
             needed = measured(mother, payload_bytes, n, seed)
             mean = statistics.mean(needed) - 10 * math.log10(repeats)
-            size = Layout.of(payload_bytes, coding).used_bits
+            size = CodewordLayout.of(payload_bytes, coding).used_bits
             needs.append([size, round(mean, 3), round(max(statistics.stdev(needed), STEP_DB / 2), 3)])
         rows.append(
             {
@@ -146,14 +146,14 @@ def threshold_db(coding: ModulationAndCoding, payload_bytes: int, conditions: Li
     low, high = -20.0, 40.0
     while high - low > 0.01:
         middle = (low + high) / 2
-        loss = loss_share(coding, payload_bytes, conditions.model_copy(update={"snr_db": middle}))
+        loss = loss_probability(coding, payload_bytes, conditions.model_copy(update={"snr_db": middle}))
         low, high = (low, middle) if loss <= 0.1 else (middle, high)
     return high
 
 
 def check(checks: int, seed: int) -> list[dict[str, Any]]:
     """Images really lost at the thresholds, beside what is expected, for each channel of CHECKED."""
-    from dekag.link.harq import deliver
+    from dekag.link.harq import send_with_harq
 
     found = []
     number = seed
@@ -167,9 +167,9 @@ def check(checks: int, seed: int) -> list[dict[str, Any]]:
             for _ in range(checks):
                 number += 1  # fades of its own for every image
                 payload = random_bytes(payload_bytes, torch.Generator().manual_seed(number))
-                delivery = deliver(payload, coding, conditions, number, max_transmissions=1)
+                delivery = send_with_harq(payload, coding, conditions, number, max_transmissions=1)
                 sent, lost = sent + 1, lost + (delivery.payload != payload)
-                expected += loss_share(coding, payload_bytes, conditions)
+                expected += loss_probability(coding, payload_bytes, conditions)
         found.append({**channel, "images": sent, "lost": lost, "expected": round(expected, 1)})
     return found
 

@@ -1,8 +1,6 @@
-"""Shannon's bounds: what any modulation and code could carry at most. Bits per complex channel use."""
+"""Shannon bounds for any modulation and code, in bits per complex channel use."""
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import numpy.typing as npt
@@ -12,13 +10,8 @@ from dekag.link.conditions import LinkConditions
 Array = npt.NDArray[np.float64]
 
 
-def awgn_capacity(snr_db: float) -> float:
-    """log2(1 + SNR)."""
-    return math.log2(1 + 10 ** (snr_db / 10))
-
-
 def slot_capacities(conditions: LinkConditions) -> Array:
-    """(draws,) capacity of seeded slots whose J blocks the receiver knows: mean_j log2(1 + |h_j|^2 SNR)."""
+    """(draws,) capacity of seeded slots with J blocks known to the receiver: mean_j log2(1 + |h_j|^2 SNR)."""
     from dekag.link.outage import powers_db
 
     snr = 10 ** ((conditions.snr_db + powers_db(conditions)) / 10)
@@ -26,15 +19,15 @@ def slot_capacities(conditions: LinkConditions) -> Array:
 
 
 def ergodic_capacity(conditions: LinkConditions) -> float:
-    """What a code over infinitely many slots could carry; no single slot's code reaches it safely."""
+    """Capacity of a code over infinitely many slots; not reachable reliably within a single slot."""
     return float(slot_capacities(conditions).mean())
 
 
 def outage_capacity(conditions: LinkConditions, outage: float = 0.1) -> float:
-    """The highest rate of a sender that does not know the fades, at which a share `outage` of slots fails."""
+    """The highest rate at which a fraction `outage` of slots fails; the sender does not know the fades."""
     return float(np.quantile(slot_capacities(conditions), outage))
 
 
 def bytes_within(channel_uses: int, bits_per_use: float) -> int:
-    """Whole bytes that so many channel uses carry."""
+    """Whole bytes in that many channel uses."""
     return int(channel_uses * bits_per_use / 8)

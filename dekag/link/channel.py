@@ -1,14 +1,14 @@
-"""Fading and noise: y_k = h_k s_k + n_k, and what the receiver knows of it.
+"""Fading and noise, y_k = h_k s_k + n_k, and the receiver's knowledge of the channel.
 
-Signal power and mean fading power are 1, so the noise power is `no = 10**(-snr_db/10)` whatever was sent
-and however deep the fade. In block fading the gain h_k is that of the block j that holds symbol k
-(`dekag.link.fading`, `dekag.link.trace`); in a tapped delay line every symbol has its own
-(`dekag.link.ofdm`); a plug-in (`dekag.link.Channel`) may do either. The receiver knows the gains, estimates
-them or does not (`dekag.link.csi`).
+Signal power and mean fading power are 1, so the noise power is `no = 10**(-snr_db/10)`, independent of signal
+and fade. In block fading, the gain h_k is that of the block j that contains symbol k (`dekag.link.fading`,
+`dekag.link.trace`); in a tapped delay line, every symbol has its own (`dekag.link.ofdm`); a plug-in
+(`dekag.link.Channel`) may do either. The receiver knows the gains, estimates them, or neither
+(`dekag.link.csi`).
 
-Two hops: a channel applied to what another one delivered acts as a relay of gain 1. It forwards signal and
+Two hops: a channel that receives the output of another one acts as a relay of gain 1. It forwards signal and
 noise unscaled, so the *signal part* keeps mean power 1 on every hop and each hop's `snr_db` keeps its
-meaning; nothing needs to know of earlier hops. `received` composes what all of them did into one Reception.
+meaning, independent of earlier hops. `compose_hops` combines all hops into one Reception.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ from torch.nn.utils.rnn import pad_sequence
 from dekag import plugins
 from dekag.errors import InvalidInputError
 from dekag.link import csi, ofdm, trace
-from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, Fading, LinkConditions
+from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES, Fading, LinkConditions
 from dekag.link.csi import Estimate
 from dekag.link.fading import block_correlation, block_correlator, rayleigh_gains, rician_gains
 
 __all__ = [
+    "ChannelState",
     "Reception",
-    "State",
     "block_correlation",
     "block_correlator",
     "block_of_symbol",
+    "built_in_gains",
+    "compose_hops",
     "instantaneous_snr_db",
-    "received",
-    "shipped_gains",
     "transmit",
 ]
 
 
-_SHIPPED = get_args(Fading)
-_TDL = tuple(name for name in _SHIPPED if name.startswith("tdl"))
+_BUILT_IN = get_args(Fading)
+_TDL = tuple(name for name in _BUILT_IN if name.startswith("tdl"))
 
 
-class State(NamedTuple):
-    """What the receiver knows of one channel.
+class ChannelState(NamedTuple):
+    """The receiver's knowledge of one channel.
 
     Attributes:
-        gains: (B, J) complex64, as it believes them.
+        gains: (B, J) complex64: perfect, estimated, or all 1.
         no: (B,) float32, noise power per channel use.
-        gain_errors: (B, J) float32, variances of the gains around their estimates; None: it knows of none.
-        pilot_uses: channel uses spent on pilots, for each item; () if none were.
+        gain_errors: (B, J) float32, variances of the gains around their estimates; None if it assumes none.
+        pilot_uses: channel uses spent on pilots, for each item; () if there were none.
     """
 
     gains: torch.Tensor
@@ -65,14 +65,14 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class Reception:
-    """What the receiver has.
+    """Received symbols and the receiver's knowledge of the channel.
 
     Attributes:
         symbols: (B, K) complex64, received.
-        gains: (B, J) complex64, gains h_j as the receiver believes them: perfect, estimated, or all 1.
+        gains: (B, J) complex64, gains h_j as the receiver knows them: perfect, estimated, or all 1.
         no: (B,) float32, noise power per channel use.
-        gain_errors: (B, J) float32, variances of the gains around their estimates; None: it knows of none.
-        pilot_uses: channel uses spent on pilots beside the K, for each item; () if none were.
+        gain_errors: (B, J) float32, variances of the gains around their estimates; None if it assumes none.
+        pilot_uses: channel uses spent on pilots in addition to K, for each item; () if there were none.
     """
 
     symbols: torch.Tensor
@@ -83,12 +83,12 @@ class Reception:
 
     @property
     def symbol_gains(self) -> torch.Tensor:
-        """(B, K) complex64: the gain that each symbol met."""
+        """(B, K) complex64: the gain of each symbol."""
         return self.gains[:, block_of_symbol(self.symbols.shape[1], self.gains.shape[1])]
 
     @property
     def symbol_no(self) -> torch.Tensor:
-        """(B, K) or (B, 1) float32: noise of each symbol and the error of its gain, at signal power 1."""
+        """(B, K) or (B, 1) float32: noise power of each symbol plus the error variance of its gain."""
         if self.gain_errors is None:
             return self.no[:, None]
         blocks = block_of_symbol(self.symbols.shape[1], self.gain_errors.shape[1])
@@ -98,7 +98,7 @@ class Reception:
 def block_of_symbol(channel_uses: int, blocks: int = BLOCKS) -> torch.Tensor:
     """(K,) int64: symbol k lies in block floor(k J / K).
 
-    Blocks are runs of K/J neighbours; if J does not divide K their sizes differ by at most one.
+    Blocks consist of K/J neighbouring symbols; if J does not divide K, their sizes differ by at most one.
     """
     return torch.arange(channel_uses) * blocks // max(channel_uses, 1)
 
@@ -110,30 +110,29 @@ def transmit(
     *,
     channel_uses: Sequence[int] | None = None,
     hop: int = 0,
-    traces: Path = SHIPPED_TRACES,
+    traces: Path = BUILT_IN_TRACES,
 ) -> Reception:
-    """Send each item through a channel of its own.
+    """Send each item through its own channel.
 
-    Item i depends on its symbols, `conditions[i]`, `seeds[i]` and `hop` alone, bit for bit, never on the
-    rest of the batch. Its fading does not depend on K, SNR or CSI: the same seed meets the same fades at
-    every rate (of longer transmissions, in their first slot), and the noise of its symbols is the same with
-    every fading.
+    Item i depends, bit for bit, only on its symbols, `conditions[i]`, `seeds[i]` and `hop`, not on the rest
+    of the batch. Its fading does not depend on K, SNR or CSI: the same seed gives the same fades at every
+    rate (for longer transmissions, in their first slot), and the same noise with every fading.
 
     Args:
         symbols: (B, K) complex64, mean power 1.
-        conditions: B of them.
-        seeds: B of them, 0 to 2**64 - 1.
-        channel_uses: B of them, 1 to K, if items differ in rate: how many symbols each one sends. What
-            follows them in its row is padding that is not sent; it comes back as zeros with gains of 1.
-        hop: how many channels the symbols crossed before; channels in a chain must not share their draws.
+        conditions: B conditions.
+        seeds: B seeds, 0 to 2**64 - 1.
+        channel_uses: number of symbols of each item, 1 to K, if items differ in rate. The rest of a row is
+            padding that is not sent; it is returned as zeros with gains of 1.
+        hop: number of channels that the symbols crossed before; each hop of a chain has its own draws.
         traces: folder of the traces that conditions may name.
 
     Returns:
-        A Reception on the CPU. J is 8, or K as soon as an item has a gain for every symbol (TDL, plug-ins)
-        or is padded. AWGN gains are exactly 1.
+        A Reception on the CPU. J is 8, or K if any item has a gain for every symbol (TDL, plug-ins) or is
+        padded. AWGN gains are exactly 1.
 
     Raises:
-        InvalidInputError: names the argument that has another shape or range.
+        InvalidInputError: names the argument with an invalid shape or range.
     """
     if symbols.ndim != 2 or symbols.dtype != torch.complex64 or not symbols.shape[1]:
         raise InvalidInputError("symbols", "(B, K) complex64", f"{tuple(symbols.shape)} {symbols.dtype}")
@@ -152,7 +151,7 @@ def transmit(
         raise InvalidInputError(
             "channel_uses", f"between 1 and {longest} for each of {len(seeds)} items", uses
         )
-    # One item at a time: vectorised kernels may round an element by where in the batch it happens to lie.
+    # One item at a time: in vectorised kernels, rounding may depend on the position in the batch.
     items = [
         _transmit_one(item[:sent], condition, _Draws(seed, hop), traces)
         for item, sent, condition, seed in zip(symbols.cpu(), uses, conditions, seeds, strict=True)
@@ -169,32 +168,32 @@ def transmit(
     )
 
 
-def received(
+def compose_hops(
     symbols: torch.Tensor,
-    states: Sequence[State | tuple[torch.Tensor, torch.Tensor]],
+    states: Sequence[ChannelState | tuple[torch.Tensor, torch.Tensor]],
     *,
     blocks: int = BLOCKS,
 ) -> Reception:
-    """The Reception of `symbols` (B, K) that crossed the channels `states`, first to last.
+    """The Reception of `symbols` (B, K) after the channels `states`, from first to last.
 
-    Without a channel reception is ideal: gains 1, no 0. One channel gives its own state. Several give one
-    channel that is equivalent for every linear receiver: the gains multiply, a hop's noise is faded by the
-    hops after it, and blocks are scaled so that all of them have the same noise power, the sum of the hops'
-    no. Every hop estimates its own gain, with pilots of its own, and hands it on: errors of the hops are
-    independent, pilots add up.
+    Without channels, the reception is ideal: gains 1, no 0. One channel gives its own state. Several are
+    combined into one that is equivalent for every linear receiver: the gains multiply, the noise of a hop is
+    faded by later hops, and blocks are scaled to equal noise power, the sum of the hops' no. Every hop
+    estimates its own gain with its own pilots and forwards it: their errors are independent, and pilots add
+    up.
 
     Args:
-        symbols: (B, K) complex64, as the last channel delivered them.
-        states: for each channel its gains (B, J) complex64 and no (B,) float32, or a whole State.
+        symbols: (B, K) complex64, output of the last channel.
+        states: for each channel its gains (B, J) complex64 and no (B,) float32, or a ChannelState.
         blocks: J of an ideal reception.
 
     Raises:
-        InvalidInputError: if the shapes of the states do not fit `symbols` or one another.
+        InvalidInputError: the shapes of the states do not match `symbols` or each other.
     """
     batch = symbols.shape[0]
     if not states:
         return Reception(symbols, torch.ones(batch, blocks, dtype=torch.complex64), torch.zeros(batch))
-    known = [State(*state) for state in states]
+    known = [ChannelState(*state) for state in states]
     for gains, no, errors, _ in known:
         if gains.ndim != 2 or gains.shape != (batch, known[0].gains.shape[1]) or not gains.shape[1]:
             raise InvalidInputError("csi.gains", f"({batch}, J), the same J on every hop", tuple(gains.shape))
@@ -234,13 +233,13 @@ def instantaneous_snr_db(gains: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class _Draws:
-    """The random streams of one item on one hop; those of different purpose do not depend on one another."""
+    """The random streams of one item on one hop, independent for each purpose."""
 
     seed: int
     hop: int
 
     def of(self, purpose: str) -> torch.Generator:
-        """A stream of its own for each purpose."""
+        """The stream for a purpose."""
         # Hashed, for two reasons: torch's CPU generator keeps only the low 32 bits of a seed, and the same
         # request seed starts the image's diffusion noise, which must not reappear as channel noise.
         digest = hashlib.sha256(f"dekag.link.{purpose}/{self.hop}/{self.seed}".encode()).digest()
@@ -250,12 +249,12 @@ class _Draws:
 def _transmit_one(
     symbols: torch.Tensor, conditions: LinkConditions, draws: _Draws, traces: Path
 ) -> tuple[torch.Tensor, Estimate]:
-    """Received symbols (K,), and (J,) gains as the receiver believes them, for symbols (K,)."""
+    """Received symbols (K,), and the receiver's estimate of the gains (J,), for symbols (K,)."""
     from dekag.link.phy import complex_normal
 
-    # GenerateFlatFadingChannel(1, J, KroneckerModel(None, C)) and AWGN can draw only from Sionna's one global
-    # generator, whose seed concurrent requests would share; these are their two steps with a generator of
-    # the item's own. The gains are drawn first and always, so that the noise is the same with and without.
+    # GenerateFlatFadingChannel(1, J, KroneckerModel(None, C)) and AWGN only draw from Sionna's global
+    # generator, which concurrent requests would share; these are their steps with the item's own generator.
+    # The gains are always drawn first, so that the noise is the same with and without fading.
     generator = draws.of("channel")
     independent = complex_normal((BLOCKS, 1), precision="double", device="cpu", generator=generator)
     noise = complex_normal(tuple(symbols.shape), precision="single", device="cpu", generator=generator)
@@ -263,7 +262,7 @@ def _transmit_one(
     if conditions.fading in _TDL:
         gains, estimate = _grid_fading(len(symbols), conditions, draws)
         return gains * symbols + noise, estimate
-    if conditions.fading in _SHIPPED:
+    if conditions.fading in _BUILT_IN:
         phase = draws.of("direct-path")
         gains = _block_fading(len(symbols), conditions, independent, phase, traces)
     else:
@@ -278,14 +277,14 @@ def _faded(symbols: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
     """(K,): symbols (K,) times the gains (J,) of their blocks."""
     if len(symbols) % len(gains):
         return gains[block_of_symbol(len(symbols), len(gains))] * symbols
-    # blocks of equal size: the same bits, without a gain for each symbol
+    # blocks of equal size: the same bits without expanding the gains
     return (gains[:, None] * symbols.view(len(gains), -1)).flatten()
 
 
-def shipped_gains(conditions: LinkConditions, generator: torch.Generator, channel_uses: int) -> torch.Tensor:
-    """(J,) or, over a TDL, (K,) complex64: gains of a kind that comes with the library, from one generator.
+def built_in_gains(conditions: LinkConditions, generator: torch.Generator, channel_uses: int) -> torch.Tensor:
+    """(J,) or, for a TDL, (K,) complex64: gains of a built-in channel, from one generator.
 
-    `transmit` draws others, as it has a generator for each purpose. Traces are those that ship.
+    They differ from those of `transmit`, which has a generator for each purpose. Only built-in traces.
     """
     from dekag.link.phy import complex_normal
 
@@ -294,7 +293,7 @@ def shipped_gains(conditions: LinkConditions, generator: torch.Generator, channe
         on_grid = ofdm.tdl_gains(grid, conditions, generator)
         return grid.of_symbols(on_grid, channel_uses).to(torch.complex64)
     independent = complex_normal((BLOCKS, 1), precision="double", device="cpu", generator=generator)
-    return _block_fading(channel_uses, conditions, independent, generator, SHIPPED_TRACES)
+    return _block_fading(channel_uses, conditions, independent, generator, BUILT_IN_TRACES)
 
 
 def _plugged_in_fading(
@@ -307,7 +306,7 @@ def _plugged_in_fading(
         allowed = f"finite and of shape ({BLOCKS},) or ({channel_uses},)"
         raise InvalidInputError(f"gains of {conditions.fading}", allowed, tuple(gains.shape))
     if conditions.csi == "pilots" and len(gains) != BLOCKS:
-        allowed = f"perfect or none, as every symbol of {conditions.fading} has a gain of its own"
+        allowed = f"perfect or none, as every symbol of {conditions.fading} has its own gain"
         raise InvalidInputError("link.csi", allowed, conditions.csi)
     return gains
 
@@ -319,7 +318,7 @@ def _block_fading(
     phase: torch.Generator,
     traces: Path,
 ) -> torch.Tensor:
-    """(J,) complex64: the gains that the blocks meet, from `independent` ones (J, 1) complex128."""
+    """(J,) complex64: the gains of the blocks, from `independent` ones (J, 1) complex128."""
     if conditions.fading == "awgn":
         return torch.ones(BLOCKS, dtype=torch.complex64)
     if conditions.fading == "rayleigh":
@@ -341,7 +340,7 @@ def _block_estimate(gains: torch.Tensor, conditions: LinkConditions, draws: _Dra
 def _grid_fading(
     channel_uses: int, conditions: LinkConditions, draws: _Draws
 ) -> tuple[torch.Tensor, Estimate]:
-    """(K,) complex64: the gains that symbols meet on an OFDM grid, and what the receiver makes of them."""
+    """(K,) complex64: the gains of symbols on an OFDM grid, and the receiver's estimate of them."""
     grid = ofdm.Grid.of(channel_uses)
     on_grid = ofdm.tdl_gains(grid, conditions, draws.of("tdl"))
     gains = grid.of_symbols(on_grid, channel_uses).to(torch.complex64)
@@ -356,7 +355,7 @@ def _grid_fading(
 
 
 def _stack(items: Sequence[torch.Tensor], channel_uses: Sequence[int], *, padding: float) -> torch.Tensor:
-    """(B, J) from items (J_i,) if they and the channel uses are alike, else (B, K), K the most of those."""
+    """(B, J) from items (J_i,) of equal length and channel uses; else (B, K) with the largest K."""
     if len({len(item) for item in items}) == len(set(channel_uses)) == 1:
         return torch.stack(list(items))
     rows = [item[block_of_symbol(uses, len(item))] for item, uses in zip(items, channel_uses, strict=True)]

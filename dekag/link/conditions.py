@@ -1,4 +1,4 @@
-"""The typed description of a radio channel, shared by library, proto, REST and command line."""
+"""The conditions of a radio link, shared by library, proto, REST and command line."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from dekag.errors import InvalidInputError
 BLOCKS = 8
 """J: groups of channel uses that share one gain (sub-bands of one slot)."""
 
-SHIPPED_TRACES = Path(__file__).with_name("traces")
-"""Folder of the traces that come with this package."""
+BUILT_IN_TRACES = Path(__file__).with_name("traces")
+"""Folder of the traces in this package."""
 
 BANDWIDTH_HZ = 10e6
 """Bandwidth that the J sub-bands divide equally, Hz."""
@@ -38,14 +38,14 @@ def _list_fadings(schema: dict[str, Any]) -> None:
 
 
 FadingName = Annotated[str, AfterValidator(_known_fading), Field(json_schema_extra=_list_fadings)]
-"""A kind of fading that this process knows: one of `Fading` or a plug-in (`dekag.plugins`)."""
+"""A known kind of fading: one of `Fading`, or a plug-in (`dekag.plugins`)."""
 
 
 class LinkConditions(BaseModel):
-    """Mean SNR and fading of one transmission, and what its two ends know and do about them.
+    """Mean SNR and fading of one transmission, and the knowledge and equaliser of its two ends.
 
-    A field that the fading in question does not use has no effect on it; only `trace` is refused there, as it
-    would be a sign that another fading was meant.
+    A field that does not apply to the chosen fading has no effect; only `trace` is refused then, as it
+    suggests that another fading was intended.
 
     Example:
         >>> from dekag import LinkConditions
@@ -54,7 +54,7 @@ class LinkConditions(BaseModel):
         12.0
 
     Raises:
-        pydantic.ValidationError: names the field and what it allows.
+        pydantic.ValidationError: names the field and its allowed values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,8 +70,8 @@ class LinkConditions(BaseModel):
     fading: FadingName = Field(
         default="rayleigh",
         description="awgn: every gain is 1. rayleigh: correlated complex Gaussian block gains. rician: the "
-        "same beside a direct path. tdl-a to tdl-e: the tapped delay lines of 3GPP TR 38.901 over OFDM. "
-        "trace: recorded gains or SNRs played back. Any other: a plug-in. Mean power is 1 in all of them.",
+        "same plus a line-of-sight path. tdl-a to tdl-e: the tapped delay lines of 3GPP TR 38.901 over OFDM. "
+        "trace: playback of recorded gains or SNRs. Any other: a plug-in. The mean power is always 1.",
         examples=["rayleigh"],
     )
     tau_rms_s: float = Field(
@@ -79,8 +79,7 @@ class LinkConditions(BaseModel):
         ge=0.0,
         le=1e-4,
         allow_inf_nan=False,
-        description="RMS delay spread, s; 0 (all blocks fade together) to 1e-4. "
-        "Without effect on awgn and trace.",
+        description="RMS delay spread, s; 0 (all blocks fade together) to 1e-4. No effect on awgn and trace.",
         examples=[1e-6],
     )
     rician_k_db: float = Field(
@@ -88,7 +87,7 @@ class LinkConditions(BaseModel):
         ge=-20.0,
         le=40.0,
         allow_inf_nan=False,
-        description="Power of the direct path over that of the scattered ones, dB; -20 to 40. Rician only.",
+        description="Power of the line-of-sight path over the scattered paths, dB; -20 to 40. Rician only.",
         examples=[6.0],
     )
     speed_m_s: float = Field(
@@ -96,14 +95,14 @@ class LinkConditions(BaseModel):
         ge=0.0,
         le=150.0,
         allow_inf_nan=False,
-        description="Speed of the receiver, m/s; 0 to 150. It sets the Doppler spread; TDL only.",
+        description="Speed of the receiver, m/s; 0 to 150. Determines the Doppler spread; TDL only.",
         examples=[1.5],
     )
     trace: str | None = Field(
         default=None,
         pattern="^[a-z0-9-]{1,64}$",
         validate_default=True,
-        description="Name of the trace that is played back; fading trace only, which needs one.",
+        description="Name of the trace to play back; required for fading trace, not allowed otherwise.",
         examples=["walk"],
     )
     trace_start_s: float = Field(
@@ -116,13 +115,14 @@ class LinkConditions(BaseModel):
     )
     csi: Csi = Field(
         default="perfect",
-        description="What the receiver knows of the gains. perfect: all. pilots: what it estimates from "
-        "pilots, which cost channel uses of their own. none: nothing; it takes every gain to be 1.",
+        description="The receiver's knowledge of the gains. perfect: exact. pilots: estimated from pilots, "
+        "which take additional channel uses. none: it assumes gains of 1.",
         examples=["perfect"],
     )
     equalizer: EqualizerKind = Field(
         default="mmse",
-        description="mmse: least mean squared error. zf: zero forcing, which undoes the gain at any price.",
+        description="mmse: minimum mean squared error. zf: zero forcing, which inverts the gain whatever the "
+        "noise.",
         examples=["mmse"],
     )
     reported_snr_db: float | None = Field(
@@ -130,8 +130,8 @@ class LinkConditions(BaseModel):
         ge=-20.0,
         le=40.0,
         allow_inf_nan=False,
-        description="Mean SNR that the sender was last told, dB; -20 to 40. The sender adapts to it, the "
-        "air obeys snr_db. Left out: the sender knows snr_db.",
+        description="Mean SNR last reported to the sender, dB; -20 to 40. The sender adapts to it, while the "
+        "channel uses snr_db. If omitted, the sender knows snr_db.",
         examples=[12.0],
     )
 
@@ -155,5 +155,5 @@ class LinkConditions(BaseModel):
 
     @property
     def sender_snr_db(self) -> float:
-        """The mean SNR that the sender believes in, dB."""
+        """The mean SNR as known to the sender, dB."""
         return self.snr_db if self.reported_snr_db is None else self.reported_snr_db

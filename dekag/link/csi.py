@@ -1,12 +1,13 @@
-"""What the receiver knows of the gains: all of them, an estimate from pilots, or nothing.
+"""The receiver's knowledge of the gains: perfect, estimated from pilots, or none.
 
-Pilots are known symbols of power 1 that meet the gain and the noise of their place: z = h + n. The receiver
-knows the noise power and the correlation of the fading, and makes the linear estimate of least mean squared
-error (LMMSE) from them,
+Pilots are known symbols of power 1, received with the gain and noise of their position: z = h + n. The
+receiver knows the noise power and the correlation of the fading, and computes the linear minimum mean squared
+error (LMMSE) estimate,
 
     h' = R_hp (R_pp + no I)^-1 z,    error covariance R_hh - R_hp (R_pp + no I)^-1 R_ph,
 
-whose error is uncorrelated with the estimate and of known variance, so that an equaliser can count it.
+whose error is uncorrelated with the estimate and has a known variance, which the equaliser takes into
+account.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from dekag.link.fading import block_covariance
 from dekag.link.ofdm import Grid, tdl_correlation
 
 PILOTS_PER_BLOCK = 2
-"""Of block fading: 16 channel uses of every transmission, 3 % of 512."""
+"""In block fading: 16 channel uses per transmission, 3 % of 512."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Gains as the receiver believes them.
+    """Gains as known to the receiver.
 
     Attributes:
         gains: complex64.
-        errors: float32, same shape: variance of the gain around its estimate.
-        pilot_uses: channel uses that the pilots took.
+        errors: float32, same shape: variance of each gain around its estimate.
+        pilot_uses: channel uses spent on pilots.
     """
 
     gains: torch.Tensor
@@ -40,12 +41,12 @@ class Estimate:
 
 
 def perfect(gains: torch.Tensor) -> Estimate:
-    """The gains themselves."""
+    """Perfect knowledge."""
     return Estimate(gains, torch.zeros(gains.shape), 0)
 
 
 def blind(gains: torch.Tensor) -> Estimate:
-    """Every gain is taken to be 1; how far that is off, the receiver does not know either."""
+    """No knowledge: every gain is assumed to be 1, with no error variance."""
     return Estimate(torch.ones_like(gains), torch.zeros(gains.shape), 0)
 
 
@@ -68,10 +69,9 @@ def estimate_blocks(gains: torch.Tensor, conditions: LinkConditions, generator: 
 def estimate_grid(
     gains: torch.Tensor, grid: Grid, conditions: LinkConditions, generator: torch.Generator
 ) -> Estimate:
-    """LMMSE estimate of gains of the grid's shape from its pilots, by slot and sub-band.
+    """LMMSE estimate of gains of the grid's shape from its pilots.
 
-    Within one slot and sub-band it interpolates over time and frequency; what other ones would add is left
-    out.
+    It interpolates over time and frequency within each slot and sub-band, and ignores pilots of other ones.
     """
     from dekag.link.phy import complex_normal
 

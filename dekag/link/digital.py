@@ -1,18 +1,17 @@
 """The conventional baseline: bytes -> CRC -> 5G LDPC -> interleaving -> QAM, and back.
 
-Sent, in this order:
+The sender does the following:
 
-1. payload, then the CRC that 5G gives it: CRC16 up to 3824 bits, else CRC24A;
-2. cut into the fewest equal parts of at most 1920 bits; each is LDPC-encoded with the next longer code of
-   `coding.SIZES`, whose unused information bits are known zeros that are not sent, and whose parity is
-   punctured in proportion, so that the rate stays k/n however long the payload; below rate 1/5, coded bits
-   are repeated;
-3. all coded bits of the transmission are scrambled and interleaved together, so that every codeword meets
-   every fading block and the constellation points are equally likely, whatever the payload;
-4. Gray-mapped QAM points of mean power 1 (over the constellation) go out.
+1. Append the CRC of 5G to the payload: CRC16 up to 3824 bits, else CRC24A. 2. Split it into the fewest equal
+parts of at most 1920 bits. Each is LDPC-encoded with the next longer code of
+   `mcs.SIZES`; unused information bits are known zeros that are not sent, and parity bits are punctured in
+   proportion, so that the rate is k/n for every payload length. Below rate 1/5, coded bits are repeated.
+3. Scramble and interleave all coded bits together, so that every codeword is spread over all fading blocks
+   and constellation points are equally likely for every payload.
+4. Map them to Gray-coded QAM points of mean power 1 (over the constellation).
 
 The receiver equalises, demaps with the noise variance of every symbol, and runs belief propagation for at
-most 50 iterations, stopping as soon as the CRC holds.
+most 50 iterations, stopping as soon as the CRC matches.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ import torch
 
 from dekag.errors import DekagError, InvalidInputError
 from dekag.link.channel import Reception
-from dekag.link.coding import MAX_PAYLOAD_BYTES, TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import unbiased_equalize
+from dekag.link.mcs import MAX_PAYLOAD_BYTES, TABLE, CodewordLayout, ModulationAndCoding
 
 __all__ = ["MAX_PAYLOAD_BYTES", "TABLE", "DecodingError", "DigitalLink", "ModulationAndCoding", "warm_up"]
 
@@ -36,43 +35,43 @@ ITERATIONS = 50
 _ITERATIONS_PER_CHECK = 5
 _KNOWN_ZERO_LLR = -20.0  # the decoder's own limit; log p(1)/p(0)
 _MIN_NO = 1e-6  # an ideal reception has no noise, and no finite likelihood ratio
-_SEED = 38212  # of the interleaver and scrambler, which both sides know
+_SEED = 38212  # seed of interleaver and scrambler, known to both sides
 _TYPICAL_BYTES = 900  # a WebP of the embedded world
 
 
 class DecodingError(DekagError):
-    """The CRC does not hold after the last iteration: the payload is lost."""
+    """The CRC does not match after the last iteration: the payload is lost."""
 
 
 class DigitalLink:
-    """Sends bytes over the link the conventional way. Holds no state: one serves every thread."""
+    """Conventional transmission of bytes. Stateless and thread-safe."""
 
     def choose(
         self, conditions: LinkConditions, payload_bytes: int, *, outage: float = 0.1
     ) -> ModulationAndCoding:
-        """The most efficient row that is expected to lose at most `outage` of such payloads.
+        """The most efficient scheme with an expected loss of at most `outage` for such payloads.
 
-        The sender knows the conditions, at the SNR last reported to it, but not the fades of the slot. If no
-        row is that safe, the one with the smallest loss is taken and decoding will often fail. See
-        `dekag.link.outage`, which predicts losses from what `dekag.link.calibrate` measured.
+        The sender knows the conditions, at the last reported SNR, but not the fades of the slot. If no scheme
+        is that reliable, the one with the smallest loss is used, and decoding often fails. Losses are
+        predicted by `dekag.link.outage` from the measurements of `dekag.link.calibrate`.
         """
-        from dekag.link.outage import loss_share
+        from dekag.link.outage import loss_probability
 
-        losses = {row: loss_share(row, payload_bytes, conditions) for row in TABLE}
+        losses = {row: loss_probability(row, payload_bytes, conditions) for row in TABLE}
         safe = [row for row, loss in losses.items() if loss <= outage]
         return safe[-1] if safe else min(TABLE, key=lambda row: losses[row])
 
     def channel_uses(self, payload_bytes: int, coding: ModulationAndCoding) -> int:
-        """K, complex symbols that carry `payload_bytes` bytes."""
-        return Layout.of(payload_bytes, coding).channel_uses
+        """K, the number of complex symbols for `payload_bytes` bytes."""
+        return CodewordLayout.of(payload_bytes, coding).channel_uses
 
     def modulate(self, payload: bytes, coding: ModulationAndCoding) -> torch.Tensor:
         """Symbols (1, K) complex64 of mean power 1 for 1 to 65536 bytes.
 
         Raises:
-            InvalidInputError: on another length, or a coding that is not in TABLE.
+            InvalidInputError: the length is out of range, or the coding is not in TABLE.
         """
-        layout = Layout.of(len(payload), coding)
+        layout = CodewordLayout.of(len(payload), coding)
         bits = torch.from_numpy(np.unpackbits(np.frombuffer(payload, np.uint8))).float()
         information = torch.zeros(layout.codewords * layout.used_bits)
         information[: bits.numel()] = bits
@@ -97,8 +96,8 @@ class DigitalLink:
             payload_bytes: length of the payload.
 
         Raises:
-            DecodingError: if the CRC does not hold.
-            InvalidInputError: if K, the coding or the length do not fit.
+            DecodingError: the CRC does not match.
+            InvalidInputError: K, coding and length do not fit together.
         """
         return self.decode(self.soft_bits(reception, coding, payload_bytes), coding, payload_bytes)
 
@@ -106,7 +105,7 @@ class DigitalLink:
         self, reception: Reception, coding: ModulationAndCoding, payload_bytes: int
     ) -> torch.Tensor:
         """log p(1)/p(0) of the coded bits (codewords, sent bits) in the encoder's order; see `demodulate`."""
-        layout = Layout.of(payload_bytes, coding)
+        layout = CodewordLayout.of(payload_bytes, coding)
         if reception.symbols.shape != (1, layout.channel_uses):
             allowed = f"(1, {layout.channel_uses}) for {payload_bytes} bytes with this coding"
             raise InvalidInputError("symbols", allowed, tuple(reception.symbols.shape))
@@ -118,12 +117,12 @@ class DigitalLink:
         return llrs[: layout.codewords * layout.sent_bits].view(layout.codewords, -1)
 
     def decode(self, soft_bits: torch.Tensor, coding: ModulationAndCoding, payload_bytes: int) -> bytes:
-        """The payload behind soft bits, of one transmission or summed over several of the same payload.
+        """The payload in soft bits, of one transmission or summed over several of the same payload.
 
         Raises:
-            DecodingError: if the CRC does not hold.
+            DecodingError: the CRC does not match.
         """
-        layout = Layout.of(payload_bytes, coding)
+        layout = CodewordLayout.of(payload_bytes, coding)
         encoder, decoder = _code(layout.size, layout.mother_bits)
         codewords = torch.zeros(layout.codewords, layout.mother_bits)
         codewords.index_add_(1, _sent_bits(layout), soft_bits)
@@ -136,13 +135,13 @@ class DigitalLink:
             payload, crc = bits[: 8 * payload_bytes], bits[8 * payload_bytes :][: layout.crc_bits]
             if torch.equal(_crc(payload, layout.crc), crc):
                 return np.packbits(payload.numpy().astype(np.uint8)).tobytes()
-        raise DecodingError(f"the CRC of {payload_bytes} bytes does not hold after {ITERATIONS} iterations")
+        raise DecodingError(f"the CRC of {payload_bytes} bytes does not match after {ITERATIONS} iterations")
 
 
 def warm_up() -> None:
-    """Does what the first delivery would otherwise wait for: import Sionna, set up what all deliveries share.
+    """Imports Sionna and sets up shared objects, so that the first delivery need not wait for them.
 
-    The codes themselves are set up when they are first needed, a tenth of a second each.
+    Codes are set up on first use, which takes a tenth of a second each.
     """
     link, coding = DigitalLink(), TABLE[len(TABLE) // 2]
     link.choose(LinkConditions(), _TYPICAL_BYTES)
@@ -151,8 +150,8 @@ def warm_up() -> None:
     link.demodulate(Reception(symbols, gains, torch.zeros(1)), coding, _TYPICAL_BYTES)
 
 
-def _sent_bits(layout: Layout) -> torch.Tensor:
-    """(sent_bits,) int64: positions within n of what is sent; the others are known zeros or punctured."""
+def _sent_bits(layout: CodewordLayout) -> torch.Tensor:
+    """(sent_bits,) int64: positions of the sent bits within n; the others are known zeros or punctured."""
     encoder, _ = _code(layout.size, layout.mother_bits)
     systematic = torch.arange(layout.used_bits - 2 * encoder.z)
     parity = torch.arange(layout.size - 2 * encoder.z, layout.mother_bits)

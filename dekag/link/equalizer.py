@@ -1,7 +1,7 @@
-"""Linear equalisation of unit-power symbols with the gains that the receiver believes in.
+"""Linear equalisation of unit-power symbols with the gains known to the receiver.
 
-An estimated gain g is off by an error of known variance e, which acts like noise of power e on a symbol of
-power 1: both equalisers count e + no as the noise. Without an estimate the receiver takes g = 1 and e = 0.
+An estimated gain g has an error of known variance e, which acts like noise of power e on a symbol of power 1:
+both equalisers use the noise power e + no. Without an estimate, the receiver assumes g = 1 and e = 0.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dekag.link.conditions import EqualizerKind
 
 @dataclass(frozen=True)
 class Equalized:
-    """Symbols brought back to the sender's scale.
+    """Equalised symbols, at the sender's scale.
 
     Attributes:
         symbols: (B, K) complex64.
@@ -28,14 +28,14 @@ class Equalized:
 
 
 def equalize(reception: Reception, kind: EqualizerKind) -> Equalized:
-    """Equalises as asked: "mmse" as `mmse_equalize`, "zf" as `unbiased_equalize`."""
+    """Equalise with the chosen kind: "mmse" is `mmse_equalize`, "zf" is `unbiased_equalize`."""
     return mmse_equalize(reception) if kind == "mmse" else unbiased_equalize(reception)
 
 
 def mmse_equalize(reception: Reception) -> Equalized:
-    """s = conj(g) y / (|g|^2 + e + no): the linear estimate of least mean squared error.
+    """s = conj(g) y / (|g|^2 + e + no): the linear minimum mean squared error estimate.
 
-    It shrinks faded symbols towards zero instead of blowing their noise up. Its `no` is the mean squared
+    It shrinks faded symbols towards zero instead of amplifying their noise. Its `no` is the mean squared
     error against the sent symbol, (e + no) / (|g|^2 + e + no), between 0 (perfect) and 1 (nothing received).
     """
     gains, no = reception.symbol_gains, reception.symbol_no

@@ -1,4 +1,4 @@
-"""Block fading: J gains of one transmission, and the correlation between them.
+"""Block fading: the J gains of a transmission and their correlation.
 
 Rayleigh gains are jointly complex Gaussian with E[h_j' conj(h_j)] = C[j', j],
 
@@ -8,8 +8,8 @@ the frequency correlation of an exponential power-delay profile with RMS delay s
 centres of J equal sub-bands. That profile is our reading of the paper's formula, whose printed form does not
 decay with distance.
 
-Rician gains add a direct path of power k times that of the scattered ones. It arrives first, hence alike in
-all blocks, with a phase that is uniform over transmissions:
+Rician gains add a line-of-sight path with k times the power of the scattered paths. It arrives first, so it
+is the same in all blocks, with a phase that is uniform over transmissions:
 
     h_j = sqrt(k / (k + 1)) exp(i phi) + sqrt(1 / (k + 1)) g_j,    g Rayleigh as above.
 """
@@ -24,7 +24,7 @@ import torch
 
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
 
-# Delay spreads near zero make C singular; this much independent fading keeps its Cholesky factor real.
+# Delay spreads near zero make C singular; this much independent fading keeps its Cholesky factor defined.
 _INDEPENDENT_POWER = 1e-12
 
 
@@ -54,36 +54,35 @@ def rayleigh_gains(independent: torch.Tensor, tau_rms_s: float) -> torch.Tensor:
 def rician_gains(
     independent: torch.Tensor, tau_rms_s: float, k_db: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """(J,) complex128: scattered paths as `rayleigh_gains` beside a direct one whose phase is drawn.
+    """(J,) complex128: scattered paths as in `rayleigh_gains` plus a line-of-sight path with random phase.
 
     Args:
         independent: (J, 1) complex128, power 1.
         tau_rms_s: RMS delay spread of the scattered paths, s.
-        k_db: power of the direct path over that of the scattered ones, dB.
-        generator: draws the phase.
+        k_db: power of the line-of-sight path over the scattered paths, dB.
+        generator: source of the phase.
     """
-    direct, scattered = rician_powers(k_db)
+    los, nlos = rician_powers(k_db)
     phase = 2 * math.pi * torch.rand((), dtype=torch.float64, generator=generator)
-    path = torch.polar(torch.tensor(math.sqrt(direct), dtype=torch.float64), phase)
-    return path + math.sqrt(scattered) * rayleigh_gains(independent, tau_rms_s)
+    path = torch.polar(torch.tensor(math.sqrt(los), dtype=torch.float64), phase)
+    return path + math.sqrt(nlos) * rayleigh_gains(independent, tau_rms_s)
 
 
 def rician_powers(k_db: float) -> tuple[float, float]:
-    """Power of the direct path and of all scattered ones together; their sum is 1."""
+    """Power of the line-of-sight path and of all scattered paths together; their sum is 1."""
     k = 10 ** (k_db / 10)
     return k / (k + 1), 1 / (k + 1)
 
 
 def block_covariance(conditions: LinkConditions) -> torch.Tensor:
-    """(J, J) complex128: E[h_j' conj(h_j)] as a receiver knows it that knows the kind of fading.
+    """(J, J) complex128: E[h_j' conj(h_j)], as known to a receiver that knows the kind of fading.
 
-    On AWGN it is that of one unknown phase; of a trace and a plug-in nothing is known, so that their blocks
-    count as independent.
+    For AWGN, it is that of an unknown common phase; blocks of traces and plug-ins count as independent.
     """
     if conditions.fading == "rayleigh":
         return block_correlation(conditions.tau_rms_s)
     everywhere = torch.ones(BLOCKS, BLOCKS, dtype=torch.complex128)
     if conditions.fading == "rician":
-        direct, scattered = rician_powers(conditions.rician_k_db)
-        return direct * everywhere + scattered * block_correlation(conditions.tau_rms_s)
+        los, nlos = rician_powers(conditions.rician_k_db)
+        return los * everywhere + nlos * block_correlation(conditions.tau_rms_s)
     return everywhere if conditions.fading == "awgn" else torch.eye(BLOCKS, dtype=torch.complex128)

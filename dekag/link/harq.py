@@ -1,7 +1,7 @@
-"""Hybrid ARQ with chase combining: what is lost is sent again, and the receiver adds up what it heard.
+"""Hybrid ARQ with chase combining: a lost payload is sent again, and the receiver combines all receptions.
 
-Each transmission meets a fading slot and a noise of its own; soft bits of the same coded bits add. A one-bit
-answer after each transmission says whether the CRC holds; it is taken to be free and never wrong.
+Each transmission has its own fading slot and noise; soft bits of the same coded bits are added. The one-bit
+feedback after each transmission is assumed to be free and error-free.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import torch
 
 from dekag.link.channel import transmit
-from dekag.link.coding import ModulationAndCoding
 from dekag.link.conditions import LinkConditions
 from dekag.link.digital import DecodingError, DigitalLink
+from dekag.link.mcs import ModulationAndCoding
 
 MAX_TRANSMISSIONS = 4
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """How one payload fared.
+class HarqResult:
+    """Result of sending one payload.
 
     Attributes:
-        payload: None if it was lost after the last transmission.
-        transmissions: that were made.
-        channel_uses: of all of them together, pilots included.
+        payload: the decoded payload; None if it was lost after the last transmission.
+        transmissions: number of transmissions.
+        channel_uses: channel uses of all transmissions, including pilots.
     """
 
     payload: bytes | None
@@ -34,21 +34,21 @@ class Delivery:
     channel_uses: int
 
 
-def deliver(
+def send_with_harq(
     payload: bytes,
     coding: ModulationAndCoding,
     conditions: LinkConditions,
     seed: int,
     *,
     max_transmissions: int = MAX_TRANSMISSIONS,
-) -> Delivery:
-    """Send `payload` up to `max_transmissions` times; 1 is delivery without HARQ.
+) -> HarqResult:
+    """Send `payload` up to `max_transmissions` times; 1 means no HARQ.
 
     Args:
         payload: 1 to 65536 bytes.
-        coding: the same for every transmission.
-        conditions: of the channel; fading slots are independent of one another.
-        seed: of fading and noise. The first transmission meets what `transmit` gives for it.
+        coding: used for every transmission.
+        conditions: conditions of the channel; fading slots are independent.
+        seed: seed of fading and noise; the first transmission is that of `transmit` with this seed.
         max_transmissions: at least 1.
     """
     link = DigitalLink()
@@ -64,8 +64,8 @@ def deliver(
             decoded = link.decode(total, coding, len(payload))
         except DecodingError:
             continue
-        return Delivery(decoded, attempt + 1, channel_uses)
-    return Delivery(None, max_transmissions, channel_uses)
+        return HarqResult(decoded, attempt + 1, channel_uses)
+    return HarqResult(None, max_transmissions, channel_uses)
 
 
 def slot_seed(seed: int, attempt: int) -> int:

@@ -11,7 +11,7 @@ BYTES_PER_SYMBOL = 8
 
 
 def evenly_spaced(symbols: torch.Tensor, most: int) -> torch.Tensor:
-    """At most `most` of `symbols` (..., K), every n-th from the first on."""
+    """At most `most` of `symbols` (..., K): every n-th, starting with the first."""
     return symbols[..., :: -(-symbols.shape[-1] // most)]
 
 
@@ -19,7 +19,7 @@ def iq_to_bytes(symbols: torch.Tensor, *, field: str = "iq") -> bytes:
     """Serialise `symbols` (any shape, complex64) in row-major order, 8 bytes each.
 
     Raises:
-        InvalidInputError: naming `field`, if a symbol is not finite.
+        InvalidInputError: a symbol is not finite; names `field`.
     """
     values = symbols.detach().cpu().resolve_conj().to(torch.complex64).numpy()
     if not np.isfinite(values).all():
@@ -32,11 +32,11 @@ def bytes_to_iq(data: bytes, *, count: int | None = None, field: str = "iq") -> 
 
     Args:
         data: whole symbols of 8 bytes.
-        count: how many symbols there must be, if that is known.
-        field: what errors call the data.
+        count: required number of symbols, if known.
+        field: name of the data in errors.
 
     Raises:
-        InvalidInputError: naming `field`, on another length or a value that is not finite.
+        InvalidInputError: the length is wrong or a value is not finite; names `field`.
     """
     if len(data) % BYTES_PER_SYMBOL:
         raise InvalidInputError(field, "a multiple of 8 bytes long", f"{len(data)} bytes")

@@ -1,10 +1,10 @@
-"""Writes the traces that ship: ``python -m dekag.link.make_traces [--seed 1]``.
+"""Generates the built-in traces: ``python -m dekag.link.make_traces [--seed 1]``.
 
 walk: complex gains at walking pace, 1.5 m/s at 3.5 GHz: Clarke's sum of plane waves from all sides.
-drive: SNRs of a drive past a base station, one every 0.1 s: path loss with the distance to the power of 3.5,
-and shadowing of 6 dB that forgets over 20 m (Gudmundson's exponential correlation).
+drive: SNRs of a drive past a base station, one every 0.1 s: path loss with exponent 3.5 and shadowing of 6 dB
+with a correlation distance of 20 m (Gudmundson's model).
 
-They are made, not measured: they show the two formats and serve the tests.
+They are synthetic: they demonstrate the two formats and serve the tests.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dekag.link.conditions import SHIPPED_TRACES
+from dekag.link.conditions import BUILT_IN_TRACES
 from dekag.link.ofdm import CARRIER_HZ
 
 _LIGHT_M_S = 299_792_458.0
 
 
 def walk(seed: int, samples: int = 400, step_s: float = 5e-3) -> npt.NDArray[np.float64]:
-    """(samples, 3): time, s, and the gain's two parts."""
+    """(samples, 3): time, s, real and imaginary part of the gain."""
     random = np.random.default_rng(seed)
     waves, doppler_hz = 64, 1.5 / _LIGHT_M_S * CARRIER_HZ
     angles, phases = random.uniform(0, 2 * np.pi, (2, waves))
@@ -65,7 +65,7 @@ def main() -> None:
     """Command line: see the module's docstring."""
     parser = argparse.ArgumentParser(description="Write the traces that ship.")
     parser.add_argument("--seed", type=int, default=1, help="seeds angles, phases and shadowing")
-    parser.add_argument("--folder", type=Path, default=SHIPPED_TRACES, help="where they go")
+    parser.add_argument("--folder", type=Path, default=BUILT_IN_TRACES, help="where they go")
     arguments = parser.parse_args()
     write(arguments.folder, arguments.seed)
 

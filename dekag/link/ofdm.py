@@ -1,14 +1,13 @@
 """Tapped delay lines over OFDM: a gain for every resource element.
 
-The carrier is NR's of 10 MHz: 624 subcarriers of 15 kHz, slots of 1 ms with 14 OFDM symbols. A transmission
-takes whole slots and, in each of the J = 8 sub-bands that block fading has too, as few neighbouring
-subcarriers as it needs. So it meets the whole band and, for K up to about 8,000, one slot, whatever its
-rate. Symbols fill the slot frequency first. In OFDM symbols 2 and 11 of every slot every second subcarrier
-is set aside for pilots; without them it stays empty, so that the same seed meets the same gains whatever
-the receiver knows.
+The carrier is that of NR at 10 MHz: 624 subcarriers of 15 kHz, slots of 1 ms with 14 OFDM symbols. A
+transmission uses whole slots and, in each of the same J = 8 sub-bands as block fading, the smallest number of
+neighbouring subcarriers. So it spans the whole band and, for K up to about 8,000, one slot, at every rate.
+Symbols fill the slot frequency first. In OFDM symbols 2 and 11 of every slot, every second subcarrier is
+reserved for pilots; without pilots it stays empty, so that the same seed gives the same gains for every CSI.
 
-The tapped delay lines are Sionna's, of 3GPP TR 38.901: the delays scale with the RMS delay spread, the
-Doppler spectrum with the speed. The cyclic prefix is taken to cover the delays, and the gain to stand still
+The tapped delay lines are Sionna's, from 3GPP TR 38.901: the delays scale with the RMS delay spread, the
+Doppler spectrum with the speed. The cyclic prefix is assumed to cover the delays, and gains to be constant
 during one OFDM symbol: there is no interference between symbols or subcarriers.
 """
 
@@ -27,15 +26,15 @@ from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
 CARRIER_HZ = 3.5e9
 SUBCARRIER_HZ = 15e3
 SUBCARRIERS = 78
-"""In each sub-band; 8 times 78 are NR's 52 resource blocks of 12."""
+"""Subcarriers in each sub-band; 8 times 78 are NR's 52 resource blocks of 12."""
 SLOT_S = 1e-3
 SYMBOLS = 14
-"""OFDM symbols of a slot."""
+"""OFDM symbols in a slot."""
 PILOT_SYMBOLS = (2, 11)
 PILOT_STEP = 2
-"""In an OFDM symbol with pilots every such subcarrier of a sub-band carries one."""
+"""Spacing of pilots in subcarriers, within an OFDM symbol that has pilots."""
 
-_DIRECT_PATH_COSINE = 0.7  # TR 38.901: the direct path's Doppler shift over the largest one
+_LOS_COSINE = 0.7  # TR 38.901: Doppler shift of the line-of-sight path over the largest one
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Grid:
     """The resource elements (slots, SYMBOLS, BLOCKS, width) of one transmission.
 
     Attributes:
-        slots: slots that it lasts.
+        slots: number of slots.
         width: neighbouring subcarriers in each sub-band.
     """
 
@@ -68,53 +67,53 @@ class Grid:
 
     @property
     def pilots(self) -> torch.Tensor:
-        """(SYMBOLS, width) bool: what is set aside for pilots, the same in every slot and sub-band."""
+        """(SYMBOLS, width) bool: elements reserved for pilots, the same in every slot and sub-band."""
         mask = torch.zeros(SYMBOLS, self.width, dtype=torch.bool)
         mask[list(PILOT_SYMBOLS), ::PILOT_STEP] = True
         return mask
 
     @property
     def pilot_uses(self) -> int:
-        """Channel uses that the pilots take."""
+        """Channel uses of the pilots."""
         return self.slots * BLOCKS * int(self.pilots.sum())
 
     def of_symbols(self, elements: torch.Tensor, channel_uses: int) -> torch.Tensor:
-        """(K,): what `elements`, of the grid's shape, holds where the symbols lie."""
+        """(K,): the values of `elements`, of the grid's shape, at the positions of the symbols."""
         return elements.flatten()[_positions(self, channel_uses)]
 
 
 @lru_cache(maxsize=64)
 def _positions(grid: Grid, channel_uses: int) -> torch.Tensor:
-    """(K,) int64: where in the flattened grid the symbols lie."""
+    """(K,) int64: positions of the symbols in the flattened grid."""
     data = ~grid.pilots[None, :, None, :].expand(grid.shape)
     return data.flatten().nonzero()[:channel_uses, 0]
 
 
 def _data_elements(width: int) -> int:
-    """Elements of one slot and sub-band that carry no pilot."""
+    """Elements of one slot and sub-band without a pilot."""
     return SYMBOLS * width - len(PILOT_SYMBOLS) * -(-width // PILOT_STEP)
 
 
 def slots(channel_uses: int) -> int:
-    """Slots of SLOT_S that a transmission lasts."""
+    """Number of slots of a transmission."""
     return Grid.of(channel_uses).slots
 
 
 def tdl_gains(grid: Grid, conditions: LinkConditions, generator: torch.Generator) -> torch.Tensor:
     """Gains of the grid's shape, complex128, mean power 1.
 
-    The draws of `generator` do not depend on the grid: the same seed meets the same paths at every rate.
+    The draws do not depend on the grid: the same seed gives the same paths at every rate.
 
     Args:
-        grid: where the channel is looked at.
+        grid: resource elements at which the channel is evaluated.
         conditions: fading "tdl-a" to "tdl-e", with delay spread and speed.
-        generator: draws phases and angles of the paths.
+        generator: source of phases and angles of the paths.
     """
     from dekag.link.phy import cir_to_ofdm_channel
 
-    # Sionna's blocks draw from its one global generator, which concurrent requests would share. What a block
-    # draws from is its property torch_rng, so phy.SeededTDL has one that the caller sets; the copy is shallow
-    # and private, hence safe beside other threads.
+    # Sionna's blocks draw from a global generator, which concurrent requests would share. A block takes its
+    # generator from its property torch_rng, which phy.SeededTDL makes settable; the copy is shallow and local
+    # to this call, so this is thread-safe.
     tdl = copy.copy(_tdl(conditions.fading, conditions.tau_rms_s, conditions.speed_m_s))
     tdl.generator = generator
     paths, delays = tdl(1, grid.slots * SYMBOLS, SYMBOLS / SLOT_S)
@@ -125,8 +124,8 @@ def tdl_gains(grid: Grid, conditions: LinkConditions, generator: torch.Generator
 def tdl_correlation(fading: str, tau_rms_s: float, speed_m_s: float, width: int) -> torch.Tensor:
     """(SYMBOLS * width, SYMBOLS * width) complex128: E[h h^H] of one slot in one sub-band.
 
-    Scattered paths of powers P_m and delays t_m, whose angles of arrival are uniform (Clarke), beside, in
-    profiles D and E, a direct one of power P and Doppler shift a f_d:
+    Scattered paths of powers P_m and delays t_m with uniform angles of arrival (Clarke), and, in profiles D
+    and E, a line-of-sight path of power P and Doppler shift a f_d:
 
         sum_m P_m exp(-2 pi i df t_m) J_0(2 pi f_d dt) + P exp(2 pi i a f_d dt).
     """
@@ -136,15 +135,15 @@ def tdl_correlation(fading: str, tau_rms_s: float, speed_m_s: float, width: int)
     times = torch.arange(SYMBOLS, dtype=torch.float64) * (SLOT_S / SYMBOLS)
     turns = 2 * math.pi * CARRIER_HZ * speed_m_s / SPEED_OF_LIGHT * (times[:, None] - times[None, :])
     frequencies = torch.arange(width, dtype=torch.float64) * SUBCARRIER_HZ
-    scattered = tdl.mean_powers.to(torch.complex128)
+    nlos = tdl.mean_powers.to(torch.complex128)
     if tdl.los:
-        scattered = torch.cat([scattered[:1] - tdl.mean_power_los, scattered[1:]])
+        nlos = torch.cat([nlos[:1] - tdl.mean_power_los, nlos[1:]])
     response = torch.exp(-2j * math.pi * frequencies[:, None] * tdl.delays)
-    spectrum = (response * scattered) @ response.mH
+    spectrum = (response * nlos) @ response.mH
     correlation = torch.kron(torch.special.bessel_j0(turns).to(torch.complex128), spectrum)
     if tdl.los:
-        direct = tdl.mean_power_los * torch.exp(1j * _DIRECT_PATH_COSINE * turns)
-        correlation += torch.kron(direct, torch.ones(width, width, dtype=torch.complex128))
+        los = tdl.mean_power_los * torch.exp(1j * _LOS_COSINE * turns)
+        correlation += torch.kron(los, torch.ones(width, width, dtype=torch.complex128))
     return correlation
 
 
@@ -157,7 +156,7 @@ def _tdl(fading: str, tau_rms_s: float, speed_m_s: float) -> Any:
         tau_rms_s,
         CARRIER_HZ,
         min_speed=speed_m_s,
-        los_angle_of_arrival=math.acos(_DIRECT_PATH_COSINE),
+        los_angle_of_arrival=math.acos(_LOS_COSINE),
         precision="double",
         device="cpu",
     )

@@ -1,13 +1,13 @@
-"""How often a conventional delivery is lost, predicted from what was measured once per modulation and code.
+"""Predicts the loss of conventional deliveries from one measurement per modulation and code.
 
-`dekag.link.calibrate` measured, for every row of the table and several lengths of codeword, the SNR that a
-codeword needs on AWGN: mean and standard deviation over noises, taken as a normal distribution. A fading slot
-is as good as the AWGN channel on which the bits of the constellation carry the same mutual information on
-average (the payload is interleaved over all of the slot): its *effective SNR*. Codewords of every row were
-found to need in fading slots the effective SNR that they need on AWGN, to within 0.14 dB. A payload arrives
-if all its codewords do. Losses at a mean SNR are averages over seeded draws of fading.
+`dekag.link.calibrate` measured the SNR threshold of a codeword on AWGN, for every row of the table and
+several codeword lengths: mean and standard deviation over noise, modelled as a normal distribution. A fading
+slot is equivalent to the AWGN channel on which the bits of the constellation carry the same average mutual
+information (the payload is interleaved over the whole slot): its *effective SNR*. In fading slots, the
+thresholds in effective SNR were found to equal those on AWGN to within 0.14 dB. A payload arrives if all its
+codewords do. Losses at a mean SNR are averages over seeded draws of fading.
 
-What is predicted is checked against real decoding by `dekag.link.calibrate` and by the experiments.
+The predictions are checked against real decoding by `dekag.link.calibrate` and by the studies.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ import numpy.typing as npt
 import torch
 
 from dekag.documents import parse_json
-from dekag.link.coding import TABLE, Layout, ModulationAndCoding
 from dekag.link.conditions import LinkConditions
+from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding
 
 Array = npt.NDArray[np.float64]
 
 FADING_DRAWS = 1000
-_SYMBOLS = 64  # that sample a slot whose every symbol has a gain of its own
+_SYMBOLS = 64  # samples of a slot in which every symbol has its own gain
 _NOTHING_DB = -100.0
-_SEED = 20506  # of the fading that senders average over; no request's own
+_SEED = 20506  # first seed of the fading that senders average over
 
 
 @dataclass(frozen=True)
-class Need:
-    """SNR that a codeword of `size` information bits needs on AWGN, dB: a normal distribution."""
+class SnrThreshold:
+    """SNR threshold of a codeword with `size` information bits on AWGN, dB: a normal distribution."""
 
     size: int
     mean_db: float
     deviation_db: float
 
 
-def loss_share(coding: ModulationAndCoding, payload_bytes: int, conditions: LinkConditions) -> float:
-    """Share of such payloads that are expected to be lost, as the sender sees the conditions; 0 to 1."""
-    layout = Layout.of(payload_bytes, coding)
+def loss_probability(coding: ModulationAndCoding, payload_bytes: int, conditions: LinkConditions) -> float:
+    """Probability that such a payload is lost, 0 to 1, for the conditions as known to the sender."""
+    layout = CodewordLayout.of(payload_bytes, coding)
     snrs = _sender_snrs_db(coding.bits_per_symbol, conditions)
     return float(1 - success(coding, layout, snrs).mean())
 
 
-def success(coding: ModulationAndCoding, layout: Layout, effective_snr_db: Array) -> Array:
-    """Probability that a payload arrives at each effective SNR, dB; any shape both ways."""
-    need = codeword_need(coding, layout.used_bits)
+def success(coding: ModulationAndCoding, layout: CodewordLayout, effective_snr_db: Array) -> Array:
+    """Probability that a payload arrives at each effective SNR, dB; of the same, arbitrary shape."""
+    need = codeword_threshold(coding, layout.used_bits)
     margin = (effective_snr_db - need.mean_db) / need.deviation_db
     single: Array = torch.special.ndtr(torch.from_numpy(np.asarray(margin))).numpy()
     return np.asarray(single**layout.codewords)
 
 
-def codeword_need(coding: ModulationAndCoding, information_bits: int) -> Need:
-    """What a codeword of that many information bits needs, between the calibrated lengths."""
-    needs = _needs()[coding]
-    # what a code of finite length needs beyond its limit falls with the root of its length
-    place = 1 / math.sqrt(information_bits)
-    places = [1 / math.sqrt(need.size) for need in needs]  # descending
-    mean = np.interp(place, places[::-1], [need.mean_db for need in needs][::-1])
-    deviation = np.interp(place, places[::-1], [need.deviation_db for need in needs][::-1])
-    return Need(information_bits, float(mean), float(deviation))
+def codeword_threshold(coding: ModulationAndCoding, information_bits: int) -> SnrThreshold:
+    """Threshold of a codeword with that many information bits, interpolated between calibrated lengths."""
+    thresholds = _thresholds()[coding]
+    # the gap of a finite-length code to its limit falls with the square root of its length
+    position = 1 / math.sqrt(information_bits)
+    positions = [1 / math.sqrt(threshold.size) for threshold in thresholds]  # descending
+    mean = np.interp(position, positions[::-1], [threshold.mean_db for threshold in thresholds][::-1])
+    deviation = np.interp(position, positions[::-1], [each.deviation_db for each in thresholds][::-1])
+    return SnrThreshold(information_bits, float(mean), float(deviation))
 
 
 def effective_snr_db(bits_per_symbol: int, snr_db: float, powers_db: Array) -> Array:
-    """AWGN SNR, dB, at which bits of that QAM carry as much as on average over the blocks of a slot.
+    """AWGN SNR, dB, with the same mutual information per bit as the average over the blocks of a slot.
 
     Args:
         bits_per_symbol: QAM order is 2**bits_per_symbol.
@@ -91,11 +91,10 @@ def _sender_snrs_db(bits_per_symbol: int, conditions: LinkConditions) -> Array:
 
 
 def powers_db(conditions: LinkConditions) -> Array:
-    """(draws, J) powers |h_j|^2 of seeded slots, dB, mean power 1, as the sender of a payload expects them.
+    """(draws, J) powers |h_j|^2 of seeded slots, dB, mean power 1, as expected by the sender.
 
-    Errors of estimated gains count as noise, hence as less power. Without CSI a faded symbol has no phase
-    reference and is worth nothing. What a trace holds the sender cannot know; it prepares for Rayleigh
-    fading.
+    Errors of estimated gains count as noise and reduce the power. Without CSI, faded symbols have no phase
+    reference and are useless. The sender cannot know a trace and assumes Rayleigh fading.
     """
     if conditions.fading == "awgn" and conditions.csi != "pilots":
         return np.zeros((1, 1))
@@ -132,18 +131,18 @@ def _powers_db(conditions: LinkConditions) -> Array:
 
 @cache
 def calibration() -> dict[str, Any]:
-    """What `dekag.link.calibrate` wrote."""
+    """The table written by `dekag.link.calibrate`."""
     table: dict[str, Any] = parse_json((files("dekag.link") / "mcs.json").read_bytes(), "mcs.json")
     return table
 
 
 @cache
-def _needs() -> dict[ModulationAndCoding, list[Need]]:
-    found = {}
+def _thresholds() -> dict[ModulationAndCoding, list[SnrThreshold]]:
+    thresholds = {}
     for row in calibration()["rows"]:
         coding = ModulationAndCoding(row["bits_per_symbol"], row["codeword_bits"], row["information_bits"])
-        found[coding] = [Need(*need) for need in row["needs_db"]]
-    return {coding: found[coding] for coding in TABLE}
+        thresholds[coding] = [SnrThreshold(*values) for values in row["needs_db"]]
+    return {coding: thresholds[coding] for coding in TABLE}
 
 
 @cache
@@ -151,5 +150,5 @@ def _information(bits_per_symbol: int) -> tuple[Array, Array]:
     curve = calibration()["mutual_information"]
     grid = np.asarray(curve["snr_db"], dtype=float)
     information = np.asarray(curve[str(bits_per_symbol)], dtype=float)
-    # strictly rising, so that it can be inverted where it is flat
+    # made strictly increasing, so that it can be inverted
     return grid, information + 1e-9 * np.arange(len(grid))

@@ -1,8 +1,8 @@
-"""The parts of Sionna that the link uses. Import inside functions: the first import takes seconds.
+"""The parts of Sionna that the link uses. Import it inside functions, as the first import takes seconds.
 
-Importing Sionna reseeds torch's global generators from the clock, which would make whatever the caller
-draws next differ from run to run; their states are kept. Every block below is told its device, as Sionna
-otherwise moves to the first GPU it finds.
+Importing Sionna reseeds torch's global generators from the clock, which would make later draws of the caller
+irreproducible; so their states are restored. All blocks are given a device, as Sionna otherwise uses the
+first GPU.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = [
 
 
 class SeededTDL(TDL):  # type: ignore[misc]
-    """Sionna's tapped delay line, drawing from `generator` instead of Sionna's global one."""
+    """Sionna's tapped delay line with its own `generator` instead of Sionna's global one."""
 
     generator: torch.Generator | None = None
 
     @property
     def torch_rng(self) -> torch.Generator:
-        """What every draw of the block comes from."""
+        """The generator of all draws of the block."""
         if self.generator is None:
             raise RuntimeError("set the generator of a SeededTDL before it draws")
         return self.generator

@@ -1,12 +1,12 @@
-"""Recorded channels: a CSV file of time and SNR, or of time and complex gain, played back.
+"""Playback of recorded channels: CSV files of time and SNR, or of time and complex gain.
 
-A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times rise. Blank lines
-and those that start with `# ` say nothing. A sample holds until the next one, the last one for the mean
-distance of the samples; then the trace starts again.
+A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times are ascending. Blank
+lines and lines starting with `# ` are ignored. A sample is valid until the next one, the last sample for the
+mean sampling interval; then the trace starts over.
 
-A trace says how the channel *varies*: its mean power over time is scaled to 1, like that of every other
-fading, and `snr_db` of the conditions says what the mean SNR is. To play an SNR trace at the level that was
-recorded, ask for its `Trace.mean_snr_db`. SNRs have no phase; their gains are real.
+A trace describes how the channel *varies*: its mean power over time is scaled to 1, like that of every other
+fading, and `snr_db` of the conditions is the mean SNR. To play an SNR trace at its recorded level, use its
+`Trace.mean_snr_db`. SNRs have no phase; their gains are real.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from dekag.errors import FileError, InvalidInputError
 from dekag.files import read_lines
-from dekag.link.conditions import BLOCKS, SHIPPED_TRACES
+from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES
 from dekag.link.ofdm import SLOT_S
 
 MAX_BYTES = 4 * 2**20
@@ -32,7 +32,7 @@ _SNR_HEADER = ["time_s", "snr_db"]
 _GAIN_HEADER = ["time_s", "gain_re", "gain_im"]
 _MAX_SNR_DB = 200.0
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_PLAIN = " (commas between numbers, points in them)"  # as spreadsheets of many countries do not write them
+_PLAIN = " (comma as separator, point in numbers)"  # unlike spreadsheets in many countries
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Trace:
     """One period of a trace.
 
     Attributes:
-        times: (N,) float64, s, rising from 0: when each sample starts to hold.
+        times: (N,) float64, s, ascending from 0: start of each sample.
         gains: (N,) complex128, mean power 1 over `period_s`.
-        period_s: after this time the trace starts again.
-        mean_snr_db: mean of the SNRs as recorded, dB; of gains, what their mean power is.
+        period_s: time after which the trace starts over.
+        mean_snr_db: mean recorded SNR, dB; for gains, their mean power in dB.
     """
 
     times: torch.Tensor
@@ -52,26 +52,26 @@ class Trace:
     mean_snr_db: float
 
     def at(self, times_s: torch.Tensor) -> torch.Tensor:
-        """complex128 gains at times of any shape, s since the trace's start."""
+        """complex128 gains at times of any shape, s since the start of the trace."""
         within = torch.remainder(times_s.to(torch.float64), self.period_s)
         return self.gains[torch.searchsorted(self.times, within, right=True) - 1]
 
     def block_gains(self, start_s: float, slots: int) -> torch.Tensor:
-        """(J,) complex128: gains in the middle of J equal parts of `slots` slots from `start_s` on."""
+        """(J,) complex128: gains at the centres of J equal parts of `slots` slots from `start_s` on."""
         middles = (torch.arange(BLOCKS, dtype=torch.float64) + 0.5) / BLOCKS
         return self.at(start_s + middles * slots * SLOT_S)
 
 
-def names(folder: Path = SHIPPED_TRACES) -> list[str]:
-    """The traces in that folder, in order."""
+def names(folder: Path = BUILT_IN_TRACES) -> list[str]:
+    """The names of the traces in that folder, sorted."""
     return sorted(path.stem for path in folder.glob("*.csv") if re.fullmatch("[a-z0-9-]{1,64}", path.stem))
 
 
-def load(name: str, folder: Path = SHIPPED_TRACES) -> Trace:
+def load(name: str, folder: Path = BUILT_IN_TRACES) -> Trace:
     """The trace of that name.
 
     Raises:
-        InvalidInputError: names "link.trace"; there is no such trace, or its file is none.
+        InvalidInputError: names "link.trace"; there is no such trace, or its file is invalid.
     """
     if name not in names(folder):  # a name is looked up, never joined to a path
         raise InvalidInputError("link.trace", f"one of {', '.join(names(folder)) or 'no traces'}", name)
@@ -79,13 +79,13 @@ def load(name: str, folder: Path = SHIPPED_TRACES) -> Trace:
     try:
         state = path.stat()
         return _read(path, state.st_mtime_ns, state.st_size)
-    except OSError as error:  # it has just been taken away, or is a link to nothing
-        raise _broken(path, "be there", error.strerror) from None
+    except OSError as error:  # it was just deleted, or is a dangling link
+        raise _broken(path, "exist", error.strerror) from None
 
 
 @lru_cache(maxsize=16)
 def _read(path: Path, modified_ns: int, size: int) -> Trace:
-    """The trace in the file, which is read again when it changed."""
+    """The trace in the file; the cache is invalidated when the file changes."""
     try:
         return _parse(path, read_lines(path, max_bytes=MAX_BYTES))
     except FileError as error:

@@ -1,7 +1,7 @@
-"""Reading a prompt with a metaword: trainable vectors between the start token and the prompt's own words.
+"""Encoding of prompts with a metaword: trainable vectors between the start token and the prompt's own tokens.
 
-A topic's shared vectors stand in front of every prompt that needs it. A topic of several trigger words, such
-as a vocabulary, has one more vector for each of them, which stands there only if the prompt says that word.
+The shared vectors of a topic precede every prompt that needs it. A topic with several trigger words, such as
+a vocabulary, has one more vector for each of them, which is only used if the prompt contains that word.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.topics import matching
 
 
-def words_of(triggers: Sequence[str]) -> tuple[str, ...]:
-    """The triggers that have a vector of their own: all of several; a single one is what the topic is."""
+def trigger_words(triggers: Sequence[str]) -> tuple[str, ...]:
+    """The triggers with their own vector: all, if there are several; a single trigger needs none."""
     return tuple(triggers) if len(triggers) > 1 else ()
 
 
-def rows_for(prompt: str, tokens: int, words: Sequence[str]) -> list[int]:
-    """Which rows of a metaword (tokens + len(words), width) `prompt` is read with, in order."""
-    said = set(matching(prompt, {word: [word] for word in words}))
-    return [*range(tokens), *(tokens + i for i, word in enumerate(words) if word in said)]
+def token_rows(prompt: str, tokens: int, words: Sequence[str]) -> list[int]:
+    """The rows of a metaword (tokens + len(words), width) for `prompt`, in order."""
+    matches = set(matching(prompt, {word: [word] for word in words}))
+    return [*range(tokens), *(tokens + i for i, word in enumerate(words) if word in matches)]
 
 
 @contextmanager
 def metaword(text_encoder: Any, vectors: torch.Tensor, chosen: Sequence[Sequence[int]]) -> Iterator[None]:
-    """While inside, the text encoder reads vectors behind the start token of every row of a batch.
+    """Inside the context, the text encoder inserts vectors after the start token of every row of a batch.
 
     Args:
         text_encoder: any transformers text encoder.
         vectors: (rows, width); gradients flow into them.
-        chosen: which of them each row of the batch reads, in order; may be none.
+        chosen: indices of the vectors for each row of the batch, in order; may be empty.
     """
     row = torch.tensor([i for i, indices in enumerate(chosen) for _ in indices], dtype=torch.long)
     place = torch.tensor([1 + k for indices in chosen for k in range(len(indices))], dtype=torch.long)
@@ -51,18 +51,18 @@ def metaword(text_encoder: Any, vectors: torch.Tensor, chosen: Sequence[Sequence
         handle.remove()
 
 
-def prompt_states(
+def encode_prompts(
     reader: PromptReader, prompts: Sequence[Sequence[Window]], vectors: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """What the denoiser reads of prompts, each window behind its vectors, (batch, tokens, width).
+    """States of prompts for the denoiser, each window preceded by its vectors, (batch, tokens, width).
 
-    Prompts of fewer windows are filled up with zeros; the second tensor, (batch, tokens) bool, says which
-    places hold something. It is None where all do.
+    Prompts with fewer windows are padded with zeros; the second tensor, (batch, tokens) bool, is the mask,
+    None without padding.
 
     Args:
-        reader: of a StableDiffusionPipeline.
-        prompts: windows of each, as `reader` makes them.
-        vectors: (rows, width); the windows say which of them stand in front.
+        reader: reader of a StableDiffusionPipeline.
+        prompts: windows of each prompt, from `reader`.
+        vectors: (rows, width); the windows select rows.
     """
     windows = [window for prompt in prompts for window in prompt]
     ids, _ = reader.tensors(windows)

@@ -1,4 +1,4 @@
-"""Topics to distil: their prompts, and which of them a prompt of the user needs. No torch in here."""
+"""Topics to distil: their prompts, and the selection of topics by a user's prompt. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dekag.api.limits import MAX_ALTERNATIVES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, check_topic
 from dekag.errors import InvalidInputError, NotFoundError
-from dekag.words import says, words
+from dekag.words import contains_phrase, words
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 from dekag.world.topics import Topic
 
@@ -18,13 +18,13 @@ _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 
 @dataclass(frozen=True)
 class TopicPrompts:
-    """A topic as a distillation sees it.
+    """The input of a distillation.
 
     Attributes:
         name: 1 to 32 lower-case letters a to z, digits and hyphens.
-        prompts: what the cloud-GAI draws to learn from, one picture each.
-        held_out: prompts that training never sees; none of them is among `prompts`.
-        triggers: words or phrases that, found in a prompt, say that it needs this topic.
+        prompts: prompts of the training images, one image each.
+        held_out: prompts that are not used in training; none of them is in `prompts`.
+        triggers: words or phrases by which a prompt needs this topic.
     """
 
     name: str
@@ -42,16 +42,16 @@ def topic_prompts(
     held_out: int,
     seed: int,
 ) -> TopicPrompts:
-    """The topic `name` with `count` prompts to learn from and `held_out` others.
+    """The topic `name` with `count` training prompts and `held_out` further prompts.
 
     Args:
-        name: what the topic is called.
-        prompts: each may hold alternatives, "a {red|blue} boat, neon style", of which every draw takes one.
-            Without prompts, those of the embedded world's topic of that name.
-        triggers: found in a prompt they say that it needs this topic; the topic's name if left out.
-        count: prompts to learn from; drawn again and again when there are fewer different ones.
-        held_out: prompts kept apart.
-        seed: seeds the draws.
+        name: name of the topic.
+        prompts: templates, which may contain alternatives, "a {red|blue} boat, neon style"; one alternative
+            is drawn each time. If empty, those of the embedded world's topic of that name.
+        triggers: words or phrases by which a prompt needs this topic; the name of the topic if empty.
+        count: number of training prompts; they are repeated if there are fewer distinct ones.
+        held_out: number of held-out prompts.
+        seed: seed of the draws.
 
     Raises:
         InvalidInputError: a name, prompt or trigger is not allowed, or there are too few different prompts.
@@ -60,17 +60,17 @@ def topic_prompts(
     check_topic(name)
     rng = random.Random(seed)
     if prompts:
-        said = _checked(prompts, "prompts", MAX_PROMPTS)
-        if any(len(_ALTERNATIVES.findall(prompt)) > MAX_ALTERNATIVES for prompt in said):
+        checked = _checked(prompts, "prompts", MAX_PROMPTS)
+        if any(len(_ALTERNATIVES.findall(prompt)) > MAX_ALTERNATIVES for prompt in checked):
             raise InvalidInputError("prompts", f"of at most {MAX_ALTERNATIVES} alternatives", "more")
         chosen = _checked(triggers or [name], "triggers", MAX_TRIGGERS)
 
         def draw() -> str:
-            return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(said))
+            return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(checked))
     else:
         if name not in TOPICS:
             known = ", ".join(TOPICS)
-            raise NotFoundError(f"no topic {name!r} in the embedded world ({known}): give its prompts")
+            raise NotFoundError(f"no topic {name!r} in the embedded world ({known}): specify its prompts")
         topic = TOPICS[name]
         chosen = _checked(triggers or world_triggers(topic), "triggers", MAX_TRIGGERS)
 
@@ -87,7 +87,7 @@ def topic_prompts(
             learnt[prompt] = None
     if len(kept) < held_out or not learnt:
         raise InvalidInputError(
-            "prompts", f"enough for {held_out} different ones to be kept out of training", f"{len(kept)}"
+            "prompts", f"enough for {held_out} distinct held-out ones besides training", f"{len(kept)}"
         )
     different = list(learnt)
     repeated = tuple(different[i % len(different)] for i in range(count))
@@ -95,7 +95,7 @@ def topic_prompts(
 
 
 def world_triggers(topic: Topic) -> list[str]:
-    """The words by which a prompt of the embedded world shows that it needs `topic`."""
+    """The words by which a prompt of the embedded world needs `topic`."""
     return list(topic.words.values()) if topic.kind == "vocabulary" else [topic.name]
 
 
@@ -112,13 +112,15 @@ def world_prompt(topic: Topic, rng: random.Random) -> str:
 
 
 def matching(prompt: str, triggers: Mapping[str, Sequence[str]]) -> list[str]:
-    """Names of the topics of which a trigger occurs in `prompt` as whole words, in order of their names.
+    """Names of the topics with a trigger in `prompt` as whole words, sorted.
 
-    `dekag.words` says what a word is, in any script.
+    See `dekag.words` for the definition of words in any script.
     """
-    said = words(prompt)
+    prompt_words = words(prompt)
     return sorted(
-        name for name, phrases in triggers.items() if any(says(said, words(phrase)) for phrase in phrases)
+        name
+        for name, phrases in triggers.items()
+        if any(contains_phrase(prompt_words, words(phrase)) for phrase in phrases)
     )
 
 

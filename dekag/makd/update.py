@@ -1,9 +1,8 @@
-"""The knowledge update: metaword and LoRA of one topic as an artifact that plain diffusers loads too.
+"""The knowledge update: metaword and LoRA of one topic as an artifact that plain diffusers can load, too.
 
-A folder of files. `pytorch_lora_weights.safetensors` is what `load_lora_weights` reads (an update in fewer
-bits has `compact_lora.safetensors` instead), `learned_embeds.safetensors` what `load_textual_inversion`
-reads, `knowledge.json` says what they are and carries the hash of all of it. Nothing but safetensors and JSON
-is ever read.
+It is a folder with `pytorch_lora_weights.safetensors` for `load_lora_weights` (`compact_lora.safetensors` for
+an update with fewer bits), `learned_embeds.safetensors` for `load_textual_inversion`, and `knowledge.json`
+with a description and the hash of the content. Only safetensors and JSON are ever read.
 """
 
 from __future__ import annotations
@@ -17,48 +16,48 @@ from safetensors.torch import load, save
 
 from dekag.api.limits import MAX_PROMPT_CHARS, MAX_TRIGGERS, check_topic
 from dekag.artifacts import Artifact
-from dekag.makd.compact import pack, unpack
-from dekag.makd.metaword import rows_for
+from dekag.makd.metaword import token_rows
+from dekag.makd.quantization import pack, unpack
 
 FORMAT = 1
 METAWORD, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
 COMPACT = "compact_lora.safetensors"
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
-PREFIX = "unet."  # diffusers tells denoiser and text encoder apart by it
+PREFIX = "unet."  # by which diffusers distinguishes denoiser and text encoder
 
 
 def placeholder(topic: str, word: str = "") -> str:
-    """The pseudo-word by which plain diffusers calls a topic's shared vectors, or that of one trigger.
+    """The placeholder token in plain diffusers for a topic's shared vectors, or for the vector of a trigger.
 
-    Different triggers have different ones, also for a tokenizer that knows no upper case: all of a trigger
-    but lower-case letters, digits and hyphens is written in hexadecimal.
+    Different triggers have different tokens, even for a tokenizer that ignores case: characters other than
+    lower-case letters, digits and hyphens are written in hexadecimal.
     """
-    said = "".join(
+    escaped = "".join(
         chr(byte) if chr(byte) in _PLAIN else f"%{byte:02x}" for byte in word.encode("utf-8", "surrogatepass")
     )
-    return f"<{topic}:{said}>" if word else f"<{topic}>"
+    return f"<{topic}:{escaped}>" if word else f"<{topic}>"
 
 
 def _earlier_placeholder(topic: str, word: str) -> str:
-    """What it was in older updates, where "red boat" and "red-boat" were the same."""
+    """The token in older updates, where "red boat" and "red-boat" had the same one."""
     return f"<{topic} {word}>".replace(" ", "-")
 
 
 class KnowledgeUpdate(Artifact):
     """Metaword and LoRA of one topic.
 
-    Made by `new` or read by `from_files` and `load`; it never changes.
+    Immutable; created by `new`, or read by `from_files` and `load`.
 
     Attributes:
-        info: what knowledge.json says: topic, triggers, base_hash, config, prompts, seeds, scores.
-        metaword: vectors in front of every prompt, (tokens, width); no rows without a metaword.
-        words: for triggers that have a vector of their own, that vector, (width,).
+        info: content of knowledge.json: topic, triggers, base_hash, config, prompts, seeds, scores.
+        metaword: vectors that precede every prompt, (tokens, width); no rows without a metaword.
+        words: the vectors of triggers that have their own, (width,).
         lora: factors by name in the denoiser, "<layer>.lora_A.weight" (rank, in) and
-            "<layer>.lora_B.weight" (out, rank); a layer changes by B @ A. Empty without a LoRA.
-        content_hash: SHA-256 (hex) over everything in the update.
+            "<layer>.lora_B.weight" (out, rank); B @ A is added to a layer. Empty without a LoRA.
+        content_hash: SHA-256 (hex) of its content.
     """
 
-    what = "the knowledge update"
+    label = "the knowledge update"
     parts = (METAWORD, LORA, COMPACT)
 
     def __init__(self, info: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
@@ -69,7 +68,7 @@ class KnowledgeUpdate(Artifact):
         self.words = {
             word: vectors[name][0]
             for word in self.triggers
-            if isinstance(word, str)  # what else may stand there is for `check` to refuse
+            if isinstance(word, str)  # other types are refused by `check`
             and (name := next((each for each in self._names(word) if each in vectors), None)) is not None
         }
         self.lora: dict[str, torch.Tensor] = {}
@@ -91,11 +90,11 @@ class KnowledgeUpdate(Artifact):
         """An update of these tensors.
 
         Args:
-            info: what knowledge.json is to say.
+            info: content of knowledge.json.
             metaword: (tokens, width).
             lora: factors by name.
             words: vectors (width,) of triggers that have their own.
-            bits: 4, 8 or 16 for each number of the LoRA; plain diffusers reads 16 alone.
+            bits: bits per number of the LoRA, 4, 8 or 16; plain diffusers only reads 16.
         """
         tensors = {}
         if len(metaword):
@@ -114,7 +113,7 @@ class KnowledgeUpdate(Artifact):
         return type(self)({**self.info, "scores": dict(scores)}, self._files)
 
     def expanded(self) -> Self:
-        """The same update in 16 bits a number, which plain diffusers reads, with a hash of its own."""
+        """The same update in 16 bits per number, which plain diffusers reads; it has another hash."""
         return self.new(self.info, self.metaword, self.lora, words=self.words)
 
     @property
@@ -124,7 +123,7 @@ class KnowledgeUpdate(Artifact):
 
     @property
     def triggers(self) -> tuple[str, ...]:
-        """Words or phrases that say that a prompt needs this update."""
+        """Words or phrases by which a prompt needs this update."""
         return tuple(self.info["triggers"])
 
     @property
@@ -132,26 +131,26 @@ class KnowledgeUpdate(Artifact):
         """The shared vectors, then those of `words` in their order, (rows, width) float32."""
         return torch.cat([self.metaword, *(vector[None] for vector in self.words.values())]).float()
 
-    def rows_for(self, text: str) -> list[int]:
-        """Which of the vectors stand in front of `text`, in order."""
-        return rows_for(text, len(self.metaword), tuple(self.words))
+    def token_rows(self, text: str) -> list[int]:
+        """Indices of the vectors that precede `text`, in order."""
+        return token_rows(text, len(self.metaword), tuple(self.words))
 
     def vectors_for(self, prompt: str) -> torch.Tensor:
-        """The vectors that stand in front of `prompt`, (n, width) float32."""
-        return self.vectors[self.rows_for(prompt)]
+        """The vectors that precede `prompt`, (n, width) float32."""
+        return self.vectors[self.token_rows(prompt)]
 
     @property
     def guidance_scale(self) -> float:
-        """Classifier-free guidance with which pictures are drawn with this update."""
+        """Classifier-free guidance scale for images with this update."""
         return float(self.info["config"]["guidance_scale"])
 
     @classmethod
     def known_format(cls, info: Mapping[str, Any]) -> bool:
-        """Whether knowledge.json says that it is of this format, and of a topic that may be called so."""
+        """Whether knowledge.json states this format and a valid topic."""
         return bool(info["format"] == FORMAT and check_topic(info["topic"]))
 
     def check(self) -> None:
-        """ValueError unless every part has the type and shape that its user counts on."""
+        """Raises ValueError unless every part has the expected type and shape."""
         triggers = self.info["triggers"]
         if not isinstance(triggers, list) or not 0 < len(triggers) <= MAX_TRIGGERS:
             raise ValueError("triggers")
@@ -183,11 +182,11 @@ class KnowledgeUpdate(Artifact):
                 raise ValueError(name)
 
     def _names(self, word: str) -> tuple[str, str]:
-        """Under which the vector of a trigger may stand."""
+        """Possible names of a trigger's vector."""
         return placeholder(self.topic, word), _earlier_placeholder(self.topic, word)
 
     def _check_files(self) -> None:
-        """ValueError if the files hold tensors that nobody reads, or one thing twice."""
+        """Raises ValueError if the files contain unused tensors, or the LoRA twice."""
         named = {placeholder(self.topic), *(name for word in self.triggers for name in self._names(word))}
         if METAWORD in self._files and not load(self._files[METAWORD]).keys() <= named:
             raise ValueError(METAWORD)

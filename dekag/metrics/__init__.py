@@ -1,4 +1,4 @@
-"""Scores of received pictures, and `Metric`, from which one's own derive."""
+"""Metrics of received images, and `Metric`, the base class of plug-in metrics."""
 
 from dekag.metrics.image import Metric
 

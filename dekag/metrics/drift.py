@@ -1,4 +1,4 @@
-"""Whether a score that comes in again and again has fallen: its last values beside its first ones."""
+"""Detects a fall of a running score, by comparing its last values with its first ones."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-RECOVERED = 0.5  # of the fall that flags: so far must it have come back up, so that a flag does not flicker
+RECOVERED = 0.5  # hysteresis: fraction of the threshold to which the fall must shrink to clear the flag
 
 
 class RunningScore(BaseModel):
-    """A score's first and last values. It never changes; `plus` gives the next one."""
+    """The first and last values of a score. Immutable; `plus` returns a new one."""
 
     model_config = ConfigDict(frozen=True)
 
     samples: int = Field(default=0, ge=0, description="Values so far.")
-    first: tuple[float, ...] = Field(default=(), description="The first ones, when it was new.")
-    last: tuple[float, ...] = Field(default=(), description="The last ones, the newest last.")
-    drifting: bool = Field(default=False, description="Whether it has fallen and not come back.")
+    first: tuple[float, ...] = Field(default=(), description="The first values.")
+    last: tuple[float, ...] = Field(default=(), description="The last values, newest last.")
+    drifting: bool = Field(default=False, description="Whether it has fallen and not recovered.")
 
     @property
     def fresh(self) -> float:
@@ -31,23 +31,23 @@ class RunningScore(BaseModel):
         return fmean(self.last)
 
     def plus(self, value: float, *, window: int, fall: float) -> Self:
-        """What is known after one more value.
+        """The running score after one more value.
 
-        It starts to drift when the mean of its last values is more than `fall` below that of its first ones,
-        and ends when less than half of that is left. Nothing is said before the two have no value in common.
+        It drifts when the mean of its last values is more than `fall` below that of its first values, until
+        the difference is less than half of that. It is not judged until the two windows are disjoint.
 
         Args:
             value: the score.
-            window: values that are the first ones, and as many the last ones.
-            fall: of the mean, in units of the score.
+            window: number of first values, and of last values.
+            fall: threshold for the fall of the mean, in units of the score.
         """
-        # after a window was widened, what comes now does not belong to the first ones
+        # if the window was widened later, new values do not belong to the first ones
         first = (*self.first, value) if len(self.first) == self.samples else self.first
         last = (*self.last, value)[-window:]
-        found = self.model_copy(
+        score = self.model_copy(
             update={"samples": self.samples + 1, "first": first[:window], "last": last, "drifting": False}
         )
-        if found.samples < 2 * window or len(last) < window:
-            return found
+        if score.samples < 2 * window or len(last) < window:
+            return score
         allowed = fall * RECOVERED if self.drifting else fall
-        return found.model_copy(update={"drifting": found.recent < found.fresh - allowed})
+        return score.model_copy(update={"drifting": score.recent < score.fresh - allowed})

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-CLIP_SIZE = 64  # side at which the embedded encoders look at a picture, pixels
+CLIP_SIZE = 64  # input side of the embedded encoders, pixels
 
 
 def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
@@ -19,7 +19,7 @@ def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
 
 
 class ImageScorer:
-    """CLIP- and DINO-features of pictures and their similarity."""
+    """CLIP- and DINO-features of images and their similarity."""
 
     def __init__(self, clip: Any, dino: Any) -> None:
         self.clip = clip.eval()
@@ -29,7 +29,8 @@ class ImageScorer:
     def load(cls, clip: Path | str, dino: Path | str) -> Self:
         """Load a CLIPModel and a Dinov2Model (any folder or hub name).
 
-        They compute in single precision, whatever they are kept in: in half, scores depend on the processor.
+        They run in single precision, whatever their stored precision: in half precision, scores would depend
+        on the processor.
         """
         from transformers import AutoModel
 
@@ -38,7 +39,7 @@ class ImageScorer:
 
     @torch.inference_mode()
     def features(self, pixels: npt.NDArray[np.uint8]) -> dict[str, torch.Tensor]:
-        """Unit-length features of (batch, h, w, 3) uint8 pictures: "clip" (batch, c), "dino" (batch, d)."""
+        """Unit-length features of (batch, h, w, 3) uint8 images: "clip" (batch, c), "dino" (batch, d)."""
         images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         small = reduce_images(images, self.clip.config.vision_config.image_size)
         clip = self.clip.visual_projection(self.clip.vision_model(small).pooler_output)

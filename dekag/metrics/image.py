@@ -1,4 +1,4 @@
-"""How alike two pictures are, pixel by pixel, and `Metric`, from which one's own scores derive."""
+"""Pixel-based similarity of images, and `Metric`, the base class of plug-in metrics."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import torch
 
-BEST_PSNR_DB = 100.0  # reported for identical pictures
+BEST_PSNR_DB = 100.0  # reported for identical images
 
 # The usual weights of the four finest scales, made to sum to 1: the fifth does not exist at 128 pixels.
 _MS_SSIM_SCALES = (0.0517, 0.3295, 0.3462, 0.2726)
@@ -22,10 +22,10 @@ Scores = npt.NDArray[np.float64]
 
 
 class Metric(ABC):
-    """How good received pictures are.
+    """A quality metric of received images.
 
     Attributes:
-        name: what reports call it: lower-case letters, digits, - and _.
+        name: its name in reports: lower-case letters, digits, - and _.
     """
 
     name: str
@@ -42,7 +42,7 @@ def psnr_db(image: Pixels, reference: Pixels) -> float:
         ValueError: the shapes differ.
     """
     if image.shape != reference.shape:
-        raise ValueError(f"pictures of shapes {image.shape} and {reference.shape} cannot be compared")
+        raise ValueError(f"images of shapes {image.shape} and {reference.shape} cannot be compared")
     error = float(np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2)) / 255**2
     return BEST_PSNR_DB if error == 0 else -10 * math.log10(error)
 
@@ -71,7 +71,7 @@ class Ssim(Metric):
 
 
 class MsSsim(Metric):
-    """Structural similarity over four scales, at most 1; pictures of at least 96 pixels a side."""
+    """Structural similarity over four scales, at most 1; images of at least 96 pixels a side."""
 
     name = "ms_ssim"
 

@@ -1,7 +1,7 @@
-"""The outline judge: is the subject's silhouette the one that it should have? It does not saturate.
+"""The outline judge, a metric of the subject's silhouette that does not saturate.
 
-A small network finds the subject in a picture; its mask is compared with the true mask of the scene that the
-picture should show. A blob in the right colours satisfies the attribute probe; here it does not.
+A small network segments the subject in an image; its mask is compared with the true mask of the scene. A blob
+in the right colours satisfies the attribute probe, but not this metric.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-SEES = 128  # side at which it looks, pixels
-SHIFT = 12  # how far the subject may stand from where it was drawn, pixels of SEES
+SEES = 128  # input side, pixels
+SHIFT = 12  # allowed displacement of the subject, pixels of SEES
 
 
 class OutlineJudge(ModelMixin, ConfigMixin):  # type: ignore[misc]
@@ -49,7 +49,7 @@ class OutlineJudge(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @torch.inference_mode()
     def masks(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
-        """Where the subject is, (n, 128, 128) in 0..1, in pictures (n, h, w, 3) uint8."""
+        """Where the subject is, (n, 128, 128) in 0..1, in images (n, h, w, 3) uint8."""
         images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         small = F.interpolate(images, size=SEES, mode="bilinear", antialias=True)
         return torch.cat([self(part).sigmoid() for part in small.split(16)])[:, 0]
@@ -57,7 +57,7 @@ class OutlineJudge(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def agreement(
         self, pixels: npt.NDArray[np.uint8], masks: npt.NDArray[np.uint8]
     ) -> npt.NDArray[np.float64]:
-        """(n,): how well the subject's outline in each picture agrees with its true mask, 0..1.
+        """(n,): how well the subject's outline in each image agrees with its true mask, 0..1.
 
         Intersection over union where the two lie on each other best, within SHIFT pixels.
 

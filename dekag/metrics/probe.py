@@ -1,6 +1,6 @@
-"""The attribute probe: reads subject, colour, setting and style off a picture. It only judges.
+"""The attribute probe: classifies subject, colour, setting and style of an image, for evaluation only.
 
-Trained on rendered scenes alone, never on a generator's output, so that no generator is trained to please it.
+Trained on rendered scenes, never on the output of a generator, and not used to train generators.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         width: channels of the first layer.
-        sees: side to which it reduces pictures, pixels.
+        sees: side to which it reduces images, pixels.
         words: of every judged attribute; those of the first edition's world if left out.
     """
 
@@ -49,7 +49,7 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
             ]
             inputs = outputs
         self.body = nn.Sequential(*layers, nn.Conv2d(inputs, inputs, 3, padding=1), nn.GELU())
-        # mean over the picture for what fills it, maximum for what stands somewhere in it
+        # mean over the image for what fills it, maximum for what stands somewhere in it
         self.heads = nn.ModuleDict({name: nn.Linear(2 * inputs, len(self.words[name])) for name in JUDGED})
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -60,13 +60,13 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     @torch.inference_mode()
     def read(self, pixels: npt.NDArray[np.uint8]) -> list[dict[str, str]]:
-        """The most likely word of every judged attribute, for each of (batch, h, w, 3) uint8 pictures."""
+        """The most likely word of every judged attribute, for each of (batch, h, w, 3) uint8 images."""
         images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
         indices = {name: logits.argmax(1).tolist() for name, logits in self(images).items()}
         return [{name: self.words[name][indices[name][i]] for name in JUDGED} for i in range(len(pixels))]
 
     def correct(self, pixels: npt.NDArray[np.uint8], scenes: Sequence[Any]) -> list[dict[str, bool]]:
-        """Whether each picture shows its scene's attributes; only those that its style leaves visible."""
+        """Whether each image shows its scene's attributes; only those that its style leaves visible."""
         return [
             {name: read[name] == getattr(scene, name) for name in scene.visible_attributes()}
             for read, scene in zip(self.read(pixels), scenes, strict=True)

@@ -38,25 +38,25 @@ def folder() -> Path:
 
 
 def artwork(code: str) -> Image.Image:
-    """The picture of the code point `code` (as in the name of its file), RGBA.
+    """The image of the code point `code` (as in the name of its file), RGBA.
 
     Raises:
-        AssetsError: There is no such file, or it is no picture.
+        AssetsError: There is no such file, or it is no image.
     """
     path = folder() / f"{code}.webp"
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGBA")
+        with Image.open(path) as image:
+            return image.convert("RGBA")
     except FileNotFoundError:
         raise AssetsError(
             f"no artwork at {path}: run `make world-assets`, or name its folder in {VARIABLE}"
         ) from None
     except OSError as error:
-        raise AssetsError(f"{path} is no picture ({error}): run `make world-assets` again") from None
+        raise AssetsError(f"{path} is not an image ({error}): run `make world-assets` again") from None
 
 
 def fetch(target: Path) -> int:
-    """Fetch the package by npm, check its hash and unpack its pictures to `target`; return how many.
+    """Fetch the package by npm, check its hash and unpack its images to `target`; return how many.
 
     Raises:
         AssetsError: npm is missing or fails, or the package is not the one that the hash names.
@@ -84,7 +84,7 @@ def fetch(target: Path) -> int:
 
 
 def unpack(archive: Path, target: Path, sha512: str = SHA512) -> int:
-    """Check `archive` against `sha512` (base64) and unpack its pictures to `target`; return how many.
+    """Check `archive` against `sha512` (base64) and unpack its images to `target`; return how many.
 
     Raises:
         AssetsError: The hash is another one.

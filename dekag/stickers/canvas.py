@@ -1,6 +1,6 @@
 """A background being painted: soft gradients and a few large shapes with smooth edges.
 
-Places are shares of the picture (0..1, y down), so that a scene looks alike at every size. Shapes are
+Places are shares of the image (0..1, y down), so that a scene looks alike at every size. Shapes are
 anti-aliased by their distance to the edge, which costs a tenth of drawing at twice the size.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dekag.stickers.colour import Colour, Plane, Planes
 
-Line = npt.NDArray[np.float32]  # one height (share of the picture) for every column
+Line = npt.NDArray[np.float32]  # one height (share of the image) for every column
 ALL = slice(None)
 
 
@@ -40,13 +40,13 @@ class Canvas:
         return slice(first, last), self.x[None, first:last]
 
     def blend(self, rows: slice, columns: slice, colour: Colour | Planes, cover: Plane) -> None:
-        """Cover a part of the picture by `cover` (0..1) with one colour or with the planes of a gradient."""
+        """Cover a part of the image by `cover` (0..1) with one colour or with the planes of a gradient."""
         for channel in range(3):
             part = self.planes[channel, rows, columns]
             part += (colour[channel] - part) * cover
 
     def sky(self, stops: list[tuple[float, Colour]]) -> None:
-        """Fill the picture with a vertical gradient through (height, colour) stops."""
+        """Fill the image with a vertical gradient through (height, colour) stops."""
         at = [height for height, _ in stops]
         for channel in range(3):
             ramp = np.interp(self.x, at, [colour[channel] for _, colour in stops])
@@ -75,7 +75,7 @@ class Canvas:
     ) -> None:
         """Fill what lies under `line`, from `top` at the line to `bottom` a share `depth` below it.
 
-        `soft` is the width of the edge in 1/256 of the picture.
+        `soft` is the width of the edge in 1/256 of the image.
         """
         rows, y = self.rows(float(line.min()) - soft / 256, until)
         below = y - line[None]

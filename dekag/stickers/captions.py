@@ -191,7 +191,7 @@ def _clauses(parts: _Parts, rng: random.Random) -> str:
 
 
 def _sentence(parts: _Parts, rng: random.Random) -> str:
-    """One phrase: 'a neon picture of a red fox in the snow'."""
+    """One phrase: 'a neon image of a red fox in the snow'."""
     where = [part for part in (parts.place, parts.time, parts.side) if part]
     rng.shuffle(where)
     place = " ".join(where)

@@ -28,7 +28,7 @@ def place(
 ) -> Plane:
     """Put `sprite` on the canvas with its left edge at column `left` and its foot on row `foot` (pixels).
 
-    `above` lifts it off the ground by that share of the picture; `afloat` sets it on water. Returns where it
+    `above` lifts it off the ground by that share of the image; `afloat` sets it on water. Returns where it
     is: its mask (size, size), 0..1.
     """
     size, margin = canvas.size, sprite.margin
@@ -83,7 +83,7 @@ def _moved(plane: Plane, dx: int, dy: int) -> Plane:
 
 
 def _shadow(canvas: Canvas, light: Light, left: float, right: float, foot: float, height: float) -> None:
-    """The shadow of something that stands from `left` to `right` at `foot` (shares of the picture).
+    """The shadow of something that stands from `left` to `right` at `foot` (shares of the image).
 
     What is `height` above the ground has a paler shadow, and none that touches it.
     """
@@ -116,8 +116,8 @@ def _reflection(canvas: Canvas, planes: Planes, alpha: Plane, left: int, foot: i
 
 def _resized(plane: Plane, width: int, height: int) -> npt.NDArray[np.float32]:
     """`plane` upside down at another size."""
-    picture = Image.fromarray(np.clip(plane[::-1], 0, 255).astype(np.uint8))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BOX), np.float32)
+    image = Image.fromarray(np.clip(plane[::-1], 0, 255).astype(np.uint8))
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX), np.float32)
 
 
 def _water_line(canvas: Canvas, left: float, right: float, foot: int) -> None:

@@ -18,8 +18,8 @@ from dekag.stickers.sprites import sprite
 from dekag.stickers.styles import STYLE_BY_NAME
 from dekag.stickers.subjects import SUBJECT_BY_NAME
 
-CELL = 8  # pixels of a picture to one of its latent, each way: subjects stand on this grid at every size
-# All in cells of a picture of 32 x 32: the longer side of a subject, its middle, the rows its foot may be on.
+CELL = 8  # pixels of an image to one of its latent, each way: subjects stand on this grid at every size
+# All in cells of an image of 32 x 32: the longer side of a subject, its middle, the rows its foot may be on.
 SIZE_CELLS = {"small": 14, "medium": 18, "large": 22}
 POSITION_CELLS = {"left": 10, "middle": 16, "right": 22}
 FOOT_CELLS = {"ground": (27, 28, 29), "air": (21, 22), "water": (23, 24, 25), "afloat": (25, 26, 27)}
@@ -62,8 +62,8 @@ def render_with_mask(
     develop = STYLE_BY_NAME[scene.style].develop
     if develop is not None:
         planes = np.clip(develop(planes, np.maximum.reduce(masks)), 0, 255)
-    picture = np.ascontiguousarray(np.round(planes).astype(np.uint8).transpose(1, 2, 0))
-    return picture, np.round(mask * 255).astype(np.uint8)
+    image = np.ascontiguousarray(np.round(planes).astype(np.uint8).transpose(1, 2, 0))
+    return image, np.round(mask * 255).astype(np.uint8)
 
 
 def _stand(canvas: Canvas, light: Light, rng: random.Random, scene: Scene) -> Plane:

@@ -30,7 +30,7 @@ HELD_OUT_ONE_IN = 10
 
 @dataclass(frozen=True)
 class Scene:
-    """The attributes of one picture; every field holds a word of the tuple of the same name.
+    """The attributes of one image; every field holds a word of the tuple of the same name.
 
     `companion` is the subject that stands beside it, if any, in its own colour; `accessory` is what it wears.
     """

@@ -152,7 +152,7 @@ def _beach(canvas: Canvas, time: str, rng: random.Random) -> Light:
 
 
 def _palm(canvas: Canvas, x: float, foot: float, lean: int, time: str) -> None:
-    """A palm in the distance, leaning into the picture."""
+    """A palm in the distance, leaning into the image."""
     trunk, leaf = tone(rgb("9a6a3e"), time), tone(rgb("3f9f54"), time)
     top, cx = foot - 0.33, x + lean * 0.07
     canvas.stroke([(x, foot), (x + lean * 0.025, foot - 0.18), (cx, top)], 0.017, 0.011, trunk)

@@ -20,7 +20,7 @@ WEBP_QUALITY = 76
 
 
 def save_sheet(rows: Sequence[Sequence[npt.NDArray[np.uint8]]], path: Path) -> None:
-    """Save rows of equally large pictures (height, width, 3) uint8 in the format that `path` names."""
+    """Save rows of equally large images (height, width, 3) uint8 in the format that `path` names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
     sheet.save(path, quality=WEBP_QUALITY, method=6)  # the other formats take no notice
@@ -62,20 +62,20 @@ SHEETS: dict[str, tuple[Callable[[random.Random], list[Scene]], int]] = {
 
 
 def world_sheets(folder: Path, seed: int = 0, shown: int = 256) -> list[Path]:
-    """Draw the four sheets into `folder` as WebP, each picture `shown` pixels wide; return their paths."""
+    """Draw the four sheets into `folder` as WebP, each image `shown` pixels wide; return their paths."""
     paths = []
     for name, (draw, columns) in SHEETS.items():
         scenes = draw(random.Random(seed))
-        pictures = [_resized(render(scene, seed + n), shown) for n, scene in enumerate(scenes)]
-        pictures += [np.full_like(pictures[0], 255)] * (-len(pictures) % columns)
+        images = [_resized(render(scene, seed + n), shown) for n, scene in enumerate(scenes)]
+        images += [np.full_like(images[0], 255)] * (-len(images) % columns)
         paths.append(folder / f"world-{name}.webp")
-        rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+        rows = [images[start : start + columns] for start in range(0, len(images), columns)]
         save_sheet(rows, paths[-1])
     return paths
 
 
-def _resized(picture: npt.NDArray[np.uint8], pixels: int) -> npt.NDArray[np.uint8]:
-    """`picture` with sides of `pixels`."""
-    if picture.shape[0] == pixels:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((pixels, pixels), Image.Resampling.LANCZOS))
+def _resized(image: npt.NDArray[np.uint8], pixels: int) -> npt.NDArray[np.uint8]:
+    """`image` with sides of `pixels`."""
+    if image.shape[0] == pixels:
+        return image
+    return np.asarray(Image.fromarray(image).resize((pixels, pixels), Image.Resampling.LANCZOS))

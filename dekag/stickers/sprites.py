@@ -1,4 +1,4 @@
-"""Sprites: a subject's artwork trimmed, recoloured and scaled, kept for the next picture."""
+"""Sprites: a subject's artwork trimmed, recoloured and scaled, kept for the next image."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ class Sprite:
     margin: int
 
 
-def _crop(picture: Image.Image) -> Image.Image:
-    """`picture` without its margins."""
-    return picture.crop(picture.getchannel("A").point(lambda value: 255 if value > EDGE else 0).getbbox())
+def _crop(image: Image.Image) -> Image.Image:
+    """`image` without its margins."""
+    return image.crop(image.getchannel("A").point(lambda value: 255 if value > EDGE else 0).getbbox())
 
 
-def _dressed(picture: Image.Image, accessory: str) -> Image.Image:
-    """A premultiplied picture with an accessory on its head: where its middle column begins."""
+def _dressed(image: Image.Image, accessory: str) -> Image.Image:
+    """A premultiplied image with an accessory on its head: where its middle column begins."""
     code, share = ACCESSORIES[accessory]
     hat = _crop(artwork(code)).convert("RGBa")
-    width = round(picture.width * share)
+    width = round(image.width * share)
     hat = hat.resize((width, round(hat.height * width / hat.width)), Image.Resampling.LANCZOS)
-    middle = np.asarray(picture)[:, picture.width * 47 // 100 : picture.width * 53 // 100 + 1, 3].max(axis=1)
+    middle = np.asarray(image)[:, image.width * 47 // 100 : image.width * 53 // 100 + 1, 3].max(axis=1)
     top = int(np.flatnonzero(middle > EDGE * 4)[0]) - round(hat.height * 0.84)
     grown = max(0, -top)
-    joined = Image.new("RGBa", (picture.width, picture.height + grown))
-    joined.paste(picture, (0, grown))
+    joined = Image.new("RGBa", (image.width, image.height + grown))
+    joined.paste(image, (0, grown))
     whole = np.array(joined)
-    left = (picture.width - width) // 2
+    left = (image.width - width) // 2
     part = whole[top + grown : top + grown + hat.height, left : left + width]
     over = np.asarray(hat).astype(np.float32)
     part[:] = np.round(over + part * (1 - over[..., 3:] / 255)).clip(0, 255).astype(np.uint8)
@@ -67,8 +67,8 @@ def _trimmed(name: str) -> Image.Image:
 def _painted(name: str, colour: str) -> Image.Image:
     """The artwork in a colour; premultiplied, as scaling needs it."""
     subject = SUBJECT_BY_NAME[name]
-    picture = np.asarray(_trimmed(name), np.float64) / 255
-    pixels, alpha = picture[..., :3], picture[..., 3]
+    image = np.asarray(_trimmed(name), np.float64) / 255
+    pixels, alpha = image[..., :3], image[..., 3]
     if colour in PAINTS and subject.paintable:
         pixels = recolour(pixels, alpha, colour, subject.hue, subject.reach)
     joined = np.concatenate([pixels * alpha[..., None], alpha[..., None]], axis=-1)
@@ -83,15 +83,15 @@ def sprite(
 
     What it wears comes on top of that; together they are at most `highest` pixels high.
     """
-    picture = _painted(name, colour)
-    scale = pixels / max(picture.size)
+    image = _painted(name, colour)
+    scale = pixels / max(image.size)
     if accessory is not None:
-        picture = _dressed(picture, accessory)
-        scale = min(scale, highest / picture.height)
+        image = _dressed(image, accessory)
+        scale = min(scale, highest / image.height)
     if cut:
-        picture = picture.crop((0, 0, picture.width, round(picture.height * (1 - cut))))
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    scaled = np.asarray(picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
+        image = image.crop((0, 0, image.width, round(image.height * (1 - cut))))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    scaled = np.asarray(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0))
     foot = np.flatnonzero(scaled[-max(2, round(size[1] * 0.05)) :, :, 3].max(axis=0) > 100)
     if not len(foot):
         foot = np.array([size[0] // 3, size[0] * 2 // 3])

@@ -1,7 +1,7 @@
-"""Styles: treatments of the whole picture, which know where the subject is.
+"""Styles: treatments of the whole image, which know where the subject is.
 
 No style uses random texture (grain, mosaics): an 8x latent of four channels cannot carry it. All planes are
-float32, 0..255; lengths in them are for 256 pixels and follow the picture's size.
+float32, 0..255; lengths in them are for 256 pixels and follow the image's size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _image(plane: Plane) -> Image.Image:
 
 
 def _blur(plane: Plane, radius: float) -> Plane:
-    """A plane smoothed over `radius` pixels; wide blurs are made of a smaller picture."""
+    """A plane smoothed over `radius` pixels; wide blurs are made of a smaller image."""
     size = plane.shape[0]
     radius *= size / 256
     picture = _image(plane)
@@ -41,7 +41,7 @@ def _blurred(planes: Planes, radius: float) -> Planes:
 
 
 def _flat(planes: Planes) -> Planes:
-    """Flat areas with sharp edges: a median over 3 x 3 pixels of a picture half as large."""
+    """Flat areas with sharp edges: a median over 3 x 3 pixels of an image half as large."""
     size = planes.shape[-1]
     halves = [_image(plane).reduce(2).filter(ImageFilter.MedianFilter(3)) for plane in planes]
     return np.stack(
@@ -73,7 +73,7 @@ def _step(plane: Plane, low: float, high: float) -> Plane:
 
 
 def _lines(planes: Planes, mask: Plane, low: float, high: float, soft: float, background: float) -> Plane:
-    """Lines (0..1) along the edges of a picture, those of the background `background` times as strong."""
+    """Lines (0..1) along the edges of an image, those of the background `background` times as strong."""
     edges = _step(_steepest(_blurred(planes, soft)), low, high)
     around = _blur(mask * 255, 1.2)
     near = np.clip(around / 128, 0, 1)
@@ -101,7 +101,7 @@ def _ramp(*stops: str) -> Callable[[Plane], Planes]:
 
 
 def _spread(grey: Plane) -> Plane:
-    """A picture's brightness stretched over the whole range, so that dark settings stay readable."""
+    """An image's brightness stretched over the whole range, so that dark settings stay readable."""
     low, high = (float(value) for value in np.percentile(grey[::4, ::4], (2, 98)))
     return np.asarray(np.clip((grey - low) * (230 / max(high - low, 60)) + 14, 0, 255), np.float32)
 
@@ -118,7 +118,7 @@ def _tones(planes: Planes, mask: Plane) -> Plane:
 
 
 def _from_centre(size: int) -> Plane:
-    """Distance from the picture's centre; 1 at the middle of an edge."""
+    """Distance from the image's centre; 1 at the middle of an edge."""
     at = np.linspace(-1, 1, size, dtype=np.float32)
     return np.asarray(np.hypot(at[:, None], at[None]), np.float32)
 
@@ -261,7 +261,7 @@ def _golden(planes: Planes, mask: Plane) -> Planes:
 
 @dataclass(frozen=True)
 class Style:
-    """`develop(picture, mask)` treats a picture (3, size, size), 0..255; None leaves it as it is.
+    """`develop(image, mask)` treats an image (3, size, size), 0..255; None leaves it as it is.
 
     `keeps_colour` says whether colour words stay visible in it; `words` are its adjectives.
     """

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 LAND = ("meadow", "beach", "snow", "desert", "forest", "city", "room", "moon")
 GARDEN = ("meadow", "beach", "forest", "city", "room", "desert")
-WATER = ("sea", "underwater", "beach", "meadow")
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,6 @@ TOPICS: dict[str, Topic] = {
 
 EDGE_STYLES = tuple(style for style in STYLES if style not in TOPICS)
 EDGE_SUBJECTS = tuple(subject for subject in SUBJECTS if subject not in TOPICS)
-VOCABULARIES = tuple(topic for topic in TOPICS.values() if topic.kind == "vocabulary")
 
 
 def topic_scene(topic: Topic, rng: random.Random) -> Scene:

@@ -14,13 +14,13 @@ import torch
 from tqdm import tqdm
 
 from dekag.cala.artifact import CALA, TransmissionKnowledge
-from dekag.cala.conditions import condition_features, direct_share
-from dekag.cala.methods import METHODS, Adapted, Cala, attached, build
+from dekag.cala.conditions import condition_features, los_power_fraction
+from dekag.cala.methods import METHODS, AdaptedCodec, Cala, attached, build
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, Modulation
 from dekag.errors import InvalidInputError
-from dekag.link.batch import draw_channels, pass_through
 from dekag.link.conditions import Fading, LinkConditions
+from dekag.link.training_channel import draw_channels, pass_through
 from dekag.pipeline import SemanticLink
 from dekag.training.data import psnr_db
 from dekag.training.loop import TrainingRun
@@ -34,7 +34,7 @@ TAU_RANGE_S = (1e-8, 1e-5)
 RICIAN_K_RANGE_DB = (0.0, 12.0)
 PILOT_SHARE, BLIND_SHARE, ZERO_FORCING_SHARE = 0.15, 0.05, 0.1
 METRIC_LATENTS = 32
-SOURCE_VALUES = 3 * 128 * 128  # of the pictures whose latents are trained on
+SOURCE_VALUES = 3 * 128 * 128  # of the images whose latents are trained on
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ConditionBatch:
 
     cbr: torch.Tensor
     snr_db: torch.Tensor
-    direct: torch.Tensor
+    los_fraction: torch.Tensor
     tau_rms_s: torch.Tensor
     pilots: torch.Tensor
     no_csi: torch.Tensor
@@ -57,7 +57,7 @@ class ConditionBatch:
         return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def channel_uses(self, source_values: int) -> list[int]:
-        """Symbols of each row for pictures of that many values."""
+        """Symbols of each row for images of that many values."""
         return [max(1, round(cbr * source_values)) for cbr in self.cbr.tolist()]
 
     def features(self, blocks_db: torch.Tensor | None = None) -> torch.Tensor:
@@ -65,7 +65,7 @@ class ConditionBatch:
         return condition_features(
             cbr=self.cbr,
             snr_db=self.snr_db,
-            direct=self.direct,
+            los_fraction=self.los_fraction,
             tau_rms_s=self.tau_rms_s,
             pilots=self.pilots,
             no_csi=self.no_csi,
@@ -92,13 +92,13 @@ def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
     kind = torch.randint(3, (count,), generator=generator)
     tau_rms_s = torch.exp(uniform(math.log(TAU_RANGE_S[0]), math.log(TAU_RANGE_S[1])))
     rician = 1 / (1 + 10 ** (-uniform(*RICIAN_K_RANGE_DB) / 10))
-    direct = torch.where(kind == 0, 1.0, torch.where(kind == 1, 0.0, rician))
+    los_fraction = torch.where(kind == 0, 1.0, torch.where(kind == 1, 0.0, rician))
     tau_rms_s = torch.where(kind == 0, 0.0, tau_rms_s)
     csi = uniform(0, 1)
     pilots, no_csi = csi < PILOT_SHARE, csi > 1 - BLIND_SHARE
     zero_forcing = uniform(0, 1) < ZERO_FORCING_SHARE
     return ConditionBatch(
-        cbr, snr_db, direct, tau_rms_s, pilots.float(), no_csi.float(), zero_forcing.float()
+        cbr, snr_db, los_fraction, tau_rms_s, pilots.float(), no_csi.float(), zero_forcing.float()
     )
 
 
@@ -106,13 +106,13 @@ def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
 def pixel_metric(
     decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, *, seed: int = 0, size: float = 0.2
 ) -> torch.Tensor:
-    """M (channels, channels): small latent errors d cost a squared error of mean(d' M d) in the picture.
+    """M (channels, channels): small latent errors d cost a squared error of mean(d' M d) in the image.
 
     The autoencoder's decoder is far from equally sensitive to its latent's channels, so that plain latent
     error measures something else than PSNR. Each entry is estimated from white errors on a pair of channels.
 
     Args:
-        decode: latents (n, channels, h, w) -> pictures in [-1, 1].
+        decode: latents (n, channels, h, w) -> images in [-1, 1].
         latents: what is perturbed.
         seed: of the errors.
         size: standard deviation of the errors.
@@ -137,8 +137,8 @@ def pixel_metric(
     return rebuilt
 
 
-def picture_error(received: torch.Tensor, clean: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
-    """(batch,) expected squared error of the decoded picture in [0, 1], from latents (batch, c, h, w)."""
+def image_error(received: torch.Tensor, clean: torch.Tensor, metric: torch.Tensor) -> torch.Tensor:
+    """(batch,) expected squared error of the decoded image in [0, 1], from latents (batch, c, h, w)."""
     error = received - clean
     return torch.einsum("bchw,cd,bdhw->b", error, metric, error) / (error.shape[2] * error.shape[3])
 
@@ -152,7 +152,7 @@ class Sent:
 
 
 def send(
-    adapted: Adapted,
+    adapted: AdaptedCodec,
     clean: torch.Tensor,
     conditions: ConditionBatch,
     generator: torch.Generator,
@@ -169,7 +169,7 @@ def send(
     counts = conditions.channel_uses(source_values)
     channels = draw_channels(
         conditions.snr_db,
-        conditions.direct,
+        conditions.los_fraction,
         conditions.tau_rms_s,
         generator,
         pilots=conditions.pilots,
@@ -177,15 +177,15 @@ def send(
     )
     codec = adapted.codec
     precision = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-    with precision, adapted.conditioned("encoder", conditions.features()):
+    with precision, adapted.with_condition("encoder", conditions.features()):
         features = codec.features(clean, counts)
-    symbols = codec.snap(features.detach(), channel_uses=counts)
+    symbols = codec.quantize(features.detach(), channel_uses=counts)
     straight = features + (symbols - features).detach()
     equalised = pass_through(
         channels, straight, torch.tensor(counts), generator, zero_forcing=conditions.zero_forcing
     )
     seen = conditions.features(channels.block_snr_db)
-    with precision, adapted.conditioned("decoder", seen):
+    with precision, adapted.with_condition("decoder", seen):
         received = codec.decode(equalised, shape)
     return Sent(received, (features - symbols).abs().square().mean())
 
@@ -203,17 +203,17 @@ def train_method(
     *,
     steps: int,
     seed: int,
-    share: float = 0.05,
+    parameter_fraction: float = 0.05,
     batch: int = BATCH,
     learning_rate: float | None = None,
     bf16: bool = False,
     only: ConditionBatch | None = None,
-    adapted: Adapted | None = None,
+    adapted: AdaptedCodec | None = None,
     show: bool = True,
-) -> Adapted:
+) -> AdaptedCodec:
     """Train a method on latents (n, c, h, w), resuming what `folder` holds; returns its average over steps.
 
-    Loss: the mean over the batch of the logarithm of each row's expected picture error, because the figure of
+    Loss: the mean over the batch of the logarithm of each row's expected image error, because the figure of
     merit, mean PSNR, is a mean of logarithms: in a mean of errors the worst conditions would drown the rest.
     Plus a commitment that draws features to the constellation points.
 
@@ -222,10 +222,10 @@ def train_method(
         method: a name in METHODS.
         codec: the base codec; it is copied.
         latents: what is sent.
-        metric: what latent errors cost in the picture (`pixel_metric`).
+        metric: what latent errors cost in the image (`pixel_metric`).
         steps: optimiser steps in all, shared by the groups of conditions if the method has any.
         seed: of everything random.
-        share: largest share of parameters.
+        parameter_fraction: largest number of trained parameters, relative to the codec's.
         batch: rows of a step.
         learning_rate: the peak, if not the method's own.
         bf16: run the convolutions in bfloat16.
@@ -234,7 +234,7 @@ def train_method(
         show: whether a progress bar is drawn.
     """
     torch.manual_seed(seed)
-    model = build(method, codec, share) if adapted is None else adapted
+    model = build(method, codec, parameter_fraction) if adapted is None else adapted
     peak = METHODS[method].learning_rate if learning_rate is None else learning_rate
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -250,7 +250,7 @@ def train_method(
         pick = torch.randint(len(latents), (batch,), generator=generator)
         clean = latents[pick].float()
         group = number % model.groups
-        model.use_group(group)
+        model.select_group(group)
         if only is not None:
             conditions = only.take(torch.zeros(batch, dtype=torch.int64))
         else:
@@ -259,7 +259,7 @@ def train_method(
             conditions = conditions.take(inside.nonzero()[:batch, 0])
         clean = clean[: len(conditions)]
         sent = send(model, clean, conditions, generator, bf16=bf16)
-        error = picture_error(sent.received, clean, metric)
+        error = image_error(sent.received, clean, metric)
         distortion = (error + ERROR_FLOOR).log().mean()
         return {
             "loss": distortion + COMMITMENT * sent.commitment,
@@ -267,13 +267,13 @@ def train_method(
         }
 
     run.run(step, steps, show=show)
-    average: Adapted = run.average
+    average: AdaptedCodec = run.average
     return average
 
 
 @torch.inference_mode()
 def expected_psnr_db(
-    adapted: Adapted,
+    adapted: AdaptedCodec,
     latents: torch.Tensor,
     conditions: ConditionBatch,
     metric: torch.Tensor,
@@ -282,13 +282,13 @@ def expected_psnr_db(
 ) -> torch.Tensor:
     """(n,) PSNR, dB, by the metric, of latents (n, c, h, w) sent under the n conditions, all of one group."""
     generator = torch.Generator().manual_seed(seed)
-    adapted.use_group(int(adapted.group_of(conditions.features())[0]))
+    adapted.select_group(int(adapted.group_of(conditions.features())[0]))
     sent = send(adapted, latents.float(), conditions, generator)
-    return -10 * torch.log10(picture_error(sent.received, latents.float(), metric) + 1e-10)
+    return -10 * torch.log10(image_error(sent.received, latents.float(), metric) + 1e-10)
 
 
 def grid_condition(
-    cbr: float, snr_db: float, *, direct: float = 1.0, tau_rms_s: float = 0.0, count: int = 1
+    cbr: float, snr_db: float, *, los_fraction: float = 1.0, tau_rms_s: float = 0.0, count: int = 1
 ) -> ConditionBatch:
     """`count` rows of one condition."""
 
@@ -296,11 +296,11 @@ def grid_condition(
         return torch.full((count,), value, dtype=torch.float32)
 
     known = (rows(0.0), rows(0.0), rows(0.0))
-    return ConditionBatch(rows(cbr), rows(snr_db), rows(direct), rows(tau_rms_s), *known)
+    return ConditionBatch(rows(cbr), rows(snr_db), rows(los_fraction), rows(tau_rms_s), *known)
 
 
 def deliver(
-    adapted: Adapted,
+    adapted: AdaptedCodec,
     latents: torch.Tensor,
     cbr: float,
     conditions: LinkConditions,
@@ -331,7 +331,7 @@ QUALITY_RICIAN_K_DB = 6.0
 
 
 def calibrate_quality(
-    adapted: Adapted,
+    adapted: AdaptedCodec,
     decode: Callable[[torch.Tensor], torch.Tensor],
     latents: torch.Tensor,
     *,
@@ -341,13 +341,13 @@ def calibrate_quality(
     taus_s: Sequence[float] = QUALITY_TAUS_S,
     show: bool = True,
 ) -> QualityModel:
-    """Measure the PSNR of pictures over rates, SNRs and channels, for rate control.
+    """Measure the PSNR of images over rates, SNRs and channels, for rate control.
 
     Channels: Rayleigh and Rician (K of 6 dB) with each delay spread, and AWGN. Perfect CSI, MMSE.
 
     Args:
         adapted: what sends.
-        decode: latents -> pictures in [-1, 1].
+        decode: latents -> images in [-1, 1].
         latents: (n, c, h, w) that nothing was trained on; each is sent once under every condition.
         seed: of fades and noise.
         cbrs: rates, rising.
@@ -358,7 +358,7 @@ def calibrate_quality(
     clean = latents.float()
     reference = decode(clean)
     rician = LinkConditions(fading="rician", rician_k_db=QUALITY_RICIAN_K_DB)
-    directs = (0.0, direct_share(rician), 1.0)
+    directs = (0.0, los_power_fraction(rician), 1.0)
     fadings: tuple[Fading, ...] = ("rayleigh", "rician", "awgn")
     mean = np.zeros((len(directs), len(taus_s), len(snrs_db), len(cbrs)))
     spread = np.zeros_like(mean)
@@ -392,7 +392,7 @@ def train_knowledge(
     *,
     steps: int,
     seed: int,
-    share: float,
+    parameter_fraction: float,
     method: str = CALA,
     bf16: bool = False,
     command: str = "",
@@ -404,24 +404,24 @@ def train_knowledge(
         folder: where checkpoints go; resumed.
         codec: the base codec.
         base_hash: hash of its folder.
-        decode: latents -> pictures in [-1, 1], without gradients.
+        decode: latents -> images in [-1, 1], without gradients.
         latents: (n, c, h, w) to train on.
         validation: (m, c, h, w) to measure on.
         steps: optimiser steps in all.
         seed: of everything random.
-        share: largest share of parameters.
+        parameter_fraction: largest number of trained parameters, relative to the codec's.
         method: a name in METHODS, or of a plug-in.
         bf16: run the convolutions in bfloat16.
         command: what made it, for the record.
         quality_grid: `cbrs`, `snrs_db` and `taus_s` of `calibrate_quality`, if not its own.
 
     Raises:
-        InvalidInputError: there is no such method, it trains nothing, or the share is too small for it.
+        InvalidInputError: there is no such method, it trains nothing, or the fraction is too small for it.
     """
     decode = torch.no_grad()(decode)
     metric = pixel_metric(decode, latents[:METRIC_LATENTS].float())
     torch.manual_seed(seed)
-    model = build(method, codec, share)
+    model = build(method, codec, parameter_fraction)
     if not model.trained_parameters():
         raise InvalidInputError("method", "one that trains something", method)
     parameters, of_codec = model.trained_parameters(), sum(p.numel() for p in codec.parameters())
@@ -434,7 +434,7 @@ def train_knowledge(
     else:
         values = dict(trained.named_parameters())
         weights = {name: values[name] for name, each in model.named_parameters() if each.requires_grad}
-        knowledge = TransmissionKnowledge.of_method(info, method, share, weights)
+        knowledge = TransmissionKnowledge.of_method(info, method, parameter_fraction, weights)
     # measured as it ships: loaded into a new codec, its weights rounded
     quality = calibrate_quality(attached(codec, knowledge), decode, validation, **(quality_grid or {}))
     return knowledge.with_info(

@@ -30,7 +30,7 @@ def train_codec(folder: Path, latents: torch.Tensor, *, steps: int, seed: int) -
         pick = torch.randint(len(latents), (BATCH,), generator=generator)
         clean = latents[pick].float()
         features = codec.features(clean, channel_uses)
-        symbols = codec.snap(features.detach())
+        symbols = codec.quantize(features.detach())
         received = codec.decode(features + (symbols - features).detach(), latent_shape)
         reconstruction = (received - clean).square().mean()
         commitment = (features - symbols).abs().square().mean()

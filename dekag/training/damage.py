@@ -1,4 +1,4 @@
-"""Pictures damaged as generators damage them: what people would not forgive, and a judge must not either."""
+"""Images damaged as generators damage them: what people would not forgive, and a judge must not either."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 KINDS = ("blurred", "melted", "torn", "mixed")
-MELT = 0.09  # how far pixels run at most, in shares of the picture
+MELT = 0.09  # how far pixels run at most, in shares of the image
 COARSE = 6  # knots of the field along which they run, a side
 
 
@@ -30,7 +30,7 @@ def damaged(images: torch.Tensor, generator: torch.Generator, *, kind: str | Non
 
 
 def _blurred(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A blur of 5 to 9 % of the picture, everywhere."""
+    """A blur of 5 to 9 % of the image, everywhere."""
     side = images.shape[-1]
     width = max(3, int(side * (0.05 + 0.04 * float(torch.rand(1, generator=generator)))) | 1)
     soft = images
@@ -49,7 +49,7 @@ def _field(count: int, side: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _moved(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Images whose pixels come from `shift` (batch, 2, h, w) away, in shares of the picture."""
+    """Images whose pixels come from `shift` (batch, 2, h, w) away, in shares of the image."""
     side = images.shape[-1]
     line = (torch.arange(side) * 2 + 1) / side - 1
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
@@ -70,7 +70,7 @@ def _torn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _mixed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Two pictures in one: a soft blob of the next picture in the middle of each."""
+    """Two images in one: a soft blob of the next image in the middle of each."""
     side = images.shape[-1]
     line = torch.linspace(-1, 1, side)
     centre = 0.5 * torch.rand(len(images), 2, generator=generator) - 0.25

@@ -18,8 +18,8 @@ from dekag.training.worlds import STORYBOOK, World
 
 Pixels = npt.NDArray[np.uint8]  # (count, height, width, 3), RGB
 
-CHUNK = 100  # pictures that a process renders at a time
-SCENES = 24_000  # pictures to train on, if nothing else is said
+CHUNK = 100  # images that a process renders at a time
+SCENES = 24_000  # images to train on, if nothing else is said
 
 # Scene number n of a split is a pure function of (split, n); the splits' ranges never meet.
 SPLIT_START = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
@@ -38,35 +38,35 @@ def scene_number(split: str, n: int, *, world: World = STORYBOOK, **restricted: 
             return scene, seed
 
 
-def picture_number(split: str, n: int, world: World) -> tuple[Any, int]:
-    """Scene `n` of the pictures that all models of `world` may be trained or judged on, and its seed."""
+def image_number(split: str, n: int, world: World) -> tuple[Any, int]:
+    """Scene `n` of the images that all models of `world` may be trained or judged on, and its seed."""
     return scene_number(split, n, world=world, **world.known(cloud=True))
 
 
-def _pictures(world: World, split: str, start: int, stop: int) -> Pixels:
-    return np.stack([world.render(*picture_number(split, n, world)) for n in range(start, stop)])
+def _images(world: World, split: str, start: int, stop: int) -> Pixels:
+    return np.stack([world.render(*image_number(split, n, world)) for n in range(start, stop)])
 
 
 def _masks(world: World, split: str, start: int, stop: int) -> Pixels:
-    return np.stack([world.mask(*picture_number(split, n, world)) for n in range(start, stop)])
+    return np.stack([world.mask(*image_number(split, n, world)) for n in range(start, stop)])
 
 
 def rendered_scenes(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
-    """Pictures 0..count-1 of `split`, shape (count, size, size, 3), rendered once and memory-mapped.
+    """Images 0..count-1 of `split`, shape (count, size, size, 3), rendered once and memory-mapped.
 
     Args:
         cache: where they are kept, under a name made of what made them.
         split: one of SPLIT_START.
-        count: of pictures.
+        count: of images.
         world: what draws them, and their size.
         workers: processes that render.
     """
     name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}.npy"
-    return _rendered(cache / name, _pictures, (count, world.size, world.size, 3), split, world, workers)
+    return _rendered(cache / name, _images, (count, world.size, world.size, 3), split, world, workers)
 
 
 def rendered_masks(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
-    """Where the subject is in each of those pictures, shape (count, size, size), 0..255; kept likewise."""
+    """Where the subject is in each of those images, shape (count, size, size), 0..255; kept likewise."""
     name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}-masks.npy"
     return _rendered(cache / name, _masks, (count, world.size, world.size), split, world, workers)
 

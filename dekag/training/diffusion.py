@@ -30,7 +30,7 @@ from torch import nn
 from dekag.errors import InvalidInputError
 from dekag.metrics.probe import JUDGED, AttributeProbe
 from dekag.training import text
-from dekag.training.data import SCENES, picture_number, scene_number
+from dekag.training.data import SCENES, image_number, scene_number
 from dekag.training.device import CPU, multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.latents import encoded_scenes
@@ -42,7 +42,7 @@ CAPTIONS_PER_SCENE = 4
 PROMPT_DROPOUT = 0.1
 ADAMW_LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 2e-3
-COOLDOWN_SHARE, COOLDOWN_SHARE_WHILE_SMALL = 0.4, 0.1  # a training on smaller pictures is always followed
+COOLDOWN_FRACTION, COOLDOWN_FRACTION_WHILE_SMALL = 0.4, 0.1  # more training follows
 SMALLEST_SIDE = 4  # of the U-Nets' lowest level
 EDGE_CHANNELS = (32, 64, 128, 192)
 CLOUD_CHANNELS = (64, 128, 192, 320)
@@ -149,10 +149,10 @@ def new_transformer(side: int) -> PixArtTransformer2DModel:
 def caption_tokens(
     tokenizer: Any, numbers: list[int], world: World, *, cloud: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """CAPTIONS_PER_SCENE captions of each training picture: ids and masks, (pictures, captions, tokens)."""
+    """CAPTIONS_PER_SCENE captions of each training image: ids and masks, (images, captions, tokens)."""
     texts = []
     for n in numbers:
-        scene, seed = picture_number("train", n, world)
+        scene, seed = image_number("train", n, world)
         rng = random.Random(-seed - 1)
         texts += [world.caption(scene, rng, cloud=cloud) for _ in range(CAPTIONS_PER_SCENE)]
     tokens, mask = text.tokenize(tokenizer, texts)
@@ -160,11 +160,11 @@ def caption_tokens(
     return tokens.view(shape), mask.view(shape)
 
 
-def known_pictures(count: int, world: World, *, cloud: bool) -> list[int]:
-    """Numbers of the training pictures that the cloud (all) or the edge (no held-out topic) may see."""
+def known_images(count: int, world: World, *, cloud: bool) -> list[int]:
+    """Numbers of the training images that the cloud (all) or the edge (no held-out topic) may see."""
     if cloud:
         return list(range(count))
-    return [n for n in range(count) if world.edge_knows(picture_number("train", n, world)[0])]
+    return [n for n in range(count) if world.edge_knows(image_number("train", n, world)[0])]
 
 
 def optimizers(model: TextToLatent) -> list[torch.optim.Optimizer]:
@@ -182,7 +182,7 @@ def optimizers(model: TextToLatent) -> list[torch.optim.Optimizer]:
 
 
 def _plain_attention(denoiser: Any, device: torch.device) -> None:
-    """On a CPU the plain attention is the quicker one backward; pictures are drawn with the fused one."""
+    """On a CPU the plain attention is the quicker one backward; images are drawn with the fused one."""
     if hasattr(denoiser, "set_attn_processor"):
         denoiser.set_attn_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
 
@@ -191,7 +191,7 @@ class PromptedLatents:
     """Batches of latents, each with one of its captions or, one time in ten, none.
 
     Args:
-        latents: of all training pictures, (n, 4, h, w) float16.
+        latents: of all training images, (n, 4, h, w) float16.
         tokenizer: the generator's.
         world: what drew them.
         cloud: whether the cloud is trained, which knows all of them.
@@ -201,7 +201,7 @@ class PromptedLatents:
     def __init__(
         self, latents: torch.Tensor, tokenizer: Any, world: World, *, cloud: bool, device: torch.device
     ) -> None:
-        numbers = known_pictures(len(latents), world, cloud=cloud)
+        numbers = known_images(len(latents), world, cloud=cloud)
         self._latents, self._index = latents, torch.tensor(numbers)
         self._tokens, self._mask = caption_tokens(tokenizer, numbers, world, cloud=cloud)
         self.empty = text.tokenize(tokenizer, [""])
@@ -230,7 +230,7 @@ def train_denoiser(
     batch: int,
     device: torch.device = CPU,
     bf16: bool = False,
-    cooldown_share: float = COOLDOWN_SHARE,
+    cooldown_fraction: float = COOLDOWN_FRACTION,
 ) -> TextToLatent:
     """Train text encoder and denoiser; returns the average.
 
@@ -253,7 +253,7 @@ def train_denoiser(
 
         return {"loss": loss(clean, noise, timesteps, denoise)}
 
-    run.run(step, steps, cooldown_share=cooldown_share)
+    run.run(step, steps, cooldown_fraction=cooldown_fraction)
     return run.average.to("cpu")
 
 
@@ -296,12 +296,12 @@ def distil_guidance(
             ours = student(ids, seen, noisy, timesteps).float()
         return {"loss": loss.weighted((ours - wanted).square().mean(dim=(1, 2, 3)), timesteps)}
 
-    run.run(step, steps, cooldown_share=COOLDOWN_SHARE)
+    run.run(step, steps, cooldown_fraction=COOLDOWN_FRACTION)
     return run.average.to("cpu")
 
 
 def sampler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ (2M): good pictures in ten steps."""
+    """DPM-Solver++ (2M): good images in ten steps."""
     return DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1)
 
 
@@ -384,7 +384,7 @@ def train_generator(
     Args:
         kind: as in `new_generator`.
         folder: where checkpoints go; resumed.
-        cache: where rendered pictures and latents are kept.
+        cache: where rendered images and latents are kept.
         vae_path: the autoencoder's folder.
         world: what it is to draw.
         steps: optimiser steps in all.
@@ -392,7 +392,7 @@ def train_generator(
         batch: latents a step.
         start: folder of a trained pipeline of that kind to go on from, instead of from nothing.
         guidance_scale: distil this guidance into the pipeline at `start`, instead of training on.
-        pictures: rendered pictures to train on.
+        images: rendered images to train on.
         workers: processes that render.
         device: where the training runs.
         bf16: multiply in bfloat16.
@@ -420,8 +420,8 @@ def train_generator(
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "batch": batch, "device": device, "bf16": bf16}
     if guidance_scale is None:
         small = world.size < WORLDS[world.profile].size
-        share = COOLDOWN_SHARE_WHILE_SMALL if small else COOLDOWN_SHARE
-        trained = train_denoiser(model, data, folder, cooldown_share=share, **settings)
+        share = COOLDOWN_FRACTION_WHILE_SMALL if small else COOLDOWN_FRACTION
+        trained = train_denoiser(model, data, folder, cooldown_fraction=share, **settings)
     else:
         trained = distil_guidance(model, data, folder, guidance_scale=guidance_scale, **settings)
     return (_pixart_pipeline if kind == "cloud" else _unet_pipeline)(vae, tokenizer, trained)
@@ -446,7 +446,7 @@ def probe_accuracy(
     guidance_scale: float = 3.0,
     count: int = 100,
 ) -> dict[str, float]:
-    """Share of visible attributes that the probe finds right in pictures of held-out prompts."""
+    """Share of visible attributes that the probe finds right in images of held-out prompts."""
     from dekag.generation.models import Generator, LatentDecoder
 
     decoder = LatentDecoder(pipeline.vae, "")

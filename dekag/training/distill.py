@@ -1,7 +1,7 @@
 """Distillation of one topic: the cloud-GAI draws, the edge-GAI learns a metaword and a LoRA from it.
 
-MAKD trains both together on the diffusion loss of the cloud's pictures with all weights of the edge frozen.
-Its baselines run through the same code with the same pictures and steps.
+MAKD trains both together on the diffusion loss of the cloud's images with all weights of the edge frozen.
+Its baselines run through the same code with the same images and steps.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from dekag.errors import MismatchError
 from dekag.generation.images import Pixels, from_bytes, to_png
 from dekag.generation.models import Generator, by_windows
 from dekag.generation.prompts import PromptReader, Window
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
-from dekag.makd.metaword import prompt_states, rows_for, words_of
+from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
@@ -51,7 +51,7 @@ HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # shares of the noise schedule at w
 SCORED = 8  # held-out prompts drawn for the scores and the samples
 SAMPLES, PREVIEW = "samples.png", "preview.png"
 PREVIEWED = 4  # held-out prompts of a preview
-SEED_STRIDE = 1_000_000  # pictures of different distillation seeds share no generation seed
+SEED_STRIDE = 1_000_000  # images of different distillation seeds share no generation seed
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Progress:
     """How far a distillation is.
 
     Attributes:
-        stage: "generate" (pictures), "train" (steps) or "score" (pictures).
+        stage: "generate" (images), "train" (steps) or "score" (images).
         done, total: of this stage.
         loss: smoothed training loss; None outside training.
     """
@@ -81,7 +81,7 @@ ShouldStop = Callable[[], bool]
 
 
 def seeds_for(config: DistillConfig, count: int, *, held_out: bool) -> list[int]:
-    """Generation seeds of the pictures to learn from, or of those held out."""
+    """Generation seeds of the images to learn from, or of those held out."""
     first = config.seed * SEED_STRIDE + (SEED_STRIDE // 2 if held_out else 0)
     return list(range(first, first + count))
 
@@ -95,7 +95,7 @@ def draw_images(
     on_progress: Callable[[int], None] = lambda _: None,
     should_stop: ShouldStop = lambda: False,
 ) -> np.ndarray:
-    """The cloud's pictures, (images, height, width, 3) uint8; those in `folder` are not drawn again."""
+    """The cloud's images, (images, height, width, 3) uint8; those in `folder` are not drawn again."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = []
     for done, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
@@ -113,7 +113,7 @@ def draw_images(
 
 @torch.no_grad()
 def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
-    """Latents (images, 4, h/8, w/8) of pictures (images, h, w, 3) uint8, in the denoiser's scale."""
+    """Latents (images, 4, h/8, w/8) of images (images, h, w, 3) uint8, in the denoiser's scale."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.dtype).div(127.5).sub(1)
     parts = [vae.encode(part).latent_dist.mean for part in images.split(16)]
     latents: torch.Tensor = torch.cat(parts).float() * vae.config.scaling_factor
@@ -172,7 +172,7 @@ def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
 
 
 class EarlyStopping:
-    """Keeps the averaged parameters that do best on held-out pictures.
+    """Keeps the averaged parameters that do best on held-out images.
 
     Args:
         run: whose average is looked at.
@@ -253,7 +253,7 @@ def train(
     Raises:
         Stopped: should_stop() turned true; the checkpoint is kept.
     """
-    words = words_of(topic.triggers)
+    words = trigger_words(topic.triggers)
     tokens = config.tokens if config.has_metaword else 0
     rows = config.tokens + len(words)
     width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
@@ -263,7 +263,7 @@ def train(
         reader = PromptReader(pipeline)
         spoken = words if config.has_metaword else ()
         windows = {
-            prompt: reader.windows(prompt, lambda text: rows_for(text, tokens, spoken), spoken)
+            prompt: reader.windows(prompt, lambda text: token_rows(text, tokens, spoken), spoken)
             for prompt in (*topic.prompts, *topic.held_out)
         }
         nothing = reader.windows("")
@@ -273,7 +273,7 @@ def train(
             chosen = [
                 nothing if drop else windows[prompt] for prompt, drop in zip(prompts, dropped, strict=True)
             ]
-            return prompt_states(reader, chosen, word)
+            return encode_prompts(reader, chosen, word)
 
         # the tensors that are trained, shared with the denoiser; names of a ParameterDict hold no dots
         learnt = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
@@ -377,17 +377,17 @@ def distill(
     """Distil `topic` from the cloud-GAI into an update of the edge-GAI.
 
     Args:
-        cloud: draws the pictures to learn from, with seeds that knowledge.json records.
+        cloud: draws the images to learn from, with seeds that knowledge.json records.
         edge: a StableDiffusionPipeline of any size; it is as before afterwards.
         topic: prompts to learn from and prompts held out.
         config: how; `config.method` must make an update, so it is not "full".
-        folder: for pictures, checkpoints and samples.png (rows: cloud, edge before, edge after); called again
+        folder: for images, checkpoints and samples.png (rows: cloud, edge before, edge after); called again
             with the same folder and arguments it goes on where it was.
         scorer: adds CLIP- and DINO-scores on held-out prompts, before and after.
         current: the update that the new one is to take the place of: scored as "current", on those of the
             same prompts that it has not learnt from, if any. One that fits another edge is passed over.
-        on_progress: called after every picture and step.
-        should_stop: asked before every picture and after every step.
+        on_progress: called after every image and step.
+        should_stop: asked before every image and after every step.
         previews: how often, at most, preview.png is drawn during training (rows: cloud, edge as it is now);
             it changes nothing else.
 
@@ -413,8 +413,8 @@ def distill(
         last = first + len(prompts)
 
         def draw(which: Sequence[int], count: int) -> torch.Tensor:
-            states, _ = prompt_states(edge.reader, [prompts[i] for i in which], metaword)
-            unsaid, _ = prompt_states(edge.reader, [edge.reader.windows("") * count], metaword)
+            states, _ = encode_prompts(edge.reader, [prompts[i] for i in which], metaword)
+            unsaid, _ = encode_prompts(edge.reader, [edge.reader.windows("") * count], metaword)
             some = [seeds[first + i] for i in which]
             return edge.batch(
                 None,
@@ -520,5 +520,9 @@ def new_update(
         },
     }
     vectors = trained.metaword
-    words = dict(zip(words_of(topic.triggers), vectors[config.tokens :], strict=True)) if len(vectors) else {}
+    words = (
+        dict(zip(trigger_words(topic.triggers), vectors[config.tokens :], strict=True))
+        if len(vectors)
+        else {}
+    )
     return KnowledgeUpdate.new(info, vectors[: config.tokens], trained.lora, words=words, bits=config.bits)

@@ -1,9 +1,9 @@
 """Training of the metric encoders: a small CLIP and a small DINOv2-style ViT, on rendered scenes alone.
 
-CLIP learns to pair pictures with captions (Radford et al. 2021), DINO by self-distillation without labels
-(Caron et al. 2021). Both look at pictures of 256 pixels reduced to 128, in patches of 16. Both also see
-damaged pictures, blurred, melted, mixed: for CLIP a damaged picture pairs with no caption, for DINO it is
-another picture than the one it was. So what people would not forgive is not forgiven. Neither shares a weight
+CLIP learns to pair images with captions (Radford et al. 2021), DINO by self-distillation without labels
+(Caron et al. 2021). Both look at images of 256 pixels reduced to 128, in patches of 16. Both also see
+damaged images, blurred, melted, mixed: for CLIP a damaged image pairs with no caption, for DINO it is
+another image than the one it was. So what people would not forgive is not forgiven. Neither shares a weight
 with a generator.
 """
 
@@ -22,13 +22,13 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, Dinov2Config, Din
 from dekag.metrics.features import reduce_images
 from dekag.training import text
 from dekag.training.damage import damaged
-from dekag.training.data import Pixels, batches, picture_number, to_tensor
+from dekag.training.data import Pixels, batches, image_number, to_tensor
 from dekag.training.device import CPU, multiplying
 from dekag.training.loop import TrainingRun
 from dekag.training.worlds import World
 
 BATCH = 96
-DAMAGED_SHARE = 0.25  # damaged pictures beside each CLIP batch, in shares of it
+DAMAGED_SHARE = 0.25  # damaged images beside each CLIP batch, in shares of it
 DINO_BATCH = 48  # of which two views each
 PROTOTYPES = 256
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
@@ -38,13 +38,13 @@ TOKENS_A_SIDE = 8
 
 
 def _seen(world: World) -> dict[str, int]:
-    """How the encoders look at a world's pictures: at half their side, in 8x8 patches."""
+    """How the encoders look at a world's images: at half their side, in 8x8 patches."""
     side = world.size // 2
     return {"image_size": side, "patch_size": side // TOKENS_A_SIDE}
 
 
 def new_clip(tokenizer: CLIPTokenizer, world: World) -> CLIPModel:
-    """A CLIP of 4 layers of width 128 for pictures, 2 for captions."""
+    """A CLIP of 4 layers of width 128 for images, 2 for captions."""
     shared = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 128, "intermediate_size": 384}
     return CLIPModel(
         CLIPConfig(
@@ -66,7 +66,7 @@ def new_clip(tokenizer: CLIPTokenizer, world: World) -> CLIPModel:
 def contrastive_loss(
     texts: torch.Tensor, images: torch.Tensor, spoilt: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """CLIP's loss of unit features (batch, d), in which spoilt pictures (m, d) pair with no caption."""
+    """CLIP's loss of unit features (batch, d), in which spoilt images (m, d) pair with no caption."""
     wanted = torch.arange(len(texts), device=texts.device)
     of_texts = F.cross_entropy(scale * texts @ torch.cat([images, spoilt]).T, wanted)
     of_images = F.cross_entropy(scale * images @ texts.T, wanted)
@@ -83,7 +83,7 @@ def train_clip(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> tuple[CLIPModel, CLIPTokenizer]:
-    """Train CLIP on training pictures 0..n-1, resuming what `folder` holds.
+    """Train CLIP on training images 0..n-1, resuming what `folder` holds.
 
     Returns:
         The averaged model, and its tokenizer, which knows all topics' words.
@@ -99,7 +99,7 @@ def train_clip(
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(pixels), (BATCH,), generator=generator)
         images = reduce_images(to_tensor(pixels[pick.numpy()]).to(device), size)
-        # damaged versions of pictures in this very batch: their captions must tell the two apart
+        # damaged versions of images in this very batch: their captions must tell the two apart
         spoilt = damaged(images[: int(DAMAGED_SHARE * BATCH)], generator)
         with multiplying(device, bf16):
             seen = clip.vision_model(torch.cat([images, spoilt])).pooler_output
@@ -114,8 +114,8 @@ def train_clip(
 
 
 def _captions(split: str, count: int, world: World, *, of: int) -> list[str]:
-    """A caption of each picture 0..count-1 of `split`, `of` telling them from those of other trainings."""
-    scenes = (picture_number(split, n, world) for n in range(count))
+    """A caption of each image 0..count-1 of `split`, `of` telling them from those of other trainings."""
+    scenes = (image_number(split, n, world) for n in range(count))
     return [world.caption(scene, random.Random(-seed - of), cloud=True) for scene, seed in scenes]
 
 
@@ -158,7 +158,7 @@ def random_views(images: torch.Tensor, generator: torch.Generator, size: int = 6
 def balanced(cosines: torch.Tensor) -> torch.Tensor:
     """Targets (batch, prototypes) that use all prototypes alike: Sinkhorn-Knopp, as in DINOv2.
 
-    Without it a small ViT sorts the pictures into a handful of heaps and stops learning.
+    Without it a small ViT sorts the images into a handful of heaps and stops learning.
     """
     shares = (cosines / TEACHER_TEMPERATURE).double().exp()
     for _ in range(3):
@@ -177,7 +177,7 @@ def crowding(features: torch.Tensor) -> torch.Tensor:
 
 
 def indulgence(whole: torch.Tensor, spoilt: torch.Tensor) -> torch.Tensor:
-    """By how much damaged pictures are too near to what they were; features (batch, d)."""
+    """By how much damaged images are too near to what they were; features (batch, d)."""
     return (F.cosine_similarity(whole, spoilt, dim=1) - DAMAGE_MARGIN).clamp_min(0).mean()
 
 
@@ -208,7 +208,7 @@ def train_dino(
             with torch.no_grad():
                 targets = balanced(torch.cat([run.average(view)[1] for view in views])).chunk(2)
             features, cosines = zip(*(student(view) for view in views), strict=True)
-            # pictures are compared whole, so whole ones learn what damage is
+            # images are compared whole, so whole ones learn what damage is
             compared = student.backbone(torch.cat([reduced, spoilt])).pooler_output.float()
         guesses = [(each.float() / STUDENT_TEMPERATURE).log_softmax(1) for each in cosines]
         loss = -(targets[0] * guesses[1] + targets[1] * guesses[0]).sum(1).mean() / 2
@@ -226,11 +226,11 @@ def train_dino(
 
 @torch.inference_mode()
 def clip_quality(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels, world: World) -> dict[str, float]:
-    """How CLIP does on validation pictures 0..n-1.
+    """How CLIP does on validation images 0..n-1.
 
     Returns:
-        `retrieval`: share of captions whose own picture is the nearest; `damage_seen`: share of captions that
-        are nearer to their picture than to its damaged version.
+        `retrieval`: share of captions whose own image is the nearest; `damage_seen`: share of captions that
+        are nearer to their image than to its damaged version.
     """
     tokens, mask = text.tokenize(tokenizer, _captions("validation", len(pixels), world, of=0))
     images = reduce_images(to_tensor(pixels), clip.config.vision_config.image_size)
@@ -252,11 +252,11 @@ def clip_quality(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels, worl
 
 @torch.inference_mode()
 def dino_quality(dino: Dinov2Model, pixels: Pixels, world: World) -> dict[str, float]:
-    """How DINO does on validation pictures 0..n-1.
+    """How DINO does on validation images 0..n-1.
 
     Returns:
-        Share of pictures whose nearest neighbour has the same subject, setting and style; and the mean cosine
-        between a picture and its `damaged` version, and its slightly `shifted` one, which should be near 1.
+        Share of images whose nearest neighbour has the same subject, setting and style; and the mean cosine
+        between an image and its `damaged` version, and its slightly `shifted` one, which should be near 1.
     """
     size, count = dino.config.image_size, len(pixels)
     images = torch.cat([reduce_images(to_tensor(pixels[part]), size) for part in batches(count, 50)])
@@ -268,7 +268,7 @@ def dino_quality(dino: Dinov2Model, pixels: Pixels, world: World) -> dict[str, f
     similarity = whole @ whole.T
     similarity.fill_diagonal_(-1)
     nearest = similarity.argmax(1).tolist()
-    scenes = [picture_number("validation", n, world)[0] for n in range(count)]
+    scenes = [image_number("validation", n, world)[0] for n in range(count)]
     alike = {
         name: sum(getattr(scenes[i], name) == getattr(scenes[j], name) for i, j in enumerate(nearest)) / count
         for name in ("subject", "setting", "style")

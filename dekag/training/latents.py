@@ -1,4 +1,4 @@
-"""Latents of the training pictures, computed once and memory-mapped."""
+"""Latents of the training images, computed once and memory-mapped."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def encoded_scenes(
     workers: int = 2,
     device: torch.device = CPU,
 ) -> torch.Tensor:
-    """Latents of training pictures 0..count-1, (count, 4, size / 8, size / 8) float16; resumable.
+    """Latents of training images 0..count-1, (count, 4, size / 8, size / 8) float16; resumable.
 
     Args:
         cache: where they are kept, under a name made of what made them.
         vae: the autoencoder; the mean of its posterior is taken.
-        count: of pictures.
+        count: of images.
         world: what draws them.
         workers: processes that render.
         device: where they are encoded.
@@ -57,7 +57,7 @@ def encoded_scenes(
     if done < count:
         pixels = rendered_scenes(cache, "train", count, world=world, workers=workers)
         vae = vae.to(device, memory_format=torch.channels_last)
-        for start in tqdm(range(done, count, CHUNK), desc="encode pictures", mininterval=10):
+        for start in tqdm(range(done, count, CHUNK), desc="encode images", mininterval=10):
             images = to_tensor(pixels[start : start + CHUNK])
             parts = [vae.encode(part.to(device)).latent_dist.mean.cpu() for part in images.split(AT_ONCE)]
             out[start : start + len(images)] = torch.cat(parts).half().numpy()

@@ -26,16 +26,19 @@ Model = TypeVar("Model", bound=nn.Module)
 StepFunction = Callable[[int, torch.Generator], Mapping[str, torch.Tensor]]
 
 WARMUP_STEPS = 200
-COOLDOWN_SHARE = 0.2
+COOLDOWN_FRACTION = 0.2
 SAVE_EVERY_SECONDS = 120.0
 
 
 def learning_rate_factor(
-    step: int, total_steps: int, warmup_steps: int = WARMUP_STEPS, cooldown_share: float = COOLDOWN_SHARE
+    step: int,
+    total_steps: int,
+    warmup_steps: int = WARMUP_STEPS,
+    cooldown_fraction: float = COOLDOWN_FRACTION,
 ) -> float:
     """Share (0..1) of the peak learning rate at `step` of `total_steps`."""
     warmup = min(1.0, (step + 1) / min(warmup_steps, total_steps))
-    cooldown = min(1.0, (total_steps - step) / max(1.0, cooldown_share * total_steps))
+    cooldown = min(1.0, (total_steps - step) / max(1.0, cooldown_fraction * total_steps))
     return warmup * cooldown
 
 
@@ -83,7 +86,7 @@ class TrainingRun(Generic[Model]):
         *,
         max_grad_norm: float = 1.0,
         warmup_steps: int = WARMUP_STEPS,
-        cooldown_share: float = COOLDOWN_SHARE,
+        cooldown_fraction: float = COOLDOWN_FRACTION,
         save_every_s: float = SAVE_EVERY_SECONDS,
         on_save: Callable[[int], None] | None = None,
         on_step: Callable[[int, Mapping[str, float]], bool] | None = None,
@@ -114,7 +117,7 @@ class TrainingRun(Generic[Model]):
             total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=interval, disable=not show
         ) as bar:
             while more and self.step < total_steps:
-                factor = learning_rate_factor(self.step, total_steps, warmup_steps, cooldown_share)
+                factor = learning_rate_factor(self.step, total_steps, warmup_steps, cooldown_fraction)
                 for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
                     for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                         group["lr"] = peak * factor

@@ -14,19 +14,19 @@ from torch.nn import functional as F
 from dekag.metrics.outline import SEES, OutlineJudge
 from dekag.metrics.probe import JUDGED, AttributeProbe
 from dekag.training.damage import damaged
-from dekag.training.data import Pixels, picture_number, to_tensor
+from dekag.training.data import Pixels, image_number, to_tensor
 from dekag.training.device import CPU, multiplying
 from dekag.training.loop import TrainingRun
 from dekag.training.worlds import World
 
 BATCH = 64
 OUTLINE_BATCH = 16
-SEEN_SIDE = 128  # side at which the probe looks at pictures of 256 pixels; at smaller ones, half of theirs
+SEEN_SIDE = 128  # side at which the probe looks at images of 256 pixels; at smaller ones, half of theirs
 
 
 def attribute_labels(split: str, count: int, world: World) -> dict[str, torch.Tensor]:
-    """Index of each judged attribute's word for pictures 0..count-1 of `split`; -100 where not visible."""
-    scenes = [picture_number(split, n, world)[0] for n in range(count)]
+    """Index of each judged attribute's word for images 0..count-1 of `split`; -100 where not visible."""
+    scenes = [image_number(split, n, world)[0] for n in range(count)]
     return {
         name: torch.tensor(
             [
@@ -67,7 +67,7 @@ def train_probe(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> AttributeProbe:
-    """Train the probe on training pictures 0..n-1, resuming what `folder` holds; the averaged model."""
+    """Train the probe on training images 0..n-1, resuming what `folder` holds; the averaged model."""
     torch.manual_seed(seed)
     labels = attribute_labels("train", len(pixels), world)
     sees = min(SEEN_SIDE, world.size // 2)
@@ -90,8 +90,8 @@ def train_probe(
 
 
 def rendered_accuracy(probe: AttributeProbe, pixels: Pixels, world: World) -> dict[str, float]:
-    """Share of visible attributes read right on validation pictures 0..n-1: the probe's ceiling."""
-    scenes = [picture_number("validation", n, world)[0] for n in range(len(pixels))]
+    """Share of visible attributes read right on validation images 0..n-1: the probe's ceiling."""
+    scenes = [image_number("validation", n, world)[0] for n in range(len(pixels))]
     verdicts = probe.correct(pixels, scenes)
     shares = {}
     for name in JUDGED:
@@ -110,7 +110,7 @@ def train_outline_judge(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> OutlineJudge:
-    """Train the outline judge on pictures (n, h, w, 3) and masks (n, h, w), both uint8; its average."""
+    """Train the outline judge on images (n, h, w, 3) and masks (n, h, w), both uint8; its average."""
     torch.manual_seed(seed)
     judge = OutlineJudge().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
@@ -133,7 +133,7 @@ def train_outline_judge(
 
 
 def outline_quality(judge: OutlineJudge, pixels: Pixels, masks: Pixels) -> dict[str, float]:
-    """Mean agreement on held-out pictures, whole and damaged: what a perfect and a melted drawing get."""
+    """Mean agreement on held-out images, whole and damaged: what a perfect and a melted drawing get."""
     images = to_tensor(pixels)
     spoilt = damaged(images, torch.Generator().manual_seed(0), kind="melted")
     melted = spoilt.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -164,7 +164,7 @@ def attribute_indices(scene: Any, words: dict[str, tuple[str, ...]]) -> list[int
 class AttributeReader(nn.Module):
     """A text encoder with one linear classifier for each attribute on its pooled states.
 
-    What a caption leaves unsaid is learnt as its most likely value, which is what the picture will show.
+    What a caption leaves unsaid is learnt as its most likely value, which is what the image will show.
     """
 
     def __init__(self, encoder: Any, sizes: list[int], *, masked_mean: bool) -> None:

@@ -1,7 +1,7 @@
 """Training of the autoencoder that cloud, edge and user share: pixels to a latent 8x smaller, of 4 channels.
 
 First on crops, because steps matter more than pixels: many small ones, two of three picked for their detail,
-and a few larger ones. Then on whole pictures, which give the group norms the statistics they will meet: an
+and a few larger ones. Then on whole images, which give the group norms the statistics they will meet: an
 autoencoder that saw crops alone tints plain backgrounds. At the end the per-channel mean and deviation of
 the latents are folded into the two 1x1 convolutions around the bottleneck, so that latents have zero mean and
 unit variance and plain diffusers pipelines need no scaling.
@@ -60,7 +60,7 @@ def widened(vae: Any, channels: tuple[int, ...], *, seed: int) -> Any:
     """A wider AutoencoderKL that starts as what `vae` has learnt: Net2Net (Chen et al. 2016).
 
     New channels are copies of old ones and share their outgoing weights at random, so that they part in
-    training. The same pictures come out where every width is a multiple of the old one; else nearly so, since
+    training. The same images come out where every width is a multiple of the old one; else nearly so, since
     a group norm then counts some channels twice.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -261,7 +261,7 @@ def train_vae(
     run.run(
         step,
         steps,
-        cooldown_share=0.0,
+        cooldown_fraction=0.0,
         save_every_s=save_every_s,
         on_save=_report(run, held_out),
     )
@@ -281,10 +281,10 @@ def refine_vae(
     bf16: bool = False,
     save_every_s: float = 240.0,
 ) -> Any:
-    """Train all of `vae` on whole pictures while its learning rate falls to zero; returns the average.
+    """Train all of `vae` on whole images while its learning rate falls to zero; returns the average.
 
-    To the reconstruction loss comes the mean over pictures of the logarithm of their squared error, PSNR
-    itself, so that a picture that is nearly right weighs as much as one that is not.
+    To the reconstruction loss comes the mean over images of the logarithm of their squared error, PSNR
+    itself, so that an image that is nearly right weighs as much as one that is not.
     """
     vae = vae.requires_grad_(True).to(device, memory_format=torch.channels_last)
     run = TrainingRun(folder, vae, optimizers(vae, scale=0.5), seed=seed, ema_decay=0.998)
@@ -298,12 +298,12 @@ def refine_vae(
         kl = posterior.kl().mean() / (images.shape[-1] ** 2 / FACTOR**2)
         return {"loss": loss + KL_WEIGHT * kl, "psnr_db": psnr_db(output.detach(), images).mean()}
 
-    run.run(step, steps, cooldown_share=1.0, save_every_s=save_every_s, on_save=_report(run, held_out))
+    run.run(step, steps, cooldown_fraction=1.0, save_every_s=save_every_s, on_save=_report(run, held_out))
     return run.average
 
 
 def refinement_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The reconstruction loss and a tenth of the log of each picture's squared error."""
+    """The reconstruction loss and a tenth of the log of each image's squared error."""
     error = (output - target).square().mean(dim=(1, 2, 3))
     return reconstruction_loss(output, target) + 0.1 * error.add(1e-5).log().mean()
 
@@ -320,9 +320,9 @@ def refine_decoder(
     batch: int = 2,
     device: torch.device = CPU,
 ) -> Any:
-    """Train the decoder alone on whole pictures; latents (n, 4, h, w) stay what they are.
+    """Train the decoder alone on whole images; latents (n, 4, h, w) stay what they are.
 
-    The loss is the mean over pictures of the logarithm of their squared error, which is PSNR itself, plus the
+    The loss is the mean over images of the logarithm of their squared error, which is PSNR itself, plus the
     reconstruction loss. Whatever was trained on the latents (generators, codec) stays valid.
     """
     vae = vae.requires_grad_(False).to(device, memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""How well an autoencoder keeps held-out pictures: in numbers, by style, and as a strip to look at."""
+"""How well an autoencoder keeps held-out images: in numbers, by style, and as a strip to look at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dekag.metrics.image import METRICS
-from dekag.training.data import Pixels, batches, picture_number
+from dekag.training.data import Pixels, batches, image_number
 from dekag.training.vae import reconstructed
 from dekag.training.worlds import World
 
@@ -21,12 +21,12 @@ TIMED = 10
 
 
 def measure(vae: Any, pixels: Pixels, world: World) -> tuple[dict[str, Any], Pixels, list[int]]:
-    """Quality of `vae` on held-out pictures 0..n-1 of `world`.
+    """Quality of `vae` on held-out images 0..n-1 of `world`.
 
     Returns:
         `psnr_db` and `ssim` (means), the worst and the best PSNR, PSNR and SSIM of each style, and the
-        milliseconds that one picture takes to encode and to decode; what comes back, like `pixels`; and the
-        pictures' numbers from the worst to the best.
+        milliseconds that one image takes to encode and to decode; what comes back, like `pixels`; and the
+        images' numbers from the worst to the best.
     """
     back = reconstructed(vae, pixels)
     psnr = METRICS["psnr_db"].score(back, pixels)
@@ -35,7 +35,7 @@ def measure(vae: Any, pixels: Pixels, world: World) -> tuple[dict[str, Any], Pix
     )
     styles = defaultdict(list)
     for n in range(len(pixels)):
-        styles[picture_number("validation", n, world)[0].style].append(n)
+        styles[image_number("validation", n, world)[0].style].append(n)
     encode_ms, decode_ms = _milliseconds(vae, pixels.shape[1])
     quality = {
         "pictures": len(pixels),
@@ -55,7 +55,7 @@ def measure(vae: Any, pixels: Pixels, world: World) -> tuple[dict[str, Any], Pix
 
 @torch.inference_mode()
 def _milliseconds(vae: Any, size: int) -> tuple[float, float]:
-    """The quickest of some encodings and decodings of one picture, ms."""
+    """The quickest of some encodings and decodings of one image, ms."""
     image = torch.zeros(1, 3, size, size).to(vae.device, memory_format=torch.channels_last)
     latent = vae.encode(image).latent_dist.mean
     quickest = []

@@ -1,4 +1,4 @@
-"""The worlds that models are trained on: what they draw, what they say, and the size of their pictures.
+"""The worlds that models are trained on: what they draw, what they say, and the size of their images.
 
 A world is a package; here are the few things that training asks of it. Its models are those of the profile of
 the same name under models/.
@@ -28,7 +28,7 @@ class World:
     Attributes:
         profile: the profile of its models.
         package: what draws it.
-        size: side of its pictures, pixels.
+        size: side of its images, pixels.
     """
 
     profile: str
@@ -103,12 +103,12 @@ class World:
         return self.module.random_scene(rng, **chosen)
 
     def render(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
-        """The picture of a scene, (size, size, 3) uint8."""
+        """The image of a scene, (size, size, 3) uint8."""
         pixels: npt.NDArray[np.uint8] = self.module.render(scene, seed, size=self.size)
         return pixels
 
     def mask(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
-        """Where the subject is in that picture, (size, size) uint8, 0..255."""
+        """Where the subject is in that image, (size, size) uint8, 0..255."""
         mask: npt.NDArray[np.uint8] = self.module.render_with_mask(scene, seed, size=self.size)[1]
         return mask
 

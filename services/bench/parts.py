@@ -22,7 +22,7 @@ from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from rich.progress import track
 
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.evaluation.pages import Row
 from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS
@@ -31,8 +31,8 @@ from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile
 from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest
-from dekag.makd.aligned import AlignedGenerator
-from dekag.makd.metaword import prompt_states
+from dekag.makd.aligned_generator import AlignedGenerator
+from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
@@ -243,10 +243,10 @@ class _PeftGenerator:
         width = pipeline.text_encoder.get_input_embeddings().weight.shape[1]
         reader = PromptReader(pipeline)
         states = [
-            prompt_states(reader, [reader.windows(prompt, each.rows_for)], each.vectors)[0]
+            encode_prompts(reader, [reader.windows(prompt, each.token_rows)], each.vectors)[0]
             for each in updates
         ]
-        unsaid, _ = prompt_states(reader, [reader.windows("")], torch.zeros(0, width))
+        unsaid, _ = encode_prompts(reader, [reader.windows("")], torch.zeros(0, width))
         empty = unsaid.expand(len(updates), -1, -1)
         with self._adapters([each.content_hash for each in updates]):
             return self._generator.batch(

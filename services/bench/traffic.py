@@ -27,7 +27,7 @@ from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from dekag.link.digital import DigitalLink
-from dekag.link.source import Encoded, ladders
+from dekag.link.image_coding import EncodedImage, ladders
 from services.bench.rows import write_bench
 
 COMMAND = "dekag bench traffic"
@@ -163,7 +163,7 @@ def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -
 
 def compressed(
     pictures: Sequence[tuple[str, int]], profile: str, console: Console
-) -> dict[tuple[str, int], dict[str, list[Encoded]]]:
+) -> dict[tuple[str, int], dict[str, list[EncodedImage]]]:
     """For each prompt and seed the cloud's picture as files of each format, by rising bytes and PSNR."""
     cloud = Generator.from_profile(load_profile(profile).cloud)
     found = {}
@@ -175,11 +175,11 @@ def compressed(
     return found
 
 
-def _ladders(pixels: Pixels) -> dict[str, list[Encoded]]:
+def _ladders(pixels: Pixels) -> dict[str, list[EncodedImage]]:
     return {"webp": ladders(pixels, "webp")[0], "jpeg": ladders(pixels, "jpeg")[0]}
 
 
-def compare(asked: Asked, files: Mapping[str, Sequence[Encoded]]) -> Iterator[Row]:
+def compare(asked: Asked, files: Mapping[str, Sequence[EncodedImage]]) -> Iterator[Row]:
     """What each format would have cost for the PSNR that the request got."""
     link = DigitalLink()
     for name, ladder in files.items():

@@ -1,4 +1,4 @@
-"""Downlink.Provide in the air: what comes from the Downlink below passes faded and noisy, with its CSI."""
+"""The channel service: forwards the symbols of its downlink with fading, noise and CSI."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ChannelServicer(DownlinkServicer):
-    """Fades the symbols and adds noise as the request's link conditions say, whatever they carry."""
+    """Applies fading and noise to symbols, according to the request's link conditions."""
 
     def __init__(self, settings: ChannelSettings) -> None:
         self.downstream = clients.open_channel(settings.downlink_address, settings)
@@ -37,7 +37,7 @@ class ChannelServicer(DownlinkServicer):
         self._traces = settings.traces
 
     def load(self) -> None:
-        """Pays for the first import of the signal code before the first request."""
+        """Imports the signal processing before the first request needs it."""
         from dekag.pipeline import apply_channel
 
         apply_channel(torch.ones(1, 1, dtype=torch.complex64), LinkConditions(), 0)
@@ -48,19 +48,19 @@ class ChannelServicer(DownlinkServicer):
         await self.downstream.close()
 
     async def Provide(
-        self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
+        self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
-        """The frames from below, symbols faded and noisy and one channel state added."""
-        asked = converters.request_from_proto(request)
-        if asked.link.trace is not None:
-            await self._worker.run(_check_trace, asked.link.trace, self._traces)
-        transmission = await collect(clients.stream(self._downlink.Provide, request, "edge"))
-        tracing.note_link(asked, transmission.header.channel_uses)
+        """The frames of the downlink, with fading and noise on the symbols and one more channel state."""
+        request = converters.request_from_proto(message)
+        if request.link.trace is not None:
+            await self._worker.run(_check_trace, request.link.trace, self._traces)
+        transmission = await collect(clients.stream(self._downlink.Provide, message, "edge"))
+        tracing.set_link_attributes(request, transmission.header.channel_uses)
         hop = "channel-channel" if transmission.states else "edge-channel"
         transmission.report.hops.append(
-            HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes)
+            HopTraffic(hop=hop, sent_bytes=message.ByteSize() + transmission.received_bytes)
         )
-        _, seconds = await self._worker.run(_apply_channel, transmission, asked, self._traces)
+        _, seconds = await self._worker.run(_apply_channel, transmission, request, self._traces)
         transmission.add_stage("channel.transmit", seconds)
         for frame in transmission.frames():
             yield frame
@@ -70,22 +70,22 @@ class ChannelServicer(DownlinkServicer):
         request: GetTransmissionKnowledgeRequest,
         context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
     ) -> TransmissionKnowledge:
-        """What the Downlink below says; a channel acts on symbols, not on files."""
+        """Forwards the request to the downlink; a channel acts on symbols, not on files."""
         return await clients.call(self._downlink.GetTransmissionKnowledge, request, "edge")
 
 
 def _check_trace(name: str, traces: Path) -> None:
-    """Raises before anything is drawn for a channel that there is not."""
+    """Raises InvalidInputError for an unknown trace, before an image is generated."""
     from dekag.link.trace import load
 
     load(name, traces)
 
 
-def _apply_channel(transmission: Transmission, asked: DeliveryRequest, traces: Path) -> None:
+def _apply_channel(transmission: Transmission, request: DeliveryRequest, traces: Path) -> None:
     from dekag.pipeline import apply_channel
 
     hop = len(transmission.states)
-    reception = apply_channel(transmission.symbols, asked.link, asked.seed, hop=hop, traces=traces)
+    reception = apply_channel(transmission.symbols, request.link, request.seed, hop=hop, traces=traces)
     transmission.symbols = reception.symbols
     errors = None if reception.gain_errors is None else reception.gain_errors[0]
     state = channel_state(reception.gains[0], reception.no.item(), errors, sum(reception.pilot_uses))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import DirectoryPath, Field
 
-from dekag.link.conditions import SHIPPED_TRACES
+from dekag.link.conditions import BUILT_IN_TRACES
 from services.common.addresses import Address
 from services.common.settings import MANY, CommonSettings
 
@@ -18,7 +18,7 @@ class ChannelSettings(CommonSettings):
         description="host:port of the service that provides the symbols: an edge or another channel.",
     )
     traces: DirectoryPath = Field(
-        SHIPPED_TRACES, description="Folder of the traces that requests can use, as files NAME.csv."
+        BUILT_IN_TRACES, description="Folder of the traces that requests can use, as files NAME.csv."
     )
     max_queue: int = Field(
         256, ge=1, le=MANY, description="Upper limit of requests in the queue; further requests are refused."

@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dekag.documents import read_json
-from dekag.places import in_checkout
+from dekag.paths import in_checkout
 from services.cli.extras import install
 from services.common.environment import get
 
@@ -144,13 +144,12 @@ def golden() -> CheckResult:
     if not (folder / FILE).exists():
         return CheckResult("golden", False, f"profile {name} has no {FILE}", write, needed=False)
     found = list(compare(load_profile(name), folder))
-    if new := [each.model for each in found if each.share is None]:
+    if new := [each.model for each in found if each.relative_difference is None]:
         detail = f"no golden values for {', '.join(new)}: the weights differ"
         return CheckResult("golden", False, detail, write, needed=False)
-    worst = max(found, key=lambda each: each.share or 0)
-    detail = (
-        f"{len(found)} models; largest deviation: {worst.model}, {worst.share:.1e} of its standard deviation"
-    )
+    worst = max(found, key=lambda each: each.relative_difference or 0)
+    off_by = f"{worst.relative_difference:.1e} of its standard deviation"
+    detail = f"{len(found)} models; largest deviation: {worst.model}, {off_by}"
     if not worst.ok:
         return CheckResult("golden", False, f"{detail}, more than {TOLERANCE:g}", INSTALL)
     return CheckResult("golden", True, detail)
@@ -158,19 +157,19 @@ def golden() -> CheckResult:
 
 def settings() -> CheckResult:
     """Whether the services accept the environment, and know every DEKAG_ variable in it."""
-    from services.common.environment import unknown
+    from services.common.environment import unknown_variables
     from services.common.errors import SettingError
-    from services.launcher.stack import KINDS
+    from services.launcher.stack import SETTINGS
 
     refused = []
-    for kind in KINDS.values():
+    for kind in SETTINGS.values():
         try:
             kind.read()
         except SettingError as error:
             refused += [each for each in str(error).split(". DEKAG_") if each not in refused]
     if refused:
         return CheckResult("settings", False, ". ".join(refused), "env | grep DEKAG_  # and docs/settings.md")
-    if told := unknown():
+    if told := unknown_variables():
         return CheckResult("settings", False, ". ".join(told), "env | grep DEKAG_", needed=False)
     return CheckResult("settings", True, "all valid")
 
@@ -182,7 +181,7 @@ def redis() -> CheckResult:
 
     from services.cloud.settings import DistillerSettings
     from services.common.errors import SettingError
-    from services.common.redis_state import why
+    from services.common.redis_state import explain
     from services.common.security import redis_options
     from services.launcher.stack import find_redis
 
@@ -203,7 +202,7 @@ def redis() -> CheckResult:
     except SettingError as error:
         return CheckResult("redis", False, str(error), fix)
     except (RedisError, OSError) as error:
-        return CheckResult("redis", False, f"the server in DEKAG_REDIS_URL {why(error)}", fix)
+        return CheckResult("redis", False, f"the server in DEKAG_REDIS_URL {explain(error)}", fix)
     return CheckResult("redis", True, "the server in DEKAG_REDIS_URL accepts writes")
 
 

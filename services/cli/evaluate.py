@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dekag.errors import DekagError, InvalidInputError
-from dekag.places import shipped_sweep
+from dekag.paths import shipped_sweep
 from services.cli.options import Processes, Profile, Ray, RayWorkers, Threads
 
 Requests = Annotated[int, typer.Option(help="Number of requests to each side.", min=5)]

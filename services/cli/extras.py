@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from dekag.errors import InvalidInputError
-from dekag.places import in_checkout
+from dekag.paths import in_checkout
 
 COMMANDS = {"bench": "bench", "experiment": "eval", "results": "eval", "sweep": "eval", "train": "train"}
 """Command -> the extra that it needs. All other commands that need an extra need `services`."""

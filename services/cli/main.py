@@ -52,10 +52,10 @@ def main(
         if isinstance(out, io.TextIOWrapper):  # file names that are not valid text are shown escaped
             out.reconfigure(errors="backslashreplace")
     if any(name.upper().startswith("DEKAG_") for name in os.environ):
-        from services.common.environment import unknown
+        from services.common.environment import unknown_variables
 
         with contextlib.suppress(ModuleNotFoundError):  # a client alone lacks the services' settings
-            for warning in unknown():
+            for warning in unknown_variables():
                 typer.secho(f"Warning: {warning}", fg="yellow", err=True)
     if plugin:  # in the environment, so that child processes load it too
         names = [*plugins.split(os.environ.get(plugins.ENVIRONMENT, "")), *plugin]

@@ -14,7 +14,7 @@ import typer
 
 from dekag.documents import read_json
 from dekag.files import check_folder
-from dekag.places import shipped_model
+from dekag.paths import shipped_model
 from services.cli.options import (
     FILES,
     BaseCodec,
@@ -595,7 +595,7 @@ def cala(
         latents[-1000:][:calibrate_on],
         steps=steps,
         seed=seed,
-        share=share,
+        parameter_fraction=share,
         method=method,
         bf16=bf16,
         command="dekag " + " ".join(sys.argv[1:]),

@@ -1,11 +1,11 @@
-"""The drift watch: how consistent the sampled images of each topic's knowledge are, and whether that falls.
+"""The drift watch: tracks the consistency of sampled images per topic and detects when it falls.
 
 =====================================  =======================================================
 ``dekag:consistency``                  hash: topic, or "none" -> JSON of its ``TopicConsistency``
 ``dekag:lock:consistency``             held while a sample is added
 =====================================  =======================================================
 
-Redis alone holds it. If it loses that, the watch starts anew; nothing else depends on it.
+This state exists in Redis only. If Redis loses it, the watch starts over; nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ _log = structlog.get_logger()
 
 
 class TopicConsistency(RunningScore):
-    """Consistency of the images that one version of a topic's knowledge drew.
+    """Consistency of the images generated with one version of a topic's knowledge.
 
-    Of those that no update drew, the version is 0 and the hash that of the edge model.
+    Images generated without an update have version 0 and the hash of the edge model.
     """
 
-    version: int = Field(description="Of the knowledge.")
-    content_hash: str = Field(description="sha256 over everything in it.")
+    version: int = Field(description="Version of the knowledge.")
+    content_hash: str = Field(description="SHA-256 of its content.")
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self | None:
-        """What a JSON text holds, None if that is nothing of use."""
+        """Parses JSON; None if it is invalid or holds no samples."""
         try:
-            found = cls.model_validate(parse_json(text, CONSISTENCY_KEY))
-        except ValueError:  # pydantic's ValidationError is one, too
+            score = cls.model_validate(parse_json(text, CONSISTENCY_KEY))
+        except ValueError:  # includes pydantic's ValidationError
             return None
-        return found if found.first and found.last else None
+        return score if score.first and score.last else None
 
     def to_proto(self) -> RunningConsistency:
-        """The message."""
+        """Returns the message for the API."""
         return RunningConsistency(
             samples=self.samples, fresh=self.fresh, recent=self.recent, drifting=self.drifting
         )
 
 
-_Version = tuple[int, str]  # and hash of its content
+_Version = tuple[int, str]  # version and content hash
 
 
 class DriftWatch:
-    """Adds up samples and says which topics are to be distilled anew.
+    """Accumulates samples and flags topics that should be distilled again.
 
     Args:
-        settings: of the cloud.
-        store: says which versions are current; samples of others are passed over.
-        redis: where it is kept; without one, nothing is.
-        cache: the same, for reading without waiting long.
+        settings: settings of the cloud.
+        store: knows the current versions; samples of other versions are ignored.
+        redis: stores the running scores; None disables the watch.
+        cache: the same Redis, for reads that must not block.
     """
 
     def __init__(
@@ -77,20 +77,20 @@ class DriftWatch:
     ) -> None:
         self._settings, self._store, self._redis, self._cache = settings, store, redis, cache
         self._shown: set[str] = set()
-        self.edge_hash = ""  # of the edge model: what draws without any update
+        self.edge_hash = ""  # hash of the edge model, which generates images that use no update
 
     async def running(self) -> dict[str, TopicConsistency]:
-        """By topic, of the current versions that have samples; none without Redis."""
+        """Scores by topic for the current versions that have samples; empty without Redis."""
         fields = await self._cache.get_hash(CONSISTENCY_KEY)
-        return _of_these(fields, await asyncio.to_thread(self._current))
+        return _current_scores(fields, await asyncio.to_thread(self._current))
 
-    async def note(self, knowledge: Sequence[KnowledgeUse], consistency: float) -> None:
-        """Adds a sample, if the version that drew it is still current. Without Redis it is counted only.
+    async def add_sample(self, knowledge: Sequence[KnowledgeUse], consistency: float) -> None:
+        """Adds a sample if its version is still current. Without Redis only the metrics count it.
 
         Args:
-            knowledge: the updates that drew the image. Several count for none of them, as nobody could say
-                which of them is to blame.
-            consistency: of the image with the cloud's own.
+            knowledge: the updates that the image was generated with. An image with several updates is not
+                counted, as a low score could not be attributed to one of them.
+            consistency: consistency of the image with the cloud's own.
         """
         if len(knowledge) > 1:
             return
@@ -108,10 +108,10 @@ class DriftWatch:
             self._show(topic, await self._add(self._redis, topic, version, consistency))
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_FAILURES.inc()
-            _log.debug("a sample of the consistency is lost", topic=topic, error=str(error))
+            _log.debug("consistency sample lost", topic=topic, error=str(error))
 
     async def refresh(self) -> None:
-        """Lets the metrics say what is so now, and forgets topics that were deleted.
+        """Updates the metrics from Redis and removes deleted topics.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
@@ -120,11 +120,11 @@ class DriftWatch:
             return
         fields: dict[bytes, bytes] = await self._redis.hgetall(CONSISTENCY_KEY)  # type: ignore[misc]
         current = await asyncio.to_thread(self._current)
-        if gone := [name for name in fields if name.decode(errors="replace") not in current]:
-            await self._redis.hdel(CONSISTENCY_KEY, *gone)  # type: ignore[misc, arg-type]
-        running = _of_these(fields, current)
-        for topic, found in running.items():
-            self._show(topic, found)
+        if deleted := [name for name in fields if name.decode(errors="replace") not in current]:
+            await self._redis.hdel(CONSISTENCY_KEY, *deleted)  # type: ignore[misc, arg-type]
+        running = _current_scores(fields, current)
+        for topic, score in running.items():
+            self._show(topic, score)
         for topic in self._shown - running.keys():
             _hide(topic)
         for topic in self._shown - current.keys():
@@ -134,45 +134,48 @@ class DriftWatch:
     async def _add(self, redis: Redis, topic: str, version: _Version, consistency: float) -> TopicConsistency:
         async with redis.lock(_LOCK_KEY, timeout=_LOCK_S, blocking_timeout=_LOCK_S):
             text = await redis.hget(CONSISTENCY_KEY, topic)  # type: ignore[misc]
-            held = None if text is None else TopicConsistency.parse(text)
-            if held is None or (held.version, held.content_hash) != version:
-                held = TopicConsistency(version=version[0], content_hash=version[1])
-            found = held.plus(consistency, window=self._settings.drift_window, fall=self._settings.drift_fall)
-            await redis.hset(CONSISTENCY_KEY, topic, found.model_dump_json())  # type: ignore[misc]
-        if found.drifting != held.drifting:
-            say, what = (_log.warning, "drifts") if found.drifting else (_log.info, "drifts no more")
-            say(
-                f"knowledge {what}",
+            old = None if text is None else TopicConsistency.parse(text)
+            if old is None or (old.version, old.content_hash) != version:
+                old = TopicConsistency(version=version[0], content_hash=version[1])
+            new = old.plus(consistency, window=self._settings.drift_window, fall=self._settings.drift_fall)
+            await redis.hset(CONSISTENCY_KEY, topic, new.model_dump_json())  # type: ignore[misc]
+        if new.drifting != old.drifting:
+            log, event = (_log.warning, "drifts") if new.drifting else (_log.info, "no longer drifts")
+            log(
+                f"knowledge {event}",
                 topic=topic,
-                version=found.version,
-                samples=found.samples,
-                fresh=round(found.fresh, 4),
-                recent=round(found.recent, 4),
+                version=new.version,
+                samples=new.samples,
+                fresh=round(new.fresh, 4),
+                recent=round(new.recent, 4),
             )
-        return found
+        return new
 
     def _current(self) -> dict[str, _Version]:
-        found = {name: (each.version, each.content_hash) for name, each in self._store.topics().items()}
-        return {**found, NO_KNOWLEDGE: (0, self.edge_hash)}
+        manifests = self._store.topics().items()
+        versions = {topic: (manifest.version, manifest.content_hash) for topic, manifest in manifests}
+        return {**versions, NO_KNOWLEDGE: (0, self.edge_hash)}
 
-    def _show(self, topic: str, found: TopicConsistency) -> None:
+    def _show(self, topic: str, score: TopicConsistency) -> None:
         self._shown.add(topic)
-        metrics.CONSISTENCY_MEAN.labels(topic, "fresh").set(found.fresh)
-        metrics.CONSISTENCY_MEAN.labels(topic, "recent").set(found.recent)
-        metrics.DRIFTING.labels(topic).set(found.drifting)
+        metrics.CONSISTENCY_MEAN.labels(topic, "fresh").set(score.fresh)
+        metrics.CONSISTENCY_MEAN.labels(topic, "recent").set(score.recent)
+        metrics.DRIFTING.labels(topic).set(score.drifting)
 
 
 def _hide(topic: str) -> None:
-    for of in ("fresh", "recent"):
-        metrics.CONSISTENCY_MEAN.remove(topic, of)
+    for window in ("fresh", "recent"):
+        metrics.CONSISTENCY_MEAN.remove(topic, window)
     metrics.DRIFTING.remove(topic)
 
 
-def _of_these(fields: Mapping[bytes, bytes], current: Mapping[str, _Version]) -> dict[str, TopicConsistency]:
-    """What Redis holds of these versions, in order of the topics' names."""
-    found = {name.decode(errors="replace"): TopicConsistency.parse(text) for name, text in fields.items()}
+def _current_scores(
+    fields: Mapping[bytes, bytes], current: Mapping[str, _Version]
+) -> dict[str, TopicConsistency]:
+    """The scores in Redis that belong to current versions, sorted by topic."""
+    scores = {name.decode(errors="replace"): TopicConsistency.parse(text) for name, text in fields.items()}
     return {
-        topic: each
-        for topic, each in sorted(found.items())
-        if each is not None and current.get(topic) == (each.version, each.content_hash)
+        topic: score
+        for topic, score in sorted(scores.items())
+        if score is not None and current.get(topic) == (score.version, score.content_hash)
     }

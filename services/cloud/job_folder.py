@@ -1,10 +1,10 @@
-"""Jobs on the cloud's disk: what each is to do, who works at it, and what it has so far.
+"""Jobs on the cloud's disk: specification, claim and checkpoints of each.
 
 ::
 
-    <data>/jobs/<id>/    order.json, and what an unfinished job has so far
+    <data>/jobs/<id>/    order.json and the checkpoints of an unfinished job
 
-The cloud and the distillers share the data folder; none of them keeps anything of it in memory.
+The cloud and the distillers share the data folder; none of them caches its content in memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import structlog
 from dekag.errors import NotFoundError
 from services.cloud.version_store import folders_in, sync_folder, write_synced
 
-_ORDER, _LOCK = "order.json", "lock"
-_PREVIEW = "preview.png"  # as dekag.training.distill, which imports torch, names it
+_SPEC, _LOCK = "order.json", "lock"
+_PREVIEW = "preview.png"  # the name in dekag.training.distill, which imports torch
 _log = structlog.get_logger()
 
 
@@ -30,26 +30,29 @@ class JobFolders:
     """The folders of all jobs.
 
     Args:
-        data_dir: is made when something is first written.
+        data_dir: created on the first write.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self._root = data_dir / "jobs"
 
     def work(self, job: str) -> Path:
-        """The folder in which a job keeps what it has so far."""
+        """The folder of a job's checkpoints."""
         return self._root / job
 
     def preview(self, job: str) -> bytes:
-        """PNG of what the edge draws so far as a job goes on; NotFoundError while there is none."""
+        """PNG with the latest preview images of a job; NotFoundError while there is none."""
         try:
             return (self.work(job) / _PREVIEW).read_bytes()
         except FileNotFoundError:
-            raise NotFoundError(f"there are no pictures of job {job} yet, or no more") from None
+            raise NotFoundError(f"job {job} has no preview images, or no longer has any") from None
 
     @contextlib.contextmanager
     def claimed(self, job: str) -> Iterator[bool]:
-        """Whether this process alone works at ``job`` while inside; a claim ends with its process."""
+        """Claims ``job`` inside the context; yields False if another process holds the claim.
+
+        A claim ends with its process.
+        """
         self.work(job).mkdir(parents=True, exist_ok=True)
         with (self.work(job) / _LOCK).open("w") as lock:
             try:
@@ -60,47 +63,47 @@ class JobFolders:
             yield True
 
     def is_claimed(self, job: str) -> bool:
-        """Whether a process works at ``job``."""
-        with self.claimed(job) as mine:
-            return not mine
+        """Whether a process has claimed ``job``."""
+        with self.claimed(job) as claimed:
+            return not claimed
 
-    def keep_order(self, job: str, order: str) -> None:
-        """Keeps what a job is to do until it is over, as JSON."""
+    def save_spec(self, job: str, spec: str) -> None:
+        """Saves the specification of a job, JSON, until the job has ended."""
         self.work(job).mkdir(parents=True, exist_ok=True)
-        new = self.work(job) / f".{_ORDER}"
-        write_synced(new, order.encode())
-        new.rename(self.work(job) / _ORDER)
+        new = self.work(job) / f".{_SPEC}"
+        write_synced(new, spec.encode())
+        new.rename(self.work(job) / _SPEC)
         sync_folder(self.work(job))
 
-    def orders(self) -> dict[str, bytes]:
-        """The orders of jobs that are not over, sorted by the job's id; not those that cannot be read."""
-        found = {}
+    def specs(self) -> dict[str, bytes]:
+        """The readable specifications of jobs that have not ended, sorted by job id."""
+        specs = {}
         for folder in sorted(folders_in(self._root)):
             try:
-                found[folder.name] = (folder / _ORDER).read_bytes()
-            except FileNotFoundError:  # its job is over
+                specs[folder.name] = (folder / _SPEC).read_bytes()
+            except FileNotFoundError:  # the job has ended
                 continue
             except OSError as error:
-                _log.warning("an order cannot be read", job=folder.name[:64], error=str(error))
-        return found
+                _log.warning("cannot read the specification of a job", job=folder.name[:64], error=str(error))
+        return specs
 
-    def drop_order(self, job: str) -> None:
-        """Forgets what a job was to do, as it is over."""
-        (self.work(job) / _ORDER).unlink(missing_ok=True)
+    def delete_spec(self, job: str) -> None:
+        """Deletes the specification of a job that has ended."""
+        (self.work(job) / _SPEC).unlink(missing_ok=True)
 
-    def quarantine_order(self, job: str) -> None:
-        """Takes a damaged order away, for people to look at until the job's folder is tidied away."""
+    def quarantine_spec(self, job: str) -> None:
+        """Renames a damaged specification, so that it can be inspected until the folder is purged."""
         with contextlib.suppress(OSError):
-            (self.work(job) / _ORDER).rename(self.work(job) / f"damaged-{_ORDER}")
+            (self.work(job) / _SPEC).rename(self.work(job) / f"damaged-{_SPEC}")
 
     def delete(self, job: str) -> None:
-        """Deletes what a job that is over has left."""
+        """Deletes the folder of a job that has ended."""
         shutil.rmtree(self.work(job), ignore_errors=True)
 
     def purge_stale(self, older_than_s: float) -> None:
-        """Forgets jobs whose folders nobody has touched for so long, s: Redis knows them no more."""
+        """Deletes the folders that were last modified more than so many seconds ago."""
         for folder in folders_in(self._root):
-            with contextlib.suppress(OSError):  # its job has just ended, or it cannot be read: it may stay
+            with contextlib.suppress(OSError):  # the job has just ended, or the folder is unreadable
                 touched = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
                 if time.time() - touched > older_than_s:
                     self.delete(folder.name)

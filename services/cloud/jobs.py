@@ -1,12 +1,12 @@
-"""Distillation jobs: a SAQ queue in Redis, and what may be said of a job.
+"""Distillation jobs: a SAQ queue in Redis, and the state of each job.
 
-Redis may lose everything: what a job is to do stays on the disk until the job is over
-(``JobFolders.orders``), and the cloud queues it again from there.
+Redis may lose all data: the specification of a job stays on disk until the job has ended
+(``JobFolders.specs``), and the cloud queues the job again from there.
 
 =====================================  =======================================================
-``saq:*``                              the queue and its jobs, as SAQ keeps them
-``dekag:jobs``                         sorted set: job id by the time it was created, Unix s
-``dekag:outcome:{job id}``             "cancelled" or "published"; whoever writes first decides
+``saq:*``                              the queue and its jobs, in SAQ's format
+``dekag:jobs``                         sorted set: job id by creation time, Unix s
+``dekag:outcome:{job id}``             "cancelled" or "published"; the first write decides
 ``dekag:lock:jobs``                    held while a job is started
 =====================================  =======================================================
 """
@@ -35,9 +35,9 @@ from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings, KnowledgeSettings
-from services.cloud.version_store import trouble
+from services.cloud.version_store import problem
 from services.common import metrics, tracing
-from services.common.redis_state import REDIS_ERRORS, Trial, why
+from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
 from services.common.security import redis_options
 from services.proto import cloud_pb2
 
@@ -46,9 +46,9 @@ CANCELLED, PUBLISHED = b"cancelled", b"published"
 _QUEUE = "distill"
 _JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
 _LISTED = 100
-_UNCLAIMED_S = 2.0  # that a job which was given out may take until its worker has claimed it
+_UNCLAIMED_S = 2.0  # longest time from dequeuing a job to claiming it
 _NO_REDIS = "distillation needs Redis, which is turned off (DEKAG_REDIS_URL is none)"
-_LONGEST = 64  # name that is looked up
+_MAX_ID_CHARS = 64  # of an id that is looked up or logged
 _NO_JOB = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DekagError)
 _log = structlog.get_logger()
 _STATUSES = {
@@ -71,13 +71,13 @@ OVER = frozenset({"finished", "failed", "cancelled"})
 
 
 @dataclass(frozen=True)
-class Order:
-    """What a job is to distil; JSON can hold it.
+class DistillSpec:
+    """The specification of a job; can be stored as JSON.
 
     Attributes:
-        topic, prompts, triggers: as ``dekag.makd.topics.topic_prompts`` takes them.
+        topic, prompts, triggers: arguments of ``dekag.makd.topics.topic_prompts``.
         config: fields of ``dekag.makd.config.DistillConfig`` that differ from its defaults.
-        force: whether the update is published even if it is not better than what there is.
+        force: whether the update is published even if it is no better than the current one.
     """
 
     topic: str
@@ -89,18 +89,18 @@ class Order:
 
 @dataclass(frozen=True)
 class JobState:
-    """What is known of a job; times are Unix times, s.
+    """The state of a job; times are Unix times, s.
 
     Attributes:
         status: "queued", "running", "finished", "failed" or "cancelled".
-        stage: "generate" (pictures), "train" (steps) or "score" (pictures); empty before the first.
-        done, total: of this stage.
+        stage: "generate" (images), "train" (steps) or "score" (images); empty before the first.
+        done, total: progress of this stage.
         loss: smoothed training loss.
-        finished: when its worker let go of it; a moment after it was cancelled.
-        error: why it failed, for people to read.
-        version: of the knowledge that it made; None if that was kept aside.
-        kept_aside: why it was not published; empty unless it was not.
-        scores: of the update on held-out prompts, once the job is finished.
+        finished: when the distiller released the job; shortly after a cancellation.
+        error: why it failed, in plain words.
+        version: version of the knowledge that it made; None if it was not published.
+        kept_aside: why the update was not published; empty if it was.
+        scores: scores of the update on held-out prompts, once the job is finished.
     """
 
     id: str
@@ -120,17 +120,17 @@ class JobState:
 
     @property
     def over(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether the state is final."""
         return self.status in OVER
 
     def to_proto(self) -> cloud_pb2.Job:
-        """The message."""
+        """Returns the message for the API."""
         fields = {name: value for name, value in vars(self).items() if value is not None}
         return cloud_pb2.Job(**fields | {"status": STATUSES[self.status]})
 
 
 def open_redis(settings: KnowledgeSettings, timeout_s: float) -> Redis:
-    """A client for jobs and the catalogue; unlike the cache's, it does fail."""
+    """A Redis client for jobs and the catalogue; unlike the cache, it raises errors."""
     return Redis.from_url(
         settings.redis_url,
         socket_timeout=timeout_s,
@@ -140,14 +140,14 @@ def open_redis(settings: KnowledgeSettings, timeout_s: float) -> Redis:
 
 
 class DistillQueue(RedisQueue):
-    """SAQ's queue with a sweep of its own.
+    """SAQ's queue with a safer sweep.
 
-    SAQ's takes a job off every list for some seconds before it queues it again, so that a second death in
-    that time loses the job, and it takes jobs for stuck that were given out a moment ago.
+    SAQ's own sweep removes a job from all lists for some seconds before queuing it again, so that a second
+    crash in that time loses the job. It also treats jobs as stuck that were dequeued a moment ago.
 
     Args:
         redis: holds the queue.
-        folders: know which jobs a living process works at.
+        folders: know which jobs are claimed by a running process.
     """
 
     def __init__(self, redis: Redis, folders: JobFolders) -> None:
@@ -158,27 +158,26 @@ class DistillQueue(RedisQueue):
     def deserialize(
         self, payload: dict[str, Any] | str | bytes | None, status: Status | str | None = None
     ) -> Job | None:
-        """The job that Redis holds; None where it holds none, or what no cloud or distiller wrote."""
+        """The job in Redis; None if there is none, or if this project did not write it."""
         try:
             job = super().deserialize(payload, status)
             if job is not None:
                 _check(job)
         except _NO_JOB as error:
-            _log.warning("what is no job in Redis is passed over", error=str(error)[:200])
+            _log.warning("ignoring an invalid job in Redis", error=str(error)[:200])
             return None
         return job
 
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
-        """Queues unfinished jobs again that nobody has spoken of for longer than their heartbeat.
+        """Queues unfinished jobs again whose heartbeat is overdue.
 
-        Where a job was given out and its worker holds no claim to it, the worker is dead for sure, and
-        nobody waits for the heartbeat.
-        Each goes back in one transaction; one that should wait but is on no list goes back when the sweep
-        before this one saw the same. A job that has used up its attempts fails instead.
+        A job that was dequeued and is not claimed has certainly lost its distiller; it does not wait for the
+        heartbeat. Each job is queued again in one transaction. A queued job that is on no list is queued
+        again only if the previous sweep found it like that, too. A job without attempts left fails instead.
         """
         swept, suspects = [], set()
         async with self.redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S):
-            names = _names(await self.redis.zrange(_JOBS_KEY, 0, -1))
+            names = _job_ids(await self.redis.zrange(_JOBS_KEY, 0, -1))
             waiting = await self.redis.lrange(self.namespace("queued"), 0, -1)  # type: ignore[misc]
             for job in await self.jobs(names) if names else []:
                 if job is None or job.status in TERMINAL_STATUSES or not await self._abandoned(job):
@@ -187,12 +186,12 @@ class DistillQueue(RedisQueue):
                     if job.id.encode() in waiting:
                         continue
                     suspects.add(job.key)
-                    if job.key not in self._suspects:  # perhaps given out a moment ago
+                    if job.key not in self._suspects:  # may have been dequeued a moment ago
                         continue
                 if job.retryable:
-                    await self.retry(job, "its worker died")
+                    await self.retry(job, "its distiller died")
                 else:
-                    await self.finish(job, Status.FAILED, error="its workers died")
+                    await self.finish(job, Status.FAILED, error="its distillers died")
                     metrics.DISTILLATIONS.labels("failed").inc()
                 swept.append(job.key)
         self._suspects = suspects
@@ -205,30 +204,30 @@ class DistillQueue(RedisQueue):
         return not await asyncio.to_thread(self._folders.is_claimed, job.key)
 
 
-def _names(found: Iterable[bytes]) -> list[str]:
-    """The names of jobs among what the sorted set of jobs holds."""
-    texts = (name.decode("ascii", "replace") for name in found)
+def _job_ids(members: Iterable[bytes]) -> list[str]:
+    """The valid job ids among the members of the sorted set of jobs."""
+    texts = (member.decode("ascii", "replace") for member in members)
     return [text for text in texts if JOB_ID.fullmatch(text)]
 
 
 def _check(job: Job) -> None:
-    """One of _NO_JOB unless the job is as `Jobs.start` makes it and a distiller changes it.
+    """Raises one of _NO_JOB unless `Jobs.start` and the distillers could have written this job.
 
-    Its name becomes a folder's.
+    Its id becomes the name of a folder.
     """
     if JOB_ID.fullmatch(job.key) is None or job.function != FUNCTION:
         raise ValueError(f"{job.function} {job.key}")
-    order = Order(**(job.kwargs or {}))
-    check_topic(order.topic)
-    for texts in (order.prompts, order.triggers):
+    spec = DistillSpec(**(job.kwargs or {}))
+    check_topic(spec.topic)
+    for texts in (spec.prompts, spec.triggers):
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise TypeError("prompts or triggers")
-    if not isinstance(order.config, dict) or not isinstance(order.force, bool):
+    if not isinstance(spec.config, dict) or not isinstance(spec.force, bool):
         raise TypeError("config or force")
     _state(job, None).to_proto()
     created = job.meta["created"]
     times = _silent_s(job) + job.heartbeat + created
-    # Redis takes no truth value for a number
+    # bool is a subclass of int, but Redis rejects it as a number
     if not isinstance(job.retryable, bool) or not math.isfinite(times) or isinstance(created, bool):
         raise ValueError("times")
     for key, value in job.meta.get("trace", {}).items():
@@ -236,47 +235,42 @@ def _check(job: Job) -> None:
             raise ValueError("trace")
 
 
-def _kept(name: str, text: bytes) -> dict[str, Any] | None:
-    """What is kept of a job's order, as ``Jobs.start`` wrote it; None if that is not what ``text`` is."""
+def _parse_spec(name: str, text: bytes) -> dict[str, Any] | None:
+    """The specification that ``Jobs.start`` saved; None if ``text`` is not valid."""
     try:
-        kept: dict[str, Any] = parse_json(text, f"order of job {name[:_LONGEST]}")
-        _check(_as_job(name, kept))
+        saved: dict[str, Any] = parse_json(text, f"specification of job {name[:_MAX_ID_CHARS]}")
+        _check(_as_job(name, saved))
     except _NO_JOB as error:
-        _log.warning("an order that is none is put aside", job=name[:_LONGEST], error=str(error)[:200])
+        _log.warning("invalid job specification", job=name[:_MAX_ID_CHARS], error=str(error)[:200])
         return None
-    return kept
+    return saved
 
 
-def _as_job(name: str, kept: Mapping[str, Any]) -> Job:
-    """The job as it was before anybody took it up."""
-    meta = {"created": kept["created"], "trace": kept["trace"]}
-    return Job(FUNCTION, key=name, kwargs=kept["order"], meta=meta)
+def _as_job(name: str, saved: Mapping[str, Any]) -> Job:
+    """The job in its initial state."""
+    meta = {"created": saved["created"], "trace": saved["trace"]}
+    return Job(FUNCTION, key=name, kwargs=saved["order"], meta=meta)
 
 
 def _silent_s(job: Job) -> float:
     return time.time() - max(job.queued, job.started, job.touched) / 1000
 
 
-def open_queue(redis: Redis, folders: JobFolders) -> DistillQueue:
-    """The queue of distillations."""
-    return DistillQueue(redis, folders)
-
-
 async def outcome(redis: Redis, job: str) -> bytes | None:
-    """CANCELLED or PUBLISHED, None as long as nobody decided."""
+    """CANCELLED or PUBLISHED; None while undecided."""
     value: bytes | None = await redis.get(_outcome_key(job))
     return value
 
 
-async def decide(redis: Redis, job: str, how: bytes, keep_s: int) -> bool:
-    """Whether the job's outcome is ``how``, now or as decided before: the first who decides is right."""
-    await redis.set(_outcome_key(job), how, nx=True, ex=keep_s)
-    return await outcome(redis, job) == how
+async def decide(redis: Redis, job: str, choice: bytes, keep_s: int) -> bool:
+    """Sets the job's outcome if it is undecided; returns whether the outcome is ``choice``."""
+    await redis.set(_outcome_key(job), choice, nx=True, ex=keep_s)
+    return await outcome(redis, job) == choice
 
 
-def trial(redis: Redis) -> Trial:
-    """Tries what jobs need of Redis."""
-    return Trial(redis, _outcome_key(""), scripts=True)
+def redis_probe(redis: Redis) -> RedisProbe:
+    """A probe for the operations that jobs need."""
+    return RedisProbe(redis, _outcome_key(""), scripts=True)
 
 
 def _outcome_key(job: str) -> str:
@@ -284,37 +278,38 @@ def _outcome_key(job: str) -> str:
 
 
 class Jobs:
-    """Starts, shows and cancels jobs; raises UnavailableError where Redis is needed and is not there."""
+    """Starts, shows and cancels jobs; raises UnavailableError if Redis cannot be used."""
 
     def __init__(self, settings: CloudSettings) -> None:
         self._settings = settings
         self._folders = JobFolders(settings.data_dir)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
-        self._queue = open_queue(self._redis, self._folders) if self._redis else None
-        self._trial = trial(self._redis) if self._redis else None
+        self._queue = DistillQueue(self._redis, self._folders) if self._redis else None
+        self._probe = redis_probe(self._redis) if self._redis else None
 
-    async def trouble(self) -> str:
-        """Why no job can be started now; empty if one can."""
-        if self._trial is None:
+    async def problem(self) -> str:
+        """Why no job can be started now; empty if jobs can be started."""
+        if self._probe is None:
             return _NO_REDIS
-        if redis := await self._trial.trouble():
+        if redis := await self._probe.problem():
             return f"distillation needs Redis, which {redis}"
-        return await asyncio.to_thread(trouble, self._settings.data_dir)
+        return await asyncio.to_thread(problem, self._settings.data_dir)
 
     async def close(self) -> None:
         """Closes the connections."""
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def start(self, order: Order, name: str = "") -> JobState:
-        """Queues a job, or finds the one that was queued under this name for the same order.
+    async def start(self, spec: DistillSpec, name: str = "") -> JobState:
+        """Queues a job, or returns the job that was queued with this id and the same specification.
 
         Args:
-            order: what to distil.
+            spec: what to distil.
             name: id of the job; empty for a new one.
 
         Raises:
-            ConflictError: another job of the topic is unfinished, or that of this name has another order.
+            ConflictError: another job of the topic is unfinished, or the job with this id has another
+                specification.
         """
         async with (
             self._connected() as (redis, queue),
@@ -323,162 +318,170 @@ class Jobs:
             await self._restore(redis, queue)
             (known,) = await self._jobs(queue, [name]) if name else [None]
             if known is not None:
-                if {"force": False, **(known.kwargs or {})} != vars(order):  # older jobs have no force
-                    raise ConflictError(f"job {name} was started for another order; take another key")
+                if {"force": False, **(known.kwargs or {})} != vars(spec):  # older jobs have no force
+                    raise ConflictError(
+                        f"job {name} was started with other parameters; use another idempotency key"
+                    )
                 return await self.get(name)
             for state in await self._recent(redis, queue):
-                if state.topic == order.topic and not state.over:
+                if state.topic == spec.topic and not state.over:
                     raise ConflictError(
-                        f"job {state.id} already distils topic {order.topic!r}; wait for it or cancel it"
+                        f"job {state.id} is already distilling topic {spec.topic!r}; wait for it or cancel it"
                     )
             name = name or uuid.uuid4().hex
-            kept = {"order": vars(order), "created": time.time(), "trace": tracing.outgoing()}
-            if full := await asyncio.to_thread(trouble, self._settings.data_dir):
-                raise UnavailableError(f"the job cannot be kept: {full}")
-            await asyncio.to_thread(self._folders.keep_order, name, json.dumps(kept))
+            saved = {"order": vars(spec), "created": time.time(), "trace": tracing.outgoing()}
+            if disk_problem := await asyncio.to_thread(problem, self._settings.data_dir):
+                raise UnavailableError(f"the job cannot be saved: {disk_problem}")
+            await asyncio.to_thread(self._folders.save_spec, name, json.dumps(saved))
             try:
-                job = await self._enqueue(redis, queue, name, kept)
-            except BaseException:  # its client is told that it was not started
-                self._folders.drop_order(name)
+                job = await self._enqueue(redis, queue, name, saved)
+            except BaseException:  # the client learns that the job was not started
+                self._folders.delete_spec(name)
                 raise
             if job is None:
                 raise ConflictError(f"job {name} exists already")
             return _state(job, None)
 
     async def restore(self) -> list[str]:
-        """Queues the jobs again that Redis has lost, from their orders on the disk; returns their ids."""
+        """Queues jobs again that Redis has lost, from their specifications on disk; returns their ids."""
         async with (
             self._connected() as (redis, queue),
             redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
         ):
             return await self._restore(redis, queue)
 
-    def _orders(self) -> dict[str, dict[str, Any]]:
-        """What is kept of the jobs that are not over, by their ids; puts aside what is damaged."""
-        orders: dict[str, dict[str, Any]] = {}
-        for name, text in self._folders.orders().items():
-            if (kept := _kept(name, text)) is None:
-                self._folders.quarantine_order(name)
+    def _specs(self) -> dict[str, dict[str, Any]]:
+        """Specifications of the jobs that have not ended, by id; quarantines damaged ones."""
+        specs: dict[str, dict[str, Any]] = {}
+        for name, text in self._folders.specs().items():
+            if (saved := _parse_spec(name, text)) is None:
+                self._folders.quarantine_spec(name)
             else:
-                orders[name] = kept
-        return orders
+                specs[name] = saved
+        return specs
 
     async def _restore(self, redis: Redis, queue: DistillQueue) -> list[str]:
         restored: list[str] = []
-        orders = await asyncio.to_thread(self._orders)
-        if not orders:
+        specs = await asyncio.to_thread(self._specs)
+        if not specs:
             return restored
-        for (name, kept), job in zip(orders.items(), await queue.jobs(list(orders)), strict=True):
+        for (name, saved), job in zip(specs.items(), await queue.jobs(list(specs)), strict=True):
             try:
-                if await self._restore_one(redis, queue, name, kept, job):
+                if await self._requeue_if_lost(redis, queue, name, saved, job):
                     restored.append(name)
-            except OSError as error:  # of the disk: the other jobs have folders of their own
-                _log.warning("a job's folder cannot be used", job=name, error=str(error))
+            except OSError as error:  # from the disk; the other jobs have their own folders
+                _log.warning("cannot use the folder of a job", job=name, error=str(error))
         return restored
 
-    async def _restore_one(
-        self, redis: Redis, queue: DistillQueue, name: str, kept: Mapping[str, Any], job: Job | None
+    async def _requeue_if_lost(
+        self, redis: Redis, queue: DistillQueue, name: str, saved: Mapping[str, Any], job: Job | None
     ) -> bool:
-        """Whether Redis had lost the job, or its list had; ``job`` is what Redis knows of it."""
+        """Restores a job that Redis or its job list has lost; returns whether it had.
+
+        Args:
+            redis, queue: where the job belongs.
+            name: id of the job.
+            saved: its specification.
+            job: its entry in Redis, if any.
+        """
         over = job is not None and job.status in TERMINAL_STATUSES
         if over or await outcome(redis, name) == CANCELLED:
-            await asyncio.to_thread(self._folders.drop_order, name)
+            await asyncio.to_thread(self._folders.delete_spec, name)
             return False
         if job is not None and await redis.zscore(_JOBS_KEY, name) is not None:
             return False
         if job is not None or await asyncio.to_thread(self._folders.is_claimed, name):
-            # its worker writes the job itself again with its next word; only the list forgot it
-            await redis.zadd(_JOBS_KEY, {name: kept["created"]})
+            # the distiller rewrites the job with its next heartbeat; only the list entry is missing
+            await redis.zadd(_JOBS_KEY, {name: saved["created"]})
         else:
-            await self._enqueue(redis, queue, name, kept)
+            await self._enqueue(redis, queue, name, saved)
         return True
 
     async def _enqueue(
-        self, redis: Redis, queue: DistillQueue, name: str, kept: Mapping[str, Any]
+        self, redis: Redis, queue: DistillQueue, name: str, saved: Mapping[str, Any]
     ) -> Job | None:
-        await redis.zadd(_JOBS_KEY, {name: kept["created"]})
+        await redis.zadd(_JOBS_KEY, {name: saved["created"]})
         return await queue.enqueue(
             FUNCTION,
             key=name,
-            kwargs=kept["order"],
+            kwargs=saved["order"],
             timeout=0,
             heartbeat=self._settings.job_heartbeat_s,
             retries=self._settings.job_attempts,
             ttl=self._settings.job_keep_s,
-            meta={"created": kept["created"], "trace": kept["trace"]},
+            meta={"created": saved["created"], "trace": saved["trace"]},
         )
 
     async def unfinished(self) -> dict[str, int]:
-        """How many jobs there are that are "queued" and "running"."""
+        """Number of jobs that are "queued" and "running"."""
         async with self._connected() as (_, queue):
             return {"queued": await queue.count("queued"), "running": await queue.count("active")}
 
     async def get(self, name: str) -> JobState:
-        """The job as it is now; NotFoundError if there is none of that id, or no more."""
+        """The current state of a job; NotFoundError if the id is unknown or has expired."""
         state = None
         async with self._connected() as (redis, queue):
-            if len(name) <= _LONGEST:
+            if len(name) <= _MAX_ID_CHARS:
                 (state,) = await self._states(redis, queue, [name])
         if state is None:
             raise NotFoundError(
-                f"there is no job {name[:_LONGEST]!r}; jobs are kept for {self._settings.job_keep_s} s"
+                f"there is no job {name[:_MAX_ID_CHARS]!r}; jobs are kept for {self._settings.job_keep_s} s"
             )
         return state
 
     async def recent(self) -> list[JobState]:
-        """At most 100 jobs, the newest first."""
+        """At most 100 jobs, newest first."""
         async with self._connected() as (redis, queue):
             return await self._recent(redis, queue)
 
     async def cancel(self, name: str) -> JobState:
-        """Sees to it that the job publishes nothing; ConflictError if it is already over."""
-        await self.restore()  # a job that Redis has lost can be cancelled too
+        """Cancels a job, which then publishes nothing; ConflictError if it has already ended."""
+        await self.restore()  # a job that Redis has lost can be cancelled, too
         state = await self.get(name)
         async with self._connected() as (redis, queue):
-            # the decision outlives the job, so that a worker that comes back late finds it
+            # the decision outlives the job, so that a distiller that returns late finds it
             keep_s = 2 * self._settings.job_keep_s
             if state.over or not await decide(redis, name, CANCELLED, keep_s):
                 raise ConflictError(f"job {name} is already over or publishing its update")
-            await asyncio.to_thread(self._folders.drop_order, name)
+            await asyncio.to_thread(self._folders.delete_spec, name)
             job = await queue.job(name)
             if job is not None and job.status is Status.QUEUED:
                 await queue.abort(job, "cancelled")
             (now,) = await self._states(redis, queue, [name])
-        metrics.DISTILLATIONS.labels("cancelled").inc()  # here, since no distiller may ever see it
+        metrics.DISTILLATIONS.labels("cancelled").inc()  # counted here, since no distiller may ever see it
         return replace(state, status="cancelled") if now is None else now
 
     async def watch(self, name: str) -> AsyncIterator[JobState]:
-        """The job as it is, and again after each change, until it is over."""
-        seen: JobState | None = None
-        while seen is None or not seen.over:
+        """Yields the current state of a job, then each change, until the job has ended."""
+        last: JobState | None = None
+        while last is None or not last.over:
             state = await self.get(name)
-            if state != seen:
+            if state != last:
                 yield state
-                seen = state
+                last = state
             else:
                 await asyncio.sleep(self._settings.job_poll_s)
 
     async def _recent(self, redis: Redis, queue: DistillQueue) -> list[JobState]:
         listed = await redis.zrevrange(_JOBS_KEY, 0, _LISTED - 1)
-        names = _names(listed)
-        lost = [name for name in await asyncio.to_thread(self._orders) if name not in names]
-        found = await self._states(redis, queue, [*names, *lost])
-        states = [state for state in found if state is not None]
+        names = _job_ids(listed)
+        lost = [name for name in await asyncio.to_thread(self._specs) if name not in names]
+        states = [state for state in await self._states(redis, queue, [*names, *lost]) if state is not None]
         known = {state.id.encode() for state in states}
-        if gone := [name for name in listed if name not in known]:
-            await redis.zrem(_JOBS_KEY, *gone)
+        if expired := [name for name in listed if name not in known]:
+            await redis.zrem(_JOBS_KEY, *expired)
         return sorted(states, key=lambda state: state.created, reverse=True)[:_LISTED]
 
     async def _jobs(self, queue: DistillQueue, names: Sequence[str]) -> Sequence[Job | None]:
-        """What Redis knows of the jobs; of those that it has lost, what is on the disk."""
+        """The jobs as Redis knows them; those that it has lost, as they are on disk."""
         jobs = list(await queue.jobs(names))
         if None not in jobs:
             return jobs
-        orders = await asyncio.to_thread(self._orders)
+        specs = await asyncio.to_thread(self._specs)
         for position, name in enumerate(names):
-            if jobs[position] is None and name in orders:
-                jobs[position] = lost = _as_job(name, orders[name])
-                with contextlib.suppress(OSError):  # of the disk: it is not known whether anybody works at it
+            if jobs[position] is None and name in specs:
+                jobs[position] = lost = _as_job(name, specs[name])
+                with contextlib.suppress(OSError):  # from the disk: unknown whether the job is claimed
                     if await asyncio.to_thread(self._folders.is_claimed, name):
                         lost.status = Status.ACTIVE
         return jobs
@@ -501,21 +504,21 @@ class Jobs:
         try:
             yield self._redis, self._queue
         except REDIS_ERRORS as error:
-            if isinstance(error, OSError) and error.filename is not None:  # of the disk
+            if isinstance(error, OSError) and error.filename is not None:  # from the disk
                 folder = self._settings.data_dir
                 raise UnavailableError(
                     f"DEKAG_DATA_DIR {folder} cannot be used: {error.strerror or error}"
                 ) from error
-            raise UnavailableError(f"distillation needs Redis, which {why(error)}") from error
+            raise UnavailableError(f"distillation needs Redis, which {explain(error)}") from error
 
 
 def _state(job: Job, decided: bytes | None) -> JobState:
-    made: dict[str, Any] = job.result or {}
-    status, error = _STATUSES[job.status], made.get("error", "")
+    result: dict[str, Any] = job.result or {}
+    status, error = _STATUSES[job.status], result.get("error", "")
     if decided == CANCELLED:
         status = "cancelled"
     elif status == "failed":
-        error = f"given up after {job.attempts} workers that took it up died"
+        error = f"given up after {job.attempts} attempts: the distiller died each time"
     elif error:
         status = "failed"
     return JobState(
@@ -530,7 +533,7 @@ def _state(job: Job, decided: bytes | None) -> JobState:
         created=job.meta["created"],
         started=job.meta.get("started"),
         finished=job.completed / 1000 if status in OVER and job.completed else None,
-        version=made.get("version"),
-        kept_aside=made.get("kept_aside", ""),
-        scores=dict(made.get("scores", {})),
+        version=result.get("version"),
+        kept_aside=result.get("kept_aside", ""),
+        scores=dict(result.get("scores", {})),
     )

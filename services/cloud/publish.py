@@ -1,10 +1,10 @@
-"""Makes knowledge current on the machine of the cloud: ``python -m services.cloud.publish FOLDER ...``.
+"""Publishes knowledge on the cloud's own machine: ``python -m services.cloud.publish FOLDER ...``.
 
-A folder holds a codec's adapters, as ``dekag train cala`` writes them, or a topic's knowledge update, as
-``dekag train knowledge`` does. It is written into the data folder that the settings name, so whoever may do
-that may publish. A running cloud that has this data folder finds the new version there and mirrors it to
-Redis within seconds; edges use it from the next request on. ``dekag publish`` does the same with a system
-that runs anywhere, over its REST interface, which comes to the functions here, too.
+A folder holds a codec's adapters, as written by ``dekag train cala``, or a topic's knowledge update, as
+written by ``dekag train knowledge``. The command writes to the data folder in the settings, so write access
+to it is the permission to publish. A cloud running on that data folder syncs the new version to Redis within
+seconds; edges use it from the next request on. ``dekag publish`` does the same remotely, over REST, which
+calls the functions in this module.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _Artifact = TypeVar("_Artifact", bound=Artifact)
 
 
 def adapters_of(folder: Path) -> TransmissionKnowledge:
-    """The adapters in a folder; NotFoundError if there is none, MismatchError if they are damaged."""
+    """The adapters in a folder; NotFoundError if it does not exist, MismatchError if they are damaged."""
     from dekag.cala.artifact import TransmissionKnowledge
 
     _exists(folder)
@@ -39,7 +39,7 @@ def adapters_of(folder: Path) -> TransmissionKnowledge:
 
 
 def update_of(folder: Path) -> KnowledgeUpdate:
-    """The knowledge update in a folder; NotFoundError if there is none, MismatchError if it is damaged."""
+    """The update in a folder; NotFoundError if it does not exist, MismatchError if it is damaged."""
     from dekag.makd.update import KnowledgeUpdate
 
     _exists(folder)
@@ -47,14 +47,14 @@ def update_of(folder: Path) -> KnowledgeUpdate:
 
 
 def adapters_in(files: Mapping[str, bytes]) -> TransmissionKnowledge:
-    """Adapters that were uploaded; MismatchError if they are damaged, InvalidInputError of other files."""
+    """Uploaded adapters; MismatchError if they are damaged, InvalidInputError if there are other files."""
     from dekag.cala.artifact import TransmissionKnowledge
 
     return _uploaded(TransmissionKnowledge, files)
 
 
 def update_in(files: Mapping[str, bytes]) -> KnowledgeUpdate:
-    """The update that was uploaded; MismatchError if it is damaged, InvalidInputError of other files."""
+    """An uploaded update; MismatchError if it is damaged, InvalidInputError if there are other files."""
     from dekag.makd.update import KnowledgeUpdate
 
     return _uploaded(KnowledgeUpdate, files)
@@ -63,13 +63,13 @@ def update_in(files: Mapping[str, bytes]) -> KnowledgeUpdate:
 def _uploaded(kind: type[_Artifact], files: Mapping[str, bytes]) -> _Artifact:
     known = (INFO, *kind.parts)
     if unknown := sorted(files.keys() - set(known)):
-        raise InvalidInputError("files", f"of {', '.join(known)}", ", ".join(unknown))
+        raise InvalidInputError("files", f"among {', '.join(known)}", ", ".join(unknown))
     return kind.from_files(files)
 
 
 def try_out(knowledge: TransmissionKnowledge, codec: str, codec_hash: str) -> None:
-    """MismatchError unless the codec in that folder, whose hash that is, works with the adapters."""
-    from dekag.cala.aligned import AlignedCodec
+    """Raises MismatchError unless the codec in that folder, with that hash, works with the adapters."""
+    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.codec import LatentCodec
 
     AlignedCodec(LatentCodec.load(codec), codec_hash, knowledge)
@@ -78,17 +78,17 @@ def try_out(knowledge: TransmissionKnowledge, codec: str, codec_hash: str) -> No
 def publish_adapters(
     knowledge: TransmissionKnowledge, store: TransmissionStore, codec_hash: str, *, if_new: bool = False
 ) -> TransmissionManifest:
-    """Makes adapters the current ones of the codec with that hash.
+    """Publishes adapters as the current version for the codec with that hash.
 
     Args:
         knowledge: the adapters.
-        store: where they are kept.
-        codec_hash: of the codec that they must fit.
-        if_new: leave it at that if they were published before, current or not.
+        store: where they are stored.
+        codec_hash: hash of the codec that they must fit.
+        if_new: do nothing if any version has the same content, current or not.
 
     Raises:
         MismatchError: they fit another codec.
-        InvalidInputError: they are of a method that is not known here.
+        InvalidInputError: their method is unknown here.
     """
     if knowledge.base_hash != codec_hash:
         raise MismatchError(
@@ -99,15 +99,14 @@ def publish_adapters(
 
 
 def publish_update(update: KnowledgeUpdate, store: KnowledgeStore, edge_hash: str) -> Manifest:
-    """Makes a knowledge update the current one of its topic, unless it is that already.
+    """Publishes a knowledge update as the current version of its topic, unless it is current already.
 
-    What was current once may be published again: it becomes a version of its own. It comes without pictures
-    that show what it does.
+    An earlier version may be published again; it gets a new version number. The version has no sample images.
 
     Args:
         update: the update.
-        store: where it is kept.
-        edge_hash: of the edge model that it must fit.
+        store: where it is stored.
+        edge_hash: hash of the edge model that it must fit.
 
     Raises:
         MismatchError: it fits another model.
@@ -120,8 +119,8 @@ def publish_update(update: KnowledgeUpdate, store: KnowledgeStore, edge_hash: st
     current = store.topics().get(update.topic)
     if current is not None and current.content_hash == update.content_hash:
         return current
-    of = f"published-{uuid.uuid4().hex}"
-    return store.publish(of, update.info, update.content_hash, update.to_files(), b"")
+    job = f"published-{uuid.uuid4().hex}"
+    return store.publish(job, update.info, update.content_hash, update.to_files(), b"")
 
 
 def _exists(folder: Path) -> None:
@@ -130,7 +129,7 @@ def _exists(folder: Path) -> None:
 
 
 def _is_update(folder: Path) -> bool:
-    """Whether the folder says that it holds knowledge of a topic; what it says is checked later."""
+    """Whether knowledge.json in the folder names a topic; its content is validated later."""
     try:
         return "topic" in read_json(folder / INFO)
     except (InvalidInputError, TypeError):
@@ -138,38 +137,38 @@ def _is_update(folder: Path) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit status: 0 if all of it is current now."""
+    """Publishes all folders; returns the exit status, 0 if all are current now."""
     if not arguments:
         sys.stderr.write("usage: python -m services.cloud.publish FOLDER ...\n")
         return 2
     for folder in map(Path, arguments):
         try:
-            said = _publish_here(folder)
+            message = _publish_here(folder)
         except DekagError as error:
             sys.stderr.write(f"{folder}: {error}\n")
             return 1
         except OSError as error:
             sys.stderr.write(f"{error.filename} cannot be written: {error.strerror}\n")
             return 1
-        sys.stdout.write(f"{said}\n")
+        sys.stdout.write(f"{message}\n")
     return 0
 
 
 def _publish_here(folder: Path) -> str:
-    """Publishes either kind into the data folder, for the profile, that the settings name; says so."""
+    """Publishes either kind to the data folder in the settings; returns a message."""
     from dekag.generation.models import folder_hash
     from dekag.generation.profile import load_profile
     from services.cloud.settings import CloudSettings
 
     settings = CloudSettings.read()
-    profile, place = load_profile(settings.profile), settings.data_dir.resolve()
+    profile, data_dir = load_profile(settings.profile), settings.data_dir.resolve()
     if _is_update(folder):
         store, edge_hash = KnowledgeStore(settings.data_dir), folder_hash(profile.edge.path)
-        found = publish_update(update_of(folder), store, edge_hash)
-        return f"version {found.version} of {found.topic} is current in {place}: {found.content_hash}"
-    adapters = adapters_of(folder)
-    made = publish_adapters(adapters, TransmissionStore(settings.data_dir), folder_hash(profile.codec))
-    return f"version {made.version} is current in {place}: {made.content_hash}"
+        update = publish_update(update_of(folder), store, edge_hash)
+        return f"version {update.version} of {update.topic} is current in {data_dir}: {update.content_hash}"
+    transmission = TransmissionStore(settings.data_dir)
+    adapters = publish_adapters(adapters_of(folder), transmission, folder_hash(profile.codec))
+    return f"version {adapters.version} is current in {data_dir}: {adapters.content_hash}"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Knowledge that was damaged where it is kept, found by its hash.
+"""Detects damaged knowledge by its hash, and repairs it.
 
-An update on the cloud's disk is restored from Redis's copy. Only what cannot be restored is put aside, so
-that the version before it is current again; nothing on the disk is deleted. A copy in Redis is deleted, and
-the mirror writes it anew from the disk.
+An update on the cloud's disk is restored from its copy in Redis. If that fails, it is quarantined, so that
+the previous version becomes current again; nothing on disk is deleted. A damaged copy in Redis is deleted,
+and the next sync writes it again from disk.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ _Signature = tuple[tuple[str, int, int], ...]
 
 
 class Repair:
-    """Looks after the versions on the disk and their copies.
+    """Checks and repairs the versions on disk and their copies in Redis.
 
     Args:
-        store: the updates on the disk.
-        transmission: the adapters on the disk.
-        redis: has a copy of each current version; None without Redis.
+        store: the updates on disk.
+        transmission: the adapters on disk.
+        redis: holds a copy of each current version; None without Redis.
     """
 
     def __init__(self, store: KnowledgeStore, transmission: TransmissionStore, redis: Redis | None) -> None:
         self._store, self._transmission, self._redis = store, transmission, redis
         self._whole: dict[Path, _Signature] = {}
 
-    async def look(self) -> None:
-        """Checks every version whose files have changed since the last look, and repairs what is damaged."""
+    async def check(self) -> None:
+        """Checks every version whose files have changed since the last check, and repairs damaged ones."""
         for topic, version, folder in await asyncio.to_thread(self._store.folders):
             if await asyncio.to_thread(self._is_whole, folder):
                 continue
@@ -47,16 +47,16 @@ class Repair:
                 _log.warning("damaged knowledge restored", topic=topic, version=version)
             else:
                 await asyncio.to_thread(self._store.quarantine, topic, version)
-                _log.error("damaged knowledge put aside", topic=topic, version=version)
+                _log.error("damaged knowledge quarantined", topic=topic, version=version)
 
     async def verify(self) -> None:
-        """Checks everything, also what has not changed by its dates: a disk may read what was never written.
+        """Checks everything, including files that look unchanged: a failing disk may return wrong data.
 
         Raises:
             redis.exceptions.RedisError: Redis does not answer.
         """
         self._whole.clear()
-        await self.look()
+        await self.check()
         if self._redis is None:
             return
         updates = await asyncio.to_thread(self._store.topics)
@@ -67,7 +67,7 @@ class Repair:
                 files = _files(await self._redis.hgetall(key))  # type: ignore[misc]  # typed for both
                 if await asyncio.to_thread(is_copy, files, manifest):
                     continue
-            elif not await self._redis.exists(key):  # the mirror sees that by itself
+            elif not await self._redis.exists(key):  # detected by the next sync
                 continue
             await self._redis.delete(key)
             _log.warning("damaged copy of knowledge deleted", content_hash=manifest.content_hash)
@@ -79,7 +79,7 @@ class Repair:
                 return True
             manifest = _manifest(folder)
             if manifest is None or not is_copy(self._store.files(manifest), manifest):
-                return not folder.exists()  # deleted meanwhile
+                return not folder.exists()  # deleted in the meantime
             self._whole[folder] = signature
         except (FileNotFoundError, DekagError):
             return not folder.exists()
@@ -88,7 +88,7 @@ class Repair:
     async def _copy(
         self, topic: str, version: int, manifest: Manifest | None
     ) -> tuple[Manifest | None, Mapping[str, bytes] | None]:
-        """What Redis has of a version, as far as it is whole."""
+        """The intact manifest and files of a version in Redis; None for what is missing or damaged."""
         if self._redis is None:
             return manifest, None
         try:
@@ -99,14 +99,14 @@ class Repair:
                 return None, None
             fields = await self._redis.hgetall(update_key(manifest.content_hash))  # type: ignore[misc]
         except (RedisError, OSError, TimeoutError) as error:
-            _log.warning("no copy of damaged knowledge can be had", topic=topic, error=str(error))
+            _log.warning("cannot read the copy of damaged knowledge", topic=topic, error=str(error))
             return manifest, None
         files = _files(fields)
         return manifest, files if await asyncio.to_thread(is_copy, files, manifest) else None
 
 
 def is_copy(files: Mapping[str, bytes], manifest: VersionManifest) -> bool:
-    """Whether ``files`` are, undamaged, the update or the adapters that the manifest describes."""
+    """Whether ``files`` are the intact update or adapters that the manifest describes."""
     from dekag.cala.artifact import TransmissionKnowledge
     from dekag.makd.update import KnowledgeUpdate
 
@@ -129,6 +129,6 @@ def _manifest(folder: Path) -> Manifest | None:
 
 
 def _signature(folder: Path) -> _Signature:
-    """What changes when a file does."""
-    found = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+    """Name, modification time and size of each file."""
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path, stat in files)

@@ -1,4 +1,4 @@
-"""Cloud: prompt and seeds to images, topics to knowledge updates."""
+"""The cloud service: generates images and manages knowledge."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from redis.exceptions import RedisError
 from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_size, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
-from services.cloud import orders
-from services.cloud.catalogue import mirror, mirror_transmission
-from services.cloud.comparing import Comparisons, received_pixels
+from services.cloud import distill_request
 from services.cloud.drift import DriftWatch
+from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import Jobs, open_redis
+from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
-from services.cloud.version_store import KnowledgeStore, TransmissionStore, trouble
+from services.cloud.version_store import KnowledgeStore, TransmissionStore, problem
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
 from services.common.stages import stage_time
-from services.common.worker import BatchWorker, Wanted
+from services.common.worker import BatchWorker, ShouldContinue
 from services.proto.cloud_pb2 import (
     CompareRequest,
     Consistency,
@@ -62,14 +62,14 @@ if TYPE_CHECKING:
     from services.cloud.settings import CloudSettings
 
 _log = structlog.get_logger()
-_Answer = TypeVar("_Answer", Knowledge, TransmissionKnowledge)
+_Response = TypeVar("_Response", Knowledge, TransmissionKnowledge)
 
 
 class CloudServicer(CloudBase):
-    """Draws with the cloud-GAI, keeps all knowledge and starts the jobs that make knowledge updates.
+    """Generates images with the cloud model, stores all knowledge and starts distillation jobs.
 
-    Images are cached by everything they depend on. Distillers do the work of the jobs. Received images are
-    compared with the cloud's own, so that it shows where knowledge drifts.
+    Images are cached by everything that they depend on. Distillers run the jobs. Received images are compared
+    with the cloud's own to detect knowledge drift.
     """
 
     def __init__(self, settings: CloudSettings) -> None:
@@ -82,34 +82,34 @@ class CloudServicer(CloudBase):
         self._closing = False
         self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
         self._cache = Cache(settings)
-        self._comparisons = Comparisons(settings)
+        self._scoring_queue = ScoringQueue(settings)
         self._drift = DriftWatch(settings, self._store, self._redis, self._cache)
-        self._drawing = BatchWorker(
+        self._generating = BatchWorker(
             "cloud",
             self._generate_batch,
-            alike=lambda request: request.size,
+            batch_key=lambda request: request.size,
             max_batch=settings.generate_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
-        self._mirroring = asyncio.create_task(self._mirror())
+        self._syncing = asyncio.create_task(self._sync())
         self._generator: Generator
         self._codec: str
         self._codec_hash: str
 
     def load(self) -> None:
-        """Loads the profile's cloud model and encoders, and publishes its adapters if they never were."""
+        """Loads the profile's cloud model and encoders, and publishes its adapters if they are new."""
         from dekag.generation.models import Generator, folder_hash
         from dekag.generation.profile import load_profile
         from services.cloud.publish import adapters_of, publish_adapters
 
-        if found := trouble(self._settings.data_dir):
-            raise SettingError(found)
+        if reason := problem(self._settings.data_dir):
+            raise SettingError(reason)
         profile = load_profile(self._settings.profile)
         self._generator = Generator.from_profile(profile.cloud)
         self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
-        self._comparisons.load(profile.scorer)
+        self._scoring_queue.load(profile.scorer)
         self._drift.edge_hash = folder_hash(profile.edge.path)
         if profile.adapters is not None:
             try:
@@ -121,25 +121,25 @@ class CloudServicer(CloudBase):
         self._loop.call_soon_threadsafe(self._loaded.set)
 
     async def parts(self) -> dict[str, str]:
-        """What of this service may fail by itself, and what is wrong with it now; empty if nothing is."""
-        return {"distillation": await self._jobs.trouble()}
+        """Parts of this service that can fail on their own, and why they fail now; empty if they work."""
+        return {"distillation": await self._jobs.problem()}
 
     async def close(self) -> None:
         """Closes the connections to Redis and the models' threads."""
-        self._closing = True  # too, since redis-py swallows a cancellation now and then
-        self._mirroring.cancel()
-        await asyncio.gather(self._mirroring, return_exceptions=True)
+        self._closing = True  # as well, since redis-py sometimes swallows a cancellation
+        self._syncing.cancel()
+        await asyncio.gather(self._syncing, return_exceptions=True)
         await self._jobs.close()
         if self._redis is not None:
             await self._redis.aclose()
-        self._drawing.close()
-        self._comparisons.close()
+        self._generating.close()
+        self._scoring_queue.close()
         await self._cache.close()
 
     async def Generate(
         self, request: GenerateRequest, context: aio.ServicerContext[GenerateRequest, GeneratedImage]
     ) -> AsyncIterator[GeneratedImage]:
-        """One image for each seed and format, seeds first."""
+        """One image for each seed and format, in the order of the seeds."""
         prompt, seeds = check_prompt(request.prompt), converters.seeds(request)
         width, height = check_size(request.width, request.height)
         formats = converters.image_formats(request)
@@ -154,49 +154,49 @@ class CloudServicer(CloudBase):
     async def Compare(
         self, request: CompareRequest, context: aio.ServicerContext[CompareRequest, Consistency]
     ) -> Consistency:
-        """Consistency of a received image with the cloud's own, which is drawn unless it is cached."""
+        """Consistency of a received image with the cloud's own, which is generated unless it is cached."""
         prompt, seed = check_prompt(request.prompt), check_seed(request.seed)
         width, height = check_size(request.width, request.height)
         check_knowledge([use.topic for use in request.knowledge])
         received = await asyncio.to_thread(received_pixels, request.image, width, height)
-        async with self._comparisons.turn() as score:
-            wanted = GenerationRequest(prompt, seed, width, height)
-            (own,) = [image async for image in self._images(wanted, ["png"])]
-            found = await score(received, own.image)
-        found.prompt_read.CopyFrom(own.prompt_read)
+        async with self._scoring_queue.slot() as score:
+            generation = GenerationRequest(prompt, seed, width, height)
+            (own,) = [image async for image in self._images(generation, ["png"])]
+            result = await score(received, own.image)
+        result.prompt_read.CopyFrom(own.prompt_read)
         if request.sampled:
-            await self._drift.note(request.knowledge, found.consistency)
-        return found
+            await self._drift.add_sample(request.knowledge, result.consistency)
+        return result
 
     async def Distill(
         self, request: DistillRequest, context: aio.ServicerContext[DistillRequest, Job]
     ) -> Job:
-        """Starts a job."""
-        order = await asyncio.to_thread(orders.from_proto, request)
-        return (await self._jobs.start(order, check_job_id(request.job_id))).to_proto()
+        """Starts a distillation job."""
+        spec = await asyncio.to_thread(distill_request.from_proto, request)
+        return (await self._jobs.start(spec, check_job_id(request.job_id))).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
-        """The job as it is now."""
+        """The current state of a job."""
         return (await self._jobs.get(request.id)).to_proto()
 
     async def ListJobs(
         self, request: ListJobsRequest, context: aio.ServicerContext[ListJobsRequest, JobsMessage]
     ) -> JobsMessage:
-        """The jobs, the newest first."""
+        """The jobs, newest first."""
         return JobsMessage(jobs=[state.to_proto() for state in await self._jobs.recent()])
 
     async def WatchJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> AsyncIterator[Job]:
-        """The job after each change."""
+        """The current state of a job, then each change."""
         async for state in self._jobs.watch(request.id):
             yield state.to_proto()
 
     async def CancelJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
-        """Cancels a job that is not over."""
+        """Cancels a job that has not ended."""
         return (await self._jobs.cancel(request.id)).to_proto()
 
     async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
-        """The latest pictures of a job that is training."""
-        state = await self._jobs.get(request.id)  # nothing else is looked for on the disk
+        """The latest preview images of a job."""
+        state = await self._jobs.get(request.id)  # only ids of existing jobs reach the disk
         png = await asyncio.to_thread(self._store.aside_samples, state.id)
         if png is None:
             png = await asyncio.to_thread(self._job_folders.preview, state.id)
@@ -212,18 +212,18 @@ class CloudServicer(CloudBase):
         running = await self._drift.running() if request.consistency else {}
         return KnowledgeList(
             knowledge=[manifest.to_proto() for manifest in topics.values()],
-            consistency={topic: found.to_proto() for topic, found in running.items()},
+            consistency={topic: score.to_proto() for topic, score in running.items()},
         )
 
     async def GetKnowledge(
         self, request: GetKnowledgeRequest, context: aio.ServicerContext[GetKnowledgeRequest, Knowledge]
     ) -> Knowledge:
-        """One version of one topic, with as much of it as is asked for."""
-        answer = await asyncio.to_thread(self._knowledge, request)
-        found = (await self._drift.running()).get(request.topic) if request.consistency else None
-        if found is not None and found.content_hash == answer.manifest.content_hash:
-            answer.consistency.CopyFrom(found.to_proto())
-        return answer
+        """One version of one topic, with the parts that the request names."""
+        response = await asyncio.to_thread(self._knowledge, request)
+        score = (await self._drift.running()).get(request.topic) if request.consistency else None
+        if score is not None and score.content_hash == response.manifest.content_hash:
+            response.consistency.CopyFrom(score.to_proto())
+        return response
 
     def _knowledge(self, request: GetKnowledgeRequest) -> Knowledge:
         manifest = self._store.find(check_topic(request.topic), request.content_hash)
@@ -242,7 +242,7 @@ class CloudServicer(CloudBase):
     ) -> DeleteKnowledgeResponse:
         """Deletes all versions of a topic; edges stop using it with their next request."""
         await asyncio.to_thread(self._store.delete, check_topic(request.topic))
-        await self._mirror_once()
+        await self._sync_once()
         return DeleteKnowledgeResponse()
 
     async def GetTransmissionKnowledge(
@@ -250,7 +250,7 @@ class CloudServicer(CloudBase):
         request: GetTransmissionKnowledgeRequest,
         context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
     ) -> TransmissionKnowledge:
-        """One version of a codec's adapters, with as much of it as is asked for."""
+        """One version of a codec's adapters, with the parts that the request names."""
         return await asyncio.to_thread(self._adapters, request)
 
     def _adapters(self, request: GetTransmissionKnowledgeRequest) -> TransmissionKnowledge:
@@ -267,7 +267,7 @@ class CloudServicer(CloudBase):
         request: PublishKnowledgeRequest,
         context: aio.ServicerContext[PublishKnowledgeRequest, Knowledge],
     ) -> Knowledge:
-        """Makes an update the current version of its topic; edges draw with it from the next request on."""
+        """Publishes an update as the current version of its topic; edges use it from the next request on."""
         topic, edge_hash = check_topic(request.topic), self._drift.edge_hash
 
         def publish() -> Knowledge:
@@ -286,7 +286,7 @@ class CloudServicer(CloudBase):
         request: PublishTransmissionKnowledgeRequest,
         context: aio.ServicerContext[PublishTransmissionKnowledgeRequest, TransmissionKnowledge],
     ) -> TransmissionKnowledge:
-        """Makes adapters current; edges send with them from the next request on."""
+        """Publishes adapters; edges use them from the next request on."""
 
         def publish() -> TransmissionKnowledge:
             from services.cloud.publish import adapters_in, publish_adapters, try_out
@@ -299,18 +299,18 @@ class CloudServicer(CloudBase):
 
         return await self._published(publish)
 
-    async def _published(self, publish: Callable[[], _Answer]) -> _Answer:
+    async def _published(self, publish: Callable[[], _Response]) -> _Response:
         try:
-            answer = await asyncio.to_thread(publish)
+            response = await asyncio.to_thread(publish)
         except OSError as error:
-            _log.error("knowledge cannot be written", error=str(error))
+            _log.error("cannot write knowledge to disk", error=str(error))
             raise UnavailableError("the cloud cannot write to its disk now") from error
-        await self._mirror_once()
-        return answer
+        await self._sync_once()
+        return response
 
-    async def _mirror(self) -> None:
-        """Mends the disk and gives Redis back what it lost, sooner or later whatever happens."""
-        await self._loaded.wait()  # large libraries do not stand being imported by two threads at once
+    async def _sync(self) -> None:
+        """Repairs the disk and syncs it to Redis, again and again until the service closes."""
+        await self._loaded.wait()  # large libraries must not be imported by two threads at once
         verified = time.monotonic()
         while not self._closing:
             try:
@@ -318,10 +318,10 @@ class CloudServicer(CloudBase):
                     verified = time.monotonic()
                     await self._verify()
                 else:
-                    await self._repair.look()
-                await self._mirror_once()
-            except Exception:  # of what nobody thought: the next look may go better
-                _log.exception("the knowledge was not looked after")
+                    await self._repair.check()
+                await self._sync_once()
+            except Exception:  # unexpected; the next attempt may succeed
+                _log.exception("repair or sync of the knowledge failed")
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
 
@@ -330,16 +330,16 @@ class CloudServicer(CloudBase):
             await self._repair.verify()
         except (RedisError, OSError, TimeoutError) as error:
             metrics.REDIS_FAILURES.inc()
-            _log.debug("not all knowledge verified", error=str(error))
+            _log.debug("knowledge not fully verified", error=str(error))
 
-    async def _mirror_once(self) -> None:
+    async def _sync_once(self) -> None:
         if self._redis is None:
             return
         try:
-            if changed := await mirror(self._store, self._redis):
-                _log.info("knowledge mirrored to Redis", topics=changed)
-            if codecs := await mirror_transmission(self._transmission, self._redis):
-                _log.info("transmission knowledge mirrored to Redis", codecs=codecs)
+            if changed := await sync_knowledge(self._store, self._redis):
+                _log.info("knowledge synced to Redis", topics=changed)
+            if codecs := await sync_adapters(self._transmission, self._redis):
+                _log.info("transmission knowledge synced to Redis", codecs=codecs)
             if restored := await self._jobs.restore():
                 _log.warning("Redis had lost jobs", jobs=restored)
             for status, jobs in (await self._jobs.unfinished()).items():
@@ -347,11 +347,11 @@ class CloudServicer(CloudBase):
             await self._drift.refresh()
         except (RedisError, OSError, TimeoutError, UnavailableError) as error:
             metrics.REDIS_FAILURES.inc()
-            metrics.JOBS.clear()  # what was true before says nothing now
-            _log.debug("knowledge not mirrored to Redis", error=str(error))
+            metrics.JOBS.clear()  # the last values are outdated
+            _log.debug("knowledge not synced to Redis", error=str(error))
 
     async def _images(self, request: GenerationRequest, formats: list[str]) -> AsyncIterator[GeneratedImage]:
-        """The image in each format, from the cache or drawn."""
+        """The image in each format, from the cache or generated."""
         generator, (width, height) = self._generator, request.size
         read = PromptRead(**vars(generator.reader.read(request.prompt)))
         keys = {
@@ -362,7 +362,7 @@ class CloudServicer(CloudBase):
         missing = [name for name, image in images.items() if image is None]
         stages: list[StageTime] = []
         if missing:
-            pixels, seconds = await self._drawing.run(request)
+            pixels, seconds = await self._generating.run(request)
             stages.append(stage_time("cloud.generate", seconds))
             start = time.perf_counter()
             encoded = await asyncio.to_thread(_encode, pixels, missing)
@@ -383,13 +383,15 @@ class CloudServicer(CloudBase):
             stages = []
 
     async def _cached(self, key: str, width: int, height: int) -> bytes | None:
-        """The picture under ``key``, None if it is not there or damaged."""
+        """The cached image under ``key``; None if it is missing or damaged."""
         if (data := await self._cache.get(key)) is None:
             return None
-        return data if await asyncio.to_thread(_is_picture, data, width, height) else None
+        return data if await asyncio.to_thread(_is_image, data, width, height) else None
 
-    def _generate_batch(self, requests: Sequence[GenerationRequest], wanted: Wanted) -> list[Pixels]:
-        """Images of requests of one size; one that is asked for twice is drawn once."""
+    def _generate_batch(
+        self, requests: Sequence[GenerationRequest], should_continue: ShouldContinue
+    ) -> list[Pixels]:
+        """Images of requests of one size; equal requests are generated once."""
         from dekag.generation.models import PIXELS_AT_ONCE
 
         width, height = requests[0].size
@@ -399,13 +401,17 @@ class CloudServicer(CloudBase):
             part = new[start : start + most]
             seeds = [request.seed for request in part]
             latents = self._generator.batch(
-                [request.prompt for request in part], seeds, width=width, height=height, wanted=wanted
+                [request.prompt for request in part],
+                seeds,
+                width=width,
+                height=height,
+                should_continue=should_continue,
             )
             images |= zip(part, self._generator.decoder.decode(latents, seeds), strict=True)
         return [images[request] for request in requests]
 
 
-def _is_picture(data: bytes, width: int, height: int) -> bool:
+def _is_image(data: bytes, width: int, height: int) -> bool:
     from dekag.generation.images import from_bytes
 
     try:

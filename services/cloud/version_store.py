@@ -1,4 +1,4 @@
-"""Knowledge on the cloud's disk: the durable copy, of which everything else is a mirror.
+"""Knowledge on the cloud's disk, the authoritative copy.
 
 ::
 
@@ -6,8 +6,8 @@
     <data>/transmission/<version>/        manifest.json, files/ with the files of the adapters
     <data>/aside/<topic>/                 the same of the latest update that was not published
 
-Folders appear and go by one rename, so that whoever reads finds all of a version or nothing. The cloud and
-the distillers share the data folder; none of them keeps anything of it in memory. No torch in here.
+Folders are created and deleted with a single rename, so that a reader sees a complete version or none. The
+cloud and the distillers share the data folder; none of them caches its content in memory. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from dekag.cala.artifact import TransmissionKnowledge
 
 _MANIFEST, _FILES, _SAMPLES = "manifest.json", "files", "samples.png"
-_OVERTAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # by who took this version, or deleted the topic
+_LOST_RACE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT)  # version taken, or topic deleted, concurrently
 _AnyManifest = TypeVar("_AnyManifest", bound=VersionManifest)
 
 
 class _Versions(Generic[_AnyManifest]):
-    """The versions in one folder, each in a folder of its own called by its number.
+    """Versions in subfolders that are named by version number.
 
     Args:
-        root: is made when something is first written.
-        kind: of manifest.
-        new_in: where a version is written before it appears; on the same disk.
+        root: created on the first write.
+        kind: class of the manifests.
+        new_in: staging folder for new versions, on the same disk; ``root`` if left out.
     """
 
     def __init__(self, root: Path, kind: type[_AnyManifest], new_in: Path | None = None) -> None:
@@ -56,25 +56,25 @@ class _Versions(Generic[_AnyManifest]):
         return self.root / str(version)
 
     def next(self) -> int:
-        """The number of the next version; places of folders that hold no version are taken, too."""
+        """The next version number; any folder with a number counts, even without a valid version."""
         return max(self._numbers(), default=0) + 1
 
     def manifests(self) -> dict[int, _AnyManifest]:
-        """By version, ascending; not those that cannot be read or are of another number."""
-        found = {}
+        """Valid manifests by version, ascending."""
+        manifests = {}
         for number in self._numbers():
-            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed, or none of ours
+            with contextlib.suppress(FileNotFoundError):  # deleted since it was listed, or not a version
                 manifest = self._kind.parse((self.folder(number) / _MANIFEST).read_bytes())
                 if manifest is not None and manifest.version == number:
-                    found[number] = manifest
-        return found
+                    manifests[number] = manifest
+        return manifests
 
     def files(self, version: int) -> dict[str, bytes]:
-        """The files of a version by name; FileNotFoundError if it is not there."""
+        """The files of a version by name; FileNotFoundError if it does not exist."""
         return {path.name: path.read_bytes() for path in (self.folder(version) / _FILES).iterdir()}
 
     def write(self, manifest: _AnyManifest, files: Mapping[str, bytes], samples: bytes | None = None) -> Path:
-        """Writes a version aside, where nobody reads it, for `appear`."""
+        """Writes a version to a staging folder, for `commit`."""
         new = self._new_in / f".new-{uuid.uuid4().hex}"
         (new / _FILES).mkdir(parents=True)
         write_synced(new / _MANIFEST, manifest.model_dump_json(indent=1).encode())
@@ -84,14 +84,14 @@ class _Versions(Generic[_AnyManifest]):
             write_synced(new / _SAMPLES, samples)
         return new
 
-    def appear(self, new: Path, version: int) -> bool:
-        """Renames what was written to its place; False, and it is gone, if somebody took that version."""
+    def commit(self, new: Path, version: int) -> bool:
+        """Renames a staging folder to its version; deletes it and returns False if the version is taken."""
         target = self.folder(version)
         try:
             new.rename(target)
         except OSError as error:
             shutil.rmtree(new)
-            if error.errno not in _OVERTAKEN:
+            if error.errno not in _LOST_RACE:
                 raise
             return False
         sync_folder(target.parent)
@@ -104,14 +104,14 @@ class _Versions(Generic[_AnyManifest]):
 
 
 MIN_FREE_MIB = 64
-"""Room on the disk below which no distillation is started."""
+"""Free disk space below which no distillation starts."""
 
 
-def trouble(data_dir: Path) -> str:
-    """What is wrong with the data folder now, for people; empty if files can be written there.
+def problem(data_dir: Path) -> str:
+    """Why the data folder cannot be used, in plain words; empty if files can be written.
 
     Args:
-        data_dir: is made if it is missing.
+        data_dir: created if missing.
     """
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def trouble(data_dir: Path) -> str:
     except OSError as error:
         return f"DEKAG_DATA_DIR {data_dir} cannot be written: {error.strerror or error}"
     if free_mib < MIN_FREE_MIB:
-        return f"the disk of DEKAG_DATA_DIR {data_dir} is full: {free_mib:.0f} MiB are free"
+        return f"the disk of DEKAG_DATA_DIR {data_dir} is nearly full: {free_mib:.0f} MiB are free"
     return ""
 
 
@@ -129,44 +129,45 @@ class KnowledgeStore:
     """The versions of each topic's knowledge update in the data folder.
 
     Args:
-        data_dir: is made when something is first written.
+        data_dir: created on the first write.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self._root, self._aside = data_dir / "knowledge", data_dir / "aside"
 
     def topics(self) -> dict[str, Manifest]:
-        """The current manifest of each topic, by name in alphabetical order."""
+        """The current manifest of each topic, sorted by topic."""
         names = sorted(folder.name for folder in folders_in(self._root))
-        versions = {name: self._versions(name) for name in names}
-        return {name: found[max(found)] for name, found in versions.items() if found}
+        topics = {name: self._versions(name) for name in names}
+        return {name: versions[max(versions)] for name, versions in topics.items() if versions}
 
     def versions(self, topic: str) -> dict[int, Manifest]:
         """The manifests of ``topic`` by version, ascending; NotFoundError if there is none."""
-        if not (found := self._versions(topic)):
-            raise NotFoundError(f"there is no knowledge of topic {topic!r}; {self._known()}")
-        return found
+        if not (versions := self._versions(topic)):
+            known = ", ".join(self.topics()) or "none yet"
+            raise NotFoundError(f"there is no knowledge of topic {topic!r}; there is {known}")
+        return versions
 
     def find(self, topic: str, content_hash: str = "") -> Manifest:
-        """The manifest of the version with that hash, of the current one without a hash.
+        """The manifest of the version with that hash; of the current version without a hash.
 
         Raises:
-            NotFoundError: there is no such topic or no such version of it.
+            NotFoundError: there is no such topic or version.
         """
-        found = self.versions(topic)
+        versions = self.versions(topic)
         if not content_hash:
-            return found[max(found)]
-        for manifest in found.values():
+            return versions[max(versions)]
+        for manifest in versions.values():
             if manifest.content_hash == content_hash:
                 return manifest
         raise NotFoundError(f"no version of topic {topic!r} has content hash {content_hash[:12]!r}")
 
     def files(self, manifest: Manifest) -> dict[str, bytes]:
-        """The files of the update by name; NotFoundError if it was deleted meanwhile."""
+        """The files of the update by name; NotFoundError if it was deleted in the meantime."""
         try:
             return self._of(manifest.topic).files(manifest.version)
         except FileNotFoundError:
-            raise NotFoundError(f"there is no knowledge of topic {manifest.topic!r} any more") from None
+            raise NotFoundError(f"the knowledge of topic {manifest.topic!r} was deleted") from None
 
     def samples(self, manifest: Manifest) -> bytes:
         """PNG with rows cloud, edge before and edge after; NotFoundError if there is none."""
@@ -176,18 +177,18 @@ class KnowledgeStore:
             raise NotFoundError(f"there are no samples of topic {manifest.topic!r}") from None
 
     def made_by(self, topic: str, job: str) -> Manifest | None:
-        """The version of ``topic`` that ``job`` published, if it has."""
-        return next((found for found in self._versions(topic).values() if found.job == job), None)
+        """The version of ``topic`` that ``job`` published, if any."""
+        return next((manifest for manifest in self._versions(topic).values() if manifest.job == job), None)
 
     def publish(
         self, job: str, info: Mapping[str, Any], content_hash: str, files: Mapping[str, bytes], samples: bytes
     ) -> Manifest:
-        """Makes the update that ``job`` made the current version of its topic; once for each job.
+        """Publishes the update of ``job`` as the current version of its topic; once for each job.
 
         Args:
             job: id of the job.
-            info: what the update says of itself: topic, base_hash, triggers, scores.
-            content_hash: sha256 (hex) over everything in the update.
+            info: the update's own description: topic, base_hash, triggers, scores.
+            content_hash: SHA-256 (hex) of the update's content.
             files: by name.
             samples: PNG.
         """
@@ -209,37 +210,37 @@ class KnowledgeStore:
             )
             new = versions.write(manifest, files, samples)
             versions.root.mkdir(exist_ok=True)
-            if versions.appear(new, manifest.version):
+            if versions.commit(new, manifest.version):
                 return manifest
 
     def keep_aside(self, job: str, files: Mapping[str, bytes], samples: bytes, topic: str) -> Path:
-        """Keeps an update that is not to be published, in place of an earlier one of its topic.
+        """Stores an update that is not published; replaces an earlier one of its topic.
 
         Args:
             job: id of the job that made it.
-            files: of the update by name.
+            files: files of the update by name.
             samples: PNG.
-            topic: its name.
+            topic: name of the topic.
 
         Returns:
-            The folder of its files, which may be published by hand.
+            The folder of the files, which can be published by hand.
         """
-        new, place = self._aside / f".new-{uuid.uuid4().hex}", self._aside / topic
+        new, target = self._aside / f".new-{uuid.uuid4().hex}", self._aside / topic
         (new / _FILES).mkdir(parents=True)
         write_synced(new / _MANIFEST, json.dumps({"topic": topic, "job": job}).encode())
         write_synced(new / _SAMPLES, samples)
         for name, data in files.items():
             write_synced(new / _FILES / name, data)
-        gone = self._aside / f".gone-{uuid.uuid4().hex}"
+        old = self._aside / f".gone-{uuid.uuid4().hex}"
         with contextlib.suppress(FileNotFoundError):
-            place.rename(gone)
-        new.rename(place)  # one job of a topic runs at a time
+            target.rename(old)
+        new.rename(target)  # only one job of a topic runs at a time
         sync_folder(self._aside)
-        shutil.rmtree(gone, ignore_errors=True)
-        return place / _FILES
+        shutil.rmtree(old, ignore_errors=True)
+        return target / _FILES
 
     def aside_samples(self, job: str) -> bytes | None:
-        """PNG of what ``job`` made, if that was kept aside and is still there."""
+        """PNG of the update that ``job`` kept aside, if it still exists."""
         for folder in folders_in(self._aside):
             with contextlib.suppress(OSError, InvalidInputError, LookupError, TypeError):
                 if read_json(folder / _MANIFEST)["job"] == job:
@@ -249,13 +250,13 @@ class KnowledgeStore:
     def delete(self, topic: str) -> None:
         """Deletes all versions of ``topic``; NotFoundError if there is none."""
         self.versions(topic)
-        gone = self._root / f".gone-{uuid.uuid4().hex}"
-        with contextlib.suppress(FileNotFoundError):  # somebody else just deleted it
-            (self._root / topic).rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        old = self._root / f".gone-{uuid.uuid4().hex}"
+        with contextlib.suppress(FileNotFoundError):  # deleted concurrently
+            (self._root / topic).rename(old)
+        shutil.rmtree(old, ignore_errors=True)
 
     def folders(self) -> list[tuple[str, int, Path]]:
-        """Topic, version and folder of all versions, also of those that cannot be read."""
+        """Topic, version and folder of all versions, including unreadable ones."""
         return [
             (topic.name, int(version.name), version)
             for topic in sorted(folders_in(self._root))
@@ -265,29 +266,26 @@ class KnowledgeStore:
 
     @staticmethod
     def manifest_in(folder: Path) -> Manifest | None:
-        """The manifest of a version in its folder, None if it cannot be read; FileNotFoundError."""
+        """The manifest in the folder of a version, None if it is invalid; raises FileNotFoundError."""
         return Manifest.parse((folder / _MANIFEST).read_bytes())
 
     def quarantine(self, topic: str, version: int) -> None:
-        """Takes a version that is damaged away from the others, for people to look at."""
+        """Renames the folder of a damaged version, so that it is ignored but can be inspected."""
         folder = self._root / topic / str(version)
-        with contextlib.suppress(FileNotFoundError):  # somebody else just deleted it
+        with contextlib.suppress(FileNotFoundError):  # deleted concurrently
             folder.rename(folder.with_name(f".damaged-{version}-{uuid.uuid4().hex}"))
 
     def restore(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-        """Puts undamaged files in the place of a version's; its samples stay if they can be read.
+        """Replaces the files of a version with intact ones; keeps its samples if they are readable.
 
-        A topic that was deleted meanwhile stays so.
+        A topic that was deleted in the meantime stays deleted.
         """
         versions, samples = self._of(manifest.topic), None
         with contextlib.suppress(OSError):
             samples = (self._folder(manifest) / _SAMPLES).read_bytes()
         new = versions.write(manifest, files, samples)
         self.quarantine(manifest.topic, manifest.version)
-        versions.appear(new, manifest.version)
-
-    def _known(self) -> str:
-        return f"there is {', '.join(self.topics()) or 'none yet'}"
+        versions.commit(new, manifest.version)
 
     def _of(self, topic: str) -> _Versions[Manifest]:
         return _Versions(self._root / topic, Manifest, new_in=self._root)
@@ -296,48 +294,41 @@ class KnowledgeStore:
         return self._of(manifest.topic).folder(manifest.version)
 
     def _versions(self, topic: str) -> dict[int, Manifest]:
-        """Those whose manifest is what it should be, of this topic; others are not ours."""
-        found = self._of(topic).manifests()
-        return {number: manifest for number, manifest in found.items() if manifest.topic == topic}
+        """Valid manifests of this topic by version."""
+        manifests = self._of(topic).manifests()
+        return {number: manifest for number, manifest in manifests.items() if manifest.topic == topic}
 
 
 class TransmissionStore:
     """The versions of the codec's adapters in the data folder.
 
-    Versions count up over all codecs; the highest one that fits a codec is that codec's current one.
+    Version numbers are shared by all codecs; the highest one that fits a codec is its current version.
 
     Args:
-        data_dir: is made when something is first written.
+        data_dir: created on the first write.
     """
 
     def __init__(self, data_dir: Path) -> None:
         self._versions = _Versions(data_dir / "transmission", TransmissionManifest)
 
     def versions(self, base_hash: str) -> dict[int, TransmissionManifest]:
-        """The manifests that fit a codec by version, ascending; none if there are none.
-
-        Args:
-            base_hash: of the codec.
-        """
-        return {
-            number: found
-            for number, found in self._versions.manifests().items()
-            if found.base_hash == base_hash
-        }
+        """The manifests that fit the codec with that hash, by version, ascending; may be empty."""
+        manifests = self._versions.manifests().items()
+        return {number: manifest for number, manifest in manifests if manifest.base_hash == base_hash}
 
     def current(self) -> dict[str, TransmissionManifest]:
         """The current manifest of each codec, by the codec's hash."""
         return {manifest.base_hash: manifest for manifest in self._versions.manifests().values()}
 
     def find(self, base_hash: str, content_hash: str = "") -> TransmissionManifest:
-        """The manifest with that content, the current one without a hash.
+        """The manifest with that hash; the current one without a hash.
 
         Args:
-            base_hash: of the codec that it must fit.
-            content_hash: sha256 over everything in it.
+            base_hash: hash of the codec that it must fit.
+            content_hash: SHA-256 of its content.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: there is no such version.
         """
         for manifest in reversed(self.versions(base_hash).values()):
             if content_hash in ("", manifest.content_hash):
@@ -350,18 +341,18 @@ class TransmissionStore:
         return self._versions.files(manifest.version)
 
     def publish(self, knowledge: TransmissionKnowledge, *, if_new: bool = False) -> TransmissionManifest:
-        """Makes ``knowledge`` the current version for its codec, unless it is that already.
+        """Publishes ``knowledge`` as the current version for its codec, unless it is current already.
 
-        What was current once may be published again: it becomes a version of its own.
+        An earlier version may be published again; it gets a new version number.
 
         Args:
-            knowledge: whose hashes have been checked.
-            if_new: only if no version has had this content; returns the latest that has.
+            knowledge: adapters with checked hashes.
+            if_new: publish only if no version has this content; else return the latest that has.
         """
         while True:
-            found = self.versions(knowledge.base_hash)
-            same = [each for each in found.values() if each.content_hash == knowledge.content_hash]
-            if same and (if_new or same[-1].version == max(found)):
+            versions = self.versions(knowledge.base_hash)
+            same = [old for old in versions.values() if old.content_hash == knowledge.content_hash]
+            if same and (if_new or same[-1].version == max(versions)):
                 return same[-1]
             files = knowledge.to_files()
             manifest = TransmissionManifest(
@@ -372,22 +363,21 @@ class TransmissionStore:
                 scores=figures(knowledge.info.get("scores")),
                 created=time.time(),
             )
-            if self._versions.appear(self._versions.write(manifest, files), manifest.version):
+            if self._versions.commit(self._versions.write(manifest, files), manifest.version):
                 return manifest
 
 
 def figures(scores: Any) -> dict[str, float]:
-    """The plain finite numbers among ``scores``, whatever it is."""
-    found = scores if isinstance(scores, dict) else {}
+    """The finite numbers in ``scores``; empty if it is no mapping."""
     return {
-        str(name): float(each)
-        for name, each in found.items()
-        if isinstance(each, int | float) and abs(each) <= sys.float_info.max
+        str(name): float(score)
+        for name, score in (scores.items() if isinstance(scores, dict) else ())
+        if isinstance(score, int | float) and abs(score) <= sys.float_info.max
     }
 
 
 def folders_in(parent: Path) -> list[Path]:
-    """The folders in ``parent`` but those being written or deleted; none if it is not there."""
+    """The subfolders of ``parent`` except hidden ones; empty if it does not exist."""
     try:
         return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
@@ -395,7 +385,7 @@ def folders_in(parent: Path) -> list[Path]:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Writes a file so that it lasts through a power cut once its name does."""
+    """Writes a file and syncs its content to disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -403,7 +393,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename in ``folder`` last through a power cut."""
+    """Syncs a folder to disk, so that a rename in it survives a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Addresses in settings: what is none is refused at the start and not at the first request."""
+"""Types for addresses in settings, which are validated at the start and not at the first request."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from redis.connection import parse_url
 
 NO_REDIS = "none"
 MAX_SOCKET_PATH_BYTES = 107
-"""Of a unix socket: Linux keeps 108 bytes, one of which ends the path."""
-_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")  # Docker's names may have an underscore
+"""Longest path of a Unix socket: Linux has room for 108 bytes, including a terminating zero."""
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")  # names in Docker may have underscores
 _MAX_NAME = 253
 _REDIS = "must be like redis://host:6379/0, rediss:// or unix://, or none"
 
 
 def _host(text: str) -> str:
-    """A host as sockets take it: an IPv6 address without its brackets."""
+    """A host in the form that sockets accept: IPv6 addresses without brackets."""
     if "://" in text:
         raise ValueError("must be a host name or an IP address alone, without a scheme such as http://")
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     try:
-        ipaddress.ip_address(bare)
+        ipaddress.ip_address(host)
     except ValueError:
         if ":" in text:
             raise ValueError("must be a host name or an IP address alone, without a port") from None
         if not _is_name(text):
             raise ValueError("must be a host name or an IP address") from None
-    return bare
+    return host
 
 
 def _is_name(text: str) -> bool:
     labels = text.removesuffix(".").split(".")
-    # a name that ends in a number is an IPv4 address that is none, such as 10.0.0.256
+    # a name that ends in a number is a malformed IPv4 address such as 10.0.0.256
     return len(text) <= _MAX_NAME and all(map(_LABEL.fullmatch, labels)) and not labels[-1].isdecimal()
 
 
 def _address(text: str) -> str:
-    """``host:port`` of a peer."""
+    """``host:port`` of another service."""
     example = "such as 127.0.0.1:50051"
     if "://" in text:
         raise ValueError(f"must be host:port without a scheme, {example}")
@@ -50,7 +50,7 @@ def _address(text: str) -> str:
         raise ValueError(f"must be host:port without a slash, {example}")
     host, colon, port = text.rpartition(":")
     if not colon or (":" in host and not host.startswith("[")) or text.endswith("]"):
-        raise ValueError(f"must be host:port, {example}; an IPv6 address stands in brackets: [::1]:50051")
+        raise ValueError(f"must be host:port, {example}; write IPv6 addresses in brackets: [::1]:50051")
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) <= 65535):
         raise ValueError("must be host:port with a port from 1 to 65535")
     _host(host)
@@ -63,7 +63,7 @@ def _hosts(text: str) -> str:
         try:
             _host(name)
         except ValueError as error:
-            raise ValueError(f"each name {error}; {name!r} is none") from None
+            raise ValueError(f"each name {error}; {name!r} is not") from None
     return text
 
 
@@ -76,7 +76,7 @@ def _redis_or_none(url: object) -> object:
 
 
 def _redis_url(url: str) -> str:
-    """A URL that redis-py takes, without what it passes over in silence. The password is in no message."""
+    """A URL that redis-py accepts without silently ignoring parts of it. Messages hide the password."""
     if not url:
         return url
     try:
@@ -96,7 +96,7 @@ def _redis_url(url: str) -> str:
         raise ValueError(f"{_REDIS}; the port is from 1 to 65535")
     _host(parts.hostname)
     if not re.fullmatch(r"/?|/[0-9]{1,5}/?", parts.path):
-        raise ValueError(f"{_REDIS}; after the port stands the number of a database")
+        raise ValueError(f"{_REDIS}; only the number of a database may follow the port")
     return url
 
 
@@ -117,9 +117,9 @@ def _spans_to(text: str) -> str:
 
 
 Host = Annotated[str, AfterValidator(_host)]
-"""Name or IP address to listen on."""
+"""Host name or IP address to listen on."""
 Hosts = Annotated[str, AfterValidator(_hosts)]
-"""Names and IP addresses, separated by commas."""
+"""Host names and IP addresses, separated by commas."""
 Address = Annotated[str, AfterValidator(_address)]
 """host:port of another service."""
 PublishedOn = Annotated[str, AfterValidator(_published)]
@@ -127,9 +127,9 @@ PublishedOn = Annotated[str, AfterValidator(_published)]
 RedisUrl = Annotated[str, BeforeValidator(_redis_or_none), AfterValidator(_redis_url)]
 """URL of a Redis; `none` becomes empty."""
 SpansTo = Annotated[str, AfterValidator(_spans_to)]
-"""Where spans go; empty for nowhere."""
+"""Destination of spans; empty for none."""
 
 
 def join(host: str, port: int) -> str:
-    """``host:port``, an IPv6 address in brackets."""
+    """``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

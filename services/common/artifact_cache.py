@@ -1,4 +1,4 @@
-"""What comes from Redis or else the cloud: artifacts by content hash, and what is current."""
+"""Caches for what comes from Redis or else the cloud: artifacts by content hash, and current versions."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class _Hashed(Protocol):
 
 
 _Artifact = TypeVar("_Artifact", bound=_Hashed)
-_Answer = TypeVar("_Answer")
+_Response = TypeVar("_Response")
 _log = structlog.get_logger()
 
 
 class ArtifactCache(Generic[_Artifact]):
-    """The artifacts that were used lately; the least recently used one makes room.
+    """An LRU cache of artifacts.
 
     Args:
-        name: of the kind of artifact, for messages.
-        label: of the kind of artifact, for metrics.
-        load: the artifact in some files; MismatchError if they are damaged.
-        cache: Redis, where an artifact's files are looked for first.
-        capacity: artifacts held in memory.
+        name: name of the kind of artifact, for messages.
+        label: label of the kind of artifact, for metrics.
+        load: makes an artifact of its files; raises MismatchError if they are damaged.
+        cache: Redis, the first source of an artifact's files.
+        capacity: number of artifacts held in memory.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class ArtifactCache(Generic[_Artifact]):
         return self._held.get(content_hash)
 
     def keep(self, artifact: _Artifact) -> None:
-        """Hold an artifact in memory."""
+        """Holds an artifact in memory."""
         self._held[artifact.content_hash] = artifact
         while len(self._held) > self._capacity:
             self._held.popitem(last=False)
@@ -62,21 +62,22 @@ class ArtifactCache(Generic[_Artifact]):
     async def get(
         self, content_hash: str, fetch: Callable[[], Awaitable[tuple[Files, int]]]
     ) -> tuple[_Artifact, int]:
-        """The artifact with that hash, and the bytes that had to be sent for it, 0 if it is in memory.
+        """The artifact with that hash, and the bytes transferred for it, 0 if it was in memory.
 
         Args:
-            content_hash: of the artifact.
-            fetch: asked where Redis has none: the files from the next service, and the bytes that crossed.
+            content_hash: hash of the artifact.
+            fetch: gets the files from the next service if Redis does not have them; returns them and the
+                bytes transferred.
 
         Raises:
-            MismatchError: what Redis and the next service have is damaged or does not fit.
-            NotFoundError: neither has it.
+            MismatchError: the files in Redis and in the next service are damaged or do not fit.
+            NotFoundError: neither has them.
             UnavailableError: neither can be reached.
         """
         if (held := self.held(content_hash)) is not None:
             return held, 0
         async with self._fetching:
-            if (held := self.held(content_hash)) is not None:  # somebody else has just fetched it
+            if (held := self.held(content_hash)) is not None:  # fetched by a concurrent request
                 return held, 0
             artifact, sent_bytes = await self._from_redis(content_hash)
             if artifact is None:
@@ -97,49 +98,49 @@ class ArtifactCache(Generic[_Artifact]):
             return await asyncio.to_thread(self._checked, content_hash, files), sent_bytes
         except MismatchError as error:
             _log.warning(f"{self._name} in Redis is damaged", error=str(error))
-            await self._cache.delete(update_key(content_hash))  # the cloud puts a whole copy there
+            await self._cache.delete(update_key(content_hash))  # the cloud writes an intact copy
             return None, sent_bytes
 
     def _checked(self, content_hash: str, files: Files) -> _Artifact:
-        """The artifact in ``files``; MismatchError unless it is, undamaged, the one with that hash."""
+        """The artifact in ``files``; MismatchError unless it is intact and has that hash."""
         artifact = self._load(files)
         if artifact.content_hash != content_hash:
-            raise MismatchError(f"{self._name} {content_hash[:12]} is not what was announced")
+            raise MismatchError(f"{self._name} {content_hash[:12]} does not have the announced content")
         return artifact
 
 
-class CloudAnswer(Generic[_Answer]):
-    """What the cloud last said of what is current, for when Redis does not say.
+class CachedResponse(Generic[_Response]):
+    """The cloud's last response about current versions, used when Redis has no catalogue.
 
-    The cloud is asked again once its answer is older than `keep_s`; while it cannot be reached, the last
-    answer holds.
+    The cloud is queried again when the response is older than `keep_s`; while the cloud cannot be reached,
+    the last response remains valid.
 
     Args:
-        ask: asks the cloud.
-        first: the answer before the cloud gave any.
-        keep_s: how long an answer, or a failure to get one, is not asked for again, s.
-        subject: of the question, for messages.
+        query: queries the cloud.
+        default: the response before the first query succeeded.
+        keep_s: how long a response, or a failure, is kept, s.
+        subject: subject of the query, for messages.
 
     Attributes:
-        error: why the last question was not answered; None if it was.
+        error: why the last query failed; None if it succeeded.
     """
 
     def __init__(
-        self, ask: Callable[[], Awaitable[_Answer]], first: _Answer, *, keep_s: float, subject: str
+        self, query: Callable[[], Awaitable[_Response]], default: _Response, *, keep_s: float, subject: str
     ) -> None:
-        self._ask, self._answer, self._keep_s, self._subject = ask, first, keep_s, subject
+        self._query, self._response, self._keep_s, self._subject = query, default, keep_s, subject
         self._expires_at = 0.0
-        self._asking = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self.error: Exception | None = None
 
-    async def get(self) -> _Answer:
-        """The answer as of now, or of at most `keep_s` ago."""
-        async with self._asking:
+    async def get(self) -> _Response:
+        """The response, at most `keep_s` old unless the cloud cannot be reached."""
+        async with self._lock:
             if time.monotonic() >= self._expires_at:
                 try:
-                    self._answer, self.error = await self._ask(), None
+                    self._response, self.error = await self._query(), None
                 except (DekagError, ValidationError) as error:
                     _log.warning(f"neither Redis nor the cloud says {self._subject}", error=str(error))
                     self.error = error
                 self._expires_at = time.monotonic() + self._keep_s
-        return self._answer
+        return self._response

@@ -1,15 +1,14 @@
-"""Redis as a cache: raw bytes under documented keys, and nothing but slower without it.
+"""Redis as a cache of raw bytes. Without Redis the services work as before, only slower.
 
-Beside these keys, ``services.cloud.catalogue``, ``services.cloud.drift`` and ``services.cloud.jobs`` say what
-else is kept in Redis.
+``services.cloud.redis_mirror``, ``services.cloud.drift`` and ``services.cloud.jobs`` document the other keys.
 
 ====================================  ==========================================================
 ``dekag:latent:{sha256}``             float32 little-endian latents of one image
 ``dekag:image:{sha256}``              bytes of one cloud image in one format
-``dekag:report:{request_id}``         the report of one delivery, as the gateway returned it
+``dekag:report:{request_id}``         the report of one delivery as returned by the gateway
 ====================================  ==========================================================
 
-A sha256 is taken over everything the value depends on, model hash included, so nothing is ever stale.
+Each sha256 covers everything that the value depends on, including the model hash, so no entry is ever stale.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from services.common import metrics
-from services.common.redis_state import REDIS_ERRORS, Trial, why
+from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
 _WARN_EVERY_S = 30.0
-_EDITION = 2  # raised when the same model draws something else of the same arguments
+_EDITION = 2  # incremented when the same model gives other results for the same arguments
 
 
 def content_key(kind: str, *parts: str | int) -> str:
@@ -43,18 +42,18 @@ def content_key(kind: str, *parts: str | int) -> str:
 def latent_key(
     model_hash: str, prompt: str, seed: int, width: int, height: int, updates: Sequence[str] = ()
 ) -> str:
-    """Key of the latents that the edge model ``model_hash`` draws for these arguments.
+    """Key of the latents that the edge model generates for these arguments.
 
     Args:
-        model_hash: of the edge model.
-        prompt, seed, width, height: as asked.
-        updates: content hashes of the knowledge updates that take part, in any order.
+        model_hash: hash of the edge model.
+        prompt, seed, width, height: as in the request.
+        updates: content hashes of the knowledge updates in use, in any order.
     """
     return content_key("latent", _EDITION, model_hash, prompt, seed, width, height, *sorted(updates))
 
 
 def image_key(model_hash: str, prompt: str, seed: int, width: int, height: int, image_format: str) -> str:
-    """Key of the encoded image that the cloud model ``model_hash`` draws for these arguments."""
+    """Key of the encoded image that the cloud model ``model_hash`` generates for these arguments."""
     return content_key("image", _EDITION, model_hash, prompt, seed, width, height, image_format)
 
 
@@ -64,17 +63,17 @@ def report_key(request_id: str) -> str:
 
 
 class Cache:
-    """A cache that never fails: without Redis every ``get`` is a miss and every ``set`` is dropped.
+    """A cache that never raises: without Redis every ``get`` is a miss and every ``set`` is dropped.
 
-    After a failure Redis is left alone for ``redis_retry_s``, so that a request pays for the failure at
-    most once, and a warning is logged at most every 30 s.
+    After a failure Redis is not used for ``redis_retry_s``, so that a request waits for a failing Redis at
+    most once. A warning is logged at most every 30 s.
     """
 
     def __init__(self, settings: CommonSettings) -> None:
         self._retry_s = settings.redis_retry_s
         self._asleep_until = self._silent_until = 0.0
         self._redis: Redis | None = None
-        self._trial: Trial | None = None
+        self._probe: RedisProbe | None = None
         if settings.redis_url:
             self._redis = Redis.from_url(
                 settings.redis_url,
@@ -83,10 +82,10 @@ class Cache:
                 retry=Retry(NoBackoff(), 0),
                 **redis_options(settings),
             )
-            self._trial = Trial(self._redis, report_key(""), deletes=False)
+            self._probe = RedisProbe(self._redis, report_key(""), deletes=False)
 
     async def get(self, key: str) -> bytes | None:
-        """The value under ``key``, None when it is not there or Redis is not."""
+        """The value under ``key``; None if it does not exist or Redis is unavailable."""
         value = await self._get(key)
         kind = key.removeprefix("dekag:").partition(":")[0]
         metrics.CACHE_LOOKUPS.labels(kind, "no" if value is None else "yes").inc()
@@ -98,7 +97,7 @@ class Cache:
         try:
             value = await redis.get(key)
         except ResponseError as error:
-            self._unless_of_another_type(error)
+            self._sleep_unless_wrong_type(error)
             return None
         except REDIS_ERRORS as error:
             self._sleep(error)
@@ -106,7 +105,7 @@ class Cache:
         return value if isinstance(value, bytes) else None
 
     async def set(self, key: str, value: bytes, ttl_s: int) -> None:
-        """Keeps ``value`` under ``key`` for ``ttl_s`` seconds."""
+        """Stores ``value`` under ``key`` for ``ttl_s`` seconds."""
         if (redis := self._awake()) is None:
             return
         try:
@@ -115,7 +114,7 @@ class Cache:
             self._sleep(error)
 
     async def delete(self, key: str) -> None:
-        """Forgets what is under ``key``."""
+        """Deletes ``key``."""
         if (redis := self._awake()) is None:
             return
         try:
@@ -124,24 +123,24 @@ class Cache:
             self._sleep(error)
 
     async def get_hash(self, key: str) -> dict[bytes, bytes]:
-        """All fields of the hash under ``key``; none when it is not there or Redis is not."""
+        """All fields of the hash under ``key``; empty if it does not exist or Redis is unavailable."""
         if (redis := self._awake()) is None:
             return {}
         try:
             fields: dict[bytes, bytes] = await redis.hgetall(key)  # type: ignore[misc]  # typed for both clients at once
         except ResponseError as error:
-            self._unless_of_another_type(error)
+            self._sleep_unless_wrong_type(error)
             return {}
         except REDIS_ERRORS as error:
             self._sleep(error)
             return {}
         return fields
 
-    async def trouble(self) -> str:
-        """What is wrong with Redis now, to be read after "Redis"; empty if it keeps what is written to it."""
-        if self._trial is None:
+    async def problem(self) -> str:
+        """Why Redis cannot be used, as a phrase after "Redis"; empty if it works."""
+        if self._probe is None:
             return "is turned off (DEKAG_REDIS_URL is none)"
-        return await self._trial.trouble()
+        return await self._probe.problem()
 
     async def close(self) -> None:
         """Closes the connections."""
@@ -151,8 +150,8 @@ class Cache:
     def _awake(self) -> Redis | None:
         return self._redis if time.monotonic() >= self._asleep_until else None
 
-    def _unless_of_another_type(self, error: ResponseError) -> None:
-        """A key of another type than was asked for is not this service's, and no failure of Redis."""
+    def _sleep_unless_wrong_type(self, error: ResponseError) -> None:
+        """A key of the wrong type was not written by this service; Redis itself works."""
         if not str(error).startswith("WRONGTYPE"):
             self._sleep(error)
 
@@ -162,4 +161,4 @@ class Cache:
         self._asleep_until = now + self._retry_s
         if now >= self._silent_until:
             self._silent_until = now + _WARN_EVERY_S
-            _log.warning("cache unavailable, going on without", redis=why(error), error=str(error))
+            _log.warning("cache unavailable, continuing without it", redis=explain(error), error=str(error))

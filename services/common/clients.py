@@ -1,4 +1,4 @@
-"""Calls to the next service: id, trace and deadline go along, errors come back as DekagErrors."""
+"""Calls to another service: forward request id, trace and deadline, and raise its errors as DekagErrors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from grpc import aio
 
 from services.common import security, tracing
 from services.common.errors import from_rpc
-from services.common.requests import outgoing_metadata, request_id, time_remaining
+from services.common.request_context import outgoing_metadata, request_id, time_remaining
 from services.common.settings import CommonSettings
 
 _Request = TypeVar("_Request")
@@ -20,17 +20,17 @@ _Response = TypeVar("_Response")
 
 
 def open_channel(
-    address: str, settings: CommonSettings, *, repeatable: Sequence[tuple[str, str]] = ()
+    address: str, settings: CommonSettings, *, retryable: Sequence[tuple[str, str]] = ()
 ) -> aio.Channel:
-    """A channel to keep for the life of the process: reconnecting within about a second.
+    """A channel for the life of the process; it reconnects within about a second.
 
-    A peer that has been silent for 8 s is taken for dead: calls to it fail at once until it answers again.
+    A peer that has been silent for 8 s counts as dead: calls fail immediately until it answers again.
 
     Args:
         address: host:port.
         settings: limits and credentials.
-        repeatable: (service, method) of calls that are tried again where the peer is unavailable. Only who is
-            first in the chain may, as repetitions of repetitions would multiply.
+        retryable: (service, method) of calls that are retried if the peer is unavailable. Only the first
+            service of the chain retries, to avoid retry amplification.
     """
     options: list[tuple[str, int | str]] = [
         *security.METADATA_OPTIONS,
@@ -38,23 +38,23 @@ def open_channel(
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.keepalive_time_ms", 5_000),
         ("grpc.keepalive_timeout_ms", 3_000),
-        ("grpc.http2.ping_timeout_ms", 3_000),  # a minute otherwise, whatever the other says
+        ("grpc.http2.ping_timeout_ms", 3_000),  # else a minute, whatever keepalive_timeout_ms says
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),  # as many as it takes
+        ("grpc.http2.max_pings_without_data", 0),  # unlimited
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1_000),  # that one attempt may take, TLS included
+        ("grpc.min_reconnect_backoff_ms", 1_000),  # timeout of one attempt, including TLS
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.enable_http_proxy", 0),
     ]
-    if repeatable:
-        options.append(("grpc.service_config", _repeating(repeatable)))
+    if retryable:
+        options.append(("grpc.service_config", _retry_policy(retryable)))
     if (credentials := security.channel_credentials(settings.tls_dir)) is not None:
         return aio.secure_channel(address, credentials, options=options)
     return aio.insecure_channel(address, options=options)
 
 
-def _repeating(methods: Sequence[tuple[str, str]]) -> str:
-    """gRPC's service config: up to 4 attempts within some 3 s, and none while most of them fail."""
+def _retry_policy(methods: Sequence[tuple[str, str]]) -> str:
+    """gRPC service config: up to 4 attempts within about 3 s; no retries while most calls fail."""
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.2s",
@@ -74,17 +74,17 @@ async def call(
     *,
     timeout_s: float = math.inf,
 ) -> _Response:
-    """One answer from ``peer`` (the service's name, for messages); raises DekagError.
+    """Calls a unary method; raises DekagError.
 
     Args:
-        method: of a stub.
+        method: method of a stub.
         request: its request.
-        peer: who is called.
-        timeout_s: time to wait where the request's deadline leaves more, s.
+        peer: name of the called service, for messages.
+        timeout_s: longest wait, s; the deadline of the current request may shorten it.
     """
     left = time_remaining()
     timeout_s = min(timeout_s, math.inf if left is None else left)
-    with tracing.calling(peer) as trace:
+    with tracing.client_span(peer) as trace:
         try:
             return await method(
                 request,
@@ -98,13 +98,13 @@ async def call(
 async def stream(
     method: aio.UnaryStreamMultiCallable[_Request, _Response], request: _Request, peer: str
 ) -> AsyncGenerator[_Response, None]:
-    """The answers of ``peer`` in order; raises DekagError. Leaving the iteration early cancels the call."""
-    with tracing.calling(peer) as trace:
-        answers = method(request, timeout=time_remaining(), metadata=(*outgoing_metadata(), *trace))
+    """The responses of ``peer`` in order; raises DekagError. Leaving the iteration early cancels the call."""
+    with tracing.client_span(peer) as trace:
+        responses = method(request, timeout=time_remaining(), metadata=(*outgoing_metadata(), *trace))
         try:
-            async for answer in answers:
-                yield answer
+            async for response in responses:
+                yield response
         except grpc.RpcError as error:
             raise from_rpc(error, peer, request_id.get()) from error
         finally:
-            answers.cancel()
+            responses.cancel()

@@ -1,4 +1,4 @@
-"""The variables of the environment: an empty one says nothing; of an unknown one the nearest name is told."""
+"""Environment variables: empty ones are ignored, and unknown ones are reported with the closest name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 PREFIX = "DEKAG_"
-# those that are no setting of a service, and who reads them
+# variables that are no setting of a service, and what reads them
 OTHERS: Mapping[str, str] = {
     "DEKAG_PLUGINS": "every process",
     "DEKAG_API_KEY": "clients",
@@ -22,40 +22,40 @@ OTHERS: Mapping[str, str] = {
 
 
 def filled(environment: Mapping[str, str | None]) -> dict[str, str]:
-    """The variables that hold more than white space."""
+    """The variables whose value is not blank."""
     return {name: value for name, value in environment.items() if value and not value.isspace()}
 
 
 def get(name: str, default: str = "", environment: Mapping[str, str] = os.environ) -> str:
-    """The value of a variable, ``default`` if it holds nothing."""
+    """The value of a variable; ``default`` if it is blank or unset."""
     value = environment.get(name, "")
     return default if not value or value.isspace() else value
 
 
 def known() -> frozenset[str]:
-    """Names of all variables that anything here reads."""
+    """Names of all variables that this project reads."""
     from services.channel.settings import ChannelSettings
     from services.cloud.settings import CloudSettings, DistillerSettings
     from services.edge.settings import EdgeSettings
     from services.gateway.settings import GatewaySettings
     from services.user.settings import UserSettings
 
-    every = (
+    all_settings = (
         GatewaySettings, UserSettings, ChannelSettings, EdgeSettings, CloudSettings, DistillerSettings
     )  # fmt: skip
-    return frozenset(OTHERS).union(*(each.variables() for each in every))
+    return frozenset(OTHERS).union(*(settings.variables() for settings in all_settings))
 
 
-def unknown(environment: Mapping[str, str] = os.environ) -> list[str]:
-    """A sentence for each variable with our prefix that nothing reads, with the name that may be meant."""
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """A warning for each variable with the prefix of this project that nothing reads."""
     ours = sorted(name for name in filled(environment) if name.upper().startswith(PREFIX))
     if not set(ours) - OTHERS.keys():
-        return []  # and none of the settings had to be imported
+        return []  # without importing any settings
     names = known()
-    told = []
+    warnings = []
     for name in ours:
         if name.upper() not in names:
-            near = difflib.get_close_matches(name.upper(), sorted(names), 1)
-            meant = f": is {near[0]} meant?" if near else "; docs/settings.md names all"
-            told.append(f"{name} is no setting and says nothing here{meant}")
-    return told
+            similar = difflib.get_close_matches(name.upper(), sorted(names), 1)
+            hint = f"did you mean {similar[0]}?" if similar else "see docs/settings.md for all settings"
+            warnings.append(f"{name} is not a setting and has no effect; {hint}")
+    return warnings

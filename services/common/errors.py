@@ -1,7 +1,7 @@
-"""The one table of errors: DekagError <-> gRPC status, DekagError -> HTTP status.
+"""Maps errors: DekagError <-> gRPC status, DekagError -> HTTP status.
 
-An error travels as its gRPC status plus a JSON object in the trailing metadata (``ERROR_KEY``), from which
-the next hop rebuilds the same exception: class, message, field and what is allowed survive every hop.
+An error is sent as its gRPC status plus a JSON object in the trailing metadata (``ERROR_KEY``), from which
+the next hop rebuilds the same exception: class, message, field and allowed values survive every hop.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ ERROR_KEY = "dekag-error-bin"
 
 
 class SettingError(DekagError):
-    """A setting does not go with what is there; the message says what mends it."""
+    """A setting is invalid on this machine; the message says how to fix it."""
 
 
 class InternalError(DekagError):
-    """Something broke; the message names the request, the log of the service that broke has the rest."""
+    """An unexpected error; the message names the request id, the service's log has the details."""
 
     def __init__(self, request_id: str) -> None:
-        super().__init__(f"internal error; the log has details under request id {request_id}")
+        super().__init__(f"internal error; see the log for request id {request_id}")
 
 
 STATUS: Mapping[type[DekagError], tuple[StatusCode, int]] = {
@@ -48,19 +48,19 @@ STATUS: Mapping[type[DekagError], tuple[StatusCode, int]] = {
     DeadlineError: (StatusCode.DEADLINE_EXCEEDED, 504),
     ExhaustedError: (StatusCode.RESOURCE_EXHAUSTED, 429),
     InternalError: (StatusCode.INTERNAL, 500),
-    NumericalError: (StatusCode.INTERNAL, 500),  # no fault of the request, and no secret
+    NumericalError: (StatusCode.INTERNAL, 500),  # not caused by the request, and safe to show
 }
 _CLASSES = {kind.__name__: kind for kind in STATUS}
 _MESSAGES = {
     StatusCode.UNAVAILABLE: "cannot be reached",
     StatusCode.CANCELLED: "stopped before it answered",
     StatusCode.DEADLINE_EXCEEDED: "did not answer within the time allowed",
-    StatusCode.RESOURCE_EXHAUSTED: "turned the request away: too large or too many",
+    StatusCode.RESOURCE_EXHAUSTED: "rejected the request: it is too large, or there are too many",
 }
 
 
 def public(error: BaseException, request_id: str) -> DekagError:
-    """What a client may know of ``error``: itself if it is in the table, else an InternalError."""
+    """The error to show to a client: ``error`` itself if it is in the table, else an InternalError."""
     if isinstance(error, DekagError) and _kind(error) is not InternalError:
         return error
     if isinstance(error, TimeoutError):
@@ -91,7 +91,7 @@ def to_metadata(error: DekagError) -> tuple[tuple[str, bytes], ...]:
 
 
 def from_rpc(error: grpc.RpcError, peer: str, request_id: str) -> DekagError:
-    """The DekagError that ``peer`` (a service's name) raised, or what a failed call to it means here."""
+    """The DekagError that ``peer`` (name of a service) raised, or one for a failed call to it."""
     if not isinstance(error, grpc.aio.AioRpcError):
         return InternalError(request_id)
     details = next((v for k, v in error.trailing_metadata() or () if k == ERROR_KEY), None)

@@ -1,4 +1,4 @@
-"""A transmission as frames on a stream, and back."""
+"""Converts a transmission to a stream of frames and back."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from dekag.errors import InvalidInputError
-from dekag.link.channel import State
+from dekag.link.channel import ChannelState
 from dekag.link.iq import BYTES_PER_SYMBOL, bytes_to_iq, iq_to_bytes
 from services.common.stages import stage_time
+from services.proto.downlink_pb2 import ChannelState as ChannelStateMessage
 from services.proto.downlink_pb2 import (
-    ChannelState,
     Reference,
     SymbolBlock,
     SymbolFrame,
@@ -25,31 +25,31 @@ from services.proto.downlink_pb2 import (
 BLOCK_SYMBOLS = 32_768
 MAX_CHANNEL_USES = 2**22
 MAX_CHANNELS = 16
-MAX_BLOCKS = 1024  # gains of a channel state, or a gain for every symbol
-MAX_SHOWN = 512  # symbols of a constellation that is shown
+MAX_BLOCKS = 1024  # gains in a channel state, unless there is one for every symbol
+MAX_CONSTELLATION_SYMBOLS = 512  # symbols in a constellation diagram
 _ORDER = ("header", "symbols", "csi", "reference", "report")
 
 
 class FrameError(Exception):
-    """The sender broke the contract of the stream; no fault of the client's request."""
+    """The sender violated the stream's contract; not caused by the client's request."""
 
 
 @dataclass
 class Transmission:
-    """One image on its way.
+    """The transmission of one image.
 
     Attributes:
-        header: what the receiver must know.
+        header: parameters that the receiver needs.
         symbols: (1, K) complex64.
-        states: CSI of the channels crossed, the first crossed first.
-        reference: what the edge meant to deliver, if that is measured.
-        report: what the services before this one did.
-        received_bytes: serialised size of the frames that came, without the reference.
+        states: CSI of the channels crossed so far, in that order.
+        reference: what the edge sent, if quality is measured.
+        report: report of the services before this one.
+        received_bytes: serialised size of the received frames, without the reference.
     """
 
     header: TransmissionHeader
     symbols: torch.Tensor
-    states: list[ChannelState]
+    states: list[ChannelStateMessage]
     reference: Reference | None
     report: TransmissionReport
     received_bytes: int = 0
@@ -66,7 +66,7 @@ class Transmission:
         yield SymbolFrame(report=self.report)
 
     def add_stage(self, stage: str, seconds: float) -> None:
-        """Notes what a stage that is over now took, s."""
+        """Records the time of a stage that has just ended, s."""
         self.report.stages.append(stage_time(stage, seconds))
 
 
@@ -74,13 +74,13 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
     """The transmission that ``frames`` carry.
 
     Raises:
-        FrameError: a frame is missing, out of order, too many, of a wrong size or holds a value not finite.
+        FrameError: a frame is missing, out of order, repeated, of a wrong size, or not finite.
     """
     header: TransmissionHeader | None = None
     report: TransmissionReport | None = None
     reference: Reference | None = None
     blocks: list[bytes] = []
-    states: list[ChannelState] = []
+    states: list[ChannelStateMessage] = []
     position = received = symbol_bytes = 0
     async for frame in frames:
         part = frame.WhichOneof("part")
@@ -128,49 +128,49 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
 
 def channel_state(
     gains: torch.Tensor, no: float, gain_errors: torch.Tensor | None = None, pilot_uses: int = 0
-) -> ChannelState:
-    """The message of what a receiver knows of a channel.
+) -> ChannelStateMessage:
+    """The message with the state of a channel as the receiver knows it.
 
     Args:
         gains: (J,) complex64.
         no: noise power.
-        gain_errors: (J,) float32; all of them 0 are not sent.
+        gain_errors: (J,) float32; not sent if all are 0.
         pilot_uses: channel uses spent on pilots.
     """
-    state = ChannelState(gains=iq_to_bytes(gains), no=no, pilot_uses=pilot_uses)
+    state = ChannelStateMessage(gains=iq_to_bytes(gains), no=no, pilot_uses=pilot_uses)
     if gain_errors is not None and gain_errors.any():
         state.gain_errors = gain_errors.numpy().astype("<f4").tobytes()
     return state
 
 
-def channel_states(states: list[ChannelState], channel_uses: int) -> list[State]:
-    """What the receiver knows of each channel, B = 1, for ``dekag.link.channel.received``.
+def channel_states(states: list[ChannelStateMessage], channel_uses: int) -> list[ChannelState]:
+    """The state of each channel, B = 1, for ``dekag.link.channel.compose_hops``.
 
     Args:
-        states: as they came.
-        channel_uses: K of the transmission; there is no use for more gains than that.
+        states: messages as received.
+        channel_uses: K of the transmission; more gains than that are refused.
 
     Raises:
-        FrameError: a state holds no gains, too many, or a value that is not finite.
+        FrameError: a state has no gains, too many, or a value that is not finite.
     """
     return [_state(state, max(channel_uses, MAX_BLOCKS)) for state in states]
 
 
-def _state(state: ChannelState, most: int) -> State:
+def _state(state: ChannelStateMessage, most: int) -> ChannelState:
     count = len(state.gains) // BYTES_PER_SYMBOL
     if not 0 < count <= most or not 0 <= state.no < math.inf:
-        raise FrameError(f"channel state without 1 to {most} gains and a noise power of at least 0")
+        raise FrameError(f"channel state must have 1 to {most} gains and a noise power of at least 0")
     errors = None
     if state.gain_errors:
         if len(state.gain_errors) != 4 * count:
-            raise FrameError(f"channel state without an error for each of its {count} gains")
+            raise FrameError(f"channel state must have a gain error for each of its {count} gains")
         errors = torch.from_numpy(np.frombuffer(state.gain_errors, "<f4").astype(np.float32))[None]
         if not (torch.isfinite(errors) & (errors >= 0)).all():
-            raise FrameError("channel state with an error that is not finite or below 0")
+            raise FrameError("channel state with a gain error that is negative or not finite")
     if state.pilot_uses > MAX_CHANNEL_USES:
         raise FrameError(f"channel state with {state.pilot_uses} pilots")
     try:
         gains = bytes_to_iq(state.gains)[None]
     except InvalidInputError as error:
         raise FrameError(str(error)) from error
-    return State(gains, torch.tensor([state.no]), errors, (state.pilot_uses,))
+    return ChannelState(gains, torch.tensor([state.no]), errors, (state.pilot_uses,))

@@ -1,4 +1,4 @@
-"""Asks a service over gRPC how it is, and why it is not well."""
+"""Queries the health of a service over gRPC, with the reason if it is unhealthy."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 REASON_KEY = "dekag-reason-bin"
-"""Trailing metadata of an answer: why the service is not well, in UTF-8."""
+"""Trailing metadata of a response: why the service is unhealthy, in UTF-8."""
 
 
 class Health(NamedTuple):
-    """How a service is: "serving", "not_serving" or "unreachable", and the reason; empty if it serves."""
+    """State of a service, "serving", "not_serving" or "unreachable", and the reason if it is not serving."""
 
     state: str
     reason: str = ""
 
 
-async def ask(channel: aio.Channel, peer: str, timeout_s: float, part: str = "") -> Health:
-    """How the service at the end of a channel is.
+async def check_health(channel: aio.Channel, peer: str, timeout_s: float, part: str = "") -> Health:
+    """Queries the health of a service.
 
     Args:
-        channel: to it.
-        peer: what to call it in the reason.
+        channel: channel to the service.
+        peer: name of the service in the reason.
         timeout_s: longest wait, s.
-        part: of it, such as "distillation" of the cloud; empty for the whole.
+        part: part of the service, such as "distillation" of the cloud; empty for the whole.
     """
     check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
     call = check(health_pb2.HealthCheckRequest(service=part), timeout=timeout_s)
     try:
-        answer = await call
-        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+        response = await call
+        if response.status == health_pb2.HealthCheckResponse.SERVING:
             return Health("serving")
         reasons = dict(await call.trailing_metadata() or ())
     except grpc.RpcError as error:

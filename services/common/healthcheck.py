@@ -1,4 +1,4 @@
-"""Whether one service is well: ``python -m services.common.healthcheck TARGET`` exits 0 or 1.
+"""Health check of one service: ``python -m services.common.healthcheck TARGET`` exits with 0 or 1.
 
 The target is ``HOST:PORT``, ``http://...``, ``https://...`` or ``file:PATH``.
 """
@@ -20,7 +20,7 @@ from services.common.errors import SettingError
 from services.common.security import channel_credentials
 
 FRESH_S = 15.0
-# The check asks this machine, by its address, which is in no certificate that a public authority gives.
+# The check connects to an address of this machine, which certificates of public authorities do not contain.
 _any_certificate = ssl.create_default_context()
 _any_certificate.check_hostname = False
 _any_certificate.verify_mode = ssl.CERT_NONE
@@ -28,13 +28,13 @@ _no_proxy = build_opener(ProxyHandler({}), HTTPSHandler(context=_any_certificate
 
 
 def healthy(target: str, timeout_s: float = 2.0, tls_dir: str | None = None) -> bool:
-    """Whether ``target`` says that it serves, within ``timeout_s`` seconds.
+    """Whether ``target`` is healthy.
 
     Args:
-        target: ``host:port`` of a service with ``grpc.health.v1``, a URL that answers 2xx, or ``file:`` and
+        target: ``host:port`` of a service with ``grpc.health.v1``, a URL that returns 2xx, or ``file:`` and
             the path of a file that the service touches at least every 15 s.
         timeout_s: longest wait, s.
-        tls_dir: folder of the credentials that the service asks for.
+        tls_dir: folder with the client's credentials for mutual TLS.
     """
     if target.startswith("file:"):
         try:

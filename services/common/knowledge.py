@@ -1,4 +1,4 @@
-"""What cloud, edge and Redis say to each other of a knowledge update, without its weights."""
+"""Manifests of knowledge updates: their description in the cloud, at the edge and in Redis."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dekag.documents import parse_json
 from services.proto import cloud_pb2
 
 CATALOGUE_KEY = "dekag:knowledge"
-NO_KNOWLEDGE = "none"  # in a topic's place: no update at all; no topic may be called so
+NO_KNOWLEDGE = "none"  # stands for images without an update; reserved, so not a valid topic
 
 
 def update_key(content_hash: str) -> str:
@@ -19,40 +19,40 @@ def update_key(content_hash: str) -> str:
 
 
 class VersionManifest(BaseModel):
-    """What the manifests of all knowledge say: one version, without its weights."""
+    """Description of one version of any knowledge, without its weights."""
 
     model_config = ConfigDict(frozen=True)
 
     version: int = Field(ge=1, le=2**32 - 1, description="Counts up; the highest is current.")
-    content_hash: str = Field(pattern="^[0-9a-f]{64}$", description="sha256 over everything in it.")
+    content_hash: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of its content.")
     base_hash: str = Field(description="Hash of the model that it fits.")
-    size_bytes: int = Field(ge=0, le=2**63 - 1, description="Bytes of its files.")
-    scores: dict[str, FiniteFloat] = Field(description="On what was held out of its training.")
+    size_bytes: int = Field(ge=0, le=2**63 - 1, description="Total size of its files, bytes.")
+    scores: dict[str, FiniteFloat] = Field(description="Scores on held-out data.")
     created: FiniteFloat = Field(description="Unix time, s.")
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self | None:
-        """The manifest in a JSON text, None if it holds none."""
+        """The manifest in a JSON text; None if it is invalid."""
         try:
             return cls.model_validate(parse_json(text, "manifest"))
-        except ValueError:  # pydantic's ValidationError is one, too
+        except ValueError:  # includes pydantic's ValidationError
             return None
 
 
 class Manifest(VersionManifest):
-    """One version of a topic's knowledge update; versions count up for each topic."""
+    """One version of a topic's knowledge update; each topic has its own version numbers."""
 
     topic: str = Field(description="Name of the topic.")
-    triggers: tuple[str, ...] = Field(description="Words or phrases that say that a prompt needs it.")
+    triggers: tuple[str, ...] = Field(description="Words or phrases by which a prompt needs it.")
     job: str = Field(description="Id of the job that made it.")
 
     def to_proto(self) -> cloud_pb2.KnowledgeManifest:
-        """The message that ``from_proto`` reads back."""
+        """Returns the message; the inverse of ``from_proto``."""
         return cloud_pb2.KnowledgeManifest(**self.model_dump())
 
     @classmethod
     def from_proto(cls, message: cloud_pb2.KnowledgeManifest) -> Manifest:
-        """The manifest that ``message`` carries; pydantic's ValidationError if it carries none."""
+        """The manifest in ``message``; raises pydantic's ValidationError if it is invalid."""
         return cls(
             topic=message.topic,
             version=message.version,

@@ -1,6 +1,6 @@
-"""What the services count, for Prometheus. Counted always, served only if the settings name a port.
+"""Prometheus metrics of the services. Always recorded; served only if the settings name a port.
 
-Each service has a process and a port of its own, so its name is no label. Imports no torch.
+Each service has its own process and port, so the service is not a label. Imports no torch.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ _MINUTES = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)  #
 
 REQUEST_SECONDS = Histogram(
     "dekag_request_seconds",
-    "Time of a request as the service that answered it saw it.",
+    "Duration of a request in the service that answered it.",
     ["request", "status"],
     buckets=_SECONDS,
 )
 STAGE_SECONDS = Histogram(
     "dekag_stage_seconds",
-    "Time of a stage, without its wait; those that share a batch each count the whole of it.",
+    "Duration of a stage without its wait; requests that share a batch each count the whole batch.",
     ["stage"],
     buckets=_SECONDS,
 )
-DELIVERIES = Counter("dekag_deliveries", "Pictures delivered.", ["delivery", "decoded"])
+DELIVERIES = Counter("dekag_deliveries", "Images delivered.", ["delivery", "decoded"])
 DELIVERY_SECONDS = Histogram(
     "dekag_delivery_seconds",
-    "Time of a picture from the request to the user until it is there, measured and all.",
+    "Time from the request to the user until the image is received and measured.",
     ["delivery"],
     buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 30, 60),
 )
-CHANNEL_USES = Counter("dekag_channel_uses", "Channel uses of pictures, pilots included.", ["delivery"])
+CHANNEL_USES = Counter("dekag_channel_uses", "Channel uses of images, including pilots.", ["delivery"])
 PSNR_DB = Histogram(
     "dekag_psnr_db",
-    "PSNR of the received picture against what was sent, where it is measured.",
+    "PSNR of the received image against the sent one, if measured.",
     ["delivery"],
     buckets=(6, 9, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 33, 36, 40, 50),
 )
 SNR_DB = Histogram(
     "dekag_instantaneous_snr_db",
-    "Mean SNR of a transmission with the gains that it met.",
+    "Mean SNR of a transmission with its actual gains.",
     ["delivery"],
     buckets=(-20, -15, -10, -5, 0, 3, 6, 9, 12, 15, 18, 21, 25, 30, 35, 40),
 )
-HOP_BYTES = Counter("dekag_hop_bytes", "Bytes that crossed a hop, as link reports count them.", ["hop"])
-CACHE_LOOKUPS = Counter("dekag_cache_lookups", "Lookups in Redis as a cache.", ["kind", "found"])
+HOP_BYTES = Counter("dekag_hop_bytes", "Bytes that crossed a hop, as in link reports.", ["hop"])
+CACHE_LOOKUPS = Counter("dekag_cache_lookups", "Cache lookups in Redis.", ["kind", "found"])
 WAITING = Gauge(
-    "dekag_waiting", "Requests at a model, waiting or worked; at the gateway, those that wait.", ["line"]
+    "dekag_waiting", "Requests waiting for or running on a model; at the gateway, waiting.", ["line"]
 )
-REFUSED = Counter("dekag_refused", "Requests turned away because too many were there already.", ["line"])
+REFUSED = Counter("dekag_refused", "Requests rejected because a queue was full or too slow.", ["line"])
 BATCH_SIZE = Histogram(
     "dekag_batch_size",
-    "Requests that a model worked at once.",
+    "Requests in one batch of a model.",
     ["line"],
     buckets=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64),
 )
@@ -67,34 +67,34 @@ KNOWLEDGE_LOADED = Counter(
     "dekag_knowledge_loaded", "Knowledge updates and adapters fetched into memory.", ["kind"]
 )
 REDIS_FAILURES = Counter("dekag_redis_failures", "Calls to Redis that failed.")
-JOBS = Gauge("dekag_jobs", "Distillations that are not over; unknown without Redis.", ["status"])
-DISTILLATIONS = Counter("dekag_distillations", "Distillations that are over.", ["outcome"])
+JOBS = Gauge("dekag_jobs", "Distillations that have not ended; unknown without Redis.", ["status"])
+DISTILLATIONS = Counter("dekag_distillations", "Distillations that have ended.", ["outcome"])
 DISTILL_SECONDS = Histogram(
     "dekag_distill_seconds",
-    "Time of a stage of a distillation; if it was interrupted, since it went on.",
+    "Duration of a stage of a distillation; after an interruption, since it resumed.",
     ["stage"],
     buckets=_MINUTES,
 )
 CONSISTENCY = Histogram(
     "dekag_consistency",
-    "Consistency with the cloud's own of sampled images that one update, or none, drew.",
+    "Consistency of sampled images, generated with at most one update, with the cloud's own.",
     ["topic"],
     buckets=(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1),
 )
 CONSISTENCY_MEAN = Gauge(
     "dekag_consistency_mean",
-    "Its mean over the first (fresh) and the last (recent) images of the current version.",
+    "Mean consistency over the first (fresh) and last (recent) images of the current version.",
     ["topic", "of"],
 )
-DRIFTING = Gauge("dekag_drifting", "1 where the recent mean is too far below the fresh one.", ["topic"])
+DRIFTING = Gauge("dekag_drifting", "1 if the recent mean is too far below the fresh one.", ["topic"])
 WATCH_DROPPED = Counter("dekag_watch_dropped", "Sampled images that were not compared.", ["reason"])
 
 
 def serve(settings: CommonSettings) -> None:
-    """Serves the metrics in a thread, if the settings name a port; with mutual TLS if they name credentials.
+    """Serves the metrics in a thread if the settings name a port; with mutual TLS if they name credentials.
 
     Raises:
-        SettingError: the port is taken, or would be reached from beyond loopback without mutual TLS.
+        SettingError: the port is in use, or would be exposed beyond loopback without mutual TLS.
     """
     if not settings.metrics_port:
         return
@@ -104,7 +104,7 @@ def serve(settings: CommonSettings) -> None:
         settings.metrics_host,
         "the metrics",
         safe=folder is not None,
-        mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
+        fix="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
     )
     tls: dict[str, Any] = {}
     if folder is not None:
@@ -119,18 +119,18 @@ def serve(settings: CommonSettings) -> None:
         start_http_server(settings.metrics_port, settings.metrics_host, **tls)
     except OSError as error:
         raise SettingError(
-            f"DEKAG_METRICS_PORT {settings.metrics_port} of {settings.metrics_host} must be free, as each "
+            f"DEKAG_METRICS_PORT: port {settings.metrics_port} of {settings.metrics_host} must be free; each "
             f"process needs its own: {error}"
         ) from error
 
 
-def delivered(report: LinkReport, delivery: str, seconds: float) -> None:
-    """Counts a picture, or what did not decode to one.
+def record_delivery(report: LinkReport, delivery: str, seconds: float) -> None:
+    """Records a delivery, decoded or not.
 
     Args:
         report: its finished link report.
-        delivery: as asked.
-        seconds: from the request until now.
+        delivery: delivery mode of the request.
+        seconds: time since the request, s.
     """
     DELIVERIES.labels(delivery, str(report.decoded).lower()).inc()
     DELIVERY_SECONDS.labels(delivery).observe(seconds)
@@ -139,5 +139,5 @@ def delivered(report: LinkReport, delivery: str, seconds: float) -> None:
         PSNR_DB.labels(delivery).observe(report.psnr_db)
     if report.HasField("instantaneous_snr_db"):
         SNR_DB.labels(delivery).observe(report.instantaneous_snr_db)
-    for each in report.hops:
-        HOP_BYTES.labels(each.hop).inc(each.sent_bytes)
+    for traffic in report.hops:
+        HOP_BYTES.labels(traffic.hop).inc(traffic.sent_bytes)

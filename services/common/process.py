@@ -1,4 +1,4 @@
-"""How each of our processes ends on an error: with one line in its log that says what is wrong."""
+"""Ends a process on an error with one line in its log."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 import structlog
 
 from dekag.errors import DekagError
-from services.common.environment import unknown
-from services.common.requests import configure_logging
+from services.common.environment import unknown_variables
+from services.common.request_context import configure_logging
 
 _log = structlog.get_logger()
 
 
 @contextlib.contextmanager
 def errors_logged(service: str) -> Iterator[None]:
-    """Ends the process with status 1 on an error, and logs it.
+    """Logs an error and ends the process with status 1.
 
-    What is meant to be read is logged as it is; only what nobody foresaw comes with its traceback.
+    The message of a DekagError is logged as it is; other errors are logged with a traceback.
     """
-    configure_logging(service, "info")  # what is wrong may be the settings that say how to log
-    for told in unknown():
-        _log.warning(told)
+    configure_logging(service, "info")  # the settings for logging may be invalid themselves
+    for warning in unknown_variables():
+        _log.warning(warning)
     try:
         yield
     except DekagError as error:

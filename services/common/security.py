@@ -1,4 +1,4 @@
-"""Who may reach a service: mutual TLS, and no port that is open to everyone beyond this machine."""
+"""Access to services: mutual TLS, and no unprotected port that is exposed beyond this machine."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _TLS_DIR = "DEKAG_TLS_DIR"
 MAX_METADATA_BYTES = 16 * 1024
 METADATA_OPTIONS = [
     ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),  # between the two gRPC refuses at random
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),  # between the two, gRPC rejects at random
 ]
-"""What gRPC servers and channels alike accept of headers."""
+"""Limits on headers for both gRPC servers and channels."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens on ``host``; of names, localhost alone says so."""
+    """Whether only this machine can connect to ``host``; the only such host name is localhost."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -36,53 +36,53 @@ def is_loopback(host: str) -> bool:
 
 
 def exposed_on(settings: CommonSettings, host: str) -> str | None:
-    """The address at which others than this machine or a trusted network reach what listens on ``host``."""
+    """The address at which untrusted machines can reach a port of ``host``; None if they cannot."""
     if settings.published_on == NOWHERE or is_loopback(host):
         return None
     address = settings.published_on or host
     return None if is_loopback(address) else address or "all addresses"
 
 
-def check_exposure(settings: CommonSettings, host: str, what: str, *, safe: bool, mend: str) -> None:
-    """Raises SettingError if ``what`` can be reached from beyond loopback and is not ``safe``.
+def check_exposure(settings: CommonSettings, host: str, what: str, *, safe: bool, fix: str) -> None:
+    """Raises SettingError if ``what`` is exposed beyond loopback and is not ``safe``.
 
     Args:
-        settings: of the service.
+        settings: settings of the service.
         host: address that it listens on.
-        what: would be reached, for the message.
-        safe: whether whoever reaches it has to say who they are.
-        mend: what would make it safe.
+        what: what is exposed, for the message.
+        safe: whether clients have to authenticate.
+        fix: how to make it safe, for the message.
     """
     if not safe and (address := exposed_on(settings, host)) is not None:
         raise SettingError(
-            f"{what} would be open to everyone who reaches {address}: {mend}, or let nobody but this machine "
-            "reach it. See docs/security.md"
+            f"{what} would be open to everyone who can reach {address}: {fix}, or restrict it to this "
+            "machine. See docs/security.md"
         )
 
 
 def read(folder: Path, *names: str, setting: str, made_by: str = "dekag credentials") -> list[bytes]:
-    """Contents of the files of those names in a folder.
+    """Contents of files in a folder.
 
     Args:
-        folder: where they are.
-        names: of the files.
-        setting: the variable that names the folder or the file, for the message.
-        made_by: the command that makes them.
+        folder: folder of the files.
+        names: names of the files.
+        setting: variable that names the folder or the file, for the message.
+        made_by: command that creates them, for the message.
 
     Raises:
-        SettingError: one cannot be read.
+        SettingError: a file cannot be read.
     """
     try:
         return [read_bytes(folder / name) for name in names]
     except FileError as error:
-        raise SettingError(f"{setting}: {error}; `{made_by}` makes it") from error
+        raise SettingError(f"{setting}: {error}; `{made_by}` creates it") from error
 
 
 def secret(file: Path, setting: str) -> str:
-    """The one line of text in a file, without the mark and the line's end that editors add to it.
+    """The single line of text in a file, without byte order mark and line end.
 
     Raises:
-        SettingError: it cannot be read, is empty, or is not one line of UTF-8; names ``setting``.
+        SettingError: the file cannot be read, is empty, or is not one line of UTF-8; names ``setting``.
     """
     (content,) = read(file.parent, file.name, setting=setting)
     try:
@@ -92,26 +92,26 @@ def secret(file: Path, setting: str) -> str:
     if not text or text.isspace():
         raise SettingError(f"{setting}: {file} is empty")
     if len(text.splitlines()) > 1:
-        raise SettingError(f"{setting}: {file} must hold one line of text, the secret")
+        raise SettingError(f"{setting}: {file} must contain exactly one line, the secret")
     return text
 
 
 def check_pair(folder: Path, setting: str, *, authority: bool = True) -> None:
-    """Whether the files of a folder are certificates and a key that belong together.
+    """Checks that a folder holds a certificate and its key.
 
     Args:
-        folder: with tls.crt and tls.key.
-        setting: the variable that names it, for the message.
-        authority: whether ca.crt is there and counts, too.
+        folder: folder with tls.crt and tls.key.
+        setting: variable that names the folder, for the message.
+        authority: whether ca.crt is required, too.
 
     Raises:
-        SettingError: one cannot be read, is none, or they do not belong together.
+        SettingError: a file cannot be read or is invalid, or certificate and key do not match.
     """
     names = (CA, CERTIFICATE, KEY) if authority else (CERTIFICATE, KEY)
     read(folder, *names, setting=setting)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     try:
-        # with a password, since a key that wants one would otherwise ask for it at the terminal
+        # with an empty password, as an encrypted key would otherwise prompt for one at the terminal
         context.load_cert_chain(folder / CERTIFICATE, folder / KEY, password="")
     except (OSError, ValueError) as error:
         raise SettingError(
@@ -126,7 +126,7 @@ def check_pair(folder: Path, setting: str, *, authority: bool = True) -> None:
 
 
 def server_credentials(settings: CommonSettings) -> grpc.ServerCredentials | None:
-    """What a gRPC server shows and whose certificates its clients must show; None without TLS."""
+    """Credentials of a gRPC server, which requires client certificates; None without TLS."""
     if settings.tls_dir is None:
         return None
     check_pair(settings.tls_dir, _TLS_DIR)
@@ -135,7 +135,7 @@ def server_credentials(settings: CommonSettings) -> grpc.ServerCredentials | Non
 
 
 def channel_credentials(folder: Path | None) -> grpc.ChannelCredentials | None:
-    """What a gRPC client shows and whose certificate the server must show; None without TLS."""
+    """Credentials of a gRPC client; None without TLS."""
     if folder is None:
         return None
     check_pair(folder, _TLS_DIR)
@@ -144,7 +144,7 @@ def channel_credentials(folder: Path | None) -> grpc.ChannelCredentials | None:
 
 
 def redis_options(settings: CommonSettings) -> dict[str, Any]:
-    """Arguments for ``Redis.from_url`` beside the URL: the password, and the certificates of ``rediss://``."""
+    """Arguments for ``Redis.from_url`` besides the URL: password, and certificates for ``rediss://``."""
     options: dict[str, Any] = {}
     if (file := settings.redis_password_file) is not None:
         options["password"] = secret(file, "DEKAG_REDIS_PASSWORD_FILE")

@@ -1,4 +1,4 @@
-"""Runs one servicer as a process: health, reflection, errors, request context, logs, graceful shutdown."""
+"""Runs a servicer as a process: health, reflection, errors, request context, logs, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from dekag.errors import InvalidInputError, NumericalError, UnavailableError
 from services.common import errors, metrics, security, tracing
 from services.common.addresses import join
 from services.common.errors import SettingError
-from services.common.health import REASON_KEY, ask
+from services.common.health import REASON_KEY, check_health
 from services.common.process import errors_logged
-from services.common.requests import REQUEST_ID_KEY, begin_request, configure_logging
+from services.common.request_context import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
 
 _log = structlog.get_logger()
 FOLLOW_S = 1.0
-"""Time between two looks at the health of the next service, and the longest wait for its answer, s."""
+"""Polling interval for the health of the next service, and the longest wait for its response, s."""
 _REASON_CHARS = 300
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-_NOT_OURS = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
+_INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 
 
 class Servicer(Protocol):
-    """A gRPC servicer that can be run: built on the event loop without models, which ``load`` then reads.
+    """A gRPC servicer that can be run: constructed on the event loop without models, which ``load`` loads.
 
-    One that cannot do without another service has an attribute ``downstream``, the channel to it; its health
-    follows that service's. One of which a part may fail by itself has an async method ``parts``: what is
-    wrong with each by its name, empty if nothing is. Health can be asked of each of them.
+    A servicer that depends on another service has an attribute ``downstream``, the channel to it; its health
+    follows that service's. A servicer with parts that can fail on their own has an async method ``parts``,
+    which returns the problem of each part by name, empty if it works. The health of each part can be queried.
     """
 
     def load(self) -> None:
-        """Loads the models; called once, in a thread. No request is let in before it returns."""
+        """Loads the models; called once, in a thread. Requests are rejected until it returns."""
 
     async def close(self) -> None:
-        """Closes channels, caches and threads; called once, when no request is in flight."""
+        """Closes channels, caches and threads; called once, after the last request."""
 
 
 _S = TypeVar("_S", bound=Servicer)
@@ -61,9 +61,9 @@ _Settings = TypeVar("_Settings", bound=CommonSettings)
 
 
 class _Health(health_aio.HealthServicer):
-    """Health that says why it is not well, and whose watchers are let go at shutdown.
+    """The health service, with the reason if unhealthy; it ends its Watch streams at shutdown.
 
-    They would hold it up for the whole grace.
+    Otherwise they would delay the shutdown by the whole grace period.
 
     Args:
         parts: see Servicer.
@@ -79,16 +79,16 @@ class _Health(health_aio.HealthServicer):
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
     ) -> Any:
         if request.service and self._parts is not None:
-            for part, wrong in (await self._parts()).items():
-                await self.tell(part, wrong)
+            for part, problem in (await self._parts()).items():
+                await self.set_reason(part, problem)
         if reason := self.reasons.get(request.service):
             context.set_trailing_metadata(((REASON_KEY, reason[:_REASON_CHARS].encode()),))
         return await super().Check(request, context)
 
-    async def tell(self, part: str, wrong: str) -> None:
-        """Notes what is wrong with a part; the whole service is the part without a name."""
-        self.reasons[part] = wrong
-        await self.set(part, _NOT_SERVING if wrong else health_pb2.HealthCheckResponse.SERVING)
+    async def set_reason(self, part: str, reason: str) -> None:
+        """Sets why a part is unhealthy, empty if it is healthy; the part "" is the whole service."""
+        self.reasons[part] = reason
+        await self.set(part, _NOT_SERVING if reason else health_pb2.HealthCheckResponse.SERVING)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
@@ -110,13 +110,13 @@ class _Health(health_aio.HealthServicer):
 
 
 class _Reflection(reflection.aio.ReflectionServicer):
-    """Reflection whose clients are let go at shutdown, as the watchers of health are; some stay for hours."""
+    """The reflection service; it ends its streams at shutdown, as some clients keep them open for hours."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(names)
         self._stopping = asyncio.Event()
 
-    async def ServerReflectionInfo(  # type: ignore[override] # its stub forgets that this is a generator
+    async def ServerReflectionInfo(  # type: ignore[override] # the stub does not declare a generator
         self, request_iterator: AsyncIterable[ServerReflectionRequest], unused_context: Any
     ) -> AsyncIterator[ServerReflectionResponse]:
         requests, stop = aiter(request_iterator), asyncio.create_task(self._stopping.wait())
@@ -135,9 +135,9 @@ class _Reflection(reflection.aio.ReflectionServicer):
                     request.cancel()
 
         try:
-            answers = cast("AsyncIterator[Any]", super().ServerReflectionInfo(until_stop(), unused_context))
-            async for answer in answers:
-                yield answer
+            responses = cast("AsyncIterator[Any]", super().ServerReflectionInfo(until_stop(), unused_context))
+            async for response in responses:
+                yield response
         finally:
             stop.cancel()
 
@@ -145,29 +145,29 @@ class _Reflection(reflection.aio.ReflectionServicer):
         self._stopping.set()
 
 
-class _Names:
-    """Takes a server's place when a service is added and notes its full name; gRPC does not tell it."""
+class _ServiceNames:
+    """Stands in for a server to record the full name of a service; gRPC has no other way to get it."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def add_generic_rpc_handlers(self, handlers: object) -> None:
         """Part of a server's interface."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, object]) -> None:
-        self.found.append(service)
+        self.names.append(service)
 
 
 @dataclass
 class _Traffic:
-    """Bytes of one call's messages as gRPC carried them, without its framing and headers."""
+    """Bytes of the messages of one call, without gRPC's framing and headers."""
 
     received_bytes: int = 0
     sent_bytes: int = 0
 
 
-class _Requests(aio.ServerInterceptor):
-    """Gives each request its context, span, log line with the bytes that crossed, and error status."""
+class _RequestInterceptor(aio.ServerInterceptor):
+    """Adds context, span, log line with traffic, and error status to each request."""
 
     def __init__(self, name: str) -> None:
         self._name, self.ready = name, False
@@ -178,20 +178,20 @@ class _Requests(aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(details)
-        if handler is None or details.method.startswith(_NOT_OURS):
+        if handler is None or details.method.startswith(_INFRASTRUCTURE):
             return handler
         headers = dict(details.invocation_metadata or ())
         traffic = _Traffic()
 
-        def deserialize(data: bytes) -> Any:  # inside the request, so not by gRPC before it
+        def deserialize(data: bytes) -> Any:  # here and not in gRPC, so that errors belong to the request
             traffic.received_bytes += len(data)
             try:
                 return handler.request_deserializer(data)
             except DecodeError:
-                allowed = f"a message that {details.method} takes"
+                allowed = f"a valid message for {details.method}"
                 raise InvalidInputError("request", allowed, f"{len(data)} bytes") from None
 
-        def serialize(message: Any) -> bytes:  # before the log line, so not by gRPC after it
+        def serialize(message: Any) -> bytes:  # here and not in gRPC, so that the log line has its size
             data: bytes = handler.response_serializer(message)
             traffic.sent_bytes += len(data)
             return data
@@ -224,7 +224,7 @@ class _Requests(aio.ServerInterceptor):
         start, status = time.perf_counter(), "OK"
         name = f"{self._name}.{method.rpartition('/')[2]}"
         try:
-            with tracing.serving(name, headers, {"dekag.request_id": request_id}):
+            with tracing.server_span(name, headers, {"dekag.request_id": request_id}):
                 if not self.ready:
                     raise UnavailableError("the service is still loading its models; try again later")
                 yield
@@ -237,7 +237,7 @@ class _Requests(aio.ServerInterceptor):
             if isinstance(shown, errors.InternalError) and shown is not error:
                 _log.exception("request failed", method=method)
             elif isinstance(shown, NumericalError) and not isinstance(error.__cause__, grpc.RpcError):
-                _log.error("not finite", method=method, error=str(shown))
+                _log.error("value not finite", method=method, error=str(shown))
             await context.abort(errors.grpc_status(shown), str(shown)[:300], errors.to_metadata(shown))
         finally:
             seconds = time.perf_counter() - start
@@ -256,10 +256,10 @@ class Server:
     """One servicer on one port.
 
     Args:
-        settings: where to listen, limits, grace.
-        servicer: what to run.
+        settings: address, limits and grace period.
+        servicer: servicer to run.
         add: the generated ``add_...Servicer_to_server``.
-        name: the service's name, for its spans and metrics.
+        name: name of the service, for spans and metrics.
     """
 
     def __init__(
@@ -269,7 +269,7 @@ class Server:
         add: Callable[[_S, aio.Server], None],
         name: str = "service",
     ) -> None:
-        self._settings, self._servicer, self._requests = settings, servicer, _Requests(name)
+        self._settings, self._servicer, self._requests = settings, servicer, _RequestInterceptor(name)
         self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
             interceptors=[self._requests],
@@ -288,17 +288,17 @@ class Server:
         )
         add(servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = _Names()
-        add(servicer, cast("aio.Server", names))
+        recorder = _ServiceNames()
+        add(servicer, cast("aio.Server", recorder))
         self._following: asyncio.Task[None] | None = None
-        self._reflection = _Reflection([*names.found, HEALTH_NAME, reflection.SERVICE_NAME])
+        self._reflection = _Reflection([*recorder.names, HEALTH_NAME, reflection.SERVICE_NAME])
         add_ServerReflectionServicer_to_server(self._reflection, self._server)  # type: ignore[no-untyped-call]
 
     async def start(self) -> int:
-        """Listens, so far only for health and reflection; returns the port.
+        """Starts to listen, at first only for health and reflection; returns the port.
 
         Raises:
-            SettingError: there is no such address, its port is taken, or it would be reached from beyond
+            SettingError: the address does not exist, its port is in use, or it would be exposed beyond
                 loopback without mutual TLS.
         """
         credentials = security.server_credentials(self._settings)
@@ -307,9 +307,9 @@ class Server:
             self._settings.host,
             "this service",
             safe=credentials is not None,
-            mend="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
+            fix="set DEKAG_TLS_DIR to a folder made by `dekag credentials`",
         )
-        await self._health.tell("", f"{self._name}: still loading its models")
+        await self._health.set_reason("", f"{self._name}: still loading its models")
         address = join(self._settings.host, self._settings.port)
         try:
             if credentials is None:
@@ -324,28 +324,28 @@ class Server:
         return port
 
     async def load(self) -> None:
-        """Loads the models and lets requests in."""
+        """Loads the models and starts to accept requests."""
         await asyncio.to_thread(self._servicer.load)
         self._requests.ready = True
         channel: aio.Channel | None = getattr(self._servicer, "downstream", None)
         if channel is None:
-            await self._health.tell("", "")
+            await self._health.set_reason("", "")
         else:
-            await self._look(channel)
+            await self._check_downstream(channel)
             self._following = asyncio.create_task(self._follow(channel))
 
     async def _follow(self, channel: aio.Channel) -> None:
         while True:
             await asyncio.sleep(FOLLOW_S)
-            await self._look(channel)
+            await self._check_downstream(channel)
 
-    async def _look(self, channel: aio.Channel) -> None:
-        """Says that this service serves if the one does without which it cannot."""
-        found = await ask(channel, f"{self._name}: the next service", FOLLOW_S)
-        await self._health.tell("", found.reason)
+    async def _check_downstream(self, channel: aio.Channel) -> None:
+        """Makes this service's health follow that of the service it depends on."""
+        health = await check_health(channel, f"{self._name}: the next service", FOLLOW_S)
+        await self._health.set_reason("", health.reason)
 
     async def stop(self) -> None:
-        """Turns new requests away, lets those in flight finish for ``grace_s``, then closes everything."""
+        """Rejects new requests, lets running ones finish for up to ``grace_s``, then closes everything."""
         if self._following is not None:
             self._following.cancel()
         await self._health.enter_graceful_shutdown()
@@ -360,16 +360,16 @@ def run(
     build: Callable[[_Settings], _S],
     add: Callable[[_S, aio.Server], None],
 ) -> None:
-    """Runs a service until SIGTERM or SIGINT: what every ``__main__`` calls.
+    """Runs a service until SIGTERM or SIGINT; called by every ``__main__``.
 
     Args:
-        name: the service's name, for logs, spans and metrics.
-        settings_class: the service's settings, which are read from the environment.
-        build: imports and makes the servicer; called on the event loop.
+        name: name of the service, for logs, spans and metrics.
+        settings_class: class of the settings, which are read from the environment.
+        build: imports and constructs the servicer; called on the event loop.
         add: the generated ``add_...Servicer_to_server``.
     """
-    # What is imported and loaded stays: to look through all of it for garbage, again and again as it grows,
-    # makes the start longer, and later every full collection would hold up a request for it.
+    # Modules and models are never freed. Garbage collection would only slow down the start, and later every
+    # full collection would delay a request, so it is off until they are loaded and frozen.
     gc.disable()
 
     async def serve(settings: _Settings) -> None:

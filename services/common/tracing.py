@@ -1,6 +1,6 @@
-"""One trace for each request, over all services: OpenTelemetry spans, W3C trace context on every call.
+"""Traces requests across services: OpenTelemetry spans, with W3C trace context on every call.
 
-Off unless ``spans_to`` of the settings says where to. Imports no torch.
+Off unless ``spans_to`` in the settings names a destination. Imports no torch.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ _provider: TracerProvider | None = None
 
 
 def configure(service: str, spans_to: str) -> None:
-    """Sends this process's spans to where ``spans_to`` says.
+    """Configures the destination of this process's spans.
 
     Args:
-        service: its name, ``service.name`` of every span.
-        spans_to: empty for nowhere; ``console``, a URL that takes OTLP over HTTP, or the path of a file.
+        service: name of the service, ``service.name`` of every span.
+        spans_to: empty for none; ``console``, a URL that accepts OTLP over HTTP, or the path of a file.
 
     Raises:
-        SettingError: the file cannot be written, or a variable of OpenTelemetry's own is wrong.
+        SettingError: the file cannot be written, or a variable of OpenTelemetry is invalid.
     """
     if not spans_to:
         return
     for name in [name for name in os.environ if name.startswith("OTEL_") and name not in filled(os.environ)]:
-        del os.environ[name]  # OpenTelemetry takes some that are empty for numbers
+        del os.environ[name]  # OpenTelemetry parses some empty variables as numbers
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -63,18 +63,18 @@ def configure(service: str, spans_to: str) -> None:
         provider.add_span_processor(BatchSpanProcessor(_exporter(spans_to)))
     except ValueError as error:
         given = ", ".join(sorted(name for name in os.environ if name.startswith("OTEL_")))
-        raise SettingError(f"OpenTelemetry takes no such value, of {given}: {error}") from error
+        raise SettingError(f"OpenTelemetry rejects the value of one of {given}: {error}") from error
     use(provider)
 
 
 def use(provider: TracerProvider | None) -> None:
-    """Makes spans with ``provider`` from now on; None turns them off."""
+    """Creates spans with ``provider`` from now on; None turns them off."""
     global _tracer, _provider
     _tracer, _provider = _OFF if provider is None else provider.get_tracer("dekag"), provider
 
 
 def close() -> None:
-    """Sends the spans that are still here; no more are made."""
+    """Exports the remaining spans; no more are created."""
     provider = _provider
     use(None)
     if provider is not None:
@@ -91,13 +91,13 @@ def _exporter(spans_to: str) -> SpanExporter:
     if spans_to == "console":
         return ConsoleSpanExporter(out=sys.stdout, formatter=_line)
     try:
-        # a pipe that nobody reads is an error then, instead of a wait for ever
+        # non-blocking, so that a pipe without a reader is an error instead of an endless wait
         handle = os.open(spans_to, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
         os.set_blocking(handle, True)
         file = open(handle, "a", buffering=1, encoding="utf-8")  # noqa: SIM115, PTH123
     except OSError as error:
-        raise SettingError(f"DEKAG_SPANS_TO names a file that cannot be written: {error}") from error
-    return ConsoleSpanExporter(out=file, formatter=_line)  # a line at a time, so that services can share it
+        raise SettingError(f"DEKAG_SPANS_TO: the file cannot be written: {error}") from error
+    return ConsoleSpanExporter(out=file, formatter=_line)  # whole lines, so that services can share the file
 
 
 def _line(span: ReadableSpan) -> str:
@@ -105,21 +105,21 @@ def _line(span: ReadableSpan) -> str:
 
 
 @contextmanager
-def serving(
+def server_span(
     name: str,
     headers: Mapping[str, str],
     attributes: Mapping[str, str | int],
     kind: SpanKind = SpanKind.SERVER,
 ) -> Iterator[Span]:
-    """The span of a request that this service answers, a child of the caller's; current from now on.
+    """The span of a request that this service answers, a child of the caller's; becomes the current span.
 
-    It stays current, since every request has a context of its own, and a stream may be closed from another.
+    It is never detached: every request has its own context, and a stream may be closed from another one.
 
     Args:
-        name: of the span.
-        headers: of the request, names in lower case; ``traceparent`` is looked for.
-        attributes: of the span.
-        kind: CONSUMER for what is worked off a queue, long after the caller has its answer.
+        name: name of the span.
+        headers: headers of the request, names in lower case; ``traceparent`` is used.
+        attributes: attributes of the span.
+        kind: CONSUMER for jobs from a queue, which run long after the caller has its response.
     """
     if _tracer is _OFF:
         yield get_current_span()
@@ -130,15 +130,15 @@ def serving(
     try:
         yield span
     except Exception as error:
-        failed(span, str(error))
+        mark_failed(span, str(error))
         raise
     finally:
         span.end()
 
 
 @contextmanager
-def calling(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
-    """The span of a call to ``peer``; gives the metadata that carry it there, none when spans are off."""
+def client_span(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
+    """The span of a call to ``peer``; yields the metadata that carry it, empty when tracing is off."""
     if _tracer is _OFF:
         yield ()
         return
@@ -148,42 +148,42 @@ def calling(peer: str) -> Iterator[tuple[tuple[str, str], ...]]:
     try:
         yield tuple(headers.items())
     except Exception as error:
-        failed(span, str(error))
+        mark_failed(span, str(error))
         raise
     finally:
         span.end()
 
 
 def outgoing() -> dict[str, str]:
-    """Headers that carry the current span to who goes on with its work later; none when spans are off."""
+    """Headers that carry the current span to a later job; empty when tracing is off."""
     headers: dict[str, str] = {}
     _W3C.inject(headers)
     return headers
 
 
-def failed(span: Span, why: str) -> None:
-    """Marks ``span`` as that of something that failed."""
-    span.set_status(Status(StatusCode.ERROR, why))
+def mark_failed(span: Span, reason: str) -> None:
+    """Sets the status of ``span`` to ERROR."""
+    span.set_status(Status(StatusCode.ERROR, reason))
 
 
-def over(stage: str, seconds: float, ago_s: float = 0.0) -> None:
-    """The span of a stage of the current request that took ``seconds`` and was over ``ago_s`` seconds ago."""
+def record_stage(stage: str, seconds: float, ago_s: float = 0.0) -> None:
+    """Records the span of a stage that took ``seconds`` and ended ``ago_s`` seconds ago."""
     if _tracer is _OFF:
         return
     end = time.time_ns() - round(ago_s * 1e9)
     _tracer.start_span(stage, start_time=end - round(seconds * 1e9)).end(end)
 
 
-def note_link(asked: DeliveryRequest, channel_uses: int) -> None:
-    """Notes in the current span what is sent, and over which link."""
+def set_link_attributes(request: DeliveryRequest, channel_uses: int) -> None:
+    """Sets attributes of the delivery and its link on the current span."""
     span = get_current_span()
     if span.is_recording():
         span.set_attributes(
             {
-                "dekag.delivery": asked.delivery,
-                "dekag.snr_db": asked.link.snr_db,
-                "dekag.fading": asked.link.fading,
+                "dekag.delivery": request.delivery,
+                "dekag.snr_db": request.link.snr_db,
+                "dekag.fading": request.link.fading,
                 "dekag.channel_uses": channel_uses,
-                "dekag.cbr": channel_uses / asked.source_values,
+                "dekag.cbr": channel_uses / request.source_values,
             }
         )

@@ -1,4 +1,4 @@
-"""Transmission knowledge, the codec's adapters, as cloud, edge, user and Redis pass it on.
+"""Transmission knowledge, the codec's adapters: its manifest, and a cache of codecs with adapters.
 
 Imports no torch, so that the gateway can use it.
 """
@@ -17,7 +17,7 @@ from services.proto.downlink_pb2 import TransmissionKnowledge
 from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
 if TYPE_CHECKING:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from services.common.cache import Cache
     from services.common.settings import CodecSettings
 
@@ -25,17 +25,17 @@ TRANSMISSION_KEY = "dekag:transmission"
 
 
 class TransmissionManifest(VersionManifest):
-    """One version of a codec's adapters; versions count up over all codecs."""
+    """One version of a codec's adapters; version numbers are shared by all codecs."""
 
     base_hash: str = Field(pattern="^[0-9a-f]{64}$", description="Hash of the codec that it fits.")
 
     def to_proto(self) -> ManifestMessage:
-        """The message that ``from_proto`` reads back."""
+        """Returns the message; the inverse of ``from_proto``."""
         return ManifestMessage(**self.model_dump())
 
     @classmethod
     def from_proto(cls, message: ManifestMessage) -> TransmissionManifest:
-        """The manifest that ``message`` carries; pydantic's ValidationError if it carries none."""
+        """The manifest in ``message``; raises pydantic's ValidationError if it is invalid."""
         return cls(
             version=message.version,
             content_hash=message.content_hash,
@@ -47,17 +47,17 @@ class TransmissionManifest(VersionManifest):
 
 
 class CodecCache:
-    """The profile's codec, alone and with each of the adapters that were used lately.
+    """The profile's codec without adapters, and an LRU cache of it with adapters.
 
     Args:
-        settings: how many adapters are held, and how the codec works.
-        cache: Redis, where adapters are looked for first.
-        ask: the next service, which is asked where Redis has none: from a content hash to its answer and the
-            bytes that crossed.
+        settings: capacity of the cache, and largest batch of the codec.
+        cache: Redis, the first source of adapters.
+        fetch: gets adapters from the next service by content hash; returns the response and the bytes
+            transferred.
 
     Attributes:
-        base: the codec alone.
-        own: the codec with the adapters of the profile, None if it has none.
+        base: the codec without adapters.
+        own: the codec with the adapters of the profile; None if it has none.
     """
 
     base: AlignedCodec
@@ -67,17 +67,17 @@ class CodecCache:
         self,
         settings: CodecSettings,
         cache: Cache,
-        ask: Callable[[str], Awaitable[tuple[TransmissionKnowledge, int]]],
+        fetch: Callable[[str], Awaitable[tuple[TransmissionKnowledge, int]]],
     ) -> None:
-        self._max_batch, self._ask = settings.max_batch, ask
+        self._max_batch, self._fetch = settings.max_batch, fetch
         self._codecs: ArtifactCache[AlignedCodec] = ArtifactCache(
             "transmission knowledge", "adapters", self._load, cache, capacity=settings.adapters_capacity
         )
         self.held = self._codecs.held
 
     def load(self, codec: str, adapters: str | None) -> None:
-        """Loads the profile's codec and adapters from their folders; MismatchError if they do not fit."""
-        from dekag.cala.aligned import AlignedCodec
+        """Loads the profile's codec and adapters from their folders; MismatchError on a mismatch."""
+        from dekag.cala.aligned_codec import AlignedCodec
         from dekag.cala.artifact import TransmissionKnowledge
 
         self.base = AlignedCodec.load(codec, max_batch=self._max_batch)
@@ -87,23 +87,23 @@ class CodecCache:
             self._codecs.keep(self.own)
 
     async def get(self, content_hash: str) -> tuple[AlignedCodec, int]:
-        """The codec with those adapters, and the bytes that had to be sent for them, 0 if it is in memory.
+        """The codec with those adapters, and the bytes transferred for them, 0 if it was in memory.
 
         Args:
-            content_hash: of the adapters; empty for the codec alone.
+            content_hash: hash of the adapters; empty for the codec without adapters.
 
         Raises:
-            MismatchError: what Redis and the next service have is damaged or fits another codec.
-            NotFoundError: neither has it.
+            MismatchError: the adapters in Redis and in the next service are damaged or fit another codec.
+            NotFoundError: neither has them.
             UnavailableError: neither can be reached.
         """
         if not content_hash:
             return self.base, 0
-        return await self._codecs.get(content_hash, partial(self._fetch, content_hash))
+        return await self._codecs.get(content_hash, partial(self._fetch_files, content_hash))
 
-    async def _fetch(self, content_hash: str) -> tuple[Files, int]:
-        answer, sent_bytes = await self._ask(content_hash)
-        return dict(answer.files), sent_bytes
+    async def _fetch_files(self, content_hash: str) -> tuple[Files, int]:
+        response, sent_bytes = await self._fetch(content_hash)
+        return dict(response.files), sent_bytes
 
     def _load(self, files: Files) -> AlignedCodec:
         from dekag.cala.artifact import TransmissionKnowledge

@@ -1,4 +1,4 @@
-"""One thread for each model: requests queue for it, one by one or in batches, while their time allows."""
+"""Runs each model in its own thread, with a bounded queue, request by request or in batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Generic, ParamSpec, TypeVar
 
 from dekag.errors import DeadlineError, ExhaustedError
 from services.common import metrics
-from services.common.requests import time_remaining
+from services.common.request_context import time_remaining
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -24,18 +24,18 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-Wanted = Callable[[], bool]
-"""Whether anybody still waits for what is being worked at."""
+ShouldContinue = Callable[[], bool]
+"""Whether any request still needs the result."""
 
-_LOOK_EVERY_S = 0.001
-_PACE_KEEPS = 0.8  # of what was known, with each turn
+_POLL_INTERVAL_S = 0.001
+_SMOOTHING = 0.8  # weight of the previous estimate of the time per call
 
 
-class _Line:
-    """Those who wait for a model, and how long each of them takes it.
+class _WaitQueue:
+    """The requests that wait for a model, and an estimate of the time that each of them takes.
 
-    Whoever would wait longer than its request has time is turned away at once: it would only be in the way
-    of those that can still be served.
+    A request whose expected wait exceeds its deadline is rejected immediately: it would only delay requests
+    that can still be served.
     """
 
     def __init__(self, name: str, max_queue: int) -> None:
@@ -43,12 +43,12 @@ class _Line:
         self._waiting, self._seconds_each = 0, 0.0
 
     @contextlib.contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the line while inside.
+    def slot(self) -> Iterator[None]:
+        """Holds a slot in the queue inside the context.
 
         Raises:
-            ExhaustedError: the line is full, or longer than the request's time.
-            DeadlineError: the request's time is over.
+            ExhaustedError: the queue is full, or the expected wait exceeds the request's deadline.
+            DeadlineError: the deadline has passed.
         """
         with metrics.REFUSED.labels(self.name).count_exceptions(ExhaustedError):
             self._check()
@@ -60,38 +60,38 @@ class _Line:
             self._waiting -= 1
 
     def _check(self) -> None:
-        left, waits_s = time_remaining(), self._waiting * self._seconds_each
+        left, wait_s = time_remaining(), self._waiting * self._seconds_each
         if self._waiting >= self._max_queue:
             raise ExhaustedError(f"{self._waiting} requests wait for the {self.name} model; try again later")
-        if left is not None and waits_s > left:
+        if left is not None and wait_s > left:
             raise ExhaustedError(
-                f"it would be about {waits_s:.1f} s until the {self.name} model gets to this request, which "
-                f"allows {left:.1f} s; try again later"
+                f"the expected wait for the {self.name} model is {wait_s:.1f} s, but the request's deadline "
+                f"is in {left:.1f} s; try again later"
             )
 
-    def note(self, seconds: float, served: int) -> None:
-        """So many were served in that time."""
-        known = self._seconds_each or seconds / served
-        self._seconds_each = _PACE_KEEPS * known + (1 - _PACE_KEEPS) * seconds / served
+    def record(self, seconds: float, calls: int) -> None:
+        """Updates the estimate: this many calls took that time in all."""
+        estimate = self._seconds_each or seconds / calls
+        self._seconds_each = _SMOOTHING * estimate + (1 - _SMOOTHING) * seconds / calls
 
 
 def _set_threads(threads: int) -> None:
     if not threads:
         return
-    import torch  # here, since the gateway shares this package and starts without torch
+    import torch  # not at the top: the gateway imports this module and starts without torch
 
     torch.set_num_threads(threads)
 
 
 class ModelWorker:
-    """Runs the CPU work of one model in its own thread, one call after another, first come first served.
+    """Runs the CPU work of one model in its own thread, one call after another, in order of arrival.
 
-    A cancelled call that has not started never starts; one that has started is finished before the next, so
-    that two calls never share the state of a model.
+    A call that is cancelled before it starts never runs; a running call always finishes before the next one
+    starts, so that two calls never share the state of a model.
     """
 
     def __init__(self, name: str, *, threads: int = 0, max_queue: int = 64) -> None:
-        self._line = _Line(name, max_queue)
+        self._queue = _WaitQueue(name, max_queue)
         self._thread = ThreadPoolExecutor(1, f"model-{name}", initializer=partial(_set_threads, threads))
 
     async def run(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> tuple[_T, float]:
@@ -108,14 +108,14 @@ class ModelWorker:
             start = time.perf_counter()
             result = work(*args, **kwargs)
             seconds = time.perf_counter() - start
-            self._line.note(seconds, 1)
+            self._queue.record(seconds, 1)
             return result, seconds
 
-        with self._line.place():
+        with self._queue.slot():
             return await asyncio.get_running_loop().run_in_executor(self._thread, context.run, timed)
 
     def close(self) -> None:
-        """Lets the call that runs finish and drops the others."""
+        """Lets the running call finish and cancels the waiting ones."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
 
@@ -125,11 +125,11 @@ class _Call(Generic[_Item, _Result]):
 
     item: _Item
     context: contextvars.Context
-    answer: Future[tuple[_Result, float]] = field(default_factory=Future)
+    result: Future[tuple[_Result, float]] = field(default_factory=Future)
     abandoned: bool = False
 
-    def wanted(self) -> bool:
-        """Whether its request still waits for it."""
+    def should_continue(self) -> bool:
+        """Whether its request still needs the result."""
         if self.abandoned:
             return False
         try:
@@ -140,37 +140,38 @@ class _Call(Generic[_Item, _Result]):
 
 
 class BatchWorker(Generic[_Item, _Result]):
-    """Runs the CPU work of one model in its own thread, for all that waits for it at once.
+    """Runs the CPU work of one model in its own thread, in batches of waiting calls.
 
-    A free worker starts at once, with what is there, unless it is told to wait a little for more. The call
-    that has waited longest is in every batch, and those behind it that are like it ride along in their order,
-    so that nobody waits for more batches than there were calls before. A cancelled call that has not started
-    never starts; the work of a batch can ask whether any of its calls is still wanted. If a batch fails, its
-    calls are tried one by one, so that none fails for another.
+    A free worker starts immediately with the waiting calls, unless `wait_s` makes it wait for more. Every
+    batch starts with the call that has waited longest, followed by calls with the same batch key in order of
+    arrival, so that no call waits for more batches than there were calls before it. A call that is cancelled
+    before it starts never runs; the work of a batch can check whether any of its calls is still needed. If a
+    batch fails, its calls are run one by one, so that none fails because of another.
 
     Args:
-        name: of the model, for messages.
-        work: results for items that are all alike, in their order; it may give up when nobody wants them.
-        alike: items that give the same value may share a batch.
-        max_batch: most items in one batch.
-        wait_s: how long a call that finds the worker free waits for others to share its batch, s.
-        threads: CPU threads of the model; 0 leaves it to torch.
-        max_queue: calls that may wait.
+        name: name of the model, for messages.
+        work: returns the results for items with the same batch key, in order; may stop early if it should
+            not continue.
+        batch_key: items with equal keys may share a batch.
+        max_batch: largest number of items in a batch.
+        wait_s: how long a free worker waits for more calls to share a batch, s.
+        threads: CPU threads of the model; 0 uses torch's default.
+        max_queue: largest number of waiting calls.
     """
 
     def __init__(
         self,
         name: str,
-        work: Callable[[Sequence[_Item], Wanted], Sequence[_Result]],
+        work: Callable[[Sequence[_Item], ShouldContinue], Sequence[_Result]],
         *,
-        alike: Callable[[_Item], Hashable],
+        batch_key: Callable[[_Item], Hashable],
         max_batch: int,
         wait_s: float = 0.0,
         threads: int = 0,
         max_queue: int = 64,
     ) -> None:
-        self._work, self._alike, self._max_batch, self._wait_s = work, alike, max_batch, wait_s
-        self._line = _Line(name, max_queue)
+        self._work, self._batch_key, self._max_batch, self._wait_s = work, batch_key, max_batch, wait_s
+        self._queue = _WaitQueue(name, max_queue)
         self._calls: deque[_Call[_Item, _Result]] = deque()
         self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, f"model-{name}", initializer=partial(_set_threads, threads))
@@ -183,72 +184,74 @@ class BatchWorker(Generic[_Item, _Result]):
             DeadlineError: the request's time was over before its turn came.
         """
         call: _Call[_Item, _Result] = _Call(item, contextvars.copy_context())
-        with self._line.place():
+        with self._queue.slot():
             with self._lock:
                 self._calls.append(call)
-            # one turn for each call; those of calls that rode along find less
-            self._thread.submit(self._turn)
+            # one submission per call; some find the queue empty, as their call was in an earlier batch
+            self._thread.submit(self._run_batch)
             try:
-                return await asyncio.wrap_future(call.answer)
+                return await asyncio.wrap_future(call.result)
             except asyncio.CancelledError:
                 call.abandoned = True
                 raise
 
-    async def apart(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    async def run_exclusive(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Result of ``work(*args, **kwargs)``, run between two batches in the same thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **kwargs))
 
     def close(self) -> None:
-        """Lets the batch that runs finish and drops the other calls."""
+        """Lets the running batch finish and cancels the waiting calls."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         for call in self._calls:
-            call.answer.cancel()
+            call.result.cancel()
 
-    def _turn(self) -> None:
-        """One batch, if anything waits."""
+    def _run_batch(self) -> None:
+        """Runs one batch if any call waits."""
         if self._wait_s:
             self._wait_for_more()
         if not (batch := self._next()):
             return
-        metrics.BATCH_SIZE.labels(self._line.name).observe(len(batch))
+        metrics.BATCH_SIZE.labels(self._queue.name).observe(len(batch))
         start = time.perf_counter()
         try:
-            results = self._work([call.item for call in batch], lambda: any(call.wanted() for call in batch))
-            answered = list(zip(batch, results, strict=True))
+            results = self._work(
+                [call.item for call in batch], lambda: any(call.should_continue() for call in batch)
+            )
+            pairs = list(zip(batch, results, strict=True))
         except Exception as error:
             if len(batch) == 1:
-                batch[0].answer.set_exception(error)
+                batch[0].result.set_exception(error)
                 return
             for call in batch:
-                self._alone(call)
+                self._run_single(call)
             return
         seconds = time.perf_counter() - start
-        self._line.note(seconds, len(batch))
-        for call, result in answered:
-            call.answer.set_result((result, seconds))
+        self._queue.record(seconds, len(batch))
+        for call, result in pairs:
+            call.result.set_result((result, seconds))
 
     def _wait_for_more(self) -> None:
         end = time.monotonic() + self._wait_s
         while 0 < len(self._calls) < self._max_batch and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _LOOK_EVERY_S))
+            time.sleep(min(left, _POLL_INTERVAL_S))
 
-    def _alone(self, call: _Call[_Item, _Result]) -> None:
+    def _run_single(self, call: _Call[_Item, _Result]) -> None:
         start = time.perf_counter()
         try:
-            (result,) = self._work([call.item], call.wanted)
+            (result,) = self._work([call.item], call.should_continue)
         except Exception as error:
-            call.answer.set_exception(error)
+            call.result.set_exception(error)
         else:
-            call.answer.set_result((result, time.perf_counter() - start))
+            call.result.set_result((result, time.perf_counter() - start))
 
     def _next(self) -> list[_Call[_Item, _Result]]:
-        """Takes the first call off the queue, and those like it."""
+        """Takes the first call and those with the same batch key from the queue."""
         batch: list[_Call[_Item, _Result]] = []
         with self._lock:
             others: list[_Call[_Item, _Result]] = []
             while self._calls and len(batch) < self._max_batch:
                 call = self._calls.popleft()
-                if batch and self._alike(call.item) != self._alike(batch[0].item):
+                if batch and self._batch_key(call.item) != self._batch_key(batch[0].item):
                     others.append(call)
                 elif _starts(call):
                     batch.append(call)
@@ -257,12 +260,12 @@ class BatchWorker(Generic[_Item, _Result]):
 
 
 def _starts(call: _Call[_Item, _Result]) -> bool:
-    """Whether ``call`` is to be worked: nobody has cancelled it, and its request has time left."""
-    if not call.answer.set_running_or_notify_cancel():
+    """Whether ``call`` should run: it is not cancelled, and its deadline has not passed."""
+    if not call.result.set_running_or_notify_cancel():
         return False
     try:
         call.context.run(time_remaining)
     except DeadlineError as error:
-        call.answer.set_exception(error)
+        call.result.set_exception(error)
         return False
     return True

@@ -1,4 +1,4 @@
-"""The knowledge updates that an edge draws with: what there is, what a request needs, fetching it."""
+"""Selects and fetches the knowledge updates for a request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dekag.api.limits import MAX_KNOWLEDGE
 from dekag.errors import MismatchError, NotFoundError, UnavailableError
 from dekag.makd.topics import matching
 from services.common import clients
-from services.common.artifact_cache import ArtifactCache, CloudAnswer, Files
+from services.common.artifact_cache import ArtifactCache, CachedResponse, Files
 from services.common.cache import Cache
 from services.common.knowledge import CATALOGUE_KEY, Manifest
 from services.proto.cloud_pb2 import GetKnowledgeRequest, ListKnowledgeRequest
@@ -27,12 +27,12 @@ _log = structlog.get_logger()
 
 
 class Knowledge:
-    """Asks for each request what knowledge there is, so that nothing needs to be announced to an edge.
+    """Looks up the current knowledge for each request, so that updates need no announcement.
 
     Args:
-        settings: of the edge.
-        cache: Redis, where the catalogue and the updates are looked for first.
-        cloud: asked where Redis does not know.
+        settings: settings of the edge.
+        cache: Redis, the first source of the catalogue and of updates.
+        cloud: the source if Redis does not have them.
     """
 
     def __init__(self, settings: EdgeSettings, cache: Cache, cloud: CloudAsyncStub) -> None:
@@ -41,72 +41,74 @@ class Knowledge:
         self._updates: ArtifactCache[KnowledgeUpdate] = ArtifactCache(
             "knowledge", "update", _load, cache, capacity=settings.knowledge_capacity
         )
-        self._listed: CloudAnswer[Mapping[str, Manifest]] = CloudAnswer(
-            self._ask_cloud, {}, keep_s=settings.knowledge_keep_s, subject="what knowledge there is"
+        self._cached_catalogue: CachedResponse[Mapping[str, Manifest]] = CachedResponse(
+            self._query_cloud, {}, keep_s=settings.knowledge_keep_s, subject="which knowledge exists"
         )
 
-    async def choose(self, asked: DeliveryRequest, base_hash: str) -> list[Manifest]:
-        """The updates that ``asked`` is to be drawn with, in order of the topics' names.
+    async def choose(self, request: DeliveryRequest, base_hash: str) -> list[Manifest]:
+        """The updates to use for ``request``, sorted by topic.
 
-        Those that the prompt needs but that do not fit the model are left out with a warning.
+        If the prompt selects the topics, updates that do not fit the model are skipped with a warning.
 
         Args:
-            asked: names topics, or leaves it to its prompt.
-            base_hash: of the edge model.
+            request: names topics, or leaves the selection to its prompt.
+            base_hash: hash of the edge model.
 
         Raises:
-            NotFoundError: a topic that is named is unknown.
-            MismatchError: the update of a topic that is named fits another model.
-            UnavailableError: a topic is named, and neither Redis nor the cloud says what there is.
+            NotFoundError: a named topic is unknown.
+            MismatchError: the update of a named topic fits another model.
+            UnavailableError: a topic is named, and neither Redis nor the cloud can be queried.
         """
-        if asked.knowledge == ():
+        if request.knowledge == ():
             return []
-        known, is_certain = await self._catalogue()
-        if asked.knowledge is None:
-            named = matching(asked.prompt, {name: found.triggers for name, found in known.items()})
-            chosen = [known[name] for name in named]
-            for manifest in chosen:
+        known, is_complete = await self._catalogue()
+        if request.knowledge is None:
+            topics = matching(request.prompt, {name: manifest.triggers for name, manifest in known.items()})
+            selected = [known[name] for name in topics]
+            for manifest in selected:
                 if manifest.base_hash != base_hash:
-                    _log.warning("knowledge of another model left out", topic=manifest.topic)
-            return [manifest for manifest in chosen if manifest.base_hash == base_hash][:MAX_KNOWLEDGE]
-        for name in asked.knowledge:
+                    _log.warning("skipping knowledge of another model", topic=manifest.topic)
+            return [manifest for manifest in selected if manifest.base_hash == base_hash][:MAX_KNOWLEDGE]
+        for name in request.knowledge:
             if name not in known:
-                if not is_certain:
-                    raise UnavailableError("it cannot be found out now what knowledge there is")
-                there_is = ", ".join(sorted(known)) or "none yet"
-                raise NotFoundError(f"there is no knowledge of topic {name!r}; there is {there_is}")
+                if not is_complete:
+                    raise UnavailableError("the list of knowledge is not available now; try again later")
+                names = ", ".join(sorted(known)) or "none yet"
+                raise NotFoundError(f"there is no knowledge of topic {name!r}; there is {names}")
             if known[name].base_hash != base_hash:
                 raise MismatchError(f"the knowledge of topic {name!r} fits another edge model")
-        return [known[name] for name in sorted(asked.knowledge)]
+        return [known[name] for name in sorted(request.knowledge)]
 
     async def fetch(self, manifest: Manifest) -> tuple[KnowledgeUpdate, int]:
-        """The update and the bytes that had to be sent for it, 0 if it is in memory.
+        """The update, and the bytes transferred for it, 0 if it was in memory.
 
         Raises:
-            MismatchError: what Redis and the cloud have of it is damaged.
-            NotFoundError: it was deleted or replaced meanwhile.
+            MismatchError: the update is damaged in Redis and in the cloud.
+            NotFoundError: it was deleted or replaced in the meantime.
             UnavailableError: neither Redis nor the cloud can be reached.
         """
         return await self._updates.get(manifest.content_hash, partial(self._from_cloud, manifest))
 
     async def _catalogue(self) -> tuple[Mapping[str, Manifest], bool]:
-        """The current manifest of each topic by name, and whether that is all there is."""
+        """The current manifest of each topic, and whether the list is known to be complete."""
         if fields := await self._cache.get_hash(CATALOGUE_KEY):
-            found = {name.decode(errors="replace"): Manifest.parse(text) for name, text in fields.items()}
-            known = {name: each for name, each in found.items() if each is not None and each.topic == name}
+            parsed = {name.decode(errors="replace"): Manifest.parse(text) for name, text in fields.items()}
+            known = {
+                name: manifest for name, manifest in parsed.items() if manifest and manifest.topic == name
+            }
             return known, True
-        return await self._listed.get(), self._listed.error is None
+        return await self._cached_catalogue.get(), self._cached_catalogue.error is None
 
-    async def _ask_cloud(self) -> Mapping[str, Manifest]:
-        answer = await clients.call(
+    async def _query_cloud(self) -> Mapping[str, Manifest]:
+        response = await clients.call(
             self._cloud.ListKnowledge, ListKnowledgeRequest(), "cloud", timeout_s=self._timeout_s
         )
-        return {each.topic: Manifest.from_proto(each) for each in answer.knowledge}
+        return {message.topic: Manifest.from_proto(message) for message in response.knowledge}
 
     async def _from_cloud(self, manifest: Manifest) -> tuple[Files, int]:
         request = GetKnowledgeRequest(topic=manifest.topic, content_hash=manifest.content_hash, files=True)
-        answer = await clients.call(self._cloud.GetKnowledge, request, "cloud")
-        return dict(answer.files), request.ByteSize() + answer.ByteSize()
+        response = await clients.call(self._cloud.GetKnowledge, request, "cloud")
+        return dict(response.files), request.ByteSize() + response.ByteSize()
 
 
 def _load(files: Files) -> KnowledgeUpdate:

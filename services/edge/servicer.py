@@ -1,4 +1,4 @@
-"""Downlink.Provide at its source: a prompt becomes symbols, by latent or by image."""
+"""The edge service, the source of the downlink: turns a prompt into symbols, via a latent or an image."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dekag.link.iq import evenly_spaced, iq_to_bytes
 from dekag.pipeline import DigitalSender, Sender
 from services.common import clients, converters, tracing
 from services.common.cache import Cache, latent_key
-from services.common.frames import MAX_SHOWN, FrameError, Transmission
+from services.common.frames import MAX_CONSTELLATION_SYMBOLS, FrameError, Transmission
 from services.common.knowledge import Manifest
 from services.common.stages import stage_time
-from services.common.worker import BatchWorker, ModelWorker, Wanted
+from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 from services.edge.knowledge import Knowledge
 from services.edge.transmission import EdgeCodecs
 from services.proto.cloud_pb2 import GeneratedImage, GenerateRequest
@@ -43,8 +43,8 @@ from services.proto.downlink_pb2 import (
 from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
-    from dekag.cala.aligned import AlignedCodec
-    from dekag.makd.aligned import AlignedGenerator
+    from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
@@ -55,12 +55,12 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class _GenerationResult:
-    """Latents (1, *shape), and how they came about.
+    """Latents (1, *shape) with details of their generation.
 
     Attributes:
-        seconds: that it took to draw them; None if they were cached.
-        knowledge: the updates that took part.
-        fetched_bytes: sent to fetch updates.
+        seconds: time to generate them, s; None if they were cached.
+        knowledge: the updates in use.
+        fetched_bytes: bytes transferred to fetch updates.
     """
 
     latents: torch.Tensor
@@ -71,31 +71,31 @@ class _GenerationResult:
 
 @dataclass(frozen=True, eq=False)
 class _EncodeJob:
-    """Latents (1, *shape) to be sent with `codec` in that many symbols."""
+    """Latents (1, *shape) to encode with `codec` into that many symbols."""
 
     codec: AlignedCodec
     latents: torch.Tensor
     channel_uses: int
-    asked: DeliveryRequest
+    request: DeliveryRequest
 
-    def alike(self) -> tuple[object, ...]:
-        return self.codec.content_hash, self.latents.shape, self.asked.modulation
+    def batch_key(self) -> tuple[object, ...]:
+        return self.codec.content_hash, self.latents.shape, self.request.modulation
 
 
 @dataclass(frozen=True, eq=False)
 class _GenerateJob:
-    """A request and the updates that it names, in case they are unloaded before its turn comes."""
+    """A request with its updates, in case they are unloaded before it runs."""
 
     request: GenerationRequest
     updates: Sequence[KnowledgeUpdate]
     guidance_scale: float
 
-    def alike(self) -> tuple[object, ...]:
+    def batch_key(self) -> tuple[object, ...]:
         return self.request.size, self.guidance_scale
 
 
 class EdgeServicer(DownlinkServicer):
-    """Draws latents with the edge-GAI and sends them as symbols; conventionally, sends the cloud's image."""
+    """Generates latents with the edge model and encodes them, or sends the cloud's image conventionally."""
 
     def __init__(self, settings: EdgeSettings) -> None:
         self._settings = settings
@@ -106,7 +106,7 @@ class EdgeServicer(DownlinkServicer):
         self._generating = BatchWorker(
             "edge",
             self._generate_batch,
-            alike=_GenerateJob.alike,
+            batch_key=_GenerateJob.batch_key,
             max_batch=settings.generate_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
@@ -115,7 +115,7 @@ class EdgeServicer(DownlinkServicer):
         self._encoding = BatchWorker(
             "codec",
             _encode,
-            alike=_EncodeJob.alike,
+            batch_key=_EncodeJob.batch_key,
             max_batch=settings.max_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
@@ -130,7 +130,7 @@ class EdgeServicer(DownlinkServicer):
         from dekag.generation.models import Generator
         from dekag.generation.profile import load_profile
         from dekag.link.digital import warm_up
-        from dekag.makd.aligned import AlignedGenerator
+        from dekag.makd.aligned_generator import AlignedGenerator
 
         profile = load_profile(self._settings.profile)
         generator = Generator.from_profile(profile.edge)
@@ -146,13 +146,13 @@ class EdgeServicer(DownlinkServicer):
         await self._cache.close()
 
     async def Provide(
-        self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
+        self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
-        """The symbols of what was asked for, with the report of how they came about."""
-        asked = converters.request_from_proto(request)
-        send = self._semantic if asked.jscc else self._conventional
-        transmission = await send(asked)
-        tracing.note_link(asked, transmission.header.channel_uses)
+        """The symbols of the requested image, with a report."""
+        request = converters.request_from_proto(message)
+        send = self._semantic if request.jscc else self._conventional
+        transmission = await send(request)
+        tracing.set_link_attributes(request, transmission.header.channel_uses)
         for frame in transmission.frames():
             yield frame
 
@@ -170,27 +170,27 @@ class EdgeServicer(DownlinkServicer):
             )
         held = self._codecs.held(request.content_hash)
         if held is None or held.knowledge is None:
-            answer, _ = await self._codecs.ask_cloud(request.content_hash)
-            return answer
+            response, _ = await self._codecs.fetch_from_cloud(request.content_hash)
+            return response
         return TransmissionKnowledge(files=held.knowledge.to_files())
 
-    async def _semantic(self, asked: DeliveryRequest) -> Transmission:
-        shape = self._generator.latent_shape(asked.width, asked.height)
+    async def _semantic(self, request: DeliveryRequest) -> Transmission:
+        shape = self._generator.latent_shape(request.width, request.height)
         (codec, adapters_bytes), knowledge = await asyncio.gather(
-            self._codec(asked), self._knowledge.choose(asked, self._generator.model_hash)
+            self._codec(request), self._knowledge.choose(request, self._generator.model_hash)
         )
         try:
             rate = Sender(codec).rate(
-                asked.link,
+                request.link,
                 shape,
-                source_values=asked.source_values,
-                cbr=asked.cbr,
-                target_psnr_db=asked.target_psnr_db,
+                source_values=request.source_values,
+                cbr=request.cbr,
+                target_psnr_db=request.target_psnr_db,
             )
         except InvalidInputError as error:
             raise error.within("link") from None
-        drawn = await self._latents(asked, shape, knowledge)
-        outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, asked)
+        drawn = await self._latents(request, shape, knowledge)
+        outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, request)
         symbols, encoding = await self._encoding.run(outgoing)
         hashes = {"edge": self._generator.model_hash, "codec": codec.base_hash}
         if codec.content_hash:
@@ -206,34 +206,34 @@ class EdgeServicer(DownlinkServicer):
             ],
         )
         report.prompt_read["edge"].CopyFrom(
-            PromptRead(**vars(self._generator.generator.reader.read(asked.prompt)))
+            PromptRead(**vars(self._generator.generator.reader.read(request.prompt)))
         )
         header = TransmissionHeader(
             channel_uses=rate.channel_uses,
-            delivery=converters.DELIVERIES[asked.delivery],
+            delivery=converters.DELIVERIES[request.delivery],
             latent_shape=shape,
             codec_hash=codec.base_hash,
             adapters_hash=codec.content_hash,
         )
         reference = None
-        if asked.measure:
-            reference = Reference(latents=_to_bytes(drawn.latents), iq=_shown(symbols, asked))
+        if request.measure:
+            reference = Reference(latents=_to_bytes(drawn.latents), iq=_shown(symbols, request))
         transmission = Transmission(header, symbols, [], reference, report)
         if drawn.seconds is not None:
             transmission.add_stage("edge.generate", drawn.seconds)
         transmission.add_stage("edge.encode", encoding)
         return transmission
 
-    async def _codec(self, asked: DeliveryRequest) -> tuple[AlignedCodec, int]:
-        """The codec that is asked for, and the bytes that had to be sent for its adapters."""
-        return await self._codecs.current() if asked.delivery == "semantic" else (self._codecs.base, 0)
+    async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec, int]:
+        """The codec for the requested delivery, and the bytes transferred for its adapters."""
+        return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.base, 0)
 
     async def _latents(
-        self, asked: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
+        self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
     ) -> _GenerationResult:
-        """What the edge draws with this knowledge, or takes from the cache."""
-        refusing = asked.on_long_prompt == "refuse"  # what the updates have their say in
-        if not refusing and (cached := await self._cached(asked, shape, knowledge)) is not None:
+        """Latents generated with this knowledge, or from the cache."""
+        refusing = request.on_long_prompt == "refuse"  # the updates are needed to check the length
+        if not refusing and (cached := await self._cached(request, shape, knowledge)) is not None:
             return _GenerationResult(cached, None, knowledge, 0)
         updates, fetched_bytes = [], 0
         for manifest in knowledge:
@@ -241,82 +241,88 @@ class EdgeServicer(DownlinkServicer):
                 update, sent_bytes = await self._knowledge.fetch(manifest)
                 fetched_bytes += sent_bytes
                 if not self._generator.has(update.content_hash):
-                    await self._generating.apart(self._generator.add, update)
+                    await self._generating.run_exclusive(self._generator.add, update)
                 updates.append(update)
             except (MismatchError, NotFoundError, UnavailableError) as error:
-                if asked.knowledge is not None:
+                if request.knowledge is not None:
                     raise
-                _log.warning("knowledge left out", topic=manifest.topic, error=str(error))
+                _log.warning("skipping knowledge", topic=manifest.topic, error=str(error))
         if refusing:
-            self._check_length(asked.prompt, updates)
-        had = {update.content_hash for update in updates}
-        # where the prompt asked for it and nobody else, it is better drawn without what cannot be had
-        if refusing or len(had) < len(knowledge):
-            knowledge = [manifest for manifest in knowledge if manifest.content_hash in had]
-            if (cached := await self._cached(asked, shape, knowledge)) is not None:
+            self._check_length(request.prompt, updates)
+        available = {update.content_hash for update in updates}
+        # if the prompt selected the knowledge, an image without the unavailable part is better than none
+        if refusing or len(available) < len(knowledge):
+            knowledge = [manifest for manifest in knowledge if manifest.content_hash in available]
+            if (cached := await self._cached(request, shape, knowledge)) is not None:
                 return _GenerationResult(cached, None, knowledge, fetched_bytes)
         hashes = tuple(update.content_hash for update in updates)
-        request = GenerationRequest(asked.prompt, asked.seed, asked.width, asked.height, hashes)
-        job = _GenerateJob(request, updates, self._generator.guidance_scale(updates))
+        generation = GenerationRequest(request.prompt, request.seed, request.width, request.height, hashes)
+        job = _GenerateJob(generation, updates, self._generator.guidance_scale(updates))
         latents, seconds = await self._generating.run(job)
-        await self._cache.set(self._key(asked, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
+        await self._cache.set(self._key(request, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
         return _GenerationResult(latents, seconds, knowledge, fetched_bytes)
 
     def _check_length(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> None:
-        """InvalidInputError unless the prompt is read in one window with these updates."""
+        """Raises InvalidInputError unless the prompt fits in one window with these updates."""
         if len(self._generator.windows(prompt, updates)) > 1:
             read = self._generator.generator.reader.read(prompt)
-            vectors = sum(len(update.rows_for(prompt)) for update in updates)
+            vectors = sum(len(update.token_rows(prompt)) for update in updates)
             raise converters.too_long(read.tokens, max(0, read.tokens_at_once - vectors), "edge")
 
-    def _generate_batch(self, jobs: Sequence[_GenerateJob], wanted: Wanted) -> list[torch.Tensor]:
-        """Latents (1, *shape) of each of some that are alike; what is asked for twice is drawn once."""
+    def _generate_batch(
+        self, jobs: Sequence[_GenerateJob], should_continue: ShouldContinue
+    ) -> list[torch.Tensor]:
+        """Latents (1, *shape) of each job of one batch key; equal requests are generated once."""
         latents: dict[GenerationRequest, torch.Tensor] = {}
         for part in self._parts(jobs):
-            # again, in the turn that draws: other requests may have pushed them out
+            # again, right before generating: other requests may have evicted them
             for update in {u.content_hash: u for job in part for u in job.updates}.values():
                 self._generator.add(update)
-            new = [each for each in dict.fromkeys(job.request for job in part) if each not in latents]
+            new = [
+                request for request in dict.fromkeys(job.request for job in part) if request not in latents
+            ]
             if new:
-                latents |= zip(new, self._generator.batch(new, wanted=wanted).split(1), strict=True)
+                latents |= zip(
+                    new, self._generator.batch(new, should_continue=should_continue).split(1), strict=True
+                )
         return [latents[job.request] for job in jobs]
 
     def _parts(self, jobs: Sequence[_GenerateJob]) -> Iterator[list[_GenerateJob]]:
-        """Batches that do not exceed the memory and the room for updates."""
+        """Splits the jobs into batches within the limits of memory and of loaded updates."""
         from dekag.generation.models import PIXELS_AT_ONCE
 
         width, height = jobs[0].request.size
-        most = max(1, PIXELS_AT_ONCE // (width * height))
+        max_jobs = max(1, PIXELS_AT_ONCE // (width * height))
         part: list[_GenerateJob] = []
         hashes: set[str] = set()
         for job in jobs:
-            more = hashes | set(job.request.updates)
-            if part and (len(part) == most or len(more) > self._settings.knowledge_capacity):
+            with_job = hashes | set(job.request.updates)
+            if part and (len(part) == max_jobs or len(with_job) > self._settings.knowledge_capacity):
                 yield part
-                part, more = [], set(job.request.updates)
+                part, with_job = [], set(job.request.updates)
             part.append(job)
-            hashes = more
+            hashes = with_job
         yield part
 
-    def _key(self, asked: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
+    def _key(self, request: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
         hashes = [manifest.content_hash for manifest in knowledge]
         model_hash = self._generator.model_hash
-        return latent_key(model_hash, asked.prompt, asked.seed, asked.width, asked.height, hashes)
+        return latent_key(model_hash, request.prompt, request.seed, request.width, request.height, hashes)
 
     async def _cached(
-        self, asked: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
+        self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
     ) -> torch.Tensor | None:
-        if (data := await self._cache.get(self._key(asked, knowledge))) is None:
+        if (data := await self._cache.get(self._key(request, knowledge))) is None:
             return None
         try:
             return torch.from_numpy(converters.latents_from_bytes(data, (1, *shape)))
         except InvalidInputError:
-            return None  # not what this service wrote: drawn anew and overwritten
+            return None  # not written by this service: generated again and overwritten
 
-    async def _conventional(self, asked: DeliveryRequest) -> Transmission:
-        file, png, traffic = await self._fetch_image(asked)
+    async def _conventional(self, request: DeliveryRequest) -> Transmission:
+        file, png, traffic = await self._fetch_image(request)
         (symbols, coding), modulating = await self._modulating.run(
-            DigitalSender().encode, file.image, asked.link
+            DigitalSender().encode, file.image, request.link
         )
         report = TransmissionReport(
             stages=[*file.stages, stage_time("edge.modulate", modulating)],
@@ -330,46 +336,46 @@ class EdgeServicer(DownlinkServicer):
             delivery=DELIVERY_CONVENTIONAL,
             coding=converters.coding_to_proto(coding, len(file.image)),
         )
-        reference = Reference(image=png, iq=_shown(symbols, asked)) if asked.measure else None
+        reference = Reference(image=png, iq=_shown(symbols, request)) if request.measure else None
         return Transmission(header, symbols, [], reference, report)
 
-    async def _fetch_image(self, asked: DeliveryRequest) -> tuple[GeneratedImage, bytes, int]:
-        """The cloud's image file, its PNG (empty unless measured) and the traffic without that PNG, bytes."""
-        formats = [asked.image_format, "png"] if asked.measure else [asked.image_format]
-        request = GenerateRequest(
-            prompt=asked.prompt,
-            seeds=[asked.seed],
-            width=asked.width,
-            height=asked.height,
+    async def _fetch_image(self, request: DeliveryRequest) -> tuple[GeneratedImage, bytes, int]:
+        """The cloud's image file, its PNG (empty unless measured), and the bytes transferred for the file."""
+        formats = [request.image_format, "png"] if request.measure else [request.image_format]
+        message = GenerateRequest(
+            prompt=request.prompt,
+            seeds=[request.seed],
+            width=request.width,
+            height=request.height,
             formats=[converters.FORMATS[name] for name in formats],
-            on_long_prompt=converters.LONG_PROMPTS[asked.on_long_prompt],
+            on_long_prompt=converters.LONG_PROMPTS[request.on_long_prompt],
         )
         images: dict[int, GeneratedImage] = {}
-        async with aclosing(clients.stream(self._cloud.Generate, request, "cloud")) as answers:
-            async for image in answers:
+        async with aclosing(clients.stream(self._cloud.Generate, message, "cloud")) as responses:
+            async for image in responses:
                 images[image.format] = image
                 if len(images) > len(formats):
-                    raise FrameError("the cloud sent more images than it was asked for")
+                    raise FrameError("the cloud sent more images than requested")
         try:
             file, *png = (images[converters.FORMATS[name]] for name in formats)
             check_payload_bytes(len(file.image))
         except KeyError as error:
-            raise FrameError(f"the cloud left out format {error}") from error
+            raise FrameError(f"the cloud did not send format {error}") from error
         except InvalidInputError as error:
             raise FrameError(f"the cloud's image: {error}") from error
-        return file, png[0].image if png else b"", request.ByteSize() + file.ByteSize()
+        return file, png[0].image if png else b"", message.ByteSize() + file.ByteSize()
 
 
-def _encode(jobs: Sequence[_EncodeJob], _: Wanted) -> list[torch.Tensor]:
-    """Symbols of each of several transmissions that are all alike."""
+def _encode(jobs: Sequence[_EncodeJob], _: ShouldContinue) -> list[torch.Tensor]:
+    """Symbols of each job of one batch key."""
     first = jobs[0]
     return Sender(first.codec).encode(
         torch.cat([job.latents for job in jobs]),
-        [job.asked.link for job in jobs],
+        [job.request.link for job in jobs],
         [job.channel_uses for job in jobs],
-        source_values=first.asked.source_values,
-        seeds=[job.asked.seed for job in jobs],
-        modulation=first.asked.modulation,
+        source_values=first.request.source_values,
+        seeds=[job.request.seed for job in jobs],
+        modulation=first.request.modulation,
     )
 
 
@@ -377,5 +383,5 @@ def _to_bytes(latents: torch.Tensor) -> bytes:
     return converters.latents_to_bytes(latents.numpy())
 
 
-def _shown(symbols: torch.Tensor, asked: DeliveryRequest) -> bytes:
-    return iq_to_bytes(evenly_spaced(symbols, MAX_SHOWN)) if asked.details else b""
+def _shown(symbols: torch.Tensor, request: DeliveryRequest) -> bytes:
+    return iq_to_bytes(evenly_spaced(symbols, MAX_CONSTELLATION_SYMBOLS)) if request.details else b""

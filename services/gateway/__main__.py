@@ -7,7 +7,7 @@ import structlog
 from dekag import plugins
 from services.common import metrics, tracing
 from services.common.process import errors_logged
-from services.common.requests import configure_logging
+from services.common.request_context import configure_logging
 from services.common.security import check_exposure, exposed_on
 from services.gateway.app import create_app
 from services.gateway.server import make_server
@@ -27,7 +27,7 @@ def main() -> None:
             settings.host,
             "the gateway",
             safe=settings.api_keys_file is not None,
-            mend="make an API key with `dekag key NAME >> api-keys` and set DEKAG_API_KEYS_FILE=api-keys",
+            fix="make an API key with `dekag key NAME >> api-keys` and set DEKAG_API_KEYS_FILE=api-keys",
         )
         metrics.serve(settings)
         plugins.load_from_environment()

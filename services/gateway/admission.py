@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from dekag.errors import ExhaustedError
 from services.common import metrics
-from services.common.requests import time_remaining
+from services.common.request_context import time_remaining
 
 _KEEPS = 0.9  # weight of the old mean time in a slot when a request ends
 

@@ -26,8 +26,8 @@ from dekag.documents import parse_json
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.cache import Cache, report_key
 from services.common.clients import call, open_channel
-from services.common.health import Health, ask
-from services.common.requests import request_id
+from services.common.health import Health, check_health
+from services.common.request_context import request_id
 from services.gateway import knowledge_routes, problems, web_ui
 from services.gateway.admission import Admission
 from services.gateway.api_keys import ApiKeys
@@ -43,7 +43,7 @@ from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
 _JSON_SAFE_SEEDS = 2**53  # seeds drawn here survive clients whose integers are doubles
-_REPEATABLE = [
+_RETRYABLE = [
     ("dekag.v1.User", "Receive"),  # the same request makes the same picture
     *(
         ("dekag.v1.Cloud", name)
@@ -99,8 +99,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         cache = app.state.cache = Cache(settings)
         app.state.stopping = asyncio.Event()
         async with (
-            open_channel(settings.user_address, settings, repeatable=_REPEATABLE) as channel,
-            open_channel(settings.cloud_address, settings, repeatable=_REPEATABLE) as cloud_channel,
+            open_channel(settings.user_address, settings, retryable=_RETRYABLE) as channel,
+            open_channel(settings.cloud_address, settings, retryable=_RETRYABLE) as cloud_channel,
         ):
             app.state.user = user_pb2_grpc.UserStub(channel)
             app.state.user_channel, app.state.cloud_channel = channel, cloud_channel
@@ -194,7 +194,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         if (stored := await app.state.cache.get(report_key(of))) is not None:
             with contextlib.suppress(ValueError):  # not written by a gateway: ignored
                 return Reports.model_validate(parse_json(stored, "report"))
-        if wrong := await app.state.cache.trouble():
+        if wrong := await app.state.cache.problem():
             raise UnavailableError(f"reports are kept in Redis, which {wrong}")
         raise NotFoundError(
             f"there is no report of request {of}; reports are kept for {settings.report_ttl_s} s"
@@ -215,10 +215,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         """Whether images can be asked for now. Where API keys are needed, `reasons` needs one, too."""
         state, timeout_s = app.state, settings.ready_timeout_s
         user, cloud, distillation, redis = await asyncio.gather(
-            ask(state.user_channel, "the user service", timeout_s),
-            ask(state.cloud_channel, "the cloud service", timeout_s),
-            ask(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
-            state.cache.trouble(),
+            check_health(state.user_channel, "the user service", timeout_s),
+            check_health(state.cloud_channel, "the cloud service", timeout_s),
+            check_health(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
+            state.cache.problem(),
         )
         checks = {"user": user, "cloud": cloud, "distillation": distillation}
         checks["redis"] = Health("down", f"Redis {redis}") if redis else Health("up")

@@ -13,7 +13,7 @@ from dekag.errors import DekagError
 from services.common import metrics
 from services.common.clients import call
 from services.common.knowledge import NO_KNOWLEDGE
-from services.common.requests import begin_request, request_id
+from services.common.request_context import begin_request, request_id
 from services.gateway.converters import to_model
 from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2 import CompareRequest, Consistency

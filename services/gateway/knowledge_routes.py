@@ -28,7 +28,7 @@ from dekag.api.schemas import (
 from dekag.errors import DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.knowledge import NO_KNOWLEDGE
-from services.common.requests import begin_request, request_id
+from services.common.request_context import begin_request, request_id
 from services.gateway.converters import to_distill, to_model
 from services.gateway.idempotency import IdempotencyKey, job_id_for
 from services.gateway.openapi_examples import KNOWLEDGE_EXAMPLES, PUBLISH_EXAMPLES

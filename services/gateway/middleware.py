@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.gateway import request_body, web_ui
 from services.gateway.api_keys import ApiKeys
 from services.gateway.problems import from_error, problem
@@ -93,12 +93,14 @@ class RequestMiddleware:
         if scope["path"] in _PROBES:
             await self._answer(scope, receive, send, request_id)
             return None
-        with tracing.serving(f"gateway {scope['method']}", headers, {"dekag.request_id": request_id}) as span:
+        with tracing.server_span(
+            f"gateway {scope['method']}", headers, {"dekag.request_id": request_id}
+        ) as span:
             status = await self._answer(scope, receive, send, request_id)
             span.update_name(f"gateway {_route(scope)}")
             span.set_attribute("http.response.status_code", status)
             if status >= 500:
-                tracing.failed(span, str(status))
+                tracing.mark_failed(span, str(status))
         return None
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:

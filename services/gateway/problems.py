@@ -18,7 +18,7 @@ from starlette.types import Scope
 from dekag.api.schemas import FieldProblem, Problem
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
 from services.common.errors import http_status, public
-from services.common.requests import request_id
+from services.common.request_context import request_id
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2

@@ -1,12 +1,12 @@
-"""`dekag credentials`: certificates for mutual TLS and users of Redis, a folder for each service.
+"""`dekag credentials`: certificates for mutual TLS and Redis users, in one folder per service.
 
 =======================  ==========================================================================
-``ca/ca.key``            signs certificates; needed here again, and by no service
-``NAME/ca.crt``          the authority that a service believes
-``NAME/tls.crt``         its own certificate, for its name in the compose network and for localhost
-``NAME/tls.key``         the key of that
-``NAME/redis.password``  of its user in Redis, for those that have one; Redis's own is for its check
-``redis/users.acl``      these users, what each may do, and hashes of their passwords
+``ca/ca.key``            key of the authority, needed for renewals; no service needs it
+``NAME/ca.crt``          certificate of the authority that a service trusts
+``NAME/tls.crt``         the service's certificate, for its compose host name and localhost
+``NAME/tls.key``         key of that certificate
+``NAME/redis.password``  password of the service's Redis user; Redis's own is for its health check
+``redis/users.acl``      Redis users with their permissions and password hashes
 =======================  ==========================================================================
 """
 
@@ -29,7 +29,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from dekag.errors import InvalidInputError
 from services.common.security import CA, CERTIFICATE, KEY, secret
 
-OPERATOR = "operator"  # for people and for what collects metrics
+OPERATOR = "operator"  # for people, and for Prometheus
 NAMES = ("gateway", "user", "channel", "edge", "cloud", "distiller", "redis", OPERATOR)
 PASSWORD, USERS = "redis.password", "users.acl"
 _CA_DAYS, _RENEW_DAYS = 3650, 30
@@ -41,8 +41,8 @@ _JOBS = (
     f"{_KNOWLEDGE} ~dekag:lock:* ~dekag:jobs ~dekag:outcome:* ~saq:* &saq:* "
     "+@read +@write +@scripting +@pubsub +@transaction -@dangerous -@admin +info"
 )
-# What a service may touch in Redis and how, beside what every connection needs. The keys are described in
-# services.common.cache, services.cloud.catalogue, services.cloud.jobs and services.cloud.drift.
+# Redis permissions of each service, besides those that every connection needs. The keys are documented in
+# services.common.cache, services.cloud.redis_mirror, services.cloud.jobs and services.cloud.drift.
 _MAY = {
     "gateway": "~dekag:report:* +get +set",
     "user": f"~dekag:transmission ~dekag:update:* {_READS}",
@@ -51,24 +51,24 @@ _MAY = {
     "distiller": _JOBS,
 }
 _CONNECTS = "+ping +select"
-_HEALTH = "~dekag:health +set"  # Redis's own check, whose password is in Redis's own folder
+_HEALTH = "~dekag:health +set"  # for Redis's health check, with the password in Redis's folder
 
 
 def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365) -> list[str]:
-    """Makes what is missing in ``folder`` and renews certificates with less than 30 days left.
+    """Creates missing credentials in ``folder`` and renews certificates with less than 30 days left.
 
-    What is there and valid stays, so that a second call changes nothing.
+    Valid credentials are kept, so that a second call changes nothing.
 
     Args:
-        folder: made if missing; nobody but its owner may read it.
-        names: hosts and addresses by which clients know the gateway, beside its own name and localhost.
-        days: that a new certificate is valid.
+        folder: created if missing, readable by its owner only.
+        names: further host names and addresses of the gateway, besides its own name and localhost.
+        days: validity of a new certificate, days.
 
     Returns:
-        The services whose certificate is new.
+        The services with a new certificate.
 
     Raises:
-        InvalidInputError: a name is none that a certificate may hold.
+        InvalidInputError: a name is not valid in a certificate.
     """
     authority, authority_key = _authority(folder / "ca", days)
     made = []
@@ -184,7 +184,7 @@ def _general_name(name: str) -> x509.GeneralName:
 
 
 def _is_good(home: Path, authority: x509.Certificate, names: x509.SubjectAlternativeName) -> bool:
-    """Whether a folder holds a key and a certificate of this authority for these names, valid for a while."""
+    """Whether a folder holds a key and a certificate by this authority for these names, not expiring soon."""
     if not all((home / name).exists() for name in (CA, CERTIFICATE, KEY)):
         return False
     certificate = x509.load_pem_x509_certificate((home / CERTIFICATE).read_bytes())
@@ -212,7 +212,7 @@ def _private(folder: Path) -> Path:
 
 
 def _write(file: Path, content: bytes) -> None:
-    """Writes a file that nobody but its owner may read, whole or not at all."""
+    """Writes a file atomically, readable by its owner only."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:  # noqa: PTH123

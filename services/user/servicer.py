@@ -1,4 +1,4 @@
-"""User.Receive: symbols back to a picture, and the report of how they came."""
+"""The user service, the receiver: decodes symbols into an image and writes the link report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,17 @@ from dekag.link.iq import evenly_spaced, iq_to_bytes
 from dekag.pipeline import DigitalReceiver, Receiver, receive
 from services.common import clients, converters, metrics, tracing
 from services.common.cache import Cache
-from services.common.frames import MAX_BLOCKS, MAX_SHOWN, FrameError, Transmission, channel_states, collect
+from services.common.frames import (
+    MAX_BLOCKS,
+    MAX_CONSTELLATION_SYMBOLS,
+    FrameError,
+    Transmission,
+    channel_states,
+    collect,
+)
 from services.common.stages import stage_time
 from services.common.transmission import CodecCache
-from services.common.worker import BatchWorker, ModelWorker, Wanted
+from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 from services.proto.downlink_pb2 import (
     MODULATION_UNSPECIFIED,
     GetTransmissionKnowledgeRequest,
@@ -36,7 +43,7 @@ from services.proto.user_pb2 import Details, LinkReport, ReceivedImage
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
-    from dekag.cala.aligned import AlignedCodec
+    from dekag.cala.aligned_codec import AlignedCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
     from services.common.converters import DeliveryRequest
@@ -47,19 +54,19 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, eq=False)
 class _DecodeJob:
-    """Symbols to be decoded into latents of `shape` with `codec`."""
+    """Symbols to decode into latents of `shape` with `codec`."""
 
     codec: AlignedCodec
     reception: Reception
     shape: tuple[int, int, int]
-    asked: DeliveryRequest
+    request: DeliveryRequest
 
-    def alike(self) -> tuple[object, ...]:
+    def batch_key(self) -> tuple[object, ...]:
         return self.codec.content_hash, self.shape
 
 
 class UserServicer(UserBase):
-    """Asks the downlink for symbols and decodes them with the codec and the edge's autoencoder."""
+    """Requests symbols from the downlink and decodes them with the codec and the edge's autoencoder."""
 
     def __init__(self, settings: UserSettings) -> None:
         self._settings = settings
@@ -67,7 +74,7 @@ class UserServicer(UserBase):
         self._downlink = DownlinkStub(self.downstream)
         self._cache = Cache(settings)
         self._demodulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
-        # two threads, so that the picture does not wait for what it is compared with
+        # two threads, so that the image does not wait for its reference
         self._rendering, self._comparing = (
             ModelWorker(name, threads=settings.threads, max_queue=settings.max_queue)
             for name in ("decoder", "reference decoder")
@@ -75,13 +82,13 @@ class UserServicer(UserBase):
         self._decoding = BatchWorker(
             "codec",
             _decode,
-            alike=_DecodeJob.alike,
+            batch_key=_DecodeJob.batch_key,
             max_batch=settings.max_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
             max_queue=settings.max_queue,
         )
-        self._codecs = CodecCache(settings, self._cache, self._ask_for_adapters)
+        self._codecs = CodecCache(settings, self._cache, self._fetch_adapters)
         self._decoder: LatentDecoder
 
     def load(self) -> None:
@@ -103,23 +110,23 @@ class UserServicer(UserBase):
         await self._cache.close()
 
     async def Receive(
-        self, request: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedImage]
+        self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedImage]
     ) -> ReceivedImage:
-        """The picture as received, with its link report."""
+        """The received image with its link report."""
         began = time.perf_counter()
-        asked = converters.request_from_proto(request)
-        transmission = await collect(clients.stream(self._downlink.Provide, request, "channel"))
-        self._check(transmission, asked)
-        tracing.note_link(asked, transmission.header.channel_uses)
-        reception = _reception(transmission, asked)
+        request = converters.request_from_proto(message)
+        transmission = await collect(clients.stream(self._downlink.Provide, message, "channel"))
+        self._check(transmission, request)
+        tracing.set_link_attributes(request, transmission.header.channel_uses)
+        reception = _reception(transmission, request)
         ((pixels, png), adapters_bytes), (reference, comparing_s) = await asyncio.gather(
-            self._picture(transmission, reception, asked), self._reference(transmission, asked)
+            self._image(transmission, reception, request), self._reference(transmission, request)
         )
         hop = "channel-user" if transmission.states else "edge-user"
-        transmission.report.hops.append(  # adapters that the user lacked came over the air too
-            HopTraffic(hop=hop, sent_bytes=request.ByteSize() + transmission.received_bytes + adapters_bytes)
+        transmission.report.hops.append(  # missing adapters are transferred over this hop, too
+            HopTraffic(hop=hop, sent_bytes=message.ByteSize() + transmission.received_bytes + adapters_bytes)
         )
-        report = self._report(transmission, reception, asked, pixels is not None)
+        report = self._report(transmission, reception, request, pixels is not None)
         image = ReceivedImage(png=png, report=report)
         if pixels is not None and reference is not None:
             start = time.perf_counter()
@@ -127,75 +134,75 @@ class UserServicer(UserBase):
             seconds = comparing_s + time.perf_counter() - start
             image.report.stages.append(stage_time("user.measure", seconds))
         details = None
-        if asked.details and reference is not None:
-            details = await asyncio.to_thread(_details, transmission, reception, asked, reference)
-        own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=request.ByteSize())
-        for _ in range(3):  # the count's own varint is counted too; its length settles at once
-            own_hop.sent_bytes = request.ByteSize() + image.ByteSize()
+        if request.details and reference is not None:
+            details = await asyncio.to_thread(_details, transmission, reception, request, reference)
+        own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=message.ByteSize())
+        for _ in range(3):  # the size includes the varint of the size itself, which settles quickly
+            own_hop.sent_bytes = message.ByteSize() + image.ByteSize()
         if details is not None:
             image.details.CopyFrom(details)
-        metrics.delivered(image.report, asked.delivery, time.perf_counter() - began)
+        metrics.record_delivery(image.report, request.delivery, time.perf_counter() - began)
         return image
 
-    def _check(self, transmission: Transmission, asked: DeliveryRequest) -> None:
+    def _check(self, transmission: Transmission, request: DeliveryRequest) -> None:
         header = transmission.header
-        if header.delivery != converters.DELIVERIES[asked.delivery]:
-            raise FrameError(f"asked for {asked.delivery} delivery, got {header.delivery}")
-        if asked.delivery == "conventional":
+        if header.delivery != converters.DELIVERIES[request.delivery]:
+            raise FrameError(f"requested {request.delivery} delivery, got {header.delivery}")
+        if request.delivery == "conventional":
             return
         codec = self._codecs.base
         if header.codec_hash != codec.base_hash:
             raise MismatchError(
                 f"the sender's codec {header.codec_hash[:12]} is not the receiver's {codec.base_hash[:12]}"
             )
-        if header.adapters_hash and asked.delivery == "semantic-unaligned":
-            raise FrameError("asked for no adapters, got some")
+        if header.adapters_hash and request.delivery == "semantic-unaligned":
+            raise FrameError("requested delivery without adapters, got adapters")
         _, *sides = shape = tuple(header.latent_shape)
-        if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != self._sides(asked):
-            raise MismatchError(f"latents {shape} do not make {asked.width}x{asked.height} pixels here")
+        if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != self._sides(request):
+            raise MismatchError(f"latents {shape} do not make {request.width}x{request.height} pixels here")
         most = codec.max_channel_uses((shape[0], shape[1], shape[2]))
         if header.channel_uses > most:
-            raise FrameError(f"{header.channel_uses} symbols, the codec sends at most {most}")
+            raise FrameError(f"{header.channel_uses} symbols, but the codec sends at most {most}")
 
-    def _sides(self, asked: DeliveryRequest) -> list[int]:
+    def _sides(self, request: DeliveryRequest) -> list[int]:
         factor = self._decoder.factor
-        return [asked.height // factor, asked.width // factor]
+        return [request.height // factor, request.width // factor]
 
-    async def _ask_for_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
+    async def _fetch_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
         request = GetTransmissionKnowledgeRequest(content_hash=content_hash, files=True)
         try:
-            answer = await clients.call(self._downlink.GetTransmissionKnowledge, request, "channel")
+            response = await clients.call(self._downlink.GetTransmissionKnowledge, request, "channel")
         except NotFoundError as error:
             raise MismatchError(
-                f"the sender's adapters {content_hash[:12]} cannot be had: {error}"
+                f"the sender's adapters {content_hash[:12]} cannot be fetched: {error}"
             ) from error
-        return answer, request.ByteSize() + answer.ByteSize()
+        return response, request.ByteSize() + response.ByteSize()
 
     async def _latents(
-        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
+        self, transmission: Transmission, reception: Reception, request: DeliveryRequest
     ) -> tuple[torch.Tensor, int]:
-        """Latents (1, *shape) as received, and the bytes that were sent for adapters to decode them with."""
+        """Received latents (1, *shape), and the bytes transferred for the adapters of their codec."""
         header = transmission.header
         codec, sent_bytes = await self._codecs.get(header.adapters_hash)
         channels, height, width = header.latent_shape
-        job = _DecodeJob(codec, reception, (channels, height, width), asked)
+        job = _DecodeJob(codec, reception, (channels, height, width), request)
         latents, seconds = await self._decoding.run(job)
         transmission.add_stage("user.decode", seconds)
         return latents, sent_bytes
 
-    async def _picture(
-        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
+    async def _image(
+        self, transmission: Transmission, reception: Reception, request: DeliveryRequest
     ) -> tuple[tuple[Pixels | None, bytes], int]:
-        """The picture and its PNG, None and empty if it did not decode; and the bytes sent for adapters."""
+        """The image and its PNG, None and empty if it did not decode; and the bytes sent for adapters."""
         pixels: Pixels | None
         adapters_bytes = 0
-        if asked.jscc:
-            latents, adapters_bytes = await self._latents(transmission, reception, asked)
-            pixels, seconds = await self._rendering.run(self._render, latents, asked.seed)
+        if request.jscc:
+            latents, adapters_bytes = await self._latents(transmission, reception, request)
+            pixels, seconds = await self._rendering.run(self._render, latents, request.seed)
             transmission.add_stage("user.render", seconds)
             transmission.report.model_hashes["decoder"] = self._decoder.model_hash
         else:
-            pixels, _ = await self._demodulating.run(self._decode_digital, transmission, reception, asked)
+            pixels, _ = await self._demodulating.run(self._decode_digital, transmission, reception, request)
         if pixels is None:
             return (None, b""), adapters_bytes
         start = time.perf_counter()
@@ -204,54 +211,56 @@ class UserServicer(UserBase):
         return (pixels, png), adapters_bytes
 
     async def _reference(
-        self, transmission: Transmission, asked: DeliveryRequest
+        self, transmission: Transmission, request: DeliveryRequest
     ) -> tuple[Pixels | None, float]:
-        """What was meant to be delivered, None unless it came along; and the seconds to show it."""
+        """The image as sent, None without a reference, and the seconds to decode it."""
         if (reference := transmission.reference) is None:
             return None, 0.0
         kind = reference.WhichOneof("content")
-        if kind != ("latents" if asked.jscc else "image"):
-            raise FrameError(f"a reference of {kind} for {asked.delivery} delivery")
+        if kind != ("latents" if request.jscc else "image"):
+            raise FrameError(f"a reference of {kind} for {request.delivery} delivery")
         try:
             if kind == "image":
-                return await self._comparing.run(_from_png, reference.image, max(asked.width, asked.height))
+                return await self._comparing.run(
+                    _from_png, reference.image, max(request.width, request.height)
+                )
             shape = (1, *transmission.header.latent_shape)
             latents = torch.from_numpy(converters.latents_from_bytes(reference.latents, shape))
-            return await self._comparing.run(self._render, latents, asked.seed)
+            return await self._comparing.run(self._render, latents, request.seed)
         except (InvalidInputError, ValueError) as error:
             raise FrameError(f"reference: {error}") from error
 
     def _render(self, latents: torch.Tensor, seed: int) -> Pixels:
-        """One by one: a batch is hardly quicker, and a picture's bits would depend on who else is shown."""
+        """Decodes a single image: a batch is hardly faster, and would change the bits of an image."""
         pixels: Pixels = self._decoder.decode(latents, [seed])[0]
         return pixels
 
     def _report(
-        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest, decoded: bool
+        self, transmission: Transmission, reception: Reception, request: DeliveryRequest, decoded: bool
     ) -> LinkReport:
         header, sent = transmission.header, transmission.report
         pilot_uses = sum(reception.pilot_uses)
         report = LinkReport(
-            seed=asked.seed,
+            seed=request.seed,
             delivery=header.delivery,
             decoded=decoded,
             channel_uses=header.channel_uses,
             pilot_uses=pilot_uses,
-            cbr=(header.channel_uses + pilot_uses) / asked.source_values,
-            link=converters.link_to_proto(asked.link),
+            cbr=(header.channel_uses + pilot_uses) / request.source_values,
+            link=converters.link_to_proto(request.link),
             no=reception.no.item(),
             gain_mse=None if reception.gain_errors is None else reception.gain_errors.mean().item(),
             hops=sent.hops,
             model_hashes=sent.model_hashes,
             cached=sent.cached,
             knowledge=sent.knowledge,
-            modulation=converters.MODULATIONS[asked.modulation] if asked.jscc else MODULATION_UNSPECIFIED,
-            target_psnr_db=asked.target_psnr_db,
+            modulation=converters.MODULATIONS[request.modulation] if request.jscc else MODULATION_UNSPECIFIED,
+            target_psnr_db=request.target_psnr_db,
             expected_psnr_db=sent.expected_psnr_db if sent.HasField("expected_psnr_db") else None,
             coding=header.coding if header.HasField("coding") else None,
         )
         if header.HasField("coding"):
-            report.image_format = converters.FORMATS[asked.image_format]
+            report.image_format = converters.FORMATS[request.image_format]
         if transmission.states:
             report.gains = iq_to_bytes(evenly_spaced(reception.gains, MAX_BLOCKS))
             report.instantaneous_snr_db = instantaneous_snr_db(reception.gains, reception.no).item()
@@ -261,7 +270,7 @@ class UserServicer(UserBase):
         return report
 
     def _decode_digital(
-        self, transmission: Transmission, reception: Reception, asked: DeliveryRequest
+        self, transmission: Transmission, reception: Reception, request: DeliveryRequest
     ) -> Pixels | None:
         from dekag.generation.images import from_bytes
         from dekag.link.digital import DecodingError
@@ -270,7 +279,7 @@ class UserServicer(UserBase):
         start = time.perf_counter()
         try:
             coding = converters.coding_from_proto(message)
-            payload = DigitalReceiver().decode(reception, coding, message.payload_bytes, seed=asked.seed)
+            payload = DigitalReceiver().decode(reception, coding, message.payload_bytes, seed=request.seed)
         except DecodingError:
             transmission.add_stage("user.decode", time.perf_counter() - start)
             return None
@@ -278,11 +287,11 @@ class UserServicer(UserBase):
             raise FrameError(str(error)) from error
         decoded = time.perf_counter()
         try:
-            pixels = from_bytes(payload, max_side=max(asked.width, asked.height))
+            pixels = from_bytes(payload, max_side=max(request.width, request.height))
         except InvalidInputError as error:
             raise FrameError(f"payload: {error}") from error
-        if pixels.shape[:2] != (asked.height, asked.width):
-            raise FrameError(f"payload: a picture of shape {pixels.shape}")
+        if pixels.shape[:2] != (request.height, request.width):
+            raise FrameError(f"payload: an image of shape {pixels.shape}")
         transmission.add_stage("user.decode", decoded - start)
         transmission.add_stage("user.render", time.perf_counter() - decoded)
         return pixels
@@ -297,27 +306,29 @@ class UserServicer(UserBase):
         for name, metric in plugins.plugged_in("metric").items():
             try:
                 report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
-            except Exception:  # somebody else's code; the picture is there without it
+            except Exception:  # code of a plug-in; the image is complete without it
                 _log.exception("a metric failed", metric=name)
 
 
 def _details(
-    transmission: Transmission, reception: Reception, asked: DeliveryRequest, reference: Pixels
+    transmission: Transmission, reception: Reception, request: DeliveryRequest, reference: Pixels
 ) -> Details:
-    symbols = reception.symbols, equalize(reception, asked.link.equalizer).symbols
-    received, equalized = (iq_to_bytes(evenly_spaced(each, MAX_SHOWN)) for each in symbols)
+    symbols = reception.symbols, equalize(reception, request.link.equalizer).symbols
+    received, equalized = (iq_to_bytes(evenly_spaced(row, MAX_CONSTELLATION_SYMBOLS)) for row in symbols)
     sent = transmission.reference.iq if transmission.reference is not None else b""
     if len(sent) != len(received):
-        raise FrameError(f"reference: {len(sent)} bytes of symbols to be shown, not {len(received)}")
+        raise FrameError(
+            f"reference: {len(sent)} bytes of symbols for the constellation, not {len(received)}"
+        )
     return Details(reference=_to_png(reference), sent=sent, received=received, equalized=equalized)
 
 
-def _reception(transmission: Transmission, asked: DeliveryRequest) -> Reception:
-    """What came of the symbols, by all that is known of the channels that they crossed."""
+def _reception(transmission: Transmission, request: DeliveryRequest) -> Reception:
+    """The reception after all channels that the symbols crossed."""
     states = channel_states(transmission.states, transmission.header.channel_uses)
     try:
-        return receive(transmission.symbols, states, asked.seed)
-    except InvalidInputError as error:  # of the channels, not of the request
+        return receive(transmission.symbols, states, request.seed)
+    except InvalidInputError as error:  # caused by the channels, not by the request
         raise FrameError(str(error)) from error
 
 
@@ -334,14 +345,14 @@ def _from_png(data: bytes, max_side: int) -> Pixels:
     return from_bytes(data, max_side=max_side)
 
 
-def _decode(jobs: Sequence[_DecodeJob], _: Wanted) -> list[torch.Tensor]:
-    """Latents (1, *shape) of each of several transmissions that are alike."""
+def _decode(jobs: Sequence[_DecodeJob], _: ShouldContinue) -> list[torch.Tensor]:
+    """Latents (1, *shape) of each job of one batch key."""
     first = jobs[0]
     latents = Receiver(first.codec).decode(
         [job.reception for job in jobs],
-        [job.asked.link for job in jobs],
+        [job.request.link for job in jobs],
         latent_shape=first.shape,
-        source_values=first.asked.source_values,
-        seeds=[job.asked.seed for job in jobs],
+        source_values=first.request.source_values,
+        seeds=[job.request.seed for job in jobs],
     )
     return list(latents.split(1))

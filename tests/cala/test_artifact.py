@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from dekag.artifacts import INFO
 from dekag.cala import CalaConfig, condition_vector
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.artifact import CONFIG, WEIGHTS, TransmissionKnowledge
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec
@@ -59,9 +59,9 @@ def test_plain_peft_loads_the_folder_alike(folders: tuple[Path, Path]) -> None:
     ours = AlignedCodec.load(*folders)
     theirs = PeftModel.from_pretrained(JsccCodec.load(folders[0]), folders[1]).eval()
     latents, condition = torch.randn(2, *SHAPE), _condition(0, 15)
-    with torch.inference_mode(), theirs.base_model.conditioned("encoder", condition):
+    with torch.inference_mode(), theirs.base_model.with_condition("encoder", condition):
         features = theirs.base_model.model.features(latents, [512, 100])
-    with torch.inference_mode(), ours._adapted.conditioned("encoder", condition):
+    with torch.inference_mode(), ours._adapted.with_condition("encoder", condition):
         torch.testing.assert_close(ours.codec.features(latents, [512, 100]), features, rtol=1e-4, atol=1e-4)
 
 

@@ -6,7 +6,7 @@ import torch
 from peft import get_peft_model
 
 from dekag.cala import CONDITION_FEATURES, CalaConfig
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 

@@ -40,13 +40,13 @@ def _conditions(*snrs_db: float) -> torch.Tensor:
 
 @torch.inference_mode()
 def _encode(adapted: Any, latents: torch.Tensor, uses: list[int], condition: torch.Tensor) -> torch.Tensor:
-    with adapted.base_model.conditioned("encoder", condition):
+    with adapted.base_model.with_condition("encoder", condition):
         return adapted.base_model.model.features(latents, uses)  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()
 def _decode(adapted: Any, symbols: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-    with adapted.base_model.conditioned("decoder", condition):
+    with adapted.base_model.with_condition("decoder", condition):
         return adapted.base_model.model.decode(symbols, SHAPE)  # type: ignore[no-any-return]
 
 
@@ -71,9 +71,9 @@ def test_an_adapted_layer_is_the_convolution_with_its_merged_weight(gate: Any, k
     layer = adapted.base_model.model.encoder[0]
     x = torch.randn(2, 16, 8, 8)
     condition = _conditions(-5, 20)
-    with torch.inference_mode(), adapted.base_model.conditioned("encoder", condition):
+    with torch.inference_mode(), adapted.base_model.with_condition("encoder", condition):
         out = layer(x)
-        parts, base = layer.components, layer.get_base_layer()
+        parts, base = layer.branch, layer.get_base_layer()
         for row in range(2):
             up = parts.up * (0.5 * layer._state[0].gates[row])
             weight = base.weight + torch.einsum("or,rihw->oihw", up, parts.kernels())
@@ -141,7 +141,7 @@ def test_saved_and_loaded_through_peft(adapted: Any, codec: JsccCodec, tmp_path:
 
 def test_gradients_reach_factors_and_gates(codec: JsccCodec) -> None:
     adapted = _stir(get_peft_model(codec, CalaConfig(rank=2, gate_width=3)))
-    with adapted.base_model.conditioned("encoder", _conditions(0, 10)):
+    with adapted.base_model.with_condition("encoder", _conditions(0, 10)):
         adapted.base_model.model.features(torch.randn(2, *SHAPE), [512, 512]).real.square().sum().backward()
     for name, parameter in adapted.named_parameters():
         if "cala_" in name and "decoder" not in name:

@@ -28,7 +28,6 @@ def test_expected_quality_is_interpolated(model: QualityModel) -> None:
     half = LinkConditions(snr_db=5, fading="rician", rician_k_db=0)
     assert model.expected_psnr_db(1 / 96, half) == pytest.approx(22.5)
     assert model.expected_psnr_db(1 / 96, LinkConditions(snr_db=40, fading="awgn")) == pytest.approx(29)
-    assert model.spread_psnr_db(1 / 96, awgn) == pytest.approx(1)
 
 
 def test_the_smallest_rate_that_is_enough(model: QualityModel) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dekag.codec import JsccCodec
-from dekag.codec.constellation import snap_to_qam
+from dekag.codec.constellation import quantize_to_qam
 from dekag.errors import InvalidInputError
 
 
@@ -19,14 +19,14 @@ def codec() -> JsccCodec:
 @pytest.mark.parametrize("bits", [2, 4, 6, 8])
 def test_qam_has_its_points_and_unit_power(bits: int) -> None:
     symbols = torch.view_as_complex(torch.randn(200_000, 2, generator=torch.Generator().manual_seed(1)) * 4)
-    points = torch.unique(torch.view_as_real(snap_to_qam(symbols, bits)).mul(1e4).round().long(), dim=0)
+    points = torch.unique(torch.view_as_real(quantize_to_qam(symbols, bits)).mul(1e4).round().long(), dim=0)
     assert len(points) == 2**bits
     assert points.double().div(1e4).square().sum(1).mean() == pytest.approx(1, abs=1e-3)
 
 
 def test_a_point_of_the_constellation_stays() -> None:
-    symbols = snap_to_qam(torch.view_as_complex(torch.randn(1000, 2)), 6)
-    torch.testing.assert_close(snap_to_qam(symbols, 6), symbols)
+    symbols = quantize_to_qam(torch.view_as_complex(torch.randn(1000, 2)), 6)
+    torch.testing.assert_close(quantize_to_qam(symbols, 6), symbols)
 
 
 @pytest.mark.parametrize("channel_uses", [1, 63, 64, 200, 512])

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
-from services.cloud.worker import Distiller
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.chain import data_in, ended, serving, start_chain, starter

@@ -95,7 +95,9 @@ def test_a_ceiling_goes_on_from_the_shared_fine_tune_in_its_one_condition(
     key = ("rayleigh-1us", 1 / 384, 5.0)
     study.trainings.train(Training("fine-tune", SHARE, 1, 1, key, 1), show=False)
     (only,) = seen
-    assert (float(only.snr_db), float(only.direct), float(only.tau_rms_s)) == pytest.approx((5.0, 0.0, 1e-6))
+    assert (float(only.snr_db), float(only.los_fraction), float(only.tau_rms_s)) == pytest.approx(
+        (5.0, 0.0, 1e-6)
+    )
     assert float(one_condition(("awgn", 1 / 96, 0.0)).tau_rms_s) == 0
 
 

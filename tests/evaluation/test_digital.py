@@ -29,8 +29,8 @@ from dekag.evaluation.studies.digital import (
 )
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
-from dekag.link import source
-from dekag.link.coding import Layout
+from dekag.link import image_coding
+from dekag.link.mcs import CodewordLayout
 from dekag.metrics.features import ImageScorer
 
 RATE = 1 / 96
@@ -51,7 +51,7 @@ def scorer() -> ImageScorer:
 @pytest.fixture(scope="module")
 def pictures(edge: Generator, scorer: ImageScorer, tmp_path_factory: pytest.TempPathFactory) -> Pictures:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "QUALITIES", (0, 30))
+        patch.setattr(image_coding, "QUALITIES", (0, 30))
         patch.setattr(digital, "_MEAN_PICTURES", 4)
         store = ResultStore(tmp_path_factory.mktemp("digital"))
         first = load_pictures(edge, scorer, 3, store)
@@ -70,7 +70,7 @@ def test_choice_fits_and_is_the_best_that_can_be_expected(pictures: Pictures) ->
         assert best.ladder is not None
         assert best.coding is not None
         size = pictures.ladders[best.ladder][0].sizes[best.rung]
-        assert Layout.of(size, best.coding).channel_uses == best.uses <= uses
+        assert CodewordLayout.of(size, best.coding).channel_uses == best.uses <= uses
         assert 0 < best.arrives <= 1
 
 

@@ -17,7 +17,7 @@ from dekag.evaluation.studies.cala import CalaStudy, main_block
 from dekag.evaluation.studies.cala_training import Plan, Training, Trainings
 from dekag.evaluation.studies.makd import MakdStudy
 from dekag.evaluation.sweeps.grid import Sweep
-from dekag.link.source import QUALITIES, SCALES
+from dekag.link.image_coding import QUALITIES, SCALES
 
 
 def test_a_result_is_measured_once_and_an_interrupted_one_leaves_nothing(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from dekag.errors import InvalidInputError, NotFoundError, NumericalError
-from dekag.finite import check_finite
 from dekag.generation.images import from_bytes, to_png, to_webp
 from dekag.generation.models import Generator, folder_hash
 from dekag.generation.profile import load_profile
+from dekag.numerics import check_finite
 from dekag.training.tiny_models import save_dummy_models
 from dekag.world import random_scene, render
 
@@ -141,9 +141,9 @@ def test_profile_paths_are_absolute_and_unknown_names_refused(models: Path) -> N
     ("content", "told"),
     [
         (b"", "not valid JSON"),
-        (b"[1]", "is no profile"),
-        (b'{"cloud": {"path": "x"}}', "is no profile: cloud.steps: Field required"),
-        (b'{"edge": null, "typo": 1}', "is no profile"),
+        (b"[1]", "is not a profile"),
+        (b'{"cloud": {"path": "x"}}', "is not a profile: cloud.steps: Field required"),
+        (b'{"edge": null, "typo": 1}', "is not a profile"),
         (b"\xff\x00\xff", "is not text"),
         (b'{"codec": "a",\n"codec": "b"}', "profile.json, line 2: the key 'codec' stands there twice"),
         (b"[" * 5000, "more than 64 levels"),

@@ -10,7 +10,7 @@ import torch
 from dekag.errors import InvalidInputError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
-from dekag.makd.metaword import prompt_states
+from dekag.makd.metaword import encode_prompts
 from dekag.words import words
 
 WORDS = [
@@ -134,12 +134,12 @@ def test_states_of_different_length_are_told_apart_by_the_mask(edge: Generator) 
     reader = edge.reader
     prompts = [reader.windows(each) for each in ("a red boat", LONG[80])]
     none = torch.zeros(0, edge.pipeline.text_encoder.config.hidden_size)
-    states, mask = prompt_states(reader, prompts, none)
+    states, mask = encode_prompts(reader, prompts, none)
     assert mask is not None
     assert mask.sum(1).tolist() == [len(each) * reader.length for each in prompts]
     noisy, at = torch.randn(2, 4, 8, 8), torch.tensor([10, 10])
     with torch.no_grad():
         both = edge.pipeline.unet(noisy, at, encoder_hidden_states=states, encoder_attention_mask=mask).sample
-        short, _ = prompt_states(reader, prompts[:1], none)
+        short, _ = encode_prompts(reader, prompts[:1], none)
         alone = edge.pipeline.unet(noisy[:1], at[:1], encoder_hidden_states=short).sample
     torch.testing.assert_close(both[:1], alone)

@@ -15,7 +15,7 @@ import atheris
 READ = [
     "dekag.artifacts",
     "dekag.makd.update",
-    "dekag.makd.compact",
+    "dekag.makd.quantization",
     "dekag.cala.artifact",
     "dekag.cala.config",
 ]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dekag.artifacts import Artifact
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError, NumericalError
@@ -23,7 +23,7 @@ from dekag.generation.images import IMAGE_FORMATS, from_bytes, to_format, to_png
 from dekag.generation.models import Generator, folder_hash
 from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from tests.hostile.artifacts import broken, other_bytes, tiny_adapters, tiny_update
 from tests.hostile.budgets import examples

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dekag.errors import InvalidInputError, NotFoundError
-from services.cloud import orders
+from services.cloud import distill_request
 from services.common import converters
 from services.common.frames import FrameError, channel_states
 from services.gateway.converters import to_image
@@ -32,7 +32,7 @@ CONVERTERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Any]]] = {
     "coding": (spoiled(CODING) | any_of(type(CODING)), converters.coding_from_proto),
     "formats": (nearly_valid(cloud_pb2.GenerateRequest), converters.image_formats),
     "seeds": (nearly_valid(cloud_pb2.GenerateRequest), converters.seeds),
-    "order": (nearly_valid(cloud_pb2.DistillRequest), orders.from_proto),
+    "order": (nearly_valid(cloud_pb2.DistillRequest), distill_request.from_proto),
     "channel state": (spoiled(STATE) | any_of(type(STATE)), lambda state: channel_states([state], 8)),
 }
 

@@ -24,7 +24,7 @@ from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.common import clients
 from services.common.errors import InternalError
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.gateway.app import create_app

@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from dekag.errors import InvalidInputError
 from dekag.link.channel import (
+    ChannelState,
     Reception,
-    State,
     block_correlation,
     block_of_symbol,
+    compose_hops,
     instantaneous_snr_db,
-    received,
     transmit,
 )
 from dekag.link.conditions import BLOCKS, LinkConditions
@@ -159,7 +159,7 @@ def test_blocks_are_even_runs(channel_uses: int) -> None:
 
 def test_no_channel_is_ideal() -> None:
     symbols = qpsk(2, 64)
-    reception = received(symbols, [])
+    reception = compose_hops(symbols, [])
     assert instantaneous_snr_db(reception.gains, reception.no).tolist() == [math.inf, math.inf]
     torch.testing.assert_close(mmse_equalize(reception).symbols, symbols)
     assert (mmse_equalize(reception).no == 0).all()
@@ -167,7 +167,7 @@ def test_no_channel_is_ideal() -> None:
 
 def test_one_channel_is_received_as_it_was_transmitted() -> None:
     sent = transmit(qpsk(2, 64), [LinkConditions()] * 2, [1, 2])
-    reception = received(sent.symbols, [(sent.gains, sent.no)])
+    reception = compose_hops(sent.symbols, [(sent.gains, sent.no)])
     assert torch.equal(reception.symbols, sent.symbols)
     assert torch.equal(reception.gains, sent.gains)
     assert torch.equal(reception.no, sent.no)
@@ -177,7 +177,7 @@ def test_two_hops_are_one_equivalent_channel() -> None:
     symbols = qpsk(1, 80_000)
     first = transmit(symbols, [LinkConditions(snr_db=10)], [1])
     second = transmit(first.symbols, [LinkConditions(snr_db=7)], [1], hop=1)
-    reception = received(second.symbols, [(first.gains, first.no), (second.gains, second.no)])
+    reception = compose_hops(second.symbols, [(first.gains, first.no), (second.gains, second.no)])
     noise = (reception.symbols - reception.symbol_gains * symbols).abs().square().view(BLOCKS, -1)
     torch.testing.assert_close(noise.mean(dim=1), reception.no.expand(BLOCKS), rtol=0.05, atol=0)
     torch.testing.assert_close(reception.no, torch.tensor([10**-1.0 + 10**-0.7]))
@@ -286,9 +286,9 @@ def test_received_refuses_states_that_do_not_fit() -> None:
         ([(gains, no), (gains[:, :4], no)], "csi.gains"),
         ([(gains, -no)], "csi.no"),
         ([(gains, torch.ones(2))], "csi.no"),
-        ([State(gains, no, -torch.ones(1, BLOCKS))], "csi.gain_errors"),
-        ([State(gains, no, torch.ones(1, 4))], "csi.gain_errors"),
+        ([ChannelState(gains, no, -torch.ones(1, BLOCKS))], "csi.gain_errors"),
+        ([ChannelState(gains, no, torch.ones(1, 4))], "csi.gain_errors"),
     ):
         with pytest.raises(InvalidInputError) as caught:
-            received(symbols, states)
+            compose_hops(symbols, states)
         assert caught.value.field == field

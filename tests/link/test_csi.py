@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dekag.link.channel import Reception, State, received, transmit
+from dekag.link.channel import ChannelState, Reception, compose_hops, transmit
 from dekag.link.conditions import EqualizerKind, LinkConditions
 from dekag.link.equalizer import equalize
 
@@ -124,8 +124,8 @@ def test_errors_of_two_hops_add_up(kind: str) -> None:
     asked = [LinkConditions.model_validate(KINDS[kind] | {"snr_db": 5, "csi": "pilots"})] * DRAWS
     first = transmit(symbols, asked, range(DRAWS))
     second = transmit(first.symbols, asked, range(DRAWS), hop=1)
-    hops = [State(each.gains, each.no, each.gain_errors, each.pilot_uses) for each in (first, second)]
-    reception = received(second.symbols, hops)
+    hops = [ChannelState(each.gains, each.no, each.gain_errors, each.pilot_uses) for each in (first, second)]
+    reception = compose_hops(second.symbols, hops)
     left = (reception.symbols - reception.symbol_gains * symbols).abs().square()
     ratio = (left / reception.symbol_no).mean(dim=1)
     assert abs(ratio.mean() - 1) < 4.5 * ratio.std() / math.sqrt(DRAWS)
@@ -134,7 +134,7 @@ def test_errors_of_two_hops_add_up(kind: str) -> None:
 
 def test_two_hops_without_csi() -> None:
     first = transmit(qpsk(1, 64), [LinkConditions(csi="none", snr_db=3)], [1])
-    hops = [State(first.gains, first.no, first.gain_errors, first.pilot_uses)] * 2
-    reception = received(first.symbols, hops)
+    hops = [ChannelState(first.gains, first.no, first.gain_errors, first.pilot_uses)] * 2
+    reception = compose_hops(first.symbols, hops)
     assert torch.equal(reception.symbols, first.symbols)
     torch.testing.assert_close(reception.no, 2 * first.no)

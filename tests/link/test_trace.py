@@ -11,7 +11,7 @@ import torch
 from dekag.errors import InvalidInputError
 from dekag.link import trace
 from dekag.link.channel import transmit
-from dekag.link.conditions import BLOCKS, SHIPPED_TRACES, LinkConditions
+from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES, LinkConditions
 from dekag.link.make_traces import write
 
 
@@ -59,9 +59,9 @@ def test_shipped_traces_have_mean_power_one(name: str) -> None:
 
 
 def test_shipped_traces_are_what_their_command_makes(tmp_path: Path) -> None:
-    assert sorted(path.name for path in SHIPPED_TRACES.iterdir()) == ["drive.csv", "walk.csv"]
+    assert sorted(path.name for path in BUILT_IN_TRACES.iterdir()) == ["drive.csv", "walk.csv"]
     for path in write(tmp_path, seed=1):
-        assert path.read_text() == (SHIPPED_TRACES / path.name).read_text()
+        assert path.read_text() == (BUILT_IN_TRACES / path.name).read_text()
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
         ("time_s,snr_db\n0,nan\n1,1\n", "2 finite numbers in line 2"),
         ("time_s,snr_db\n0,1\n1,1,1\n", "2 finite numbers in line 3"),
         ("time_s,snr_db\n\n0,1\n\n1\n", "2 finite numbers in line 5"),
-        ("time_s;snr_db\n0;1\n1;1\n", "commas between numbers, points in them"),
-        ("time_s,snr_db\n0,1\n0,5,12,5\n", "in line 3 (commas between numbers, points in them)"),
-        ("time_s,snr_db\n0,1\n0;5\n", "in line 3 (commas between numbers, points in them)"),
+        ("time_s;snr_db\n0;1\n1;1\n", "comma as separator, point in numbers"),
+        ("time_s,snr_db\n0,1\n0,5,12,5\n", "in line 3 (comma as separator, point in numbers)"),
+        ("time_s,snr_db\n0,1\n0;5\n", "in line 3 (comma as separator, point in numbers)"),
         ("time_s,snr_db\n0,1\n1,1_0\n", "2 finite numbers in line 3"),
         ('time_s,snr_db\n0,1\n1,"1\n', "be CSV in line 3"),
-        (b"time_s,snr_db\n0,1\n1,2 \xb5W\n", "line 3 holds the byte 0xb5"),
+        (b"time_s,snr_db\n0,1\n1,2 \xb5W\n", "line 3 contains the byte 0xb5"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\r", "is not text"),
         ("time_s,snr_db\n0,1\n1,1e9\n", "SNRs between"),
         ("time_s,gain_re,gain_im\n0,0,0\n1,0,0\n", "mean power above 0"),
@@ -132,7 +132,7 @@ def test_what_only_looks_like_a_trace_is_said(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "dangling.csv").symlink_to("gone")
     os.mkfifo(tmp_path / "pipe.csv")
-    for name, told in {"folder": "is a folder", "dangling": "be there", "pipe": "is a named pipe"}.items():
+    for name, told in {"folder": "is a folder", "dangling": "exist", "pipe": "is a named pipe"}.items():
         with pytest.raises(InvalidInputError, match=told) as caught:
             trace.load(name, tmp_path)
         assert caught.value.field == "link.trace"

@@ -14,7 +14,7 @@ from dekag.generation.images import from_bytes
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig, Method
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate

@@ -52,7 +52,7 @@ def test_bad_names_are_refused(name: str) -> None:
 
 
 def test_unknown_topic_needs_prompts() -> None:
-    with pytest.raises(NotFoundError, match="give its prompts"):
+    with pytest.raises(NotFoundError, match="specify its prompts"):
         topic_prompts("oil", count=4, held_out=1, seed=0)
 
 
@@ -65,7 +65,7 @@ def test_many_alternatives_are_refused_before_they_take_time() -> None:
     for said in ("a" + "{|}" * 320, "{1|2|3|4|5|6|7|8|9}" + "{a|b}" * 100):
         with pytest.raises(InvalidInputError, match="at most 32 alternatives"):
             topic_prompts("oil", prompts=[said], count=4096, held_out=8, seed=0)
-    with pytest.raises(InvalidInputError, match="enough for 8 different ones"):
+    with pytest.raises(InvalidInputError, match="enough for 8 distinct held-out ones"):
         topic_prompts("oil", prompts=["a" + "{|}" * 32], count=4096, held_out=8, seed=0)
 
 

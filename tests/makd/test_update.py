@@ -16,7 +16,7 @@ from dekag.artifacts import INFO, content_hash
 from dekag.errors import MismatchError
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import COMPACT, LORA, METAWORD, KnowledgeUpdate, placeholder
 from tests.makd.conftest import Distilled
 

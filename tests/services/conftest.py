@@ -16,7 +16,7 @@ from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from services.common import clients
 from services.common.converters import DeliveryRequest
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.common.settings import CommonSettings
 from services.launcher.credentials import make_credentials
 from tests.chain import Start, forget_orders, starter

@@ -27,7 +27,7 @@ from services.cloud.settings import CloudSettings
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.proto.cloud_pb2 import GenerateRequest

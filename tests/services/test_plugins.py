@@ -19,7 +19,7 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from dekag import plugins
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.methods import build
 from dekag.codec import JsccCodec
@@ -33,7 +33,7 @@ from services.cloud.version_store import TransmissionStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.gateway.app import create_app
 from services.gateway.converters import to_report
 from services.gateway.settings import GatewaySettings

@@ -42,7 +42,7 @@ def test_damaged_artwork_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     (tmp_path / "1f98a.webp").write_bytes(b"RIFF....WEBP")
     forget_sprites()
-    with pytest.raises(AssetsError, match=r"1f98a\.webp is no picture"):
+    with pytest.raises(AssetsError, match=r"1f98a\.webp is not an image"):
         render(Scene("fox", "orange", "medium", "middle", "snow"), 1)
 
 

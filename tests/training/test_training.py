@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from dekag.training.data import Pixels, picture_number, rendered_masks, rendered_scenes, to_tensor
+from dekag.training.data import Pixels, image_number, rendered_masks, rendered_scenes, to_tensor
 from dekag.training.loop import TrainingRun, learning_rate_factor
 from dekag.training.worlds import STICKERS, STORYBOOK, World
 
@@ -98,8 +98,8 @@ def test_learning_rate_rises_stays_and_falls() -> None:
     assert learning_rate_factor(0, 1000) < 0.01
     assert learning_rate_factor(500, 1000) == 1
     assert learning_rate_factor(999, 1000) < 0.01
-    assert learning_rate_factor(999, 1000, cooldown_share=0.0) == 1
-    assert learning_rate_factor(500, 1000, cooldown_share=1.0) == pytest.approx(0.5)
+    assert learning_rate_factor(999, 1000, cooldown_fraction=0.0) == 1
+    assert learning_rate_factor(500, 1000, cooldown_fraction=1.0) == pytest.approx(0.5)
 
 
 def test_renders_are_kept_by_what_made_them(cache: Path, world: World) -> None:
@@ -107,7 +107,7 @@ def test_renders_are_kept_by_what_made_them(cache: Path, world: World) -> None:
     larger = rendered_scenes(cache, "train", 4, world=replace(world, size=128))
     assert first.shape == (4, 64, 64, 3)
     assert larger.shape == (4, 128, 128, 3)
-    assert np.array_equal(first[3], world.render(*picture_number("train", 3, world)))
+    assert np.array_equal(first[3], world.render(*image_number("train", 3, world)))
     held_out = rendered_scenes(cache, "validation", 4, world=world)
     assert not np.array_equal(first, held_out)
 
@@ -280,20 +280,20 @@ def test_a_plain_pipeline_draws_with_the_edge(tmp_path: Path) -> None:
 
 
 def test_the_edge_never_sees_a_held_out_topic(shapes: Path) -> None:
-    from dekag.training.diffusion import known_pictures
+    from dekag.training.diffusion import known_images
 
     for world in (STORYBOOK, STICKERS):
-        numbers = known_pictures(500, world, cloud=False)
-        scenes = [picture_number("train", n, world)[0] for n in numbers]
+        numbers = known_images(500, world, cloud=False)
+        scenes = [image_number("train", n, world)[0] for n in numbers]
         assert 50 < len(scenes) < 500
         assert {s.style for s in scenes} == set(world.module.EDGE_STYLES)
         assert {s.subject for s in scenes} <= set(world.module.EDGE_SUBJECTS)
         assert all(getattr(s, name) is None for s in scenes for name in world.optional)
-        assert len(known_pictures(500, world, cloud=True)) == 500
+        assert len(known_images(500, world, cloud=True)) == 500
 
 
 def test_the_cloud_sees_every_combination() -> None:
-    scenes = [picture_number("train", n, STICKERS)[0] for n in range(400)]
+    scenes = [image_number("train", n, STICKERS)[0] for n in range(400)]
     assert any(s.companion for s in scenes)
     assert {s.accessory for s in scenes} > {"crown", "top-hat"}
 

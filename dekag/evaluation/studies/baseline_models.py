@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from dekag.codec import JsccCodec
-from dekag.codec.constellation import snap_to_qam
+from dekag.codec.constellation import quantize_to_qam
 from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
@@ -27,7 +27,7 @@ from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
-from dekag.places import MODELS
+from dekag.paths import MODELS
 from dekag.training.data import scene_number
 from dekag.world import TOPICS, render
 from dekag.world.scene import STYLES, SUBJECTS
@@ -87,7 +87,7 @@ def sent_directly(latents: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
     Pairs of numbers become complex symbols, scaled as suits this latent best. (1, c, h, w) both ways.
     """
     pairs = torch.view_as_complex(latents.reshape(-1, 2).contiguous())
-    candidates = [snap_to_qam(pairs * scale, bits_per_symbol) / scale for scale in DIRECT_SCALES]
+    candidates = [quantize_to_qam(pairs * scale, bits_per_symbol) / scale for scale in DIRECT_SCALES]
     best = min(candidates, key=lambda symbols: float((symbols - pairs).abs().square().mean()))
     return torch.view_as_real(best).reshape(latents.shape)
 

@@ -22,9 +22,9 @@ import torch
 from tqdm import tqdm
 
 from dekag import plugins
-from dekag.cala.aligned import AlignedCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.cala.conditions import condition_vector
-from dekag.cala.methods import METHODS, Adapted, Cala
+from dekag.cala.methods import METHODS, AdaptedCodec, Cala
 from dekag.documents import parse_json
 from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, metric_encoders, model_bank
@@ -231,7 +231,7 @@ class CalaStudy:
         identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         return cls(Trainings(bank, plan, store), latents, pixels, seeds, identity)
 
-    def adapted(self, method: str, training: Training | None) -> Adapted:
+    def adapted(self, method: str, training: Training | None) -> AdaptedCodec:
         """The method, trained."""
         if training is not None:
             return self.trainings.train(training, show=False)
@@ -266,7 +266,7 @@ class CalaStudy:
                     found[(channel, cbr, snr_db)] = values[i, j][:, [0, 3, 4]]
         return found
 
-    def cell(self, adapted: Adapted, block: Block, cbr: float, snr_db: float) -> Array:
+    def cell(self, adapted: AdaptedCodec, block: Block, cbr: float, snr_db: float) -> Array:
         """METRICS of every picture at one rate and SNR, (n, 5)."""
         received = deliver(adapted, self.latents, cbr, block.conditions(snr_db), self.seeds)
         shown = self.bank.edge.decoder.decode(received)

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from dekag import plugins
-from dekag.cala.conditions import direct_share
-from dekag.cala.methods import METHODS, Adapted, build
+from dekag.cala.conditions import los_power_fraction
+from dekag.cala.methods import METHODS, AdaptedCodec, build
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.store import ResultStore, content_key
@@ -149,7 +149,7 @@ class Trainings:
             known.append(code)
         return content_key(*known, asdict(training))
 
-    def train(self, training: Training, *, show: bool = True) -> Adapted:
+    def train(self, training: Training, *, show: bool = True) -> AdaptedCodec:
         """Train, go on with, or read a training."""
         start, rate = None, None
         if training.only is not None:
@@ -164,7 +164,7 @@ class Trainings:
             self.metric,
             steps=training.steps,
             seed=training.seed,
-            share=training.share,
+            parameter_fraction=training.share,
             learning_rate=rate,
             bf16=True,
             only=None if training.only is None else one_condition(training.only),
@@ -178,4 +178,4 @@ def one_condition(key: Key) -> ConditionBatch:
     channel, cbr, snr_db = key
     conditions = conditions_of(channel, snr_db)
     tau_rms_s = 0.0 if conditions.fading == "awgn" else conditions.tau_rms_s
-    return grid_condition(cbr, snr_db, direct=direct_share(conditions), tau_rms_s=tau_rms_s)
+    return grid_condition(cbr, snr_db, los_fraction=los_power_fraction(conditions), tau_rms_s=tau_rms_s)

@@ -37,11 +37,11 @@ from dekag.evaluation.store import ResultStore, content_key
 from dekag.generation.images import IMAGE_FORMATS, Pixels
 from dekag.generation.models import Generator
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
-from dekag.link.coding import TABLE, Layout, ModulationAndCoding, largest_payload
 from dekag.link.conditions import LinkConditions
-from dekag.link.harq import MAX_TRANSMISSIONS, deliver
+from dekag.link.harq import MAX_TRANSMISSIONS, send_with_harq
+from dekag.link.image_coding import QUALITIES, SCALES, EncodedImage, decode, encode, ladders
+from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding, largest_payload
 from dekag.link.outage import effective_snr_db, powers_db, success
-from dekag.link.source import QUALITIES, SCALES, Encoded, decode, encode, ladders
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.training.data import scene_number
@@ -185,9 +185,11 @@ def picture_ladders(
     return found
 
 
-def _scored(rungs: Sequence[Encoded], picture: Pixels, scorer: ImageScorer, bare: bool) -> list[list[float]]:
+def _scored(
+    rungs: Sequence[EncodedImage], picture: Pixels, scorer: ImageScorer, bare: bool
+) -> list[list[float]]:
     height, width = picture.shape[:2]
-    shown = np.stack([decode(rung.data, width, height, bare=bare) for rung in rungs])
+    shown = np.stack([decode(rung.data, width, height, headerless=bare) for rung in rungs])
     theirs, ours = scorer.features(picture[None]), scorer.features(shown)
     clip, dino = ((ours[name] @ theirs[name][0]).tolist() for name in ("clip", "dino"))
     return [
@@ -228,7 +230,7 @@ class Forecast:
         """(MAX_TRANSMISSIONS,) chances of a payload of 1 to 8192 bytes, by transmissions allowed."""
         if coding not in self._tables:
             snrs = self._snrs[coding.bits_per_symbol]
-            layouts = [Layout.of(int(size), coding) for size in _PAYLOADS]
+            layouts = [CodewordLayout.of(int(size), coding) for size in _PAYLOADS]
             chances = [[success(coding, layout, snr).mean() for layout in layouts] for snr in snrs]
             every = np.log(np.arange(1, _MOST_BYTES + 1))
             self._tables[coding] = np.stack([np.interp(every, np.log(_PAYLOADS), each) for each in chances])
@@ -290,7 +292,7 @@ def choose(
                     continue
                 size = ladder.sizes[rung]
                 chances = forecast.arrives(coding, size)[:transmissions]
-                uses = Layout.of(size, coding).channel_uses * (1 + float((1 - chances[:-1]).sum()))
+                uses = CodewordLayout.of(size, coding).channel_uses * (1 + float((1 - chances[:-1]).sum()))
                 values = chances[-1] * ladder.values[rung] + (1 - chances[-1]) * lost
                 if uses <= channel_uses and values @ goal > reached:
                     reached = float(values @ goal)
@@ -412,12 +414,12 @@ def check(pictures: Pictures, chosen: Mapping[Key, Sequence[Choice]], count: int
         conditions = conditions_of(key[0], key[2])
         transmissions = MAX_TRANSMISSIONS if number % 2 else 1
         name, bare = choice.ladder
-        payload = encode(pictures.pixels[index], name, quality, scale=scale, bare=bare)  # type: ignore[arg-type]
-        delivery = deliver(payload, choice.coding, conditions, pictures.seeds[index] + number,
+        payload = encode(pictures.pixels[index], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
+        delivery = send_with_harq(payload, choice.coding, conditions, pictures.seeds[index] + number,
                            max_transmissions=transmissions)  # fmt: skip
         shown, (height, width) = pictures.fallback, pictures.pixels.shape[1:3]
         if delivery.payload is not None:
-            shown = decode(delivery.payload, width, height, bare=bare)
+            shown = decode(delivery.payload, width, height, headerless=bare)
         chances = Forecast(conditions).arrives(choice.coding, len(payload))[:transmissions]
         lost = pictures.fallback_values[index, 0]
         rows.append(

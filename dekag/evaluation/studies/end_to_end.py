@@ -24,8 +24,8 @@ from dekag.evaluation.sweeps import command
 from dekag.evaluation.sweeps.evaluator import Evaluator
 from dekag.evaluation.sweeps.grid import WORLD, Sweep, read_sweep
 from dekag.generation.images import IMAGE_FORMATS
-from dekag.link.source import encode
-from dekag.places import SWEEPS
+from dekag.link.image_coding import encode
+from dekag.paths import SWEEPS
 from dekag.world import TOPICS
 
 Array = npt.NDArray[np.float64]

@@ -27,7 +27,7 @@ from dekag.evaluation.runner import in_processes
 from dekag.evaluation.statistics import bootstrap_ci95, mean_of, percent_gain
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.generation.profile import load_profile
-from dekag.makd.aligned import AlignedGenerator
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from dekag import places
+from dekag import paths
 from dekag.evaluation.registry import FIGURES, read_figures, record
 from dekag.evaluation.studies import baseline_models
 from dekag.evaluation.studies.end_to_end import run_overall
@@ -22,7 +22,7 @@ from dekag.evaluation.sweeps import command
 
 COMMAND = "dekag results quick --record"
 QUICK = Path("runs/quick")
-SWEEP = places.SWEEPS / "quick.yaml"
+SWEEP = paths.SWEEPS / "quick.yaml"
 PICTURES = 24
 
 
@@ -71,7 +71,7 @@ def _run(ray: str | None, workers: int | None, folder: Path, sweep: Path, pictur
     return seconds
 
 
-def show(folder: Path, committed: Path = places.RESULTS) -> None:
+def show(folder: Path, committed: Path = paths.RESULTS) -> None:
     """A table of the figures in `folder` beside those of the same keys in `committed`."""
     whole = read_figures(committed)
     table = Table("figure", "quick", "n", "committed", "n", "unit")

@@ -32,7 +32,7 @@ from dekag.evaluation.studies.digital import Forecast, Pictures, choose, expecte
 from dekag.evaluation.sweeps.grid import DIGITAL, JUDGES, WORLD, Cell
 from dekag.generation.models import folder_hash
 from dekag.generation.profile import load_profile
-from dekag.link.source import decode, encode
+from dekag.link.image_coding import decode, encode
 from dekag.training.cala import deliver
 from dekag.world import TOPICS
 
@@ -191,8 +191,8 @@ class Evaluator:
                 continue
             quality, scale = pictures.ladders[choice.ladder][i].settings[choice.rung]
             name, bare = choice.ladder
-            file = encode(pictures.pixels[i], name, quality, scale=scale, bare=bare)  # type: ignore[arg-type]
-            shown.append(decode(file, width, height, bare=bare))
+            file = encode(pictures.pixels[i], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
+            shown.append(decode(file, width, height, headerless=bare))
             sizes.append(len(file))
         arrives = np.array([choice.arrives for choice in choices])
         fallback = np.repeat(pictures.fallback[None], len(prompts), 0)

@@ -20,7 +20,7 @@ from services.channel.settings import ChannelSettings
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.gateway.converters import to_report
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2 import ReceivedImage

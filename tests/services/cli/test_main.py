@@ -186,7 +186,7 @@ def test_where_there_is_an_authority_a_url_without_a_scheme_is_https() -> None:
         (None, "prompts.txt is a folder, not a file"),
         (b"", "prompts.txt holds no prompt"),
         (b"# only\r\n\r\n# comments\r\n", "prompts.txt holds no prompt"),
-        ("a café by the sea\n".encode("latin-1"), "line 1 holds the byte 0xe9"),
+        ("a café by the sea\n".encode("latin-1"), "line 1 contains the byte 0xe9"),
         (b"a boat\r\n\r\n" + b"x" * 1001, "more than 1000 characters in line 3"),
         (b"a\0b", "prompts.txt is a binary file, not text"),
         (b"a boat\n" * 10_000, "prompts.txt holds 10000 prompts"),

@@ -25,8 +25,8 @@ from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.training.distill import distill
-from services.cloud.comparing import Comparisons
 from services.cloud.drift import CONSISTENCY_KEY
+from services.cloud.image_scoring import ScoringQueue
 from services.cloud.publish import publish_update, update_of
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
@@ -224,11 +224,11 @@ async def test_a_profile_without_encoders_compares_nothing(chain: Chain) -> None
 
 
 async def test_one_is_compared_at_a_time_and_few_wait(scored_profile: Path) -> None:
-    comparisons = Comparisons(CloudSettings(max_comparisons=2))
+    comparisons = ScoringQueue(CloudSettings(max_comparisons=2))
     comparisons.load(load_profile(scored_profile).scorer)
     counted = Counted()
     async with AsyncExitStack() as first:
-        await first.enter_async_context(comparisons.turn())
+        await first.enter_async_context(comparisons.slot())
         second = asyncio.create_task(first_of(comparisons))
         await asyncio.sleep(0)
         with pytest.raises(ExhaustedError, match="2 comparisons"):
@@ -240,8 +240,8 @@ async def test_one_is_compared_at_a_time_and_few_wait(scored_profile: Path) -> N
     comparisons.close()
 
 
-async def first_of(comparisons: Comparisons) -> None:
-    async with comparisons.turn():
+async def first_of(comparisons: ScoringQueue) -> None:
+    async with comparisons.slot():
         pass
 
 
@@ -273,7 +273,7 @@ async def test_a_topic_that_gets_worse_is_flagged_until_it_recovers_or_is_replac
     with capture_logs() as logs:
         await system.sample(own, first, times=WINDOW)
     assert [line["event"] for line in logs if line["event"].startswith("knowledge")] == [
-        "knowledge drifts no more"
+        "knowledge no longer drifts"
     ]
     assert shown("dekag_drifting", topic="neon") == 0
     await system.sample(GREY, first, times=WINDOW)

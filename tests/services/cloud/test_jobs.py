@@ -25,12 +25,12 @@ from dekag.documents import read_json
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from dekag.generation.profile import load_profile
 from dekag.makd.update import KnowledgeUpdate
+from services.cloud.distiller import Distiller
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.cloud.version_store import KnowledgeStore
-from services.cloud.worker import Distiller
 from services.common import clients
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 from services.proto import cloud_pb2
@@ -105,7 +105,7 @@ def work(settings: DistillerSettings, tmp_path: Path) -> Iterator[Work]:
         with (tmp_path / "distiller.log").open("ab") as log:
             workers.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "services.cloud.worker"],
+                    [sys.executable, "-m", "services.cloud.distiller"],
                     env=os.environ | env,
                     cwd=Path(__file__).parents[3],
                     stderr=log,
@@ -199,7 +199,7 @@ async def test_what_cannot_be_distilled_is_refused_at_once(
 
 
 async def test_an_unknown_topic_without_prompts_is_refused(cloud: CloudAsyncStub) -> None:
-    with pytest.raises(NotFoundError, match="give its prompts"):
+    with pytest.raises(NotFoundError, match="specify its prompts"):
         await distil(cloud, "cubism")
 
 
@@ -340,9 +340,9 @@ async def test_a_job_that_fails_says_why_and_is_not_tried_again(
         failed = await until(cloud, job, over)
         await ended(serving)
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED
-    assert failed.error == f"internal error; the log has details under request id {job.id}"
+    assert failed.error == f"internal error; see the log for request id {job.id}"
     assert [line["event"] for line in logs if line["event"].startswith("job")] == [
-        "job taken up",
+        "job started",
         "job failed",
     ]
 
@@ -404,9 +404,9 @@ async def test_a_job_outlives_its_worker_and_finishes_once(
     assert list(store.versions("neon")) == [1]
     assert (await get(cloud, job)) == after
     lines = [json.loads(line) for line in (tmp_path / "distiller.log").read_text().splitlines()]
-    taken_up = [line["attempt"] for line in lines if line["event"] == "job taken up"]
+    taken_up = [line["attempt"] for line in lines if line["event"] == "job started"]
     assert taken_up == [1, 2]
-    assert sum(line["event"] == "knowledge made" for line in lines) == 1
+    assert sum(line["event"] == "knowledge published" for line in lines) == 1
     assert all(line.get("request_id", job.id) == job.id for line in lines)
 
 
@@ -541,7 +541,7 @@ async def test_a_job_whose_workers_all_die_is_given_up(
     assert await queue.sweep() == [job.id]
     failed = await get(cloud, job)
     assert failed.status == cloud_pb2.JOB_STATUS_FAILED
-    assert failed.error == "given up after 5 workers that took it up died"
+    assert failed.error == "given up after 5 attempts: the distiller died each time"
     assert (await distil(cloud, **SMALL)).id != job.id
 
 
@@ -613,7 +613,7 @@ async def test_a_folder_that_cannot_be_used_hides_no_other(
     job, folders = await distil(cloud, **SMALL), JobFolders(data_dir)
     first = "0" * 32
     (folders.work(first) / "lock").mkdir(parents=True)  # claiming it is an OSError
-    folders.keep_order(first, json.dumps(KEPT))
+    folders.save_spec(first, json.dumps(KEPT))
     await redis.flushdb()
     await queued_again(redis, data_dir, job.id)
 
@@ -627,7 +627,7 @@ async def test_a_cloud_starts_among_damaged_orders_and_queues_the_others(
         (folders.work(f"{number:032x}") / "order.json").write_bytes(text)
     whole = {"a" * 32: "neon", "b" * 32: "pastel"}
     for name, topic in whole.items():
-        folders.keep_order(name, json.dumps(KEPT | {"order": ORDER | {"topic": topic}}))
+        folders.save_spec(name, json.dumps(KEPT | {"order": ORDER | {"topic": topic}}))
     settings = CloudSettings(
         port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir, mirror_every_s=0.1
     )

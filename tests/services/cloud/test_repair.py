@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.errors import NotFoundError
 from dekag.makd.update import KnowledgeUpdate
-from services.cloud.catalogue import mirror, mirror_transmission
+from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
@@ -79,17 +79,17 @@ def folder_of(store: KnowledgeStore, manifest: Manifest) -> Path:
 async def test_damaged_version_is_restored_from_redis(
     store: KnowledgeStore, redis: Redis, damage: Damage
 ) -> None:
-    await mirror(store, redis)
+    await sync_knowledge(store, redis)
     manifest = store.find("neon")
     files = store.files(manifest)
     repair = Repair(store, NO_ADAPTERS, redis)
-    await repair.look()
+    await repair.check()
     damage(folder_of(store, manifest))
-    await repair.look()
+    await repair.check()
     assert store.find("neon") == manifest
     assert store.files(manifest) == files
     assert store.samples(manifest) == SAMPLES
-    assert await mirror(store, redis) == []
+    assert await sync_knowledge(store, redis) == []
     assert store.versions("neon").keys() == {1, 2}
 
 
@@ -100,14 +100,14 @@ async def test_unrecoverable_version_is_set_aside_for_its_predecessor(
 ) -> None:
     latest, before = store.find("neon"), store.versions("neon")[1]
     if copy == "damaged":
-        await mirror(store, redis)
+        await sync_knowledge(store, redis)
         await redis.hset(update_key(latest.content_hash), "knowledge.json", b"{}")
     elif copy == "of another version":
         await redis.hset(CATALOGUE_KEY, "neon", before.model_dump_json())
     damage(folder_of(store, latest))
-    await Repair(store, NO_ADAPTERS, None if copy == "no redis" else redis).look()
+    await Repair(store, NO_ADAPTERS, None if copy == "no redis" else redis).check()
     assert store.versions("neon") == {1: before}
-    assert await mirror(store, redis) != []
+    assert await sync_knowledge(store, redis) != []
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == before
     aside = list((store.folders()[0][2].parent).glob(".damaged-2-*"))
     assert len(aside) == 1, "people can still look at it"
@@ -115,23 +115,23 @@ async def test_unrecoverable_version_is_set_aside_for_its_predecessor(
 
 async def test_topic_without_any_intact_version_disappears_alone(store: KnowledgeStore) -> None:
     flip_a_byte(folder_of(store, store.find("snail")))
-    await Repair(store, NO_ADAPTERS, None).look()
+    await Repair(store, NO_ADAPTERS, None).check()
     with pytest.raises(NotFoundError):
         store.find("snail")
     assert store.find("neon").version == 2
 
 
 async def test_full_check_finds_damage_that_keeps_the_file_date(store: KnowledgeStore, redis: Redis) -> None:
-    await mirror(store, redis)
+    await sync_knowledge(store, redis)
     manifest = store.find("neon")
     files, folder = store.files(manifest), folder_of(store, manifest)
     repair = Repair(store, NO_ADAPTERS, redis)
-    await repair.look()
+    await repair.check()
     dates = {path: path.stat().st_mtime_ns for path in (folder / "files").iterdir()}
     flip_a_byte(folder)
     for path, date in dates.items():  # as a disk that reads other bits than were written
         os.utime(path, ns=(date, date))
-    await repair.look()
+    await repair.check()
     assert store.files(manifest) != files
     await repair.verify()
     assert store.files(manifest) == files
@@ -161,8 +161,8 @@ async def test_a_damaged_copy_in_redis_is_written_anew(
     repair = Repair(store, transmission, redis)
 
     async def mirrored() -> None:
-        await mirror(store, redis)
-        await mirror_transmission(transmission, redis)
+        await sync_knowledge(store, redis)
+        await sync_adapters(transmission, redis)
 
     await mirrored()
     damaged = [update_key(each.content_hash) for each in (store.find("neon"), adapters)]
@@ -183,11 +183,11 @@ async def test_a_damaged_copy_in_redis_is_written_anew(
 async def test_what_is_deleted_during_a_look_stays_deleted(
     store: KnowledgeStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await mirror(store, redis)
+    await sync_knowledge(store, redis)
     seen = store.folders()
     store.delete("neon")
     monkeypatch.setattr(store, "folders", lambda: seen)
-    await Repair(store, NO_ADAPTERS, redis).look()
+    await Repair(store, NO_ADAPTERS, redis).check()
     assert store.topics().keys() == {"snail"}
 
 

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from dekag.errors import NotFoundError
-from services.cloud.catalogue import mirror
+from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore
@@ -126,14 +126,14 @@ async def test_scores_that_no_json_holds_are_left_out(store: KnowledgeStore) -> 
 
 async def test_redis_mirrors_the_disk(store: KnowledgeStore, redis: Redis) -> None:
     first, snail = publish(store, "job1"), publish(store, "job2", topic="snail", content="d")
-    assert await mirror(store, redis) == ["neon", "snail"]
-    assert await mirror(store, redis) == []
+    assert await sync_knowledge(store, redis) == ["neon", "snail"]
+    assert await sync_knowledge(store, redis) == []
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == first
     files = await redis.hgetall(update_key(first.content_hash))
     assert files == {name.encode(): data for name, data in store.files(first).items()}
 
     second = publish(store, "job3", content="e")
-    assert await mirror(store, redis) == ["neon"]
+    assert await sync_knowledge(store, redis) == ["neon"]
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == second
     assert 0 < await redis.ttl(update_key(first.content_hash)) <= 3600, "edges may still be fetching it"
 
@@ -144,13 +144,13 @@ async def test_redis_mirrors_the_disk(store: KnowledgeStore, redis: Redis) -> No
         redis.hset(CATALOGUE_KEY, "ghost", snail.model_dump_json()),
     ):
         await loss
-        assert await mirror(store, redis)
+        assert await sync_knowledge(store, redis)
         assert set(await redis.hgetall(CATALOGUE_KEY)) == {b"neon", b"snail"}
         assert await redis.exists(update_key(snail.content_hash), update_key(second.content_hash)) == 2
-        assert await mirror(store, redis) == []
+        assert await sync_knowledge(store, redis) == []
 
     store.delete("snail")
-    await mirror(store, redis)
+    await sync_knowledge(store, redis)
     assert set(await redis.hgetall(CATALOGUE_KEY)) == {b"neon"}
 
 
@@ -166,11 +166,11 @@ async def test_a_cloud_that_is_looking_at_redis_ends_all_the_same(redis_url: str
 async def test_invalid_catalogue_in_redis_is_replaced(store: KnowledgeStore, redis: Redis) -> None:
     manifest = publish(store, "job1")
     await redis.hset(CATALOGUE_KEY, mapping={b"\xff\xfe": b"\x00", b"neon": b"\xff", b"": b"{}"})
-    assert sorted(await mirror(store, redis)) == ["", "neon", "\ufffd\ufffd"]
+    assert sorted(await sync_knowledge(store, redis)) == ["", "neon", "\ufffd\ufffd"]
     assert set(await redis.hgetall(CATALOGUE_KEY)) == {b"neon"}
-    assert await mirror(store, redis) == []
+    assert await sync_knowledge(store, redis) == []
     for make in (redis.set(CATALOGUE_KEY, b"x"), redis.rpush(CATALOGUE_KEY, b"x")):
         await redis.delete(CATALOGUE_KEY)
         await make
-        assert await mirror(store, redis) == ["neon"]
+        assert await sync_knowledge(store, redis) == ["neon"]
         assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == manifest

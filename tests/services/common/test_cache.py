@@ -18,7 +18,7 @@ async def test_values_come_back_as_they_were(redis_url: str) -> None:
     assert await cache.get(key) is None
     await cache.set(key, b"\x00\xff\r\n", 60)
     assert await cache.get(key) == b"\x00\xff\r\n"
-    assert await cache.trouble() == ""
+    assert await cache.problem() == ""
     async with Redis.from_url(redis_url) as redis:
         assert 0 < await redis.ttl(key) <= 60
     await cache.close()
@@ -32,8 +32,8 @@ async def test_without_redis_everything_is_a_quick_miss_and_one_warning(closed_p
             await cache.set("key", b"value", 60)
             assert await cache.get("key") is None
     assert time.perf_counter() - start < 1
-    assert [entry["event"] for entry in logs] == ["cache unavailable, going on without"]
-    assert await cache.trouble() == "cannot be reached"
+    assert [entry["event"] for entry in logs] == ["cache unavailable, continuing without it"]
+    assert await cache.problem() == "cannot be reached"
     await cache.close()
 
 
@@ -53,7 +53,7 @@ async def test_url_none_turns_caching_off() -> None:
     cache = Cache(CommonSettings(redis_url="none"))
     await cache.set("key", b"value", 60)
     assert await cache.get("key") is None
-    assert "DEKAG_REDIS_URL is none" in await cache.trouble()
+    assert "DEKAG_REDIS_URL is none" in await cache.problem()
     await cache.close()
 
 

@@ -196,7 +196,8 @@ def test_hostile_seeds(field: str, seeds: list[int]) -> None:
 
 def test_what_the_gateway_imports_leaves_torch_out() -> None:
     code = (
-        "import sys; from services.common import cache, clients, converters, errors, requests, settings; "
+        "import sys\n"
+        "from services.common import cache, clients, converters, errors, request_context, settings\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -29,7 +29,7 @@ from prometheus_client import REGISTRY, generate_latest
 from dekag.errors import ExhaustedError
 from services.common import clients, tracing
 from services.common.cache import Cache
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.common.settings import CommonSettings
 from services.common.worker import ModelWorker
 from services.gateway.admission import Admission
@@ -200,7 +200,7 @@ async def test_a_failure_marks_the_spans_on_its_way(
 
 
 def test_no_spans_and_no_headers_unless_asked_for() -> None:
-    with tracing.calling("edge") as headers, tracing.serving("edge.Provide", {}, {}) as span:
+    with tracing.client_span("edge") as headers, tracing.server_span("edge.Provide", {}, {}) as span:
         assert headers == ()
         assert not span.is_recording()
     assert CommonSettings().spans_to == ""
@@ -210,7 +210,7 @@ def one_span(spans_to: str) -> subprocess.CompletedProcess[str]:
     """A process that makes one span and ends."""
     code = (
         "import sys; from services.common import tracing; tracing.configure('edge', sys.argv[1]); "
-        "tracing.over('edge.generate', 0.5); tracing.close()"
+        "tracing.record_stage('edge.generate', 0.5); tracing.close()"
     )
     return subprocess.run(
         [sys.executable, "-c", code, spans_to], capture_output=True, text=True, check=True, timeout=60
@@ -401,7 +401,7 @@ def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None
         port = taken.getsockname()[1]
         env = {"DEKAG_METRICS_PORT": str(port), "DEKAG_REDIS_URL": redis_url}
         done = subprocess.run(
-            [sys.executable, "-m", "services.cloud.worker"],
+            [sys.executable, "-m", "services.cloud.distiller"],
             env=os.environ | env,
             capture_output=True,
             text=True,
@@ -409,7 +409,8 @@ def test_a_distiller_whose_metrics_port_is_taken_says_so(redis_url: str) -> None
         )
     assert done.returncode == 1
     assert (
-        f"DEKAG_METRICS_PORT {port} of 127.0.0.1 must be free, as each process needs its own" in done.stderr
+        f"DEKAG_METRICS_PORT: port {port} of 127.0.0.1 must be free; each process needs its own"
+        in done.stderr
     )
     assert "Traceback" not in done.stderr
 

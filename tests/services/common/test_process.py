@@ -101,7 +101,7 @@ async def test_settings_out_of_range_are_all_named_and_secrets_hidden(
 @pytest.mark.parametrize(
     ("service", "settings", "named"),
     [
-        ("user", {"spans_to": "/nowhere/spans.jsonl"}, "DEKAG_SPANS_TO names a file that cannot be written"),
+        ("user", {"spans_to": "/nowhere/spans.jsonl"}, "DEKAG_SPANS_TO: the file cannot be written"),
         ("cloud", {"data_dir": "/dev/null/data"}, "DEKAG_DATA_DIR /dev/null/data cannot be written"),
     ],
 )
@@ -116,7 +116,7 @@ async def test_what_cannot_be_written_ends_it_with_the_settings_name(
 
 
 async def test_distiller_waits_for_redis_and_still_stops(closed_port: int) -> None:
-    arguments = run_arguments("cloud.worker", redis_url=f"redis://127.0.0.1:{closed_port}/0")
+    arguments = run_arguments("cloud.distiller", redis_url=f"redis://127.0.0.1:{closed_port}/0")
     process = subprocess.Popen(**arguments)  # noqa: ASYNC220
     try:
         assert process.stderr is not None

@@ -18,13 +18,13 @@ from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
 from services.cli.doctor import redis as doctor_of_redis
+from services.cloud.distiller import Distiller
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
-from services.cloud.worker import Distiller
 from services.common import redis_state
 from services.common.cache import Cache
 from services.common.healthcheck import healthy
-from services.common.redis_state import Trial
+from services.common.redis_state import RedisProbe
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -69,7 +69,7 @@ def port(folder: Path) -> Iterator[int]:
 @pytest.fixture
 def admin(port: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Redis]:
     """That Redis, as it was again after the test; and nothing waits before it looks again."""
-    monkeypatch.setattr(redis_state, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(redis_state, "CHECK_INTERVAL_S", 0.0)
     with Redis(port=port, decode_responses=True) as client:
         yield client
         client.config_set("maxmemory", 0)
@@ -110,9 +110,9 @@ BROKEN: list[tuple[Callable[[Redis], None], str, str]] = [
     (fill, "", FULL),
     (make_replica, "", REPLICA),
     (fail_to_save, "", UNSAVED),
-    (lambda admin: limit(admin, "-set"), "limited:pw@", "does not let its user do that"),
-    (lambda admin: limit(admin, "resetkeys", "~other:*"), "limited:pw@", "does not let its user do that"),
-    (lambda admin: limit(admin), "limited:wrong@", "refuses the user or the password"),
+    (lambda admin: limit(admin, "-set"), "limited:pw@", "denies its user this operation"),
+    (lambda admin: limit(admin, "resetkeys", "~other:*"), "limited:pw@", "denies its user this operation"),
+    (lambda admin: limit(admin), "limited:wrong@", "rejects the user or the password"),
     (lambda admin: admin.config_set("requirepass", "pw") and admin.auth("pw"), "", "wants one"),  # type: ignore[arg-type]
 ]
 NAMES = ["full", "replica", "unsaved", "no-set", "other-keys", "wrong-password", "no-password"]
@@ -124,11 +124,11 @@ async def test_redis_that_rejects_writes_is_reported(
 ) -> None:
     if not user:
         cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{port}/0"))
-        assert await cache.trouble() == ""
+        assert await cache.problem() == ""
         await cache.close()
     await asyncio.to_thread(spoil, admin)
     cache = Cache(CommonSettings(redis_url=f"redis://{user}127.0.0.1:{port}/0"))
-    assert said in await cache.trouble()
+    assert said in await cache.problem()
     with capture_logs() as logs:
         await cache.set("dekag:report:x", b"1", 60)
     assert said in logs[0]["redis"]
@@ -137,10 +137,10 @@ async def test_redis_that_rejects_writes_is_reported(
 
 async def test_missing_database_and_foreign_server_are_reported(admin: Redis, port: int) -> None:
     cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{port}/99"))
-    assert "no database of the number" in await cache.trouble()
+    assert "does not have the database number" in await cache.problem()
     with capture_logs() as logs:  # it was taken for a key of another type, without a word
         assert await cache.get("x") is None
-    assert "no database of the number" in logs[0]["redis"]
+    assert "does not have the database number" in logs[0]["redis"]
     await cache.close()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -152,7 +152,7 @@ async def test_missing_database_and_foreign_server_are_reported(admin: Redis, po
     server = await asyncio.start_server(talk, "127.0.0.1", 0)
     other = server.sockets[0].getsockname()[1]
     cache = Cache(CommonSettings(redis_url=f"redis://127.0.0.1:{other}/0"))
-    assert "something else answers" in await cache.trouble()
+    assert "something else answers" in await cache.problem()
     await cache.close()
     server.close()
 
@@ -160,21 +160,21 @@ async def test_missing_database_and_foreign_server_are_reported(admin: Redis, po
 async def test_scripts_and_deletes_are_tried_only_where_needed(admin: Redis, port: int) -> None:
     limit(admin, "-eval")
     async with AsyncRedis.from_url(f"redis://limited:pw@127.0.0.1:{port}/0") as redis:
-        assert await Trial(redis, "dekag:outcome:").trouble() == ""
-        assert "eval" in await Trial(redis, "dekag:outcome:", scripts=True).trouble()
+        assert await RedisProbe(redis, "dekag:outcome:").problem() == ""
+        assert "eval" in await RedisProbe(redis, "dekag:outcome:", scripts=True).problem()
         limit(admin, "-del")
-        assert "del" in await Trial(redis, "dekag:outcome:").trouble()
-        assert await Trial(redis, "dekag:outcome:", deletes=False).trouble() == ""
+        assert "del" in await RedisProbe(redis, "dekag:outcome:").problem()
+        assert await RedisProbe(redis, "dekag:outcome:", deletes=False).problem() == ""
 
 
 async def test_redis_is_tried_once_a_second_and_nothing_stays(
     admin: Redis, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_state, "LOOK_EVERY_S", 1000.0)
+    monkeypatch.setattr(redis_state, "CHECK_INTERVAL_S", 1000.0)
     admin.config_resetstat()
     async with AsyncRedis.from_url(f"redis://127.0.0.1:{port}/0") as redis:
-        trial = Trial(redis, "dekag:report:", deletes=False)
-        assert set(await asyncio.gather(*(trial.trouble() for _ in range(50)))) == {""}
+        redis_probe = RedisProbe(redis, "dekag:report:", deletes=False)
+        assert set(await asyncio.gather(*(redis_probe.problem() for _ in range(50)))) == {""}
     assert admin.info("commandstats")["cmdstat_set"]["calls"] == 1
     (key,) = admin.keys()
     assert key.startswith("dekag:report:")
@@ -277,7 +277,7 @@ async def test_a_distiller_is_unhealthy_while_redis_refuses_and_says_why(
 
     with capture_logs() as logs:
         working = asyncio.create_task(Distiller(settings).serve())
-        await until(lambda: [line for line in logs if line["event"] == f"no job can be done: Redis {FULL}"])
+        await until(lambda: [line for line in logs if line["event"] == f"no job can run: Redis {FULL}"])
         assert not healthy(f"file:{alive}")
         admin.config_set("maxmemory", 0)
         await until(lambda: healthy(f"file:{alive}"))

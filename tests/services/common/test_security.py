@@ -96,12 +96,12 @@ async def test_other_addresses_are_not_loopback(host: str) -> None:
 )
 async def test_insecure_exposed_port_is_refused(host: str, published_on: str, refused: bool) -> None:
     settings = CommonSettings(host=host, published_on=published_on)
-    check_exposure(settings, host, "it", safe=True, mend="x")
+    check_exposure(settings, host, "it", safe=True, fix="x")
     if not refused:
-        check_exposure(settings, host, "it", safe=False, mend="x")
+        check_exposure(settings, host, "it", safe=False, fix="x")
         return
     with pytest.raises(SettingError, match="do this"):
-        check_exposure(settings, host, "it", safe=False, mend="do this")
+        check_exposure(settings, host, "it", safe=False, fix="do this")
 
 
 async def test_a_service_does_not_listen_beyond_loopback_without_tls(credentials_dir: Path) -> None:
@@ -121,7 +121,7 @@ async def test_a_service_does_not_listen_beyond_loopback_without_tls(credentials
 def test_a_distiller_that_lacks_its_password_says_so_and_ends(tmp_path: Path) -> None:
     missing = tmp_path / "redis-password"
     ended = subprocess.run(
-        [sys.executable, "-m", "services.cloud.worker"],
+        [sys.executable, "-m", "services.cloud.distiller"],
         env=os.environ
         | {"DEKAG_REDIS_URL": "redis://127.0.0.1:1/0", "DEKAG_REDIS_PASSWORD_FILE": str(missing)},
         capture_output=True,

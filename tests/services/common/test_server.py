@@ -33,7 +33,7 @@ from services.channel.settings import ChannelSettings
 from services.common import clients, converters, errors
 from services.common.converters import DeliveryRequest
 from services.common.errors import SettingError
-from services.common.requests import begin_request, request_id, time_remaining
+from services.common.request_context import begin_request, request_id, time_remaining
 from services.common.server import Server
 from services.common.settings import CommonSettings
 from services.proto.downlink_pb2 import ProvideRequest, SymbolBlock, SymbolFrame, TransmissionHeader
@@ -144,7 +144,7 @@ async def test_what_is_not_finite_is_logged_once_and_told(
     stub = await through_channels(start, connect, raising(error))
     with capture_logs() as logs, pytest.raises(NumericalError):
         await drain(stub, asked)
-    assert [entry["error"] for entry in logs if entry["event"] == "not finite"] == [str(error)]
+    assert [entry["error"] for entry in logs if entry["event"] == "value not finite"] == [str(error)]
 
 
 @pytest.mark.parametrize("data", [b"\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xff", b"\x00" * 50])
@@ -401,7 +401,7 @@ async def test_health_follows_the_service_below(start: Start, connect: Connect, 
 
 
 @pytest.mark.parametrize(
-    ("error", "repeatable", "calls"),
+    ("error", "retryable", "calls"),
     [
         (UnavailableError("not now"), True, 3),
         (UnavailableError("not now"), False, 1),
@@ -410,7 +410,7 @@ async def test_health_follows_the_service_below(start: Start, connect: Connect, 
     ],
 )
 async def test_only_safe_calls_are_repeated_after_passing_errors(
-    start: Start, error: DekagError, repeatable: bool, calls: int, asked: DeliveryRequest
+    start: Start, error: DekagError, retryable: bool, calls: int, asked: DeliveryRequest
 ) -> None:
     seen: list[float | None] = []
 
@@ -421,9 +421,9 @@ async def test_only_safe_calls_are_repeated_after_passing_errors(
         yield SymbolFrame(header=TransmissionHeader(channel_uses=1))
 
     address = await start(ScriptedDownlink(script), add_DownlinkServicer_to_server)
-    methods = [("dekag.v1.Downlink", "Provide")] if repeatable else []
+    methods = [("dekag.v1.Downlink", "Provide")] if retryable else []
     begin_request(None, 30)
-    async with clients.open_channel(address, CommonSettings(), repeatable=methods) as channel:
+    async with clients.open_channel(address, CommonSettings(), retryable=methods) as channel:
         if calls == 3:
             assert len(await drain(DownlinkStub(channel), asked)) == 1
         else:

@@ -20,7 +20,7 @@ from services.channel.settings import ChannelSettings
 from services.cli import main as cli
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.common import tracing
-from services.common.environment import OTHERS, known, unknown
+from services.common.environment import OTHERS, known, unknown_variables
 from services.common.security import (
     CA,
     CERTIFICATE,
@@ -35,12 +35,12 @@ from services.gateway.app import create_app
 from services.gateway.server import make_server
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import PASSWORD, make_credentials
-from services.launcher.stack import KINDS
+from services.launcher.stack import SETTINGS
 from services.user.settings import UserSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPOSE = ("docker-compose.yml", "deploy/compose.monitoring.yml", "deploy/compose.secure.yml")
-KINDS_OF_ALL = [pytest.param(kind, id=name) for name, kind in KINDS.items()]
+ALL_SETTINGS = [pytest.param(kind, id=name) for name, kind in SETTINGS.items()]
 
 
 def variable(name: str) -> str:
@@ -53,7 +53,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_ALL)
+@pytest.mark.parametrize("kind", ALL_SETTINGS)
 @pytest.mark.parametrize("nothing", ["", " ", "\t", "\n \r\n", "\N{NO-BREAK SPACE}"])
 def test_empty_variable_counts_as_unset(
     kind: type[CommonSettings], nothing: str, monkeypatch: pytest.MonkeyPatch
@@ -63,14 +63,14 @@ def test_empty_variable_counts_as_unset(
         monkeypatch.setenv(variable(name), nothing)
     assert kind.read() == kind() == usual
     assert kind.read(dict(os.environ)) == usual
-    assert unknown() == []
+    assert unknown_variables() == []
 
 
 def _numbers(kind: type[CommonSettings]) -> dict[str, FieldInfo]:
     return {name: field for name, field in kind.model_fields.items() if field.annotation in (int, float)}
 
 
-@pytest.mark.parametrize("kind", KINDS_OF_ALL)
+@pytest.mark.parametrize("kind", ALL_SETTINGS)
 @pytest.mark.parametrize("wrong", ["-1", "1e400", "nan", "inf", str(10**30), "many", "1,5", "0x10"])
 def test_every_number_has_bounds_and_is_named_in_one_line(kind: type[CommonSettings], wrong: str) -> None:
     numbers = _numbers(kind)
@@ -94,7 +94,7 @@ def test_every_wrong_variable_is_named_at_once() -> None:
 
 
 ADDRESSES = [
-    (kind, name) for kind in KINDS.values() for name in kind.model_fields if name.endswith("_address")
+    (kind, name) for kind in SETTINGS.values() for name in kind.model_fields if name.endswith("_address")
 ]
 NO_ADDRESSES = [
     "edge",
@@ -165,7 +165,7 @@ def test_an_address_is_taken_as_it_is(address: str) -> None:
         ("spans_to", "http://localhost:99999/v1/traces"),
     ],
 )
-@pytest.mark.parametrize("kind", KINDS_OF_ALL)
+@pytest.mark.parametrize("kind", ALL_SETTINGS)
 def test_what_is_no_host_or_url_is_refused(kind: type[CommonSettings], name: str, wrong: str) -> None:
     with pytest.raises(SettingError, match=f"^{variable(name)}: "):
         kind.read({variable(name): wrong})
@@ -186,11 +186,13 @@ def test_names_that_the_gateway_answers_to_are_checked() -> None:
 
 
 def test_misspelled_variable_is_reported_with_the_nearest_name() -> None:
-    told = unknown({"DEKAG_THREDS": "2", "DEKAG_REDIS": "x", "DEKAG_PORT": "1", "HOME": "/", "DEKAG_": "1"})
+    told = unknown_variables(
+        {"DEKAG_THREDS": "2", "DEKAG_REDIS": "x", "DEKAG_PORT": "1", "HOME": "/", "DEKAG_": "1"}
+    )
     assert len(told) == 3
-    assert any("DEKAG_THREDS" in each and "is DEKAG_THREADS meant?" in each for each in told)
-    assert unknown({"DEKAG_XYZZYXYZZY": "1"})[0].endswith("docs/settings.md names all")
-    assert unknown({"DEKAG_THREDS": "  "}) == [], "it holds nothing"
+    assert any("DEKAG_THREDS" in each and "did you mean DEKAG_THREADS?" in each for each in told)
+    assert unknown_variables({"DEKAG_XYZZYXYZZY": "1"})[0].endswith("see docs/settings.md for all settings")
+    assert unknown_variables({"DEKAG_THREDS": "  "}) == [], "it holds nothing"
 
 
 def test_every_variable_that_anything_here_names_is_known() -> None:
@@ -224,7 +226,7 @@ def test_the_command_line_and_a_service_tell_of_unknown_variables(monkeypatch: p
     monkeypatch.setenv("DEKAG_PROFIL", "embedded")
     done = CliRunner().invoke(cli.app, ["key", "alice"])
     assert done.exit_code == 0
-    assert "DEKAG_PROFIL is no setting and says nothing here: is DEKAG_PROFILE meant?" in done.stderr
+    assert "DEKAG_PROFIL is not a setting and has no effect; did you mean DEKAG_PROFILE?" in done.stderr
     assert "DEKAG_PROFIL" not in done.stdout
     ended = subprocess.run(
         [sys.executable, "-m", "services.gateway"],
@@ -236,7 +238,7 @@ def test_the_command_line_and_a_service_tell_of_unknown_variables(monkeypatch: p
         check=False,
     )
     assert ended.returncode == 1
-    assert "is DEKAG_PROFILE meant?" in ended.stderr
+    assert "did you mean DEKAG_PROFILE?" in ended.stderr
     assert "DEKAG_USER_ADDRESS: must be host:port without a scheme" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
 
@@ -324,8 +326,8 @@ def test_a_secret_that_cannot_be_read_is_told_by_its_variable(
 
 def test_a_password_in_the_url_and_in_a_file_is_refused(tmp_path: Path) -> None:
     given = {"DEKAG_REDIS_URL": "redis://:s3cret@h", "DEKAG_REDIS_PASSWORD_FILE": str(tmp_path / "x")}
-    for kind in KINDS.values():
-        with pytest.raises(SettingError, match="DEKAG_REDIS_URL holds a password and") as caught:
+    for kind in SETTINGS.values():
+        with pytest.raises(SettingError, match="DEKAG_REDIS_URL contains a password and") as caught:
             kind.read(given)
         assert "s3cret" not in str(caught.value)
 

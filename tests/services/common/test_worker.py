@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import pytest
 
 from dekag.errors import DeadlineError, ExhaustedError
-from services.common.requests import begin_request, request_id
-from services.common.worker import BatchWorker, ModelWorker, Wanted
+from services.common.request_context import begin_request, request_id
+from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 
 
 async def test_calls_run_one_by_one_in_order_with_the_context_of_the_request() -> None:
@@ -78,7 +78,7 @@ async def test_expired_call_never_starts() -> None:
 def batching(seen: list[list[int]], first: threading.Event, **limits: int) -> BatchWorker[int, int]:
     """Squares numbers, notes its batches, and holds the first one up; numbers of equal parity are alike."""
 
-    def work(items: Sequence[int], _: Wanted) -> list[int]:
+    def work(items: Sequence[int], _: ShouldContinue) -> list[int]:
         seen.append(list(items))
         if len(seen) == 1:
             first.wait()
@@ -86,7 +86,7 @@ def batching(seen: list[list[int]], first: threading.Event, **limits: int) -> Ba
             raise ValueError("not -1")
         return [item**2 for item in items]
 
-    return BatchWorker("test", work, alike=lambda item: item % 2, **{"max_batch": 4, **limits})
+    return BatchWorker("test", work, batch_key=lambda item: item % 2, **{"max_batch": 4, **limits})
 
 
 async def test_batches_hold_waiting_calls_of_one_key_oldest_first() -> None:

@@ -26,8 +26,8 @@ from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.training.distill import distill
-from services.cloud.catalogue import mirror
 from services.cloud.publish import main
+from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore
@@ -87,7 +87,7 @@ class System:
         """As a distiller does at the end of a job."""
         files, job = update.to_files(), uuid.uuid4().hex
         manifest = self.store.publish(job, update.info, update.content_hash, files, b"PNG")
-        await mirror(self.store, self.redis)
+        await sync_knowledge(self.store, self.redis)
         return manifest
 
 
@@ -154,7 +154,7 @@ async def test_the_very_next_request_uses_what_was_published(
     assert latents(newest) != latents(before)
 
     system.store.delete("neon")
-    await mirror(system.store, system.redis)
+    await sync_knowledge(system.store, system.redis)
     assert latents(await provide(edge, asked, prompt=NEON)) == latents(before)
 
 
@@ -328,7 +328,7 @@ async def test_knowledge_of_another_model_is_left_out_or_refused(
     with capture_logs() as logs:
         found = await provide(edge, asked, prompt=NEON)
     assert (latents(found), used(found)) == (plain, [])
-    assert any(line["event"] == "knowledge of another model left out" for line in logs)
+    assert any(line["event"] == "skipping knowledge of another model" for line in logs)
     with pytest.raises(MismatchError, match="another edge model"):
         await provide(edge, asked, knowledge=("neon",))
 

@@ -24,8 +24,8 @@ from dekag.generation.images import to_png
 from dekag.link import LinkConditions
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
-from services.cloud.catalogue import mirror_transmission
 from services.cloud.publish import main, publish_adapters
+from services.cloud.redis_mirror import sync_adapters
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import TransmissionStore
@@ -89,7 +89,7 @@ class System:
 
     async def publish(self, knowledge: TransmissionKnowledge) -> TransmissionManifest:
         manifest = self.store.publish(knowledge)
-        await mirror_transmission(self.store, self.redis)
+        await sync_adapters(self.store, self.redis)
         return manifest
 
 
@@ -307,7 +307,7 @@ async def test_what_does_not_fit_the_codec_is_refused(
     with capture_logs() as logs:
         image = await receive(system.user, asked)
     assert image.report.model_hashes["adapters"] == own.content_hash, "it goes on with those it has"
-    assert any(line["event"] == "current transmission knowledge is of no use" for line in logs)
+    assert any(line["event"] == "cannot use the current transmission knowledge" for line in logs)
 
 
 class FaultyEdge(EdgeServicer):
@@ -504,17 +504,17 @@ async def test_redis_mirrors_the_disk(
     tmp_path: Path, redis: Redis, own: TransmissionKnowledge, newer: TransmissionKnowledge
 ) -> None:
     store = TransmissionStore(tmp_path)
-    assert await mirror_transmission(store, redis) == []
+    assert await sync_adapters(store, redis) == []
     store.publish(own)
-    assert await mirror_transmission(store, redis) == [own.base_hash]
-    assert await mirror_transmission(store, redis) == []
+    assert await sync_adapters(store, redis) == [own.base_hash]
+    assert await sync_adapters(store, redis) == []
     second = store.publish(newer)
-    assert await mirror_transmission(store, redis) == [own.base_hash]
+    assert await sync_adapters(store, redis) == [own.base_hash]
     text = await redis.hget(TRANSMISSION_KEY, own.base_hash)
     assert TransmissionManifest.parse(text or b"") == second
     assert 0 < await redis.ttl(update_key(own.content_hash)) <= 3600, "edges and users may still fetch it"
     await redis.flushdb()
-    assert await mirror_transmission(store, redis) == [own.base_hash]
+    assert await sync_adapters(store, redis) == [own.base_hash]
     files = await redis.hgetall(update_key(newer.content_hash))
     assert files == {name.encode(): data for name, data in newer.to_files().items()}
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 
 from dekag.errors import ExhaustedError
-from services.common.requests import begin_request
+from services.common.request_context import begin_request
 from services.gateway.admission import Admission
 
 

@@ -418,7 +418,7 @@ async def test_repeated_idempotency_key_returns_the_first_result(client: Client,
     again = (await client.post("/v1/knowledge", json=order, headers=headers("a"))).json()
     assert (again["id"], again["status"]) == (jobs[0]["id"], "cancelled")
     other = await client.post("/v1/knowledge", json=order | {"topic": "stencil"}, headers=headers("a"))
-    assert "another order" in is_problem(other, 409)["detail"]
+    assert "other parameters" in is_problem(other, 409)["detail"]
     new = (await client.post("/v1/knowledge", json=order, headers=headers("b"))).json()
     assert (new["id"] != jobs[0]["id"], new["status"]) == (True, "queued")
     await client.delete(f"/v1/jobs/{new['id']}")
@@ -478,7 +478,7 @@ async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> Non
 async def test_previews_of_a_job_are_there_once_it_trains(client: Client, empty: None) -> None:
     job = (await client.post("/v1/knowledge", json={"topic": "thermal", **SMALL})).json()
     path = f"/v1/jobs/{job['id']}/preview"
-    assert "no pictures of job" in is_problem(await client.get(path), 404)["detail"]
+    assert "has no preview images" in is_problem(await client.get(path), 404)["detail"]
     folder = JobFolders(CloudSettings().data_dir).work(job["id"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PREVIEW).write_bytes(b"a picture")
@@ -531,7 +531,7 @@ async def test_what_the_cloud_refuses_is_explained_too(client: Client, empty: No
     (error,) = is_problem(answer, 422)["errors"]
     assert error["field"] == "prompts"
     assert (
-        "give its prompts"
+        "specify its prompts"
         in is_problem(await client.post("/v1/knowledge", json={"topic": "x"}), 404)["detail"]
     )
     for path in ("/v1/jobs/nobody", "/v1/jobs/nobody/events", "/v1/knowledge/nothing"):

@@ -20,8 +20,8 @@ from typer.testing import CliRunner
 
 from dekag.errors import InvalidInputError
 from services.cli import main as cli
+from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
-from services.cloud.worker import Distiller
 from services.common.security import CA, CERTIFICATE
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app

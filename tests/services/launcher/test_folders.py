@@ -21,7 +21,7 @@ from dekag.errors import InvalidInputError
 from services.cli import doctor
 from services.cli import main as cli
 from services.cloud.job_folder import JobFolders
-from services.cloud.version_store import trouble
+from services.cloud.version_store import problem
 from services.launcher.stack import LaunchError
 from tests.services.launcher.redis_only import RedisOnly
 
@@ -65,9 +65,9 @@ def test_redis_starts_in_a_folder_of_any_name(tmp_path: Path, name: str) -> None
 @EVERY
 def test_a_data_folder_of_any_name_is_written(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
-    assert trouble(folder) == ""
-    JobFolders(folder).keep_order("0" * 32, "{}")
-    assert JobFolders(folder).orders() == {"0" * 32: b"{}"}
+    assert problem(folder) == ""
+    JobFolders(folder).save_spec("0" * 32, "{}")
+    assert JobFolders(folder).specs() == {"0" * 32: b"{}"}
 
 
 @EVERY
@@ -113,13 +113,13 @@ def test_what_is_no_text_is_shown_and_raises_nothing(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1
-    assert b".run cannot be made: " in done.stdout
+    assert b".run cannot be created: " in done.stdout
     assert b"Traceback" not in done.stdout + done.stderr
 
 
 def test_a_run_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     for wrong in (Path("/proc/none/.run"), tmp_path / ("x" * 300)):
-        with pytest.raises(LaunchError, match="cannot be made"), RedisOnlyWithStart(wrong):
+        with pytest.raises(LaunchError, match="cannot be created"), RedisOnlyWithStart(wrong):
             pass
 
 

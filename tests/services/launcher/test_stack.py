@@ -112,7 +112,7 @@ def test_a_default_port_that_is_taken_is_named(tmp_path: Path, monkeypatch: pyte
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         monkeypatch.setattr(launcher, "SERVICES", {"gateway": (port, {})})
-        with pytest.raises(LaunchError, match=f"port {port} for gateway is taken"), Stack(tmp_path):
+        with pytest.raises(LaunchError, match=f"port {port} for gateway is in use"), Stack(tmp_path):
             pass
 
 
@@ -212,7 +212,7 @@ def test_redis_url_selects_an_existing_redis_or_none(
 
 @pytest.mark.usefixtures("_no_settings")
 def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {name for kind in launcher.KINDS.values() for name in kind.variables()}
+    names = {name for kind in launcher.SETTINGS.values() for name in kind.variables()}
     found = begun(tmp_path, monkeypatch, **dict.fromkeys(names, " "))
     assert found["cloud"]["DEKAG_DATA_DIR"] == str(tmp_path / "data")
     assert found["distiller"]["DEKAG_HEALTH_FILE"] == str(tmp_path / "distiller.alive")
@@ -227,7 +227,7 @@ def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: p
         ({"DEKAG_PORT": "65536"}, "DEKAG_PORT"),
         ({"DEKAG_HOST": "http://0.0.0.0"}, "DEKAG_HOST: "),
         ({"DEKAG_METRICS_PORT": "many"}, "DEKAG_METRICS_PORT: "),
-        ({"DEKAG_METRICS_PORT": "65533"}, "DEKAG_METRICS_PORT 65533 is the first of 6; 65538 is no port"),
+        ({"DEKAG_METRICS_PORT": "65533"}, "DEKAG_METRICS_PORT: must be at most 65530"),
         ({"DEKAG_DISTILL_THREADS": "-1"}, "DEKAG_DISTILL_THREADS: "),
         (
             {"DEKAG_CLOUD_ADDRESS": "other:1", "DEKAG_DOWNLINK_ADDRESS": "other:2"},
@@ -235,7 +235,10 @@ def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: p
         ),
         ({"DEKAG_REDIS_URL": "127.0.0.1:6379"}, "DEKAG_REDIS_URL: "),
         ({"DEKAG_REDIS_URL": "redis://127.0.0.1:1/0"}, "DEKAG_REDIS_URL names cannot be reached"),
-        ({"DEKAG_REDIS_PASSWORD_FILE": "/nowhere"}, "DEKAG_REDIS_PASSWORD_FILE is for the Redis"),
+        (
+            {"DEKAG_REDIS_PASSWORD_FILE": "/nowhere"},
+            "DEKAG_REDIS_PASSWORD_FILE is set without DEKAG_REDIS_URL",
+        ),
         ({"DEKAG_TRACES": "/nowhere"}, "DEKAG_TRACES: "),
     ],
 )
@@ -253,7 +256,7 @@ def test_a_launcher_refuses_in_one_line_what_a_service_would(
 def test_a_port_that_another_service_has_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launcher, "is_free", lambda _: True)
     monkeypatch.setenv("DEKAG_PORT", "50053")
-    with pytest.raises(LaunchError, match="DEKAG_PORT 50053, the gateway's, is the port of the edge service"):
+    with pytest.raises(LaunchError, match="is for the gateway, but the edge service uses it"):
         Stack(tmp_path)._port(8080, "gateway")
 
 
@@ -270,7 +273,7 @@ def test_logs_rotate_while_they_are_written(tmp_path: Path) -> None:
                 if log.stat().st_size % 1000 == 100 * (number % 10 + 1) % 1000:
                     break
                 signal.sigtimedwait([], 0.005)
-            launcher.turn(log, 1000, 3)
+            launcher.rotate_log(log, 1000, 3)
     finally:
         writer.stdin.close()
         writer.wait(10)
@@ -283,7 +286,7 @@ def test_logs_rotate_while_they_are_written(tmp_path: Path) -> None:
 def test_launcher_rotates_the_logs_of_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "redis.log.1").write_text("of the last time")
     monkeypatch.setattr(launcher, "LOG_BYTES", 100)
-    monkeypatch.setattr(launcher.turn, "__defaults__", (100, 3))
+    monkeypatch.setattr(launcher.rotate_log, "__defaults__", (100, 3))
     with RedisOnly(tmp_path, free_ports=True) as stack:
         assert not (tmp_path / "redis.log.1").exists()
         for _ in stack.wait_ready(60):

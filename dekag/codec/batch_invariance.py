@@ -1,8 +1,8 @@
-"""Rows of a batch that come out with the same bits as alone: what a batch of strangers' requests must keep.
+"""Batch invariance: results of a row with the same bits, whatever the other rows of its batch.
 
-A row depends on the batch that it rides in where torch takes another kernel for one row than for several,
-which `Conv2d` prevents wherever no gradient is recorded, and where a kernel splits its work by the size of
-the batch. No library says that its kernels do not, so `safe_batch` tries.
+A row depends on its batch if torch uses different kernels for one row and for several, which `Conv2d`
+prevents where no gradient is recorded, or if a kernel splits its work by the size of the batch. No library
+documents this of its kernels, so `safe_batch` tests it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import nn
 
 
 class Conv2d(nn.Conv2d):
-    """A convolution that is oneDNN's, whatever the size of the batch, without gradients on the CPU.
+    """A convolution that uses oneDNN for every batch size, on the CPU and without gradients.
 
-    torch has a kernel of its own for a single image of up to 20480 numbers, which rounds differently.
+    Torch itself uses another kernel for a single image of up to 20480 numbers, which rounds differently.
     """
 
     def _conv_forward(
@@ -38,14 +38,14 @@ class Conv2d(nn.Conv2d):
 
 
 def safe_batch(rows: int, work: Callable[[slice], torch.Tensor]) -> int:
-    """The largest batch, 1 to `rows`, up to which no row's bits depend on who else is in it.
+    """The largest batch, 1 to `rows`, for which no row's bits depend on the rest of the batch.
 
-    Tries every size. What a kernel does in which order depends on shapes, never on values, so that rows of
-    random numbers tell for all others of their shape.
+    Tries every size. The order of operations in a kernel depends on shapes, never on values, so that a test
+    with random numbers holds for all values.
 
     Args:
-        rows: how many there are to try with.
-        work: results for the rows in a slice of them, one for each.
+        rows: number of rows for the test.
+        work: returns the results for a slice of the rows, one for each.
     """
     alone = torch.cat([work(slice(row, row + 1)) for row in range(rows)])
     for size in range(2, rows + 1):

@@ -1,8 +1,8 @@
-"""LoRA factors in four or eight bits a number: an update that pays for itself sooner.
+"""Quantisation of LoRA factors to four or eight bits per number, which makes updates smaller.
 
-Every row of a factor keeps a float16 scale; its numbers become integers between -(2**(bits-1) - 1) and
-2**(bits-1) - 1 times that scale. All factors lie in one flat tensor and their names are compressed, so that a
-small update is not outweighed by the names of its tensors.
+Every row of a factor has a float16 scale; its numbers become integers from -(2**(bits-1) - 1) to 2**(bits-1)
+- 1 times that scale. All factors are stored in one flat tensor, and their names are compressed, as names
+would otherwise dominate the size of a small update.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dekag.documents import parse_json
 
 BITS = (4, 8)
 MAX_NAMES_BYTES = 2**24
-# scales are written as multiples of its inverse: small ones keep float16's full precision
+# scales are stored multiplied by it, so that small ones keep the full precision of float16
 SCALE_UNIT = 2.0**12
 HALF = torch.finfo(torch.float16)
 
 
 def pack(factors: Mapping[str, torch.Tensor], bits: int) -> bytes:
-    """A safetensors file of `factors`, each of two dimensions or more, in `bits` (4 or 8) bits a number."""
+    """A safetensors file of `factors`, each of at least two dimensions, in 4 or 8 `bits` per number."""
     top = 2 ** (bits - 1) - 1
     values, scales = [], []
     for factor in factors.values():
         rows = factor.float().flatten(1)
-        # numbers are divided by the scale as it is written, so that reading does not add its rounding
+        # divided by the stored scale, so that its rounding adds no error when reading
         scale = (rows.abs().amax(1) / top * SCALE_UNIT).clamp(HALF.tiny, HALF.max).half()
         integers = (rows / (scale.float() / SCALE_UNIT)[:, None]).round().clamp(-top, top)
         values.append((integers + top).to(torch.uint8).flatten())
@@ -45,10 +45,10 @@ def pack(factors: Mapping[str, torch.Tensor], bits: int) -> bytes:
 
 
 def unpack(data: bytes) -> dict[str, torch.Tensor]:
-    """The factors, float32, that `pack` was given, to the precision of its bits.
+    """The factors, float32, in a file of `pack`, to the precision of its bits.
 
     Raises:
-        ValueError, KeyError, TypeError, zlib.error, RuntimeError, SafetensorError: not what `pack` writes.
+        ValueError, KeyError, TypeError, zlib.error, RuntimeError, SafetensorError: the file is invalid.
     """
     tensors = load(data)
     inflater = zlib.decompressobj()

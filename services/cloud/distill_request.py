@@ -1,42 +1,42 @@
-"""DistillRequest -> Order: checked with the library's own checks before a job is queued. No torch in here."""
+"""Validates a DistillRequest with the library's own checks before a job is queued. Imports no torch."""
 
 from __future__ import annotations
 
 from dekag.errors import InvalidInputError
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
-from services.cloud.jobs import Order
+from services.cloud.jobs import DistillSpec
 from services.proto.cloud_pb2 import DistillRequest
 
 CONFIGURABLE = ("images", "tokens", "rank", "steps", "seed")
 
 
-def from_proto(request: DistillRequest) -> Order:
-    """What a job is to do for ``request``.
+def from_proto(request: DistillRequest) -> DistillSpec:
+    """Converts a request to the specification of its job.
 
     Raises:
-        InvalidInputError: names the field that is not as it must be.
-        NotFoundError: no prompts, and the embedded world has no such topic.
+        InvalidInputError: names the field that is invalid.
+        NotFoundError: no prompts were given, and the embedded world has no such topic.
     """
     config = {field.name: value for field, value in request.ListFields() if field.name in CONFIGURABLE}
     try:
         settings = DistillConfig(**config)
     except InvalidInputError as error:
         raise _renamed(error) from None
-    order = Order(request.topic, list(request.prompts), list(request.triggers), config, request.force)
+    spec = DistillSpec(request.topic, list(request.prompts), list(request.triggers), config, request.force)
     topic_prompts(
-        order.topic,
-        prompts=order.prompts,
-        triggers=order.triggers,
+        spec.topic,
+        prompts=spec.prompts,
+        triggers=spec.triggers,
         count=settings.images,
         held_out=settings.held_out,
         seed=settings.seed,
     )
-    return order
+    return spec
 
 
 def _renamed(error: InvalidInputError) -> InvalidInputError:
-    """The error with the field named as the request names it: "rank", not "config.rank"."""
+    """The same error with the field name of the request: "rank", not "config.rank"."""
     renamed = InvalidInputError(error.field.removeprefix("config."), error.allowed, "")
     renamed.args = (str(error).removeprefix("config."),)
     return renamed

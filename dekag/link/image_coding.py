@@ -1,11 +1,11 @@
-"""The picture's side of the conventional delivery: the best picture that fits a number of bytes.
+"""The image's side of the conventional delivery: the best image that fits a number of bytes.
 
 A sender that has few bytes may do more than lower the quality:
 
-* *scale*: send the picture at a half, a quarter or an eighth of its size; the receiver enlarges it;
+* *scale*: send the image at a half, a quarter or an eighth of its size; the receiver enlarges it;
 * *bare*: leave out of the file whatever the receiver knows anyway. Of a WebP of 100 bytes 27 say that it is
-  a WebP, and how large; of an AVIF 290 bytes are boxes; of a JPEG 600 are standard tables. A bare picture is
-  one byte for format and scale, one more for a JPEG's quality, and the coded picture; the receiver, who knows
+  a WebP, and how large; of an AVIF 290 bytes are boxes; of a JPEG 600 are standard tables. A bare image is
+  one byte for format and scale, one more for a JPEG's quality, and the coded image; the receiver, who knows
   the size that was asked for, puts the file together again, byte for byte.
 
 Imports no torch.
@@ -41,14 +41,14 @@ _FRAME_OBU = 6
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A picture as it would be sent.
+class EncodedImage:
+    """An image as it would be sent.
 
     Attributes:
         data: what is sent.
         image_format: of IMAGE_FORMATS.
         quality: the encoder's, 0..100.
-        scale: by how much the picture was made smaller.
+        scale: by how much the image was made smaller.
         psnr_db: of what the receiver shows against the original.
     """
 
@@ -60,68 +60,70 @@ class Encoded:
 
 
 def encode(
-    pixels: Pixels, image_format: ImageFormat, quality: int, *, scale: int = 1, bare: bool = False
+    pixels: Pixels, image_format: ImageFormat, quality: int, *, scale: int = 1, headerless: bool = False
 ) -> bytes:
     """Pixels (height, width, 3) uint8 as they are sent; `scale` of SCALES."""
     small = _resized(pixels, *_small(pixels.shape[1], pixels.shape[0], scale))
     quality = min(max(quality, _LOWEST[image_format]), _HIGHEST[image_format])
-    if not bare:
+    if not headerless:
         return to_format(small, image_format, quality)
     if image_format == "jpeg":
-        return _bare(to_plain_jpeg(small, quality), image_format, quality, scale)
-    return _bare(to_format(small, image_format, quality), image_format, quality, scale)
+        return _strip_header(to_plain_jpeg(small, quality), image_format, quality, scale)
+    return _strip_header(to_format(small, image_format, quality), image_format, quality, scale)
 
 
-def decode(data: bytes, width: int, height: int, *, bare: bool = False) -> Pixels:
-    """Pixels (height, width, 3) uint8 of what `encode` made of a picture of that size.
+def decode(data: bytes, width: int, height: int, *, headerless: bool = False) -> Pixels:
+    """Pixels (height, width, 3) uint8 of what `encode` made of an image of that size.
 
     Raises:
-        InvalidInputError: the data are no picture, or one larger than that.
+        InvalidInputError: the data are not an image, or a larger one.
     """
-    file = _restored(data, width, height) if bare else data
+    file = _restore_header(data, width, height) if headerless else data
     return _resized(from_bytes(file, max_side=max(width, height)), width, height)
 
 
-def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[Encoded], list[Encoded]]:
-    """What is worth sending of a picture, as whole files and bare, over QUALITIES and SCALES.
+def ladders(pixels: Pixels, image_format: ImageFormat) -> tuple[list[EncodedImage], list[EncodedImage]]:
+    """The Pareto frontiers over QUALITIES and SCALES, for whole files and for headerless ones.
 
-    Each is a frontier: by rising bytes and rising PSNR.
+    Each is sorted by ascending size and PSNR.
     """
-    whole, bare = [], []
+    whole, headerless = [], []
     for quality in QUALITIES:
         for scale in SCALES:
-            first = _tried(pixels, image_format, quality, scale, False)
+            first = _encode_and_measure(pixels, image_format, quality, scale, False)
             if image_format == "jpeg":
-                data = encode(pixels, image_format, quality, scale=scale, bare=True)
-            else:  # the same file, of which encoding is the dear part
-                data = _bare(first.data, image_format, quality, scale)
+                data = encode(pixels, image_format, quality, scale=scale, headerless=True)
+            else:  # reuse the file, as encoding is expensive
+                data = _strip_header(first.data, image_format, quality, scale)
             whole.append(first)
-            bare.append(replace(first, data=data))  # shows the same picture, byte for byte
-    return frontier(whole), frontier(bare)
+            headerless.append(replace(first, data=data))  # decodes to exactly the same image
+    return frontier(whole), frontier(headerless)
 
 
-def frontier(candidates: Sequence[Encoded]) -> list[Encoded]:
-    """Those that no other one beats in PSNR with no more bytes, by rising bytes."""
-    best: list[Encoded] = []
+def frontier(candidates: Sequence[EncodedImage]) -> list[EncodedImage]:
+    """The candidates that no other beats in PSNR at the same or a smaller size, sorted by size."""
+    best: list[EncodedImage] = []
     for each in sorted(candidates, key=lambda c: (len(c.data), -c.psnr_db)):
         if not best or each.psnr_db > best[-1].psnr_db:
             best.append(each)
     return best
 
 
-def _tried(pixels: Pixels, image_format: ImageFormat, quality: int, scale: int, bare: bool) -> Encoded:
-    data = encode(pixels, image_format, quality, scale=scale, bare=bare)
-    shown = decode(data, pixels.shape[1], pixels.shape[0], bare=bare)
-    return Encoded(data, image_format, quality, scale, psnr_db(shown, pixels))
+def _encode_and_measure(
+    pixels: Pixels, image_format: ImageFormat, quality: int, scale: int, headerless: bool
+) -> EncodedImage:
+    data = encode(pixels, image_format, quality, scale=scale, headerless=headerless)
+    shown = decode(data, pixels.shape[1], pixels.shape[0], headerless=headerless)
+    return EncodedImage(data, image_format, quality, scale, psnr_db(shown, pixels))
 
 
-def _bare(file: bytes, image_format: ImageFormat, quality: int, scale: int) -> bytes:
+def _strip_header(file: bytes, image_format: ImageFormat, quality: int, scale: int) -> bytes:
     tag = bytes([IMAGE_FORMATS.index(image_format) * len(SCALES) + SCALES.index(scale)])
     if image_format == "webp":
-        return tag + _bare_webp(file)
+        return tag + _strip_webp(file)
     if image_format == "avif":
-        return tag + _bare_avif(file)
-    return tag + bytes([quality]) + _bare_jpeg(file)
+        return tag + _strip_avif(file)
+    return tag + bytes([quality]) + _strip_jpeg(file)
 
 
 def _small(width: int, height: int, scale: int) -> tuple[int, int]:
@@ -136,10 +138,10 @@ def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.array(Image.fromarray(pixels).resize((width, height), filter_))
 
 
-def _restored(data: bytes, width: int, height: int) -> bytes:
-    """The file that a bare picture was taken from."""
+def _restore_header(data: bytes, width: int, height: int) -> bytes:
+    """The file that a bare image was taken from."""
     if len(data) < 2 or data[0] >= len(IMAGE_FORMATS) * len(SCALES):
-        raise InvalidInputError("image", "a bare picture", f"{len(data)} bytes")
+        raise InvalidInputError("image", "an image without a header", f"{len(data)} bytes")
     image_format = IMAGE_FORMATS[data[0] // len(SCALES)]
     size = _small(width, height, SCALES[data[0] % len(SCALES)])
     if image_format == "webp":
@@ -152,33 +154,33 @@ def _restored(data: bytes, width: int, height: int) -> bytes:
 # WebP: RIFF header, chunk header, VP8 key frame: 3 bytes of its own, a start code, the size (RFC 6386).
 
 
-def _bare_webp(file: bytes) -> bytes:
+def _strip_webp(file: bytes) -> bytes:
     if file[12:16] != b"VP8 ":
         raise ValueError("a lossy WebP without extensions is needed")
     length = int.from_bytes(file[16:20], "little")
     return file[20:23] + file[30 : 20 + length]
 
 
-def _whole_webp(bare: bytes, width: int, height: int) -> bytes:
-    frame = bare[:3] + b"\x9d\x01\x2a" + struct.pack("<HH", width, height) + bare[3:]
+def _whole_webp(headerless: bytes, width: int, height: int) -> bytes:
+    frame = headerless[:3] + b"\x9d\x01\x2a" + struct.pack("<HH", width, height) + headerless[3:]
     chunk = b"VP8 " + struct.pack("<I", len(frame)) + frame + b"\0" * (len(frame) % 2)
     return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
 
 
 # AVIF: boxes, of which the last, mdat, holds AV1 data units: delimiter, sequence header, then one frame. All
-# but the frame and three lengths are the same for every picture of a size.
+# but the frame and three lengths are the same for every image of a size.
 
 
-def _bare_avif(file: bytes) -> bytes:
+def _strip_avif(file: bytes) -> bytes:
     start = file.index(b"mdat") + 4
     frame = start + _frame_offset(file[start:])
     _, header = _leb128(file, frame + 1)
     return file[header:]
 
 
-def _whole_avif(bare: bytes, width: int, height: int) -> bytes:
+def _whole_avif(headerless: bytes, width: int, height: int) -> bytes:
     boxes, before = _avif_head(width, height)
-    units = before + bytes([_FRAME_OBU << 3 | 2]) + _to_leb128(len(bare)) + bare
+    units = before + bytes([_FRAME_OBU << 3 | 2]) + _to_leb128(len(headerless)) + headerless
     file = bytearray(boxes + units)
     extent = file.index(b"iloc") + 22
     file[extent : extent + 4] = struct.pack(">I", len(units))
@@ -223,7 +225,7 @@ def _to_leb128(value: int) -> bytes:
 # JPEG: tables that the quality fixes, or the standard, then the scan and an end marker.
 
 
-def _bare_jpeg(file: bytes) -> bytes:
+def _strip_jpeg(file: bytes) -> bytes:
     return file[_scan_start(file) : -2]
 
 

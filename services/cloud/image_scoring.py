@@ -1,4 +1,4 @@
-"""How consistent received images are with the cloud's own: one comparison at a time, and few in wait."""
+"""Scores received images against the cloud's own, one at a time, with a bounded queue."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ if TYPE_CHECKING:
     from dekag.metrics.features import ImageScorer
     from services.cloud.settings import CloudSettings
 
-_LINE = "scorer"
+_NAME = "scorer"
 Score = Callable[["Pixels", bytes], Awaitable[Consistency]]
 
 
 def received_pixels(data: bytes, width: int, height: int) -> Pixels:
-    """Pixels (height, width, 3) uint8 of a received image; InvalidInputError if it is none of that size."""
+    """Pixels (height, width, 3) uint8 of a received image; InvalidInputError unless it has that size."""
     from dekag.generation.images import from_bytes
 
     pixels = from_bytes(data, max_side=MAX_PIXELS)
     if pixels.shape != (height, width, 3):
         raise InvalidInputError(
-            "image", f"{width}x{height} pixels as asked", f"{pixels.shape[1]}x{pixels.shape[0]}"
+            "image", f"{width}x{height} pixels, as requested", f"{pixels.shape[1]}x{pixels.shape[0]}"
         )
     return pixels
 
 
-class Comparisons:
-    """The encoders of DINO- and CLIP-score, and whose turn it is.
+class ScoringQueue:
+    """The encoders of the DINO- and CLIP-score, and a queue for them.
 
-    An image that is drawn for a comparison takes part in the cloud's batches like any other. As there is one
-    at a time, nobody else's waits for more than one drawing on its account.
+    The cloud's own image is generated in its regular batches. As only one comparison runs at a time, other
+    requests wait for at most one such image.
     """
 
     def __init__(self, settings: CloudSettings) -> None:
-        self._most, self._there, self._turn = settings.max_comparisons, 0, asyncio.Semaphore(1)
-        self._scoring = ModelWorker(_LINE, threads=settings.threads, max_queue=settings.max_comparisons)
+        self._capacity, self._size, self._slot = settings.max_comparisons, 0, asyncio.Semaphore(1)
+        self._scoring = ModelWorker(_NAME, threads=settings.threads, max_queue=settings.max_comparisons)
         self._scorer: ImageScorer | None = None
 
     def load(self, scorer: ScorerProfile | None) -> None:
-        """Loads the encoders, if the profile names some."""
+        """Loads the encoders if the profile names any."""
         from dekag.metrics.features import ImageScorer
 
         self._scorer = None if scorer is None else ImageScorer.load(scorer.clip, scorer.dino)
@@ -60,37 +60,38 @@ class Comparisons:
         self._scoring.close()
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[Score]:
-        """The one turn to draw and score while inside, after a wait if somebody else has it.
+    async def slot(self) -> AsyncIterator[Score]:
+        """Waits for the only slot and holds it inside the context.
 
-        Gives what scores a received image, (height, width, 3) uint8, beside the cloud's own, a PNG.
+        Yields a function that scores a received image, (height, width, 3) uint8, against the cloud's own, a
+        PNG.
 
         Raises:
-            NotFoundError: there are no encoders.
-            ExhaustedError: too many wait.
+            NotFoundError: the profile names no encoders.
+            ExhaustedError: the queue is full.
         """
         if self._scorer is None:
             raise NotFoundError("the profile names no encoders to compare images with")
-        with metrics.REFUSED.labels(_LINE).count_exceptions(ExhaustedError):
-            if self._there >= self._most:
-                raise ExhaustedError(f"{self._there} comparisons wait or are made; try again later")
-        self._there += 1
+        with metrics.REFUSED.labels(_NAME).count_exceptions(ExhaustedError):
+            if self._size >= self._capacity:
+                raise ExhaustedError(f"{self._size} comparisons are running or waiting; try again later")
+        self._size += 1
         try:
-            async with self._turn:
+            async with self._slot:
                 yield partial(self._score, self._scorer)
         finally:
-            self._there -= 1
+            self._size -= 1
 
     async def _score(self, scorer: ImageScorer, received: Pixels, own: bytes) -> Consistency:
-        found, seconds = await self._scoring.run(_scored, scorer, received, own)
+        consistency, seconds = await self._scoring.run(_consistency, scorer, received, own)
         stage_time("cloud.compare", seconds)
-        return found
+        return consistency
 
 
-def _scored(scorer: ImageScorer, received: Pixels, own: bytes) -> Consistency:
+def _consistency(scorer: ImageScorer, received: Pixels, own: bytes) -> Consistency:
     from dekag.generation.images import from_bytes
 
     scores = scorer.scores(received[None], from_bytes(own)[None])
-    # in half precision, the features of one and the same image may be a little longer than 1
+    # rounding may make the similarity of two identical images exceed 1 slightly
     clip, dino = (min(float(scores[name][0]), 1.0) for name in ("clip", "dino"))
     return Consistency(clip=clip, dino=dino, consistency=(clip + dino) / 2)

@@ -1,10 +1,10 @@
-"""The catalogue of knowledge in Redis, kept equal to the store on disk.
+"""Mirrors the knowledge on disk to Redis.
 
 =====================================  =======================================================
 ``dekag:knowledge``                    hash: topic -> JSON of the current version's manifest
 ``dekag:transmission``                 hash: codec's hash -> JSON of its current adapters' manifest
 ``dekag:update:{content_hash}``        hash: name -> bytes of each file of the update or adapters
-``dekag:lock:knowledge``               held by who makes Redis equal to the disk
+``dekag:lock:knowledge``               held during a sync
 =====================================  =======================================================
 """
 
@@ -22,29 +22,29 @@ from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 from services.common.transmission import TRANSMISSION_KEY, TransmissionManifest
 
 LOCK_KEY = "dekag:lock:knowledge"
-LOCK_S = 5.0  # that a process which died with it holds up the others
+LOCK_S = 5.0  # longest time that a dead process blocks the others
 REPLACED_TTL_S = 3600  # an edge may have read the manifest just before it was replaced
 _Manifest = TypeVar("_Manifest", Manifest, TransmissionManifest)
 
 
-async def mirror(store: KnowledgeStore, redis: Redis) -> list[str]:
-    """Makes Redis hold the updates that the disk holds; returns the topics that it did not hold like that.
+async def sync_knowledge(store: KnowledgeStore, redis: Redis) -> list[str]:
+    """Syncs the knowledge updates from disk to Redis; returns the topics that changed in Redis.
 
-    Every change of the disk is followed by a call, and the cloud calls every few seconds besides, so that a
-    Redis that lost something gets it back. The lock orders the calls: none writes what is outdated.
+    Every write to the disk is followed by a sync; the cloud also syncs every few seconds, so that a Redis
+    that lost data recovers. The lock serialises syncs, so that none writes outdated data.
 
     Raises:
         redis.exceptions.RedisError: Redis does not answer.
     """
-    return await _mirror(redis, CATALOGUE_KEY, Manifest.parse, store.topics, store.files)
+    return await _sync(redis, CATALOGUE_KEY, Manifest.parse, store.topics, store.files)
 
 
-async def mirror_transmission(store: TransmissionStore, redis: Redis) -> list[str]:
-    """The same for the adapters; returns the hashes of the codecs whose current ones Redis did not hold."""
-    return await _mirror(redis, TRANSMISSION_KEY, TransmissionManifest.parse, store.current, store.files)
+async def sync_adapters(store: TransmissionStore, redis: Redis) -> list[str]:
+    """Syncs the adapters from disk to Redis; returns the hashes of the codecs whose entry changed."""
+    return await _sync(redis, TRANSMISSION_KEY, TransmissionManifest.parse, store.current, store.files)
 
 
-async def _mirror(
+async def _sync(
     redis: Redis,
     catalogue: str,
     parse: Callable[[bytes], _Manifest | None],
@@ -53,23 +53,23 @@ async def _mirror(
 ) -> list[str]:
     async with redis.lock(LOCK_KEY, timeout=LOCK_S, blocking_timeout=LOCK_S):
         if await redis.type(catalogue) not in (b"hash", b"none"):
-            await redis.delete(catalogue)  # somebody else's
+            await redis.delete(catalogue)  # not written by this project
         texts = await redis.hgetall(catalogue)  # type: ignore[misc]  # typed for both clients at once
-        held = {name: parse(text) for name, text in texts.items()}  # names may be any bytes
-        wanted = {name.encode(): manifest for name, manifest in (await asyncio.to_thread(current)).items()}
-        there = [await redis.exists(update_key(manifest.content_hash)) for manifest in wanted.values()]
+        in_redis = {name: parse(text) for name, text in texts.items()}  # names may be any bytes
+        on_disk = {name.encode(): manifest for name, manifest in (await asyncio.to_thread(current)).items()}
+        exist = [await redis.exists(update_key(manifest.content_hash)) for manifest in on_disk.values()]
         changed = [
             name
-            for (name, manifest), exists in zip(wanted.items(), there, strict=True)
-            if not exists or held.get(name) != manifest
+            for (name, manifest), exists in zip(on_disk.items(), exist, strict=True)
+            if not exists or in_redis.get(name) != manifest
         ]
-        changed += [name for name in held if name not in wanted]
+        changed += [name for name in in_redis if name not in on_disk]
         for name in changed:
-            new, old = wanted.get(name), held.get(name)
+            new, old = on_disk.get(name), in_redis.get(name)
             try:
                 files = {} if new is None else await asyncio.to_thread(files_of, new)
             except NotFoundError:
-                continue  # being deleted, and whoever does so calls next
+                continue  # being deleted; the deletion is followed by a sync of its own
             await _replace(redis, catalogue, name, new, old, files)
         return [name.decode(errors="replace") for name in changed]
 
@@ -82,14 +82,14 @@ async def _replace(
     old: _Manifest | None,
     files: Mapping[str, bytes],
 ) -> None:
-    async with redis.pipeline(transaction=True) as together:  # a manifest never points at nothing
+    async with redis.pipeline(transaction=True) as transaction:  # a manifest always refers to existing files
         if old is not None and (new is None or old.content_hash != new.content_hash):
-            together.expire(update_key(old.content_hash), REPLACED_TTL_S)
+            transaction.expire(update_key(old.content_hash), REPLACED_TTL_S)
         if new is None:
-            together.hdel(catalogue, name)  # type: ignore[arg-type]  # bytes are as good
+            transaction.hdel(catalogue, name)  # type: ignore[arg-type]  # bytes work, too
         else:
             key = update_key(new.content_hash)
-            together.delete(key)
-            together.hset(key, mapping=dict(files))
-            together.hset(catalogue, name, new.model_dump_json())  # type: ignore[arg-type]
-        await together.execute()
+            transaction.delete(key)
+            transaction.hset(key, mapping=dict(files))
+            transaction.hset(catalogue, name, new.model_dump_json())  # type: ignore[arg-type]
+        await transaction.execute()

@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from dekag.link.batch import draw_channels, pass_through
 from dekag.link.channel import transmit
 from dekag.link.conditions import BLOCKS, LinkConditions
 from dekag.link.fading import block_correlation
+from dekag.link.training_channel import draw_channels, pass_through
 
 MANY = 20_000
 
@@ -60,17 +60,17 @@ def test_estimates_are_as_good_as_the_links(fading: str, direct: float) -> None:
     k_db = 10 * math.log10(0.8 / 0.2)
     conditions = LinkConditions(snr_db=3, fading=fading, tau_rms_s=1e-7, rician_k_db=k_db, csi="pilots")  # type: ignore[arg-type]
     channels = _channels(direct, 1e-7, snr_db=3.0, pilots=torch.ones(MANY))
-    error = (channels.believed - channels.gains).abs().square().mean(0)
-    torch.testing.assert_close(error, channels.errors[0], rtol=0.1, atol=1e-3)
+    error = (channels.gain_estimate - channels.gains).abs().square().mean(0)
+    torch.testing.assert_close(error, channels.error_variance[0], rtol=0.1, atol=1e-3)
     sent = torch.ones(1, 64, dtype=torch.complex64)
     errors = transmit(sent, [conditions], [1]).gain_errors
     assert errors is not None
-    torch.testing.assert_close(channels.errors[:1], errors, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(channels.error_variance[:1], errors, rtol=1e-3, atol=1e-5)
 
 
 def test_unknown_gains_are_taken_to_be_one() -> None:
     blind = _channels(0.0, 1e-6, no_csi=torch.ones(MANY))
-    assert torch.equal(blind.believed, torch.ones(MANY, BLOCKS, dtype=torch.complex64))
+    assert torch.equal(blind.gain_estimate, torch.ones(MANY, BLOCKS, dtype=torch.complex64))
 
 
 def test_zero_forcing_undoes_the_gain() -> None:

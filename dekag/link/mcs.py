@@ -1,4 +1,4 @@
-"""Which modulations and codes there are, and how a payload is cut into codewords. Imports no torch."""
+"""The table of modulation and coding schemes, and the split of a payload into codewords. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from fractions import Fraction
 from dekag.errors import InvalidInputError
 
 MAX_PAYLOAD_BYTES = 1 << 16
-INFORMATION_BITS = 1920  # longer codewords need no less SNR within as many iterations, and more time
+INFORMATION_BITS = 1920  # longer codewords take more time, without a lower SNR for as many iterations
 MOTHER_RATE = Fraction(1, 5)  # the lowest rate that 5G codes; below it, coded bits are repeated
 SIZES = tuple(round(INFORMATION_BITS * 2 ** (-step / 4)) for step in reversed(range(26)))
-"""k of the codes that are used, 25 to 1920: a payload takes the next longer one, which stays
-partly empty. So few codes need to be set up, whatever the lengths of the payloads."""
+"""k of the codes in use, 25 to 1920: a payload uses the next longer one, which is partly empty. This limits
+the number of codes to set up."""
 
-_SHORT_CRC_UP_TO = 3824  # payload bits: 5G protects what is no longer with CRC16, the rest with CRC24A
+_SHORT_CRC_UP_TO = 3824  # payload bits: up to here 5G uses CRC16, beyond it CRC24A
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ModulationAndCoding:
 
     Attributes:
         bits_per_symbol: QAM order is 2**bits_per_symbol.
-        codeword_bits: n of the longest LDPC codeword; shorter payloads take shorter ones of the same rate.
+        codeword_bits: n of the longest LDPC codeword; shorter payloads use shorter ones of the same rate.
         information_bits: k of that codeword.
     """
 
@@ -70,22 +70,22 @@ TABLE = (
     _row(8, 5, 6),
     _row(8, 8, 9),
 )
-"""Every choice there is, by rising efficiency: 0.1 to 7.1 information bits per channel use."""
+"""All schemes, in ascending order of efficiency: 0.1 to 7.1 information bits per channel use."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How one payload is cut into codewords.
+class CodewordLayout:
+    """The split of a payload into codewords.
 
     Attributes:
-        codewords: how many, all alike.
-        used_bits: of payload and CRC in each.
-        size: k of the code that carries them, of SIZES; the rest are known zeros, which are not sent.
+        codewords: number of codewords, all of the same length.
+        used_bits: bits of payload and CRC in each.
+        size: k of the code, one of SIZES; the remaining bits are known zeros, which are not sent.
         mother_bits: n of that code.
-        sent_bits: coded bits of each codeword that are sent, repetitions included.
-        channel_uses: of all codewords together.
-        crc: its name in 5G.
-        crc_bits: its length.
+        sent_bits: coded bits of each codeword that are sent, including repetitions.
+        channel_uses: channel uses of all codewords.
+        crc: name of the CRC in 5G.
+        crc_bits: length of the CRC.
     """
 
     codewords: int
@@ -98,11 +98,11 @@ class Layout:
     crc_bits: int
 
     @staticmethod
-    def of(payload_bytes: int, coding: ModulationAndCoding) -> Layout:
+    def of(payload_bytes: int, coding: ModulationAndCoding) -> CodewordLayout:
         """The layout of a payload.
 
         Raises:
-            InvalidInputError: another length than 1 to 65536 bytes, or a coding that is not in TABLE.
+            InvalidInputError: the length is not 1 to 65536 bytes, or the coding is not in TABLE.
         """
         if coding not in TABLE:
             raise InvalidInputError("coding", "a row of the modulation-and-coding table", coding)
@@ -117,15 +117,15 @@ class Layout:
         mother = int(size / max(coding.rate, MOTHER_RATE))
         sent = -(-used * coding.codeword_bits // coding.information_bits)
         uses = -(-codewords * sent // coding.bits_per_symbol)
-        return Layout(codewords, used, size, mother, sent, uses, crc, crc_bits)
+        return CodewordLayout(codewords, used, size, mother, sent, uses, crc, crc_bits)
 
 
 def largest_payload(channel_uses: int, coding: ModulationAndCoding) -> int:
-    """The most bytes that `coding` carries in at most `channel_uses` channel uses; 0 if not even one."""
+    """The largest payload, bytes, of `coding` in `channel_uses` channel uses; 0 if none fits."""
     low, high = 0, min(MAX_PAYLOAD_BYTES, int(channel_uses * coding.efficiency) // 8)
     while low < high:
         middle = (low + high + 1) // 2
-        if Layout.of(middle, coding).channel_uses <= channel_uses:
+        if CodewordLayout.of(middle, coding).channel_uses <= channel_uses:
             low = middle
         else:
             high = middle - 1

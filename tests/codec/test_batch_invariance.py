@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from dekag.codec import JsccCodec
-from dekag.codec.rows import Conv2d, safe_batch
+from dekag.codec.batch_invariance import Conv2d, safe_batch
 
 ROWS = 9
 

@@ -1,8 +1,8 @@
-"""Runs a distiller, a worker process that makes knowledge updates: ``python -m services.cloud.worker``.
+"""The distiller, a process that makes knowledge updates: ``python -m services.cloud.distiller``.
 
-As many as there is room for may run, each with one job at a time. A job whose worker dies is taken up by
-another one, or by the same one after its restart, where its last checkpoint is. Torch and the models are
-loaded for the first job and not before; the models are let go after each.
+Any number of distillers may run, each with one job at a time. If a distiller dies, another one, or the same
+one after a restart, resumes its job from the last checkpoint. Torch and the models are loaded for the first
+job, not at the start; the models are released after each job.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from redis.exceptions import RedisError
 from saq import Job, Worker
 
 from dekag.errors import DekagError, MismatchError, NotFoundError
-from services.cloud.catalogue import mirror
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
     CANCELLED,
     FUNCTION,
     PUBLISHED,
-    Order,
+    DistillQueue,
+    DistillSpec,
     decide,
-    open_queue,
     open_redis,
     outcome,
-    trial,
+    redis_probe,
 )
+from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.settings import DistillerSettings
-from services.cloud.version_store import KnowledgeStore, figures, trouble
+from services.cloud.version_store import KnowledgeStore, figures, problem
 from services.common import metrics, tracing
 from services.common.errors import SettingError, public
 from services.common.process import errors_logged
-from services.common.redis_state import why
-from services.common.requests import begin_request, configure_logging
+from services.common.redis_state import explain
+from services.common.request_context import begin_request, configure_logging
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from dekag.metrics.features import ImageScorer
     from dekag.training.distill import Progress
 
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 _DEQUEUE_S = 5.0
 _RETRY_S = 2.0
 _REDIS_DOWN = (RedisError, ConnectionError, TimeoutError)
@@ -64,19 +64,19 @@ class Distilled:
     """A knowledge update as bytes, and PNG samples of what it does.
 
     Attributes:
-        beside: content hash of the update that was current when this one was scored; empty if there was none.
+        compared_with: content hash of the update that was current when this one was scored; may be empty.
     """
 
     info: Mapping[str, Any]
     content_hash: str
     files: Mapping[str, bytes]
     samples: bytes
-    beside: str
+    compared_with: str
 
 
 @dataclass(frozen=True)
 class _Current:
-    """The update of a topic that is current when a job begins."""
+    """The update of a topic that is current when a job starts."""
 
     content_hash: str
     files: Mapping[str, bytes]
@@ -84,7 +84,7 @@ class _Current:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job came to: a version that is current now, or why its update is kept aside."""
+    """The outcome of a job: the version that is now current, or why its update was not published."""
 
     scores: Mapping[str, float]
     version: int | None = None
@@ -92,25 +92,25 @@ class Outcome:
 
 
 class Distillation:
-    """One attempt at one job: what its thread does, and what the event loop may ask and tell it meanwhile."""
+    """One attempt at one job; `run` runs in the model thread, the rest is for the event loop."""
 
     def __init__(
-        self, settings: DistillerSettings, order: Order, folder: Path, current: _Current | None
+        self, settings: DistillerSettings, spec: DistillSpec, folder: Path, current: _Current | None
     ) -> None:
-        self._settings, self._order, self._folder = settings, order, folder
+        self._settings, self._spec, self._folder = settings, spec, folder
         self._current = current
         self._progress: Progress | None = None
         self._stage = "generate"
-        self._began = self._noted = 0.0  # the stage, and the last that it did; perf_counter, s
+        self._began = self._noted = 0.0  # start of the stage and its latest progress; perf_counter, s
         self.stop = threading.Event()
 
     @property
     def progress(self) -> dict[str, Any]:
-        """Stage, pictures or steps done and in all, and loss, as far as there are any."""
+        """Stage, images or steps done and in total, and loss; empty before the first report."""
         return {} if self._progress is None else vars(self._progress)
 
     def run(self) -> Distilled | None:
-        """Distils, or goes on where an earlier attempt was; None after ``stop`` was set."""
+        """Distils, or resumes an earlier attempt; None after ``stop`` was set."""
         from dekag.generation.models import Generator
         from dekag.generation.profile import load_profile
         from dekag.makd.config import DistillConfig
@@ -120,14 +120,14 @@ class Distillation:
 
         current = None
         if self._current is not None:
-            with contextlib.suppress(MismatchError):  # damaged: nothing to be better than
+            with contextlib.suppress(MismatchError):  # damaged, so there is nothing to compare with
                 current = KnowledgeUpdate.from_files(self._current.files)
-        profile, config = load_profile(self._settings.profile), DistillConfig(**self._order.config)
+        profile, config = load_profile(self._settings.profile), DistillConfig(**self._spec.config)
         cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)
         topic = topic_prompts(
-            self._order.topic,
-            prompts=self._order.prompts,
-            triggers=self._order.triggers,
+            self._spec.topic,
+            prompts=self._spec.prompts,
+            triggers=self._spec.triggers,
             count=config.images,
             held_out=config.held_out,
             seed=config.seed,
@@ -151,11 +151,11 @@ class Distillation:
             return None
         self._stage_over(time.perf_counter())
         samples = (self._folder / SAMPLES).read_bytes()
-        beside = "" if self._current is None else self._current.content_hash
-        return Distilled(update.info, update.content_hash, update.to_files(), samples, beside)
+        compared_with = "" if self._current is None else self._current.content_hash
+        return Distilled(update.info, update.content_hash, update.to_files(), samples, compared_with)
 
     def _note(self, progress: Progress) -> None:
-        if progress.stage != self._stage:  # which it has begun already
+        if progress.stage != self._stage:  # the new stage has already begun
             self._stage_over(self._noted)
             self._stage, self._began = progress.stage, self._noted
         self._progress, self._noted = progress, time.perf_counter()
@@ -165,11 +165,11 @@ class Distillation:
 
 
 def _note_stage(name: str, seconds: float, ago_s: float = 0.0) -> None:
-    tracing.over(f"distiller.{name}", seconds, ago_s)
+    tracing.record_stage(f"distiller.{name}", seconds, ago_s)
     metrics.DISTILL_SECONDS.labels(name).observe(seconds)
 
 
-def _why_not(info: Mapping[str, Any]) -> str:
+def _reason_not_better(info: Mapping[str, Any]) -> str:
     from dekag.training.distill import why_no_better
 
     return why_no_better(info["scores"])
@@ -182,21 +182,21 @@ def _scorer(profile: Profile) -> ImageScorer | None:
 
 
 class Distiller:
-    """Works off the queue of distillations."""
+    """Processes the queue of distillations."""
 
     def __init__(self, settings: DistillerSettings) -> None:
         self._settings = settings
         self._store, self._folders = KnowledgeStore(settings.data_dir), JobFolders(settings.data_dir)
         self._redis = open_redis(settings, _DEQUEUE_S + settings.queue_timeout_s)
-        self._queue = open_queue(self._redis, self._folders)
+        self._queue = DistillQueue(self._redis, self._folders)
         self._thread = ModelWorker("distiller", threads=settings.distill_threads)
 
     async def serve(self) -> None:
-        """Takes jobs until SIGTERM or SIGINT; a job in hand is stopped, kept and left to another worker."""
+        """Processes jobs until SIGTERM or SIGINT; a running job is then stopped and queued again."""
         try:
             await asyncio.to_thread(self._folders.purge_stale, 2 * self._settings.job_keep_s)
-        except OSError as error:  # what is left over keeps nobody from working
-            _log.warning("old jobs were not tidied away", error=str(error))
+        except OSError as error:  # leftovers do no harm
+            _log.warning("stale job folders not deleted", error=str(error))
         worker = Worker(
             self._queue,
             [(FUNCTION, self._distill)],
@@ -205,81 +205,82 @@ class Distiller:
             dequeue_timeout=_DEQUEUE_S,
             cancellation_hard_deadline_s=self._settings.grace_s,
         )
-        health = asyncio.create_task(self._say_healthy(worker))
+        health = asyncio.create_task(self._report_health(worker))
         try:
             await worker.start()
         finally:
             health.cancel()
             self._thread.close()
-            with contextlib.suppress(*_REDIS_DOWN):  # there is nothing to disconnect from then
+            with contextlib.suppress(*_REDIS_DOWN):  # nothing to disconnect from
                 await self._queue.disconnect()
 
-    async def _distill(self, context: Mapping[str, Any], **order: Any) -> dict[str, Any]:
-        """What SAQ calls for a job; what it returns is the job's result, see ``services.cloud.jobs``."""
-        job: Job = context["job"]
+    async def _distill(self, context: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+        """Called by SAQ for each job; returns the job's result, see ``services.cloud.jobs``."""
+        job, spec = context["job"], DistillSpec(**fields)
         begin_request(job.key, None)
-        _log.info("job taken up", topic=order["topic"], attempt=job.attempts)
-        about = {"dekag.job": job.key, "dekag.topic": order["topic"], "dekag.attempt": job.attempts}
+        _log.info("job started", topic=spec.topic, attempt=job.attempts)
+        attributes = {"dekag.job": job.key, "dekag.topic": spec.topic, "dekag.attempt": job.attempts}
         trace = job.meta.get("trace", {})
-        with tracing.serving("distiller.Distill", trace, about, SpanKind.CONSUMER) as span:
-            return await self._result(job, Order(**order), span)
+        with tracing.server_span("distiller.Distill", trace, attributes, SpanKind.CONSUMER) as span:
+            return await self._result(job, spec, span)
 
-    async def _result(self, job: Job, order: Order, span: Span) -> dict[str, Any]:
+    async def _result(self, job: Job, spec: DistillSpec, span: Span) -> dict[str, Any]:
         try:
             async with self._claim(job):
-                made = await self._make(job, order)
+                outcome = await self._publish_once(job, spec)
                 await asyncio.to_thread(self._folders.delete, job.key)
         except Exception as error:
             if not isinstance(error, DekagError):
                 _log.exception("job failed")
             metrics.DISTILLATIONS.labels("failed").inc()
-            tracing.failed(span, str(error))
+            tracing.mark_failed(span, str(error))
             await asyncio.to_thread(self._folders.delete, job.key)
             return {"error": str(public(error, job.key))}
-        if made is None:  # who cancelled it has counted it
+        if outcome is None:  # counted by the cancellation
             return {}
-        metrics.DISTILLATIONS.labels("kept_aside" if made.kept_aside else "finished").inc()
-        found = {"version": made.version, "kept_aside": made.kept_aside, "scores": dict(made.scores)}
-        return {name: value for name, value in found.items() if value}
+        metrics.DISTILLATIONS.labels("kept_aside" if outcome.kept_aside else "finished").inc()
+        return {name: value for name, value in vars(outcome).items() if value}
 
     @contextlib.asynccontextmanager
     async def _claim(self, job: Job) -> AsyncIterator[None]:
-        """Waits until no other process works at ``job``: SAQ may give one out again too early."""
+        """Waits until no other process has claimed ``job``: SAQ may hand out a job again too early."""
         while True:
-            with self._folders.claimed(job.key) as mine:
-                if mine:
+            with self._folders.claimed(job.key) as claimed:
+                if claimed:
                     yield
                     return
             with contextlib.suppress(*_REDIS_DOWN, RuntimeError):  # RuntimeError: Redis lost the job
-                await job.refresh()  # the other process says how far it is
-            await self._beat(job, {})
-            await asyncio.sleep(BEAT_S)
+                await job.refresh()  # picks up the progress that the other process reports
+            await self._heartbeat(job, {})
+            await asyncio.sleep(HEARTBEAT_S)
 
-    async def _make(self, job: Job, order: Order) -> Outcome | None:
-        """Publishes what the job makes, once however often it is called; None if the job was cancelled.
+    async def _publish_once(self, job: Job, spec: DistillSpec) -> Outcome | None:
+        """Makes and publishes the job's update, exactly once over all attempts; None if it was cancelled.
 
-        What is not better than what there is is kept aside, unless the order says otherwise.
+        An update that is no better than the current one is kept aside, unless the job forces it.
         """
-        made = await asyncio.to_thread(self._store.made_by, order.topic, job.key)
-        if made is None and await self._beat(job, {}) == CANCELLED:
+        published = await asyncio.to_thread(self._store.made_by, spec.topic, job.key)
+        if published is None and await self._heartbeat(job, {}) == CANCELLED:
             return None
         start = time.perf_counter()
-        if made is None:
-            distilled, seconds = await self._work(job, order)
-            while distilled is not None and await asyncio.to_thread(self._replaced, order, distilled):
-                distilled, seconds = await self._work(job, order)  # trained already: only scored again
+        if published is None:
+            distilled, seconds = await self._train(job, spec)
+            while distilled is not None and await asyncio.to_thread(self._replaced, spec, distilled):
+                distilled, seconds = await self._train(job, spec)  # already trained: only scores again
             keep_s = 2 * self._settings.job_keep_s
-            if distilled is None or not await _insist(decide, self._redis, job.key, PUBLISHED, keep_s):
-                _log.info("job cancelled", topic=order.topic)
+            if distilled is None or not await _retry_until_redis_up(
+                decide, self._redis, job.key, PUBLISHED, keep_s
+            ):
+                _log.info("job cancelled", topic=spec.topic)
                 return None
             start = time.perf_counter()
-            if not order.force and (why := await asyncio.to_thread(_why_not, distilled.info)):
-                place = await asyncio.to_thread(
-                    self._store.keep_aside, job.key, distilled.files, distilled.samples, order.topic
+            if not spec.force and (reason := await asyncio.to_thread(_reason_not_better, distilled.info)):
+                folder = await asyncio.to_thread(
+                    self._store.keep_aside, job.key, distilled.files, distilled.samples, spec.topic
                 )
-                _log.warning("knowledge kept aside", topic=order.topic, why=why, folder=str(place))
-                return Outcome(figures(distilled.info.get("scores")), kept_aside=why)
-            made = await asyncio.to_thread(
+                _log.warning("knowledge kept aside", topic=spec.topic, why=reason, folder=str(folder))
+                return Outcome(figures(distilled.info.get("scores")), kept_aside=reason)
+            published = await asyncio.to_thread(
                 self._store.publish,
                 job.key,
                 distilled.info,
@@ -287,15 +288,20 @@ class Distiller:
                 distilled.files,
                 distilled.samples,
             )
-            _log.info("knowledge made", topic=made.topic, version=made.version, seconds=round(seconds, 1))
-        await _insist(mirror, self._store, self._redis)
+            _log.info(
+                "knowledge published",
+                topic=published.topic,
+                version=published.version,
+                seconds=round(seconds, 1),
+            )
+        await _retry_until_redis_up(sync_knowledge, self._store, self._redis)
         _note_stage("publish", time.perf_counter() - start)
-        return Outcome(made.scores, version=made.version)
+        return Outcome(published.scores, version=published.version)
 
-    def _replaced(self, order: Order, distilled: Distilled) -> bool:
-        """Whether another update became current since this one was compared with the one before."""
-        manifest = self._store.topics().get(order.topic)
-        return manifest is not None and manifest.content_hash != distilled.beside
+    def _replaced(self, spec: DistillSpec, distilled: Distilled) -> bool:
+        """Whether the current update was replaced since the new one was compared with it."""
+        manifest = self._store.topics().get(spec.topic)
+        return manifest is not None and manifest.content_hash != distilled.compared_with
 
     def _current(self, topic: str) -> _Current | None:
         if (manifest := self._store.topics().get(topic)) is None:
@@ -304,43 +310,45 @@ class Distiller:
             return _Current(manifest.content_hash, self._store.files(manifest))
         return None
 
-    async def _work(self, job: Job, order: Order) -> tuple[Distilled | None, float]:
-        """What the model's thread makes, None if the job was cancelled, and the seconds that it took."""
-        current = await asyncio.to_thread(self._current, order.topic)
-        attempt = Distillation(self._settings, order, self._folders.work(job.key), current)
+    async def _train(self, job: Job, spec: DistillSpec) -> tuple[Distilled | None, float]:
+        """The update, None if the job was cancelled, and the seconds that it took."""
+        current = await asyncio.to_thread(self._current, spec.topic)
+        attempt = Distillation(self._settings, spec, self._folders.work(job.key), current)
         working = asyncio.create_task(self._thread.run(attempt.run))
         try:
             while not working.done():
-                if await self._beat(job, attempt.progress) == CANCELLED:
+                if await self._heartbeat(job, attempt.progress) == CANCELLED:
                     attempt.stop.set()
-                await asyncio.wait({working}, timeout=BEAT_S)
-        except asyncio.CancelledError:  # this worker is to end: the job goes back to the queue
+                await asyncio.wait({working}, timeout=HEARTBEAT_S)
+        except asyncio.CancelledError:  # this process is shutting down: the job is queued again
             attempt.stop.set()
             await asyncio.wait({working})
             raise
         return working.result()
 
-    async def _beat(self, job: Job, progress: Mapping[str, Any]) -> bytes | None:
-        """Says that the job lives and how far it is; returns its outcome. Without Redis the job goes on."""
+    async def _heartbeat(self, job: Job, progress: Mapping[str, Any]) -> bytes | None:
+        """Reports progress and returns the job's outcome. Without Redis the job continues."""
         meta = {"started": job.started / 1000, **job.meta, **progress}
         try:
             await job.update(meta=meta)
             return await outcome(self._redis, job.key)
         except _REDIS_DOWN as error:
             metrics.REDIS_FAILURES.inc()
-            _log.warning(f"Redis {why(error)}; the job goes on", error=str(error))
+            _log.warning(f"Redis {explain(error)}; the job continues", error=str(error))
             return None
 
-    async def _say_healthy(self, worker: Worker[Any]) -> None:
-        """Touches the file of the settings while jobs can be done; says in the log why they cannot."""
-        redis, said = trial(self._redis), ""
-        while not worker.event.is_set():  # redis-py swallows a cancellation now and then
-            wrong = await redis.trouble()
-            wrong = f"Redis {wrong}" if wrong else await asyncio.to_thread(trouble, self._settings.data_dir)
-            if wrong != said:
-                said = wrong
-                _log.warning(f"no job can be done: {wrong}") if wrong else _log.info("jobs can be done again")
-            if (file := self._settings.health_file) is not None and not wrong:
+    async def _report_health(self, worker: Worker[Any]) -> None:
+        """Touches the health file while jobs can run; logs why they cannot."""
+        redis, last = redis_probe(self._redis), ""
+        while not worker.event.is_set():  # redis-py sometimes swallows a cancellation
+            reason = await redis.problem()
+            reason = (
+                f"Redis {reason}" if reason else await asyncio.to_thread(problem, self._settings.data_dir)
+            )
+            if reason != last:
+                last = reason
+                _log.warning(f"no job can run: {reason}") if reason else _log.info("jobs can run again")
+            if (file := self._settings.health_file) is not None and not reason:
                 try:
                     await asyncio.to_thread(file.touch)
                 except OSError as error:
@@ -348,24 +356,26 @@ class Distiller:
             await asyncio.sleep(2.0)
 
 
-async def _insist(action: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Result of ``action``, tried until Redis answers: what was distilled must not get lost."""
+async def _retry_until_redis_up(
+    action: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
+) -> _T:
+    """Result of ``action``, retried until Redis answers: a finished distillation must not be lost."""
     while True:
         try:
             return await action(*args, **kwargs)
         except _REDIS_DOWN as error:
             metrics.REDIS_FAILURES.inc()
-            _log.warning(f"Redis {why(error)}; trying again", error=str(error))
+            _log.warning(f"Redis {explain(error)}; retrying", error=str(error))
             await asyncio.sleep(_RETRY_S)
 
 
-class _ToStructlog(logging.Handler):
-    """SAQ's log lines as this service's own; without tracebacks of Redis's errors, of which many come."""
+class _StructlogHandler(logging.Handler):
+    """Forwards SAQ's log lines to structlog; without tracebacks of Redis errors, which are frequent."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, _REDIS_DOWN):
-            _log.warning(f"Redis {why(error)}", said=record.getMessage(), error=str(error))
+            _log.warning(f"Redis {explain(error)}", message=record.getMessage(), error=str(error))
             return
         _log.log(record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info)
 
@@ -376,8 +386,8 @@ def main() -> None:
         settings = DistillerSettings.read()
         configure_logging("distiller", settings.log_level)
         saq = logging.getLogger("saq")
-        saq.setLevel(logging.ERROR)  # it warns of every shutdown
-        saq.addHandler(_ToStructlog())
+        saq.setLevel(logging.ERROR)  # it logs a warning at every shutdown
+        saq.addHandler(_StructlogHandler())
         if not settings.redis_url:
             raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
         metrics.serve(settings)

@@ -12,8 +12,8 @@ from dekag.errors import DeadlineError, InvalidInputError, MismatchError, NotFou
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
-from dekag.makd.aligned import AlignedGenerator
-from dekag.makd.metaword import prompt_states
+from dekag.makd.aligned_generator import AlignedGenerator
+from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.training.distill import distill
 from tests.makd.conftest import TINY, Distilled, prompts_of
@@ -127,13 +127,13 @@ def test_an_update_acts_as_diffusers_and_peft_have_it(
     plain.pipeline.load_lora_into_unet(factors, network_alphas=None, unet=plain.pipeline.unet)
     none = torch.zeros(0, neon.update.metaword.shape[1])
     vectors = neon.update.vectors_for("a neon boat")
-    reader, rows = plain.reader, neon.update.rows_for
+    reader, rows = plain.reader, neon.update.token_rows
     theirs = plain.latents(
         None,
         5,
         guidance_scale=neon.update.guidance_scale,
-        prompt_embeds=prompt_states(reader, [reader.windows("a neon boat", rows)], vectors)[0],
-        negative_prompt_embeds=prompt_states(reader, [reader.windows("")], none)[0],
+        prompt_embeds=encode_prompts(reader, [reader.windows("a neon boat", rows)], vectors)[0],
+        negative_prompt_embeds=encode_prompts(reader, [reader.windows("")], none)[0],
     )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -141,7 +141,7 @@ def test_an_update_acts_as_diffusers_and_peft_have_it(
 def test_drawing_ends_when_nobody_waits(edge: Generator) -> None:
     asked: list[bool] = []
     with pytest.raises(DeadlineError):
-        AlignedGenerator(edge).latents(PROMPT, 1, wanted=lambda: bool(asked.append(True)))  # type: ignore[func-returns-value]
+        AlignedGenerator(edge).latents(PROMPT, 1, should_continue=lambda: bool(asked.append(True)))  # type: ignore[func-returns-value]
     assert len(asked) == 1 < edge.steps
 
 

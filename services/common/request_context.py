@@ -1,4 +1,4 @@
-"""What belongs to one request and travels with it: its id, its deadline, its log lines."""
+"""The context of a request: its id, its deadline, and the log lines that carry them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def begin_request(given_id: str | bytes | None, seconds: float | None) -> str:
     """Binds id and deadline to the current context; returns the id.
 
     Args:
-        given_id: the id the caller sent; one that is missing or not up to 64 letters, digits, ``.``, ``_``
-            and ``-``, starting with a letter or digit, is replaced.
+        given_id: id from the caller, 1 to 64 letters, digits, ``.``, ``_`` and ``-``, starting with a letter
+            or digit; replaced if it is missing or invalid.
         seconds: time allowed from now, s; None for no deadline.
     """
     text = given_id.decode("ascii", "replace") if isinstance(given_id, bytes) else given_id or ""
@@ -36,22 +36,22 @@ def begin_request(given_id: str | bytes | None, seconds: float | None) -> str:
 
 
 def time_remaining() -> float | None:
-    """Seconds until the deadline of the current request, None without one; DeadlineError when it is over."""
+    """Seconds until the deadline of the current request, None without one; DeadlineError after it."""
     deadline = _deadline.get()
     if deadline is None:
         return None
     if (left := deadline - time.monotonic()) <= 0:
-        raise DeadlineError("the time allowed is over")
+        raise DeadlineError("the request exceeded its deadline")
     return left
 
 
 def outgoing_metadata() -> tuple[tuple[str, str], ...]:
-    """gRPC metadata that carries the current request's id to the next service."""
+    """gRPC metadata with the id of the current request."""
     return ((REQUEST_ID_KEY, request_id.get()),)
 
 
 def configure_logging(service: str, level: str) -> None:
-    """JSON lines to stderr, one an event, with time, level, service and request id."""
+    """Logs to stderr as JSON lines with time, level, service and request id."""
 
     def add_context(_logger: object, _method: str, event: EventDict) -> EventDict:
         event["service"] = service

@@ -7,8 +7,8 @@ import pytest
 
 from dekag.errors import InvalidInputError
 from dekag.generation.images import IMAGE_FORMATS, ImageFormat, Pixels, from_bytes, to_format, to_plain_jpeg
-from dekag.link import source
-from dekag.link.source import SCALES, decode, encode, ladders
+from dekag.link import image_coding
+from dekag.link.image_coding import SCALES, decode, encode, ladders
 from dekag.metrics.image import psnr_db
 from dekag.training.data import scene_number
 from dekag.world import render
@@ -32,30 +32,30 @@ def test_every_format_comes_back_and_tells_its_kind(pixels: Pixels, image_format
 def test_bare_pictures_are_the_same_file_in_fewer_bytes(
     pixels: Pixels, image_format: ImageFormat, scale: int
 ) -> None:
-    small = source._resized(pixels, 128 // scale, 128 // scale)
+    small = image_coding._resized(pixels, 128 // scale, 128 // scale)
     for quality in (0, 30, 99):
-        bare = encode(pixels, image_format, quality, scale=scale, bare=True)
+        headerless = encode(pixels, image_format, quality, scale=scale, headerless=True)
         file = (
             to_plain_jpeg(small, max(1, quality))
             if image_format == "jpeg"
             else to_format(small, image_format, quality)
         )
-        assert source._restored(bare, 128, 128) == file
-        assert len(bare) <= len(file) - 25
-        assert decode(bare, 128, 128, bare=True).shape == pixels.shape
+        assert image_coding._restore_header(headerless, 128, 128) == file
+        assert len(headerless) <= len(file) - 25
+        assert decode(headerless, 128, 128, headerless=True).shape == pixels.shape
 
 
 def test_ladder_is_a_frontier(pixels: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "QUALITIES", (0, 20, 60))
-    whole, bare = ladders(pixels, "webp")
-    for rungs in (whole, bare):
+    monkeypatch.setattr(image_coding, "QUALITIES", (0, 20, 60))
+    whole, headerless = ladders(pixels, "webp")
+    for rungs in (whole, headerless):
         sizes, quality = [len(rung.data) for rung in rungs], [rung.psnr_db for rung in rungs]
         assert sizes == sorted(set(sizes))
         assert quality == sorted(set(quality))
         for rung in rungs:
-            shown = decode(rung.data, 128, 128, bare=rungs is bare)
+            shown = decode(rung.data, 128, 128, headerless=rungs is headerless)
             assert rung.psnr_db == psnr_db(shown, pixels)
-    assert len(bare[0].data) < len(whole[0].data)
+    assert len(headerless[0].data) < len(whole[0].data)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_ladder_is_a_frontier(pixels: Pixels, monkeypatch: pytest.MonkeyPatch) -
 )
 def test_garbage_is_refused_as_an_image(data: bytes) -> None:
     with pytest.raises(InvalidInputError, match="image"):
-        decode(data, 64, 64, bare=True)
+        decode(data, 64, 64, headerless=True)
 
 
 def test_a_picture_larger_than_asked_is_refused(pixels: Pixels) -> None:

@@ -1,4 +1,4 @@
-"""The codec as edge and user run it: with transmission knowledge, CALA's or another method's, or without."""
+"""The codec at run time, with or without transmission knowledge of CALA or another method."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from dekag.artifacts import UNREADABLE
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES
-from dekag.cala.methods import Adapted, attached
+from dekag.cala.methods import AdaptedCodec, attached
 from dekag.codec import LatentCodec, Modulation
-from dekag.codec.rows import safe_batch
+from dekag.codec.batch_invariance import safe_batch
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.models import folder_hash
 
@@ -25,18 +25,18 @@ MAX_BATCH = 16
 class AlignedCodec:
     """A codec that encodes and decodes each image of a batch for that image's condition.
 
-    The bits of an image do not depend on the rest of its batch. Not for several threads at once: the gates of
-    a batch are set in the layers while it runs.
+    The bits of an image do not depend on the rest of its batch. Not thread-safe: while a batch runs, its
+    gates are stored in the layers.
 
     Attributes:
         base: the codec without knowledge.
-        codec: the codec as it runs: a copy with the knowledge in it, or `base` itself.
+        codec: the codec that runs: a copy with the knowledge attached, or `base` itself.
         base_hash: hash of the codec's folder.
         knowledge: the transmission knowledge, None without any; conditions then have no effect.
         content_hash: of the knowledge, empty without any; what sender and receiver must agree on besides
             base_hash.
-        quality: the PSNR to expect at each rate; None where it was not measured.
-        max_batch: most images that the codec takes at once without knowledge.
+        quality: the expected PSNR at each rate; None if it was not measured.
+        max_batch: largest batch of the codec without knowledge.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class AlignedCodec:
         *,
         max_batch: int = MAX_BATCH,
     ) -> None:
-        """Put `knowledge` into a copy of `codec`.
+        """Attach `knowledge` to a copy of `codec`.
 
         Raises:
-            MismatchError: the knowledge was made for another codec, does not work with it, or is of a method
-                that is not known here.
+            MismatchError: the knowledge was made for another codec, does not work with it, or has an unknown
+                method.
         """
         self.base, self.base_hash, self.max_batch = codec, base_hash, max_batch
         self.knowledge = knowledge
@@ -65,7 +65,7 @@ class AlignedCodec:
     def load(
         cls, base_path: Path | str, adapter_path: Path | str | None = None, *, max_batch: int = MAX_BATCH
     ) -> Self:
-        """The codec in one folder, with the transmission knowledge in another if one is named.
+        """The codec in one folder, with the transmission knowledge in another one if given.
 
         Raises:
             MismatchError: the knowledge is damaged or was made for another codec.
@@ -94,15 +94,15 @@ class AlignedCodec:
         """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, mean power 1 per image.
 
         Args:
-            latents: what is sent.
+            latents: latents to send.
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), `condition_vector(..., at="sender")` for each image.
             modulation: the constellation, if not the codec's own.
-            exact: a row's bits do not depend on the rest of the batch, for which adapters run row by row;
-                else all at once, which takes half the time for each of a large batch.
+            exact: make a row's bits independent of the rest of the batch, by running adapters row by row;
+                otherwise a large batch takes half the time per image.
 
         Raises:
-            InvalidInputError: names the argument that has another shape or range.
+            InvalidInputError: names the argument with an invalid shape or range.
         """
         if len(channel_uses) != len(latents) or len(condition) != len(latents):
             raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
@@ -126,23 +126,23 @@ class AlignedCodec:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
 
         Args:
-            symbols: what was received, zero where a row did not send.
+            symbols: received symbols, zero where a row did not send.
             latent_shape: (channels, h, w).
             condition: (batch, C), `condition_vector(..., at="receiver")` for each image.
             exact: as in `encode`.
 
         Raises:
-            InvalidInputError: `condition` has another shape.
+            InvalidInputError: `condition` has an invalid shape.
         """
         if len(condition) != len(symbols):
             raise InvalidInputError("condition", f"{len(symbols)} rows", len(condition))
-        # always as long as can be, so that a row does not depend on how much the others sent
+        # always padded to the full length, so that a row does not depend on the length of others
         padded = F.pad(symbols, (0, self.max_channel_uses(latent_shape) - symbols.shape[1]))
         parts = self._parts("decode", latent_shape, len(symbols), exact)
         return torch.cat([self._decode(padded[rows], latent_shape, condition[rows]) for rows in parts])
 
-    def _adapt(self, knowledge: TransmissionKnowledge) -> Adapted:
-        """A copy of the codec with the knowledge in it, after one small latent went through it."""
+    def _adapt(self, knowledge: TransmissionKnowledge) -> AdaptedCodec:
+        """A copy of the codec with the knowledge attached, after a trial with a small latent."""
         if knowledge.base_hash != self.base_hash:
             raise MismatchError(
                 f"the transmission knowledge is for codec {knowledge.base_hash[:12]}, "
@@ -155,7 +155,7 @@ class AlignedCodec:
             with torch.inference_mode():
                 symbols = adapted.encode(torch.zeros(1, channels, 8, 8), [1], condition)
                 adapted.decode(symbols, (channels, 8, 8), condition)
-        except UNREADABLE as error:  # before the first request that it would spoil
+        except UNREADABLE as error:  # detected here instead of in the first request
             raise MismatchError("the transmission knowledge does not work with the codec") from error
         return adapted
 
@@ -178,10 +178,10 @@ class AlignedCodec:
         return self._adapted.decode(symbols, latent_shape, condition)
 
     def _parts(self, side: str, shape: LatentShape, count: int, exact: bool) -> list[slice]:
-        """Slices of a batch that run at once.
+        """Splits a batch into slices that run together.
 
-        Adapters run row by row where bits matter, and always if they keep groups of conditions apart. The
-        codec alone runs in batches as large as they can be without changing a bit.
+        Adapters run row by row if bits matter, and always if they separate groups of conditions. The codec
+        alone runs in the largest batches that do not change any bit.
         """
         if self._adapted is None:
             size = self._safe_batch(side, shape) if exact and count > 1 else count
@@ -190,7 +190,7 @@ class AlignedCodec:
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def _safe_batch(self, side: str, shape: LatentShape) -> int:
-        """The largest batch of that shape that changes no bit; tried out once, when it is first needed."""
+        """The largest batch of that shape that does not change any bit; determined on first use."""
         if (side, shape) not in self._safe_batches:
             self._safe_batches[side, shape] = self._try_batches(side, shape)
         return self._safe_batches[side, shape]
@@ -202,11 +202,11 @@ class AlignedCodec:
         latents = torch.randn(rows, *shape, generator=draw)
         symbols = torch.randn(rows, most, dtype=torch.complex64, generator=draw)
 
-        def work(some: slice) -> torch.Tensor:
+        def work(part: slice) -> torch.Tensor:
             if side == "decode":
-                return self.base.decode(symbols[some], shape)
-            # unquantised, so that no bit is lost
-            sent = self.base.encode(latents[some], counts[some], modulation="unquantised")
+                return self.base.decode(symbols[part], shape)
+            # unquantised, as quantisation would hide differences
+            sent = self.base.encode(latents[part], counts[part], modulation="unquantised")
             return F.pad(sent, (0, most - sent.shape[1]))
 
         return safe_batch(rows, work)

@@ -1,6 +1,6 @@
-"""Where what ships is: models, grids of sweeps, and the figures that were measured.
+"""Paths of shipped files: models, grids of sweeps, and results.
 
-In a checkout they lie beside the package; in a wheel, inside it (`hatch_build.py`).
+In a checkout they are next to the package; in a wheel, inside it (`hatch_build.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ RESULTS = SHIPPED / "results"
 
 
 def in_checkout() -> bool:
-    """Whether the package runs from a clone of the repository, where `make` has targets."""
+    """Whether the package runs from a clone of the repository."""
     return (_PACKAGE.parent / "Makefile").is_file()
 
 
 def shipped_sweep(name: Path) -> Path:
-    """The grid at that path, else the one that ships under that name: ``quick``, ``sweeps/quick.yaml``."""
+    """The grid at that path, else the shipped one of that name: ``quick``, ``sweeps/quick.yaml``."""
     if name.exists() or name.parent not in (Path(), Path("sweeps")):
         return name
     shipped = SWEEPS / name.with_suffix(".yaml").name
@@ -30,6 +30,6 @@ def shipped_sweep(name: Path) -> Path:
 
 
 def shipped_model(folder: Path) -> Path:
-    """That folder, else the one that ships under that name: ``models/embedded/vae``."""
+    """That folder, else the shipped one of that name: ``models/embedded/vae``."""
     shipped = SHIPPED / folder
     return shipped if not folder.exists() and folder.parts[:1] == ("models",) and shipped.is_dir() else folder

@@ -1,4 +1,4 @@
-"""The edge-GAI with knowledge updates loaded, of which each picture uses those that it needs."""
+"""The edge model with loaded knowledge updates, a subset of which is used for each image."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dekag.generation.images import Pixels
 from dekag.generation.models import Generator, by_windows
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import GenerationRequest
-from dekag.makd.metaword import prompt_states
-from dekag.makd.rows import RowAdapters
+from dekag.makd.batched_lora import BatchedLora
+from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import KnowledgeUpdate
 
 
 class AlignedGenerator:
-    """A generator and at most `capacity` knowledge updates; the least recently used one makes room.
+    """A generator with an LRU cache of at most `capacity` knowledge updates.
 
-    To be used from one thread: updates act in the denoiser while a batch is drawn. Without updates a picture
-    is, bit for bit, the generator's own.
+    Not thread-safe: updates are applied to the denoiser while a batch is generated. Without updates, images
+    are bit for bit those of the generator.
     """
 
     def __init__(self, generator: Generator, *, capacity: int = 8) -> None:
@@ -34,10 +34,10 @@ class AlignedGenerator:
         self.latent_shape = generator.latent_shape
         self._capacity = capacity
         self._updates: OrderedDict[str, KnowledgeUpdate] = OrderedDict()
-        self._adapters = RowAdapters(generator.pipeline.unet)
+        self._adapters = BatchedLora(generator.pipeline.unet)
 
     def has(self, content_hash: str) -> bool:
-        """Whether the update of that hash is loaded."""
+        """Whether the update with that hash is loaded."""
         return content_hash in self._updates
 
     @property
@@ -46,10 +46,10 @@ class AlignedGenerator:
         return tuple(self._updates)
 
     def add(self, update: KnowledgeUpdate) -> None:
-        """Load an update, in place of the least recently used one when there is no room.
+        """Load an update; evicts the least recently used one if necessary.
 
         Raises:
-            MismatchError: it was made for another base model, or does not fit this one's layers.
+            MismatchError: it was made for another base model, or does not fit the layers of this one.
         """
         content_hash = update.content_hash
         if content_hash in self._updates:
@@ -68,7 +68,7 @@ class AlignedGenerator:
         self._updates[content_hash] = update
 
     def remove(self, content_hash: str) -> None:
-        """Unload an update; nothing happens if it is not loaded."""
+        """Unload an update, if it is loaded."""
         self._updates.pop(content_hash, None)
         self._adapters.remove(content_hash)
 
@@ -80,34 +80,35 @@ class AlignedGenerator:
         width: int = 128,
         height: int = 128,
         updates: Sequence[str] = (),
-        wanted: Callable[[], bool] | None = None,
+        should_continue: Callable[[], bool] | None = None,
     ) -> torch.Tensor:
-        """The latent of `prompt` and `seed`, as Generator.latents gives it, with `updates` switched on.
+        """The latent for `prompt` and `seed`, as in `Generator.latents`, with `updates` active.
 
         Args:
-            prompt: what to draw.
+            prompt: text prompt.
             seed: 0 to 2**63 - 1.
             width, height: pixels.
-            updates: content hashes of loaded updates; several act together.
-            wanted: asked after each step; False ends the drawing.
+            updates: content hashes of loaded updates, which are combined.
+            should_continue: called after each step; False stops the generation.
 
         Raises:
             NotFoundError: an update is not loaded.
-            DeadlineError: the picture is not wanted any more.
+            DeadlineError: the generation was stopped.
         """
-        return self.batch([GenerationRequest(prompt, seed, width, height, tuple(updates))], wanted=wanted)
+        return self.batch(
+            [GenerationRequest(prompt, seed, width, height, tuple(updates))], should_continue=should_continue
+        )
 
     def batch(
-        self, requests: Sequence[GenerationRequest], *, wanted: Callable[[], bool] | None = None
+        self, requests: Sequence[GenerationRequest], *, should_continue: Callable[[], bool] | None = None
     ) -> torch.Tensor:
-        """Latents of several requests at once, (n, 4, height/8, width/8), each row with its own updates.
+        """Latents of a batch of requests, (n, 4, height/8, width/8), each with its own updates.
 
-        They differ from those of `latents` by what another size of batch rounds otherwise; a batch of one
-        does not.
+        Unless the batch has size one, they differ from those of `latents` by rounding.
 
         Args:
-            requests: all of the same size and guidance.
-            wanted: as in `latents`.
+            requests: requests of equal size and guidance.
+            should_continue: as in `latents`.
 
         Raises:
             InvalidInputError: the requests' sizes or guidance differ.
@@ -115,35 +116,36 @@ class AlignedGenerator:
         """
         sizes = {request.size for request in requests}
         if len(sizes) != 1:
-            raise InvalidInputError("size", "the same for all of a batch", sorted(sizes))
-        acting = [self._loaded(request.updates) for request in requests]
-        guidance = {self.guidance_scale(each) for each in acting}
+            raise InvalidInputError("size", "the same for all requests of a batch", sorted(sizes))
+        active = [self._loaded(request.updates) for request in requests]
+        guidance = {self.guidance_scale(each) for each in active}
         if len(guidance) != 1:
-            raise InvalidInputError("updates", "of one guidance scale in a batch", sorted(guidance))
+            raise InvalidInputError("updates", "of the same guidance scale in a batch", sorted(guidance))
         prompts, seeds = [each.prompt for each in requests], [each.seed for each in requests]
         width, height = sizes.pop()
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance.pop(), "wanted": wanted
+            "width": width, "height": height, "guidance_scale": guidance.pop(),
+            "should_continue": should_continue,
         }  # fmt: skip
-        if not any(acting):
+        if not any(active):
             return self.generator.batch(prompts, seeds, **common)
-        spoken = [_Spoken(row, self._width) for row in acting]
-        windows = [self.windows(prompt, row) for prompt, row in zip(prompts, acting, strict=True)]
+        spoken = [_PromptMetawords(row, self._width) for row in active]
+        windows = [self.windows(prompt, row) for prompt, row in zip(prompts, active, strict=True)]
 
         def draw(which: Sequence[int], _: int) -> torch.Tensor:
-            adapters = [[u.content_hash for u in acting[i] if u.lora] for i in which]
-            with self._adapters.acting(adapters):
+            adapters = [[u.content_hash for u in active[i] if u.lora] for i in which]
+            with self._adapters.active(adapters):
                 states = self._states([windows[i] for i in which], [spoken[i].vectors for i in which])
                 return self.generator.batch(None, [seeds[i] for i in which], **common, **states)
 
         return by_windows([len(each) for each in windows], draw)
 
     def windows(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> tuple[Window, ...]:
-        """In which windows `prompt` is read with these updates, which need not be loaded; from any thread."""
-        return _Spoken(updates, self._width).windows(self.generator.reader, prompt)
+        """The windows of `prompt` with these updates, which need not be loaded; thread-safe."""
+        return _PromptMetawords(updates, self._width).windows(self.generator.reader, prompt)
 
     def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
-        """Classifier-free guidance of a picture that is drawn with these updates."""
+        """The classifier-free guidance scale for images with these updates."""
         if not updates:
             return self.generator.guidance_scale
         return min(update.guidance_scale for update in updates)
@@ -151,7 +153,7 @@ class AlignedGenerator:
     def image(
         self, prompt: str, seed: int, *, width: int = 128, height: int = 128, updates: Sequence[str] = ()
     ) -> Pixels:
-        """The picture of `prompt` and `seed` with `updates` switched on, (height, width, 3) uint8."""
+        """The image for `prompt` and `seed` with `updates` active, (height, width, 3) uint8."""
         latents = self.latents(prompt, seed, width=width, height=height, updates=updates)
         pixels: Pixels = self.decoder.decode(latents, [seed])[0]
         return pixels
@@ -161,7 +163,7 @@ class AlignedGenerator:
         return self.generator.pipeline
 
     def _loaded(self, hashes: Sequence[str]) -> list[KnowledgeUpdate]:
-        """The updates of these hashes, which are now the most recently used, each once."""
+        """The updates with these hashes, without duplicates; marks them as recently used."""
         chosen = sorted(set(hashes))
         for content_hash in chosen:
             if content_hash not in self._updates:
@@ -175,15 +177,15 @@ class AlignedGenerator:
 
     @torch.inference_mode()
     def _states(self, prompts: Sequence[Sequence[Window]], vectors: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Embeddings of prompts of equally many windows, and of none, as the pipeline takes them."""
+        """Pipeline arguments for prompts with the same number of windows, and for the empty prompt."""
         reader = self.generator.reader
         ends = list(accumulate(map(len, vectors)))
         shifted = [
             [replace(window, rows=tuple(end - len(own) + row for row in window.rows)) for window in prompt]
             for prompt, own, end in zip(prompts, vectors, ends, strict=True)
         ]
-        said, _ = prompt_states(reader, shifted, torch.cat(list(vectors)))
-        unsaid, _ = prompt_states(reader, [reader.windows("")], torch.zeros(0, self._width))
+        said, _ = encode_prompts(reader, shifted, torch.cat(list(vectors)))
+        unsaid, _ = encode_prompts(reader, [reader.windows("")], torch.zeros(0, self._width))
         nothing = unsaid.repeat(1, len(prompts[0]), 1).expand(len(prompts), -1, -1)
         return {"prompt_embeds": said, "negative_prompt_embeds": nothing}
 
@@ -194,15 +196,15 @@ class AlignedGenerator:
             raise MismatchError(f"the metaword of {update.topic!r} does not fit the text encoder")
 
 
-class _Spoken:
-    """The metawords of several updates in front of one prompt.
+class _PromptMetawords:
+    """The metawords of several updates for one prompt.
 
     Args:
-        updates: that act together.
-        width: of the vectors.
+        updates: updates in use.
+        width: width of the vectors.
 
     Attributes:
-        vectors: of all of them, (rows, width) float32; a window names those that stand in front of it.
+        vectors: vectors of all metawords, (rows, width) float32; each window has a selection of the rows.
     """
 
     def __init__(self, updates: Sequence[KnowledgeUpdate], width: int) -> None:
@@ -210,23 +212,23 @@ class _Spoken:
         self.vectors = torch.cat([torch.zeros(0, width), *(update.vectors for update in self._updates)])
 
     def windows(self, reader: PromptReader, prompt: str) -> tuple[Window, ...]:
-        """The windows of `prompt`, whose words with a vector of their own stay whole.
+        """The windows of `prompt`; words that have their own vector are not split.
 
-        Where the metawords together would take more than half of a window, the prompt is read several times,
-        each time behind as many of them as fit.
+        If the metawords together would take more than half of a window, the prompt is read several times,
+        each time with as many of them as fit.
         """
         found: list[Window] = []
         for group in self._groups(reader.length // 2):
             phrases = [word for update, _ in group for word in update.words]
 
             def rows(text: str, group: Sequence[tuple[KnowledgeUpdate, int]] = group) -> list[int]:
-                return [first + row for update, first in group for row in update.rows_for(text)]
+                return [first + row for update, first in group for row in update.token_rows(text)]
 
             found += reader.windows(prompt, rows, phrases)
         return tuple(found)
 
     def _groups(self, most: int) -> list[list[tuple[KnowledgeUpdate, int]]]:
-        """The updates, each with its first row, by what fits in front of a window; at least one group."""
+        """Groups of updates that fit into a window, each with its first row; at least one group."""
         groups: list[list[tuple[KnowledgeUpdate, int]]] = [[]]
         first = taken = 0
         for update in self._updates:

@@ -1,8 +1,8 @@
-"""Low-rank adapters of which each row of a batch meets its own.
+"""Batched LoRA: applies different low-rank adapters to each row of a batch.
 
-PEFT runs a layer's adapters one after another, each over its rows. Here the factors of all adapters in a
-batch stand in one pair of matrices, and a mask leaves each row the ranks that are its own: two products a
-layer, however many topics share the batch.
+PEFT runs the adapters of a layer one after another, each on its rows. Here, the factors of all adapters of a
+batch are stacked into one pair of matrices, and a mask selects the ranks of each row: two products per layer
+for any number of topics in the batch.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dekag.errors import MismatchError
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # layer -> A (r, in, ...), B (out, r, ...)
 
 
-class RowAdapters:
-    """Adapters for the linear layers and convolutions of a denoiser, which stays as it is outside `acting`.
+class BatchedLora:
+    """Adapters for the linear layers and convolutions of a denoiser, which is unchanged outside `active`.
 
     Args:
-        denoiser: its layers get forward hooks while adapters act.
+        denoiser: its layers have forward hooks while adapters are active.
     """
 
     def __init__(self, denoiser: nn.Module) -> None:
@@ -39,7 +39,7 @@ class RowAdapters:
         """Load an adapter.
 
         Args:
-            name: what `acting` calls it.
+            name: its name in `active`.
             lora: `LAYER.lora_A.weight` (r, in) or (r, in, k, k) and `LAYER.lora_B.weight` (out, r) or
                 (out, r, 1, 1) for each adapted layer.
 
@@ -59,22 +59,22 @@ class RowAdapters:
         self._loaded[name] = factors
 
     def remove(self, name: str) -> None:
-        """Unload an adapter; nothing happens if it is not loaded."""
+        """Unload an adapter, if it is loaded."""
         self._loaded.pop(name, None)
 
     @contextmanager
-    def acting(self, rows: Sequence[Sequence[str]]) -> Iterator[None]:
-        """Inside, row i of a batch meets the adapters rows[i]; all rows again if the batch is a multiple.
+    def active(self, rows: Sequence[Sequence[str]]) -> Iterator[None]:
+        """Inside the context, adapters rows[i] apply to row i, and again to each repetition of the rows.
 
         Args:
-            rows: names of loaded adapters for each row; several add up, none leave the row as it is.
+            rows: names of loaded adapters for each row; several are added, and none leaves the row unchanged.
         """
         names = sorted({name for row in rows for name in row})
         chosen = [(self._loaded[name], [name in row for row in rows]) for name in names]
         hooks = []
         for layer in {layer: None for factors, _ in chosen for layer in factors}:
-            here = [(factors[layer], who) for factors, who in chosen if layer in factors]
-            stacked = _Stacked([pair for pair, _ in here], torch.tensor([who for _, who in here]))
+            here = [(factors[layer], selected) for factors, selected in chosen if layer in factors]
+            stacked = _Stacked([pair for pair, _ in here], torch.tensor([selected for _, selected in here]))
             hooks.append(self._layers[layer].register_forward_hook(stacked))
         try:
             yield
@@ -88,14 +88,16 @@ class _Stacked:
 
     Args:
         factors: A and B of each.
-        who: (adapters, rows) bool, which row meets which.
+        selected: (adapters, rows) bool, whether an adapter applies to a row.
     """
 
-    def __init__(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], who: torch.Tensor) -> None:
+    def __init__(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], selected: torch.Tensor) -> None:
         self._a = torch.cat([a for a, _ in factors])
         self._b = torch.cat([b for _, b in factors], dim=1)
         ranks = torch.tensor([len(a) for a, _ in factors])
-        self._mask = None if who.all() else who.float().T.repeat_interleave(ranks, dim=1)  # (rows, ranks)
+        self._mask = (
+            None if selected.all() else selected.float().T.repeat_interleave(ranks, dim=1)
+        )  # (rows, ranks)
 
     def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
         x = inputs[0]
@@ -106,7 +108,7 @@ class _Stacked:
         return output + F.linear(self._own(low, (1,) * (x.ndim - 2) + (-1,)), self._b)
 
     def _own(self, low: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        """Each row with its own ranks alone; `shape` is a row's, with -1 for the ranks and 1 for all else."""
+        """Masks the ranks of each row; `shape` is a row's, with -1 for the ranks and 1 elsewhere."""
         if self._mask is None:
             return low
         times = len(low) // len(self._mask)
