@@ -276,7 +276,7 @@ def write_report(
         load_s: how long requests were sent, s.
         updates: bytes of the current knowledge update of each topic.
         log: lines of the services' logs, if they can be read from here.
-        containers: what `loadtest.containers.compare` found, or `not_told` with the reason why it did not.
+        containers: what `containers.compare` returned, or `not_told` with the reason.
 
     Returns:
         The lines of the summary table, Markdown.

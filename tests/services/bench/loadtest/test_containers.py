@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.containers import Snapshot, compare
-from loadtest.report import service_traffic, write_report
+from services.bench.loadtest.containers import Snapshot, compare
+from services.bench.loadtest.report import service_traffic, write_report
 
 # Of a real stack, as the engine's API says it: four requests, then ten seconds without any.
 RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loadtest.report import LEAST_PROMPTS, Answer, log_lines, service_traffic, summarise, write_report
+from services.bench.loadtest.report import (
+    LEAST_PROMPTS,
+    Answer,
+    log_lines,
+    service_traffic,
+    summarise,
+    write_report,
+)
 
 UPDATES = {"neon": 9000, "jewel": 600}
 

@@ -1,7 +1,9 @@
-"""Locust's users, shapes and options: `locust -f loadtest/locustfile.py`, headless or with Locust's web page.
+"""Locust's users, shapes and options, headless or with Locust's web page.
+
+    locust -f services/bench/loadtest/locustfile.py
 
 One process: the users' schedules count on it, and one report is written. What is asked and when is decided in
-`loadtest.scenario`, what comes of it in `loadtest.report`.
+`services.bench.loadtest.scenario`, what comes of it in `services.bench.loadtest.report`.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from rich.markdown import Markdown
 from dekag.client import CA_FILE, Client, authorization, gateway_url, trusting
 from dekag.errors import DekagError
 from dekag.files import check_folder
-from loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
-from loadtest.report import Answer, log_lines, service_traffic, write_report
-from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+from services.bench.loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
+from services.bench.loadtest.report import Answer, log_lines, service_traffic, write_report
+from services.bench.loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
 
 # an empty variable is none, as for the services; Locust itself would read numbers from it
 for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:

@@ -14,7 +14,7 @@ from dekag.errors import InvalidInputError
 from dekag.link import trace
 from dekag.makd.topics import matching, world_triggers
 from dekag.world import TOPICS
-from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+from services.bench.loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
 
 
 def arrivals(scenario: Scenario, index: int, count: int) -> list[Arrival]:
