@@ -21,7 +21,7 @@ from dekag.generation.profile import Profile
 
 FILE = "golden.json"
 TOLERANCE = 1e-3
-"""Largest difference, as a share of the values' spread; processors differ by some millionths of it."""
+"""Largest difference, as a fraction of the values' spread; processors differ by some millionths of it."""
 
 KEPT = 16  # values of each output, evenly spaced
 SEED, SIDE, STEPS, GUIDANCE = 7, 64, 2, 3.0  # no profile's settings, so that a value is the model's alone
@@ -53,12 +53,12 @@ class Deviation:
 
     model: str
     model_hash: str
-    share: float | None
+    fraction: float | None
 
     @property
     def ok(self) -> bool:
         """Whether it computes what it did where its golden values were written."""
-        return self.share is not None and self.share <= TOLERANCE
+        return self.fraction is not None and self.fraction <= TOLERANCE
 
 
 def outputs(profile: Profile) -> Iterator[Output]:
@@ -102,8 +102,8 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
         spread, values = known[each.model_hash]
         found = torch.tensor(_some(each.values))
         same = found.shape == values.shape and bool(torch.isfinite(found).all())
-        share = float((found - values).abs().max()) / spread if same else float("inf")
-        yield Deviation(each.model, each.model_hash, share)
+        fraction = float((found - values).abs().max()) / spread if same else float("inf")
+        yield Deviation(each.model, each.model_hash, fraction)
 
 
 def _of_generation(profile: Profile) -> Iterator[Output]:

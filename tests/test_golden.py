@@ -49,14 +49,14 @@ def test_what_a_model_computes_is_told_from_what_it_should(
 ) -> None:
     profile, folder = tiny
 
-    def shift(share: float) -> Any:
-        return lambda each: each["values"].__setitem__(3, each["values"][3] + share * each["spread"])
+    def shift(fraction: float) -> Any:
+        return lambda each: each["values"].__setitem__(3, each["values"][3] + fraction * each["spread"])
 
     assert all(each.ok for each in compare(profile, folder))
     assert all(each.ok for each in compare(profile, altered(folder, tmp_path, shift(TOLERANCE / 10))))
     wrong = list(compare(profile, altered(folder, tmp_path, shift(-2 * TOLERANCE))))
     assert not any(each.ok for each in wrong)
-    assert all(each.share == pytest.approx(2 * TOLERANCE, rel=0.05) for each in wrong)
+    assert all(each.fraction == pytest.approx(2 * TOLERANCE, rel=0.05) for each in wrong)
 
 
 def test_another_models_golden_values_are_not_this_ones(tiny: tuple[Profile, Path], tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_another_models_golden_values_are_not_this_ones(tiny: tuple[Profile, Pat
     kept = json.loads((folder / FILE).read_text())
     kept["models"] = {key[::-1]: each for key, each in kept["models"].items()}
     (tmp_path / FILE).write_text(json.dumps(kept))
-    assert {each.share for each in compare(profile, tmp_path)} == {None}
+    assert {each.fraction for each in compare(profile, tmp_path)} == {None}
 
 
 @pytest.mark.parametrize(

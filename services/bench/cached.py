@@ -1,4 +1,4 @@
-"""`dekag bench cached`: a picture that was asked for before, against the bare way from its latent on."""
+"""`dekag bench cached`: an image that was asked for before, against the bare way from its latent on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import track
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import ratio_of_medians
-from services.bench.pipeline import LINK, OneProcess
+from services.bench.pipeline import LINK, InProcessPipeline
 from services.bench.processes import chain
 from services.bench.rows import write_bench
 from services.bench.throughput import CHAIN, Answer
@@ -29,8 +29,8 @@ WARM_UP = 5
 def run_cached_bench(*, requests: int = 100, profile: str = "embedded", results: Path = RESULTS) -> float:
     """Alternate the same request over REST and, in this process, everything from the latent on.
 
-    Over REST the latent comes from Redis, is encoded, sent, decoded and judged. In this process it is there
-    already and is encoded, sent, equalised, decoded, judged and written as PNG.
+    Over REST the latent comes from Redis, is encoded, sent, decoded and scored. In this process it is there
+    already and is encoded, sent, equalised, decoded, scored and written as PNG.
 
     Args:
         requests: how many each way.
@@ -42,7 +42,7 @@ def run_cached_bench(*, requests: int = 100, profile: str = "embedded", results:
     """
     console = Console()
     torch.set_num_threads(1)
-    local = OneProcess(profile)
+    local = InProcessPipeline(profile)
     latents = local.latents([PROMPT], [SEED])
     rows: list[Row] = []
     with chain("cached", profile) as stack, httpx2.Client(trust_env=False, timeout=90.0) as client:
@@ -51,21 +51,19 @@ def run_cached_bench(*, requests: int = 100, profile: str = "embedded", results:
             start = time.perf_counter()
             answer: Answer = CHAIN.ask(client, stack.url, PROMPT, SEED)
             middle = time.perf_counter()
-            (picture,) = local.send(latents, [SEED])
+            (image,) = local.send(latents, [SEED])
             end = time.perf_counter()
             if index < 0:
                 continue
             if not answer.cached:
-                raise LaunchError(
-                    "the services drew a picture anew that they had just drawn; is Redis there?"
-                )
+                raise LaunchError("the services drew an image anew that they had just drawn; is Redis there?")
             rows.append(
                 {
                     "request": index,
                     "services_s": middle - start,
                     "bare_s": end - middle,
                     "services_psnr_db": answer.psnr_db,
-                    "bare_psnr_db": picture.psnr_db,
+                    "bare_psnr_db": image.psnr_db,
                 }
             )
     cached, bare = [row["services_s"] for row in rows], [row["bare_s"] for row in rows]

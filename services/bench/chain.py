@@ -15,7 +15,7 @@ from rich.progress import track
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import ratio_of_medians
-from services.bench.pipeline import LINK, OneProcess
+from services.bench.pipeline import LINK, InProcessPipeline
 from services.bench.processes import chain
 from services.bench.rows import write_bench
 from services.bench.throughput import CHAIN
@@ -42,7 +42,7 @@ def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: P
     console = Console()
     seeds = count(1_000_000)
     torch.set_num_threads(1)
-    local = OneProcess(profile)
+    local = InProcessPipeline(profile)
     rows: list[Row] = []
     with chain("chain", profile) as stack, httpx2.Client(trust_env=False, timeout=90.0) as client:
         await_ready(stack, console)

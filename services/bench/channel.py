@@ -33,7 +33,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub
 
 COMMAND = "dekag bench channel"
 CHANNEL_USES = (512, 8_192, 65_536, 262_144)
-HEADLINE_USES = 65_536  # about what a conventional picture takes
+HEADLINE_USES = 65_536  # about what a conventional image takes
 STREAMS = 4
 MOST = 500  # transmissions timed at once
 

@@ -67,7 +67,7 @@ def run_overload_bench(
         loaded = asyncio.run(_closed(stack, loaded_s, console))
         before = _memory(stack)
         rate_hz = times * len(_served(loaded)) / loaded_s
-        console.print(f"{rate_hz / times:.2f} pictures/s at most; now {rate_hz:.1f}/s are asked for")
+        console.print(f"{rate_hz / times:.2f} images/s at most; now {rate_hz:.1f}/s are asked for")
         over = asyncio.run(_open(stack, rate_hz, seconds, console))
         after = _memory(stack)
         stack.check_alive()
@@ -125,7 +125,7 @@ def _memory(stack: Stack) -> float:
 
 
 async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:
-    """What 16 users get who ask for the next picture when the last one has come; a warm-up is left out."""
+    """What 16 users get who ask for the next image when the last one has come; a warm-up is left out."""
     rows: list[Row] = []
     questions = _Questions()
     async with _client(stack) as client:
@@ -158,7 +158,7 @@ async def _open(stack: Stack, rate_hz: float, seconds: float, console: Console) 
 
 
 class _Questions:
-    """Requests for pictures that nobody asked for before."""
+    """Requests for images that nobody asked for before."""
 
     _seeds = count(FIRST_SEED)
 

@@ -144,11 +144,11 @@ def golden() -> Finding:
     if not (folder / FILE).exists():
         return Finding("golden", False, f"profile {name} has no {FILE}", write, needed=False)
     found = list(compare(load_profile(name), folder))
-    if new := [each.model for each in found if each.share is None]:
+    if new := [each.model for each in found if each.fraction is None]:
         detail = f"none kept of {', '.join(new)}: other weights"
         return Finding("golden", False, detail, write, needed=False)
-    worst = max(found, key=lambda each: each.share or 0)
-    detail = f"{len(found)} models; the farthest, {worst.model}, is off by {worst.share:.1e} of its spread"
+    worst = max(found, key=lambda each: each.fraction or 0)
+    detail = f"{len(found)} models; the farthest, {worst.model}, is off by {worst.fraction:.1e} of its spread"
     if not worst.ok:
         return Finding("golden", False, f"{detail}, more than {TOLERANCE:g}", INSTALL)
     return Finding("golden", True, detail)

@@ -36,7 +36,7 @@ results = typer.Typer(help="What was measured, as pages.", no_args_is_help=True)
 
 @experiment.command("first-image")
 def first_image(
-    count: Annotated[int, typer.Option(help="Pictures for each figure.", min=8)] = 500,
+    count: Annotated[int, typer.Option(help="Images for each figure.", min=8)] = 500,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 2,
     only: Annotated[
         list[str] | None, typer.Option(help="vae, edge, cloud or codec; all if left out.")
@@ -68,7 +68,7 @@ def gka(
 
 @experiment.command("tka")
 def tka(
-    count: Annotated[int, typer.Option(help="Pictures.", min=8)] = 32,
+    count: Annotated[int, typer.Option(help="Images.", min=8)] = 32,
     requests: Annotated[int, typer.Option(help="Requests of rate control.", min=4)] = 300,
     rounds: Annotated[int, typer.Option(help="Rounds of the comparison of costs.", min=5)] = 200,
     workers: Annotated[int, typer.Option(help="Processes of one thread each.", min=1)] = 2,
@@ -82,7 +82,7 @@ def tka(
 
 @experiment.command("digital")
 def digital(
-    count: Annotated[int, typer.Option(help="Pictures.", min=8)] = 32,
+    count: Annotated[int, typer.Option(help="Images.", min=8)] = 32,
     checks: Annotated[int, typer.Option(help="Deliveries that are really decoded.", min=0)] = 100,
     threads: Annotated[int, typer.Option(help="CPU threads.", min=1)] = 1,
     channel: Annotated[list[str] | None, typer.Option(help="Channels; all if left out.")] = None,
@@ -162,11 +162,11 @@ def bench_chain(
 
 @bench.command("throughput")
 def bench_throughput(
-    requests: Annotated[int, typer.Option(help="Pictures timed at each point of a round.", min=1)] = 48,
+    requests: Annotated[int, typer.Option(help="Images timed at each point of a round.", min=1)] = 48,
     rounds: Annotated[int, typer.Option(help="Rounds, the servers in another order in each.", min=1)] = 5,
     users: Annotated[str, typer.Option(help="Closed-loop users, separated by commas.")] = "1,2,4,8,16",
 ) -> None:
-    """Pictures per second of the services, LitServe and a plain FastAPI handler, by number of users."""
+    """Images per second of the services, LitServe and a plain FastAPI handler, by number of users."""
     from services.bench.throughput import run_throughput_bench
 
     try:
@@ -203,9 +203,7 @@ def bench_channel(
 @bench.command("start")
 def bench_start(
     rounds: Annotated[int, typer.Option(help="Starts that count.", min=1)] = 5,
-    requests: Annotated[
-        int, typer.Option(help="Pictures of each delivery before memory is read.", min=1)
-    ] = 4,
+    requests: Annotated[int, typer.Option(help="Images of each delivery before memory is read.", min=1)] = 4,
 ) -> None:
     """Time from start to ready, and the memory that each service holds."""
     from services.bench.start import run_start_bench
@@ -218,7 +216,7 @@ def bench_parts(
     repeats: Annotated[int, typer.Option(help="Times that each part is timed.", min=1)] = 9,
     prompts: Annotated[int, typer.Option(help="Prompts that judge the sampler's steps.", min=2)] = 48,
 ) -> None:
-    """What each part of a picture costs, and what its alternatives would."""
+    """What each part of an image costs, and what its alternatives would."""
     from services.bench.parts import run_parts_bench
 
     _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts))
@@ -254,14 +252,14 @@ def bench_traffic(
     """What a load test saved against WebP and JPEG of equal quality."""
     from services.bench.traffic import run_traffic_bench
 
-    _launch(lambda: run_traffic_bench(report, pictures=pictures))
+    _launch(lambda: run_traffic_bench(report, images=pictures))
 
 
 @bench.command("cost")
 def bench_cost(
-    requests: Annotated[int, typer.Option(help="Pictures of each delivery.", min=1)] = 16,
+    requests: Annotated[int, typer.Option(help="Images of each delivery.", min=1)] = 16,
 ) -> None:
-    """Time, backhaul and channel uses of a picture, semantic and conventional."""
+    """Time, backhaul and channel uses of an image, semantic and conventional."""
     from services.bench.cost import run_cost_bench
 
     _launch(lambda: run_cost_bench(requests=requests))
@@ -271,7 +269,7 @@ def bench_cost(
 def bench_distill(
     topics: Annotated[str, typer.Option(help="Topics, separated by commas.")] = "neon,rocket",
 ) -> None:
-    """Time from asking for a distillation over REST to the first picture drawn with it."""
+    """Time from asking for a distillation over REST to the first image drawn with it."""
     from services.bench.distill import run_distill_bench
 
     _launch(lambda: run_distill_bench(topics=topics.split(",")))

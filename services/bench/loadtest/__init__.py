@@ -1,1 +1,1 @@
-"""Load: Locust users who ask for pictures as people would, and a report of what the traffic was."""
+"""Load: Locust users who ask for images as people would, and a report of what the traffic was."""

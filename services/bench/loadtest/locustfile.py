@@ -200,7 +200,7 @@ def _add_options(parser: Any) -> None:
         "--conventional-share",
         type=float,
         default=usual.conventional_share,
-        help="Of arrivals that ask again for the same picture, conventionally; at most 0.5.",
+        help="Of arrivals that ask again for the same image, conventionally; at most 0.5.",
     )
     group.add_argument("--trace", default=usual.trace, help="That the SNR of moving users follows.")
     group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")

@@ -30,13 +30,13 @@ class Scenario:
         prompts: different prompts that are asked for.
         zipf_exponent: the prompt of rank r is asked for in proportion to ``r ** -zipf_exponent``.
         topics: of the embedded world that the edge does not know until their updates are distilled.
-        topic_share: share of the prompts that need one of them.
-        seeds_per_prompt: different pictures of a prompt; a picture asked for again may come from a cache.
+        topic_share: fraction of the prompts that need one of them.
+        seeds_per_prompt: different images of a prompt; an image asked for again may come from a cache.
         rate_hz: arrivals of one user, 1/s; the time between two is exponential.
-        conventional_share: share of the arrivals, at most 1/2, that ask for what the user asked for last,
+        conventional_share: fraction of the arrivals, at most 1/2, that ask for what the user asked for last,
             over the same link, as conventional delivery.
         snrs_db: mean SNRs that users meet, dB.
-        moving_share: share of the users whose SNR follows the trace, around one of those means; the others
+        moving_share: fraction of the users whose SNR follows the trace, around one of those means; the others
             meet any of them with each arrival.
         trace: name of a shipped trace; each moving user starts somewhere in it and it repeats.
         cbrs: channel bandwidth ratios of semantic deliveries.

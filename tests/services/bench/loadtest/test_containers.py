@@ -155,4 +155,4 @@ def test_the_report_shows_the_comparison_or_why_there_is_none(tmp_path: Path) ->
     assert json.loads((tmp_path / "report.json").read_text())["containers"] == found
     not_told = {"not_told": "the engine went away"}
     assert len(write_report(tmp_path, [], {}, load_s=1.0, updates={}, containers=not_told)) < len(summary)
-    assert "Not told: the engine went away." in (tmp_path / "report.md").read_text()
+    assert "Not measured: the engine went away." in (tmp_path / "report.md").read_text()
