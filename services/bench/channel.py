@@ -23,7 +23,7 @@ from dekag.link.fading import block_correlation
 from services.bench.pipeline import CBR, CONDITIONS, SIDE
 from services.bench.processes import server, start
 from services.bench.recorded_downlink import SERVICE, name_of
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.common import clients, converters
 from services.common.frames import collect
 from services.common.settings import CommonSettings

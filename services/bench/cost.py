@@ -16,7 +16,7 @@ from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.up import await_ready
 

@@ -13,7 +13,7 @@ from dekag.client import Client
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from services.bench.processes import UNWATCHED
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import RUN_DIR, await_ready
 

@@ -24,7 +24,7 @@ from dekag.evaluation.pages import Row, table
 from dekag.evaluation.registry import RESULTS, record
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.start import memory
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.stack import LaunchError, Stack

@@ -40,7 +40,7 @@ from dekag.pipeline import SemanticLink, apply_channel
 from services.bench.channel import request_for
 from services.bench.pipeline import CBR, CONDITIONS, SIDE
 from services.bench.processes import server, start
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.common import clients
 from services.common.settings import CommonSettings
 from services.proto.downlink_pb2_grpc import DownlinkStub

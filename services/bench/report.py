@@ -15,7 +15,7 @@ from dekag.evaluation.registry import read_figures
 from dekag.evaluation.statistics import mean_ci95
 from services.bench import channel, overload, start, throughput, traffic
 from services.bench.parts import IMAGES_AT_ONCE, STEPS
-from services.bench.rows import read_bench
+from services.bench.results_io import read_bench
 
 KEYS = (
     "bench_chain_ratio",

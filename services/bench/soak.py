@@ -26,7 +26,7 @@ from dekag.errors import DekagError
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.start import descendants, memory
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.stack import Stack

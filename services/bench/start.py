@@ -15,7 +15,7 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.up import await_ready
 

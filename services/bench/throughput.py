@@ -30,7 +30,7 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import THREADS, awake, chain, server, start
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError, Stack
 
 COMMAND = "dekag bench throughput"

@@ -28,7 +28,7 @@ from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from dekag.link.digital import DigitalLink
 from dekag.link.source import Encoded, ladders
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 
 COMMAND = "dekag bench traffic"
 FORMATS = ("webp", "jpeg")

@@ -155,7 +155,7 @@ def bench_chain(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 40,
 ) -> None:
     """One request through all services against the same library calls in one process."""
-    from services.bench.chain import run_chain_bench
+    from services.bench.latency import run_chain_bench
 
     _launch(lambda: run_chain_bench(requests=requests))
 
@@ -183,7 +183,7 @@ def bench_cached(
     requests: Annotated[int, typer.Option(help="Requests each way.", min=5)] = 100,
 ) -> None:
     """A cached prompt through all services against bare channel and decoding in one process."""
-    from services.bench.cached import run_cached_bench
+    from services.bench.latency import run_cached_bench
 
     _launch(lambda: run_cached_bench(requests=requests))
 

@@ -223,7 +223,7 @@ def methods_plot(results: Path) -> Any:
     found = scores(results)
     kinds = {
         "all topics": ("style", "subject", "vocabulary"),
-        "new styles and subjects": ("style", "subject"),
+        "styles and subjects": ("style", "subject"),
         "new words": ("vocabulary",),
     }
     figure, axes = plots.panels(len(kinds), height_in=3.1, sharey=True, sharex=True)

@@ -22,18 +22,17 @@ from dekag.evaluation.pages import NotMeasuredError
 from dekag.evaluation.registry import MISSING
 from dekag.evaluation.statistics import ratio_of_medians
 from services.bench import channel, overload, throughput
-from services.bench.cached import run_cached_bench
-from services.bench.chain import run_chain_bench
 from services.bench.channel import run_channel_bench
 from services.bench.cost import run_cost_bench
 from services.bench.fastapi_server import create_app
+from services.bench.latency import run_cached_bench, run_chain_bench
 from services.bench.overload import run_overload_bench
 from services.bench.parts import run_parts_bench
 from services.bench.pipeline import InProcessPipeline, as_json
 from services.bench.processes import chain
 from services.bench.recorded_downlink import handler, name_of, recording
 from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE
-from services.bench.rows import path_of, read_bench, write_bench
+from services.bench.results_io import path_of, read_bench, write_bench
 from services.bench.start import descendants, memory, run_start_bench
 from services.bench.throughput import (
     OURS,
