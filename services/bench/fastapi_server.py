@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from services.bench.pipeline import InProcessPipeline, as_json
 
 
-class Question(BaseModel):
+class ImageRequest(BaseModel):
     """What is to be drawn."""
 
     prompt: str
@@ -29,9 +29,9 @@ def create_app(pipeline: InProcessPipeline) -> FastAPI:
     app, lock = FastAPI(), threading.Lock()
 
     @app.post("/predict")
-    def predict(question: Question) -> dict[str, Any]:
+    def predict(request: ImageRequest) -> dict[str, Any]:
         with lock:
-            (image,) = pipeline.deliver([question.prompt], [question.seed])
+            (image,) = pipeline.deliver([request.prompt], [request.seed])
         return as_json(image)
 
     @app.get("/health")

@@ -15,7 +15,7 @@ from litserve import LitAPI, LitServer
 
 from services.bench.pipeline import InProcessPipeline, ReceivedImage, as_json
 
-Question = dict[str, Any]
+ImageRequest = dict[str, Any]
 """The body of a request: prompt and seed. LitServe hands it on as it is."""
 BATCH_TIMEOUT_S = 0.01  # that LitServe waits for a batch to fill
 
@@ -32,9 +32,9 @@ class DeliveryApi(LitAPI):  # type: ignore[misc]
         torch.set_num_threads(1)
         self._pipeline = InProcessPipeline(self._profile)
 
-    def predict(self, asked: Question) -> ReceivedImage:
-        """The image of one question."""
-        (image,) = self._pipeline.deliver([asked["prompt"]], [asked["seed"]])
+    def predict(self, request: ImageRequest) -> ReceivedImage:
+        """The image of one request."""
+        (image,) = self._pipeline.deliver([request["prompt"]], [request["seed"]])
         return image
 
     def encode_response(self, output: ReceivedImage) -> dict[str, Any]:
@@ -45,16 +45,18 @@ class DeliveryApi(LitAPI):  # type: ignore[misc]
 class BatchedDeliveryApi(DeliveryApi):
     """An image for each request, drawn together with those of the requests that waited beside it."""
 
-    def batch(self, inputs: list[Question]) -> list[Question]:
+    def batch(self, inputs: list[ImageRequest]) -> list[ImageRequest]:
         """What waits, as it is."""
         return inputs
 
-    def predict(self, asked: Sequence[Question]) -> list[ReceivedImage]:  # type: ignore[override]
-        """An image for each question."""
-        return self._pipeline.deliver([each["prompt"] for each in asked], [each["seed"] for each in asked])
+    def predict(self, requests: Sequence[ImageRequest]) -> list[ReceivedImage]:  # type: ignore[override]
+        """An image for each request."""
+        return self._pipeline.deliver(
+            [each["prompt"] for each in requests], [each["seed"] for each in requests]
+        )
 
     def unbatch(self, output: list[ReceivedImage]) -> list[ReceivedImage]:
-        """An answer for each question."""
+        """An answer for each request."""
         return output
 
 

@@ -127,12 +127,12 @@ def _memory(stack: Stack) -> float:
 async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:
     """What 16 users get who ask for the next image when the last one has come; a warm-up is left out."""
     rows: list[Row] = []
-    questions = _Questions()
+    source = _RequestSource()
     async with _client(stack) as client:
 
         async def user(end: float, into: list[Row], begin: float) -> None:
             while time.perf_counter() < end:
-                into.append(await questions.ask(client, begin))
+                into.append(await source.ask(client, begin))
 
         for duration, into in ((min(5.0, seconds), []), (seconds, rows)):
             begin = time.perf_counter()
@@ -144,7 +144,7 @@ async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:
 async def _open(stack: Stack, rate_hz: float, seconds: float, console: Console) -> list[Row]:
     """What becomes of requests that come at that rate."""
     rng = random.Random(0)
-    questions, asking = _Questions(), set()
+    source, pending = _RequestSource(), set()
     async with _client(stack) as client:
         begin = time.perf_counter()
         at_s = 0.0
@@ -152,12 +152,12 @@ async def _open(stack: Stack, rate_hz: float, seconds: float, console: Console) 
             task = progress.add_task("overload", total=seconds)
             while (at_s := at_s + rng.expovariate(rate_hz)) < seconds:
                 await asyncio.sleep(max(0.0, begin + at_s - time.perf_counter()))
-                asking.add(asyncio.create_task(questions.ask(client, begin)))
+                pending.add(asyncio.create_task(source.ask(client, begin)))
                 progress.update(task, completed=at_s)
-            return list(await asyncio.gather(*asking))
+            return list(await asyncio.gather(*pending))
 
 
-class _Questions:
+class _RequestSource:
     """Requests for images that nobody asked for before."""
 
     _seeds = count(FIRST_SEED)

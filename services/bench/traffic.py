@@ -41,7 +41,7 @@ _LINK = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnsweredRequest:
     """A semantic request that was answered.
 
     Attributes:
@@ -137,7 +137,7 @@ def run_traffic_bench(
     return rows
 
 
-def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -> Iterator[Asked]:
+def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -> Iterator[AnsweredRequest]:
     """The semantic requests of a load test that were answered and measured.
 
     Args:
@@ -149,7 +149,7 @@ def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -
         if line["delivery"] != "semantic" or line["error"] is not None or report["psnr_db"] is None:
             continue
         topics = tuple(each["topic"] for each in report["knowledge"])
-        yield Asked(
+        yield AnsweredRequest(
             line["prompt"],
             report["seed"],
             report["psnr_db"],
@@ -179,7 +179,7 @@ def _ladders(pixels: Pixels) -> dict[str, list[Encoded]]:
     return {"webp": ladders(pixels, "webp")[0], "jpeg": ladders(pixels, "jpeg")[0]}
 
 
-def compare(asked: Asked, files: Mapping[str, Sequence[Encoded]]) -> Iterator[Row]:
+def compare(asked: AnsweredRequest, files: Mapping[str, Sequence[Encoded]]) -> Iterator[Row]:
     """What each format would have cost for the PSNR that the request got."""
     link = DigitalLink()
     for name, ladder in files.items():

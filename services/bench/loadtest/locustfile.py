@@ -33,7 +33,7 @@ from dekag.errors import DekagError
 from dekag.files import check_folder
 from services.bench.loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
 from services.bench.loadtest.report import Answer, log_lines, service_traffic, write_report
-from services.bench.loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+from services.bench.loadtest.scenario import SHAPES, Arrival, PromptCatalogue, Scenario, UserProfile, users_at
 
 # an empty variable is none, as for the services; Locust itself would read numbers from it
 for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:
@@ -50,7 +50,7 @@ class Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.scenario = _scenario(options)
-        self.catalogue = Catalogue(self.scenario)
+        self.catalogue = PromptCatalogue(self.scenario)
         self.indices = count()
         self.answers: list[Answer] = []
         self.in_flight = Group()  # outlives the users, so that a shape can take them away at once
@@ -95,7 +95,7 @@ def _trusted() -> ssl.SSLContext:
     return trusting(authority) if authority else ssl.create_default_context()
 
 
-class Person(FastHttpUser):
+class LoadUser(FastHttpUser):
     """Asks as its visitor does: a request goes out at its time, answered or not what went before it."""
 
     concurrency = 10_000  # connections are opened as they are needed; none waits for another
@@ -106,8 +106,8 @@ class Person(FastHttpUser):
     def on_start(self) -> None:
         """The visitor's life begins."""
         self.run_of, self.began = _Current.run, time.monotonic()
-        visitor = Visitor(self.run_of.scenario, self.run_of.catalogue, next(self.run_of.indices))
-        self.arrivals: Iterator[Arrival] = visitor.arrivals()
+        profile = UserProfile(self.run_of.scenario, self.run_of.catalogue, next(self.run_of.indices))
+        self.arrivals: Iterator[Arrival] = profile.arrivals()
 
     def wait_time(self) -> float:
         """None: the task itself waits for the time of the next arrival."""

@@ -82,7 +82,7 @@ class Arrival:
     body: dict[str, Any]
 
 
-class Catalogue:
+class PromptCatalogue:
     """The prompts, the most popular first; the same for the same scenario."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -103,7 +103,7 @@ class Catalogue:
         return self.prompts[bisect.bisect(self._heights, rng.random() * self._heights[-1])]
 
 
-class Visitor:
+class UserProfile:
     """One user: asks at the times of a Poisson process, whether or not what was asked before was answered.
 
     Args:
@@ -115,7 +115,7 @@ class Visitor:
         moving: whether the SNR follows the trace.
     """
 
-    def __init__(self, scenario: Scenario, catalogue: Catalogue, index: int) -> None:
+    def __init__(self, scenario: Scenario, catalogue: PromptCatalogue, index: int) -> None:
         self._scenario, self._catalogue, self._index = scenario, catalogue, index
         self._rng = random.Random(f"visitor {scenario.seed} {index}")
         self.moving = self._rng.random() < scenario.moving_share
