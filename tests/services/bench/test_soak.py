@@ -8,7 +8,7 @@ import random
 import pytest
 
 from dekag.errors import DekagError
-from services.bench.soak import random_requests, growths, summary
+from services.bench.soak import growths, random_requests, summary
 from services.gateway.schemas import ImagesRequest
 
 
