@@ -39,7 +39,7 @@ world-assets: need-run ## download the artwork of the second world (for training
 up: need-run ## start Redis, the five services and a distiller; Ctrl-C stops them
 	@$(BIN)/dekag up
 
-LOCUST = $(BIN)/locust -f loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 \
+LOCUST = $(BIN)/locust -f services/bench/loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 \
   --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --report "$(REPORT)"
 
 loadtest: need-loadtest ## run a load test against a running system: make loadtest USERS=8 DURATION=60s SHAPE=burst
@@ -91,7 +91,7 @@ test-browser: need-browser ## test the web page in headless Chromium (Debian pac
 
 # Hashes of models and results are not secrets, nor are the passwords used in tests.
 FIND_SECRETS = git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify \
-  --exclude-files '^(models|results)/|^tests/loadtest/recorded\.json$$|^tests/evaluation/test_store\.py$$|\.png$$' \
+  --exclude-files '^(models|results)/|^tests/services/bench/loadtest/recorded\.json$$|^tests/evaluation/test_store\.py$$|\.png$$' \
   --exclude-secrets '^(admin|clients|health|unused|dekag_wrong|pass|pw|s3cret)$$'
 
 lint: need-lint ## run ruff, mypy --strict and the import contracts; check stubs and search for secrets

@@ -49,8 +49,8 @@ def test_what_a_model_computes_is_told_from_what_it_should(
 ) -> None:
     profile, folder = tiny
 
-    def shift(share: float) -> Any:
-        return lambda each: each["values"].__setitem__(3, each["values"][3] + share * each["spread"])
+    def shift(fraction: float) -> Any:
+        return lambda each: each["values"].__setitem__(3, each["values"][3] + fraction * each["spread"])
 
     assert all(each.ok for each in compare(profile, folder))
     assert all(each.ok for each in compare(profile, altered(folder, tmp_path, shift(TOLERANCE / 10))))

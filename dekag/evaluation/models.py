@@ -9,9 +9,11 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
+import transformers
 from diffusers import AutoencoderKL
 
 from dekag.cala.artifact import TransmissionKnowledge
@@ -33,7 +35,7 @@ Images = npt.NDArray[np.uint8]
 
 
 def metric_encoders() -> tuple[str, str]:
-    """Folders of the embedded world's own encoders, which judge the images of any profile."""
+    """Folders of the embedded world's own encoders, which score the images of any profile."""
     scorer = load_profile("embedded").scorer
     if scorer is None:
         raise NotFoundError("the embedded profile names no scorer")
@@ -42,7 +44,7 @@ def metric_encoders() -> tuple[str, str]:
 
 @dataclass
 class ModelBank:
-    """A profile's models, and the metrics that judge what they make.
+    """A profile's models, and the metrics that score what they make.
 
     Attributes:
         profile_name: of the models.
@@ -90,7 +92,7 @@ class ModelBank:
 
     @cached_property
     def metrics_hash(self) -> str:
-        """Of the weights of all that judges."""
+        """Of the weights of all that scores."""
         return "".join(folder_hash(path) for path in (*metric_encoders(), PROBE))
 
     @cached_property
@@ -143,7 +145,9 @@ class ModelBank:
         texts, seeds = [text for _, text, _ in prompts], [seed + offset for *_, seed in prompts]
         return draw_images(self.cloud, texts, seeds, folder)
 
-    def judge(self, images: Images, references: Images, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    def score_images(
+        self, images: Images, references: Images, prompts: Sequence[Prompt]
+    ) -> list[dict[str, Any]]:
         """Scores of each image (n, h, w, 3) against its reference.
 
         Returns:
@@ -167,8 +171,16 @@ class ModelBank:
         ]
 
 
+def load_quietly() -> None:
+    """From now on, loading a model prints nothing: a study shows a progress bar of its own."""
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
+
+
 @cache
 def model_bank(profile_name: str) -> ModelBank:
     """This process's models of a profile, one thread each."""
+    load_quietly()
     torch.set_num_threads(1)
     return ModelBank(profile_name)

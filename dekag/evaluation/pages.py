@@ -230,7 +230,7 @@ def save_images(images: list[list[Any]], folder: Path, name: str, command: str) 
 
 
 def note_image(folder: Path, name: str, command: str) -> None:
-    """Say in images.json what made a picture that cannot be made anew from other results."""
+    """Say in images.json what made an image that cannot be made anew from other results."""
     path = folder / "images.json"
     made = read_json(path) if path.exists() else {}
     made[name] = {

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 mpl.use("svg")
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 
 WIDTH_IN = 8.0  # 768 pixels in a browser, the width of a page
@@ -21,8 +22,14 @@ WIDTH_IN = 8.0  # 768 pixels in a browser, the width of a page
 OURS, SECOND, THIRD, FOURTH, FIFTH = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
 BASE, GRID = "#6b6b6b", "#dddddd"
 
+# Only fonts that matplotlib brings: its cached list may lack them, and other fonts make other files.
+font_manager.fontManager.ttflist = []
+for _font in sorted(Path(mpl.get_data_path(), "fonts", "ttf").glob("*.ttf")):
+    font_manager.fontManager.addfont(_font)
+
 plt.rcParams.update(
     {
+        "font.family": "DejaVu Sans",
         "svg.hashsalt": "dekag",
         "font.size": 10.5,
         "axes.titlesize": 10.5,

@@ -29,7 +29,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class Died:
+class WorkerDied:
     """In place of a result: the worker of Ray that had the task died.
 
     Attributes:
@@ -50,7 +50,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_turn(
+def run_serially(
     work: Callable[[_Task], _Result], groups: Sequence[Sequence[_Task]]
 ) -> Iterator[tuple[_Task, _Result]]:
     """Each task and its result, one after another in this process."""
@@ -59,7 +59,7 @@ def in_turn(
             yield task, work(task)
 
 
-def in_processes(
+def run_in_processes(
     work: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int
 ) -> Iterator[tuple[_Task, _Result]]:
     """Each task and its result, by so many processes; what a task raises ends all of them."""
@@ -69,9 +69,9 @@ def in_processes(
             yield running[done], done.result()
 
 
-def on_ray(
+def run_on_ray(
     work: Callable[[_Task], _Result], groups: Sequence[Sequence[_Task]], address: str, workers: int | None
-) -> Iterator[tuple[_Task, _Result | Died]]:
+) -> Iterator[tuple[_Task, _Result | WorkerDied]]:
     """Each task and its result, by workers of Ray.
 
     Each worker takes the tasks of one group after another, and helps with the longest queue at the end.
@@ -135,12 +135,12 @@ def on_ray(
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, task = running.pop(done)
-            result: _Result | Died
+            result: _Result | WorkerDied
             try:
                 result = ray.get(done)
             except ray.exceptions.RayError as error:
                 # whoever died takes no more: a new worker goes on with the rest of its queue
-                result = Died(f"the worker died ({type(error).__name__})")
+                result = WorkerDied(f"the worker died ({type(error).__name__})")
                 rest = own.pop(actor)
                 actor = ray.remote(num_cpus=1)(Worker).remote()
                 own[actor] = rest

@@ -23,7 +23,7 @@ from dekag.link.fading import block_correlation
 from services.bench.pipeline import CBR, CONDITIONS, SIDE
 from services.bench.processes import server, start
 from services.bench.recorded_downlink import SERVICE, name_of
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.common import clients, converters
 from services.common.frames import collect
 from services.common.settings import CommonSettings
@@ -33,7 +33,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub
 
 COMMAND = "dekag bench channel"
 CHANNEL_USES = (512, 8_192, 65_536, 262_144)
-HEADLINE_USES = 65_536  # about what a conventional picture takes
+HEADLINE_USES = 65_536  # about what a conventional image takes
 STREAMS = 4
 MOST = 500  # transmissions timed at once
 

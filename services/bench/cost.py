@@ -1,6 +1,6 @@
-"""`dekag bench cost`: time, backhaul and channel uses of one picture, semantic and conventional.
+"""`dekag bench cost`: time, backhaul and channel uses of one image, semantic and conventional.
 
-The page on load adds them up over the number of pictures, with the cost of a topic's knowledge update.
+The page on load adds them up over the number of images, with the cost of a topic's knowledge update.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.up import await_ready
 
@@ -27,15 +27,15 @@ FIRST_SEED = 3_000_000
 
 
 def run_cost_bench(*, requests: int = 16, profile: str = "embedded", results: Path = RESULTS) -> list[Row]:
-    """Ask for the same pictures with both deliveries, one after another, in turn.
+    """Ask for the same images with both deliveries, one after another, in turn.
 
     Args:
-        requests: pictures of each delivery.
+        requests: images of each delivery.
         profile: the models.
         results: the rows are written into its folder load/.
 
     Returns:
-        A row for each picture: `seconds` it took, `backhaul_bytes` between cloud and edge, `channel_uses`
+        A row for each image: `seconds` it took, `backhaul_bytes` between cloud and edge, `channel_uses`
         with pilots, `psnr_db` against what was sent.
     """
     console = Console()

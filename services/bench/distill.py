@@ -1,4 +1,4 @@
-"""`dekag bench distill`: how long it takes from asking for a topic to the first picture drawn with it."""
+"""`dekag bench distill`: how long it takes from asking for a topic to the first image drawn with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dekag.client import Client
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from services.bench.processes import UNWATCHED
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import RUN_DIR, await_ready
 
@@ -21,7 +21,7 @@ PROMPT = "a large red boat in the middle under the sea, pastel style"
 
 
 def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", results: Path = RESULTS) -> float:
-    """Time from asking for a distillation over REST to holding the first picture drawn with it.
+    """Time from asking for a distillation over REST to holding the first image drawn with it.
 
     Args:
         topics: of the embedded world, distilled one after another with the default settings.
@@ -48,7 +48,7 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", resul
             image = gateway.image(PROMPT, seed=1, knowledge=topic)
             used = [each.topic for each in image.report.knowledge]
             if used != [topic]:
-                raise LaunchError(f"the picture was drawn with {used}, not with {topic}")
+                raise LaunchError(f"the image was drawn with {used}, not with {topic}")
             seconds.append(time.perf_counter() - start)
             console.print(f"{topic}: {seconds[-1]:.1f} s")
     rows = [{"topic": topic, "seconds": each} for topic, each in zip(topics, seconds, strict=True)]

@@ -14,25 +14,25 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from services.bench.pipeline import OneProcess, as_json
+from services.bench.pipeline import InProcessPipeline, as_json
 
 
-class Question(BaseModel):
+class ImageRequest(BaseModel):
     """What is to be drawn."""
 
     prompt: str
     seed: int
 
 
-def create_app(pipeline: OneProcess) -> FastAPI:
+def create_app(pipeline: InProcessPipeline) -> FastAPI:
     """An application that answers ``POST /predict`` and ``GET /health``."""
     app, lock = FastAPI(), threading.Lock()
 
     @app.post("/predict")
-    def predict(question: Question) -> dict[str, Any]:
+    def predict(request: ImageRequest) -> dict[str, Any]:
         with lock:
-            (picture,) = pipeline.deliver([question.prompt], [question.seed])
-        return as_json(picture)
+            (image,) = pipeline.deliver([request.prompt], [request.seed])
+        return as_json(image)
 
     @app.get("/health")
     def health() -> str:
@@ -49,7 +49,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     uvicorn.run(
-        create_app(OneProcess(options.profile)), host="127.0.0.1", port=options.port, log_level="warning"
+        create_app(InProcessPipeline(options.profile)),
+        host="127.0.0.1",
+        port=options.port,
+        log_level="warning",
     )
 
 

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from litserve import LitAPI, LitServer
 
-from services.bench.pipeline import OneProcess, Picture, as_json
+from services.bench.pipeline import InProcessPipeline, ReceivedImage, as_json
 
-Question = dict[str, Any]
+ImageRequest = dict[str, Any]
 """The body of a request: prompt and seed. LitServe hands it on as it is."""
 BATCH_TIMEOUT_S = 0.01  # that LitServe waits for a batch to fill
 
 
 class DeliveryApi(LitAPI):  # type: ignore[misc]
-    """A picture for each request."""
+    """An image for each request."""
 
     def __init__(self, profile: str, **options: Any) -> None:
         super().__init__(**options)
@@ -30,31 +30,33 @@ class DeliveryApi(LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         """Loads the models, once in each worker."""
         torch.set_num_threads(1)
-        self._pipeline = OneProcess(self._profile)
+        self._pipeline = InProcessPipeline(self._profile)
 
-    def predict(self, asked: Question) -> Picture:
-        """The picture of one question."""
-        (picture,) = self._pipeline.deliver([asked["prompt"]], [asked["seed"]])
-        return picture
+    def predict(self, request: ImageRequest) -> ReceivedImage:
+        """The image of one request."""
+        (image,) = self._pipeline.deliver([request["prompt"]], [request["seed"]])
+        return image
 
-    def encode_response(self, output: Picture) -> dict[str, Any]:
+    def encode_response(self, output: ReceivedImage) -> dict[str, Any]:
         """The body of the answer."""
         return as_json(output)
 
 
 class BatchedDeliveryApi(DeliveryApi):
-    """A picture for each request, drawn together with those of the requests that waited beside it."""
+    """An image for each request, drawn together with those of the requests that waited beside it."""
 
-    def batch(self, inputs: list[Question]) -> list[Question]:
+    def batch(self, inputs: list[ImageRequest]) -> list[ImageRequest]:
         """What waits, as it is."""
         return inputs
 
-    def predict(self, asked: Sequence[Question]) -> list[Picture]:  # type: ignore[override]
-        """A picture for each question."""
-        return self._pipeline.deliver([each["prompt"] for each in asked], [each["seed"] for each in asked])
+    def predict(self, requests: Sequence[ImageRequest]) -> list[ReceivedImage]:  # type: ignore[override]
+        """An image for each request."""
+        return self._pipeline.deliver(
+            [each["prompt"] for each in requests], [each["seed"] for each in requests]
+        )
 
-    def unbatch(self, output: list[Picture]) -> list[Picture]:
-        """An answer for each question."""
+    def unbatch(self, output: list[ReceivedImage]) -> list[ReceivedImage]:
+        """An answer for each request."""
         return output
 
 

@@ -24,7 +24,7 @@ from dekag.evaluation.pages import Row, table
 from dekag.evaluation.registry import RESULTS, record
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.start import memory
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.stack import LaunchError, Stack
@@ -67,7 +67,7 @@ def run_overload_bench(
         loaded = asyncio.run(_closed(stack, loaded_s, console))
         before = _memory(stack)
         rate_hz = times * len(_served(loaded)) / loaded_s
-        console.print(f"{rate_hz / times:.2f} pictures/s at most; now {rate_hz:.1f}/s are asked for")
+        console.print(f"{rate_hz / times:.2f} images/s at most; now {rate_hz:.1f}/s are asked for")
         over = asyncio.run(_open(stack, rate_hz, seconds, console))
         after = _memory(stack)
         stack.check_alive()
@@ -125,14 +125,14 @@ def _memory(stack: Stack) -> float:
 
 
 async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:
-    """What 16 users get who ask for the next picture when the last one has come; a warm-up is left out."""
+    """What 16 users get who ask for the next image when the last one has come; a warm-up is left out."""
     rows: list[Row] = []
-    questions = _Questions()
+    source = _RequestSource()
     async with _client(stack) as client:
 
         async def user(end: float, into: list[Row], begin: float) -> None:
             while time.perf_counter() < end:
-                into.append(await questions.ask(client, begin))
+                into.append(await source.ask(client, begin))
 
         for duration, into in ((min(5.0, seconds), []), (seconds, rows)):
             begin = time.perf_counter()
@@ -144,7 +144,7 @@ async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:
 async def _open(stack: Stack, rate_hz: float, seconds: float, console: Console) -> list[Row]:
     """What becomes of requests that come at that rate."""
     rng = random.Random(0)
-    questions, asking = _Questions(), set()
+    source, pending = _RequestSource(), set()
     async with _client(stack) as client:
         begin = time.perf_counter()
         at_s = 0.0
@@ -152,13 +152,13 @@ async def _open(stack: Stack, rate_hz: float, seconds: float, console: Console) 
             task = progress.add_task("overload", total=seconds)
             while (at_s := at_s + rng.expovariate(rate_hz)) < seconds:
                 await asyncio.sleep(max(0.0, begin + at_s - time.perf_counter()))
-                asking.add(asyncio.create_task(questions.ask(client, begin)))
+                pending.add(asyncio.create_task(source.ask(client, begin)))
                 progress.update(task, completed=at_s)
-            return list(await asyncio.gather(*asking))
+            return list(await asyncio.gather(*pending))
 
 
-class _Questions:
-    """Requests for pictures that nobody asked for before."""
+class _RequestSource:
+    """Requests for images that nobody asked for before."""
 
     _seeds = count(FIRST_SEED)
 

@@ -1,4 +1,4 @@
-"""`dekag bench parts`: what each part of a picture costs, and what its alternatives would.
+"""`dekag bench parts`: what each part of an image costs, and what its alternatives would.
 
 All of it in this process with one thread, but for a hop of gRPC, which needs a second process.
 docs/performance.md says what follows from it.
@@ -40,13 +40,13 @@ from dekag.pipeline import SemanticLink, apply_channel
 from services.bench.channel import request_for
 from services.bench.pipeline import CBR, CONDITIONS, SIDE
 from services.bench.processes import server, start
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.common import clients
 from services.common.settings import CommonSettings
 from services.proto.downlink_pb2_grpc import DownlinkStub
 
-ROWS = (1, 2, 4, 8, 12, 16)  # of the denoiser; with guidance a picture is two
-PICTURES = (1, 2, 4, 6, 8)  # drawn at once
+ROWS = (1, 2, 4, 8, 12, 16)  # of the denoiser; with guidance an image is two
+IMAGES_AT_ONCE = (1, 2, 4, 6, 8)  # drawn at once
 STEPS = (4, 6, 8, 12)
 TOPICS = ("neon", "jewel", "rocket", "stencil")
 PROMPT = "a large red boat in the middle under the sea, pastel style"
@@ -59,30 +59,30 @@ class Part:
     Attributes:
         part: what it is a part of.
         variant: of it.
-        pictures: that it works on at once; of the denoiser, rows.
+        images: that it works on at once; of the denoiser, rows.
         work: does it once.
     """
 
     part: str
     variant: str
-    pictures: int
+    images: int
     work: Callable[[], object]
 
 
 def run_parts_bench(
     *, repeats: int = 9, prompts: int = 48, profile: str = "embedded", results: Path = RESULTS
 ) -> list[Row]:
-    """Time every part, all of them in turn in each repeat, and judge fewer and more steps of the sampler.
+    """Time every part, all of them in turn in each repeat, and score fewer and more steps of the sampler.
 
     Args:
         repeats: times that each part is timed; one more comes first and does not count.
-        prompts: held-out prompts whose pictures are judged for each number of steps.
+        prompts: held-out prompts whose images are scored for each number of steps.
         profile: the models; topics' updates are timed if it has some.
         results: the rows are written into its folder load/.
 
     Returns:
-        Rows of kind "time" (median `ms` of each part, and per picture) and of kind "steps" (consistency with
-        the cloud's pictures for each number of steps).
+        Rows of kind "time" (median `ms` of each part, and per image) and of kind "steps" (consistency with
+        the cloud's images for each number of steps).
     """
     console = Console()
     torch.set_num_threads(1)
@@ -97,7 +97,7 @@ def run_parts_bench(
             if number >= 0:
                 seconds[index].append(time.perf_counter() - begin)
     rows: list[Row] = [
-        _timed(part.part, part.variant, part.pictures, statistics.median(seconds[index]))
+        _timed(part.part, part.variant, part.images, statistics.median(seconds[index]))
         for index, part in enumerate(parts)
     ]
     rows.append(_timed("hop of gRPC", "512 symbols in three messages", 1, _hop_s(repeats, console)))
@@ -112,10 +112,10 @@ def run_parts_bench(
     return rows
 
 
-def _timed(part: str, variant: str, pictures: int, seconds: float) -> Row:
+def _timed(part: str, variant: str, images: int, seconds: float) -> Row:
     return {
-        "kind": "time", "part": part, "variant": variant, "pictures": pictures, "ms": 1e3 * seconds,
-        "ms_each": 1e3 * seconds / pictures,
+        "kind": "time", "part": part, "variant": variant, "pictures": images, "ms": 1e3 * seconds,
+        "ms_each": 1e3 * seconds / images,
     }  # fmt: skip
 
 
@@ -147,10 +147,10 @@ def _network_parts(edge: Generator) -> Iterator[Part]:
     yield Part("denoiser", "traced and frozen", 2, torch.no_grad()(lambda: traced(x, timestep, read)))
     latents = torch.randn(4, channels, height, width)
     for variant, (vae, cast) in _decoders(edge).items():
-        for pictures in (1, 4):
+        for images in (1, 4):
             yield Part(
-                "decoder", variant, pictures,
-                inference(lambda vae=vae, cast=cast, n=pictures: _decoded(vae, cast, latents[:n])),  # type: ignore[misc]
+                "decoder", variant, images,
+                inference(lambda vae=vae, cast=cast, n=images: _decoded(vae, cast, latents[:n])),  # type: ignore[misc]
             )  # fmt: skip
 
 
@@ -200,26 +200,26 @@ def _decoder_errors(edge: Generator) -> list[Row]:
 
 
 def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
-    """Pictures drawn whole: of the base model, of one topic, and each of a topic of its own."""
+    """ImageSet drawn whole: of the base model, of one topic, and each of a topic of its own."""
     aligned = AlignedGenerator(edge)
-    for pictures in PICTURES:
-        drawings = [GenerationRequest(PROMPT, seed) for seed in range(pictures)]
-        yield Part("drawing", "no update", pictures, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
+    for images in IMAGES_AT_ONCE:
+        drawings = [GenerationRequest(PROMPT, seed) for seed in range(images)]
+        yield Part("drawing", "no update", images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
     if models.knowledge is None:
         return
     updates = [KnowledgeUpdate.load(f"{models.knowledge}/{topic}") for topic in TOPICS]
     for update in updates:
         aligned.add(update)
     theirs = _PeftGenerator(Generator.from_profile(models.edge), updates)
-    for pictures in PICTURES:
+    for images in IMAGES_AT_ONCE:
         for variant, of in (("one topic", updates[:1]), ("four topics", updates)):
-            chosen = [of[index % len(of)] for index in range(pictures)]
+            chosen = [of[index % len(of)] for index in range(images)]
             drawings = [
                 GenerationRequest(PROMPT, i, updates=(each.content_hash,)) for i, each in enumerate(chosen)
             ]
-            yield Part("drawing", variant, pictures, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
+            yield Part("drawing", variant, images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
             yield Part(
-                "drawing", f"{variant}, PEFT's layers", pictures,
+                "drawing", f"{variant}, PEFT's layers", images,
                 lambda c=chosen: theirs.batch(PROMPT, c),  # type: ignore[misc]
             )  # fmt: skip
 
@@ -323,24 +323,24 @@ def _hop_s(repeats: int, console: Console) -> float:
 
 
 def _steps(models: Profile, edge: Generator, scorer: ImageScorer, prompts: int) -> list[Row]:
-    """Consistency of the edge's pictures with the cloud's, by the sampler's steps."""
+    """Consistency of the edge's images with the cloud's, by the sampler's steps."""
     found = edge_prompts(prompts)
     texts, seeds = [prompt for _, prompt, _ in found], [seed for *_, seed in found]
     cloud = Generator.from_profile(models.cloud)
-    references = _pictures(cloud, texts, seeds)
+    references = _images(cloud, texts, seeds)
     rows: list[Row] = []
     for steps in STEPS:
         sampler = Generator(
             edge.pipeline, edge.model_hash, edge.decoder, steps=steps, guidance_scale=edge.guidance_scale
         )
-        scores: Mapping[str, Any] = scorer.scores(_pictures(sampler, texts, seeds), references)
+        scores: Mapping[str, Any] = scorer.scores(_images(sampler, texts, seeds), references)
         means = (np.asarray(scores["clip"]) + np.asarray(scores["dino"])) / 2
         rows += [{"kind": "steps", "steps": steps, "consistency": float(value)} for value in means]
     return rows
 
 
-def _pictures(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
-    parts = [slice(at, at + PICTURES[-1]) for at in range(0, len(prompts), PICTURES[-1])]
+def _images(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
+    parts = [slice(at, at + IMAGES_AT_ONCE[-1]) for at in range(0, len(prompts), IMAGES_AT_ONCE[-1])]
     return np.concatenate(
         [generator.decoder.decode(generator.batch(prompts[part], seeds[part])) for part in parts]
     )

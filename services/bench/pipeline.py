@@ -20,14 +20,14 @@ LINK = {"snr_db": CONDITIONS.snr_db, "fading": CONDITIONS.fading, "cbr": CBR}
 """The same link as REST names it."""
 
 
-class Picture(NamedTuple):
-    """A received picture as PNG, and its PSNR against what was sent, dB."""
+class ReceivedImage(NamedTuple):
+    """A received image as PNG, and its PSNR against what was sent, dB."""
 
     png: bytes
     psnr_db: float
 
 
-class OneProcess:
+class InProcessPipeline:
     """The semantic delivery as the services do it, from prompt to PNG with its PSNR.
 
     For one thread at a time, as the models are.
@@ -36,22 +36,24 @@ class OneProcess:
     def __init__(self, profile_name: str) -> None:
         self._link = SemanticLink.load(profile_name)
 
-    def deliver(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[Picture]:
-        """A picture of each prompt and seed; several are drawn, sent and decoded as one batch."""
+    def deliver(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[ReceivedImage]:
+        """An image of each prompt and seed; several are drawn, sent and decoded as one batch."""
         return self.send(self.latents(prompts, seeds), seeds)
 
     def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         """(B, channels, h, w) float32: what the edge draws."""
         return self._link.generator.batch(prompts, seeds, width=SIDE, height=SIDE)
 
-    def send(self, latents: torch.Tensor, seeds: Sequence[int]) -> list[Picture]:
-        """Latents (B, channels, h, w) encoded, sent through channels of their own, decoded and judged."""
+    def send(self, latents: torch.Tensor, seeds: Sequence[int]) -> list[ReceivedImage]:
+        """Latents (B, channels, h, w) encoded, sent through channels of their own, decoded and scored."""
         result = self._link.send(latents, [CONDITIONS] * len(seeds), seeds, cbr=CBR)
         decode = self._link.generator.decoder.decode
         shown, sent = decode(result.latents), decode(latents)
-        return [Picture(to_png(mine), psnr_db(mine, other)) for mine, other in zip(shown, sent, strict=True)]
+        return [
+            ReceivedImage(to_png(mine), psnr_db(mine, other)) for mine, other in zip(shown, sent, strict=True)
+        ]
 
 
-def as_json(picture: Picture) -> dict[str, Any]:
+def as_json(image: ReceivedImage) -> dict[str, Any]:
     """What the servers that are measured against answer with."""
-    return {"b64_json": base64.b64encode(picture.png).decode(), "psnr_db": picture.psnr_db}
+    return {"b64_json": base64.b64encode(image.png).decode(), "psnr_db": image.psnr_db}

@@ -14,8 +14,8 @@ from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
 from dekag.evaluation.registry import read_figures
 from dekag.evaluation.statistics import mean_ci95
 from services.bench import channel, overload, start, throughput, traffic
-from services.bench.parts import PICTURES, STEPS
-from services.bench.rows import read_bench
+from services.bench.parts import IMAGES_AT_ONCE, STEPS
+from services.bench.results_io import read_bench
 
 KEYS = (
     "bench_chain_ratio",
@@ -324,11 +324,11 @@ def _times(results: Path) -> list[Row]:
     return [row for row in read_bench("parts", results)["rows"] if row["kind"] == "time"]
 
 
-def _of(times: Sequence[Row], part: str, variant: str, pictures: int | None = None) -> list[Row]:
+def _of(times: Sequence[Row], part: str, variant: str, images: int | None = None) -> list[Row]:
     return [
         row
         for row in times
-        if (row["part"], row["variant"]) == (part, variant) and pictures in (None, row["pictures"])
+        if (row["part"], row["variant"]) == (part, variant) and images in (None, row["pictures"])
     ]
 
 
@@ -348,7 +348,7 @@ def alone_table(results: Path) -> Lines:
     """Every part of one image."""
     times = _times(results)
     lines = [
-        [name, f"{row['ms']:.2f}"] for what, name in ALONE.items() for row in _of(times, *what, pictures=1)
+        [name, f"{row['ms']:.2f}"] for what, name in ALONE.items() for row in _of(times, *what, images=1)
     ]
     return table(["part", "ms"], lines)
 
@@ -373,9 +373,9 @@ def drawings_table(results: Path) -> Lines:
         "four topics, PEFT's layers",
     )
     lines = []
-    for pictures in PICTURES:
-        found = [_of(times, "drawing", name, pictures) for name in names]
-        lines.append([str(pictures), *(f"{each[0]['ms_each']:.0f}" if each else "" for each in found)])
+    for images in IMAGES_AT_ONCE:
+        found = [_of(times, "drawing", name, images) for name in names]
+        lines.append([str(images), *(f"{each[0]['ms_each']:.0f}" if each else "" for each in found)])
     header = ["images at once", "no update", "one topic", "the same, PEFT", "four topics", "the same, PEFT"]
     return table(header, lines, words=())
 
@@ -409,7 +409,7 @@ def parts_plot(results: Path) -> Any:
     found = {
         name: row["ms"]
         for what, name in ALONE.items()
-        for row in _of(times, *what, pictures=1)
+        for row in _of(times, *what, images=1)
         if what
         not in {("drawing", "one topic"), ("denoiser", "as it is"), ("text", "prompt and empty prompt")}
     }

@@ -26,7 +26,7 @@ from dekag.errors import DekagError
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.start import descendants, memory
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.stack import Stack
@@ -126,8 +126,8 @@ async def _load(
 ) -> dict[str, int]:
     """Asks and reads; returns how many requests ended with which status, or because their client left."""
     statuses: Counter[str] = Counter()
-    rng, asking = random.Random(0), set[asyncio.Task[None]]()
-    questions = random_questions(rng)
+    rng, pending = random.Random(0), set[asyncio.Task[None]]()
+    requests = random_requests(rng)
     begin, next_reading_s, next_job_s = time.perf_counter(), 0.0, 0.0
     async with httpx2.AsyncClient(base_url=stack.url, timeout=90.0, trust_env=False) as client:
 
@@ -147,26 +147,26 @@ async def _load(
                     rows += await asyncio.to_thread(read, stack, at_s)
                     next_reading_s += every_s
                 if at_s >= next_job_s:
-                    asking.add(asyncio.create_task(_distil(client)))
+                    pending.add(asyncio.create_task(_distill(client)))
                     next_job_s += _DISTILL_EVERY_S
-                asking.add(asyncio.create_task(ask(*next(questions))))
-                asking = {task for task in asking if not task.done()}
+                pending.add(asyncio.create_task(ask(*next(requests))))
+                pending = {task for task in pending if not task.done()}
                 progress.update(bar, completed=at_s)
                 await asyncio.sleep(rng.expovariate(rate_hz))
-        await asyncio.gather(*asking)
+        await asyncio.gather(*pending)
     return dict(statuses.most_common())
 
 
-async def _distil(client: httpx2.AsyncClient) -> None:
+async def _distill(client: httpx2.AsyncClient) -> None:
     """Has a topic distilled as quickly as can be; what was known of it is forgotten before."""
     await client.delete("/v1/knowledge/neon")
     await client.post("/v1/knowledge", json={"topic": "neon", "images": 8, "steps": 12, "rank": 1})
 
 
-_Question = tuple[str, str, Any, float | None]
+_Request = tuple[str, str, Any, float | None]
 
 
-def random_questions(rng: random.Random) -> Iterator[_Question]:
+def random_requests(rng: random.Random) -> Iterator[_Request]:
     """Method, path, body and, of clients that leave early, how long they wait, s."""
     prompts, seeds = prompts_of_the_world(), count(7_000_000)
     look = (

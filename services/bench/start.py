@@ -15,7 +15,7 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.bench.throughput import prompts_of_the_world
 from services.launcher.up import await_ready
 
@@ -33,14 +33,14 @@ def run_start_bench(
     results: Path = RESULTS,
     proc: Path = Path("/proc"),
 ) -> list[Row]:
-    """Start the chain several times, ask it for pictures, and read from /proc what its processes hold.
+    """Start the chain several times, ask it for images, and read from /proc what its processes hold.
 
     Files are warm: a start that is not counted reads them before. Ready means that every service says so, as
     the launcher finds by asking four times a second.
 
     Args:
         rounds: starts that count; the intervals are over them.
-        requests: pictures of each delivery that are asked for before memory is read.
+        requests: images of each delivery that are asked for before memory is read.
         profile: the models.
         results: where headline.json is.
         proc: Linux's /proc.

@@ -1,7 +1,7 @@
-"""`dekag bench throughput`: pictures per second of the services, of LitServe and of a plain FastAPI handler.
+"""`dekag bench throughput`: images per second of the services, of LitServe and of a plain FastAPI handler.
 
-Closed loop: each user asks for its next picture when the last has come, with a seed of its own so that no
-cache helps. In the same round all servers are asked for the same pictures.
+Closed loop: each user asks for its next image when the last has come, with a seed of its own so that no
+cache helps. In the same round all servers are asked for the same images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import THREADS, awake, chain, server, start
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError, Stack
 
 COMMAND = "dekag bench throughput"
@@ -49,7 +49,7 @@ class Answer(NamedTuple):
     """What a server made of one question.
 
     Attributes:
-        png: the picture.
+        png: the image.
         psnr_db: against what was sent, dB.
         cached: whether it was drawn for an earlier request.
     """
@@ -98,7 +98,7 @@ PREDICT = Kind(
 
 
 @dataclass(frozen=True)
-class Rival:
+class Contender:
     """A server that is running."""
 
     name: str
@@ -135,7 +135,7 @@ def run_throughput_bench(
     """Measure every server with every number of users, the servers in turn and in another order each round.
 
     Args:
-        requests: pictures that are timed for each server, number of users and round; besides, two for each
+        requests: images that are timed for each server, number of users and round; besides, two for each
             user are not timed, as not all users are busy then.
         rounds: how often; the intervals are over them.
         users: numbers of closed-loop users.
@@ -145,10 +145,10 @@ def run_throughput_bench(
 
     Returns:
         A row for each measurement. Of `bench_litserve_ratio` and `bench_fastapi_ratio` in headline.json, each
-        is the smallest ratio of pictures per second, ours to theirs, over 8 and 16 users.
+        is the smallest ratio of images per second, ours to theirs, over 8 and 16 users.
 
     Raises:
-        LaunchError: a server does not start or does not answer with a picture, or LitServe is missing.
+        LaunchError: a server does not start or does not answer with an image, or LitServe is missing.
     """
     if not litserve_is_there():
         raise LaunchError("LitServe is not installed: pip install -e '.[bench]'")
@@ -158,29 +158,33 @@ def run_throughput_bench(
         raise LaunchError(f"{', '.join(sorted(unknown))} is none of {', '.join(known)}")
     rows: list[Row] = []
     with ExitStack() as stacks:
-        rivals = []
+        contenders = []
         for name in servers or known:
             stack = stacks.enter_context(known[name])
             start(stack, console)
             kind = CHAIN if name == OURS else PREDICT
-            rivals.append(Rival(name, stack.url, kind))
+            contenders.append(Contender(name, stack.url, kind))
         prompts = prompts_of_the_world()
         seeds = count(FIRST_SEED)
-        for rival in rivals:  # the first pictures pay for what is set up at first use
-            with awake(known[rival.name]):
-                measure(rival, users=max(users), requests=max(users), prompts=prompts, first_seed=0)
+        for contender in contenders:  # the first images pay for what is set up at first use
+            with awake(known[contender.name]):
+                measure(contender, users=max(users), requests=max(users), prompts=prompts, first_seed=0)
         with Progress(console=console) as progress:
-            task = progress.add_task("throughput", total=rounds * len(users) * len(rivals))
+            task = progress.add_task("throughput", total=rounds * len(users) * len(contenders))
             for number in range(rounds):
                 for busy in users:
                     first_seed = next(seeds) * SEEDS
-                    turn = (number + users.index(busy)) % len(rivals)
-                    for rival in [*rivals[turn:], *rivals[:turn]]:
-                        with awake(known[rival.name]):
+                    turn = (number + users.index(busy)) % len(contenders)
+                    for contender in [*contenders[turn:], *contenders[:turn]]:
+                        with awake(known[contender.name]):
                             found = measure(
-                                rival, users=busy, requests=requests, prompts=prompts, first_seed=first_seed
+                                contender,
+                                users=busy,
+                                requests=requests,
+                                prompts=prompts,
+                                first_seed=first_seed,
                             )
-                        rows.append({"round": number, "users": busy, "server": rival.name, **found})
+                        rows.append({"round": number, "users": busy, "server": contender.name, **found})
                         progress.advance(task)
     config = {
         "profile": profile,
@@ -193,9 +197,9 @@ def run_throughput_bench(
     }
     write_bench("throughput", config, rows, results)
     record_headlines(rows, requests, results)
-    for name in (rival.name for rival in rivals):
+    for name in (contender.name for contender in contenders):
         shown = ", ".join(f"{mean_of(rows, name, busy, 'images_per_s'):.2f} at {busy}" for busy in users)
-        console.print(f"{name}: {shown} users, pictures/s", highlight=False)
+        console.print(f"{name}: {shown} users, images/s", highlight=False)
     return rows
 
 
@@ -205,14 +209,14 @@ def prompts_of_the_world(number: int = PROMPTS) -> list[str]:
 
 
 def measure(
-    rival: Rival, *, users: int, requests: int, prompts: Sequence[str], first_seed: int
+    contender: Contender, *, users: int, requests: int, prompts: Sequence[str], first_seed: int
 ) -> dict[str, float]:
-    """Pictures per second of one server with so many users, while all of them are busy.
+    """ImageSet per second of one server with so many users, while all of them are busy.
 
     Args:
-        rival: asked.
+        baseline: asked.
         users: who ask, each its next question as soon as the last is answered.
-        requests: pictures timed, from when as many have come as there are users.
+        requests: images timed, from when as many have come as there are users.
         prompts: asked for in turn.
         first_seed: the questions count up from it.
 
@@ -234,10 +238,10 @@ def measure(
                     return
                 asked = time.perf_counter()
                 prompt, seed = prompts[number % len(prompts)], first_seed + number
-                answer = rival.kind.ask(client, rival.url, prompt, seed)
+                answer = contender.kind.ask(client, contender.url, prompt, seed)
                 end = time.perf_counter()
                 if answer.cached or not answer.png.startswith(b"\x89PNG"):
-                    raise LaunchError(f"{rival.name} answers with no picture of its own for seed {seed}")
+                    raise LaunchError(f"{contender.name} answers with no image of its own for seed {seed}")
                 came.append((end, end - asked, answer.psnr_db))
 
     with ThreadPoolExecutor(users) as pool:
@@ -267,7 +271,7 @@ def values(rows: Sequence[Row], name: str, users: int, what: str) -> list[float]
 
 
 def ratios(rows: Sequence[Row], name: str, users: int) -> list[float]:
-    """Pictures per second of the services over those of a server, for each round."""
+    """ImageSet per second of the services over those of a server, for each round."""
     ours, theirs = (values(rows, each, users, "images_per_s") for each in (OURS, name))
     return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 

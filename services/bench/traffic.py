@@ -1,7 +1,7 @@
 """`dekag bench traffic`: what a load test saved against WebP and JPEG of equal quality.
 
 A load test compares its semantic deliveries with conventional ones of another quality. Here each answered
-semantic request is held against the smallest file of the cloud's picture that shows it no worse than the
+semantic request is held against the smallest file of the cloud's image that shows it no worse than the
 request's own delivery showed the edge's: as many bytes on the backhaul, and as many channel uses on the same
 link as conventional delivery takes for them. Knowledge updates are charged to the requests drawn with them.
 """
@@ -28,7 +28,7 @@ from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from dekag.link.digital import DigitalLink
 from dekag.link.image_coding import EncodedImage, ladders
-from services.bench.rows import write_bench
+from services.bench.results_io import write_bench
 
 COMMAND = "dekag bench traffic"
 FORMATS = ("webp", "jpeg")
@@ -41,15 +41,15 @@ _LINK = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class AnsweredRequest:
     """A semantic request that was answered.
 
     Attributes:
-        prompt, seed: of its picture.
+        prompt, seed: of its image.
         psnr_db: of what was received against what was sent.
         link: it was sent over.
         topics: whose updates drew it.
-        backhaul_bytes: that crossed for it, its share of the updates included.
+        backhaul_bytes: that crossed for it, its fraction of the updates included.
         channel_uses: with pilots.
     """
 
@@ -63,13 +63,13 @@ class Asked:
 
 
 def run_traffic_bench(
-    report: Path, *, pictures: int = 250, profile: str = "embedded", results: Path = RESULTS
+    report: Path, *, images: int = 250, profile: str = "embedded", results: Path = RESULTS
 ) -> list[Row]:
     """Hold a load test's requests against files of equal PSNR.
 
     Args:
         report: folder that `make loadtest-compose` or `make loadtest` wrote.
-        pictures: different pictures that are drawn again to be compressed, those that were asked for first;
+        images: different images that are drawn again to be compressed, those that were asked for first;
             requests for others are left out.
         profile: the models that the load test ran with.
         results: where headline.json is.
@@ -97,7 +97,7 @@ def run_traffic_bench(
         asked = list(answered([parse_json(line, "answers.jsonl") for line in lines], figures["knowledge"]))
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
-    chosen = set(list(dict.fromkeys((each.prompt, each.seed) for each in asked))[:pictures])
+    chosen = set(list(dict.fromkeys((each.prompt, each.seed) for each in asked))[:images])
     asked = [each for each in asked if (each.prompt, each.seed) in chosen]
     if not asked:
         raise MismatchError(f"{report}: no semantic request was answered and measured")
@@ -137,7 +137,7 @@ def run_traffic_bench(
     return rows
 
 
-def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -> Iterator[Asked]:
+def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -> Iterator[AnsweredRequest]:
     """The semantic requests of a load test that were answered and measured.
 
     Args:
@@ -149,7 +149,7 @@ def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -
         if line["delivery"] != "semantic" or line["error"] is not None or report["psnr_db"] is None:
             continue
         topics = tuple(each["topic"] for each in report["knowledge"])
-        yield Asked(
+        yield AnsweredRequest(
             line["prompt"],
             report["seed"],
             report["psnr_db"],
@@ -162,16 +162,16 @@ def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -
 
 
 def compressed(
-    pictures: Sequence[tuple[str, int]], profile: str, console: Console
+    images: Sequence[tuple[str, int]], profile: str, console: Console
 ) -> dict[tuple[str, int], dict[str, list[EncodedImage]]]:
-    """For each prompt and seed the cloud's picture as files of each format, by rising bytes and PSNR."""
+    """For each prompt and seed the cloud's image as files of each format, by rising bytes and PSNR."""
     cloud = Generator.from_profile(load_profile(profile).cloud)
     found = {}
-    for start in track(range(0, len(pictures), BATCH), "pictures", console=console):
-        part = pictures[start : start + BATCH]
+    for start in track(range(0, len(images), BATCH), "images", console=console):
+        part = images[start : start + BATCH]
         latents = cloud.batch([prompt for prompt, _ in part], [seed for _, seed in part])
-        for picture, pixels in zip(part, cloud.decoder.decode(latents), strict=True):
-            found[picture] = _ladders(pixels)
+        for image, pixels in zip(part, cloud.decoder.decode(latents), strict=True):
+            found[image] = _ladders(pixels)
     return found
 
 
@@ -179,7 +179,7 @@ def _ladders(pixels: Pixels) -> dict[str, list[EncodedImage]]:
     return {"webp": ladders(pixels, "webp")[0], "jpeg": ladders(pixels, "jpeg")[0]}
 
 
-def compare(asked: Asked, files: Mapping[str, Sequence[EncodedImage]]) -> Iterator[Row]:
+def compare(asked: AnsweredRequest, files: Mapping[str, Sequence[EncodedImage]]) -> Iterator[Row]:
     """What each format would have cost for the PSNR that the request got."""
     link = DigitalLink()
     for name, ladder in files.items():

@@ -165,7 +165,7 @@ def bench_chain(
     requests: Requests = 40,
 ) -> None:
     """Compare a request through all services with the same library calls in one process."""
-    from services.bench.chain import run_chain_bench
+    from services.bench.latency import run_chain_bench
 
     _launch(lambda: run_chain_bench(requests=requests))
 
@@ -199,7 +199,7 @@ def bench_cached(
     requests: Requests = 100,
 ) -> None:
     """Compare a cached request through all services with channel and decoder calls in one process."""
-    from services.bench.cached import run_cached_bench
+    from services.bench.latency import run_cached_bench
 
     _launch(lambda: run_cached_bench(requests=requests))
 
@@ -274,7 +274,7 @@ def bench_traffic(
     """Compare the traffic of a load test with WebP and JPEG files of equal quality."""
     from services.bench.traffic import run_traffic_bench
 
-    _launch(lambda: run_traffic_bench(report, pictures=pictures))
+    _launch(lambda: run_traffic_bench(report, images=pictures))
 
 
 @bench.command("cost")

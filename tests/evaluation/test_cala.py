@@ -13,7 +13,7 @@ import torch
 
 from dekag.cala.methods import METHODS
 from dekag.evaluation.models import ModelBank
-from dekag.evaluation.reports.cala import REPORT, behind
+from dekag.evaluation.reports.cala import REPORT, losing_conditions
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import cala as tka
 from dekag.evaluation.studies import cala_training as tka_training
@@ -23,24 +23,24 @@ from dekag.evaluation.studies.cala import (
     MISMATCH_CHANNELS,
     OFFSETS_DB,
     UNSEEN,
-    Block,
+    CalaResults,
     CalaStudy,
-    Measured,
+    ChannelEvaluation,
     Request,
     as_channel,
     figures,
     gate_cost,
-    main_block,
+    main_evaluation,
     method_rows,
-    per_picture,
+    per_image,
     rate_control,
-    unseen_blocks,
+    unseen_evaluations,
     write,
 )
 from dekag.evaluation.studies.cala_training import (
-    SHARE,
-    SHARE_METHODS,
-    SHARES,
+    FRACTION,
+    FRACTION_METHODS,
+    FRACTIONS,
     Plan,
     Training,
     Trainings,
@@ -60,7 +60,7 @@ def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Cala
     bank = ModelBank("embedded")
     edge = Generator.from_profile(load_profile(dummy_profile).edge)
     bank.__dict__.update(edge=edge, autoencoder=edge.pipeline.vae)  # else loaded when first read
-    plan = Plan(steps=1, share_steps=1, oracle_steps=1)
+    plan = Plan(steps=1, fraction_steps=1, oracle_steps=1)
     trainings = Trainings(bank, plan, ResultStore(tmp_path_factory.mktemp("tka")))
     latents = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     trainings.__dict__.update(latents=latents, metric=torch.eye(4))
@@ -69,7 +69,7 @@ def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Cala
 
 
 def test_a_finished_training_is_read(study: CalaStudy, monkeypatch: pytest.MonkeyPatch) -> None:
-    training = Training("lora", SHARE, 1, 1)
+    training = Training("lora", FRACTION, 1, 1)
     first = study.trainings.train(training, show=False).state_dict()
     monkeypatch.setattr("dekag.training.cala.send", None)  # a step would fail
     again = study.trainings.train(training, show=False).state_dict()
@@ -79,7 +79,7 @@ def test_a_finished_training_is_read(study: CalaStudy, monkeypatch: pytest.Monke
 def test_a_ceiling_goes_on_from_the_shared_fine_tune_in_its_one_condition(
     study: CalaStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = study.trainings.train(Training("fine-tune", SHARE, 1, 1), show=False)
+    shared = study.trainings.train(Training("fine-tune", FRACTION, 1, 1), show=False)
     seen = []
     original = tka_training.train_method
 
@@ -93,7 +93,7 @@ def test_a_ceiling_goes_on_from_the_shared_fine_tune_in_its_one_condition(
 
     monkeypatch.setattr(tka_training, "train_method", spy)
     key = ("rayleigh-1us", 1 / 384, 5.0)
-    study.trainings.train(Training("fine-tune", SHARE, 1, 1, key, 1), show=False)
+    study.trainings.train(Training("fine-tune", FRACTION, 1, 1, key, 1), show=False)
     (only,) = seen
     assert (float(only.snr_db), float(only.los_fraction), float(only.tau_rms_s)) == pytest.approx(
         (5.0, 0.0, 1e-6)
@@ -109,7 +109,7 @@ def test_unseen_conditions_are_not_drawn_in_training() -> None:
         assert low <= beside["tau_rms_s"] <= high, name
         assert beside.get("rician_k_db", 0.0) <= RICIAN_K_RANGE_DB[1]
     low, high = SNR_RANGE_DB
-    beyond = [pair for name, pair in unseen_blocks().items() if " dB, " in name]
+    beyond = [pair for name, pair in unseen_evaluations().items() if " dB, " in name]
     assert len(beyond) == len(tka.BEYOND_DB) * len(MISMATCH_CHANNELS)
     for there, beside in beyond:
         assert not low <= there.snrs_db[0] <= high
@@ -117,16 +117,16 @@ def test_unseen_conditions_are_not_drawn_in_training() -> None:
 
 
 def test_a_block_is_measured_once_and_holds_what_it_was_asked_for(study: CalaStudy) -> None:
-    block = Block("cala", CALM, (1 / 96, 1 / 384), (0.0, 20.0), structure=True)
-    found = study.run(block)
+    evaluation = ChannelEvaluation("cala", CALM, (1 / 96, 1 / 384), (0.0, 20.0), structure=True)
+    found = study.run(evaluation)
     assert found.shape == (2, 2, 8, 5)
     assert np.isfinite(found[..., :3]).all()
     assert np.isnan(found[..., 3:]).all()
     assert (found[..., 0].mean(axis=2)[:, 1] > found[..., 0].mean(axis=2)[:, 0]).all(), "more SNR, more PSNR"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CalaStudy, "cell", None)  # measuring again would fail
-        assert np.array_equal(study.run(block), found, equal_nan=True)
-    judged = study.run(dataclasses.replace(block, structure=False, features=True))
+        assert np.array_equal(study.run(evaluation), found, equal_nan=True)
+    judged = study.run(dataclasses.replace(evaluation, structure=False, features=True))
     assert np.isfinite(judged[..., 3:]).all()
     assert np.isnan(judged[..., 1:3]).all()
     assert np.array_equal(judged[..., 0], found[..., 0])
@@ -134,7 +134,7 @@ def test_a_block_is_measured_once_and_holds_what_it_was_asked_for(study: CalaStu
 
 def test_wrong_reports_mislead_only_methods_that_use_them(study: CalaStudy) -> None:
     for method, changes in (("none", False), ("cala", True)):
-        right = Block(method, CALM, (1 / 96,), (10.0,))
+        right = ChannelEvaluation(method, CALM, (1 / 96,), (10.0,))
         wrong = dataclasses.replace(right, offset_db=-10.0)
         assert right.conditions(10.0).sender_snr_db == 10
         assert wrong.conditions(10.0).sender_snr_db == 0
@@ -161,7 +161,7 @@ def test_costs_are_of_equally_many_rounds(study: CalaStudy) -> None:
     assert min(min(seconds) for seconds in costs.values()) > 0
 
 
-def fabricated(study: CalaStudy) -> Measured:
+def fabricated(study: CalaStudy) -> CalaResults:
     """20 dB unaligned, CALA 5 dB more, others 3 dB more, but SNR attention ahead on AWGN."""
     level = dict.fromkeys(METHODS, 23.0) | {"none": 20.0, "cala": 25.0}
     noise = np.linspace(-0.5, 0.5, 8)[:, None]
@@ -177,10 +177,14 @@ def fabricated(study: CalaStudy) -> Measured:
         Request("awgn", 10, 10, 20, promised, 100, psnr)
         for promised, psnr in ((True, 21.0), (True, 22.0), (True, 19.0), (True, 20.0), (False, 1.0))
     ]
-    return Measured(
+    return CalaResults(
         study,
         main,
-        {(method, share): flat + 20 + share for method in SHARE_METHODS for share in SHARES[1:]},
+        {
+            (method, fraction): flat + 20 + fraction
+            for method in FRACTION_METHODS
+            for fraction in FRACTIONS[1:]
+        },
         flat + 25.5,
         dict.fromkeys(("none", "cala", "fine-tune"), flat + 25),
         unseen,
@@ -208,9 +212,9 @@ def test_figures_follow_from_what_was_measured(study: CalaStudy, tmp_path: Path)
         },
         abs=1e-3,
     )
-    assert per_picture(measured, "cala") == pytest.approx(np.linspace(24.5, 25.5, 8))
+    assert per_image(measured, "cala") == pytest.approx(np.linspace(24.5, 25.5, 8))
     write(measured, tmp_path)
-    lines = behind(tmp_path)
+    lines = losing_conditions(tmp_path)
     assert "- awgn: SNR attention 26.00, CALA 25.00" in lines
     assert "| SNR attention | 24 | 144 |" in lines
     assert "| one shared LoRA | 0 | 144 |" in lines
@@ -232,19 +236,19 @@ def test_rows_fill_the_page(study: CalaStudy, tmp_path: Path) -> None:
 
 
 def test_pictures_of_live_models_are_drawn(study: CalaStudy) -> None:
-    rows = tka.strip(study)
+    rows = tka.image_grid(study)
     assert [len(row) for row in rows] == [1 + len(GRID_SNRS_DB)] * 4
     assert len(tka.gates_plot(study.bank.cala()).axes) == 5
     assert len(tka.constellations_plot(study).axes) == 6
 
 
 def test_a_share_too_small_for_a_method_is_no_point_of_its_curve(study: CalaStudy) -> None:
-    found = {(each.method, each.share) for each in study.trainings.shares()}
+    found = {(each.method, each.fraction) for each in study.trainings.fractions()}
     assert ("cala", 0.01) in found
     assert ("lora", 0.01) not in found
     assert {("lora", 0.03), ("lora", 0.05), ("lora", 0.1)} <= found
 
 
 def test_methods_compared_with_digital_use_the_finer_snr_grid() -> None:
-    assert main_block("cala", "awgn").snrs_db == SNRS_DB
-    assert main_block("lora", "awgn", Training("lora", SHARE, 1, 1)).snrs_db == GRID_SNRS_DB
+    assert main_evaluation("cala", "awgn").snrs_db == SNRS_DB
+    assert main_evaluation("lora", "awgn", Training("lora", FRACTION, 1, 1)).snrs_db == GRID_SNRS_DB

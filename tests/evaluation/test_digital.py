@@ -1,4 +1,4 @@
-"""The digital rival: what it picks, what it can expect, how it fails, and the figures that follow."""
+"""The digital baseline: what it picks, what it can expect, how it fails, and the figures that follow."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from dekag.evaluation.reports.digital import REPORT, fails_up_to_db
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies import digital
 from dekag.evaluation.studies.digital import (
-    RIVALS,
+    BASELINES,
     USES,
+    DigitalResults,
     Forecast,
-    Measured,
-    Pictures,
+    ImageSet,
     check,
     choose,
     conditions_of,
-    load_pictures,
+    load_image_set,
     measure,
     needed_uses,
     shannon,
@@ -49,52 +49,52 @@ def scorer() -> ImageScorer:
 
 
 @pytest.fixture(scope="module")
-def pictures(edge: Generator, scorer: ImageScorer, tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+def images(edge: Generator, scorer: ImageScorer, tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_coding, "QUALITIES", (0, 30))
         patch.setattr(digital, "_MEAN_PICTURES", 4)
         store = ResultStore(tmp_path_factory.mktemp("digital"))
-        first = load_pictures(edge, scorer, 3, store)
+        first = load_image_set(edge, scorer, 3, store)
         patch.setattr(digital, "ladders", None)  # what was made once is read, not made again
-        again = load_pictures(edge, scorer, 3, store)
+        again = load_image_set(edge, scorer, 3, store)
     assert again.ladders["avif", True][0].sizes == first.ladders["avif", True][0].sizes
     return first
 
 
-def test_choice_fits_and_is_the_best_that_can_be_expected(pictures: Pictures) -> None:
+def test_choice_fits_and_is_the_best_that_can_be_expected(images: ImageSet) -> None:
     forecast = Forecast(conditions_of("rayleigh-1us", 10.0))
     for uses in (64, 512, 4096):
-        single = [choose(pictures, 0, names, uses, forecast) for names in list(RIVALS.values())[3:6]]
-        best = choose(pictures, 0, RIVALS["best"], uses, forecast)
+        single = [choose(images, 0, names, uses, forecast) for names in list(BASELINES.values())[3:6]]
+        best = choose(images, 0, BASELINES["best"], uses, forecast)
         assert best.values[0] == pytest.approx(max(choice.values[0] for choice in single))
         assert best.ladder is not None
         assert best.coding is not None
-        size = pictures.ladders[best.ladder][0].sizes[best.rung]
+        size = images.ladders[best.ladder][0].sizes[best.rung]
         assert CodewordLayout.of(size, best.coding).channel_uses == best.uses <= uses
         assert 0 < best.arrives <= 1
 
 
-def test_nothing_fits_is_the_mean_picture(pictures: Pictures) -> None:
-    choice = choose(pictures, 1, RIVALS["webp-file"], 64, Forecast(conditions_of("awgn", -5.0)))
+def test_nothing_fits_is_the_mean_picture(images: ImageSet) -> None:
+    choice = choose(images, 1, BASELINES["webp-file"], 64, Forecast(conditions_of("awgn", -5.0)))
     assert choice.coding is None
     assert choice.arrives == 0
-    assert np.array_equal(choice.values, pictures.fallback_values[1])
+    assert np.array_equal(choice.values, images.fallback_values[1])
 
 
-def test_baselines_are_ordered_as_theory_says(pictures: Pictures) -> None:
+def test_baselines_are_ordered_as_theory_says(images: ImageSet) -> None:
     for channel, snr_db in (("awgn", 10.0), ("rayleigh-flat", 10.0)):
         forecast = Forecast(conditions_of(channel, snr_db))
 
         def mean(
             names: list[tuple[str, bool]], transmissions: int = 1, forecast: Forecast = forecast
         ) -> float:
-            found = [choose(pictures, i, names, 512, forecast, transmissions=transmissions) for i in range(3)]
+            found = [choose(images, i, names, 512, forecast, transmissions=transmissions) for i in range(3)]
             assert all(choice.uses <= 512 for choice in found)
             return float(np.mean([choice.values[0] for choice in found]))
 
-        file, bare, harq = mean(RIVALS["best-file"]), mean(RIVALS["best"]), mean(RIVALS["best"], 4)
+        file, bare, harq = mean(BASELINES["best-file"]), mean(BASELINES["best"]), mean(BASELINES["best"], 4)
         assert file <= bare <= harq
-        bounds = shannon(pictures, 512, conditions_of(channel, snr_db))
+        bounds = shannon(images, 512, conditions_of(channel, snr_db))
         assert bounds["outage"][:, 0].mean() >= bare - 0.05
 
 
@@ -107,18 +107,18 @@ def test_the_forecast_knows_that_combining_helps() -> None:
     assert awgn[1] > 0.9
 
 
-def test_equal_quality_needs_more_uses_the_higher_it_is(pictures: Pictures) -> None:
+def test_equal_quality_needs_more_uses_the_higher_it_is(images: ImageSet) -> None:
     forecast = Forecast(conditions_of("awgn", 10.0))
-    low, high, never = needed_uses(pictures, forecast, [14.0, 18.0, 99.0])
+    low, high, never = needed_uses(images, forecast, [14.0, 18.0, 99.0])
     assert USES[0] <= low <= high < math.inf
     assert never == math.inf
 
 
-def test_measured_written_and_compared(pictures: Pictures, tmp_path: Path) -> None:
+def test_measured_written_and_compared(images: ImageSet, tmp_path: Path) -> None:
     key = ("awgn", RATE, 5.0)
     semantic = {key: np.array([[13.0, 0.8, 0.7], [15.0, 0.9, 0.8], [14.0, 0.7, 0.9]])}
-    measured: Measured = measure(
-        pictures, semantic, channels=["awgn"], rates=[RATE], snrs_db=[-5.0, 5.0], checks=2
+    measured: DigitalResults = measure(
+        images, semantic, channels=["awgn"], rates=[RATE], snrs_db=[-5.0, 5.0], checks=2
     )
     write(measured, semantic, tmp_path)
     figures = json.loads((tmp_path / "headline.json").read_text())
@@ -126,7 +126,7 @@ def test_measured_written_and_compared(pictures: Pictures, tmp_path: Path) -> No
     assert figures["digital_lead_db"]["value"] == pytest.approx(lead, abs=1e-3)
     assert figures["digital_channel_use_ratio"]["value"] == pytest.approx(measured.uses[key] / 512, abs=1e-4)
     rows = [json.loads(line) for line in (tmp_path / "digital" / "rivals.jsonl").read_text().splitlines()]
-    assert {row["rival"] for row in rows} == {*RIVALS, "best-harq", "shannon-outage", "shannon-ergodic"}
+    assert {row["rival"] for row in rows} == {*BASELINES, "best-harq", "shannon-outage", "shannon-ergodic"}
     assert all(0 <= row.get("lost", 0) <= 1 for row in rows)
     assert fails_up_to_db(rows, "awgn", rows[0]["cbr"], "jpeg-file") in (-5.0, 5.0)
     assert len(measured.checks) == 2
@@ -136,11 +136,11 @@ def test_measured_written_and_compared(pictures: Pictures, tmp_path: Path) -> No
     assert f"| 5 | {own:.1f} |" in page.read_text()
 
 
-def test_sample_is_really_decoded(pictures: Pictures) -> None:
+def test_sample_is_really_decoded(images: ImageSet) -> None:
     key = ("awgn", RATE, 15.0)
     forecast = Forecast(conditions_of("awgn", 15.0))
-    chosen = {key: [choose(pictures, i, RIVALS["best"], 512, forecast) for i in range(3)]}
-    rows = check(pictures, chosen, 3)
+    chosen = {key: [choose(images, i, BASELINES["best"], 512, forecast) for i in range(3)]}
+    rows = check(images, chosen, 3)
     assert len(rows) == 3
     for row in rows:
         assert row["transmissions"] <= row["max_transmissions"]

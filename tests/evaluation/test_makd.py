@@ -18,11 +18,11 @@ from dekag.evaluation.studies.makd import (
     BITS,
     PAIRS,
     STUDY_TOPICS,
-    Cell,
+    MakdResults,
     MakdStudy,
-    Measured,
     Row,
-    cells,
+    TopicTraining,
+    trainings,
     write,
 )
 from dekag.makd.config import METHODS, DistillConfig
@@ -37,7 +37,7 @@ def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Makd
 
 
 def test_every_method_topic_and_seed_is_a_cell() -> None:
-    found = cells(TINY, 3)
+    found = trainings(TINY, 3)
     assert len(found) == len(set(found))
     for topic in TOPICS:
         runs = {(c.config.method, c.config.seed) for c in found if c.topic == topic}
@@ -45,27 +45,27 @@ def test_every_method_topic_and_seed_is_a_cell() -> None:
 
 
 def test_finished_cell_is_read_not_run_again(study: MakdStudy) -> None:
-    cell = Cell("rocket", TINY)
-    first = study.run(cell)
+    training = TopicTraining("rocket", TINY)
+    first = study.run(training)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(makd, "train", None)
         with pytest.raises(TypeError):
-            study.run(Cell("snail", TINY))
-        assert study.run(cell) == first
+            study.run(TopicTraining("snail", TINY))
+        assert study.run(training) == first
     assert {len(rows) for rows in first["rows"].values()} == {2}
     assert first["bytes"]["4"] < first["bytes"]["8"] < first["bytes"]["16"]
 
 
 def test_full_fine_tune_leaves_the_edge_as_it_was(study: MakdStudy) -> None:
     before = study.bank.edge.image("a red boat", 1)
-    result = study.run(Cell("rocket", dataclasses.replace(TINY, method="full")))
+    result = study.run(TopicTraining("rocket", dataclasses.replace(TINY, method="full")))
     assert list(result["rows"]) == ["16"]
     assert np.array_equal(study.bank.edge.image("a red boat", 1), before)
 
 
 def test_compositions_show_each_alone_and_both(study: MakdStudy) -> None:
     for topic in PAIRS[0]:
-        study.run(Cell(topic, TINY))
+        study.run(TopicTraining(topic, TINY))
     found = study.compose(PAIRS[0], TINY)
     assert set(found["rows"]) == {"none", "neon", "rocket", "both", "ceiling"}
 
@@ -83,20 +83,20 @@ def _rows(consistency: float) -> list[Row]:
 def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
     level = {"metaword": 0.55, "lora": 0.7, "lora-equal-bytes": 0.72, "full": 0.85, "makd": 0.8}
     done = {}
-    for cell in cells(TINY, 2):
-        bits = BITS if cell.config.method == "makd" and cell.config.seed == 0 else (16,)
-        done[cell] = {
-            "topic": cell.topic,
-            "config": cell.config.as_dict(),
-            "bytes": {str(b): b * 1000 * cell.config.rank for b in bits},
-            "rows": {str(b): _rows(level[cell.config.method] - (0.2 if b == 4 else 0.0)) for b in bits},
+    for training in trainings(TINY, 2):
+        bits = BITS if training.config.method == "makd" and training.config.seed == 0 else (16,)
+        done[training] = {
+            "topic": training.topic,
+            "config": training.config.as_dict(),
+            "bytes": {str(b): b * 1000 * training.config.rank for b in bits},
+            "rows": {str(b): _rows(level[training.config.method] - (0.2 if b == 4 else 0.0)) for b in bits},
         }
-    ends = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
+    bounds = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
     pairs = [
         {"style": a, "subject": b, "rows": {n: _rows(0.5) for n in ("none", a, b, "both", "ceiling")}}
         for a, b in PAIRS
     ]
-    measured = Measured(ends, done, pairs)
+    measured = MakdResults(bounds, done, pairs)
     write(measured, TINY, tmp_path, edge_bytes=10_000_000)
     figures = json.loads((tmp_path / "headline.json").read_text())
     assert figures["gka_gain_percent"]["value"] == pytest.approx(60, abs=0.1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from dekag.codec import JsccCodec
 from dekag.evaluation.pages import Report, fill, read_rows, table
 from dekag.evaluation.registry import FIGURES, MISSING, Figure, read_figures, record, verdict
 from dekag.evaluation.reports import claims, makd, training
-from dekag.evaluation.studies.cala_training import SHARE
+from dekag.evaluation.studies.cala_training import FRACTION
 from dekag.generation.profile import load_profile
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS
 from dekag.makd.config import DistillConfig
@@ -220,7 +222,7 @@ def test_choices_on_the_page_of_the_paper_are_those_of_the_code() -> None:
         f"{distill.images} cloud images",
         f"{distill.steps} steps of {distill.batch} images",
         f"guidance {distill.guidance_scale:g}",
-        f"{100 * SHARE:g} % of the codec's parameters",
+        f"{100 * FRACTION:g} % of the codec's parameters",
         f"trunk of {cala.gate_width} units",
         f"{cala.kernel} kernels",
         ", ".join(f"1/{1 / cbr:.0f}" for cbr in GRID_CBRS),
@@ -230,3 +232,19 @@ def test_choices_on_the_page_of_the_paper_are_those_of_the_code() -> None:
         f"{profile.cloud.steps} steps at the cloud, {profile.edge.steps} at the edge",
     ):
         assert said in page, said
+
+
+def test_plots_need_no_fonts_of_the_machine_nor_of_an_old_list() -> None:
+    """matplotlib keeps a list of fonts for each user; one that lacks its own fonts changes no plot."""
+    code = (
+        "from matplotlib import font_manager; font_manager.fontManager.ttflist = [];"
+        "from dekag.evaluation import plots; figure, axes = plots.panels();"
+        "axes[0, 0].loglog([1, 10], [1, 10]);"
+        "print(plots.as_svg(figure))"
+    )
+    empty, usual = (
+        subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, check=True, timeout=120)
+        for text in (code, code.partition(";")[2].partition(";")[2])
+    )
+    assert empty.stderr == usual.stderr == ""
+    assert empty.stdout == usual.stdout

@@ -13,7 +13,7 @@ import torch
 
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies import digital
-from dekag.evaluation.studies.cala import CalaStudy, main_block
+from dekag.evaluation.studies.cala import CalaStudy, main_evaluation
 from dekag.evaluation.studies.cala_training import Plan, Training, Trainings
 from dekag.evaluation.studies.makd import MakdStudy
 from dekag.evaluation.sweeps.grid import Sweep
@@ -62,18 +62,18 @@ def test_keys_are_those_of_the_results_measured_before_the_store(tmp_path: Path)
     trainings.__dict__.update(latents=torch.zeros(16, 4, 2, 2), metric=torch.eye(4))
     lora = Training("lora", 0.05, 6000, 1)
     assert trainings.key(lora) == "5f334660385fcffd1def24c9"
-    ceiling = Training("fine-tune", 0.05, 500, 1, ("awgn", 1 / 96, -5.0), 6000)
-    assert trainings.key(ceiling) == "cafc055779faad67b7a8fd70"
+    oracle = Training("fine-tune", 0.05, 500, 1, ("awgn", 1 / 96, -5.0), 6000)
+    assert trainings.key(oracle) == "cafc055779faad67b7a8fd70"
 
     cala = CalaStudy(trainings, torch.zeros(0), np.zeros(0, np.uint8), [], "identity")
-    assert cala.key(main_block("lora", "rayleigh-1us", lora)) == "a55eb1fbf96bd9b50ade730a"
-    assert cala.key(main_block("cala", "awgn")) == "1a828903c4fb428e60f5ce31"
+    assert cala.key(main_evaluation("lora", "rayleigh-1us", lora)) == "a55eb1fbf96bd9b50ade730a"
+    assert cala.key(main_evaluation("cala", "awgn")) == "1a828903c4fb428e60f5ce31"
 
     grid = {"name": "a", "deliveries": ["deka-g"], "topics": ["neon"], "cbr": ["1/96"]}
     links = [{"fading": "rayleigh", "tau_rms_s": 1e-6}]
-    (cell,) = Sweep.model_validate({**grid, "links": links}).cells()
+    (cell,) = Sweep.model_validate({**grid, "links": links}).points()
     assert cell.key("identity") == "6d22ca6c12ed2eeb0d534836"
 
-    picture = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    known = (digital.VERSION, QUALITIES, SCALES, picture.shape)
-    assert content_key(*known, data=picture.tobytes()) == "3560376faefd7d94a143acdf"
+    image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
+    known = (digital.VERSION, QUALITIES, SCALES, image.shape)
+    assert content_key(*known, data=image.tobytes()) == "3560376faefd7d94a143acdf"

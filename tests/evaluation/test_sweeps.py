@@ -56,7 +56,7 @@ def test_the_shipped_grids_are_valid() -> None:
     for path in Path("sweeps").glob("*.yaml"):
         sweep = read_sweep(path)
         assert sweep.name == path.stem
-        assert len(set(sweep.cells())) == len(sweep.cells())
+        assert len(set(sweep.points())) == len(sweep.points())
     assert read_sweep(Path("sweeps/overall.yaml")).topics == list(TOPICS)
 
 
@@ -64,12 +64,12 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
     text = (
         "{name: a, deliveries: [cala, digital], topics: [neon, world], cbr: [1/96, 0.005], seeds: [0, 1, 2]}"
     )
-    cells = read_sweep(written(tmp_path, text)).cells()
-    assert len(cells) == 2 * 2 * 2 * 3
-    assert {cell.cbr for cell in cells} == {1 / 96, 0.005}
-    assert len({cell.key("x") for cell in cells}) == len(cells)
-    assert not {cell.key("x") for cell in cells} & {cell.key("y") for cell in cells}
-    assert [len(group) for group in grouped(cells)] == [6, 6, 6, 6]
+    points = read_sweep(written(tmp_path, text)).points()
+    assert len(points) == 2 * 2 * 2 * 3
+    assert {point.cbr for point in points} == {1 / 96, 0.005}
+    assert len({point.key("x") for point in points}) == len(points)
+    assert not {point.key("x") for point in points} & {point.key("y") for point in points}
+    assert [len(group) for group in grouped(points)] == [6, 6, 6, 6]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_bad_grid_is_refused_by_its_field(text: str, told: str, tmp_path: Path
 
 def test_an_snr_out_of_range_is_refused(profile: str) -> None:
     with pytest.raises(InvalidInputError, match="snr_db"):
-        grid(profile, snr_db=[99]).cells()
+        grid(profile, snr_db=[99]).points()
 
 
 def test_a_finished_cell_is_read_and_another_model_is_another_cell(
@@ -128,8 +128,8 @@ def test_a_failed_cell_is_reported_sinks_nothing_and_is_tried_again(profile: str
     sweep = grid(profile, deliveries=["unaligned", "makd"], topics=["neon"], snr_db=[10])
     for _ in range(2):
         outcome = run(sweep, runs=tmp_path)
-        ((cell, why),) = outcome.failed
-        assert cell.delivery.name == "makd"
+        ((point, why),) = outcome.failed
+        assert point.delivery.name == "makd"
         assert "no knowledge update of neon" in why
         assert [row["cell"]["delivery"]["name"] for row in outcome.rows] == ["unaligned"]
 
@@ -139,12 +139,12 @@ def test_an_interrupted_sweep_keeps_what_it_had(
 ) -> None:
     calls = 0
 
-    def measure(_: Evaluator, cell: Any) -> Measurement:
+    def measure(_: Evaluator, point: Any) -> Measurement:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        return Measurement({"clip": [cell.link.snr_db]}, 1.0, 0.0, 0, 0.0)
+        return Measurement({"clip": [point.link.snr_db]}, 1.0, 0.0, 0, 0.0)
 
     monkeypatch.setattr(Evaluator, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
@@ -177,9 +177,9 @@ def test_plug_ins_are_channels_and_metrics_of_a_sweep(profile: str, tmp_path: Pa
 
 def test_every_cell_has_fades_of_its_own_and_deliveries_share_them(profile: str) -> None:
     sweep = grid(profile, deliveries=["unaligned", "deka-g"], topics=["neon", "rocket"], seeds=[0, 1])
-    seeds = [channel_seed(cell, 7) for cell in sweep.cells()]
+    seeds = [channel_seed(point, 7) for point in sweep.points()]
     assert len(set(seeds)) == len(seeds) / 2
-    assert len({channel_seed(sweep.cells()[0], prompt) for prompt in range(99)}) == 99
+    assert len({channel_seed(sweep.points()[0], prompt) for prompt in range(99)}) == 99
 
 
 def test_channels_that_differ_are_not_one_line() -> None:
@@ -263,7 +263,7 @@ def test_identity_is_of_all_models(profile: str) -> None:
 
 
 def _row(delivery: str, topic: str, snr_db: float, values: list[Any]) -> dict[str, Any]:
-    cell = {
+    point = {
         "delivery": DELIVERIES[delivery].model_dump(),
         "topic": topic,
         "link": LinkConditions(fading="awgn", snr_db=snr_db).model_dump(mode="json"),
@@ -271,7 +271,7 @@ def _row(delivery: str, topic: str, snr_db: float, values: list[Any]) -> dict[st
         "prompts": 2,
     }  # fmt: skip
     row = {"channel_uses": 512.0, "backhaul_bytes": 0.0, "update_bytes": 1000}
-    return {"cell": cell, "metrics": dict.fromkeys(METRICS, values), **row}
+    return {"cell": point, "metrics": dict.fromkeys(METRICS, values), **row}
 
 
 METRICS = ("psnr_db", "clip", "dino", "consistency", "probe")
@@ -321,7 +321,7 @@ def test_overall_refuses_to_conclude_from_half_a_grid(
             sweep=written(tmp_path, "{name: a, deliveries: [cala]}"), runs=tmp_path / "runs"
         )
     text = f"{{name: a, profile: {profile}, deliveries: [unaligned, deka-g], topics: [neon], prompts: 1}}"
-    with pytest.raises(DekagError, match="2 of 2 cells failed"):
+    with pytest.raises(DekagError, match="2 of 2 points failed"):
         end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
 
 
@@ -338,7 +338,7 @@ def test_tables_and_plots_of_any_sweep(profile: str, tmp_path: Path, monkeypatch
     assert {"schema", "commit", "machine", "hashes", "key", "seconds"} <= set(row)
     assert link_name(row["cell"]["link"]) == "rayleigh, 1000 ns"
     assert table(ROWS)[2].startswith("| unaligned | awgn | 0 | 1/96 | 0.450 |")
-    assert command.bench_grid(200).cells().__len__() == 200
+    assert command.bench_grid(200).points().__len__() == 200
 
     options = ["--results", str(tmp_path / "results"), "--json"]
     again = CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), *options])

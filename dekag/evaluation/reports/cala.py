@@ -12,16 +12,16 @@ from dekag.cala.methods import METHODS
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.studies.cala import (
+    BASELINES,
     BEYOND_DB,
     COMMAND,
     FOLDER,
     GRID_SNRS_DB,
     OFFSETS_DB,
-    RIVALS,
     SHOWN_CHANNEL,
     worst_unseen,
 )
-from dekag.evaluation.studies.cala_training import SHARE_METHODS, SHARES
+from dekag.evaluation.studies.cala_training import FRACTION_METHODS, FRACTIONS
 from dekag.evaluation.studies.digital import CHANNELS, RATES
 
 SHORT = {"cala": "CALA", "none": "no alignment", "lora": "one LoRA", "fine-tune": "full fine-tune"}
@@ -52,18 +52,18 @@ def values(results: Path) -> Mapping[str, str]:
     methods = {row["method"]: row for row in rows_of(results, "methods")}
     gates = methods["cala-ungated"]
     low, high = gates["cala_lead_ci95"]
-    ceilings = rows_of(results, "ceilings")
+    oracles = rows_of(results, "ceilings")
     return {
         "pictures": str(setup["pictures"]),
         "structure_pictures": str(setup["structure_pictures"]),
         **{name: f"{setup[name]:,}" for name in ("steps", "share_steps", "oracle_steps")},
         "channels": ", ".join(dict.fromkeys(row["channel"] for row in grid(results))),
         "gates_worth": f"{gates['cala_lead_db']:.2f} dB ({low:.2f} .. {high:.2f})",
-        "conditions": str(ceilings[-1]["conditions"]),
+        "conditions": str(oracles[-1]["conditions"]),
         "worst_unseen": worst_unseen(rows_of(results, "unseen"))["condition"],
         "beyond": ", ".join(f"{snr:g}" for snr in BEYOND_DB),
         "cells": str(len(_cells(results)["cala"])),
-        "rivals": ", ".join(title(name) for name in RIVALS),
+        "rivals": ", ".join(title(name) for name in BASELINES),
     }
 
 
@@ -117,11 +117,11 @@ def _cells(results: Path) -> Cells:
     return found
 
 
-def behind(results: Path) -> Lines:
+def losing_conditions(results: Path) -> Lines:
     """Where CALA is not ahead: columns for baselines of its size, cells for all methods."""
     lines = []
     for column, own in by_column(results).items():
-        ahead = [f"{title(name)} {own[name]:.2f}" for name in RIVALS if own[name] >= own["cala"]]
+        ahead = [f"{title(name)} {own[name]:.2f}" for name in BASELINES if own[name] >= own["cala"]]
         if ahead:
             lines.append(f"- {column}: {', '.join(ahead)}, CALA {own['cala']:.2f}")
     lines = lines or ["In no channel, at no rate and at no SNR is a baseline of its size ahead."]
@@ -134,7 +134,7 @@ def behind(results: Path) -> Lines:
     return [*lines, "", *table(["method", "cells where it is as good or better", "of"], rows)]
 
 
-def ceilings(results: Path) -> Lines:
+def oracles(results: Path) -> Lines:
     """CALA below a codec for each condition."""
     names = {"ceiling": "full fine-tune for each condition"}
     lines = [
@@ -144,15 +144,15 @@ def ceilings(results: Path) -> Lines:
     return table(["", "PSNR, dB"], lines)
 
 
-def shares(results: Path) -> Lines:
-    """PSNR against the share of parameters."""
+def fractions(results: Path) -> Lines:
+    """PSNR against the fraction of parameters."""
     found = {(row["method"], row["most"]): row for row in rows_of(results, "shares")}
     lines = []
-    for method in SHARE_METHODS:
-        own = [found.get((method, most)) for most in SHARES]
+    for method in FRACTION_METHODS:
+        own = [found.get((method, most)) for most in FRACTIONS]
         cells = [f"{row['psnr_db']:.2f} ({100 * row['share']:.1f} %)" if row else "-" for row in own]
         lines.append([title(method), *cells])
-    return table(["method", *(f"{100 * share:g} %" for share in SHARES)], lines)
+    return table(["method", *(f"{100 * fraction:g} %" for fraction in FRACTIONS)], lines)
 
 
 def unseen(results: Path) -> Lines:
@@ -261,11 +261,11 @@ def _gain(
     return cells["cala"][place] - cells["none"][place]
 
 
-def shares_plot(results: Path) -> Any:
-    """PSNR against share of parameters."""
+def fractions_plot(results: Path) -> Any:
+    """PSNR against fraction of parameters."""
     figure, axes = plots.panels(height_in=2.9)
     (axis,) = axes[0]
-    for method in SHARE_METHODS:
+    for method in FRACTION_METHODS:
         own = [row for row in rows_of(results, "shares") if row["method"] == method]
         plots.line(
             axis, [100 * row["share"] for row in own], [row["psnr_db"] for row in own], title(method),
@@ -293,13 +293,13 @@ REPORT = Report(
         ),
         "methods": methods,
         "columns": columns,
-        "behind": behind,
-        "ceilings": ceilings,
-        "shares": shares,
+        "losing-conditions": losing_conditions,
+        "oracles": oracles,
+        "shares": fractions,
         "unseen": unseen,
         "mismatch": mismatch,
         "rate-control": rate_control,
         "costs": costs,
     },
-    plots={"psnr": psnr_plot, "gain": gain_plot, "shares": shares_plot},
+    plots={"psnr": psnr_plot, "gain": gain_plot, "shares": fractions_plot},
 )  # fmt: skip

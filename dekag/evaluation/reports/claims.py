@@ -102,7 +102,7 @@ def install_lines(rows: Sequence[Mapping[str, Any]]) -> Lines:
                 f"{slowest['cpu_seconds'] / 60:.1f} of them the processors' work"
             )
     return [
-        "From nothing to the first pictures, `make demo` in a fresh clone with an empty cache of pip, on two",
+        "From nothing to the first images, `make demo` in a fresh clone with an empty cache of pip, on two",
         "cores that others used as well; the slowest Python counts:",
         "",
         *lines,

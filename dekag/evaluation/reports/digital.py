@@ -20,7 +20,7 @@ COLUMNS = {
     "shannon-outage": "bound, fades unknown",
     "shannon-ergodic": "bound, all slots",
 }
-LOOKS = {
+STYLES = {
     "best": ("image file", plots.SECOND),
     "best-harq": ("with HARQ", plots.FOURTH),
     "shannon-outage": ("Shannon bound", plots.BASE),
@@ -42,17 +42,17 @@ def values(results: Path) -> Mapping[str, str]:
     """What the tables do not say."""
     rows = leads(results)
     never = sum(row["channel_use_ratio"] is None for row in rows)
-    behind = sum(row["lead_db"] < 0 for row in rows)
+    losing = sum(row["lead_db"] < 0 for row in rows)
     return {
         "cells": str(len(rows)),
-        "behind": str(behind),
+        "losing_conditions": str(losing),
         "never": str(never),
         "most_uses": f"{USES[-1]:,}",
     }
 
 
 def leads_table(results: Path) -> Lines:
-    """The lead by channel, by rate and by SNR, over the best rival and over it with HARQ."""
+    """The lead by channel, by rate and by SNR, over the best baseline and over it with HARQ."""
     harq = {_place(row): row["psnr_db"] for row in cells(results) if row["rival"] == "best-harq"}
     groups: dict[str, list[Row]] = {"all cells": leads(results)}
     for name, shown in (("channel", "{}"), ("cbr", "CBR 1/{:.0f}"), ("snr_db", "{:g} dB")):
@@ -64,9 +64,9 @@ def leads_table(results: Path) -> Lines:
         lead = np.mean([row["lead_db"] for row in own])
         over_harq = np.mean([row["semantic_psnr_db"] - harq[_place(row)] for row in own])
         consistency = np.mean([row["semantic_consistency"] - row["digital_consistency"] for row in own])
-        behind = sum(row["lead_db"] < 0 for row in own)
+        losing = sum(row["lead_db"] < 0 for row in own)
         lines.append(
-            [group, f"{lead:+.2f}", f"{over_harq:+.2f}", f"{consistency:+.3f}", f"{behind} of {len(own)}"]
+            [group, f"{lead:+.2f}", f"{over_harq:+.2f}", f"{consistency:+.3f}", f"{losing} of {len(own)}"]
         )
     header = ["CALA's lead", "PSNR, dB", "over HARQ, dB", "consistency", "cells behind"]
     return table(header, lines)
@@ -92,7 +92,7 @@ def psnr_tables(results: Path) -> Lines:
             mine = own.get((channel, cbr, snr_db))
             body.append(
                 [f"{snr_db:g}", "" if mine is None else f"{mine:.1f}"]
-                + [f"{cell[rival]['psnr_db']:.1f}" for rival in COLUMNS]
+                + [f"{cell[baseline]['psnr_db']:.1f}" for baseline in COLUMNS]
                 + [f"{100 * cell['best']['lost']:.0f} %", f"{100 * cell['best-file']['unfit']:.0f} %"]
             )
         header = ["SNR, dB", "CALA", *COLUMNS.values(), "bare files lost", "whole files that do not fit"]
@@ -106,16 +106,16 @@ def failures(results: Path) -> Lines:
     rates = sorted({row["cbr"] for row in rows}, reverse=True)
     lines = []
     for channel in dict.fromkeys(row["channel"] for row in rows):
-        for rival in ("best-file", "best"):
-            limits = [fails_up_to_db(rows, channel, cbr, rival) for cbr in rates]
+        for baseline in ("best-file", "best"):
+            limits = [fails_up_to_db(rows, channel, cbr, baseline) for cbr in rates]
             shown = ["never" if limit is None else f"{limit:g} dB" for limit in limits]
-            lines.append([channel, COLUMNS[rival], *shown])
+            lines.append([channel, COLUMNS[baseline], *shown])
     return table(["channel", "sender", *(f"CBR 1/{1 / cbr:.0f}" for cbr in rates)], lines, words=(0, 1))
 
 
-def fails_up_to_db(rows: Sequence[Row], channel: str, cbr: float, rival: str) -> float | None:
-    """The highest SNR of the grid, dB, at which more than half of the pictures do not arrive, if any."""
-    cell = [row for row in rows if (row["channel"], row["cbr"], row["rival"]) == (channel, cbr, rival)]
+def fails_up_to_db(rows: Sequence[Row], channel: str, cbr: float, baseline: str) -> float | None:
+    """The highest SNR of the grid, dB, at which more than half of the images do not arrive, if any."""
+    cell = [row for row in rows if (row["channel"], row["cbr"], row["rival"]) == (channel, cbr, baseline)]
     return max((row["snr_db"] for row in cell if row["lost"] > 0.5), default=None)
 
 
@@ -157,8 +157,8 @@ def psnr_plot(results: Path) -> Any:
     own = [row for row in cala if (row["method"], row["channel"]) == ("cala", SHOWN_CHANNEL)]
     figure, axes = plots.panels(2, height_in=3.6, sharey=True)
     for axis, cbr in zip(axes[0], SHOWN_RATES, strict=True):
-        for rival, (label, color) in LOOKS.items():
-            line = [row for row in rows if row["rival"] == rival and abs(row["cbr"] - cbr) < 1e-6]
+        for baseline, (label, color) in STYLES.items():
+            line = [row for row in rows if row["rival"] == baseline and abs(row["cbr"] - cbr) < 1e-6]
             snrs = [row["snr_db"] for row in line]
             bands = [row["psnr_ci95"] for row in line]
             plots.line(axis, snrs, [row["psnr_db"] for row in line], label, color, interval=bands)

@@ -12,7 +12,7 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.registry import MISSING
 from dekag.evaluation.statistics import bootstrap_ci95, percent_gain
-from dekag.evaluation.studies.end_to_end import COMMAND, FOLDER, USUAL_QUALITY, per_picture
+from dekag.evaluation.studies.end_to_end import COMMAND, FOLDER, USUAL_QUALITY, per_image
 from dekag.evaluation.sweeps.table import draw_lines
 
 TITLES = {
@@ -22,7 +22,7 @@ TITLES = {
     "deka-g": "DeKA-g",
     "digital": "best digital",
 }
-LOOKS = {
+STYLES = {
     "unaligned": ("no alignment", plots.BASE),
     "makd": ("MAKD alone", plots.FOURTH),
     "cala": ("CALA alone", plots.THIRD),
@@ -33,7 +33,7 @@ FILES = {"webp": "WebP", "avif": "AVIF", "jpeg": "JPEG", "usual": f"WebP at qual
 SHOWN_FADING = "rayleigh"
 
 
-def cells(results: Path) -> list[Row]:
+def points(results: Path) -> list[Row]:
     """Every cell of the sweep."""
     return read_rows(results / FOLDER / "cells.jsonl")
 
@@ -46,16 +46,18 @@ def deliveries(rows: Sequence[Row]) -> list[str]:
 
 def values(results: Path) -> Mapping[str, str]:
     """How it was measured, and what the tables do not say."""
-    rows = cells(results)
+    rows = points(results)
     of = [row["cell"] for row in rows]
     return {
         "prompts": str(of[0]["prompts"]),
-        "topics": str(len({cell["topic"] for cell in of})),
-        "channels": ", ".join(dict.fromkeys(cell["link"]["fading"] for cell in of)),
-        "snrs": ", ".join(f"{snr:g}" for snr in sorted({cell["link"]["snr_db"] for cell in of})),
-        "rates": ", ".join(f"1/{1 / cbr:.0f}" for cbr in sorted({cell["cbr"] for cell in of}, reverse=True)),
+        "topics": str(len({point["topic"] for point in of})),
+        "channels": ", ".join(dict.fromkeys(point["link"]["fading"] for point in of)),
+        "snrs": ", ".join(f"{snr:g}" for snr in sorted({point["link"]["snr_db"] for point in of})),
+        "rates": ", ".join(
+            f"1/{1 / cbr:.0f}" for cbr in sorted({point["cbr"] for point in of}, reverse=True)
+        ),
         **{
-            f"{name.replace('-', '')}_consistency": f"{per_picture(rows, name).mean():.2f}"
+            f"{name.replace('-', '')}_consistency": f"{per_image(rows, name).mean():.2f}"
             if name in deliveries(rows)
             else MISSING
             for name in TITLES
@@ -65,15 +67,15 @@ def values(results: Path) -> Mapping[str, str]:
 
 def deliveries_table(results: Path) -> Lines:
     """Each delivery over all cells."""
-    rows = cells(results)
-    none = per_picture(rows, "unaligned")
+    rows = points(results)
+    none = per_image(rows, "unaligned")
     lines = []
     for name in deliveries(rows):
         own = [row for row in rows if row["cell"]["delivery"]["name"] == name]
-        both = per_picture(rows, name)
+        both = per_image(rows, name)
         value, (low, high) = bootstrap_ci95(percent_gain, none.tolist(), both.tolist())
         gain = ["", ""] if name == "unaligned" else [f"{value:+.1f} %", f"{low:+.1f} .. {high:+.1f}"]
-        means = {m: float(per_picture(rows, name, m).mean()) for m in ("clip", "dino", "probe", "psnr_db")}
+        means = {m: float(per_image(rows, name, m).mean()) for m in ("clip", "dino", "probe", "psnr_db")}
         lines.append(
             [
                 f"**{TITLES[name]}**" if name == "deka-g" else TITLES[name],
@@ -93,24 +95,24 @@ def deliveries_table(results: Path) -> Lines:
 
 def topics_table(results: Path) -> Lines:
     """Consistency by topic."""
-    rows = cells(results)
+    rows = points(results)
     names = deliveries(rows)
     lines = []
     for topic in dict.fromkeys(row["cell"]["topic"] for row in rows):
         own = [row for row in rows if row["cell"]["topic"] == topic]
-        lines.append([topic, *(f"{per_picture(own, name).mean():.3f}" for name in names)])
+        lines.append([topic, *(f"{per_image(own, name).mean():.3f}" for name in names)])
     return table(["topic", *(TITLES[name] for name in names)], lines)
 
 
 def snr_table(results: Path) -> Lines:
     """Consistency by rate and SNR."""
-    rows = cells(results)
+    rows = points(results)
     names = deliveries(rows)
     places: dict[tuple[float, float], list[Row]] = {}
     for row in rows:
         places.setdefault((row["cell"]["cbr"], row["cell"]["link"]["snr_db"]), []).append(row)
     lines = [
-        [f"1/{1 / cbr:.0f}", f"{snr_db:g}", *(f"{per_picture(own, name).mean():.3f}" for name in names)]
+        [f"1/{1 / cbr:.0f}", f"{snr_db:g}", *(f"{per_image(own, name).mean():.3f}" for name in names)]
         for (cbr, snr_db), own in places.items()
     ]
     return table(["CBR", "SNR, dB", *(TITLES[name] for name in names)], lines)
@@ -151,13 +153,13 @@ def smaller_updates(results: Path) -> Lines:
 
 def _against_snr(results: Path, metric: str, label: str) -> Any:
     by_fading: dict[str, list[Row]] = {}
-    for row in cells(results):
+    for row in points(results):
         by_fading.setdefault(row["cell"]["link"]["fading"], []).append(row)
     rows = by_fading.get(SHOWN_FADING) or next(iter(by_fading.values()))
     rates = sorted({row["cell"]["cbr"] for row in rows}, reverse=True)
     figure, axes = plots.panels(len(rates), height_in=3.6, sharey=True)
     for axis, cbr in zip(axes[0], rates, strict=True):
-        draw_lines(axis, [row for row in rows if row["cell"]["cbr"] == cbr], metric, LOOKS)
+        draw_lines(axis, [row for row in rows if row["cell"]["cbr"] == cbr], metric, STYLES)
         axis.set_title(f"CBR 1/{1 / cbr:.0f}: {round(cbr * 3 * 128 * 128)} channel uses")
         axis.set_xlabel("SNR, dB")
     axes[0, 0].set_ylabel(label)

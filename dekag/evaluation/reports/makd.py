@@ -13,7 +13,7 @@ import numpy as np
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
-from dekag.evaluation.studies.makd import BITS, COMMAND, FOLDER, RIVALS, STUDIES, STUDY_TOPICS
+from dekag.evaluation.studies.makd import BASELINES, BITS, COMMAND, FOLDER, STUDIES, STUDY_TOPICS
 from dekag.world import TOPICS
 
 NAMES = {
@@ -114,16 +114,16 @@ def topics(results: Path) -> Lines:
     return table(["topic", "kind", *(NAMES[method] for method in found)], lines, words=(0, 1))
 
 
-def behind(results: Path) -> Lines:
+def losing_topics(results: Path) -> Lines:
     """The topics on which a baseline of equal or smaller size is as good as MAKD or better."""
     found = scores(results)
     lines = []
     for name in TOPICS:
         here = {
             method: mean_of([row for row in found[method] if row["topic"] == name], "consistency")
-            for method in ("makd", *RIVALS)
+            for method in ("makd", *BASELINES)
         }
-        ahead = [f"{NAMES[m]} {here[m]:.3f}" for m in RIVALS if here[m] >= here["makd"]]
+        ahead = [f"{NAMES[m]} {here[m]:.3f}" for m in BASELINES if here[m] >= here["makd"]]
         if ahead:
             lines.append([name, f"{here['makd']:.3f}", ", ".join(ahead)])
     return table(["topic", "MAKD", "as good or better"], lines, words=(0, 2)) if lines else ["Nowhere."]
@@ -223,7 +223,7 @@ def methods_plot(results: Path) -> Any:
     found = scores(results)
     kinds = {
         "all topics": ("style", "subject", "vocabulary"),
-        "new styles and subjects": ("style", "subject"),
+        "styles and subjects": ("style", "subject"),
         "new words": ("vocabulary",),
     }
     figure, axes = plots.panels(len(kinds), height_in=3.1, sharey=True, sharex=True)
@@ -280,7 +280,7 @@ REPORT = Report(
         ),
         "methods": methods,
         "topics": topics,
-        "behind": behind,
+        "losing-topics": losing_topics,
         "settings": settings,
         "sizes": sizes,
         "pairs": pairs,

@@ -1,7 +1,7 @@
 """`dekag experiment first-image`: what the embedded models reach before any alignment.
 
 Everything is measured on held-out combinations of attributes and on seeds of the test split. Figures go to
-results/headline.json, one line per picture to results/first-image/*.jsonl, samples to a contact sheet.
+results/headline.json, one line per image to results/first-image/*.jsonl, samples to a contact sheet.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dekag.codec import JsccCodec
 from dekag.codec.constellation import quantize_to_qam
+from dekag.evaluation.models import load_quietly
 from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
@@ -65,7 +66,7 @@ def probe_accuracy(
     *,
     tags: list[str] | None = None,
 ) -> None:
-    """Draw every prompt and write what the probe finds right; the figure is the mean share per picture."""
+    """Draw every prompt and write what the probe finds right; the figure is the mean share per image."""
     images = [draw(prompt, seed) for _, prompt, seed in tqdm(prompts, desc=name)]
     verdicts = probe.correct(np.stack(images), [scene for scene, _, _ in prompts])
     rows: list[dict[str, Any]] = []
@@ -151,11 +152,12 @@ def run(
     """Measure the figures of the first image.
 
     Args:
-        count: pictures for each figure (the codec's at most 200).
+        count: images for each figure (the codec's at most 200).
         parts: of PARTS; the others' figures stay as they are. Enough when one model was replaced.
         profile: the models; the embedded ones if left out.
         results: where headline.json is.
     """
+    load_quietly()
     profile = profile or load_profile("embedded")
     probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
     edge, cloud = Generator.from_profile(profile.edge), Generator.from_profile(profile.cloud)

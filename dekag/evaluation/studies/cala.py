@@ -1,6 +1,6 @@
 """`dekag experiment tka`: transmission-knowledge alignment, CALA beside its baselines.
 
-Every method sends the same pictures, which the edge drew of held-out prompts, over every channel, rate and
+Every method sends the same images, which the edge drew of held-out prompts, over every channel, rate and
 SNR of the grid, with the same fades and noise for all. Channels that no training ever drew, a sender that is
 told a wrong SNR, and rate control are measured as well.
 """
@@ -31,19 +31,19 @@ from dekag.evaluation.models import ModelBank, metric_encoders, model_bank
 from dekag.evaluation.pages import Row, note_image, save_images, write_rows
 from dekag.evaluation.plots import panels, write_plot
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.runner import in_processes
+from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_mean, mean_ci95, ratio_of_medians
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.cala_training import (
+    FRACTION,
     ORACLE_CBRS,
     ORACLE_CHANNELS,
     ORACLE_SNRS_DB,
-    SHARE,
     Plan,
     Training,
     Trainings,
 )
-from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB, Semantic, draw_pictures
+from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB, Semantic, draw_edge_images
 from dekag.generation.models import folder_hash
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
@@ -58,7 +58,7 @@ FOLDER = "tka"
 RUNS = Path("runs/tka")
 GRID_SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 METRICS = ("psnr_db", "ssim", "ms_ssim", "clip", "dino")
-STRUCTURE_PICTURES = 8  # SSIM takes longer than all the rest: it is of the first pictures only
+STRUCTURE_IMAGES = 8  # SSIM takes longer than all the rest: it is of the first images only
 # what no training draws -> the trained channel beside it
 UNSEEN: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     **{
@@ -95,13 +95,13 @@ COSTS = {  # what is timed -> what it is compared with
     "the same condition again": "plain",
     "a batch of mixed conditions": "plain batch",
 }
-RIVALS = ("lora", "lora-groups", "snr-attention")  # baselines of no more parameters than CALA
+BASELINES = ("lora", "lora-groups", "snr-attention")  # baselines of no more parameters than CALA
 SHOWN_CHANNEL = "rayleigh-1us"
 VERSION = 1  # raised when the code changes what a block comes out as
 
 
 @dataclass(frozen=True)
-class Block:
+class ChannelEvaluation:
     """A method over one channel.
 
     Attributes:
@@ -124,6 +124,11 @@ class Block:
     features: bool = False
     structure: bool = False
 
+    def hashed(self) -> Row:
+        """What is hashed of it: its fields."""
+        training = None if self.training is None else self.training.hashed()
+        return {**asdict(self), "training": training}
+
     def conditions(self, snr_db: float) -> LinkConditions:
         """At one of its SNRs."""
         told = None if self.offset_db == 0 else snr_db + self.offset_db
@@ -132,14 +137,14 @@ class Block:
 
 
 def as_channel(link: dict[str, Any]) -> str:
-    """What `Block.channel` holds."""
+    """What `ChannelEvaluation.channel` holds."""
     return json.dumps(link, sort_keys=True)
 
 
-def main_block(method: str, channel: str, training: Training | None = None) -> Block:
-    """A method over a channel of the grid; CALA, which is compared with digital rivals, in more detail."""
+def main_evaluation(method: str, channel: str, training: Training | None = None) -> ChannelEvaluation:
+    """A method over a channel of the grid; CALA, which is compared with digital baselines, in more detail."""
     fine = method == "cala"
-    return Block(
+    return ChannelEvaluation(
         method,
         as_channel(CHANNELS[channel]),
         snrs_db=SNRS_DB if fine else GRID_SNRS_DB,
@@ -149,42 +154,43 @@ def main_block(method: str, channel: str, training: Training | None = None) -> B
     )
 
 
-def subset_block(training: Training, channel: str) -> Block:
-    """A point of the curve against share."""
+def fraction_evaluation(training: Training, channel: str) -> ChannelEvaluation:
+    """A point of the curve against the fraction of trained parameters."""
     link = as_channel(CHANNELS[channel])
-    return Block(training.method, link, ORACLE_CBRS, ORACLE_SNRS_DB, training=training)
+    return ChannelEvaluation(training.method, link, ORACLE_CBRS, ORACLE_SNRS_DB, training=training)
 
 
-def ceiling_block(training: Training) -> Block:
-    """A ceiling in the one cell that it was trained for."""
+def oracle_evaluation(training: Training) -> ChannelEvaluation:
+    """An oracle in the one cell that it was trained for."""
     if training.only is None:
         raise ValueError("not a ceiling")
     channel, cbr, snr_db = training.only
-    return Block("fine-tune", as_channel(CHANNELS[channel]), (cbr,), (snr_db,), training=training)
+    return ChannelEvaluation("fine-tune", as_channel(CHANNELS[channel]), (cbr,), (snr_db,), training=training)
 
 
-def unseen_blocks() -> dict[str, tuple[Block, Block]]:
+def unseen_evaluations() -> dict[str, tuple[ChannelEvaluation, ChannelEvaluation]]:
     """Each unseen condition with the trained one beside it, both for the shipped CALA."""
     found = {}
     for name, pair in UNSEEN.items():
         beside, trained = (
-            Block("cala", as_channel(link), UNSEEN_CBRS, UNSEEN_SNRS_DB) for link in (pair[0], pair[1])
+            ChannelEvaluation("cala", as_channel(link), UNSEEN_CBRS, UNSEEN_SNRS_DB)
+            for link in (pair[0], pair[1])
         )
         found[name] = (beside, trained)
     for snr_db, end_db in BEYOND_DB.items():
         for channel in MISMATCH_CHANNELS:
             link = as_channel(CHANNELS[channel])
             found[f"{snr_db:g} dB, {channel}"] = (
-                Block("cala", link, UNSEEN_CBRS, (snr_db,)),
-                Block("cala", link, UNSEEN_CBRS, (end_db,)),
+                ChannelEvaluation("cala", link, UNSEEN_CBRS, (snr_db,)),
+                ChannelEvaluation("cala", link, UNSEEN_CBRS, (end_db,)),
             )
     return found
 
 
-def mismatch_blocks() -> dict[tuple[str, float], Block]:
+def mismatch_evaluations() -> dict[tuple[str, float], ChannelEvaluation]:
     """CALA with a sender that is told a wrong SNR."""
     return {
-        (channel, offset): Block(
+        (channel, offset): ChannelEvaluation(
             "cala", as_channel(CHANNELS[channel]), (1 / 96, 1 / 384), MISMATCH_SNRS_DB, offset_db=offset
         )
         for channel in MISMATCH_CHANNELS
@@ -194,13 +200,13 @@ def mismatch_blocks() -> dict[tuple[str, float], Block]:
 
 @dataclass(frozen=True)
 class CalaStudy:
-    """What one process measures with: the pictures that all methods send, and the methods.
+    """What one process measures with: the images that all methods send, and the methods.
 
     Attributes:
         trainings: makes the methods.
         latents: (n, c, h, w).
         pixels: (n, height, width, 3) uint8: the latents, decoded without a channel.
-        seeds: of each picture, also of its channel.
+        seeds: of each image, also of its channel.
         identity: hash of all that a block depends on beside itself.
     """
 
@@ -222,9 +228,9 @@ class CalaStudy:
 
     @classmethod
     def load(cls, bank: ModelBank, plan: Plan, count: int, store: ResultStore) -> CalaStudy:
-        """Let the edge draw `count` pictures."""
+        """Let the edge draw `count` images."""
         edge = bank.edge
-        latents, pixels, seeds = draw_pictures(edge, count)
+        latents, pixels, seeds = draw_edge_images(edge, count)
         known = [VERSION, bank.codec_hash, bank.adapters.content_hash, edge.model_hash, edge.steps]
         known += [edge.guidance_scale, count, *(folder_hash(each) for each in metric_encoders())]
         # the whole hash, as results on disk were found by it from the start
@@ -237,47 +243,47 @@ class CalaStudy:
             return self.trainings.train(training, show=False)
         return self.bank.unaligned_codec() if method == "none" else self.bank.cala()
 
-    def key(self, block: Block) -> str:
+    def key(self, evaluation: ChannelEvaluation) -> str:
         """Hash of a block and of all that it depends on."""
-        trained = [] if block.training is None else [self.trainings.key(block.training)]
-        return content_key(self.identity, asdict(block), *trained)
+        trained = [] if evaluation.training is None else [self.trainings.key(evaluation.training)]
+        return content_key(self.identity, evaluation.hashed(), *trained)
 
-    def run(self, block: Block) -> Array:
-        """METRICS of every picture, (rates, SNRs, n, 5), nan where not asked for; measured or read."""
+    def run(self, evaluation: ChannelEvaluation) -> Array:
+        """METRICS of every image, (rates, SNRs, n, 5), nan where not asked for; measured or read."""
 
         def measure() -> Array:
-            adapted = self.adapted(block.method, block.training)
+            adapted = self.adapted(evaluation.method, evaluation.training)
             return np.stack(
                 [
-                    np.stack([self.cell(adapted, block, cbr, snr_db) for snr_db in block.snrs_db])
-                    for cbr in block.cbrs
+                    np.stack([self.cell(adapted, evaluation, cbr, snr_db) for snr_db in evaluation.snrs_db])
+                    for cbr in evaluation.cbrs
                 ]
             )
 
-        return self.store.array("blocks", self.key(block), measure)
+        return self.store.array("blocks", self.key(evaluation), measure)
 
     def semantic(self, channels: Sequence[str]) -> Semantic:
-        """PSNR, CLIP- and DINO-score of each picture by CALA, as digital rivals are compared with."""
+        """PSNR, CLIP- and DINO-score of each image by CALA, as digital baselines are compared with."""
         found = {}
         for channel in channels:
-            values = self.run(main_block("cala", channel))
+            values = self.run(main_evaluation("cala", channel))
             for i, cbr in enumerate(RATES):
                 for j, snr_db in enumerate(SNRS_DB):
                     found[(channel, cbr, snr_db)] = values[i, j][:, [0, 3, 4]]
         return found
 
-    def cell(self, adapted: AdaptedCodec, block: Block, cbr: float, snr_db: float) -> Array:
-        """METRICS of every picture at one rate and SNR, (n, 5)."""
-        received = deliver(adapted, self.latents, cbr, block.conditions(snr_db), self.seeds)
+    def cell(self, adapted: AdaptedCodec, evaluation: ChannelEvaluation, cbr: float, snr_db: float) -> Array:
+        """METRICS of every image at one rate and SNR, (n, 5)."""
+        received = deliver(adapted, self.latents, cbr, evaluation.conditions(snr_db), self.seeds)
         shown = self.bank.edge.decoder.decode(received)
         values = np.full((len(shown), len(METRICS)), np.nan)
         values[:, 0] = [psnr_db(one, sent) for one, sent in zip(shown, self.pixels, strict=True)]
-        if block.structure:
-            first = slice(0, STRUCTURE_PICTURES)
+        if evaluation.structure:
+            first = slice(0, STRUCTURE_IMAGES)
             for column in ("ssim", "ms_ssim"):
                 scores = plugins.get("metric", column).score(shown[first], self.pixels[first])
                 values[first, METRICS.index(column)] = scores
-        if block.features:
+        if evaluation.features:
             scores = self.bank.scorer.scores(shown, self.pixels)
             values[:, 3], values[:, 4] = scores["clip"], scores["dino"]
         return values
@@ -310,7 +316,7 @@ def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[R
     """`count` requests with random channels, SNRs (0 to 20 dB) and targets, through rate control.
 
     Args:
-        study: whose pictures are asked for, in turn.
+        study: whose images are asked for, in turn.
         count: requests.
         offset_db: added to the SNR that the sender is told.
     """
@@ -331,7 +337,7 @@ def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[R
         # the most that the table promises, with the same margin, tells whether the target is within reach
         promised = quality.promises(target_db, cbr, conditions)
         one = slice(number % len(study.seeds), number % len(study.seeds) + 1)
-        # far from every other picture's seed, and another one each time that the picture is asked for
+        # far from every other image's seed, and another one each time that the image is asked for
         channel_seed = study.seeds[one][0] + 1_000_003 * (number + 1)
         received = deliver(adapted, study.latents[one], cbr, conditions, [channel_seed])
         psnr = psnr_db(study.bank.edge.decoder.decode(received)[0], study.pixels[one][0])
@@ -400,19 +406,19 @@ def _train(training: Training, *, profile: str, plan: Plan, runs: Path) -> None:
     _trainings(profile, plan, runs).train(training, show=False)
 
 
-def _run(block: Block, *, profile: str, plan: Plan, count: int, runs: Path) -> Array:
-    return _study(profile, plan, count, runs).run(block)
+def _run(evaluation: ChannelEvaluation, *, profile: str, plan: Plan, count: int, runs: Path) -> Array:
+    return _study(profile, plan, count, runs).run(evaluation)
 
 
 @dataclass(frozen=True)
-class Measured:
+class CalaResults:
     """Everything that the experiment measured.
 
     Attributes:
         study: what it was measured with.
         main: method and channel -> METRICS, (rates, SNRs, n, 5).
         shares: method and share -> PSNR over the subset of conditions, (cells, n), dB.
-        ceilings: the subset's cells by the ceiling, (cells, n), dB.
+        oracles: the subset's cells by the oracle, (cells, n), dB.
         subset: method -> the same cells by that method.
         unseen: name -> PSNR there and in the trained condition beside it, (cells, n) each.
         mismatch: channel and offset, dB -> PSNR, (rates, SNRs, n).
@@ -422,8 +428,8 @@ class Measured:
 
     study: CalaStudy
     main: dict[tuple[str, str], Array]
-    shares: dict[tuple[str, float], Array]
-    ceilings: Array
+    fractions: dict[tuple[str, float], Array]
+    oracles: Array
     subset: dict[str, Array]
     unseen: dict[str, tuple[Array, Array]]
     mismatch: dict[tuple[str, float], Array]
@@ -446,61 +452,63 @@ def measure(
     workers: int,
     runs: Path = RUNS,
     channels: Sequence[str] = tuple(CHANNELS),
-) -> Measured:
+) -> CalaResults:
     """Train and measure what no earlier run has, in `workers` processes of one thread each."""
     trainings = _trainings(profile, plan, runs)
     baselines = {training.method: training for training in trainings.baselines()}
-    ceilings, shares = trainings.ceilings(), trainings.shares()
+    oracles, fractions = trainings.oracles(), trainings.fractions()
     made: dict[str, Training | None] = {"none": None, "cala": None, **baselines}
     main = {
-        (method, channel): main_block(method, channel, made[method])
+        (method, channel): main_evaluation(method, channel, made[method])
         for method in METHODS
         for channel in channels
     }
-    unseen, mismatch = unseen_blocks(), mismatch_blocks()
+    unseen, mismatch = unseen_evaluations(), mismatch_evaluations()
     curve = {
-        (training, channel): subset_block(training, channel)
-        for training in shares
+        (training, channel): fraction_evaluation(training, channel)
+        for training in fractions
         for channel in ORACLE_CHANNELS
     }
-    tops = [ceiling_block(training) for training in ceilings]
-    blocks = [
+    tops = [oracle_evaluation(training) for training in oracles]
+    evaluations = [
         *main.values(),
         *curve.values(),
         *tops,
         *(b for pair in unseen.values() for b in pair),
         *mismatch.values(),
     ]
-    # ceilings go on from the shared fine-tune, so they come second
+    # oracles go on from the shared fine-tune, so they come second
     train = partial(_train, profile=profile, plan=plan, runs=runs)
-    for group in ([*baselines.values(), *shares], ceilings):
-        for _ in tqdm(in_processes(train, group, workers), total=len(group), desc="trainings"):
+    for group in ([*baselines.values(), *fractions], oracles):
+        for _ in tqdm(run_in_processes(train, group, workers), total=len(group), desc="trainings"):
             pass
     work = partial(_run, profile=profile, plan=plan, count=count, runs=runs)
-    todo = list(dict.fromkeys(blocks))
-    found = dict(tqdm(in_processes(work, todo, workers), total=len(todo), desc="measurements"))
+    todo = list(dict.fromkeys(evaluations))
+    found = dict(tqdm(run_in_processes(work, todo, workers), total=len(todo), desc="measurements"))
     study = _study(profile, plan, count, runs)
     subset = {}
     for method in ("none", "cala", "fine-tune"):
         cells = []
-        for top in ceilings:
+        for top in oracles:
             channel, cbr, snr_db = top.only or ("", 0.0, 0.0)
-            block = main[(method, channel)]
-            cells.append(found[block][block.cbrs.index(cbr), block.snrs_db.index(snr_db), :, 0])
+            evaluation = main[(method, channel)]
+            cells.append(
+                found[evaluation][evaluation.cbrs.index(cbr), evaluation.snrs_db.index(snr_db), :, 0]
+            )
         subset[method] = np.stack(cells)
-    return Measured(
+    return CalaResults(
         study,
-        {key: found[block] for key, block in main.items()},
+        {key: found[evaluation] for key, evaluation in main.items()},
         {
-            (training.method, training.share): np.concatenate(
+            (training.method, training.fraction): np.concatenate(
                 [_psnr(found[curve[(training, channel)]]) for channel in ORACLE_CHANNELS]
             )
-            for training in shares
+            for training in fractions
         },
-        np.concatenate([_psnr(found[block]) for block in tops]),
+        np.concatenate([_psnr(found[evaluation]) for evaluation in tops]),
         subset,
         {name: (_psnr(found[there]), _psnr(found[beside])) for name, (there, beside) in unseen.items()},
-        {key: found[block][..., 0] for key, block in mismatch.items()},
+        {key: found[evaluation][..., 0] for key, evaluation in mismatch.items()},
         {offset: rate_control(study, requests, offset) for offset in (0.0, 3.0)},
         gate_cost(study, rounds),
     )
@@ -512,7 +520,7 @@ def run_tka(
     """Train and measure what is not measured yet, then write rows, figures and images.
 
     Args:
-        count: pictures.
+        count: images.
         requests: of rate control.
         rounds: of the comparison of costs.
         workers: processes, one thread each.
@@ -528,27 +536,27 @@ def run_tka(
     write_plot(constellations_plot(measured.study), folder / "constellations.svg")
     for name in ("gates.svg", "constellations.svg"):
         note_image(folder, name, COMMAND)
-    save_images(strip(measured.study), folder, "strip.png", COMMAND)
+    save_images(image_grid(measured.study), folder, "strip.png", COMMAND)
 
 
-def write(measured: Measured, results: Path = RESULTS) -> None:
+def write(measured: CalaResults, results: Path = RESULTS) -> None:
     """Write the rows of results/tka/* and the figures of headline.json."""
     folder = results / FOLDER
     study, plan = measured.study, measured.study.trainings.plan
     _, channels, height, width = study.latents.shape
     setup = {
         "pictures": len(study.seeds),
-        "structure_pictures": STRUCTURE_PICTURES,
+        "structure_pictures": STRUCTURE_IMAGES,
         "steps": study.trainings.steps,
-        "share_steps": plan.share_steps,
+        "share_steps": plan.fraction_steps,
         "oracle_steps": plan.oracle_steps,
         "most_channel_uses": study.bank.codec.max_channel_uses((channels, height, width)),
     }
     write_rows(folder / "setup.jsonl", [setup])
     write_rows(folder / "grid.jsonl", grid_rows(measured))
     write_rows(folder / "methods.jsonl", method_rows(measured))
-    write_rows(folder / "ceilings.jsonl", ceiling_rows(measured))
-    write_rows(folder / "shares.jsonl", share_rows(measured))
+    write_rows(folder / "ceilings.jsonl", oracle_rows(measured))
+    write_rows(folder / "shares.jsonl", fraction_rows(measured))
     write_rows(folder / "unseen.jsonl", unseen_rows(measured))
     write_rows(folder / "mismatch.jsonl", mismatch_rows(measured))
     requests = [{"offset_db": o, **asdict(r)} for o, found in measured.requests.items() for r in found]
@@ -557,7 +565,7 @@ def write(measured: Measured, results: Path = RESULTS) -> None:
     figures(measured, results)
 
 
-def grid(measured: Measured, method: str) -> dict[str, Array]:
+def grid(measured: CalaResults, method: str) -> dict[str, Array]:
     """METRICS of a method over the grid that all methods share: channel -> (rates, SNRs, n, 5)."""
     found = {}
     for (name, channel), values in measured.main.items():
@@ -568,14 +576,14 @@ def grid(measured: Measured, method: str) -> dict[str, Array]:
     return found
 
 
-def per_picture(measured: Measured, method: str, *, unseen: bool = False) -> Array:
-    """Mean PSNR over the grid for each picture, (n,), dB: over trained channels, or over the unseen ones."""
+def per_image(measured: CalaResults, method: str, *, unseen: bool = False) -> Array:
+    """Mean PSNR over the grid for each image, (n,), dB: over trained channels, or over the unseen ones."""
     wanted = [each for channel, each in grid(measured, method).items() if (channel in UNSEEN) == unseen]
     mean: Array = np.mean([each[..., 0].mean(axis=(0, 1)) for each in wanted], axis=0)
     return mean
 
 
-def grid_rows(measured: Measured) -> list[Row]:
+def grid_rows(measured: CalaResults) -> list[Row]:
     """One row for each method, channel, rate and SNR."""
     rows = []
     for (method, channel), values in measured.main.items():
@@ -596,19 +604,19 @@ def grid_rows(measured: Measured) -> list[Row]:
     return rows
 
 
-def method_rows(measured: Measured) -> list[Row]:
+def method_rows(measured: CalaResults) -> list[Row]:
     """Each method in the mean over the grid, and how far CALA is ahead of it."""
     codec = measured.study.bank.codec
     whole = sum(p.numel() for p in codec.parameters())
-    own = per_picture(measured, "cala")
+    own = per_image(measured, "cala")
     rows = []
     for name, method in METHODS.items():
-        values = per_picture(measured, name)
+        values = per_image(measured, name)
         mean, ci95 = bootstrap_mean(values.tolist())
         lead, lead_ci95 = bootstrap_mean((own - values).tolist())
         everything = np.concatenate([each.reshape(-1, 5) for each in grid(measured, name).values()])
-        row = {"method": name, "parameters": method.build(codec, SHARE).trained_parameters() / whole}
-        row |= {"psnr_db": mean, "unseen_psnr_db": float(per_picture(measured, name, unseen=True).mean())}
+        row = {"method": name, "parameters": method.build(codec, FRACTION).trained_parameters() / whole}
+        row |= {"psnr_db": mean, "unseen_psnr_db": float(per_image(measured, name, unseen=True).mean())}
         row |= {"ssim": float(np.nanmean(everything[:, 1])), "ms_ssim": float(np.nanmean(everything[:, 2]))}
         rounded: Row = {key: value if key == "method" else round(value, 4) for key, value in row.items()}
         rounded["ci95"] = _rounded(ci95)
@@ -618,29 +626,29 @@ def method_rows(measured: Measured) -> list[Row]:
     return rows
 
 
-def ceiling_rows(measured: Measured) -> list[Row]:
-    """Mean PSNR in the conditions that have a fine-tune of their own, the ceiling."""
-    found = {**measured.subset, "ceiling": measured.ceilings}
+def oracle_rows(measured: CalaResults) -> list[Row]:
+    """Mean PSNR in the conditions that have a fine-tune of their own, the oracle."""
+    found = {**measured.subset, "ceiling": measured.oracles}
     return [
         {"method": name, "conditions": len(values), "psnr_db": round(float(values.mean()), 3)}
         for name, values in found.items()
     ]
 
 
-def share_rows(measured: Measured) -> list[Row]:
-    """PSNR against share of parameters."""
+def fraction_rows(measured: CalaResults) -> list[Row]:
+    """PSNR against fraction of parameters."""
     codec = measured.study.bank.codec
     whole = sum(p.numel() for p in codec.parameters())
     rows = []
-    for (method, share), values in measured.shares.items():
-        trained = METHODS[method].build(codec, share).trained_parameters()
+    for (method, fraction), values in measured.fractions.items():
+        trained = METHODS[method].build(codec, fraction).trained_parameters()
         mean, ci95 = bootstrap_mean(values.mean(axis=0).tolist())
-        row = {"method": method, "most": share, "share": round(trained / whole, 5)}
+        row = {"method": method, "most": fraction, "share": round(trained / whole, 5)}
         rows.append({**row, "psnr_db": round(mean, 3), "ci95": _rounded(ci95)})
     return rows
 
 
-def unseen_rows(measured: Measured) -> list[Row]:
+def unseen_rows(measured: CalaResults) -> list[Row]:
     """How far each unseen condition is below the trained one beside it."""
     rows = []
     for name, (there, beside) in measured.unseen.items():
@@ -668,7 +676,7 @@ def worst_unseen(rows: Sequence[Row]) -> Row:
     )
 
 
-def mismatch_rows(measured: Measured) -> list[Row]:
+def mismatch_rows(measured: CalaResults) -> list[Row]:
     """PSNR when the sender is told another SNR."""
     return [
         {
@@ -684,7 +692,7 @@ def mismatch_rows(measured: Measured) -> list[Row]:
     ]
 
 
-def cost_rows(measured: Measured) -> list[Row]:
+def cost_rows(measured: CalaResults) -> list[Row]:
     """Median seconds of encoding and decoding, and the ratio to the plain codec."""
     rows = []
     for name, reference in COSTS.items():
@@ -703,7 +711,7 @@ def cost_rows(measured: Measured) -> list[Row]:
     return rows
 
 
-def figures(measured: Measured, results: Path) -> None:
+def figures(measured: CalaResults, results: Path) -> None:
     """The figures of results/headline.json."""
 
     def put(key: str, values: Iterable[float], unit: str) -> None:
@@ -711,13 +719,13 @@ def figures(measured: Measured, results: Path) -> None:
         mean, ci95 = bootstrap_mean(column)
         record(key, mean, unit, command=COMMAND, count=len(column), ci95=ci95, results=results)
 
-    own = per_picture(measured, "cala")
-    best = max(RIVALS, key=lambda method: float(per_picture(measured, method).mean()))
-    put("tka_gain_db", own - per_picture(measured, "none"), "dB")
-    put("tka_lead_over_best_baseline_db", own - per_picture(measured, best), "dB")
-    put("tka_oracle_gap_db", (measured.ceilings - measured.subset["cala"]).mean(axis=0), "dB")
-    share = measured.study.bank.adapters.info["scores"]["share"]
-    record("tka_adapter_share", 100 * share, "%", command=COMMAND, count=1, results=results)
+    own = per_image(measured, "cala")
+    best = max(BASELINES, key=lambda method: float(per_image(measured, method).mean()))
+    put("tka_gain_db", own - per_image(measured, "none"), "dB")
+    put("tka_lead_over_best_baseline_db", own - per_image(measured, best), "dB")
+    put("tka_oracle_gap_db", (measured.oracles - measured.subset["cala"]).mean(axis=0), "dB")
+    fraction = measured.study.bank.adapters.info["scores"]["share"]
+    record("tka_adapter_share", 100 * fraction, "%", command=COMMAND, count=1, results=results)
     worst = worst_unseen(unseen_rows(measured))
     cost = next(row for row in cost_rows(measured) if row["what"] == "a new condition")
     for key, value, unit, row in (
@@ -757,7 +765,7 @@ def gates_plot(adapted: Cala) -> Any:
 
 @torch.inference_mode()
 def constellations_plot(study: CalaStudy) -> Any:
-    """What the unaligned codec and CALA send of one picture, and what the receiver equalises."""
+    """What the unaligned codec and CALA send of one image, and what the receiver equalises."""
     bank, latents = study.bank, study.latents[:1].float()
     channel_uses = bank.codec.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
     snrs_db = (-5.0, 5.0, 20.0)
@@ -783,8 +791,8 @@ def constellations_plot(study: CalaStudy) -> Any:
     return figure
 
 
-def strip(study: CalaStudy) -> list[list[npt.NDArray[np.uint8]]]:
-    """One picture by method (rows) and SNR (columns), the sent one first."""
+def image_grid(study: CalaStudy) -> list[list[npt.NDArray[np.uint8]]]:
+    """One image by method (rows) and SNR (columns), the sent one first."""
     trained = {training.method: training for training in study.trainings.baselines()}
     rows = []
     for method in ("none", "lora", "cala", "fine-tune"):

@@ -1,4 +1,4 @@
-"""The trainings of `dekag experiment tka`: every method, every share, and the ceiling.
+"""The trainings of `dekag experiment tka`: every method, every share, and the oracle.
 
 CALA at the share that ships is the shipped artifact itself; everything else is trained here, on the same
 latents with the same loss. A training is kept in runs/tka under a hash of all it depends on: an interrupted
@@ -27,9 +27,9 @@ from dekag.training.latents import encoded_scenes
 
 CACHE = Path("runs/cache")  # where `dekag train` keeps the latents as well
 HELD_OUT = 1000  # latents at the end that nothing is trained on
-SHARE = 0.05
-SHARES = (0.01, 0.03, 0.05, 0.1)
-SHARE_METHODS = ("cala", "lora")
+FRACTION = 0.05
+FRACTIONS = (0.01, 0.03, 0.05, 0.1)
+FRACTION_METHODS = ("cala", "lora")
 ORACLE_CHANNELS = ("awgn", "rayleigh-1us")
 ORACLE_SNRS_DB = (-5.0, 5.0, 15.0)
 ORACLE_CBRS = (1 / 96, 1 / 384)
@@ -43,13 +43,13 @@ class Plan:
 
     Attributes:
         steps: of each baseline; None: as many as the shipped adapters took.
-        share_steps: of each point of the curve of PSNR against share.
+        fraction_steps: of each point of the curve of PSNR against the fraction of trained parameters.
         oracle_steps: of each condition's own fine-tune, after the shared one's.
         seed: of everything random; None: that of the shipped adapters.
     """
 
     steps: int | None = None
-    share_steps: int = 1000
+    fraction_steps: int = 1000
     oracle_steps: int = 500
     seed: int | None = None
 
@@ -60,19 +60,23 @@ class Training:
 
     Attributes:
         method: a name in METHODS.
-        share: largest share of parameters.
+        share: largest fraction of parameters.
         steps: optimiser steps.
         seed: of everything random.
-        only: the one condition of a ceiling, which starts from the shared fine-tune of `before` steps.
+        only: the one condition of an oracle, which starts from the shared fine-tune of `before` steps.
         before: see `only`.
     """
 
     method: str
-    share: float
+    fraction: float
     steps: int
     seed: int
     only: Key | None = None
     before: int = 0
+
+    def hashed(self) -> dict[str, Any]:
+        """What is hashed of it: its fields, `fraction` under the name "share" that it once had."""
+        return {"share" if name == "fraction" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Trainings:
 
     @cached_property
     def metric(self) -> torch.Tensor:
-        """What latent errors cost in the picture."""
+        """What latent errors cost in the image."""
         return pixel_metric(
             lambda each: self.bank.autoencoder.decode(each).sample, self.latents[:METRIC_LATENTS].float()
         )
@@ -112,31 +116,33 @@ class Trainings:
         return int(self.bank.adapters.info["config"]["seed"]) if self.plan.seed is None else self.plan.seed
 
     def baselines(self) -> list[Training]:
-        """The trained methods beside CALA; the fine-tune first, as ceilings wait for it."""
+        """The trained methods beside CALA; the fine-tune first, as oracles wait for it."""
         names = [name for name in METHODS if name not in ("none", "cala", "fine-tune")]
-        return [Training(name, SHARE, self.steps, self.seed) for name in ["fine-tune", *names]]
+        return [Training(name, FRACTION, self.steps, self.seed) for name in ["fine-tune", *names]]
 
-    def shares(self) -> list[Training]:
-        """The points of the curve of PSNR against share; a share too small for a method has none."""
+    def fractions(self) -> list[Training]:
+        """PSNR against the fraction of parameters; without fractions too small for a method."""
         return [
-            Training(name, share, self.plan.share_steps, self.seed)
-            for name in SHARE_METHODS
-            for share in SHARES
-            if self.fits(name, share)
+            Training(name, fraction, self.plan.fraction_steps, self.seed)
+            for name in FRACTION_METHODS
+            for fraction in FRACTIONS
+            if self.fits(name, fraction)
         ]
 
-    def fits(self, method: str, share: float) -> bool:
+    def fits(self, method: str, fraction: float) -> bool:
         """Whether the method can be built with so few parameters."""
         try:
-            build(method, self.bank.codec, share)
+            build(method, self.bank.codec, fraction)
         except InvalidInputError:
             return False
         return True
 
-    def ceilings(self) -> list[Training]:
+    def oracles(self) -> list[Training]:
         """A full fine-tune for each of a subset of the conditions."""
         return [
-            Training("fine-tune", SHARE, self.plan.oracle_steps, self.seed, (channel, cbr, snr), self.steps)
+            Training(
+                "fine-tune", FRACTION, self.plan.oracle_steps, self.seed, (channel, cbr, snr), self.steps
+            )
             for channel in ORACLE_CHANNELS
             for snr in ORACLE_SNRS_DB
             for cbr in ORACLE_CBRS
@@ -147,13 +153,13 @@ class Trainings:
         known: list[Any] = [VERSION, self.bank.codec_hash, len(self.latents), self.metric.tolist()]
         if (code := plugins.code_hashes().get(f"method {training.method}")) is not None:
             known.append(code)
-        return content_key(*known, asdict(training))
+        return content_key(*known, training.hashed())
 
     def train(self, training: Training, *, show: bool = True) -> AdaptedCodec:
         """Train, go on with, or read a training."""
         start, rate = None, None
         if training.only is not None:
-            shared = Training(training.method, training.share, training.before, training.seed)
+            shared = Training(training.method, training.fraction, training.before, training.seed)
             start = copy.deepcopy(self.train(shared, show=show)).requires_grad_(True)
             rate = ORACLE_LEARNING_RATE
         return train_method(
@@ -164,7 +170,7 @@ class Trainings:
             self.metric,
             steps=training.steps,
             seed=training.seed,
-            parameter_fraction=training.share,
+            parameter_fraction=training.fraction,
             learning_rate=rate,
             bf16=True,
             only=None if training.only is None else one_condition(training.only),

@@ -1,16 +1,16 @@
 """`dekag experiment digital`: the conventional delivery at its best, beside a semantic one.
 
-At given channel uses K and a given channel, a digital sender picks for each picture what it can expect the
-best PSNR from: format, quality and scale of the picture, modulation and code rate. It knows the mean SNR and
+At given channel uses K and a given channel, a digital sender picks for each image what it can expect the
+best PSNR from: format, quality and scale of the image, modulation and code rate. It knows the mean SNR and
 the kind of fading, not the fades. If nothing fits into K, or the payload is lost, the receiver shows the mean
-picture of the world, and that is scored: a failure is a result.
+image of the world, and that is scored: a failure is a result.
 
 Losses are predicted (`dekag.link.outage`), as decoding every cell would take days; `check` really transmits
-and decodes a sample of the deliveries and says how far the predictions are off. Pictures are the edge's own,
+and decodes a sample of the deliveries and says how far the predictions are off. ImageSet are the edge's own,
 and quality is measured against what the edge drew, as it is for a semantic delivery.
 
-Rivals: each format by itself and the best of them, with whole files and bare (without what the receiver knows
-anyway); HARQ of up to 4 transmissions at equal mean channel uses; and what Shannon's bound allows.
+Baselines: each format by itself and the best of them, as whole files and bare (without what the receiver
+knows anyway); HARQ of up to 4 transmissions at equal mean channel uses; and what Shannon's bound allows.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, render
 
 Array = npt.NDArray[np.float64]
 Key = tuple[str, float, float]  # channel (of CHANNELS), CBR, mean SNR in dB
-Semantic = Mapping[Key, Array]  # METRICS of each picture, (n, 3), in the order of the pictures
+Semantic = Mapping[Key, Array]  # METRICS of each image, (n, 3), in the order of the images
 
 COMMAND = "dekag experiment digital"
 FOLDER = "digital"
@@ -66,23 +66,23 @@ RATES = (1 / 96, 1 / 192, 1 / 384, 1 / 768)
 SNRS_DB = tuple(-5.0 + 2.5 * step for step in range(11))
 USES = tuple(round(16 * 2 ** (step / 2)) for step in range(23))  # 16 to 32768
 OUTAGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
-HARQ_SHARES = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # K over the channel uses of one transmission
+HARQ_OVERPROVISIONS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # K over the channel uses of one transmission
 METRICS = ("psnr_db", "clip", "dino")
 VERSION = 1  # raised when the code changes what a ladder comes out as
 
 _MOST_BYTES = 8192
 _PAYLOADS = np.unique(np.geomspace(1, _MOST_BYTES, 40).round().astype(int))  # at which losses are predicted
-_MEAN_PICTURES = 200
+_MEAN_IMAGES = 200
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What is worth sending of one picture in one format, by rising bytes and PSNR.
+    """What is worth sending of one image in one format, by rising bytes and PSNR.
 
     Attributes:
         sizes: bytes of each rung.
         settings: quality and scale of each.
-        values: METRICS of what the receiver shows against the picture, (rungs, 3).
+        values: METRICS of what the receiver shows against the image, (rungs, 3).
     """
 
     sizes: list[int]
@@ -95,16 +95,16 @@ class Ladder:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The edge's pictures and all that is known of sending them.
+class ImageSet:
+    """The edge's images and all that is known of sending them.
 
     Attributes:
         latents: (n, c, h, w).
         pixels: (n, height, width, 3) uint8: what the edge drew, the reference.
         seeds: of each, also of its channel.
         fallback: (height, width, 3) uint8, shown when nothing arrives.
-        fallback_values: METRICS of the fallback against each picture, (n, 3).
-        ladders: by format and bareness, one for each picture.
+        fallback_values: METRICS of the fallback against each image, (n, 3).
+        ladders: by format and bareness, one for each image.
     """
 
     latents: torch.Tensor
@@ -120,42 +120,42 @@ class Pictures:
         return int(np.prod(self.pixels.shape[1:]))
 
 
-def draw_pictures(edge: Generator, count: int) -> tuple[torch.Tensor, npt.NDArray[np.uint8], list[int]]:
-    """Latents, pixels and seeds of `count` pictures that the edge draws of held-out prompts."""
+def draw_edge_images(edge: Generator, count: int) -> tuple[torch.Tensor, npt.NDArray[np.uint8], list[int]]:
+    """Latents, pixels and seeds of `count` images that the edge draws of held-out prompts."""
     prompts = edge_prompts(count)
-    latents = torch.cat([edge.latents(prompt, seed) for _, prompt, seed in tqdm(prompts, desc="pictures")])
+    latents = torch.cat([edge.latents(prompt, seed) for _, prompt, seed in tqdm(prompts, desc="images")])
     pixels = np.concatenate([edge.decoder.decode(one[None]) for one in latents])
     return latents, pixels, [seed for *_, seed in prompts]
 
 
-def load_pictures(edge: Generator, scorer: ImageScorer, count: int, store: ResultStore) -> Pictures:
-    """`count` pictures that the edge draws of held-out prompts, with their ladders, which are kept."""
-    latents, pixels, seeds = draw_pictures(edge, count)
-    return expected_pictures(latents, pixels, seeds, scorer, store)
+def load_image_set(edge: Generator, scorer: ImageScorer, count: int, store: ResultStore) -> ImageSet:
+    """`count` images that the edge draws of held-out prompts, with their ladders, which are kept."""
+    latents, pixels, seeds = draw_edge_images(edge, count)
+    return prepare_image_set(latents, pixels, seeds, scorer, store)
 
 
-def expected_pictures(
+def prepare_image_set(
     latents: torch.Tensor,
     pixels: npt.NDArray[np.uint8],
     seeds: list[int],
     scorer: ImageScorer,
     store: ResultStore,
-) -> Pictures:
-    """Pictures with all that a digital sender can expect of sending them."""
-    fallback = mean_picture(pixels.shape[2], pixels.shape[1])
+) -> ImageSet:
+    """ImageSet with all that a digital sender can expect of sending them."""
+    fallback = mean_image(pixels.shape[2], pixels.shape[1])
     found: dict[tuple[str, bool], list[Ladder]] = {}
-    for picture in tqdm(pixels, desc="encode"):
-        for key, one in picture_ladders(picture, scorer, store).items():
+    for image in tqdm(pixels, desc="encode"):
+        for key, one in image_ladders(image, scorer, store).items():
             found.setdefault(key, []).append(one)
     scores = scorer.scores(np.repeat(fallback[None], len(pixels), 0), pixels)
     values = np.stack([[psnr_db(fallback, p) for p in pixels], scores["clip"], scores["dino"]], axis=1)
-    return Pictures(latents, pixels, seeds, fallback, values, found)
+    return ImageSet(latents, pixels, seeds, fallback, values, found)
 
 
-def mean_picture(width: int = 128, height: int = 128) -> Pixels:
+def mean_image(width: int = 128, height: int = 128) -> Pixels:
     """The mean of rendered training scenes: what a receiver shows that knows the world and nothing else."""
     scenes = [
-        scene_number("train", n, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES) for n in range(_MEAN_PICTURES)
+        scene_number("train", n, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES) for n in range(_MEAN_IMAGES)
     ]
     mean = np.mean([render(*scene) for scene in scenes], axis=0).round().astype(np.uint8)
     if mean.shape[:2] == (height, width):
@@ -163,19 +163,17 @@ def mean_picture(width: int = 128, height: int = 128) -> Pixels:
     return decode(encode(mean, "webp", 95), width, height)
 
 
-def picture_ladders(
-    picture: Pixels, scorer: ImageScorer, store: ResultStore
-) -> dict[tuple[str, bool], Ladder]:
-    """The ladders of one picture by format and bareness, read where they have been made before."""
+def image_ladders(image: Pixels, scorer: ImageScorer, store: ResultStore) -> dict[tuple[str, bool], Ladder]:
+    """The ladders of one image by format and bareness, read where they have been made before."""
 
     def make() -> dict[str, list[list[float]]]:
         made = {}
         for image_format in IMAGE_FORMATS:
-            for bare, rungs in zip((False, True), ladders(picture, image_format), strict=True):
-                made[f"{image_format}/{bare:d}"] = _scored(rungs, picture, scorer, bare)
+            for bare, rungs in zip((False, True), ladders(image, image_format), strict=True):
+                made[f"{image_format}/{bare:d}"] = _scored(rungs, image, scorer, bare)
         return made
 
-    key = content_key(VERSION, QUALITIES, SCALES, picture.shape, data=picture.tobytes())
+    key = content_key(VERSION, QUALITIES, SCALES, image.shape, data=image.tobytes())
     found = {}
     for name, rungs in store.json("ladders", key, make).items():
         image_format, bare = name.split("/")
@@ -186,11 +184,11 @@ def picture_ladders(
 
 
 def _scored(
-    rungs: Sequence[EncodedImage], picture: Pixels, scorer: ImageScorer, bare: bool
+    rungs: Sequence[EncodedImage], image: Pixels, scorer: ImageScorer, bare: bool
 ) -> list[list[float]]:
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     shown = np.stack([decode(rung.data, width, height, headerless=bare) for rung in rungs])
-    theirs, ours = scorer.features(picture[None]), scorer.features(shown)
+    theirs, ours = scorer.features(image[None]), scorer.features(shown)
     clip, dino = ((ours[name] @ theirs[name][0]).tolist() for name in ("clip", "dino"))
     return [
         [
@@ -239,11 +237,11 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the sender of one picture chose, and what it may expect.
+    """What the sender of one image chose, and what it may expect.
 
     Attributes:
         values: expected METRICS, (3,).
-        arrives: chance that the picture arrives.
+        arrives: chance that the image arrives.
         ladder: format and bareness; None if nothing fits, and nothing is sent.
         rung: of that ladder.
         coding: the row of TABLE.
@@ -264,7 +262,7 @@ def _capacity(channel_uses: int, coding: ModulationAndCoding) -> int:
 
 
 def choose(
-    pictures: Pictures,
+    images: ImageSet,
     index: int,
     names: Sequence[tuple[str, bool]],
     channel_uses: int,
@@ -273,20 +271,20 @@ def choose(
     transmissions: int = 1,
     weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
 ) -> Choice:
-    """What a sender picks for one picture out of these formats: the best expected PSNR within K.
+    """What a sender picks for one image out of these formats: the best expected PSNR within K.
 
     With other `weights` of METRICS it is the best expected sum of them. With more than one transmission, K
     bounds the mean over fades of the channel uses of all of them.
     """
-    lost, goal = pictures.fallback_values[index], np.array(weights)
+    lost, goal = images.fallback_values[index], np.array(weights)
     best, reached = Choice(lost, 0.0), float(lost @ goal)
-    shares = HARQ_SHARES if transmissions > 1 else (1.0,)
+    overprovisions = HARQ_OVERPROVISIONS if transmissions > 1 else (1.0,)
     for coding in TABLE:
-        for share in shares:
-            one_use = int(channel_uses / share)
+        for overprovision in overprovisions:
+            one_use = int(channel_uses / overprovision)
             capacity = _capacity(one_use, coding)
             for name in names:
-                ladder = pictures.ladders[name][index]
+                ladder = images.ladders[name][index]
                 rung = ladder.within(capacity)
                 if rung < 0 or ladder.values[rung] @ goal <= reached:
                     continue
@@ -300,10 +298,10 @@ def choose(
     return best
 
 
-def shannon(pictures: Pictures, channel_uses: int, conditions: LinkConditions) -> dict[str, Array]:
+def shannon(images: ImageSet, channel_uses: int, conditions: LinkConditions) -> dict[str, Array]:
     """METRICS (n, 3) of error-free codes at Shannon's bound, with the best format, bare.
 
-    "outage": a sender that does not know the fades, at the outage that suits the pictures best on average;
+    "outage": a sender that does not know the fades, at the outage that suits the images best on average;
     "ergodic": the mean capacity of all slots, which no code of one slot reaches. On AWGN they are the same.
     """
     names = [(image_format, True) for image_format in IMAGE_FORMATS]
@@ -311,8 +309,8 @@ def shannon(pictures: Pictures, channel_uses: int, conditions: LinkConditions) -
     def at(bits_per_use: float) -> Array:
         size = bytes_within(channel_uses, bits_per_use)
         values = []
-        for index, lost in enumerate(pictures.fallback_values):
-            ladders_ = [pictures.ladders[name][index] for name in names]
+        for index, lost in enumerate(images.fallback_values):
+            ladders_ = [images.ladders[name][index] for name in names]
             reached = [ladder.values[ladder.within(size)] for ladder in ladders_ if ladder.within(size) >= 0]
             values.append(max([*reached, lost], key=lambda each: float(each[0])))
         return np.stack(values)
@@ -320,13 +318,13 @@ def shannon(pictures: Pictures, channel_uses: int, conditions: LinkConditions) -
     found = {"ergodic": at(ergodic_capacity(conditions))}
     if conditions.fading == "awgn":
         return {**found, "outage": found["ergodic"]}
-    lost = pictures.fallback_values
+    lost = images.fallback_values
     rates = {outage: at(outage_capacity(conditions, outage)) for outage in OUTAGES}
     mixed = [(1 - outage) * values + outage * lost for outage, values in rates.items()]
     return {**found, "outage": max(mixed, key=lambda values: float(values[:, 0].mean()))}
 
 
-RIVALS: dict[str, list[tuple[str, bool]]] = {
+BASELINES: dict[str, list[tuple[str, bool]]] = {
     **{f"{name}-file": [(name, False)] for name in IMAGE_FORMATS},
     **{name: [(name, True)] for name in IMAGE_FORMATS},
     "best-file": [(name, False) for name in IMAGE_FORMATS],
@@ -334,35 +332,35 @@ RIVALS: dict[str, list[tuple[str, bool]]] = {
 }
 
 
-def measure_cell(pictures: Pictures, key: Key, forecast: Forecast) -> tuple[list[Row], list[Choice]]:
-    """One row for each rival at one channel, rate and SNR; and what the best one, bare, chose."""
+def measure_cell(images: ImageSet, key: Key, forecast: Forecast) -> tuple[list[Row], list[Choice]]:
+    """One row for each baseline at one channel, rate and SNR; and what the best one, bare, chose."""
     channel, cbr, snr_db = key
-    channel_uses = round(cbr * pictures.source_values)
-    indices = range(len(pictures.pixels))
+    channel_uses = round(cbr * images.source_values)
+    indices = range(len(images.pixels))
     rows: list[Row] = []
     best: list[Choice] = []
-    rivals = [(name, names, 1) for name, names in RIVALS.items()]
-    for rival, names, transmissions in [*rivals, ("best-harq", RIVALS["best"], MAX_TRANSMISSIONS)]:
+    baselines = [(name, names, 1) for name, names in BASELINES.items()]
+    for baseline, names, transmissions in [*baselines, ("best-harq", BASELINES["best"], MAX_TRANSMISSIONS)]:
         choices = [
-            choose(pictures, i, names, channel_uses, forecast, transmissions=transmissions) for i in indices
+            choose(images, i, names, channel_uses, forecast, transmissions=transmissions) for i in indices
         ]
         sent = [choice for choice in choices if choice.coding is not None]
-        row = _row(key, rival, np.stack([choice.values for choice in choices]))
+        row = _row(key, baseline, np.stack([choice.values for choice in choices]))
         row["lost"] = round(1 - float(np.mean([choice.arrives for choice in choices])), 4)
         row["unfit"] = round(1 - len(sent) / len(choices), 4)
         if sent:
             row["uses"] = round(float(np.mean([choice.uses for choice in sent])), 1)
             row["efficiency"] = round(float(np.mean([c.coding.efficiency for c in sent if c.coding])), 3)
-            sizes = [pictures.ladders[c.ladder][i].sizes[c.rung] for i, c in enumerate(choices) if c.ladder]
+            sizes = [images.ladders[c.ladder][i].sizes[c.rung] for i, c in enumerate(choices) if c.ladder]
             row["bytes"] = round(float(np.mean(sizes)), 1)
         rows.append(row)
-        best = choices if rival == "best" else best
-    for bound, values in shannon(pictures, channel_uses, conditions_of(channel, snr_db)).items():
+        best = choices if baseline == "best" else best
+    for bound, values in shannon(images, channel_uses, conditions_of(channel, snr_db)).items():
         rows.append(_row(key, f"shannon-{bound}", values))
     return rows, best
 
 
-def _row(key: Key, rival: str, values: Array) -> Row:
+def _row(key: Key, baseline: str, values: Array) -> Row:
     channel, cbr, snr_db = key
     psnr, clip, dino = values.mean(axis=0)
     _, interval = mean_ci95(values[:, 0].tolist())
@@ -370,7 +368,7 @@ def _row(key: Key, rival: str, values: Array) -> Row:
         "channel": channel,
         "cbr": round(cbr, 6),
         "snr_db": snr_db,
-        "rival": rival,
+        "rival": baseline,
         "psnr_db": round(float(psnr), 3),
         "psnr_ci95": interval and [round(limit, 3) for limit in interval],
         "clip": round(float(clip), 4),
@@ -379,12 +377,12 @@ def _row(key: Key, rival: str, values: Array) -> Row:
     }
 
 
-def needed_uses(pictures: Pictures, forecast: Forecast, targets_db: Sequence[float]) -> list[float]:
-    """Channel uses at which the best rival's mean PSNR reaches each target, dB; inf beyond USES."""
+def needed_uses(images: ImageSet, forecast: Forecast, targets_db: Sequence[float]) -> list[float]:
+    """Channel uses at which the best baseline's mean PSNR reaches each target, dB; inf beyond USES."""
     means = []
     for channel_uses in USES:
-        indices = range(len(pictures.pixels))
-        choices = [choose(pictures, i, RIVALS["best"], channel_uses, forecast) for i in indices]
+        indices = range(len(images.pixels))
+        choices = [choose(images, i, BASELINES["best"], channel_uses, forecast) for i in indices]
         means.append(float(np.mean([choice.values[0] for choice in choices])))
         if means[-1] > max(targets_db):
             break
@@ -396,8 +394,8 @@ def needed_uses(pictures: Pictures, forecast: Forecast, targets_db: Sequence[flo
     ]
 
 
-def check(pictures: Pictures, chosen: Mapping[Key, Sequence[Choice]], count: int, seed: int = 0) -> list[Row]:
-    """Really encode, send, decode and show a random sample of the best rival's deliveries, half with HARQ."""
+def check(images: ImageSet, chosen: Mapping[Key, Sequence[Choice]], count: int, seed: int = 0) -> list[Row]:
+    """Encode, transmit and decode a sample of the best baseline's deliveries, every second one with HARQ."""
     rng = np.random.default_rng(seed)
     cells = [
         (key, i) for key, choices in chosen.items() for i, c in enumerate(choices) if c.coding is not None
@@ -409,19 +407,19 @@ def check(pictures: Pictures, chosen: Mapping[Key, Sequence[Choice]], count: int
         choice = chosen[key][index]
         if choice.ladder is None or choice.coding is None:
             continue
-        ladder = pictures.ladders[choice.ladder][index]
+        ladder = images.ladders[choice.ladder][index]
         quality, scale = ladder.settings[choice.rung]
         conditions = conditions_of(key[0], key[2])
         transmissions = MAX_TRANSMISSIONS if number % 2 else 1
         name, bare = choice.ladder
-        payload = encode(pictures.pixels[index], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
-        delivery = send_with_harq(payload, choice.coding, conditions, pictures.seeds[index] + number,
+        payload = encode(images.pixels[index], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
+        delivery = send_with_harq(payload, choice.coding, conditions, images.seeds[index] + number,
                            max_transmissions=transmissions)  # fmt: skip
-        shown, (height, width) = pictures.fallback, pictures.pixels.shape[1:3]
+        shown, (height, width) = images.fallback, images.pixels.shape[1:3]
         if delivery.payload is not None:
             shown = decode(delivery.payload, width, height, headerless=bare)
         chances = Forecast(conditions).arrives(choice.coding, len(payload))[:transmissions]
-        lost = pictures.fallback_values[index, 0]
+        lost = images.fallback_values[index, 0]
         rows.append(
             {
                 "channel": key[0],
@@ -437,22 +435,22 @@ def check(pictures: Pictures, chosen: Mapping[Key, Sequence[Choice]], count: int
                 ),
                 "arrived": delivery.payload is not None,
                 "transmissions": delivery.transmissions,
-                "psnr_db": round(psnr_db(shown, pictures.pixels[index]), 3),
+                "psnr_db": round(psnr_db(shown, images.pixels[index]), 3),
             }
         )
     return rows
 
 
 @dataclass(frozen=True)
-class Measured:
+class DigitalResults:
     """All that was found.
 
     Attributes:
-        rows: one for each cell and rival.
-        best: METRICS of each picture by the best rival, (n, 3), by cell.
-        uses: channel uses that the best rival needs for the semantic quality, by cell; inf if none suffice.
+        rows: one for each cell and baseline.
+        best: METRICS of each image by the best baseline, (n, 3), by cell.
+        uses: channel uses of the best baseline for the semantic quality, by cell; inf if none suffice.
         checks: deliveries that were really decoded.
-        count: pictures.
+        count: images.
         source_values: 3 * width * height of one.
     """
 
@@ -465,19 +463,19 @@ class Measured:
 
 
 def measure(
-    pictures: Pictures,
+    images: ImageSet,
     semantic: Semantic,
     *,
     channels: Sequence[str] = tuple(CHANNELS),
     rates: Sequence[float] = RATES,
     snrs_db: Sequence[float] = SNRS_DB,
     checks: int = 60,
-) -> Measured:
-    """The rivals in every cell of the grid, and what they need for the semantic delivery's quality.
+) -> DigitalResults:
+    """The baselines in every cell of the grid, and what they need for the semantic delivery's quality.
 
     Args:
-        pictures: of `load_pictures`.
-        semantic: METRICS of the same pictures; cells that it lacks are measured but not compared.
+        images: of `load_image_set`.
+        semantic: METRICS of the same images; cells that it lacks are measured but not compared.
         channels, rates, snrs_db: the grid; channels of CHANNELS.
         checks: deliveries to decode really.
     """
@@ -488,24 +486,24 @@ def measure(
         forecast = Forecast(conditions_of(channel, snr_db))
         keys = [(channel, cbr, snr_db) for cbr in rates]
         for key in keys:
-            found, chosen[key] = measure_cell(pictures, key, forecast)
+            found, chosen[key] = measure_cell(images, key, forecast)
             rows += found
         compared = [key for key in keys if key in semantic]
         if compared:
             targets = [float(semantic[key][:, 0].mean()) for key in compared]
-            uses |= dict(zip(compared, needed_uses(pictures, forecast, targets), strict=True))
+            uses |= dict(zip(compared, needed_uses(images, forecast, targets), strict=True))
     best = {key: np.stack([choice.values for choice in choices]) for key, choices in chosen.items()}
-    decoded = check(pictures, chosen, checks)
-    return Measured(rows, best, uses, decoded, len(pictures.pixels), pictures.source_values)
+    decoded = check(images, chosen, checks)
+    return DigitalResults(rows, best, uses, decoded, len(images.pixels), images.source_values)
 
 
 def run_digital(
     *, count: int, checks: int, channels: Sequence[str], profile: str, results: Path = RESULTS
 ) -> None:
-    """Measure the digital baseline beside CALA, whose pictures `dekag experiment tka` sends as well.
+    """Measure the digital baseline beside CALA, whose images `dekag experiment tka` sends as well.
 
     Args:
-        count: pictures.
+        count: images.
         checks: deliveries that are really decoded.
         channels: of CHANNELS.
         profile: the models.
@@ -516,12 +514,12 @@ def run_digital(
     from dekag.evaluation.studies.cala_training import Plan
 
     study = CalaStudy.load(model_bank(profile), Plan(), count, ResultStore(CALA_RUNS))
-    pictures = load_pictures(study.bank.edge, study.bank.scorer, count, ResultStore(RUNS))
+    images = load_image_set(study.bank.edge, study.bank.scorer, count, ResultStore(RUNS))
     semantic = study.semantic(channels)
-    write(measure(pictures, semantic, channels=channels, checks=checks), semantic, results)
+    write(measure(images, semantic, channels=channels, checks=checks), semantic, results)
 
 
-def write(measured: Measured, semantic: Semantic, results: Path = RESULTS) -> None:
+def write(measured: DigitalResults, semantic: Semantic, results: Path = RESULTS) -> None:
     """Write results/digital/* and the two figures of headline.json, over all cells that can be compared."""
     folder = results / FOLDER
     write_rows(folder / "rivals.jsonl", measured.rows)
@@ -540,8 +538,8 @@ def write(measured: Measured, semantic: Semantic, results: Path = RESULTS) -> No
     record("digital_channel_use_ratio", ratio, "ratio", command=COMMAND, count=len(keys), results=results)
 
 
-def leads(measured: Measured, semantic: Semantic) -> list[Row]:
-    """For each cell: how far the semantic delivery is ahead of the best rival, and what that one needs."""
+def leads(measured: DigitalResults, semantic: Semantic) -> list[Row]:
+    """For each cell: how far the semantic delivery is ahead of the best baseline, and what that one needs."""
     rows = []
     for key, theirs in measured.best.items():
         if key not in semantic:
@@ -567,6 +565,6 @@ def leads(measured: Measured, semantic: Semantic) -> list[Row]:
     return rows
 
 
-def _ratio(measured: Measured, key: Key) -> float:
-    """Channel uses that the rival needs over those that the semantic delivery took; inf if none suffice."""
+def _ratio(measured: DigitalResults, key: Key) -> float:
+    """Channel uses of the baseline over those of the semantic delivery; inf if none suffice."""
     return measured.uses[key] / (key[1] * measured.source_values)

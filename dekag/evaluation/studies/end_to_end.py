@@ -1,7 +1,7 @@
 """`dekag experiment overall`: generation and transmission together, from a sweep's rows.
 
 DeKA-g beside no alignment, MAKD alone, CALA alone and the best digital delivery, on prompts of topics that
-the edge does not know; and after how many pictures an update has paid for itself.
+the edge does not know; and after how many images an update has paid for itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import bootstrap_ci95, bootstrap_mean, percent_gain
 from dekag.evaluation.store import ResultStore
-from dekag.evaluation.studies.digital import Ladder, picture_ladders
+from dekag.evaluation.studies.digital import Ladder, image_ladders
 from dekag.evaluation.sweeps import command
 from dekag.evaluation.sweeps.evaluator import Evaluator
 from dekag.evaluation.sweeps.grid import WORLD, Sweep, read_sweep
@@ -52,10 +52,10 @@ def run_overall(
         ray: as `dekag sweep` takes it.
         workers: of Ray.
         results: where headline.json is.
-        runs: where finished cells and pictures are kept.
+        runs: where finished points and images are kept.
 
     Raises:
-        DekagError: cells failed; those that did not are kept.
+        DekagError: points failed; those that did not are kept.
     """
     grid = read_sweep(sweep)
     names = {delivery.name for delivery in grid.deliveries}
@@ -65,15 +65,15 @@ def run_overall(
         )
         raise InvalidInputError(str(sweep), allowed, ", ".join(sorted(names)))
     outcome = command.run(grid, runs=runs, ray=ray, workers=workers)
-    missing = len(grid.cells()) - len(outcome.rows)
+    missing = len(grid.points()) - len(outcome.rows)
     if missing:
-        raise DekagError(f"{missing} of {len(grid.cells())} cells failed; run it again")
+        raise DekagError(f"{missing} of {len(grid.points())} points failed; run it again")
     evaluator = Evaluator(model_bank(grid.profile), ResultStore(runs))
     write(outcome.rows, break_even(evaluator, grid, outcome.rows), results)
 
 
-def per_picture(rows: Sequence[Row], delivery: str, metric: str = "consistency") -> Array:
-    """Mean of a metric over channels, SNRs, rates and seeds for each picture of each topic, (pictures,)."""
+def per_image(rows: Sequence[Row], delivery: str, metric: str = "consistency") -> Array:
+    """Mean of a metric over channels, SNRs, rates and seeds for each image of each topic, (images,)."""
     topics: dict[str, list[list[float]]] = {}
     for row in rows:
         if row["cell"]["delivery"]["name"] == delivery:
@@ -83,10 +83,10 @@ def per_picture(rows: Sequence[Row], delivery: str, metric: str = "consistency")
 
 
 def break_even(evaluator: Evaluator, sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
-    """After how many pictures each topic's update has cost less backhaul than the pictures as files.
+    """After how many images each topic's update has cost less backhaul than the images as files.
 
-    A file of equal quality is one whose consistency with the cloud's picture is, in the mean over the topic's
-    pictures, what DeKA-g's received picture has at the best SNR and rate of the sweep.
+    A file of equal quality is one whose consistency with the cloud's image is, in the mean over the topic's
+    images, what DeKA-g's received image has at the best SNR and rate of the sweep.
     """
     best_snr, best_rate = max(sweep.snr_db), max(sweep.cbr)
     found = []
@@ -101,13 +101,13 @@ def break_even(evaluator: Evaluator, sweep: Sweep, rows: Sequence[Row]) -> list[
         size = int(at_best[0]["update_bytes"])
         row: Row = {"topic": topic, "kind": TOPICS[topic].kind, "update_bytes": size}
         row["consistency"] = round(target, 4)
-        pictures = evaluator.references(topic, sweep.prompts)
-        ladders = [picture_ladders(picture, evaluator.bank.scorer, evaluator.store) for picture in pictures]
+        images = evaluator.references(topic, sweep.prompts)
+        ladders = [image_ladders(image, evaluator.bank.scorer, evaluator.store) for image in images]
         for image_format in IMAGE_FORMATS:
             bytes_ = file_bytes([each[(image_format, False)] for each in ladders], target)
             row[f"{image_format}_bytes"] = round(bytes_, 1)
             row[f"{image_format}_images"] = math.ceil(size / bytes_)
-        usual = float(np.mean([len(encode(picture, "webp", USUAL_QUALITY)) for picture in pictures]))
+        usual = float(np.mean([len(encode(image, "webp", USUAL_QUALITY)) for image in images]))
         row |= {"usual_bytes": round(usual, 1), "usual_images": math.ceil(size / usual)}
         found.append(row)
     return found
@@ -116,7 +116,7 @@ def break_even(evaluator: Evaluator, sweep: Sweep, rows: Sequence[Row]) -> list[
 def file_bytes(ladders: Sequence[Ladder], target: float) -> float:
     """Mean bytes of files at the lowest quality setting whose mean consistency reaches `target`.
 
-    Every picture gets as many bytes as it is allowed; the allowance rises until the mean consistency is
+    Every image gets as many bytes as it is allowed; the allowance rises until the mean consistency is
     reached. If it never is, the largest files count.
     """
     allowances = sorted({size for ladder in ladders for size in ladder.sizes})
@@ -138,7 +138,7 @@ def write(rows: Sequence[Row], even: Sequence[Row], results: Path = RESULTS) -> 
     folder = results / FOLDER
     write_rows(folder / "cells.jsonl", rows)
     write_rows(folder / "break-even.jsonl", even)
-    none, both = per_picture(rows, "unaligned"), per_picture(rows, "deka-g")
+    none, both = per_image(rows, "unaligned"), per_image(rows, "deka-g")
     value, ci95 = bootstrap_ci95(percent_gain, none.tolist(), both.tolist())
     record("overall_gain_percent", value, "%", command=COMMAND, count=len(both), ci95=ci95, results=results)
     images = [row["webp_images"] for row in even]

@@ -1,7 +1,7 @@
 """`dekag experiment gka`: generation-knowledge alignment, MAKD beside its baselines.
 
-Every method is trained on the same cloud pictures for the same steps, for every held-out topic and several
-training seeds, and judged on test prompts whose combinations of attributes no training ever drew.
+Every method is trained on the same cloud images for the same steps, for every held-out topic and several
+training seeds, and scored on test prompts whose combinations of attributes no training ever drew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, save_images, write_rows
 from dekag.evaluation.prompts import Prompt, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.runner import in_processes
+from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_ci95, mean_of, percent_gain
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.generation.profile import load_profile
@@ -53,36 +53,36 @@ VERSION = 1  # raised when the code changes what a cell comes out as
 
 SCORES = ("clip", "dino", "consistency", "probe")
 # baselines whose update is as large as MAKD's or smaller, to within one percent
-RIVALS = ("metaword", "lora", "lora-equal-bytes")
+BASELINES = ("metaword", "lora", "lora-equal-bytes")
 
 
 @dataclass(frozen=True)
-class Cell:
+class TopicTraining:
     """One training: a topic and how it is distilled."""
 
     topic: str
     config: DistillConfig
 
 
-def cells(base: DistillConfig, seeds: int) -> list[Cell]:
+def trainings(base: DistillConfig, seeds: int) -> list[TopicTraining]:
     """All trainings of the experiment, each once, those of one topic together."""
-    found: dict[Cell, None] = {}
+    found: dict[TopicTraining, None] = {}
     for topic, seed, method in itertools.product(TOPICS, range(seeds), METHODS):
-        found[Cell(topic, dataclasses.replace(base, method=method, seed=seed))] = None
+        found[TopicTraining(topic, dataclasses.replace(base, method=method, seed=seed))] = None
     for topic, (name, values) in itertools.product(STUDY_TOPICS, STUDIES.items()):
         for value in values:
-            found[Cell(topic, dataclasses.replace(base, **{name: value}))] = None
+            found[TopicTraining(topic, dataclasses.replace(base, **{name: value}))] = None
     return list(found)
 
 
 @dataclass
 class MakdStudy:
-    """What one process trains and judges with.
+    """What one process trains and scores with.
 
     Attributes:
         bank: the models.
         prompts: test prompts of each topic.
-        store: where results, pictures and checkpoints are kept.
+        store: where results, images and checkpoints are kept.
     """
 
     bank: ModelBank
@@ -96,57 +96,61 @@ class MakdStudy:
         return content_key(*known, edge.steps, edge.guidance_scale, self.bank.metrics_hash, *parts)
 
     def references(self, name: str, prompts: Sequence[Prompt], offset: int = 0) -> npt.NDArray[np.uint8]:
-        """The cloud's pictures of test prompts, with `offset` added to their seeds."""
+        """The cloud's images of test prompts, with `offset` added to their seeds."""
         folder = self.store.folder("references", self.bank.cloud.model_hash[:12], name)
         return self.bank.references(prompts, folder, offset)
 
-    def judge(
+    def score_images(
         self, images: Sequence[Any], references: npt.NDArray[np.uint8], prompts: Sequence[Prompt]
     ) -> list[Row]:
         """Rows of scores, one for each test prompt."""
-        return self.bank.judge(np.stack(images), references, prompts)
+        return self.bank.score_images(np.stack(images), references, prompts)
 
     def unaligned(self, topic: str) -> dict[str, list[Row]]:
-        """The ends of the scale: "none", the edge as it is, and "ceiling", the cloud with another seed."""
+        """Rows of "none", the edge as it is, and of the oracle, "ceiling": the cloud with another seed."""
 
         def measure() -> dict[str, list[Row]]:
             prompts = topic_prompts(TOPICS[topic], self.prompts)
             references = self.references(topic, prompts)
             plain = [self.bank.edge.image(prompt, seed) for _, prompt, seed in prompts]
             again = list(self.references(topic, prompts, OTHER_SEED))
-            ends = {"none": plain, "ceiling": again}
-            return {name: self.judge(images, references, prompts) for name, images in ends.items()}
+            bounds = {"none": plain, "ceiling": again}
+            return {name: self.score_images(images, references, prompts) for name, images in bounds.items()}
 
         result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
         return result
 
-    def run(self, cell: Cell) -> Row:
-        """Train and judge one cell, or read what an earlier run found."""
-        key = self.key(cell.topic, cell.config.as_dict())
-        result: Row = self.store.json("cells", key, lambda: self._run(cell, self.store.folder("work", key)))
+    def run(self, training: TopicTraining) -> Row:
+        """Train and score, or read what an earlier run found."""
+        key = self.key(training.topic, training.config.as_dict())
+        result: Row = self.store.json(
+            "cells", key, lambda: self._run(training, self.store.folder("work", key))
+        )
         return result
 
-    def draw(self, cell: Cell) -> tuple[TopicPrompts, npt.NDArray[np.uint8]]:
-        """The topic's prompts and the cloud's pictures of them; methods and studies share them."""
-        config = cell.config
+    def draw(self, training: TopicTraining) -> tuple[TopicPrompts, npt.NDArray[np.uint8]]:
+        """The topic's prompts and the cloud's images of them; methods and studies share them."""
+        config = training.config
         topic = distillation_prompts(
-            cell.topic, count=config.images, held_out=config.held_out, seed=config.seed
+            training.topic, count=config.images, held_out=config.held_out, seed=config.seed
         )
         prompts = [*topic.prompts, *topic.held_out]
         seeds = seeds_for(config, len(topic.prompts), held_out=False)
         seeds += seeds_for(config, len(topic.held_out), held_out=True)
-        folder = self.store.folder("images", self.bank.cloud.model_hash[:12], f"{cell.topic}-{config.seed}")
+        folder = self.store.folder(
+            "images", self.bank.cloud.model_hash[:12], f"{training.topic}-{config.seed}"
+        )
         return topic, draw_images(self.bank.cloud, prompts, seeds, folder)
 
-    def _run(self, cell: Cell, folder: Path) -> Row:
-        config = cell.config
-        topic, images = self.draw(cell)
+    def _run(self, training: TopicTraining, folder: Path) -> Row:
+        config = training.config
+        topic, images = self.draw(training)
         n = len(topic.prompts)
         latents = encode(self.bank.edge.pipeline.vae, images)
         start = time.perf_counter()
         trained = train(self.bank.edge.pipeline, latents[:n], latents[n:], topic, config, folder)
         result: Row = {
-            "topic": cell.topic,
+            "topic": training.topic,
             "config": config.as_dict(),
             "steps": trained.steps,
             "held_out_loss": trained.held_out_loss,
@@ -154,8 +158,8 @@ class MakdStudy:
             "bytes": {},
             "rows": {},
         }
-        prompts = topic_prompts(TOPICS[cell.topic], self.prompts)
-        references = self.references(cell.topic, prompts)
+        prompts = topic_prompts(TOPICS[training.topic], self.prompts)
+        references = self.references(training.topic, prompts)
         if trained.unet is not None:
             base, self.bank.edge.pipeline.unet = self.bank.edge.pipeline.unet, trained.unet
             drawn = [
@@ -164,7 +168,7 @@ class MakdStudy:
             tuned = [self.bank.edge.decoder.decode(latents)[0] for latents in drawn]
             self.bank.edge.pipeline.unet = base
             result["bytes"][str(config.bits)] = 2 * sum(p.numel() for p in trained.unet.parameters())
-            result["rows"][str(config.bits)] = self.judge(tuned, references, prompts)
+            result["rows"][str(config.bits)] = self.score_images(tuned, references, prompts)
             return result
         update = new_update(self.bank.cloud, self.bank.edge, topic, config, trained)
         update.save(folder / "update")
@@ -176,11 +180,11 @@ class MakdStudy:
             )
             aligned = self.aligned_images([coarse], prompts)
             result["bytes"][str(bits)] = coarse.size_bytes
-            result["rows"][str(bits)] = self.judge(aligned, references, prompts)
+            result["rows"][str(bits)] = self.score_images(aligned, references, prompts)
         return result
 
     def aligned_images(self, updates: Sequence[KnowledgeUpdate], prompts: Sequence[Prompt]) -> list[Any]:
-        """The edge's pictures of `prompts` with `updates`."""
+        """The edge's images of `prompts` with `updates`."""
         aligned = AlignedGenerator(self.bank.edge)
         for update in updates:
             aligned.add(update)
@@ -190,9 +194,9 @@ class MakdStudy:
             aligned.remove(content_hash)
         return images
 
-    def update_of(self, cell: Cell) -> KnowledgeUpdate:
+    def update_of(self, training: TopicTraining) -> KnowledgeUpdate:
         """The update that a cell's training made."""
-        folder = self.store.folder("work", self.key(cell.topic, cell.config.as_dict()), "update")
+        folder = self.store.folder("work", self.key(training.topic, training.config.as_dict()), "update")
         return KnowledgeUpdate.load(folder)
 
     def compose(self, pair: tuple[str, str], base: DistillConfig) -> Row:
@@ -200,9 +204,9 @@ class MakdStudy:
         style, subject = pair
         prompts = world_prompts(self.prompts, subjects=(subject,), styles=(style,))
         references = self.references(f"{style}+{subject}", prompts)
-        first, second = (self.update_of(Cell(name, base)) for name in pair)
+        first, second = (self.update_of(TopicTraining(name, base)) for name in pair)
         rows = {
-            name: self.judge(self.aligned_images(updates, prompts), references, prompts)
+            name: self.score_images(self.aligned_images(updates, prompts), references, prompts)
             for name, updates in (
                 ("none", []),
                 (style, [first]),
@@ -211,7 +215,7 @@ class MakdStudy:
             )
         }
         again = list(self.references(f"{style}+{subject}", prompts, OTHER_SEED))
-        rows["ceiling"] = self.judge(again, references, prompts)
+        rows["ceiling"] = self.score_images(again, references, prompts)
         return {"style": style, "subject": subject, "rows": rows}
 
 
@@ -220,66 +224,70 @@ def _study(profile: str, prompts: int, runs: Path) -> MakdStudy:
     return MakdStudy(model_bank(profile), prompts, ResultStore(runs))
 
 
-def _ends(topic: str, *, where: tuple[str, int, Path]) -> dict[str, list[Row]]:
+def _bounds(topic: str, *, where: tuple[str, int, Path]) -> dict[str, list[Row]]:
     return _study(*where).unaligned(topic)
 
 
-def _draw(cell: Cell, *, where: tuple[str, int, Path]) -> None:
-    _study(*where).draw(cell)
+def _draw(training: TopicTraining, *, where: tuple[str, int, Path]) -> None:
+    _study(*where).draw(training)
 
 
-def _run_cell(cell: Cell, *, where: tuple[str, int, Path]) -> Row:
-    return _study(*where).run(cell)
+def _run_training(training: TopicTraining, *, where: tuple[str, int, Path]) -> Row:
+    return _study(*where).run(training)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MakdResults:
     """Everything that the experiment measured.
 
     Attributes:
-        ends: topic -> "none" and "ceiling" -> rows.
-        cells: every training's result.
+        bounds: topic -> "none" and "ceiling" -> rows.
+        trainings: every training's result.
         pairs: every composition's result.
     """
 
-    ends: dict[str, dict[str, list[Row]]]
-    cells: dict[Cell, Row]
+    bounds: dict[str, dict[str, list[Row]]]
+    trainings: dict[TopicTraining, Row]
     pairs: list[Row]
 
 
 def measure(
     base: DistillConfig, *, profile: str, prompts: int, seeds: int, workers: int, runs: Path = RUNS
-) -> Measured:
+) -> MakdResults:
     """Run all cells in `workers` processes; what an earlier run finished is read, not run again."""
-    todo = cells(base, seeds)
+    todo = trainings(base, seeds)
     where = (profile, prompts, runs)
     topics = list(TOPICS)
-    done = in_processes(partial(_ends, where=where), topics, workers)
-    ends = dict(tqdm(done, total=len(topics), desc="references"))
-    # drawn before any training, so that no two workers draw the same pictures
-    shared = [cell for cell in todo if cell.config == dataclasses.replace(base, seed=cell.config.seed)]
+    done = run_in_processes(partial(_bounds, where=where), topics, workers)
+    bounds = dict(tqdm(done, total=len(topics), desc="references"))
+    # drawn before any training, so that no two workers draw the same images
+    shared = [
+        training
+        for training in todo
+        if training.config == dataclasses.replace(base, seed=training.config.seed)
+    ]
     for _ in tqdm(
-        in_processes(partial(_draw, where=where), shared, workers), total=len(shared), desc="pictures"
+        run_in_processes(partial(_draw, where=where), shared, workers), total=len(shared), desc="images"
     ):
         pass
     # by training seed first, so that an interrupted experiment has whole seeds
-    todo.sort(key=lambda cell: cell.config.seed)
-    trained = in_processes(partial(_run_cell, where=where), todo, workers)
+    todo.sort(key=lambda training: training.config.seed)
+    trained = run_in_processes(partial(_run_training, where=where), todo, workers)
     found = dict(tqdm(trained, total=len(todo), desc="trainings"))
     study = _study(*where)
     pairs = [study.compose(pair, base) for pair in tqdm(PAIRS, desc="compositions")]
-    return Measured(ends, found, pairs)
+    return MakdResults(bounds, found, pairs)
 
 
 def sample_rows(base: DistillConfig, *, profile: str, prompts: int, runs: Path = RUNS) -> list[list[Any]]:
-    """One test prompt of every topic: the cloud's pictures, the edge's before and after."""
+    """One test prompt of every topic: the cloud's images, the edge's before and after."""
     study = _study(profile, prompts, runs)
     rows: list[list[Any]] = [[], [], []]
     for topic in TOPICS:
         chosen = topic_prompts(TOPICS[topic], prompts)[:1]
         rows[0].append(study.references(topic, chosen)[0])
         rows[1].append(study.bank.edge.image(chosen[0][1], chosen[0][2]))
-        rows[2] += study.aligned_images([study.update_of(Cell(topic, base))], chosen)
+        rows[2] += study.aligned_images([study.update_of(TopicTraining(topic, base))], chosen)
     return rows
 
 
@@ -301,7 +309,7 @@ def run_gka(*, prompts: int, seeds: int, workers: int, profile: str, results: Pa
     save_images(samples, results / FOLDER, "samples.png", COMMAND)
 
 
-def write(measured: Measured, base: DistillConfig, results: Path, edge_bytes: int) -> None:
+def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes: int) -> None:
     """Write results/gka/* and the figures of headline.json."""
     folder = results / FOLDER
     methods = ["none", *(m for m in METHODS if m != "makd"), "makd", "ceiling"]
@@ -310,37 +318,37 @@ def write(measured: Measured, base: DistillConfig, results: Path, edge_bytes: in
     write_rows(folder / "methods.jsonl", scored)
     trainings = [
         {**result, "rows": {bits: _means(scores) for bits, scores in result["rows"].items()}}
-        for result in measured.cells.values()
+        for result in measured.trainings.values()
     ]
     write_rows(folder / "trainings.jsonl", trainings)
     write_rows(folder / "compositions.jsonl", measured.pairs)
     sizes = [
         result["bytes"][str(base.bits)]
-        for cell, result in measured.cells.items()
-        if _is_main(cell, base, "makd")
+        for training, result in measured.trainings.items()
+        if _is_main(training, base, "makd")
     ]
     figures(rows, sizes, results, edge_bytes)
 
 
-def rows_of(measured: Measured, method: str, topics: Sequence[str], base: DistillConfig) -> list[Row]:
+def rows_of(measured: MakdResults, method: str, topics: Sequence[str], base: DistillConfig) -> list[Row]:
     """One row for each topic and test prompt: scores averaged over the training seeds."""
     found: list[Row] = []
     for topic in topics:
         if method in ("none", "ceiling"):
-            found += [{**row, "topic": topic} for row in measured.ends[topic][method]]
+            found += [{**row, "topic": topic} for row in measured.bounds[topic][method]]
             continue
         runs = [
             result["rows"][str(base.bits)]
-            for cell, result in measured.cells.items()
-            if cell.topic == topic and _is_main(cell, base, method)
+            for training, result in measured.trainings.items()
+            if training.topic == topic and _is_main(training, base, method)
         ]
         for same in zip(*runs, strict=True):
             found.append({**same[0], **{name: mean_of(same, name) for name in SCORES}, "topic": topic})
     return found
 
 
-def _is_main(cell: Cell, base: DistillConfig, method: str) -> bool:
-    return cell.config.as_dict() == {**base.as_dict(), "method": method, "seed": cell.config.seed}
+def _is_main(training: TopicTraining, base: DistillConfig, method: str) -> bool:
+    return training.config.as_dict() == {**base.as_dict(), "method": method, "seed": training.config.seed}
 
 
 def _means(rows: Sequence[Row]) -> dict[str, float]:
@@ -353,7 +361,7 @@ def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edg
     def column(method: str, name: str = "consistency") -> list[float]:
         return [row[name] for row in rows[method]]
 
-    none, makd, ceiling = (column(name) for name in ("none", "makd", "ceiling"))
+    none, makd, oracle = (column(name) for name in ("none", "makd", "ceiling"))
 
     def put(
         key: str, measured: tuple[float, list[float] | None], unit: str = "%", n: int = len(makd)
@@ -362,13 +370,13 @@ def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edg
         record(key, value, unit, command=COMMAND, count=n, ci95=ci95, results=results)
 
     put("gka_gain_percent", bootstrap_ci95(percent_gain, none, makd))
-    share = bootstrap_ci95(
-        lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())), none, makd, ceiling
+    fraction = bootstrap_ci95(
+        lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())), none, makd, oracle
     )
-    put("gka_ceiling_share", share)
+    put("gka_ceiling_share", fraction)
     probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column("makd", "probe"))
     put("gka_probe_heldout_accuracy", probe)
-    best = max(RIVALS, key=lambda method: mean_of(rows[method], "consistency"))
+    best = max(BASELINES, key=lambda method: mean_of(rows[method], "consistency"))
     put("gka_lead_over_best_baseline_percent", bootstrap_ci95(percent_gain, column(best), makd))
     put("update_bytes", (max(sizes), None), "B", len(sizes))
     put("update_model_share", (100 * max(sizes) / edge_bytes, None), "%", len(sizes))

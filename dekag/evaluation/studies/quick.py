@@ -23,7 +23,7 @@ from dekag.evaluation.sweeps import command
 COMMAND = "dekag results quick --record"
 QUICK = Path("runs/quick")
 SWEEP = paths.SWEEPS / "quick.yaml"
-PICTURES = 24
+IMAGES_AT_ONCE = 24
 
 
 def run_quick(
@@ -33,7 +33,7 @@ def run_quick(
     keep: bool = False,
     folder: Path = QUICK,
     sweep: Path = SWEEP,
-    pictures: int = PICTURES,
+    images: int = IMAGES_AT_ONCE,
     runs: Path = command.RUNS,
 ) -> None:
     """Measure, write results into `folder`, and show the figures beside the committed ones.
@@ -44,26 +44,26 @@ def run_quick(
         keep: write how long it took into the committed headline.json.
         folder: where results go.
         sweep: the grid.
-        pictures: for each figure of the first image.
-        runs: where finished cells and pictures are kept.
+        images: for each figure of the first image.
+        runs: where finished points and images are kept.
 
     Raises:
-        DekagError: cells of the sweep failed.
+        DekagError: points of the sweep failed.
     """
     if keep:  # what earlier runs measured must not count
         with tempfile.TemporaryDirectory() as name:
-            seconds = _run(ray, workers, folder, sweep, pictures, Path(name))
+            seconds = _run(ray, workers, folder, sweep, images, Path(name))
         record("results_quick_seconds", seconds, "s", command=COMMAND, count=1)
     else:
-        _run(ray, workers, folder, sweep, pictures, runs)
+        _run(ray, workers, folder, sweep, images, runs)
 
 
-def _run(ray: str | None, workers: int | None, folder: Path, sweep: Path, pictures: int, runs: Path) -> float:
+def _run(ray: str | None, workers: int | None, folder: Path, sweep: Path, images: int, runs: Path) -> float:
     """Seconds that it took."""
     start = time.perf_counter()
     torch.set_num_threads(2)
     folder.mkdir(parents=True, exist_ok=True)
-    baseline_models.run(pictures, results=folder)
+    baseline_models.run(images, results=folder)
     run_overall(sweep=sweep, ray=ray, workers=workers, results=folder, runs=runs)
     seconds = time.perf_counter() - start
     show(folder)

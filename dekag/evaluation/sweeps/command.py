@@ -1,7 +1,7 @@
-"""`dekag sweep` and `dekag bench sweep`: measure the cells of a grid that no earlier run has measured.
+"""`dekag sweep` and `dekag bench sweep`: measure the points of a grid that no earlier run has measured.
 
-A finished cell is a file of the `ResultStore`. A cell that fails is reported, the others go on, and the next
-run tries it again.
+A finished point is a file of the `ResultStore`. A point that fails is reported, the others go on, and the
+next run tries it again.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.plots import write_plot
 from dekag.evaluation.registry import RESULTS, current_commit, record
-from dekag.evaluation.runner import Died, in_turn, machine, on_ray
+from dekag.evaluation.runner import WorkerDied, machine, run_on_ray, run_serially
 from dekag.evaluation.store import ResultStore, write_whole
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, identity
-from dekag.evaluation.sweeps.grid import DELIVERIES, Cell, Sweep, grouped, read_sweep
+from dekag.evaluation.sweeps.grid import DELIVERIES, EvaluationPoint, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import metric_plot, table
 from dekag.files import check_folder
 
@@ -45,24 +45,24 @@ class Outcome:
     """What a run of a sweep came to.
 
     Attributes:
-        rows: of all finished cells, in the order of the grid: the cell, what it depended on, where it was
+        rows: of all finished points, in the order of the grid: the point, what it depended on, where it was
             measured, and what came out.
-        measured: cells that this run measured; the others were read.
-        failed: each failed cell, and why.
+        measured: points that this run measured; the others were read.
+        failed: each failed point, and why.
     """
 
     rows: list[Row]
     measured: int
-    failed: list[tuple[Cell, str]]
+    failed: list[tuple[EvaluationPoint, str]]
 
 
 def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int | None = None) -> Outcome:
-    """Measure the cells of a sweep that no earlier run has measured.
+    """Measure the points of a sweep that no earlier run has measured.
 
     Args:
         sweep: the grid.
-        runs: where finished cells and pictures are kept.
-        ray: None: one cell after another in this process. "local": Ray on this machine. Else the address of
+        runs: where finished points and images are kept.
+        ray: None: one point after another in this process. "local": Ray on this machine. Else the address of
             a Ray cluster.
         workers: of Ray; None: as many as the cluster has CPUs.
 
@@ -73,37 +73,37 @@ def run(sweep: Sweep, *, runs: Path = RUNS, ray: str | None = None, workers: int
     hashes, commit = identity(sweep.profile), current_commit()
     known = as_one(hashes)
     store = ResultStore(runs)
-    cells = sweep.cells()
-    paths = {cell: store.path("cells", cell.key(known)) for cell in cells}
-    todo = [cell for cell in cells if not paths[cell].exists()]
-    failed: list[tuple[Cell, str]] = []
+    points = sweep.points()
+    paths = {point: store.path("cells", point.key(known)) for point in points}
+    todo = [point for point in points if not paths[point].exists()]
+    failed: list[tuple[EvaluationPoint, str]] = []
     measured = 0
-    results: Iterator[tuple[Cell, tuple[Measurement | str, Machine] | Died]]
+    results: Iterator[tuple[EvaluationPoint, tuple[Measurement | str, Machine] | WorkerDied]]
     if ray is None or not todo:
-        results = in_turn(partial(attempt, runs=runs), grouped(todo))
+        results = run_serially(partial(attempt, runs=runs), grouped(todo))
     else:
-        results = on_ray(partial(attempt, runs=runs.absolute(), known=known), grouped(todo), ray, workers)
-    with tqdm(total=len(cells), initial=len(cells) - len(todo), desc=sweep.name, unit="cell") as bar:
-        for cell, result in results:
+        results = run_on_ray(partial(attempt, runs=runs.absolute(), known=known), grouped(todo), ray, workers)
+    with tqdm(total=len(points), initial=len(points) - len(todo), desc=sweep.name, unit="point") as bar:
+        for point, result in results:
             bar.update()
-            found, where = (result.why, {}) if isinstance(result, Died) else result
+            found, where = (result.why, {}) if isinstance(result, WorkerDied) else result
             if isinstance(found, str):
-                failed.append((cell, found))
-                bar.write(f"failed: {described(cell)}: {found}", file=sys.stderr)
+                failed.append((point, found))
+                bar.write(f"failed: {described(point)}: {found}", file=sys.stderr)
                 continue
             measured += 1
             row = {
                 "schema": SCHEMA,
                 "sweep": sweep.name,
-                "key": paths[cell].stem,
-                "cell": cell.model_dump(mode="json"),
+                "key": paths[point].stem,
+                "cell": point.model_dump(mode="json"),
                 "hashes": hashes,
                 "commit": commit,
                 "machine": where,
                 **asdict(found),
             }
-            write_whole(paths[cell], json.dumps(row).encode())
-    rows = [read_json(paths[cell]) for cell in cells if paths[cell].exists()]
+            write_whole(paths[point], json.dumps(row).encode())
+    rows = [read_json(paths[point]) for point in points if paths[point].exists()]
     return Outcome([{**row, "sweep": sweep.name} for row in rows], measured, failed)
 
 
@@ -116,28 +116,30 @@ def evaluator(profile: str, runs: Path) -> Evaluator:
 _identity = cache(lambda profile: as_one(identity(profile)))  # reads all weights
 
 
-def attempt(cell: Cell, *, runs: Path, known: str | None = None) -> tuple[Measurement | str, Machine]:
-    """What a cell came to, or why it failed, and where: one bad cell must not sink the rest.
+def attempt(
+    point: EvaluationPoint, *, runs: Path, known: str | None = None
+) -> tuple[Measurement | str, Machine]:
+    """What a point came to, or why it failed, and where: one bad point must not sink the rest.
 
     Args:
-        cell: to measure.
-        runs: where pictures are kept.
+        point: to measure.
+        runs: where images are kept.
         known: the hash of all that results depend on, where the sweep was started; a worker elsewhere may
             have other models or other code.
     """
     try:
-        if known is not None and _identity(cell.profile) != known:
+        if known is not None and _identity(point.profile) != known:
             return "the worker has other models or other code than where the sweep was started", machine()
-        return evaluator(cell.profile, runs).measure(cell), machine()
+        return evaluator(point.profile, runs).measure(point), machine()
     except Exception as error:
         return f"{type(error).__name__}: {error}", machine()
 
 
-def described(cell: Cell) -> str:
-    """A cell in a few words."""
+def described(point: EvaluationPoint) -> str:
+    """A point in a few words."""
     return (
-        f"{cell.delivery.name}, {cell.topic}, {cell.link.fading}, {cell.link.snr_db:g} dB, "
-        f"CBR 1/{1 / cell.cbr:.0f}, seed {cell.seed}"
+        f"{point.delivery.name}, {point.topic}, {point.link.fading}, {point.link.snr_db:g} dB, "
+        f"CBR 1/{1 / point.cbr:.0f}, seed {point.seed}"
     )
 
 
@@ -157,7 +159,7 @@ def run_sweep(
 
     Raises:
         InvalidInputError: the grid is not valid.
-        DekagError: cells failed; what was measured is written nevertheless.
+        DekagError: points failed; what was measured is written nevertheless.
     """
     sweep = read_sweep(path)
     folder = results / sweep.name
@@ -170,20 +172,20 @@ def run_sweep(
         (folder / "table.md").write_text("\n".join(table(outcome.rows)) + "\n")
         for metric in sweep.metrics:
             write_plot(metric_plot(outcome.rows, metric), folder / f"{metric}.svg")
-        console.print(f"{outcome.measured} cells measured, {read} read -> {folder}")
+        console.print(f"{outcome.measured} points measured, {read} read -> {folder}")
     if as_json:
-        failed = [{"cell": described(cell), "error": why} for cell, why in outcome.failed]
+        failed = [{"cell": described(point), "error": why} for point, why in outcome.failed]
         summary = {"measured": outcome.measured, "read": read, "failed": failed, "folder": str(folder)}
         typer.echo(json.dumps(summary))
     if outcome.failed:
-        for cell, why in outcome.failed:
-            console.print(f"[red]failed[/red]: {described(cell)}: {why}")
-        raise DekagError(f"{len(outcome.failed)} of {len(sweep.cells())} cells failed; run again to retry")
+        for point, why in outcome.failed:
+            console.print(f"[red]failed[/red]: {described(point)}: {why}")
+        raise DekagError(f"{len(outcome.failed)} of {len(sweep.points())} points failed; run again to retry")
 
 
-def bench_grid(cells: int) -> Sweep:
-    """A grid of about that many cells of equal cost."""
-    snrs_db = [round(20 * step / max(cells // 4 - 1, 1), 3) for step in range(cells // 4)]
+def bench_grid(points: int) -> Sweep:
+    """A grid of about that many points of equal cost."""
+    snrs_db = [round(20 * step / max(points // 4 - 1, 1), 3) for step in range(points // 4)]
     return Sweep(
         name="bench",
         deliveries=[DELIVERIES["unaligned"], DELIVERIES["cala"]],
@@ -193,13 +195,13 @@ def bench_grid(cells: int) -> Sweep:
     )
 
 
-def bench_sweep(cells: int, results: Path = RESULTS) -> dict[str, float]:
-    """Seconds of the same grid serially and on one and two workers of Ray, pictures drawn beforehand.
+def bench_sweep(points: int, results: Path = RESULTS) -> dict[str, float]:
+    """Seconds of the same grid serially and on one and two workers of Ray, images drawn beforehand.
 
     Everything counts: starting Ray, loading models in each worker, and measuring.
     """
-    sweep = bench_grid(cells)
-    count = len(sweep.cells())
+    sweep = bench_grid(points)
+    count = len(sweep.points())
     seconds = {}
     with tempfile.TemporaryDirectory() as name:
         runs = Path(name)
@@ -212,13 +214,13 @@ def bench_sweep(cells: int, results: Path = RESULTS) -> dict[str, float]:
             outcome = run(sweep, runs=runs, ray=ray, workers=workers)
             seconds[what] = time.perf_counter() - start
             if outcome.measured != count:
-                raise DekagError(f"{count - outcome.measured} of {count} cells failed: {outcome.failed[:1]}")
+                raise DekagError(f"{count - outcome.measured} of {count} points failed: {outcome.failed[:1]}")
             for path in (runs / "cells").iterdir():
                 path.unlink()
     overhead = (seconds["1 worker"] - seconds["serial"]) / count
     for what, value in seconds.items():
-        Console().print(f"{what}: {value:.1f} s, {1000 * value / count:.0f} ms a cell")
-    Console().print(f"Ray's overhead: {1000 * overhead:.0f} ms a cell, its start included")
+        Console().print(f"{what}: {value:.1f} s, {1000 * value / count:.0f} ms a point")
+    Console().print(f"Ray's overhead: {1000 * overhead:.0f} ms a point, its start included")
     speed_up = seconds["1 worker"] / seconds["2 workers"]
     record("ray_speedup_2_workers", speed_up, "ratio", command=BENCH_COMMAND, count=count, results=results)
     return seconds

@@ -1,13 +1,13 @@
-"""What a worker has ready, and what it measures in a cell.
+"""What a worker has ready, and what it measures in a point.
 
 A semantic delivery: the edge draws the topic's test prompts, with or without the topic's update, and the
 codec sends the latents. `psnr_db` is against what the edge drew; `clip`, `dino`, their mean `consistency` and
-`probe` (the share of visible attributes that the probe finds) judge the received picture against the cloud's.
+`probe` (the fraction of visible attributes found) score the received image against the cloud's.
 
-A digital delivery: the cloud's own picture goes as a file over LDPC and QAM in the same number of channel
+A digital delivery: the cloud's own image goes as a file over LDPC and QAM in the same number of channel
 uses, without the bytes that the receiver knows anyway, at the format, quality, modulation and code rate from
 which the sender expects the best consistency. What is measured is the expectation over arriving and not
-arriving; `psnr_db` is against the cloud's picture.
+arriving; `psnr_db` is against the cloud's image.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from dekag.errors import InvalidInputError
 from dekag.evaluation.models import PROBE, ModelBank, metric_encoders
 from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts
 from dekag.evaluation.store import ResultStore
-from dekag.evaluation.studies.digital import Forecast, Pictures, choose, expected_pictures
-from dekag.evaluation.sweeps.grid import DIGITAL, JUDGES, WORLD, Cell
+from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, prepare_image_set
+from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint
 from dekag.generation.models import folder_hash
 from dekag.generation.profile import load_profile
 from dekag.link.image_coding import decode, encode
@@ -38,12 +38,12 @@ from dekag.world import TOPICS
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
-VERSION = 1  # raised when the code changes what a cell comes out as
+VERSION = 1  # raised when the code changes what a point comes out as
 CONSISTENCY = (0.0, 0.5, 0.5)  # weights of PSNR, CLIP- and DINO-score in what a digital sender goes by
 
 
 def identity(profile_name: str) -> dict[str, str]:
-    """Hashes of everything that a profile's cells depend on beside the cell; loads no model.
+    """Hashes of everything that a profile's points depend on beside the point; loads no model.
 
     Raises:
         NotFoundError: there is no such profile.
@@ -67,9 +67,9 @@ def identity(profile_name: str) -> dict[str, str]:
     return {**found, **plugins.code_hashes()}
 
 
-def channel_seed(cell: Cell, prompt_seed: int) -> int:
-    """Seed of the fades and noise that a picture meets: the same for all deliveries, another for all else."""
-    known = [cell.topic, cell.link.model_dump(mode="json"), cell.cbr, cell.seed, prompt_seed]
+def channel_seed(point: EvaluationPoint, prompt_seed: int) -> int:
+    """Seed of the fades and noise that an image meets: the same for all deliveries, another for all else."""
+    known = [point.topic, point.link.model_dump(mode="json"), point.cbr, point.seed, prompt_seed]
     return int.from_bytes(hashlib.sha256(json.dumps(known).encode()).digest()[:6], "big")
 
 
@@ -80,12 +80,12 @@ def as_one(hashes: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What came out of a cell.
+    """What came out of a point.
 
     Attributes:
-        metrics: each metric of each picture; None where it has no value.
-        channel_uses: that a picture took, on average.
-        backhaul_bytes: that a picture took from cloud to edge, on average; updates are not counted.
+        metrics: each metric of each image; None where it has no value.
+        channel_uses: that an image took, on average.
+        backhaul_bytes: that an image took from cloud to edge, on average; updates are not counted.
         update_bytes: size of the update that the edge drew with; 0 without.
         seconds: that the measurement took.
     """
@@ -99,7 +99,7 @@ class Measurement:
 
 @dataclass
 class Evaluator:
-    """Measures cells with the models of one process, and keeps the images that several of them share.
+    """Measures points with the models of one process, and keeps the images that several of them share.
 
     Attributes:
         bank: the models.
@@ -109,14 +109,14 @@ class Evaluator:
     bank: ModelBank
     store: ResultStore
     _latents: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
-    _ladders: dict[tuple[str, int], Pictures] = field(default_factory=dict)
+    _ladders: dict[tuple[str, int], ImageSet] = field(default_factory=dict)
 
     def prompts(self, topic: str, count: int) -> list[Prompt]:
         """Held-out test prompts of a topic."""
         return edge_prompts(count) if topic == WORLD else topic_prompts(TOPICS[topic], count)
 
     def references(self, topic: str, count: int) -> Images:
-        """The cloud's pictures of the test prompts, drawn once and kept."""
+        """The cloud's images of the test prompts, drawn once and kept."""
         cloud = self.bank.cloud
         drawn = f"{cloud.model_hash[:12]}-{cloud.steps}-{cloud.guidance_scale:g}"
         return self.bank.references(self.prompts(topic, count), self.store.folder("references", drawn, topic))
@@ -134,70 +134,69 @@ class Evaluator:
             self._latents[key] = torch.cat(drawn)
         return self._latents[key]
 
-    def measure(self, cell: Cell) -> Measurement:
-        """Measure one cell.
+    def measure(self, point: EvaluationPoint) -> Measurement:
+        """Measure one point.
 
         Raises:
-            InvalidInputError: the cell asks for a codec that there is not.
+            InvalidInputError: the point asks for a codec that there is not.
             NotFoundError: the profile has no update of the topic.
         """
         start = time.perf_counter()
-        if cell.delivery.codec in DIGITAL:
-            metrics, uses, sent = self._digital(cell)
+        if point.delivery.codec in DIGITAL:
+            metrics, uses, sent = self._digital(point)
             update_bytes = 0
         else:
-            metrics, uses = self._semantic(cell)
+            metrics, uses = self._semantic(point)
             sent = 0.0
-            used = cell.delivery.knowledge and cell.topic != WORLD
-            update_bytes = self.bank.update(cell.topic).size_bytes if used else 0
+            used = point.delivery.knowledge and point.topic != WORLD
+            update_bytes = self.bank.update(point.topic).size_bytes if used else 0
         chosen = {
             name: [round(float(v), 4) if math.isfinite(v) else None for v in values]
             for name, values in metrics.items()
         }
         return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
 
-    def _semantic(self, cell: Cell) -> tuple[dict[str, Array], float]:
-        if cell.delivery.codec not in self.bank.codecs:
+    def _semantic(self, point: EvaluationPoint) -> tuple[dict[str, Array], float]:
+        if point.delivery.codec not in self.bank.codecs:
             raise InvalidInputError(
-                "codec", f"one of {', '.join([*self.bank.codecs, *DIGITAL])}", cell.delivery.codec
+                "codec", f"one of {', '.join([*self.bank.codecs, *DIGITAL])}", point.delivery.codec
             )
-        latents = self.latents(cell.topic, cell.prompts, cell.delivery.knowledge)
-        prompts = self.prompts(cell.topic, cell.prompts)
+        latents = self.latents(point.topic, point.prompts, point.delivery.knowledge)
+        prompts = self.prompts(point.topic, point.prompts)
         sent = self.bank.edge.decoder.decode(latents)
-        seeds = [channel_seed(cell, seed) for *_, seed in prompts]
-        received = deliver(self.bank.codecs[cell.delivery.codec], latents, cell.cbr, cell.link, seeds)
+        seeds = [channel_seed(point, seed) for *_, seed in prompts]
+        received = deliver(self.bank.codecs[point.delivery.codec], latents, point.cbr, point.link, seeds)
         shown = self.bank.edge.decoder.decode(received)
-        references = self.references(cell.topic, cell.prompts)
-        found = self.score(cell.metrics, shown, sent, references, prompts)
-        return found, float(max(1, round(cell.cbr * sent[0].size)))
+        references = self.references(point.topic, point.prompts)
+        found = self.score(point.metrics, shown, sent, references, prompts)
+        return found, float(max(1, round(point.cbr * sent[0].size)))
 
-    def _digital(self, cell: Cell) -> tuple[dict[str, Array], float, float]:
+    def _digital(self, point: EvaluationPoint) -> tuple[dict[str, Array], float, float]:
         """Expected metrics, channel uses and backhaul bytes of a digital delivery."""
-        pictures = self._pictures(cell.topic, cell.prompts)
-        prompts = self.prompts(cell.topic, cell.prompts)
-        names = [(image_format, True) for image_format in DIGITAL[cell.delivery.codec]]
-        forecast = Forecast(cell.link)
-        channel_uses = round(cell.cbr * pictures.source_values)
+        images = self._images(point.topic, point.prompts)
+        prompts = self.prompts(point.topic, point.prompts)
+        names = [(image_format, True) for image_format in DIGITAL[point.delivery.codec]]
+        forecast = Forecast(point.link)
+        channel_uses = round(point.cbr * images.source_values)
         choices = [
-            choose(pictures, i, names, channel_uses, forecast, weights=CONSISTENCY)
-            for i in range(len(prompts))
+            choose(images, i, names, channel_uses, forecast, weights=CONSISTENCY) for i in range(len(prompts))
         ]
-        height, width = pictures.pixels.shape[1:3]
+        height, width = images.pixels.shape[1:3]
         shown, sizes = [], []
         for i, choice in enumerate(choices):
             if choice.ladder is None:
-                shown.append(pictures.fallback)
+                shown.append(images.fallback)
                 sizes.append(0)
                 continue
-            quality, scale = pictures.ladders[choice.ladder][i].settings[choice.rung]
+            quality, scale = images.ladders[choice.ladder][i].settings[choice.rung]
             name, bare = choice.ladder
-            file = encode(pictures.pixels[i], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
+            file = encode(images.pixels[i], name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
             shown.append(decode(file, width, height, headerless=bare))
             sizes.append(len(file))
         arrives = np.array([choice.arrives for choice in choices])
-        fallback = np.repeat(pictures.fallback[None], len(prompts), 0)
+        fallback = np.repeat(images.fallback[None], len(prompts), 0)
         arrived, lost = (
-            self.score(cell.metrics, each, pictures.pixels, pictures.pixels, prompts)
+            self.score(point.metrics, each, images.pixels, images.pixels, prompts)
             for each in (np.stack(shown), fallback)
         )
         found = {
@@ -207,12 +206,12 @@ class Evaluator:
         uses = float(np.mean([choice.uses for choice in choices]))
         return found, uses, float(np.mean(sizes))
 
-    def _pictures(self, topic: str, count: int) -> Pictures:
-        """The cloud's pictures, and every file that is worth sending of them."""
+    def _images(self, topic: str, count: int) -> ImageSet:
+        """The cloud's images, and every file that is worth sending of them."""
         key = (topic, count)
         if key not in self._ladders:
             pixels = self.references(topic, count)
-            self._ladders[key] = expected_pictures(torch.zeros(0), pixels, [], self.bank.scorer, self.store)
+            self._ladders[key] = prepare_image_set(torch.zeros(0), pixels, [], self.bank.scorer, self.store)
         return self._ladders[key]
 
     def score(
@@ -223,14 +222,14 @@ class Evaluator:
         references: Images,
         prompts: Sequence[Prompt],
     ) -> dict[str, Array]:
-        """The metrics (n,) of received pictures (n, h, w, 3) uint8.
+        """The metrics (n,) of received images (n, h, w, 3) uint8.
 
         Args:
-            metrics: names in JUDGES, against `references`, and of `dekag.plugins`, against `sent`.
+            metrics: names in REFERENCE_METRICS, against `references`, and of `dekag.plugins`, against `sent`.
             shown: what was received.
             sent: what was sent.
-            references: the cloud's pictures.
-            prompts: what the pictures should show.
+            references: the cloud's images.
+            prompts: what the images should show.
         """
         found: dict[str, Array] = {}
         if set(metrics) & {"clip", "dino", "consistency"}:
@@ -240,6 +239,6 @@ class Evaluator:
             verdicts = self.bank.probe.correct(shown, [scene for scene, *_ in prompts])
             found["probe"] = np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
         for name in metrics:
-            if name not in JUDGES:
+            if name not in REFERENCE_METRICS:
                 found[name] = plugins.get("metric", name).score(shown, sent)
         return {name: found[name] for name in metrics}

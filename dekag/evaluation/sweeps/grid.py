@@ -7,7 +7,7 @@
     snr_db: [0, 10, 20]
     cbr: [1/96, 1/384]
 
-Every combination is a cell. Other fields, and what each allows, are those of `Sweep`.
+Every combination is a point. Other fields, and what each allows, are those of `Sweep`.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ DIGITAL = {
 
 Codec = Literal["base", "adapters", "digital", "digital-webp", "digital-avif", "digital-jpeg"]
 
-JUDGES = ("clip", "dino", "consistency", "probe")
-"""Metrics of the received picture against the cloud's; all others are those of `dekag.plugins`."""
+REFERENCE_METRICS = ("clip", "dino", "consistency", "probe")
+"""Metrics of the received image against the cloud's; all others are those of `dekag.plugins`."""
 
 WORLD = "world"
 """The topic of prompts that the edge knows without any update."""
 
 
 class Delivery(BaseModel):
-    """A way to deliver pictures.
+    """A way to deliver images.
 
     Attributes are what a mapping in YAML holds; the names in DELIVERIES stand for the usual ones.
     """
@@ -66,7 +66,7 @@ class Delivery(BaseModel):
     codec: Codec = Field(
         default="base",
         description="base: the codec as it is. adapters: with the profile's adapters, CALA. digital, "
-        "digital-webp, digital-avif, digital-jpeg: the cloud's picture as a file over LDPC and QAM.",
+        "digital-webp, digital-avif, digital-jpeg: the cloud's image as a file over LDPC and QAM.",
     )
 
     @model_validator(mode="after")
@@ -112,8 +112,8 @@ def _delivery(value: Any) -> Any:
 Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0, le=1 / 48)]
 
 
-class Cell(BaseModel):
-    """One point of the grid: the test pictures of one topic, delivered in one way over one channel."""
+class EvaluationPoint(BaseModel):
+    """One point of the grid: the test images of one topic, delivered in one way over one channel."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -128,16 +128,16 @@ class Cell(BaseModel):
 
     @property
     def model(self) -> tuple[str, ...]:
-        """What a worker must have ready; cells that share it are best measured by the same worker."""
+        """What a worker must have ready; points that share it are best measured by the same worker."""
         return (self.profile, self.topic, str(self.delivery.knowledge), self.delivery.codec)
 
     def key(self, identity: str) -> str:
-        """Hash of the cell and of all else that its result depends on."""
+        """Hash of the point and of all else that its result depends on."""
         return content_key(identity, self.model_dump(mode="json"), sort_keys=True)
 
 
 class Sweep(BaseModel):
-    """A grid of cells.
+    """A grid of points.
 
     Raises:
         pydantic.ValidationError: names the field and what it allows.
@@ -194,7 +194,7 @@ class Sweep(BaseModel):
     @field_validator("metrics")
     @classmethod
     def _known_metrics(cls, metrics: list[str]) -> list[str]:
-        known = [*JUDGES, *plugins.names("metric")]
+        known = [*REFERENCE_METRICS, *plugins.names("metric")]
         if unknown := [name for name in metrics if name not in known]:
             allowed = {"unknown": ", ".join(unknown), "allowed": ", ".join(known)}
             raise PydanticCustomError("metrics", "{unknown}: must be of {allowed}", allowed)
@@ -209,8 +209,8 @@ class Sweep(BaseModel):
             LinkConditions.model_validate(link)
         return links
 
-    def cells(self) -> list[Cell]:
-        """All cells, those that share a model together.
+    def points(self) -> list[EvaluationPoint]:
+        """All points, those that share a model together.
 
         Raises:
             InvalidInputError: an SNR is out of range.
@@ -223,7 +223,7 @@ class Sweep(BaseModel):
             except ValidationError as error:
                 raise InvalidInputError("snr_db", _valid(error), snr_db) from None
             found.append(
-                Cell(
+                EvaluationPoint(
                     profile=self.profile,
                     delivery=delivery,
                     topic=topic,
@@ -258,9 +258,9 @@ def _valid(error: ValidationError) -> str:
     return f"valid ({error.errors()[0]['msg']})"
 
 
-def grouped(cells: Sequence[Cell]) -> list[list[Cell]]:
-    """The cells by the model that they need, in the order of first need."""
-    groups: dict[tuple[str, ...], list[Cell]] = {}
-    for cell in cells:
-        groups.setdefault(cell.model, []).append(cell)
+def grouped(points: Sequence[EvaluationPoint]) -> list[list[EvaluationPoint]]:
+    """The points by the model that they need, in the order of first need."""
+    groups: dict[tuple[str, ...], list[EvaluationPoint]] = {}
+    for point in points:
+        groups.setdefault(point.model, []).append(point)
     return list(groups.values())

@@ -29,7 +29,7 @@ def link_name(link: dict[str, Any]) -> str:
 
 
 def values_of(rows: Sequence[Row], metric: str) -> npt.NDArray[np.float64]:
-    """A metric of every picture of all rows, (n,); nan where it has no value."""
+    """A metric of every image of all rows, (n,); nan where it has no value."""
     return np.array([value for row in rows for value in row["metrics"][metric]], dtype=np.float64)
 
 
@@ -38,8 +38,8 @@ def table(rows: Sequence[Row]) -> list[str]:
     metrics = list(rows[0]["metrics"]) if rows else []
     groups: dict[tuple[str, str, float, float], list[Row]] = {}
     for row in rows:
-        cell = row["cell"]
-        key = (cell["delivery"]["name"], link_name(cell["link"]), cell["link"]["snr_db"], cell["cbr"])
+        point = row["cell"]
+        key = (point["delivery"]["name"], link_name(point["link"]), point["link"]["snr_db"], point["cbr"])
         groups.setdefault(key, []).append(row)
     lines = []
     for (delivery, link, snr_db, cbr), own in groups.items():
@@ -50,7 +50,7 @@ def table(rows: Sequence[Row]) -> list[str]:
             + [_mean(value) for value in values]
             + [f"{uses:.0f}", str(len(values[0]) if values else 0)]
         )
-    header = ["delivery", "channel", "SNR, dB", "CBR", *metrics, "channel uses", "pictures"]
+    header = ["delivery", "channel", "SNR, dB", "CBR", *metrics, "channel uses", "images"]
     return markdown(header, lines, words=(0, 1))
 
 
@@ -69,7 +69,7 @@ def _band(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     return mean, low, high
 
 
-def draw_lines(axis: Any, rows: Sequence[Row], metric: str, looks: dict[str, tuple[str, str]]) -> None:
+def draw_lines(axis: Any, rows: Sequence[Row], metric: str, styles: dict[str, tuple[str, str]]) -> None:
     """The metric against SNR with 95 % bands, a labelled line for each delivery.
 
     Args:
@@ -78,7 +78,7 @@ def draw_lines(axis: Any, rows: Sequence[Row], metric: str, looks: dict[str, tup
         metric: of the rows.
         looks: label and colour of each delivery, in this order.
     """
-    for name, (label, color) in looks.items():
+    for name, (label, color) in styles.items():
         points: dict[float, list[Row]] = {}
         for row in rows:
             if row["cell"]["delivery"]["name"] == name:
@@ -96,12 +96,12 @@ def metric_plot(rows: Sequence[Row], metric: str) -> Any:
     links = list(dict.fromkeys(link_name(row["cell"]["link"]) for row in rows))
     rates = sorted({row["cell"]["cbr"] for row in rows}, reverse=True)
     names = list(dict.fromkeys(row["cell"]["delivery"]["name"] for row in rows))
-    looks = {name: (name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)}
+    styles = {name: (name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)}
     figure, axes = plots.panels(len(rates), len(links), height_in=3.0 * len(links), sharex=True, sharey=True)
     for axis_row, link in zip(axes, links, strict=True):
         for axis, cbr in zip(axis_row, rates, strict=True):
             own = [row for row in rows if (link_name(row["cell"]["link"]), row["cell"]["cbr"]) == (link, cbr)]
-            draw_lines(axis, own, metric, looks)
+            draw_lines(axis, own, metric, styles)
             axis.set_title(f"{link}, CBR 1/{1 / cbr:.0f}")
     for axis in axes[-1]:
         axis.set_xlabel("SNR, dB")

@@ -22,23 +22,22 @@ from dekag.evaluation.pages import NotMeasuredError
 from dekag.evaluation.registry import MISSING
 from dekag.evaluation.statistics import ratio_of_medians
 from services.bench import channel, overload, throughput
-from services.bench.cached import run_cached_bench
-from services.bench.chain import run_chain_bench
 from services.bench.channel import run_channel_bench
 from services.bench.cost import run_cost_bench
 from services.bench.fastapi_server import create_app
+from services.bench.latency import run_cached_bench, run_chain_bench
 from services.bench.overload import run_overload_bench
 from services.bench.parts import run_parts_bench
-from services.bench.pipeline import OneProcess, as_json
+from services.bench.pipeline import InProcessPipeline, as_json
 from services.bench.processes import chain
 from services.bench.recorded_downlink import handler, name_of, recording
 from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE
-from services.bench.rows import path_of, read_bench, write_bench
+from services.bench.results_io import path_of, read_bench, write_bench
 from services.bench.start import descendants, memory, run_start_bench
 from services.bench.throughput import (
     OURS,
     PREDICT,
-    Rival,
+    Contender,
     measure,
     prompts_of_the_world,
     ratios,
@@ -57,12 +56,12 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 
 
 @pytest.fixture(scope="module")
-def pipeline(dummy_profile: Path) -> OneProcess:
-    return OneProcess(str(dummy_profile))
+def pipeline(dummy_profile: Path) -> InProcessPipeline:
+    return InProcessPipeline(str(dummy_profile))
 
 
 @pytest.fixture(scope="module")
-def fastapi_url(pipeline: OneProcess) -> Iterator[str]:
+def fastapi_url(pipeline: InProcessPipeline) -> Iterator[str]:
     """The plain FastAPI handler, in a thread."""
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(create_app(pipeline), port=port, log_level="warning"))
@@ -75,29 +74,29 @@ def fastapi_url(pipeline: OneProcess) -> Iterator[str]:
     thread.join()
 
 
-def test_a_batch_gives_the_pictures_that_its_prompts_give_alone(pipeline: OneProcess) -> None:
+def test_a_batch_gives_the_pictures_that_its_prompts_give_alone(pipeline: InProcessPipeline) -> None:
     prompts, seeds = ["a red boat", "a blue cat on the beach"], [3, 4]
     both = pipeline.deliver(prompts, seeds)
-    for prompt, seed, picture in zip(prompts, seeds, both, strict=True):
+    for prompt, seed, image in zip(prompts, seeds, both, strict=True):
         (alone,) = pipeline.deliver([prompt], [seed])
-        assert picture.png.startswith(b"\x89PNG")
-        assert picture.psnr_db == pytest.approx(alone.psnr_db, abs=0.2)
+        assert image.png.startswith(b"\x89PNG")
+        assert image.psnr_db == pytest.approx(alone.psnr_db, abs=0.2)
 
 
 def test_the_fastapi_handler_answers_with_the_pipelines_picture(
-    fastapi_url: str, pipeline: OneProcess
+    fastapi_url: str, pipeline: InProcessPipeline
 ) -> None:
     question = {"prompt": "a red boat", "seed": 5}
     answer = httpx2.post(f"{fastapi_url}/predict", json=question, trust_env=False, timeout=60)
-    (picture,) = pipeline.deliver(["a red boat"], [5])
-    assert answer.json() == as_json(picture)
+    (image,) = pipeline.deliver(["a red boat"], [5])
+    assert answer.json() == as_json(image)
     assert base64.b64decode(answer.json()["b64_json"]).startswith(b"\x89PNG")
     assert httpx2.get(f"{fastapi_url}/health", trust_env=False).status_code == 200
 
 
 def test_users_ask_for_a_picture_of_their_own_each(fastapi_url: str) -> None:
-    rival = Rival("fastapi", fastapi_url, PREDICT)
-    found = measure(rival, users=2, requests=3, prompts=prompts_of_the_world(2), first_seed=10)
+    contender = Contender("fastapi", fastapi_url, PREDICT)
+    found = measure(contender, users=2, requests=3, prompts=prompts_of_the_world(2), first_seed=10)
     assert found["images"] == 3 + 2 * 2
     assert found["images_per_s"] > 0
     assert 0 < found["p50_s"] <= found["p95_s"]
@@ -106,7 +105,7 @@ def test_users_ask_for_a_picture_of_their_own_each(fastapi_url: str) -> None:
 def test_a_server_that_does_not_answer_is_an_error(fastapi_url: str, closed_port: int) -> None:
     for url in (f"http://127.0.0.1:{closed_port}", f"{fastapi_url}/nothing-here"):
         with pytest.raises(LaunchError, match="answer"):
-            measure(Rival("it", url, PREDICT), users=1, requests=1, prompts=["a cat"], first_seed=0)
+            measure(Contender("it", url, PREDICT), users=1, requests=1, prompts=["a cat"], first_seed=0)
 
 
 def test_a_chain_that_is_measured_draws_nothing_unasked() -> None:
@@ -310,7 +309,7 @@ def test_every_server_is_measured(
     )
     servers = throughput.servers_of(str(dummy_profile))
     assert {(row["server"], row["users"]) for row in rows} == {(s, u) for s in servers for u in (1, 2)}
-    for users in (1, 2):  # the same pictures, equally well received
+    for users in (1, 2):  # the same images, equally well received
         found = [row["psnr_db"] for row in rows if row["users"] == users]
         assert max(found) - min(found) < 0.2
     bench = read_bench("throughput", tmp_path)

@@ -9,11 +9,11 @@ import pytest
 
 from dekag.api.schemas import ImagesRequest
 from dekag.errors import DekagError
-from services.bench.soak import growths, random_questions, summary
+from services.bench.soak import growths, random_requests, summary
 
 
 def test_all_but_the_refused_questions_are_allowed() -> None:
-    asked = list(itertools.islice(random_questions(random.Random(0)), 400))
+    asked = list(itertools.islice(random_requests(random.Random(0)), 400))
     bodies = [body for _, _, body, _ in asked if body is not None]
     refused = [body for body in bodies if body["link"]["snr_db"] == 99]
     assert 0.02 < len(refused) / len(asked) < 0.09

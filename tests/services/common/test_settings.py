@@ -203,7 +203,6 @@ def test_every_variable_that_anything_here_names_is_known() -> None:
             "ls-files",
             "dekag",
             "services",
-            "loadtest",
             "deploy",
             "docs",
             "docker-compose.yml",

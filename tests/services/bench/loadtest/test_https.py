@@ -33,7 +33,14 @@ async def test_the_gateway_is_believed_by_its_authority_alone(credentials_dir: P
     )
 
     async def run(name: str, host: str, ca_file: object) -> tuple[str, set[str]]:
-        command = [sys.executable, "-m", "locust", "-f", "loadtest/locustfile.py", "--headless"]
+        command = [
+            sys.executable,
+            "-m",
+            "locust",
+            "-f",
+            "services/bench/loadtest/locustfile.py",
+            "--headless",
+        ]
         options = ["--users", "2", "--run-time", "2", "--rate", "3", "--host", host, "--report"]
         done = await asyncio.to_thread(
             subprocess.run,

@@ -1,7 +1,9 @@
-"""Locust's users, shapes and options: `locust -f loadtest/locustfile.py`, headless or with Locust's web page.
+"""Locust's users, shapes and options, headless or with Locust's web page.
+
+    locust -f services/bench/loadtest/locustfile.py
 
 One process: the users' schedules count on it, and one report is written. What is asked and when is decided in
-`loadtest.scenario`, what comes of it in `loadtest.report`.
+`services.bench.loadtest.scenario`, what comes of it in `services.bench.loadtest.report`.
 """
 
 from __future__ import annotations
@@ -29,9 +31,9 @@ from rich.markdown import Markdown
 from dekag.client import CA_FILE, Client, authorization, gateway_url, trusting
 from dekag.errors import DekagError
 from dekag.files import check_folder
-from loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
-from loadtest.report import Answer, log_lines, service_traffic, write_report
-from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+from services.bench.loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
+from services.bench.loadtest.report import Answer, log_lines, service_traffic, write_report
+from services.bench.loadtest.scenario import SHAPES, Arrival, PromptCatalogue, Scenario, UserProfile, users_at
 
 # an empty variable is none, as for the services; Locust itself would read numbers from it
 for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:
@@ -48,7 +50,7 @@ class Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.scenario = _scenario(options)
-        self.catalogue = Catalogue(self.scenario)
+        self.catalogue = PromptCatalogue(self.scenario)
         self.indices = count()
         self.answers: list[Answer] = []
         self.in_flight = Group()  # outlives the users, so that a shape can take them away at once
@@ -93,7 +95,7 @@ def _trusted() -> ssl.SSLContext:
     return trusting(authority) if authority else ssl.create_default_context()
 
 
-class Person(FastHttpUser):
+class LoadUser(FastHttpUser):
     """Asks as its visitor does: a request goes out at its time, answered or not what went before it."""
 
     concurrency = 10_000  # connections are opened as they are needed; none waits for another
@@ -104,8 +106,8 @@ class Person(FastHttpUser):
     def on_start(self) -> None:
         """The visitor's life begins."""
         self.run_of, self.began = _Current.run, time.monotonic()
-        visitor = Visitor(self.run_of.scenario, self.run_of.catalogue, next(self.run_of.indices))
-        self.arrivals: Iterator[Arrival] = visitor.arrivals()
+        profile = UserProfile(self.run_of.scenario, self.run_of.catalogue, next(self.run_of.indices))
+        self.arrivals: Iterator[Arrival] = profile.arrivals()
 
     def wait_time(self) -> float:
         """None: the task itself waits for the time of the next arrival."""
@@ -198,7 +200,7 @@ def _add_options(parser: Any) -> None:
         "--conventional-share",
         type=float,
         default=usual.conventional_share,
-        help="Of arrivals that ask again for the same picture, conventionally; at most 0.5.",
+        help="Of arrivals that ask again for the same image, conventionally; at most 0.5.",
     )
     group.add_argument("--trace", default=usual.trace, help="That the SNR of moving users follows.")
     group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")

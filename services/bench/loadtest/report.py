@@ -1,4 +1,4 @@
-"""What a run's answers say about latency, traffic and savings: report.json, report.md. No Locust in here."""
+"""The report of a load test: latency, traffic and savings. Nothing here needs Locust."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import pyplot as plt
 
-from dekag.evaluation.pages import write_rows
-from dekag.evaluation.plots import write_plot
+from dekag.evaluation import plots
+from dekag.evaluation.pages import Lines, table, write_rows
 from dekag.evaluation.registry import current_commit
 from dekag.evaluation.statistics import bootstrap_ci95
 
@@ -267,7 +266,7 @@ def write_report(
     log: Iterable[str] | None = None,
     containers: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Write report.json, report.md with its plots, and answers.jsonl, a line for each request.
+    """Write report.json, report.md with its plot, and answers.jsonl, a line for each request.
 
     Args:
         folder: made if missing; what an earlier run wrote is replaced.
@@ -276,7 +275,7 @@ def write_report(
         load_s: how long requests were sent, s.
         updates: bytes of the current knowledge update of each topic.
         log: lines of the services' logs, if they can be read from here.
-        containers: what `loadtest.containers.compare` found, or `not_told` with the reason why it did not.
+        containers: what `containers.compare` returned, or `not_told` with the reason.
 
     Returns:
         The lines of the summary table, Markdown.
@@ -289,9 +288,8 @@ def write_report(
     run = {"format": _FORMAT, "commit": current_commit(), "settings": dict(settings)}
     write_rows(folder / "answers.jsonl", [_row(answer) for answer in answers])
     (folder / "report.json").write_text(json.dumps(run | figures, indent=2) + "\n")
-    good = [answer for answer in answers if answer.error is None]
-    plots = [_plot_latency(good, folder), _plot_time(answers, load_s, folder), _plot_traffic(figures, folder)]
-    (folder / "report.md").write_text("\n".join(_page(settings, figures, plots)) + "\n")
+    plots.write_plot(_load_plot(answers, load_s), folder / "load.svg")
+    (folder / "report.md").write_text("\n".join(_page(settings, figures)) + "\n")
     return _summary(figures)
 
 
@@ -302,22 +300,21 @@ def _row(answer: Answer) -> dict[str, Any]:
     return row
 
 
-def _summary(figures: Mapping[str, Any]) -> list[str]:
-    latency, savings = figures["latency_s"], figures["savings"]
-    lines = ["| figure | value |", "|---|---:|"]
-    lines.append(f"| requests, answered | {figures['requests']}, {figures['answered']} |")
-    lines += [f"| error: {kind} | {count} |" for kind, count in figures["errors"].items()]
-    lines.append(f"| offered | {figures['offered_per_s']:.2f} /s |")
-    lines.append(f"| answered | {figures['throughput_per_s']:.2f} /s |")
-    for name, found in latency.items():
+def _summary(figures: Mapping[str, Any]) -> Lines:
+    savings, containers = figures["savings"], figures["containers"] or {}
+    rows = [["requests, answered", f"{figures['requests']}, {figures['answered']}"]]
+    rows += [[f"error: {kind}", str(count)] for kind, count in figures["errors"].items()]
+    rows.append(["offered", f"{figures['offered_per_s']:.2f} /s"])
+    rows.append(["answered", f"{figures['throughput_per_s']:.2f} /s"])
+    for name, found in figures["latency_s"].items():
         if found["n"]:
-            shown = ", ".join(f"{1e3 * found[f'p{p}']:.0f}" for p in PERCENTILES)
-            lines.append(f"| latency, {name}: p{'/'.join(map(str, PERCENTILES))} | {shown} ms |")
-    lines.append(f"| backhaul saved | {_percent(savings['backhaul_bytes'])} |")
-    lines.append(f"| channel uses saved | {_percent(savings['channel_uses'])} |")
-    if "counters_gap_percent" in (containers := figures["containers"] or {}):
-        lines.append(f"| bytes that only containers counted | {containers['counters_gap_percent']:.1f} % |")
-    return lines
+            times = ", ".join(f"{1e3 * found[f'p{p}']:.0f}" for p in PERCENTILES)
+            rows.append([f"latency, {name}: p{'/'.join(map(str, PERCENTILES))}", f"{times} ms"])
+    rows.append(["backhaul saved", _percent(savings["backhaul_bytes"])])
+    rows.append(["channel uses saved", _percent(savings["channel_uses"])])
+    if "counters_gap_percent" in containers:
+        rows.append(["bytes that only containers counted", f"{containers['counters_gap_percent']:.1f} %"])
+    return table(["figure", "value"], rows)
 
 
 def _percent(saved: Mapping[str, Any]) -> str:
@@ -325,175 +322,138 @@ def _percent(saved: Mapping[str, Any]) -> str:
     if not saved["n"]:
         return "not measured: nothing that costs something was answered both ways"
     interval = "" if saved["ci95"] is None else " [{:.1f}, {:.1f}]".format(*saved["ci95"])
-    said = f"{saved['saved_percent']:.1f}{interval} %, n = {saved['n']}"
+    text = f"{saved['saved_percent']:.1f}{interval} %, n = {saved['n']}"
     if not saved["decides"]:
-        return f"{said}: too few to tell" + (" which is cheaper" if interval else "")
-    return said if saved["saved_percent"] >= 0 else f"{said}: more was spent"
+        return f"{text}: too few to tell" + (" which is cheaper" if interval else "")
+    return text if saved["saved_percent"] >= 0 else f"{text}: more was spent"
 
 
-def _page(settings: Mapping[str, Any], figures: Mapping[str, Any], plots: Sequence[str]) -> list[str]:
+def _page(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Lines:
+    """report.md; docs/loadtest.md says how each figure is counted."""
+    sections = {
+        "Time per stage": _stages(figures["deliveries"]),
+        "Traffic, as the link reports count it": _traffic(figures["deliveries"]),
+        "Savings against `conventional`": _savings_table(figures),
+        "Knowledge updates": _updates(figures["knowledge"]),
+        "Traffic, as the services counted it": _services(figures["services"]),
+    }
+    if figures["containers"] is not None:
+        sections["Traffic, as the containers counted it"] = _containers(figures["containers"])
+    late = figures["late_s"]
+    lateness = (
+        f"The load generator was late by {1e3 * late['p50']:.0f} ms (p99 {1e3 * late['p99']:.0f} ms)."
+        if late["n"]
+        else "Nothing was sent."
+    )
     lines = ["# Load test", "", ", ".join(f"{name} {value}" for name, value in settings.items()) + ".", ""]
-    lines += [*_summary(figures), ""]
-    lines += [
-        "Latency counts from the time at which a request was to be sent, answered or not what was sent before"
-    ]
-    lines += [f"it. {_lateness(figures['late_s'])} Intervals are 95 %.", ""]
-    lines += [f"![{name}]({name}.svg)" for name in plots] + [""]
-    lines += [
-        "## Time per stage",
-        "",
-        "| delivery | stage | n | " + " | ".join(f"p{p}, ms" for p in PERCENTILES),
-    ]
-    lines[-1] += " |"
-    lines.append("|---|---|" + "---:|" * (1 + len(PERCENTILES)))
-    for name, own in figures["deliveries"].items():
-        for stage, found in own["stages_s"].items():
-            shown = " | ".join(f"{1e3 * found[f'p{p}']:.1f}" for p in PERCENTILES)
-            lines.append(f"| {name} | {stage} | {found['n']} | {shown} |")
-    lines += ["", "## Traffic, as the link reports say", ""]
-    lines += [
-        "Serialised messages both ways, without what only serves to measure. `gateway-client` are bodies of"
-    ]
-    lines += ["HTTP, as the load generator saw them. Requests without an answer are not in it.", ""]
-    lines += ["| delivery | what | in all | per request |", "|---|---|---:|---:|"]
-    for name, own in figures["deliveries"].items():
-        rows = {f"bytes {hop}": count for hop, count in own["hops_bytes"].items()}
-        rows |= {"channel uses": own["channel_uses"], "pilots": own["pilot_uses"]}
-        rows |= {"cache hits": own["cache_hits"], "decoded": own["decoded"]}
-        for what, count in rows.items():
-            lines.append(f"| {name} | {what} | {count:,} | {count / own['requests']:,.2f} |")
-    lines += ["", "## Savings against `conventional`", ""]
-    lines += [
-        f"{figures['savings']['questions']} requests were answered both ways, with the same prompt, seed and"
-    ]
-    lines += [
-        "link. Means over prompts, and 1 - semantic / conventional of their sums: 100 % at most, below 0",
-        "where more was spent; the interval is over resampled prompts. Quality is not the same, see the",
-        "PSNR, which is that of what was received against what was sent.",
-        "",
-    ]
-    lines += ["| | semantic | conventional | saved |", "|---|---:|---:|---:|"]
-    for what, name in (("backhaul, bytes", "backhaul_bytes"), ("channel uses with pilots", "channel_uses")):
-        saved = figures["savings"][name]
-        means = f"{saved['semantic']:,.0f} | {saved['conventional']:,.0f}" if saved["n"] else "- | -"
-        lines.append(f"| {what} | {means} | {_percent(saved)} |")
-    psnrs = [figures["deliveries"].get(name, {}).get("psnr_db") for name in ("semantic", "conventional")]
-    shown = " | ".join("-" if psnr is None else f"{psnr:.1f}" for psnr in psnrs)
-    lines += [f"| PSNR of all that decoded, dB | {shown} | |", ""]
-    lines += _knowledge_lines(figures["knowledge"])
-    lines += _service_lines(figures["services"])
-    return lines if figures["containers"] is None else lines + _container_lines(figures["containers"])
-
-
-def _lateness(found: Mapping[str, float]) -> str:
-    if not found["n"]:
-        return "Nothing was sent."
-    return f"The generator itself was late by {1e3 * found['p50']:.0f} ms (p99 {1e3 * found['p99']:.0f} ms)."
-
-
-def _knowledge_lines(knowledge: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    lines = ["## Knowledge updates", ""]
-    if not knowledge:
-        return [*lines, "No request was drawn with a knowledge update.", ""]
-    lines += [
-        "A request is charged with its share of what was fetched, or of the update's size if the edge held it"
-    ]
-    lines += ["from before the run.", ""]
-    lines += ["| topic | requests | fetched, bytes | size, bytes | charged per request, bytes |"]
-    lines += ["|---|---:|---:|---:|---:|"]
-    for topic, own in knowledge.items():
-        size = "-" if own["update_bytes"] is None else f"{own['update_bytes']:,}"
-        lines.append(
-            f"| {topic} | {own['requests']} | {own['fetched_bytes']:,.0f} | {size} "
-            f"| {own['bytes_per_request']:,.0f} |"
-        )
-    return [*lines, ""]
-
-
-def _service_lines(services: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    lines = ["## Traffic, as the services counted it", ""]
-    if services is None:
-        return [*lines, "Not told: the services' logs cannot be read from here."]
-    if not services:
-        return [*lines, "Not told: the logs hold none of these requests."]
-    lines += [
-        "gRPC messages as serialised, whatever became of the call, and with what only serves to measure;"
-    ]
-    lines += ["without the framing of gRPC and HTTP/2. What came from Redis is not in it.", ""]
-    lines += ["| service | method | calls | received, bytes | sent, bytes |", "|---|---|---:|---:|---:|"]
-    for each in services:
-        lines.append(
-            f"| {each['service']} | {each['method']} | {each['calls']} | {each['received_bytes']:,} "
-            f"| {each['sent_bytes']:,} |"
-        )
+    lines += [*_summary(figures), "", f"Latency counts from the planned time of a request. {lateness}"]
+    lines += ["Intervals are 95 %.", "", "![latency, and requests over time](load.svg)"]
+    for title, section in sections.items():
+        lines += ["", f"## {title}", "", *section]
     return lines
 
 
-def _container_lines(containers: Mapping[str, Any]) -> list[str]:
-    lines = ["", "## Traffic, as the containers counted it", ""]
-    if "not_told" in containers:
-        return [*lines, f"Not told: {containers['not_told']}."]
-    idle_s, run_s = containers["idle_s"], containers["run_s"]
-    lines += [
-        "Network counters of the containers over the run, whoever caused it, in bytes. `idle` is what they",
-        f"counted in {idle_s:.0f} s without load, scaled to the run's {run_s:.0f} s; `headers` are those of",
-        "the packets, up to TCP; `messages` are those of gRPC as the services logged them, at both ends, and",
-        "bodies of HTTP; `rest` is Redis and the framing of gRPC and HTTP.",
-        "",
-        "| service | direction | counted | idle | headers | messages | rest |",
-        "|---|---|---:|---:|---:|---:|---:|",
+def _stages(deliveries: Mapping[str, Any]) -> Lines:
+    rows = [
+        [name, stage, str(found["n"]), *(f"{1e3 * found[f'p{p}']:.1f}" for p in PERCENTILES)]
+        for name, own in deliveries.items()
+        for stage, found in own["stages_s"].items()
     ]
-    shown = ("counted_bytes", "idle_bytes", "headers_bytes", "messages_bytes", "rest_bytes")
-    for row in containers["rows"]:
-        numbers = " | ".join(f"{row[name]:,}" for name in shown)
-        lines.append(f"| {row['service']} | {row['direction']} | {numbers} |")
-    gap, raw = containers["counters_gap_percent"], containers["raw_gap_percent"]
+    return table(["delivery", "stage", "n", *(f"p{p}, ms" for p in PERCENTILES)], rows, words=(0, 1))
+
+
+def _traffic(deliveries: Mapping[str, Any]) -> Lines:
+    rows = []
+    for name, own in deliveries.items():
+        counts = {f"bytes {hop}": count for hop, count in own["hops_bytes"].items()}
+        counts |= {"channel uses": own["channel_uses"], "pilots": own["pilot_uses"]}
+        counts |= {"cache hits": own["cache_hits"], "decoded": own["decoded"]}
+        rows += [
+            [name, what, f"{count:,}", f"{count / own['requests']:,.2f}"] for what, count in counts.items()
+        ]
+    return table(["delivery", "what", "in all", "per request"], rows, words=(0, 1))
+
+
+def _savings_table(figures: Mapping[str, Any]) -> Lines:
+    savings = figures["savings"]
+    rows = []
+    for label, name in (("backhaul, bytes", "backhaul_bytes"), ("channel uses with pilots", "channel_uses")):
+        saved = savings[name]
+        means = [f"{saved[way]:,.0f}" if saved["n"] else "-" for way in ("semantic", "conventional")]
+        rows.append([label, *means, _percent(saved)])
+    psnrs = [figures["deliveries"].get(name, {}).get("psnr_db") for name in ("semantic", "conventional")]
+    rows.append(
+        ["PSNR of all that decoded, dB", *("-" if psnr is None else f"{psnr:.1f}" for psnr in psnrs), ""]
+    )
     return [
-        *lines,
+        f"{savings['questions']} requests were answered both ways. Means over prompts; quality differs.",
         "",
-        "Without `idle`, `headers` and what went to and from Redis",
-        f"({containers['redis_bytes']:,} bytes) the counters come to {containers['counters_bytes']:,} bytes,",
-        f"the messages to {containers['interceptors_bytes']:,}. The gap is the framing of gRPC and HTTP:",
-        f"**{gap:.2f} %**, or {raw:.2f} % with `idle` and `headers`.",
+        *table(["", "semantic", "conventional", "saved"], rows),
     ]
 
 
-def _plot_latency(good: Sequence[Answer], folder: Path) -> str:
-    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for name, own in _by_delivery(good).items():
-        axis.ecdf([answer.latency_s for answer in own], label=name)
-    axis.set(xlabel="latency, s", ylabel="share of requests", xlim=(0, None))
-    if good:
+def _updates(knowledge: Mapping[str, Mapping[str, Any]]) -> Lines:
+    if not knowledge:
+        return ["No request used a knowledge update."]
+    rows = [
+        [
+            topic,
+            str(own["requests"]),
+            f"{own['fetched_bytes']:,.0f}",
+            "-" if own["update_bytes"] is None else f"{own['update_bytes']:,}",
+            f"{own['bytes_per_request']:,.0f}",
+        ]
+        for topic, own in knowledge.items()
+    ]
+    return table(["topic", "requests", "fetched, bytes", "size, bytes", "charged per request, bytes"], rows)
+
+
+def _services(services: Sequence[Mapping[str, Any]] | None) -> Lines:
+    if not services:
+        why = "cannot be read from here" if services is None else "hold none of these requests"
+        return [f"Not measured: the services' logs {why}."]
+    rows = [
+        [each["service"], each["method"]]
+        + [f"{each[name]:,}" for name in ("calls", "received_bytes", "sent_bytes")]
+        for each in services
+    ]
+    return table(["service", "method", "calls", "received, bytes", "sent, bytes"], rows, words=(0, 1))
+
+
+def _containers(containers: Mapping[str, Any]) -> Lines:
+    if "not_told" in containers:
+        return [f"Not measured: {containers['not_told']}."]
+    names = ("counted", "idle", "headers", "messages", "rest")
+    gap, raw_gap = containers["counters_gap_percent"], containers["raw_gap_percent"]
+    rows = [
+        [row["service"], row["direction"], *(f"{row[f'{name}_bytes']:,}" for name in names)]
+        for row in containers["rows"]
+    ]
+    return [
+        *table(["service", "direction", *names], rows, words=(0, 1)),
+        "",
+        f"Without `idle`, `headers` and Redis the counters hold {containers['counters_bytes']:,} bytes,",
+        f"the messages {containers['interceptors_bytes']:,}.",
+        f"Gap: **{gap:.2f} %**, or {raw_gap:.2f} % with `idle` and `headers`.",
+    ]
+
+
+def _load_plot(answers: Sequence[Answer], load_s: float) -> Any:
+    """Latency by delivery, and the requests that were sent and answered in each twentieth of the run."""
+    figure, axes = plots.panels(2, height_in=3.2)
+    latency, rate = axes[0]
+    good = [answer for answer in answers if answer.error is None]
+    for (name, own), color in zip(_by_delivery(good).items(), (plots.OURS, plots.SECOND), strict=False):
+        latency.ecdf([answer.latency_s for answer in own], label=name, color=color)
+    latency.set(xlabel="latency, s", ylabel="fraction of requests", xlim=(0, None))
+    answered_s = [answer.planned_s + answer.latency_s for answer in good]
+    edges = np.linspace(0, max([load_s, *answered_s]), 21)
+    for label, times, color in (
+        ("sent", [answer.planned_s for answer in answers], plots.BASE),
+        ("answered", answered_s, plots.OURS),
+    ):
+        rate.stairs(np.histogram(times, edges)[0] / np.diff(edges), edges, label=label, color=color)
+    rate.set(xlabel="time, s", ylabel="requests/s", xlim=(0, None), ylim=(0, None))
+    for axis in axes[0] if good else axes[0, 1:]:
         axis.legend(frameon=False)
-    write_plot(figure, folder / "latency.svg")
-    return "latency"
-
-
-def _plot_time(answers: Sequence[Answer], load_s: float, folder: Path) -> str:
-    """Requests planned and answered in each of 20 equal parts of the run, per second."""
-    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    done = [answer.planned_s + answer.latency_s for answer in answers if answer.error is None]
-    edges = np.linspace(0, max([load_s, *done]), 21)
-    for label, times in (("sent", [answer.planned_s for answer in answers]), ("answered", done)):
-        axis.stairs(np.histogram(times, edges)[0] / np.diff(edges), edges, label=label)
-    axis.set(xlabel="time, s", ylabel="requests/s", xlim=(0, None), ylim=(0, None))
-    axis.legend(frameon=False)
-    write_plot(figure, folder / "requests.svg")
-    return "requests"
-
-
-def _plot_traffic(figures: Mapping[str, Any], folder: Path) -> str:
-    """Bytes per request on each hop."""
-    figure, axis = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    deliveries = figures["deliveries"]
-    hops = list(dict.fromkeys(hop for own in deliveries.values() for hop in own["hops_bytes"]))
-    width = 0.8 / max(1, len(deliveries))
-    for i, (name, own) in enumerate(deliveries.items()):
-        means = [own["hops_bytes"].get(hop, 0) / own["requests"] for hop in hops]
-        axis.bar(np.arange(len(hops)) + i * width, means, width, label=name)
-    axis.set_xticks(np.arange(len(hops)) + width * (len(deliveries) - 1) / 2, hops, fontsize=8)
-    axis.set(ylabel="bytes per request", yscale="symlog")
-    if deliveries:
-        axis.legend(frameon=False)
-    write_plot(figure, folder / "traffic.svg")
-    return "traffic"
+    return figure

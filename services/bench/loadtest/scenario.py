@@ -30,13 +30,13 @@ class Scenario:
         prompts: different prompts that are asked for.
         zipf_exponent: the prompt of rank r is asked for in proportion to ``r ** -zipf_exponent``.
         topics: of the embedded world that the edge does not know until their updates are distilled.
-        topic_share: share of the prompts that need one of them.
-        seeds_per_prompt: different pictures of a prompt; a picture asked for again may come from a cache.
+        topic_share: fraction of the prompts that need one of them.
+        seeds_per_prompt: different images of a prompt; an image asked for again may come from a cache.
         rate_hz: arrivals of one user, 1/s; the time between two is exponential.
-        conventional_share: share of the arrivals, at most 1/2, that ask for what the user asked for last,
+        conventional_share: fraction of the arrivals, at most 1/2, that ask for what the user asked for last,
             over the same link, as conventional delivery.
         snrs_db: mean SNRs that users meet, dB.
-        moving_share: share of the users whose SNR follows the trace, around one of those means; the others
+        moving_share: fraction of the users whose SNR follows the trace, around one of those means; the others
             meet any of them with each arrival.
         trace: name of a shipped trace; each moving user starts somewhere in it and it repeats.
         cbrs: channel bandwidth ratios of semantic deliveries.
@@ -82,7 +82,7 @@ class Arrival:
     body: dict[str, Any]
 
 
-class Catalogue:
+class PromptCatalogue:
     """The prompts, the most popular first; the same for the same scenario."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -103,7 +103,7 @@ class Catalogue:
         return self.prompts[bisect.bisect(self._heights, rng.random() * self._heights[-1])]
 
 
-class Visitor:
+class UserProfile:
     """One user: asks at the times of a Poisson process, whether or not what was asked before was answered.
 
     Args:
@@ -115,7 +115,7 @@ class Visitor:
         moving: whether the SNR follows the trace.
     """
 
-    def __init__(self, scenario: Scenario, catalogue: Catalogue, index: int) -> None:
+    def __init__(self, scenario: Scenario, catalogue: PromptCatalogue, index: int) -> None:
         self._scenario, self._catalogue, self._index = scenario, catalogue, index
         self._rng = random.Random(f"visitor {scenario.seed} {index}")
         self.moving = self._rng.random() < scenario.moving_share

@@ -14,23 +14,23 @@ from dekag.errors import InvalidInputError
 from dekag.link import trace
 from dekag.makd.topics import matching, world_triggers
 from dekag.world import TOPICS
-from loadtest.scenario import SHAPES, Arrival, Catalogue, Scenario, Visitor, users_at
+from services.bench.loadtest.scenario import SHAPES, Arrival, PromptCatalogue, Scenario, UserProfile, users_at
 
 
 def arrivals(scenario: Scenario, index: int, count: int) -> list[Arrival]:
-    return list(islice(Visitor(scenario, Catalogue(scenario), index).arrivals(), count))
+    return list(islice(UserProfile(scenario, PromptCatalogue(scenario), index).arrivals(), count))
 
 
 def test_everything_follows_from_the_seed() -> None:
     scenario = Scenario(seed=3)
     assert arrivals(scenario, 1, 50) == arrivals(scenario, 1, 50)
     assert arrivals(scenario, 1, 50) != arrivals(scenario, 2, 50)
-    assert Catalogue(scenario).prompts == Catalogue(scenario).prompts
-    assert Catalogue(scenario).prompts != Catalogue(Scenario(seed=4)).prompts
+    assert PromptCatalogue(scenario).prompts == PromptCatalogue(scenario).prompts
+    assert PromptCatalogue(scenario).prompts != PromptCatalogue(Scenario(seed=4)).prompts
 
 
 def test_popular_prompts_are_asked_for_as_zipf_says() -> None:
-    catalogue, rng, draws = Catalogue(Scenario(prompts=50)), random.Random(0), 20_000
+    catalogue, rng, draws = PromptCatalogue(Scenario(prompts=50)), random.Random(0), 20_000
     drawn = Counter(catalogue.draw(rng) for _ in range(draws))
     harmonic = sum(1 / rank for rank in range(1, 51))
     for rank in (1, 2, 10, 50):
@@ -41,7 +41,7 @@ def test_popular_prompts_are_asked_for_as_zipf_says() -> None:
 def test_some_prompts_need_a_topic_and_the_others_none() -> None:
     scenario = Scenario(prompts=400)
     triggers = {name: world_triggers(topic) for name, topic in TOPICS.items()}
-    found = [matching(prompt, triggers) for prompt in Catalogue(scenario).prompts]
+    found = [matching(prompt, triggers) for prompt in PromptCatalogue(scenario).prompts]
     assert len(found) == 400
     assert {tuple(topics) for topics in found} == {(), *((name,) for name in scenario.topics)}
     assert abs(sum(map(bool, found)) / 400 - scenario.topic_share) < 0.1
@@ -72,11 +72,11 @@ def test_a_conventional_request_repeats_a_semantic_one() -> None:
 
 def test_a_moving_user_follows_the_trace() -> None:
     scenario = Scenario(moving_share=1.0, snrs_db=(10.0,), conventional_share=0.0)
-    visitor = Visitor(scenario, Catalogue(scenario), 0)
+    profile = UserProfile(scenario, PromptCatalogue(scenario), 0)
     drive = trace.load("drive")
-    snrs_db = [visitor.snr_db(at_s) for at_s in range(30)]
+    snrs_db = [profile.snr_db(at_s) for at_s in range(30)]
     assert max(snrs_db) - min(snrs_db) > 5
-    again = [visitor.snr_db(at_s + drive.period_s) for at_s in range(30)]
+    again = [profile.snr_db(at_s + drive.period_s) for at_s in range(30)]
     assert snrs_db == pytest.approx(again, abs=0.1)
     # the trace from some start on, around 10 dB
     starts = torch.arange(0, drive.period_s, 0.1) + 0.05
@@ -84,7 +84,7 @@ def test_a_moving_user_follows_the_trace() -> None:
         10 + 20 * drive.at(start + torch.arange(30.0)).abs().log10() for start in starts.to(torch.float64)
     ]
     assert min((each - torch.tensor(snrs_db)).abs().max().item() for each in shifted) < 0.06
-    assert [each.body["link"]["snr_db"] for each in islice(visitor.arrivals(), 20)] != [10.0] * 20
+    assert [each.body["link"]["snr_db"] for each in islice(profile.arrivals(), 20)] != [10.0] * 20
 
 
 def test_others_meet_any_snr_and_rate() -> None:

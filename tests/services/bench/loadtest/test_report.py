@@ -12,7 +12,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loadtest.report import LEAST_PROMPTS, Answer, log_lines, service_traffic, summarise, write_report
+from services.bench.loadtest.report import (
+    LEAST_PROMPTS,
+    Answer,
+    log_lines,
+    service_traffic,
+    summarise,
+    write_report,
+)
 
 UPDATES = {"neon": 9000, "jewel": 600}
 
@@ -195,7 +202,7 @@ def test_bytes_that_the_services_logged(tmp_path: Path) -> None:
 
 def test_report_files_are_written(tmp_path: Path) -> None:
     summary = write_report(tmp_path, ANSWERS, {"shape": "steady"}, load_s=4.0, updates=UPDATES)
-    names = {"report.json", "report.md", "answers.jsonl", "latency.svg", "requests.svg", "traffic.svg"}
+    names = {"report.json", "report.md", "answers.jsonl", "load.svg"}
     assert {path.name for path in tmp_path.iterdir()} == names
     assert "| backhaul saved | 66.7 %, n = 2: too few to tell |" in summary
     page = (tmp_path / "report.md").read_text()
@@ -205,7 +212,7 @@ def test_report_files_are_written(tmp_path: Path) -> None:
         "| conventional | bytes cloud-edge | 15,000 | 5,000.00 |",
         "| channel uses with pilots | 150 | 900 | 83.3 %, n = 2: too few to tell |",
         "| neon | 3 | 8,000 | 9,000 | 3,000 |",
-        "Not told: the services' logs cannot be read from here.",
+        "Not measured: the services' logs cannot be read from here.",
     ):
         assert row in page
     found = json.loads((tmp_path / "report.json").read_text())

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from loadtest.containers import Snapshot, compare
-from loadtest.report import service_traffic, write_report
+from services.bench.loadtest.containers import Snapshot, compare
+from services.bench.loadtest.report import service_traffic, write_report
 
 # Of a real stack, as the engine's API says it: four requests, then ten seconds without any.
 RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())
@@ -155,4 +155,4 @@ def test_the_report_shows_the_comparison_or_why_there_is_none(tmp_path: Path) ->
     assert json.loads((tmp_path / "report.json").read_text())["containers"] == found
     not_told = {"not_told": "the engine went away"}
     assert len(write_report(tmp_path, [], {}, load_s=1.0, updates={}, containers=not_told)) < len(summary)
-    assert "Not told: the engine went away." in (tmp_path / "report.md").read_text()
+    assert "Not measured: the engine went away." in (tmp_path / "report.md").read_text()

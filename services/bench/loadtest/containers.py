@@ -8,7 +8,7 @@ Both are brought to the same measure, bytes that TCP carried:
 - **Interceptors**: bytes of the gRPC messages that the services logged, once for the service that was called
   and once for its caller, and the bodies of HTTP between load generator and gateway.
 
-`counters_gap_percent` is the share of the former that is not in the latter: the framing of gRPC and HTTP/2
+`counters_gap_percent` is the fraction of the former that is not in the latter: the framing of gRPC and HTTP/2
 and the headers of HTTP.
 """
 

@@ -1,0 +1,1 @@
+"""Load: Locust users who ask for images as people would, and a report of what the traffic was."""
