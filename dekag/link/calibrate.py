@@ -99,7 +99,7 @@ def _decodes(
 
 def mutual_information(bits_per_symbol: int, seed: int, symbols: int = 20_000) -> list[float]:
     """At each SNR of GRID_DB the mean mutual information (bit) of a bit and its soft value."""
-    from dekag.link.phy import complex_normal
+    from dekag.link.sionna_blocks import complex_normal
 
     generator = torch.Generator().manual_seed(seed)
     bits = torch.randint(0, 2, (symbols * bits_per_symbol,), generator=generator).float()

@@ -250,7 +250,7 @@ def _transmit_one(
     symbols: torch.Tensor, conditions: LinkConditions, draws: _Draws, traces: Path
 ) -> tuple[torch.Tensor, Estimate]:
     """Received symbols (K,), and the receiver's estimate of the gains (J,), for symbols (K,)."""
-    from dekag.link.phy import complex_normal
+    from dekag.link.sionna_blocks import complex_normal
 
     # GenerateFlatFadingChannel(1, J, KroneckerModel(None, C)) and AWGN only draw from Sionna's global
     # generator, which concurrent requests would share; these are their steps with the item's own generator.
@@ -286,7 +286,7 @@ def built_in_gains(conditions: LinkConditions, generator: torch.Generator, chann
 
     They differ from those of `transmit`, which has a generator for each purpose. Only built-in traces.
     """
-    from dekag.link.phy import complex_normal
+    from dekag.link.sionna_blocks import complex_normal
 
     if conditions.fading in _TDL:
         grid = ofdm.Grid.of(channel_uses)

@@ -52,7 +52,7 @@ def blind(gains: torch.Tensor) -> Estimate:
 
 def estimate_blocks(gains: torch.Tensor, conditions: LinkConditions, generator: torch.Generator) -> Estimate:
     """LMMSE estimate of block gains (J,) from PILOTS_PER_BLOCK pilots in each block."""
-    from dekag.link.phy import complex_normal
+    from dekag.link.sionna_blocks import complex_normal
 
     shape = (BLOCKS, PILOTS_PER_BLOCK)
     noise = complex_normal(shape, precision="double", device="cpu", generator=generator)
@@ -73,7 +73,7 @@ def estimate_grid(
 
     It interpolates over time and frequency within each slot and sub-band, and ignores pilots of other ones.
     """
-    from dekag.link.phy import complex_normal
+    from dekag.link.sionna_blocks import complex_normal
 
     at_pilots = gains.permute(0, 2, 1, 3)[:, :, grid.pilots]
     noise = complex_normal(tuple(at_pilots.shape), precision="double", device="cpu", generator=generator)

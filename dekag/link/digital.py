@@ -161,7 +161,7 @@ def _sent_bits(layout: CodewordLayout) -> torch.Tensor:
 
 @lru_cache(maxsize=128)
 def _code(k: int, n: int) -> tuple[Any, Any]:
-    from dekag.link.phy import LDPC5GDecoder, LDPC5GEncoder
+    from dekag.link.sionna_blocks import LDPC5GDecoder, LDPC5GEncoder
 
     encoder = LDPC5GEncoder(k, n, device="cpu", precision="single", check_input=False)
     decoder = LDPC5GDecoder(
@@ -172,7 +172,7 @@ def _code(k: int, n: int) -> tuple[Any, Any]:
 
 @cache
 def _constellation(bits_per_symbol: int) -> tuple[Any, Any]:
-    from dekag.link.phy import Demapper, Mapper
+    from dekag.link.sionna_blocks import Demapper, Mapper
 
     mapper = Mapper("qam", bits_per_symbol, device="cpu", precision="single")
     demapper = Demapper("app", "qam", bits_per_symbol, device="cpu", precision="single")
@@ -190,7 +190,7 @@ def _crc(bits: torch.Tensor, name: str) -> torch.Tensor:
 
 @cache
 def _crc_encoder(name: str, length: int) -> Any:
-    from dekag.link.phy import CRCEncoder
+    from dekag.link.sionna_blocks import CRCEncoder
 
     return CRCEncoder(name, k=length, device="cpu", precision="single")
 

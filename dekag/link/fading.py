@@ -38,7 +38,7 @@ def block_correlation(tau_rms_s: float | torch.Tensor, blocks: int = BLOCKS) -> 
 @lru_cache(maxsize=64)
 def block_correlator(tau_rms_s: float) -> Any:
     """Sionna's KroneckerModel that maps independent gains (..., J, 1) complex128 to correlated ones."""
-    from dekag.link.phy import KroneckerModel
+    from dekag.link.sionna_blocks import KroneckerModel
 
     identity = torch.eye(BLOCKS, dtype=torch.float64)
     correlation = block_correlation(tau_rms_s) + _INDEPENDENT_POWER * identity

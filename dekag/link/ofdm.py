@@ -109,10 +109,10 @@ def tdl_gains(grid: Grid, conditions: LinkConditions, generator: torch.Generator
         conditions: fading "tdl-a" to "tdl-e", with delay spread and speed.
         generator: source of phases and angles of the paths.
     """
-    from dekag.link.phy import cir_to_ofdm_channel
+    from dekag.link.sionna_blocks import cir_to_ofdm_channel
 
     # Sionna's blocks draw from a global generator, which concurrent requests would share. A block takes its
-    # generator from its property torch_rng, which phy.SeededTDL makes settable; the copy is shallow and local
+    # generator from its property torch_rng, which sionna_blocks.SeededTDL makes settable; the copy is shallow and local
     # to this call, so this is thread-safe.
     tdl = copy.copy(_tdl(conditions.fading, conditions.tau_rms_s, conditions.speed_m_s))
     tdl.generator = generator
@@ -129,7 +129,7 @@ def tdl_correlation(fading: str, tau_rms_s: float, speed_m_s: float, width: int)
 
         sum_m P_m exp(-2 pi i df t_m) J_0(2 pi f_d dt) + P exp(2 pi i a f_d dt).
     """
-    from dekag.link.phy import SPEED_OF_LIGHT
+    from dekag.link.sionna_blocks import SPEED_OF_LIGHT
 
     tdl = _tdl(fading, tau_rms_s, speed_m_s)
     times = torch.arange(SYMBOLS, dtype=torch.float64) * (SLOT_S / SYMBOLS)
@@ -149,7 +149,7 @@ def tdl_correlation(fading: str, tau_rms_s: float, speed_m_s: float, width: int)
 
 @lru_cache(maxsize=64)
 def _tdl(fading: str, tau_rms_s: float, speed_m_s: float) -> Any:
-    from dekag.link.phy import SeededTDL
+    from dekag.link.sionna_blocks import SeededTDL
 
     return SeededTDL(
         fading.removeprefix("tdl-").upper(),

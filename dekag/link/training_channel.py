@@ -42,7 +42,7 @@ class RandomChannels:
 
 def _complex_normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Circular complex Gaussians of unit variance, complex64."""
-    from dekag.link.phy import complex_normal
+    from dekag.link.sionna_blocks import complex_normal
 
     drawn: torch.Tensor = complex_normal(shape, precision="single", device="cpu", generator=generator)
     return drawn

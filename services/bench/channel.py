@@ -172,7 +172,7 @@ async def _through(address: str, channel_uses: int, transmissions: int, streams:
 
 def _bare(channel_uses: int, transmissions: int) -> float:
     """Seconds that Sionna's blocks take: J correlated gains, each times its block of symbols, and noise."""
-    import dekag.link.phy  # noqa: F401, I001 - imports Sionna without reseeding the caller's generators
+    import dekag.link.sionna_blocks  # noqa: F401, I001 - imports Sionna without reseeding the caller's generators
     from sionna.phy.channel import AWGN, GenerateFlatFadingChannel, KroneckerModel
 
     symbols = _symbols(channel_uses).view(BLOCKS, -1)

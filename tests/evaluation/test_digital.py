@@ -52,7 +52,7 @@ def scorer() -> ImageScorer:
 def images(edge: Generator, scorer: ImageScorer, tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_coding, "QUALITIES", (0, 30))
-        patch.setattr(digital, "_MEAN_PICTURES", 4)
+        patch.setattr(digital, "_MEAN_IMAGES", 4)
         store = ResultStore(tmp_path_factory.mktemp("digital"))
         first = load_image_set(edge, scorer, 3, store)
         patch.setattr(digital, "ladders", None)  # what was made once is read, not made again

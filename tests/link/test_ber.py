@@ -11,7 +11,7 @@ import torch
 from dekag.link.channel import transmit
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
-from dekag.link.phy import Demapper, Mapper
+from dekag.link.sionna_blocks import Demapper, Mapper
 
 
 def theory(bits_per_symbol: int, mean_erfc: Callable[[float], float]) -> float:
