@@ -40,7 +40,7 @@ MAX_ALTERNATIVES = 32
 MAX_FILES = 8
 """Files of an update or of adapters to publish."""
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,200}")
 

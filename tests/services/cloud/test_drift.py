@@ -204,7 +204,7 @@ async def test_the_clouds_own_image_comes_from_the_cache_or_through_its_worker(s
         ({"image": b""}, "image", "readable"),
         ({"image": b"\x89PNG\r\n\x1a\n" + b"x" * 100}, "image", "readable"),
         ({"image": to_png(np.zeros((64, 512, 3), np.uint8))}, "image", "at most 256 pixels"),
-        ({"knowledge": [KnowledgeUse(topic="../../etc")]}, "knowledge", "names of topics"),
+        ({"knowledge": [KnowledgeUse(topic="../../etc")]}, "knowledge", "topic names"),
         ({"knowledge": [KnowledgeUse(topic="neon")] * 2}, "knowledge", "different topic names"),
     ],
 )

@@ -113,7 +113,7 @@ BROKEN: list[tuple[Callable[[Redis], None], str, str]] = [
     (lambda admin: limit(admin, "-set"), "limited:pw@", "denies its user this operation"),
     (lambda admin: limit(admin, "resetkeys", "~other:*"), "limited:pw@", "denies its user this operation"),
     (lambda admin: limit(admin), "limited:wrong@", "rejects the user or the password"),
-    (lambda admin: admin.config_set("requirepass", "pw") and admin.auth("pw"), "", "wants one"),  # type: ignore[arg-type]
+    (lambda admin: admin.config_set("requirepass", "pw") and admin.auth("pw"), "", "requires one"),  # type: ignore[arg-type]
 ]
 NAMES = ["full", "replica", "unsaved", "no-set", "other-keys", "wrong-password", "no-password"]
 
@@ -293,5 +293,5 @@ async def test_doctor_and_launcher_try_the_redis_that_is_named(
     wrong = await asyncio.to_thread(doctor_of_redis)
     assert not wrong.ok
     assert FULL in wrong.detail
-    with pytest.raises(launcher.LaunchError, match="DEKAG_REDIS_URL names refuses to write"):
+    with pytest.raises(launcher.LaunchError, match="DEKAG_REDIS_URL refuses to write"):
         launcher.Stack(tmp_path, free_ports=True)._start_redis()

@@ -326,7 +326,7 @@ def test_a_secret_that_cannot_be_read_is_told_by_its_variable(
 def test_a_password_in_the_url_and_in_a_file_is_refused(tmp_path: Path) -> None:
     given = {"DEKAG_REDIS_URL": "redis://:s3cret@h", "DEKAG_REDIS_PASSWORD_FILE": str(tmp_path / "x")}
     for kind in SETTINGS.values():
-        with pytest.raises(SettingError, match="DEKAG_REDIS_URL contains a password and") as caught:
+        with pytest.raises(SettingError, match="DEKAG_REDIS_URL holds a password and") as caught:
             kind.read(given)
         assert "s3cret" not in str(caught.value)
 
