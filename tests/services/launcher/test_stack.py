@@ -231,10 +231,10 @@ def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: p
         ({"DEKAG_DISTILL_THREADS": "-1"}, "DEKAG_DISTILL_THREADS: "),
         (
             {"DEKAG_CLOUD_ADDRESS": "other:1", "DEKAG_DOWNLINK_ADDRESS": "other:2"},
-            "DEKAG_DOWNLINK_ADDRESS: here",
+            "DEKAG_DOWNLINK_ADDRESS: must not be set here",
         ),
         ({"DEKAG_REDIS_URL": "127.0.0.1:6379"}, "DEKAG_REDIS_URL: "),
-        ({"DEKAG_REDIS_URL": "redis://127.0.0.1:1/0"}, "DEKAG_REDIS_URL names cannot be reached"),
+        ({"DEKAG_REDIS_URL": "redis://127.0.0.1:1/0"}, "DEKAG_REDIS_URL cannot be reached"),
         (
             {"DEKAG_REDIS_PASSWORD_FILE": "/nowhere"},
             "DEKAG_REDIS_PASSWORD_FILE is set without DEKAG_REDIS_URL",
