@@ -73,7 +73,7 @@ def plugging() -> Iterator[None]:
         for name in known:
             del plugins._table(kind)[name]
         known.clear()
-    plugins._read = None
+    plugins._last_read = None
 
 
 @pytest.fixture(scope="session")

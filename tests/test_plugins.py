@@ -128,7 +128,7 @@ def test_entry_points_of_installed_packages(file: Path, monkeypatch: pytest.Monk
     assert "fog" in plugins.names("channel")
     wrong = EntryPoints([EntryPoint("fog", "fog:Fog", "dekag.metrics")])
     monkeypatch.setattr(plugins, "entry_points", lambda group: wrong.select(group=group))
-    plugins._read = None
+    plugins._last_read = None
     with pytest.raises(InvalidInputError, match="entry point fog must be a metric"):
         plugins.load_from_environment()
     del sys.modules["fog"]

@@ -112,8 +112,8 @@ def tdl_gains(grid: Grid, conditions: LinkConditions, generator: torch.Generator
     from dekag.link.sionna_blocks import cir_to_ofdm_channel
 
     # Sionna's blocks draw from a global generator, which concurrent requests would share. A block takes its
-    # generator from its property torch_rng, which sionna_blocks.SeededTDL makes settable; the copy is shallow and local
-    # to this call, so this is thread-safe.
+    # generator from its property torch_rng, which SeededTDL makes settable. The copy is shallow and local to
+    # this call, so this is thread-safe.
     tdl = copy.copy(_tdl(conditions.fading, conditions.tau_rms_s, conditions.speed_m_s))
     tdl.generator = generator
     paths, delays = tdl(1, grid.slots * SYMBOLS, SYMBOLS / SLOT_S)
