@@ -182,7 +182,7 @@ def system(whole: Installed, empty: Path) -> Iterator[str]:
         )
     try:
         deadline = time.monotonic() + 600
-        while (found := re.search(r"Ready: (\S+)", log.read_text())) is None:
+        while (found := re.search(r"Ready: open (\S+)", log.read_text())) is None:
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)

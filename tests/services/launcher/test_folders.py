@@ -140,12 +140,12 @@ def test_dekag_up_in_a_folder_of_any_name(tmp_path: Path, dummy_profile: Path, n
         process = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
         deadline, said = time.monotonic() + 500, ""
-        while "Ready: " not in said:
+        while "in a browser" not in said:
             assert process.poll() is None, said
             assert time.monotonic() < deadline, said
             time.sleep(0.2)
             said = (tmp_path / "out").read_bytes().decode(errors="replace")
-        url = said.split("Ready: ")[1].split()[0]
+        url = said.split("Ready: open ")[1].split()[0]
         body = {"prompt": "a red boat", "size": "64x64", "seed": 1}
         with httpx2.Client(base_url=url, timeout=120, trust_env=False) as client:
             answer = client.post("/v1/images/generations", json=body)
