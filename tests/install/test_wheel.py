@@ -217,8 +217,8 @@ def test_measuring_finds_models_grids_and_figures(whole: Installed, empty: Path)
     assert "vae_psnr_db" in json.loads((empty / "results/headline.json").read_text())
     assert not (empty / "README.md").exists()
 
-    # all that `dekag results quick` does, on fewer pictures
-    code = "from dekag.evaluation.studies.quick import *; run_quick(pictures=8, sweep=Path('grid.yaml'))"
+    # all that `dekag results quick` does, on fewer images
+    code = "from dekag.evaluation.studies.quick import *; run_quick(images=8, sweep=Path('grid.yaml'))"
     done = whole.run(whole.python, "-c", code, folder=empty)
     assert done.returncode == 0, done.stderr
     assert re.search(r"Autoencoder: PSNR of held-out scenes.+dB", done.stdout)
