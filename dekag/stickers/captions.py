@@ -11,7 +11,6 @@ from dekag.stickers.subjects import SUBJECT_BY_NAME
 
 SIZE_WORDS = {
     "small": ("small", "little", "tiny"),
-    "medium": ("", "", "", "medium-sized"),
     "large": ("large", "big", "huge"),
 }
 SIDE_WORDS = {

@@ -18,18 +18,25 @@ from dekag.stickers.sprites import sprite
 from dekag.stickers.styles import STYLE_BY_NAME
 from dekag.stickers.subjects import SUBJECT_BY_NAME
 
-CELL = 8  # pixels of an image to one of its latent, each way: subjects stand on this grid at every size
-# All in cells of an image of 32 x 32: the longer side of a subject, its middle, the rows its foot may be on.
-SIZE_CELLS = {"small": 14, "medium": 18, "large": 22}
+CELL = 8  # pixels of an image to one of its latents, each way
+# All in cells of an image of 32 x 32, and even, so that a denoiser that halves the latents' side sees a
+# subject the same way wherever it stands: its longer side, its middle, and the row of its foot, which is
+# higher up for what is small, as things further away are.
+SIZE_CELLS = {"small": 14, "large": 20}
 POSITION_CELLS = {"left": 10, "middle": 16, "right": 22}
-FOOT_CELLS = {"ground": (27, 28, 29), "air": (21, 22), "water": (23, 24, 25), "afloat": (25, 26, 27)}
+FOOT_CELLS = {
+    "ground": {"small": 26, "large": 28},
+    "air": {"small": 20, "large": 22},
+    "water": {"small": 22, "large": 24},
+    "afloat": {"small": 24, "large": 26},
+}
 AIR_CELLS = 7  # how far what flies is above its shadow
 SWIM_CELLS = 5
-HIGHEST_CELLS = 28
+HIGHEST_CELLS = 26
 
 
 def render(scene: Scene, seed: int, *, size: int = 256) -> npt.NDArray[np.uint8]:
-    """Paint `scene`; `seed` draws what the words leave open (hills, clouds, a small shift of the subject).
+    """Paint `scene`; `seed` draws what the words leave open (hills, clouds, where the sun is).
 
     Returns RGB pixels, shape (size, size, 3), uint8. The same arguments always give the same pixels.
     """
@@ -55,8 +62,8 @@ def render_with_mask(
             companion=None,
             accessory=None,
         )
-        masks.append(_stand(canvas, light, rng, other))
-    masks.append(_stand(canvas, light, rng, scene))
+        masks.append(_stand(canvas, light, other))
+    masks.append(_stand(canvas, light, scene))
     mask = masks[-1]
     planes = np.clip(canvas.planes, 0, 255)
     develop = STYLE_BY_NAME[scene.style].develop
@@ -66,7 +73,7 @@ def render_with_mask(
     return image, np.round(mask * 255).astype(np.uint8)
 
 
-def _stand(canvas: Canvas, light: Light, rng: random.Random, scene: Scene) -> Plane:
+def _stand(canvas: Canvas, light: Light, scene: Scene) -> Plane:
     """Place a scene's subject where it belongs: on the ground, in the air, in or on the water."""
     subject = SUBJECT_BY_NAME[scene.subject]
     unit = canvas.size // 32
@@ -82,9 +89,10 @@ def _stand(canvas: Canvas, light: Light, rng: random.Random, scene: Scene) -> Pl
     drawn = sprite(subject.name, scene.colour, pixels, HIGHEST_CELLS * unit, cut, scene.accessory)
     width = drawn.alpha.shape[1] - 2 * drawn.margin
     height = drawn.alpha.shape[0] - 2 * drawn.margin
-    left = round((POSITION_CELLS[scene.position] * unit - width / 2) / unit) + rng.choice((-1, 0, 0))
-    left = min(max(left, 1), 31 - -(-width // unit)) * unit
-    foot = rng.choice(FOOT_CELLS[kind])
-    if height > foot * unit - unit:
-        foot = -(-height // unit) + 1
-    return place(canvas, drawn, light, left, foot * unit, above=above / 32, afloat=kind == "afloat")
+    half = 2 * unit
+    left = round((POSITION_CELLS[scene.position] * unit - width / 2) / half) * half
+    left = min(max(left, half), (canvas.size - half - width) // half * half)
+    foot = FOOT_CELLS[kind][scene.size] * unit
+    if height > foot - unit:
+        foot = -(-(height + unit) // half) * half
+    return place(canvas, drawn, light, left, foot, above=above / 32, afloat=kind == "afloat")

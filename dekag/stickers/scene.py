@@ -15,7 +15,7 @@ from dekag.stickers.subjects import ACCESSORIES, SUBJECT_BY_NAME
 SUBJECTS = tuple(SUBJECT_BY_NAME)
 # "mixed" is the colour of a subject that has many; captions do not say it.
 COLOURS = (*PAINTS, "brown", "grey", "white", "mixed")
-SIZES = ("small", "medium", "large")
+SIZES = ("small", "large")
 POSITIONS = ("left", "middle", "right")
 SETTINGS = tuple(DRAW_SETTING)
 TIMES = ("day", "sunset", "night")
@@ -23,8 +23,8 @@ STYLES = tuple(STYLE_BY_NAME)
 
 TIMELESS = frozenset({"underwater", "moon"})  # settings that look alike at every hour
 PAINTED_SHARE = 0.6  # how often a subject that takes colour words has another colour than its own
-TIME_SHARES = (0.6, 0.2, 0.2)
-STICKER_SHARE = 0.4  # how often a random scene has no style, where it may
+TIME_SHARES = (0.7, 0.15, 0.15)
+STICKER_SHARE = 0.5  # how often a random scene has no style, where it may
 HELD_OUT_ONE_IN = 10
 
 

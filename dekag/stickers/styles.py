@@ -17,7 +17,6 @@ from dekag.stickers.colour import LUMA, Colour, Plane, Planes, rgb
 Develop = Callable[[Planes, Plane], Planes]
 
 PIXEL_BLOCKS = 64  # blocks of pixel art along a side: two to a latent, each way
-GRID_LINES = 8  # squares of a blueprint along a side
 INK: Colour = rgb("14121c")
 
 
@@ -133,19 +132,12 @@ def _saturate(planes: Planes, amount: float) -> Planes:
 
 
 _SEPIA = _ramp("2c190d", "7d5532", "c79f6c", "f5e3bf", "fff6e0")
-_NOIR = _ramp("050506", "26272b", "8a8c92", "e4e5e8", "ffffff")
 _THERMAL = _ramp("06063a", "3a0a86", "a1128f", "e8443a", "fb9b1c", "ffe14d", "fffbe0")
 _VAPOR = _ramp("1a0b52", "5a1fa8", "d0339f", "ff7bb0", "8fd8f5", "d8fbff")
-_GREEN = _ramp("021006", "0a4a1c", "2fae3e", "9dfb8a", "efffe0")
-_GOLD = _ramp("2e1503", "7a4306", "c98510", "ffc93c", "fff2b0", "fffdf0")
 
 
 def _sepia(planes: Planes, mask: Plane) -> Planes:
     return _vignette(_SEPIA(_tones(planes, mask)), 0.45)
-
-
-def _noir(planes: Planes, mask: Plane) -> Planes:
-    return _vignette(_NOIR(_tones(planes, mask)), 0.55)
 
 
 def _pastel(planes: Planes, mask: Plane) -> Planes:
@@ -193,16 +185,6 @@ def _neon(planes: Planes, mask: Plane) -> Planes:
     return np.asarray(dark + fill + glow + tubes * np.float32(0.75) + core, np.float32)
 
 
-def _blueprint(planes: Planes, mask: Plane) -> Planes:
-    size = planes.shape[-1]
-    lines = _lines(planes, mask, 12, 46, 0.9, 0.55)
-    at = (np.arange(size) % (size // GRID_LINES) == 0).astype(np.float32)
-    grid = np.maximum(at[:, None], at[None]) * (1 - mask) * np.float32(0.16)
-    tone = _spread(_grey(planes)) * np.float32(1 / 255) * (0.35 + 0.65 * mask)
-    base = _over(_over(rgb("1d4fa8"), rgb("3f78cf"), tone), rgb("9cc0f5"), grid)
-    return _over(base, rgb("f2f8ff"), lines)
-
-
 def _watercolour(planes: Planes, mask: Plane) -> Planes:
     flat = _blurred(_flat(planes), 1.4)
     at = np.linspace(0, 1, planes.shape[-1], dtype=np.float32)
@@ -241,24 +223,6 @@ def _vaporwave(planes: Planes, mask: Plane) -> Planes:
     )
 
 
-def _night_vision(planes: Planes, mask: Plane) -> Planes:
-    grey = _tones(planes, mask) * 0.80 + 30 + mask * 28
-    ring = _from_centre(planes.shape[-1])
-    green = _GREEN(np.asarray(grey * (1 - 0.45 * _step(ring, 0.45, 1.0)), np.float32))
-    return np.asarray(green * (1 - _step(ring, 0.955, 0.99)), np.float32)
-
-
-def _golden(planes: Planes, mask: Plane) -> Planes:
-    grey = _grey(planes)
-    inside = grey[mask > 0.5]
-    low, high = (float(v) for v in np.percentile(inside, (3, 97))) if inside.size else (0.0, 255.0)
-    shine = np.clip((grey - low) / max(high - low, 40), 0, 1)
-    gold = _GOLD(np.asarray((0.22 + 0.70 * shine) * 255, np.float32))
-    behind = _blurred(_saturate(planes, 0.75), 2.0) * np.float32(0.78)
-    behind = _over(behind, rgb("ffdf90"), _blur(mask * 255, 9.0) * np.float32(0.30 / 255))
-    return _over(behind, gold, mask)
-
-
 @dataclass(frozen=True)
 class Style:
     """`develop(image, mask)` treats an image (3, size, size), 0..255; None leaves it as it is.
@@ -278,12 +242,8 @@ STYLE_BY_NAME: dict[str, Style] = {
     "pastel": Style(_pastel, True, ("pastel", "soft pastel")),
     "pencil": Style(_pencil, False, ("pencil", "pencil sketch", "pencil drawing")),
     "sepia": Style(_sepia, False, ("sepia", "sepia photo", "old photo")),
-    "noir": Style(_noir, False, ("noir", "black and white", "monochrome")),
-    "golden": Style(_golden, False, ("golden", "gold statue")),
     "neon": Style(_neon, True, ("neon", "neon lights", "neon sign")),
     "pixel-art": Style(_pixel_art, True, ("pixel art", "8-bit", "pixelated")),
-    "blueprint": Style(_blueprint, False, ("blueprint", "technical blueprint")),
     "thermal": Style(_thermal, False, ("thermal", "thermal camera", "heat map")),
     "vaporwave": Style(_vaporwave, False, ("vaporwave", "synthwave")),
-    "night-vision": Style(_night_vision, False, ("night vision", "night vision goggles")),
 }

@@ -18,6 +18,7 @@ from dekag.training.worlds import STORYBOOK, World
 
 Pixels = npt.NDArray[np.uint8]  # (count, height, width, 3), RGB
 
+CELL = 8  # pixels of an image to one of its latents, each way
 CHUNK = 100  # images that a process renders at a time
 SCENES = 24_000  # images to train on, if nothing else is said
 
@@ -51,6 +52,12 @@ def _masks(world: World, split: str, start: int, stop: int) -> Pixels:
     return np.stack([world.mask(*image_number(split, n, world)) for n in range(start, stop)])
 
 
+def _shares(world: World, split: str, start: int, stop: int) -> Pixels:
+    masks, side = _masks(world, split, start, stop), world.size // CELL
+    shares = masks.reshape(len(masks), side, CELL, side, CELL).mean(axis=(2, 4))
+    return np.round(shares).astype(np.uint8)
+
+
 def rendered_scenes(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
     """Images 0..count-1 of `split`, shape (count, size, size, 3), rendered once and memory-mapped.
 
@@ -69,6 +76,13 @@ def rendered_masks(cache: Path, split: str, count: int, *, world: World, workers
     """Where the subject is in each of those images, shape (count, size, size), 0..255; kept likewise."""
     name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}-masks.npy"
     return _rendered(cache / name, _masks, (count, world.size, world.size), split, world, workers)
+
+
+def subject_shares(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
+    """How much of each latent is the subject, (count, size / 8, size / 8), 0..255; kept likewise."""
+    name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}-shares.npy"
+    side = world.size // CELL
+    return _rendered(cache / name, _shares, (count, side, side), split, world, workers)
 
 
 def _rendered(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from torch import nn
 from dekag.errors import InvalidInputError
 from dekag.metrics.probe import JUDGED, AttributeProbe
 from dekag.training import text
-from dekag.training.data import SCENES, image_number, scene_number
+from dekag.training.data import SCENES, Pixels, image_number, scene_number, subject_shares
 from dekag.training.device import CPU, multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.latents import encoded_scenes
@@ -40,11 +40,12 @@ from dekag.training.worlds import WORLDS, World
 
 CAPTIONS_PER_SCENE = 4
 PROMPT_DROPOUT = 0.1
+SUBJECT_EMPHASIS = 3.0  # how much more the subject counts than what is behind it, which is learnt in no time
 ADAMW_LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 2e-3
 COOLDOWN_FRACTION, COOLDOWN_FRACTION_WHILE_SMALL = 0.4, 0.1  # more training follows
 SMALLEST_SIDE = 4  # of the U-Nets' lowest level
-EDGE_CHANNELS = (32, 64, 128, 192)
+EDGE_CHANNELS = (16, 64, 96, 160)
 CLOUD_CHANNELS = (64, 128, 192, 320)
 EDGE_TEXT, CLOUD_TEXT = {"width": 128, "layers": 3}, {"width": 192, "layers": 4}
 NOISE_SCHEDULE = {
@@ -187,11 +188,21 @@ def _plain_attention(denoiser: Any, device: torch.device) -> None:
         denoiser.set_attn_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
 
 
+class Batch(NamedTuple):
+    """Latents (batch, 4, h, w), ids and masks (batch, tokens), emphasis (batch, 1, h, w) of the loss."""
+
+    clean: torch.Tensor
+    ids: torch.Tensor
+    seen: torch.Tensor
+    emphasis: torch.Tensor
+
+
 class PromptedLatents:
     """Batches of latents, each with one of its captions or, one time in ten, none.
 
     Args:
         latents: of all training images, (n, 4, h, w) float16.
+        shares: how much of each latent is the subject, (n, h, w), 0..255; None: nobody knows.
         tokenizer: the generator's.
         world: what drew them.
         cloud: whether the cloud is trained, which knows all of them.
@@ -199,25 +210,35 @@ class PromptedLatents:
     """
 
     def __init__(
-        self, latents: torch.Tensor, tokenizer: Any, world: World, *, cloud: bool, device: torch.device
+        self,
+        latents: torch.Tensor,
+        shares: Pixels | None,
+        tokenizer: Any,
+        world: World,
+        *,
+        cloud: bool,
+        device: torch.device,
     ) -> None:
         numbers = known_images(len(latents), world, cloud=cloud)
         self._latents, self._index = latents, torch.tensor(numbers)
+        known = np.zeros((len(latents), *latents.shape[2:]), np.uint8) if shares is None else np.array(shares)
+        self._shares = torch.from_numpy(known)
         self._tokens, self._mask = caption_tokens(tokenizer, numbers, world, cloud=cloud)
         self.empty = text.tokenize(tokenizer, [""])
         self._device = device
 
-    def draw(
-        self, batch: int, generator: torch.Generator, dropout: float = PROMPT_DROPOUT
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Latents (batch, 4, h, w) float32, token ids and masks (batch, tokens)."""
+    def draw(self, batch: int, generator: torch.Generator, dropout: float = PROMPT_DROPOUT) -> Batch:
+        """A batch at random; a prompt is left out in a share `dropout` of the cases."""
         pick = torch.randint(len(self._index), (batch,), generator=generator)
         which = torch.randint(CAPTIONS_PER_SCENE, (batch,), generator=generator)
         dropped = (torch.rand(batch, generator=generator) < dropout).unsqueeze(1)
-        clean = self._latents[self._index[pick]].float()
+        chosen = self._index[pick]
+        clean = self._latents[chosen].float()
+        emphasis = 1 + SUBJECT_EMPHASIS / 255 * self._shares[chosen].float().unsqueeze(1)
+        emphasis /= emphasis.mean(dim=(1, 2, 3), keepdim=True)
         ids = torch.where(dropped, self.empty[0], self._tokens[pick, which])
         seen = torch.where(dropped, self.empty[1], self._mask[pick, which])
-        return clean.to(self._device), ids.to(self._device), seen.to(self._device)
+        return Batch(*(each.to(self._device) for each in (clean, ids, seen, emphasis)))
 
 
 def train_denoiser(
@@ -242,7 +263,7 @@ def train_denoiser(
     run = TrainingRun(folder, model, optimizers(model), seed=seed)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        clean, ids, seen = data.draw(batch, generator)
+        clean, ids, seen, emphasis = data.draw(batch, generator)
         timesteps = loss.draw_timesteps(batch, generator).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
 
@@ -251,7 +272,7 @@ def train_denoiser(
                 said: torch.Tensor = model(ids, seen, noisy, timesteps)
             return said.float()
 
-        return {"loss": loss(clean, noise, timesteps, denoise)}
+        return {"loss": loss(clean, noise, timesteps, denoise, emphasis)}
 
     run.run(step, steps, cooldown_fraction=cooldown_fraction)
     return run.average.to("cpu")
@@ -284,7 +305,7 @@ def distil_guidance(
     empty_ids, empty_mask = (each.to(device) for each in data.empty)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        clean, ids, seen = data.draw(batch, generator, dropout=0.0)
+        clean, ids, seen, emphasis = data.draw(batch, generator, dropout=0.0)
         timesteps = loss.draw_timesteps(batch, generator).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         noisy = scheduler.add_noise(clean, noise, timesteps)
@@ -294,7 +315,8 @@ def distil_guidance(
                 said = teacher(ids, seen, noisy, timesteps)
                 wanted = (free + guidance_scale * (said - free)).float()
             ours = student(ids, seen, noisy, timesteps).float()
-        return {"loss": loss.weighted((ours - wanted).square().mean(dim=(1, 2, 3)), timesteps)}
+        errors = ((ours - wanted).square() * emphasis).mean(dim=(1, 2, 3))
+        return {"loss": loss.weighted(errors, timesteps)}
 
     run.run(step, steps, cooldown_fraction=COOLDOWN_FRACTION)
     return run.average.to("cpu")
@@ -416,7 +438,9 @@ def train_generator(
             else UNetModel(before.text_encoder, before.unet)
         )
         model.denoiser.register_to_config(sample_size=world.size // 8)
-    data = PromptedLatents(latents, tokenizer, world, cloud=kind != "edge", device=device)
+    masked = world.has_masks
+    shares = subject_shares(cache, "train", pictures, world=world, workers=workers) if masked else None
+    data = PromptedLatents(latents, shares, tokenizer, world, cloud=kind != "edge", device=device)
     settings: dict[str, Any] = {"steps": steps, "seed": seed, "batch": batch, "device": device, "bf16": bf16}
     if guidance_scale is None:
         small = world.size < WORLDS[world.profile].size

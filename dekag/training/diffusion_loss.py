@@ -39,6 +39,7 @@ class DiffusionLoss:
         noise: torch.Tensor,
         timesteps: torch.Tensor,
         denoise: Callable[[torch.Tensor], torch.Tensor],
+        emphasis: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Mean weighted error, a scalar.
 
@@ -46,12 +47,16 @@ class DiffusionLoss:
             clean, noise: (batch, 4, h, w).
             timesteps: (batch,).
             denoise: what the denoiser says of noisy latents, (batch, 4, h, w) both ways.
+            emphasis: how much each place counts, (batch, 1, h, w), every mean 1; default: all alike.
         """
         target = noise
         if self._predicts_velocity:
             target = self._scheduler.get_velocity(clean, noise, timesteps)
         noisy = self._scheduler.add_noise(clean, noise, timesteps)
-        return self.weighted((denoise(noisy) - target).square().mean(dim=(1, 2, 3)), timesteps)
+        errors = (denoise(noisy) - target).square()
+        if emphasis is not None:
+            errors = errors * emphasis
+        return self.weighted(errors.mean(dim=(1, 2, 3)), timesteps)
 
     def weighted(self, errors: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Mean of errors (batch,), each with the weight of its timestep, a scalar."""

@@ -107,6 +107,11 @@ class World:
         pixels: npt.NDArray[np.uint8] = self.module.render(scene, seed, size=self.size)
         return pixels
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether it says where the subject is."""
+        return hasattr(self.module, "render_with_mask")
+
     def mask(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
         """Where the subject is in that image, (size, size) uint8, 0..255."""
         mask: npt.NDArray[np.uint8] = self.module.render_with_mask(scene, seed, size=self.size)[1]

@@ -34,7 +34,7 @@ def test_missing_artwork_names_the_command(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv(VARIABLE, str(tmp_path / "nothing"))
     forget_sprites()
     with pytest.raises(AssetsError, match=r"^no artwork at .*1f98a\.webp: run `make world-assets`") as error:
-        render(Scene("fox", "orange", "medium", "middle", "snow"), 1)
+        render(Scene("fox", "orange", "large", "middle", "snow"), 1)
     assert "\n" not in str(error.value)
 
 
@@ -43,7 +43,7 @@ def test_damaged_artwork_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "1f98a.webp").write_bytes(b"RIFF....WEBP")
     forget_sprites()
     with pytest.raises(AssetsError, match=r"1f98a\.webp is not an image"):
-        render(Scene("fox", "orange", "medium", "middle", "snow"), 1)
+        render(Scene("fox", "orange", "large", "middle", "snow"), 1)
 
 
 def test_without_a_folder_named_the_cache_of_the_checkout_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,9 +104,9 @@ def test_contact_sheets_show_every_subject_setting_style_and_combination(
     for line in capsys.readouterr().out.splitlines():
         with Image.open(line) as sheet:
             sizes[Path(line).name] = sheet.size
-    assert sizes["world-subjects.webp"] == (9 * 32, 6 * 32)
+    assert sizes["world-subjects.webp"] == (9 * 32, 5 * 32)
     assert sizes["world-settings.webp"] == (9 * 32, 3 * 32)
-    assert sizes["world-styles.webp"] == (7 * 32, 4 * 32)
+    assert sizes["world-styles.webp"] == (7 * 32, 3 * 32)
     assert sizes["world-combinations.webp"] == (9 * 32, 1 * 32)
 
 

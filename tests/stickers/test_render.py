@@ -19,7 +19,7 @@ from dekag.stickers.scene import SETTINGS, STYLES, TIMELESS, TIMES, colours_of
 from dekag.stickers.sprites import forget_sprites
 from dekag.stickers.subjects import SUBJECT_BY_NAME
 
-SCENE = Scene("fox", "orange", "medium", "middle", "meadow")
+SCENE = Scene("fox", "orange", "large", "middle", "meadow")
 
 pytestmark = pytest.mark.usefixtures("artwork")
 
@@ -97,7 +97,7 @@ def test_styles_stay_cheap_to_code() -> None:
 
 
 @pytest.mark.parametrize("place", ["left", "middle", "right"])
-@pytest.mark.parametrize("size", ["small", "medium", "large"])
+@pytest.mark.parametrize("size", ["small", "large"])
 def test_subjects_stand_on_the_grid_of_the_latents(size: str, place: str) -> None:
     for seed in range(6):
         _, mask = render_with_mask(Scene("car", "red", size, place, "city"), seed)
@@ -133,7 +133,7 @@ def test_a_shadow_touches_the_subject() -> None:
 
 @pytest.mark.parametrize("time", TIMES)
 def test_the_light_of_the_hour_falls_on_the_subject(time: str) -> None:
-    scene = Scene("elephant", "grey", "medium", "middle", "meadow", time)
+    scene = Scene("elephant", "grey", "large", "middle", "meadow", time)
     picture, mask = render_with_mask(scene, 4)
     red, _, blue = picture[mask > 250].mean(axis=0)
     if time == "day":
@@ -158,13 +158,13 @@ def test_the_colour_word_holds_in_every_light(word: str) -> None:
 
 def test_a_subject_like_its_background_is_set_apart(artwork: Path) -> None:
     """A sprite in the very colour of what is behind it still has an edge."""
-    scene = Scene("frog", "green", "medium", "middle", "meadow")
+    scene = Scene("frog", "green", "large", "middle", "meadow")
     picture, mask = render_with_mask(scene, 3)
     ring = (mask < 5) & (np.roll(mask, 6, 0) > 250)
     colour = tuple(int(value) for value in np.median(picture[ring], axis=0))
     Image.new("RGBA", (64, 64), (*colour, 255)).save(artwork / f"{SUBJECT_BY_NAME['owl'].code}.webp")
     forget_sprites()
-    picture, mask = render_with_mask(Scene("owl", "brown", "medium", "middle", "meadow"), 3)
+    picture, mask = render_with_mask(Scene("owl", "brown", "large", "middle", "meadow"), 3)
     top, bottom, left, _ = _extent(mask)
     row = slice((top + bottom) // 2 - 4, (top + bottom) // 2 + 4)
     inside = picture[row, left + 12 : left + 16].mean(axis=(0, 1))
@@ -184,7 +184,7 @@ def test_what_flies_and_what_swims_is_off_the_ground() -> None:
 def test_water_hides_the_foot_of_what_is_afloat() -> None:
     def height(setting: str) -> int:
         top, bottom, _, _ = _extent(
-            render_with_mask(Scene("duck", "mixed", "medium", "middle", setting), 2)[1]
+            render_with_mask(Scene("duck", "mixed", "large", "middle", setting), 2)[1]
         )
         return bottom - top
 

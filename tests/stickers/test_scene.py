@@ -23,7 +23,7 @@ def test_world_is_as_large_as_promised() -> None:
     assert len(EDGE_SUBJECTS) >= 40
     assert len(SETTINGS) >= 10
     assert len(PAINTS) >= 6
-    assert len(EDGE_STYLES) >= 6
+    assert len(EDGE_STYLES) >= 5
     assert sum(subject.paintable for subject in SUBJECT_BY_NAME.values()) >= 20
     assert all(len(subject.settings) >= 4 for subject in SUBJECT_BY_NAME.values())
     assert len({subject.code for subject in SUBJECT_BY_NAME.values()}) == len(SUBJECTS)
