@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from dekag.training.data import Pixels, image_number, rendered_masks, rendered_scenes, to_tensor
+from dekag.training.data import (
+    Pixels,
+    image_number,
+    rendered_masks,
+    rendered_scenes,
+    subject_shares,
+    to_tensor,
+)
 from dekag.training.loop import TrainingRun, learning_rate_factor
 from dekag.training.worlds import STICKERS, STORYBOOK, World
 
@@ -240,6 +247,51 @@ def test_generators_take_two_steps(kind: str, tmp_path: Path, cache: Path, world
     guided = train("guided", start=tmp_path / "saved", guidance_scale=3.0)
     student = guided.transformer if kind == "cloud" else guided.unet
     assert not torch.equal(_weights(student), _weights(denoiser))
+
+
+def test_the_share_of_the_subject_is_its_mask_over_each_latent(tmp_path: Path, shapes: Path) -> None:
+    world = replace(STICKERS, size=64)
+    masks = rendered_masks(tmp_path, "train", 3, world=world, workers=1)
+    shares = subject_shares(tmp_path, "train", 3, world=world, workers=1)
+    assert shares.shape == (3, 8, 8)
+    assert 0 < shares.mean() < 200
+    for n, row, column in ((0, 4, 3), (1, 5, 5), (2, 6, 2)):
+        cell = masks[n, row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+        assert abs(float(cell.mean()) - int(shares[n, row, column])) <= 0.5
+
+
+def test_an_error_on_the_subject_counts_more_than_one_behind_it() -> None:
+    from diffusers import DDPMScheduler
+
+    from dekag.training.diffusion import NOISE_SCHEDULE, SUBJECT_EMPHASIS, PromptedLatents
+    from dekag.training.diffusion_loss import DiffusionLoss
+    from dekag.training.text import new_edge_tokenizer
+
+    world = replace(STICKERS, size=64)
+    shares = np.zeros((40, 8, 8), np.uint8)
+    shares[:, 4:, :4] = 255
+    data = PromptedLatents(
+        torch.zeros(40, 4, 8, 8, dtype=torch.float16),
+        shares,
+        new_edge_tokenizer(50, world),
+        world,
+        cloud=True,
+        device=torch.device("cpu"),
+    )
+    emphasis = data.draw(2, torch.Generator().manual_seed(0)).emphasis
+    torch.testing.assert_close(emphasis.mean(dim=(1, 2, 3)), torch.ones(2))
+    loss, clean, timesteps = (
+        DiffusionLoss(DDPMScheduler(**NOISE_SCHEDULE)),
+        torch.zeros(2, 4, 8, 8),
+        [500, 501],
+    )
+
+    def wrong(rows: slice) -> float:
+        off = torch.zeros(2, 4, 8, 8)
+        off[:, :, rows, :4] = 1
+        return float(loss(clean, clean, torch.tensor(timesteps), lambda noisy: off, emphasis))
+
+    assert wrong(slice(4, 8)) == pytest.approx((1 + SUBJECT_EMPHASIS) * wrong(slice(0, 4)), rel=1e-5)
 
 
 def test_a_unet_that_learns_on_smaller_latents_has_the_same_layers() -> None:
