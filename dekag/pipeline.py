@@ -465,7 +465,7 @@ class SemanticLink:
 
         models = profile if isinstance(profile, Profile) else load_profile(profile)
         codec = AlignedCodec.load(models.codec, models.adapters if aligned else None)
-        return cls(codec, Generator.from_profile(models.edge))
+        return cls(codec, Generator.from_profile(models, "edge"))
 
     @property
     def generator(self) -> Generator:
@@ -546,8 +546,8 @@ class SemanticLink:
         conditions: LinkConditions | None = None,
         *,
         seed: int = 0,
-        width: int = 128,
-        height: int = 128,
+        width: int | None = None,
+        height: int | None = None,
         cbr: float = DEFAULT_CBR,
         target_psnr_db: float | None = None,
         modulation: Modulation | None = None,
@@ -565,7 +565,7 @@ class SemanticLink:
             prompt: what to draw.
             conditions: of the link; 10 dB and Rayleigh fading if left out.
             seed: of generation, fading and noise, 0 to 2**63 - 1.
-            width, height: pixels, multiples of 32.
+            width, height: pixels, multiples of 32; the size of the profile if left out.
             cbr: channel uses per source value, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
             modulation: the constellation, if not the codec's own.
@@ -575,7 +575,7 @@ class SemanticLink:
             NumericalError: a value is not finite.
         """
         for name, side in (("width", width), ("height", height)):
-            if side < PIXEL_STEP or side % PIXEL_STEP:
+            if side is not None and (side < PIXEL_STEP or side % PIXEL_STEP):
                 raise InvalidInputError(name, f"a multiple of {PIXEL_STEP}, pixels", side)
         check_seed(seed)
         generator, link = self.generator, conditions or LinkConditions()

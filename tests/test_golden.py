@@ -11,7 +11,7 @@ import torch
 
 from dekag.errors import MismatchError
 from dekag.generation.models import Generator
-from dekag.generation.profile import Profile, load_profile, profile_folder
+from dekag.generation.profile import Profile, Role, load_profile, profile_folder
 from dekag.golden import FILE, TOLERANCE, compare, write
 
 BATCH_TOLERANCE = 1e-4  # of the latents' spread
@@ -79,8 +79,8 @@ def test_unreadable_golden_values_are_called_so(
 
 
 @pytest.mark.parametrize("place", ["edge", "cloud"])
-def test_the_shipped_generators_draw_nearly_the_same_in_a_batch(place: str) -> None:
-    generator = Generator.from_profile(getattr(load_profile("embedded"), place))
+def test_the_shipped_generators_draw_nearly_the_same_in_a_batch(place: Role) -> None:
+    generator = Generator.from_profile(load_profile("embedded"), place)
     prompts = ["a red boat on the beach, pastel style", "a blue owl in the forest, ink style", "a cat"]
     size = {"width": 64, "height": 64}
     alone = torch.cat([generator.latents(prompt, seed, **size) for seed, prompt in enumerate(prompts)])

@@ -18,10 +18,9 @@ MAX_IMAGES = 4
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 64
 """Images of one request to the cloud."""
-MIN_PIXELS, MAX_PIXELS, DEFAULT_PIXELS = 64, 256, 128
+MIN_PIXELS, MAX_PIXELS = 64, 1024
 PIXEL_STEP = 32
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
-SIZES = f"multiples of {PIXEL_STEP} from {MIN_PIXELS} to {MAX_PIXELS}"
 MAX_CBR = 1 / 48
 MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
 MAX_PAYLOAD_BYTES = 2**16
@@ -59,12 +58,12 @@ def check_seed(seed: int) -> int:
     return seed
 
 
-def check_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height in pixels, where 0 becomes 128: multiples of 32 from 64 to 256."""
-    size = width or DEFAULT_PIXELS, height or DEFAULT_PIXELS
-    if any(not MIN_PIXELS <= side <= MAX_PIXELS or side % PIXEL_STEP for side in size):
-        raise InvalidInputError("size", f"{SIZES} pixels", f"{width}x{height}")
-    return size
+def check_size(width: int, height: int, largest: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height in pixels: multiples of 32 from 64 to `largest`, which depends on the profile."""
+    if any(not MIN_PIXELS <= side <= largest or side % PIXEL_STEP for side in (width, height)):
+        allowed = f"multiples of {PIXEL_STEP} from {MIN_PIXELS} to {largest} pixels"
+        raise InvalidInputError("size", allowed, f"{width}x{height}")
+    return width, height
 
 
 def check_cbr(cbr: float) -> float:

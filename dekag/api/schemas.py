@@ -40,8 +40,10 @@ LongPrompt = Literal["read", "refuse"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 
 _SIZE = re.compile(r"([1-9]\d{1,3})x([1-9]\d{1,3})")
-_AUTO_SIZE = f"{limits.DEFAULT_PIXELS}x{limits.DEFAULT_PIXELS}"
-_SIZES = f'WIDTHxHEIGHT in pixels, {limits.SIZES}, or "auto"'
+_SIZES = (
+    f"WIDTHxHEIGHT in pixels, multiples of {limits.PIXEL_STEP} from {limits.MIN_PIXELS} to "
+    f'{limits.MAX_PIXELS}, or "auto"'
+)
 
 # The patterns of texts that validators check, for the OpenAPI document
 TOPIC_PATTERN = {"pattern": limits.pattern(limits.TOPIC)}
@@ -59,14 +61,16 @@ _CREATED = 1_790_000_000  # Unix time, s
 
 
 def parse_size(size: str) -> tuple[int, int]:
-    """``(width, height)`` in pixels of a valid ``size``."""
+    """``(width, height)`` in pixels of a valid ``size``; (0, 0) for "auto", as in the services' messages."""
+    if size == "auto":
+        return 0, 0
     width, height = size.split("x")
     return int(width), int(height)
 
 
 def _check_size(size: str) -> str:
     if size == "auto":
-        return _AUTO_SIZE
+        return size
     try:
         if _SIZE.fullmatch(size) is not None:
             limits.check_size(*parse_size(size))
@@ -207,9 +211,9 @@ class ImagesRequest(_NullIsAbsent):
         examples=[1],
     )
     size: Annotated[str, AfterValidator(_check_size)] = Field(
-        default=_AUTO_SIZE,
+        default="auto",
         json_schema_extra=dict(_SIZE_PATTERN),
-        description=f"{_SIZES}, which is {_AUTO_SIZE}.",
+        description=f"{_SIZES}: that of the profile. The largest is twice that.",
         examples=["128x128", "auto"],
     )
     response_format: Literal["b64_json"] = Field(

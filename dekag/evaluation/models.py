@@ -22,24 +22,21 @@ from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt
 from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import Profile, load_profile
+from dekag.generation.profile import Profile, ScorerProfile, load_profile
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.probe import AttributeProbe
-from dekag.paths import MODELS
 from dekag.training.distill import draw_images
 
-PROBE = MODELS / "embedded" / "probe"
 Images = npt.NDArray[np.uint8]
 
 
-def metric_encoders() -> tuple[str, str]:
-    """Folders of the embedded world's own encoders, which score the images of any profile."""
-    scorer = load_profile("embedded").scorer
-    if scorer is None:
-        raise NotFoundError("the embedded profile names no scorer")
-    return scorer.clip, scorer.dino
+def evaluators(profile_name: str) -> ScorerProfile:
+    """What scores the images of a profile; NotFoundError if it names nothing."""
+    if (scorer := load_profile(profile_name).scorer) is None:
+        raise NotFoundError(f"the profile {profile_name} names no scorer")
+    return scorer
 
 
 @dataclass
@@ -60,12 +57,12 @@ class ModelBank:
     @cached_property
     def cloud(self) -> Generator:
         """Draws the references."""
-        return Generator.from_profile(self.profile.cloud)
+        return Generator.from_profile(self.profile, "cloud")
 
     @cached_property
     def edge(self) -> Generator:
         """Draws what is sent."""
-        return Generator.from_profile(self.profile.edge)
+        return Generator.from_profile(self.profile, "edge")
 
     @cached_property
     def aligned_edge(self) -> AlignedGenerator:
@@ -81,19 +78,24 @@ class ModelBank:
 
     @cached_property
     def scorer(self) -> ImageScorer:
-        """Judges consistency."""
-        return ImageScorer.load(*metric_encoders())
+        """The encoders that score consistency; NotFoundError if the profile names none."""
+        folders = evaluators(self.profile_name)
+        return ImageScorer.load(folders.clip, folders.dino)
 
     @cached_property
     def probe(self) -> AttributeProbe:
-        """Reads attributes."""
-        probe: AttributeProbe = AttributeProbe.from_pretrained(PROBE).eval()
+        """What reads attributes; NotFoundError if the profile names none."""
+        folder = evaluators(self.profile_name).probe
+        if folder is None:
+            raise NotFoundError(f"the profile {self.profile_name} names no scorer.probe")
+        probe: AttributeProbe = AttributeProbe.from_pretrained(folder).eval()
         return probe
 
     @cached_property
     def metrics_hash(self) -> str:
         """Of the weights of all that scores."""
-        return "".join(folder_hash(path) for path in (*metric_encoders(), PROBE))
+        folders = evaluators(self.profile_name)
+        return "".join(folder_hash(path) for path in (folders.clip, folders.dino, folders.probe) if path)
 
     @cached_property
     def codec(self) -> JsccCodec:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dekag.errors import DeadlineError
-from dekag.generation.profile import GeneratorProfile
+from dekag.generation.profile import GeneratorProfile, Profile, Role
 from dekag.generation.prompts import PromptReader
 from dekag.numerics import check_finite
 
@@ -98,10 +98,21 @@ def by_windows(counts: Sequence[int], draw: Callable[[Sequence[int], int], torch
 
 
 class Generator:
-    """A text-to-image pipeline (Stable Diffusion or PixArt-Sigma) with its sampling settings."""
+    """A text-to-image pipeline (Stable Diffusion or PixArt-Sigma) with its sampling settings.
+
+    Where no size is asked for, the sides of images are `size` pixels; by default, that for which the pipeline
+    was trained.
+    """
 
     def __init__(
-        self, pipeline: Any, model_hash: str, decoder: LatentDecoder, *, steps: int, guidance_scale: float
+        self,
+        pipeline: Any,
+        model_hash: str,
+        decoder: LatentDecoder,
+        *,
+        steps: int,
+        guidance_scale: float,
+        size: int | None = None,
     ) -> None:
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
@@ -109,6 +120,8 @@ class Generator:
         self.decoder = decoder
         self.steps = steps
         self.guidance_scale = guidance_scale
+        denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+        self.size = denoiser.config.sample_size * decoder.factor if size is None else size
         self.reader = PromptReader(pipeline)
         self._accepted = accepted = inspect.signature(pipeline.__call__).parameters
         self._extra: dict[str, Any] = {}
@@ -120,7 +133,7 @@ class Generator:
             }
 
     @classmethod
-    def load(cls, path: Path | str, *, steps: int, guidance_scale: float) -> Self:
+    def load(cls, path: Path | str, *, steps: int, guidance_scale: float, size: int | None = None) -> Self:
         """Load any folder or hub name that `DiffusionPipeline.from_pretrained` loads."""
         from diffusers import DiffusionPipeline
 
@@ -129,12 +142,13 @@ class Generator:
         folder = Path(path)
         vae_hash = folder_hash(folder / "vae") if folder.is_dir() else model_hash
         decoder = LatentDecoder(pipeline.vae, vae_hash)
-        return cls(pipeline, model_hash, decoder, steps=steps, guidance_scale=guidance_scale)
+        return cls(pipeline, model_hash, decoder, steps=steps, guidance_scale=guidance_scale, size=size)
 
     @classmethod
-    def from_profile(cls, model: GeneratorProfile) -> Self:
-        """Load the model of a profile, with its sampling settings."""
-        return cls.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale)
+    def from_profile(cls, profile: Profile, role: Role) -> Self:
+        """Load a profile's "cloud" or "edge", with its sampling settings and the profile's size."""
+        model: GeneratorProfile = getattr(profile, role)
+        return cls.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale, size=profile.size)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""
@@ -146,8 +160,8 @@ class Generator:
         prompt: str | None,
         seed: int,
         *,
-        width: int = 128,
-        height: int = 128,
+        width: int | None = None,
+        height: int | None = None,
         guidance_scale: float | None = None,
         should_continue: Callable[[], bool] | None = None,
         **states: Any,
@@ -177,8 +191,8 @@ class Generator:
         prompts: Sequence[str] | None,
         seeds: Sequence[int],
         *,
-        width: int = 128,
-        height: int = 128,
+        width: int | None = None,
+        height: int | None = None,
         guidance_scale: float | None = None,
         should_continue: Callable[[], bool] | None = None,
         **states: Any,
@@ -191,7 +205,7 @@ class Generator:
         Args:
             prompts: one for each image; None if `states` replace them.
             seeds: 0..2**63-1.
-            width, height: pixels.
+            width, height: pixels; default: the generator's size.
             guidance_scale: overrides the generator's own.
             should_continue: called after each step; False stops the generation.
             states: as in `latents`, with a row for each image.
@@ -201,7 +215,7 @@ class Generator:
             NumericalError: the model produced a value that is not finite.
         """
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance_scale,
+            "width": width or self.size, "height": height or self.size, "guidance_scale": guidance_scale,
             "should_continue": should_continue,
         }  # fmt: skip
         read = [self.reader.windows(prompt) for prompt in prompts or ()]
@@ -261,7 +275,9 @@ class Generator:
             return {"callback_on_step_end": on_step_end}
         return {"callback": lambda *_: check(), "callback_steps": 1}
 
-    def image(self, prompt: str, seed: int, *, width: int = 128, height: int = 128) -> npt.NDArray[np.uint8]:
+    def image(
+        self, prompt: str, seed: int, *, width: int | None = None, height: int | None = None
+    ) -> npt.NDArray[np.uint8]:
         """The image for `prompt` and `seed`, (height, width, 3) uint8."""
         batch = self.decoder.decode(self.latents(prompt, seed, width=width, height=height), [seed])
         pixels: npt.NDArray[np.uint8] = batch[0]

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dekag.api.limits import MAX_PIXELS, MIN_PIXELS, PIXEL_STEP
 from dekag.documents import read_json
 from dekag.errors import FileError, NotFoundError
 from dekag.paths import MODELS
+
+LARGEST = 2  # times a profile's own size: what its generators still draw in one piece
+Role = Literal["cloud", "edge"]
 
 
 class GeneratorProfile(BaseModel):
@@ -27,12 +31,16 @@ class GeneratorProfile(BaseModel):
 
 
 class ScorerProfile(BaseModel):
-    """The encoders for the similarity of images."""
+    """The evaluators of a profile's images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     clip: str = Field(description="Folder of a CLIPModel, or its name on a model hub.")
     dino: str = Field(description="Folder of a Dinov2Model, or its name on a model hub.")
+    probe: str | None = Field(
+        default=None,
+        description="Folder of an attribute probe, for images of the world that it was trained on.",
+    )
 
 
 class Profile(BaseModel):
@@ -40,6 +48,13 @@ class Profile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    size: int = Field(
+        ge=MIN_PIXELS,
+        le=MAX_PIXELS,
+        multiple_of=PIXEL_STEP,
+        description="Side of the images that the generators are made for, pixels: that of every image whose "
+        f"size is not given. Requests may have sides of up to {LARGEST} times this.",
+    )
     cloud: GeneratorProfile = Field(description="The large generator.")
     edge: GeneratorProfile = Field(description="The compact generator; its autoencoder is the user's too.")
     codec: str = Field(description="Folder of the joint source-channel codec.")
@@ -54,6 +69,11 @@ class Profile(BaseModel):
     scorer: ScorerProfile | None = Field(
         default=None, description="Scores knowledge updates; without it they carry no CLIP- and DINO-scores."
     )
+
+    @property
+    def largest(self) -> int:
+        """The largest side of an image, pixels."""
+        return min(LARGEST * self.size, MAX_PIXELS)
 
 
 def profile_folder(name: str | Path) -> Path:
@@ -97,6 +117,6 @@ def load_profile(name: str | Path) -> Profile:
             **resolved(profile, "codec", "adapters", "knowledge"),
             "cloud": profile.cloud.model_copy(update=resolved(profile.cloud, "path")),
             "edge": profile.edge.model_copy(update=resolved(profile.edge, "path")),
-            "scorer": scorer and scorer.model_copy(update=resolved(scorer, "clip", "dino")),
+            "scorer": scorer and scorer.model_copy(update=resolved(scorer, "clip", "dino", "probe")),
         }
     )

@@ -18,8 +18,8 @@ class GenerationRequest:
 
     prompt: str
     seed: int
-    width: int = 128
-    height: int = 128
+    width: int
+    height: int
     updates: tuple[str, ...] = ()
 
     @property

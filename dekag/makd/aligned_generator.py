@@ -77,8 +77,8 @@ class AlignedGenerator:
         prompt: str,
         seed: int,
         *,
-        width: int = 128,
-        height: int = 128,
+        width: int | None = None,
+        height: int | None = None,
         updates: Sequence[str] = (),
         should_continue: Callable[[], bool] | None = None,
     ) -> torch.Tensor:
@@ -87,7 +87,7 @@ class AlignedGenerator:
         Args:
             prompt: text prompt.
             seed: 0 to 2**63 - 1.
-            width, height: pixels.
+            width, height: pixels; default: the generator's size.
             updates: content hashes of loaded updates, which are combined.
             should_continue: called after each step; False stops the generation.
 
@@ -95,9 +95,9 @@ class AlignedGenerator:
             NotFoundError: an update is not loaded.
             DeadlineError: the generation was stopped.
         """
-        return self.batch(
-            [GenerationRequest(prompt, seed, width, height, tuple(updates))], should_continue=should_continue
-        )
+        side = self.generator.size
+        request = GenerationRequest(prompt, seed, width or side, height or side, tuple(updates))
+        return self.batch([request], should_continue=should_continue)
 
     def batch(
         self, requests: Sequence[GenerationRequest], *, should_continue: Callable[[], bool] | None = None
@@ -151,7 +151,13 @@ class AlignedGenerator:
         return min(update.guidance_scale for update in updates)
 
     def image(
-        self, prompt: str, seed: int, *, width: int = 128, height: int = 128, updates: Sequence[str] = ()
+        self,
+        prompt: str,
+        seed: int,
+        *,
+        width: int | None = None,
+        height: int | None = None,
+        updates: Sequence[str] = (),
     ) -> Pixels:
         """The image for `prompt` and `seed` with `updates` active, (height, width, 3) uint8."""
         latents = self.latents(prompt, seed, width=width, height=height, updates=updates)

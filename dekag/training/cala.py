@@ -34,7 +34,7 @@ TAU_RANGE_S = (1e-8, 1e-5)
 RICIAN_K_RANGE_DB = (0.0, 12.0)
 PILOT_SHARE, BLIND_SHARE, ZERO_FORCING_SHARE = 0.15, 0.05, 0.1
 METRIC_LATENTS = 32
-SOURCE_VALUES = 3 * 128 * 128  # of the images whose latents are trained on
+FACTOR = 8  # pixels of an image to one of its latents, each way
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,6 @@ def send(
     generator: torch.Generator,
     *,
     bf16: bool = False,
-    source_values: int = SOURCE_VALUES,
 ) -> Sent:
     """Latents (batch, c, h, w) through encoder, channel, equaliser and decoder; differentiable.
 
@@ -166,7 +165,7 @@ def send(
     the points that they snapped to.
     """
     shape = (clean.shape[1], clean.shape[2], clean.shape[3])
-    counts = conditions.channel_uses(source_values)
+    counts = conditions.channel_uses(source_values(clean))
     channels = draw_channels(
         conditions.snr_db,
         conditions.los_fraction,
@@ -188,6 +187,11 @@ def send(
     with precision, adapted.with_condition("decoder", seen):
         received = codec.decode(equalised, shape)
     return Sent(received, (features - symbols).abs().square().mean())
+
+
+def source_values(latents: torch.Tensor, factor: int = FACTOR) -> int:
+    """Values of the image, 3 x height x width, whose latent is each of `latents` (n, c, h, w)."""
+    return 3 * latents.shape[2] * latents.shape[3] * factor**2
 
 
 def _channels_last(_: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -307,18 +311,18 @@ def deliver(
     seeds: Sequence[int],
     *,
     modulation: Modulation | None = None,
-    source_values: int = SOURCE_VALUES,
 ) -> torch.Tensor:
     """Latents (n, c, h, w) sent under one condition through the simulated link; one seed each.
 
     Everything is as the services do it: the sender adapts to what it was told, the receiver to its CSI.
     """
+    values = source_values(latents)
     result = SemanticLink(adapted).send(
         latents.float(),
         [conditions] * len(latents),
         seeds,
-        source_values=source_values,
-        channel_uses=max(1, round(cbr * source_values)),
+        source_values=values,
+        channel_uses=max(1, round(cbr * values)),
         modulation=modulation,
     )
     return result.latents

@@ -54,8 +54,8 @@ def _masks(world: World, split: str, start: int, stop: int) -> Pixels:
 
 def _shares(world: World, split: str, start: int, stop: int) -> Pixels:
     masks, side = _masks(world, split, start, stop), world.size // CELL
-    shares = masks.reshape(len(masks), side, CELL, side, CELL).mean(axis=(2, 4))
-    return np.round(shares).astype(np.uint8)
+    shares: Pixels = np.round(masks.reshape(-1, side, CELL, side, CELL).mean(axis=(2, 4))).astype(np.uint8)
+    return shares
 
 
 def rendered_scenes(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:

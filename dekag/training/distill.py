@@ -48,6 +48,7 @@ WARMUP_STEPS = 20
 EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
 HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # shares of the noise schedule at which early stopping looks
+ENCODED_PIXELS = 2**18  # pixels that an autoencoder encodes at once
 SCORED = 8  # held-out prompts drawn for the scores and the samples
 SAMPLES, PREVIEW = "samples.png", "preview.png"
 PREVIEWED = 4  # held-out prompts of a preview
@@ -115,7 +116,8 @@ def draw_images(
 def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
     """Latents (images, 4, h/8, w/8) of images (images, h, w, 3) uint8, in the denoiser's scale."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.dtype).div(127.5).sub(1)
-    parts = [vae.encode(part).latent_dist.mean for part in images.split(16)]
+    at_once = max(1, ENCODED_PIXELS // (images.shape[2] * images.shape[3]))
+    parts = [vae.encode(part).latent_dist.mean for part in images.split(at_once)]
     latents: torch.Tensor = torch.cat(parts).float() * vae.config.scaling_factor
     return latents
 

@@ -92,6 +92,7 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
     ).save_pretrained(folder / "cloud")
     JsccCodec(width=8, blocks=1).save_pretrained(folder / "codec")
     profile = {
+        "size": 128,
         "cloud": {"path": "cloud", "steps": 2, "guidance_scale": 2.0},
         "edge": {"path": "edge", "steps": 2, "guidance_scale": 2.0},
         "codec": "codec",

@@ -20,7 +20,7 @@ from dekag.evaluation.statistics import mean_ci95
 from dekag.link.channel import transmit
 from dekag.link.conditions import BLOCKS
 from dekag.link.fading import block_correlation
-from services.bench.pipeline import CBR, CONDITIONS, SIDE
+from services.bench.pipeline import CBR, CONDITIONS
 from services.bench.processes import server, start
 from services.bench.recorded_downlink import SERVICE, name_of
 from services.bench.results_io import write_bench
@@ -139,8 +139,6 @@ def request_for(channel_uses: int, seed: int) -> ProvideRequest:
     return ProvideRequest(
         prompt=name_of(channel_uses),
         seed=seed,
-        width=SIDE,
-        height=SIDE,
         delivery=DELIVERY_SEMANTIC,
         cbr=CBR,
         link=converters.link_to_proto(CONDITIONS),

@@ -38,7 +38,7 @@ from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink, apply_channel
 from services.bench.channel import request_for
-from services.bench.pipeline import CBR, CONDITIONS, SIDE
+from services.bench.pipeline import CBR, CONDITIONS
 from services.bench.processes import server, start
 from services.bench.results_io import write_bench
 from services.common import clients
@@ -87,7 +87,7 @@ def run_parts_bench(
     console = Console()
     torch.set_num_threads(1)
     models = load_profile(profile)
-    edge = Generator.from_profile(models.edge)
+    edge = Generator.from_profile(models, "edge")
     parts = [*_network_parts(edge), *_drawing_parts(edge, models), *_link_parts(edge, models)]
     seconds: dict[int, list[float]] = {index: [] for index in range(len(parts))}
     for number in track(range(-1, repeats), "parts", console=console):
@@ -122,7 +122,7 @@ def _timed(part: str, variant: str, images: int, seconds: float) -> Row:
 def _network_parts(edge: Generator) -> Iterator[Part]:
     """Text encoder, denoiser and autoencoder, each alone."""
     pipeline, unet = edge.pipeline, edge.pipeline.unet
-    channels, height, width = edge.latent_shape(SIDE, SIDE)
+    channels, height, width = edge.latent_shape(edge.size, edge.size)
     states = torch.randn(1, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
     timestep = torch.tensor(500)
 
@@ -203,19 +203,20 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     """ImageSet drawn whole: of the base model, of one topic, and each of a topic of its own."""
     aligned = AlignedGenerator(edge)
     for images in IMAGES_AT_ONCE:
-        drawings = [GenerationRequest(PROMPT, seed) for seed in range(images)]
+        drawings = [GenerationRequest(PROMPT, seed, edge.size, edge.size) for seed in range(images)]
         yield Part("drawing", "no update", images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
     if models.knowledge is None:
         return
     updates = [KnowledgeUpdate.load(f"{models.knowledge}/{topic}") for topic in TOPICS]
     for update in updates:
         aligned.add(update)
-    theirs = _PeftGenerator(Generator.from_profile(models.edge), updates)
+    theirs = _PeftGenerator(Generator.from_profile(models, "edge"), updates)
     for images in IMAGES_AT_ONCE:
         for variant, of in (("one topic", updates[:1]), ("four topics", updates)):
             chosen = [of[index % len(of)] for index in range(images)]
             drawings = [
-                GenerationRequest(PROMPT, i, updates=(each.content_hash,)) for i, each in enumerate(chosen)
+                GenerationRequest(PROMPT, i, edge.size, edge.size, (each.content_hash,))
+                for i, each in enumerate(chosen)
             ]
             yield Part("drawing", variant, images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
             yield Part(
@@ -280,10 +281,11 @@ class _PeftGenerator:
 
 def _link_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     """Everything between the latent and the PNG, but for the autoencoder."""
-    latents, channel_uses = edge.latents(PROMPT, 1), round(CBR * 3 * SIDE * SIDE)
+    values = 3 * edge.size**2
+    latents, channel_uses = edge.latents(PROMPT, 1), round(CBR * values)
     link = SemanticLink(AlignedCodec.load(models.codec, models.adapters), edge)
     sent = link.send(latents, [CONDITIONS], [1], cbr=CBR)
-    size: dict[str, Any] = {"source_values": 3 * SIDE * SIDE, "seeds": [1]}
+    size: dict[str, Any] = {"source_values": values, "seeds": [1]}
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
     yield Part(
         "codec", "encode", 1, lambda: link.sender.encode(latents, [CONDITIONS], [channel_uses], **size)
@@ -326,7 +328,7 @@ def _steps(models: Profile, edge: Generator, scorer: ImageScorer, prompts: int) 
     """Consistency of the edge's images with the cloud's, by the sampler's steps."""
     found = edge_prompts(prompts)
     texts, seeds = [prompt for _, prompt, _ in found], [seed for *_, seed in found]
-    cloud = Generator.from_profile(models.cloud)
+    cloud = Generator.from_profile(models, "cloud")
     references = _images(cloud, texts, seeds)
     rows: list[Row] = []
     for steps in STEPS:

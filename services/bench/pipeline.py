@@ -14,7 +14,6 @@ from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink
 
 CBR = 1 / 96
-SIDE = 128  # pixels
 CONDITIONS = LinkConditions(snr_db=10.0, fading="rayleigh")
 LINK = {"snr_db": CONDITIONS.snr_db, "fading": CONDITIONS.fading, "cbr": CBR}
 """The same link as REST names it."""
@@ -42,7 +41,7 @@ class InProcessPipeline:
 
     def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         """(B, channels, h, w) float32: what the edge draws."""
-        return self._link.generator.batch(prompts, seeds, width=SIDE, height=SIDE)
+        return self._link.generator.batch(prompts, seeds)
 
     def send(self, latents: torch.Tensor, seeds: Sequence[int]) -> list[ReceivedImage]:
         """Latents (B, channels, h, w) encoded, sent through channels of their own, decoded and scored."""

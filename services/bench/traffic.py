@@ -165,7 +165,7 @@ def compressed(
     images: Sequence[tuple[str, int]], profile: str, console: Console
 ) -> dict[tuple[str, int], dict[str, list[EncodedImage]]]:
     """For each prompt and seed the cloud's image as files of each format, by rising bytes and PSNR."""
-    cloud = Generator.from_profile(load_profile(profile).cloud)
+    cloud = Generator.from_profile(load_profile(profile), "cloud")
     found = {}
     for start in track(range(0, len(images), BATCH), "images", console=console):
         part = images[start : start + BATCH]

@@ -51,7 +51,7 @@ class ChannelServicer(DownlinkServicer):
         self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
         """The frames of the downlink, with fading and noise on the symbols and one more channel state."""
-        request = converters.request_from_proto(message)
+        request = converters.request_from_proto(message, None)
         if request.link.trace is not None:
             await self._worker.run(_check_trace, request.link.trace, self._traces)
         transmission = await collect(clients.stream(self._downlink.Provide, message, "edge"))

@@ -81,7 +81,9 @@ def image(
     seed: Annotated[
         int | None, typer.Option(help="Seed of generation, fading and noise. Default: random.", min=0)
     ] = None,
-    size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, such as 128x128.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="WIDTHxHEIGHT in pixels, such as 128x128. Default: the profile's size.")
+    ] = None,
     snr_db: Annotated[float | None, typer.Option(help=_SNR_DB, callback=finite)] = None,
     cbr: Annotated[
         str | None,

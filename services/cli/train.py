@@ -641,7 +641,7 @@ def knowledge(
         )
     models, config = load_profile(profile), DistillConfig(seed=seed)
     folder = out or MODELS / profile / "knowledge"
-    cloud, edge = Generator.from_profile(models.cloud), Generator.from_profile(models.edge)
+    cloud, edge = Generator.from_profile(models, "cloud"), Generator.from_profile(models, "edge")
     scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
     for name in topic or TOPICS:
         prompts = topic_prompts(name, count=config.images, held_out=config.held_out, seed=seed)

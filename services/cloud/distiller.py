@@ -123,7 +123,7 @@ class Distillation:
             with contextlib.suppress(MismatchError):  # damaged, so there is nothing to compare with
                 current = KnowledgeUpdate.from_files(self._current.files)
         profile, config = load_profile(self._settings.profile), DistillConfig(**self._spec.config)
-        cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)
+        cloud, edge = Generator.from_profile(profile, "cloud"), Generator.from_profile(profile, "edge")
         topic = topic_prompts(
             self._spec.topic,
             prompts=self._spec.prompts,

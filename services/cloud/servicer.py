@@ -12,7 +12,7 @@ import structlog
 from grpc import aio
 from redis.exceptions import RedisError
 
-from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_size, check_topic
+from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
 from services.cloud import distill_request
@@ -59,6 +59,7 @@ from services.proto.downlink_pb2 import (
 if TYPE_CHECKING:
     from dekag.generation.images import Pixels
     from dekag.generation.models import Generator
+    from dekag.generation.profile import Profile
     from services.cloud.settings import CloudSettings
 
 _log = structlog.get_logger()
@@ -95,6 +96,7 @@ class CloudServicer(CloudBase):
         )
         self._syncing = asyncio.create_task(self._sync())
         self._generator: Generator
+        self._profile: Profile
         self._codec: str
         self._codec_hash: str
 
@@ -106,8 +108,8 @@ class CloudServicer(CloudBase):
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
-        profile = load_profile(self._settings.profile)
-        self._generator = Generator.from_profile(profile.cloud)
+        self._profile = profile = load_profile(self._settings.profile)
+        self._generator = Generator.from_profile(profile, "cloud")
         self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
         self._scoring_queue.load(profile.scorer)
         self._drift.edge_hash = folder_hash(profile.edge.path)
@@ -141,7 +143,7 @@ class CloudServicer(CloudBase):
     ) -> AsyncIterator[GeneratedImage]:
         """One image for each seed and format, in the order of the seeds."""
         prompt, seeds = check_prompt(request.prompt), converters.seeds(request)
-        width, height = check_size(request.width, request.height)
+        width, height = converters.size_from_proto(request, self._profile)
         formats = converters.image_formats(request)
         read = self._generator.reader.read(prompt)
         refusing = converters.long_prompt(request.on_long_prompt) == "refuse"
@@ -156,7 +158,7 @@ class CloudServicer(CloudBase):
     ) -> Consistency:
         """Consistency of a received image with the cloud's own, which is generated unless it is cached."""
         prompt, seed = check_prompt(request.prompt), check_seed(request.seed)
-        width, height = check_size(request.width, request.height)
+        width, height = converters.size_from_proto(request, self._profile)
         check_knowledge([use.topic for use in request.knowledge])
         received = await asyncio.to_thread(received_pixels, request.image, width, height)
         async with self._scoring_queue.slot() as score:

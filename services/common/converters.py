@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,15 @@ from services.proto import cloud_pb2, downlink_pb2
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumValueDescriptor
 
+    from dekag.generation.profile import Profile
     from dekag.link.digital import ModulationAndCoding
+
+
+class _Sized(Protocol):
+    """A message with the size of an image."""
+
+    width: int
+    height: int
 
 
 def enum_values(enum: Any) -> dict[str, Any]:
@@ -65,7 +73,7 @@ class DeliveryRequest:
     Attributes:
         prompt: what to draw, 1 to 1000 characters, not blank.
         seed: 0 to 2**63 - 1.
-        width, height: pixels, multiples of 32 from 64 to 256.
+        width, height: pixels, multiples of 32 from 64 to twice the profile's size.
         delivery: "semantic", "semantic-unaligned" (no knowledge updates and no adapters) or "conventional".
         cbr: channel uses / (3 * width * height), above 0 and at most 1/48; 0 if conventional, and where the
             sender is to choose.
@@ -107,8 +115,17 @@ class DeliveryRequest:
         return 3 * self.width * self.height
 
 
-def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
-    """Validates a request; width and height that are unset (0) become 128, an unset link the default one.
+def size_from_proto(message: _Sized, profile: Profile) -> tuple[int, int]:
+    """Validated width and height of a message; those that are unset (0) become the profile's size."""
+    return check_size(message.width or profile.size, message.height or profile.size, profile.largest)
+
+
+def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | None) -> DeliveryRequest:
+    """Validates a request; an unset link becomes the default one, an unset size the profile's.
+
+    Args:
+        message: the request.
+        profile: of the service; None for one without models, to which the size means nothing.
 
     Raises:
         InvalidInputError: names the first field that is outside what is allowed.
@@ -116,12 +133,12 @@ def request_from_proto(message: downlink_pb2.ProvideRequest) -> DeliveryRequest:
     delivery = _name_of(DELIVERIES, message.delivery, "delivery")
     knowledge = check_knowledge(message.knowledge)
     target = check_target_psnr_db(message.target_psnr_db) if message.HasField("target_psnr_db") else None
-    width, height = check_size(message.width, message.height)
+    size = (message.width, message.height) if profile is None else size_from_proto(message, profile)
     return DeliveryRequest(
         prompt=check_prompt(message.prompt),
         seed=check_seed(message.seed),
-        width=width,
-        height=height,
+        width=size[0],
+        height=size[1],
         delivery=delivery,
         cbr=_rate(message.cbr, target, delivery),
         link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),

@@ -44,6 +44,7 @@ from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.generation.profile import Profile
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
     from services.common.converters import DeliveryRequest
@@ -124,6 +125,7 @@ class EdgeServicer(DownlinkServicer):
         self._knowledge = Knowledge(settings, self._cache, self._cloud)
         self._codecs = EdgeCodecs(settings, self._cache, self._cloud)
         self._generator: AlignedGenerator
+        self._profile: Profile
 
     def load(self) -> None:
         """Loads the profile's edge model, codec and adapters."""
@@ -132,8 +134,8 @@ class EdgeServicer(DownlinkServicer):
         from dekag.link.digital import warm_up
         from dekag.makd.aligned_generator import AlignedGenerator
 
-        profile = load_profile(self._settings.profile)
-        generator = Generator.from_profile(profile.edge)
+        self._profile = profile = load_profile(self._settings.profile)
+        generator = Generator.from_profile(profile, "edge")
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile.codec, profile.adapters)
         warm_up()
@@ -149,7 +151,7 @@ class EdgeServicer(DownlinkServicer):
         self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
         """The symbols of the requested image, with a report."""
-        request = converters.request_from_proto(message)
+        request = converters.request_from_proto(message, self._profile)
         send = self._semantic if request.jscc else self._conventional
         transmission = await send(request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)

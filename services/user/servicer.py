@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
+    from dekag.generation.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
 
@@ -90,6 +91,7 @@ class UserServicer(UserBase):
         )
         self._codecs = CodecCache(settings, self._cache, self._fetch_adapters)
         self._decoder: LatentDecoder
+        self._profile: Profile
 
     def load(self) -> None:
         """Loads the profile's codec, its adapters and the edge's autoencoder."""
@@ -97,7 +99,7 @@ class UserServicer(UserBase):
         from dekag.generation.profile import load_profile
         from dekag.link.digital import warm_up
 
-        profile = load_profile(self._settings.profile)
+        self._profile = profile = load_profile(self._settings.profile)
         self._codecs.load(profile.codec, profile.adapters)
         self._decoder = LatentDecoder.load(f"{profile.edge.path}/vae")
         warm_up()
@@ -114,7 +116,8 @@ class UserServicer(UserBase):
     ) -> ReceivedImage:
         """The received image with its link report."""
         began = time.perf_counter()
-        request = converters.request_from_proto(message)
+        request = converters.request_from_proto(message, self._profile)
+        message.width, message.height = request.width, request.height  # the same for all services
         transmission = await collect(clients.stream(self._downlink.Provide, message, "channel"))
         self._check(transmission, request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)

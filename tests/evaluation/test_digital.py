@@ -38,7 +38,7 @@ RATE = 1 / 96
 
 @pytest.fixture(scope="module")
 def edge(dummy_profile: Path) -> Generator:
-    return Generator.from_profile(load_profile(dummy_profile).edge)
+    return Generator.from_profile(load_profile(dummy_profile), "edge")
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["cloud", "edge"])
 def generator(request: pytest.FixtureRequest, models: Path) -> Generator:
-    model = getattr(load_profile(models), request.param)
-    return Generator.from_profile(model)
+    return Generator.from_profile(load_profile(models), request.param)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +141,10 @@ def test_profile_paths_are_absolute_and_unknown_names_refused(models: Path) -> N
     [
         (b"", "not valid JSON"),
         (b"[1]", "is not a profile"),
-        (b'{"cloud": {"path": "x"}}', "is not a profile: cloud.steps: Field required"),
+        (b'{"size": 64, "cloud": {"path": "x"}}', "is not a profile: cloud.steps: Field required"),
+        (b'{"cloud": {"path": "x"}}', "is not a profile: size: Field required"),
+        (b'{"size": 100}', "is not a profile: size: Input should be a multiple of 32"),
+        (b'{"size": 2048}', "is not a profile: size: Input should be less than or equal to 1024"),
         (b'{"edge": null, "typo": 1}', "is not a profile"),
         (b"\xff\x00\xff", "is not text"),
         (b'{"codec": "a",\n"codec": "b"}', "profile.json, line 2: the key 'codec' stands there twice"),

@@ -35,13 +35,12 @@ SHORT = ["", "a red boat", "Été, a 船!", "a <|endoftext|> b", "a b " * 9, "  
 
 @pytest.fixture(scope="module", params=["cloud", "edge"])
 def generator(request: pytest.FixtureRequest, dummy_profile: Path) -> Generator:
-    model = getattr(load_profile(dummy_profile), request.param)
-    return Generator.from_profile(model)
+    return Generator.from_profile(load_profile(dummy_profile), request.param)
 
 
 @pytest.fixture(scope="module")
 def edge(dummy_profile: Path) -> Generator:
-    return Generator.from_profile(load_profile(dummy_profile).edge)
+    return Generator.from_profile(load_profile(dummy_profile), "edge")
 
 
 @pytest.mark.parametrize("prompt", SHORT)

@@ -44,7 +44,7 @@ def tiny_adapters(codec: Path) -> TransmissionKnowledge:
 
 def tiny_update(profile: Path, *, bits: int = 16) -> KnowledgeUpdate:
     """An untrained update of the profile's edge, for the topic neon and its words."""
-    edge = Generator.from_profile(load_profile(profile).edge)
+    edge = Generator.from_profile(load_profile(profile), "edge")
     torch.manual_seed(2)
     width = edge.pipeline.text_encoder.get_input_embeddings().weight.shape[1]
     layers = edge.pipeline.unet.named_modules()

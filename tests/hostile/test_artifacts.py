@@ -36,7 +36,7 @@ RUNS, SECONDS = 20_000, 120  # of atheris, whichever is over first
 @pytest.fixture(scope="module")
 def use(profile: Path) -> Callable[[Artifact], None]:
     """Does with an artifact what an edge does with it."""
-    edge = AlignedGenerator(Generator.from_profile(load_profile(profile).edge))
+    edge = AlignedGenerator(Generator.from_profile(load_profile(profile), "edge"))
     codec, base_hash = JsccCodec.load(profile / "codec"), folder_hash(profile / "codec")
 
     def draw(update: KnowledgeUpdate) -> None:

@@ -20,6 +20,7 @@ from tests.hostile.budgets import examples
 from tests.hostile.calls import nearly_valid, picture
 from tests.hostile.messages import any_of, spoiled
 from tests.hostile.tally import Tally
+from tests.profiles import PROFILE
 
 LINK = picture().link
 CODING = downlink_pb2.ModulationAndCoding(
@@ -27,7 +28,10 @@ CODING = downlink_pb2.ModulationAndCoding(
 )
 STATE = downlink_pb2.ChannelState(gains=bytes(64), no=0.1, gain_errors=bytes(32), pilot_uses=4)
 CONVERTERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Any]]] = {
-    "request": (nearly_valid(downlink_pb2.ProvideRequest), converters.request_from_proto),
+    "request": (
+        nearly_valid(downlink_pb2.ProvideRequest),
+        lambda message: converters.request_from_proto(message, PROFILE),
+    ),
     "link": (spoiled(LINK) | any_of(type(LINK)), converters.link_from_proto),
     "coding": (spoiled(CODING) | any_of(type(CODING)), converters.coding_from_proto),
     "formats": (nearly_valid(cloud_pb2.GenerateRequest), converters.image_formats),
@@ -61,10 +65,10 @@ def test_a_message_is_read_or_refused(tally: Tally, name: str, data: st.DataObje
 @examples(quick=50, thorough=500)
 @given(message=nearly_valid(downlink_pb2.ProvideRequest))
 def test_what_is_read_is_written_and_read_alike(tally: Tally, message: downlink_pb2.ProvideRequest) -> None:
-    found = read(converters.request_from_proto, message)
+    found = read(converters.request_from_proto, message, PROFILE)
     tally.note("round trip of a request", type(found).__name__)
     if not isinstance(found, Exception):
-        assert converters.request_from_proto(converters.request_to_proto(found)) == found
+        assert converters.request_from_proto(converters.request_to_proto(found), PROFILE) == found
 
 
 @examples(quick=50, thorough=500)

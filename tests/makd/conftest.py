@@ -34,13 +34,13 @@ class Distilled:
 @pytest.fixture(scope="session")
 def cloud(dummy_profile: Path) -> Generator:
     """The tiny cloud-GAI."""
-    return Generator.from_profile(load_profile(dummy_profile).cloud)
+    return Generator.from_profile(load_profile(dummy_profile), "cloud")
 
 
 @pytest.fixture
 def edge(dummy_profile: Path) -> Generator:
     """A tiny edge-GAI of the test's own."""
-    return Generator.from_profile(load_profile(dummy_profile).edge)
+    return Generator.from_profile(load_profile(dummy_profile), "edge")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +48,6 @@ def neon(cloud: Generator, dummy_profile: Path, tmp_path_factory: pytest.TempPat
     """An update for the topic neon."""
     folder = tmp_path_factory.mktemp("neon")
     progress: list[Progress] = []
-    edge = Generator.from_profile(load_profile(dummy_profile).edge)
+    edge = Generator.from_profile(load_profile(dummy_profile), "edge")
     update = distill(cloud, edge, prompts_of("neon"), TINY, folder, on_progress=progress.append)
     return Distilled(folder, update, progress)

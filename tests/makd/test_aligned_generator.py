@@ -23,7 +23,7 @@ PROMPT = "a red boat on the beach"
 
 @pytest.fixture(scope="session")
 def snail(cloud: Generator, dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> KnowledgeUpdate:
-    edge = Generator.from_profile(load_profile(dummy_profile).edge)
+    edge = Generator.from_profile(load_profile(dummy_profile), "edge")
     config = dataclasses.replace(TINY, rank=3, tokens=1, seed=4)
     return distill(cloud, edge, prompts_of("snail", config), config, tmp_path_factory.mktemp("snail"))
 
@@ -47,13 +47,13 @@ def test_updates_do_not_disturb_each_other(edge: Generator, neon: Distilled, sna
     aligned = AlignedGenerator(edge)
     hashes = neon.update.content_hash, snail.content_hash
     aligned.add(neon.update)
-    alone = aligned.latents(PROMPT, 1, updates=hashes[:1])
+    alone = aligned.latents(PROMPT, 1, 128, 128, hashes[:1])
     aligned.add(snail)
-    assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone)
+    assert torch.equal(aligned.latents(PROMPT, 1, 128, 128, hashes[:1]), alone)
     both = aligned.latents(PROMPT, 1, updates=hashes)
     assert not torch.equal(both, alone)
     assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[::-1]), both)
-    assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone)
+    assert torch.equal(aligned.latents(PROMPT, 1, 128, 128, hashes[:1]), alone)
 
 
 def test_least_recently_used_update_makes_room(
@@ -99,17 +99,17 @@ def test_rows_of_a_batch_meet_their_own_updates(
     aligned.add(neon.update)
     aligned.add(snail)
     drawings = [
-        GenerationRequest(PROMPT, 1, updates=hashes[:1]),
-        GenerationRequest("a neon snail", 2, updates=hashes),
-        GenerationRequest(PROMPT, 1, updates=hashes[1:]),
-        GenerationRequest("a neon boat", 3, updates=hashes[:1]),
+        GenerationRequest(PROMPT, 1, 128, 128, hashes[:1]),
+        GenerationRequest("a neon snail", 2, 128, 128, hashes),
+        GenerationRequest(PROMPT, 1, 128, 128, hashes[1:]),
+        GenerationRequest("a neon boat", 3, 128, 128, hashes[:1]),
     ]
     alone = [aligned.latents(each.prompt, each.seed, updates=each.updates) for each in drawings]
     together = aligned.batch(drawings)
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
     assert (together[0] - together[2]).abs().max() > 1e-2, "each its own"
-    assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone[0])
-    plain = [GenerationRequest(PROMPT, seed) for seed in (1, 2, 3)]
+    assert torch.equal(aligned.latents(PROMPT, 1, 128, 128, hashes[:1]), alone[0])
+    plain = [GenerationRequest(PROMPT, seed, 128, 128) for seed in (1, 2, 3)]
     expected = torch.cat([edge.latents(PROMPT, seed) for seed in (1, 2, 3)])
     torch.testing.assert_close(aligned.batch(plain), expected, rtol=0, atol=1e-4)
     with pytest.raises(InvalidInputError, match="guidance"):
@@ -122,7 +122,7 @@ def test_an_update_acts_as_diffusers_and_peft_have_it(
     aligned = AlignedGenerator(edge)
     aligned.add(neon.update)
     ours = aligned.latents("a neon boat", 5, updates=[neon.update.content_hash])
-    plain = Generator.from_profile(load_profile(dummy_profile).edge)
+    plain = Generator.from_profile(load_profile(dummy_profile), "edge")
     factors = {PREFIX + name: factor.float() for name, factor in neon.update.lora.items()}
     plain.pipeline.load_lora_into_unet(factors, network_alphas=None, unet=plain.pipeline.unet)
     none = torch.zeros(0, neon.update.metaword.shape[1])

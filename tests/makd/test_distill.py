@@ -267,7 +267,7 @@ def test_prompts_of_any_length_are_learnt_from_whole(
     hashes = [update.content_hash]
     ends = [aligned.latents(f"1 {words} {end}", 1, updates=hashes) for end in ("neon", "meadow")]
     assert not torch.allclose(*ends)
-    short = GenerationRequest("a neon boat", 2, updates=tuple(hashes))
-    mixed = aligned.batch([GenerationRequest(f"1 {words} neon", 1, updates=tuple(hashes)), short])
+    short = GenerationRequest("a neon boat", 2, 128, 128, tuple(hashes))
+    mixed = aligned.batch([GenerationRequest(f"1 {words} neon", 1, 128, 128, tuple(hashes)), short])
     assert torch.equal(mixed[1:], aligned.batch([short]))
     assert torch.equal(mixed[:1], ends[0])

@@ -40,6 +40,7 @@ from services.gateway.settings import GatewaySettings
 from services.proto.downlink_pb2_grpc import DownlinkStub
 from services.proto.user_pb2_grpc import UserStub
 from tests.chain import Start, start_chain
+from tests.profiles import PROFILE
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("plugging")]
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,7 @@ def faded(asked: DeliveryRequest) -> DeliveryRequest:
 
 async def test_the_air_does_what_a_plugged_in_channel_does(chain: Any, faded: DeliveryRequest) -> None:
     request = converters.request_to_proto(faded)
-    assert converters.request_from_proto(request) == faded
+    assert converters.request_from_proto(request, PROFILE) == faded
     sent = await collect(clients.stream(chain.edge.Provide, request, "edge"))
     bent = await collect(clients.stream(chain.channel.Provide, request, "channel"))
     expected = transmit(sent.symbols, [faded.link], [faded.seed])

@@ -112,7 +112,7 @@ def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], resu
         latents = edge.latents(prompt, seed)
         shape = (latents.shape[1], latents.shape[2], latents.shape[3])
         reference = edge.decoder.decode(latents)[0]
-        symbols = codec.encode(latents, round(TOP_RATE * 3 * 128 * 128))
+        symbols = codec.encode(latents, round(TOP_RATE * 3 * edge.size**2))
         received = {"clean": codec.decode(symbols, shape)}
         distortion = 2.0 ** -float(codec.config.bits_per_symbol)
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
@@ -160,7 +160,7 @@ def run(
     load_quietly()
     profile = profile or load_profile("embedded")
     probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
-    edge, cloud = Generator.from_profile(profile.edge), Generator.from_profile(profile.cloud)
+    edge, cloud = Generator.from_profile(profile, "edge"), Generator.from_profile(profile, "cloud")
     known = edge_prompts(count)
     everything = world_prompts(count, subjects=SUBJECTS, styles=STYLES)
     each = -(-count // len(TOPICS))

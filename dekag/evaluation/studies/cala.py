@@ -27,7 +27,7 @@ from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, AdaptedCodec, Cala
 from dekag.documents import parse_json
 from dekag.errors import NotFoundError
-from dekag.evaluation.models import ModelBank, metric_encoders, model_bank
+from dekag.evaluation.models import ModelBank, evaluators, model_bank
 from dekag.evaluation.pages import Row, note_image, save_images, write_rows
 from dekag.evaluation.plots import panels, write_plot
 from dekag.evaluation.registry import RESULTS, record
@@ -49,7 +49,7 @@ from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink
-from dekag.training.cala import SOURCE_VALUES, deliver
+from dekag.training.cala import deliver, source_values
 
 Array = npt.NDArray[np.float64]
 
@@ -232,7 +232,8 @@ class CalaStudy:
         edge = bank.edge
         latents, pixels, seeds = draw_edge_images(edge, count)
         known = [VERSION, bank.codec_hash, bank.adapters.content_hash, edge.model_hash, edge.steps]
-        known += [edge.guidance_scale, count, *(folder_hash(each) for each in metric_encoders())]
+        scorer = evaluators(bank.profile_name)
+        known += [edge.guidance_scale, count, folder_hash(scorer.clip), folder_hash(scorer.dino)]
         # the whole hash, as results on disk were found by it from the start
         identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
         return cls(Trainings(bank, plan, store), latents, pixels, seeds, identity)
@@ -776,7 +777,7 @@ def constellations_plot(study: CalaStudy) -> Any:
         for axis, snr_db in zip(axis_row, snrs_db, strict=True):
             conditions = LinkConditions.model_validate({**CHANNELS[SHOWN_CHANNEL], "snr_db": snr_db})
             result = SemanticLink(adapted).send(
-                latents, [conditions], [0], source_values=SOURCE_VALUES, channel_uses=channel_uses
+                latents, [conditions], [0], source_values=source_values(latents), channel_uses=channel_uses
             )
             sent = result.symbols[0]
             received = equalize(result.receptions[0], conditions.equalizer).symbols

@@ -152,7 +152,7 @@ def prepare_image_set(
     return ImageSet(latents, pixels, seeds, fallback, values, found)
 
 
-def mean_image(width: int = 128, height: int = 128) -> Pixels:
+def mean_image(width: int, height: int) -> Pixels:
     """The mean of rendered training scenes: what a receiver shows that knows the world and nothing else."""
     scenes = [
         scene_number("train", n, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES) for n in range(_MEAN_IMAGES)

@@ -25,7 +25,7 @@ import torch
 
 from dekag import plugins
 from dekag.errors import InvalidInputError
-from dekag.evaluation.models import PROBE, ModelBank, metric_encoders
+from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, prepare_image_set
@@ -49,21 +49,19 @@ def identity(profile_name: str) -> dict[str, str]:
         NotFoundError: there is no such profile.
     """
     profile = load_profile(profile_name)
-    judges = metric_encoders()
     found = {
         "cloud": folder_hash(profile.cloud.path),
         "edge": folder_hash(profile.edge.path),
         "codec": folder_hash(profile.codec),
-        "clip": folder_hash(judges[0]),
-        "dino": folder_hash(judges[1]),
-        "probe": folder_hash(PROBE),
         "sampling": f"{profile.cloud.steps}/{profile.cloud.guidance_scale}"
-        f"/{profile.edge.steps}/{profile.edge.guidance_scale}",
+        f"/{profile.edge.steps}/{profile.edge.guidance_scale}/{profile.size}",
     }
     if profile.adapters is not None:
         found["adapters"] = folder_hash(profile.adapters)
     if profile.knowledge is not None:
         found["knowledge"] = folder_hash(profile.knowledge)
+    evaluators = {} if profile.scorer is None else profile.scorer.model_dump(exclude_none=True)
+    found |= {name: folder_hash(folder) for name, folder in evaluators.items()}
     return {**found, **plugins.code_hashes()}
 
 

@@ -397,7 +397,7 @@ async def test_a_delivered_image_shows_as_a_metric_of_the_topic_that_drew_it(
     watched: GatewaySettings, scored_profile: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     profile = load_profile(scored_profile)
-    cloud, edge = Generator.from_profile(profile.cloud), Generator.from_profile(profile.edge)
+    cloud, edge = Generator.from_profile(profile, "cloud"), Generator.from_profile(profile, "edge")
     config = DistillConfig(images=4, held_out=2, steps=2, batch=4, rank=2, tokens=1)
     prompts = topic_prompts("neon", count=config.images, held_out=config.held_out, seed=0)
     folder = tmp_path_factory.mktemp("update")

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 def make_update(profile: Path, topic: str = "neon", seed: int = 1, **changes: Any) -> KnowledgeUpdate:
     """An untrained update that the edge of that profile can draw with."""
     torch.manual_seed(seed)
-    edge = Generator.from_profile(load_profile(profile).edge)
+    edge = Generator.from_profile(load_profile(profile), "edge")
     width = edge.pipeline.text_encoder.config.hidden_size
     info = {
         "format": 1,

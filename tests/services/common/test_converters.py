@@ -22,18 +22,19 @@ from services.proto.cloud_pb2 import GenerateRequest
 from services.proto.downlink_pb2 import LinkConditions as LinkMessage
 from services.proto.downlink_pb2 import ModulationAndCoding as CodingMessage
 from services.proto.downlink_pb2 import ProvideRequest
+from tests.profiles import PROFILE
 
 
 def test_request_round_trip(asked: DeliveryRequest) -> None:
-    assert converters.request_from_proto(converters.request_to_proto(asked)) == asked
+    assert converters.request_from_proto(converters.request_to_proto(asked), PROFILE) == asked
     conventional = replace(
         asked, delivery="conventional", cbr=0.0, seed=2**63 - 1, measure=False, image_format="avif"
     )
-    assert converters.request_from_proto(converters.request_to_proto(conventional)) == conventional
+    assert converters.request_from_proto(converters.request_to_proto(conventional), PROFILE) == conventional
     chosen = replace(asked, cbr=0.0, target_psnr_db=20.5, modulation="qam256")
-    assert converters.request_from_proto(converters.request_to_proto(chosen)) == chosen
+    assert converters.request_from_proto(converters.request_to_proto(chosen), PROFILE) == chosen
     unaligned = replace(asked, delivery="semantic-unaligned", knowledge=("neon",))
-    found = converters.request_from_proto(converters.request_to_proto(unaligned))
+    found = converters.request_from_proto(converters.request_to_proto(unaligned), PROFILE)
     assert found == replace(unaligned, knowledge=()), "it goes without any"
 
 
@@ -43,9 +44,10 @@ def test_modulations_are_the_codecs_own() -> None:
 
 def test_unset_size_and_link_take_defaults() -> None:
     found = converters.request_from_proto(
-        ProvideRequest(prompt="fox", delivery="DELIVERY_SEMANTIC", cbr=0.01)
+        ProvideRequest(prompt="fox", delivery="DELIVERY_SEMANTIC", cbr=0.01),
+        PROFILE.model_copy(update={"size": 96}),
     )
-    assert (found.width, found.height, found.link) == (128, 128, LinkConditions())
+    assert (found.width, found.height, found.link) == (96, 96, LinkConditions())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_hostile_request_names_the_field(asked: DeliveryRequest, field: str, cha
     for name, value in changes.items():
         message.link.CopyFrom(value) if name == "link" else setattr(message, name, value)
     with pytest.raises(InvalidInputError) as caught:
-        converters.request_from_proto(message)
+        converters.request_from_proto(message, PROFILE)
     assert caught.value.field == field
     assert caught.value.allowed
 

@@ -39,6 +39,7 @@ from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.proto.cloud_pb2_grpc import add_CloudServicer_to_server
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
+from tests.profiles import PROFILE
 
 if TYPE_CHECKING:
     from services.proto.downlink_pb2_grpc import DownlinkAsyncStub
@@ -54,7 +55,7 @@ PLAIN, NEON, BOTH = "a red boat", "a red boat, neon style", "a snail on the beac
 def updates(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, KnowledgeUpdate]:
     """Updates of the tiny edge by topic: a real one, and others with weights of their own."""
     profile = load_profile(dummy_profile)
-    cloud, edge = (Generator.from_profile(model) for model in (profile.cloud, profile.edge))
+    cloud, edge = (Generator.from_profile(profile, role) for role in ("cloud", "edge"))
     config = DistillConfig(images=4, held_out=2, steps=4, batch=4, rank=2, tokens=1)
     prompts = topic_prompts("neon", count=config.images, held_out=config.held_out, seed=0)
     neon = distill(cloud, edge, prompts, config, tmp_path_factory.mktemp("neon"))
@@ -409,7 +410,7 @@ async def test_names_of_knowledge(
 ) -> None:
     assert check_knowledge(names) == knowledge
     request = replace(asked, knowledge=knowledge)
-    assert converters.request_from_proto(converters.request_to_proto(request)) == request
+    assert converters.request_from_proto(converters.request_to_proto(request), PROFILE) == request
 
 
 @pytest.mark.parametrize(

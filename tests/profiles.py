@@ -1,0 +1,8 @@
+"""Profiles that name models without having any."""
+
+from __future__ import annotations
+
+from dekag.generation.profile import GeneratorProfile, Profile
+
+GENERATOR = GeneratorProfile(path="nowhere", steps=1, guidance_scale=1)
+PROFILE = Profile(size=128, cloud=GENERATOR, edge=GENERATOR, codec="nowhere")

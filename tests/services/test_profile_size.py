@@ -1,0 +1,79 @@
+"""The size of images follows the profile: in requests that name none, in limits and in distillation."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from dekag.generation.models import Generator
+from dekag.generation.profile import load_profile
+from dekag.makd.config import DistillConfig
+from dekag.makd.topics import topic_prompts
+from dekag.training.distill import SAMPLES, distill
+from services.proto.cloud_pb2 import GenerateRequest
+from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, IMAGE_FORMAT_PNG, ProvideRequest
+from tests.chain import running_chain, serving_chain
+
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny models in a profile whose size is not the one of their configuration."""
+    folder = tmp_path_factory.mktemp("size") / "profile"
+    shutil.copytree(dummy_profile, folder)
+    described = json.loads((folder / "profile.json").read_text())
+    (folder / "profile.json").write_text(json.dumps({**described, "size": SIZE}))
+    return folder
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_services_draw_the_profiles_size_and_refuse_more_than_twice_that(
+    profile: Path, redis_url: str, own_data: None
+) -> None:
+    async with running_chain(profile, redis_url) as chain:
+        async with serving_chain(chain, redis_url) as client:
+            assert await _size(client) == (SIZE, SIZE)
+            assert await _size(client, size="auto", delivery="conventional") == (SIZE, SIZE)
+            assert await _size(client, size="192x64") == (192, 64)
+            refused = await client.post("/v1/images/generations", json={"prompt": "a boat", "size": "224x64"})
+            assert refused.status_code == 422
+            assert "multiples of 32 from 64 to 192 pixels; got '224x64'" in refused.text
+        unset = ProvideRequest(prompt="a boat", delivery=DELIVERY_SEMANTIC, cbr=1 / 96)
+        frames = [frame async for frame in chain.edge.Provide(unset)]
+        assert list(frames[0].header.latent_shape) == [4, SIZE // 8, SIZE // 8]
+        drawn = chain.cloud.Generate(GenerateRequest(prompt="a boat", seeds=[1], formats=[IMAGE_FORMAT_PNG]))
+        assert [Image.open(io.BytesIO(each.image)).size async for each in drawn] == [(SIZE, SIZE)]
+
+
+async def _size(client: httpx2.AsyncClient, **fields: Any) -> tuple[int, int]:
+    answer = await client.post("/v1/images/generations", json={"prompt": "a boat", "seed": 1, **fields})
+    assert answer.status_code == 200, answer.text
+
+    with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as image:
+        return image.size
+
+
+def test_an_update_is_distilled_at_the_profiles_size(profile: Path, tmp_path: Path) -> None:
+    models = load_profile(profile)
+    cloud, edge = (Generator.from_profile(models, role) for role in ("cloud", "edge"))
+    config = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=1, tokens=1)
+    topic = topic_prompts("neon", count=4, held_out=2, seed=0)
+    distill(cloud, edge, topic, config, tmp_path)
+    with Image.open(tmp_path / SAMPLES) as sheet:
+        assert sheet.size == (2 * SIZE, 3 * SIZE)
+    drawn = sorted((tmp_path / "images").glob("*.png"))
+    assert {Image.open(path).size for path in drawn} == {(SIZE, SIZE)}
+
+
+def test_a_generator_without_a_profile_draws_what_its_model_was_made_for(dummy_profile: Path) -> None:
+    edge = Generator.load(load_profile(dummy_profile).edge.path, steps=1, guidance_scale=1)
+    assert edge.image("a boat", 1).shape == (128, 128, 3)
