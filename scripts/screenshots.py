@@ -32,9 +32,9 @@ def show(page: Page) -> None:
     """Request the image on the page."""
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     page.locator("#snr_db").fill(str(SNR_DB))
-    page.locator("summary", has_text="More of the link").click()
+    page.locator("summary", has_text="More settings").click()
     page.get_by_label("Seed", exact=True).fill(str(SEED))
-    page.locator("summary", has_text="More of the link").click()
+    page.locator("summary", has_text="More settings").click()
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#ask-status")).to_contain_text("Done")
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")

@@ -1,1 +1,1 @@
-"""The REST interface as a library: its limits, its schemas and a client. Needs neither PyTorch nor gRPC."""
+"""The REST interface as a library: limits, schemas and a client. It needs neither PyTorch nor gRPC."""

@@ -1,6 +1,6 @@
-"""A client of a running system's REST interface: pictures with their link reports, topics and their jobs.
+"""A client of the REST interface of a running system: images, link reports, topics and jobs.
 
-It needs no model and imports neither PyTorch nor the services.
+It needs no models and imports neither PyTorch nor the services.
 """
 
 from __future__ import annotations
@@ -48,38 +48,38 @@ from dekag.errors import (
 from dekag.files import decoded, list_folder, read_bytes, read_text
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-"""Where `dekag up` and docker-compose.yml serve the REST interface."""
+"""Address at which `dekag up` and docker-compose.yml serve the REST interface."""
 API_KEY, CA_FILE = "DEKAG_API_KEY", "DEKAG_CA_FILE"
-"""Variables of the environment that hold what a Client is not given."""
+"""Environment variables with the defaults of `api_key` and `ca_file`."""
 
 _EVENT_TIMEOUT_S = 60.0  # the gateway sends something every 15 s
 _RECONNECTS, _RECONNECT_S = 30, 1.0
-_LONGEST_WAIT_S = 60  # a gateway that names a later time is not waited for
+_LONGEST_WAIT_S = 60  # a longer wait than this is not attempted
 _INFO = "knowledge.json"  # as dekag.artifacts, which needs safetensors, names it
-_MAX_KNOWLEDGE_BYTES = 2**28  # the gateway has a smaller bound of its own
+_MAX_KNOWLEDGE_BYTES = 2**28  # the gateway has a smaller limit
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
 class UnreachableError(UnavailableError):
-    """Nothing answers at the URL: no system runs there, or the network is down."""
+    """Nothing responds at the URL: no system runs there, or the network is down."""
 
 
 class UnauthorizedError(DekagError):
-    """The gateway wants an API key and got none that it knows."""
+    """The gateway requires an API key, and the given key is missing or unknown."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image as it arrived.
+    """A received image.
 
     Attributes:
-        png: the file; None when a conventional delivery did not decode.
-        seed: makes the same image again.
-        report: what it cost and how well it arrived.
-        consistency: None unless it was asked for, and for an image that did not decode.
-        reference: PNG of what was sent; None unless details were asked for.
-        constellation: None unless details were asked for.
+        png: the file; None if decoding of a conventional delivery failed.
+        seed: seed of the image; the same request with it gives the same image.
+        report: cost and quality of the transmission.
+        consistency: None unless requested, and None for an image that was not decoded.
+        reference: PNG of the sent image; None unless details were requested.
+        constellation: None unless details were requested.
     """
 
     png: bytes | None
@@ -91,15 +91,15 @@ class Image:
 
 
 class DistillOptions(TypedDict, total=False):
-    """What a distillation is made with, as far as it is not the library's default.
+    """Settings of a distillation; omitted ones have the defaults of the library.
 
     Attributes:
-        images: pictures that the cloud draws to learn from.
-        tokens: pseudo-tokens of the metaword.
-        rank: of the LoRA.
-        steps: optimiser steps at most.
-        seed: seeds the cloud's pictures and the training.
-        force: publish the update even if it is not better than what there is.
+        images: number of training images that the cloud generates.
+        tokens: number of pseudo-tokens of the metaword.
+        rank: rank of the LoRA.
+        steps: largest number of optimiser steps.
+        seed: seed of the cloud's images and of the training.
+        force: publish the update even if it is not better than the current version.
     """
 
     images: int
@@ -113,9 +113,9 @@ class DistillOptions(TypedDict, total=False):
 class Client:
     """A connection to one gateway; close it, or use it in a ``with`` statement.
 
-    Every method raises a DekagError: InvalidInputError with the field and what it allows, NotFoundError,
-    ConflictError, ExhaustedError (too much at once), UnavailableError, DeadlineError, UnauthorizedError, or
-    DekagError itself for anything else that the gateway refuses; UnreachableError when nothing answers.
+    Every method raises a DekagError on failure: InvalidInputError with the field and its allowed values,
+    NotFoundError, ConflictError, ExhaustedError (too many requests), UnavailableError, DeadlineError,
+    UnauthorizedError, UnreachableError if nothing responds, or DekagError itself for any other rejection.
 
     Example:
         >>> from dekag import Client
@@ -125,16 +125,16 @@ class Client:
         (7, 20.0)
 
     Args:
-        url: of the gateway, as `gateway_url` takes it.
-        timeout_s: how long to wait for an answer, s.
-        retries: how often a request that is refused for now (status 429 or 503 with Retry-After) is sent
-            again, each time after the time that the gateway names.
-        api_key: for a gateway that asks for one; ``DEKAG_API_KEY`` of the environment if left out.
-        ca_file: certificate of the authority that the gateway's is from, if it is none that this machine
-            knows; ``DEKAG_CA_FILE`` of the environment if left out.
+        url: URL of the gateway, in any form that `gateway_url` accepts.
+        timeout_s: time limit of a response, s.
+        retries: how often to repeat a request that is rejected with status 429 or 503 and Retry-After, each
+            time after the interval in Retry-After.
+        api_key: API key, if the gateway requires one; default: the environment variable ``DEKAG_API_KEY``.
+        ca_file: certificate of the authority that issued the gateway's certificate, if this machine does not
+            trust it already; default: the environment variable ``DEKAG_CA_FILE``.
 
     Raises:
-        InvalidInputError: ``url`` is none of a gateway.
+        InvalidInputError: ``url`` is not the URL of a gateway.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class Client:
     ) -> None:
         authority = ca_file or os.environ.get(CA_FILE, "").strip()
         self.url, self._retries = gateway_url(url, scheme="https" if authority else "http"), retries
-        # the proxies of the environment are for the world outside, not for a system on this machine
+        # trust_env=False: proxies of the environment are not meant for a system on this machine
         self._http = httpx2.Client(
             base_url=self.url,
             timeout=timeout_s,
@@ -183,19 +183,19 @@ class Client:
         details: bool | None = None,
         on_long_prompt: str | None = None,
     ) -> Image:
-        """Has one image drawn and sent; what is left out takes the gateway's default.
+        """Requests one image; omitted arguments have the defaults of the gateway.
 
         Args:
-            prompt: what to draw.
-            seed: seeds generation, fading and noise.
+            prompt: description of the image.
+            seed: seed of generation, fading and noise.
             size: "WIDTHxHEIGHT" in pixels.
             delivery: "semantic", "semantic-unaligned" or "conventional".
             link: the radio link: ``snr_db``, ``fading``, ``cbr`` and the other fields of the request's link.
             knowledge: "auto", "none", a topic or a list of topics.
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
-            consistency: whether the image is to be compared with the cloud's own.
-            details: whether the image that was sent and the constellation are to be returned.
-            on_long_prompt: "read" or "refuse": what becomes of a prompt that the model does not read at once.
+            consistency: whether to compare the image with the cloud's image.
+            details: whether to return the image before transmission and the constellation as well.
+            on_long_prompt: "read" or "refuse": handling of a prompt that exceeds the model's window.
         """
         request = {
             "prompt": prompt,
@@ -230,7 +230,7 @@ class Client:
         return self._ask(KnowledgeList, "GET", "/v1/knowledge").data
 
     def samples(self, topic: str) -> bytes:
-        """A PNG with pictures of held-out prompts; rows: cloud, edge before, edge after."""
+        """A PNG with images of held-out prompts; rows: cloud, edge before, edge after."""
         return self._send("GET", f"/v1/knowledge/{_segment(topic)}/samples").content
 
     def forget(self, topic: str) -> None:
@@ -238,15 +238,17 @@ class Client:
         self._send("DELETE", f"/v1/knowledge/{_segment(topic)}")
 
     def transmission(self) -> Transmission:
-        """The current transmission knowledge; NotFoundError if the codec works alone."""
+        """The current transmission knowledge; NotFoundError if the codec has no adapters."""
         return self._ask(Transmission, "GET", "/v1/transmission")
 
     def publish(self, folder: str | os.PathLike[str]) -> Topic | Transmission:
-        """Uploads knowledge and makes it the current version, which it may be already; returns that version.
+        """Uploads knowledge and makes it the current version; returns that version.
+
+        Uploading the current version again has no effect.
 
         Args:
-            folder: with a topic's knowledge update or a codec's adapters, as `dekag train` saves them. Of its
-                files the JSON and safetensors are sent.
+            folder: folder of a topic's knowledge update or a codec's adapters, as `dekag train` saves them;
+                its JSON and safetensors files are uploaded.
         """
         files = _knowledge_files(Path(folder))
         topic = _topic_of(Path(folder) / _INFO, files)
@@ -263,14 +265,14 @@ class Client:
         triggers: Sequence[str] = (),
         **config: Unpack[DistillOptions],
     ) -> Iterator[Job]:
-        """Starts a distillation at once; iterate to follow it: the job after each change, until it is over.
+        """Starts a distillation immediately; iterate to follow its job after each change, until it ends.
 
-        A job that fails or is cancelled is no error here: the last state says so.
+        A job that fails or is cancelled raises no error; its last state reports it.
 
         Args:
-            topic: its name.
-            prompts: what the cloud draws to learn from; the embedded world's of that topic if there are none.
-            triggers: words that say that a prompt needs the topic; its name if there are none.
+            topic: name of the topic.
+            prompts: prompts of the training images; if empty, those of the embedded world for this topic.
+            triggers: words that select the topic for a prompt; if empty, its name.
             config: see DistillOptions.
         """
         return self.watch(self.start(topic, prompts=prompts, triggers=triggers, **config).id)
@@ -283,12 +285,12 @@ class Client:
         triggers: Sequence[str] = (),
         **config: Unpack[DistillOptions],
     ) -> Job:
-        """Starts a distillation, as ``distill`` does, and returns its job without following it."""
+        """Starts a distillation like ``distill``, but returns its job without following it."""
         words = {"prompts": list(prompts) or None, "triggers": list(triggers) or None}
         return self._ask(Job, "POST", "/v1/knowledge", _given({"topic": topic, **words, **config}))
 
     def watch(self, job_id: str) -> Iterator[Job]:
-        """The job as it is and after each change, until it is over; a stream that breaks off is resumed."""
+        """The state of the job, now and after each change until it ends; reconnects if needed."""
         path = f"/v1/jobs/{_segment(job_id)}/events"
         for _ in range(_RECONNECTS):
             try:
@@ -306,15 +308,15 @@ class Client:
         raise UnavailableError(f"the system went away; job {job_id} may go on when it is back")
 
     def job(self, job_id: str) -> Job:
-        """The job as it is now."""
+        """The current state of the job."""
         return self._ask(Job, "GET", f"/v1/jobs/{_segment(job_id)}")
 
     def jobs(self) -> list[Job]:
-        """The latest jobs, the newest first."""
+        """The latest jobs, newest first."""
         return self._ask(JobList, "GET", "/v1/jobs").data
 
     def cancel(self, job_id: str) -> Job:
-        """Cancels a job that is not over; nothing of it will be published."""
+        """Cancels a job that has not ended; it publishes nothing."""
         return self._ask(Job, "DELETE", f"/v1/jobs/{_segment(job_id)}")
 
     def _ask(
@@ -347,16 +349,16 @@ class Client:
 
 
 def gateway_url(url: str, *, scheme: Literal["http", "https"] = "http") -> str:
-    """The URL below which a gateway has its `/v1`, from what people write of it.
+    """The base URL of a gateway, without `/v1`, in normalised form.
 
-    It may end in `/` or, as the OpenAI client's does, in `/v1`.
+    The given URL may end in `/` or, as for the OpenAI client, in `/v1`.
 
     Args:
-        url: as written.
-        scheme: where it names none.
+        url: URL as given by a user.
+        scheme: scheme if ``url`` has none.
 
     Raises:
-        InvalidInputError: it is no URL of a gateway.
+        InvalidInputError: it is not the URL of a gateway.
     """
     text = url.strip()
     if "://" not in text and not re.match("https?:", text, re.IGNORECASE):
@@ -376,7 +378,7 @@ def gateway_url(url: str, *, scheme: Literal["http", "https"] = "http") -> str:
 
 
 def _knowledge_files(folder: Path) -> dict[str, bytes]:
-    """The files of knowledge in a folder, by name; FileError if there is none or one cannot be read."""
+    """The knowledge files in a folder, by name; FileError if there are none or one cannot be read."""
     names = [name for name in list_folder(folder) if name.endswith((".json", ".safetensors"))]
     if _INFO not in names:
         raise FileError(folder, f"holds no knowledge: there is no {_INFO} in it, as `dekag train` saves")
@@ -384,7 +386,7 @@ def _knowledge_files(folder: Path) -> dict[str, bytes]:
 
 
 def _topic_of(info: Path, files: Mapping[str, bytes]) -> str | None:
-    """The topic of a knowledge update; None of a codec's adapters."""
+    """The topic of a knowledge update; None for a codec's adapters."""
     try:
         said = json.loads(decoded(files[_INFO], str(info)))
         topic = said["topic"] if said.get("kind") is None else None
@@ -396,13 +398,13 @@ def _topic_of(info: Path, files: Mapping[str, bytes]) -> str | None:
 
 
 def authorization(api_key: str | None = None) -> dict[str, str]:
-    """The headers that show an API key, that of the environment if none is given; none without one."""
+    """The header with the API key, by default that of the environment; empty without a key."""
     key = (api_key or os.environ.get(API_KEY, "")).strip()
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def trusting(ca_file: str | os.PathLike[str]) -> ssl.SSLContext:
-    """What trusts the authority whose certificate is in that file; FileError if it holds none."""
+    """A TLS context that trusts the certificate authority in that file; FileError if it contains none."""
     certificates = read_text(os.fspath(ca_file))
     try:
         return ssl.create_default_context(cadata=certificates)
@@ -425,7 +427,7 @@ def _retry_after_s(answer: httpx2.Response) -> int | None:
 
 
 def _check(answer: httpx2.Response) -> httpx2.Response:
-    """``answer`` unless it is a problem; raises the DekagError that the problem says."""
+    """Returns ``answer`` if it is a success; otherwise raises the DekagError of its problem."""
     if answer.is_success:
         return answer
     answer.read()
@@ -442,7 +444,7 @@ def _error(answer: httpx2.Response, problem: Problem) -> DekagError:
         case 422 if problem.errors:
             first = problem.errors[0]
             error = InvalidInputError(first.field, first.allowed, "")
-            error.args = (problem.detail,)  # the gateway's own words, which name every field
+            error.args = (problem.detail,)  # the gateway's message, which names every field
             return error
         case 401:
             return UnauthorizedError(f"{problem.detail}; dekag takes it from {API_KEY}")

@@ -1,6 +1,6 @@
-"""The limits of requests, defined once for the gateway, the gRPC services, the client and the library.
+"""The limits of requests, shared by the gateway, the gRPC services, the client and the library.
 
-A check returns its argument or raises InvalidInputError, which names the field as REST does (``link.cbr``).
+A check returns its argument or raises InvalidInputError, which names the field as in REST (``link.cbr``).
 The limits of the radio link belong to `dekag.link.LinkConditions`, those of a distillation to
 `dekag.makd.config.RANGES`.
 """
@@ -14,10 +14,10 @@ from dekag.errors import InvalidInputError
 
 MAX_PROMPT_CHARS = 1000
 MAX_IMAGES = 4
-"""Images of one REST request."""
+"""Images per REST request."""
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 64
-"""Images of one request to the cloud."""
+"""Images per request to the cloud."""
 MIN_PIXELS, MAX_PIXELS = 64, 1024
 PIXEL_STEP = 32
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
@@ -35,9 +35,9 @@ KNOWLEDGE_ALLOWED = f'"auto", "none", or 1 to {MAX_KNOWLEDGE} different topic na
 MAX_PROMPTS, MAX_TRIGGERS = 1000, 100
 """Prompts and triggers of a topic to distil."""
 MAX_ALTERNATIVES = 32
-"""Alternatives in one of these prompts; bounds the time that drawing prompts takes."""
+"""Alternatives in one of these prompts; limits the time to expand them."""
 MAX_FILES = 8
-"""Files of an update or of adapters to publish."""
+"""Files of a published update or of published adapters."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JOB_ID = re.compile(r"[0-9a-f]{32}")
@@ -100,7 +100,7 @@ def check_topic(name: str) -> str:
 
 
 def check_knowledge(names: Sequence[str]) -> tuple[str, ...] | None:
-    """The topics that a request names: () for "none", None for "auto" or no name."""
+    """The topics in a request: () for "none", None for "auto" or an empty list."""
     if list(names) in ([], ["auto"]):
         return None
     if list(names) == ["none"]:
@@ -114,12 +114,12 @@ def check_knowledge(names: Sequence[str]) -> tuple[str, ...] | None:
 
 
 def check_job_id(job_id: str) -> str:
-    """The id of a job: 32 hexadecimal digits in lower case; empty where any id will do."""
+    """The id of a job: 32 hexadecimal digits in lower case, or empty to have one assigned."""
     if job_id and not JOB_ID.fullmatch(job_id):
         raise InvalidInputError("job_id", "32 lower-case hexadecimal digits", job_id)
     return job_id
 
 
 def pattern(of: re.Pattern[str]) -> str:
-    """``of`` as JSON schema writes it, for the whole text."""
+    """``of`` as a JSON schema pattern for the whole string."""
     return f"^{of.pattern}$"

@@ -1,7 +1,7 @@
-"""The requests and responses of the REST interface, once for the gateway and its clients.
+"""The requests and responses of the REST interface, shared by the gateway and its clients.
 
-They follow the OpenAI Images API and add the radio link. The descriptions and examples here become the
-OpenAPI document and docs/rest.md.
+They follow the OpenAI Images API and add the radio link. The descriptions and examples here become
+the OpenAPI document and docs/rest.md.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SIZES = (
     f'{limits.MAX_PIXELS}, or "auto"'
 )
 
-# The patterns of texts that validators check, for the OpenAPI document
+# Patterns of strings that validators check, for the OpenAPI document
 TOPIC_PATTERN = {"pattern": limits.pattern(limits.TOPIC)}
 _SIDE = "|".join(map(str, range(limits.MIN_PIXELS, limits.MAX_PIXELS + 1, limits.PIXEL_STEP)))
 _SIZE_PATTERN = {"pattern": f"^(auto|({_SIDE})x({_SIDE}))$"}
@@ -115,7 +115,7 @@ def _check_cbr(value: Any) -> float | Literal["auto"]:
 
 
 class _NullIsAbsent(BaseModel):
-    """A request in which null is as good as leaving a field out, as clients in other languages send it."""
+    """A request in which null counts as omitting an optional field, as some clients send it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -148,14 +148,14 @@ def _or_null(field: JsonSchemaValue) -> JsonSchemaValue:
 
 
 class LinkRequest(_NullIsAbsent, LinkConditions):
-    """The radio link asked for, and what is sent over it."""
+    """The requested radio link, and the rate and constellation of the transmission."""
 
     cbr: Annotated[
         Annotated[float, Field(gt=0.0, le=limits.MAX_CBR)] | Literal["auto"], BeforeValidator(_check_cbr)
     ] = Field(
         default=1 / 96,
         description="Channel bandwidth ratio, channel uses / (3 * width * height); semantic deliveries only. "
-        '"auto": the smallest that is expected to reach target_psnr_db at the SNR that the sender was told; '
+        '"auto": the smallest that is expected to reach target_psnr_db at the SNR reported to the sender; '
         'delivery "semantic" only.',
         examples=[1 / 96, "auto"],
     )
@@ -165,20 +165,20 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
         le=limits.MAX_TARGET_PSNR_DB,
         allow_inf_nan=False,
         validate_default=True,
-        description='PSNR to reach, dB; with cbr "auto", which needs one, and with nothing else.',
+        description='PSNR to reach, dB; required for cbr "auto", not allowed otherwise.',
         examples=[24.0],
     )
     modulation: Modulation = Field(
         default="qam64",
-        description="Where the symbols may lie; unquantised: anywhere. Semantic deliveries only. "
-        "The embedded codec was trained with qam64.",
+        description="Constellation of the symbols; unquantised: arbitrary complex values. Semantic "
+        "deliveries only. The embedded codec was trained with qam64.",
         examples=["qam64"],
     )
 
     @field_validator("target_psnr_db")
     @classmethod
     def _target_goes_with_auto(cls, target: float | None, info: ValidationInfo) -> float | None:
-        cbr, allowed = info.data.get("cbr"), None  # absent if it was refused itself
+        cbr, allowed = info.data.get("cbr"), None  # absent if it is itself invalid
         if cbr == "auto" and target is None:
             allowed = "a PSNR in dB when cbr is auto"
         elif cbr not in ("auto", None) and target is not None:
@@ -189,9 +189,9 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
 
 
 class ImagesRequest(_NullIsAbsent):
-    """A request for images. Fields of the OpenAI Images API without meaning here are taken and ignored.
+    """A request for images. Fields of the OpenAI Images API without a meaning here are accepted and ignored.
 
-    null is as good as leaving an optional field out.
+    An optional field that is null counts as omitted.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -200,43 +200,44 @@ class ImagesRequest(_NullIsAbsent):
         min_length=1,
         max_length=limits.MAX_PROMPT_CHARS,
         json_schema_extra={"pattern": r"\S"},
-        description="What to draw.",
+        description="Description of the image.",
         examples=["a red boat on the beach, pastel style"],
     )
     n: int = Field(
         default=1,
         ge=1,
         le=limits.MAX_IMAGES,
-        description="Images to make; image i uses seed + i.",
+        description="Number of images; image i (from 0) uses seed + i.",
         examples=[1],
     )
     size: Annotated[str, AfterValidator(_check_size)] = Field(
         default="auto",
         json_schema_extra=dict(_SIZE_PATTERN),
-        description=f"{_SIZES}: that of the profile. The largest is twice that.",
+        description=f"{_SIZES}, which means the profile's size. The profile may allow less.",
         examples=["128x128", "auto"],
     )
     response_format: Literal["b64_json"] = Field(
-        default="b64_json", description="How images are returned.", examples=["b64_json"]
+        default="b64_json", description="Format of the returned images.", examples=["b64_json"]
     )
     seed: int | None = Field(
         default=None,
         ge=0,
         le=limits.MAX_SEED,
-        description="Seeds generation, fading and noise; at most 2**63 - n. Drawn and returned if left out.",
+        description="Seed of generation, fading and noise; at most 2**63 - n. If omitted, a random one is "
+        "used and returned.",
         examples=[7],
     )
     link: LinkRequest = Field(default_factory=LinkRequest, description="The radio link.")
     delivery: Delivery = Field(
         default="semantic",
-        description="semantic: the edge's latent as joint source-channel coded symbols. "
-        "semantic-unaligned: the same without any knowledge updates and adapters. "
-        "conventional: the cloud's image as a file over LDPC and QAM.",
+        description="semantic: the edge's latent, sent with joint source-channel coding. "
+        "semantic-unaligned: the same without knowledge updates and adapters. "
+        "conventional: the cloud's image, sent as a file with LDPC and QAM.",
         examples=["semantic"],
     )
     image_format: ImageFormat = Field(
         default="webp",
-        description="File that carries the cloud's image; conventional delivery only.",
+        description="Format of the file with the cloud's image; conventional delivery only.",
         examples=["webp"],
     )
     knowledge: Annotated[
@@ -244,56 +245,56 @@ class ImagesRequest(_NullIsAbsent):
     ] = Field(
         default_factory=lambda: ["auto"],
         json_schema_extra={"default": "auto"},
-        description="Topics whose knowledge updates the edge draws with: a name, or up to "
-        f'{limits.MAX_KNOWLEDGE} in a list; "auto": those that the prompt needs; "none": none. '
+        description="Topics whose knowledge updates the edge applies: a name, or a list of up to "
+        f'{limits.MAX_KNOWLEDGE}; "auto": those that the prompt needs; "none": none. '
         "Semantic delivery only.",
         examples=["auto", ["neon"]],
     )
 
     on_long_prompt: LongPrompt = Field(
         default="read",
-        description="What becomes of a prompt of more tokens than the model that draws reads at a time. "
-        "read: all of it is read, in windows; link_report.prompt_read says how much that is. "
-        "refuse: the request is refused with status 422.",
+        description="Handling of a prompt with more tokens than the generating model reads at a time. "
+        "read: the model reads all of it, in windows; link_report.prompt_read reports the numbers of tokens. "
+        "refuse: the request is rejected with status 422.",
         examples=["read"],
     )
     consistency: bool = Field(
         default=False,
-        description="Whether to compare each image with the cloud's own of the same prompt and seed, which "
-        "the cloud must draw for it.",
+        description="Whether to compare each image with the cloud's image for the same prompt and seed, "
+        "which the cloud generates for this purpose.",
         examples=[True],
     )
     details: bool = Field(
         default=False,
-        description="Whether to return what each image came from too: the image that was sent, and the "
-        "constellation.",
+        description="Whether to return the image before transmission and the constellation of each image as "
+        "well.",
         examples=[True],
     )
 
     model: str | None = Field(
-        default=None, max_length=200, description="Ignored: the service has one model.", examples=["deka-g"]
+        default=None, max_length=200, description="Ignored: there is only one model.", examples=["deka-g"]
     )
     background: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
     moderation: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
     output_compression: int | None = Field(
         default=None, description="Ignored: PNG is lossless.", examples=[100]
     )
-    output_format: Literal["png"] | None = Field(default=None, description="Only PNG.", examples=["png"])
+    output_format: Literal["png"] | None = Field(default=None, description="Must be png.", examples=["png"])
     partial_images: int | None = Field(default=None, description="Ignored.", examples=[0])
     quality: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
-    stream: Literal[False] | None = Field(default=None, description="Only false.", examples=[False])
+    stream: Literal[False] | None = Field(default=None, description="Must be false.", examples=[False])
     style: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["vivid"])
     user: str | None = Field(default=None, max_length=200, description="Ignored.", examples=["user-1"])
 
 
 class _Response(BaseModel):
-    """Fields that a newer gateway adds are ignored."""
+    """Base of the responses; fields that a newer gateway adds are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
 
 def _listed(names: Any) -> Any:
-    """Lists the names of today in the OpenAPI document, and lets a client take those of a newer gateway."""
+    """Lists the current names in the OpenAPI document; a client also accepts names of a newer gateway."""
     return Field(json_schema_extra={"enum": list(get_args(names))})
 
 
@@ -310,61 +311,59 @@ _EqualizerName = Annotated[str, _listed(EqualizerKind)]
 
 
 class StageTime(_Response):
-    """Time that one stage took."""
+    """Duration of one stage."""
 
-    stage: str = Field(
-        description='Service and stage, for example "edge.generate".', examples=["edge.generate"]
-    )
-    seconds: float = Field(description="s", examples=[0.21])
+    stage: str = Field(description='Service and stage, such as "edge.generate".', examples=["edge.generate"])
+    seconds: float = Field(description="Duration, s.", examples=[0.21])
 
 
 class HopTraffic(_Response):
-    """Bytes that crossed one hop."""
+    """Traffic of one hop."""
 
-    hop: str = Field(description='For example "cloud-edge".', examples=["edge-channel"])
-    sent_bytes: int = Field(description="Serialised messages, both directions.", examples=[4402])
+    hop: str = Field(description='The two services, such as "cloud-edge".', examples=["edge-channel"])
+    sent_bytes: int = Field(description="Size of the messages in both directions, bytes.", examples=[4402])
 
 
 class ModulationAndCoding(_Response):
-    """How a conventional delivery was modulated and coded."""
+    """Modulation and coding of a conventional delivery."""
 
-    bits_per_symbol: int = Field(description="QAM order is 2**bits_per_symbol.", examples=[4])
-    codeword_bits: int = Field(description="n of one LDPC codeword.", examples=[6144])
-    information_bits: int = Field(description="k of one LDPC codeword.", examples=[3072])
-    payload_bytes: int = Field(description="Bytes of the image file before padding.", examples=[1530])
+    bits_per_symbol: int = Field(
+        description="Bits per QAM symbol; the order is 2**bits_per_symbol.", examples=[4]
+    )
+    codeword_bits: int = Field(description="Length n of an LDPC codeword, bits.", examples=[6144])
+    information_bits: int = Field(description="Information bits k of an LDPC codeword.", examples=[3072])
+    payload_bytes: int = Field(description="Size of the image file before padding, bytes.", examples=[1530])
 
 
 class KnowledgeUse(_Response):
-    """A knowledge update that the edge drew with."""
+    """A knowledge update that the edge applied."""
 
     topic: str = Field(examples=["neon"])
     version: int = Field(examples=[1])
-    content_hash: str = Field(description="sha256 over everything in the update.", examples=[_HASH])
+    content_hash: str = Field(description="SHA-256 of its content.", examples=[_HASH])
 
 
 class PromptRead(_Response):
-    """How much of the prompt a model read; start and end tokens are not counted."""
+    """Number of tokens of the prompt that a model read, without start and end tokens."""
 
-    tokens: int = Field(description="That the prompt has.", examples=[9])
-    tokens_read: int = Field(description="Of them.", examples=[9])
+    tokens: int = Field(description="Tokens of the prompt.", examples=[9])
+    tokens_read: int = Field(description="Tokens that the model read.", examples=[9])
     tokens_at_once: int = Field(
-        description="That the model reads at a time; of more, it reads one window after another.",
+        description="Tokens that the model reads at a time; it reads a longer prompt in several windows.",
         examples=[38],
     )
 
 
 class LinkReport(_Response):
-    """What one image cost, and how well it arrived."""
+    """Cost and quality of the transmission of one image."""
 
     request_id: str = Field(examples=[EXAMPLE_REQUEST])
     seed: int = Field(examples=[7])
     delivery: _DeliveryName = Field(examples=["semantic"])
-    decoded: bool = Field(
-        description="False for a conventional delivery whose code did not decode.", examples=[True]
-    )
-    channel_uses: int = Field(description="Complex symbols sent, K, without pilots.", examples=[512])
+    decoded: bool = Field(description="False if decoding of a conventional delivery failed.", examples=[True])
+    channel_uses: int = Field(description="Number K of complex symbols sent, without pilots.", examples=[512])
     pilot_uses: int = Field(
-        default=0, description="Channel uses spent on pilots, of all hops together.", examples=[0]
+        default=0, description="Channel uses spent on pilots, over all hops.", examples=[0]
     )
     cbr: float = Field(description="(channel_uses + pilot_uses) / (3 * width * height)", examples=[1 / 96])
     snr_db: float = Field(description="Mean Es/N0 per complex channel use as requested, dB.", examples=[10.0])
@@ -372,37 +371,40 @@ class LinkReport(_Response):
     tau_rms_s: float = Field(description="RMS delay spread as requested, s.", examples=[1e-6])
     rician_k_db: float | None = Field(
         default=None,
-        description="Power of the direct path over the scattered ones as requested, dB.",
+        description="Power of the line-of-sight path over the scattered paths as requested, dB.",
         examples=[6.0],
     )
     speed_m_s: float = Field(
         default=0.0, description="Speed of the receiver as requested, m/s.", examples=[0.0]
     )
-    trace: str | None = Field(
-        default=None, description="Name of the trace that was played back.", examples=["walk"]
+    trace: str | None = Field(default=None, description="Name of the trace, as requested.", examples=["walk"])
+    trace_start_s: float = Field(
+        default=0.0, description="Start in the trace as requested, s.", examples=[0.0]
     )
-    trace_start_s: float = Field(default=0.0, description="Where in the trace it started, s.", examples=[0.0])
     csi: _CsiName = Field(
-        default="perfect", description="What the receiver knew of the gains.", examples=["perfect"]
+        default="perfect",
+        description="The receiver's knowledge of the gains, as requested.",
+        examples=["perfect"],
     )
     equalizer: _EqualizerName = Field(default="mmse", description="As requested.", examples=["mmse"])
     reported_snr_db: float | None = Field(
         default=None,
-        description="Mean SNR that the sender was told, dB; null: it knew snr_db.",
+        description="Mean SNR reported to the sender as requested, dB; null: the sender knew snr_db.",
         examples=[12.0],
     )
     no: float = Field(
-        description="Noise power per channel use; signal power is 1. 0 over an ideal channel.", examples=[0.1]
+        description="Noise power per channel use, with a signal power of 1; 0 over an ideal channel.",
+        examples=[0.1],
     )
     gains: list[tuple[float, float]] = Field(
-        description="Gains h_j as the receiver knew them, [real, imaginary]; empty over an ideal channel. "
-        "Of more than 1024, evenly spaced ones.",
+        description="Gains h_j as known to the receiver, [real, imaginary]; empty over an ideal channel. "
+        "At most 1024, evenly spaced.",
         examples=[[(0.62, -0.41), (0.55, -0.48)]],
     )
     gain_mse: float | None = Field(
         default=None,
-        description="Mean squared error of the gains, as the receiver estimates it from the pilots; the mean "
-        "power of a gain is 1. Null unless csi is pilots.",
+        description="The receiver's estimate of the mean squared error of its gains, whose mean power is 1. "
+        "Null unless csi is pilots.",
         examples=[0.013],
     )
     instantaneous_snr_db: float | None = Field(
@@ -410,31 +412,32 @@ class LinkReport(_Response):
     )
     prompt_read: dict[str, PromptRead] = Field(
         default_factory=dict,
-        description='How much of the prompt was read by who drew: "edge", or "cloud" of a conventional one.',
+        description='Tokens that the generating model read, by model: "edge", or "cloud" if conventional.',
         examples=[{"edge": {"tokens": 9, "tokens_read": 9, "tokens_at_once": 38}}],
     )
     psnr_db: float | None = Field(
-        description="Received image against what was sent, dB; null if not decoded.", examples=[24.8]
+        description="PSNR of the received image against the sent one, dB; null if not decoded.",
+        examples=[24.8],
     )
     scores: dict[str, float | None] = Field(
         default_factory=dict,
-        description="Of metrics that are plugged in, received image against what was sent; null: not finite.",
+        description="Scores of plug-in metrics, received image against the sent one; null: not finite.",
         examples=[{"my-metric": 0.93}],
     )
     stages: list[StageTime] = Field(
-        description="Time per stage, in the order of the chain's answer.",
+        description="Time per stage.",
         examples=[[{"stage": "edge.generate", "seconds": 0.21}]],
     )
     hops: list[HopTraffic] = Field(
         description="Traffic per hop.", examples=[[{"hop": "edge-channel", "sent_bytes": 4402}]]
     )
     model_hashes: dict[str, str] = Field(
-        description="sha256 of each model that took part.", examples=[{"edge": _HASH}]
+        description="SHA-256 of each model used.", examples=[{"edge": _HASH}]
     )
     cached: bool = Field(description="Whether the latent or the image came from a cache.", examples=[False])
     knowledge: list[KnowledgeUse] = Field(
         default_factory=list,
-        description="Knowledge updates that generated the latent.",
+        description="Knowledge updates applied in generation.",
         examples=[[{"topic": "neon", "version": 1, "content_hash": _HASH}]],
     )
     modulation: _ModulationName | None = Field(
@@ -443,19 +446,19 @@ class LinkReport(_Response):
     target_psnr_db: float | None = Field(default=None, description="As requested, dB.", examples=[24.0])
     expected_psnr_db: float | None = Field(
         default=None,
-        description="What the sender expected of the rate that it chose for target_psnr_db, dB; below that "
-        "where no rate was expected to reach it.",
+        description="PSNR that the sender expected at the rate chosen for target_psnr_db, dB; below the "
+        "target if no rate was expected to reach it.",
         examples=[24.6],
     )
     coding: ModulationAndCoding | None = Field(
-        description="Conventional delivery only.",
+        description="Modulation and coding; conventional delivery only.",
         examples=[
             {"bits_per_symbol": 4, "codeword_bits": 6144, "information_bits": 3072, "payload_bytes": 1530}
         ],
     )
     image_format: _FormatName | None = Field(
         default=None,
-        description="File that carried the image; conventional delivery only.",
+        description="Format of the image file; conventional delivery only.",
         examples=["webp"],
     )
 
@@ -464,32 +467,34 @@ _Points = list[tuple[float, float]]
 
 
 class Constellation(_Response):
-    """The same symbols at three places, [real, imaginary]; of more than 512 evenly spaced ones."""
+    """The same symbols at three points of the link, [real, imaginary]; at most 512, evenly spaced."""
 
-    sent: _Points = Field(examples=[[(0.46, -0.15)]])
-    received: _Points = Field(description="Faded, with noise.", examples=[[(0.32, -0.28)]])
-    equalized: _Points = Field(description="As the receiver decodes them.", examples=[[(0.41, -0.19)]])
+    sent: _Points = Field(description="As sent.", examples=[[(0.46, -0.15)]])
+    received: _Points = Field(description="After fading and noise.", examples=[[(0.32, -0.28)]])
+    equalized: _Points = Field(
+        description="After equalisation, as input to the decoder.", examples=[[(0.41, -0.19)]]
+    )
 
 
 class Details(_Response):
-    """What an image came from."""
+    """The image before transmission, and the constellation."""
 
     reference_b64_json: str = Field(
-        description="PNG, base64, of the image that was sent, which psnr_db compares with: the edge's "
-        "or, conventionally, the cloud's.",
+        description="PNG, base64, of the sent image, to which psnr_db compares: the edge's image or, for a "
+        "conventional delivery, the cloud's.",
         examples=["iVBORw0KGgo="],
     )
     constellation: Constellation
 
 
 class Consistency(_Response):
-    """An image as received against the cloud's own of the same prompt and seed: cosine similarities."""
+    """Cosine similarities of a received image and the cloud's image for the same prompt and seed."""
 
     clip: float = Field(description="CLIP-score.", examples=[0.91])
     dino: float = Field(description="DINO-score.", examples=[0.84])
-    mean: float = Field(description="Of both.", examples=[0.875])
+    mean: float = Field(description="Mean of both.", examples=[0.875])
     prompt_read: PromptRead | None = Field(
-        default=None, description="How much of the prompt the cloud read for its own image."
+        default=None, description="Tokens of the prompt that the cloud read for its image."
     )
 
 
@@ -497,16 +502,18 @@ class ImageData(_Response):
     """One image."""
 
     b64_json: str | None = Field(
-        description="The PNG, base64; null when the delivery did not decode.", examples=["iVBORw0KGgo="]
+        description="PNG, base64; null if decoding failed.", examples=["iVBORw0KGgo="]
     )
-    seed: int = Field(description="The seed that makes this image again.", examples=[7])
+    seed: int = Field(
+        description="Seed of the image; the same request with it gives the same image.", examples=[7]
+    )
     link_report: LinkReport
     consistency: Consistency | None = Field(
         default=None,
-        description="Null unless it was asked for and could be told: not of an image that did not decode, "
-        "nor where the profile has no metric encoders or the cloud is too busy.",
+        description="Null unless requested, and null if the image was not decoded, the profile has no metric "
+        "encoders, or the cloud is too busy.",
     )
-    details: Details | None = Field(default=None, description="Null unless they were asked for.")
+    details: Details | None = Field(default=None, description="Null unless requested.")
 
 
 class ImagesResponse(_Response):
@@ -525,35 +532,35 @@ class Reports(_Response):
 
 
 class DeliveryTraffic(_Response):
-    """What the images of one delivery cost together."""
+    """Total cost of the images of one delivery."""
 
     images: int = Field(examples=[12])
     decoded: int = Field(examples=[12])
-    channel_uses: int = Field(description="With pilots.", examples=[6144])
+    channel_uses: int = Field(description="Channel uses, pilots included.", examples=[6144])
     hops: list[HopTraffic] = Field(examples=[[{"hop": "edge-channel", "sent_bytes": 52_824}]])
 
 
 class Savings(_Response):
-    """What semantic delivery cost, and as many images would have at the mean of the conventional ones."""
+    """Cost of semantic delivery, and of as many images at the mean cost of conventional delivery."""
 
     channel_uses_spent: int = Field(examples=[6144])
     channel_uses_instead: int = Field(examples=[40_200])
     backhaul_bytes_spent: int = Field(
-        description="From cloud to edge, knowledge updates included.", examples=[169_299]
+        description="Bytes between cloud and edge, knowledge updates included.", examples=[169_299]
     )
     backhaul_bytes_instead: int = Field(examples=[9_600])
 
 
 class Traffic(_Response):
-    """What the images that this gateway answered have cost since it started."""
+    """Total cost of the images that this gateway has delivered since it started."""
 
     since: float = Field(description="Unix time, s.", examples=[_CREATED])
     deliveries: dict[_DeliveryName, DeliveryTraffic] = Field(
-        description="Of those that were asked for.",
+        description="Totals of each delivery requested so far.",
         examples=[{"semantic": {"images": 12, "decoded": 12, "channel_uses": 6144, "hops": []}}],
     )
     saved: Savings | None = Field(
-        description="Null until a semantic and a conventional image were delivered; aligned ones only."
+        description="Aligned semantic delivery against conventional delivery; null until both were used."
     )
 
 
@@ -561,7 +568,7 @@ _Prompt = Annotated[str, StringConstraints(min_length=1, max_length=limits.MAX_P
 
 
 class KnowledgeRequest(_NullIsAbsent):
-    """A topic to distil. What is left out takes the library's default."""
+    """A topic to distil. Omitted fields have the defaults of the library."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -569,34 +576,34 @@ class KnowledgeRequest(_NullIsAbsent):
         min_length=1,
         max_length=limits.MAX_TOPIC_CHARS,
         json_schema_extra=dict(TOPIC_PATTERN),
-        description="Its name; requests for images can name it as knowledge.",
+        description="Name of the topic; image requests can name it as knowledge.",
         examples=["neon"],
     )
     prompts: list[_Prompt] = Field(
         default_factory=list,
         max_length=limits.MAX_PROMPTS,
-        description='What the cloud draws to learn from; "a {red|blue} boat" stands for both. '
-        "Left out: the embedded world's prompts of the topic of that name.",
+        description='Prompts of the training images; "a {red|blue} boat" means either colour. '
+        "If omitted, the prompts of the embedded world for the topic of that name.",
         examples=[["a {red|blue} boat, neon style"]],
     )
     triggers: list[_Prompt] = Field(
         default_factory=list,
         max_length=limits.MAX_TRIGGERS,
-        description="Words or phrases that say that a prompt needs this topic; its name if left out.",
+        description="Words or phrases that select this topic for a prompt; if omitted, its name.",
         examples=[["neon"]],
     )
     images: int | None = Field(
         default=None,
         ge=RANGES["images"][0],
         le=RANGES["images"][1],
-        description="Pictures that the cloud draws to learn from.",
+        description="Number of training images that the cloud generates.",
         examples=[96],
     )
     tokens: int | None = Field(
         default=None,
         ge=RANGES["tokens"][0],
         le=RANGES["tokens"][1],
-        description="Pseudo-tokens of the metaword.",
+        description="Number of pseudo-tokens of the metaword.",
         examples=[2],
     )
     rank: int | None = Field(
@@ -610,20 +617,20 @@ class KnowledgeRequest(_NullIsAbsent):
         default=None,
         ge=RANGES["steps"][0],
         le=RANGES["steps"][1],
-        description="Optimiser steps at most.",
+        description="Largest number of optimiser steps.",
         examples=[300],
     )
     seed: int | None = Field(
         default=None,
         ge=RANGES["seed"][0],
         le=RANGES["seed"][1],
-        description="Seeds the cloud's pictures and the training.",
+        description="Seed of the cloud's images and of the training.",
         examples=[0],
     )
     force: bool = Field(
         default=False,
-        description="Whether the update is published even if it is not better, by CLIP- and DINO-score on "
-        "held-out prompts, than the edge without it and than the current version.",
+        description="Whether to publish the update even if its CLIP- and DINO-scores on held-out prompts are "
+        "not both higher than without it and than those of the current version.",
         examples=[False],
     )
 
@@ -647,58 +654,58 @@ _Base64 = Annotated[
 
 
 class PublishRequest(BaseModel):
-    """Knowledge as `dekag train` saves it: knowledge.json, with the hash of all of it, and other files."""
+    """Knowledge as `dekag train` saves it: knowledge.json, with a hash of everything, and other files."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     files: dict[_FileName, _Base64] = Field(
         min_length=1,
         max_length=limits.MAX_FILES,
-        description="The files by name, in base64: JSON and safetensors alone.",
+        description="The files by name, in base64; only JSON and safetensors.",
         examples=[{"knowledge.json": "e30="}],
     )
 
 
 class Job(_Response):
-    """A distillation."""
+    """A distillation job."""
 
     id: str = Field(examples=[EXAMPLE_JOB])
     topic: str = Field(examples=["neon"])
-    status: JobStatus = Field(description="The last three are final.", examples=["running"])
+    status: JobStatus = Field(description="The last three values are final.", examples=["running"])
     stage: str | None = Field(
-        description='"generate" (pictures), "train" (steps) or "score" (pictures); null before the first.',
+        description='"generate" (images), "train" (steps) or "score" (images); null before the first stage.',
         examples=["train"],
     )
-    done: int = Field(description="Pictures or steps of this stage that are done.", examples=[120])
-    total: int = Field(description="Pictures or steps of this stage at most.", examples=[300])
-    loss: float | None = Field(
-        description="Smoothed training loss; null while there is none.", examples=[0.031]
+    done: int = Field(description="Finished images or steps of this stage.", examples=[120])
+    total: int = Field(description="Largest number of images or steps of this stage.", examples=[300])
+    loss: float | None = Field(description="Smoothed training loss; null outside training.", examples=[0.031])
+    error: str | None = Field(
+        description="Cause of the failure.", examples=["the cloud service cannot be reached"]
     )
-    error: str | None = Field(description="Why it failed.", examples=["the cloud service cannot be reached"])
-    created: float = Field(description="Unix time, s.", examples=[_CREATED + 0.5])
-    started: float | None = Field(description="Unix time, s.", examples=[_CREATED + 0.75])
+    created: float = Field(description="Unix time of the request, s.", examples=[_CREATED + 0.5])
+    started: float | None = Field(description="Unix time of the start, s.", examples=[_CREATED + 0.75])
     finished: float | None = Field(
-        description="Unix time at which its worker let go of it, s; a moment after it was cancelled.",
+        description="Unix time of the end, s; for a cancelled job, the time at which its distiller stopped.",
         examples=[_CREATED + 60.5],
     )
     version: int | None = Field(
-        description="The version of the topic's knowledge that it made; null if that is kept aside.",
+        description="Version of the topic's knowledge that it published; null if none was published.",
         examples=[1],
     )
     kept_aside: str | None = Field(
         default=None,
-        description="Why a finished job's update was not published; null unless it was not.",
+        description="Why the update of a finished job was not published; null otherwise.",
         examples=["on held-out prompts it is not better than the edge without it by both scores"],
     )
     scores: dict[str, float] = Field(
         default_factory=dict,
-        description="Of the update on held-out prompts, once the job is finished.",
+        description="Scores of the update on held-out prompts, once the job is finished.",
         examples=[{"clip_before": 0.556, "clip_after": 0.243}],
     )
 
     @property
     def over(self) -> bool:
-        """Whether the job has ended, so that it does not change any more."""
+        """Whether the job has ended and does not change any more."""
         return self.status in ("finished", "failed", "cancelled")
 
 
@@ -709,13 +716,13 @@ class JobList(_Response):
 
 
 class RunningConsistency(_Response):
-    """How consistent with the cloud's own the images of one version were that were sampled and compared."""
+    """Consistency of sampled images of one version with the cloud's images."""
 
-    samples: int = Field(description="Images that were compared.", examples=[640])
-    fresh: float = Field(description="Mean consistency of the first ones.", examples=[0.82])
-    recent: float = Field(description="Mean consistency of the last ones.", examples=[0.8])
+    samples: int = Field(description="Number of images compared.", examples=[640])
+    fresh: float = Field(description="Mean consistency of the first images.", examples=[0.82])
+    recent: float = Field(description="Mean consistency of the latest images.", examples=[0.8])
     drifting: bool = Field(
-        description="Whether it has fallen so far that the topic should be distilled anew.", examples=[False]
+        description="Whether it has fallen so far that the topic should be distilled again.", examples=[False]
     )
 
 
@@ -723,28 +730,28 @@ class KnowledgeManifest(_Response):
     """One version of a topic's knowledge update."""
 
     topic: str = Field(examples=["neon"])
-    version: int = Field(description="Counts up for each topic; the highest is current.", examples=[1])
-    content_hash: str = Field(description="sha256 over everything in the update.", examples=[_HASH])
-    base_hash: str = Field(description="Hash of the edge model that it fits.", examples=[_HASH])
+    version: int = Field(description="Version number within the topic; the highest is current.", examples=[1])
+    content_hash: str = Field(description="SHA-256 of its content.", examples=[_HASH])
+    base_hash: str = Field(description="Hash of the edge model for which it was made.", examples=[_HASH])
     triggers: list[str] = Field(
-        description="Words or phrases that say that a prompt needs it.", examples=[["neon"]]
+        description="Words or phrases that select it for a prompt.", examples=[["neon"]]
     )
-    size_bytes: int = Field(description="Bytes of the update's files.", examples=[169_299])
+    size_bytes: int = Field(description="Size of the update's files, bytes.", examples=[169_299])
     scores: dict[str, float] = Field(
-        description="On held-out prompts.",
+        description="Scores on held-out prompts.",
         examples=[{"held_out_loss_before": 0.283, "held_out_loss_after": 0.099}],
     )
-    created: float = Field(description="Unix time, s.", examples=[_CREATED + 60.5])
-    job: str = Field(description="Id of the job that made it.", examples=[EXAMPLE_JOB])
+    created: float = Field(description="Unix time of publication, s.", examples=[_CREATED + 60.5])
+    job: str = Field(description="Id of the job that made it, or of the upload.", examples=[EXAMPLE_JOB])
     consistency: RunningConsistency | None = Field(
-        default=None, description="Of the images that it drew; null as long as none was compared."
+        default=None, description="Consistency of its images; null until one is compared."
     )
 
 
 class Topic(KnowledgeManifest):
-    """The current version of a topic's knowledge, and which others there are."""
+    """The current version of a topic's knowledge, and the list of its versions."""
 
-    versions: list[int] = Field(description="Versions that there are, ascending.", examples=[[1, 2]])
+    versions: list[int] = Field(description="Existing versions, ascending.", examples=[[1, 2]])
 
 
 class KnowledgeList(_Response):
@@ -752,47 +759,47 @@ class KnowledgeList(_Response):
 
     data: list[KnowledgeManifest]
     consistency: RunningConsistency | None = Field(
-        default=None, description="Of images drawn without any update; null as long as none was compared."
+        default=None, description="Consistency of images without an update; null until one is compared."
     )
 
 
 class Transmission(_Response):
-    """The current transmission knowledge: the adapters with which edge and user encode and decode."""
+    """The current transmission knowledge: the codec's adapters at edge and user."""
 
-    version: int = Field(description="Counts up; the highest is current.", examples=[2])
+    version: int = Field(description="Version number; the highest is current.", examples=[2])
     content_hash: str = Field(
-        description="sha256 over everything in it; model_hashes.adapters of a report.", examples=[_HASH]
+        description="SHA-256 of its content; model_hashes.adapters of a link report.", examples=[_HASH]
     )
-    base_hash: str = Field(description="Hash of the codec that it fits.", examples=[_HASH])
-    size_bytes: int = Field(description="Bytes of its files.", examples=[77_466])
-    scores: dict[str, float] = Field(description="On held-out pictures.", examples=[{"mean_psnr_db": 21.05}])
-    created: float = Field(description="Unix time of its publication, s.", examples=[_CREATED + 0.5])
-    versions: list[int] = Field(
-        description="Versions that there are for this codec, ascending.", examples=[[1, 2]]
+    base_hash: str = Field(description="Hash of the codec for which it was made.", examples=[_HASH])
+    size_bytes: int = Field(description="Size of its files, bytes.", examples=[77_466])
+    scores: dict[str, float] = Field(
+        description="Scores on held-out images.", examples=[{"mean_psnr_db": 21.05}]
     )
+    created: float = Field(description="Unix time of publication, s.", examples=[_CREATED + 0.5])
+    versions: list[int] = Field(description="Existing versions for this codec, ascending.", examples=[[1, 2]])
 
 
 class Readiness(_Response):
-    """Whether requests can be answered now, and what each thing that takes part says."""
+    """Whether requests can be served now, and the state of each component."""
 
     ready: bool = Field(examples=[True])
     checks: dict[str, str] = Field(
-        description="user, cloud and distillation: serving, not_serving or unreachable; redis: up if it "
-        "keeps what is written to it, else down. Only user is needed to be ready.",
+        description="user, cloud and distillation: serving, not_serving or unreachable; redis: up if writes "
+        "succeed, else down. The system is ready if user is serving.",
         examples=[{"user": "serving", "cloud": "serving", "distillation": "not_serving", "redis": "down"}],
     )
     reasons: dict[str, str] = Field(
         default_factory=dict,
-        description="Why, by the name of each check that is not well.",
+        description="Cause of each failed check.",
         examples=[{"redis": "Redis refuses to write, as its memory is full (maxmemory)"}],
     )
 
 
 class FieldProblem(_Response):
-    """One field that is not as it must be."""
+    """An invalid field."""
 
-    field: str = Field(description='Dotted name, for example "link.snr_db".', examples=["link.snr_db"])
-    allowed: str = Field(description="What would be allowed.", examples=[_SNR])
+    field: str = Field(description='Dotted name, such as "link.snr_db".', examples=["link.snr_db"])
+    allowed: str = Field(description="Allowed values.", examples=[_SNR])
     detail: str = Field(examples=[f"link.snr_db must be {_SNR}"])
 
 
@@ -800,7 +807,7 @@ class Problem(_Response):
     """RFC 9457 problem details; the media type is application/problem+json."""
 
     type: str = Field(
-        description="A URN that stays the same for this kind of problem.",
+        description="URN of this kind of problem.",
         examples=["urn:dekag:problem:unprocessable-content"],
     )
     title: str = Field(examples=["Unprocessable Content"])
@@ -809,6 +816,6 @@ class Problem(_Response):
     request_id: str = Field(examples=[EXAMPLE_REQUEST])
     errors: list[FieldProblem] | None = Field(
         default=None,
-        description="The fields concerned, on status 422.",
+        description="The invalid fields, with status 422.",
         examples=[[{"field": "link.snr_db", "allowed": _SNR, "detail": f"link.snr_db must be {_SNR}"}]],
     )

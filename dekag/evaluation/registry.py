@@ -163,9 +163,9 @@ FIGURES: dict[str, Figure] = {
         # installing
         Figure(
             "install_demo_seconds",
-            "From nothing to the first images, the slowest of the supported Pythons", "s",
+            "First `make demo` in a fresh clone, until the first images; slowest Python", "s",
         ),
-        Figure("install_demo_mib", "What `make demo` installs, the Python with the most", "MiB"),
+        Figure("install_demo_mib", "Installed size of `make demo`; largest over Pythons", "MiB"),
         # the evaluation itself
         Figure("results_quick_seconds", "Time of all quick results", "s", 600, _MOST),
         Figure("ray_speedup_2_workers", "Sweep on two Ray workers, speed relative to one", "ratio", 1.7),

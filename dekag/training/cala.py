@@ -1,4 +1,4 @@
-"""Training of CALA and its baselines: random conditions, one loss for all of them."""
+"""Training of CALA and its baselines, under random link conditions and with one common loss."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from dekag.training.loop import TrainingRun
 
 BATCH = 64
 COMMITMENT = 0.25
-ERROR_FLOOR = 1e-5  # of the image's squared error, about 50 dB
+ERROR_FLOOR = 1e-5  # added to the squared error of an image; about 50 dB
 GRID_CBRS = (1 / 96, 1 / 192, 1 / 384, 1 / 768)
 SNR_RANGE_DB = (-5.0, 20.0)
 TAU_RANGE_S = (1e-8, 1e-5)
 RICIAN_K_RANGE_DB = (0.0, 12.0)
 PILOT_SHARE, BLIND_SHARE, ZERO_FORCING_SHARE = 0.15, 0.05, 0.1
 METRIC_LATENTS = 32
-FACTOR = 8  # pixels of an image to one of its latents, each way
+FACTOR = 8  # pixels of an image per latent, in each direction
 
 
 @dataclass(frozen=True)
 class ConditionBatch:
-    """The conditions of a batch, a number each: what `condition_features` and `draw_channels` read."""
+    """The conditions of a batch, each (batch,): the input of `condition_features` and `draw_channels`."""
 
     cbr: torch.Tensor
     snr_db: torch.Tensor
@@ -53,15 +53,15 @@ class ConditionBatch:
         return len(self.cbr)
 
     def take(self, rows: torch.Tensor) -> Self:
-        """Those rows."""
+        """The conditions of the selected rows."""
         return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
     def channel_uses(self, source_values: int) -> list[int]:
-        """Symbols of each row for images of that many values."""
+        """Number of symbols of each row, for images of `source_values` values."""
         return [max(1, round(cbr * source_values)) for cbr in self.cbr.tolist()]
 
     def features(self, blocks_db: torch.Tensor | None = None) -> torch.Tensor:
-        """The condition vectors (batch, C); the receiver's if it knows its blocks' SNR (batch, J), dB."""
+        """Condition vectors (batch, C); for the receiver, give the SNR of its blocks (batch, J), dB."""
         return condition_features(
             cbr=self.cbr,
             snr_db=self.snr_db,
@@ -75,11 +75,12 @@ class ConditionBatch:
 
 
 def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
-    """Random conditions of training.
+    """Sample random conditions for training.
 
-    SNR uniform over -5..20 dB; a third each AWGN, Rayleigh and Rician (K uniform over 0..12 dB), with
-    log-uniform delay spreads of 1e-8..1e-5 s; half of the rates are of the grid, half log-uniform between its
-    ends. Most with perfect CSI and MMSE, the rest with pilots, without CSI, or zero-forced.
+    The SNR is uniform over -5..20 dB. A third each is AWGN, Rayleigh and Rician (K uniform over 0..12 dB),
+    with log-uniform delay spreads of 1e-8..1e-5 s. Half of the rates are from the grid, half are log-uniform
+    between its ends. Most rows have perfect CSI and MMSE equalisation; the others use pilots, no CSI or zero
+    forcing.
     """
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -106,15 +107,15 @@ def draw_conditions(count: int, generator: torch.Generator) -> ConditionBatch:
 def pixel_metric(
     decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, *, seed: int = 0, size: float = 0.2
 ) -> torch.Tensor:
-    """M (channels, channels): small latent errors d cost a squared error of mean(d' M d) in the image.
+    """M (channels, channels): a small latent error d causes a squared error of mean(d' M d) in the image.
 
-    The autoencoder's decoder is far from equally sensitive to its latent's channels, so that plain latent
-    error measures something else than PSNR. Each entry is estimated from white errors on a pair of channels.
+    The autoencoder's decoder is not equally sensitive to all latent channels, so the plain latent error does
+    not predict PSNR. Each entry is estimated from white errors on a pair of channels.
 
     Args:
         decode: latents (n, channels, h, w) -> images in [-1, 1].
-        latents: what is perturbed.
-        seed: of the errors.
+        latents: latents to perturb.
+        seed: seed of the errors.
         size: standard deviation of the errors.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -145,7 +146,7 @@ def image_error(received: torch.Tensor, clean: torch.Tensor, metric: torch.Tenso
 
 @dataclass(frozen=True)
 class Sent:
-    """What came of sending a batch."""
+    """Result of sending a batch."""
 
     received: torch.Tensor
     commitment: torch.Tensor
@@ -159,10 +160,10 @@ def send(
     *,
     bf16: bool = False,
 ) -> Sent:
-    """Latents (batch, c, h, w) through encoder, channel, equaliser and decoder; differentiable.
+    """Send latents (batch, c, h, w) through encoder, channel, equaliser and decoder; differentiable.
 
-    Snapping passes gradients straight through. `commitment` is the mean squared distance of the features from
-    the points that they snapped to.
+    Quantisation uses the straight-through gradient. `commitment` is the mean squared distance between the
+    features and their constellation points.
     """
     shape = (clean.shape[1], clean.shape[2], clean.shape[3])
     counts = conditions.channel_uses(source_values(clean))
@@ -215,27 +216,27 @@ def train_method(
     adapted: AdaptedCodec | None = None,
     show: bool = True,
 ) -> AdaptedCodec:
-    """Train a method on latents (n, c, h, w), resuming what `folder` holds; returns its average over steps.
+    """Train a method on latents (n, c, h, w), resuming from `folder`; returns the averaged model.
 
-    Loss: the mean over the batch of the logarithm of each row's expected image error, because the figure of
-    merit, mean PSNR, is a mean of logarithms: in a mean of errors the worst conditions would drown the rest.
-    Plus a commitment that draws features to the constellation points.
+    The loss is the batch mean of the logarithm of the expected image error, because methods are compared by
+    mean PSNR, which is a mean of logarithms. In a mean of errors the worst conditions would dominate. A
+    commitment term pulls the features towards the constellation points.
 
     Args:
-        folder: where checkpoints go.
+        folder: folder of the checkpoints.
         method: a name in METHODS.
         codec: the base codec; it is copied.
-        latents: what is sent.
-        metric: what latent errors cost in the image (`pixel_metric`).
-        steps: optimiser steps in all, shared by the groups of conditions if the method has any.
-        seed: of everything random.
-        parameter_fraction: largest number of trained parameters, relative to the codec's.
-        batch: rows of a step.
-        learning_rate: the peak, if not the method's own.
+        latents: latents to send.
+        metric: image error caused by latent errors (`pixel_metric`).
+        steps: total optimiser steps, divided among the groups of conditions if the method has any.
+        seed: seed of all randomness.
+        parameter_fraction: upper limit of trained parameters, relative to those of the codec.
+        batch: rows per step.
+        learning_rate: peak learning rate; default: that of the method.
         bf16: run the convolutions in bfloat16.
-        only: the one condition (a row) to train for, instead of random ones.
-        adapted: what to train, instead of the method built anew.
-        show: whether a progress bar is drawn.
+        only: a single condition (one row) to train for, instead of random ones.
+        adapted: model to train, instead of a new one.
+        show: show a progress bar.
     """
     torch.manual_seed(seed)
     model = build(method, codec, parameter_fraction) if adapted is None else adapted
@@ -246,7 +247,7 @@ def train_method(
     optimizer = torch.optim.AdamW(trained, lr=peak, weight_decay=0.0, fused=True)
     run = TrainingRun(folder, model, [optimizer], seed=seed, ema_decay=0.998)
 
-    # after the run's copy was made: this layout is for training alone, where it saves a third of the time
+    # after the average was copied: only training uses this layout, which makes it a third faster
     for stack in (model.codec.encoder, model.codec.decoder):
         stack.register_forward_pre_hook(_channels_last)
 
@@ -284,7 +285,7 @@ def expected_psnr_db(
     *,
     seed: int = 0,
 ) -> torch.Tensor:
-    """(n,) PSNR, dB, by the metric, of latents (n, c, h, w) sent under the n conditions, all of one group."""
+    """(n,) PSNR, dB, by `metric`, of latents (n, c, h, w) sent under n conditions of one group."""
     generator = torch.Generator().manual_seed(seed)
     adapted.select_group(int(adapted.group_of(conditions.features())[0]))
     sent = send(adapted, latents.float(), conditions, generator)
@@ -294,7 +295,7 @@ def expected_psnr_db(
 def grid_condition(
     cbr: float, snr_db: float, *, los_fraction: float = 1.0, tau_rms_s: float = 0.0, count: int = 1
 ) -> ConditionBatch:
-    """`count` rows of one condition."""
+    """`count` rows with the same condition."""
 
     def rows(value: float) -> torch.Tensor:
         return torch.full((count,), value, dtype=torch.float32)
@@ -312,9 +313,9 @@ def deliver(
     *,
     modulation: Modulation | None = None,
 ) -> torch.Tensor:
-    """Latents (n, c, h, w) sent under one condition through the simulated link; one seed each.
+    """Send latents (n, c, h, w) over the simulated link under one condition, with one seed each.
 
-    Everything is as the services do it: the sender adapts to what it was told, the receiver to its CSI.
+    As in the services, the sender adapts to the reported SNR and the receiver to its CSI.
     """
     values = source_values(latents)
     result = SemanticLink(adapted).send(
@@ -350,14 +351,14 @@ def calibrate_quality(
     Channels: Rayleigh and Rician (K of 6 dB) with each delay spread, and AWGN. Perfect CSI, MMSE.
 
     Args:
-        adapted: what sends.
+        adapted: codec to measure.
         decode: latents -> images in [-1, 1].
-        latents: (n, c, h, w) that nothing was trained on; each is sent once under every condition.
-        seed: of fades and noise.
-        cbrs: rates, rising.
-        snrs_db: mean SNRs, rising, dB.
-        taus_s: delay spreads, rising, s.
-        show: whether a progress bar is drawn.
+        latents: (n, c, h, w), not used in training; each is sent once under every condition.
+        seed: seed of fading and noise.
+        cbrs: rates, ascending.
+        snrs_db: mean SNRs, ascending, dB.
+        taus_s: delay spreads, ascending, s.
+        show: show a progress bar.
     """
     clean = latents.float()
     reference = decode(clean)
@@ -402,25 +403,26 @@ def train_knowledge(
     command: str = "",
     quality_grid: Mapping[str, Any] | None = None,
 ) -> TransmissionKnowledge:
-    """Train CALA, or another method, and measure it: the artifact that edge and user load.
+    """Train CALA or another method and measure its quality; returns the artifact that edge and user load.
 
     Args:
-        folder: where checkpoints go; resumed.
+        folder: folder of the checkpoints; training resumes from them.
         codec: the base codec.
-        base_hash: hash of its folder.
+        base_hash: hash of the codec's folder.
         decode: latents -> images in [-1, 1], without gradients.
         latents: (n, c, h, w) to train on.
         validation: (m, c, h, w) to measure on.
-        steps: optimiser steps in all.
-        seed: of everything random.
-        parameter_fraction: largest number of trained parameters, relative to the codec's.
-        method: a name in METHODS, or of a plug-in.
+        steps: total optimiser steps.
+        seed: seed of all randomness.
+        parameter_fraction: upper limit of trained parameters, relative to those of the codec.
+        method: a name in METHODS, or the name of a plug-in.
         bf16: run the convolutions in bfloat16.
-        command: what made it, for the record.
-        quality_grid: `cbrs`, `snrs_db` and `taus_s` of `calibrate_quality`, if not its own.
+        command: command line to record in the artifact.
+        quality_grid: `cbrs`, `snrs_db` and `taus_s` of `calibrate_quality`; default: its defaults.
 
     Raises:
-        InvalidInputError: there is no such method, it trains nothing, or the fraction is too small for it.
+        InvalidInputError: there is no such method, it trains no parameters, or the fraction is too small for
+            it.
     """
     decode = torch.no_grad()(decode)
     metric = pixel_metric(decode, latents[:METRIC_LATENTS].float())
@@ -439,7 +441,7 @@ def train_knowledge(
         values = dict(trained.named_parameters())
         weights = {name: values[name] for name, each in model.named_parameters() if each.requires_grad}
         knowledge = TransmissionKnowledge.of_method(info, method, parameter_fraction, weights)
-    # measured as it ships: loaded into a new codec, its weights rounded
+    # measured in its final form: loaded into a new codec, with rounded weights
     quality = calibrate_quality(attached(codec, knowledge), decode, validation, **(quality_grid or {}))
     return knowledge.with_info(
         config={"steps": steps, "seed": seed, "command": command, "metric": metric.tolist()},

@@ -1,4 +1,4 @@
-"""Training of the base codec: a clean channel at the top rate, the "unaligned" transmission knowledge."""
+"""Training of the base codec, the "unaligned" transmission knowledge: ideal channel, highest rate."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ COMMITMENT = 0.25
 
 
 def train_codec(folder: Path, latents: torch.Tensor, *, steps: int, seed: int) -> JsccCodec:
-    """Train on latents (n, 4, h, w), resuming what `folder` holds; returns the averaged codec.
+    """Train on latents (n, 4, h, w), resuming from `folder`; returns the averaged codec.
 
-    Loss: latent reconstruction, its gradient passed straight through the snapping, plus a commitment that
-    draws the features to the constellation points that they snap to.
+    The loss is the latent reconstruction error, with the straight-through gradient for quantisation, plus a
+    commitment term that pulls the features towards their constellation points.
     """
     torch.manual_seed(seed)
     codec = JsccCodec()
@@ -43,7 +43,7 @@ def train_codec(folder: Path, latents: torch.Tensor, *, steps: int, seed: int) -
 
 @torch.inference_mode()
 def clean_latent_snr_db(codec: JsccCodec, latents: torch.Tensor) -> float:
-    """Signal-to-error ratio (dB) of latents (n, 4, h, w) sent at the top rate over a clean channel."""
+    """Signal-to-error ratio (dB) of latents (n, 4, h, w) sent at the highest rate over an ideal channel."""
     clean = latents.float()
     shape = (clean.shape[1], clean.shape[2], clean.shape[3])
     received = codec.decode(codec.encode(clean, codec.max_channel_uses(shape)), shape)

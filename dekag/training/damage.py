@@ -1,4 +1,4 @@
-"""Images damaged as generators damage them: what people would not forgive, and a judge must not either."""
+"""Artefacts typical of generators, added to images to train metrics that penalise such artefacts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 from torch.nn import functional as F
 
 KINDS = ("blurred", "melted", "torn", "mixed")
-MELT = 0.09  # how far pixels run at most, in shares of the image
-COARSE = 6  # knots of the field along which they run, a side
+MELT = 0.09  # largest displacement of a pixel, as a fraction of the image's side
+COARSE = 6  # knots per side of the displacement field
 
 
 def damaged(images: torch.Tensor, generator: torch.Generator, *, kind: str | None = None) -> torch.Tensor:
-    """Images (batch, 3, h, w) in [-1, 1], each spoilt in its middle part in one of KINDS, drawn at random.
+    """Images (batch, 3, h, w) in [-1, 1], each damaged in one of KINDS, selected at random.
 
     Args:
-        images: what is to be spoilt.
-        generator: of the CPU; draws kinds and places.
-        kind: the one of KINDS that spoils them all, instead of a drawn one.
+        images: images to damage.
+        generator: CPU generator that selects kinds and positions.
+        kind: one of KINDS to apply to all images, instead of a random one.
     """
     count = len(images)
     versions = {
@@ -30,7 +30,7 @@ def damaged(images: torch.Tensor, generator: torch.Generator, *, kind: str | Non
 
 
 def _blurred(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A blur of 5 to 9 % of the image, everywhere."""
+    """Blur the whole image over 5 to 9 % of its side."""
     side = images.shape[-1]
     width = max(3, int(side * (0.05 + 0.04 * float(torch.rand(1, generator=generator)))) | 1)
     soft = images
@@ -40,7 +40,7 @@ def _blurred(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _field(count: int, side: int, generator: torch.Generator) -> torch.Tensor:
-    """A smooth random field, (count, 2, side, side), of at most about 1, strongest in the middle."""
+    """Smooth random field (count, 2, side, side) with values up to about 1, strongest in the middle."""
     knots = 2 * torch.rand(count, 2, COARSE, COARSE, generator=generator) - 1
     field = F.interpolate(knots, size=side, mode="bicubic", align_corners=True)
     line = torch.linspace(-1, 1, side)
@@ -49,7 +49,7 @@ def _field(count: int, side: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _moved(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Images whose pixels come from `shift` (batch, 2, h, w) away, in shares of the image."""
+    """Images with each pixel taken from `shift` (batch, 2, h, w) away, as a fraction of the side."""
     side = images.shape[-1]
     line = (torch.arange(side) * 2 + 1) / side - 1
     grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
@@ -58,19 +58,19 @@ def _moved(images: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
 
 
 def _melted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Shapes run: pixels move along a smooth random field."""
+    """Displace pixels by a smooth random field, so that shapes melt."""
     return _moved(images, MELT * (1.2 * _field(len(images), images.shape[-1], generator)))
 
 
 def _torn(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Tangles: pixels move along a field of short waves, as eyes and mouths do in a weak generator."""
+    """Displace pixels by a finer field, which distorts details such as eyes, as weak generators do."""
     side = images.shape[-1]
     knots = 2 * torch.rand(len(images), 2, 4 * COARSE, 4 * COARSE, generator=generator) - 1
     return _moved(images, 0.035 * F.interpolate(knots, size=side, mode="bicubic", align_corners=True))
 
 
 def _mixed(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Two images in one: a soft blob of the next image in the middle of each."""
+    """Blend a soft blob of the next image into the middle of each image."""
     side = images.shape[-1]
     line = torch.linspace(-1, 1, side)
     centre = 0.5 * torch.rand(len(images), 2, generator=generator) - 0.25

@@ -1,4 +1,4 @@
-"""Rendered scenes for training, and the seeds that keep evaluation apart from it."""
+"""Rendered scenes for training, and seeds that separate evaluation from training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from dekag.training.worlds import STORYBOOK, World
 
 Pixels = npt.NDArray[np.uint8]  # (count, height, width, 3), RGB
 
-CELL = 8  # pixels of an image to one of its latents, each way
-CHUNK = 100  # images that a process renders at a time
-SCENES = 24_000  # images to train on, if nothing else is said
+CELL = 8  # side of the image area that one latent pixel covers, pixels
+CHUNK = 100  # images per task of a rendering process
+SCENES = 24_000  # default number of training images
 
-# Scene number n of a split is a pure function of (split, n); the splits' ranges never meet.
+# Scene number n of a split is a pure function of (split, n); the seeds of the splits do not overlap.
 SPLIT_START = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 
 
 def scene_number(split: str, n: int, *, world: World = STORYBOOK, **restricted: Any) -> tuple[Any, int]:
-    """Scene `n` of `split` and the seed that paints it; `restricted` as `World.random_scene` takes it.
+    """Scene `n` of `split` and its rendering seed; `restricted`: arguments of `World.random_scene`.
 
-    Training never meets a held-out combination of attributes; validation and test meet nothing else.
+    Training scenes never have a held-out combination of attributes; validation and test scenes always have
+    one.
     """
     seed = SPLIT_START[split] + n
     rng = random.Random(seed)
@@ -40,7 +41,7 @@ def scene_number(split: str, n: int, *, world: World = STORYBOOK, **restricted: 
 
 
 def image_number(split: str, n: int, world: World) -> tuple[Any, int]:
-    """Scene `n` of the images that all models of `world` may be trained or judged on, and its seed."""
+    """Scene `n` of the images for training or evaluating any model of `world`, and its seed."""
     return scene_number(split, n, world=world, **world.known(cloud=True))
 
 
@@ -62,24 +63,24 @@ def rendered_scenes(cache: Path, split: str, count: int, *, world: World, worker
     """Images 0..count-1 of `split`, shape (count, size, size, 3), rendered once and memory-mapped.
 
     Args:
-        cache: where they are kept, under a name made of what made them.
+        cache: cache folder; the file name identifies the world, its version, split, size and count.
         split: one of SPLIT_START.
-        count: of images.
-        world: what draws them, and their size.
-        workers: processes that render.
+        count: number of images.
+        world: world to render, at its size.
+        workers: number of rendering processes.
     """
     name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}.npy"
     return _rendered(cache / name, _images, (count, world.size, world.size, 3), split, world, workers)
 
 
 def rendered_masks(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
-    """Where the subject is in each of those images, shape (count, size, size), 0..255; kept likewise."""
+    """Subject masks of the same images, shape (count, size, size), 0..255; cached in the same way."""
     name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}-masks.npy"
     return _rendered(cache / name, _masks, (count, world.size, world.size), split, world, workers)
 
 
 def subject_shares(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:
-    """How much of each latent is the subject, (count, size / 8, size / 8), 0..255; kept likewise."""
+    """Coverage of each latent pixel by the subject, (count, size / 8, size / 8), 0..255; cached likewise."""
     name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}-shares.npy"
     side = world.size // CELL
     return _rendered(cache / name, _shares, (count, side, side), split, world, workers)
@@ -110,12 +111,12 @@ def _rendered(
 
 
 def to_tensor(pixels: Pixels) -> torch.Tensor:
-    """Pixels (batch, height, width, 3) uint8 to images (batch, 3, height, width) in [-1, 1]."""
+    """Convert pixels (batch, height, width, 3) uint8 to images (batch, 3, height, width) in [-1, 1]."""
     return torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def batches(count: int, size: int) -> Iterator[slice]:
-    """Slices that cover 0..count-1 in steps of `size`."""
+    """Slices of length `size` that cover 0..count-1; the last may be shorter."""
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 

@@ -1,4 +1,4 @@
-"""Where a training runs: on the CPU, bit for bit the same each time, or on a CUDA device, much quicker."""
+"""Training devices: the CPU, where runs are reproducible bit by bit, or a much faster CUDA device."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ CPU = torch.device("cpu")
 
 
 def multiplying(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
-    """A context in which matrix products and convolutions run in bfloat16, if `bf16`."""
+    """Context that runs matrix products and convolutions in bfloat16 if `bf16` is true."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)

@@ -1,9 +1,9 @@
 """Training of the two generators, cloud and edge.
 
-Both learn v-prediction on precomputed latents, with the prompt dropped in one case of ten for classifier-free
-guidance. The edge is a U-Net and never sees a held-out topic; the cloud is a PixArt transformer, or a larger
-U-Net behind the same pipeline as the edge's. Guidance can then be distilled into a U-Net, which halves the
-denoiser's work: it is sampled with a guidance scale of 1.
+Both learn v-prediction on precomputed latents. One prompt in ten is dropped for classifier-free guidance. The
+edge is a U-Net; its training data contain no held-out topic. The cloud is a PixArt transformer, or a larger
+U-Net with the same pipeline as the edge. Guidance can then be distilled into a U-Net, which halves the
+denoiser's work: the U-Net is sampled with a guidance scale of 1.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from dekag.training.worlds import WORLDS, World
 
 CAPTIONS_PER_SCENE = 4
 PROMPT_DROPOUT = 0.1
-SUBJECT_EMPHASIS = 3.0  # how much more the subject counts than what is behind it, which is learnt in no time
+SUBJECT_EMPHASIS = 3.0  # extra loss weight of the subject; the background is learnt quickly
 ADAMW_LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 2e-3
-COOLDOWN_FRACTION, COOLDOWN_FRACTION_WHILE_SMALL = 0.4, 0.1  # more training follows
-SMALLEST_SIDE = 4  # of the U-Nets' lowest level
+COOLDOWN_FRACTION, COOLDOWN_FRACTION_WHILE_SMALL = 0.4, 0.1  # small images: more training follows
+SMALLEST_SIDE = 4  # side of the U-Nets' lowest level, latent pixels
 EDGE_CHANNELS = (16, 64, 96, 160)
 CLOUD_CHANNELS = (64, 128, 192, 320)
 EDGE_TEXT, CLOUD_TEXT = {"width": 128, "layers": 3}, {"width": 192, "layers": 4}
@@ -71,7 +71,7 @@ class TextToLatent(nn.Module):
 
 
 class UNetModel(TextToLatent):
-    """CLIP text encoder and U-Net, called as StableDiffusionPipeline calls them."""
+    """CLIP text encoder and U-Net, called as in StableDiffusionPipeline."""
 
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor
@@ -81,7 +81,7 @@ class UNetModel(TextToLatent):
 
 
 class PixArtModel(TextToLatent):
-    """T5 encoder and PixArt transformer, called as PixArtSigmaPipeline calls them."""
+    """T5 encoder and PixArt transformer, called as in PixArtSigmaPipeline."""
 
     def forward(
         self, tokens: torch.Tensor, mask: torch.Tensor, noisy: torch.Tensor, timesteps: torch.Tensor
@@ -103,10 +103,10 @@ def new_unet(
     text_width: int = 128,
     full_side: int | None = None,
 ) -> UNet2DConditionModel:
-    """A U-Net for latents of `side`: as many of `channels`' levels as lead from `full_side` down to 4x4.
+    """A U-Net for latents of `side`, with as many levels of `channels` as lead from `full_side` to 4x4.
 
-    Cross-attention on the two lowest levels; the pooled prompt scales and shifts every block besides.
-    `full_side` (default: `side`) is for a U-Net that learns on smaller latents first: it has the same layers.
+    The two lowest levels have cross-attention; the pooled prompt also scales and shifts every block. Set
+    `full_side` (default: `side`) to train on smaller latents first with the layers of the full-size U-Net.
     """
     levels = int(np.log2((full_side or side) // SMALLEST_SIDE)) + 1
     attends = [level >= levels - 2 for level in range(levels)]
@@ -128,9 +128,9 @@ def new_unet(
 
 
 def new_transformer(side: int) -> PixArtTransformer2DModel:
-    """A PixArt transformer for latents of `side`, in tokens of 2x2.
+    """A PixArt transformer for latents of `side`, with 2x2 patches.
 
-    4x4 patches make fewer tokens and quicker steps, but drew shapes as blobs after an hour on one core.
+    4x4 patches give fewer tokens and faster steps, but still generated blobs after an hour on one core.
     """
     return PixArtTransformer2DModel(
         num_attention_heads=4,
@@ -162,7 +162,7 @@ def caption_tokens(
 
 
 def known_images(count: int, world: World, *, cloud: bool) -> list[int]:
-    """Numbers of the training images that the cloud (all) or the edge (no held-out topic) may see."""
+    """Numbers of the images to train on: all for the cloud, those without held-out topics for the edge."""
     if cloud:
         return list(range(count))
     return [n for n in range(count) if world.edge_knows(image_number("train", n, world)[0])]
@@ -183,13 +183,13 @@ def optimizers(model: TextToLatent) -> list[torch.optim.Optimizer]:
 
 
 def _plain_attention(denoiser: Any, device: torch.device) -> None:
-    """On a CPU the plain attention is the quicker one backward; images are drawn with the fused one."""
+    """Train with plain attention on a CPU, where its backward pass is faster than that of fused attention."""
     if hasattr(denoiser, "set_attn_processor"):
         denoiser.set_attn_processor(AttnProcessor() if device.type == "cpu" else AttnProcessor2_0())
 
 
 class Batch(NamedTuple):
-    """Latents (batch, 4, h, w), ids and masks (batch, tokens), emphasis (batch, 1, h, w) of the loss."""
+    """Latents (batch, 4, h, w), ids and masks (batch, tokens), loss weights (batch, 1, h, w)."""
 
     clean: torch.Tensor
     ids: torch.Tensor
@@ -198,15 +198,15 @@ class Batch(NamedTuple):
 
 
 class PromptedLatents:
-    """Batches of latents, each with one of its captions or, one time in ten, none.
+    """Batches of latents, each with one of its captions or, in one case out of ten, an empty one.
 
     Args:
-        latents: of all training images, (n, 4, h, w) float16.
-        shares: how much of each latent is the subject, (n, h, w), 0..255; None: nobody knows.
-        tokenizer: the generator's.
-        world: what drew them.
-        cloud: whether the cloud is trained, which knows all of them.
-        device: where batches go.
+        latents: latents of all training images, (n, 4, h, w) float16.
+        shares: coverage of each latent pixel by the subject, (n, h, w), 0..255; None if unknown.
+        tokenizer: tokenizer of the generator.
+        world: world of the images.
+        cloud: whether to train the cloud, which uses all images.
+        device: device of the batches.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class PromptedLatents:
         self._device = device
 
     def draw(self, batch: int, generator: torch.Generator, dropout: float = PROMPT_DROPOUT) -> Batch:
-        """A batch at random; a prompt is left out in a share `dropout` of the cases."""
+        """Sample a batch; each prompt is dropped with probability `dropout`."""
         pick = torch.randint(len(self._index), (batch,), generator=generator)
         which = torch.randint(CAPTIONS_PER_SCENE, (batch,), generator=generator)
         dropped = (torch.rand(batch, generator=generator) < dropout).unsqueeze(1)
@@ -253,9 +253,9 @@ def train_denoiser(
     bf16: bool = False,
     cooldown_fraction: float = COOLDOWN_FRACTION,
 ) -> TextToLatent:
-    """Train text encoder and denoiser; returns the average.
+    """Train text encoder and denoiser; returns the averaged model.
 
-    `bf16` lets matrix products run in bfloat16, which pays only where the processor has units for it.
+    `bf16` runs matrix products in bfloat16, which is faster only if the processor supports it.
     """
     model = model.to(device)
     _plain_attention(model.denoiser, device)
@@ -290,10 +290,10 @@ def distil_guidance(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> TextToLatent:
-    """Teach a copy of `model` to say at once what guidance makes of its two answers; returns the average.
+    """Train a copy of `model` to predict the guided output in one pass; returns the averaged model.
 
-    After Meng et al. 2023, for one scale. The student reads the prompt alone and is sampled with scale 1: one
-    row through the denoiser instead of two. The text encoder stays as it is.
+    Follows Meng et al. 2023, for a single guidance scale. The student is sampled with scale 1, so the
+    denoiser processes one row per image instead of two. The text encoder is not trained.
     """
     teacher = model.to(device).requires_grad_(False).eval()
     student = copy.deepcopy(teacher)
@@ -323,7 +323,7 @@ def distil_guidance(
 
 
 def sampler() -> DPMSolverMultistepScheduler:
-    """DPM-Solver++ (2M): good images in ten steps."""
+    """DPM-Solver++ (2M), which gives good images in ten steps."""
     return DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1)
 
 
@@ -353,14 +353,14 @@ def _pixart_pipeline(vae: Any, tokenizer: Any, model: TextToLatent) -> PixArtSig
 def new_generator(
     kind: str, folder: Path, world: World, *, seed: int, device: torch.device = CPU
 ) -> tuple[TextToLatent, Any]:
-    """An untrained generator whose text encoder already reads, and its tokenizer.
+    """An untrained generator with a pretrained text encoder, and its tokenizer.
 
     Args:
         kind: "edge", "cloud" (PixArt) or "cloud-unet".
-        folder: where the text encoder's checkpoints go.
-        world: what it is to draw.
-        seed: of initial weights and of the text encoder's training.
-        device: where that runs.
+        folder: folder of the text encoder's checkpoints.
+        world: world to generate.
+        seed: seed of the initial weights and of the text encoder's training.
+        device: training device.
     """
     torch.manual_seed(seed)
     side, full_side = world.size // 8, WORLDS[world.profile].size // 8
@@ -405,22 +405,23 @@ def train_generator(
 
     Args:
         kind: as in `new_generator`.
-        folder: where checkpoints go; resumed.
-        cache: where rendered images and latents are kept.
-        vae_path: the autoencoder's folder.
-        world: what it is to draw.
-        steps: optimiser steps in all.
-        seed: of initial weights and of every step.
-        batch: latents a step.
-        start: folder of a trained pipeline of that kind to go on from, instead of from nothing.
-        guidance_scale: distil this guidance into the pipeline at `start`, instead of training on.
-        images: rendered images to train on.
-        workers: processes that render.
-        device: where the training runs.
-        bf16: multiply in bfloat16.
+        folder: folder of the checkpoints; training resumes from them.
+        cache: folder of rendered images and latents.
+        vae_path: folder of the autoencoder.
+        world: world to generate.
+        steps: total optimiser steps.
+        seed: seed of the initial weights and of every step.
+        batch: latents per step.
+        start: folder of a trained pipeline of that kind to continue from; default: a new model.
+        guidance_scale: distil guidance of this scale into the pipeline at `start`, instead of further
+            training.
+        pictures: number of rendered images to train on.
+        workers: number of rendering processes.
+        device: training device.
+        bf16: run matrix products in bfloat16.
 
     Raises:
-        InvalidInputError: guidance is to be distilled into nothing.
+        InvalidInputError: `guidance_scale` is given without `start`.
     """
     vae = AutoencoderKL.from_pretrained(vae_path, dtype=torch.float32)
     latents = encoded_scenes(cache, vae, pictures, world=world, workers=workers, device=device)
@@ -452,7 +453,7 @@ def train_generator(
 
 
 def validation_prompts(count: int, world: World, *, cloud: bool) -> list[tuple[Any, str, int]]:
-    """Held-out scenes with a prompt in plain words and a seed; the edge's are of what it knows."""
+    """Held-out scenes with a prompt in plain words and a seed; for the edge, without held-out topics."""
     out = []
     for n in range(count):
         scene, seed = scene_number("validation", n, world=world, **world.known(cloud=cloud))
@@ -470,7 +471,7 @@ def probe_accuracy(
     guidance_scale: float = 3.0,
     count: int = 100,
 ) -> dict[str, float]:
-    """Share of visible attributes that the probe finds right in images of held-out prompts."""
+    """Fraction of visible attributes that the probe finds correct in images of held-out prompts."""
     from dekag.generation.models import Generator, LatentDecoder
 
     decoder = LatentDecoder(pipeline.vae, "")

@@ -1,4 +1,4 @@
-"""The loss on which every denoiser here is trained, generators and knowledge updates alike."""
+"""Training loss of all denoisers: of generators and of knowledge updates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class DiffusionLoss:
     """Min-SNR weighted error (gamma 5; Hang et al. 2023) of a denoiser that predicts noise or velocity.
 
     Args:
-        scheduler: a DDPMScheduler, whose noise schedule and prediction type are used.
+        scheduler: a DDPMScheduler that defines the noise schedule and the prediction type.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -26,9 +26,9 @@ class DiffusionLoss:
         self._weights = snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1 if self._predicts_velocity else snr)
 
     def draw_timesteps(self, batch: int, generator: torch.Generator) -> torch.Tensor:
-        """A timestep from each of `batch` equal parts of the schedule, (batch,) int64.
+        """Sample a timestep from each of `batch` equal parts of the schedule, (batch,) int64.
 
-        Less variance than independent draws.
+        This reduces the variance in comparison with independent samples.
         """
         spread = (torch.rand(batch, generator=generator) + torch.arange(batch)) / batch
         return (spread * self.timesteps).long().clamp(max=self.timesteps - 1)
@@ -46,8 +46,8 @@ class DiffusionLoss:
         Args:
             clean, noise: (batch, 4, h, w).
             timesteps: (batch,).
-            denoise: what the denoiser says of noisy latents, (batch, 4, h, w) both ways.
-            emphasis: how much each place counts, (batch, 1, h, w), every mean 1; default: all alike.
+            denoise: the denoiser's prediction for noisy latents, (batch, 4, h, w) -> (batch, 4, h, w).
+            emphasis: loss weight of each position, (batch, 1, h, w), with mean 1; default: uniform.
         """
         target = noise
         if self._predicts_velocity:
@@ -59,7 +59,7 @@ class DiffusionLoss:
         return self.weighted(errors.mean(dim=(1, 2, 3)), timesteps)
 
     def weighted(self, errors: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Mean of errors (batch,), each with the weight of its timestep, a scalar."""
+        """Mean of errors (batch,), weighted by timestep, a scalar."""
         weights = self._weights.to(errors.device)[timesteps]
         loss: torch.Tensor = (weights * errors).mean()
         return loss

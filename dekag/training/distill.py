@@ -1,7 +1,7 @@
-"""Distillation of one topic: the cloud-GAI draws, the edge-GAI learns a metaword and a LoRA from it.
+"""Distillation of one topic: the edge-GAI learns a metaword and a LoRA from images of the cloud-GAI.
 
-MAKD trains both together on the diffusion loss of the cloud's images with all weights of the edge frozen.
-Its baselines run through the same code with the same images and steps.
+MAKD trains both together with the diffusion loss on the cloud's images; all weights of the edge are frozen.
+The baselines use the same code, images and steps.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ LAYERS = {
 WARMUP_STEPS = 20
 EMA_DECAY = 0.98
 SAVE_EVERY_S = 10.0
-HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # shares of the noise schedule at which early stopping looks
-ENCODED_PIXELS = 2**18  # pixels that an autoencoder encodes at once
-SCORED = 8  # held-out prompts drawn for the scores and the samples
+HELD_OUT_TIMESTEPS = (0.15, 0.4, 0.65, 0.9)  # fractions of the noise schedule, for early stopping
+ENCODED_PIXELS = 2**18  # pixels that the autoencoder encodes at once
+SCORED = 8  # held-out prompts used for the scores and the samples
 SAMPLES, PREVIEW = "samples.png", "preview.png"
-PREVIEWED = 4  # held-out prompts of a preview
-SEED_STRIDE = 1_000_000  # images of different distillation seeds share no generation seed
+PREVIEWED = 4  # held-out prompts in a preview
+SEED_STRIDE = 1_000_000  # distillations with different seeds use different generation seeds
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a distillation is.
+    """Progress of a distillation.
 
     Attributes:
         stage: "generate" (images), "train" (steps) or "score" (images).
-        done, total: of this stage.
+        done, total: images or steps of this stage.
         loss: smoothed training loss; None outside training.
     """
 
@@ -71,7 +71,7 @@ class Progress:
     loss: float | None = None
 
 
-class Stopped(Exception):  # noqa: N818 - no error: somebody wanted it
+class Stopped(Exception):  # noqa: N818 - a requested stop is not an error
     """The distillation was asked to stop; its checkpoint is kept."""
 
 
@@ -82,7 +82,7 @@ ShouldStop = Callable[[], bool]
 
 
 def seeds_for(config: DistillConfig, count: int, *, held_out: bool) -> list[int]:
-    """Generation seeds of the images to learn from, or of those held out."""
+    """Generation seeds of the training images, or of the held-out images."""
     first = config.seed * SEED_STRIDE + (SEED_STRIDE // 2 if held_out else 0)
     return list(range(first, first + count))
 
@@ -96,7 +96,7 @@ def draw_images(
     on_progress: Callable[[int], None] = lambda _: None,
     should_stop: ShouldStop = lambda: False,
 ) -> np.ndarray:
-    """The cloud's images, (images, height, width, 3) uint8; those in `folder` are not drawn again."""
+    """Images of the cloud, (images, height, width, 3) uint8; those already in `folder` are reused."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = []
     for done, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
@@ -114,7 +114,7 @@ def draw_images(
 
 @torch.no_grad()
 def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
-    """Latents (images, 4, h/8, w/8) of images (images, h, w, 3) uint8, in the denoiser's scale."""
+    """Encode images (images, h, w, 3) uint8 to latents (images, 4, h/8, w/8) in the denoiser's scale."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.dtype).div(127.5).sub(1)
     at_once = max(1, ENCODED_PIXELS // (images.shape[2] * images.shape[3]))
     parts = [vae.encode(part).latent_dist.mean for part in images.split(at_once)]
@@ -123,7 +123,7 @@ def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
 
 
 def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> LoraConfig:
-    """The LoRA of `config`; "lora-equal-bytes" spends the bytes of so many 16-bit numbers on more rank."""
+    """The LoRA of `config`; "lora-equal-bytes" adds the bytes of `metaword_numbers` 16-bit numbers."""
     layers = LAYERS[config.layers]
     pattern: dict[str, int] = {}
     if config.method == "lora-equal-bytes":
@@ -137,7 +137,7 @@ def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> Lora
         lora_alpha=config.rank,
         target_modules=list(layers),
         rank_pattern=pattern,
-        alpha_pattern=pattern,  # alpha is the rank, so that what changes a layer is B @ A and nothing more
+        alpha_pattern=pattern,  # alpha equals the rank, so that a layer changes by exactly B @ A
         init_lora_weights="gaussian",
     )
 
@@ -146,7 +146,7 @@ def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> Lora
 def trainable(
     pipeline: Any, config: DistillConfig, metaword_numbers: int
 ) -> Iterator[tuple[Any, dict[str, nn.Parameter]]]:
-    """The denoiser to train and its trainable parameters; the pipeline's own is as before afterwards."""
+    """The denoiser to train and its trainable parameters; on exit the pipeline's denoiser is restored."""
     torch.manual_seed(config.seed)
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
@@ -167,19 +167,19 @@ def trainable(
 
 
 def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
-    """Vectors (rows, width) near the mean of the vocabulary's, where no word has a meaning yet."""
+    """Vectors (rows, width) near the mean of the vocabulary's embeddings, which has no meaning yet."""
     words = text_encoder.get_input_embeddings().weight.detach()
     noise = torch.randn(rows, words.shape[1], generator=torch.Generator().manual_seed(seed))
     return nn.Parameter(words.mean(0) + 0.1 * words.std(0) * noise)
 
 
 class EarlyStopping:
-    """Keeps the averaged parameters that do best on held-out images.
+    """Keeps the averaged parameters with the lowest loss on held-out images.
 
     Args:
-        run: whose average is looked at.
-        held_out_loss: loss with the parameters as they are now.
-        patience: looks without a new best after which `look` says that it is enough.
+        run: run whose average is evaluated.
+        held_out_loss: computes the loss with the current parameters.
+        patience: number of evaluations without improvement after which `look` returns False.
     """
 
     def __init__(self, run: TrainingRun[Any], held_out_loss: Callable[[], float], patience: int) -> None:
@@ -190,7 +190,7 @@ class EarlyStopping:
 
     @torch.no_grad()
     def look(self) -> bool:
-        """Whether to go on."""
+        """Evaluate the average; returns whether to continue."""
         live = dict(self._run.model.named_parameters())
         kept = {name: p.detach().clone() for name, p in live.items()}
         for name, average in self._run.average.named_parameters():
@@ -208,14 +208,14 @@ class EarlyStopping:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training made.
+    """Result of a training.
 
     Attributes:
-        metaword: (tokens + words, width), shared vectors first; no rows for a method without one.
-        lora: factors by name in the denoiser; empty for a method without one.
-        unet: the denoiser of a full fine-tune, else None.
-        steps: steps made.
-        held_out_loss: (before, after).
+        metaword: (tokens + words, width), shared vectors first; no rows for a method without a metaword.
+        lora: LoRA factors by name in the denoiser; empty for a method without a LoRA.
+        unet: the fully fine-tuned denoiser, otherwise None.
+        steps: number of steps done.
+        held_out_loss: loss on held-out images (before, after).
     """
 
     metaword: torch.Tensor
@@ -238,22 +238,22 @@ def train(
     on_preview: OnPreview = lambda *_: None,
     previews: int = 0,
 ) -> Trained:
-    """Train what `config.method` trains, resuming `folder`.
+    """Train the parameters that `config.method` selects, resuming from `folder`.
 
     Args:
-        pipeline: a StableDiffusionPipeline; as before afterwards.
-        latents: of the topic's prompts, (images, 4, h, w).
-        held_out: of its held-out prompts, on which early stopping looks.
+        pipeline: a StableDiffusionPipeline; restored afterwards.
+        latents: latents of the topic's prompts, (images, 4, h, w).
+        held_out: latents of its held-out prompts, for early stopping.
         topic: the prompts.
-        config: how.
-        folder: of the checkpoint.
+        config: settings of the distillation.
+        folder: folder of the checkpoint.
         on_progress, should_stop: called after every step.
         on_preview: called with the windows of some held-out prompts and the metaword, while the pipeline
-            draws with what was learnt so far.
-        previews: how often at most, evenly spaced.
+            uses the parameters trained so far.
+        previews: largest number of previews, evenly spaced.
 
     Raises:
-        Stopped: should_stop() turned true; the checkpoint is kept.
+        Stopped: should_stop() returned True; the checkpoint is kept.
     """
     words = trigger_words(topic.triggers)
     tokens = config.tokens if config.has_metaword else 0
@@ -271,13 +271,13 @@ def train(
         nothing = reader.windows("")
 
         def read(prompts: Sequence[str], dropped: Sequence[bool]) -> States:
-            """Prompt states; a dropped prompt is read as the empty one without metaword."""
+            """Prompt states; a dropped prompt is replaced by the empty prompt without metaword."""
             chosen = [
                 nothing if drop else windows[prompt] for prompt, drop in zip(prompts, dropped, strict=True)
             ]
             return encode_prompts(reader, chosen, word)
 
-        # the tensors that are trained, shared with the denoiser; names of a ParameterDict hold no dots
+        # the trained tensors, shared with the denoiser; names in a ParameterDict cannot contain dots
         learnt = nn.ParameterDict({name.replace(".", "/"): p for name, p in weights.items()})
         groups = [
             {
@@ -345,7 +345,7 @@ def train(
         )
         if stopped:
             raise Stopped
-        if not stopping.best:  # a resumed run that had nothing left to do
+        if not stopping.best:  # a resumed run without steps left
             stopping.look()
         best = {name.replace("/", "."): tensor for name, tensor in stopping.best.items()}
         vectors = best.pop("metaword", torch.zeros(0, word.shape[1]))
@@ -379,22 +379,22 @@ def distill(
     """Distil `topic` from the cloud-GAI into an update of the edge-GAI.
 
     Args:
-        cloud: draws the images to learn from, with seeds that knowledge.json records.
-        edge: a StableDiffusionPipeline of any size; it is as before afterwards.
-        topic: prompts to learn from and prompts held out.
-        config: how; `config.method` must make an update, so it is not "full".
-        folder: for images, checkpoints and samples.png (rows: cloud, edge before, edge after); called again
-            with the same folder and arguments it goes on where it was.
+        cloud: generates the training images, with seeds recorded in knowledge.json.
+        edge: a StableDiffusionPipeline of any size; restored afterwards.
+        topic: training prompts and held-out prompts.
+        config: settings; `config.method` must not be "full", which makes no update.
+        folder: folder of images, checkpoints and samples.png (rows: cloud, edge before, edge after); a call
+            with the same folder and arguments resumes.
         scorer: adds CLIP- and DINO-scores on held-out prompts, before and after.
-        current: the update that the new one is to take the place of: scored as "current", on those of the
-            same prompts that it has not learnt from, if any. One that fits another edge is passed over.
+        current: the update that the new one is to replace: scored as "current" on those of the held-out
+            prompts that it was not trained on, if there are any. Ignored if it fits another edge.
         on_progress: called after every image and step.
-        should_stop: asked before every image and after every step.
-        previews: how often, at most, preview.png is drawn during training (rows: cloud, edge as it is now);
-            it changes nothing else.
+        should_stop: called before every image and after every step.
+        previews: largest number of times that preview.png is written during training (rows: cloud, edge now);
+            the update does not depend on it.
 
     Raises:
-        Stopped: should_stop() turned true.
+        Stopped: should_stop() returned True.
     """
     if config.method == "full":
         raise MismatchError("a full fine-tune changes every weight: it makes no knowledge update")
@@ -469,7 +469,7 @@ def distill(
         for metric, values in judged[name].items():
             scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
     learnt_before = set() if current is None else set(current.info.get("prompts", ()))
-    # on prompts that neither has learnt from; if there is none of them, the current one has the better of it
+    # prompts that neither was trained on; if there are none, all prompts, which favours the current update
     fair = [i for i, (prompt, _) in enumerate(scored) if prompt not in learnt_before] or list(
         range(len(scored))
     )
@@ -481,10 +481,10 @@ def distill(
 
 
 def why_no_better(scores: Mapping[str, Any]) -> str:
-    """Why an update is no better than what there is, by its scores on held-out prompts; empty if it is.
+    """The reason why an update is not better, by its scores on held-out prompts; empty if it is better.
 
-    It must beat the edge without any update, and the current update if there is one, by CLIP- and DINO-score.
-    Where an update was not scored, nothing speaks against it.
+    It must have a higher CLIP- and a higher DINO-score than the edge without an update, and than the current
+    update if there is one. An update without scores is accepted.
     """
     others = (
         ("before", "after", "the edge without it"),
@@ -504,7 +504,7 @@ def why_no_better(scores: Mapping[str, Any]) -> str:
 def new_update(
     cloud: Generator, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
 ) -> KnowledgeUpdate:
-    """The update that `trained` makes, with what knowledge.json records of it."""
+    """The update made of `trained`, with the contents of its knowledge.json."""
     info = {
         "format": FORMAT,
         "topic": topic.name,

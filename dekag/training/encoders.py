@@ -1,10 +1,10 @@
-"""Training of the metric encoders: a small CLIP and a small DINOv2-style ViT, on rendered scenes alone.
+"""Training of the metric encoders: a small CLIP and a small DINOv2-style ViT, on rendered scenes only.
 
-CLIP learns to pair images with captions (Radford et al. 2021), DINO by self-distillation without labels
-(Caron et al. 2021). Both look at images of 256 pixels reduced to 128, in patches of 16. Both also see
-damaged images, blurred, melted, mixed: for CLIP a damaged image pairs with no caption, for DINO it is
-another image than the one it was. So what people would not forgive is not forgiven. Neither shares a weight
-with a generator.
+CLIP learns to match images with captions (Radford et al. 2021), DINO by self-distillation without labels
+(Caron et al. 2021). Both reduce images of 256 pixels to 128 and split them into patches of 16 pixels. Both
+are also trained on damaged images (blurred, melted, mixed), so that their scores penalise damage: for CLIP a
+damaged image matches no caption, for DINO it differs from the undamaged one. Neither shares weights with a
+generator.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from dekag.training.loop import TrainingRun
 from dekag.training.worlds import World
 
 BATCH = 96
-DAMAGED_SHARE = 0.25  # damaged images beside each CLIP batch, in shares of it
-DINO_BATCH = 48  # of which two views each
+DAMAGED_SHARE = 0.25  # damaged images added to a CLIP batch, relative to its size
+DINO_BATCH = 48  # images, with two views each
 PROTOTYPES = 256
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
 KOLEO_WEIGHT = 0.1
@@ -38,13 +38,13 @@ TOKENS_A_SIDE = 8
 
 
 def _seen(world: World) -> dict[str, int]:
-    """How the encoders look at a world's images: at half their side, in 8x8 patches."""
+    """Input of the encoders: a world's images at half their side, in 8x8 patches."""
     side = world.size // 2
     return {"image_size": side, "patch_size": side // TOKENS_A_SIDE}
 
 
 def new_clip(tokenizer: CLIPTokenizer, world: World) -> CLIPModel:
-    """A CLIP of 4 layers of width 128 for images, 2 for captions."""
+    """A CLIP of width 128 with 4 layers for images and 2 for captions."""
     shared = {"num_hidden_layers": 4, "num_attention_heads": 4, "hidden_size": 128, "intermediate_size": 384}
     return CLIPModel(
         CLIPConfig(
@@ -66,7 +66,7 @@ def new_clip(tokenizer: CLIPTokenizer, world: World) -> CLIPModel:
 def contrastive_loss(
     texts: torch.Tensor, images: torch.Tensor, spoilt: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """CLIP's loss of unit features (batch, d), in which spoilt images (m, d) pair with no caption."""
+    """CLIP loss of unit features (batch, d); the damaged images (m, d) match no caption."""
     wanted = torch.arange(len(texts), device=texts.device)
     of_texts = F.cross_entropy(scale * texts @ torch.cat([images, spoilt]).T, wanted)
     of_images = F.cross_entropy(scale * images @ texts.T, wanted)
@@ -83,10 +83,10 @@ def train_clip(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> tuple[CLIPModel, CLIPTokenizer]:
-    """Train CLIP on training images 0..n-1, resuming what `folder` holds.
+    """Train CLIP on training images 0..n-1, resuming from `folder`.
 
     Returns:
-        The averaged model, and its tokenizer, which knows all topics' words.
+        The averaged model, and its tokenizer, which knows the words of all topics.
     """
     torch.manual_seed(seed)
     tokenizer = text.new_clip_tokenizer(world=world)
@@ -99,7 +99,7 @@ def train_clip(
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(pixels), (BATCH,), generator=generator)
         images = reduce_images(to_tensor(pixels[pick.numpy()]).to(device), size)
-        # damaged versions of images in this very batch: their captions must tell the two apart
+        # damaged versions of images of the same batch: their captions must distinguish the two
         spoilt = damaged(images[: int(DAMAGED_SHARE * BATCH)], generator)
         with multiplying(device, bf16):
             seen = clip.vision_model(torch.cat([images, spoilt])).pooler_output
@@ -114,13 +114,13 @@ def train_clip(
 
 
 def _captions(split: str, count: int, world: World, *, of: int) -> list[str]:
-    """A caption of each image 0..count-1 of `split`, `of` telling them from those of other trainings."""
+    """A caption of each image 0..count-1 of `split`; another `of` gives other captions."""
     scenes = (image_number(split, n, world) for n in range(count))
     return [world.caption(scene, random.Random(-seed - of), cloud=True) for scene, seed in scenes]
 
 
 def new_dino(world: World) -> Dinov2Model:
-    """A DINOv2 ViT of 4 layers of width 128."""
+    """A DINOv2 ViT with 4 layers of width 128."""
     return Dinov2Model(
         Dinov2Config(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, mlp_ratio=3, **_seen(world))
     )
@@ -136,14 +136,14 @@ class SelfDistillation(nn.Module):
         self.prototypes = nn.Parameter(F.normalize(torch.randn(PROTOTYPES, 64), dim=1))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (batch, 3, side, side) -> features (batch, 128), cosine to each (batch, PROTOTYPES)."""
+        """Images (batch, 3, side, side) -> features (batch, 128), cosines (batch, PROTOTYPES)."""
         features: torch.Tensor = self.backbone(images).pooler_output
         projected = F.normalize(self.head(features), dim=1)
         return features, projected @ F.normalize(self.prototypes, dim=1).T
 
 
 def random_views(images: torch.Tensor, generator: torch.Generator, size: int = 64) -> torch.Tensor:
-    """A crop of each image (batch, 3, h, w), half to all of a side, at size x size, with a little noise."""
+    """A random crop of each image (batch, 3, h, w), 50 to 100 % of a side, resized to `size`, with noise."""
     count = len(images)
     side = 0.5 + 0.5 * torch.rand(count, generator=generator)
     centre = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - side)[:, None]
@@ -156,9 +156,9 @@ def random_views(images: torch.Tensor, generator: torch.Generator, size: int = 6
 
 
 def balanced(cosines: torch.Tensor) -> torch.Tensor:
-    """Targets (batch, prototypes) that use all prototypes alike: Sinkhorn-Knopp, as in DINOv2.
+    """Targets (batch, prototypes) that use all prototypes equally: Sinkhorn-Knopp, as in DINOv2.
 
-    Without it a small ViT sorts the images into a handful of heaps and stops learning.
+    Without it, a small ViT collapses to a few clusters and stops learning.
     """
     shares = (cosines / TEACHER_TEMPERATURE).double().exp()
     for _ in range(3):
@@ -168,7 +168,7 @@ def balanced(cosines: torch.Tensor) -> torch.Tensor:
 
 
 def crowding(features: torch.Tensor) -> torch.Tensor:
-    """The KoLeo term of DINOv2 (Sablayrolles et al. 2019): small when no two features (batch, d) are near."""
+    """The KoLeo term of DINOv2 (Sablayrolles et al. 2019): small if all features (batch, d) are far apart."""
     unit = F.normalize(features, dim=1)
     similarity = unit @ unit.T - 2 * torch.eye(len(unit), device=unit.device)
     nearest = (unit - unit[similarity.argmax(1)]).norm(dim=1)
@@ -177,7 +177,7 @@ def crowding(features: torch.Tensor) -> torch.Tensor:
 
 
 def indulgence(whole: torch.Tensor, spoilt: torch.Tensor) -> torch.Tensor:
-    """By how much damaged images are too near to what they were; features (batch, d)."""
+    """Mean excess similarity of damaged and undamaged images over DAMAGE_MARGIN; features (batch, d)."""
     return (F.cosine_similarity(whole, spoilt, dim=1) - DAMAGE_MARGIN).clamp_min(0).mean()
 
 
@@ -191,7 +191,7 @@ def train_dino(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> Dinov2Model:
-    """Train DINO for `steps`; returns the teacher's backbone, the average that TrainingRun keeps."""
+    """Train DINO for `steps`; returns the backbone of the teacher, the average of the TrainingRun."""
     torch.manual_seed(seed)
     student = SelfDistillation(new_dino(world)).to(device)
     size = student.backbone.config.image_size
@@ -208,7 +208,7 @@ def train_dino(
             with torch.no_grad():
                 targets = balanced(torch.cat([run.average(view)[1] for view in views])).chunk(2)
             features, cosines = zip(*(student(view) for view in views), strict=True)
-            # images are compared whole, so whole ones learn what damage is
+            # the metric compares whole images, so damage is learnt on whole images
             compared = student.backbone(torch.cat([reduced, spoilt])).pooler_output.float()
         guesses = [(each.float() / STUDENT_TEMPERATURE).log_softmax(1) for each in cosines]
         loss = -(targets[0] * guesses[1] + targets[1] * guesses[0]).sum(1).mean() / 2
@@ -226,11 +226,12 @@ def train_dino(
 
 @torch.inference_mode()
 def clip_quality(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels, world: World) -> dict[str, float]:
-    """How CLIP does on validation images 0..n-1.
+    """Quality of CLIP on validation images 0..n-1.
 
     Returns:
-        `retrieval`: share of captions whose own image is the nearest; `damage_seen`: share of captions that
-        are nearer to their image than to its damaged version.
+        `validation_retrieval_of_n`: fraction of captions whose own image is the nearest; `damage_seen`:
+            fraction
+        of captions that are nearer to their image than to its damaged version.
     """
     tokens, mask = text.tokenize(tokenizer, _captions("validation", len(pixels), world, of=0))
     images = reduce_images(to_tensor(pixels), clip.config.vision_config.image_size)
@@ -252,11 +253,12 @@ def clip_quality(clip: CLIPModel, tokenizer: CLIPTokenizer, pixels: Pixels, worl
 
 @torch.inference_mode()
 def dino_quality(dino: Dinov2Model, pixels: Pixels, world: World) -> dict[str, float]:
-    """How DINO does on validation images 0..n-1.
+    """Quality of DINO on validation images 0..n-1.
 
     Returns:
-        Share of images whose nearest neighbour has the same subject, setting and style; and the mean cosine
-        between an image and its `damaged` version, and its slightly `shifted` one, which should be near 1.
+        Fractions of images whose nearest neighbour has the same subject, setting and style; and the mean
+        cosine between an image and its `damaged` version, and its slightly `shifted` version, which should be
+        near 1.
     """
     size, count = dino.config.image_size, len(pixels)
     images = torch.cat([reduce_images(to_tensor(pixels[part]), size) for part in batches(count, 50)])

@@ -19,7 +19,7 @@ AT_ONCE = 20
 
 
 def weights_hash(model: torch.nn.Module) -> str:
-    """Twelve hex digits of a hash over a model's weights."""
+    """The first twelve hex digits of a hash of the model's weights."""
     digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
@@ -39,12 +39,12 @@ def encoded_scenes(
     """Latents of training images 0..count-1, (count, 4, size / 8, size / 8) float16; resumable.
 
     Args:
-        cache: where they are kept, under a name made of what made them.
-        vae: the autoencoder; the mean of its posterior is taken.
-        count: of images.
-        world: what draws them.
-        workers: processes that render.
-        device: where they are encoded.
+        cache: cache folder; the file name identifies the world, its version, the autoencoder, size and count.
+        vae: the autoencoder; latents are the means of its posterior.
+        count: number of images.
+        world: world to render.
+        workers: number of rendering processes.
+        device: device of the autoencoder.
     """
     stem = f"{world.profile}-{world.version}-{weights_hash(vae)}-{world.size}-{count}"
     path, progress = cache / f"latents-{stem}.npy", cache / f"latents-{stem}.done"

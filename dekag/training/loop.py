@@ -1,8 +1,8 @@
-"""The one training loop: resumable, deterministic per step, with a progress bar.
+"""The training loop of all models: resumable, deterministic per step, with a progress bar.
 
-The learning rate warms up, stays constant and falls linearly to zero over the last part of the run (a
-fifth), so a run may be resumed with another number of steps without a jump. Randomness is drawn from a
-generator seeded by (seed, step): a resumed run continues exactly as an uninterrupted one would.
+The learning rate warms up, stays constant and falls linearly to zero over the last part of the run (by
+default a fifth), so a run can be resumed with another number of steps without a jump. Each step has a random
+generator seeded by (seed, step), so a resumed run gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def learning_rate_factor(
     warmup_steps: int = WARMUP_STEPS,
     cooldown_fraction: float = COOLDOWN_FRACTION,
 ) -> float:
-    """Share (0..1) of the peak learning rate at `step` of `total_steps`."""
+    """Learning rate at `step` of `total_steps`, as a fraction (0..1) of the peak."""
     warmup = min(1.0, (step + 1) / min(warmup_steps, total_steps))
     cooldown = min(1.0, (total_steps - step) / max(1.0, cooldown_fraction * total_steps))
     return warmup * cooldown
@@ -51,10 +51,10 @@ class TrainingRun(Generic[Model]):
     """Trains `model` and keeps its exponential moving average in `average`.
 
     Args:
-        folder: where checkpoints go (safetensors and JSON only); an existing one is resumed.
+        folder: folder of the checkpoint (safetensors and JSON only); the run resumes from an existing one.
         model: the module whose trainable parameters are optimised.
-        optimizers: stepped together; their learning rates at construction are the peaks.
-        seed: seeds every step's generator.
+        optimizers: stepped together; their initial learning rates are the peaks.
+        seed: seed of the generators of all steps.
         ema_decay: decay of the moving average; its effective value is lower in the first steps.
     """
 
@@ -92,19 +92,19 @@ class TrainingRun(Generic[Model]):
         on_step: Callable[[int, Mapping[str, float]], bool] | None = None,
         show: bool = True,
     ) -> None:
-        """Step until `total_steps`; `step_function` returns named losses, of which "loss" is minimised.
+        """Train until `total_steps`; `step_function` returns named losses, of which "loss" is minimised.
 
         Args:
-            step_function: called with the step's number and its random generator.
-            total_steps: where the run ends.
-            max_grad_norm: gradients are scaled down to this norm.
+            step_function: called with the number of the step and its random generator.
+            total_steps: number of steps at which the run ends.
+            max_grad_norm: gradients are clipped to this norm.
             warmup_steps: steps over which the learning rate rises.
-            cooldown_share: part of the run over which it falls.
+            cooldown_fraction: last part of the run, over which the learning rate falls.
             save_every_s: time between two checkpoints, s.
             on_save: called after every checkpoint with the number of steps done.
-            on_step: called after every step with the number of steps done and the smoothed losses; training
-                ends, checkpoint written, when it returns False.
-            show: whether a progress bar is drawn.
+            on_step: called after every step with the number of steps done and the smoothed losses; if it
+                returns False, training writes a checkpoint and ends.
+            show: show a progress bar.
         """
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.model.train()
@@ -156,7 +156,7 @@ class TrainingRun(Generic[Model]):
                 average.copy_(buffer)
 
     def save(self) -> None:
-        """Write a checkpoint; an interruption while writing leaves the one before it intact."""
+        """Write a checkpoint; an interruption while writing leaves the previous one intact."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().contiguous().clone() for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v.contiguous().clone() for k, v in self.average.state_dict().items()}
@@ -188,7 +188,7 @@ class TrainingRun(Generic[Model]):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": values})
             for weight, loaded in optimizer.state.items():
                 for name, value in loaded.items():
-                    if value.shape == weight.shape:  # laid out in memory as its parameter is
+                    if value.shape == weight.shape:  # the memory layout of its parameter
                         loaded[name] = torch.empty_like(weight).copy_(value)
         self.step = state["step"]
         self.seed = state["seed"]

@@ -1,7 +1,7 @@
 """The Muon optimizer (Jordan et al. 2024) in float32.
 
-`torch.optim.Muon` orthogonalises in bfloat16, which a CPU without bfloat16 units does fifty times more slowly
-than float32.
+`torch.optim.Muon` orthogonalises in bfloat16, which is fifty times slower than float32 on a CPU without
+bfloat16 units.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-# These coefficients raise small singular values fastest; the price is that all end near one, not at it.
+# These coefficients raise small singular values fastest; in return, values end near one, not at one.
 A, B, C = 3.4445, -4.775, 2.0315
 ITERATIONS = 5
 
 
 def orthogonalized(matrices: torch.Tensor, iterations: int = ITERATIONS) -> torch.Tensor:
-    """Matrices (batch, m, n) with all singular values brought near 1, by Newton-Schulz iterations."""
+    """Matrices (batch, m, n) with all singular values brought near 1 by Newton-Schulz iterations."""
     tall = matrices.shape[1] > matrices.shape[2]
     x: torch.Tensor = matrices.mT if tall else matrices
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp_min(1e-7)
@@ -32,7 +32,7 @@ def orthogonalized(matrices: torch.Tensor, iterations: int = ITERATIONS) -> torc
 
 
 def _iterated_on_gram(x: torch.Tensor, iterations: int) -> torch.Tensor:
-    """The same iterations by way of x's small Gram matrices: quicker for wide ones, as of convolutions."""
+    """The same iterations on the small Gram matrices of x: faster for wide x, such as convolutions."""
     gram = x @ x.mT
     product: torch.Tensor | None = None
     for _ in range(iterations):
@@ -44,14 +44,14 @@ def _iterated_on_gram(x: torch.Tensor, iterations: int) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum whose step is orthogonalised, for matrices in transformers and for convolutions.
+    """Nesterov momentum with orthogonalised steps, for matrices of transformers and for convolutions.
 
     Args:
-        params: matrices, and convolutions (out, in, height, width), each taken as the matrix (out, the rest).
-        lr: learning rate; steps are scaled to the size that AdamW's have, so its rates can be used.
-        momentum: decay of the moving sum of gradients.
-        weight_decay: decoupled.
-        iterations: of Newton-Schulz; with four, singular values end less near one and steps are quicker.
+        params: matrices, and convolutions (out, in, height, width), flattened to matrices with `out` rows.
+        lr: learning rate; steps have the size of those of AdamW, so its learning rates can be used.
+        momentum: decay of the moving average of gradients.
+        weight_decay: decoupled weight decay.
+        iterations: Newton-Schulz iterations; four are faster but leave singular values further from one.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One step of all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
-            alike = defaultdict(list)  # orthogonalised together, which is quicker than one by one
+            alike = defaultdict(list)  # by shape: orthogonalising them together is faster
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike[parameter.shape].append(parameter)
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _as_stored(parameter: torch.Tensor) -> torch.Tensor:
-    """A view whose dimensions follow the memory: copies are quicker, the order of columns is free."""
+    """A view with dimensions in memory order: copies are faster, and the order of columns is arbitrary."""
     if parameter.ndim == 4 and parameter.is_contiguous(memory_format=torch.channels_last):
         return parameter.permute(0, 2, 3, 1)
     return parameter

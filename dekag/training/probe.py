@@ -1,6 +1,6 @@
-"""Training of what judges the generators: the attribute probe and the outline judge.
+"""Training of the models that evaluate the generators: the attribute probe and the outline judge.
 
-Both see rendered scenes alone, blurred, shifted and noisy a little, to make them robust.
+Both are trained on rendered scenes only, with slight blur, shifts and noise, which makes them robust.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dekag.training.worlds import World
 
 BATCH = 64
 OUTLINE_BATCH = 16
-SEEN_SIDE = 128  # side at which the probe looks at images of 256 pixels; at smaller ones, half of theirs
+SEEN_SIDE = 128  # input side of the probe for images of 256 pixels; for smaller images, half their side
 
 
 def attribute_labels(split: str, count: int, world: World) -> dict[str, torch.Tensor]:
-    """Index of each judged attribute's word for images 0..count-1 of `split`; -100 where not visible."""
+    """Class index of each judged attribute for images 0..count-1 of `split`; -100 where not visible."""
     scenes = [image_number(split, n, world)[0] for n in range(count)]
     return {
         name: torch.tensor(
@@ -39,7 +39,7 @@ def attribute_labels(split: str, count: int, world: World) -> dict[str, torch.Te
 
 
 def weathered(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images as a good generator might have drawn them: shifted by up to 5 %, blurred, noisy."""
+    """Images with the deviations of a good generator: shifted by up to 5 %, blurred, noisy."""
     side = images.shape[-1]
     most = side // 20
     down, right = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
@@ -53,7 +53,7 @@ def weathered(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def reduced(pixels: Pixels, side: int) -> torch.Tensor:
-    """Pixels (batch, size, size, 3) uint8 to images (batch, 3, side, side) in [-1, 1]."""
+    """Convert pixels (batch, size, size, 3) uint8 to images (batch, 3, side, side) in [-1, 1]."""
     return F.avg_pool2d(to_tensor(pixels), pixels.shape[1] // side)
 
 
@@ -67,7 +67,7 @@ def train_probe(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> AttributeProbe:
-    """Train the probe on training images 0..n-1, resuming what `folder` holds; the averaged model."""
+    """Train the probe on training images 0..n-1, resuming from `folder`; returns the averaged model."""
     torch.manual_seed(seed)
     labels = attribute_labels("train", len(pixels), world)
     sees = min(SEEN_SIDE, world.size // 2)
@@ -90,7 +90,7 @@ def train_probe(
 
 
 def rendered_accuracy(probe: AttributeProbe, pixels: Pixels, world: World) -> dict[str, float]:
-    """Share of visible attributes read right on validation images 0..n-1: the probe's ceiling."""
+    """Fraction of visible attributes recognised on validation images 0..n-1: the probe's upper limit."""
     scenes = [image_number("validation", n, world)[0] for n in range(len(pixels))]
     verdicts = probe.correct(pixels, scenes)
     shares = {}
@@ -110,7 +110,7 @@ def train_outline_judge(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> OutlineJudge:
-    """Train the outline judge on images (n, h, w, 3) and masks (n, h, w), both uint8; its average."""
+    """Train the outline judge on images (n, h, w, 3) and masks (n, h, w), both uint8."""
     torch.manual_seed(seed)
     judge = OutlineJudge().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.01, fused=True)
@@ -133,7 +133,7 @@ def train_outline_judge(
 
 
 def outline_quality(judge: OutlineJudge, pixels: Pixels, masks: Pixels) -> dict[str, float]:
-    """Mean agreement on held-out images, whole and damaged: what a perfect and a melted drawing get."""
+    """Mean agreement on held-out images, undamaged and melted: the scores of a perfect and a poor image."""
     images = to_tensor(pixels)
     spoilt = damaged(images, torch.Generator().manual_seed(0), kind="melted")
     melted = spoilt.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

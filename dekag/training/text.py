@@ -1,8 +1,9 @@
 """Tokenizers and text encoders of the embedded models.
 
-The two tokenizers are trained on the captions that their model knows, so the edge has no token for a word
-of a held-out topic and reads it letter by letter. Each text encoder first learns to tell the attributes
-said by a caption, which takes a minute and spares the denoiser from discovering language as well as sight.
+Each tokenizer is trained on the captions that its model knows, so the edge has no token for a word of a
+held-out topic and splits it into letters. Each text encoder is first trained to recognise the attributes in a
+caption. This takes a minute, and the denoiser then trains with a text encoder that already understands
+captions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dekag.training.worlds import STORYBOOK, World
 
 _log = structlog.get_logger()
 MAX_TOKENS = 77
-VOCABULARY = 3000  # at most: every word that is said often becomes one token
+VOCABULARY = 3000  # upper limit: every frequent word becomes one token
 PRETRAINING_STEPS = 1500
 PRETRAINING_CAPTIONS = 24_000
 TOKENIZER_CAPTIONS = 8000
@@ -37,21 +38,21 @@ _ALPHABET = [*"abcdefghijklmnopqrstuvwxyz0123456789,.!?'-"]
 
 
 def training_captions(count: int, world: World, *, cloud: bool) -> Iterator[tuple[Any, str]]:
-    """`count` training scenes that the cloud, or the edge, knows, with a caption each."""
+    """`count` training scenes of the cloud, or of the edge, with a caption each."""
     for n in range(count):
         scene, seed = scene_number("train", n, world=world, **world.known(cloud=cloud))
         yield scene, world.caption(scene, random.Random(-seed - 1), cloud=cloud)
 
 
 def new_edge_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> CLIPTokenizer:
-    """CLIP byte-pair tokenizer trained on the edge's captions; other words fall apart into letters."""
+    """CLIP byte-pair tokenizer trained on the edge's captions; it splits other words into letters."""
     return _clip_tokenizer(
         text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=False)
     )
 
 
 def new_clip_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> CLIPTokenizer:
-    """Tokenizer of the metric CLIP, and of a cloud that is a U-Net: it knows the words of all topics."""
+    """Tokenizer of the metric CLIP, and of a cloud U-Net; it knows the words of all topics."""
     return _clip_tokenizer(
         text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=True)
     )
@@ -62,7 +63,7 @@ def _clip_tokenizer(texts: Iterator[str]) -> CLIPTokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         end_of_word_suffix="</w>",
-        # in an order of our own, which settles which of two equally frequent pairs is merged first
+        # in a fixed order, which decides which of two equally frequent pairs is merged first
         special_tokens=[
             *SPECIAL,
             *(f"{letter}</w>" for letter in sorted(pre_tokenizers.ByteLevel.alphabet())),
@@ -73,7 +74,7 @@ def _clip_tokenizer(texts: Iterator[str]) -> CLIPTokenizer:
     learner: Any = empty.backend_tokenizer
     learner.train_from_iterator(texts, trainer)
     merges = [tuple(merge) for merge in json.loads(learner.to_str())["model"]["merges"]]
-    # ids in an order of our own: the trainer's own order of single letters differs from run to run
+    # ids in a fixed order: the trainer orders single letters differently in each run
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = [*SPECIAL, *letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
     vocab = {word: number for number, word in enumerate(dict.fromkeys(words))}
@@ -95,9 +96,9 @@ def new_cloud_tokenizer(captions: int | None = None, world: World = STORYBOOK) -
     )
     texts = [text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=True)]
     learner.train_from_iterator(texts, trainer)
-    # scores are sums over threads in an order of their own: the last digits differ from run to run
+    # the order in which threads add scores varies: the last digits differ between runs
     vocab = [(piece, round(score, 3)) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
-    # ids in an order of our own, as above
+    # ids in a fixed order, as above
     unseen = sorted(set(_ALPHABET) - set("".join(texts)))
     special, learnt = vocab[:3], [pair for pair in vocab[3:] if pair[0] not in unseen]
     learnt.sort()
@@ -125,7 +126,7 @@ def new_clip_text_encoder(tokenizer: CLIPTokenizer, width: int = 128, layers: in
 
 
 def new_cloud_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
-    """A small T5 encoder: 3 layers of width 128."""
+    """A small T5 encoder with 3 layers of width 128."""
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
@@ -143,7 +144,7 @@ def new_cloud_text_encoder(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both (batch, MAX_TOKENS) int64, padded as the pipelines pad."""
+    """Token ids and attention mask, both (batch, MAX_TOKENS) int64, padded as in the pipelines."""
     cut = [text for text in texts if len(tokenizer(text, verbose=False).input_ids) > MAX_TOKENS]
     if cut:
         _log.warning("captions are cut", captions=len(cut), of=len(texts), tokens=MAX_TOKENS, one=cut[0])
@@ -152,19 +153,19 @@ def tokenize(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tens
 
 
 def attribute_words(world: World) -> dict[str, tuple[str, ...]]:
-    """What a caption's reader is to tell: the words of each attribute, and those of what may be absent."""
+    """Classes of the attributes that `AttributeReader` predicts; optional attributes have a class "none"."""
     return {**world.attributes, **{name: ("none", *words) for name, words in world.optional.items()}}
 
 
 def attribute_indices(scene: Any, words: dict[str, tuple[str, ...]]) -> list[int]:
-    """Index of the scene's word of every attribute."""
+    """Class index of each attribute of the scene."""
     return [values.index(getattr(scene, name) or "none") for name, values in words.items()]
 
 
 class AttributeReader(nn.Module):
     """A text encoder with one linear classifier for each attribute on its pooled states.
 
-    What a caption leaves unsaid is learnt as its most likely value, which is what the image will show.
+    For an attribute that a caption does not mention, it learns the most likely value.
     """
 
     def __init__(self, encoder: Any, sizes: list[int], *, masked_mean: bool) -> None:
@@ -180,7 +181,7 @@ class AttributeReader(nn.Module):
             weights = mask.unsqueeze(-1).float()
             pooled = (states * weights).sum(1) / weights.sum(1)
         else:
-            # The pipeline pads with the end token and masks nothing: the last position reads it all.
+            # The pipeline pads with the end token and uses no mask: the last position attends to all.
             pooled = self.encoder(tokens).last_hidden_state[:, -1]
         return [head(pooled) for head in self.heads]
 
@@ -195,10 +196,11 @@ def pretrain_text_encoder(
     seed: int,
     device: torch.device = CPU,
 ) -> tuple[Any, float]:
-    """Teach `encoder` to tell the attributes that a caption says.
+    """Train `encoder` to recognise the attributes in a caption.
 
     Returns:
-        The averaged encoder, and the share of attributes that it reads right off captions of held-out scenes.
+        The averaged encoder, and the fraction of attributes that it recognises in captions of held-out
+        scenes.
     """
     words = attribute_words(world)
     pairs = list(training_captions(PRETRAINING_CAPTIONS, world, cloud=cloud))
@@ -231,7 +233,7 @@ def _reading(
     device: torch.device,
     count: int = 500,
 ) -> float:
-    """Share of subjects, settings and styles read right off captions of held-out scenes."""
+    """Fraction of subjects, settings and styles recognised in captions of held-out scenes."""
     words = attribute_words(world)
     known = world.known(cloud=cloud)
     scenes = [scene_number("validation", n, world=world, **known) for n in range(count)]

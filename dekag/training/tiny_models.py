@@ -1,4 +1,4 @@
-"""Tiny, seeded, untrained models of the real classes, for tests that need the whole path in a second."""
+"""Tiny, seeded, untrained models of the real classes, for tests that run the whole chain in a second."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 CONTEXT = 40
-"""Tokens that they read at once: few, so that tests meet prompts that do not fit."""
+"""Context length, tokens: short, so that tests cover prompts that exceed it."""
 
 
 def save_dummy_models(folder: Path, seed: int = 0) -> Path:

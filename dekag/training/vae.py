@@ -1,10 +1,11 @@
-"""Training of the autoencoder that cloud, edge and user share: pixels to a latent 8x smaller, of 4 channels.
+"""Training of the autoencoder that cloud, edge and user share: latents 8x smaller than the image, 4 channels.
 
-First on crops, because steps matter more than pixels: many small ones, two of three picked for their detail,
-and a few larger ones. Then on whole images, which give the group norms the statistics they will meet: an
-autoencoder that saw crops alone tints plain backgrounds. At the end the per-channel mean and deviation of
-the latents are folded into the two 1x1 convolutions around the bottleneck, so that latents have zero mean and
-unit variance and plain diffusers pipelines need no scaling.
+Training starts on crops, because the number of steps matters more than the number of pixels: many small
+crops, two thirds of them selected for detail, and a few larger ones. It continues on whole images, so that
+the group norms adapt to their statistics; an autoencoder trained on crops only tints plain backgrounds.
+Finally, the mean and standard deviation of each latent channel are folded into the two 1x1 convolutions
+around the bottleneck, so that latents have zero mean and unit variance and plain diffusers pipelines need no
+scaling.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from dekag.training.muon import Muon
 CHANNELS = (16, 32, 64, 128)
 NORM_GROUPS = 2
 FACTOR = 8
-# how many crops of which side a step sees, and how often: the same number of pixels each time
+# ((side, crops per step), probability); the number of pixels per step is always the same
 CROPS = (((64, 8), 0.75), ((128, 2), 0.25))
 DETAILED_SHARE = 0.65
 CANDIDATES = 4
@@ -36,7 +37,7 @@ REFINEMENT_LEARNING_RATE = 5e-4
 
 
 def new_vae(size: int = 256, channels: tuple[int, ...] = CHANNELS) -> Any:
-    """An untrained AutoencoderKL: 8x smaller, 4 latent channels, posterior log-variance started at -4."""
+    """An untrained AutoencoderKL: 8x smaller, 4 latent channels, initial posterior log-variance -4."""
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -57,11 +58,11 @@ def new_vae(size: int = 256, channels: tuple[int, ...] = CHANNELS) -> Any:
 
 @torch.no_grad()
 def widened(vae: Any, channels: tuple[int, ...], *, seed: int) -> Any:
-    """A wider AutoencoderKL that starts as what `vae` has learnt: Net2Net (Chen et al. 2016).
+    """A wider AutoencoderKL initialised from `vae`: Net2Net (Chen et al. 2016).
 
-    New channels are copies of old ones and share their outgoing weights at random, so that they part in
-    training. The same images come out where every width is a multiple of the old one; else nearly so, since
-    a group norm then counts some channels twice.
+    New channels are copies of old ones; outgoing weights are split between copies at random, so that copies
+    diverge in training. The output is the same if every width is a multiple of the old one, and nearly the
+    same otherwise, because a group norm then counts some channels twice.
     """
     generator = torch.Generator().manual_seed(seed)
     old = tuple(vae.config.block_out_channels)
@@ -88,7 +89,7 @@ def widened(vae: Any, channels: tuple[int, ...], *, seed: int) -> Any:
 
 
 def _copied(old: int, new: int) -> torch.Tensor:
-    """The old channel that each of `new` channels copies; every one stays in its group of the norms."""
+    """Index of the old channel that each of `new` channels copies; copies stay in the same norm group."""
     groups = torch.arange(old).view(NORM_GROUPS, -1)
     return torch.cat([group[torch.arange(new // NORM_GROUPS) % len(group)] for group in groups])
 
@@ -98,7 +99,7 @@ def random_crops(
 ) -> torch.Tensor:
     """`count` random square crops of random scenes, (count, 3, size, size) in [-1, 1].
 
-    `detailed_share` of them, on average, are the most detailed of CANDIDATES drawn for each.
+    On average, a fraction `detailed_share` of them are the most detailed of CANDIDATES random crops.
     """
     places = (pixels.shape[1] - size) // FACTOR + 1
 
@@ -121,13 +122,13 @@ def random_crops(
 
 
 def _detail(crop: torch.Tensor) -> int:
-    """Sum of the differences between neighbouring pixels of (height, width, 3) uint8."""
+    """Sum of absolute differences between neighbouring pixels of (height, width, 3) uint8."""
     wide = crop.to(torch.int16)
     return int((wide[1:] - wide[:-1]).abs().sum() + (wide[:, 1:] - wide[:, :-1]).abs().sum())
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """4 MSE + L1 + 0.5 L1 of the image gradients (edges kept sharp)."""
+    """4 MSE + L1 + 0.5 L1 of the image gradients, which keeps edges sharp."""
     error = output - target
     gradient = (error[..., 1:] - error[..., :-1]).abs().mean() + (
         error[..., 1:, :] - error[..., :-1, :]
@@ -151,7 +152,7 @@ def optimizers(vae: Any, *, scale: float = 1.0) -> list[torch.optim.Optimizer]:
 
 
 def _reconstruct(vae: Any, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, Any]:
-    """What comes back of images by way of a latent drawn from the posterior, and the posterior."""
+    """Images reconstructed from latents sampled from the posterior, and the posterior."""
     posterior = vae.encode(images).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
     return vae.decode(posterior.mean + posterior.std * noise).sample.float(), posterior
@@ -159,7 +160,7 @@ def _reconstruct(vae: Any, images: torch.Tensor, generator: torch.Generator) -> 
 
 @torch.inference_mode()
 def reconstructed(vae: Any, pixels: Pixels, *, batch: int = 8) -> Pixels:
-    """What comes back of pixels (n, height, width, 3) uint8 by way of the posterior's mean, likewise."""
+    """Pixels (n, height, width, 3) uint8, reconstructed from the means of the posterior."""
     parts = []
     for part in batches(len(pixels), batch):
         images = _channels_last(to_tensor(pixels[part]), vae.device)
@@ -181,7 +182,7 @@ def held_out_psnr(vae: Any, pixels: Pixels, *, batch: int = 8) -> torch.Tensor:
 
 @torch.inference_mode()
 def normalise_latents(vae: Any, pixels: Pixels, count: int = 1000) -> None:
-    """Fold the latents' per-channel mean and deviation into quant_conv and post_quant_conv, in place."""
+    """Fold mean and deviation of the latent channels into quant_conv and post_quant_conv, in place."""
     parts = batches(min(count, len(pixels)), 16)
     images = (_channels_last(to_tensor(pixels[part]), vae.device) for part in parts)
     means = torch.cat([vae.encode(each).latent_dist.mean for each in images])
@@ -194,7 +195,7 @@ def normalise_latents(vae: Any, pixels: Pixels, count: int = 1000) -> None:
 
 
 def _channels_last(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    # this layout is the quicker one, on CPUs and GPUs alike
+    # this layout is faster on CPUs and on GPUs
     return images.to(device).contiguous(memory_format=torch.channels_last)
 
 
@@ -220,21 +221,21 @@ def train_vae(
     bf16: bool = False,
     save_every_s: float = 240.0,
 ) -> Any:
-    """Train on crops for `steps`, resuming what `folder` holds; returns the averaged model.
+    """Train on crops for `steps`, resuming from `folder`; returns the averaged model.
 
-    The learning rate stays up: it falls while `refine_vae` goes on from here.
+    The learning rate does not fall here but in `refine_vae`, which continues the training.
 
     Args:
-        folder: where checkpoints go.
-        pixels: scenes to train on, (n, size, size, 3) uint8.
-        held_out: scenes to report on, likewise.
-        steps: optimiser steps in all.
-        seed: of initial weights and of every step.
-        start: an AutoencoderKL to go on from, widened if it is narrower, instead of from nothing.
+        folder: folder of the checkpoints.
+        pixels: images to train on, (n, size, size, 3) uint8.
+        held_out: images for the reported PSNR, in the same form.
+        steps: total optimiser steps.
+        seed: seed of the initial weights and of every step.
+        start: an AutoencoderKL to continue from, widened if it is narrower; default: a new one.
         channels: width of each level.
-        scale: times as many crops a step (a GPU's).
-        device: where the training runs.
-        bf16: multiply in bfloat16.
+        scale: factor by which to increase the number of crops per step, for a GPU.
+        device: training device.
+        bf16: run matrix products in bfloat16.
         save_every_s: time between two checkpoints, s.
     """
     torch.manual_seed(seed)
@@ -281,10 +282,10 @@ def refine_vae(
     bf16: bool = False,
     save_every_s: float = 240.0,
 ) -> Any:
-    """Train all of `vae` on whole images while its learning rate falls to zero; returns the average.
+    """Train all of `vae` on whole images while the learning rate falls to zero; returns the averaged model.
 
-    To the reconstruction loss comes the mean over images of the logarithm of their squared error, PSNR
-    itself, so that an image that is nearly right weighs as much as one that is not.
+    The loss also contains the mean logarithm of the squared error of each image, which corresponds to PSNR,
+    so that images with small errors count as much as images with large ones.
     """
     vae = vae.requires_grad_(True).to(device, memory_format=torch.channels_last)
     run = TrainingRun(folder, vae, optimizers(vae, scale=0.5), seed=seed, ema_decay=0.998)
@@ -303,7 +304,7 @@ def refine_vae(
 
 
 def refinement_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The reconstruction loss and a tenth of the log of each image's squared error."""
+    """The reconstruction loss plus a tenth of the mean logarithm of the squared error of each image."""
     error = (output - target).square().mean(dim=(1, 2, 3))
     return reconstruction_loss(output, target) + 0.1 * error.add(1e-5).log().mean()
 
@@ -320,10 +321,10 @@ def refine_decoder(
     batch: int = 2,
     device: torch.device = CPU,
 ) -> Any:
-    """Train the decoder alone on whole images; latents (n, 4, h, w) stay what they are.
+    """Train only the decoder, on whole images; latents (n, 4, h, w) stay unchanged.
 
-    The loss is the mean over images of the logarithm of their squared error, which is PSNR itself, plus the
-    reconstruction loss. Whatever was trained on the latents (generators, codec) stays valid.
+    The loss is the mean logarithm of the squared error of each image, which corresponds to PSNR, plus the
+    reconstruction loss. Models trained on the latents (generators, codec) stay valid.
     """
     vae = vae.requires_grad_(False).to(device, memory_format=torch.channels_last)
     trainable = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]

@@ -1,4 +1,4 @@
-"""How well an autoencoder keeps held-out images: in numbers, by style, and as a strip to look at."""
+"""Quality of an autoencoder on held-out images: figures in total and by style, and an image strip."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def measure(vae: Any, pixels: Pixels, world: World) -> tuple[dict[str, Any], Pix
     """Quality of `vae` on held-out images 0..n-1 of `world`.
 
     Returns:
-        `psnr_db` and `ssim` (means), the worst and the best PSNR, PSNR and SSIM of each style, and the
-        milliseconds that one image takes to encode and to decode; what comes back, like `pixels`; and the
-        images' numbers from the worst to the best.
+        `psnr_db` and `ssim` (means), the worst and the best PSNR, PSNR and SSIM of each style, and the times
+        to encode and to decode one image, ms; the reconstructions, in the form of `pixels`; and the numbers
+        of the images, from the worst to the best.
     """
     back = reconstructed(vae, pixels)
     psnr = METRICS["psnr_db"].score(back, pixels)
@@ -55,7 +55,7 @@ def measure(vae: Any, pixels: Pixels, world: World) -> tuple[dict[str, Any], Pix
 
 @torch.inference_mode()
 def _milliseconds(vae: Any, size: int) -> tuple[float, float]:
-    """The quickest of some encodings and decodings of one image, ms."""
+    """Shortest of several times to encode and to decode one image, ms."""
     image = torch.zeros(1, 3, size, size).to(vae.device, memory_format=torch.channels_last)
     latent = vae.encode(image).latent_dist.mean
     quickest = []
@@ -70,7 +70,7 @@ def _milliseconds(vae: Any, size: int) -> tuple[float, float]:
 
 
 def save_strip(path: Path, pixels: Pixels, back: Pixels, order: list[int]) -> None:
-    """Save four columns: the worst ten, what came back of each, the best ten, what came back of each."""
+    """Save four columns: the ten worst images, their reconstructions, the ten best, their reconstructions."""
     shown = min(SHOWN, len(order) // 2)
     rows = [
         np.concatenate([each for n in pair for each in (pixels[n], back[n])], axis=1)

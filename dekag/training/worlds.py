@@ -1,7 +1,7 @@
-"""The worlds that models are trained on: what they draw, what they say, and the size of their images.
+"""The worlds that models are trained on: their images, captions and image size.
 
-A world is a package; here are the few things that training asks of it. Its models are those of the profile of
-the same name under models/.
+A world is a package; this module is its interface to training. Its models are those of the profile of the
+same name under models/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-COMBINED_SHARE = 0.08  # how often each kind of combination comes up where combinations are known
+COMBINED_SHARE = 0.08  # probability of each kind of combination where combinations are known
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class World:
     """A world to train on.
 
     Attributes:
-        profile: the profile of its models.
-        package: what draws it.
+        profile: profile of its models.
+        package: package that renders its images.
         size: side of its images, pixels.
     """
 
@@ -42,20 +42,20 @@ class World:
 
     @property
     def attributes(self) -> dict[str, tuple[str, ...]]:
-        """The words of every attribute of a scene."""
+        """The values of each attribute of a scene."""
         words: dict[str, tuple[str, ...]] = self.module.ATTRIBUTES
         return words
 
     @property
     def optional(self) -> dict[str, tuple[str, ...]]:
-        """The words of what a scene may have or not: something worn, a second subject."""
+        """The values of optional attributes: an accessory, a second subject."""
         names = {field.name for field in fields(self.module.Scene)} - set(self.attributes)
         accessories = tuple(name for name in self.combinations if name != "duo")
         words = {"companion": self.attributes["subject"], "accessory": accessories}
         return {name: words[name] for name in sorted(names)}
 
     def edge_knows(self, scene: Any) -> bool:
-        """Whether the edge may have seen it: no topic is in it."""
+        """Whether the scene may be in the edge's training data: it contains no topic."""
         absent = all(getattr(scene, name) is None for name in self.optional)
         return (
             absent and scene.subject in self.module.EDGE_SUBJECTS and scene.style in self.module.EDGE_STYLES
@@ -63,14 +63,14 @@ class World:
 
     @cached_property
     def version(self) -> str:
-        """Twelve hex digits of a hash over the package's source, which tell its renders from others."""
+        """The first twelve hex digits of a hash of the package's source, to identify its images."""
         digest = hashlib.sha256()
         for file in sorted(Path(self.module.__file__).parent.rglob("*.py")):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
         return digest.hexdigest()[:12]
 
     def known(self, *, cloud: bool) -> dict[str, Any]:
-        """What the training set of the cloud, or of the edge, is drawn from."""
+        """Arguments of `random_scene` for the training data of the cloud, or of the edge."""
         if cloud:
             return {"subjects": self.attributes["subject"], "styles": self.attributes["style"]} | (
                 {"combinations": True} if self.combinations else {}
@@ -79,7 +79,7 @@ class World:
 
     @property
     def combinations(self) -> tuple[str, ...]:
-        """Topics that combine what is known: accessories, and a second subject ("duo")."""
+        """Topics that combine known things: accessories, and a second subject ("duo")."""
         return tuple(t.name for t in self.module.TOPICS.values() if t.kind == "combination")
 
     @property
@@ -90,7 +90,7 @@ class World:
     def random_scene(
         self, rng: random.Random, *, subjects: Any = None, styles: Any = None, combinations: bool = False
     ) -> Any:
-        """A scene; `subjects` and `styles` restrict it, `combinations` adds such topics now and then."""
+        """A random scene; `subjects` and `styles` restrict it, `combinations` sometimes adds such a topic."""
         chosen: dict[str, Any] = {
             "subjects": subjects or self.attributes["subject"],
             "styles": styles or self.attributes["style"],
@@ -109,16 +109,16 @@ class World:
 
     @property
     def has_masks(self) -> bool:
-        """Whether it says where the subject is."""
+        """Whether the package renders subject masks."""
         return hasattr(self.module, "render_with_mask")
 
     def mask(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
-        """Where the subject is in that image, (size, size) uint8, 0..255."""
+        """The subject mask of that image, (size, size) uint8, 0..255."""
         mask: npt.NDArray[np.uint8] = self.module.render_with_mask(scene, seed, size=self.size)[1]
         return mask
 
     def caption(self, scene: Any, rng: random.Random, *, cloud: bool) -> str:
-        """A training caption; in the cloud's the words of each vocabulary come up in one case of four."""
+        """A training caption; those of the cloud use each vocabulary topic with probability 1/4."""
         words: dict[str, str] = {}
         if cloud:
             for vocabulary in self.vocabularies:

@@ -66,7 +66,10 @@ def gka(
     workers: Processes = 2,
     profile: Profile = "embedded",
 ) -> None:
-    """Compare MAKD with its baselines on every topic; resumes, fills docs/results-gka.md."""
+    """Generation-knowledge alignment: compare MAKD with its baselines on every topic.
+
+    An interrupted run resumes. Fills docs/results-knowledge-updates.md.
+    """
     from dekag.evaluation.studies.makd import run_gka
 
     _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile))
@@ -80,7 +83,10 @@ def tka(
     workers: Processes = 2,
     profile: Profile = "embedded",
 ) -> None:
-    """Compare CALA with its baselines on every channel; resumes, fills docs/results-tka.md."""
+    """Transmission-knowledge alignment: compare CALA with its baselines on every channel.
+
+    An interrupted run resumes. Fills docs/results-transmission.md.
+    """
     from dekag.evaluation.studies.cala import run_tka
 
     _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile))

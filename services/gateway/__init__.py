@@ -1,1 +1,1 @@
-"""The gateway: REST outside, gRPC to the user's device inside; the only service that is exposed."""
+"""The gateway: serves REST and calls the user and cloud services over gRPC; the only exposed service."""

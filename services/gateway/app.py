@@ -1,4 +1,4 @@
-"""The REST application: ``create_app(settings)``."""
+"""The REST application, made by ``create_app(settings)``."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from services.gateway.usage import UsageTotals
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
 
 _DOCS_URL = "/docs"
-_JSON_SAFE_SEEDS = 2**53  # seeds drawn here survive clients whose integers are doubles
+_JSON_SAFE_SEEDS = 2**53  # random seeds are exact in clients whose integers are doubles
 _RETRYABLE = [
-    ("dekag.v1.User", "Receive"),  # the same request makes the same picture
+    ("dekag.v1.User", "Receive"),  # the same request gives the same image
     *(
         ("dekag.v1.Cloud", name)
         for name in (
@@ -56,14 +56,14 @@ _T = TypeVar("_T")
 
 
 async def _no_query(request: Request) -> None:
-    """Refuses query parameters, which no operation below /v1 takes, instead of ignoring them."""
+    """Rejects query parameters, which no operation below /v1 has, instead of ignoring them."""
     if request.url.path.startswith("/v1/"):
         for name, value in request.query_params.multi_items():
             raise InvalidInputError(f"query.{name[:80]}", "left out, as there are no query parameters", value)
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
-    """Result of ``work``, or None after cancelling it because the client hung up."""
+    """Result of ``work``, or None after cancelling it because the client disconnected."""
     task = asyncio.ensure_future(work)
 
     async def hang_up() -> None:
@@ -116,10 +116,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         static_url="/docs-assets",
         title="DeKA-g",
         version="1",
-        description="Images over a simulated generative semantic communication link, in the shape of the "
-        "OpenAI Images API; `link` says over what radio link, `link_report` how it went.",
+        description="Images over a simulated generative semantic communication link. The interface follows "
+        "the OpenAI Images API; `link` sets the radio link, `link_report` describes the transmission.",
         lifespan=lifespan,
-        redirect_slashes=False,  # RequestMiddleware makes nothing of a last slash
+        redirect_slashes=False,  # RequestMiddleware removes a trailing slash
         dependencies=[Depends(_no_query)],
     )
     app.router.route_class = JsonRoute
@@ -138,9 +138,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         body: Annotated[ImagesRequest, Body(openapi_examples=IMAGES_EXAMPLES)],
         idempotency_key: IdempotencyKey = None,
     ) -> ImagesResponse:
-        """Makes `n` images with seeds `seed`, `seed + 1`, ... and sends each over its own draw of the link.
+        """Generates `n` images with seeds `seed`, `seed + 1`, ... and sends each over its own link.
 
-        A conventional delivery that did not decode is a result, not an error: `b64_json` is null and
+        A conventional delivery that cannot be decoded is a result, not an error: `b64_json` is null and
         `link_report.decoded` is false.
         """
         last = MAX_SEED + 1 - body.n
@@ -190,9 +190,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             ),
         ],
     ) -> Reports:
-        """The link reports of an earlier request, kept for an hour unless the settings say otherwise."""
+        """The link reports of an earlier request. They are kept for an hour by default."""
         if (stored := await app.state.cache.get(report_key(of))) is not None:
-            with contextlib.suppress(ValueError):  # not written by a gateway: ignored
+            with contextlib.suppress(ValueError):  # ignored if not written by a gateway
                 return Reports.model_validate(parse_json(stored, "report"))
         if wrong := await app.state.cache.problem():
             raise UnavailableError(f"reports are kept in Redis, which {wrong}")
@@ -202,17 +202,17 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
 
     @app.get("/v1/traffic", tags=["reports"])
     async def get_traffic() -> Traffic:
-        """What the images that this gateway answered have cost since it started."""
+        """The total cost of the images that this gateway has delivered since it started."""
         return traffic.traffic()
 
     @app.get("/healthz", tags=["health"])
     async def healthz() -> dict[str, str]:
-        """Whether this process is up."""
+        """Whether this process is running."""
         return {"status": "up"}
 
     @app.get("/readyz", tags=["health"], response_model=Readiness, responses={503: {"model": Readiness}})
     async def readyz(request: Request) -> Response:
-        """Whether images can be asked for now. Where API keys are needed, `reasons` needs one, too."""
+        """Whether the system can deliver images now. Without a required API key, `reasons` is empty."""
         state, timeout_s = app.state, settings.ready_timeout_s
         user, cloud, distillation, redis = await asyncio.gather(
             check_health(state.user_channel, "the user service", timeout_s),

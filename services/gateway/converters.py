@@ -67,12 +67,12 @@ def to_model(message: Message, kind: type[_Model], **values: Any) -> _Model:
     hold and, where the model allows null, empty strings.
 
     Args:
-        message: what a service answered.
-        kind: the model.
+        message: response of a service.
+        kind: class of the model.
         values: fields that the message does not have, or has in another form.
 
     Raises:
-        pydantic.ValidationError: the message is not what the model describes.
+        pydantic.ValidationError: the message does not match the model.
     """
     for field in message.DESCRIPTOR.fields:
         if field.name not in kind.model_fields or field.name in values:
@@ -137,5 +137,5 @@ def _to_details(details: user_pb2.Details) -> Details:
 
 
 def _points(iq: bytes) -> list[tuple[float, float]]:
-    """(K,) complex64 on the wire as pairs."""
+    """(K,) serialised complex64 as pairs."""
     return [(re, im) for re, im in np.frombuffer(iq, "<f4").reshape(-1, 2).tolist()]

@@ -1,4 +1,4 @@
-"""Compares a sample of the delivered images with the cloud's own in the background, to detect drift."""
+"""Compares a sample of the delivered images with the cloud's images in the background, to detect drift."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _log = structlog.get_logger()
 async def compare(
     cloud: CloudAsyncStub, request: ProvideRequest, received: ReceivedImage, *, sampled: bool = False
 ) -> Consistency:
-    """CLIP- and DINO-score of a received image against the cloud's own; raises DekagError.
+    """CLIP- and DINO-score of a received image against the cloud's image; raises DekagError.
 
     Args:
-        cloud: generates its own image of the prompt and seed, or takes it from its cache.
+        cloud: generates its image for the prompt and seed, or takes it from its cache.
         request: the request for the image.
-        received: an image that decoded.
+        received: a decoded image.
         sampled: whether it counts in the running consistency of its topic.
     """
     comparison = CompareRequest(

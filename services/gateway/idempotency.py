@@ -18,8 +18,8 @@ IdempotencyKey = Annotated[
     Header(
         alias="Idempotency-Key",
         pattern=limits.pattern(limits.IDEMPOTENCY_KEY),
-        description="A request sent again with the same key has no effect of its own: images are drawn "
-        "with the same seed, a distillation is the job that it was at first.",
+        description="A repeated request with the same key has no additional effect: images have the same "
+        "seed, and a distillation returns the original job.",
         examples=["0b8f6c1e-3f5d-4b62-9a31-5f0f3a7f2f51"],
     ),
 ]
@@ -31,7 +31,7 @@ def seed_for(client: str, key: str | None, below: int) -> int:
 
 
 def job_id_for(client: str, key: str | None) -> str:
-    """The id of the job that the request starts; empty if the cloud is to choose one."""
+    """The id of the job that the request starts; empty to let the cloud choose one."""
     return "" if key is None else _digest(client, key)[:32]
 
 

@@ -1,4 +1,4 @@
-"""Routes of the control plane: knowledge updates and the jobs that make them, served by the cloud."""
+"""Routes of the control plane, which call the cloud: knowledge updates and distillation jobs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def distill(
     body: Annotated[KnowledgeRequest, Body(openapi_examples=KNOWLEDGE_EXAMPLES)],
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
-    """Starts a job that distils the topic; `Location` says where to look at it."""
+    """Starts a job that distils a topic; the header `Location` is the path of the job."""
     order = to_distill(body)
     order.job_id = job_id_for(request.state.client, idempotency_key)
     job = to_model(await call(request.app.state.cloud.Distill, order, "cloud"), Job)
@@ -83,7 +83,7 @@ async def distill(
 
 @router.get("/v1/knowledge", tags=["knowledge"], responses=responses(503))
 async def list_knowledge(request: Request) -> KnowledgeList:
-    """The current version of each topic's knowledge, in order of the topics' names."""
+    """The current version of each topic's knowledge, sorted by topic."""
     message = ListKnowledgeRequest(consistency=True)
     answer = await call(request.app.state.cloud.ListKnowledge, message, "cloud")
     running = {name: to_model(each, RunningConsistency) for name, each in answer.consistency.items()}
@@ -111,7 +111,7 @@ async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
     responses={**responses(404, 422, 503), 200: {"content": {"image/png": {}}}},
 )
 async def get_samples(request: Request, topic: _TopicName) -> Response:
-    """Pictures of held-out prompts; rows: cloud, edge before, edge after."""
+    """A PNG with images of held-out prompts; rows: cloud, edge before, edge after."""
     message = GetKnowledgeRequest(topic=topic, samples=True)
     answer = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
     if not answer.samples:
@@ -135,9 +135,10 @@ async def publish_knowledge(
     topic: _TopicName,
     body: Annotated[PublishRequest, Body(openapi_examples=PUBLISH_EXAMPLES)],
 ) -> Topic:
-    """Makes an update the topic's current version; 409 if it is damaged or does not fit the edge's model.
+    """Publishes an update as the current version; 409 if it is damaged or made for another edge model.
 
-    Edges draw with it from the next request on. `dekag publish` asks for this; again is of no effect.
+    Edges apply it from the next request on. Publishing the current version again has no effect. The command
+    `dekag publish` uses this operation.
     """
     message = PublishKnowledgeRequest(topic=topic, files=body.files)
     answer = await call(request.app.state.cloud.PublishKnowledge, message, "cloud")
@@ -148,9 +149,10 @@ async def publish_knowledge(
 async def publish_transmission(
     request: Request, body: Annotated[PublishRequest, Body(openapi_examples=PUBLISH_EXAMPLES)]
 ) -> Transmission:
-    """Makes adapters the codec's current ones; 409 if they are damaged or do not work with it.
+    """Publishes adapters of the codec as the current ones; 409 if they are damaged or made for another codec.
 
-    Edges send with them from the next request on. `dekag publish` asks for this; again is of no effect.
+    Edges and users apply them from the next request on. Publishing the current adapters again has no effect.
+    `dekag publish` uses this operation.
     """
     message = PublishTransmissionKnowledgeRequest(files=body.files)
     answer = await call(request.app.state.cloud.PublishTransmissionKnowledge, message, "cloud")
@@ -159,9 +161,9 @@ async def publish_transmission(
 
 @router.get("/v1/transmission", tags=["knowledge"], responses=responses(404, 503))
 async def get_transmission(request: Request) -> Transmission:
-    """The current transmission knowledge, the codec's adapters; 404 if the codec works alone.
+    """The current transmission knowledge, the codec's adapters; 404 if the codec has no adapters.
 
-    `dekag publish` makes a newer one current.
+    `PUT /v1/transmission` publishes a new version.
     """
     message = GetTransmissionKnowledgeRequest()
     answer = await call(request.app.state.cloud.GetTransmissionKnowledge, message, "cloud")
@@ -170,14 +172,14 @@ async def get_transmission(request: Request) -> Transmission:
 
 @router.get("/v1/jobs", tags=["jobs"], responses=responses(503))
 async def list_jobs(request: Request) -> JobList:
-    """The latest 100 jobs, the newest first."""
+    """The latest 100 jobs, newest first."""
     answer = await call(request.app.state.cloud.ListJobs, ListJobsRequest(), "cloud")
     return JobList(data=[to_model(each, Job) for each in answer.jobs])
 
 
 @router.get("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 422, 503))
 async def get_job(request: Request, name: _JobName) -> Job:
-    """The job as it is now; it can be looked up for a day after its end."""
+    """The current state of a job, available until a day after its end."""
     return to_model(await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud"), Job)
 
 
@@ -188,9 +190,9 @@ async def get_job(request: Request, name: _JobName) -> Job:
     responses=responses(404, 422, 503),
 )
 async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> AsyncIterable[Job]:
-    """The job as it is, and again after each change, as Server-Sent Events; the last one says how it ended.
+    """The state of a job, now and after each change, as Server-Sent Events; the last one is final.
 
-    A stream that ends without one may be asked for again.
+    If the stream ends earlier, request it again.
     """
     begin_request(request_id.get(), request.app.state.settings.stream_deadline_s)
     states = stream(request.app.state.cloud.WatchJob, JobId(id=job.id), "cloud")
@@ -209,14 +211,14 @@ async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> 
     responses={**responses(404, 422, 503), 200: {"content": {"image/png": {}}}},
 )
 async def get_preview(request: Request, name: _JobName) -> Response:
-    """Pictures of held-out prompts as the edge draws them so far, while a job trains; rows: cloud, edge."""
+    """A PNG with images of held-out prompts during training; rows: cloud, edge in its current state."""
     answer = await call(request.app.state.cloud.GetPreview, JobId(id=name), "cloud")
     return Response(answer.png, media_type="image/png")
 
 
 @router.delete("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 409, 422, 503))
 async def cancel_job(request: Request, name: _JobName) -> Job:
-    """Cancels a job that is not over; nothing of it will be published."""
+    """Cancels a job that has not ended; it publishes nothing."""
     return to_model(await call(request.app.state.cloud.CancelJob, JobId(id=name), "cloud"), Job)
 
 
@@ -226,7 +228,7 @@ def _topic(answer: Knowledge) -> Topic:
 
 
 async def _until(stopping: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:
-    """``items`` until they end or the gateway is to stop."""
+    """``items`` until they end or the gateway shuts down."""
     stop: asyncio.Task[Any] = asyncio.create_task(stopping.wait())
     try:
         async with aclosing(items):

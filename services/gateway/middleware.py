@@ -38,7 +38,7 @@ _HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 _PROBES = frozenset({"/healthz", "/readyz"})
-# Everything else needs an API key where keys are in use, whether it exists or not.
+# All other paths need an API key if keys are in use, whether they exist or not.
 _OPEN = _PROBES | {web_ui.URL, "/docs", "/openapi.json"}
 _REPLACED = (b"content-type", b"content-length", b"content-encoding", b"transfer-encoding")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
@@ -49,7 +49,7 @@ _log = structlog.get_logger()
 
 
 def needs_key(path: str) -> bool:
-    """Whether a request for ``path`` needs an API key where keys are in use."""
+    """Whether a request for ``path`` needs an API key if keys are in use."""
     return path not in _OPEN and not path.startswith(_OPEN_FOLDERS)
 
 
@@ -151,12 +151,12 @@ class RequestMiddleware:
         return status
 
     async def _enter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on admitted requests; the body of a refused one is never read."""
+        """Passes on admitted requests; the body of a rejected request is not read."""
         headers, state = Headers(scope=scope), scope["state"]
         if _head_bytes(scope) > (limit := self._settings.max_header_bytes):
             detail = f"the request line and the headers must be at most {limit} bytes"
             return await problem(431, detail)(scope, receive, send)
-        # Files are small and sent whole, as HTTP allows; the framework's refusals of ranges are no problems.
+        # HTTP allows to ignore ranges; the framework would reject some without problem details.
         scope["headers"] = [each for each in scope["headers"] if each[0] != b"range"]
         if self._keys is None:
             if not self._answers_to(headers.get("host", "")):
@@ -188,7 +188,7 @@ class RequestMiddleware:
             self._uploads -= 1
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Has the application answer; HEAD as GET, whose answer ends when its headers are sent."""
+        """Runs the application; HEAD runs as GET, and its response ends after the headers."""
         if scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
         begun, inner = asyncio.Event(), {**scope, "method": "GET"}
@@ -207,15 +207,15 @@ class RequestMiddleware:
                 answering.result()
         finally:
             scope["route"] = inner.get("route")
-            answering.cancel()  # an event stream would go on for ever
+            answering.cancel()  # an event stream would never end
             waiting.cancel()
             await asyncio.gather(answering, waiting, return_exceptions=True)
 
     def _answers_to(self, host: str) -> bool:
-        """Whether ``host``, of the header, is one that a page from elsewhere cannot have taken for its own.
+        """Whether the gateway serves ``host``, the value of the header; prevents DNS rebinding.
 
-        A page whose name was made to point here asks for that name, so that browsers hold the answer for the
-        page's own.
+        In DNS rebinding, the host name of a malicious page is made to resolve to this gateway. The browser
+        then sends that name and treats the responses as belonging to the page.
         """
         try:
             name = urlsplit(f"//{host}").hostname or ""
@@ -264,13 +264,13 @@ class RequestMiddleware:
 
 
 def _is_upload(scope: Scope) -> bool:
-    """Whether the body may be as large as knowledge that is published."""
+    """Whether the request uploads knowledge, which may be larger than other bodies."""
     path: str = scope["path"]
     return scope["method"] == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/"))
 
 
 def _drop_last_slash(scope: Scope) -> None:
-    """A path that ends in a slash is the same without it."""
+    """Removes a trailing slash from the path."""
     if scope["path"].strip("/") and scope["path"].endswith("/"):
         scope["path"] = scope["path"][:-1]
         scope["raw_path"] = scope["raw_path"].removesuffix(b"/")

@@ -1,4 +1,4 @@
-"""Example requests of the OpenAPI document, which `/docs` offers to send."""
+"""Example requests in the OpenAPI document, which can be executed at `/docs`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fastapi.openapi.models import Example
 
 IMAGES_EXAMPLES: dict[str, Example] = {
     "semantic": {
-        "summary": "One picture over a fading channel",
+        "summary": "An image over a fading channel",
         "value": {
             "prompt": "a red boat on the beach, pastel style",
             "seed": 7,
@@ -14,7 +14,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
         },
     },
     "conventional": {
-        "summary": "The cloud's image as a file over the same channel",
+        "summary": "Conventional delivery: the cloud's image as a file over the same channel",
         "value": {
             "prompt": "a red boat on the beach, pastel style",
             "seed": 7,
@@ -24,7 +24,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
         },
     },
     "quality": {
-        "summary": "The smallest rate that is expected to reach a quality",
+        "summary": "The smallest rate that is expected to reach a given PSNR",
         "value": {
             "prompt": "a red boat on the beach, pastel style",
             "seed": 7,
@@ -32,7 +32,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
         },
     },
     "moving": {
-        "summary": "Two pictures for a moving receiver that estimates its channel",
+        "summary": "Two images for a moving receiver that estimates the channel from pilots",
         "value": {
             "prompt": "a blue cat in the meadow, comic style",
             "n": 2,
@@ -45,7 +45,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
 KNOWLEDGE_EXAMPLES: dict[str, Example] = {
     "known": {"summary": "A topic of the embedded world", "value": {"topic": "neon"}},
     "prompts": {
-        "summary": "A topic of your own",
+        "summary": "A custom topic",
         "value": {
             "topic": "crimson",
             "prompts": ["a crimson {boat|house|tree|cat|bird} {on the beach|in the meadow|at night}"],

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details, which say what is wrong and what is allowed."""
+"""Errors as RFC 9457 problem details, with the cause and the allowed values."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
-# RFC 9110's phrases, which Python took up in 3.13: a problem's type must not depend on its version
+# Names of RFC 9110, which Python has since 3.13: the type of a problem must not depend on the Python version
 _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 
 
@@ -54,7 +54,7 @@ def problem(
 
 
 def from_error(error: Exception) -> JSONResponse:
-    """The problem that any exception becomes."""
+    """The problem response of any exception."""
     shown: DekagError = public(error, request_id.get())
     errors = (
         [FieldProblem(field=shown.field, allowed=shown.allowed, detail=str(shown))]
@@ -75,7 +75,7 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _NO_KEY = {
-    "description": "No API key, or none that is known.",
+    "description": "The API key is missing or unknown.",
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
 
@@ -93,7 +93,7 @@ class _Schema:
         self._root = _body_schema(field.field_info.annotation) if field is not None else {}
 
     def allowed(self, location: Sequence[int | str]) -> str:
-        """What the field at ``location`` may be, in words."""
+        """The allowed values of the field at ``location``, in words."""
         node = self.at(location)
         if choices := node.get("enum", [node["const"]] if "const" in node else None):
             return "one of " + ", ".join(map(str, choices))
@@ -111,7 +111,7 @@ class _Schema:
         return kinds.get(node.get("type", ""), "a value")
 
     def at(self, location: Sequence[int | str]) -> Mapping[str, Any]:
-        """The schema of the field at ``location``; an empty one where there is none."""
+        """The schema of the field at ``location``; empty if there is none."""
         node: Mapping[str, Any] = self._root
         for name in (*location, None):
             if "anyOf" in node:
@@ -139,7 +139,7 @@ def _field_problem(error: Mapping[str, Any], schema: _Schema) -> FieldProblem:
 
 
 def _methods(app: FastAPI, scope: Scope) -> list[str]:
-    """The methods that the path of a request supports."""
+    """The methods that the path of the request supports."""
     found, root = [], scope.get("app_root_path", "")
     for method in _METHODS:
         asked = {**scope, "method": method, "root_path": root}
@@ -150,11 +150,11 @@ def _methods(app: FastAPI, scope: Scope) -> list[str]:
 
 
 def install(app: FastAPI, *, keys: bool) -> None:
-    """Makes every error of ``app`` a problem, and says so in its OpenAPI document.
+    """Turns every error of ``app`` into a problem response, and documents this in its OpenAPI document.
 
     Args:
-        app: to change.
-        keys: the document also says that API keys are needed.
+        app: application to change.
+        keys: document that API keys are required as well.
     """
 
     @app.exception_handler(RequestValidationError)

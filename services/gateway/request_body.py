@@ -16,21 +16,21 @@ from starlette.exceptions import HTTPException
 from dekag.documents import DocumentError, parse_json
 
 BODY = "body"
-"""Its name in errors."""
+"""Name of the body in errors."""
 
 COMPRESSIONS = "gzip, deflate"
-_GZIP, _ZLIB, _RAW = 31, 15, -15  # how zlib calls its formats
+_GZIP, _ZLIB, _RAW = 31, 15, -15  # formats, as numbered by zlib
 _MAX_MEMBERS = 16  # of one gzip file; each costs a copy of the rest
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
 class BodyError(Exception):
-    """A body that is refused.
+    """A rejected body.
 
     Attributes:
-        status: of the response.
-        detail: what is wrong and what would be right.
-        headers: of the response.
+        status: status of the response.
+        detail: the cause, and what is allowed.
+        headers: headers of the response.
     """
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
@@ -44,10 +44,10 @@ def too_large(limit: int) -> BodyError:
 
 
 def check_json(headers: Headers, body: bytes) -> None:
-    """BodyError unless the body may be JSON in UTF-8 by its Content-Type and its bytes.
+    """Raises BodyError unless Content-Type and bytes of the body are those of JSON in UTF-8.
 
-    Without a Content-Type it is taken for JSON, but not from a browser: a page from elsewhere can have one
-    send such a request to this machine without asking whether it may.
+    A missing Content-Type counts as JSON, except from a browser: pages of other hosts can make a browser send
+    such a request to this machine without a CORS preflight.
     """
     said = headers.get("content-type", "").strip()
     if not said:
@@ -79,12 +79,12 @@ def inflated(body: bytes, encodings: str, limit: int) -> bytes:
     """The body without the compression that the header Content-Encoding names.
 
     Args:
-        body: as it came.
-        encodings: the header's value; empty without one.
-        limit: bytes that it may have then.
+        body: body as received.
+        encodings: value of the header, or empty.
+        limit: largest decompressed size, bytes.
 
     Raises:
-        BodyError: it is compressed in another way, damaged or too large.
+        BodyError: the compression is not supported, the body is damaged, or it is too large.
     """
     names = [name for name in map(str.strip, encodings.lower().split(",")) if name not in ("", "identity")]
     if not names:
@@ -113,23 +113,23 @@ def inflated(body: bytes, encodings: str, limit: int) -> bytes:
 
 
 def _has_zlib_head(body: bytes) -> bool:
-    """Whether the body is what HTTP calls deflate; some send it without its head."""
+    """Whether the body has the zlib header that HTTP requires for deflate; some clients omit it."""
     return len(body) > 1 and body[0] & 15 == 8 and int.from_bytes(body[:2]) % 31 == 0
 
 
 class _JsonRequest(Request):
     async def json(self) -> Any:
-        """The body; DocumentError if it is no JSON, or would lose something."""
+        """The parsed body; DocumentError if it is not JSON or parsing would lose information."""
         if not hasattr(self, "_json"):
             self._json = parse_json(await self.body(), BODY)
         return self._json
 
 
 class JsonRoute(APIRoute):
-    """A route that refuses a body with status 422 if parsing its JSON would lose something."""
+    """A route that rejects a body with status 422 if parsing its JSON would lose information."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The framework's own, with a request of another kind."""
+        """The handler of the framework, with a `_JsonRequest`."""
         handle = super().get_route_handler()
 
         async def read_and_handle(request: Request) -> Response:

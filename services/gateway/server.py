@@ -1,4 +1,4 @@
-"""The HTTP server of the gateway: uvicorn, with bounds on what is still on its way to the application."""
+"""The HTTP server of the gateway: uvicorn with limits on incomplete requests and connections."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from services.gateway.settings import GatewaySettings
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, which by itself waits for ever, and keeps headers of any size.
+    """uvicorn's HTTP/1.1 protocol with limits; by default it waits forever and accepts headers of any size.
 
-    A request must be complete ``receive_timeout_s`` after its first byte, or after the connection was opened;
-    its head may have ``max_header_bytes``, and there may be ``max_connections``.
+    A request must be complete ``receive_timeout_s`` after its first byte, or after the connection was opened.
+    Its headers may have up to ``max_header_bytes``. There may be up to ``max_connections``.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
@@ -71,7 +71,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._refuse(408, f"the request was not complete within {seconds:g} s")
 
     def _refuse(self, status: int, detail: str) -> None:
-        """Says so, unless that would run into another answer, and closes the connection."""
+        """Sends a problem, unless it would mix with another response, and closes the connection."""
         if self.transport.is_closing():
             return
         if self._in_head:
@@ -88,21 +88,21 @@ class BoundedHttp(HttpToolsProtocol):
 
 class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the event streams first, which would hold up the shutdown for the whole grace."""
+        """Ends the event streams first, which would delay the shutdown by the whole grace period."""
         self.config.app.state.stopping.set()  # type: ignore[union-attr]
         await super().shutdown(sockets)
-        tracing.close()  # here, since uvicorn ends the process by the signal that it got
+        tracing.close()  # here, because uvicorn then ends the process with the received signal
 
 
 def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
-    """A server of what ``create_app`` made, with its settings.
+    """A server for an application of ``create_app``, with its settings.
 
     Args:
-        app: to serve.
-        port: instead of that of the settings.
+        app: application to serve.
+        port: port to listen on; default: that of the settings.
 
     Raises:
-        SettingError: the certificate of HTTPS or its key cannot be read, or is none.
+        SettingError: the HTTPS certificate or its key cannot be read or is invalid.
     """
     settings: GatewaySettings = app.state.settings
     if (folder := settings.https_dir) is not None:

@@ -1,4 +1,4 @@
-"""What the delivered images have cost together since this gateway started, for `GET /v1/traffic`."""
+"""Total cost of the images delivered since this gateway started, for `GET /v1/traffic`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class UsageTotals:
             total.sent_bytes[hop.hop] += hop.sent_bytes
 
     def traffic(self) -> Traffic:
-        """The sums as they are now."""
+        """The current sums."""
         deliveries = {
             delivery: DeliveryTraffic(
                 images=total.images,

@@ -1,4 +1,4 @@
-"""The web page: static files in `web/`, without a build step and without files of other hosts."""
+"""The web page: static files in `web/`, without a build step and without files from other hosts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FOLDER = Path(__file__).parent / "web"
 
 
 def install(app: FastAPI) -> None:
-    """Serves the page at `URL` and what it loads below `ASSETS_URL`."""
+    """Serves the page at `URL` and its files below `ASSETS_URL`."""
 
     @app.get(URL, include_in_schema=False)
     async def index() -> FileResponse:

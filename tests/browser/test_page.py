@@ -150,7 +150,7 @@ def test_what_is_refused_is_said_beside_the_field(page: Page) -> None:
     expect(prompt).to_be_focused()
     assert prompt.get_attribute("aria-describedby") == "prompt-problem"
     prompt.fill("a blue cat")
-    page.locator("summary", has_text="More of the link").click()
+    page.locator("summary", has_text="More settings").click()
     page.get_by_label("Seed", exact=True).fill("many")
     page.get_by_label("Seed", exact=True).press("Enter")
     expect(page.locator("#seed-problem")).to_have_text(re.compile("seed must be"))
@@ -163,7 +163,7 @@ def test_what_is_refused_is_said_beside_the_field(page: Page) -> None:
 def test_a_gateway_that_is_gone_is_said_kindly(page: Page) -> None:
     page.route("**/v1/images/generations", lambda route: route.abort())
     page.get_by_role("button", name="Send", exact=True).click()
-    expect(page.locator("#ask-status .problem")).to_have_text(re.compile("does not answer"))
+    expect(page.locator("#ask-status .problem")).to_have_text(re.compile("does not respond"))
 
 
 def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
@@ -171,20 +171,20 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
     send(page)
     sent = page.locator("article[data-delivery=semantic] .sent img")
     before = sent.get_attribute("src")
-    page.get_by_label("Pictures", exact=True).fill("1")
+    page.get_by_label("Images", exact=True).fill("1")
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.locator("#images-problem")).to_have_text(re.compile("images must be an integer of at least"))
-    page.get_by_label("Pictures", exact=True).fill("8")
+    page.get_by_label("Images", exact=True).fill("8")
     page.get_by_label("Steps", exact=True).fill("12")
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
-    expect(page.locator("#samples figcaption")).to_have_text(re.compile("as it learns"))
-    expect(page.locator("#teach-status")).to_have_text(re.compile("neon: the edge knows it now, version 1"))
-    expect(page.locator("#samples figcaption")).to_have_text(re.compile("before, the edge's after"))
+    expect(page.locator("#samples figcaption")).to_have_text(re.compile("during training"))
+    expect(page.locator("#teach-status")).to_have_text(re.compile("neon: published as version 1"))
+    expect(page.locator("#samples figcaption")).to_have_text(re.compile("the edge before, the edge after"))
     expect(page.locator("#known tr")).to_have_count(1)
     expect(page.locator("#knowledge option", has_text="neon")).to_have_count(1)
     send(page)
-    assert "drawn with neon v1" in facts(page, "semantic")
+    assert "generated with neon v1" in facts(page, "semantic")
     assert sent.get_attribute("src") != before
     page.get_by_role("button", name="Forget neon").click()
     expect(page.get_by_text("No topic yet.")).to_be_visible()
@@ -193,7 +193,7 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
 def test_a_distillation_is_cancelled(page: Page) -> None:
     page.get_by_label("Topic", exact=True).fill("stencil")
     page.get_by_role("button", name="Distil", exact=True).click()
-    expect(page.locator("#teach-status")).to_have_text(re.compile("The cloud draws pictures, [1-9]"))
+    expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud generates images, [1-9]"))
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#teach-status")).to_have_text(re.compile("cancelled; nothing was published"))
 
@@ -211,7 +211,7 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(browser: Browser, tmp_path: 
         page.goto(f"http://127.0.0.1:{port}")
         expect(page.locator("#teach-status")).to_have_text(re.compile("needs an API key"))
         page.get_by_label("API key of this gateway").fill(key)
-        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud service cannot be reached"))
         expect(page.locator("#key-form")).to_be_hidden()
         page.close()
@@ -222,7 +222,7 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(browser: Browser, tmp_path: 
 
 def test_it_works_by_keyboard(page: Page) -> None:
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to the pictures")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to the images")).to_be_focused()
     page.get_by_label("Prompt", exact=True).focus()
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowRight")

@@ -113,7 +113,7 @@ def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
     assert page is not None
     assert "| **MAKD** | 32,000 |" in page.read_text()
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
-        "results-gka-methods.svg", "results-gka-settings.svg",
+        "results-knowledge-updates-methods.svg", "results-knowledge-updates-settings.svg",
     }  # fmt: skip
     assert set(STUDY_TOPICS) <= set(TOPICS)
 

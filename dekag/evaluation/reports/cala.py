@@ -1,4 +1,4 @@
-"""docs/results-tka.md from results/tka/: CALA beside its baselines."""
+"""docs/results-transmission.md from results/tka/: CALA and its baselines."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def fractions_plot(results: Path) -> Any:
 
 
 REPORT = Report(
-    page="results-tka.md",
+    page="results-transmission.md",
     command=COMMAND,
     values=values,
     tables={

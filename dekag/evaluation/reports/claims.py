@@ -88,25 +88,25 @@ def summary_table(figures: Figures) -> Lines:
     return table(["", "target", "measured", "95 % interval", "n", ""], lines, words=(0, 1, 5))
 
 
-def install_lines(rows: Sequence[Mapping[str, Any]]) -> Lines:
-    """How long `make demo` takes from nothing and how much it installs, without CUDA and with it."""
+def install_table(rows: Sequence[Mapping[str, Any]]) -> Lines:
+    """Duration and size of `make demo` in a fresh clone, without and with CUDA; the slowest Python counts."""
     lines = []
-    for what, cuda in (("without", False), ("with", True)):
+    for build, cuda in (("without CUDA", False), ("with CUDA", True)):
         if found := [each for each in rows if each["what"] == "demo" and bool(each["cuda"]) is cuda]:
             slowest = max(found, key=lambda each: each["seconds"])
-            size, packages = max(each["mib"] for each in found), max(each["packages"] for each in found)
-            pythons = ", ".join(sorted((each["python"] for each in found), key=_numbers))
             lines.append(
-                f"- {what} CUDA (Python {pythons}): {size / 1024:.1f} GiB in {packages} packages; "
-                f"{slowest['seconds'] / 60:.1f} minutes at a load of {slowest['load_average']:g}, "
-                f"{slowest['cpu_seconds'] / 60:.1f} of them the processors' work"
+                [
+                    build,
+                    ", ".join(sorted((each["python"] for each in found), key=_numbers)),
+                    f"{max(each['mib'] for each in found) / 1024:.1f}",
+                    str(max(each["packages"] for each in found)),
+                    f"{slowest['seconds'] / 60:.1f}",
+                    f"{slowest['cpu_seconds'] / 60:.1f}",
+                    f"{slowest['load_average']:g}",
+                ]
             )
-    return [
-        "From nothing to the first images, `make demo` in a fresh clone with an empty cache of pip, on two",
-        "cores that others used as well; the slowest Python counts:",
-        "",
-        *lines,
-    ]
+    heads = ["PyTorch", "Python", "GiB", "packages", "minutes", "CPU minutes", "load average"]
+    return table(heads, lines, words=(0, 1))
 
 
 def _numbers(version: str) -> list[int]:
@@ -115,7 +115,7 @@ def _numbers(version: str) -> list[int]:
 
 def _install(results: Path) -> Lines:
     path = results / "load" / "install.json"
-    return install_lines(read_json(path)["rows"]) if path.exists() else []
+    return install_table(read_json(path)["rows"]) if path.exists() else []
 
 
 def _of(make: Callable[[Figures], Lines]) -> Callable[[Path], Lines]:

@@ -1,4 +1,4 @@
-"""docs/results-gka.md from results/gka/: MAKD beside its baselines."""
+"""docs/results-knowledge-updates.md from results/gka/: MAKD and its baselines."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def _bold(method: str) -> str:
 
 
 REPORT = Report(
-    page="results-gka.md",
+    page="results-knowledge-updates.md",
     command=COMMAND,
     values=values,
     tables={

@@ -1,4 +1,4 @@
-"""`dekag experiment tka`: transmission-knowledge alignment, CALA beside its baselines.
+"""`dekag experiment tka`: transmission-knowledge alignment, CALA and its baselines.
 
 Every method sends the same images, which the edge drew of held-out prompts, over every channel, rate and
 SNR of the grid, with the same fades and noise for all. Channels that no training ever drew, a sender that is

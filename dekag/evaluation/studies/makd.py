@@ -1,7 +1,7 @@
-"""`dekag experiment gka`: generation-knowledge alignment, MAKD beside its baselines.
+"""`dekag experiment gka`: generation-knowledge alignment, MAKD and its baselines.
 
 Every method is trained on the same cloud images for the same steps, for every held-out topic and several
-training seeds, and scored on test prompts whose combinations of attributes no training ever drew.
+training seeds, and scored on test prompts whose combinations of attributes are not in any training data.
 """
 
 from __future__ import annotations

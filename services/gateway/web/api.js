@@ -8,7 +8,7 @@ export function useKey(value) {
   sessionStorage.setItem("dekag-key", value);
 }
 
-/** What the gateway refused, with the fields concerned: [{field, allowed, detail}]. */
+/** An error response of the gateway, with the invalid fields: [{field, allowed, detail}]. */
 export class Problem extends Error {
   constructor(status, detail, fields = []) {
     super(detail);
@@ -17,7 +17,7 @@ export class Problem extends Error {
   }
 }
 
-/** The response, if it is a good one; a Problem is thrown otherwise. */
+/** Returns a successful response; otherwise throws a Problem. */
 export async function ask(method, path, body, signal) {
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
@@ -26,23 +26,23 @@ export async function ask(method, path, body, signal) {
     response = await fetch(path, { method, headers, signal, body: body && JSON.stringify(body) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem(0, "The gateway does not answer. Is the system running?");
+    throw new Problem(0, "The gateway does not respond. Is the system running?");
   }
   if (response.ok) return response;
   const said = await response.json().catch(() => ({}));
-  throw new Problem(response.status, said.detail ?? `The gateway answered with status ${response.status}.`, said.errors);
+  throw new Problem(response.status, said.detail ?? `The gateway responded with status ${response.status}.`, said.errors);
 }
 
 export async function askJson(method, path, body, signal) {
   return (await ask(method, path, body, signal)).json();
 }
 
-/** The address of a picture that only an authorised request gets; revoke it when it is shown no more. */
+/** The object URL of an image fetched with the API key; revoke it when it is no longer shown. */
 export async function pictureUrl(path) {
   return URL.createObjectURL(await (await ask("GET", path)).blob());
 }
 
-/** Calls `onEvent` with each server-sent event of `path` until it ends. EventSource can send no API key. */
+/** Calls `onEvent` with each server-sent event of `path` until it ends. EventSource cannot send an API key. */
 export async function follow(path, onEvent, signal) {
   const reader = (await ask("GET", path, undefined, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";

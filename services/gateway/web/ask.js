@@ -1,4 +1,4 @@
-// The form that asks for a picture: one request for each delivery, the same picture over the same channel.
+// The form that requests an image: one request for each delivery, the same image over the same channel.
 
 import { askJson } from "./api.js";
 import { fill, lay } from "./cards.js";
@@ -7,7 +7,7 @@ import { clearProblems, find, showProblem } from "./dom.js";
 const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
 const form = find("#ask-form");
 const status = find("#ask-status");
-// A change is sent a moment later: problems that vanish move the page, and a click that ended the change would miss.
+// Changes are sent with a delay: a vanishing problem moves the page, so that the click that ended the change would miss.
 const SOON_MS = 300;
 let soon;
 let asking = new AbortController();
@@ -15,7 +15,7 @@ let asking = new AbortController();
 const IDS = { "link.cbr": "rate" };
 const idOf = (field) => IDS[field] ?? field.replace(/^link\./, "");
 
-/** What to ask for one delivery. Fields that mean nothing to it are left out. */
+/** The request for one delivery, without fields that do not apply to it. */
 function request(data, delivery) {
   const semantic = delivery !== "conventional";
   const rate = RATES[data.get("rate")];
@@ -29,7 +29,7 @@ function request(data, delivery) {
   if (semantic) {
     link.modulation = data.get("modulation");
     link.equalizer = data.get("equalizer");
-    const chosen = rate === "auto" && delivery === "semantic"; // the unaligned codec does not know what to expect
+    const chosen = rate === "auto" && delivery === "semantic"; // there is no quality model for the unaligned codec
     link.cbr = chosen ? "auto" : rate === "auto" ? 1 / 96 : rate;
     if (chosen) link.target_psnr_db = of("target_psnr_db");
   } else body.image_format = data.get("image_format");
@@ -37,7 +37,7 @@ function request(data, delivery) {
   return body;
 }
 
-/** A number as the gateway wants it; what is none is sent as it is, so that the gateway says what is allowed. */
+/** A number; anything else is sent unchanged, so that the gateway reports the allowed values. */
 const numeric = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text);
 
 async function send() {
@@ -52,7 +52,7 @@ async function send() {
     return;
   }
   lay(deliveries);
-  status.textContent = "Drawing and sending…";
+  status.textContent = "Generating and sending…";
   const start = performance.now();
   const problems = await Promise.all(
     deliveries.map(async (delivery) => {
@@ -67,7 +67,7 @@ async function send() {
       }
     }),
   );
-  if (mine !== asking) return; // another request took its place
+  if (mine !== asking) return; // replaced by another request
   const problem = problems.find(Boolean);
   if (!problem) status.textContent = `Done in ${((performance.now() - start) / 1000).toFixed(1)} s.`;
   else {
@@ -79,13 +79,13 @@ async function send() {
 function showValues() {
   find("#snr_db-shown").textContent = `${form.snr_db.value} dB`;
   const rate = RATES[form.rate.value];
-  const said = rate === "auto" ? "auto: the smallest that will do" : `1/${Math.round(1 / rate)}: ${Math.round(49152 * rate)} symbols`;
+  const said = rate === "auto" ? "auto: smallest for the target" : `1/${Math.round(1 / rate)}: ${Math.round(49152 * rate)} symbols`;
   find("#rate-shown").textContent = said;
   form.rate.setAttribute("aria-valuetext", said);
   form.snr_db.setAttribute("aria-valuetext", `${form.snr_db.value} dB`);
 }
 
-/** Topics that the edge has become able to draw may be asked for by name. */
+/** Adds the topics of the edge to the selection. */
 export function offerTopics(topics) {
   const { knowledge } = form;
   const chosen = knowledge.value;

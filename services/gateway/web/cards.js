@@ -1,4 +1,4 @@
-// One card for each delivery: what was sent, what arrived, and how it went.
+// One card for each delivery: the sent image, the received image, and the link report.
 
 import { constellation, fading } from "./charts.js";
 import { find, make, number, row } from "./dom.js";
@@ -18,7 +18,7 @@ const cards = new Map(); // delivery -> {element, image}
 const seconds = (report) => report.stages.reduce((sum, stage) => sum + stage.seconds, 0);
 const hop = (report, name) => report.hops.find((each) => each.hop === name)?.sent_bytes ?? 0;
 
-/** Shows a card for each of these deliveries, in this order, and no other. */
+/** Shows a card for each of these deliveries, in this order, and removes all others. */
 export function lay(deliveries) {
   for (const [delivery, { element }] of cards)
     if (!deliveries.includes(delivery)) {
@@ -39,7 +39,7 @@ export function lay(deliveries) {
   }
 }
 
-/** Fills the card of a delivery; without an image it stays as it was, or goes if it never had one. */
+/** Fills the card of a delivery. Without an image, it keeps its previous image; a card without one is removed. */
 export function fill(delivery, prompt, image) {
   const card = cards.get(delivery);
   if (!card) return;
@@ -55,7 +55,7 @@ export function fill(delivery, prompt, image) {
   card.image = image;
   const { link_report: report, details } = image;
   show(find(".sent", card.element), details?.reference_b64_json, `sent: ${prompt}`, SENT[delivery]);
-  const said = report.decoded ? "received" : "nothing: the code did not decode";
+  const said = report.decoded ? "received" : "nothing: decoding failed";
   show(find(".received", card.element), image.b64_json, `received: ${prompt}`, said);
   find(".facts", card.element).textContent = facts(image);
   if (details) {
@@ -63,7 +63,7 @@ export function fill(delivery, prompt, image) {
     find(".constellations", card.element).replaceChildren(
       constellation(sent, "as sent"), constellation(received, "as received"), constellation(equalized, "as equalised"));
   }
-  find(".fading", card.element).replaceChildren(report.gains.length ? fading(report.gains) : "an ideal channel");
+  find(".fading", card.element).replaceChildren(report.gains.length ? fading(report.gains) : "ideal channel");
   find(".times", card.element).replaceChildren(...times(report.stages));
   compare();
 }
@@ -82,14 +82,14 @@ function facts({ consistency, link_report: report }) {
     report.psnr_db === null ? "not decoded" : `PSNR ${number(report.psnr_db, 1)} dB`,
     consistency ? `consistency with the cloud ${number(consistency.mean, 2)}` : "",
     `${number(report.channel_uses + report.pilot_uses)} channel uses`,
-    report.instantaneous_snr_db === null ? "" : `SNR met ${number(report.instantaneous_snr_db, 1)} dB`,
+    report.instantaneous_snr_db === null ? "" : `SNR with fading ${number(report.instantaneous_snr_db, 1)} dB`,
     report.expected_psnr_db === null ? "" : `expected ${number(report.expected_psnr_db, 1)} dB`,
     report.coding ? `${number(report.coding.payload_bytes)} B of ${report.image_format}` : "",
-    knowledge ? `drawn with ${knowledge}` : "",
+    knowledge ? `generated with ${knowledge}` : "",
     ...Object.entries(report.prompt_read)
       .filter(([, read]) => read.tokens > read.tokens_at_once)
       .map(([side, read]) => `the ${side} read ${read.tokens} tokens, ${read.tokens_at_once} at a time`),
-    report.cached ? "from a cache" : "",
+    report.cached ? "from the cache" : "",
   ].filter(Boolean).join(" · ");
 }
 
@@ -114,6 +114,6 @@ function compare() {
   const [ours, theirs] = [of.semantic, of.conventional];
   find("#saving").textContent = ours && theirs
     ? `The ${theirs.image_format} file takes ${number(theirs.channel_uses / (ours.channel_uses + ours.pilot_uses), 1)} times ` +
-      `the channel uses of the latent, for ${theirs.psnr_db === null ? "nothing that decodes" : `${number(theirs.psnr_db, 1)} dB instead of ${number(ours.psnr_db, 1)} dB`}.`
+      `the channel uses of the latent; ${theirs.psnr_db === null ? "its decoding failed" : `its PSNR is ${number(theirs.psnr_db, 1)} dB instead of ${number(ours.psnr_db, 1)} dB`}.`
     : "";
 }

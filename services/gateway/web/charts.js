@@ -1,4 +1,4 @@
-// Small charts as SVG. Each says in words what it shows to those who do not see it.
+// Small charts as SVG. Each has a text alternative.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -23,7 +23,7 @@ export function constellation(points, name) {
   );
 }
 
-/** Gains [[re, im], ...] as |h|² in dB, one bar each, or a curve of many; from -30 to 10 dB. */
+/** Gains [[re, im], ...] as |h|² in dB, from -30 to 10 dB: a bar for each, or a curve if there are many. */
 export function fading(gains) {
   const power = gains.map(([re, im]) => 10 * Math.log10(Math.max(re * re + im * im, 1e-12)));
   const y = (db) => 70 - (Math.max(-30, Math.min(10, db)) + 30) * 1.6;
@@ -41,7 +41,7 @@ export function fading(gains) {
   return picture(304, 74, `Gain of ${power.length} blocks: ${range}`, ...lines, ...shape);
 }
 
-/** Two running totals as curves: what semantic delivery took, and what conventional would have. */
+/** Two running totals as curves: the cost of semantic delivery, and the same with conventional delivery. */
 export function totals(history) {
   const most = Math.max(1, ...history.map(({ spent, instead }) => Math.max(spent, instead)));
   const x = (i) => (history.length < 2 ? 0 : (i / (history.length - 1)) * 600);
@@ -49,10 +49,10 @@ export function totals(history) {
     history.map((point, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${(96 - (point[name] / most) * 90).toFixed(1)}`).join("");
   const last = history.at(-1);
   return picture(
-    600, 110, `Channel uses so far: ${last.spent} of semantic delivery, ${last.instead} had it been conventional`,
+    600, 110, `Channel uses so far: ${last.spent} with semantic delivery, ${last.instead} with conventional delivery`,
     draw("path", { class: "axis", d: "M0 96H600" }),
     draw("path", { class: "curve other", d: curve("instead") }),
     draw("path", { class: "curve", d: curve("spent") }),
-    draw("text", { x: 0, y: 107 }, "channel uses: below as sent, above had the same pictures been sent conventionally"),
+    draw("text", { x: 0, y: 107 }, "channel uses: semantic delivery (lower curve) and the same images with conventional delivery (upper curve)"),
   );
 }

@@ -1,8 +1,8 @@
-// What every part of the page needs of the document.
+// Functions for the document, used by every part of the page.
 
 export const find = (selector, within = document) => within.querySelector(selector);
 
-/** A new element with attributes, and texts or elements in it. */
+/** A new element with attributes and children, which are texts or elements. */
 export function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -20,7 +20,7 @@ export const number = (value, digits = 0) =>
     ? "–"
     : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
-/** Takes back what `showProblem` showed in `form`. */
+/** Removes what `showProblem` showed in `form`. */
 export function clearProblems(form, status) {
   status.replaceChildren();
   for (const note of form.querySelectorAll(".problem")) note.remove();
@@ -31,8 +31,8 @@ export function clearProblems(form, status) {
 }
 
 /**
- * Says kindly what went wrong: beside the fields concerned where the form has them, below the form otherwise.
- * `idOf` gives the id of the element of a field that the gateway named.
+ * Shows an error: beside the invalid fields if the form has them, otherwise below the form. `idOf` returns the id of
+ * the element for a field that the gateway named.
  */
 export function showProblem(error, form, status, idOf = (field) => field) {
   const rest = [];
@@ -49,6 +49,6 @@ export function showProblem(error, form, status, idOf = (field) => field) {
     input.parentElement.append(note);
     input.focus();
   }
-  const said = rest.length ? rest.join(" ") : "Not sent: see the field that is marked.";
+  const said = rest.length ? rest.join(" ") : "Not sent: correct the marked field.";
   status.replaceChildren(make("span", { class: "problem" }, said));
 }

@@ -1,4 +1,4 @@
-// Distillation: start it, follow it, see samples improve; and what the edge knows.
+// Distillation: start it, follow it, show samples; and the table of the edge's topics.
 
 import { ask, askJson, follow, pictureUrl } from "./api.js";
 import { offerTopics } from "./ask.js";
@@ -6,10 +6,10 @@ import { clearProblems, find, make, number, row, showProblem } from "./dom.js";
 
 const form = find("#teach-form");
 const status = find("#teach-status");
-const STAGES = { generate: "The cloud draws pictures", train: "The edge learns", score: "Before and after are drawn" };
-const LIVE = "Held-out prompts. Above: the cloud's; below: the edge's as it learns.";
-const FINAL = "Held-out prompts. From above: the cloud's, the edge's before, the edge's after.";
-let job = null; // that is followed
+const STAGES = { generate: "the cloud generates images", train: "the edge is trained", score: "samples are generated" };
+const LIVE = "Held-out prompts. Top: the cloud; bottom: the edge during training.";
+const FINAL = "Held-out prompts. From top to bottom: the cloud, the edge before, the edge after.";
+let job = null; // the job on display
 
 async function distil() {
   clearProblems(form, status);
@@ -30,7 +30,7 @@ async function watch(started) {
   let preview = 0;
   try {
     for (let tries = 0; tries < 30 && !over(job); tries++) {
-      if (tries) await new Promise((done) => setTimeout(done, 1000)); // a stream may end early and be asked for again
+      if (tries) await new Promise((done) => setTimeout(done, 1000)); // a stream may end early and is requested again
       await follow(`v1/jobs/${job.id}/events`, (state) => {
         job = state;
         showJob();
@@ -63,18 +63,18 @@ function showJob() {
   progress.value = job.done;
   const loss = job.loss === null ? "" : `, loss ${job.loss.toFixed(3)}`;
   const said = {
-    queued: `${job.topic}: waits for a distiller.`,
-    running: `${job.topic}: ${STAGES[job.stage] ?? "starts"}${job.total ? `, ${job.done} of ${job.total}` : ""}${loss}.`,
+    queued: `${job.topic}: waiting for a distiller.`,
+    running: `${job.topic}: ${STAGES[job.stage] ?? "starting"}${job.total ? `, ${job.done} of ${job.total}` : ""}${loss}.`,
     finished: job.kept_aside
-      ? `${job.topic}: kept aside, not published: ${job.kept_aside}.`
-      : `${job.topic}: the edge knows it now, version ${job.version}. Send a picture that needs it.`,
+      ? `${job.topic}: not published: ${job.kept_aside}.`
+      : `${job.topic}: published as version ${job.version}. Send a prompt that needs it.`,
     failed: `${job.topic}: failed. ${job.error ?? ""}`,
     cancelled: `${job.topic}: cancelled; nothing was published.`,
   }[job.status];
   status.textContent = said;
 }
 
-/** Shows a sheet of samples; there may be none yet. */
+/** Shows a sheet of samples, if there is one. */
 async function showSamples(path, caption) {
   const figure = find("#samples");
   const img = find("img", figure);
@@ -101,7 +101,7 @@ export async function listKnown() {
       forget.addEventListener("click", () => forgetTopic(each.topic));
       const made = new Date(1000 * each.created).toISOString().slice(0, 16).replace("T", " ");
       const { topic, consistency, version, size_bytes: bytes } = each;
-      const lately = consistency && `${number(consistency.recent, 2)}${consistency.drifting ? ", drifts: distil it anew" : ""}`;
+      const lately = consistency && `${number(consistency.recent, 2)}${consistency.drifting ? ", drifting: distil again" : ""}`;
       return row(topic, number(version), number(bytes), made, lately ?? "–", make("span", {}, show, " ", forget));
     }),
   );
@@ -112,7 +112,7 @@ async function forgetTopic(topic) {
   try {
     await ask("DELETE", `v1/knowledge/${encodeURIComponent(topic)}`);
     await listKnown();
-    status.textContent = `${topic}: forgotten.`;
+    status.textContent = `${topic}: removed.`;
   } catch (error) {
     showProblem(error, form, status);
   }
@@ -127,5 +127,5 @@ export async function start() {
     ask("DELETE", `v1/jobs/${job.id}`).catch((error) => showProblem(error, form, status)));
   await listKnown();
   const running = (await askJson("GET", "v1/jobs")).data.find((each) => !over(each));
-  if (running) watch(running).catch((error) => showProblem(error, form, status)); // a page that was reloaded goes on
+  if (running) watch(running).catch((error) => showProblem(error, form, status)); // after the page was reloaded
 }

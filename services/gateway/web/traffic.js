@@ -1,4 +1,4 @@
-// What all requests to this gateway have cost so far, and what they would have conventionally.
+// Cost of all requests to this gateway so far, and the cost of the same requests with conventional delivery.
 
 import { askJson } from "./api.js";
 import { TITLES } from "./cards.js";
@@ -19,13 +19,13 @@ async function look() {
     }),
   );
   if (!saved) {
-    find("#saved").textContent = "What is saved can be said once a semantic and a conventional picture were sent.";
+    find("#saved").textContent = "The saving appears after the first semantic and the first conventional image.";
     return;
   }
   find("#saved").textContent =
-    `Semantic delivery took ${number(saved.channel_uses_spent)} channel uses where the same number of conventional ` +
-    `pictures would have taken ${number(saved.channel_uses_instead)}, and ${number(saved.backhaul_bytes_spent)} bytes ` +
-    `from cloud to edge, knowledge updates included, instead of ${number(saved.backhaul_bytes_instead)}.`;
+    `Semantic delivery took ${number(saved.channel_uses_spent)} channel uses; conventional delivery of as many images ` +
+    `would have taken ${number(saved.channel_uses_instead)}. From cloud to edge it took ` +
+    `${number(saved.backhaul_bytes_spent)} bytes, knowledge updates included, instead of ${number(saved.backhaul_bytes_instead)}.`;
   history.push({ spent: saved.channel_uses_spent, instead: saved.channel_uses_instead });
   if (history.length > SHOWN) history.shift();
   find("#traffic-chart").replaceChildren(totals(history));
