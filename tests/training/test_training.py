@@ -249,6 +249,21 @@ def test_generators_take_two_steps(kind: str, tmp_path: Path, cache: Path, world
     assert not torch.equal(_weights(student), _weights(denoiser))
 
 
+def test_a_worlds_version_follows_its_code_and_not_its_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def version(name: str, source: str) -> str:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(source)
+        return World("stickers", name, 64).version
+
+    first = version("world_a", '"""A world."""\nclass A:\n    """Of"""\n    x = 1  # one\n')
+    assert version("world_b", '"""The world."""\n\nclass A:\n    # a comment\n    x = 1\n') == first
+    assert version("world_c", '"""A world."""\nclass A:\n    """Of"""\n    x = 2  # one\n') != first
+
+
 def test_the_share_of_the_subject_is_its_mask_over_each_latent(tmp_path: Path, shapes: Path) -> None:
     world = replace(STICKERS, size=64)
     masks = rendered_masks(tmp_path, "train", 3, world=world, workers=1)
