@@ -1,4 +1,4 @@
-"""`python -m dekag.stickers`: fetch the artwork of the world's subjects, or draw contact sheets."""
+"""`python -m dekag.stickers`: download the artwork of the subjects, or render contact sheets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dekag.stickers.sheet import world_sheets
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the command line says; the exit status."""
+    """Run the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m dekag.stickers", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("fetch", help=f"fetch {PACKAGE} {VERSION} by npm")
-    sheets = commands.add_parser("sheets", help="draw contact sheets")
-    sheets.add_argument("folder", type=Path, help="where the sheets go")
-    sheets.add_argument("--seed", type=int, default=0, help="draws the scenes (default 0)")
-    sheets.add_argument("--shown", type=int, default=256, help="pixels of a picture's side (default 256)")
+    commands.add_parser("fetch", help=f"download {PACKAGE} {VERSION} with npm")
+    sheets = commands.add_parser("sheets", help="render contact sheets")
+    sheets.add_argument("folder", type=Path, help="folder for the sheets")
+    sheets.add_argument("--seed", type=int, default=0, help="seed of the scenes (default 0)")
+    sheets.add_argument("--shown", type=int, default=256, help="side of an image, pixels (default 256)")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "fetch":

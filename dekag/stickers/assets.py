@@ -1,7 +1,8 @@
-"""The artwork of the subjects: where it lies, and how it is fetched.
+"""The artwork of the subjects: its location and its download.
 
-`python -m dekag.stickers fetch` (`make world-assets`) fetches the package by npm, checks it against the hash
-below and unpacks it to a folder that git ignores. It is used to train and to judge, and never committed.
+`python -m dekag.stickers fetch` (`make world-assets`) downloads the package with npm, checks it against the
+hash below and unpacks it to a folder that git ignores. It is used for training and evaluation, and never
+committed.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ FETCH_SECONDS = 300
 
 
 class AssetsError(RuntimeError):
-    """The artwork is missing, damaged or cannot be fetched; the message says what to do."""
+    """The artwork is missing, damaged or cannot be downloaded; the message names the remedy."""
 
 
 def folder() -> Path:
-    """The folder of the artwork: what `DEKAG_WORLD_ASSETS` names, otherwise a cache in the checkout."""
+    """The folder of the artwork: the value of `DEKAG_WORLD_ASSETS`, or by default a cache in the checkout."""
     return Path(os.environ.get(VARIABLE) or DEFAULT_FOLDER)
 
 
 def artwork(code: str) -> Image.Image:
-    """The image of the code point `code` (as in the name of its file), RGBA.
+    """The image of the code point `code`, which is also the name of its file, RGBA.
 
     Raises:
-        AssetsError: There is no such file, or it is no image.
+        AssetsError: the file is missing or is not an image.
     """
     path = folder() / f"{code}.webp"
     try:
@@ -56,10 +57,10 @@ def artwork(code: str) -> Image.Image:
 
 
 def fetch(target: Path) -> int:
-    """Fetch the package by npm, check its hash and unpack its images to `target`; return how many.
+    """Download the package with npm, check its hash and unpack its images to `target`; returns their number.
 
     Raises:
-        AssetsError: npm is missing or fails, or the package is not the one that the hash names.
+        AssetsError: npm is missing or fails, or the hash of the package is wrong.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -84,10 +85,10 @@ def fetch(target: Path) -> int:
 
 
 def unpack(archive: Path, target: Path, sha512: str = SHA512) -> int:
-    """Check `archive` against `sha512` (base64) and unpack its images to `target`; return how many.
+    """Check `archive` against `sha512` (base64) and unpack its images to `target`; returns their number.
 
     Raises:
-        AssetsError: The hash is another one.
+        AssetsError: the hash is wrong.
     """
     found = base64.b64encode(hashlib.sha512(archive.read_bytes()).digest()).decode()
     if found != sha512:

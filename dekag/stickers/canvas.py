@@ -1,7 +1,7 @@
-"""A background being painted: soft gradients and a few large shapes with smooth edges.
+"""A canvas for backgrounds: soft gradients and a few large shapes with smooth edges.
 
-Places are shares of the image (0..1, y down), so that a scene looks alike at every size. Shapes are
-anti-aliased by their distance to the edge, which costs a tenth of drawing at twice the size.
+Positions are fractions of the image (0..1, y down), so that a scene looks the same at every size. Shapes are
+anti-aliased by the distance to their edge, which takes a tenth of the time of rendering at twice the size.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from dekag.stickers.colour import Colour, Plane, Planes
 
-Line = npt.NDArray[np.float32]  # one height (share of the image) for every column
+Line = npt.NDArray[np.float32]  # a height (fraction of the image) for every column
 ALL = slice(None)
 
 
 class Canvas:
-    """`planes` holds red, green and blue, (3, size, size) float32, 0..255."""
+    """An image in progress; `planes` are red, green and blue, (3, size, size) float32, 0..255."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -28,19 +28,19 @@ class Canvas:
         self.x: Line = ((np.arange(size, dtype=np.float32) + 0.5) / size).astype(np.float32)
 
     def rows(self, top: float, bottom: float) -> tuple[slice, Plane]:
-        """The rows that `top` to `bottom` touches, and the heights of their middles as a column."""
+        """The rows from `top` to `bottom`, and the heights of their centres as a column."""
         first = min(max(math.floor(top * self.size), 0), self.size)
         last = min(max(math.ceil(bottom * self.size), first), self.size)
         return slice(first, last), self.x[first:last, None]
 
     def columns(self, left: float, right: float) -> tuple[slice, Plane]:
-        """The columns that `left` to `right` touches, and the places of their middles as a row."""
+        """The columns from `left` to `right`, and the positions of their centres as a row."""
         first = min(max(math.floor(left * self.size), 0), self.size)
         last = min(max(math.ceil(right * self.size), first), self.size)
         return slice(first, last), self.x[None, first:last]
 
     def blend(self, rows: slice, columns: slice, colour: Colour | Planes, cover: Plane) -> None:
-        """Cover a part of the image by `cover` (0..1) with one colour or with the planes of a gradient."""
+        """Blend a colour or the planes of a gradient into a part of the image with opacity `cover` (0..1)."""
         for channel in range(3):
             part = self.planes[channel, rows, columns]
             part += (colour[channel] - part) * cover
@@ -73,7 +73,7 @@ class Canvas:
         soft: float = 1.2,
         until: float = 1.0,
     ) -> None:
-        """Fill what lies under `line`, from `top` at the line to `bottom` a share `depth` below it.
+        """Fill the area below `line`, from colour `top` at the line to colour `bottom` at `depth` below it.
 
         `soft` is the width of the edge in 1/256 of the image.
         """
@@ -99,7 +99,7 @@ class Canvas:
         self.blend(rows, columns, colour, cover * np.float32(opacity))
 
     def crescent(self, x: float, y: float, radius: float, turn: float, colour: Colour) -> None:
-        """A disc without the part that a smaller disc, moved by `turn`, covers."""
+        """A disc without the part covered by a smaller disc that is shifted by `turn`."""
         rows, ys = self.rows(y - radius - 0.01, y + radius + 0.01)
         columns, xs = self.columns(x - radius - 0.01, x + radius + 0.01)
         outer = np.float32(radius) - np.hypot(xs - np.float32(x), ys - np.float32(y))
@@ -145,7 +145,7 @@ class Canvas:
         self.blend(rows, columns, colour, cover * np.float32(opacity))
 
     def glow(self, x: float, y: float, reach: float, colour: Colour, strength: float) -> None:
-        """Light that fades away from (x, y); gone at three times `reach`."""
+        """Light around (x, y) that fades to nothing at three times `reach`."""
         rows, ys = self.rows(y - 3 * reach, y + 3 * reach)
         columns, xs = self.columns(x - 3 * reach, x + 3 * reach)
         scale = np.float32(1 / reach)
@@ -164,7 +164,7 @@ class Canvas:
         soft: float = 1.0,
         lower: Colour | None = None,
     ) -> None:
-        """A filled rectangle, from `colour` at its top to `lower` at its foot."""
+        """A filled rectangle, from `colour` at the top to `lower` at the bottom."""
         edge, middle = np.float32(256 / soft), np.float32(0.5)
         half = soft / 512
         rows, ys = self.rows(top - half, bottom + half)
@@ -181,7 +181,7 @@ class Canvas:
     def trapezium(
         self, x: float, top: float, bottom: float, above: float, below: float, upper: Colour, lower: Colour
     ) -> None:
-        """A symmetrical shape around column `x`, twice `above` wide at its top, twice `below` at its foot."""
+        """A symmetrical trapezium at column `x`; half widths `above` at the top and `below` at the bottom."""
         reach = max(above, below) + 0.01
         rows, ys = self.rows(top - 0.01, bottom + 0.01)
         columns, xs = self.columns(x - reach, x + reach)

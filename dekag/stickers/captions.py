@@ -1,4 +1,4 @@
-"""Captions: a scene in free English, in any order, with synonyms, from a few words to a few sentences."""
+"""Captions of scenes in free English: any order, with synonyms, from a few words to a few sentences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLACE_WORDS = {
     "room": ("in a room", "in a living room", "indoors", "at home", "inside a cosy room"),
     "moon": ("on the moon", "on the surface of the moon", "in space on the moon"),
 }
-# How a place is said with a word of a vocabulary, and as a bare noun.
+# Phrases for a place with a word of a vocabulary topic, and bare nouns.
 PLACE_WITH = {
     "meadow": "in the {}",
     "beach": "on the {}",
@@ -69,19 +69,18 @@ WEARS = {
     "crown": ("wearing a crown", "with a crown on its head", "with a royal crown"),
     "top-hat": ("wearing a top hat", "with a top hat on its head", "in a black top hat"),
 }
-# Mixed colours that have a name of their own.
+# Names of mixed colours.
 MIXED_WORDS = {"panda": "black and white", "penguin": "black and white", "cow": "black and white"}
 
-SIZE_SHARE = (
-    0.6  # how often size, position, a colour that goes without saying and the hour of the day are said
-)
+# Probabilities that size, position, the subject's own colour, daytime and the sticker style are mentioned.
+SIZE_SHARE = 0.6
 SIDE_SHARE = 0.6
 OWN_COLOUR_SHARE = 0.5
 DAY_SHARE = 0.15
 STICKER_SHARE = 0.35
 
 
-# Sentences that say nothing of the scene, as people write them.
+# Sentences without information about the scene, as people write them.
 EXTRAS = ("It looks friendly and clean", "The light is soft", "Please make it look nice")
 VOWEL_SOUNDS = ("a", "e", "i", "o", "u", "8")
 
@@ -89,8 +88,9 @@ VOWEL_SOUNDS = ("a", "e", "i", "o", "u", "8")
 def caption(scene: Scene, rng: random.Random, words: Mapping[str, str] | None = None) -> str:
     """A caption of `scene`; `words` replaces plain words by those of a vocabulary topic.
 
-    Subject, setting, a colour that is not the subject's own, sunset and night, and a style are always said,
-    the rest sometimes; a night or a sunset without a place is one over a meadow.
+    Always mentioned: subject, setting, a colour other than the subject's own, sunset and night, and style.
+    The rest is mentioned sometimes. Exception: at sunset and at night, the setting meadow is sometimes
+    omitted.
     """
     parts = _Parts(scene, rng, words or {})
     form = rng.random()
@@ -104,7 +104,7 @@ def caption(scene: Scene, rng: random.Random, words: Mapping[str, str] | None = 
 
 
 class _Parts:
-    """The words for each attribute, chosen once for a caption; empty where an attribute goes unsaid."""
+    """The words for each attribute, selected once per caption; empty if an attribute is not mentioned."""
 
     def __init__(self, scene: Scene, rng: random.Random, words: Mapping[str, str]) -> None:
         subject = SUBJECT_BY_NAME[scene.subject]
@@ -116,7 +116,7 @@ class _Parts:
         if self.colour and self.subject.startswith(self.colour):
             self.colour = ""
         self.size = rng.choice(SIZE_WORDS[scene.size]) if rng.random() < SIZE_SHARE else ""
-        # Of two subjects, one is on each side.
+        # Of two subjects, there is one on each side.
         says_side = scene.companion is None and rng.random() < SIDE_SHARE
         self.side = rng.choice(SIDE_WORDS[scene.position]) if says_side else ""
         said = scene.time != "day" or rng.random() < DAY_SHARE
@@ -148,12 +148,12 @@ class _Parts:
 
     @property
     def thing(self) -> str:
-        """The subject with an article, and what it wears or who is beside it."""
+        """The subject with an article, its accessory and its companion."""
         return _join(_with_article(self.bare), self.wears, self.beside)
 
     @property
     def beside(self) -> str:
-        """Who is beside the subject."""
+        """The companion of the subject."""
         return f"and {_with_article(self.companion)}" if self.companion else ""
 
 
@@ -162,18 +162,18 @@ def _join(*parts: str) -> str:
 
 
 def _with_article(words: str) -> str:
-    """`words` with "a" or "an" in front."""
+    """`words` with the article "a" or "an"."""
     vowel = words.startswith(VOWEL_SOUNDS) and not words.startswith("ufo")
     return f"an {words}" if vowel else f"a {words}"
 
 
 def _one_of(rng: random.Random, name: str, synonyms: tuple[str, ...]) -> str:
-    """The plain name in two of three cases, otherwise a synonym."""
+    """The plain name with probability 2/3, otherwise a synonym."""
     return rng.choice(synonyms) if synonyms and rng.random() < 1 / 3 else name
 
 
 def _clauses(parts: _Parts, rng: random.Random) -> str:
-    """Phrases between commas: 'neon style: a red fox in the snow, on the left'."""
+    """Phrases separated by commas: 'neon style: a red fox in the snow, on the left'."""
     where = [part for part in (parts.place, parts.time, parts.side) if part]
     rng.shuffle(where)
     held = rng.randint(0, len(where))
@@ -221,7 +221,7 @@ def _keywords(parts: _Parts, rng: random.Random) -> str:
 
 
 def _story(parts: _Parts, rng: random.Random) -> str:
-    """Sentences, up to some forty words."""
+    """Sentences of up to about forty words."""
     opening = rng.choice(("Please draw", "I would like to see", "The picture shows", "Here is", "Imagine"))
     pronoun = "They are" if parts.companion else "It flies" if parts.verb == "flies" else "It is"
     where = _join(parts.place, parts.time)

@@ -1,4 +1,4 @@
-"""Colours: hex to RGB, OKLab and back, and recolouring a sprite about its main hue."""
+"""Colours: hex to RGB, conversion to OKLab and back, and recolouring of a sprite around its main hue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Planes = npt.NDArray[np.float32]  # (3, height, width), 0..255
 
 @dataclass(frozen=True)
 class Paint:
-    """What a colour word looks like in OKLCh: hue in degrees, lightness 0..1, chroma."""
+    """A colour word in OKLCh: hue in degrees, lightness 0..1, chroma."""
 
     hue: float
     lightness: float
@@ -31,10 +31,10 @@ PAINTS: dict[str, Paint] = {
     "pink": Paint(354, 0.76, 0.155),
 }
 
-# Lightness moves this share of the way to the paint's own, so that shading and highlights stay.
+# The mean lightness moves by this fraction towards that of the paint; shading and highlights stay.
 LIGHTNESS_SHARE = 0.75
 
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # what red, green and blue add to brightness
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # weights of red, green and blue in the brightness
 
 _TO_LMS = np.array(
     [
@@ -58,7 +58,7 @@ def rgb(code: str) -> Colour:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    """`a` with `share` (0..1) of `b` in it."""
+    """A mixture of `a` with a fraction `share` (0..1) of `b`."""
     return np.asarray(a + (b - a) * np.float32(share), np.float32)
 
 
@@ -69,7 +69,7 @@ def to_oklab(pixels: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
 
 
 def from_oklab(lab: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """sRGB pixels 0..1 of OKLab, clipped to what a screen shows."""
+    """sRGB pixels 0..1 of OKLab, clipped to the sRGB gamut."""
     linear = np.clip((lab @ np.linalg.inv(_TO_LAB).T) ** 3 @ np.linalg.inv(_TO_LMS).T, 0, 1)
     srgb = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.asarray(np.clip(srgb, 0, 1))
@@ -82,10 +82,10 @@ def recolour(
     hue: float | None,
     reach: float = 48.0,
 ) -> npt.NDArray[np.float64]:
-    """Paint the parts of a sprite that are within `reach` degrees of `hue` in the colour `word`.
+    """Give the parts of a sprite within `reach` degrees of `hue` the colour `word`.
 
-    `pixels` (height, width, 3) and `alpha` (height, width) are 0..1. `hue` None means that the light grey
-    parts take the colour, for subjects without a hue of their own.
+    `pixels` (height, width, 3) and `alpha` (height, width) are 0..1. If `hue` is None, for subjects without a
+    main hue, the light grey parts get the colour.
     """
     paint = PAINTS[word]
     lab = to_oklab(pixels)

@@ -1,4 +1,4 @@
-"""Placing a subject in a setting: the setting's light, a shadow that touches it, a rim where they agree."""
+"""Placement of a subject in a setting: lighting, shadow, and a rim if their colours are similar."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dekag.stickers.colour import LUMA, Plane, Planes, mix, rgb
 from dekag.stickers.light import Light
 from dekag.stickers.sprites import Sprite
 
-AGREEMENT = 62.0  # distance of mean colours (0..255) below which subject and background agree
-RIM = np.float32(1.25)  # how sharply light and shade at the rim fall off
+AGREEMENT = 62.0  # distance of mean colours (0..255) below which subject and background are similar
+RIM = np.float32(1.25)  # how fast light and shade at the rim fall off
 TO_SHARE = np.float32(1 / 255)
 
 
@@ -26,10 +26,10 @@ def place(
     above: float = 0.0,
     afloat: bool = False,
 ) -> Plane:
-    """Put `sprite` on the canvas with its left edge at column `left` and its foot on row `foot` (pixels).
+    """Put `sprite` on the canvas with its left edge at column `left` and its bottom at row `foot` (pixels).
 
-    `above` lifts it off the ground by that share of the image; `afloat` sets it on water. Returns where it
-    is: its mask (size, size), 0..1.
+    `above` is its height above the ground as a fraction of the image; `afloat` places it on water. Returns
+    its mask (size, size), 0..1.
     """
     size, margin = canvas.size, sprite.margin
     height, width = sprite.alpha.shape
@@ -57,7 +57,7 @@ def place(
 
 
 def lit(sprite: Sprite, alpha: Plane, soft: Plane, light: Light, column: float) -> Planes:
-    """The sprite's premultiplied planes under `light`, its middle at `column` (share of the width)."""
+    """The sprite's premultiplied planes under `light`; `column` is its centre (fraction of the width)."""
     ramp = np.linspace(0, 1, alpha.shape[0], dtype=np.float32)[:, None]
     reach = max(1, sprite.margin // 2)
     dx = round(reach * float(np.clip((light.source - column) * 4, -1, 1)))
@@ -73,7 +73,7 @@ def lit(sprite: Sprite, alpha: Plane, soft: Plane, light: Light, column: float) 
 
 
 def _moved(plane: Plane, dx: int, dy: int) -> Plane:
-    """`plane` moved by (dx, dy); what comes in is empty."""
+    """`plane` moved by (dx, dy) and filled with zeros."""
     height, width = plane.shape
     moved = np.zeros_like(plane)
     moved[max(dy, 0) : height + min(dy, 0), max(dx, 0) : width + min(dx, 0)] = plane[
@@ -83,9 +83,9 @@ def _moved(plane: Plane, dx: int, dy: int) -> Plane:
 
 
 def _shadow(canvas: Canvas, light: Light, left: float, right: float, foot: float, height: float) -> None:
-    """The shadow of something that stands from `left` to `right` at `foot` (shares of the image).
+    """The shadow of an object from `left` to `right` with its bottom at `foot` (fractions of the image).
 
-    What is `height` above the ground has a paler shadow, and none that touches it.
+    An object at a `height` above the ground has a paler shadow and no contact shadow.
     """
     middle, half = (left + right) / 2, max((right - left) / 2, 0.05)
     away = float(np.clip((middle - light.source) * 0.10, -0.05, 0.05))
@@ -100,7 +100,7 @@ def _shadow(canvas: Canvas, light: Light, left: float, right: float, foot: float
 
 
 def _reflection(canvas: Canvas, planes: Planes, alpha: Plane, left: int, foot: int) -> None:
-    """What the water under a boat shows of it: upside down, pressed, and paler with depth."""
+    """The reflection in water: upside down, compressed, and paler with depth."""
     height, width = alpha.shape
     pressed = max(1, height * 2 // 5)
     depth = min(pressed, canvas.size - foot)
@@ -115,13 +115,13 @@ def _reflection(canvas: Canvas, planes: Planes, alpha: Plane, left: int, foot: i
 
 
 def _resized(plane: Plane, width: int, height: int) -> npt.NDArray[np.float32]:
-    """`plane` upside down at another size."""
+    """`plane` upside down and resized."""
     image = Image.fromarray(np.clip(plane[::-1], 0, 255).astype(np.uint8))
     return np.asarray(image.resize((width, height), Image.Resampling.BOX), np.float32)
 
 
 def _water_line(canvas: Canvas, left: float, right: float, foot: int) -> None:
-    """The bright line where something breaks the water."""
+    """The bright line where an object meets the water."""
     middle = (left + right) / 2
     column = min(max(int(middle * canvas.size), 0), canvas.size - 1)
     water = canvas.planes[:, min(foot + 2, canvas.size - 1), column]
@@ -131,7 +131,7 @@ def _water_line(canvas: Canvas, left: float, right: float, foot: int) -> None:
 
 
 def _set_apart(part: Planes, planes: Planes, alpha: Plane, soft: Plane) -> None:
-    """Where the subject's rim and the background beside it agree in colour, shade the background."""
+    """Shade the background around the subject if it has a colour similar to the subject's rim."""
     rim = np.clip(soft * 2, 0, 1) * (1 - soft)
     outside = rim * (1 - alpha)
     behind = np.einsum("chw,hw->c", part, outside) / max(float(outside.sum()), 1e-3)

@@ -1,4 +1,4 @@
-"""Light: what a setting tells the compositor, and how the light of an hour tones a colour."""
+"""Light: the lighting that a setting passes to the compositor, and colours at each time of day."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from dekag.stickers.colour import Colour, mix, rgb
 class Light:
     """The light that falls on a subject.
 
-    `above` and `below` multiply its colours at its head and at its foot; `key` is the colour that a lamp or
-    the sun at column `source` (share of the width) adds on the near side, with `strength` 0..1; `shade`
-    darkens the far side; `shadow` is the colour of the shadow on the ground.
+    `above` and `below` are factors for its colours at the top and at the bottom; `key` is the colour that a
+    lamp or the sun at column `source` (fraction of the width) adds to the near side, with `strength` 0..1;
+    `shade` darkens the far side; `shadow` is the colour of the shadow on the ground.
     """
 
     above: Colour
@@ -28,12 +28,12 @@ class Light:
 
 
 def gain(red: float, green: float, blue: float) -> Colour:
-    """Factors by which a light multiplies red, green and blue."""
+    """Factors of a light for red, green and blue."""
     return np.array([red, green, blue], np.float32)
 
 
 def tone(colour: Colour, time: str) -> Colour:
-    """A colour of the day as the light of `time` shows it."""
+    """A daytime colour in the light of `time`."""
     if time == "sunset":
         return mix(colour * gain(1.0, 0.77, 0.70), rgb("6a3a78"), 0.17)
     if time == "night":
@@ -42,7 +42,7 @@ def tone(colour: Colour, time: str) -> Colour:
 
 
 def outdoors(time: str, source: float, bounce: Colour, shadow: Colour) -> Light:
-    """The light under the open sky; `bounce` is the ground's colour, which tints the subject's foot."""
+    """The light outdoors; `bounce` is the colour of the ground, which tints the bottom of the subject."""
     lift = bounce / max(float(bounce.max()), 1.0)
     if time == "sunset":
         return Light(

@@ -1,4 +1,4 @@
-"""Painting a scene."""
+"""Rendering of scenes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dekag.stickers.sprites import sprite
 from dekag.stickers.styles import STYLE_BY_NAME
 from dekag.stickers.subjects import SUBJECT_BY_NAME
 
-CELL = 8  # pixels of an image to one of its latents, each way
-# All in cells of an image of 32 x 32, and even, so that a denoiser that halves the latents' side sees a
-# subject the same way wherever it stands: its longer side, its middle, and the row of its foot, which is
-# higher up for what is small, as things further away are.
+CELL = 8  # side of the image area that one latent pixel covers, pixels
+# Longer side, centre and bottom row of a subject, in cells of an image of 32 x 32. All are even, so that a
+# subject looks the same everywhere to a denoiser that halves the side of the latents. The bottom row of small
+# subjects is higher up, as if they were further away.
 SIZE_CELLS = {"small": 14, "large": 20}
 POSITION_CELLS = {"left": 10, "middle": 16, "right": 22}
 FOOT_CELLS = {
@@ -30,13 +30,13 @@ FOOT_CELLS = {
     "water": {"small": 22, "large": 24},
     "afloat": {"small": 24, "large": 26},
 }
-AIR_CELLS = 7  # how far what flies is above its shadow
+AIR_CELLS = 7  # distance of flying subjects from their shadow
 SWIM_CELLS = 5
 HIGHEST_CELLS = 26
 
 
 def render(scene: Scene, seed: int, *, size: int = 256) -> npt.NDArray[np.uint8]:
-    """Paint `scene`; `seed` draws what the words leave open (hills, clouds, where the sun is).
+    """Render `scene`; `seed` determines what the scene leaves open (hills, clouds, position of the sun).
 
     Returns RGB pixels, shape (size, size, 3), uint8. The same arguments always give the same pixels.
     """
@@ -46,7 +46,7 @@ def render(scene: Scene, seed: int, *, size: int = 256) -> npt.NDArray[np.uint8]
 def render_with_mask(
     scene: Scene, seed: int, *, size: int = 256
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """`render` and where the subject is: its mask, shape (size, size), uint8 0..255."""
+    """The image of `render` and the mask of the subject, shape (size, size), uint8 0..255."""
     if size % 32:
         raise ValueError(f"size must be a multiple of 32; got {size}")
     rng = random.Random(seed)
@@ -74,7 +74,7 @@ def render_with_mask(
 
 
 def _stand(canvas: Canvas, light: Light, scene: Scene) -> Plane:
-    """Place a scene's subject where it belongs: on the ground, in the air, in or on the water."""
+    """Place the subject of a scene: on the ground, in the air, in the water or on the water."""
     subject = SUBJECT_BY_NAME[scene.subject]
     unit = canvas.size // 32
     if subject.flies:

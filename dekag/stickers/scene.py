@@ -1,4 +1,4 @@
-"""What a scene says, and how to draw one at random."""
+"""The attributes of a scene, and random scenes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dekag.stickers.styles import STYLE_BY_NAME
 from dekag.stickers.subjects import ACCESSORIES, SUBJECT_BY_NAME
 
 SUBJECTS = tuple(SUBJECT_BY_NAME)
-# "mixed" is the colour of a subject that has many; captions do not say it.
+# "mixed" is the colour of a multicoloured subject; captions do not contain the word.
 COLOURS = (*PAINTS, "brown", "grey", "white", "mixed")
 SIZES = ("small", "large")
 POSITIONS = ("left", "middle", "right")
@@ -21,18 +21,19 @@ SETTINGS = tuple(DRAW_SETTING)
 TIMES = ("day", "sunset", "night")
 STYLES = tuple(STYLE_BY_NAME)
 
-TIMELESS = frozenset({"underwater", "moon"})  # settings that look alike at every hour
-PAINTED_SHARE = 0.6  # how often a subject that takes colour words has another colour than its own
+TIMELESS = frozenset({"underwater", "moon"})  # settings that look the same at every time of day
+PAINTED_SHARE = 0.6  # probability that a paintable subject has another colour than its own
 TIME_SHARES = (0.7, 0.15, 0.15)
-STICKER_SHARE = 0.5  # how often a random scene has no style, where it may
+STICKER_SHARE = 0.5  # probability of the style "sticker", where it is allowed
 HELD_OUT_ONE_IN = 10
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The attributes of one image; every field holds a word of the tuple of the same name.
+    """The attributes of one image; each field has a value of the tuple of the same name.
 
-    `companion` is the subject that stands beside it, if any, in its own colour; `accessory` is what it wears.
+    `companion` is a second subject in its own colour, if any; `accessory` is what the first subject wears, if
+    anything.
     """
 
     subject: str
@@ -64,7 +65,7 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """Whether this combination of subject, colour and setting is kept out of all training."""
+        """Whether this combination of subject, colour and setting is excluded from all training."""
         return (self.colour, self.setting) in _held_out(self.subject)
 
     def visible_attributes(self) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ class Scene:
 
 @cache
 def _held_out(subject: str) -> frozenset[tuple[str, str]]:
-    """The colours and settings with which `subject` is held out: a tenth of them, at least one, by a hash."""
+    """The held-out colours and settings of `subject`: a tenth of them, at least one, selected by a hash."""
     pairs = [
         (colour, setting) for colour in colours_of(subject) for setting in SUBJECT_BY_NAME[subject].settings
     ]
@@ -99,7 +100,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
 
 
 def colours_of(subject: str) -> tuple[str, ...]:
-    """The colours that `subject` may have, its own first."""
+    """The allowed colours of `subject`, its own first."""
     own = SUBJECT_BY_NAME[subject].colour
     if not SUBJECT_BY_NAME[subject].paintable:
         return (own,)
@@ -114,10 +115,11 @@ def random_scene(
     companions: float = 0.0,
     accessory: str | None = None,
 ) -> Scene:
-    """Draw a scene; `subjects` and `styles` restrict what may come up.
+    """A random scene with one of `subjects` and one of `styles`.
 
-    Where `styles` has "sticker" it comes up in `STICKER_SHARE` of the scenes, the others evenly. `companions`
-    is the share of scenes with a second subject; with an `accessory` only subjects that wear one come up.
+    If `styles` contains "sticker", its probability is `STICKER_SHARE`; other styles are equally likely.
+    `companions` is the probability of a second subject. With an `accessory`, only subjects that can wear one
+    occur.
     """
     if accessory is not None:
         subjects = tuple(name for name in subjects if SUBJECT_BY_NAME[name].wears)

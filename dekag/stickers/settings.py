@@ -1,7 +1,7 @@
 """The settings: layered backgrounds with haze and light, no random texture.
 
-An 8x latent of four channels carries gradients and large shapes for next to nothing and noise not at all.
-Every function paints the whole canvas and returns the light that falls on what stands there.
+An 8x smaller latent with four channels can represent gradients and large shapes well, but not noise. Every
+function paints the whole canvas and returns the light for its subjects.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SKIES: dict[str, list[tuple[str, str, str]]] = {
 
 
 def _sky(canvas: Canvas, rng: random.Random, time: str, horizon: float) -> tuple[float, Colour]:
-    """Paint sky, sun or moon, stars; return the light's column and the colour of the haze."""
+    """Paint sky, sun or moon, and stars; returns the column of the light and the colour of the haze."""
     top, middle, low = (rgb(code) for code in rng.choice(SKIES[time]))
     canvas.sky([(0.0, top), (horizon * 0.6, middle), (horizon, low)])
     left = rng.random() < 0.5
@@ -52,7 +52,7 @@ def _sky(canvas: Canvas, rng: random.Random, time: str, horizon: float) -> tuple
 
 
 def _stars(canvas: Canvas, rng: random.Random, count: int, lowest: float, moon: tuple[float, float]) -> None:
-    """Stars all over the sky down to `lowest`, away from the moon."""
+    """Stars across the sky down to `lowest`, not near the moon."""
     for n in range(count):
         x, y = (n + rng.uniform(0.15, 0.85)) / count, rng.uniform(0.04, lowest)
         if math.hypot(x - moon[0], y - moon[1]) > 0.11:
@@ -73,14 +73,14 @@ def _clouds(canvas: Canvas, rng: random.Random, time: str, source: float, lowest
 
 
 def _water(colour: Colour, haze: Colour, time: str) -> Colour:
-    """Water, which mirrors the sky when the sun is low."""
+    """The colour of water, which reflects the sky at sunset."""
     if time != "sunset":
         return tone(colour, time)
     return mix(mix(rgb("5d3a8c"), rgb("f58e78"), float(colour.mean()) / 200), haze, 0.12)
 
 
 def _pines(canvas: Canvas, rng: random.Random, base: float, height: float, step: float) -> Line:
-    """The outline of a row of pines that stand on `base`."""
+    """The outline of a row of pines on `base`."""
     line = canvas.level(base)
     x = rng.uniform(-step, 0)
     while x < 1 + step:
@@ -93,7 +93,7 @@ def _pines(canvas: Canvas, rng: random.Random, base: float, height: float, step:
 
 
 def _pine(away: Line, top: float, base: float) -> Line:
-    """One pine of five tiers; `away` is the distance from its trunk in half widths."""
+    """The outline of a pine with five tiers; `away` is the distance from its trunk in half widths."""
     tiers = away * np.float32(5)
     tier = np.floor(tiers)
     slope = (tier + (tiers - tier) * np.float32(0.62)) / np.float32(5)
@@ -339,7 +339,7 @@ def _underwater(canvas: Canvas, time: str, rng: random.Random) -> Light:
 
 
 def _coral(canvas: Canvas, x: float, foot: float, height: float, colour: Colour) -> None:
-    """A branching coral of round-ended arms."""
+    """A branching coral with round-ended arms."""
     for dx, top in ((-0.34, 0.74), (0.36, 0.80), (-0.17, 0.50), (0.18, 0.55), (0.0, 1.0)):
         bend = x + dx * height
         arm = [(x, foot), (bend, foot - height * top * 0.45), (bend, foot - height * top)]
@@ -349,7 +349,7 @@ def _coral(canvas: Canvas, x: float, foot: float, height: float, colour: Colour)
 def _seaweed(
     canvas: Canvas, rng: random.Random, x: float, foot: float, height: float, colour: Colour
 ) -> None:
-    """A ribbon that sways."""
+    """A wavy ribbon."""
     phase = rng.uniform(0, math.tau)
     shares = [n / 7 for n in range(8)]
     blade = [(x + 0.022 * math.sin(phase + s * 5.5) * (0.3 + s), foot - height * s) for s in shares]

@@ -1,4 +1,4 @@
-"""Contact sheets of the world: every subject, every setting at every hour, every style, the combinations."""
+"""Contact sheets of the world: all subjects, settings at each time of day, styles and combinations."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ WEBP_QUALITY = 76
 
 
 def save_sheet(rows: Sequence[Sequence[npt.NDArray[np.uint8]]], path: Path) -> None:
-    """Save rows of equally large images (height, width, 3) uint8 in the format that `path` names."""
+    """Save rows of equally large images (height, width, 3) uint8 in the format of the suffix of `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows]))
-    sheet.save(path, quality=WEBP_QUALITY, method=6)  # the other formats take no notice
+    sheet.save(path, quality=WEBP_QUALITY, method=6)  # other formats ignore these options
 
 
 def subject_scenes(rng: random.Random) -> list[Scene]:
-    """One scene of every subject, without a style."""
+    """One scene of every subject, in sticker style."""
     return [random_scene(rng, subjects=(subject,), styles=("sticker",)) for subject in SUBJECTS]
 
 
 def setting_scenes(rng: random.Random) -> list[Scene]:
-    """Every setting at every hour at which it looks different."""
+    """Every setting at every time of day that changes its look."""
     scenes = []
     for setting in SETTINGS:
         fitting = [name for name in EDGE_SUBJECTS if setting in SUBJECT_BY_NAME[name].settings]
@@ -43,12 +43,12 @@ def setting_scenes(rng: random.Random) -> list[Scene]:
 
 
 def style_scenes(rng: random.Random) -> list[Scene]:
-    """Every style twice."""
+    """Two scenes of every style."""
     return [random_scene(rng, subjects=EDGE_SUBJECTS, styles=(style,)) for style in STYLES for _ in range(2)]
 
 
 def combination_scenes(rng: random.Random) -> list[Scene]:
-    """Three scenes of every topic that combines."""
+    """Three scenes of every combination topic."""
     kinds = [topic for topic in TOPICS.values() if topic.kind == "combination"]
     return [replace(topic_scene(topic, rng), style="sticker") for topic in kinds for _ in range(3)]
 
@@ -62,7 +62,7 @@ SHEETS: dict[str, tuple[Callable[[random.Random], list[Scene]], int]] = {
 
 
 def world_sheets(folder: Path, seed: int = 0, shown: int = 256) -> list[Path]:
-    """Draw the four sheets into `folder` as WebP, each image `shown` pixels wide; return their paths."""
+    """Render the four sheets to `folder` as WebP, with images `shown` pixels wide; returns their paths."""
     paths = []
     for name, (draw, columns) in SHEETS.items():
         scenes = draw(random.Random(seed))
@@ -75,7 +75,7 @@ def world_sheets(folder: Path, seed: int = 0, shown: int = 256) -> list[Path]:
 
 
 def _resized(image: npt.NDArray[np.uint8], pixels: int) -> npt.NDArray[np.uint8]:
-    """`image` with sides of `pixels`."""
+    """`image` with a side of `pixels`."""
     if image.shape[0] == pixels:
         return image
     return np.asarray(Image.fromarray(image).resize((pixels, pixels), Image.Resampling.LANCZOS))

@@ -1,4 +1,4 @@
-"""Sprites: a subject's artwork trimmed, recoloured and scaled, kept for the next image."""
+"""Sprites: the trimmed, recoloured and scaled artwork of a subject, cached for further images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EDGE = 24  # alpha (0..255) below which a pixel counts as empty margin
 
 @dataclass(frozen=True)
 class Sprite:
-    """A subject ready to be placed; uint8 planes, (3, height, width) and (height, width).
+    """A subject ready for placement; uint8 planes, (3, height, width) and (height, width).
 
-    All have an empty margin of `margin` pixels. `planes` are red, green and blue times `alpha`; `soft` is the
-    blurred alpha, of which light and shade at the rim are made; `left` and `right` (columns without the
-    margin) say where the subject touches the ground.
+    All planes have an empty margin of `margin` pixels. `planes` are red, green and blue times `alpha`; `soft`
+    is the blurred alpha, used for light and shade at the rim; `left` and `right` (columns without the margin)
+    limit the part that touches the ground.
     """
 
     planes: npt.NDArray[np.uint8]
@@ -34,12 +34,12 @@ class Sprite:
 
 
 def _crop(image: Image.Image) -> Image.Image:
-    """`image` without its margins."""
+    """`image` without its empty margins."""
     return image.crop(image.getchannel("A").point(lambda value: 255 if value > EDGE else 0).getbbox())
 
 
 def _dressed(image: Image.Image, accessory: str) -> Image.Image:
-    """A premultiplied image with an accessory on its head: where its middle column begins."""
+    """A premultiplied image with an accessory on its head, the top of its middle columns."""
     code, share = ACCESSORIES[accessory]
     hat = _crop(artwork(code)).convert("RGBa")
     width = round(image.width * share)
@@ -65,7 +65,7 @@ def _trimmed(name: str) -> Image.Image:
 
 @lru_cache(maxsize=512)
 def _painted(name: str, colour: str) -> Image.Image:
-    """The artwork in a colour; premultiplied, as scaling needs it."""
+    """The artwork in a colour, premultiplied, which is required for scaling."""
     subject = SUBJECT_BY_NAME[name]
     image = np.asarray(_trimmed(name), np.float64) / 255
     pixels, alpha = image[..., :3], image[..., 3]
@@ -79,9 +79,9 @@ def _painted(name: str, colour: str) -> Image.Image:
 def sprite(
     name: str, colour: str, pixels: int, highest: int, cut: float = 0.0, accessory: str | None = None
 ) -> Sprite:
-    """The subject `name` in `colour`, its longer side `pixels` long, without the lowest share `cut`.
+    """The subject `name` in `colour`, its longer side `pixels` long, without the lowest fraction `cut`.
 
-    What it wears comes on top of that; together they are at most `highest` pixels high.
+    An accessory adds to the height; the total height is at most `highest` pixels.
     """
     image = _painted(name, colour)
     scale = pixels / max(image.size)
@@ -104,6 +104,6 @@ def sprite(
 
 
 def forget_sprites() -> None:
-    """Drop what is cached, after the artwork was exchanged."""
+    """Clear the caches after a change of the artwork."""
     for cached in (_trimmed, _painted, sprite):
         cached.cache_clear()

@@ -1,7 +1,7 @@
-"""Styles: treatments of the whole image, which know where the subject is.
+"""Styles: filters of the whole image that use the mask of the subject.
 
-No style uses random texture (grain, mosaics): an 8x latent of four channels cannot carry it. All planes are
-float32, 0..255; lengths in them are for 256 pixels and follow the image's size.
+No style uses random texture (grain, mosaics), because an 8x smaller latent with four channels cannot
+represent it. All planes are float32, 0..255. Lengths are for images of 256 pixels and scale with the image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dekag.stickers.colour import LUMA, Colour, Plane, Planes, rgb
 
 Develop = Callable[[Planes, Plane], Planes]
 
-PIXEL_BLOCKS = 64  # blocks of pixel art along a side: two to a latent, each way
+PIXEL_BLOCKS = 64  # blocks of pixel art along a side: 2x2 per latent pixel
 INK: Colour = rgb("14121c")
 
 
@@ -25,7 +25,7 @@ def _image(plane: Plane) -> Image.Image:
 
 
 def _blur(plane: Plane, radius: float) -> Plane:
-    """A plane smoothed over `radius` pixels; wide blurs are made of a smaller image."""
+    """A plane smoothed over `radius` pixels; large radii use a reduced image."""
     size = plane.shape[0]
     radius *= size / 256
     picture = _image(plane)
@@ -40,7 +40,7 @@ def _blurred(planes: Planes, radius: float) -> Planes:
 
 
 def _flat(planes: Planes) -> Planes:
-    """Flat areas with sharp edges: a median over 3 x 3 pixels of an image half as large."""
+    """Flat areas with sharp edges: the median over 3 x 3 pixels at half the size."""
     size = planes.shape[-1]
     halves = [_image(plane).reduce(2).filter(ImageFilter.MedianFilter(3)) for plane in planes]
     return np.stack(
@@ -53,7 +53,7 @@ def _grey(planes: Planes) -> Plane:
 
 
 def _slope(plane: Plane) -> Plane:
-    """How steeply a plane rises, per two pixels."""
+    """Magnitude of the gradient of a plane, per two pixels."""
     across = np.zeros_like(plane)
     down = np.zeros_like(plane)
     np.subtract(plane[:, 2:], plane[:, :-2], out=across[:, 1:-1])
@@ -66,7 +66,7 @@ def _steepest(planes: Planes) -> Plane:
 
 
 def _step(plane: Plane, low: float, high: float) -> Plane:
-    """0 below `low`, 1 above `high`, smooth between."""
+    """Smooth step: 0 below `low`, 1 above `high`."""
     share = np.clip((plane - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
     return np.asarray(share * share * (3 - 2 * share), np.float32)
 
@@ -80,14 +80,14 @@ def _lines(planes: Planes, mask: Plane, low: float, high: float, soft: float, ba
 
 
 def _over(below: Planes | Colour, above: Planes | Colour, cover: Plane) -> Planes:
-    """`above` laid over `below` where `cover` (0..1) says."""
+    """`above` over `below` with opacity `cover` (0..1)."""
     low = below if below.ndim == 3 else below[:, None, None]
     high = above if above.ndim == 3 else above[:, None, None]
     return np.asarray(low + (high - low) * cover, np.float32)
 
 
 def _ramp(*stops: str) -> Callable[[Plane], Planes]:
-    """Brightness 0..255 onto a ramp of evenly spaced colours."""
+    """A function that maps brightness 0..255 to a ramp of evenly spaced colours."""
     colours = np.stack([rgb(stop) for stop in stops])
     at = np.linspace(0, 255, len(stops))
     table = np.stack([np.interp(np.arange(256), at, colours[:, c]) for c in range(3)]).astype(np.float32)
@@ -100,13 +100,13 @@ def _ramp(*stops: str) -> Callable[[Plane], Planes]:
 
 
 def _spread(grey: Plane) -> Plane:
-    """An image's brightness stretched over the whole range, so that dark settings stay readable."""
+    """Brightness stretched over the whole range, so that dark settings stay readable."""
     low, high = (float(value) for value in np.percentile(grey[::4, ::4], (2, 98)))
     return np.asarray(np.clip((grey - low) * (230 / max(high - low, 60)) + 14, 0, 255), np.float32)
 
 
 def _tones(planes: Planes, mask: Plane) -> Plane:
-    """Brightness with the subject set apart from what is behind it."""
+    """Brightness with more contrast between the subject and its background."""
     grey = _spread(_grey(planes))
     near = np.clip(_blur(mask * 255, 10.0) / 255, 0, 1) * (1 - mask)
     subject = float((grey * mask).sum()) / max(float(mask.sum()), 1.0)
@@ -156,7 +156,7 @@ def _comic(planes: Planes, mask: Plane) -> Planes:
     flat = flat * (((low + _step(level - low, 0.40, 0.60)) * 51 + 12) / peak)
     around = _blur(mask * 255, 1.6)
     inside = _step(_steepest(_blurred(planes, 1.0)), 26, 52) * _step(around, 60, 180)
-    # In the dark the background goes without ink: rings around stars would be all that is seen.
+    # Dark backgrounds get no ink: only rings around stars would be visible.
     behind = _step(_steepest(_blurred(plain, 1.0)), 26, 52) * np.clip(_grey(plain) / 150, 0, 0.85)
     ink = np.maximum(np.maximum(inside, behind), _step(_slope(around), 24, 64))
     return _over(np.clip(flat, 0, 255), INK, ink)
@@ -225,9 +225,9 @@ def _vaporwave(planes: Planes, mask: Plane) -> Planes:
 
 @dataclass(frozen=True)
 class Style:
-    """`develop(image, mask)` treats an image (3, size, size), 0..255; None leaves it as it is.
+    """A style; `develop(image, mask)` filters an image (3, size, size), 0..255; None leaves it unchanged.
 
-    `keeps_colour` says whether colour words stay visible in it; `words` are its adjectives.
+    `keeps_colour` tells whether colours remain recognisable; `words` are the style's adjectives.
     """
 
     develop: Develop | None

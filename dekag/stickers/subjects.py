@@ -1,4 +1,4 @@
-"""The subjects: their artwork, colour, synonyms and the settings that suit them."""
+"""The subjects: artwork, colour, synonyms and suitable settings."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ GARDEN = ("meadow", "beach", "forest", "city", "room", "desert")
 
 @dataclass(frozen=True)
 class Subject:
-    """One subject and how it is drawn.
+    """A subject and its rendering.
 
     Attributes:
         name: the plain word for it.
-        code: the file of its artwork.
-        colour: the colour that it has by nature; "mixed" for many.
-        settings: where it may be.
+        code: file name of its artwork, without suffix.
+        colour: its own colour; "mixed" for several.
+        settings: settings in which it can occur.
         synonyms: other words for it.
-        paintable: whether colour words suit it.
-        hue: the main hue in degrees of OKLCh, which a colour word replaces; None for light grey parts.
-        reach: how far from `hue`, in degrees, parts take the new colour.
+        paintable: whether it can have other colours.
+        hue: the main hue in degrees of OKLCh, which another colour replaces; None: light grey parts are
+            replaced.
+        reach: largest distance from `hue`, in degrees, of parts that get the new colour.
         flies: whether it is in the air.
-        swims: whether it floats under water.
-        wears: whether a hat sits on its head.
-        cut: the share of its height that the water hides where it is afloat.
+        swims: whether it can be under water.
+        wears: whether it can wear an accessory on its head.
+        cut: fraction of its height that is under water when afloat.
     """
 
     name: str
@@ -144,7 +145,7 @@ _ALL = (
     Subject("flamingo", "1f9a9", "pink", ("beach", "meadow", "sea", "city", "forest")),
 )
 
-# What a subject may wear: its artwork, and how wide it is in head widths.
+# Accessories: artwork, and width relative to the width of the subject.
 ACCESSORIES: dict[str, tuple[str, float]] = {"crown": ("1f451", 0.46), "top-hat": ("1f3a9", 0.52)}
 
 SUBJECT_BY_NAME: dict[str, Subject] = {subject.name: subject for subject in _ALL}

@@ -1,4 +1,4 @@
-"""Topics: what the cloud-GAI can draw or read and the edge-GAI cannot yet."""
+"""Topics: styles, subjects, words and combinations that the cloud-GAI knows and the edge-GAI does not."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ TopicKind = Literal["style", "subject", "vocabulary", "combination"]
 class Topic:
     """One piece of knowledge held out of the edge's training set.
 
-    A style or a subject has the name of what it adds. For a vocabulary, `words` maps plain words of a caption
-    to the words that the cloud alone reads. A combination adds an accessory of its name, or a second subject.
+    A style or subject topic has the name of the style or subject. For a vocabulary, `words` maps plain words
+    of a caption to words that only the cloud knows. A combination adds the accessory of its name, or a second
+    subject.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Topic:
 
     @property
     def triggers(self) -> tuple[str, ...]:
-        """The words of a prompt that show that it needs this topic."""
+        """The words in a prompt that select this topic."""
         if self.kind == "style":
             return STYLE_BY_NAME[self.name].words
         if self.kind == "subject":
@@ -135,7 +136,7 @@ EDGE_SUBJECTS = tuple(subject for subject in SUBJECTS if subject not in TOPICS)
 
 
 def topic_scene(topic: Topic, rng: random.Random) -> Scene:
-    """A scene that needs `topic` and is otherwise made of what the edge knows."""
+    """A scene that needs `topic` and otherwise contains only what the edge knows."""
     if topic.kind == "style":
         return random_scene(rng, subjects=EDGE_SUBJECTS, styles=(topic.name,))
     if topic.kind == "subject":
@@ -144,7 +145,7 @@ def topic_scene(topic: Topic, rng: random.Random) -> Scene:
         if topic.name == "duo":
             return random_scene(rng, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES, companions=1.0)
         return random_scene(rng, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES, accessory=topic.name)
-    while True:  # a vocabulary: a scene of which it names something
+    while True:  # a vocabulary topic: a scene with one of its words
         scene = random_scene(rng, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
         if {scene.subject, scene.colour, scene.setting} & set(topic.words):
             return scene
