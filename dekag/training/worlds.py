@@ -78,7 +78,7 @@ class World:
     def version(self) -> str:
         """The first twelve hex digits of a hash of the package's code, to identify its images.
 
-        Comments and docstrings do not count: rewording one must not cost half an hour of rendering and encoding.
+        Comments and docstrings do not count: rewording one must not cost half an hour of rendering.
         """
         digest = hashlib.sha256()
         for file in sorted(Path(self.module.__file__).parent.rglob("*.py")):
