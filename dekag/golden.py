@@ -107,6 +107,7 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
 
 
 def _of_generation(profile: Profile) -> Iterator[Output]:
+    from dekag.generation.autoencoder import decode
     from dekag.generation.models import Generator
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
@@ -117,7 +118,7 @@ def _of_generation(profile: Profile) -> Iterator[Output]:
         yield Output(name, generator.model_hash, latents)
     decoder = generator.decoder  # the edge's, which the user has, too
     with torch.inference_mode():
-        pixels = decoder.vae.decode(latents / decoder.vae.config.scaling_factor).sample
+        pixels = decode(decoder.vae, latents)
     yield Output("autoencoder", decoder.model_hash, pixels)
     if profile.knowledge is None:
         return

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from dekag.errors import DeadlineError
+from dekag.generation.autoencoder import decode
 from dekag.generation.profile import GeneratorProfile, Profile, Role
 from dekag.generation.prompts import PromptReader
 from dekag.numerics import check_finite
@@ -73,9 +74,8 @@ class LatentDecoder:
         Raises:
             NumericalError: a pixel is not finite.
         """
-        scaled = latents / self.vae.config.scaling_factor
         rows = max(1, PIXELS_AT_ONCE // (self.factor**2 * latents.shape[2] * latents.shape[3]))
-        images: torch.Tensor = torch.cat([self.vae.decode(part).sample for part in scaled.split(rows)])
+        images: torch.Tensor = torch.cat([decode(self.vae, part) for part in latents.split(rows)])
         check_finite(images, "render", seeds=seeds, model_hash=self.model_hash)
         pixels = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())

@@ -19,15 +19,25 @@ def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
 
 
 class ImageScorer:
-    """CLIP- and DINO-features of images and their similarity."""
+    """CLIP- and DINO-features of images and their similarity.
 
-    def __init__(self, clip: Any, dino: Any) -> None:
+    Args:
+        clip: a CLIPModel.
+        dino: a Dinov2Model.
+        clip_processor, dino_processor: the models' own image processors. A model without one, such as the
+            embedded encoders, reads images that are reduced to its input size, in [-1, 1].
+    """
+
+    def __init__(
+        self, clip: Any, dino: Any, *, clip_processor: Any = None, dino_processor: Any = None
+    ) -> None:
         self.clip = clip.eval()
         self.dino = dino.eval()
+        self._clip_processor, self._dino_processor = clip_processor, dino_processor
 
     @classmethod
     def load(cls, clip: Path | str, dino: Path | str) -> Self:
-        """Load a CLIPModel and a Dinov2Model (any folder or hub name).
+        """Load a CLIPModel and a Dinov2Model (any folder or hub name) with their image processors.
 
         They run in single precision, whatever their stored precision: in half precision, scores would depend
         on the processor.
@@ -35,19 +45,41 @@ class ImageScorer:
         from transformers import AutoModel
 
         single = {"dtype": torch.float32}
-        return cls(AutoModel.from_pretrained(clip, **single), AutoModel.from_pretrained(dino, **single))
+        return cls(
+            AutoModel.from_pretrained(clip, **single),
+            AutoModel.from_pretrained(dino, **single),
+            clip_processor=_processor(clip),
+            dino_processor=_processor(dino),
+        )
 
     @torch.inference_mode()
     def features(self, pixels: npt.NDArray[np.uint8]) -> dict[str, torch.Tensor]:
         """Unit-length features of (batch, h, w, 3) uint8 images: "clip" (batch, c), "dino" (batch, d)."""
-        images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        small = reduce_images(images, self.clip.config.vision_config.image_size)
-        clip = self.clip.visual_projection(self.clip.vision_model(small).pooler_output)
-        small = reduce_images(images, self.dino.config.image_size)
-        dino = self.dino(small).pooler_output
+        seen = _prepared(pixels, self._clip_processor, self.clip.config.vision_config.image_size)
+        clip = self.clip.visual_projection(self.clip.vision_model(seen).pooler_output)
+        dino = self.dino(_prepared(pixels, self._dino_processor, self.dino.config.image_size)).pooler_output
         return {"clip": F.normalize(clip, dim=1), "dino": F.normalize(dino, dim=1)}
 
     def scores(self, images: npt.NDArray[np.uint8], references: npt.NDArray[np.uint8]) -> dict[str, Any]:
         """CLIP- and DINO-score of each image against its reference: arrays (batch,), at most 1."""
         ours, theirs = self.features(images), self.features(references)
         return {name: (ours[name] * theirs[name]).sum(1).numpy() for name in ours}
+
+
+def _processor(path: Path | str) -> Any:
+    """The image processor of a model, None if it has none."""
+    from transformers import AutoImageProcessor
+    from transformers.utils import IMAGE_PROCESSOR_NAME, cached_file
+
+    if cached_file(path, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
+        return None
+    return AutoImageProcessor.from_pretrained(path)
+
+
+def _prepared(pixels: npt.NDArray[np.uint8], processor: Any, size: int) -> torch.Tensor:
+    """Images (batch, h, w, 3) uint8 as a model reads them, (batch, 3, its height, its width)."""
+    if processor is not None:
+        prepared: torch.Tensor = processor(images=list(pixels), return_tensors="pt")["pixel_values"]
+        return prepared
+    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return reduce_images(images, size)

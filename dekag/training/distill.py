@@ -21,6 +21,7 @@ from peft import LoraConfig
 from torch import nn
 
 from dekag.errors import MismatchError
+from dekag.generation import autoencoder
 from dekag.generation.images import Pixels, from_bytes, to_png
 from dekag.generation.models import Generator, by_windows
 from dekag.generation.prompts import PromptReader, Window
@@ -117,9 +118,7 @@ def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
     """Encode images (images, h, w, 3) uint8 to latents (images, 4, h/8, w/8) in the denoiser's scale."""
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.dtype).div(127.5).sub(1)
     at_once = max(1, ENCODED_PIXELS // (images.shape[2] * images.shape[3]))
-    parts = [vae.encode(part).latent_dist.mean for part in images.split(at_once)]
-    latents: torch.Tensor = torch.cat(parts).float() * vae.config.scaling_factor
-    return latents
+    return torch.cat([autoencoder.encode(vae, part) for part in images.split(at_once)]).float()
 
 
 def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> LoraConfig:

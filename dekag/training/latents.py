@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from dekag.generation.autoencoder import encode
 from dekag.training.data import SCENES, rendered_scenes, to_tensor
 from dekag.training.device import CPU
 from dekag.training.worlds import STORYBOOK, World
@@ -18,11 +19,14 @@ CHUNK = 200
 AT_ONCE = 20
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """The first twelve hex digits of a hash of the model's weights."""
+def autoencoder_hash(vae: Any) -> str:
+    """The first twelve hex digits of a hash of an autoencoder: its weights and the scale of its latents."""
     digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
+    for name, weight in sorted(vae.state_dict().items()):
         digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
+    scale = (vae.config.scaling_factor, getattr(vae.config, "shift_factor", None))
+    if scale != (1.0, None):
+        digest.update(str(scale).encode())
     return digest.hexdigest()[:12]
 
 
@@ -46,7 +50,7 @@ def encoded_scenes(
         workers: number of rendering processes.
         device: device of the autoencoder.
     """
-    stem = f"{world.profile}-{world.version}-{weights_hash(vae)}-{world.size}-{count}"
+    stem = f"{world.profile}-{world.version}-{autoencoder_hash(vae)}-{world.size}-{count}"
     path, progress = cache / f"latents-{stem}.npy", cache / f"latents-{stem}.done"
     done = int(progress.read_text()) if path.exists() and progress.exists() else 0
     cache.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,7 @@ def encoded_scenes(
         vae = vae.to(device, memory_format=torch.channels_last)
         for start in tqdm(range(done, count, CHUNK), desc="encode images", mininterval=10):
             images = to_tensor(pixels[start : start + CHUNK])
-            parts = [vae.encode(part.to(device)).latent_dist.mean.cpu() for part in images.split(AT_ONCE)]
+            parts = [encode(vae, part.to(device)).cpu() for part in images.split(AT_ONCE)]
             out[start : start + len(images)] = torch.cat(parts).half().numpy()
             progress.write_text(str(start + CHUNK))
         out.flush()

@@ -18,6 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from tqdm import tqdm
 
+from dekag.generation.autoencoder import decode
 from dekag.training.data import Pixels, batches, psnr_db, to_tensor
 from dekag.training.device import CPU, multiplying
 from dekag.training.loop import TrainingRun
@@ -336,7 +337,7 @@ def refine_decoder(
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(latents), (batch,), generator=generator)
         images = _channels_last(to_tensor(pixels[pick.numpy()]), device)
-        output = vae.decode(latents[pick].float().to(device)).sample
+        output = decode(vae, latents[pick].float().to(device))
         error = (output - images).square().mean(dim=(1, 2, 3))
         loss = error.add(1e-5).log().mean() + reconstruction_loss(output, images)
         return {"loss": loss, "psnr_db": psnr_db(output.detach(), images).mean()}

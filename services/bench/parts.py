@@ -26,6 +26,7 @@ from dekag.cala.aligned_codec import AlignedCodec
 from dekag.evaluation.pages import Row
 from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS
+from dekag.generation.autoencoder import decode
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile
@@ -180,7 +181,7 @@ def _decoders(edge: Generator) -> dict[str, tuple[Any, bool]]:
 
 def _decoded(vae: Any, cast: bool, latents: torch.Tensor) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=cast):
-        image: torch.Tensor = vae.decode(latents / vae.config.scaling_factor).sample
+        image = decode(vae, latents)
     return image.float()
 
 

@@ -579,6 +579,7 @@ def cala(
     """Train transmission knowledge: CALA, adapters of the base codec, over random rates and channels."""
     _threads(threads)
     from dekag.codec import JsccCodec
+    from dekag.generation.autoencoder import decode
     from dekag.generation.models import folder_hash
     from dekag.training.cala import train_knowledge
 
@@ -590,7 +591,7 @@ def cala(
         run,
         JsccCodec.load(base),
         folder_hash(base),
-        lambda batch: model.decode(batch).sample,
+        lambda batch: decode(model, batch),
         latents[:-1000],
         latents[-1000:][:calibrate_on],
         steps=steps,

@@ -177,13 +177,13 @@ class LinkReport(_message.Message):
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
-    """False for a conventional delivery whose code did not decode."""
+    """False if decoding of a conventional delivery failed."""
     channel_uses: _builtins.int
-    """Complex symbols sent, K, without pilots."""
+    """Number K of complex symbols sent, without pilots."""
     cbr: _builtins.float
     """(channel_uses + pilot_uses) / (3 * width * height)"""
     no: _builtins.float
-    """Noise power per channel use; signal power is 1. 0 over an ideal channel."""
+    """Noise power per channel use, with a signal power of 1; 0 over an ideal channel."""
     gains: _builtins.bytes
     """Gains h_j as the receiver knew them, as SymbolBlock.iq; empty over an ideal channel. Of more than 1024, evenly
     spaced ones.
@@ -191,32 +191,30 @@ class LinkReport(_message.Message):
     instantaneous_snr_db: _builtins.float
     """Mean |h_j|^2 / no of this transmission, dB; unset over an ideal channel."""
     psnr_db: _builtins.float
-    """Received image against what was sent, dB; unset if not decoded."""
+    """PSNR of the received image against the sent one, dB; unset if not decoded."""
     cached: _builtins.bool
     """Whether the latent or the image came from a cache."""
     image_format: _downlink_pb2.ImageFormat.ValueType
-    """File that carried the image; conventional delivery only."""
+    """Format of the image file; conventional delivery only."""
     pilot_uses: _builtins.int
-    """Channel uses spent on pilots, of all hops together."""
+    """Channel uses spent on pilots, over all hops."""
     modulation: _downlink_pb2.Modulation.ValueType
     """As requested; semantic deliveries only."""
     target_psnr_db: _builtins.float
     """As requested, dB."""
     expected_psnr_db: _builtins.float
-    """What the sender expected of the rate that it chose for target_psnr_db, dB; below that where no rate was expected to
-    reach it.
+    """PSNR that the sender expected at the rate chosen for target_psnr_db, dB; below the target if no rate was expected
+    to reach it.
     """
     gain_mse: _builtins.float
-    """Mean squared error of the gains, as the receiver estimates it from the pilots; the mean power of a gain is 1. Null
-    unless csi is pilots.
-    """
+    """The receiver's estimate of the mean squared error of its gains, whose mean power is 1. Null unless csi is pilots."""
     @_builtins.property
     def link(self) -> _downlink_pb2.LinkConditions:
         """As asked."""
 
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.StageTime]:
-        """Time per stage, in the order of the chain's answer."""
+        """Time per stage."""
 
     @_builtins.property
     def hops(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.HopTraffic]:
@@ -224,19 +222,19 @@ class LinkReport(_message.Message):
 
     @_builtins.property
     def model_hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """sha256 of each model that took part."""
+        """SHA-256 of each model used."""
 
     @_builtins.property
     def coding(self) -> _downlink_pb2.ModulationAndCoding:
-        """Conventional delivery only."""
+        """Modulation and coding; conventional delivery only."""
 
     @_builtins.property
     def knowledge(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.KnowledgeUse]:
-        """Knowledge updates that generated the latent."""
+        """Knowledge updates applied in generation."""
 
     @_builtins.property
     def prompt_read(self) -> _containers.MessageMap[_builtins.str, _downlink_pb2.PromptRead]:
-        """How much of the prompt was read by who drew: "edge", or "cloud" of a conventional one."""
+        """Tokens that the generating model read, by model: "edge", or "cloud" if conventional."""
 
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -76,3 +77,45 @@ def test_models_kept_in_half_precision_compute_in_single(tmp_path: Path) -> None
     scorer = ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
     features = scorer.features(np.zeros((1, 64, 64, 3), np.uint8))
     assert {each.dtype for each in features.values()} == {torch.float32}
+
+
+HUB_CLIP = {  # what the published models come with
+    "crop_size": 224, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3,
+    "size": 224, "feature_extractor_type": "CLIPFeatureExtractor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+}  # fmt: skip
+HUB_DINO = {
+    "crop_size": {"height": 224, "width": 224}, "do_center_crop": True, "do_convert_rgb": True,
+    "do_normalize": True, "do_rescale": True, "do_resize": True, "image_processor_type": "BitImageProcessor",
+    "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3,
+    "rescale_factor": 1 / 255, "size": {"shortest_edge": 256},
+}  # fmt: skip
+
+
+def test_models_see_images_as_their_own_processors_prepare_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    eyes = {**small, "image_size": 224, "patch_size": 32}
+    clip = CLIPModel(
+        CLIPConfig(text_config={**small, "vocab_size": 10}, vision_config=eyes, projection_dim=8)
+    )
+    clip.save_pretrained(tmp_path / "clip")
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(HUB_CLIP))
+    # as published: made for 518 pixels, used on the middle 224 of 256
+    Dinov2Model(
+        Dinov2Config(
+            hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=518, patch_size=14
+        )
+    ).save_pretrained(tmp_path / "dino")
+    (tmp_path / "dino" / "preprocessor_config.json").write_text(json.dumps(HUB_DINO))
+    scorer = ImageScorer.load(tmp_path / "clip", tmp_path / "dino")
+    seen: dict[str, torch.Tensor] = {}
+    for name, model in (("clip", scorer.clip.vision_model), ("dino", scorer.dino)):
+        model.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0]}))
+    scorer.features(np.full((2, 512, 384, 3), 255, np.uint8))
+    white = {"clip": (1.9303, 2.0749, 2.1459), "dino": (2.2489, 2.4286, 2.6400)}
+    for name, values in white.items():
+        assert seen[name].shape == (2, 3, 224, 224)
+        torch.testing.assert_close(seen[name][0, :, 100, 100], torch.tensor(values), atol=1e-4, rtol=0)

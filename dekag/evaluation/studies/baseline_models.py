@@ -21,6 +21,7 @@ from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
+from dekag.generation.autoencoder import encode
 from dekag.generation.models import Generator
 from dekag.generation.profile import Profile, load_profile
 from dekag.link import LinkConditions
@@ -49,7 +50,7 @@ def measure_vae(generator: Generator, count: int, results: Path) -> None:
         pixels = render(scene, seed)
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
         with torch.inference_mode():
-            latents = generator.pipeline.vae.encode(image).latent_dist.mean
+            latents = encode(generator.pipeline.vae, image)
         decoded = generator.decoder.decode(latents)[0]
         rows.append({"seed": seed, "style": scene.style, "psnr_db": round(psnr_db(decoded, pixels), 3)})
     write_rows(results / FOLDER / "vae.jsonl", rows)

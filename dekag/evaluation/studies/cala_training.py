@@ -22,6 +22,7 @@ from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import Key, conditions_of
+from dekag.generation.autoencoder import decode
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
 from dekag.training.latents import encoded_scenes
 
@@ -102,7 +103,7 @@ class Trainings:
     def metric(self) -> torch.Tensor:
         """What latent errors cost in the image."""
         return pixel_metric(
-            lambda each: self.bank.autoencoder.decode(each).sample, self.latents[:METRIC_LATENTS].float()
+            lambda each: decode(self.bank.autoencoder, each), self.latents[:METRIC_LATENTS].float()
         )
 
     @property

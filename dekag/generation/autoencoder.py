@@ -1,0 +1,27 @@
+"""Images to latents and back, in the scale in which denoiser, codec and channel work.
+
+An autoencoder's raw latents have any mean and deviation; its configuration says how its denoiser scales them.
+Latents outside this module are always scaled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def encode(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    """Images (batch, 3, h, w) in [-1, 1] -> latents (batch, channels, h / 8, w / 8): the posterior's mean."""
+    mean: torch.Tensor = vae.encode(images).latent_dist.mean
+    return (mean - _shift(vae)) * float(vae.config.scaling_factor)
+
+
+def decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents (batch, channels, h, w) -> images (batch, 3, 8h, 8w), about in [-1, 1]."""
+    image: torch.Tensor = vae.decode(latents / vae.config.scaling_factor + _shift(vae)).sample
+    return image
+
+
+def _shift(vae: Any) -> float:
+    return getattr(vae.config, "shift_factor", None) or 0.0

@@ -1,0 +1,60 @@
+"""Latents are scaled in one place, whatever the autoencoder's own scale and shift are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from dekag.generation.autoencoder import decode, encode
+from dekag.generation.models import LatentDecoder
+from dekag.training import distill, latents
+from dekag.training.worlds import STORYBOOK
+
+SCALES = ((1.0, None), (0.18215, None), (0.13025, None), (1.5305, 0.0609))  # embedded, SD 2.1, SDXL, SD 3
+
+
+def tiny(scaling_factor: float, shift_factor: float | None, channels: int = 4) -> Any:
+    """An untrained autoencoder; the same weights for the same channels."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(4, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=2,
+        latent_channels=channels,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+    ).eval()
+
+
+@pytest.mark.parametrize(("scale", "shift"), SCALES)
+@pytest.mark.parametrize("channels", [4, 16])
+def test_every_way_to_latents_and_back_has_the_same_scale(
+    scale: float, shift: float | None, channels: int, tmp_path: Path
+) -> None:
+    vae = tiny(scale, shift, channels)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    with torch.inference_mode():
+        raw = vae.encode(images).latent_dist.mean
+        scaled = encode(vae, images)
+        assert scaled.shape == (2, channels, 8, 8)
+        torch.testing.assert_close(scaled, (raw - (shift or 0)) * scale)
+        torch.testing.assert_close(decode(vae, scaled), vae.decode(raw).sample)
+    torch.testing.assert_close(distill.encode(vae, pixels), scaled)
+    shown = LatentDecoder(vae, "").decode(scaled)
+    with torch.inference_mode():
+        own = vae.decode(raw).sample.add(1).mul(127.5).clamp(0, 255).round().permute(0, 2, 3, 1).numpy()
+    assert np.abs(shown.astype(int) - own).max() <= 1
+
+
+def test_latents_to_train_on_are_scaled_and_kept_by_autoencoder(tmp_path: Path) -> None:
+    plain, scaled = (
+        latents.encoded_scenes(tmp_path, tiny(each, None), 3, world=STORYBOOK) for each in (1.0, 0.18215)
+    )
+    torch.testing.assert_close(scaled.float(), plain.float() * 0.18215, rtol=2e-3, atol=1e-4)
