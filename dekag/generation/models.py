@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dekag.errors import DeadlineError
+from dekag.errors import DeadlineError, NotFoundError
 from dekag.generation.autoencoder import decode
 from dekag.generation.profile import GeneratorProfile, Profile, Role
 from dekag.generation.prompts import PromptReader
@@ -22,24 +22,52 @@ from dekag.numerics import check_finite
 PIXELS_AT_ONCE = 2**20
 """Largest number of pixels in a batch; bounds the memory for generating and decoding."""
 
-HASHED_SUFFIXES = {".safetensors", ".json", ".txt", ".model"}
+HASHED_SUFFIXES = {".safetensors", ".json", ".model"}
+HASHED_NAMES = {"merges.txt", "vocab.txt"}  # of tokenizers; a note in a folder changes nothing
 
 
 def folder_hash(path: Path | str) -> str:
     """SHA-256 (hex) of the names and contents of weights and configurations in a model folder.
 
-    For a model on a hub, the name itself is hashed; the weights are then identified by the hub's revision.
+    Of a model on a hub, its name and the commit that is in the local cache are hashed.
+
+    Raises:
+        NotFoundError: there is neither such a folder nor such a model in the cache.
     """
     folder = Path(path)
-    digest = hashlib.sha256()
     if not folder.is_dir():
-        digest.update(os.fsencode(path))
-        return digest.hexdigest()
+        return hashlib.sha256(f"{path}@{hub_commit(str(path))}".encode()).hexdigest()
+    digest = hashlib.sha256()
     for file in sorted(folder.rglob("*")):
-        if file.suffix in HASHED_SUFFIXES and file.name != "training.json":
+        hashed = file.suffix in HASHED_SUFFIXES or file.name in HASHED_NAMES
+        if hashed and file.name != "training.json":
             digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
-            digest.update(file.read_bytes())
+            with file.open("rb") as content:  # in pieces: weights may be larger than memory
+                while piece := content.read(2**20):
+                    digest.update(piece)
     return digest.hexdigest()
+
+
+def hub_commit(name: str) -> str:
+    """The commit of a hub's model that the local cache holds, and that loading it takes.
+
+    Raises:
+        NotFoundError: the cache holds none.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True)).name
+    except (HFValidationError, LocalEntryNotFoundError):
+        said = f"no model {name!r}: it is neither a folder nor in the cache of the hub"
+        raise NotFoundError(said) from None
+
+
+def autoencoder_hash(pipeline: Path | str) -> str:
+    """The hash of a pipeline's autoencoder: of its folder, or of the whole pipeline on a hub."""
+    folder = Path(pipeline) / "vae"
+    return folder_hash(folder if folder.is_dir() else pipeline)
 
 
 class LatentDecoder:
@@ -51,12 +79,14 @@ class LatentDecoder:
         self.model_hash = model_hash
 
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Load an AutoencoderKL folder."""
+    def load(cls, pipeline: Path | str) -> Self:
+        """Load the autoencoder of a pipeline, a folder or a hub name."""
         from diffusers import AutoencoderKL
 
-        vae = AutoencoderKL.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-        return cls(vae, folder_hash(path))
+        vae = AutoencoderKL.from_pretrained(
+            pipeline, subfolder="vae", dtype=torch.float32, use_safetensors=True
+        )
+        return cls(vae, autoencoder_hash(pipeline))
 
     @property
     def factor(self) -> int:
@@ -138,11 +168,10 @@ class Generator:
         from diffusers import DiffusionPipeline
 
         pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-        model_hash = folder_hash(path)
-        folder = Path(path)
-        vae_hash = folder_hash(folder / "vae") if folder.is_dir() else model_hash
-        decoder = LatentDecoder(pipeline.vae, vae_hash)
-        return cls(pipeline, model_hash, decoder, steps=steps, guidance_scale=guidance_scale, size=size)
+        decoder = LatentDecoder(pipeline.vae, autoencoder_hash(path))
+        return cls(
+            pipeline, folder_hash(path), decoder, steps=steps, guidance_scale=guidance_scale, size=size
+        )
 
     @classmethod
     def from_profile(cls, profile: Profile, role: Role) -> Self:

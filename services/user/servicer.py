@@ -101,7 +101,7 @@ class UserServicer(UserBase):
 
         self._profile = profile = load_profile(self._settings.profile)
         self._codecs.load(profile.codec, profile.adapters)
-        self._decoder = LatentDecoder.load(f"{profile.edge.path}/vae")
+        self._decoder = LatentDecoder.load(profile.edge.path)
         warm_up()
 
     async def close(self) -> None:

@@ -71,7 +71,9 @@ class Installed:
             f"{packages}\n"
         )  # pth files in there are not read: no editable dekag
 
-    def run(self, *command: object, folder: Path, timeout_s: float = 1800) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: object, folder: Path, timeout_s: float = 1800
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             list(map(str, command)),
             cwd=folder,

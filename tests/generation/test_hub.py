@@ -1,0 +1,71 @@
+"""Models by their name on a hub: from the local cache, known by their commit."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+
+from dekag.errors import NotFoundError
+from dekag.generation.models import Generator, LatentDecoder, folder_hash
+from dekag.generation.profile import load_profile
+
+NAME = "somebody/tiny"
+COMMITS = ("1" * 40, "2" * 40)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, which cannot be reached."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_OFFLINE", True, raising=False)
+    return tmp_path
+
+
+def put(hub: Path, commit: str, folder: str) -> None:
+    """Make `commit` the main branch of the model, with the files of `folder`."""
+    home = hub / ("models--" + NAME.replace("/", "--"))
+    shutil.copytree(folder, home / "snapshots" / commit)
+    (home / "refs").mkdir(exist_ok=True)
+    (home / "refs" / "main").write_text(commit)
+
+
+def test_a_models_hash_changes_with_its_commit(hub: Path, dummy_profile: Path) -> None:
+    edge = load_profile(dummy_profile).edge.path
+    hashes = []
+    for commit in COMMITS:
+        put(hub, commit, edge)
+        hashes.append(folder_hash(NAME))
+    assert len({*hashes, folder_hash(edge)}) == 3
+
+
+def test_edge_and_user_load_the_same_model_from_the_cache(hub: Path, dummy_profile: Path) -> None:
+    edge = load_profile(dummy_profile).edge.path
+    put(hub, COMMITS[0], edge)
+    mine, user = Generator.load(NAME, steps=1, guidance_scale=1), LatentDecoder.load(NAME)
+    theirs = Generator.load(edge, steps=1, guidance_scale=1)
+    latents = mine.latents("a boat", 1)
+    assert torch.equal(latents, theirs.latents("a boat", 1))
+    assert (user.decode(latents) == theirs.decoder.decode(latents)).all()
+    assert user.model_hash == mine.decoder.model_hash
+
+
+@pytest.mark.parametrize("name", [NAME, "nothing", "/nowhere/at/all", "../up", "a/b/c"])
+def test_what_is_neither_a_folder_nor_in_the_cache_is_named(hub: Path, name: str) -> None:
+    with pytest.raises(NotFoundError, match=f"no model '{name}': it is neither a folder nor in the cache"):
+        folder_hash(name)
+
+
+def test_notes_beside_weights_do_not_make_another_model(tmp_path: Path, dummy_profile: Path) -> None:
+    edge = shutil.copytree(load_profile(dummy_profile).edge.path, tmp_path / "edge")
+    before = folder_hash(edge)
+    (edge / "README.txt").write_text("mine")
+    (edge / "notes.md").write_text("mine")
+    assert folder_hash(edge) == before
+    merges = edge / "tokenizer" / "merges.txt"
+    merges.write_text("#version: 0.2\na b\n")
+    assert folder_hash(edge) != before
