@@ -75,7 +75,7 @@ class Rate:
 
     Attributes:
         channel_uses: complex symbols, without pilots.
-        expected_psnr_db: what to expect, dB, if the rate was chosen for a target; None otherwise.
+        expected_psnr_db: expected PSNR, dB, if the rate was chosen for a target; None otherwise.
     """
 
     channel_uses: int
@@ -162,11 +162,11 @@ class Sender:
 
         Args:
             latents: (B, channels, h, w) float32.
-            conditions: B of them, of which the sender knows the reported SNR.
+            conditions: one per latent; the sender knows only the reported SNR.
             channel_uses: K_i of each image.
             source_values: values of each image, 3 * width * height.
-            seeds: B of them, for error messages.
-            modulation: the constellation, if not the codec's own.
+            seeds: one per latent, for error messages.
+            modulation: the constellation; default: that of the codec's training.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -218,10 +218,10 @@ class Receiver:
 
         Args:
             receptions: what arrived.
-            conditions: B of them.
+            conditions: one per latent.
             latent_shape: (channels, h, w), of all.
             source_values: values of each image, 3 * width * height.
-            seeds: B of them, for error messages.
+            seeds: one per latent, for error messages.
 
         Raises:
             NumericalError: a symbol or a latent is not finite.
@@ -431,7 +431,7 @@ class SemanticLink:
 
     Args:
         codec: encodes and decodes.
-        generator: draws the latents and turns those received into images; without one, only `send` works.
+        generator: generates latents and decodes received ones into images; `send` works without it.
 
     Attributes:
         sender, receiver: the two ends.
@@ -469,7 +469,7 @@ class SemanticLink:
 
     @property
     def generator(self) -> Generator:
-        """The generator that draws the images; InvalidInputError if the link has none."""
+        """The image generator; InvalidInputError if the link has none."""
         if self._generator is None:
             raise InvalidInputError("generator", "given to a link that draws images", None)
         return self._generator
@@ -500,13 +500,13 @@ class SemanticLink:
 
         Args:
             latents: (B, channels, h, w) float32.
-            conditions: B of them.
-            seeds: B of them, of fading and noise.
-            source_values: values of each image, 3 * width * height; left out, as the generator draws them.
+            conditions: one per latent.
+            seeds: one per latent, for fading and noise.
+            source_values: values per image, 3 * width * height; default: from the latents' shape.
             cbr: rate of all, channel uses per source value.
             target_psnr_db: choose each rate to reach this PSNR, dB, instead.
             channel_uses: or send this many symbols of each.
-            modulation: the constellation, if not the codec's own.
+            modulation: the constellation; default: that of the codec's training.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -562,13 +562,13 @@ class SemanticLink:
             True
 
         Args:
-            prompt: what to draw.
-            conditions: of the link; 10 dB and Rayleigh fading if left out.
+            prompt: text prompt.
+            conditions: of the link; default: 10 dB, Rayleigh fading.
             seed: of generation, fading and noise, 0 to 2**63 - 1.
-            width, height: pixels, multiples of 32; the size of the profile if left out.
+            width, height: pixels, multiples of 32; default: the profile's size.
             cbr: channel uses per source value, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
-            modulation: the constellation, if not the codec's own.
+            modulation: the constellation; default: that of the codec's training.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.

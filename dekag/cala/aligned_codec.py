@@ -97,7 +97,7 @@ class AlignedCodec:
             latents: latents to send.
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), `condition_vector(..., at="sender")` for each image.
-            modulation: the constellation, if not the codec's own.
+            modulation: the constellation; default: that of the codec's training.
             exact: make a row's bits independent of the rest of the batch, by running adapters row by row;
                 otherwise a large batch takes half the time per image.
 

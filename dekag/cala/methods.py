@@ -86,7 +86,7 @@ class AdaptedCodec(nn.Module):
             latents: latents to send.
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), all of one group.
-            modulation: the constellation, if not the codec's own.
+            modulation: the constellation; default: that of the codec's training.
         """
         uses = channel_uses[0] if len(set(channel_uses)) == 1 else channel_uses
         with self._with_condition("encoder", condition):

@@ -102,7 +102,7 @@ class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
             latents: latents to send.
             channel_uses: 1 to `max_channel_uses` symbols, for every image or for each; shorter rows end in
                 zeros, and K is the largest number.
-            modulation: the constellation; left out, the one of the codec's training.
+            modulation: the constellation; default: that of the codec's training.
         """
 
     @abstractmethod
@@ -185,7 +185,7 @@ class JsccCodec(LatentCodec):
         Args:
             features: result of `features`.
             channel_uses: number of symbols of each row, if it differs from K.
-            modulation: the constellation; left out, the one of the codec's training. "unquantised" leaves the
+            modulation: the constellation; default: that of the codec's training. "unquantised" leaves the
                 features unchanged.
 
         Raises:

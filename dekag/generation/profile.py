@@ -16,7 +16,7 @@ from dekag.documents import read_json
 from dekag.errors import FileError, NotFoundError
 from dekag.paths import MODELS
 
-LARGEST = 2  # times a profile's own size: what its generators still draw in one piece
+LARGEST = 2  # times a profile's own size: beyond which generators repeat subjects
 Role = Literal["cloud", "edge"]
 
 
@@ -60,11 +60,11 @@ class Profile(BaseModel):
     codec: str = Field(description="Folder of the joint source-channel codec.")
     adapters: str | None = Field(
         default=None,
-        description="Folder of the codec's adapters, its transmission knowledge; left out, there are none.",
+        description="Folder of the codec's adapters, its transmission knowledge. Default: none.",
     )
     knowledge: str | None = Field(
         default=None,
-        description="Folder of knowledge updates, one a topic, for sweeps; left out, there are none.",
+        description="Folder of knowledge updates, one per topic, for sweeps. Default: none.",
     )
     scorer: ScorerProfile | None = Field(
         default=None, description="Scores knowledge updates; without it they carry no CLIP- and DINO-scores."
