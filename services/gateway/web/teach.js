@@ -16,7 +16,7 @@ async function distil() {
   const data = new FormData(form);
   const whole = (name) => (/^\d+$/.test(data.get(name)) ? Number(data.get(name)) : data.get(name));
   const prompts = data.get("prompts").split("\n").map((line) => line.trim()).filter(Boolean);
-  const body = { topic: data.get("topic"), images: whole("images"), steps: whole("steps"), prompts };
+  const body = { topic: data.get("topic"), images: whole("images"), steps: whole("steps"), prompts, force: data.has("force") };
   try {
     await watch(await askJson("POST", "v1/knowledge", body));
   } catch (error) {
@@ -66,7 +66,7 @@ function showJob() {
     queued: `${job.topic}: waiting for a distiller.`,
     running: `${job.topic}: ${STAGES[job.stage] ?? "starting"}${job.total ? `, ${job.done} of ${job.total}` : ""}${loss}.`,
     finished: job.kept_aside
-      ? `${job.topic}: not published: ${job.kept_aside}.`
+      ? `${job.topic}: not published: ${job.kept_aside}. Use more images and steps, or publish it even so.`
       : `${job.topic}: published as version ${job.version}. Send a prompt that needs it.`,
     failed: `${job.topic}: failed. ${job.error ?? ""}`,
     cancelled: `${job.topic}: cancelled; nothing was published.`,
