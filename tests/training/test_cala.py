@@ -19,6 +19,7 @@ from dekag.training.cala import (
     grid_condition,
     image_error,
     pixel_metric,
+    send,
     train_knowledge,
     train_method,
 )
@@ -130,6 +131,25 @@ def test_training_conditions_cover_their_ranges() -> None:
     for direct in (0.0, 1.0):
         assert (drawn.los_fraction == direct).float().mean() == pytest.approx(1 / 3, abs=0.04)
     assert (drawn.tau_rms_s[drawn.los_fraction == 1] == 0).all()
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_training_sends_as_many_symbols_as_the_services_do(
+    side: int, codec: JsccCodec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = torch.randn(2, 4, side, side)
+    counts: list[int] = []
+    features = type(codec).features
+
+    def noted(self: JsccCodec, latents: torch.Tensor, channel_uses: int | list[int]) -> torch.Tensor:
+        counts.extend([channel_uses] if isinstance(channel_uses, int) else channel_uses)
+        return features(self, latents, channel_uses)
+
+    monkeypatch.setattr(type(codec), "features", noted)
+    adapted, cbr = build("none", codec, SHARE), 1 / 96
+    send(adapted, latents, grid_condition(cbr, 10.0, count=2), torch.Generator().manual_seed(1))
+    deliver(adapted, latents, cbr, LinkConditions(snr_db=10), [1, 2])
+    assert set(counts) == {round(cbr * 3 * (8 * side) ** 2)}
 
 
 def test_the_metric_predicts_what_latent_errors_cost() -> None:
