@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,38 @@ CONTEXT = 40
 """Context length, tokens: short, so that tests cover prompts that exceed it."""
 
 
-def save_dummy_models(folder: Path, seed: int = 0) -> Path:
+@dataclass(frozen=True)
+class Dimensions:
+    """What tiny models may have in common with real ones and not with the embedded ones.
+
+    Attributes:
+        size: of the profile's images, pixels.
+        latent_channels: of the autoencoder.
+        scaling_factor: of its latents.
+        prediction_type: of both denoisers.
+        context, cloud_context: tokens that edge and cloud read at once.
+    """
+
+    size: int = 128
+    latent_channels: int = 4
+    scaling_factor: float = 1.0
+    prediction_type: str = "v_prediction"
+    context: int = CONTEXT
+    cloud_context: int = CONTEXT
+
+
+EMBEDDED = Dimensions()
+FOREIGN = Dimensions(
+    size=256,
+    latent_channels=16,
+    scaling_factor=0.18215,
+    prediction_type="epsilon",
+    context=77,
+    cloud_context=300,
+)
+
+
+def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) -> Path:
     """Write cloud/, edge/, codec/ and profile.json into `folder`; load with `load_profile(folder)`."""
     from diffusers import (
         AutoencoderKL,
@@ -35,10 +67,14 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
         layers_per_block=1,
         norm_num_groups=2,
         mid_block_add_attention=False,
-        scaling_factor=1.0,
+        latent_channels=like.latent_channels,
+        scaling_factor=like.scaling_factor,
     )
+    latents = {"in_channels": like.latent_channels, "out_channels": like.latent_channels}
+    latents |= {"sample_size": like.size // 8}
     edge_tokenizer, cloud_tokenizer = new_edge_tokenizer(captions=200), new_cloud_tokenizer(captions=200)
-    edge_tokenizer.model_max_length = cloud_tokenizer.model_max_length = CONTEXT
+    edge_tokenizer.model_max_length, cloud_tokenizer.model_max_length = like.context, like.cloud_context
+    scheduler = type(sampler()).from_config(sampler().config, prediction_type=like.prediction_type)
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(
@@ -48,14 +84,12 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
                 intermediate_size=16,
                 num_hidden_layers=1,
                 num_attention_heads=2,
-                max_position_embeddings=CONTEXT,
+                max_position_embeddings=like.context,
             )
         ),
         tokenizer=edge_tokenizer,
         unet=UNet2DConditionModel(
-            sample_size=16,
-            in_channels=4,
-            out_channels=4,
+            **latents,
             block_out_channels=(8, 8),
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -64,7 +98,7 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
             attention_head_dim=2,
             cross_attention_dim=16,
         ),
-        scheduler=sampler(),
+        scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -79,20 +113,18 @@ def save_dummy_models(folder: Path, seed: int = 0) -> Path:
             num_attention_heads=2,
             attention_head_dim=8,
             num_layers=1,
-            in_channels=4,
-            out_channels=4,
+            **latents,
             cross_attention_dim=16,
             caption_channels=16,
-            sample_size=16,
             patch_size=2,
             interpolation_scale=1,
             use_additional_conditions=False,
         ),
-        scheduler=sampler(),
+        scheduler=scheduler,
     ).save_pretrained(folder / "cloud")
-    JsccCodec(width=8, blocks=1).save_pretrained(folder / "codec")
+    JsccCodec(latent_channels=like.latent_channels, width=8, blocks=1).save_pretrained(folder / "codec")
     profile = {
-        "size": 128,
+        "size": like.size,
         "cloud": {"path": "cloud", "steps": 2, "guidance_scale": 2.0},
         "edge": {"path": "edge", "steps": 2, "guidance_scale": 2.0},
         "codec": "codec",

@@ -1,4 +1,4 @@
-"""The size of images follows the profile: in requests that name none, in limits and in distillation."""
+"""Profiles that are not like the embedded one: another size, another kind of autoencoder and denoiser."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from typing import Any
 
 import httpx2
 import pytest
+import torch
 from PIL import Image
 
 from dekag.generation.models import Generator
 from dekag.generation.profile import load_profile
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
 from dekag.training.distill import SAMPLES, distill
+from dekag.training.tiny_models import FOREIGN, save_dummy_models
 from services.proto.cloud_pb2 import GenerateRequest
 from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, IMAGE_FORMAT_PNG, ProvideRequest
 from tests.chain import running_chain, serving_chain
 
 SIZE = 96
+LONG = "a red boat on the beach, " * 5 + "with a glow"  # more than the embedded encoders' tiny copies read
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,46 @@ async def _size(client: httpx2.AsyncClient, **fields: Any) -> tuple[int, int]:
 
     with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as image:
         return image.size
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tiny models that differ from the embedded ones in everything that a real pipeline may differ in."""
+    return save_dummy_models(tmp_path_factory.mktemp("foreign"), like=FOREIGN)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_foreign_profile_goes_through_the_whole_chain(
+    foreign: Path, redis_url: str, own_data: None
+) -> None:
+    async with running_chain(foreign, redis_url) as chain, serving_chain(chain, redis_url) as client:
+        for delivery in ("semantic", "semantic-unaligned", "conventional"):
+            body = {"prompt": LONG, "seed": 1, "delivery": delivery, "link": {"snr_db": 30, "csi": "pilots"}}
+            answer = await client.post("/v1/images/generations", json=body)
+            assert answer.status_code == 200, answer.text
+            image = answer.json()["data"][0]
+            report = image["link_report"]
+            assert base64.b64decode(image["b64_json"])[:4] == b"\x89PNG"
+            if delivery != "conventional":
+                assert report["channel_uses"] == round(3 * 256 * 256 / 96)
+                assert report["prompt_read"]["edge"]["tokens_at_once"] == 75
+
+
+def test_a_foreign_profile_is_distilled_in_its_own_latents(foreign: Path, tmp_path: Path) -> None:
+    models = load_profile(foreign)
+    cloud, edge = (Generator.from_profile(models, role) for role in ("cloud", "edge"))
+    latents = edge.latents(LONG, 1)
+    assert latents.shape == (1, 16, 32, 32)
+    config = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=1, tokens=1)
+    prompts = [f"{LONG} {{1|2|3|4|5|6|7|8}}"]
+    topic = topic_prompts("glow", prompts=prompts, triggers=["glow"], count=4, held_out=2, seed=0)
+    update = distill(cloud, edge, topic, config, tmp_path)
+    aligned = AlignedGenerator(edge)
+    aligned.add(update)
+    assert not torch.equal(aligned.latents(LONG, 1, updates=[update.content_hash]), latents)
+    assert torch.equal(aligned.latents("a boat", 1), edge.latents("a boat", 1))
+    with Image.open(tmp_path / SAMPLES) as sheet:
+        assert sheet.size == (2 * 256, 3 * 256)
 
 
 def test_an_update_is_distilled_at_the_profiles_size(profile: Path, tmp_path: Path) -> None:
