@@ -6,9 +6,9 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from fractions import Fraction
 
+from dekag.api.limits import MAX_PAYLOAD_BYTES
 from dekag.errors import InvalidInputError
 
-MAX_PAYLOAD_BYTES = 1 << 16
 INFORMATION_BITS = 1920  # longer codewords take more time, without a lower SNR for as many iterations
 MOTHER_RATE = Fraction(1, 5)  # the lowest rate that 5G codes; below it, coded bits are repeated
 SIZES = tuple(round(INFORMATION_BITS * 2 ** (-step / 4)) for step in reversed(range(26)))

@@ -12,7 +12,7 @@ import structlog
 import torch
 from grpc import aio
 
-from dekag.api.limits import check_payload_bytes
+from dekag.api.limits import MAX_PAYLOAD_BYTES
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.generation.request import GenerationRequest
 from dekag.link.iq import evenly_spaced, iq_to_bytes
@@ -360,11 +360,15 @@ class EdgeServicer(DownlinkServicer):
                     raise FrameError("the cloud sent more images than requested")
         try:
             file, *png = (images[converters.FORMATS[name]] for name in formats)
-            check_payload_bytes(len(file.image))
         except KeyError as error:
             raise FrameError(f"the cloud did not send format {error}") from error
-        except InvalidInputError as error:
-            raise FrameError(f"the cloud's image: {error}") from error
+        if not file.image:
+            raise FrameError("the cloud sent an empty image")
+        if len(file.image) > MAX_PAYLOAD_BYTES:
+            allowed = f"a format, or with a size, whose file has at most {MAX_PAYLOAD_BYTES} bytes"
+            raise InvalidInputError(
+                "image_format", allowed, f"{request.image_format}, {len(file.image)} bytes"
+            )
         return file, png[0].image if png else b"", message.ByteSize() + file.ByteSize()
 
 

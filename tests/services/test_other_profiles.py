@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,19 @@ async def test_a_foreign_profile_goes_through_the_whole_chain(
             if delivery != "conventional":
                 assert report["channel_uses"] == round(3 * 256 * 256 / 96)
                 assert report["prompt_read"]["edge"]["tokens_at_once"] == 75
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_an_image_file_too_large_for_the_link_is_refused_with_its_size(
+    foreign: Path, redis_url: str, own_data: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.edge.servicer.MAX_PAYLOAD_BYTES", 900)
+    async with running_chain(foreign, redis_url) as chain, serving_chain(chain, redis_url) as client:
+        body = {"prompt": "a boat", "seed": 1, "delivery": "conventional", "image_format": "jpeg"}
+        answer = await client.post("/v1/images/generations", json=body)
+    assert answer.status_code == 422
+    said = r"image_format must be .* whose file has at most 900 bytes; got 'jpeg, \d+ bytes'"
+    assert re.search(said, answer.json()["detail"])
 
 
 def test_a_foreign_profile_is_distilled_in_its_own_latents(foreign: Path, tmp_path: Path) -> None:
