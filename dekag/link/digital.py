@@ -26,9 +26,9 @@ from dekag.errors import DekagError, InvalidInputError
 from dekag.link.channel import Reception
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import unbiased_equalize
-from dekag.link.mcs import MAX_PAYLOAD_BYTES, TABLE, CodewordLayout, ModulationAndCoding
+from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding
 
-__all__ = ["MAX_PAYLOAD_BYTES", "TABLE", "DecodingError", "DigitalLink", "ModulationAndCoding", "warm_up"]
+__all__ = ["TABLE", "DecodingError", "DigitalLink", "ModulationAndCoding", "warm_up"]
 
 ITERATIONS = 50
 
