@@ -347,7 +347,10 @@ class PromptRead(_Response):
     """Number of tokens of the prompt that a model read, without start and end tokens."""
 
     tokens: int = Field(description="Tokens of the prompt.", examples=[9])
-    tokens_read: int = Field(description="Tokens that the model read.", examples=[9])
+    tokens_read: int = Field(
+        description="Tokens that the model read: all but those of characters that it does not know.",
+        examples=[9],
+    )
     tokens_at_once: int = Field(
         description="Tokens that the model reads at a time; it reads a longer prompt in several windows.",
         examples=[38],

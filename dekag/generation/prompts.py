@@ -48,7 +48,7 @@ class PromptRead:
 
     Attributes:
         tokens: that the prompt has, start and end left out.
-        tokens_read: of them.
+        tokens_read: of them; those that stand for unknown characters say nothing to the model.
         tokens_at_once: that the model reads at a time; more are read in windows.
     """
 
@@ -87,8 +87,9 @@ class PromptReader:
 
     def read(self, prompt: str) -> PromptRead:
         """How much is read of `prompt`."""
-        count = len(self._encode(self._said(prompt))[0])
-        return PromptRead(count, count, self.room)
+        ids = self._encode(self._said(prompt))[0]
+        unknown = ids.count(self._tokenizer.unk_token_id)  # T5 has one token for all letters that it lacks
+        return PromptRead(len(ids), len(ids) - unknown, self.room)
 
     def windows(
         self, prompt: str, rows: Rows = lambda _: (), phrases: Sequence[str] = ()

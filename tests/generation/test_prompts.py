@@ -92,6 +92,14 @@ def test_any_script_is_read_whole(generator: Generator, prompt: str) -> None:
         assert not window.text.startswith(("\u0301", "\u200d", "🚀")), "divided within a character"
 
 
+def test_characters_that_a_model_does_not_know_are_not_counted_as_read(dummy_profile: Path) -> None:
+    cloud, edge = (Generator.from_profile(load_profile(dummy_profile), role) for role in ("cloud", "edge"))
+    prompt = "a red boat 船"
+    read = cloud.reader.read(prompt)
+    assert read.tokens_read == read.tokens - 1, "T5 has one token for all unknown characters"
+    assert edge.reader.read(prompt).tokens == edge.reader.read(prompt).tokens_read, "CLIP reads bytes"
+
+
 @pytest.mark.parametrize("before", range(20, 44))
 def test_a_phrase_with_a_vector_stays_whole_at_any_place(edge: Generator, before: int) -> None:
     prompt = " ".join(["red"] * before + ["at", "DUSK"] + ["blue"] * 30)
