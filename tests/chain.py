@@ -23,6 +23,7 @@ from dekag.cala import CalaConfig
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 from dekag.generation.models import folder_hash
+from dekag.generation.profile import load_profile
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.servicer import CloudServicer
@@ -71,6 +72,15 @@ def with_adapters(profile: Path, folder: Path, knowledge: TransmissionKnowledge)
     knowledge.save(folder / "cala")
     described = json.loads((folder / "profile.json").read_text())
     (folder / "profile.json").write_text(json.dumps({**described, "adapters": "cala"}))
+    return folder
+
+
+def with_evaluators(profile: Path, folder: Path) -> Path:
+    """A copy of ``profile`` in ``folder`` whose images the embedded profile's evaluators score."""
+    shutil.copytree(profile, folder)
+    described, scorer = json.loads((folder / "profile.json").read_text()), load_profile("embedded").scorer
+    assert scorer is not None
+    (folder / "profile.json").write_text(json.dumps({**described, "scorer": scorer.model_dump()}))
     return folder
 
 

@@ -117,8 +117,9 @@ class UserServicer(UserBase):
         """The received image with its link report."""
         began = time.perf_counter()
         request = converters.request_from_proto(message, self._profile)
-        message.width, message.height = request.width, request.height  # the same for all services
-        transmission = await collect(clients.stream(self._downlink.Provide, message, "channel"))
+        forwarded = ProvideRequest(width=request.width, height=request.height)  # one size for all services
+        forwarded.MergeFrom(message)
+        transmission = await collect(clients.stream(self._downlink.Provide, forwarded, "channel"))
         self._check(transmission, request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         reception = _reception(transmission, request)

@@ -27,13 +27,16 @@ from dekag.evaluation.studies.makd import (
 )
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.world import TOPICS
+from tests.chain import with_evaluators
 
 TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2, bits=16)
 
 
 @pytest.fixture(scope="module")
 def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> MakdStudy:
-    return MakdStudy(ModelBank(str(dummy_profile)), 2, ResultStore(tmp_path_factory.mktemp("gka")))
+    folder = tmp_path_factory.mktemp("gka")
+    profile = with_evaluators(dummy_profile, folder / "profile")
+    return MakdStudy(ModelBank(str(profile)), 2, ResultStore(folder))
 
 
 def test_every_method_topic_and_seed_is_a_cell() -> None:

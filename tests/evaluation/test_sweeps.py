@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,13 @@ from dekag.evaluation.sweeps.table import link_name, table
 from dekag.link import LinkConditions
 from dekag.world import TOPICS
 from services.cli.main import app
+from tests.chain import with_evaluators
 
 
 @pytest.fixture(scope="module")
 def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Untrained models with the shipped adapters' place left empty."""
-    folder = tmp_path_factory.mktemp("sweeps") / "profile"
-    shutil.copytree(dummy_profile, folder)
-    return str(folder)
+    """Untrained models with the shipped evaluators, and the adapters' place left empty."""
+    return str(with_evaluators(dummy_profile, tmp_path_factory.mktemp("sweeps") / "profile"))
 
 
 def grid(profile: str, **changes: Any) -> Sweep:

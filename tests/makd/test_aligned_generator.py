@@ -47,13 +47,13 @@ def test_updates_do_not_disturb_each_other(edge: Generator, neon: Distilled, sna
     aligned = AlignedGenerator(edge)
     hashes = neon.update.content_hash, snail.content_hash
     aligned.add(neon.update)
-    alone = aligned.latents(PROMPT, 1, 128, 128, hashes[:1])
+    alone = aligned.latents(PROMPT, 1, updates=hashes[:1])
     aligned.add(snail)
-    assert torch.equal(aligned.latents(PROMPT, 1, 128, 128, hashes[:1]), alone)
+    assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone)
     both = aligned.latents(PROMPT, 1, updates=hashes)
     assert not torch.equal(both, alone)
     assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[::-1]), both)
-    assert torch.equal(aligned.latents(PROMPT, 1, 128, 128, hashes[:1]), alone)
+    assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone)
 
 
 def test_least_recently_used_update_makes_room(
@@ -108,7 +108,7 @@ def test_rows_of_a_batch_meet_their_own_updates(
     together = aligned.batch(drawings)
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-4)
     assert (together[0] - together[2]).abs().max() > 1e-2, "each its own"
-    assert torch.equal(aligned.latents(PROMPT, 1, 128, 128, hashes[:1]), alone[0])
+    assert torch.equal(aligned.latents(PROMPT, 1, updates=hashes[:1]), alone[0])
     plain = [GenerationRequest(PROMPT, seed, 128, 128) for seed in (1, 2, 3)]
     expected = torch.cat([edge.latents(PROMPT, seed) for seed in (1, 2, 3)])
     torch.testing.assert_close(aligned.batch(plain), expected, rtol=0, atol=1e-4)
