@@ -32,13 +32,6 @@ from dekag.training.distill import draw_images
 Images = npt.NDArray[np.uint8]
 
 
-def evaluators(profile_name: str) -> ScorerProfile:
-    """What scores the images of a profile; NotFoundError if it names nothing."""
-    if (scorer := load_profile(profile_name).scorer) is None:
-        raise NotFoundError(f"the profile {profile_name} names no scorer")
-    return scorer
-
-
 @dataclass
 class ModelBank:
     """A profile's models, and the metrics that score what they make.
@@ -53,6 +46,13 @@ class ModelBank:
     def profile(self) -> Profile:
         """Which models there are."""
         return load_profile(self.profile_name)
+
+    @property
+    def evaluators(self) -> ScorerProfile:
+        """Folders of the models that score images; NotFoundError if the profile names none."""
+        if self.profile.scorer is None:
+            raise NotFoundError(f"the profile {self.profile_name} names no scorer")
+        return self.profile.scorer
 
     @cached_property
     def cloud(self) -> Generator:
@@ -78,14 +78,13 @@ class ModelBank:
 
     @cached_property
     def scorer(self) -> ImageScorer:
-        """The encoders that score consistency; NotFoundError if the profile names none."""
-        folders = evaluators(self.profile_name)
-        return ImageScorer.load(folders.clip, folders.dino)
+        """The encoders that score consistency."""
+        return ImageScorer.load(self.evaluators.clip, self.evaluators.dino)
 
     @cached_property
     def probe(self) -> AttributeProbe:
-        """What reads attributes; NotFoundError if the profile names none."""
-        folder = evaluators(self.profile_name).probe
+        """The attribute probe; NotFoundError if the profile names none."""
+        folder = self.evaluators.probe
         if folder is None:
             raise NotFoundError(f"the profile {self.profile_name} names no scorer.probe")
         probe: AttributeProbe = AttributeProbe.from_pretrained(folder).eval()
@@ -94,8 +93,8 @@ class ModelBank:
     @cached_property
     def metrics_hash(self) -> str:
         """Of the weights of all that scores."""
-        folders = evaluators(self.profile_name)
-        return "".join(folder_hash(path) for path in (folders.clip, folders.dino, folders.probe) if path)
+        folders = self.evaluators.clip, self.evaluators.dino, self.evaluators.probe
+        return "".join(folder_hash(folder) for folder in folders if folder)
 
     @cached_property
     def codec(self) -> JsccCodec:

@@ -16,7 +16,7 @@ from dekag.documents import read_json
 from dekag.errors import FileError, NotFoundError
 from dekag.paths import MODELS
 
-LARGEST = 2  # times a profile's own size: beyond which generators repeat subjects
+LARGEST = 2  # largest side of a requested image, in multiples of the profile's size
 Role = Literal["cloud", "edge"]
 
 

@@ -89,10 +89,10 @@ def _stand(canvas: Canvas, light: Light, scene: Scene) -> Plane:
     drawn = sprite(subject.name, scene.colour, pixels, HIGHEST_CELLS * unit, cut, scene.accessory)
     width = drawn.alpha.shape[1] - 2 * drawn.margin
     height = drawn.alpha.shape[0] - 2 * drawn.margin
-    half = 2 * unit
-    left = round((POSITION_CELLS[scene.position] * unit - width / 2) / half) * half
-    left = min(max(left, half), (canvas.size - half - width) // half * half)
+    grid = 2 * unit
+    left = round((POSITION_CELLS[scene.position] * unit - width / 2) / grid) * grid
+    left = min(max(left, grid), (canvas.size - grid - width) // grid * grid)
     foot = FOOT_CELLS[kind][scene.size] * unit
     if height > foot - unit:
-        foot = -(-(height + unit) // half) * half
+        foot = -(-(height + unit) // grid) * grid
     return place(canvas, drawn, light, left, foot, above=above / 32, afloat=kind == "afloat")

@@ -22,7 +22,7 @@ from dekag.errors import InvalidInputError
 from dekag.link.conditions import Fading, LinkConditions
 from dekag.link.training_channel import draw_channels, pass_through
 from dekag.pipeline import SemanticLink
-from dekag.training.data import psnr_db
+from dekag.training.data import CELL, psnr_db
 from dekag.training.loop import TrainingRun
 
 BATCH = 64
@@ -34,7 +34,6 @@ TAU_RANGE_S = (1e-8, 1e-5)
 RICIAN_K_RANGE_DB = (0.0, 12.0)
 PILOT_SHARE, BLIND_SHARE, ZERO_FORCING_SHARE = 0.15, 0.05, 0.1
 METRIC_LATENTS = 32
-FACTOR = 8  # pixels of an image per latent, in each direction
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def send(
     return Sent(received, (features - symbols).abs().square().mean())
 
 
-def source_values(latents: torch.Tensor, factor: int = FACTOR) -> int:
+def source_values(latents: torch.Tensor, factor: int = CELL) -> int:
     """Values of the image, 3 x height x width, whose latent is each of `latents` (n, c, h, w)."""
     return 3 * latents.shape[2] * latents.shape[3] * factor**2
 

@@ -27,7 +27,7 @@ from dekag.cala.conditions import condition_vector
 from dekag.cala.methods import METHODS, AdaptedCodec, Cala
 from dekag.documents import parse_json
 from dekag.errors import NotFoundError
-from dekag.evaluation.models import ModelBank, evaluators, model_bank
+from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, note_image, save_images, write_rows
 from dekag.evaluation.plots import panels, write_plot
 from dekag.evaluation.registry import RESULTS, record
@@ -232,7 +232,7 @@ class CalaStudy:
         edge = bank.edge
         latents, pixels, seeds = draw_edge_images(edge, count)
         known = [VERSION, bank.codec_hash, bank.adapters.content_hash, edge.model_hash, edge.steps]
-        scorer = evaluators(bank.profile_name)
+        scorer = bank.evaluators
         known += [edge.guidance_scale, count, folder_hash(scorer.clip), folder_hash(scorer.dino)]
         # the whole hash, as results on disk were found by it from the start
         identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
