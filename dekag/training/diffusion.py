@@ -1,9 +1,9 @@
 """Training of the two generators, cloud and edge.
 
-Both learn v-prediction on precomputed latents. One prompt in ten is dropped for classifier-free guidance. The
-edge is a U-Net; its training data contain no held-out topic. The cloud is a PixArt transformer, or a larger
-U-Net with the same pipeline as the edge. Guidance can then be distilled into a U-Net, which halves the
-denoiser's work: the U-Net is sampled with a guidance scale of 1.
+Both learn v-prediction on precomputed latents. One prompt in ten is dropped for classifier-free guidance.
+The edge is a U-Net; its training data contain no held-out topic. The cloud is a PixArt transformer, or a
+deeper U-Net with the same pipeline as the edge, which can grow from a trained edge. Guidance can then be
+distilled into a U-Net, which halves the denoiser's work: the U-Net is sampled with a guidance scale of 1.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from dekag.training import text
 from dekag.training.data import SCENES, Pixels, image_number, scene_number, subject_shares
 from dekag.training.device import CPU, multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
+from dekag.training.grow import deepened_unet, with_vocabulary
 from dekag.training.latents import encoded_scenes
 from dekag.training.loop import TrainingRun
 from dekag.training.muon import Muon
@@ -45,9 +46,9 @@ ADAMW_LEARNING_RATE = 1e-3
 MUON_LEARNING_RATE = 2e-3
 COOLDOWN_FRACTION, COOLDOWN_FRACTION_WHILE_SMALL = 0.4, 0.1  # small images: more training follows
 SMALLEST_SIDE = 4  # side of the U-Nets' lowest level, latent pixels
-EDGE_CHANNELS = (16, 64, 96, 160)
-CLOUD_CHANNELS = (64, 128, 192, 320)
-EDGE_TEXT, CLOUD_TEXT = {"width": 128, "layers": 3}, {"width": 192, "layers": 4}
+CHANNELS = (16, 64, 96, 160)
+EDGE_LAYERS, CLOUD_LAYERS = 1, 2  # per block
+TEXT = {"width": 128, "layers": 3}
 NOISE_SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
@@ -99,9 +100,10 @@ class PixArtModel(TextToLatent):
 
 def new_unet(
     side: int,
-    channels: tuple[int, ...] = EDGE_CHANNELS,
+    channels: tuple[int, ...] = CHANNELS,
     text_width: int = 128,
     full_side: int | None = None,
+    layers: int = EDGE_LAYERS,
 ) -> UNet2DConditionModel:
     """A U-Net for latents of `side`, with as many levels of `channels` as lead from `full_side` to 4x4.
 
@@ -117,7 +119,7 @@ def new_unet(
         block_out_channels=channels[:levels],
         down_block_types=tuple("CrossAttnDownBlock2D" if each else "DownBlock2D" for each in attends),
         up_block_types=tuple("CrossAttnUpBlock2D" if each else "UpBlock2D" for each in reversed(attends)),
-        layers_per_block=1,
+        layers_per_block=layers,
         norm_num_groups=8,
         attention_head_dim=4,
         cross_attention_dim=text_width,
@@ -369,14 +371,12 @@ def new_generator(
         tokenizer: Any = text.new_cloud_tokenizer(world=world)
         encoder: Any = text.new_cloud_text_encoder(tokenizer)
         denoiser = new_transformer(side)
-    elif kind == "cloud-unet":
-        tokenizer = text.new_clip_tokenizer(world=world)
-        encoder = text.new_clip_text_encoder(tokenizer, **CLOUD_TEXT)
-        denoiser = new_unet(side, CLOUD_CHANNELS, CLOUD_TEXT["width"], full_side)
     else:
-        tokenizer = text.new_edge_tokenizer(world=world)
-        encoder = text.new_clip_text_encoder(tokenizer, **EDGE_TEXT)
-        denoiser = new_unet(side, EDGE_CHANNELS, EDGE_TEXT["width"], full_side)
+        cloud = kind == "cloud-unet"
+        tokenizer = (text.new_clip_tokenizer if cloud else text.new_edge_tokenizer)(world=world)
+        encoder = text.new_clip_text_encoder(tokenizer, **TEXT)
+        layers = CLOUD_LAYERS if cloud else EDGE_LAYERS
+        denoiser = new_unet(side, CHANNELS, TEXT["width"], full_side, layers)
     encoder, _ = text.pretrain_text_encoder(
         folder, encoder, tokenizer, world, cloud=kind != "edge", seed=seed, device=device
     )
@@ -412,7 +412,8 @@ def train_generator(
         steps: total optimiser steps.
         seed: seed of the initial weights and of every step.
         batch: latents per step.
-        start: folder of a trained pipeline of that kind to continue from; default: a new model.
+        start: folder of a trained pipeline of that kind to continue from, or of an edge from which a
+            "cloud-unet" grows; default: a new model.
         guidance_scale: distil guidance of this scale into the pipeline at `start`, instead of further
             training.
         pictures: number of rendered images to train on.
@@ -438,6 +439,11 @@ def train_generator(
             if kind == "cloud"
             else UNetModel(before.text_encoder, before.unet)
         )
+        if kind == "cloud-unet" and before.unet.config.layers_per_block == EDGE_LAYERS:
+            torch.manual_seed(seed)
+            tokenizer = text.new_clip_tokenizer(world=world)
+            encoder = with_vocabulary(before.text_encoder, before.tokenizer, tokenizer)
+            model = UNetModel(encoder, deepened_unet(before.unet))
         model.denoiser.register_to_config(sample_size=world.size // 8)
     masked = world.has_masks
     shares = subject_shares(cache, "train", pictures, world=world, workers=workers) if masked else None

@@ -130,5 +130,9 @@ BaseCodec = Annotated[
 ]
 StartPipeline = Annotated[
     Path | None,
-    typer.Option("--start", help="Trained pipeline of the same kind to start from.", rich_help_panel=FILES),
+    typer.Option(
+        "--start",
+        help="Trained pipeline to start from: of the same kind, or an edge for a cloud U-Net.",
+        rich_help_panel=FILES,
+    ),
 ]

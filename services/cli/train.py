@@ -431,7 +431,11 @@ def cloud(
     batch: Batch = 32,
     unet: Annotated[
         bool,
-        typer.Option("--unet", help="Train a U-Net, with three times the parameters, instead of PixArt."),
+        typer.Option(
+            "--unet",
+            help="Train a U-Net twice as deep as the edge's instead of PixArt. With --start EDGE, it grows "
+            "from a trained edge.",
+        ),
     ] = False,
     start: StartPipeline = None,
     distil: DistilGuidance = None,

@@ -44,9 +44,8 @@ def small_generators(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "PRETRAINING_STEPS", 2)
     monkeypatch.setattr(text, "PRETRAINING_CAPTIONS", 50)
     monkeypatch.setattr(text, "TOKENIZER_CAPTIONS", 300)
-    for kind in ("EDGE", "CLOUD"):
-        monkeypatch.setattr(diffusion, f"{kind}_CHANNELS", (8, 8, 16, 16))
-        monkeypatch.setattr(diffusion, f"{kind}_TEXT", {"width": 32, "layers": 1})
+    monkeypatch.setattr(diffusion, "CHANNELS", (8, 8, 16, 16))
+    monkeypatch.setattr(diffusion, "TEXT", {"width": 32, "layers": 1})
     for module, name in ((diffusion, "PixArtTransformer2DModel"), (text, "T5Config")):
         whole = getattr(module, name)
         monkeypatch.setattr(module, name, lambda whole=whole, **config: whole(**config | {"num_layers": 1}))
@@ -247,6 +246,28 @@ def test_generators_take_two_steps(kind: str, tmp_path: Path, cache: Path, world
     guided = train("guided", start=tmp_path / "saved", guidance_scale=3.0)
     student = guided.transformer if kind == "cloud" else guided.unet
     assert not torch.equal(_weights(student), _weights(denoiser))
+
+
+@pytest.mark.usefixtures("small_generators")
+def test_a_cloud_grows_from_an_edge(tmp_path: Path, cache: Path, world: World) -> None:
+    from dekag.training.diffusion import train_generator
+    from dekag.training.vae import new_vae
+
+    new_vae(64, (4, 8, 8, 16)).save_pretrained(tmp_path / "vae")
+    places = (cache, tmp_path / "vae", world)
+    settings: dict[str, Any] = {"seed": 1, "batch": 2, "pictures": PICTURES}
+    edge = train_generator("edge", tmp_path / "edge", *places, steps=1, **settings)
+    edge.save_pretrained(tmp_path / "saved")
+
+    def grown(name: str, start: Path, steps: int) -> Any:
+        return train_generator("cloud-unet", tmp_path / name, *places, steps=steps, start=start, **settings)
+
+    cloud = grown("cloud", tmp_path / "saved", 1)
+    assert cloud.unet.config.layers_per_block == 2
+    assert len(cloud.tokenizer) > len(edge.tokenizer)
+    cloud.save_pretrained(tmp_path / "cloud-saved")
+    further = grown("further", tmp_path / "cloud-saved", 1)
+    assert further.unet.config.layers_per_block == 2
 
 
 def test_a_worlds_version_follows_its_code_and_not_its_comments(
