@@ -6,6 +6,8 @@ import os
 
 # Tests start processes while gRPC runs in this one; its fork handlers would abort the children before exec.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+# Tiny models are fastest with one thread; on a busy machine, several wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator

@@ -155,14 +155,18 @@ async def test_unparsable_message_is_an_invalid_argument(
     channel = connect(await start(raising(NotFoundError("x")), add_DownlinkServicer_to_server))
     kind = channel.unary_stream if method == "Provide" else channel.unary_unary
     call = kind(f"/dekag.v1.Downlink/{method}")(data)
-    with capture_logs() as logs, pytest.raises(grpc.aio.AioRpcError) as caught:
-        await (anext(aiter(call)) if method == "Provide" else call)
+    with capture_logs() as logs:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await (anext(aiter(call)) if method == "Provide" else call)
+        async with asyncio.timeout(60):  # the answer arrives before the line is written
+            while not (lines := [each for each in logs if each["event"] == "request"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     told = errors.from_rpc(caught.value, "edge", "id")
     assert isinstance(told, InvalidInputError)
     assert told.field == "request"
     assert method in told.allowed
-    (line,) = (entry for entry in logs if entry["event"] == "request")
+    (line,) = lines
     assert (line["status"], line["received_bytes"]) == ("INVALID_ARGUMENT", len(data))
 
 
