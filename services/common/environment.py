@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 
 PREFIX = "DEKAG_"
+CONTAINERS = ("REDIS", "CLOUD", "DISTILLER", "EDGE", "CHANNEL", "USER", "GATEWAY")
 # variables that are no setting of a service, and what reads them
 OTHERS: Mapping[str, str] = {
     "DEKAG_PLUGINS": "every process",
@@ -16,6 +17,11 @@ OTHERS: Mapping[str, str] = {
     "DEKAG_WORLD_ASSETS": "dekag train",
     "DEKAG_GATEWAY_BIND": "docker-compose.yml",
     "DEKAG_GATEWAY_PORT": "docker-compose.yml",
+    "DEKAG_MODELS": "docker-compose.yml",
+    "DEKAG_START_PERIOD": "docker-compose.yml",
+    "DEKAG_REDIS_MAXMEMORY": "docker-compose.yml",
+    **{f"DEKAG_{service}_MEMORY": "docker-compose.yml" for service in CONTAINERS},
+    "DEKAG_GPUS": "deploy/compose.gpu.yml",
     "DEKAG_PROMETHEUS_PORT": "deploy/compose.monitoring.yml",
     "DEKAG_GRAFANA_PORT": "deploy/compose.monitoring.yml",
 }
