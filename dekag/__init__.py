@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dekag.client import Client
-    from dekag.generation.profile import load_profile
     from dekag.link.conditions import LinkConditions
     from dekag.pipeline import SemanticLink
+    from dekag.profile import load_profile
 
 __all__ = ["Client", "LinkConditions", "SemanticLink", "load_profile"]
 
@@ -21,7 +21,7 @@ _MODULES = {
     "Client": "dekag.client",
     "LinkConditions": "dekag.link.conditions",
     "SemanticLink": "dekag.pipeline",
-    "load_profile": "dekag.generation.profile",
+    "load_profile": "dekag.profile",
 }
 
 

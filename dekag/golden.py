@@ -17,7 +17,7 @@ import torch
 
 from dekag.documents import read_json
 from dekag.errors import InvalidInputError, MismatchError
-from dekag.generation.profile import Profile
+from dekag.profile import Profile
 
 FILE = "golden.json"
 TOLERANCE = 1e-3
@@ -135,7 +135,7 @@ def _of_transmission(profile: Profile) -> Iterator[Output]:
     from dekag.cala.aligned_codec import AlignedCodec
     from dekag.cala.conditions import CONDITION_FEATURES
     from dekag.codec import LatentCodec
-    from dekag.generation.models import folder_hash
+    from dekag.generation.loading import folder_hash
 
     codec = LatentCodec.load(profile.codec)
     shape = (int(codec.config.latent_channels), SIDE // 8, SIDE // 8)
@@ -156,7 +156,7 @@ def _of_transmission(profile: Profile) -> Iterator[Output]:
 
 
 def _of_scorer(clip: str, dino: str) -> Iterator[Output]:
-    from dekag.generation.models import folder_hash
+    from dekag.generation.loading import folder_hash
     from dekag.metrics.features import ImageScorer
 
     noise = torch.randint(256, (1, SIDE, SIDE, 3), generator=torch.Generator().manual_seed(SEED))

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from dekag.codec import Modulation
     from dekag.generation.images import Pixels
     from dekag.generation.models import Generator
-    from dekag.generation.profile import Profile
     from dekag.link.digital import ModulationAndCoding
+    from dekag.profile import Profile
 
 LatentShape = tuple[int, int, int]
 DEFAULT_CBR = 1 / 96
@@ -319,7 +319,7 @@ class DigitalSender:
         """Symbols (1, K) complex64, and the modulation and coding that was chosen for the link.
 
         Args:
-            payload: 1 to 65536 bytes.
+            payload: 1 to 2**20 bytes.
             conditions: of the link; the sender goes by the SNR that was last reported to it.
 
         Raises:
@@ -461,7 +461,7 @@ class SemanticLink:
         """
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.generation.models import Generator
-        from dekag.generation.profile import Profile, load_profile
+        from dekag.profile import Profile, load_profile
 
         models = profile if isinstance(profile, Profile) else load_profile(profile)
         codec = AlignedCodec.load(models.codec, models.adapters if aligned else None)

@@ -16,8 +16,8 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from dekag.client import Client
-from dekag.generation.models import folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash
+from dekag.profile import load_profile
 from services.cloud.publish import publish_update, update_of
 from services.cloud.version_store import KnowledgeStore
 from services.launcher.stack import Stack

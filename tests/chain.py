@@ -22,8 +22,8 @@ from peft import get_peft_model
 from dekag.cala import CalaConfig
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
-from dekag.generation.models import folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash
+from dekag.profile import load_profile
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cloud.servicer import CloudServicer

@@ -11,8 +11,9 @@ import torch
 
 from dekag.errors import MismatchError
 from dekag.generation.models import Generator
-from dekag.generation.profile import Profile, Role, load_profile, profile_folder
+from dekag.generation.profile import Role
 from dekag.golden import FILE, TOLERANCE, compare, write
+from dekag.profile import Profile, load_profile, profile_folder
 
 BATCH_TOLERANCE = 1e-4  # of the latents' spread
 

@@ -23,8 +23,9 @@ PIXEL_STEP = 32
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
 MAX_CBR = 1 / 48
 MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
-MAX_PAYLOAD_BYTES = 2**16
-"""Size of the image file of a conventional delivery."""
+MAX_PAYLOAD_BYTES = MAX_PIXELS**2
+"""Size of the image file of a conventional delivery; a profile's limit is one byte per pixel of its largest
+image."""
 
 TOPIC = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 MAX_TOPIC_CHARS = 32
@@ -81,10 +82,10 @@ def check_target_psnr_db(psnr_db: float) -> float:
     return psnr_db
 
 
-def check_payload_bytes(size: int) -> int:
-    """The size of an image file in bytes: 1 to 2**16."""
-    if not 0 < size <= MAX_PAYLOAD_BYTES:
-        raise InvalidInputError("coding.payload_bytes", f"between 1 and {MAX_PAYLOAD_BYTES}", size)
+def check_payload_bytes(size: int, largest: int = MAX_PAYLOAD_BYTES) -> int:
+    """The size of an image file in bytes: 1 to `largest`, which depends on the profile."""
+    if not 0 < size <= largest:
+        raise InvalidInputError("coding.payload_bytes", f"between 1 and {largest}", size)
     return size
 
 

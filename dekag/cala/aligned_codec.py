@@ -16,7 +16,7 @@ from dekag.cala.methods import AdaptedCodec, attached
 from dekag.codec import LatentCodec, Modulation
 from dekag.codec.batch_invariance import safe_batch
 from dekag.errors import InvalidInputError, MismatchError
-from dekag.generation.models import folder_hash
+from dekag.generation.loading import folder_hash
 
 LatentShape = tuple[int, int, int]
 MAX_BATCH = 16

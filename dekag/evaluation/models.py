@@ -21,12 +21,13 @@ from dekag.cala.methods import AdaptedCodec, Cala, attached, build
 from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import Profile, ScorerProfile, load_profile
+from dekag.generation.loading import folder_hash
+from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.probe import AttributeProbe
+from dekag.profile import Profile, ScorerProfile, load_profile
 from dekag.training.distill import draw_images
 
 Images = npt.NDArray[np.uint8]

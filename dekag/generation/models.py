@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,61 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dekag.errors import DeadlineError, NotFoundError
+from dekag.errors import DeadlineError
+from dekag.generation import loading, placement
 from dekag.generation.autoencoder import decode
-from dekag.generation.profile import GeneratorProfile, Profile, Role
+from dekag.generation.placement import ON_CPU, Placement
+from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
 from dekag.numerics import check_finite
 
 PIXELS_AT_ONCE = 2**20
 """Largest number of pixels in a batch; bounds the memory for generating and decoding."""
-
-HASHED_SUFFIXES = {".safetensors", ".json", ".model"}
-HASHED_NAMES = {"merges.txt", "vocab.txt"}  # of tokenizers; a note in a folder changes nothing
-
-
-def folder_hash(path: Path | str) -> str:
-    """SHA-256 (hex) of the names and contents of weights and configurations in a model folder.
-
-    Of a model on a hub, its name and the commit that is in the local cache are hashed.
-
-    Raises:
-        NotFoundError: there is neither such a folder nor such a model in the cache.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        return hashlib.sha256(f"{path}@{hub_commit(str(path))}".encode()).hexdigest()
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*")):
-        hashed = file.suffix in HASHED_SUFFIXES or file.name in HASHED_NAMES
-        if hashed and file.name != "training.json":
-            digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
-            with file.open("rb") as content:  # in pieces: weights may be larger than memory
-                while piece := content.read(2**20):
-                    digest.update(piece)
-    return digest.hexdigest()
-
-
-def hub_commit(name: str) -> str:
-    """The commit of a hub's model that the local cache holds, and that loading it takes.
-
-    Raises:
-        NotFoundError: the cache holds none.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True)).name
-    except (HFValidationError, LocalEntryNotFoundError):
-        said = f"no model {name!r}: it is neither a folder nor in the cache of the hub"
-        raise NotFoundError(said) from None
-
-
-def autoencoder_hash(pipeline: Path | str) -> str:
-    """The hash of a pipeline's autoencoder: of its folder, or of the whole pipeline on a hub."""
-    folder = Path(pipeline) / "vae"
-    return folder_hash(folder if folder.is_dir() else pipeline)
 
 
 class LatentDecoder:
@@ -79,14 +32,14 @@ class LatentDecoder:
         self.model_hash = model_hash
 
     @classmethod
-    def load(cls, pipeline: Path | str) -> Self:
-        """Load the autoencoder of a pipeline, a folder or a hub name."""
-        from diffusers import AutoencoderKL
+    def load(cls, model: GeneratorProfile, placed: Placement = ON_CPU) -> Self:
+        """Load the autoencoder of a generator's pipeline.
 
-        vae = AutoencoderKL.from_pretrained(
-            pipeline, subfolder="vae", dtype=torch.float32, use_safetensors=True
-        )
-        return cls(vae, autoencoder_hash(pipeline))
+        Raises:
+            NotFoundError: it is not on this machine.
+        """
+        vae = loading.load_component(model, "vae").to(placed.device)
+        return cls(vae, loading.autoencoder_hash(model))
 
     @property
     def factor(self) -> int:
@@ -107,7 +60,7 @@ class LatentDecoder:
         rows = max(1, PIXELS_AT_ONCE // (self.factor**2 * latents.shape[2] * latents.shape[3]))
         images: torch.Tensor = torch.cat([decode(self.vae, part) for part in latents.split(rows)])
         check_finite(images, "render", seeds=seeds, model_hash=self.model_hash)
-        pixels = images.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8)
+        pixels = images.add(1).mul(127.5).clamp(0, 255).round().to("cpu", torch.uint8)
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
 
 
@@ -143,6 +96,7 @@ class Generator:
         steps: int,
         guidance_scale: float,
         size: int | None = None,
+        load_text_encoder: Callable[[], Any] | None = None,
     ) -> None:
         pipeline.set_progress_bar_config(disable=True)
         self.pipeline = pipeline
@@ -150,9 +104,9 @@ class Generator:
         self.decoder = decoder
         self.steps = steps
         self.guidance_scale = guidance_scale
-        denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-        self.size = denoiser.config.sample_size * decoder.factor if size is None else size
-        self.reader = PromptReader(pipeline)
+        self._denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+        self.size = self._denoiser.config.sample_size * decoder.factor if size is None else size
+        self.reader = PromptReader(pipeline, load_text_encoder)
         self._accepted = accepted = inspect.signature(pipeline.__call__).parameters
         self._extra: dict[str, Any] = {}
         if "use_resolution_binning" in accepted:
@@ -163,21 +117,43 @@ class Generator:
             }
 
     @classmethod
-    def load(cls, path: Path | str, *, steps: int, guidance_scale: float, size: int | None = None) -> Self:
-        """Load any folder or hub name that `DiffusionPipeline.from_pretrained` loads."""
-        from diffusers import DiffusionPipeline
-
-        pipeline = DiffusionPipeline.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
-        decoder = LatentDecoder(pipeline.vae, autoencoder_hash(path))
-        return cls(
-            pipeline, folder_hash(path), decoder, steps=steps, guidance_scale=guidance_scale, size=size
-        )
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        steps: int,
+        guidance_scale: float,
+        size: int | None = None,
+        placed: Placement = ON_CPU,
+    ) -> Self:
+        """Load any folder or hub name that `DiffusionPipeline.from_pretrained` loads, in float32."""
+        model = GeneratorProfile(path=str(path), steps=steps, guidance_scale=guidance_scale)
+        return cls._of(model, size, placed)
 
     @classmethod
-    def from_profile(cls, profile: Profile, role: Role) -> Self:
+    def from_profile(cls, profile: HasGenerators, role: Role, placed: Placement = ON_CPU) -> Self:
         """Load a profile's "cloud" or "edge", with its sampling settings and the profile's size."""
-        model: GeneratorProfile = getattr(profile, role)
-        return cls.load(model.path, steps=model.steps, guidance_scale=model.guidance_scale, size=profile.size)
+        return cls._of(getattr(profile, role), profile.size, placed)
+
+    @classmethod
+    def _of(cls, model: GeneratorProfile, size: int | None, placed: Placement) -> Self:
+        pipeline = loading.load_pipeline(model, placed)
+        return cls(
+            pipeline,
+            loading.pipeline_hash(model),
+            LatentDecoder(pipeline.vae, loading.autoencoder_hash(model)),
+            steps=model.steps,
+            guidance_scale=model.guidance_scale,
+            size=size,
+            load_text_encoder=None
+            if placed.keep_text_encoder
+            else lambda: loading.load_component(model, "text_encoder").to(placed.text_device),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the denoiser."""
+        return placement.of(self._denoiser)[0]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""
@@ -248,12 +224,12 @@ class Generator:
             "should_continue": should_continue,
         }  # fmt: skip
         read = [self.reader.windows(prompt) for prompt in prompts or ()]
-        if all(len(windows) == 1 for windows in read):
+        if all(len(windows) == 1 for windows in read) and self.reader.with_denoiser:
             return self._draw(prompts, seeds, **common, **states)
 
         def draw(which: Sequence[int], windows: int) -> torch.Tensor:
             some = [seeds[i] for i in which]
-            if windows == 1 and prompts is not None:
+            if windows == 1 and prompts is not None and self.reader.with_denoiser:
                 return self._draw([prompts[i] for i in which], some, **common)
             return self._draw(None, some, **common, **self.reader.states([read[i] for i in which]))
 
@@ -271,13 +247,14 @@ class Generator:
         **states: Any,
     ) -> torch.Tensor:
         """Latents of prompts with one window each, or of states of equal length."""
+        states = {name: self._for_denoiser(each) for name, each in states.items()}
         if prompts is None and self.reader.masked:
             states = {"negative_prompt": None, **states}
         latents: torch.Tensor = self.pipeline(
             prompt=None if prompts is None else list(prompts),
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            latents=self._for_denoiser(self._noise(seeds, width, height)),
             width=width,
             height=height,
             output_type="latent",
@@ -286,8 +263,20 @@ class Generator:
             **({} if should_continue is None else self._stop_callback(should_continue)),
             **states,
         )[0]
+        latents = latents.to("cpu", torch.float32)
         check_finite(latents, "generate", seeds=seeds, model_hash=self.model_hash)
-        return latents.float()
+        return latents
+
+    def _noise(self, seeds: Sequence[int], width: int, height: int) -> torch.Tensor:
+        """Noise of each seed, drawn in float32 on the CPU: the same for every device and number format."""
+        shape = (1, *self.latent_shape(width, height))
+        return torch.cat(
+            [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        )
+
+    def _for_denoiser(self, values: torch.Tensor) -> torch.Tensor:
+        device, dtype = placement.of(self._denoiser)
+        return values.to(device, dtype) if values.is_floating_point() else values.to(device)
 
     def _stop_callback(self, should_continue: Callable[[], bool]) -> dict[str, Any]:
         """The pipeline's arguments with a callback that stops the generation."""

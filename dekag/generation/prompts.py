@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,8 +20,11 @@ import regex
 import torch
 
 from dekag.errors import InvalidInputError
+from dekag.generation.placement import of
 from dekag.words import word_spans, words
 
+_KNOWN_MOST = 256
+"""Windows whose states are kept, where the text encoder is not: 2.4 MB each of T5-XXL in bfloat16."""
 _T5_MOST = 300  # tokens, of which PixArt-Sigma was trained with at most so many
 _GRAPHEME = regex.compile(r"\X")
 Rows = Callable[[str], Sequence[int]]
@@ -63,27 +67,43 @@ class PromptReader:
     Args:
         pipeline: a StableDiffusionPipeline, or a PixArtSigmaPipeline, which reads lower case alone and masks
             what it pads with.
+        load_encoder: loads the text encoder of a pipeline without one. It is loaded for windows that have
+            not been read yet, and dropped afterwards.
 
     Attributes:
-        encoder: the pipeline's text encoder.
         length: tokens of a window, start and end among them.
         masked: whether the denoiser is told which places hold nothing.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, load_encoder: Callable[[], Any] | None = None) -> None:
         # a copy whose padding and truncation nobody changes, as the pipeline does with its own
         self._tokenizer = tokenizer = copy.deepcopy(pipeline.tokenizer)
-        self.encoder = pipeline.text_encoder
+        self._pipeline, self._load_encoder = pipeline, load_encoder
+        self._known: OrderedDict[Window, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self.masked = hasattr(pipeline, "_text_preprocessing")
+        encoder = pipeline.text_encoder
         if self.masked:
-            self.length = min(_T5_MOST, int(tokenizer.model_max_length))
+            places = _T5_MOST
         else:
-            places = int(pipeline.text_encoder.config.max_position_embeddings)
-            self.length = min(places, int(tokenizer.model_max_length))
+            places = tokenizer.model_max_length if encoder is None else encoder.config.max_position_embeddings
+        self.length = min(int(places), int(tokenizer.model_max_length))
         special = self._encode("", special=True)[0]
         starts = special[:1] == [tokenizer.bos_token_id]
         self._start, self._end = (special[:1], special[1:]) if starts else ([], special)
         self.room = self.length - len(special)
+
+    @property
+    def encoder(self) -> Any:
+        """The pipeline's text encoder; None while it is not in memory."""
+        return self._pipeline.text_encoder
+
+    @property
+    def with_denoiser(self) -> bool:
+        """Whether the pipeline can read prompts itself: its text encoder is there, on the same device."""
+        if self.encoder is None:
+            return False
+        denoiser = getattr(self._pipeline, "unet", None) or self._pipeline.transformer
+        return of(self.encoder)[0] == of(denoiser)[0]
 
     def read(self, prompt: str) -> PromptRead:
         """How much is read of `prompt`."""
@@ -158,10 +178,38 @@ class PromptReader:
             found |= {"prompt_attention_mask": said[1], "negative_prompt_attention_mask": unsaid[1]}
         return found
 
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Read prompts in advance, so that a text encoder that does not stay in memory is loaded once."""
+        if self.encoder is None:
+            self._read([window for prompt in ("", *prompts) for window in self.windows(prompt)])
+
     def _encoded(self, prompts: Sequence[Sequence[Window]]) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, mask = self.tensors([window for prompt in prompts for window in prompt])
-        states = self.encoder(ids, attention_mask=mask)[0] if self.masked else self.encoder(ids)[0]
+        states, mask = self._read([window for prompt in prompts for window in prompt])
         return states.reshape(len(prompts), -1, states.shape[-1]), mask.reshape(len(prompts), -1)
+
+    def _read(self, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (windows, tokens, width) and mask (windows, tokens) of windows."""
+        if self.encoder is not None:
+            return self._computed(self.encoder, windows)
+        new = [window for window in dict.fromkeys(windows) if window not in self._known]
+        if new and self._load_encoder is not None:
+            encoder = self._load_encoder()
+            for window in new:
+                states, mask = self._computed(encoder, [window])
+                self._known[window] = states.cpu(), mask
+        found = [self._known[window] for window in windows]
+        for window in windows:
+            self._known.move_to_end(window)
+        while len(self._known) > _KNOWN_MOST:
+            self._known.popitem(last=False)
+        return torch.cat([states for states, _ in found]), torch.cat([mask for _, mask in found])
+
+    @torch.inference_mode()
+    def _computed(self, encoder: Any, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+        device, _ = of(encoder)
+        ids, mask = (each.to(device) for each in self.tensors(windows))
+        states: torch.Tensor = encoder(ids, attention_mask=mask)[0] if self.masked else encoder(ids)[0]
+        return states, mask.cpu()
 
     def _said(self, prompt: str) -> str:
         return prompt.lower().strip() if self.masked else prompt

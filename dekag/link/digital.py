@@ -66,7 +66,7 @@ class DigitalLink:
         return CodewordLayout.of(payload_bytes, coding).channel_uses
 
     def modulate(self, payload: bytes, coding: ModulationAndCoding) -> torch.Tensor:
-        """Symbols (1, K) complex64 of mean power 1 for 1 to 65536 bytes.
+        """Symbols (1, K) complex64 of mean power 1 for 1 to 2**20 bytes.
 
         Raises:
             InvalidInputError: the length is out of range, or the coding is not in TABLE.

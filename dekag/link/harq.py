@@ -45,7 +45,7 @@ def send_with_harq(
     """Send `payload` up to `max_transmissions` times; 1 means no HARQ.
 
     Args:
-        payload: 1 to 65536 bytes.
+        payload: 1 to 2**20 bytes.
         coding: used for every transmission.
         conditions: conditions of the channel; fading slots are independent.
         seed: seed of fading and noise; the first transmission is that of `transmit` with this seed.

@@ -102,7 +102,7 @@ class CodewordLayout:
         """The layout of a payload.
 
         Raises:
-            InvalidInputError: the length is not 1 to 65536 bytes, or the coding is not in TABLE.
+            InvalidInputError: the length is not 1 to 2**20 bytes, or the coding is not in TABLE.
         """
         if coding not in TABLE:
             raise InvalidInputError("coding", "a row of the modulation-and-coding table", coding)

@@ -101,6 +101,9 @@ class _Stacked:
 
     def __call__(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
         x = inputs[0]
+        # on the layer's device and in its number format, of which the first call tells
+        self._a, self._b = self._a.to(x), self._b.to(x)
+        self._mask = self._mask if self._mask is None else self._mask.to(x)
         if isinstance(layer, nn.Conv2d):
             low = F.conv2d(x, self._a, None, layer.stride, layer.padding, layer.dilation)
             return output + F.conv2d(self._own(low, (-1, 1, 1)), self._b)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from dekag.generation.placement import of
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.topics import matching
 
@@ -42,7 +43,9 @@ def metaword(text_encoder: Any, vectors: torch.Tensor, chosen: Sequence[Sequence
     which = torch.tensor([index for indices in chosen for index in indices], dtype=torch.long)
 
     def put(_: Any, __: Any, embedded: torch.Tensor) -> torch.Tensor:
-        return embedded.index_put((row, place), vectors[which].to(embedded.dtype))
+        return embedded.index_put(
+            (row.to(embedded.device), place.to(embedded.device)), vectors[which].to(embedded)
+        )
 
     handle = text_encoder.get_input_embeddings().register_forward_hook(put)
     try:
@@ -67,7 +70,7 @@ def encode_prompts(
     windows = [window for prompt in prompts for window in prompt]
     ids, _ = reader.tensors(windows)
     with metaword(reader.encoder, vectors, [window.rows for window in windows]):
-        read: torch.Tensor = reader.encoder(ids)[0]
+        read: torch.Tensor = reader.encoder(ids.to(of(reader.encoder)[0]))[0]
     counts = [len(prompt) for prompt in prompts]
     parts = [part.flatten(0, 1) for part in read.split(counts)]
     if len(set(counts)) == 1:

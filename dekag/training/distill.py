@@ -24,6 +24,7 @@ from dekag.errors import MismatchError
 from dekag.generation import autoencoder
 from dekag.generation.images import Pixels, from_bytes, to_png
 from dekag.generation.models import Generator, by_windows
+from dekag.generation.placement import of
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
@@ -31,6 +32,7 @@ from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
+from dekag.training.device import multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.loop import TrainingRun
 from dekag.world.sheet import save_sheet
@@ -99,6 +101,10 @@ def draw_images(
 ) -> np.ndarray:
     """Images of the cloud, (images, height, width, 3) uint8; those already in `folder` are reused."""
     folder.mkdir(parents=True, exist_ok=True)
+    missing = [
+        prompt for prompt, seed in zip(prompts, seeds, strict=True) if not (folder / f"{seed}.png").exists()
+    ]
+    cloud.reader.prepare(missing)
     pixels = []
     for done, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         if should_stop():
@@ -113,12 +119,57 @@ def draw_images(
     return np.stack(pixels)
 
 
+@dataclass(frozen=True)
+class CloudImages:
+    """The images that an edge learns a topic from.
+
+    Attributes:
+        pixels: (images, height, width, 3) uint8, those for training first.
+        model_hash: of the cloud that generated them.
+    """
+
+    pixels: np.ndarray
+    model_hash: str
+
+
+def cloud_images(
+    cloud: Generator,
+    topic: TopicPrompts,
+    config: DistillConfig,
+    folder: Path,
+    *,
+    on_progress: OnProgress = lambda _: None,
+    should_stop: ShouldStop = lambda: False,
+) -> CloudImages:
+    """Generate the images for `distill` in advance, so that the cloud can leave memory before it.
+
+    Raises:
+        Stopped: should_stop() returned True; images that are there are reused by the next call.
+    """
+    seeds = _seeds(topic, config)
+    pixels = draw_images(
+        cloud,
+        [*topic.prompts, *topic.held_out],
+        seeds,
+        folder / "images",
+        on_progress=lambda done: on_progress(Progress("generate", done, len(seeds))),
+        should_stop=should_stop,
+    )
+    return CloudImages(pixels, cloud.model_hash)
+
+
+def _seeds(topic: TopicPrompts, config: DistillConfig) -> list[int]:
+    return seeds_for(config, len(topic.prompts), held_out=False) + seeds_for(
+        config, len(topic.held_out), held_out=True
+    )
+
+
 @torch.no_grad()
 def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
     """Encode images (images, h, w, 3) uint8 to latents (images, 4, h/8, w/8) in the denoiser's scale."""
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(vae.dtype).div(127.5).sub(1)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
     at_once = max(1, ENCODED_PIXELS // (images.shape[2] * images.shape[3]))
-    return torch.cat([autoencoder.encode(vae, part) for part in images.split(at_once)]).float()
+    return torch.cat([autoencoder.encode(vae, part) for part in images.split(at_once)])
 
 
 def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> LoraConfig:
@@ -150,19 +201,34 @@ def trainable(
     pipeline.unet.requires_grad_(False)
     pipeline.text_encoder.requires_grad_(False)
     if config.method == "full":
-        unet = copy.deepcopy(pipeline.unet).requires_grad_(True)
+        unet = copy.deepcopy(pipeline.unet).float().requires_grad_(True)
         yield unet, dict(unet.named_parameters())
-    elif config.has_lora:
-        if getattr(pipeline.unet, "peft_config", None):
-            raise MismatchError("the denoiser already has adapters; distil with one that has none")
-        pipeline.unet.add_adapter(lora_config(pipeline.unet, config, metaword_numbers), ADAPTER)
-        try:
-            named = pipeline.unet.named_parameters()
-            yield pipeline.unet, {name: p for name, p in named if p.requires_grad}
-        finally:
-            pipeline.unet.unload_lora()
-    else:
+        return
+    if not config.has_lora:
         yield pipeline.unet, {}
+        return
+    if getattr(pipeline.unet, "peft_config", None):
+        raise MismatchError("the denoiser already has adapters; distil with one that has none")
+    pipeline.unet.add_adapter(lora_config(pipeline.unet, config, metaword_numbers), ADAPTER)
+    try:
+        factors = {name: p for name, p in pipeline.unet.named_parameters() if p.requires_grad}
+        for factor in factors.values():  # bfloat16 would lose most of a small step
+            factor.data = factor.data.float()
+        yield pipeline.unet, factors
+    finally:
+        pipeline.unet.unload_lora()
+
+
+@contextmanager
+def checkpointed(unet: Any, wanted: bool) -> Iterator[None]:
+    """Inside the context, activations are computed again in the backward pass if `wanted`."""
+    if wanted:
+        unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        if wanted:
+            unet.disable_gradient_checkpointing()
 
 
 def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
@@ -236,6 +302,8 @@ def train(
     should_stop: ShouldStop = lambda: False,
     on_preview: OnPreview = lambda *_: None,
     previews: int = 0,
+    micro_batch: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Trained:
     """Train the parameters that `config.method` selects, resuming from `folder`.
 
@@ -250,6 +318,10 @@ def train(
         on_preview: called with the windows of some held-out prompts and the metaword, while the pipeline
             uses the parameters trained so far.
         previews: largest number of previews, evenly spaced.
+        micro_batch: largest number of latents that the denoiser reads at once; their gradients are added up,
+            so results differ by rounding alone. Default: the whole batch.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them: less
+            memory, about 1.5 times the time.
 
     Raises:
         Stopped: should_stop() returned True; the checkpoint is kept.
@@ -290,29 +362,64 @@ def train(
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
         loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
 
+        device, dtype = of(pipeline.unet)
+        micro_batches = -(-config.batch // (micro_batch or config.batch))
+
         def denoiser(read: States, timesteps: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-            states, mask = read
-            return lambda noisy: (
-                unet(noisy, timesteps, encoder_hidden_states=states, encoder_attention_mask=mask).sample
-            )
+            """The denoiser on its device, for noisy latents on the CPU, where the loss is."""
+            states, mask = read[0].to(device), None if read[1] is None else read[1].to(device)
+
+            def denoise(noisy: torch.Tensor) -> torch.Tensor:
+                with multiplying(device, dtype == torch.bfloat16):
+                    said: torch.Tensor = unet(
+                        noisy.to(device),
+                        timesteps.to(device),
+                        encoder_hidden_states=states,
+                        encoder_attention_mask=mask,
+                    ).sample
+                return said.to(noisy)
+
+            return denoise
+
+        def losses_of(
+            prompts: Sequence[str],
+            dropped: Sequence[bool],
+            clean: torch.Tensor,
+            noise: torch.Tensor,
+            timesteps: torch.Tensor,
+        ) -> Iterator[torch.Tensor]:
+            """The loss of each micro-batch; their sum is that of the batch."""
+            count = len(clean)
+            for start in range(0, count, micro_batch or count):
+                part = slice(start, start + (micro_batch or count))
+                states = read(prompts[part], dropped[part])
+                share = len(clean[part]) / count
+                denoise = denoiser(states, timesteps[part])
+                yield share * loss(clean[part], noise[part], timesteps[part], denoise)
 
         def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
             pick = torch.randint(len(latents), (config.batch,), generator=generator)
             dropped = torch.rand(config.batch, generator=generator) < config.prompt_dropout
-            states = read([topic.prompts[i] for i in pick.tolist()], dropped.tolist())
             clean = latents[pick]
             timesteps = loss.draw_timesteps(config.batch, generator)
             noise = torch.randn(clean.shape, generator=generator)
-            return {"loss": loss(clean, noise, timesteps, denoiser(states, timesteps))}
+            prompts = [topic.prompts[i] for i in pick.tolist()]
+            parts = losses_of(prompts, dropped.tolist(), clean, noise, timesteps)
+            total = torch.zeros(())
+            for _ in range(micro_batches - 1):
+                part = next(parts)
+                part.backward()
+                total = total + part.detach()
+            return {"loss": total + next(parts)}  # the caller computes these gradients
 
         @torch.no_grad()
         def held_out_loss() -> float:
-            states = read(topic.held_out, [False] * len(topic.held_out))
             noise = torch.randn(held_out.shape, generator=torch.Generator().manual_seed(config.seed))
             losses = []
             for share in HELD_OUT_TIMESTEPS:
                 timesteps = torch.full((len(held_out),), int(share * loss.timesteps))
-                losses.append(float(loss(held_out, noise, timesteps, denoiser(states, timesteps))))
+                parts = losses_of(topic.held_out, [False] * len(topic.held_out), held_out, noise, timesteps)
+                losses.append(sum(map(float, parts)))
             return sum(losses) / len(losses)
 
         @torch.inference_mode()
@@ -334,14 +441,15 @@ def train(
             looks = done % config.check_every == 0 or done == config.steps
             return not stopped and (not looks or stopping.look())
 
-        run.run(
-            step,
-            config.steps,
-            warmup_steps=WARMUP_STEPS,
-            save_every_s=SAVE_EVERY_S,
-            on_step=on_step,
-            show=False,
-        )
+        with checkpointed(unet, gradient_checkpointing):
+            run.run(
+                step,
+                config.steps,
+                warmup_steps=WARMUP_STEPS,
+                save_every_s=SAVE_EVERY_S,
+                on_step=on_step,
+                show=False,
+            )
         if stopped:
             raise Stopped
         if not stopping.best:  # a resumed run without steps left
@@ -363,7 +471,7 @@ def train(
 
 
 def distill(
-    cloud: Generator,
+    cloud: Generator | CloudImages,
     edge: Generator,
     topic: TopicPrompts,
     config: DistillConfig,
@@ -374,11 +482,13 @@ def distill(
     on_progress: OnProgress = lambda _: None,
     should_stop: ShouldStop = lambda: False,
     previews: int = 0,
+    micro_batch: int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> KnowledgeUpdate:
     """Distil `topic` from the cloud-GAI into an update of the edge-GAI.
 
     Args:
-        cloud: generates the training images, with seeds recorded in knowledge.json.
+        cloud: generates the training images, with seeds recorded in knowledge.json; or those images.
         edge: a StableDiffusionPipeline of any size; restored afterwards.
         topic: training prompts and held-out prompts.
         config: settings; `config.method` must not be "full", which makes no update.
@@ -391,22 +501,20 @@ def distill(
         should_stop: called before every image and after every step.
         previews: largest number of times that preview.png is written during training (rows: cloud, edge now);
             the update does not depend on it.
+        micro_batch, gradient_checkpointing: as in `train`.
 
     Raises:
         Stopped: should_stop() returned True.
     """
     if config.method == "full":
         raise MismatchError("a full fine-tune changes every weight: it makes no knowledge update")
-    learnt, kept = topic.prompts, topic.held_out
-    seeds = seeds_for(config, len(learnt), held_out=False) + seeds_for(config, len(kept), held_out=True)
-    images = draw_images(
-        cloud,
-        [*learnt, *kept],
-        seeds,
-        folder / "images",
-        on_progress=lambda done: on_progress(Progress("generate", done, len(seeds))),
-        should_stop=should_stop,
+    learnt, kept, seeds = topic.prompts, topic.held_out, _seeds(topic, config)
+    drawn = (
+        cloud
+        if isinstance(cloud, CloudImages)
+        else cloud_images(cloud, topic, config, folder, on_progress=on_progress, should_stop=should_stop)
     )
+    images = drawn.pixels
     latents = encode(edge.pipeline.vae, images)
 
     def on_preview(prompts: Sequence[Sequence[Window]], metaword: torch.Tensor) -> None:
@@ -425,9 +533,9 @@ def distill(
                 negative_prompt_embeds=unsaid.expand_as(states),
             )
 
-        drawn = by_windows([len(each) for each in prompts], draw)
+        shown = by_windows([len(each) for each in prompts], draw)
         unfinished = folder / f"unfinished-{PREVIEW}"
-        save_sheet([list(images[first:last]), list(edge.decoder.decode(drawn))], unfinished)
+        save_sheet([list(images[first:last]), list(edge.decoder.decode(shown))], unfinished)
         unfinished.replace(folder / PREVIEW)
 
     trained = train(
@@ -441,8 +549,10 @@ def distill(
         should_stop=should_stop,
         on_preview=on_preview,
         previews=previews,
+        micro_batch=micro_batch,
+        gradient_checkpointing=gradient_checkpointing,
     )
-    update = new_update(cloud, edge, topic, config, trained)
+    update = new_update(drawn.model_hash, edge, topic, config, trained)
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
     drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": (), "after": (update,)}
     if current is not None and current.base_hash == edge.model_hash:
@@ -501,7 +611,7 @@ def why_no_better(scores: Mapping[str, Any]) -> str:
 
 
 def new_update(
-    cloud: Generator, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
+    cloud_hash: str, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
 ) -> KnowledgeUpdate:
     """The update made of `trained`, with the contents of its knowledge.json."""
     info = {
@@ -509,7 +619,7 @@ def new_update(
         "topic": topic.name,
         "triggers": list(topic.triggers),
         "base_hash": edge.model_hash,
-        "cloud_hash": cloud.model_hash,
+        "cloud_hash": cloud_hash,
         "config": config.as_dict(),
         "prompts": list(topic.prompts),
         "seeds": seeds_for(config, len(topic.prompts), held_out=False),

@@ -23,6 +23,7 @@ class Dimensions:
         scaling_factor: of its latents.
         prediction_type: of both denoisers.
         context, cloud_context: tokens that edge and cloud read at once.
+        dtype: number format in which the generators compute.
     """
 
     size: int = 128
@@ -31,6 +32,7 @@ class Dimensions:
     prediction_type: str = "v_prediction"
     context: int = CONTEXT
     cloud_context: int = CONTEXT
+    dtype: str = "float32"
 
 
 EMBEDDED = Dimensions()
@@ -41,6 +43,7 @@ FOREIGN = Dimensions(
     prediction_type="epsilon",
     context=77,
     cloud_context=300,
+    dtype="bfloat16",
 )
 
 
@@ -123,10 +126,11 @@ def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) 
         scheduler=scheduler,
     ).save_pretrained(folder / "cloud")
     JsccCodec(latent_channels=like.latent_channels, width=8, blocks=1).save_pretrained(folder / "codec")
+    sampled = {"steps": 2, "guidance_scale": 2.0, "dtype": like.dtype, "vae_dtype": like.dtype}
     profile = {
         "size": like.size,
-        "cloud": {"path": "cloud", "steps": 2, "guidance_scale": 2.0},
-        "edge": {"path": "edge", "steps": 2, "guidance_scale": 2.0},
+        "cloud": {"path": "cloud", **sampled},
+        "edge": {"path": "edge", **sampled},
         "codec": "codec",
     }
     (folder / "profile.json").write_text(json.dumps(profile, indent=2))

@@ -29,7 +29,6 @@ from dekag.evaluation.registry import RESULTS
 from dekag.generation.autoencoder import decode
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
-from dekag.generation.profile import Profile, load_profile
 from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
@@ -38,6 +37,7 @@ from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink, apply_channel
+from dekag.profile import Profile, load_profile
 from services.bench.channel import request_for
 from services.bench.pipeline import CBR, CONDITIONS
 from services.bench.processes import server, start

@@ -24,10 +24,10 @@ from dekag.evaluation.statistics import bootstrap_ci95
 from dekag.files import read_lines, read_text
 from dekag.generation.images import Pixels
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
 from dekag.link.digital import DigitalLink
 from dekag.link.image_coding import EncodedImage, ladders
+from dekag.profile import load_profile
 from services.bench.results_io import write_bench
 
 COMMAND = "dekag bench traffic"

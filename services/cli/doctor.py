@@ -99,8 +99,8 @@ def cpu_build() -> CheckResult:
 def models() -> CheckResult:
     """Whether the profile's models exist and match their hashes."""
     from dekag.errors import DekagError
-    from dekag.generation.models import folder_hash
-    from dekag.generation.profile import load_profile
+    from dekag.generation.loading import folder_hash
+    from dekag.profile import load_profile
 
     name = get("DEKAG_PROFILE", "embedded")
     restore = (
@@ -135,8 +135,8 @@ def models() -> CheckResult:
 
 def golden() -> CheckResult:
     """Whether the profile's models compute their golden values on this machine."""
-    from dekag.generation.profile import load_profile, profile_folder
     from dekag.golden import FILE, TOLERANCE, compare
+    from dekag.profile import load_profile, profile_folder
 
     name = get("DEKAG_PROFILE", "embedded")
     folder = profile_folder(name)
@@ -245,7 +245,7 @@ def memory() -> CheckResult:
     from services.common.healthcheck import healthy
     from services.launcher.stack import HOST, SERVICES
 
-    gib = _free_memory_gib()
+    gib = free_memory_gib()
     if gib is None:
         return CheckResult("memory", True, "unknown on this system")
     detail = f"{gib:.1f} GiB free"
@@ -453,7 +453,7 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
 
 
-def _free_memory_gib(meminfo: Path = Path("/proc/meminfo")) -> float | None:
+def free_memory_gib(meminfo: Path = Path("/proc/meminfo")) -> float | None:
     """Memory available without swapping, GiB; None where /proc/meminfo does not exist."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())

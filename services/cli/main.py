@@ -16,6 +16,7 @@ from dekag.errors import DekagError
 from services.cli import evaluate, ops, run
 from services.cli.extras import Commands
 from services.cli.options import KNOWLEDGE, OPERATION, RESEARCH, SYSTEM
+from services.cli.profile import profile
 from services.cli.train import train
 
 app = typer.Typer(
@@ -77,6 +78,7 @@ for _section, _commands in {
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_section)(_command)
+app.add_typer(profile, name="profile", rich_help_panel=OPERATION)
 for _name, _group in {
     "train": train,
     "experiment": evaluate.experiment,

@@ -230,7 +230,7 @@ def vae_quality(
 def _record_quality(path: Path, quality: dict[str, Any], model: Path, size: int, threads: int) -> None:
     """Write a measured quality with the command, the commit and the model that it belongs to."""
     from dekag.evaluation.registry import current_commit
-    from dekag.generation.models import folder_hash
+    from dekag.generation.loading import folder_hash
 
     record = {
         "command": "dekag " + " ".join(sys.argv[1:]),
@@ -584,7 +584,7 @@ def cala(
     _threads(threads)
     from dekag.codec import JsccCodec
     from dekag.generation.autoencoder import decode
-    from dekag.generation.models import folder_hash
+    from dekag.generation.loading import folder_hash
     from dekag.training.cala import train_knowledge
 
     model, latents = _latents(profile, pictures, runs, vae, workers)
@@ -633,10 +633,10 @@ def knowledge(
     from tqdm import tqdm
 
     from dekag.generation.models import Generator
-    from dekag.generation.profile import load_profile
     from dekag.makd.config import DistillConfig
     from dekag.makd.topics import topic_prompts
     from dekag.metrics.features import ImageScorer
+    from dekag.profile import load_profile
     from dekag.training.distill import Progress, distill
     from dekag.world import TOPICS
 
@@ -675,8 +675,8 @@ def knowledge(
 @train.command()
 def golden(profile: Profile = "embedded") -> None:
     """Write the models' golden values, with which `dekag doctor` verifies other machines."""
-    from dekag.generation.profile import load_profile, profile_folder
     from dekag.golden import FILE, write
+    from dekag.profile import load_profile, profile_folder
 
     folder = profile_folder(profile)
     typer.echo(f"{write(load_profile(profile), folder)} models -> {folder / FILE}")

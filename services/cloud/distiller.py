@@ -46,8 +46,8 @@ from services.common.request_context import begin_request, configure_logging
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
-    from dekag.generation.profile import Profile
     from dekag.metrics.features import ImageScorer
+    from dekag.profile import Profile
     from dekag.training.distill import Progress
 
 HEARTBEAT_S = 0.5
@@ -112,18 +112,18 @@ class Distillation:
     def run(self) -> Distilled | None:
         """Distils, or resumes an earlier attempt; None after ``stop`` was set."""
         from dekag.generation.models import Generator
-        from dekag.generation.profile import load_profile
         from dekag.makd.config import DistillConfig
         from dekag.makd.topics import topic_prompts
         from dekag.makd.update import KnowledgeUpdate
-        from dekag.training.distill import SAMPLES, Stopped, distill
+        from dekag.profile import load_profile
+        from dekag.training.distill import SAMPLES, Stopped, cloud_images, distill
 
         current = None
         if self._current is not None:
             with contextlib.suppress(MismatchError):  # damaged, so there is nothing to compare with
                 current = KnowledgeUpdate.from_files(self._current.files)
-        profile, config = load_profile(self._settings.profile), DistillConfig(**self._spec.config)
-        cloud, edge = Generator.from_profile(profile, "cloud"), Generator.from_profile(profile, "edge")
+        settings, profile = self._settings, load_profile(self._settings.profile)
+        config = DistillConfig(**{**profile.distill.given(), **self._spec.config})
         topic = topic_prompts(
             self._spec.topic,
             prompts=self._spec.prompts,
@@ -132,20 +132,25 @@ class Distillation:
             held_out=config.held_out,
             seed=config.seed,
         )
-        scorer = _scorer(profile)
+        seen: dict[str, Any] = {"on_progress": self._note, "should_stop": self.stop.is_set}
+        placed = settings.placement(keep_text_encoder=settings.keep_text_encoder)
+        cloud = Generator.from_profile(profile, "cloud", placed)
         self._began = time.perf_counter()
         try:
+            images = cloud_images(cloud, topic, config, self._folder, **seen)
+            del cloud  # before the edge is loaded: memory for one of them is enough
             update = distill(
-                cloud,
-                edge,
+                images,
+                Generator.from_profile(profile, "edge", settings.placement()),
                 topic,
                 config,
                 self._folder,
-                scorer=scorer,
+                scorer=_scorer(profile),
                 current=current,
-                on_progress=self._note,
-                should_stop=self.stop.is_set,
-                previews=self._settings.previews,
+                previews=settings.previews,
+                micro_batch=settings.distill_micro_batch or None,
+                gradient_checkpointing=settings.gradient_checkpointing,
+                **seen,
             )
         except Stopped:
             return None

@@ -17,8 +17,8 @@ from services.proto.cloud_pb2 import Consistency
 
 if TYPE_CHECKING:
     from dekag.generation.images import Pixels
-    from dekag.generation.profile import ScorerProfile
     from dekag.metrics.features import ImageScorer
+    from dekag.profile import ScorerProfile
     from services.cloud.settings import CloudSettings
 
 _NAME = "scorer"

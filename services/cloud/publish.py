@@ -156,14 +156,14 @@ def main(arguments: list[str]) -> int:
 
 def _publish_here(folder: Path) -> str:
     """Publishes either kind to the data folder in the settings; returns a message."""
-    from dekag.generation.models import folder_hash
-    from dekag.generation.profile import load_profile
+    from dekag.generation.loading import folder_hash, pipeline_hash
+    from dekag.profile import load_profile
     from services.cloud.settings import CloudSettings
 
     settings = CloudSettings.read()
     profile, data_dir = load_profile(settings.profile), settings.data_dir.resolve()
     if _is_update(folder):
-        store, edge_hash = KnowledgeStore(settings.data_dir), folder_hash(profile.edge.path)
+        store, edge_hash = KnowledgeStore(settings.data_dir), pipeline_hash(profile.edge)
         update = publish_update(update_of(folder), store, edge_hash)
         return f"version {update.version} of {update.topic} is current in {data_dir}: {update.content_hash}"
     transmission = TransmissionStore(settings.data_dir)

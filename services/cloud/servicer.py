@@ -59,7 +59,7 @@ from services.proto.downlink_pb2 import (
 if TYPE_CHECKING:
     from dekag.generation.images import Pixels
     from dekag.generation.models import Generator
-    from dekag.generation.profile import Profile
+    from dekag.profile import Profile
     from services.cloud.settings import CloudSettings
 
 _log = structlog.get_logger()
@@ -102,17 +102,19 @@ class CloudServicer(CloudBase):
 
     def load(self) -> None:
         """Loads the profile's cloud model and encoders, and publishes its adapters if they are new."""
-        from dekag.generation.models import Generator, folder_hash
-        from dekag.generation.profile import load_profile
+        from dekag.generation.loading import folder_hash, pipeline_hash
+        from dekag.generation.models import Generator
+        from dekag.profile import load_profile
         from services.cloud.publish import adapters_of, publish_adapters
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
         self._profile = profile = load_profile(self._settings.profile)
-        self._generator = Generator.from_profile(profile, "cloud")
+        placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
+        self._generator = Generator.from_profile(profile, "cloud", placed)
         self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
         self._scoring_queue.load(profile.scorer)
-        self._drift.edge_hash = folder_hash(profile.edge.path)
+        self._drift.edge_hash = pipeline_hash(profile.edge)
         if profile.adapters is not None:
             try:
                 adapters = adapters_of(Path(profile.adapters))

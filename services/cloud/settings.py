@@ -83,6 +83,18 @@ class DistillerSettings(KnowledgeSettings):
         description="CPU threads of a distillation; 0 uses PyTorch's default. 1 is fastest for the embedded "
         "models.",
     )
+    distill_micro_batch: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="Upper limit of latents that the edge's denoiser reads at once in a training step: less "
+        "memory, the same result up to rounding. 0: the whole batch.",
+    )
+    gradient_checkpointing: bool = Field(
+        False,
+        description="Compute activations again in the backward pass instead of keeping them: less memory, "
+        "about 1.5 times the time.",
+    )
     previews: int = Field(6, ge=0, le=100, description="Number of previews generated during a training.")
     sweep_every_s: int = Field(
         2, ge=1, le=DAY_S, description="Interval between two checks for jobs of crashed distillers, s."

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from dekag.api.limits import (
+    MAX_PAYLOAD_BYTES,
     MAX_SEEDS,
     check_cbr,
     check_knowledge,
@@ -31,8 +32,8 @@ from services.proto import cloud_pb2, downlink_pb2
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumValueDescriptor
 
-    from dekag.generation.profile import Profile
     from dekag.link.digital import ModulationAndCoding
+    from dekag.profile import Profile
 
 
 class _Sized(Protocol):
@@ -229,7 +230,9 @@ def link_to_proto(link: LinkConditions) -> downlink_pb2.LinkConditions:
     )
 
 
-def coding_from_proto(message: downlink_pb2.ModulationAndCoding) -> ModulationAndCoding:
+def coding_from_proto(
+    message: downlink_pb2.ModulationAndCoding, largest_file: int = MAX_PAYLOAD_BYTES
+) -> ModulationAndCoding:
     """Validated modulation and coding; bounds what a hostile header could make a receiver allocate."""
     from dekag.link.digital import ModulationAndCoding
 
@@ -240,7 +243,7 @@ def coding_from_proto(message: downlink_pb2.ModulationAndCoding) -> ModulationAn
         raise InvalidInputError("coding.codeword_bits", "between 1 and 65536", n)
     if not 0 < k < n or k > 8_448:
         raise InvalidInputError("coding.information_bits", "between 1 and 8448, below codeword_bits", k)
-    check_payload_bytes(message.payload_bytes)
+    check_payload_bytes(message.payload_bytes, largest_file)
     return ModulationAndCoding(bits_per_symbol=message.bits_per_symbol, codeword_bits=n, information_bits=k)
 
 

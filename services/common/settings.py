@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, model_validator
@@ -16,9 +16,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from dekag.errors import InvalidInputError
 from services.common.addresses import Host, PublishedOn, RedisUrl, SpansTo
 from services.common.environment import PREFIX, filled
 from services.common.errors import SettingError
+
+if TYPE_CHECKING:
+    from dekag.generation.placement import Placement
 
 DAY_S = 86_400
 YEAR_S = 366 * DAY_S
@@ -160,6 +164,24 @@ class ServiceSettings(CommonSettings):
         le=1024,
         description="CPU threads per model; 0 uses PyTorch's default. 1 is fastest for the embedded models.",
     )
+    device: str = Field(
+        "cpu",
+        description="Device of denoiser and autoencoder: cpu, cuda, cuda:N, mps, or auto, which takes what "
+        "is there and logs it. Codec and link always compute on the CPU.",
+    )
+    text_device: str = Field(
+        "", description="Device of the text encoder, such as cpu for a large one. Empty: as DEKAG_DEVICE."
+    )
+    offload: bool = Field(
+        False,
+        description="Keep the parts of a generator in main memory and move each to the CUDA device only "
+        "while it computes: less memory there, more time.",
+    )
+    keep_text_encoder: bool = Field(
+        True,
+        description="Keep the cloud's text encoder in memory. If false, it is loaded for new prompts and "
+        "dropped afterwards; the states of 256 prompts are kept.",
+    )
     max_queue: int = Field(
         64,
         ge=1,
@@ -172,6 +194,20 @@ class ServiceSettings(CommonSettings):
         le=1,
         description="Time that a free model waits for more requests to join a batch, s.",
     )
+
+    def placement(self, *, keep_text_encoder: bool = True) -> Placement:
+        """Where models compute; SettingError if a device is not there. Imports torch."""
+        from dekag.generation.placement import place
+
+        try:
+            return place(
+                self.device,
+                text_device=self.text_device,
+                offload=self.offload,
+                keep_text_encoder=keep_text_encoder,
+            )
+        except InvalidInputError as error:
+            raise SettingError(f"{PREFIX}{str(error).replace(error.field, error.field.upper(), 1)}") from None
 
 
 class GeneratorSettings(ServiceSettings):

@@ -12,7 +12,6 @@ import structlog
 import torch
 from grpc import aio
 
-from dekag.api.limits import MAX_PAYLOAD_BYTES
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.generation.request import GenerationRequest
 from dekag.link.iq import evenly_spaced, iq_to_bytes
@@ -44,9 +43,9 @@ from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
-    from dekag.generation.profile import Profile
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
+    from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
 
@@ -130,12 +129,12 @@ class EdgeServicer(DownlinkServicer):
     def load(self) -> None:
         """Loads the profile's edge model, codec and adapters."""
         from dekag.generation.models import Generator
-        from dekag.generation.profile import load_profile
         from dekag.link.digital import warm_up
         from dekag.makd.aligned_generator import AlignedGenerator
+        from dekag.profile import load_profile
 
         self._profile = profile = load_profile(self._settings.profile)
-        generator = Generator.from_profile(profile, "edge")
+        generator = Generator.from_profile(profile, "edge", self._settings.placement())
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile.codec, profile.adapters)
         warm_up()
@@ -364,8 +363,8 @@ class EdgeServicer(DownlinkServicer):
             raise FrameError(f"the cloud did not send format {error}") from error
         if not file.image:
             raise FrameError("the cloud sent an empty image")
-        if len(file.image) > MAX_PAYLOAD_BYTES:
-            allowed = f"a format, or with a size, whose file has at most {MAX_PAYLOAD_BYTES} bytes"
+        if len(file.image) > (largest := self._profile.largest_file):
+            allowed = f"a format, or with a size, whose file has at most {largest} bytes"
             raise InvalidInputError(
                 "image_format", allowed, f"{request.image_format}, {len(file.image)} bytes"
             )

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
-    from dekag.generation.profile import Profile
+    from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
 
@@ -96,12 +96,12 @@ class UserServicer(UserBase):
     def load(self) -> None:
         """Loads the profile's codec, its adapters and the edge's autoencoder."""
         from dekag.generation.models import LatentDecoder
-        from dekag.generation.profile import load_profile
         from dekag.link.digital import warm_up
+        from dekag.profile import load_profile
 
         self._profile = profile = load_profile(self._settings.profile)
         self._codecs.load(profile.codec, profile.adapters)
-        self._decoder = LatentDecoder.load(profile.edge.path)
+        self._decoder = LatentDecoder.load(profile.edge, self._settings.placement())
         warm_up()
 
     async def close(self) -> None:
@@ -282,7 +282,7 @@ class UserServicer(UserBase):
         message = transmission.header.coding
         start = time.perf_counter()
         try:
-            coding = converters.coding_from_proto(message)
+            coding = converters.coding_from_proto(message, self._profile.largest_file)
             payload = DigitalReceiver().decode(reception, coding, message.payload_bytes, seed=request.seed)
         except DecodingError:
             transmission.add_stage("user.decode", time.perf_counter() - start)

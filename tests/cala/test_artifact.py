@@ -17,7 +17,7 @@ from dekag.cala.artifact import CONFIG, WEIGHTS, TransmissionKnowledge
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError
-from dekag.generation.models import folder_hash
+from dekag.generation.loading import folder_hash
 from dekag.link.conditions import LinkConditions
 
 SHAPE = (4, 16, 16)

@@ -10,7 +10,7 @@ import torch
 from dekag.evaluation.prompts import topic_prompts, world_prompts
 from dekag.evaluation.reports.baseline_models import KEYS, REPORT
 from dekag.evaluation.studies.baseline_models import run, sent_directly
-from dekag.generation.profile import load_profile
+from dekag.profile import load_profile
 from dekag.training.tiny_models import save_dummy_models
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 

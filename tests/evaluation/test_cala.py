@@ -48,7 +48,7 @@ from dekag.evaluation.studies.cala_training import (
 )
 from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
+from dekag.profile import load_profile
 from dekag.training.cala import RICIAN_K_RANGE_DB, SNR_RANGE_DB, TAU_RANGE_S
 
 CALM = as_channel(CHANNELS["awgn"])

@@ -28,10 +28,10 @@ from dekag.evaluation.studies.digital import (
     write,
 )
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.link import image_coding
 from dekag.link.mcs import CodewordLayout
 from dekag.metrics.features import ImageScorer
+from dekag.profile import load_profile
 
 RATE = 1 / 96
 

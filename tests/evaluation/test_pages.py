@@ -18,9 +18,9 @@ from dekag.evaluation.pages import Report, fill, read_rows, table
 from dekag.evaluation.registry import FIGURES, MISSING, Figure, read_figures, record, verdict
 from dekag.evaluation.reports import claims, makd, training
 from dekag.evaluation.studies.cala_training import FRACTION
-from dekag.generation.profile import load_profile
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS
 from dekag.makd.config import DistillConfig
+from dekag.profile import load_profile
 from dekag.training.cala import COMMITMENT, GRID_CBRS, RICIAN_K_RANGE_DB, SNR_RANGE_DB, TAU_RANGE_S
 from services.cli.book import REPORTS
 from services.cli.main import app

@@ -14,9 +14,10 @@ import torch
 
 from dekag.errors import InvalidInputError, NotFoundError, NumericalError
 from dekag.generation.images import from_bytes, to_png, to_webp
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash
+from dekag.generation.models import Generator
 from dekag.numerics import check_finite
+from dekag.profile import load_profile
 from dekag.training.tiny_models import save_dummy_models
 from dekag.world import random_scene, render
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
 
 from dekag.errors import NotFoundError
-from dekag.generation.models import Generator, LatentDecoder, folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash, pipeline_hash
+from dekag.generation.models import Generator, LatentDecoder
+from dekag.generation.profile import GeneratorProfile
+from dekag.profile import load_profile
 
 NAME = "somebody/tiny"
+
+
+def named(path: str, **more: Any) -> GeneratorProfile:
+    """A generator of that name."""
+    return GeneratorProfile(path=path, steps=1, guidance_scale=1, **more)
+
+
 COMMITS = ("1" * 40, "2" * 40)
 
 
@@ -46,12 +56,23 @@ def test_a_models_hash_changes_with_its_commit(hub: Path, dummy_profile: Path) -
 def test_edge_and_user_load_the_same_model_from_the_cache(hub: Path, dummy_profile: Path) -> None:
     edge = load_profile(dummy_profile).edge.path
     put(hub, COMMITS[0], edge)
-    mine, user = Generator.load(NAME, steps=1, guidance_scale=1), LatentDecoder.load(NAME)
+    mine, user = Generator.load(NAME, steps=1, guidance_scale=1), LatentDecoder.load(named(NAME))
     theirs = Generator.load(edge, steps=1, guidance_scale=1)
     latents = mine.latents("a boat", 1)
     assert torch.equal(latents, theirs.latents("a boat", 1))
     assert (user.decode(latents) == theirs.decoder.decode(latents)).all()
     assert user.model_hash == mine.decoder.model_hash
+
+
+def test_a_revision_selects_the_commit(hub: Path, dummy_profile: Path) -> None:
+    edge = load_profile(dummy_profile).edge.path
+    for commit in COMMITS:
+        put(hub, commit, edge)  # the last is the main branch
+    first, main = (pipeline_hash(named(NAME, revision=each)) for each in (COMMITS[0], None))
+    assert first != main
+    assert main == pipeline_hash(named(NAME, revision=COMMITS[1]))
+    with pytest.raises(NotFoundError, match="no model 'somebody/tiny', revision 'v9'"):
+        pipeline_hash(named(NAME, revision="v9"))
 
 
 @pytest.mark.parametrize("name", [NAME, "nothing", "/nowhere/at/all", "../up", "a/b/c"])

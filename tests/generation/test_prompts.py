@@ -9,8 +9,8 @@ import torch
 
 from dekag.errors import InvalidInputError
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.makd.metaword import encode_prompts
+from dekag.profile import load_profile
 from dekag.words import words
 
 WORDS = [

@@ -18,9 +18,10 @@ from dekag.artifacts import INFO, content_hash
 from dekag.cala import CalaConfig
 from dekag.cala.artifact import CONFIG, TransmissionKnowledge
 from dekag.codec import JsccCodec
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash
+from dekag.generation.models import Generator
 from dekag.makd.update import KnowledgeUpdate
+from dekag.profile import load_profile
 
 Files = dict[str, bytes]
 _RATES = [1 / 768, 1 / 96]

@@ -20,11 +20,12 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError, NumericalError
 from dekag.generation.images import IMAGE_FORMATS, from_bytes, to_format, to_png
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash
+from dekag.generation.models import Generator
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
+from dekag.profile import load_profile
 from tests.hostile.artifacts import broken, other_bytes, tiny_adapters, tiny_update
 from tests.hostile.budgets import examples
 from tests.hostile.tally import Tally

@@ -250,10 +250,10 @@ def test_capacities_are_the_known_ones() -> None:
 
 def test_validation_names_field_and_range() -> None:
     coding = TABLE[0]
-    with pytest.raises(InvalidInputError, match="payload_bytes must be between 1 and 65536"):
+    with pytest.raises(InvalidInputError, match="payload_bytes must be between 1 and 1048576"):
         LINK.modulate(b"", coding)
     with pytest.raises(InvalidInputError, match="payload_bytes"):
-        LINK.channel_uses(65537, coding)
+        LINK.channel_uses(2**20 + 1, coding)
     with pytest.raises(InvalidInputError, match="coding"):
         LINK.modulate(b"x", ModulationAndCoding(2, 4000, 1920))
     with pytest.raises(InvalidInputError, match="symbols"):

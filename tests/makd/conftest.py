@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicPrompts, topic_prompts
 from dekag.makd.update import KnowledgeUpdate
+from dekag.profile import load_profile
 from dekag.training.distill import Progress, distill
 
 TINY = DistillConfig(images=6, held_out=3, steps=8, batch=4, check_every=4, rank=2, layers="all", bits=16)

@@ -10,11 +10,11 @@ import torch
 
 from dekag.errors import DeadlineError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
+from dekag.profile import load_profile
 from dekag.training.distill import distill
 from tests.makd.conftest import TINY, Distilled, prompts_of
 

@@ -12,13 +12,13 @@ from diffusers import DDPMScheduler
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.images import from_bytes
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig, Method
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
+from dekag.profile import load_profile
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.distill import (
@@ -26,6 +26,7 @@ from dekag.training.distill import (
     PREVIEWED,
     Progress,
     Stopped,
+    cloud_images,
     distill,
     draw_images,
     encode,
@@ -158,6 +159,64 @@ def test_previews_show_what_is_learnt_and_change_nothing(
     assert len(seen) == 2, "each after other steps, so other pictures"
     assert from_bytes(seen[0]).shape == (2 * 128, min(TINY.held_out, PREVIEWED) * 128, 3)
     assert not (tmp_path / "plain" / PREVIEW).exists()
+
+
+@pytest.mark.parametrize(("micro_batch", "checkpointing"), [(1, False), (3, False), (None, True), (2, True)])
+def test_less_memory_gives_the_same_update_up_to_rounding(
+    cloud: Generator, edge: Generator, tmp_path: Path, micro_batch: int | None, checkpointing: bool
+) -> None:
+    whole = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path / "whole")
+    frugal = distill(
+        cloud,
+        edge,
+        prompts_of("neon"),
+        TINY,
+        tmp_path / "frugal",
+        micro_batch=micro_batch,
+        gradient_checkpointing=checkpointing,
+    )
+    torch.testing.assert_close(frugal.metaword, whole.metaword, rtol=1e-2, atol=2e-3)
+    for name, factor in whole.lora.items():
+        torch.testing.assert_close(frugal.lora[name], factor, rtol=1e-2, atol=2e-3)
+    assert not edge.pipeline.unet.is_gradient_checkpointing
+
+
+def test_a_batch_in_parts_holds_one_part_at_a_time(
+    cloud: Generator, edge: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    edge.pipeline.unet.register_forward_pre_hook(
+        lambda _, given: sizes.append(len(given[0])) if torch.is_grad_enabled() else None
+    )
+    config = dataclasses.replace(TINY, batch=5, steps=2)
+    distill(cloud, edge, prompts_of("neon", config), config, tmp_path, micro_batch=2)
+    assert sizes == [2, 2, 1] * 2
+
+
+def test_a_cloud_may_leave_before_the_edge_learns(
+    cloud: Generator, edge: Generator, tmp_path: Path, neon: Distilled
+) -> None:
+    images = cloud_images(cloud, prompts_of("neon"), TINY, tmp_path)
+    assert images.pixels.shape == (TINY.images + TINY.held_out, 128, 128, 3)
+    update = distill(images, edge, prompts_of("neon"), TINY, tmp_path)
+    assert update.content_hash == neon.update.content_hash
+
+
+def test_an_edge_in_bfloat16_learns_in_float32(
+    cloud: Generator, dummy_profile: Path, tmp_path: Path, neon: Distilled
+) -> None:
+    profile = load_profile(dummy_profile)
+    coarse = profile.edge.model_copy(update={"dtype": "bfloat16", "vae_dtype": "bfloat16"})
+    edge = Generator.from_profile(profile.model_copy(update={"edge": coarse}), "edge")
+    update = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path)
+    assert update.base_hash == neon.update.base_hash
+    before, after = (update.info["scores"][f"held_out_loss_{when}"] for when in ("before", "after"))
+    assert after < before
+    assert before == pytest.approx(neon.update.info["scores"]["held_out_loss_before"], rel=0.02)
+    aligned = AlignedGenerator(edge)
+    aligned.add(update)
+    changed = aligned.latents("a neon boat", 1, updates=[update.content_hash])
+    assert not torch.equal(changed, aligned.latents("a neon boat", 1))
 
 
 def test_each_trigger_has_a_vector_read_only_by_its_own_prompts(

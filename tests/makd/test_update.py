@@ -15,9 +15,9 @@ from safetensors.torch import load, save
 from dekag.artifacts import INFO, content_hash
 from dekag.errors import MismatchError
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import COMPACT, LORA, METAWORD, KnowledgeUpdate, placeholder
+from dekag.profile import load_profile
 from tests.makd.conftest import Distilled
 
 

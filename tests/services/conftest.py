@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from dekag.generation.profile import load_profile
 from dekag.link import LinkConditions
+from dekag.profile import load_profile
 from services.common import clients
 from services.common.converters import DeliveryRequest
 from services.common.request_context import begin_request

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
+from dekag.profile import load_profile
 from dekag.training.distill import SAMPLES, distill
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
 from services.proto.cloud_pb2 import GenerateRequest
@@ -94,7 +94,7 @@ async def test_a_foreign_profile_goes_through_the_whole_chain(
 async def test_an_image_file_too_large_for_the_link_is_refused_with_its_size(
     foreign: Path, redis_url: str, own_data: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.edge.servicer.MAX_PAYLOAD_BYTES", 900)
+    monkeypatch.setattr("dekag.profile.Profile.largest_file", 900)
     async with running_chain(foreign, redis_url) as chain, serving_chain(chain, redis_url) as client:
         body = {"prompt": "a boat", "seed": 1, "delivery": "conventional", "image_format": "jpeg"}
         answer = await client.post("/v1/images/generations", json=body)

@@ -24,7 +24,7 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.methods import build
 from dekag.codec import JsccCodec
 from dekag.errors import InvalidInputError, MismatchError
-from dekag.generation.models import folder_hash
+from dekag.generation.loading import folder_hash
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.metrics import Metric

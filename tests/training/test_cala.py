@@ -182,7 +182,7 @@ def test_training_makes_an_artifact_that_loads(
 ) -> None:
     from dekag.cala.aligned_codec import AlignedCodec
     from dekag.cala.artifact import TransmissionKnowledge
-    from dekag.generation.models import folder_hash
+    from dekag.generation.loading import folder_hash
 
     codec.save_pretrained(tmp_path / "codec")
     decoder = torch.nn.ConvTranspose2d(4, 3, 8, stride=8)

@@ -23,13 +23,13 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from dekag.generation.autoencoder import encode
 from dekag.generation.models import Generator
-from dekag.generation.profile import Profile, load_profile
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
 from dekag.paths import MODELS
+from dekag.profile import Profile, load_profile
 from dekag.training.data import scene_number
 from dekag.world import TOPICS, render
 from dekag.world.scene import STYLES, SUBJECTS

@@ -44,7 +44,7 @@ from dekag.evaluation.studies.cala_training import (
     Trainings,
 )
 from dekag.evaluation.studies.digital import CHANNELS, RATES, SNRS_DB, Semantic, draw_edge_images
-from dekag.generation.models import folder_hash
+from dekag.generation.loading import folder_hash
 from dekag.link.conditions import LinkConditions
 from dekag.link.equalizer import equalize
 from dekag.metrics.image import psnr_db

@@ -26,12 +26,12 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_ci95, mean_of, percent_gain
 from dekag.evaluation.store import ResultStore, content_key
-from dekag.generation.profile import load_profile
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import KnowledgeUpdate
+from dekag.profile import load_profile
 from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
 from dekag.world import TOPICS
 
@@ -170,13 +170,17 @@ class MakdStudy:
             result["bytes"][str(config.bits)] = 2 * sum(p.numel() for p in trained.unet.parameters())
             result["rows"][str(config.bits)] = self.score_images(tuned, references, prompts)
             return result
-        update = new_update(self.bank.cloud, self.bank.edge, topic, config, trained)
+        update = new_update(self.bank.cloud.model_hash, self.bank.edge, topic, config, trained)
         update.save(folder / "update")
         # other sizes are tried where they may be the answer: on MAKD, once for each topic
         tried = BITS if config.method == "makd" and config.seed == 0 else (config.bits,)
         for bits in tried:
             coarse = new_update(
-                self.bank.cloud, self.bank.edge, topic, dataclasses.replace(config, bits=bits), trained
+                self.bank.cloud.model_hash,
+                self.bank.edge,
+                topic,
+                dataclasses.replace(config, bits=bits),
+                trained,
             )
             aligned = self.aligned_images([coarse], prompts)
             result["bytes"][str(bits)] = coarse.size_bytes

@@ -30,9 +30,9 @@ from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, prepare_image_set
 from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint
-from dekag.generation.models import folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.link.image_coding import decode, encode
+from dekag.profile import load_profile
 from dekag.training.cala import deliver
 from dekag.world import TOPICS
 
@@ -50,8 +50,8 @@ def identity(profile_name: str) -> dict[str, str]:
     """
     profile = load_profile(profile_name)
     found = {
-        "cloud": folder_hash(profile.cloud.path),
-        "edge": folder_hash(profile.edge.path),
+        "cloud": pipeline_hash(profile.cloud),
+        "edge": pipeline_hash(profile.edge),
         "codec": folder_hash(profile.codec),
         "sampling": f"{profile.cloud.steps}/{profile.cloud.guidance_scale}"
         f"/{profile.edge.steps}/{profile.edge.guidance_scale}/{profile.size}",

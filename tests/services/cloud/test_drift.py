@@ -19,11 +19,11 @@ from structlog.testing import capture_logs
 from dekag.errors import ExhaustedError, InvalidInputError, NotFoundError
 from dekag.generation.images import from_bytes, to_png
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
+from dekag.profile import load_profile
 from dekag.training.distill import distill
 from services.cloud.drift import CONSISTENCY_KEY
 from services.cloud.image_scoring import ScoringQueue

@@ -23,8 +23,8 @@ from structlog.testing import capture_logs
 
 from dekag.documents import read_json
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
-from dekag.generation.profile import load_profile
 from dekag.makd.update import KnowledgeUpdate
+from dekag.profile import load_profile
 from services.cloud.distiller import Distiller
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue

@@ -20,9 +20,10 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.client import Client
 from dekag.codec import JsccCodec
 from dekag.errors import FileError, InvalidInputError
-from dekag.generation.models import Generator, folder_hash
-from dekag.generation.profile import load_profile
+from dekag.generation.loading import folder_hash
+from dekag.generation.models import Generator
 from dekag.makd.update import KnowledgeUpdate
+from dekag.profile import load_profile
 from services.cli.main import app
 from services.cloud.publish import main
 from services.cloud.version_store import KnowledgeStore, TransmissionStore

@@ -21,10 +21,10 @@ from structlog.testing import capture_logs
 from dekag.api.limits import check_knowledge
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.generation.models import Generator
-from dekag.generation.profile import load_profile
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
+from dekag.profile import load_profile
 from dekag.training.distill import distill
 from services.cloud.publish import main
 from services.cloud.redis_mirror import sync_knowledge

@@ -1,0 +1,108 @@
+"""Where a generator computes: the devices of its denoiser, its autoencoder and its text encoder.
+
+Only `Generator` and `LatentDecoder` know of devices. Latents and pictures come back to the CPU, latents in
+float32, so codec, link and services do not. Random numbers are drawn on the CPU: a seed means the same noise
+on every device, but devices round differently.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+import torch
+
+from dekag.errors import InvalidInputError
+
+_log = structlog.get_logger()
+CPU = torch.device("cpu")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+DEVICES = "auto, cpu, cuda, cuda:N or mps"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the parts of a generator are.
+
+    Attributes:
+        device: of denoiser and autoencoder.
+        text_device: of the text encoder.
+        offload: whether the parts stay in main memory and move to `device` only while they compute, which
+            saves the device's memory and costs time.
+        keep_text_encoder: whether the text encoder stays in memory. If not, it is loaded for prompts whose
+            states are not known yet, and dropped afterwards.
+    """
+
+    device: torch.device = CPU
+    text_device: torch.device = CPU
+    offload: bool = False
+    keep_text_encoder: bool = True
+
+
+ON_CPU = Placement()
+
+
+def place(
+    device: str = "cpu", *, text_device: str = "", offload: bool = False, keep_text_encoder: bool = True
+) -> Placement:
+    """The placement with these names of devices, each of which must be there.
+
+    Example:
+        >>> from dekag.generation.placement import place
+        >>> place("cpu").device
+        device(type='cpu')
+
+    Args:
+        device: "cpu", "cuda", "cuda:N", "mps", or "auto": CUDA, else MPS, else the CPU; the choice is logged.
+        text_device: the same for the text encoder; empty: as `device`.
+        offload: as in `Placement`; requires a CUDA device.
+        keep_text_encoder: as in `Placement`.
+
+    Raises:
+        InvalidInputError: a device does not exist on this machine, or offload has none to move parts to.
+    """
+    main = _device("device", device)
+    if offload and main.type != "cuda":
+        raise InvalidInputError("offload", "used with a CUDA device", str(main))
+    text = _device("text_device", text_device) if text_device else main
+    return Placement(main, text, offload, keep_text_encoder)
+
+
+def _device(field: str, name: str) -> torch.device:
+    if not _DEVICE.fullmatch(name):
+        raise InvalidInputError(field, DEVICES, name)
+    if name == "auto":
+        found = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+        _log.info("device chosen", field=field, device=found, name=describe(torch.device(found)))
+        return torch.device(found)
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.mps.is_available(),
+    }[device.type]
+    if not there:
+        raise InvalidInputError(field, f"a device of this machine ({', '.join(devices())})", name)
+    return device
+
+
+def devices() -> list[str]:
+    """The devices of this machine."""
+    cuda = (
+        [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
+    return ["cpu", *cuda, *(["mps"] if torch.mps.is_available() else [])]
+
+
+def describe(device: torch.device) -> str:
+    """A device's name for people: that of the graphics card, otherwise its type."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def of(module: Any) -> tuple[torch.device, torch.dtype]:
+    """Device and number format in which a module computes."""
+    hook = getattr(module, "_hf_hook", None)  # of offloading: the parameters are elsewhere until it computes
+    parameter = next(module.parameters())
+    return torch.device(getattr(hook, "execution_device", None) or parameter.device), parameter.dtype

@@ -1,0 +1,268 @@
+"""What a profile consists of, where it is, whether it fits together, and the memory of its weights.
+
+Reads configurations and the headers of weight files alone: no model is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dekag.documents import read_json
+from dekag.errors import NotFoundError
+from dekag.generation.loading import folder_hash, hub_folder, pipeline_hash
+from dekag.generation.profile import GeneratorProfile
+from dekag.profile import Profile
+
+SIZES = {"float32": 4, "bfloat16": 2}
+_WEIGHTS = re.compile(r"[a-z_]+(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors")
+_HEADER_MOST = 2**27  # bytes of a header that are read
+
+
+@dataclass(frozen=True)
+class Part:
+    """A model of a profile, or a component of one.
+
+    Attributes:
+        role: "cloud", "edge", "codec", "adapters", "clip", "dino" or "probe".
+        component: of a pipeline: "unet", "transformer", "vae", "text_encoder"; otherwise empty.
+        source: the folder or hub name in the profile.
+        folder: where its weights are on this machine; None if they are missing.
+        parameters: number of its parameters.
+        bytes_on_disk: size of its weights' files.
+        bytes_each: bytes per parameter in memory.
+    """
+
+    role: str
+    component: str
+    source: str
+    folder: Path | None
+    parameters: int = 0
+    bytes_on_disk: int = 0
+    bytes_each: int = 4
+
+    @property
+    def name(self) -> str:
+        """Role and component."""
+        return f"{self.role}: {self.component}" if self.component else self.role
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Memory of its weights."""
+        return self.parameters * self.bytes_each
+
+
+def parts(profile: Profile) -> list[Part]:
+    """The parts of a profile, those that are missing on this machine among them."""
+    found = [*_pipeline("cloud", profile.cloud), *_pipeline("edge", profile.edge)]
+    others = {"codec": profile.codec, "adapters": profile.adapters}
+    if profile.scorer is not None:
+        others |= {name: getattr(profile.scorer, name) for name in ("clip", "dino", "probe")}
+    return found + [_single(role, path) for role, path in others.items() if path is not None]
+
+
+def processes(profile: Profile, found: list[Part]) -> dict[str, int]:
+    """Bytes of the weights that each process holds; images and activations come on top.
+
+    A distiller holds the cloud, and then, in its place, the edge and the evaluators.
+    """
+    held = {role: sum(part.bytes_in_memory for part in found if part.role == role) for role in ROLES}
+    vae = sum(part.bytes_in_memory for part in found if (part.role, part.component) == ("edge", "vae"))
+    codec, evaluators = held["codec"] + held["adapters"], held["clip"] + held["dino"]
+    return {
+        "cloud": held["cloud"] + evaluators,
+        "edge": held["edge"] + codec,
+        "user": vae + codec,
+        "distiller": max(held["cloud"], held["edge"] + evaluators),
+    }
+
+
+ROLES = ("cloud", "edge", "codec", "adapters", "clip", "dino", "probe")
+
+
+def problems(profile: Profile, found: list[Part]) -> list[str]:
+    """Why a profile does not work on this machine, in the order of its file; empty if it does."""
+    told = [f"{part.name}: no weights of {part.source} on this machine" for part in found if not part.folder]
+    return told or [*_misfits(profile)]
+
+
+def _misfits(profile: Profile) -> Iterator[str]:
+    """Parts that do not fit each other."""
+    indices = {role: _index(getattr(profile, role)) for role in ("cloud", "edge")}
+    if "unet" not in indices["edge"]:
+        yield "edge: the pipeline has no U-Net; knowledge updates need a Stable Diffusion pipeline"
+    channels = {role: _vae(getattr(profile, role)).get("latent_channels") for role in ("cloud", "edge")}
+    codec = read_json(Path(profile.codec) / "config.json").get("latent_channels")
+    if codec != channels["edge"]:
+        yield f"codec: made for latents of {codec} channels; the edge's have {channels['edge']}"
+    if profile.adapters is not None:
+        fits = read_json(Path(profile.adapters) / "knowledge.json").get("base_hash")
+        if fits != (own := folder_hash(profile.codec)):
+            yield f"adapters: made for codec {str(fits)[:12]}; the profile's is {own[:12]}"
+    if profile.knowledge is not None:
+        own = pipeline_hash(profile.edge)
+        for file in sorted(Path(profile.knowledge).glob("*/knowledge.json")):
+            if (fits := read_json(file).get("base_hash")) != own:
+                yield f"knowledge {file.parent.name}: made for edge {str(fits)[:12]}; it is {own[:12]}"
+
+
+def _pipeline(role: str, model: GeneratorProfile) -> Iterator[Part]:
+    path = Path(model.path)
+    if path.is_file():
+        count, size = _parameters(path), path.stat().st_size
+        yield Part(role, "", model.path, path, count, size, SIZES[model.dtype])
+        return
+    base = _home(model.path, model.revision)
+    if base is None or not (base / "model_index.json").exists():
+        yield Part(role, "", model.path, None)
+        return
+    for name in _components(read_json(base / "model_index.json")):
+        part = model.components.get(name)
+        folder = base / name
+        if part is not None:
+            home = _home(part.path, part.revision)
+            folder = (home or Path("nowhere")) / (part.subfolder or "")
+        yield _weights(
+            Part(
+                role,
+                name,
+                model.path if part is None else part.path,
+                folder,
+                bytes_each=SIZES[model.vae_dtype if name == "vae" else model.dtype],
+            ),
+            model.variant if part is None else part.variant,
+        )
+
+
+def _components(index: dict[str, Any]) -> list[str]:
+    """The components of a pipeline that have weights."""
+    without = ("tokenizer", "scheduler", "feature_extractor", "safety_checker", "image_encoder")
+    named = {name: pair for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None}
+    return [name for name in named if not name.startswith("_") and not name.startswith(without)]
+
+
+def _single(role: str, path: str) -> Part:
+    return _weights(Part(role, "", path, _home(path)), None)
+
+
+def _weights(part: Part, variant: str | None) -> Part:
+    """`part` with its number of parameters, or without a folder if it has no weights there."""
+    files = [] if part.folder is None else _files(part.folder, variant)
+    if not files:
+        return Part(part.role, part.component, part.source, None)
+    count, size = sum(map(_parameters, files)), sum(file.stat().st_size for file in files)
+    return Part(part.role, part.component, part.source, part.folder, count, size, part.bytes_each)
+
+
+def _files(folder: Path, variant: str | None) -> list[Path]:
+    named = ((file, _WEIGHTS.fullmatch(file.name)) for file in sorted(folder.glob("*.safetensors")))
+    return [file for file, match in named if match and match["variant"] == variant]
+
+
+def _home(path: str, revision: str | None = None) -> Path | None:
+    """The folder of a model, in the hub's cache if it is on a hub; None if it is nowhere."""
+    if Path(path).is_dir():
+        return Path(path)
+    try:
+        return hub_folder(path, revision)
+    except NotFoundError:
+        return None
+
+
+def _parameters(file: Path) -> int:
+    """Numbers in a safetensors file, from its header."""
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        if length > _HEADER_MOST:
+            return 0
+        header: dict[str, Any] = json.loads(content.read(length))
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            count = 1
+            for side in tensor["shape"]:
+                count *= side
+            total += count
+    return total
+
+
+def _index(model: GeneratorProfile) -> dict[str, Any]:
+    home = _home(model.config or model.path, None if model.config else model.revision)
+    return {} if home is None else dict(read_json(home / "model_index.json"))
+
+
+def _vae(model: GeneratorProfile) -> dict[str, Any]:
+    part = model.components.get("vae")
+    path, revision = (part.path, part.revision) if part else (model.config or model.path, model.revision)
+    home = _home(path, revision)
+    folder = (part.subfolder or "") if part else "vae"
+    return {} if home is None else dict(read_json(home / folder / "config.json"))
+
+
+def fetch(profile: Profile) -> Iterator[str]:
+    """Download what a profile names on a hub and this machine lacks; yields each name before it begins.
+
+    Raises:
+        NotFoundError: a name is not on the hub, or the hub cannot be reached.
+    """
+    missing = {(part.source, part.component) for part in parts(profile) if part.folder is None}
+    for model in (profile.cloud, profile.edge):
+        if any(source == model.path for source, _ in missing) and not Path(model.path).exists():
+            yield model.path
+            _fetch_pipeline(model)
+        for name, part in model.components.items():
+            if (part.path, name) in missing or (model.path, "") in missing:
+                yield f"{part.path} ({name})"
+                inside = f"{part.subfolder}/" if part.subfolder else ""
+                _download(part.path, part.revision, _patterns(inside, part.variant))
+        if model.config and _home(model.config) is None:
+            yield model.config
+            _download(model.config, None, ["*.json", "*.txt", "*.model"])
+    scorer = profile.scorer
+    for path in (scorer.clip, scorer.dino) if scorer else ():
+        if (path, "") in missing:
+            yield path
+            _download(path, None, _patterns("", None))
+
+
+def _patterns(inside: str, variant: str | None) -> list[str]:
+    dot = f".{variant}" if variant else ""
+    weights = [
+        f"{inside}{name}{dot}{rest}"
+        for name in _STEMS
+        for rest in (".safetensors", "-?????-of-?????.safetensors")
+    ]
+    return [f"{inside}*.{suffix}" for suffix in ("json", "txt", "model")] + weights
+
+
+_STEMS = ("model", "diffusion_pytorch_model")
+
+
+def _fetch_pipeline(model: GeneratorProfile) -> None:
+    """The base pipeline without the components that come from elsewhere."""
+    _download(model.path, model.revision, ["model_index.json"])
+    index = _index(model)
+    own = [name for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None]
+    folders = [f"{name}/" for name in own if name not in model.components]
+    _download(model.path, model.revision, [each for f in folders for each in _patterns(f, model.variant)])
+
+
+def _download(path: str, revision: str | None, patterns: list[str]) -> None:
+    from huggingface_hub import snapshot_download
+
+    _reached(path, lambda: snapshot_download(path, revision=revision, allow_patterns=patterns))
+
+
+def _reached(path: str, call: Any) -> Any:
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    try:
+        return call()
+    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise NotFoundError(f"cannot download {path}: {first}") from None

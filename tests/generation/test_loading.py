@@ -1,0 +1,165 @@
+"""Pipelines from several places, in several number formats, on several devices."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dekag.errors import InvalidInputError, MismatchError, NotFoundError
+from dekag.generation import autoencoder, loading
+from dekag.generation.loading import load_component, load_pipeline, pipeline_hash
+from dekag.generation.models import Generator, LatentDecoder
+from dekag.generation.placement import CPU, place
+from dekag.generation.profile import ComponentProfile, GeneratorProfile
+from dekag.makd.batched_lora import BatchedLora
+from dekag.profile import Profile, load_profile
+
+PROMPT = "a red boat on the beach"
+LONG = "a red boat on the beach, and " * 12 + "a cat"
+
+
+@pytest.fixture(scope="module")
+def profile(dummy_profile: Path) -> Profile:
+    """The tiny profile."""
+    return load_profile(dummy_profile)
+
+
+def _with(model: GeneratorProfile, **changed: Any) -> GeneratorProfile:
+    return model.model_copy(update=changed)
+
+
+def test_a_component_from_elsewhere_replaces_the_pipelines(profile: Profile, tmp_path: Path) -> None:
+    edge = profile.edge
+    shutil.copytree(edge.path, tmp_path / "base", ignore=shutil.ignore_patterns("unet"))
+    (tmp_path / "base" / "unet").mkdir()  # such repositories have none
+    there = ComponentProfile(path=edge.path, subfolder="unet")
+    mixed = _with(edge, path=str(tmp_path / "base"), components={"unet": there})
+    shown = {"unet", "text_encoder", "vae"}
+    ours, theirs = load_pipeline(mixed), load_pipeline(edge)
+    for name in shown:
+        got, wanted = (dict(getattr(each, name).named_parameters()) for each in (ours, theirs))
+        assert all(torch.equal(got[key], wanted[key]) for key in wanted)
+    assert pipeline_hash(mixed) != pipeline_hash(edge)
+    assert LatentDecoder.load(mixed).model_hash == LatentDecoder.load(edge).model_hash
+
+
+def test_a_component_that_is_not_there_is_named(profile: Profile) -> None:
+    with pytest.raises(MismatchError, match="no component 'transformer': its components are"):
+        load_component(profile.edge, "transformer")
+    away = ComponentProfile(path="somebody/else")
+    with pytest.raises(NotFoundError, match="no model 'somebody/else'"):
+        load_pipeline(_with(profile.edge, components={"vae": away}))
+
+
+def test_a_checkpoint_in_one_file_needs_its_configuration(profile: Profile, tmp_path: Path) -> None:
+    file = tmp_path / "all.safetensors"
+    shutil.copy(Path(profile.codec) / "diffusion_pytorch_model.safetensors", file)
+    with pytest.raises(MismatchError, match="`config` must name its configuration"):
+        load_pipeline(_with(profile.edge, path=str(file)))
+
+
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+def test_bfloat16_gives_nearly_the_same_image(profile: Profile, role: str) -> None:
+    model: GeneratorProfile = getattr(profile, role)
+    coarse = profile.model_copy(update={role: _with(model, dtype="bfloat16", vae_dtype="bfloat16")})
+    fine, half = (Generator.from_profile(each, role) for each in (profile, coarse))  # type: ignore[arg-type]
+    assert half.pipeline.vae.dtype == torch.bfloat16
+    assert half.model_hash == fine.model_hash
+    for prompt in (PROMPT, LONG):
+        wanted, got = fine.latents(prompt, 3), half.latents(prompt, 3)
+        assert got.dtype == torch.float32
+        assert (got - wanted).std() < 0.03 * wanted.std()
+        seen, expected = half.decoder.decode(got), fine.decoder.decode(wanted)
+        assert abs(seen.astype(float) - expected).mean() < 4
+
+
+def test_the_noise_of_a_seed_does_not_depend_on_the_number_format(profile: Profile) -> None:
+    generator = Generator.from_profile(profile, "edge")
+    expected = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(generator._noise([5, 6], 64, 64)[:1], expected)
+
+
+@pytest.mark.parametrize("role", ["cloud", "edge"])
+def test_a_text_encoder_on_demand_reads_alike_and_leaves(
+    profile: Profile, role: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    whole = loading.load_component
+
+    def counted(model: GeneratorProfile, name: str) -> Any:
+        loaded.append(name)
+        return whole(model, name)
+
+    monkeypatch.setattr(loading, "load_component", counted)
+    kept = Generator.from_profile(profile, role)
+    away = Generator.from_profile(profile, role, place(keep_text_encoder=False))
+    assert away.pipeline.text_encoder is None
+    away.reader.prepare([PROMPT, LONG])
+    for prompt in (PROMPT, LONG, PROMPT):
+        torch.testing.assert_close(away.latents(prompt, 1), kept.latents(prompt, 1), rtol=1e-4, atol=1e-4)
+    assert loaded == ["text_encoder"]
+    assert away.pipeline.text_encoder is None
+    away.latents("another prompt", 1)
+    assert loaded == ["text_encoder"] * 2
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "CPU", "cuda:-1", ""])
+def test_what_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(InvalidInputError, match="device must be auto, cpu, cuda, cuda:N or mps"):
+        place(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused() -> None:
+    for name in ("cuda", "cuda:3", "mps"):
+        with pytest.raises(InvalidInputError, match=r"device must be a device of this machine \(cpu\)"):
+            place(name)
+        with pytest.raises(InvalidInputError, match="text_device"):
+            place("cpu", text_device=name)
+    with pytest.raises(InvalidInputError, match="offload"):
+        place("cpu", offload=True)
+    assert place("auto").device == CPU
+
+
+@pytest.fixture
+def elsewhere(profile: Profile) -> Generator:
+    """The edge on a device without data, in bfloat16: as on a GPU, no tensor may meet one of the CPU."""
+    generator = Generator.from_profile(profile, "edge")
+    for module in (generator.pipeline.unet, generator.pipeline.vae):
+        module.to("meta", torch.bfloat16)
+    return generator
+
+
+def test_denoiser_and_autoencoder_meet_no_tensor_of_the_cpu(elsewhere: Generator) -> None:
+    unet, vae = elsewhere.pipeline.unet, elsewhere.pipeline.vae
+    assert elsewhere.device.type == "meta"
+    assert not elsewhere.reader.with_denoiser  # the text encoder is on the CPU, so its states are passed on
+    states = elsewhere.reader.states([elsewhere.reader.windows(PROMPT)])
+    there = elsewhere._for_denoiser(states["prompt_embeds"])
+    noise = elsewhere._for_denoiser(torch.randn(1, 4, 8, 8))
+    said = unet(noise, torch.tensor([3], device="meta"), encoder_hidden_states=there).sample
+    assert (said.device.type, said.dtype) == ("meta", torch.bfloat16)
+    for call, given in ((autoencoder.decode, (1, 4, 8, 8)), (autoencoder.encode, (1, 3, 64, 64))):
+        with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):  # on the way back alone
+            call(vae, torch.randn(given))
+
+
+def test_adapters_follow_their_layer_to_its_device(elsewhere: Generator) -> None:
+    unet = elsewhere.pipeline.unet
+    layers = {name: each for name, each in unet.named_modules() if name.endswith(("to_q", "conv1"))}
+    adapters = BatchedLora(unet)
+    factors = {}
+    for name, layer in layers.items():
+        out, into, *kernel = layer.weight.shape
+        factors[f"{name}.lora_A.weight"] = torch.randn(2, into, *kernel)
+        factors[f"{name}.lora_B.weight"] = torch.randn(out, 2, *(1 for _ in kernel))
+    adapters.add("a", factors)
+    noise = elsewhere._for_denoiser(torch.randn(2, 4, 8, 8))
+    states = elsewhere._for_denoiser(torch.randn(2, 40, 16))
+    with adapters.active([["a"], []]):
+        said = unet(noise, torch.tensor([3], device="meta"), encoder_hidden_states=states).sample
+    assert (said.device.type, said.dtype) == ("meta", torch.bfloat16)

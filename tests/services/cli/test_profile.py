@@ -1,0 +1,124 @@
+"""`dekag profile check` and `dekag profile fetch`, as processes, beside a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dekag.cala.artifact import TransmissionKnowledge
+from dekag.inventory import parts, problems, processes
+from dekag.profile import load_profile
+from dekag.training.tiny_models import FOREIGN, save_dummy_models
+from tests.hub import COMMIT, running_hub
+from tests.services.command_line import dekag
+
+MIB = 2**20
+
+
+def rewritten(source: Path, folder: Path, **changed: Any) -> Path:
+    """A profile in `folder` with the models of `source`, and other entries."""
+    folder.mkdir()
+    said = json.loads((source / "profile.json").read_text())
+    for name in ("cloud", "edge"):
+        said[name]["path"] = str(source / said[name]["path"])
+    said["codec"] = str(source / said["codec"])
+    (folder / "profile.json").write_text(json.dumps({**said, **changed}))
+    return folder
+
+
+def test_memory_counts_each_parameter_in_its_format(dummy_profile: Path, tmp_path: Path) -> None:
+    fine = load_profile(dummy_profile)
+    edge = json.loads((dummy_profile / "profile.json").read_text())["edge"]
+    mine = rewritten(
+        dummy_profile, tmp_path / "p", edge={**edge, "path": str(dummy_profile / "edge"), "dtype": "bfloat16"}
+    )
+    whole, half = ({part.name: part for part in parts(each)} for each in (fine, load_profile(mine)))
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(dummy_profile / "edge")
+    assert whole["edge: unet"].parameters == sum(p.numel() for p in pipeline.unet.parameters())
+    assert 2 * half["edge: unet"].bytes_in_memory == whole["edge: unet"].bytes_in_memory
+    assert half["edge: vae"].bytes_in_memory == whole["edge: vae"].bytes_in_memory
+    held = processes(fine, list(whole.values()))
+    assert held["edge"] > held["user"] > 0
+    assert not problems(fine, list(whole.values()))
+
+
+def test_parts_that_do_not_fit_are_named(dummy_profile: Path, tmp_path: Path) -> None:
+    foreign = save_dummy_models(tmp_path / "foreign", like=FOREIGN)
+    mine = load_profile(rewritten(dummy_profile, tmp_path / "p", codec=str(foreign / "codec")))
+    (told,) = problems(mine, parts(mine))
+    assert told == "codec: made for latents of 16 channels; the edge's have 4"
+    adapters = tmp_path / "adapters"
+    shutil.copytree(Path(load_profile("embedded").adapters or ""), adapters)
+    other = load_profile(rewritten(dummy_profile, tmp_path / "q", adapters=str(adapters)))
+    (told,) = problems(other, parts(other))
+    fits = TransmissionKnowledge.load(adapters).info["base_hash"]
+    assert told.startswith(f"adapters: made for codec {fits[:12]}; the profile's is ")
+
+
+@pytest.mark.asyncio
+async def test_what_is_missing_is_said_fetched_and_then_complete(dummy_profile: Path, tmp_path: Path) -> None:
+    models = {"lab/base": tmp_path / "base", "lab/denoiser": tmp_path / "denoiser"}
+    shutil.copytree(dummy_profile / "cloud", models["lab/base"])
+    (models["lab/base"] / "README.md").write_text("a note")
+    shutil.copytree(models["lab/base"] / "transformer", models["lab/denoiser"] / "transformer")
+    shutil.copy(
+        models["lab/base"] / "transformer" / "diffusion_pytorch_model.safetensors",
+        models["lab/denoiser"] / "transformer" / "diffusion_pytorch_model.fp16.safetensors",
+    )
+    cloud = {
+        "path": "lab/base",
+        "components": {
+            "transformer": {
+                "path": "lab/denoiser", "subfolder": "transformer", "variant": "fp16", "revision": COMMIT,
+            }
+        },
+        "steps": 2,
+        "guidance_scale": 2.0,
+    }  # fmt: skip
+    profile = rewritten(dummy_profile, tmp_path / "mine", cloud=cloud)
+    with running_hub(models) as (address, taken):
+        there = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        before = await dekag("profile", "check", str(profile), folder=tmp_path, env=there)
+        assert before.returncode == 1
+        assert "no weights of lab/base on this machine" in before.stderr
+        assert f"dekag profile fetch {profile}" in before.stderr
+        fetched = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+        assert (fetched.returncode, fetched.stderr) == (0, ""), fetched.stderr
+        assert "lab/denoiser (transformer) ..." in fetched.stdout
+        assert "lab/denoiser/transformer/diffusion_pytorch_model.fp16.safetensors" in taken
+        assert "lab/denoiser/transformer/diffusion_pytorch_model.safetensors" not in taken
+        assert not [name for name in taken if name.startswith("lab/base/transformer/") or "README" in name]
+    offline = {**there, "HF_HUB_OFFLINE": "1"}
+    after = await dekag("profile", "check", str(profile), folder=tmp_path, env=offline)
+    assert (after.returncode, after.stderr) == (0, ""), after.stderr
+    assert "The profile is complete" in after.stdout
+    again = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+    assert (again.returncode, again.stdout) == (0, "The profile names nothing on a hub that is missing.\n")
+    shutil.rmtree(tmp_path / "hub" / "models--lab--denoiser")
+    for reachable, why in ((there, "Connection refused"), (offline, "HF_HUB_OFFLINE")):
+        failed = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=reachable)
+        assert failed.returncode == 1
+        assert re.search(f"cannot download lab/denoiser: .*{why}", failed.stderr), failed.stderr
+        assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.asyncio
+async def test_a_profile_that_is_invalid_names_its_field(dummy_profile: Path, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"distill": {"rank": 0}}, "distill: .*rank must be between 1 and 256"),
+        ({"distill": {"banana": 1}}, "distill.banana"),
+        ({"size": 100}, "size"),
+    ]
+    for number, (changed, said) in enumerate(cases):
+        profile = rewritten(dummy_profile, tmp_path / str(number), **changed)
+        done = await dekag("profile", "check", str(profile), folder=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert re.search(said, done.stderr), done.stderr
