@@ -150,7 +150,7 @@ def load_profile(name: str | Path) -> Profile:
     scorer = profile.scorer
     return profile.model_copy(
         update={
-            **resolved(profile, "codec", "adapters", "knowledge"),
+            **resolved(profile, "codec", "adapters", "knowledge", "topics"),
             "cloud": profile.cloud.model_copy(update=resolved(profile.cloud, "path")),
             "edge": profile.edge.model_copy(update=resolved(profile.edge, "path")),
             "scorer": scorer and scorer.model_copy(update=resolved(scorer, "clip", "dino", "probe")),

@@ -1,4 +1,8 @@
-"""Topics to distil: their prompts, and the selection of topics by a user's prompt. Imports no torch."""
+"""Topics to distil: their prompts, and the selection of topics by a user's prompt. Imports no torch.
+
+A topic is described by its prompts in a request, by a file `topics/NAME.yaml` in the profile's folder, or by
+the embedded world.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,13 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dekag.api.limits import MAX_ALTERNATIVES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, check_topic
-from dekag.errors import InvalidInputError, NotFoundError
+from dekag.documents import read_yaml
+from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.words import contains_phrase, words
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 from dekag.world.topics import Topic
@@ -33,11 +41,50 @@ class TopicPrompts:
     triggers: tuple[str, ...]
 
 
+class TopicFile(BaseModel):
+    """A topic of a profile: the content of topics/NAME.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: list[str] = Field(
+        min_length=1, description="Templates of training prompts, with alternatives: a {red|blue} boat."
+    )
+    triggers: list[str] = Field(
+        default_factory=list,
+        description="Words or phrases by which a prompt needs the topic. Default: its name.",
+    )
+    test_prompts: list[str] = Field(
+        default_factory=list,
+        description="Prompts that are never trained on. Default: some are drawn from the templates.",
+    )
+
+
+def read_topics(folder: Path | str | None) -> dict[str, TopicFile]:
+    """The topics in a folder, by name; none if there is no folder.
+
+    Raises:
+        FileError: a file is not a topic; names the field.
+        DocumentError: a file is not YAML; names the line.
+        InvalidInputError: a file's name is not that of a topic.
+    """
+    found = {}
+    for file in sorted(Path(folder).glob("*.yaml")) if folder is not None else ():
+        check_topic(file.stem)
+        try:
+            found[file.stem] = TopicFile.model_validate(read_yaml(file))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise FileError(file, f"is not a topic: {where + ': ' if where else ''}{first['msg']}") from None
+    return found
+
+
 def topic_prompts(
     name: str,
     *,
     prompts: Sequence[str] = (),
     triggers: Sequence[str] = (),
+    topics: Mapping[str, TopicFile] | None = None,
     count: int,
     held_out: int,
     seed: int,
@@ -47,18 +94,24 @@ def topic_prompts(
     Args:
         name: name of the topic.
         prompts: templates, which may contain alternatives, "a {red|blue} boat, neon style"; one alternative
-            is drawn each time. If empty, those of the embedded world's topic of that name.
+            is drawn each time. If empty, those of the topic of that name in `topics`, or else in the
+            embedded world.
         triggers: words or phrases by which a prompt needs this topic; the name of the topic if empty.
+        topics: the profile's own topics.
         count: number of training prompts; they are repeated if there are fewer distinct ones.
         held_out: number of held-out prompts.
         seed: seed of the draws.
 
     Raises:
         InvalidInputError: a name, prompt or trigger is not allowed, or there are too few different prompts.
-        NotFoundError: no prompts, and the embedded world has no topic of that name.
+        NotFoundError: no prompts, and neither profile nor embedded world has a topic of that name.
     """
     check_topic(name)
     rng = random.Random(seed)
+    kept: dict[str, None] = {}
+    if not prompts and topics and (file := topics.get(name)):
+        prompts, triggers = file.prompts, triggers or file.triggers
+        kept = dict.fromkeys(_checked(file.test_prompts[:held_out], "test_prompts", MAX_PROMPTS))
     if prompts:
         checked = _checked(prompts, "prompts", MAX_PROMPTS)
         if any(len(_ALTERNATIVES.findall(prompt)) > MAX_ALTERNATIVES for prompt in checked):
@@ -69,15 +122,14 @@ def topic_prompts(
             return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(checked))
     else:
         if name not in TOPICS:
-            known = ", ".join(TOPICS)
-            raise NotFoundError(f"no topic {name!r} in the embedded world ({known}): specify its prompts")
+            known = ", ".join([*(topics or ()), *TOPICS])
+            raise NotFoundError(f"no topic {name!r} (there are {known}): specify its prompts")
         topic = TOPICS[name]
         chosen = _checked(triggers or world_triggers(topic), "triggers", MAX_TRIGGERS)
 
         def draw() -> str:
             return world_prompt(topic, rng)
 
-    kept: dict[str, None] = {}
     for _ in range(20 * held_out):
         if len(kept) < held_out:
             kept[draw()] = None

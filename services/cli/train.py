@@ -628,28 +628,31 @@ def knowledge(
         ),
     ] = None,
 ) -> None:
-    """Distil knowledge updates of the world's topics (MAKD), without a running system."""
+    """Distil knowledge updates of a profile's topics, or of the world's (MAKD), without a running system."""
     _threads(threads)
     from tqdm import tqdm
 
     from dekag.generation.models import Generator
     from dekag.makd.config import DistillConfig
-    from dekag.makd.topics import topic_prompts
+    from dekag.makd.topics import read_topics, topic_prompts
     from dekag.metrics.features import ImageScorer
-    from dekag.profile import load_profile
+    from dekag.profile import load_profile, profile_folder
     from dekag.training.distill import Progress, distill
     from dekag.world import TOPICS
 
-    if unknown := set(topic or ()) - set(TOPICS):
+    models = load_profile(profile)
+    own = read_topics(models.topics)
+    known = [*own, *(name for name in TOPICS if name not in own)]
+    if unknown := set(topic or ()) - set(known):
         raise typer.BadParameter(
-            f"must be one of {', '.join(TOPICS)}; got {', '.join(unknown)}", param_hint="--topic"
+            f"must be one of {', '.join(known)}; got {', '.join(unknown)}", param_hint="--topic"
         )
-    models, config = load_profile(profile), DistillConfig(seed=seed)
-    folder = out or MODELS / profile / "knowledge"
+    config = DistillConfig(**{**models.distill.given(), "seed": seed})
+    folder = out or profile_folder(profile) / "knowledge"
     cloud, edge = Generator.from_profile(models, "cloud"), Generator.from_profile(models, "edge")
     scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
-    for name in topic or TOPICS:
-        prompts = topic_prompts(name, count=config.images, held_out=config.held_out, seed=seed)
+    for name in topic or own or TOPICS:
+        prompts = topic_prompts(name, topics=own, count=config.images, held_out=config.held_out, seed=seed)
         with tqdm(desc=name) as bar:
 
             def on_progress(progress: Progress, bar: Any = bar) -> None:

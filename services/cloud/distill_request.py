@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from dekag.errors import InvalidInputError
 from dekag.makd.config import DistillConfig
-from dekag.makd.topics import topic_prompts
+from dekag.makd.topics import read_topics, topic_prompts
+from dekag.profile import Profile
 from services.cloud.jobs import DistillSpec
 from services.proto.cloud_pb2 import DistillRequest
 
 CONFIGURABLE = ("images", "tokens", "rank", "steps", "seed")
 
 
-def from_proto(request: DistillRequest) -> DistillSpec:
-    """Converts a request to the specification of its job.
+def from_proto(request: DistillRequest, profile: Profile) -> DistillSpec:
+    """Converts a request to the specification of its job, of which `profile` has the defaults.
 
     Raises:
         InvalidInputError: names the field that is invalid.
-        NotFoundError: no prompts were given, and the embedded world has no such topic.
+        NotFoundError: no prompts were given, and there is no such topic.
     """
     config = {field.name: value for field, value in request.ListFields() if field.name in CONFIGURABLE}
     try:
-        settings = DistillConfig(**config)
+        settings = DistillConfig(**{**profile.distill.given(), **config})
     except InvalidInputError as error:
         raise _renamed(error) from None
     spec = DistillSpec(request.topic, list(request.prompts), list(request.triggers), config, request.force)
@@ -28,6 +29,7 @@ def from_proto(request: DistillRequest) -> DistillSpec:
         spec.topic,
         prompts=spec.prompts,
         triggers=spec.triggers,
+        topics=read_topics(profile.topics),
         count=settings.images,
         held_out=settings.held_out,
         seed=settings.seed,

@@ -113,7 +113,7 @@ class Distillation:
         """Distils, or resumes an earlier attempt; None after ``stop`` was set."""
         from dekag.generation.models import Generator
         from dekag.makd.config import DistillConfig
-        from dekag.makd.topics import topic_prompts
+        from dekag.makd.topics import read_topics, topic_prompts
         from dekag.makd.update import KnowledgeUpdate
         from dekag.profile import load_profile
         from dekag.training.distill import SAMPLES, Stopped, cloud_images, distill
@@ -128,6 +128,7 @@ class Distillation:
             self._spec.topic,
             prompts=self._spec.prompts,
             triggers=self._spec.triggers,
+            topics=read_topics(profile.topics),
             count=config.images,
             held_out=config.held_out,
             seed=config.seed,

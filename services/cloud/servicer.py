@@ -176,7 +176,7 @@ class CloudServicer(CloudBase):
         self, request: DistillRequest, context: aio.ServicerContext[DistillRequest, Job]
     ) -> Job:
         """Starts a distillation job."""
-        spec = await asyncio.to_thread(distill_request.from_proto, request)
+        spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
         return (await self._jobs.start(spec, check_job_id(request.job_id))).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:

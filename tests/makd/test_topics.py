@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from dekag.errors import InvalidInputError, NotFoundError
-from dekag.makd.topics import matching, topic_prompts, world_triggers
+from dekag.errors import DekagError, InvalidInputError, NotFoundError
+from dekag.makd.topics import matching, read_topics, topic_prompts, world_triggers
 from dekag.world import TOPICS
 
 
@@ -92,3 +94,52 @@ def test_triggers_in_any_script(trigger: str, prompt: str, fires: bool) -> None:
 def test_a_trigger_without_words_is_refused(trigger: str) -> None:
     with pytest.raises(InvalidInputError, match="triggers must be"):
         topic_prompts("oil", prompts=["{a|b|c}"], triggers=[trigger], count=4, held_out=1, seed=0)
+
+
+FILE = """
+triggers: [ghibli, soft anime]
+prompts:
+  - "a {red|blue|green} {cat|dog}, ghibli style"
+  - soft anime of a {boat|car}
+test_prompts:
+  - a horse in the snow, ghibli style
+"""
+
+
+def test_a_topic_in_a_file_is_known_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "ghibli.yaml").write_text(FILE)
+    (tmp_path / "neon.yaml").write_text('prompts: ["a {red|blue} {cat|dog|cow} with neon tubes"]')
+    own = read_topics(tmp_path)
+    topic = topic_prompts("ghibli", topics=own, count=6, held_out=2, seed=0)
+    assert topic.triggers == ("ghibli", "soft anime")
+    assert topic.held_out[0] == "a horse in the snow, ghibli style"
+    assert len(topic.held_out) == 2
+    assert not set(topic.prompts) & set(topic.held_out)
+    assert all(
+        "neon tubes" in p for p in topic_prompts("neon", topics=own, count=2, held_out=1, seed=0).prompts
+    )
+    asked = topic_prompts("ghibli", topics=own, prompts=["a {1|2|3}"], count=2, held_out=1, seed=0)
+    assert asked.triggers == ("ghibli",)
+    assert all(prompt.startswith("a ") and len(prompt) == 3 for prompt in asked.prompts)
+    with pytest.raises(NotFoundError, match=r"no topic 'oil' \(there are ghibli, neon, "):
+        topic_prompts("oil", topics=own, count=2, held_out=1, seed=0)
+    assert read_topics(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("ghibli", "prompts: []", "ghibli.yaml is not a topic: prompts: "),
+        ("ghibli", "prompts: [a]\nprompt: [b]", "ghibli.yaml is not a topic: prompt: "),
+        ("ghibli", "prompts: [a", "ghibli.yaml"),
+        ("ghibli", "", "ghibli.yaml is not a topic"),
+        ("Ghibli!", "prompts: [a]", "topic"),
+        ("auto", "prompts: [a]", "topic"),
+    ],
+)
+def test_a_file_that_is_no_topic_is_refused_with_its_name(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(DekagError, match=said):
+        read_topics(tmp_path)

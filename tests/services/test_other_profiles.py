@@ -14,17 +14,24 @@ import httpx2
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
+from dekag.errors import NotFoundError
+from dekag.evaluation.sweeps.command import run as run_sweep
+from dekag.evaluation.sweeps.grid import Sweep
 from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import topic_prompts
+from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from dekag.training.distill import SAMPLES, distill
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
-from services.proto.cloud_pb2 import GenerateRequest
+from services.cli.main import app
+from services.cloud import distill_request
+from services.proto.cloud_pb2 import DistillRequest, GenerateRequest
 from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, IMAGE_FORMAT_PNG, ProvideRequest
-from tests.chain import running_chain, serving_chain
+from tests.chain import running_chain, serving_chain, with_evaluators
 
 SIZE = 96
 LONG = "a red boat on the beach, " * 5 + "with a glow"  # more than the embedded encoders' tiny copies read
@@ -130,6 +137,45 @@ def test_an_update_is_distilled_at_the_profiles_size(profile: Path, tmp_path: Pa
         assert sheet.size == (2 * SIZE, 3 * SIZE)
     drawn = sorted((tmp_path / "images").glob("*.png"))
     assert {Image.open(path).size for path in drawn} == {(SIZE, SIZE)}
+
+
+def test_a_profiles_own_topic_is_distilled_and_swept_with_its_own_defaults(
+    foreign: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    with_evaluators(foreign, mine)
+    (mine / "topics").mkdir()
+    (mine / "topics" / "glow.yaml").write_text(
+        'triggers: [glow, shine]\nprompts: ["a {red|blue|green} {cat|dog|cow} that {glows|shines}"]\n'
+        "test_prompts: [a boat with a glow]"
+    )
+    described = json.loads((mine / "profile.json").read_text())
+    defaults = {"images": 4, "steps": 2, "batch": 2, "rank": 1, "tokens": 1, "layers": "attention"}
+    own = {"topics": "topics", "distill": defaults, "knowledge": "knowledge"}
+    (mine / "profile.json").write_text(json.dumps({**described, **own}))
+    models = load_profile(mine)
+
+    spec = distill_request.from_proto(DistillRequest(topic="glow", rank=2), models)
+    assert spec.config == {"rank": 2}
+    with pytest.raises(NotFoundError, match=r"no topic 'oil' \(there are glow, neon"):
+        distill_request.from_proto(DistillRequest(topic="oil"), models)
+
+    runs = ["--runs", str(tmp_path / "runs")]
+    done = CliRunner().invoke(app, ["train", "knowledge", "--profile", str(mine), *runs])
+    assert done.exit_code == 0, done.output
+    update = KnowledgeUpdate.load(mine / "knowledge" / "glow")
+    assert update.triggers == ("glow", "shine")
+    assert {key: update.info["config"][key] for key in defaults} == defaults
+
+    sweep = {"name": "own", "profile": str(mine), "topics": ["all"], "prompts": 2, "snr_db": [20]}
+    grid = Sweep.model_validate(
+        {**sweep, "deliveries": [{"name": "all", "codec": "base", "knowledge": True}]}
+    )
+    assert grid.topics == ["glow"]
+    (row,) = run_sweep(grid, runs=tmp_path / "sweeps").rows
+    assert row["update_bytes"] == update.size_bytes
+    assert row["metrics"]["probe"] == [None, None]
+    assert all(0 < value < 60 for value in row["metrics"]["psnr_db"])
 
 
 def test_a_generator_without_a_profile_draws_what_its_model_was_made_for(dummy_profile: Path) -> None:

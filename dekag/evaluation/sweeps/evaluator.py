@@ -12,26 +12,31 @@ arriving; `psnr_db` is against the cloud's image.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from dekag import plugins
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.models import ModelBank
-from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts
+from dekag.evaluation.prompts import Prompt, edge_prompts, own_prompts, topic_prompts
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, prepare_image_set
 from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint
 from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.link.image_coding import decode, encode
+from dekag.makd.config import DistillConfig
+from dekag.makd.topics import TopicFile, read_topics
 from dekag.profile import load_profile
 from dekag.training.cala import deliver
 from dekag.world import TOPICS
@@ -56,6 +61,11 @@ def identity(profile_name: str) -> dict[str, str]:
         "sampling": f"{profile.cloud.steps}/{profile.cloud.guidance_scale}"
         f"/{profile.edge.steps}/{profile.edge.guidance_scale}/{profile.size}",
     }
+    formats = [each for model in (profile.cloud, profile.edge) for each in (model.dtype, model.vae_dtype)]
+    if set(formats) != {"float32"}:
+        found["formats"] = "/".join(formats)
+    if own := read_topics(profile.topics):
+        found["topics"] = as_one({name: file.model_dump_json() for name, file in own.items()})
     if profile.adapters is not None:
         found["adapters"] = folder_hash(profile.adapters)
     if profile.knowledge is not None:
@@ -111,7 +121,19 @@ class Evaluator:
 
     def prompts(self, topic: str, count: int) -> list[Prompt]:
         """Held-out test prompts of a topic."""
-        return edge_prompts(count) if topic == WORLD else topic_prompts(TOPICS[topic], count)
+        if topic == WORLD:
+            return edge_prompts(count)
+        if (own := self._topics.get(topic)) is None:
+            return topic_prompts(TOPICS[topic], count)
+        learnt: list[str] = []
+        with contextlib.suppress(NotFoundError):  # without an update, nothing was learnt
+            learnt = self.bank.update(topic).info["prompts"]
+        return own_prompts(topic, own, count, DistillConfig(**self.bank.profile.distill.given()), learnt)
+
+    @cached_property
+    def _topics(self) -> dict[str, TopicFile]:
+        """The profile's own topics."""
+        return read_topics(self.bank.profile.topics)
 
     def references(self, topic: str, count: int) -> Images:
         """The cloud's images of the test prompts, drawn once and kept."""
@@ -204,6 +226,13 @@ class Evaluator:
         uses = float(np.mean([choice.uses for choice in choices]))
         return found, uses, float(np.mean(sizes))
 
+    def _probed(self, shown: Images, scenes: Sequence[Any]) -> Array:
+        """Share of the attributes that the probe finds, (n,); NaN for prompts that have no scene."""
+        if None in scenes:
+            return np.full(len(scenes), np.nan)
+        verdicts = self.bank.probe.correct(shown, scenes)
+        return np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
+
     def _images(self, topic: str, count: int) -> ImageSet:
         """The cloud's images, and every file that is worth sending of them."""
         key = (topic, count)
@@ -234,8 +263,7 @@ class Evaluator:
             scores = self.bank.scorer.scores(shown, references)
             found |= {**scores, "consistency": (scores["clip"] + scores["dino"]) / 2}
         if "probe" in metrics:
-            verdicts = self.bank.probe.correct(shown, [scene for scene, *_ in prompts])
-            found["probe"] = np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
+            found["probe"] = self._probed(shown, [scene for scene, *_ in prompts])
         for name in metrics:
             if name not in REFERENCE_METRICS:
                 found[name] = plugins.get("metric", name).score(shown, sent)

@@ -12,6 +12,7 @@ Every combination is a point. Other fields, and what each allows, are those of `
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Sequence
 from fractions import Fraction
@@ -24,6 +25,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -31,9 +33,11 @@ from pydantic_core import PydanticCustomError
 
 from dekag import plugins
 from dekag.documents import read_yaml
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
 from dekag.link.conditions import LinkConditions
+from dekag.makd.topics import read_topics
+from dekag.profile import load_profile
 from dekag.world import TOPICS
 
 DIGITAL = {
@@ -153,7 +157,8 @@ class Sweep(BaseModel):
     topics: list[str] = Field(
         default=[WORLD],
         min_length=1,
-        description="Topics that the edge does not know, world for what it knows, or all for all topics.",
+        description="Topics of the profile or of the embedded world, world for what the embedded edge knows, "
+        "or all: the profile's topics, or the embedded world's if it has none.",
     )
     links: list[dict[str, Any]] = Field(
         default=[{}], min_length=1, description="Channels: fields of LinkConditions, without snr_db."
@@ -182,10 +187,14 @@ class Sweep(BaseModel):
 
     @field_validator("topics")
     @classmethod
-    def _known_topics(cls, topics: list[str]) -> list[str]:
-        known = [WORLD, *TOPICS]
+    def _known_topics(cls, topics: list[str], info: ValidationInfo) -> list[str]:
+        own: list[str] = []
+        if "profile" in info.data:
+            with contextlib.suppress(NotFoundError):  # which whoever measures it is told
+                own = list(read_topics(load_profile(info.data["profile"]).topics))
+        known = [WORLD, *own, *(name for name in TOPICS if name not in own)]
         if topics == ["all"]:
-            return list(TOPICS)
+            return own or list(TOPICS)
         if unknown := [topic for topic in topics if topic not in known]:
             allowed = {"unknown": ", ".join(unknown), "allowed": ", ".join(known)}
             raise PydanticCustomError("topics", "{unknown}: must be all, or of {allowed}", allowed)
