@@ -44,7 +44,7 @@ class ImageScorer:
         """
         from transformers import AutoModel
 
-        single = {"dtype": torch.float32}
+        single = {"dtype": torch.float32, "use_safetensors": True}
         return cls(
             AutoModel.from_pretrained(clip, **single),
             AutoModel.from_pretrained(dino, **single),

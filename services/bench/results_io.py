@@ -16,12 +16,19 @@ from dekag.evaluation.runner import machine
 _SCHEMA = 1
 
 
-def path_of(name: str, results: Path = RESULTS) -> Path:
+def path_of(name: str, results: Path = RESULTS, folder: str = "load") -> Path:
     """Where the benchmark of that name writes."""
-    return results / "load" / f"bench-{name}.json"
+    return results / folder / f"bench-{name}.json"
 
 
-def write_bench(name: str, config: Mapping[str, Any], rows: Sequence[Row], results: Path = RESULTS) -> None:
+def write_bench(
+    name: str,
+    config: Mapping[str, Any],
+    rows: Sequence[Row],
+    results: Path = RESULTS,
+    *,
+    folder: str = "load",
+) -> None:
     """Write the tidy rows of `dekag bench NAME`, in place of what an earlier run wrote."""
     content: dict[str, Any] = {
         "schema": _SCHEMA,
@@ -32,7 +39,7 @@ def write_bench(name: str, config: Mapping[str, Any], rows: Sequence[Row], resul
         "machine": machine(),
         "rows": [],
     }
-    path = path_of(name, results)
+    path = path_of(name, results, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = [{key: _rounded(value) for key, value in row.items()} for row in rows]
     lines = ",\n".join("  " + json.dumps(row) for row in rounded)  # a row a line, to be read and compared
@@ -40,13 +47,13 @@ def write_bench(name: str, config: Mapping[str, Any], rows: Sequence[Row], resul
     path.write_text(text.replace('"rows": []', f'"rows": [\n{lines}\n ]') + "\n")
 
 
-def read_bench(name: str, results: Path = RESULTS) -> dict[str, Any]:
+def read_bench(name: str, results: Path = RESULTS, folder: str = "load") -> dict[str, Any]:
     """What `write_bench` wrote.
 
     Raises:
         NotMeasuredError: the benchmark has not been run.
     """
-    path = path_of(name, results)
+    path = path_of(name, results, folder)
     if not path.exists():
         raise NotMeasuredError(f"dekag bench {name}")
     content: dict[str, Any] = read_json(path)

@@ -17,9 +17,11 @@ from dekag.evaluation.reports import (
     digital,
     end_to_end,
     makd,
+    model_cards,
     robustness,
     training,
 )
+from services.bench import real_models_report
 from services.bench import report as serving
 from services.cli import reference
 
@@ -36,6 +38,7 @@ REPORTS: tuple[Report, ...] = (
     serving.PERFORMANCE,
     robustness.REPORT,
     training.REPORT,
+    real_models_report.REPORT,
     claims.CLAIMS,
 )
 
@@ -46,10 +49,11 @@ def has_pages(root: Path = Path()) -> bool:
 
 
 def write_pages(root: Path = Path(), results: Path = RESULTS) -> None:
-    """Fill every page in docs/ and the README from results/; missing pages are skipped."""
+    """Fill every page in docs/, the README and the model cards; missing pages are skipped."""
     for report in REPORTS:
         report.write(root / DOCS, results)
     claims.README.write(root, results)
+    model_cards.write_cards(root / "models")
 
 
 def write_reference(app: typer.Typer) -> None:

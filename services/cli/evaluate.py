@@ -235,6 +235,29 @@ def bench_start(
     _launch(lambda: run_start_bench(rounds=rounds, requests=requests))
 
 
+@bench.command("full-size")
+def bench_full_size(
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the models, 5 GB; written if missing. Default: one below .run."),
+    ] = None,
+) -> None:
+    """Measure time and memory of Stable Diffusion 2.1 and PixArt-Sigma at 512x512, with random weights."""
+    from services.bench.full_size import run_full_size_bench
+
+    _launch(lambda: run_full_size_bench(models=models))
+
+
+@bench.command("update-size")
+def bench_update_size(
+    photos: Annotated[Path, typer.Option(help="Folder of photographs with sides of at least 1024 pixels.")],
+) -> None:
+    """Compare the bytes of an update of Stable Diffusion 2.1 with those of photographs, without training."""
+    from services.bench.update_size import run_update_size_bench
+
+    _measure(lambda: run_update_size_bench(photos))
+
+
 @bench.command("parts")
 def bench_parts(
     repeats: Annotated[int, typer.Option(help="Number of measurements of each part.", min=1)] = 9,

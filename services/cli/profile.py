@@ -36,7 +36,7 @@ def check(name: Name = "embedded") -> None:
     for part in found:
         sizes = (part.bytes_on_disk / _MIB, part.bytes_in_memory / _MIB)
         numbers = [f"{part.parameters / 1e6:,.2f}", *(f"{size:,.1f}" for size in sizes)]
-        kind = "float32" if part.bytes_each == 4 else "bfloat16"
+        kind = ("float32" if part.bytes_each == 4 else "bfloat16") if part.folder else ""
         table.add_row(
             part.name,
             *(numbers if part.folder else ("missing", "", "")),
@@ -57,8 +57,11 @@ def check(name: Name = "embedded") -> None:
     if told := problems(loaded, found):
         for line in told:
             typer.secho(line, fg="red", err=True)
-        if any(part.folder is None for part in found):
+        missing = {part.role for part in found if part.folder is None}
+        if missing - {"codec", "adapters"}:
             typer.echo(f"`dekag profile fetch {name}` downloads what is on a hub.", err=True)
+        if missing & {"codec", "adapters"}:
+            typer.echo("docs/real-models.md says how to train codec and adapters.", err=True)
         raise typer.Exit(1)
     typer.echo("The profile is complete, and its parts fit together.")
 

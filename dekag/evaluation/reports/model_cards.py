@@ -1,0 +1,108 @@
+"""Model cards: a README.md beside each model that ships, written from the record of its training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dekag.documents import read_json
+
+RECORD, KNOWLEDGE, CARD = "training.json", "knowledge.json", "README.md"
+KINDS = {
+    "vae": ("Autoencoder", "AutoencoderKL that cloud, edge and user share", "diffusers", "image-to-image"),
+    "edge": ("Edge generator", "StableDiffusionPipeline", "diffusers", "text-to-image"),
+    "cloud": ("Cloud generator", "text-to-image pipeline", "diffusers", "text-to-image"),
+    "codec": ("Codec", "joint source-channel codec of the edge's latents", "diffusers", ""),
+    "cala": ("CALA adapters", "transmission knowledge: adapters of the codec", "peft", ""),
+    "clip": ("CLIP-style encoder", "CLIPModel that scores images", "transformers", "feature-extraction"),
+    "dino": ("DINOv2-style encoder", "Dinov2Model that scores images", "transformers", "feature-extraction"),
+    "probe": ("Attribute probe", "classifier of what an image shows", "diffusers", ""),
+    "outline": ("Outline judge", "finds the outline of the subject", "diffusers", ""),
+    "knowledge": ("Knowledge updates", "metawords and LoRAs of the edge, one folder each", "peft", ""),
+}
+"""Folder of a profile: title, what it is, library, task on a hub."""
+
+
+def write_cards(models: Path) -> list[Path]:
+    """Write the card of each model in models/PROFILE/MODEL; returns the files."""
+    written = []
+    for folder in sorted(models.glob("*/*")):
+        if folder.name in KINDS and (text := card(folder)):
+            (folder / CARD).write_text(text)
+            written.append(folder / CARD)
+    return written
+
+
+def card(folder: Path) -> str:
+    """The card of the model in a folder; empty if there is no record of its training."""
+    title, what, library, task = KINDS[folder.name]
+    profile = folder.parent.name
+    lines = ["---", "license: apache-2.0", f"library_name: {library}"]
+    lines += [f"pipeline_tag: {task}"] if task else []
+    lines += ["tags: [semantic-communication, dekag]", "---", "", f"# {title} of the profile {profile}", ""]
+    lines += [
+        f"{what[0].upper()}{what[1:]}. Part of DeKA-g, a simulator of generative semantic communication.",
+        "",
+    ]
+    body = _updates(folder) if folder.name == "knowledge" else _training(folder)
+    if not body:
+        return ""
+    lines += body
+    lines += ["", "## Limits", "", _LIMITS[profile == "stickers"], ""]
+    return "\n".join(lines)
+
+
+_LIMITS = {
+    False: "It knows the simulator's small drawn world, for which it was trained on rendered images, and "
+    "nothing else. It is for studying the system, not for images of the real world.",
+    True: "It knows the simulator's world of stickers, for which it was trained on rendered images, "
+    "and nothing else. The renderings contain artwork of Fluent Emoji (MIT licence; see models/NOTICE). It is for "
+    "studying the system, not for images of the real world.",
+}
+
+
+def _training(folder: Path) -> list[str]:
+    if (folder / RECORD).exists():
+        record = read_json(folder / RECORD)
+    elif (folder / KNOWLEDGE).exists():
+        info = read_json(folder / KNOWLEDGE)
+        record = {"command": info["config"].get("command", ""), "quality": info["scores"]}
+    else:
+        return []
+    lines = ["## Training", ""]
+    while record is not None:
+        lines += _run(record)
+        record = record.get("continues")
+        lines += ["", "It continues:", ""] if record is not None else []
+    return lines
+
+
+def _run(record: dict[str, Any]) -> list[str]:
+    lines = [f"- command: `{record['command']}`"] if record.get("command") else []
+    for name, unit in (("seed", ""), ("steps", ""), ("seconds", "")):
+        if name in record:
+            lines.append(f"- {name}: {record[name]}{unit}")
+    for name, value in (record.get("quality") or {}).items():
+        lines.append(f"- {name.replace('_', ' ')}, on held-out images: {json.dumps(value)}")
+    return lines
+
+
+def _updates(folder: Path) -> list[str]:
+    rows = []
+    for file in sorted(folder.glob(f"*/{KNOWLEDGE}")):
+        info = read_json(file)
+        scores = info["scores"]
+        before, after = (
+            [scores.get(f"{each}_{when}", "") for each in ("clip", "dino")] for when in ("before", "after")
+        )
+        config = info["config"]
+        rows.append(
+            f"| {info['topic']} | {config['rank']} | {config['bits']} | {info['steps']} "
+            f"| {before[0]} → {after[0]} | {before[1]} → {after[1]} |"
+        )
+    if not rows:
+        return []
+    head = ["| topic | rank | bits | steps | CLIP-score | DINO-score |", "|---|---|---|---|---|---|"]
+    note = "Scores against the cloud's images on held-out prompts, without and with the update."
+    return [note, "", *head, *rows]
