@@ -139,7 +139,8 @@ def read(compose: Mapping[str, Any]) -> list[Service]:
         services[name] = service = Service(
             name,
             redis=any(_imports_redis(tree) for tree in own.values()),
-            volumes=[each.partition(":")[0] for each in entry.get("volumes", ())],
+            # a folder of the machine, such as that of the models, is nothing that a service keeps things on
+            volumes=[each.partition(":")[0] for each in entry.get("volumes", ()) if each[0].isalnum()],
         )
         for published in entry.get("ports", ()):
             service.port = int(published.rpartition(":")[2])

@@ -433,7 +433,9 @@ def _fits_its_hash(folder: Path) -> bool:
 
     info = read_json(folder / INFO)
     claimed = info.pop("content_hash")
-    parts = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != INFO}
+    parts = {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (INFO, "README.md")
+    }
     return bool(claimed == content_hash(parts, info))
 
 

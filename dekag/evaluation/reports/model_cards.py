@@ -57,8 +57,8 @@ _LIMITS = {
     False: "It knows the simulator's small drawn world, for which it was trained on rendered images, and "
     "nothing else. It is for studying the system, not for images of the real world.",
     True: "It knows the simulator's world of stickers, for which it was trained on rendered images, "
-    "and nothing else. The renderings contain artwork of Fluent Emoji (MIT licence; see models/NOTICE). It is for "
-    "studying the system, not for images of the real world.",
+    "and nothing else. The renderings contain artwork of Fluent Emoji (MIT licence, see models/NOTICE). It "
+    "is for studying the system, not for images of the real world.",
 }
 
 
