@@ -23,7 +23,7 @@ SCALE_UNIT = 2.0**12
 HALF = torch.finfo(torch.float16)
 
 
-def pack(factors: Mapping[str, torch.Tensor], bits: int) -> bytes:
+def pack(factors: Mapping[str, torch.Tensor], bits: int, metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file of `factors`, each of at least two dimensions, in 4 or 8 `bits` per number."""
     top = 2 ** (bits - 1) - 1
     values, scales = [], []
@@ -41,7 +41,7 @@ def pack(factors: Mapping[str, torch.Tensor], bits: int) -> bytes:
     shapes = {"bits": bits, "shapes": {name: list(factor.shape) for name, factor in factors.items()}}
     names = zlib.compress(json.dumps(shapes, separators=(",", ":")).encode(), 9)
     named = torch.frombuffer(bytearray(names), dtype=torch.uint8)
-    return save({"names": named, "scales": torch.cat(scales), "values": flat})
+    return save({"names": named, "scales": torch.cat(scales), "values": flat}, metadata)
 
 
 def unpack(data: bytes) -> dict[str, torch.Tensor]:

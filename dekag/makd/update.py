@@ -7,6 +7,7 @@ with a description and the hash of the content. Only safetensors and JSON are ev
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Self
@@ -41,6 +42,20 @@ def placeholder(topic: str, word: str = "") -> str:
 def _earlier_placeholder(topic: str, word: str) -> str:
     """The token in older updates, where "red boat" and "red-boat" had the same one."""
     return f"<{topic} {word}>".replace(" ", "-")
+
+
+def _described(info: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of the safetensors files: what a file is, should it lie alone.
+
+    One entry, as safetensors writes several in any order, which would change the content's hash.
+    """
+    said = {
+        "topic": info["topic"],
+        "base_hash": info.get("base_hash"),
+        "rank": info.get("config", {}).get("rank"),
+        "version": FORMAT,
+    }
+    return {"dekag": json.dumps(said, sort_keys=True)}
 
 
 class KnowledgeUpdate(Artifact):
@@ -97,15 +112,19 @@ class KnowledgeUpdate(Artifact):
             bits: bits per number of the LoRA, 4, 8 or 16; plain diffusers only reads 16.
         """
         tensors = {}
+        described = _described(info)
         if len(metaword):
             topic = str(info["topic"])
             vectors = {placeholder(topic): metaword}
             vectors |= {placeholder(topic, word): vector[None] for word, vector in (words or {}).items()}
-            tensors[METAWORD] = save({name: vector.half().contiguous() for name, vector in vectors.items()})
+            halves = {name: vector.half().contiguous() for name, vector in vectors.items()}
+            tensors[METAWORD] = save(halves, described)
         if lora and bits == 16:
-            tensors[LORA] = save({PREFIX + name: t.half().contiguous() for name, t in lora.items()})
+            tensors[LORA] = save(
+                {PREFIX + name: t.half().contiguous() for name, t in lora.items()}, described
+            )
         elif lora:
-            tensors[COMPACT] = pack(lora, bits)
+            tensors[COMPACT] = pack(lora, bits, described)
         return cls(info, tensors)
 
     def scored(self, scores: Mapping[str, float]) -> Self:

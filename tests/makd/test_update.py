@@ -240,3 +240,16 @@ def test_files_under_other_names_are_not_read(neon: Distilled) -> None:
     others = {"../../x": b"x", "/etc/passwd": b"x", "pytorch_model.bin": b"\x80\x04."}
     found = KnowledgeUpdate.from_files(neon.update.to_files() | others)
     assert found.to_files() == neon.update.to_files()
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_each_file_of_an_update_says_what_it_is(neon: Distilled, bits: int) -> None:
+    info = {**neon.update.info, "base_hash": "b" * 64}
+    made = [KnowledgeUpdate.new(info, neon.update.metaword, neon.update.lora, bits=bits) for _ in range(2)]
+    assert made[0].content_hash == made[1].content_hash
+    files = {name: data for name, data in made[0].to_files().items() if name.endswith(".safetensors")}
+    assert len(files) == 2
+    for data in files.values():
+        length = int.from_bytes(data[:8], "little")
+        said = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["dekag"])
+        assert said == {"topic": "neon", "base_hash": "b" * 64, "rank": 2, "version": 1}
