@@ -14,7 +14,7 @@ from typing import Any
 
 from dekag.documents import read_json
 from dekag.errors import NotFoundError
-from dekag.generation.loading import folder_hash, hub_folder, pipeline_hash
+from dekag.generation.loading import autoencoder_hash, folder_hash, hub_folder, pipeline_hash
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import Profile
 
@@ -99,6 +99,11 @@ def _misfits(profile: Profile) -> Iterator[str]:
     codec = read_json(Path(profile.codec) / "config.json").get("latent_channels")
     if codec != channels["edge"]:
         yield f"codec: made for latents of {codec} channels; the edge's have {channels['edge']}"
+    for role, name in (("codec", "training.json"), ("adapters", "knowledge.json")):
+        record = Path(getattr(profile, role) or "nowhere") / name
+        trained = read_json(record).get("vae_hash") if record.exists() else None
+        if trained is not None and trained != (own := autoencoder_hash(profile.edge)):
+            yield f"{role}: trained on latents of autoencoder {str(trained)[:12]}; the edge's is {own[:12]}"
     if profile.adapters is not None:
         fits = read_json(Path(profile.adapters) / "knowledge.json").get("base_hash")
         if fits != (own := folder_hash(profile.codec)):

@@ -47,6 +47,15 @@ class LatentDecoder:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @torch.inference_mode()
+    def images(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents (batch, channels, h, w) float32 -> images (batch, 3, 8h, 8w), about in [-1, 1].
+
+        A large batch is decoded in parts.
+        """
+        rows = max(1, PIXELS_AT_ONCE // (self.factor**2 * latents.shape[2] * latents.shape[3]))
+        return torch.cat([decode(self.vae, part) for part in latents.split(rows)])
+
+    @torch.inference_mode()
     def decode(self, latents: torch.Tensor, seeds: Sequence[int] | None = None) -> npt.NDArray[np.uint8]:
         """Latents (batch, 4, h, w) float32 -> pixels (batch, 8h, 8w, 3) uint8.
 
@@ -57,8 +66,7 @@ class LatentDecoder:
         Raises:
             NumericalError: a pixel is not finite.
         """
-        rows = max(1, PIXELS_AT_ONCE // (self.factor**2 * latents.shape[2] * latents.shape[3]))
-        images: torch.Tensor = torch.cat([decode(self.vae, part) for part in latents.split(rows)])
+        images = self.images(latents)
         check_finite(images, "render", seeds=seeds, model_hash=self.model_hash)
         pixels = images.add(1).mul(127.5).clamp(0, 255).round().to("cpu", torch.uint8)
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())

@@ -119,7 +119,7 @@ def topic_prompts(
         chosen = _checked(triggers or [name], "triggers", MAX_TRIGGERS)
 
         def draw() -> str:
-            return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), rng.choice(checked))
+            return expanded(rng.choice(checked), rng)
     else:
         if name not in TOPICS:
             known = ", ".join([*(topics or ()), *TOPICS])
@@ -144,6 +144,11 @@ def topic_prompts(
     different = list(learnt)
     repeated = tuple(different[i % len(different)] for i in range(count))
     return TopicPrompts(name, repeated, tuple(kept), tuple(chosen))
+
+
+def expanded(prompt: str, rng: random.Random) -> str:
+    """`prompt` with one of each of its alternatives: "a {red|blue} boat" becomes "a blue boat"."""
+    return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), prompt)
 
 
 def world_triggers(topic: Topic) -> list[str]:

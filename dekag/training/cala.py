@@ -22,7 +22,7 @@ from dekag.errors import InvalidInputError
 from dekag.link.conditions import Fading, LinkConditions
 from dekag.link.training_channel import draw_channels, pass_through
 from dekag.pipeline import SemanticLink
-from dekag.training.data import CELL, psnr_db
+from dekag.training.data import CELL, picked, psnr_db
 from dekag.training.loop import TrainingRun
 
 BATCH = 64
@@ -213,6 +213,7 @@ def train_method(
     bf16: bool = False,
     only: ConditionBatch | None = None,
     adapted: AdaptedCodec | None = None,
+    crop: int | None = None,
     show: bool = True,
 ) -> AdaptedCodec:
     """Train a method on latents (n, c, h, w), resuming from `folder`; returns the averaged model.
@@ -235,6 +236,8 @@ def train_method(
         bf16: run the convolutions in bfloat16.
         only: a single condition (one row) to train for, instead of random ones.
         adapted: model to train, instead of a new one.
+        crop: train on random squares of so many latent pixels a side, each sent as an image of its own;
+            default: on whole latents.
         show: show a progress bar.
     """
     torch.manual_seed(seed)
@@ -252,7 +255,7 @@ def train_method(
 
     def step(number: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         pick = torch.randint(len(latents), (batch,), generator=generator)
-        clean = latents[pick].float()
+        clean = picked(latents, pick, crop, generator)
         group = number % model.groups
         model.select_group(group)
         if only is not None:
@@ -401,6 +404,8 @@ def train_knowledge(
     bf16: bool = False,
     command: str = "",
     quality_grid: Mapping[str, Any] | None = None,
+    crop: int | None = None,
+    vae_hash: str = "",
 ) -> TransmissionKnowledge:
     """Train CALA or another method and measure its quality; returns the artifact that edge and user load.
 
@@ -418,22 +423,26 @@ def train_knowledge(
         bf16: run the convolutions in bfloat16.
         command: command line to record in the artifact.
         quality_grid: `cbrs`, `snrs_db` and `taus_s` of `calibrate_quality`; default: its defaults.
+        crop: train on random squares of so many latent pixels a side; default: on whole latents. The quality
+            is always measured on whole ones.
+        vae_hash: hash of the autoencoder to record in the artifact; default: none is recorded.
 
     Raises:
         InvalidInputError: there is no such method, it trains no parameters, or the fraction is too small for
             it.
     """
     decode = torch.no_grad()(decode)
-    metric = pixel_metric(decode, latents[:METRIC_LATENTS].float())
+    first = torch.arange(min(METRIC_LATENTS, len(latents)))
+    metric = pixel_metric(decode, picked(latents, first, crop, torch.Generator().manual_seed(seed)))
     torch.manual_seed(seed)
     model = build(method, codec, parameter_fraction)
     if not model.trained_parameters():
         raise InvalidInputError("method", "one that trains something", method)
     parameters, of_codec = model.trained_parameters(), sum(p.numel() for p in codec.parameters())
     trained = train_method(
-        folder, method, codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model
+        folder, method, codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model, crop=crop
     )
-    info = {"base_hash": base_hash}
+    info = {"base_hash": base_hash} | ({"vae_hash": vae_hash} if vae_hash else {})
     if isinstance(trained, Cala) and method == CALA:
         knowledge = TransmissionKnowledge.new(info, trained.peft)
     else:

@@ -121,6 +121,27 @@ def batches(count: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
+def picked(
+    latents: torch.Tensor, rows: torch.Tensor, crop: int | None, generator: torch.Generator
+) -> torch.Tensor:
+    """Rows (batch,) of latents (n, c, h, w), as float32; of each a random square, if they are larger.
+
+    Args:
+        latents: (n, c, h, w) of any number format.
+        rows: (batch,) int64.
+        crop: side of the squares, latent pixels; None: whole latents.
+        generator: source of the squares' positions; not used for whole latents.
+    """
+    height, width = latents.shape[2:]
+    if crop is None or crop >= max(height, width):
+        return latents[rows].float()
+    down, across = min(crop, height), min(crop, width)
+    tops = torch.randint(height - down + 1, (len(rows),), generator=generator).tolist()
+    lefts = torch.randint(width - across + 1, (len(rows),), generator=generator).tolist()
+    places = zip(rows.tolist(), tops, lefts, strict=True)
+    return torch.stack([latents[i, :, y : y + down, x : x + across] for i, y, x in places]).float()
+
+
 def psnr_db(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """PSNR per image, dB, of images in [-1, 1]: (batch, 3, h, w) twice -> (batch,)."""
     error = (a.clamp(-1, 1) - b.clamp(-1, 1)).div(2).square().mean(dim=(1, 2, 3))

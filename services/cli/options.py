@@ -96,6 +96,22 @@ Renderers = Annotated[
     int,
     typer.Option("--workers", min=1, help="Processes that render training images.", rich_help_panel=HARDWARE),
 ]
+Latents = Annotated[
+    Path | None,
+    typer.Option(
+        help="Train on this latent set (`dekag train latents`) instead of rendered images; --profile is then "
+        "any profile: its name under models/, or its folder.",
+        rich_help_panel=DATA,
+    ),
+]
+Crop = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="With --latents: side of the random squares to train on, latent pixels; even. Default: 16.",
+        rich_help_panel=DATA,
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=HARDWARE)]
 Bf16 = Annotated[
     bool,
@@ -127,6 +143,10 @@ Vae = Annotated[
 BaseCodec = Annotated[
     Path | None,
     typer.Option(help="Folder of the base codec. Default: the profile's.", rich_help_panel=FILES),
+]
+OutOfLatents = Annotated[
+    Path,
+    typer.Option("--out", help="Folder for the latent set.", callback=writable_folder, rich_help_panel=FILES),
 ]
 StartPipeline = Annotated[
     Path | None,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,17 +15,24 @@ from typing import Annotated, Any
 
 import typer
 
+from dekag.api.limits import MAX_PIXELS, PIXEL_STEP
 from dekag.documents import read_json
-from dekag.files import check_folder
+from dekag.errors import DekagError, FileError, MismatchError
+from dekag.files import check_folder, read_lines
 from dekag.paths import shipped_model
 from services.cli.options import (
+    DATA,
     FILES,
+    HARDWARE,
     BaseCodec,
     Batch,
     Bf16,
+    Crop,
     Device,
     Images,
+    Latents,
     Out,
+    OutOfLatents,
     Profile,
     Renderers,
     Runs,
@@ -44,6 +54,8 @@ RUNS = Path("runs")
 MODELS = Path("models")
 SCENES = 24_000
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+LATENTS = 2000
+CROP = 16
 
 
 def _threads(count: int) -> None:
@@ -112,6 +124,7 @@ def _save(
     quality: dict[str, Any],
     seed: int,
     continues: dict[str, Any] | None = None,
+    **more: Any,
 ) -> None:
     """Write `model` as fp16 safetensors, with a training.json beside it.
 
@@ -122,12 +135,13 @@ def _save(
         quality: the measured quality on held-out images.
         seed: the seed of the training.
         continues: the training.json of the model that the training started from.
+        more: further entries of training.json.
     """
     import torch
 
     model.to("cpu", torch.float16)
     model.save_pretrained(folder, safe_serialization=True)
-    record = _record(run, quality, seed, continues)
+    record = _record(run, quality, seed, continues) | more
     (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     typer.echo(f"{run.name}: {json.dumps(quality)} -> {folder}")
 
@@ -522,12 +536,155 @@ def _latents(profile: str, pictures: int, runs: Path, vae: Path | None, workers:
     return model, encoded_scenes(runs / "cache", model, pictures, world=_world(profile), workers=workers)
 
 
+@contextlib.contextmanager
+def _errors_of(option: str) -> Iterator[None]:
+    """Errors of the library name the option that they come from."""
+    try:
+        yield
+    except DekagError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
+
+
+def _refuse(context: typer.Context, why: str, *options: str) -> None:
+    """Refuses options that would have no effect, if they are given."""
+    for name in options:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(why, param_hint="--" + name.replace("_", "-"))
+
+
+WITH_LATENTS = "cannot be used with --latents: images are neither rendered nor encoded"
+WITHOUT_LATENTS = "requires --latents"
+
+
+@train.command()
+def latents(
+    profile: Profile,
+    out: OutOfLatents,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with one prompt per line, for the profile's edge to generate. Alternatives in braces "
+            "are drawn: a {red|blue} boat. Blank lines and comments (# ...) are skipped.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of PNG, JPEG and WebP pictures to encode; each is cropped to its central square and "
+            "reduced or enlarged.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=32,
+            help=f"Number of latents. Default: {LATENTS} of prompts, all of pictures.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    size: Size = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the draw of prompts and images, or of the pictures' order.")
+    ] = 1,
+    batch: Annotated[
+        int, typer.Option(min=1, max=16, help="Latents at once; more than one is faster on a GPU.")
+    ] = 1,
+    threads: Threads = 1,
+    device: Device = "cpu",
+) -> None:
+    """Make latents of a profile's own autoencoder, to train a codec and its adapters on.
+
+    Its edge generates them from prompts, or its autoencoder encodes pictures. One in 24, at least 16, is held
+    out of training.
+    """
+    _threads(threads)
+    from dekag.generation.placement import Placement
+    from dekag.profile import load_profile
+    from dekag.training.latent_sets import latents_of_pictures, latents_of_prompts
+
+    if (prompts is None) == (pictures is None):
+        raise typer.BadParameter("give either --prompts or --pictures", param_hint="--prompts")
+    if size is not None and (size % PIXEL_STEP or size > MAX_PIXELS):
+        raise typer.BadParameter(
+            f"must be a multiple of {PIXEL_STEP} up to {MAX_PIXELS}; got {size}", param_hint="--size"
+        )
+    where = _device(device)
+    with _errors_of("--profile"):
+        models = load_profile(profile)
+    more: dict[str, Any] = {
+        "size": size, "seed": seed, "batch": batch, "placed": Placement(where, where)
+    }  # fmt: skip
+    if pictures is not None:
+        with _errors_of("--pictures"):
+            latents_of_pictures(out, models, pictures, count=count, **more)
+    elif prompts is not None:
+        with _errors_of("--prompts"):
+            lines = [line for _, line in read_lines(prompts, max_bytes=2**26)]
+            latents_of_prompts(out, models, lines, count=count or LATENTS, **more)
+    typer.echo(f"latents -> {out}")
+    typer.echo(f"Train on them with `dekag train codec --profile {profile} --latents {out}`, then `cala`.")
+
+
+def _own_latents(folder: Path, profile: str) -> tuple[Any, Any]:
+    """The latent set in a folder, and the profile whose autoencoder it is of."""
+    from dekag.profile import load_profile
+    from dekag.training.latent_sets import LatentSet
+
+    with _errors_of("--profile"):
+        models = load_profile(profile)
+    with _errors_of("--latents"):
+        data = LatentSet.load(folder)
+        data.check_autoencoder(models.edge)
+    return models, data
+
+
+def _own_target(out: Path | None, profile: str, named: str) -> Path:
+    """Folder to write a model of any profile to: `out`, else the one that its profile.json names."""
+    from dekag.profile import profile_folder
+
+    home = profile_folder(profile)
+    target = out or home / named
+    if out is None and home.resolve() not in target.resolve().parents:
+        raise typer.BadParameter(
+            f"is required: the profile names {named}, which is not in its folder", param_hint="--out"
+        )
+    check_folder(target)
+    return target
+
+
+def _own_run(runs: Path, profile: str, model: str, data: Any, **settings: Any) -> Path:
+    """Folder of the checkpoints: another one for other latents or settings, which must not be continued."""
+    from dekag.profile import profile_folder
+
+    described = json.dumps([data.info.model_dump(mode="json"), settings], sort_keys=True)
+    digest = hashlib.sha256(described.encode()).hexdigest()
+    return runs / profile_folder(profile).resolve().name / f"{model}-{digest[:12]}"
+
+
+def _even_crop(crop: int | None) -> int:
+    if crop is not None and crop % 2:
+        raise typer.BadParameter(f"must be even; got {crop}", param_hint="--crop")
+    return crop or CROP
+
+
 @train.command()
 def codec(
+    context: typer.Context,
     steps: Steps = 1500,
     seed: TrainingSeed = 1,
     profile: World = "embedded",
     pictures: Images = SCENES,
+    latents: Latents = None,
+    crop: Crop = None,
+    width: Annotated[
+        int, typer.Option(min=1, help="With --latents: channels of the codec's hidden layers.")
+    ] = 64,
+    blocks: Annotated[
+        int, typer.Option(min=0, help="With --latents: residual blocks in the encoder and in the decoder.")
+    ] = 3,
     threads: Threads = 1,
     workers: Renderers = 2,
     runs: Runs = RUNS,
@@ -538,23 +695,45 @@ def codec(
     _threads(threads)
     from dekag.training.codec import clean_latent_snr_db, train_codec
 
-    target = _target(out, profile, "codec")
-    _, latents = _latents(profile, pictures, runs, vae, workers)
-    run = runs / profile / "codec"
-    # the last thousand latents are kept out of training to measure on
-    model = train_codec(run, latents[:-1000], steps=steps, seed=seed)
-    quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, latents[-1000:])}
-    _save(model, target, run, quality, seed)
+    if latents is None:
+        _refuse(context, WITHOUT_LATENTS, "crop", "width", "blocks")
+        target = _target(out, profile, "codec")
+        _, data = _latents(profile, pictures, runs, vae, workers)
+        run = runs / profile / "codec"
+        # the last thousand latents are kept out of training to measure on
+        training, held_out = data[:-1000], data[-1000:]
+        settings, more = {}, {}
+    else:
+        _refuse(context, WITH_LATENTS, "pictures", "workers", "vae")
+        settings = {"crop": _even_crop(crop), "width": width, "blocks": blocks}
+        models, own = _own_latents(latents, profile)
+        target = _own_target(out, profile, models.codec)
+        run = _own_run(runs, profile, "codec", own, seed=seed, **settings)
+        training, held_out = own.training, own.held_out
+        more = {"vae_hash": own.info.vae_hash, "size": own.info.size}
+    model = train_codec(run, training, steps=steps, seed=seed, **settings)
+    quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, held_out)}
+    _save(model, target, run, quality, seed, **more)
 
 
 @train.command()
 def cala(
+    context: typer.Context,
     steps: Steps = 12000,
     seed: TrainingSeed = 1,
     profile: World = "embedded",
     pictures: Images = SCENES,
+    latents: Latents = None,
+    crop: Crop = None,
     threads: Threads = 1,
     workers: Renderers = 2,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="With --latents: where images are decoded, cpu or cuda. Training is on the CPU.",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = "cpu",
     share: Annotated[
         float,
         typer.Option(
@@ -574,8 +753,8 @@ def cala(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the adapters. Default: cala in the profile's folder; for another method, "
-            "PROFILE/METHOD/knowledge under --runs.",
+            help="Folder for the adapters. Default: cala in the profile's folder, or with --latents the "
+            "adapters that it names; for another method, PROFILE/METHOD/knowledge under --runs.",
             rich_help_panel=FILES,
         ),
     ] = None,
@@ -585,29 +764,75 @@ def cala(
     from dekag.codec import JsccCodec
     from dekag.generation.autoencoder import decode
     from dekag.generation.loading import folder_hash
+    from dekag.generation.models import LatentDecoder
+    from dekag.generation.placement import Placement
     from dekag.training.cala import train_knowledge
 
-    model, latents = _latents(profile, pictures, runs, vae, workers)
-    base = _model(codec, profile, "codec")
-    run = runs / profile / method
-    folder = (MODELS / profile / "cala" if method == "cala" else run / "knowledge") if out is None else out
+    if latents is None:
+        _refuse(context, WITHOUT_LATENTS, "crop", "device")
+        model, data = _latents(profile, pictures, runs, vae, workers)
+        training, held_out = data[:-1000], data[-1000:]
+        base = _model(codec, profile, "codec")
+        run = runs / profile / method
+        folder = (
+            (MODELS / profile / "cala" if method == "cala" else run / "knowledge") if out is None else out
+        )
+        of_autoencoder, more = lambda batch: decode(model, batch), {}
+    else:
+        _refuse(context, WITH_LATENTS, "pictures", "workers", "vae")
+        side, where = _even_crop(crop), _device(device)
+        models, own = _own_latents(latents, profile)
+        if own.info.size != models.size:
+            raise typer.BadParameter(
+                f"holds latents of {own.info.size}-pixel images; the table for rate control is measured on "
+                f"images of the profile's size, {models.size} pixels",
+                param_hint="--latents",
+            )
+        base = _own_codec(codec, models, own)
+        if calibrate_on > own.info.held_out:
+            raise typer.BadParameter(
+                f"must be at most {own.info.held_out}, the latents held out in {latents}; got {calibrate_on}",
+                param_hint="--calibrate-on",
+            )
+        changing = {"seed": seed, "crop": side, "share": share, "bf16": bf16, "codec": folder_hash(base)}
+        run = _own_run(runs, profile, method, own, **changing)
+        named = models.adapters or "adapters"
+        folder = run / "knowledge" if out is None and method != "cala" else _own_target(out, profile, named)
+        training, held_out = own.training, own.held_out
+        of_autoencoder = LatentDecoder.load(models.edge, Placement(where, where)).images
+        more = {"crop": side, "vae_hash": own.info.vae_hash}
     knowledge = train_knowledge(
         run,
         JsccCodec.load(base),
         folder_hash(base),
-        lambda batch: decode(model, batch),
-        latents[:-1000],
-        latents[-1000:][:calibrate_on],
+        of_autoencoder,
+        training,
+        held_out[:calibrate_on],
         steps=steps,
         seed=seed,
         parameter_fraction=share,
         method=method,
         bf16=bf16,
         command="dekag " + " ".join(sys.argv[1:]),
+        **more,
     )
     knowledge.save(folder)
     typer.echo(f"{method}: {json.dumps(knowledge.info['scores'])} -> {folder}")
+    if latents is not None and out is None and method == "cala" and models.adapters is None:
+        typer.echo(f'To use it in the profile, add "adapters": "{named}" to its profile.json.')
     typer.echo(f"To use it in a running system: `dekag publish {folder}`.")
+
+
+def _own_codec(folder: Path | None, models: Any, data: Any) -> Path:
+    """Folder of the codec to adapt: `folder`, else the profile's; checked to fit the latents."""
+    base = Path(models.codec) if folder is None else folder
+    with _errors_of("--codec"):
+        if not (base / "config.json").is_file():
+            raise FileError(base, "holds no codec: train one with `dekag train codec`")
+        channels, own = read_json(base / "config.json").get("latent_channels"), data.info.latent_shape[0]
+        if channels != own:
+            raise MismatchError(f"{base} is a codec for latents of {channels} channels; these have {own}")
+    return base
 
 
 @train.command()
