@@ -109,11 +109,16 @@ def compare(profile: Profile, folder: Path) -> Iterator[Deviation]:
 def _of_generation(profile: Profile) -> Iterator[Output]:
     from dekag.generation.autoencoder import decode
     from dekag.generation.models import Generator
+    from dekag.generation.profile import Role
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
 
-    for name, model in (("cloud", profile.cloud), ("edge", profile.edge)):
-        generator = Generator.load(model.path, steps=STEPS, guidance_scale=GUIDANCE)
+    # in float32, whatever the profile's formats: so a processor without bfloat16 units computes the same
+    fixed = {"steps": STEPS, "guidance_scale": GUIDANCE, "dtype": "float32", "vae_dtype": "float32"}
+    roles: tuple[Role, ...] = ("cloud", "edge")
+    for name in roles:
+        model = getattr(profile, name).model_copy(update=fixed)
+        generator = Generator.from_profile(profile.model_copy(update={name: model}), name)
         latents = generator.latents(PROMPT, SEED, width=SIDE, height=SIDE)
         yield Output(name, generator.model_hash, latents)
     decoder = generator.decoder  # the edge's, which the user has, too

@@ -29,7 +29,7 @@ from dekag.paths import in_checkout
 from services.cli.extras import install
 from services.common.environment import get
 
-MEMORY_GIB, DISK_GIB = 2.0, 1.0  # the services hold 1.8 GiB; knowledge and logs are small
+MEMORY_GIB, DISK_GIB = 1.9, 1.0  # the services hold 1.8 GiB without weights; knowledge and logs are small
 INSTALL = "make install" if in_checkout() else install("services")
 _GIB = 2**30
 _PROGRAM_S, _NETWORK_S = 10.0, 1.0  # longest waits
@@ -86,9 +86,15 @@ def torch() -> CheckResult:
 
 
 def cpu_build() -> CheckResult:
-    """Whether PyTorch is a CPU build; CUDA takes gigabytes, and the services do not use it."""
+    """Whether PyTorch's build suits DEKAG_DEVICE; on a CPU, the gigabytes of CUDA are not needed."""
     import torch
 
+    device = get("DEKAG_DEVICE", "cpu")
+    if device.startswith("cuda") and torch.version.cuda is None:
+        found = f"without CUDA, which DEKAG_DEVICE={device} needs"
+        return CheckResult("cpu-build", False, found, "pip install --force-reinstall torch  # see README.md")
+    if device != "cpu" and torch.version.cuda is not None:
+        return CheckResult("cpu-build", True, f"for CUDA {torch.version.cuda}", needed=False)
     if torch.version.cuda is None:
         return CheckResult("cpu-build", True, "without CUDA", needed=False)
     fix = "PIP_EXTRA_INDEX_URL=... pip install --force-reinstall torch  # index of CPU wheels: see README.md"
@@ -248,11 +254,24 @@ def memory() -> CheckResult:
     gib = free_memory_gib()
     if gib is None:
         return CheckResult("memory", True, "unknown on this system")
-    detail = f"{gib:.1f} GiB free"
-    if gib < MEMORY_GIB and not healthy(f"http://{HOST}:{SERVICES['gateway'][0]}/readyz", _NETWORK_S):
+    detail, need = f"{gib:.1f} GiB free", MEMORY_GIB + _weights_gib()
+    if gib < need and not healthy(f"http://{HOST}:{SERVICES['gateway'][0]}/readyz", _NETWORK_S):
         fix = "ps aux --sort=-rss | head  # lists the largest processes"
-        return CheckResult("memory", False, f"{detail}; the services need {MEMORY_GIB:g} GiB", fix)
+        return CheckResult("memory", False, f"{detail}; the services need {need:.2g} GiB", fix)
     return CheckResult("memory", True, detail)
+
+
+def _weights_gib() -> float:
+    """Weights of the profile's models in all processes, GiB; 0 if there is no such profile."""
+    from dekag.errors import DekagError
+    from dekag.inventory import parts, processes
+    from dekag.profile import load_profile
+
+    try:
+        profile = load_profile(get("DEKAG_PROFILE", "embedded"))
+        return sum(processes(profile, parts(profile)).values()) / _GIB
+    except DekagError:  # which `models` reports
+        return 0.0
 
 
 def disk() -> CheckResult:

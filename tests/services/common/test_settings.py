@@ -21,11 +21,11 @@ from services.cli import main as cli
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.common import tracing
 from services.common.environment import OTHERS, known, unknown_variables
+from services.common.errors import SettingError
 from services.common.security import (
     CA,
     CERTIFICATE,
     KEY,
-    SettingError,
     channel_credentials,
     redis_options,
     server_credentials,
@@ -383,3 +383,17 @@ def test_invalid_trace_folder_is_refused(tmp_path: Path) -> None:
     for wrong in (tmp_path / "nowhere", Path(__file__)):
         with pytest.raises(SettingError, match=r"^DEKAG_TRACES: .*directory"):
             ChannelSettings.read({"DEKAG_TRACES": str(wrong)})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"device": "banana"}, "DEKAG_DEVICE must be auto, cpu, cuda, cuda:N or mps; got 'banana'"),
+        ({"text_device": "cuda:99"}, "DEKAG_TEXT_DEVICE must be a device of this machine"),
+        ({"offload": True}, "DEKAG_OFFLOAD must be used with a CUDA device; got 'cpu'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named_by_its_variable(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        UserSettings(**given).placement()
+    assert said in str(caught.value)
