@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -72,7 +72,7 @@ def gka(
     """
     from dekag.evaluation.studies.makd import run_gka
 
-    _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, profile=profile))
+    _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, **_of(profile)))
 
 
 @experiment.command("tka")
@@ -89,7 +89,7 @@ def tka(
     """
     from dekag.evaluation.studies.cala import run_tka
 
-    _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, profile=profile))
+    _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, **_of(profile)))
 
 
 @experiment.command("digital")
@@ -114,7 +114,7 @@ def digital(
         raise typer.BadParameter(problem, param_hint="--channel")
     torch.set_num_threads(threads)
     _measure(
-        lambda: run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), profile=profile)
+        lambda: run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), **_of(profile))
     )
 
 
@@ -169,11 +169,12 @@ def bench_sweep(
 @bench.command("chain")
 def bench_chain(
     requests: Requests = 40,
+    profile: Profile = "embedded",
 ) -> None:
     """Compare a request through all services with the same library calls in one process."""
     from services.bench.latency import run_chain_bench
 
-    _launch(lambda: run_chain_bench(requests=requests))
+    _launch(lambda: run_chain_bench(requests=requests, **_of(profile)))
 
 
 @bench.command("throughput")
@@ -185,6 +186,7 @@ def bench_throughput(
     users: Annotated[
         str, typer.Option(help="Numbers of closed-loop users, separated by commas.")
     ] = "1,2,4,8,16",
+    profile: Profile = "embedded",
 ) -> None:
     """Compare the throughput of the services with LitServe and a plain FastAPI handler."""
     from services.bench.throughput import run_throughput_bench
@@ -197,17 +199,18 @@ def bench_throughput(
         raise typer.BadParameter(
             f"must be different positive integers, separated by commas; got {users!r}", param_hint="--users"
         )
-    _launch(lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers))
+    _launch(lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers, **_of(profile)))
 
 
 @bench.command("cached")
 def bench_cached(
     requests: Requests = 100,
+    profile: Profile = "embedded",
 ) -> None:
     """Compare a cached request through all services with channel and decoder calls in one process."""
     from services.bench.latency import run_cached_bench
 
-    _launch(lambda: run_cached_bench(requests=requests))
+    _launch(lambda: run_cached_bench(requests=requests, **_of(profile)))
 
 
 @bench.command("channel")
@@ -228,11 +231,12 @@ def bench_start(
     requests: Annotated[
         int, typer.Option(help="Number of images per delivery before memory is measured.", min=1)
     ] = 4,
+    profile: Profile = "embedded",
 ) -> None:
     """Measure the start-up time and the memory of each service."""
     from services.bench.start import run_start_bench
 
-    _launch(lambda: run_start_bench(rounds=rounds, requests=requests))
+    _launch(lambda: run_start_bench(rounds=rounds, requests=requests, **_of(profile)))
 
 
 @bench.command("full-size")
@@ -264,33 +268,36 @@ def bench_parts(
     prompts: Annotated[
         int, typer.Option(help="Number of prompts that evaluate the number of sampler steps.", min=2)
     ] = 48,
+    profile: Profile = "embedded",
 ) -> None:
     """Measure the time of each part of an image, and of its alternatives."""
     from services.bench.parts import run_parts_bench
 
-    _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts))
+    _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts, **_of(profile)))
 
 
 @bench.command("overload")
 def bench_overload(
     times: Annotated[float, typer.Option(help="Arrival rate, as a multiple of the capacity.", min=1)] = 4.0,
     seconds: Annotated[float, typer.Option(help="Duration of the load, s.", min=1)] = 120.0,
+    profile: Profile = "embedded",
 ) -> None:
     """Measure response times and refusals under overload."""
     from services.bench.overload import run_overload_bench
 
-    _launch(lambda: run_overload_bench(times=times, seconds=seconds))
+    _launch(lambda: run_overload_bench(times=times, seconds=seconds, **_of(profile)))
 
 
 @bench.command("soak")
 def bench_soak(
     seconds: Annotated[float, typer.Option(help="Duration, s.", min=60)] = 3600.0,
     rate: Annotated[float, typer.Option(help="Arrival rate, requests per second.", min=0.05)] = 1.0,
+    profile: Profile = "embedded",
 ) -> None:
     """Measure the growth of memory, open files and Redis keys during an hour of mixed load."""
     from services.bench.soak import run_soak_bench
 
-    _launch(lambda: run_soak_bench(seconds=seconds, rate_hz=rate))
+    _launch(lambda: run_soak_bench(seconds=seconds, rate_hz=rate, **_of(profile)))
 
 
 @bench.command("traffic")
@@ -299,31 +306,34 @@ def bench_traffic(
     pictures: Annotated[
         int, typer.Option(help="Upper limit of the number of different images that are compressed.", min=1)
     ] = 250,
+    profile: Profile = "embedded",
 ) -> None:
     """Compare the traffic of a load test with WebP and JPEG files of equal quality."""
     from services.bench.traffic import run_traffic_bench
 
-    _launch(lambda: run_traffic_bench(report, images=pictures))
+    _launch(lambda: run_traffic_bench(report, images=pictures, **_of(profile)))
 
 
 @bench.command("cost")
 def bench_cost(
     requests: Annotated[int, typer.Option(help="Number of images per delivery.", min=1)] = 16,
+    profile: Profile = "embedded",
 ) -> None:
     """Compare time, backhaul and channel uses of semantic and conventional delivery."""
     from services.bench.cost import run_cost_bench
 
-    _launch(lambda: run_cost_bench(requests=requests))
+    _launch(lambda: run_cost_bench(requests=requests, **_of(profile)))
 
 
 @bench.command("distill")
 def bench_distill(
     topics: Annotated[str, typer.Option(help="Topics to distil, separated by commas.")] = "neon,rocket",
+    profile: Profile = "embedded",
 ) -> None:
     """Measure the time from the request for a distillation to the first image generated with it."""
     from services.bench.distill import run_distill_bench
 
-    _launch(lambda: run_distill_bench(topics=topics.split(",")))
+    _launch(lambda: run_distill_bench(topics=topics.split(","), **_of(profile)))
 
 
 @bench.command("page")
@@ -333,6 +343,20 @@ def bench_page() -> None:
 
     LOAD.write()
     PERFORMANCE.write()
+
+
+def _of(profile: str) -> dict[str, Any]:
+    """Arguments that say which models are measured, and where results go.
+
+    Those of the embedded profile are committed, and fill the pages; others must not replace them.
+    """
+    from dekag.evaluation.registry import RESULTS
+
+    if profile == "embedded":
+        return {"profile": profile, "results": RESULTS}
+    folder = Path("runs", Path(profile).resolve().name, "results")
+    typer.echo(f"The results of the profile {profile} go to {folder}.")
+    return {"profile": profile, "results": folder}
 
 
 def _measure(work: Callable[[], object]) -> None:

@@ -317,3 +317,12 @@ def test_the_shell_completes(words: str, offered: set[str]) -> None:
 def test_help_comes_without_torch() -> None:
     program = "import sys, services.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], env=environment(), timeout=60).returncode == 0
+
+
+def test_measurements_of_another_profile_do_not_replace_the_committed_ones(tmp_path: Path) -> None:
+    from dekag.evaluation.registry import RESULTS
+    from services.cli.evaluate import _of
+
+    assert _of("embedded")["results"] == RESULTS
+    other = _of(str(tmp_path / "mine"))
+    assert other == {"profile": str(tmp_path / "mine"), "results": Path("runs/mine/results")}
