@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ CONVERTERS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any], Any]]] = {
     "coding": (spoiled(CODING) | any_of(type(CODING)), converters.coding_from_proto),
     "formats": (nearly_valid(cloud_pb2.GenerateRequest), converters.image_formats),
     "seeds": (nearly_valid(cloud_pb2.GenerateRequest), converters.seeds),
-    "order": (nearly_valid(cloud_pb2.DistillRequest), distill_request.from_proto),
+    "order": (nearly_valid(cloud_pb2.DistillRequest), partial(distill_request.from_proto, profile=PROFILE)),
     "channel state": (spoiled(STATE) | any_of(type(STATE)), lambda state: channel_states([state], 8)),
 }
 
