@@ -16,9 +16,10 @@ import torch
 
 import dekag
 from dekag import LinkConditions, SemanticLink, pipeline
+from dekag import profile as profile_module
 from dekag.cala.aligned_codec import AlignedCodec
 from dekag.errors import InvalidInputError, NumericalError
-from dekag.generation import profile as profile_module
+from dekag.generation import placement as placement_module
 from dekag.link import conditions as conditions_module
 from dekag.link.channel import ChannelState, transmit
 
@@ -41,7 +42,7 @@ def _reference() -> Any:
     return module
 
 
-@pytest.mark.parametrize("module", [pipeline, profile_module, conditions_module])
+@pytest.mark.parametrize("module", [pipeline, profile_module, placement_module, conditions_module])
 def test_the_examples_give_what_they_show(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted
