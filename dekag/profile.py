@@ -151,7 +151,8 @@ def load_profile(name: str | Path) -> Profile:
     scorer = profile.scorer
     return profile.model_copy(
         update={
-            **resolved(profile, "codec", "adapters", "knowledge", "topics"),
+            **resolved(profile, "codec", "adapters", "knowledge"),
+            "topics": profile.topics and str((folder / profile.topics).resolve()),  # never on a hub
             "cloud": profile.cloud.model_copy(update=resolved(profile.cloud, "path")),
             "edge": profile.edge.model_copy(update=resolved(profile.edge, "path")),
             "scorer": scorer and scorer.model_copy(update=resolved(scorer, "clip", "dino", "probe")),

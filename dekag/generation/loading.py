@@ -77,8 +77,7 @@ def pipeline_hash(model: GeneratorProfile) -> str:
         NotFoundError: a part is neither in a folder nor in the hub's cache.
     """
     base = folder_hash(model.path, model.revision)
-    extra = [("config", model.config)] if model.config else []
-    parts = [f"{name}={folder_hash(path)}" for name, path in extra]
+    parts = [f"config={folder_hash(model.config)}"] if model.config else []
     parts += [f"variant={model.variant}"] if model.variant else []
     parts += [f"{name}={_component_hash(part)}" for name, part in sorted(model.components.items())]
     return hashlib.sha256("\0".join([base, *parts]).encode()).hexdigest() if parts else base
@@ -131,6 +130,8 @@ def _pipeline(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
     from diffusers import DiffusionPipeline
 
     if not Path(model.path).is_file():
+        if model.config is not None:
+            raise MismatchError(f"{model.path} is no single file: `config` is for checkpoints in one file")
         return DiffusionPipeline.from_pretrained(
             _there(model.path, model.revision),
             variant=model.variant,
@@ -197,5 +198,14 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def _there(path: str, revision: str | None = None) -> str:
-    """The folder of a model, in the hub's cache if it is on a hub."""
-    return path if Path(path).exists() else str(hub_folder(path, revision))
+    """The folder of a model, in the hub's cache if it is on a hub.
+
+    Raises:
+        NotFoundError: it is nowhere.
+        MismatchError: a revision of a folder, which has none, is asked for.
+    """
+    if not Path(path).exists():
+        return str(hub_folder(path, revision))
+    if revision is not None:
+        raise MismatchError(f"{path} is on this machine: `revision` {revision!r} is for models on a hub")
+    return path

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dekag.api.limits import MAX_ALTERNATIVES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, check_topic
 from dekag.documents import read_yaml
 from dekag.errors import FileError, InvalidInputError, NotFoundError
+from dekag.files import list_folder
 from dekag.words import contains_phrase, words
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 from dekag.world.topics import Topic
@@ -60,15 +61,21 @@ class TopicFile(BaseModel):
 
 
 def read_topics(folder: Path | str | None) -> dict[str, TopicFile]:
-    """The topics in a folder, by name; none if there is no folder.
+    """The topics in a folder, by name; none if `folder` is None.
 
     Raises:
-        FileError: a file is not a topic; names the field.
+        FileError: the folder cannot be read, or a file is not a topic; names the field.
         DocumentError: a file is not YAML; names the line.
         InvalidInputError: a file's name is not that of a topic.
     """
+    if folder is None:
+        return {}
     found = {}
-    for file in sorted(Path(folder).glob("*.yaml")) if folder is not None else ():
+    for file in (Path(folder, name) for name in list_folder(folder)):
+        if file.suffix in (".yml", ".json"):
+            raise FileError(file, "is not read: the name of a topic's file ends in .yaml")
+        if file.suffix != ".yaml":  # a note beside them
+            continue
         check_topic(file.stem)
         try:
             found[file.stem] = TopicFile.model_validate(read_yaml(file))

@@ -62,6 +62,15 @@ def test_a_checkpoint_in_one_file_needs_its_configuration(profile: Profile, tmp_
         load_pipeline(_with(profile.edge, path=str(file)))
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"revision": "v2"}, "`revision` 'v2' is for models on a hub"), ({"config": "."}, "`config` is for")],
+)
+def test_what_would_have_no_effect_is_refused(profile: Profile, changed: dict[str, str], said: str) -> None:
+    with pytest.raises(MismatchError, match=said):
+        load_pipeline(_with(profile.edge, **changed))
+
+
 @pytest.mark.parametrize("role", ["cloud", "edge"])
 def test_bfloat16_gives_nearly_the_same_image(profile: Profile, role: str) -> None:
     model: GeneratorProfile = getattr(profile, role)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dekag.errors import DekagError, InvalidInputError, NotFoundError
+from dekag.errors import DekagError, FileError, InvalidInputError, NotFoundError
 from dekag.makd.topics import matching, read_topics, topic_prompts, world_triggers
 from dekag.world import TOPICS
 
@@ -142,4 +142,14 @@ def test_a_file_that_is_no_topic_is_refused_with_its_name(
 ) -> None:
     (tmp_path / f"{name}.yaml").write_text(text)
     with pytest.raises(DekagError, match=said):
+        read_topics(tmp_path)
+
+
+def test_no_topic_is_left_out_without_a_word(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="nowhere"):
+        read_topics(tmp_path / "nowhere")
+    (tmp_path / "README.md").write_text("mine")
+    assert read_topics(tmp_path) == {}
+    (tmp_path / "glow.yml").write_text("prompts: [a]")
+    with pytest.raises(FileError, match=r"glow.yml is not read: .* ends in .yaml"):
         read_topics(tmp_path)
