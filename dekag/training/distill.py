@@ -321,7 +321,7 @@ def train(
         micro_batch: largest number of latents that the denoiser reads at once; their gradients are added up,
             so results differ by rounding alone. Default: the whole batch.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them: less
-            memory, about 1.5 times the time.
+            memory, more time.
 
     Raises:
         Stopped: should_stop() returned True; the checkpoint is kept.

@@ -66,6 +66,7 @@ VAE = {
     "latent_channels": 4,
     "sample_size": SIZE,
 }
+T5_BLOCKS = 24  # of T5-XXL
 SD_SCALE, SDXL_SCALE = 0.18215, 0.13025
 
 
@@ -74,6 +75,23 @@ def new_unet() -> Any:
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**UNET)
+
+
+def parameters() -> dict[str, int]:
+    """Numbers of parameters of the profile `paper`, by model; T5-XXL has all of its blocks."""
+    from diffusers import AutoencoderKL, PixArtTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    with torch.device("meta"):
+        models: dict[str, Any] = {
+            "cloud: transformer": PixArtTransformer2DModel(**TRANSFORMER),
+            "cloud: text encoder": T5EncoderModel(T5Config(**T5_BLOCK | {"num_layers": T5_BLOCKS})),
+            "cloud: autoencoder": AutoencoderKL(**VAE),
+            "edge: U-Net": new_unet(),
+            "edge: text encoder": CLIPTextModel(CLIPTextConfig(**CLIP_TEXT)),
+            "edge: autoencoder": AutoencoderKL(**VAE),
+        }
+    return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 
 
 def save_full_size_models(folder: Path, seed: int = 0) -> Path:

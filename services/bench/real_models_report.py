@@ -39,6 +39,19 @@ def values(results: Path) -> Mapping[str, str]:
     return found
 
 
+def needs_table(results: Path) -> Lines:
+    """Bytes of the paper's models, as downloaded in float32 and in memory in bfloat16."""
+    rows = [row for row in _rows("update-size", results) if "model" in row]
+    lines = [[row["model"], *_sizes(row["parameters"])] for row in rows]
+    lines.append(["all", *_sizes(sum(row["parameters"] for row in rows))])
+    heads = ["part", "million parameters", "download, GB", "memory in bfloat16, GB"]
+    return table(heads, lines, words=(0,))
+
+
+def _sizes(parameters: int) -> list[str]:
+    return [f"{parameters / 1e6:,.0f}", f"{4 * parameters / 1e9:.1f}", f"{2 * parameters / 1e9:.1f}"]
+
+
 def tasks_table(results: Path) -> Lines:
     """Seconds of each task."""
     rows = [row for row in _rows("full-size", results) if "task" in row]
@@ -106,6 +119,7 @@ REPORT = Report(
     command="dekag bench full-size",
     values=values,
     tables={
+        "needs": needs_table,
         "tasks": tasks_table,
         "stages": stages_table,
         "memory": memory_table,

@@ -1,4 +1,4 @@
-"""`dekag bench update-size`: bytes of a knowledge update of Stable Diffusion 2.1, and of photographs' files.
+"""`dekag bench update-size`: sizes of the paper's models, of their updates, and of photographs' files.
 
 The bytes of an update depend on layers, rank and bits, not on trained values, so random factors will do. They
 say nothing about quality: whether so small an update carries a topic needs trained models.
@@ -6,10 +6,10 @@ say nothing about quality: whether so small an update carries a topic needs trai
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
@@ -42,13 +42,13 @@ def run_update_size_bench(photos: Path, *, results: Path = RESULTS) -> list[Row]
         results: folder of the results; writes real-models/bench-update-size.json.
 
     Returns:
-        A row for each kind of update (bytes, adapted layers, numbers) and for each size and format of the
-        photographs (mean bytes and 95 % confidence interval).
+        A row for each model (parameters), for each kind of update (bytes, adapted layers, numbers), and for
+        each size and format of the photographs (mean bytes and 95 % confidence interval).
 
     Raises:
         FileError: a photograph is too small, or there are fewer than two.
     """
-    from dekag.training.full_size_models import new_unet
+    from dekag.training.full_size_models import new_unet, parameters
 
     console = Console()
     files = sorted(path for pattern in _PHOTOS for path in photos.rglob(pattern))
@@ -57,7 +57,7 @@ def run_update_size_bench(photos: Path, *, results: Path = RESULTS) -> list[Row]
         raise FileError(photos, f"has {len(pictures)} photographs; two are needed for an interval")
     with torch.device("meta"):
         unet = new_unet()
-    rows: list[Row] = []
+    rows: list[Row] = [{"model": name, "parameters": count} for name, count in parameters().items()]
     for layers in get_args(Layers):
         for rank in RANKS:
             factors = _factors(unet, layers, rank)
@@ -70,7 +70,7 @@ def run_update_size_bench(photos: Path, *, results: Path = RESULTS) -> list[Row]
     for side in SIDES:
         for image_format in FORMATS:
             reduced = [picture.resize((side, side), Image.Resampling.LANCZOS) for picture in pictures]
-            sizes = [float(len(to_format(_pixels(each), image_format))) for each in reduced]
+            sizes = [float(len(to_format(np.asarray(each), image_format))) for each in reduced]
             mean, ci95 = mean_ci95(sizes)
             row = {"side": side, "format": image_format, "mean_bytes": mean, "ci95": ci95, "n": len(sizes)}
             rows.append(row)
@@ -86,12 +86,6 @@ def _square(path: Path) -> Image.Image:
             raise FileError(path, f"is {size}; each side must have {max(SIDES)} pixels or more")
         side = min(picture.size)
         return ImageOps.fit(picture.convert("RGB"), (side, side))
-
-
-def _pixels(picture: Image.Image) -> Any:
-    import numpy as np
-
-    return np.asarray(picture)
 
 
 def _factors(unet: nn.Module, layers: str, rank: int) -> dict[str, torch.Tensor]:
@@ -110,7 +104,7 @@ def _update(factors: dict[str, torch.Tensor], layers: Any, rank: int, bits: int)
     info = {
         "topic": "topic",
         "triggers": ["topic"],
-        "config": dataclasses.asdict(config),
+        "config": config.as_dict(),
         "prompts": [PROMPT] * config.images,
         "seeds": list(range(config.images)),
     }

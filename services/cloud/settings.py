@@ -93,7 +93,7 @@ class DistillerSettings(KnowledgeSettings):
     gradient_checkpointing: bool = Field(
         False,
         description="Compute activations again in the backward pass instead of keeping them: less memory, "
-        "about 1.5 times the time.",
+        "more time.",
     )
     previews: int = Field(6, ge=0, le=100, description="Number of previews generated during a training.")
     sweep_every_s: int = Field(
