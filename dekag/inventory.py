@@ -6,6 +6,7 @@ Reads configurations and the headers of weight files alone: no model is loaded.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dekag.generation.loading import autoencoder_hash, folder_hash, hub_folder, 
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import Profile
 
+ROLES = ("cloud", "edge", "codec", "adapters", "clip", "dino", "probe")
 SIZES = {"float32": 4, "bfloat16": 2}
 _WEIGHTS = re.compile(r"[a-z_]+(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors")
 _HEADER_MOST = 2**27  # bytes of a header that are read
@@ -81,9 +83,6 @@ def processes(profile: Profile, found: list[Part]) -> dict[str, int]:
     }
 
 
-ROLES = ("cloud", "edge", "codec", "adapters", "clip", "dino", "probe")
-
-
 def problems(profile: Profile, found: list[Part]) -> list[str]:
     """Why a profile does not work on this machine, in the order of its file; empty if it does."""
     told = [f"{part.name}: no weights of {part.source} on this machine" for part in found if not part.folder]
@@ -92,7 +91,7 @@ def problems(profile: Profile, found: list[Part]) -> list[str]:
 
 def _misfits(profile: Profile) -> Iterator[str]:
     """Parts that do not fit each other."""
-    indices = {role: _index(getattr(profile, role)) for role in ("cloud", "edge")}
+    indices = {role: pipeline_index(getattr(profile, role)) for role in ("cloud", "edge")}
     if "unet" not in indices["edge"]:
         yield "edge: the pipeline has no U-Net; knowledge updates need a Stable Diffusion pipeline"
     channels = {role: _vae(getattr(profile, role)).get("latent_channels") for role in ("cloud", "edge")}
@@ -121,7 +120,7 @@ def _pipeline(role: str, model: GeneratorProfile) -> Iterator[Part]:
         count, size = _parameters(path), path.stat().st_size
         yield Part(role, "", model.path, path, count, size, SIZES[model.dtype])
         return
-    base = _home(model.path, model.revision)
+    base = model_folder(model.path, model.revision)
     if base is None or not (base / "model_index.json").exists():
         yield Part(role, "", model.path, None)
         return
@@ -129,7 +128,7 @@ def _pipeline(role: str, model: GeneratorProfile) -> Iterator[Part]:
         part = model.components.get(name)
         folder = base / name
         if part is not None:
-            home = _home(part.path, part.revision)
+            home = model_folder(part.path, part.revision)
             folder = (home or Path("nowhere")) / (part.subfolder or "")
         yield _weights(
             Part(
@@ -151,7 +150,7 @@ def _components(index: dict[str, Any]) -> list[str]:
 
 
 def _single(role: str, path: str) -> Part:
-    return _weights(Part(role, "", path, _home(path)), None)
+    return _weights(Part(role, "", path, model_folder(path)), None)
 
 
 def _weights(part: Part, variant: str | None) -> Part:
@@ -168,7 +167,7 @@ def _files(folder: Path, variant: str | None) -> list[Path]:
     return [file for file, match in named if match and match["variant"] == variant]
 
 
-def _home(path: str, revision: str | None = None) -> Path | None:
+def model_folder(path: str, revision: str | None = None) -> Path | None:
     """The folder of a model, in the hub's cache if it is on a hub; None if it is nowhere."""
     if Path(path).is_dir():
         return Path(path)
@@ -185,89 +184,19 @@ def _parameters(file: Path) -> int:
         if length > _HEADER_MOST:
             return 0
         header: dict[str, Any] = json.loads(content.read(length))
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for side in tensor["shape"]:
-                count *= side
-            total += count
-    return total
+    tensors = (tensor for name, tensor in header.items() if name != "__metadata__")
+    return sum(math.prod(tensor["shape"]) for tensor in tensors)
 
 
-def _index(model: GeneratorProfile) -> dict[str, Any]:
-    home = _home(model.config or model.path, None if model.config else model.revision)
+def pipeline_index(model: GeneratorProfile) -> dict[str, Any]:
+    """The model_index.json of a generator's pipeline; empty if it is not on this machine."""
+    home = model_folder(model.config or model.path, None if model.config else model.revision)
     return {} if home is None else dict(read_json(home / "model_index.json"))
 
 
 def _vae(model: GeneratorProfile) -> dict[str, Any]:
     part = model.components.get("vae")
     path, revision = (part.path, part.revision) if part else (model.config or model.path, model.revision)
-    home = _home(path, revision)
+    home = model_folder(path, revision)
     folder = (part.subfolder or "") if part else "vae"
     return {} if home is None else dict(read_json(home / folder / "config.json"))
-
-
-def fetch(profile: Profile) -> Iterator[str]:
-    """Download what a profile names on a hub and this machine lacks; yields each name before it begins.
-
-    Raises:
-        NotFoundError: a name is not on the hub, or the hub cannot be reached.
-    """
-    missing = {(part.source, part.component) for part in parts(profile) if part.folder is None}
-    for model in (profile.cloud, profile.edge):
-        if any(source == model.path for source, _ in missing) and not Path(model.path).exists():
-            yield model.path
-            _fetch_pipeline(model)
-        for name, part in model.components.items():
-            if (part.path, name) in missing or (model.path, "") in missing:
-                yield f"{part.path} ({name})"
-                inside = f"{part.subfolder}/" if part.subfolder else ""
-                _download(part.path, part.revision, _patterns(inside, part.variant))
-        if model.config and _home(model.config) is None:
-            yield model.config
-            _download(model.config, None, ["*.json", "*.txt", "*.model"])
-    scorer = profile.scorer
-    for path in (scorer.clip, scorer.dino) if scorer else ():
-        if (path, "") in missing:
-            yield path
-            _download(path, None, _patterns("", None))
-
-
-def _patterns(inside: str, variant: str | None) -> list[str]:
-    dot = f".{variant}" if variant else ""
-    weights = [
-        f"{inside}{name}{dot}{rest}"
-        for name in _STEMS
-        for rest in (".safetensors", "-?????-of-?????.safetensors")
-    ]
-    return [f"{inside}*.{suffix}" for suffix in ("json", "txt", "model")] + weights
-
-
-_STEMS = ("model", "diffusion_pytorch_model")
-
-
-def _fetch_pipeline(model: GeneratorProfile) -> None:
-    """The base pipeline without the components that come from elsewhere."""
-    _download(model.path, model.revision, ["model_index.json"])
-    index = _index(model)
-    own = [name for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None]
-    folders = [f"{name}/" for name in own if name not in model.components]
-    _download(model.path, model.revision, [each for f in folders for each in _patterns(f, model.variant)])
-
-
-def _download(path: str, revision: str | None, patterns: list[str]) -> None:
-    from huggingface_hub import snapshot_download
-
-    _reached(path, lambda: snapshot_download(path, revision=revision, allow_patterns=patterns))
-
-
-def _reached(path: str, call: Any) -> Any:
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
-    try:
-        return call()
-    except (HFValidationError, HfHubHTTPError, OfflineModeIsEnabled, httpx2.HTTPError, OSError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise NotFoundError(f"cannot download {path}: {first}") from None

@@ -161,7 +161,7 @@ class Generator:
     @property
     def device(self) -> torch.device:
         """The device of the denoiser."""
-        return placement.of(self._denoiser)[0]
+        return placement.device_and_dtype(self._denoiser)[0]
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""
@@ -232,12 +232,12 @@ class Generator:
             "should_continue": should_continue,
         }  # fmt: skip
         read = [self.reader.windows(prompt) for prompt in prompts or ()]
-        if all(len(windows) == 1 for windows in read) and self.reader.with_denoiser:
+        if all(len(windows) == 1 for windows in read) and self.reader.pipeline_can_read:
             return self._draw(prompts, seeds, **common, **states)
 
         def draw(which: Sequence[int], windows: int) -> torch.Tensor:
             some = [seeds[i] for i in which]
-            if windows == 1 and prompts is not None and self.reader.with_denoiser:
+            if windows == 1 and prompts is not None and self.reader.pipeline_can_read:
                 return self._draw([prompts[i] for i in which], some, **common)
             return self._draw(None, some, **common, **self.reader.states([read[i] for i in which]))
 
@@ -283,7 +283,7 @@ class Generator:
         )
 
     def _for_denoiser(self, values: torch.Tensor) -> torch.Tensor:
-        device, dtype = placement.of(self._denoiser)
+        device, dtype = placement.device_and_dtype(self._denoiser)
         return values.to(device, dtype) if values.is_floating_point() else values.to(device)
 
     def _stop_callback(self, should_continue: Callable[[], bool]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def describe(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def of(module: Any) -> tuple[torch.device, torch.dtype]:
+def device_and_dtype(module: Any) -> tuple[torch.device, torch.dtype]:
     """Device and number format in which a module computes."""
     hook = getattr(module, "_hf_hook", None)  # of offloading: the parameters are elsewhere until it computes
     parameter = next(module.parameters())

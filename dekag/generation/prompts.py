@@ -20,7 +20,7 @@ import regex
 import torch
 
 from dekag.errors import InvalidInputError
-from dekag.generation.placement import of
+from dekag.generation.placement import device_and_dtype
 from dekag.words import word_spans, words
 
 _KNOWN_MOST = 256
@@ -98,12 +98,12 @@ class PromptReader:
         return self._pipeline.text_encoder
 
     @property
-    def with_denoiser(self) -> bool:
+    def pipeline_can_read(self) -> bool:
         """Whether the pipeline can read prompts itself: its text encoder is there, on the same device."""
         if self.encoder is None:
             return False
         denoiser = getattr(self._pipeline, "unet", None) or self._pipeline.transformer
-        return of(self.encoder)[0] == of(denoiser)[0]
+        return device_and_dtype(self.encoder)[0] == device_and_dtype(denoiser)[0]
 
     def read(self, prompt: str) -> PromptRead:
         """How much is read of `prompt`."""
@@ -206,7 +206,7 @@ class PromptReader:
 
     @torch.inference_mode()
     def _computed(self, encoder: Any, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
-        device, _ = of(encoder)
+        device, _ = device_and_dtype(encoder)
         ids, mask = (each.to(device) for each in self.tensors(windows))
         states: torch.Tensor = encoder(ids, attention_mask=mask)[0] if self.masked else encoder(ids)[0]
         return states, mask.cpu()

@@ -329,16 +329,29 @@ def sampler() -> DPMSolverMultistepScheduler:
     return DPMSolverMultistepScheduler(**NOISE_SCHEDULE, timestep_spacing="trailing", steps_offset=1)
 
 
-def _unet_pipeline(vae: Any, tokenizer: Any, model: TextToLatent) -> StableDiffusionPipeline:
+def stable_diffusion(
+    *, vae: Any, text_encoder: Any, tokenizer: Any, unet: Any, scheduler: Any
+) -> StableDiffusionPipeline:
+    """The pipeline of these parts, without a safety checker."""
     return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _unet_pipeline(vae: Any, tokenizer: Any, model: TextToLatent) -> StableDiffusionPipeline:
+    return stable_diffusion(
         vae=vae.to("cpu"),
         text_encoder=model.text_encoder,
         tokenizer=tokenizer,
         unet=model.denoiser,
         scheduler=sampler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
 
 

@@ -24,7 +24,7 @@ from dekag.errors import MismatchError
 from dekag.generation import autoencoder
 from dekag.generation.images import Pixels, from_bytes, to_png
 from dekag.generation.models import Generator, by_windows
-from dekag.generation.placement import of
+from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
@@ -362,7 +362,7 @@ def train(
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0, betas=(0.9, 0.99))
         loss = DiffusionLoss(DDPMScheduler.from_config(pipeline.scheduler.config))
 
-        device, dtype = of(pipeline.unet)
+        device, dtype = device_and_dtype(pipeline.unet)
         micro_batches = -(-config.batch // (micro_batch or config.batch))
 
         def denoiser(read: States, timesteps: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

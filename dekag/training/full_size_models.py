@@ -107,11 +107,11 @@ def save_full_size_models(folder: Path, seed: int = 0) -> Path:
         DPMSolverMultistepScheduler,
         PixArtSigmaPipeline,
         PixArtTransformer2DModel,
-        StableDiffusionPipeline,
     )
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     from dekag.codec import JsccCodec
+    from dekag.training.diffusion import stable_diffusion
     from dekag.training.text import new_cloud_tokenizer, new_edge_tokenizer
 
     torch.manual_seed(seed)
@@ -122,15 +122,12 @@ def save_full_size_models(folder: Path, seed: int = 0) -> Path:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)  # half the memory while they are made
     try:
-        StableDiffusionPipeline(
+        stable_diffusion(
             vae=AutoencoderKL(**VAE, scaling_factor=SD_SCALE),
             text_encoder=CLIPTextModel(CLIPTextConfig(**CLIP_TEXT)),
             tokenizer=edge_tokenizer,
             unet=new_unet(),
             scheduler=DDIMScheduler(**schedule),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
         ).save_pretrained(folder / "edge")
         PixArtSigmaPipeline(
             tokenizer=cloud_tokenizer,

@@ -53,13 +53,12 @@ def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) 
         AutoencoderKL,
         PixArtSigmaPipeline,
         PixArtTransformer2DModel,
-        StableDiffusionPipeline,
         UNet2DConditionModel,
     )
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     from dekag.codec import JsccCodec
-    from dekag.training.diffusion import sampler
+    from dekag.training.diffusion import sampler, stable_diffusion
     from dekag.training.text import new_cloud_tokenizer, new_edge_tokenizer
 
     torch.manual_seed(seed)
@@ -78,7 +77,7 @@ def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) 
     edge_tokenizer, cloud_tokenizer = new_edge_tokenizer(captions=200), new_cloud_tokenizer(captions=200)
     edge_tokenizer.model_max_length, cloud_tokenizer.model_max_length = like.context, like.cloud_context
     scheduler = type(sampler()).from_config(sampler().config, prediction_type=like.prediction_type)
-    StableDiffusionPipeline(
+    stable_diffusion(
         vae=vae,
         text_encoder=CLIPTextModel(
             CLIPTextConfig(
@@ -102,9 +101,6 @@ def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) 
             cross_attention_dim=16,
         ),
         scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     ).save_pretrained(folder / "edge")
     PixArtSigmaPipeline(
         tokenizer=cloud_tokenizer,

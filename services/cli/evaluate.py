@@ -72,7 +72,7 @@ def gka(
     """
     from dekag.evaluation.studies.makd import run_gka
 
-    _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, **_of(profile)))
+    _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, **_targets(profile)))
 
 
 @experiment.command("tka")
@@ -89,7 +89,9 @@ def tka(
     """
     from dekag.evaluation.studies.cala import run_tka
 
-    _measure(lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, **_of(profile)))
+    _measure(
+        lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile))
+    )
 
 
 @experiment.command("digital")
@@ -114,7 +116,9 @@ def digital(
         raise typer.BadParameter(problem, param_hint="--channel")
     torch.set_num_threads(threads)
     _measure(
-        lambda: run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), **_of(profile))
+        lambda: run_digital(
+            count=count, checks=checks, channels=channel or list(CHANNELS), **_targets(profile)
+        )
     )
 
 
@@ -174,7 +178,7 @@ def bench_chain(
     """Compare a request through all services with the same library calls in one process."""
     from services.bench.latency import run_chain_bench
 
-    _launch(lambda: run_chain_bench(requests=requests, **_of(profile)))
+    _launch(lambda: run_chain_bench(requests=requests, **_targets(profile)))
 
 
 @bench.command("throughput")
@@ -199,7 +203,9 @@ def bench_throughput(
         raise typer.BadParameter(
             f"must be different positive integers, separated by commas; got {users!r}", param_hint="--users"
         )
-    _launch(lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers, **_of(profile)))
+    _launch(
+        lambda: run_throughput_bench(requests=requests, rounds=rounds, users=numbers, **_targets(profile))
+    )
 
 
 @bench.command("cached")
@@ -210,7 +216,7 @@ def bench_cached(
     """Compare a cached request through all services with channel and decoder calls in one process."""
     from services.bench.latency import run_cached_bench
 
-    _launch(lambda: run_cached_bench(requests=requests, **_of(profile)))
+    _launch(lambda: run_cached_bench(requests=requests, **_targets(profile)))
 
 
 @bench.command("channel")
@@ -236,7 +242,7 @@ def bench_start(
     """Measure the start-up time and the memory of each service."""
     from services.bench.start import run_start_bench
 
-    _launch(lambda: run_start_bench(rounds=rounds, requests=requests, **_of(profile)))
+    _launch(lambda: run_start_bench(rounds=rounds, requests=requests, **_targets(profile)))
 
 
 @bench.command("full-size")
@@ -273,7 +279,7 @@ def bench_parts(
     """Measure the time of each part of an image, and of its alternatives."""
     from services.bench.parts import run_parts_bench
 
-    _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts, **_of(profile)))
+    _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts, **_targets(profile)))
 
 
 @bench.command("overload")
@@ -285,7 +291,7 @@ def bench_overload(
     """Measure response times and refusals under overload."""
     from services.bench.overload import run_overload_bench
 
-    _launch(lambda: run_overload_bench(times=times, seconds=seconds, **_of(profile)))
+    _launch(lambda: run_overload_bench(times=times, seconds=seconds, **_targets(profile)))
 
 
 @bench.command("soak")
@@ -297,7 +303,7 @@ def bench_soak(
     """Measure the growth of memory, open files and Redis keys during an hour of mixed load."""
     from services.bench.soak import run_soak_bench
 
-    _launch(lambda: run_soak_bench(seconds=seconds, rate_hz=rate, **_of(profile)))
+    _launch(lambda: run_soak_bench(seconds=seconds, rate_hz=rate, **_targets(profile)))
 
 
 @bench.command("traffic")
@@ -311,7 +317,7 @@ def bench_traffic(
     """Compare the traffic of a load test with WebP and JPEG files of equal quality."""
     from services.bench.traffic import run_traffic_bench
 
-    _launch(lambda: run_traffic_bench(report, images=pictures, **_of(profile)))
+    _launch(lambda: run_traffic_bench(report, images=pictures, **_targets(profile)))
 
 
 @bench.command("cost")
@@ -322,7 +328,7 @@ def bench_cost(
     """Compare time, backhaul and channel uses of semantic and conventional delivery."""
     from services.bench.cost import run_cost_bench
 
-    _launch(lambda: run_cost_bench(requests=requests, **_of(profile)))
+    _launch(lambda: run_cost_bench(requests=requests, **_targets(profile)))
 
 
 @bench.command("distill")
@@ -333,7 +339,7 @@ def bench_distill(
     """Measure the time from the request for a distillation to the first image generated with it."""
     from services.bench.distill import run_distill_bench
 
-    _launch(lambda: run_distill_bench(topics=topics.split(","), **_of(profile)))
+    _launch(lambda: run_distill_bench(topics=topics.split(","), **_targets(profile)))
 
 
 @bench.command("page")
@@ -345,7 +351,7 @@ def bench_page() -> None:
     PERFORMANCE.write()
 
 
-def _of(profile: str) -> dict[str, Any]:
+def _targets(profile: str) -> dict[str, Any]:
     """Arguments that say which models are measured, and where results go.
 
     Those of the embedded profile are committed, and fill the pages; others must not replace them.

@@ -70,7 +70,7 @@ def check(name: Name = "embedded") -> None:
 def fetch(name: Name) -> None:
     """Download the models of a profile into the hub's local cache; needs a network. Services stay offline."""
     from dekag.errors import NotFoundError
-    from dekag.inventory import fetch as fetched
+    from dekag.fetch import fetch as fetched
     from dekag.profile import load_profile
 
     loaded, count = load_profile(name), 0

@@ -133,12 +133,12 @@ class Distillation:
             held_out=config.held_out,
             seed=config.seed,
         )
-        seen: dict[str, Any] = {"on_progress": self._note, "should_stop": self.stop.is_set}
+        callbacks: dict[str, Any] = {"on_progress": self._note, "should_stop": self.stop.is_set}
         placed = settings.placement(keep_text_encoder=settings.keep_text_encoder)
         cloud = Generator.from_profile(profile, "cloud", placed)
         self._began = time.perf_counter()
         try:
-            images = cloud_images(cloud, topic, config, self._folder, **seen)
+            images = cloud_images(cloud, topic, config, self._folder, **callbacks)
             del cloud  # before the edge is loaded: memory for one of them is enough
             update = distill(
                 images,
@@ -151,7 +151,7 @@ class Distillation:
                 previews=settings.previews,
                 micro_batch=settings.distill_micro_batch or None,
                 gradient_checkpointing=settings.gradient_checkpointing,
-                **seen,
+                **callbacks,
             )
         except Stopped:
             return None

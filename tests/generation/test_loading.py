@@ -146,7 +146,9 @@ def elsewhere(profile: Profile) -> Generator:
 def test_denoiser_and_autoencoder_meet_no_tensor_of_the_cpu(elsewhere: Generator) -> None:
     unet, vae = elsewhere.pipeline.unet, elsewhere.pipeline.vae
     assert elsewhere.device.type == "meta"
-    assert not elsewhere.reader.with_denoiser  # the text encoder is on the CPU, so its states are passed on
+    assert (
+        not elsewhere.reader.pipeline_can_read
+    )  # the text encoder is on the CPU, so its states are passed on
     states = elsewhere.reader.states([elsewhere.reader.windows(PROMPT)])
     there = elsewhere._for_denoiser(states["prompt_embeds"])
     noise = elsewhere._for_denoiser(torch.randn(1, 4, 8, 8))

@@ -321,8 +321,8 @@ def test_help_comes_without_torch() -> None:
 
 def test_measurements_of_another_profile_do_not_replace_the_committed_ones(tmp_path: Path) -> None:
     from dekag.evaluation.registry import RESULTS
-    from services.cli.evaluate import _of
+    from services.cli.evaluate import _targets
 
-    assert _of("embedded")["results"] == RESULTS
-    other = _of(str(tmp_path / "mine"))
+    assert _targets("embedded")["results"] == RESULTS
+    other = _targets(str(tmp_path / "mine"))
     assert other == {"profile": str(tmp_path / "mine"), "results": Path("runs/mine/results")}
