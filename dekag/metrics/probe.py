@@ -21,6 +21,26 @@ from dekag.world.scene import ATTRIBUTES
 JUDGED = ("subject", "colour", "setting", "style")
 
 
+def _layer(inputs: int, outputs: int, *, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+    return [convolution, nn.GroupNorm(4, outputs), nn.GELU()]
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, whose output is added to their input (batch, channels, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        norm = nn.GroupNorm(4, channels)
+        nn.init.zeros_(norm.weight)  # at first, the block passes its input on
+        second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.layers = nn.Sequential(*_layer(channels, channels), second, norm)
+
+    def forward(self, state: torch.Tensor) -> torch.Tensor:
+        """State of the same shape."""
+        return F.gelu(state + self.layers(state))
+
+
 class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A small convolutional classifier with one head for each judged attribute.
 
@@ -29,24 +49,24 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         width: channels of the first layer.
+        blocks: residual blocks after each halving but the first.
         sees: side to which it reduces images, pixels.
         words: of every judged attribute; those of the first edition's world if left out.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
-    def __init__(self, width: int = 32, sees: int = 64, words: dict[str, list[str]] | None = None) -> None:
+    def __init__(
+        self, width: int = 32, blocks: int = 0, sees: int = 64, words: dict[str, list[str]] | None = None
+    ) -> None:
         super().__init__()
         self.words = {name: list((words or ATTRIBUTES)[name]) for name in JUDGED}
         halvings = (sees // 4).bit_length() - 1
         widths = [width, 2 * width] + [4 * width] * (halvings - 2)
         layers: list[nn.Module] = []
         inputs = 3
-        for outputs in widths:
-            layers += [
-                nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-                nn.GroupNorm(4, outputs),
-                nn.GELU(),
-            ]
+        for level, outputs in enumerate(widths):
+            layers += _layer(inputs, outputs, stride=2)
+            layers += [ResidualBlock(outputs) for _ in range(blocks if level else 0)]
             inputs = outputs
         self.body = nn.Sequential(*layers, nn.Conv2d(inputs, inputs, 3, padding=1), nn.GELU())
         # mean over the image for what fills it, maximum for what stands somewhere in it

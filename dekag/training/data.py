@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,16 @@ def image_number(split: str, n: int, world: World) -> tuple[Any, int]:
     return scene_number(split, n, world=world, **world.known(cloud=True))
 
 
-def _images(world: World, split: str, start: int, stop: int) -> Pixels:
-    return np.stack([world.render(*image_number(split, n, world)) for n in range(start, stop)])
+def _images(world: World, split: str, start: int, stop: int, *, side: int | None = None) -> Pixels:
+    images = (world.render(*image_number(split, n, world)) for n in range(start, stop))
+    return np.stack([image if side is None else _means(image, side) for image in images])
+
+
+def _means(image: Pixels, side: int) -> Pixels:
+    """An image (size, size, 3) reduced to (side, side, 3) by the mean over squares."""
+    squares = image.reshape(side, len(image) // side, side, len(image) // side, 3)
+    reduced: Pixels = np.round(squares.mean(axis=(1, 3))).astype(np.uint8)
+    return reduced
 
 
 def _masks(world: World, split: str, start: int, stop: int) -> Pixels:
@@ -71,6 +80,19 @@ def rendered_scenes(cache: Path, split: str, count: int, *, world: World, worker
     """
     name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}.npy"
     return _rendered(cache / name, _images, (count, world.size, world.size, 3), split, world, workers)
+
+
+def reduced_scenes(
+    cache: Path, split: str, count: int, *, side: int, world: World, workers: int = 2
+) -> Pixels:
+    """The same images reduced to (count, side, side, 3), for models that see no more; cached likewise.
+
+    `side` must divide the world's size. A quarter of the pixels is a quarter of the memory, so that more
+    images fit.
+    """
+    name = f"{world.profile}-{world.version}-{split}-{world.size}-{count}-to-{side}.npy"
+    render = partial(_images, side=side)
+    return _rendered(cache / name, render, (count, side, side, 3), split, world, workers)
 
 
 def rendered_masks(cache: Path, split: str, count: int, *, world: World, workers: int = 2) -> Pixels:

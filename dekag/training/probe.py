@@ -22,6 +22,13 @@ from dekag.training.worlds import World
 BATCH = 64
 OUTLINE_BATCH = 16
 SEEN_SIDE = 128  # input side of the probe for images of 256 pixels; for smaller images, half their side
+BLOCKS = 1
+SMOOTHING = 0.05  # of the labels
+
+
+def seen_side(world: World) -> int:
+    """Side to which the probe reduces the images of a world, pixels."""
+    return min(SEEN_SIDE, world.size // 2)
 
 
 def attribute_labels(split: str, count: int, world: World) -> dict[str, torch.Tensor]:
@@ -39,16 +46,24 @@ def attribute_labels(split: str, count: int, world: World) -> dict[str, torch.Te
 
 
 def weathered(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Images with the deviations of a good generator: shifted by up to 5 %, blurred, noisy."""
-    side = images.shape[-1]
-    most = side // 20
-    down, right = torch.randint(0, 2 * most + 1, (2,), generator=generator).tolist()
-    images = F.pad(images, (most, most, most, most), mode="replicate")
-    images = images[..., down : down + side, right : right + side]
+    """Images (batch, 3, h, w) with the deviations of a good generator, and mirrored at random.
+
+    Each is shifted by up to 5 %, 10 % smaller to 10 % larger, blurred and noisy.
+    """
+    count = len(images)
+
+    def drawn(low: float, high: float, *shape: int) -> torch.Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    frame = torch.zeros(count, 2, 3)
+    frame[:, 1, 1] = drawn(0.9, 1.1)
+    frame[:, 0, 0] = frame[:, 1, 1] * torch.where(drawn(0, 1) < 0.5, -1, 1)
+    frame[:, :, 2] = drawn(-0.1, 0.1, 2)
+    grid = F.affine_grid(frame, list(images.shape), align_corners=False).to(images.device)
+    images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     blurred = F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
-    share = torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
+    share, amount = (drawn(0, high, 1, 1, 1).to(images.device) for high in (1, 0.15))
     noise = torch.randn(images.shape, generator=generator).to(images.device)
-    amount = 0.15 * torch.rand(len(images), 1, 1, 1, generator=generator).to(images.device)
     return images + (blurred - images) * share + noise * amount
 
 
@@ -67,12 +82,17 @@ def train_probe(
     device: torch.device = CPU,
     bf16: bool = False,
 ) -> AttributeProbe:
-    """Train the probe on training images 0..n-1, resuming from `folder`; returns the averaged model."""
+    """Train the probe on training images 0..n-1, resuming from `folder`; returns the averaged model.
+
+    `pixels` (n, h, h, 3) may be reduced to `seen_side(world)` already.
+    """
     torch.manual_seed(seed)
     labels = attribute_labels("train", len(pixels), world)
-    sees = min(SEEN_SIDE, world.size // 2)
+    sees = seen_side(world)
     words = {name: list(world.attributes[name]) for name in JUDGED}
-    probe = AttributeProbe(sees=sees, words=words).to(device, memory_format=torch.channels_last)
+    probe = AttributeProbe(blocks=BLOCKS, sees=sees, words=words).to(
+        device, memory_format=torch.channels_last
+    )
     optimizer = torch.optim.AdamW(probe.parameters(), lr=2e-3, weight_decay=0.02, fused=True)
     run = TrainingRun(folder, probe, [optimizer], seed=seed, ema_decay=0.995)
 
@@ -81,7 +101,12 @@ def train_probe(
         images = weathered(reduced(pixels[pick.numpy()], sees).to(device), generator)
         with multiplying(device, bf16):
             logits = probe(images.contiguous(memory_format=torch.channels_last))
-        losses = {n: F.cross_entropy(logits[n].float(), labels[n][pick].to(device)) for n in JUDGED}
+        losses = {
+            name: F.cross_entropy(
+                logits[name].float(), labels[name][pick].to(device), label_smoothing=SMOOTHING
+            )
+            for name in JUDGED
+        }
         return {"loss": torch.stack(list(losses.values())).sum(), **losses}
 
     run.run(step, steps)

@@ -317,12 +317,12 @@ def probe(
 ) -> None:
     """Train the attribute probe, which evaluates the generators."""
     _threads(threads)
-    from dekag.training.data import rendered_scenes
-    from dekag.training.probe import rendered_accuracy, train_probe
+    from dekag.training.data import reduced_scenes, rendered_scenes
+    from dekag.training.probe import rendered_accuracy, seen_side, train_probe
 
     world, where, target = _world(profile, size), _device(device), _target(out, profile, "probe")
-    run, cache = runs / profile / "probe", runs / "cache"
-    seen = rendered_scenes(cache, "train", pictures, world=world, workers=workers)
+    run, cache, side = runs / profile / "probe", runs / "cache", seen_side(world)
+    seen = reduced_scenes(cache, "train", pictures, side=side, world=world, workers=workers)
     held_out = rendered_scenes(cache, "validation", 500, world=world, workers=workers)
     model = train_probe(run, seen, world, steps=steps, seed=seed, device=where, bf16=bf16)
     _save(model, target, run, rendered_accuracy(model, held_out, world), seed)

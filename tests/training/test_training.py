@@ -15,6 +15,7 @@ from torch import nn
 from dekag.training.data import (
     Pixels,
     image_number,
+    reduced_scenes,
     rendered_masks,
     rendered_scenes,
     subject_shares,
@@ -414,6 +415,25 @@ def test_judges_take_two_steps(
     assert set(encoders.dino_quality(dino, held_out, world)) == {
         "subject", "setting", "style", "damaged", "shifted",
     }  # fmt: skip
+
+
+def test_reduced_images_are_the_means_of_the_whole_ones(cache: Path, world: World) -> None:
+    whole = rendered_scenes(cache, "train", 4, world=world).astype(float)
+    reduced = reduced_scenes(cache, "train", 4, side=32, world=world)
+    assert reduced.shape == (4, 32, 32, 3)
+    assert abs(whole.reshape(4, 32, 2, 32, 2, 3).mean(axis=(2, 4)) - reduced).max() <= 0.5
+
+
+def test_the_probe_sees_every_image_in_many_ways() -> None:
+    from dekag.training.probe import weathered
+
+    ramp = torch.linspace(-1, 1, 64).expand(200, 3, 64, 64)  # dark on the left
+    seen = weathered(ramp, torch.Generator().manual_seed(1))
+    assert seen.shape == ramp.shape
+    mirrored = (seen[..., :32].mean(dim=(1, 2, 3)) > seen[..., 32:].mean(dim=(1, 2, 3))).float().mean()
+    assert 0.4 < mirrored < 0.6
+    again = weathered(ramp, torch.Generator().manual_seed(1))
+    assert torch.equal(seen, again)
 
 
 @pytest.mark.usefixtures("shapes")
