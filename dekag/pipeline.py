@@ -24,6 +24,7 @@ from dekag.errors import InvalidInputError
 from dekag.link.channel import ChannelState, Reception, compose_hops, transmit
 from dekag.link.conditions import BUILT_IN_TRACES, LinkConditions
 from dekag.link.equalizer import equalize
+from dekag.link.interleaver import deinterleaved, interleaved
 from dekag.numerics import check_finite
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from dekag.profile import Profile
 
 LatentShape = tuple[int, int, int]
+Text = Sequence[torch.Tensor | None] | None
+"""The states of each prompt of a batch, (tokens, text_width); None where it is withheld, or where all are."""
 DEFAULT_CBR = 1 / 96
 
 
@@ -45,10 +48,20 @@ class ConditionedCodec(Protocol):
     Attributes:
         base_hash: hash of the codec's folder, for error messages; empty if unknown.
         quality: the PSNR to expect at each rate; None where it was not measured.
+        text_width: width of the prompts' states that it reads; 0 if it reads none.
+        interleaved: whether symbols are sent interleaved.
     """
 
     base_hash: str
     quality: QualityModel | None
+
+    @property
+    def text_width(self) -> int:
+        """Width of the prompts' states that it reads."""
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether symbols are sent interleaved."""
 
     def max_channel_uses(self, latent_shape: LatentShape, /) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
@@ -60,11 +73,17 @@ class ConditionedCodec(Protocol):
         condition: torch.Tensor,
         *,
         modulation: Modulation | None = None,
+        text: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents (B, channels, h, w) and conditions (B, C) -> symbols (B, K) complex64, zero-padded."""
 
     def decode(
-        self, symbols: torch.Tensor, latent_shape: LatentShape, condition: torch.Tensor
+        self,
+        symbols: torch.Tensor,
+        latent_shape: LatentShape,
+        condition: torch.Tensor,
+        *,
+        text: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Equalised symbols (B, K) and conditions (B, C) -> latents (B, channels, h, w) float32."""
 
@@ -157,6 +176,7 @@ class Sender:
         source_values: int,
         seeds: Sequence[int],
         modulation: Modulation | None = None,
+        text: Text = None,
     ) -> list[torch.Tensor]:
         """Symbols (1, K_i) complex64 of each image, mean power 1.
 
@@ -167,6 +187,8 @@ class Sender:
             source_values: values of each image, 3 * width * height.
             seeds: one per latent, for error messages.
             modulation: the constellation; default: that of the codec's training.
+            text: the states of each prompt, (tokens, text_width), or None where it is withheld; None: all
+                are. Ignored by a codec that reads no prompts.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -178,9 +200,12 @@ class Sender:
             condition_vector(uses / source_values, each, at="sender")
             for uses, each in zip(channel_uses, conditions, strict=True)
         ]
-        symbols = self.codec.encode(latents, channel_uses, torch.stack(known), modulation=modulation)
+        symbols = self.codec.encode(
+            latents, channel_uses, torch.stack(known), modulation=modulation, text=_padded(text, self.codec)
+        )
         check_finite(symbols, "encode", seeds=seeds, model_hash=self.codec.base_hash)
-        return [row[None, :uses].clone() for row, uses in zip(symbols, channel_uses, strict=True)]
+        rows = [row[None, :uses].clone() for row, uses in zip(symbols, channel_uses, strict=True)]
+        return [interleaved(row) for row in rows] if self.codec.interleaved else rows
 
 
 class Receiver:
@@ -213,6 +238,7 @@ class Receiver:
         latent_shape: LatentShape,
         source_values: int,
         seeds: Sequence[int],
+        text: Text = None,
     ) -> torch.Tensor:
         """Latents (B, channels, h, w) float32 of B receptions of one image each.
 
@@ -222,6 +248,7 @@ class Receiver:
             latent_shape: (channels, h, w), of all.
             source_values: values of each image, 3 * width * height.
             seeds: one per latent, for error messages.
+            text: as the sender's.
 
         Raises:
             NumericalError: a symbol or a latent is not finite.
@@ -233,12 +260,21 @@ class Receiver:
             blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)[0]
             cbr = reception.symbols.shape[1] / source_values
             known.append(condition_vector(cbr, each, at="receiver", block_snr_db=blocks))
-            rows.append(equalize(reception, each.equalizer).symbols[0])
+            equalised = equalize(reception, each.equalizer).symbols
+            rows.append((deinterleaved(equalised) if self.codec.interleaved else equalised)[0])
         symbols = pad_sequence(rows, batch_first=True)
         check_finite(symbols, "equalize", seeds=seeds)
-        latents = self.codec.decode(symbols, latent_shape, torch.stack(known))
+        latents = self.codec.decode(symbols, latent_shape, torch.stack(known), text=_padded(text, self.codec))
         check_finite(latents, "decode", seeds=seeds, model_hash=self.codec.base_hash)
         return latents
+
+
+def _padded(text: Text, codec: ConditionedCodec) -> torch.Tensor | None:
+    """The states of all prompts as (B, tokens, text_width), zero where nothing is said."""
+    if text is None or not codec.text_width or not any(each is not None for each in text):
+        return None
+    nothing = torch.zeros(0, codec.text_width)
+    return pad_sequence([nothing if each is None else each.float() for each in text], batch_first=True)
 
 
 def apply_channel(
@@ -486,6 +522,7 @@ class SemanticLink:
         target_psnr_db: float | None = None,
         channel_uses: int | None = None,
         modulation: Modulation | None = None,
+        text: Text = None,
     ) -> LinkResult:
         """Send a batch of latents, each under conditions of its own.
 
@@ -507,6 +544,7 @@ class SemanticLink:
             target_psnr_db: choose each rate to reach this PSNR, dB, instead.
             channel_uses: or send this many symbols of each.
             modulation: the constellation; default: that of the codec's training.
+            text: the prompts' states, as of `Sender.encode`.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -533,10 +571,11 @@ class SemanticLink:
             source_values=values,
             seeds=seeds,
             modulation=modulation,
+            text=text,
         )
         receptions = [apply_channel(*each) for each in zip(symbols, conditions, seeds, strict=True)]
         decoded = self.receiver.decode(
-            receptions, conditions, latent_shape=shape, source_values=values, seeds=seeds
+            receptions, conditions, latent_shape=shape, source_values=values, seeds=seeds, text=text
         )
         return LinkResult(decoded, rates, symbols, receptions)
 

@@ -36,6 +36,8 @@ class AlignedCodec:
         content_hash: of the knowledge, empty without any; what sender and receiver must agree on besides
             base_hash.
         quality: the expected PSNR at each rate; None if it was not measured.
+        text_width: width of the prompts' states that it reads; 0 if it reads none.
+        interleaved: whether symbols are sent interleaved.
         max_batch: largest batch of the codec without knowledge.
     """
 
@@ -59,6 +61,8 @@ class AlignedCodec:
         self.quality = None if knowledge is None else knowledge.quality
         self._adapted = None if knowledge is None else self._adapt(knowledge)
         self.codec: LatentCodec = codec if self._adapted is None else self._adapted.codec
+        self.text_width = codec.text_width if self._adapted is None else self._adapted.text_width
+        self.interleaved = codec.interleaved
         self._safe_batches: dict[tuple[str, LatentShape], int] = {}
 
     @classmethod
@@ -89,6 +93,7 @@ class AlignedCodec:
         condition: torch.Tensor,
         *,
         modulation: Modulation | None = None,
+        text: torch.Tensor | None = None,
         exact: bool = True,
     ) -> torch.Tensor:
         """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, mean power 1 per image.
@@ -97,7 +102,9 @@ class AlignedCodec:
             latents: latents to send.
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), `condition_vector(..., at="sender")` for each image.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: that of the codec's training, or by the condition's SNR.
+            text: states of the prompts, (batch, tokens, text_width), zero where nothing is said; None: of no
+                image is the prompt read.
             exact: make a row's bits independent of the rest of the batch, by running adapters row by row;
                 otherwise a large batch takes half the time per image.
 
@@ -109,7 +116,7 @@ class AlignedCodec:
         shape = (latents.shape[1], latents.shape[2], latents.shape[3])
         most = max(channel_uses, default=0)
         parts = [
-            self._encode(latents[rows], channel_uses[rows], condition[rows], modulation)
+            self._encode(latents[rows], channel_uses[rows], condition[rows], modulation, self._of(text, rows))
             for rows in self._parts("encode", shape, len(latents), exact)
         ]
         return torch.cat([F.pad(each, (0, most - each.shape[1])) for each in parts])
@@ -121,6 +128,7 @@ class AlignedCodec:
         latent_shape: LatentShape,
         condition: torch.Tensor,
         *,
+        text: torch.Tensor | None = None,
         exact: bool = True,
     ) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
@@ -129,7 +137,7 @@ class AlignedCodec:
             symbols: received symbols, zero where a row did not send.
             latent_shape: (channels, h, w).
             condition: (batch, C), `condition_vector(..., at="receiver")` for each image.
-            exact: as in `encode`.
+            text, exact: as in `encode`.
 
         Raises:
             InvalidInputError: `condition` has an invalid shape.
@@ -139,7 +147,12 @@ class AlignedCodec:
         # always padded to the full length, so that a row does not depend on the length of others
         padded = F.pad(symbols, (0, self.max_channel_uses(latent_shape) - symbols.shape[1]))
         parts = self._parts("decode", latent_shape, len(symbols), exact)
-        return torch.cat([self._decode(padded[rows], latent_shape, condition[rows]) for rows in parts])
+        return torch.cat(
+            [
+                self._decode(padded[rows], latent_shape, condition[rows], self._of(text, rows))
+                for rows in parts
+            ]
+        )
 
     def _adapt(self, knowledge: TransmissionKnowledge) -> AdaptedCodec:
         """A copy of the codec with the knowledge attached, after a trial with a small latent."""
@@ -165,17 +178,36 @@ class AlignedCodec:
         channel_uses: Sequence[int],
         condition: torch.Tensor,
         modulation: Modulation | None,
+        text: torch.Tensor | None,
     ) -> torch.Tensor:
         if self._adapted is None:
-            return self.base.encode(latents, channel_uses, modulation=modulation)
-        return self._adapted.encode(latents, channel_uses, condition, modulation=modulation)
+            return self.base.encode(latents, channel_uses, modulation=modulation, **_given(text))
+        return self._adapted.encode(latents, channel_uses, condition, modulation=modulation, text=text)
 
     def _decode(
-        self, symbols: torch.Tensor, latent_shape: LatentShape, condition: torch.Tensor
+        self,
+        symbols: torch.Tensor,
+        latent_shape: LatentShape,
+        condition: torch.Tensor,
+        text: torch.Tensor | None,
     ) -> torch.Tensor:
         if self._adapted is None:
-            return self.base.decode(symbols, latent_shape)
-        return self._adapted.decode(symbols, latent_shape, condition)
+            return self.base.decode(symbols, latent_shape, **_given(text))
+        return self._adapted.decode(symbols, latent_shape, condition, text=text)
+
+    def _of(self, text: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+        """The states of some rows, without the tokens at the end that none of them has.
+
+        Raises:
+            InvalidInputError: the states have another width than those of the codec's training.
+        """
+        if text is None or not self.text_width:
+            return None
+        if text.ndim != 3 or text.shape[2] != self.text_width:
+            raise InvalidInputError("text", f"(batch, tokens, {self.text_width})", tuple(text.shape))
+        part = text[rows].float()
+        tokens = part.abs().amax(dim=(0, 2)).nonzero()
+        return part[:, : int(tokens.max()) + 1] if len(tokens) else None
 
     def _parts(self, side: str, shape: LatentShape, count: int, exact: bool) -> list[slice]:
         """Splits a batch into slices that run together.
@@ -210,3 +242,8 @@ class AlignedCodec:
             return F.pad(sent, (0, most - sent.shape[1]))
 
         return safe_batch(rows, work)
+
+
+def _given(text: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The argument `text` of a codec's methods, which only those that read prompts take."""
+    return {} if text is None else {"text": text}

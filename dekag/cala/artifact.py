@@ -79,6 +79,7 @@ class TransmissionKnowledge(Artifact):
         method: str,
         parameter_fraction: float,
         weights: Mapping[str, torch.Tensor],
+        text_width: int = 0,
     ) -> Self:
         """The knowledge of another method, with weights rounded to float16.
 
@@ -87,9 +88,10 @@ class TransmissionKnowledge(Artifact):
             method: its name; sender and receiver must both know it.
             parameter_fraction: largest fraction of parameters with which it was built.
             weights: values of all trainable parameters of
-                `dekag.cala.methods.build(method, codec, parameter_fraction)`, by name.
+                `dekag.cala.methods.build(method, codec, parameter_fraction, text_width)`, by name.
+            text_width: width of the prompts' states with which it was built; 0: it reads none.
         """
-        named = {"method": {"name": method, "share": parameter_fraction}}
+        named = {"method": {"name": method, "share": parameter_fraction, "text_width": text_width}}
         rounded = {name: values.detach().half().contiguous() for name, values in weights.items()}
         return cls({"format": FORMAT, "kind": KIND, **named, **info}, {WEIGHTS: save(rounded)})
 
@@ -111,6 +113,13 @@ class TransmissionKnowledge(Artifact):
     def parameter_fraction(self) -> float:
         """Largest fraction of parameters with which its method was built; not for CALA."""
         return float(self.info["method"]["share"])
+
+    @property
+    def text_width(self) -> int:
+        """Width of the prompts' states that it reads; 0 if it reads none."""
+        if self.method == CALA:
+            return self.config().text_width
+        return int(self.info["method"].get("text_width", 0))
 
     def config(self) -> CalaConfig:
         """The configuration of CALA's adapters."""
@@ -159,7 +168,9 @@ class TransmissionKnowledge(Artifact):
 
     def _check_config(self, config: CalaConfig) -> None:
         """Raises ValueError unless layers are plain names: PEFT would match a pattern, however expensive."""
-        lists = [config.target_modules or [], config.exclude_modules or [], config.sides]
+        lists = [
+            config.target_modules or [], config.exclude_modules or [], config.sides, config.text_modules
+        ]  # fmt: skip
         if not all(isinstance(names, list) for names in lists):
             raise ValueError("names of layers")
         for name in [*(name for names in lists for name in names), *config.rank_pattern]:

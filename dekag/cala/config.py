@@ -78,6 +78,16 @@ class CalaConfig(PeftConfig):  # type: ignore[misc]
     gated_bias: bool = field(
         default=True, metadata={"help": "Whether each component also adds a constant, gated with it."}
     )
+    text_modules: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Names of the adapted layers that also read the prompt."},
+    )
+    text_rank: int = field(
+        default=16, metadata={"help": "Components of each of these that read the prompt; even, 2 to 256."}
+    )
+    text_width: int = field(
+        default=0, metadata={"help": "Width of the prompt's states; 0 without text_modules."}
+    )
     condition_features: int = field(
         default=CONDITION_FEATURES, metadata={"help": "Numbers in a condition vector c."}
     )
@@ -90,6 +100,12 @@ class CalaConfig(PeftConfig):  # type: ignore[misc]
         for name, value in {"rank": self.rank, **self.rank_pattern}.items():
             if not 1 <= value <= 256:
                 raise InvalidInputError(name, "a rank between 1 and 256", value)
+        if not 2 <= self.text_rank <= 256 or self.text_rank % 2:
+            raise InvalidInputError("text_rank", "an even rank between 2 and 256", self.text_rank)
+        if not 0 <= self.text_width <= 16384 or bool(self.text_width) != bool(self.text_modules):
+            raise InvalidInputError(
+                "text_width", "between 1 and 16384 with text_modules, and 0 without", self.text_width
+            )
         if not 0 < self.scale <= 1000:
             raise InvalidInputError("scale", "above 0 and at most 1000", self.scale)
         for name in ("gate_width", "condition_features"):

@@ -1,4 +1,7 @@
-"""One adapted convolution: W + s B diag(g) A, with a gate g for each image of the batch."""
+"""One adapted convolution: W + s B diag(g) A, with a gate g for each image of the batch.
+
+Some rows of A may be maps that are read from the prompt instead of convolutions of the input.
+"""
 
 from __future__ import annotations
 
@@ -12,35 +15,45 @@ from torch import nn
 from torch.nn import functional as F
 
 from dekag.cala.config import CalaConfig, GateKind
+from dekag.codec.text_attention import TextAttention
+from dekag.errors import InvalidInputError
 
 
 class LowRankBranch(nn.Module):
     """The low-rank branch of one layer, a sum of gated components, and the head of its gate.
 
     Component i maps the input's channels to one map with row i of A, adds the constant `offset[i]`, is
-    weighted with g_i, and goes to the output's channels by column i of B. B starts at zero: an untrained
-    adapter changes nothing.
+    weighted with g_i, and goes to the output's channels by column i of B. With a text rank, so many further
+    components take maps that are read from the prompt. B starts at zero: an untrained adapter changes
+    nothing.
 
     Args:
         base: the adapted convolution.
         rank: number of components.
         config: all other settings.
+        text_rank: number of further components that read the prompt.
+
+    Raises:
+        InvalidInputError: a layer that is to read the prompt changes the size of its maps.
     """
 
-    def __init__(self, base: nn.Conv2d, rank: int, config: CalaConfig) -> None:
+    def __init__(self, base: nn.Conv2d, rank: int, config: CalaConfig, text_rank: int = 0) -> None:
         super().__init__()
         height, width = base.kernel_size
         self.gate_kind: GateKind = config.gate
-        self.scale = config.scale
+        self.scale, self.rank = config.scale, rank
         self.size = (height, width)
         sizes = {"full": (height, width), "pointwise": (1, 1), "separable": (1, 1)}[config.kernel]
         self.down = nn.Parameter(torch.empty(rank, base.in_channels, *sizes))
-        self.up = nn.Parameter(torch.zeros(base.out_channels, rank))
+        self.up = nn.Parameter(torch.zeros(base.out_channels, rank + text_rank))
         self.taps = (
             nn.Parameter(torch.empty(rank, 1, height, width)) if config.kernel == "separable" else None
         )
         self.offset = nn.Parameter(torch.zeros(rank)) if config.gated_bias else None
-        self.head = nn.Linear(config.gate_width, rank)
+        if text_rank and (base.stride != (1, 1) or base.padding != (height // 2, width // 2)):
+            raise InvalidInputError("text_modules", "layers that keep the size of their maps", str(base))
+        self.text = TextAttention(base.in_channels, config.text_width, text_rank) if text_rank else None
+        self.head = nn.Linear(config.gate_width, rank + text_rank)
         self.reset()
 
     def reset(self) -> None:
@@ -55,7 +68,7 @@ class LowRankBranch(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def weights(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The weights g of the components from the outputs of the gate's head, both (batch, rank)."""
+        """The weights g of the components from the outputs of the gate's head, both (batch, components)."""
         if self.gate_kind == "sigmoid":
             return 2 * torch.sigmoid(numbers)
         if self.gate_kind == "softplus":
@@ -73,14 +86,36 @@ class LowRankBranch(nn.Module):
         height, width = self.size
         return F.pad(self.down, (width // 2, width - 1 - width // 2, height // 2, height - 1 - height // 2))
 
-    def forward(self, x: torch.Tensor, gates: torch.Tensor, base: nn.Conv2d) -> torch.Tensor:
-        """The branch's output, added to the base layer's, for x (batch, in, h, w) and gates (batch, rank)."""
+    def forward(
+        self, x: torch.Tensor, gates: torch.Tensor, base: nn.Conv2d, text: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The branch's output, added to the base layer's.
+
+        Args:
+            x: (batch, in, h, w).
+            gates: (batch, components).
+            base: the adapted convolution.
+            text: states of the prompts, (batch, tokens, text_width); None if there are none.
+        """
         if self.taps is None:
             maps = _convolve(x, self.kernels(), self.offset, base)
         else:  # the same as with kernels(), in a third of the time
             maps = _convolve(F.conv2d(x, self.down), self.taps, self.offset, base, groups=len(self.taps))
+        output = self.lifted(maps, gates[:, : self.rank], self.up[:, : self.rank])
+        read = self.read(x, gates, text)
+        return output if read is None else output + read
+
+    def read(self, x: torch.Tensor, gates: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor | None:
+        """The output of the components that read the prompt; None if there are none. See `forward`."""
+        if self.text is None or text is None:
+            return None
+        maps = self.text(x, text).to(x.dtype)
+        return self.lifted(maps, gates[:, self.rank :], self.up[:, self.rank :])
+
+    def lifted(self, maps: torch.Tensor, gates: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """Maps (batch, n, h, w), weighted with gates (batch, n) and brought to the output's channels."""
         weighted = maps * (self.scale * gates)[:, :, None, None].to(maps.dtype)
-        return F.conv2d(weighted, self.up[:, :, None, None])
+        return F.conv2d(weighted, up[:, :, None, None])
 
 
 @dataclass(frozen=True)
@@ -88,37 +123,34 @@ class Gating:
     """The gate state of a layer.
 
     Attributes:
-        gates: weights of the components (batch, rank); None for the base layer alone.
-        merged: weight and bias of the merged layer, for a batch of one image.
+        gates: weights of the components (batch, components); None for the base layer alone.
+        text: states of the prompts, (batch, tokens, text_width); None if there are none.
     """
 
     gates: torch.Tensor | None = None
-    merged: tuple[torch.Tensor, torch.Tensor] | None = None
+    text: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Fused:
-    """Base layer and branch, flattened so that merging takes two products.
+class Stacked:
+    """Base layer and A as one convolution, which is faster than two.
 
     Attributes:
-        weight, bias: of the base layer: (out, in * height * width), (out,).
-        up: s B, (out, rank).
-        down, offset: A, (rank, in * height * width), and (rank,).
-        shape: of the weight as a convolution's.
+        weight, bias: (out + rank, in, height, width), (out + rank,).
+        up: s B of the components that are convolutions, (out, rank).
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
     up: torch.Tensor
-    down: torch.Tensor
-    offset: torch.Tensor
-    shape: torch.Size
 
-    def merged(self, gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias for gates (1, rank)."""
-        up = self.up * gates
-        weight = torch.addmm(self.weight, up, self.down).view(self.shape)
-        return weight, torch.addmv(self.bias, up, self.offset)
+    def forward(self, x: torch.Tensor, gates: torch.Tensor, base: nn.Conv2d) -> torch.Tensor:
+        """The adapted convolution of x (batch, in, h, w) for gates (batch, rank)."""
+        outputs, rank = self.up.shape
+        both = _convolve(x, self.weight, self.bias, base)
+        plain, maps = both.flatten(2).split([outputs, rank], dim=1)
+        adapted = torch.baddbmm(plain, self.up * gates[:, None, :], maps)
+        return adapted.view(len(x), outputs, *both.shape[2:])
 
 
 class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
@@ -129,20 +161,22 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     adapter_layer_names = ("cala_components",)
 
-    def __init__(self, base_layer: nn.Conv2d, adapter_name: str, rank: int, config: CalaConfig) -> None:
+    def __init__(
+        self, base_layer: nn.Conv2d, adapter_name: str, rank: int, config: CalaConfig, text_rank: int = 0
+    ) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.cala_components = nn.ModuleDict({})
         self._state = [Gating()]  # in a list, as assigning to attributes of a module is slow
-        self._fused: Fused | None = None
+        self._stacked: Stacked | None = None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter: str | list[str] = adapter_name
-        self.update_layer(adapter_name, rank, config)
+        self.update_layer(adapter_name, rank, config, text_rank)
 
-    def update_layer(self, adapter_name: str, rank: int, config: CalaConfig) -> None:
+    def update_layer(self, adapter_name: str, rank: int, config: CalaConfig, text_rank: int = 0) -> None:
         """Add the branch of another adapter."""
-        self.cala_components[adapter_name] = LowRankBranch(self.base_layer, rank, config)
+        self.cala_components[adapter_name] = LowRankBranch(self.base_layer, rank, config, text_rank)
         self._peft._move_adapter_to_device_of_base_layer(adapter_name)
         self._peft.set_adapter(self._peft.active_adapters, inference_mode=config.inference_mode)
 
@@ -162,28 +196,23 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Prepare for fast inference: a batch of one image is convolved with its merged weight.
+        """Prepare for fast inference: base layer and branch become one convolution.
 
         Later changes of weights or of the active adapter have no effect until this is called again.
         """
         base, branch = self.base_layer, self.branch
         if branch is None:
             raise RuntimeError("there is no active adapter to fuse")
-        offset = branch.offset
-        self._fused = Fused(
-            weight=base.weight.flatten(1),
-            bias=base.weight.new_zeros(base.out_channels) if base.bias is None else base.bias,
-            up=branch.scale * branch.up,
-            down=branch.kernels().flatten(1),
-            offset=base.weight.new_zeros(branch.up.shape[1]) if offset is None else offset,
-            shape=base.weight.shape,
+        if base.groups != 1:
+            return
+        zeros, rank = base.weight.new_zeros, branch.rank
+        bias = zeros(base.out_channels) if base.bias is None else base.bias
+        offset = zeros(rank) if branch.offset is None else branch.offset
+        self._stacked = Stacked(
+            weight=torch.cat([base.weight, branch.kernels()]),
+            bias=torch.cat([bias, offset]),
+            up=branch.scale * branch.up[:, :rank],
         )
-
-    def gating(self, gates: torch.Tensor) -> Gating:
-        """The gate state for these weights of the components, (batch, rank)."""
-        if self._fused is None or len(gates) != 1:
-            return Gating(gates)
-        return Gating(gates, self._fused.merged(gates))
 
     def set_gating(self, gating: Gating) -> None:
         """Set the gate state; `Gating()` selects the base layer alone."""
@@ -191,15 +220,16 @@ class CalaLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The adapted convolution of x (batch, in, h, w)."""
-        base, gating = self.base_layer, self._state[0]
-        if gating.merged is not None:
-            return _convolve(x, *gating.merged, base)
-        result = _convolve(x, base.weight, base.bias, base)
-        branch = None if gating.gates is None else self.branch
-        if branch is None or gating.gates is None:
+        base, gates, text = self.base_layer, self._state[0].gates, self._state[0].text
+        branch = None if gates is None else self.branch
+        if branch is None or gates is None:
+            return _convolve(x, base.weight, base.bias, base)
+        if self._stacked is None:
+            result: torch.Tensor = _convolve(x, base.weight, base.bias, base) + branch(x, gates, base, text)
             return result
-        adapted: torch.Tensor = result + branch(x, gating.gates, base)
-        return adapted
+        result = self._stacked.forward(x, gates[:, : branch.rank], base)
+        read = branch.read(x, gates, text)
+        return result if read is None else result + read
 
 
 def _convolve(

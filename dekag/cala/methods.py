@@ -11,7 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
 from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, LatentCodec, Modulation
+from dekag.codec.jscc import ResidualBlock, modulation_for, with_text
 from dekag.errors import InvalidInputError, MismatchError
 
 
@@ -56,8 +57,26 @@ class AdaptedCodec(nn.Module):
         super().__init__()
         self.codec = codec.requires_grad_(False)
 
-    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
-        """Inside the context, the side ("encoder", "decoder") is adapted to conditions (batch, C)."""
+    @property
+    def text_width(self) -> int:
+        """Width of the prompt's states that are read; 0 if none are."""
+        return int(self.codec.text_width)
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether symbols are sent interleaved."""
+        return bool(self.codec.interleaved)
+
+    def with_condition(
+        self, side: str, condition: torch.Tensor, text: torch.Tensor | None = None
+    ) -> AbstractContextManager[None]:
+        """Inside the context, the side ("encoder", "decoder") is adapted to conditions (batch, C).
+
+        Args:
+            side: "encoder" or "decoder".
+            condition: (batch, C).
+            text: states of the prompts for the adapter, (batch, tokens, text_width); None if there are none.
+        """
         return nullcontext()
 
     def group_of(self, condition: torch.Tensor) -> torch.Tensor:
@@ -79,6 +98,7 @@ class AdaptedCodec(nn.Module):
         condition: torch.Tensor,
         *,
         modulation: Modulation | None = None,
+        text: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, in one batch.
 
@@ -86,25 +106,41 @@ class AdaptedCodec(nn.Module):
             latents: latents to send.
             channel_uses: symbols for each image; shorter rows end in zeros.
             condition: (batch, C), all of one group.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: `modulations` of the conditions.
+            text: states of the prompts, (batch, tokens, text_width); None if there are none.
         """
         uses = channel_uses[0] if len(set(channel_uses)) == 1 else channel_uses
-        with self._with_condition("encoder", condition):
-            symbols: torch.Tensor = self.codec.encode(latents, uses, modulation=modulation)
+        chosen = self.modulations(condition) if modulation is None else modulation
+        with self.adapted("encoder", condition, text):
+            symbols: torch.Tensor = self.codec.encode(latents, uses, modulation=chosen, text=text)
         return symbols
 
     def decode(
-        self, symbols: torch.Tensor, latent_shape: tuple[int, int, int], condition: torch.Tensor
+        self,
+        symbols: torch.Tensor,
+        latent_shape: tuple[int, int, int],
+        condition: torch.Tensor,
+        *,
+        text: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32; see `encode`."""
-        with self._with_condition("decoder", condition):
-            latents: torch.Tensor = self.codec.decode(symbols, latent_shape)
+        with self.adapted("decoder", condition, text):
+            latents: torch.Tensor = self.codec.decode(symbols, latent_shape, text=text)
         return latents
 
-    def _with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    def modulations(self, condition: torch.Tensor) -> list[Modulation] | None:
+        """The constellation for the SNR in each condition (batch, C); None: that of the codec's training."""
+        if not self.codec.config.get("adaptive_modulation"):
+            return None
+        return [modulation_for(snr_db) for snr_db in rate_and_snr_db(condition)[1].tolist()]
+
+    def adapted(
+        self, side: str, condition: torch.Tensor, text: torch.Tensor | None = None
+    ) -> AbstractContextManager[None]:
+        """As `with_condition`, for conditions of one group, which is selected."""
         if self.groups > 1:
             self.select_group(int(self.group_of(condition)[0]))
-        return self.with_condition(side, condition)
+        return self.with_condition(side, condition, text)
 
     def fuse(self) -> None:
         """Prepare for fast inference, after which training is impossible; does nothing unless overridden."""
@@ -116,7 +152,7 @@ class AdaptedCodec(nn.Module):
     @classmethod
     def method(cls) -> Method:
         """The method of a plug-in."""
-        make = _sized(cls) if cls.sized else lambda codec, _: cls(copy.deepcopy(codec))
+        make = _sized(cls) if cls.sized else lambda codec, _, __=0: cls(copy.deepcopy(codec))
         return Method(cls.title or cls.name, make, cls.learning_rate, cls.sized)
 
 
@@ -194,6 +230,20 @@ class AttentionFeature(nn.Module):
         return x * scales[:, :, None, None].to(x.dtype)
 
 
+class Attended(ResidualBlock):
+    """A layer of the codec, and the attention after it."""
+
+    def __init__(self, layer: nn.Module, attention: AttentionFeature) -> None:
+        nn.Module.__init__(self)
+        self.layer, self.attention_feature = layer, attention
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
+        """The layer's features, scaled."""
+        features = self.layer(x, text) if isinstance(self.layer, ResidualBlock) else self.layer(x)
+        scaled: torch.Tensor = self.attention_feature(features)
+        return scaled
+
+
 class SnrAttention(AdaptedCodec):
     """Attention after each hidden layer, as in ADJSCC; the codec itself is not trained.
 
@@ -207,10 +257,12 @@ class SnrAttention(AdaptedCodec):
         width = int(codec.config.width)
         for stack in (codec.encoder, codec.decoder):
             for index in range(len(stack) - 2):  # the first convolution and the residual blocks
-                stack[index] = nn.Sequential(stack[index], AttentionFeature(width, hidden))
+                stack[index] = Attended(stack[index], AttentionFeature(width, hidden))
 
     @contextmanager
-    def with_condition(self, side: str, condition: torch.Tensor) -> Iterator[None]:
+    def with_condition(
+        self, side: str, condition: torch.Tensor, text: torch.Tensor | None = None
+    ) -> Iterator[None]:
         """Inside the context, the side's attention uses these conditions (batch, C)."""
         stack = self.codec.get_submodule(side)
         modules = [module for module in stack.modules() if isinstance(module, AttentionFeature)]
@@ -240,9 +292,19 @@ class Cala(AdaptedCodec):
         adapted.peft = knowledge.attach(codec)
         return adapted
 
-    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    @property
+    def text_width(self) -> int:
+        """Width of the prompt's states that the codec or its adapter reads."""
+        (config,) = self.peft.peft_config.values()
+        return self.codec.text_width or int(config.text_width)
+
+    def with_condition(
+        self, side: str, condition: torch.Tensor, text: torch.Tensor | None = None
+    ) -> AbstractContextManager[None]:
         """Inside the context, the side's gates use these conditions (batch, C)."""
-        with_condition: AbstractContextManager[None] = self.peft.base_model.with_condition(side, condition)
+        with_condition: AbstractContextManager[None] = self.peft.base_model.with_condition(
+            side, condition, text
+        )
         return with_condition
 
     def fuse(self) -> None:
@@ -253,9 +315,24 @@ class Cala(AdaptedCodec):
 class UngatedCala(Cala):
     """CALA with a constant condition at its gates, which leaves a plain low-rank adapter."""
 
-    def with_condition(self, side: str, condition: torch.Tensor) -> AbstractContextManager[None]:
+    def with_condition(
+        self, side: str, condition: torch.Tensor, text: torch.Tensor | None = None
+    ) -> AbstractContextManager[None]:
         """Inside the context, the side's gates are the same for all conditions (batch, C)."""
-        return super().with_condition(side, torch.zeros_like(condition))
+        return super().with_condition(side, torch.zeros_like(condition), text)
+
+
+class Build(Protocol):
+    """Builds an adapted codec from a base codec, which is copied."""
+
+    def __call__(self, codec: JsccCodec, fraction: float, text_width: int = 0, /) -> AdaptedCodec:
+        """The adapted codec.
+
+        Args:
+            codec: the base codec.
+            fraction: largest fraction of parameters to train.
+            text_width: width of the prompts' states that may be read; 0: none.
+        """
 
 
 @dataclass(frozen=True)
@@ -264,14 +341,13 @@ class Method:
 
     Attributes:
         title: label in figures.
-        build: builds the adapted codec from the base codec, which is copied, and the largest fraction of
-            parameters to train.
+        build: builds the adapted codec.
         learning_rate: peak learning rate; tuned by short runs on validation latents.
         sized: whether the parameter fraction has an effect.
     """
 
     title: str
-    build: Callable[[JsccCodec, float], AdaptedCodec]
+    build: Build
     learning_rate: float
     sized: bool = True
 
@@ -294,24 +370,49 @@ def largest(build: Callable[[int], AdaptedCodec], limit: int, *, most: int = 64)
     return build(low)
 
 
-def _sized(build: Callable[..., AdaptedCodec]) -> Callable[[JsccCodec, float], AdaptedCodec]:
-    def of_fraction(codec: JsccCodec, parameter_fraction: float) -> AdaptedCodec:
-        limit = int(parameter_fraction * sum(p.numel() for p in codec.parameters()))
-        return largest(lambda size: build(copy.deepcopy(codec), size), limit)
+def _sized(make: Callable[..., AdaptedCodec], *, reads_prompts: bool = False) -> Build:
+    """Builds with the largest size that keeps to the fraction; `make(codec, size)`, or with a text width."""
+
+    def of_fraction(codec: JsccCodec, fraction: float, text_width: int = 0) -> AdaptedCodec:
+        limit = int(fraction * sum(p.numel() for p in codec.parameters()))
+        more = (text_width,) if reads_prompts else ()
+        return largest(lambda size: make(copy.deepcopy(codec), size, *more), limit)
 
     return of_fraction
 
 
-def cala_config(rank: int, **changes: Any) -> CalaConfig:
-    """The best configuration of CALA at that rank, from docs/decisions/0008."""
-    return CalaConfig(**{"rank": rank, "gate_width": 16, **changes})
+def cala_config(codec: JsccCodec, rank: int, text_width: int = 0, **changes: Any) -> CalaConfig:
+    """The best configuration of CALA for a codec at that rank, from docs/decisions/0008.
+
+    Every second convolution is adapted. Of these, every second one also reads the prompt, if it is there.
+    """
+    layers, reading = [], []
+    for side in ("encoder", "decoder"):
+        own = [name for name in convolutions(codec) if name.startswith(f"{side}.") and "spoken" not in name]
+        # the decoder's first layer and the encoder's last are nearest to the channel
+        chosen = own[::2] if side == "decoder" else own[1::2]
+        layers += chosen
+        reading += chosen[1::2]
+    of_text: dict[str, Any] = {"text_modules": reading, "text_width": text_width} if text_width else {}
+    return CalaConfig(**{"rank": rank, "gate_width": 16, "target_modules": layers, **of_text, **changes})
 
 
 METHODS: dict[str, Method] = {
-    "none": Method("unaligned", lambda codec, _: AdaptedCodec(copy.deepcopy(codec)), 0.0, sized=False),
-    "cala": Method("CALA", _sized(lambda codec, rank: Cala(codec, cala_config(rank))), 1e-2),
+    "none": Method("unaligned", lambda codec, _, __=0: AdaptedCodec(copy.deepcopy(codec)), 0.0, sized=False),
+    "cala": Method(
+        "CALA",
+        _sized(lambda codec, rank, width: Cala(codec, cala_config(codec, rank, width)), reads_prompts=True),
+        1e-2,
+    ),
+    "cala-unprompted": Method(
+        "CALA without the prompt", _sized(lambda codec, rank: Cala(codec, cala_config(codec, rank))), 1e-2
+    ),
     "cala-ungated": Method(
-        "CALA without conditions", _sized(lambda codec, rank: UngatedCala(codec, cala_config(rank))), 1e-2
+        "CALA without conditions",
+        _sized(
+            lambda codec, rank, width: UngatedCala(codec, cala_config(codec, rank, width)), reads_prompts=True
+        ),
+        1e-2,
     ),
     "lora": Method("one shared LoRA", _sized(Lora), 1e-2),
     "lora-groups": Method(
@@ -319,26 +420,33 @@ METHODS: dict[str, Method] = {
     ),
     "lora-groups-large": Method(
         "LoRA per SNR and rate group, equal bytes each",
-        lambda codec, parameter_fraction: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(
-            codec, 4 * parameter_fraction
-        ),
+        lambda codec, fraction, _=0: _sized(lambda c, rank: Lora(c, rank, "snr-cbr"))(codec, 4 * fraction),
         1e-2,
     ),
     "snr-attention": Method("SNR attention", _sized(SnrAttention), 1e-2),
     "fine-tune": Method(
-        "shared full fine-tune", lambda codec, _: FullFineTune(copy.deepcopy(codec)), 3e-3, sized=False
+        "shared full fine-tune",
+        lambda codec, _, width=0: FullFineTune(with_text(codec, width) if width else copy.deepcopy(codec)),
+        3e-3,
+        sized=False,
     ),
 }
 
 
-def build(name: str, codec: JsccCodec, parameter_fraction: float) -> AdaptedCodec:
+def build(name: str, codec: JsccCodec, fraction: float, text_width: int = 0) -> AdaptedCodec:
     """The method of that name over a copy of `codec`.
+
+    Args:
+        name: a name in METHODS, or of a plug-in.
+        codec: the base codec.
+        fraction: largest fraction of parameters to train.
+        text_width: width of the prompts' states, for methods that read them; 0: they are not read.
 
     Raises:
         InvalidInputError: the method is unknown, or the fraction is too small for it.
     """
     method: Method = plugins.get("method", name)
-    return method.build(codec, parameter_fraction)
+    return method.build(codec, fraction, text_width)
 
 
 def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> AdaptedCodec:
@@ -352,7 +460,7 @@ def attached(codec: LatentCodec, knowledge: TransmissionKnowledge) -> AdaptedCod
     if knowledge.method == CALA:
         return Cala.attached(copy.deepcopy(codec), knowledge)
     try:
-        adapted = build(knowledge.method, codec, knowledge.parameter_fraction)
+        adapted = build(knowledge.method, codec, knowledge.parameter_fraction, knowledge.text_width)
     except InvalidInputError as error:
         raise MismatchError(f"transmission knowledge of the method {knowledge.method}: {error}") from error
     trained = {name: values for name, values in adapted.named_parameters() if values.requires_grad}

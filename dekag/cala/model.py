@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,9 +15,6 @@ from torch.nn import functional as F
 from dekag.cala.config import CalaConfig
 from dekag.cala.layer import CalaLayer, Gating, LowRankBranch
 from dekag.errors import InvalidInputError
-
-RECENT_CONDITIONS = 32
-"""Number of single conditions with cached merged weights, about 1 MB each for the embedded codec."""
 
 _BASE_ALONE = Gating()
 
@@ -53,10 +49,6 @@ class GatedSide:
             return [part.weights(n) for part, n in zip(self.branches, numbers.split(ranks, 1), strict=True)]
         return list(self.branches[0].weights(numbers).split(ranks, dim=1))
 
-    def gatings(self, condition: torch.Tensor) -> list[Gating]:
-        """The gate state of each layer for conditions (batch, C)."""
-        return [layer.gating(g) for layer, g in zip(self.layers, self.gates(condition), strict=True)]
-
     def with_one_head(self) -> GatedSide:
         """The same side with concatenated heads."""
         heads = [part.head for part in self.branches]
@@ -79,7 +71,6 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
         if not hasattr(self, "cala_trunks"):
             self.cala_trunks = nn.ModuleDict({})
             self._fused_sides: dict[str, GatedSide] = {}
-            self._recent: OrderedDict[tuple[str, bytes], list[Gating]] = OrderedDict()
         self.cala_trunks[adapter_name] = nn.ModuleDict(
             {
                 side: nn.Sequential(nn.Linear(config.condition_features, config.gate_width), nn.GELU())
@@ -112,10 +103,12 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
         for ending, other in peft_config.rank_pattern.items():
             if current_key.endswith(ending):
                 rank = other
+        reads = current_key.endswith(tuple(peft_config.text_modules))
+        text_rank = peft_config.text_rank if reads else 0
         if isinstance(target, CalaLayer):
-            target.update_layer(adapter_name, rank, peft_config)
+            target.update_layer(adapter_name, rank, peft_config, text_rank)
         elif isinstance(target, nn.Conv2d):
-            layer = CalaLayer(target, adapter_name, rank, peft_config)
+            layer = CalaLayer(target, adapter_name, rank, peft_config, text_rank)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
@@ -161,7 +154,6 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
     def fuse(self) -> None:
         """Prepare layers and gates for fast inference; see `CalaLayer.fuse`."""
         self._fused_sides.clear()
-        self._recent.clear()
         trunks: Any = self.cala_trunks[self.active_adapters[0]]
         for name in trunks:
             side = self._side(name)
@@ -170,30 +162,21 @@ class CalaModel(BaseTuner):  # type: ignore[misc]
             self._fused_sides[name] = side.with_one_head()
 
     @contextmanager
-    def with_condition(self, side: str, condition: torch.Tensor) -> Iterator[None]:
+    def with_condition(
+        self, side: str, condition: torch.Tensor, text: torch.Tensor | None = None
+    ) -> Iterator[None]:
         """Inside the context, image i of a batch is processed for condition[i]; outside, by the base codec.
 
         Args:
             side: which part of the model, such as "encoder".
             condition: (batch, C) float32.
+            text: states of the prompts, (batch, tokens, text_width); None if there are none.
         """
         part = self._side(side)
-        for layer, gating in zip(part.layers, self._gatings(side, part, condition), strict=True):
-            layer.set_gating(gating)
+        for layer, gates in zip(part.layers, part.gates(condition), strict=True):
+            layer.set_gating(Gating(gates, text))
         try:
             yield
         finally:
             for layer in part.layers:
                 layer.set_gating(_BASE_ALONE)
-
-    def _gatings(self, side: str, part: GatedSide, condition: torch.Tensor) -> list[Gating]:
-        """The gate state of each layer; cached for single conditions, as requests often repeat them."""
-        if part.head is None or len(condition) != 1:
-            return part.gatings(condition)
-        key = side, condition.numpy().tobytes()
-        if key not in self._recent:
-            self._recent[key] = part.gatings(condition)
-            if len(self._recent) > RECENT_CONDITIONS:
-                self._recent.popitem(last=False)
-        self._recent.move_to_end(key)
-        return self._recent[key]

@@ -1,12 +1,15 @@
 """The joint source-channel codec f_JE: Z -> C^K, f_JD: C^K -> Z (layers and sizes are our choice).
 
-A residual convolutional network over the latent folded 2x2, for latents of any even size. Its output
-channels are ordered: symbols are sent channel by channel, so any prefix of K symbols is a valid
-transmission and the receiver fills what was not sent with zeros.
+A residual convolutional network over the folded latent, for latents whose sides are multiples of the fold.
+Its output channels are ordered: symbols are sent channel by channel, so any prefix of K symbols is a valid
+transmission and the receiver fills what was not sent with zeros. A codec with a text width also reads the
+prompt, at both ends.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,37 +24,77 @@ from torch.nn import functional as F
 from dekag import plugins
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, unit_power
+from dekag.codec.text_attention import TextAttention
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
-
-FOLD = 2
 
 Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
 MODULATIONS: tuple[Modulation, ...] = get_args(Modulation)
 BITS_PER_SYMBOL = {"qam4": 2, "qam16": 4, "qam64": 6, "qam256": 8}
 
 
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a GELU, added to the input; (batch, width, h, w) both ways."""
+MODULATION_FROM_DB: tuple[tuple[float, Modulation], ...] = (
+    (10.0, "qam256"), (0.0, "qam64"), (-math.inf, "qam16"),
+)  # fmt: skip
 
-    def __init__(self, width: int) -> None:
+
+def modulation_for(snr_db: float) -> Modulation:
+    """The constellation for a mean SNR in dB: finer ones gain nothing where noise hides their points.
+
+    Example:
+        >>> from dekag.codec.jscc import modulation_for
+        >>> [modulation_for(snr_db) for snr_db in (-5, 5, 15)]
+        ['qam16', 'qam64', 'qam256']
+    """
+    return next(modulation for from_db, modulation in MODULATION_FROM_DB if snr_db >= from_db)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions around a GELU, added to the input; (batch, width, h, w) both ways.
+
+    With a text width, half as many maps as channels are read from the prompt and added as well.
+    """
+
+    def __init__(self, width: int, text_width: int = 0) -> None:
         super().__init__()
         self.first = Conv2d(width, width, 3, padding=1)
         self.second = Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.second.weight)
+        self.attention = TextAttention(width, text_width, width // 2) if text_width else None
+        if text_width:
+            self.spoken = Conv2d(width // 2, width, 1, bias=False)
+            nn.init.zeros_(self.spoken.weight)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Refine the features."""
+    def forward(self, x: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
+        """Refine the features, for prompts' states (batch, tokens, text_width) if they are given."""
+        if self.attention is not None and text is not None:
+            x = x + self.spoken(self.attention(x, text))
         out: torch.Tensor = x + self.second(F.gelu(self.first(F.gelu(x))))
         return out
 
 
-def _stack(inputs: int, width: int, blocks: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        Conv2d(inputs, width, 3, padding=1),
-        *(ResidualBlock(width) for _ in range(blocks)),
-        nn.GELU(),
-        Conv2d(width, outputs, 3, padding=1),
-    )
+class Stack(nn.Sequential):
+    """Encoder or decoder: a convolution in, residual blocks, a convolution out.
+
+    Args:
+        inputs, outputs: channels of the folded maps at both ends.
+        width: channels in between.
+        blocks: number of residual blocks.
+        text_width: width of a prompt's states, which every second block reads; 0: none does.
+    """
+
+    def __init__(self, inputs: int, width: int, blocks: int, outputs: int, text_width: int = 0) -> None:
+        super().__init__(
+            Conv2d(inputs, width, 3, padding=1),
+            *(ResidualBlock(width, 0 if number % 2 else text_width) for number in range(blocks)),
+            nn.GELU(),
+            Conv2d(width, outputs, 3, padding=1),
+        )
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
+        """Maps (batch, inputs, h, w), and states (batch, tokens, text_width) -> (batch, outputs, h, w)."""
+        for layer in self:
+            x = layer(x, text) if isinstance(layer, ResidualBlock) else layer(x)
+        return x
 
 
 class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
@@ -62,9 +105,15 @@ class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
 
     Attributes:
         name: name of the kind of codec: lower-case letters, digits, - and _.
+        text_width: width of the states of a prompt that it reads; 0 if it reads none. If it is above 0,
+            `encode` and `decode` also take `text`, (batch, tokens, text_width) or None.
+        interleaved: whether its symbols are sent in the order of `dekag.link.interleaver`, which spreads a
+            fade over the whole image.
     """
 
     name: ClassVar[str]
+    text_width: int = 0
+    interleaved: bool = False
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -118,10 +167,16 @@ class JsccCodec(LatentCodec):
 
     Args:
         latent_channels: channels of the latent.
-        symbol_channels: complex symbols for each folded position (8 for 512 symbols of a 4x16x16 latent).
+        symbol_channels: complex symbols for each 2x2 positions of the latent (8 for 512 symbols of a 4x16x16
+            latent).
         width: channels of the hidden layers.
         blocks: residual blocks in the encoder and in the decoder.
         bits_per_symbol: 6 is 64-QAM.
+        fold: side of the squares of latent positions that become channels, 2 or 4. Latents' sides must be
+            multiples of it. A larger one makes a wide codec as fast as a narrow one.
+        text_width: width of a prompt's states; 0 if prompts are not read.
+        interleaved: whether symbols are sent interleaved.
+        adaptive_modulation: whether adapted codecs choose the constellation by `modulation_for`.
     """
 
     name = "jscc"
@@ -134,24 +189,34 @@ class JsccCodec(LatentCodec):
         width: int = 64,
         blocks: int = 3,
         bits_per_symbol: int = 6,
+        fold: int = 2,
+        text_width: int = 0,
+        interleaved: bool = False,
+        adaptive_modulation: bool = False,
     ) -> None:
         super().__init__()
-        folded = latent_channels * FOLD**2
-        self.encoder = _stack(folded, width, blocks, 2 * symbol_channels)
-        self.decoder = _stack(2 * symbol_channels, width, blocks, folded)
+        self.text_width, self.interleaved = text_width, interleaved
+        self.symbol_channels = symbol_channels * (fold // 2) ** 2  # of each folded position
+        folded, symbols = latent_channels * fold**2, 2 * self.symbol_channels
+        self.encoder = Stack(folded, width, blocks, symbols, text_width)
+        self.decoder = Stack(symbols, width, blocks, folded, text_width)
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
         _, height, width = latent_shape
-        return int(self.config.symbol_channels) * (height // FOLD) * (width // FOLD)
+        fold = int(self.config.fold)
+        return int(self.symbol_channels) * (height // fold) * (width // fold)
 
-    def features(self, latents: torch.Tensor, channel_uses: int | Sequence[int]) -> torch.Tensor:
+    def features(
+        self, latents: torch.Tensor, channel_uses: int | Sequence[int], *, text: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Symbols before quantisation: (batch, channels, h, w) -> (batch, K), mean power 1 per image.
 
         Args:
             latents: (batch, channels, h, w).
             channel_uses: symbols for every image or for each; shorter rows end in zeros, and K is the largest
                 number.
+            text: states of the prompts, (batch, tokens, text_width); None where no prompt is read.
 
         Raises:
             InvalidInputError: a number is not within 1..max_channel_uses, or there is not one for each image.
@@ -163,7 +228,7 @@ class JsccCodec(LatentCodec):
                 raise InvalidInputError("channel_uses", f"between 1 and {most}", count)
         if not isinstance(channel_uses, int) and len(counts) != len(latents):
             raise InvalidInputError("channel_uses", f"one for each of {len(latents)} images", len(counts))
-        values = self.encoder(F.pixel_unshuffle(latents, FOLD)).float()
+        values = self.encoder(F.pixel_unshuffle(latents, self.config.fold), text).float()
         batch, channels, height, width = values.shape
         pairs = values.reshape(batch, channels // 2, 2, height * width).transpose(2, 3)
         symbols = torch.view_as_complex(pairs.contiguous()).flatten(1)
@@ -176,7 +241,7 @@ class JsccCodec(LatentCodec):
         features: torch.Tensor,
         *,
         channel_uses: Sequence[int] | None = None,
-        modulation: Modulation | None = None,
+        modulation: Modulation | Sequence[Modulation] | None = None,
     ) -> torch.Tensor:
         """Quantise features (batch, K) to constellation points, then scale each image to mean power 1.
 
@@ -185,12 +250,23 @@ class JsccCodec(LatentCodec):
         Args:
             features: result of `features`.
             channel_uses: number of symbols of each row, if it differs from K.
-            modulation: the constellation; default: that of the codec's training. "unquantised" leaves the
-                features unchanged.
+            modulation: the constellation of all images or of each; default: that of the codec's training.
+                "unquantised" leaves the features unchanged.
 
         Raises:
             InvalidInputError: there is no such modulation.
         """
+        if not isinstance(modulation, str | None):
+            if len(set(modulation)) == 1:
+                modulation = modulation[0]
+            else:
+                counts = channel_uses or [features.shape[1]] * len(features)
+                return torch.cat(
+                    [
+                        self.quantize(features[i : i + 1], channel_uses=counts[i : i + 1], modulation=each)
+                        for i, each in enumerate(modulation)
+                    ]
+                )
         if modulation == "unquantised":
             return features
         if modulation is not None and modulation not in BITS_PER_SYMBOL:
@@ -204,7 +280,8 @@ class JsccCodec(LatentCodec):
         latents: torch.Tensor,
         channel_uses: int | Sequence[int],
         *,
-        modulation: Modulation | None = None,
+        modulation: Modulation | Sequence[Modulation] | None = None,
+        text: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Latents (batch, channels, h, w) float32 -> symbols (batch, K) complex64, mean power 1 per image.
 
@@ -214,22 +291,43 @@ class JsccCodec(LatentCodec):
             InvalidInputError: `channel_uses` is not within 1..max_channel_uses, or there is no such
                 modulation.
         """
-        features = self.features(latents, channel_uses)
+        features = self.features(latents, channel_uses, text=text)
         counts = None if isinstance(channel_uses, int) else channel_uses
         return self.quantize(features, channel_uses=counts, modulation=modulation)
 
-    def decode(self, symbols: torch.Tensor, latent_shape: tuple[int, int, int]) -> torch.Tensor:
+    def decode(
+        self,
+        symbols: torch.Tensor,
+        latent_shape: tuple[int, int, int],
+        *,
+        text: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Equalised symbols (batch, K) complex64 -> latents (batch, channels, h, w) float32.
 
         Symbols that a row did not send must be zero.
         """
         _, height, width = latent_shape
-        height, width = height // FOLD, width // FOLD
+        height, width = height // self.config.fold, width // self.config.fold
         missing = self.max_channel_uses(latent_shape) - symbols.shape[1]
         pairs = torch.view_as_real(F.pad(symbols, (0, missing)).contiguous())
         grid = pairs.view(len(symbols), -1, height * width, 2).transpose(2, 3)
         values = grid.reshape(len(symbols), -1, height, width)
-        return F.pixel_shuffle(self.decoder(values).float(), FOLD)
+        return F.pixel_shuffle(self.decoder(values, text).float(), self.config.fold)
+
+
+def with_text(codec: JsccCodec, text_width: int) -> JsccCodec:
+    """A copy of a codec that also reads prompts, and at first gives the same results.
+
+    Args:
+        codec: a codec; one that reads prompts already is only copied.
+        text_width: width of the prompts' states.
+    """
+    if codec.text_width:
+        return copy.deepcopy(codec)
+    own = {name: value for name, value in codec.config.items() if not name.startswith("_")}
+    reading: JsccCodec = JsccCodec(**{**own, "text_width": text_width})
+    reading.load_state_dict(codec.state_dict(), strict=False)
+    return reading
 
 
 CODECS: dict[str, type[LatentCodec]] = {JsccCodec.name: JsccCodec}

@@ -178,6 +178,17 @@ class PromptReader:
             found |= {"prompt_attention_mask": said[1], "negative_prompt_attention_mask": unsaid[1]}
         return found
 
+    def side_information(self, prompt: str) -> torch.Tensor:
+        """What the text encoder says of the tokens of `prompt`, (tokens, width) float32 on the CPU.
+
+        Start, end and filling tokens are left out, so that an empty prompt says nothing.
+        """
+        windows = self.windows(prompt)
+        states, _ = self._read(windows)
+        start = len(self._start)
+        parts = [row[start : start + len(each.ids)] for row, each in zip(states, windows, strict=True)]
+        return torch.cat(parts).to("cpu", torch.float32)
+
     def prepare(self, prompts: Sequence[str]) -> None:
         """Read prompts in advance, so that a text encoder that does not stay in memory is loaded once."""
         if self.encoder is None:

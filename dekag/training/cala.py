@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -20,10 +21,13 @@ from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, Modulation
 from dekag.errors import InvalidInputError
 from dekag.link.conditions import Fading, LinkConditions
+from dekag.link.interleaver import interleaver
 from dekag.link.training_channel import draw_channels, pass_through
-from dekag.pipeline import SemanticLink
+from dekag.pipeline import SemanticLink, Text
 from dekag.training.data import CELL, picked, psnr_db
+from dekag.training.examples import Examples, draw_mixed
 from dekag.training.loop import TrainingRun
+from dekag.training.muon import Muon
 
 BATCH = 64
 COMMITMENT = 0.25
@@ -34,6 +38,7 @@ TAU_RANGE_S = (1e-8, 1e-5)
 RICIAN_K_RANGE_DB = (0.0, 12.0)
 PILOT_SHARE, BLIND_SHARE, ZERO_FORCING_SHARE = 0.15, 0.05, 0.1
 METRIC_LATENTS = 32
+_GATES = re.compile(r"\.(head|cala_trunks|taps|squeeze|excite)\b")
 
 
 @dataclass(frozen=True)
@@ -157,12 +162,21 @@ def send(
     conditions: ConditionBatch,
     generator: torch.Generator,
     *,
+    text: torch.Tensor | None = None,
     bf16: bool = False,
 ) -> Sent:
     """Send latents (batch, c, h, w) through encoder, channel, equaliser and decoder; differentiable.
 
     Quantisation uses the straight-through gradient. `commitment` is the mean squared distance between the
     features and their constellation points.
+
+    Args:
+        adapted: codec with its adapters.
+        clean: latents to send.
+        conditions: one for each latent.
+        generator: source of fading and noise.
+        text: states of the prompts, (batch, tokens, text_width); None: they are not read.
+        bf16: run the convolutions in bfloat16.
     """
     shape = (clean.shape[1], clean.shape[2], clean.shape[3])
     counts = conditions.channel_uses(source_values(clean))
@@ -174,19 +188,32 @@ def send(
         pilots=conditions.pilots,
         no_csi=conditions.no_csi,
     )
-    codec = adapted.codec
+    codec, known = adapted.codec, conditions.features()
     precision = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
-    with precision, adapted.with_condition("encoder", conditions.features()):
-        features = codec.features(clean, counts)
-    symbols = codec.quantize(features.detach(), channel_uses=counts)
+    with precision, adapted.with_condition("encoder", known, text):
+        features = codec.features(clean, counts, text=text)
+    symbols = codec.quantize(features.detach(), channel_uses=counts, modulation=adapted.modulations(known))
     straight = features + (symbols - features).detach()
+    order = _sending_order(counts, straight.shape[1]) if codec.interleaved else None
     equalised = pass_through(
-        channels, straight, torch.tensor(counts), generator, zero_forcing=conditions.zero_forcing
+        channels,
+        straight if order is None else straight.gather(1, order),
+        torch.tensor(counts),
+        generator,
+        zero_forcing=conditions.zero_forcing,
     )
+    if order is not None:
+        equalised = equalised.gather(1, order.argsort(dim=1))
     seen = conditions.features(channels.block_snr_db)
-    with precision, adapted.with_condition("decoder", seen):
-        received = codec.decode(equalised, shape)
+    with precision, adapted.with_condition("decoder", seen, text):
+        received = codec.decode(equalised, shape, text=text)
     return Sent(received, (features - symbols).abs().square().mean())
+
+
+def _sending_order(counts: Sequence[int], length: int) -> torch.Tensor:
+    """(batch, length) int64: which symbol each row sends at each place; those that it does not send stay."""
+    unsent = torch.arange(length)
+    return torch.stack([torch.cat([interleaver(count), unsent[count:]]) for count in counts])
 
 
 def source_values(latents: torch.Tensor, factor: int = CELL) -> int:
@@ -202,7 +229,7 @@ def train_method(
     folder: Path,
     method: str,
     codec: JsccCodec,
-    latents: torch.Tensor,
+    examples: Sequence[Examples],
     metric: torch.Tensor,
     *,
     steps: int,
@@ -216,7 +243,7 @@ def train_method(
     crop: int | None = None,
     show: bool = True,
 ) -> AdaptedCodec:
-    """Train a method on latents (n, c, h, w), resuming from `folder`; returns the averaged model.
+    """Train a method on sets of examples, in equal parts, resuming from `folder`; returns the averaged model.
 
     The loss is the batch mean of the logarithm of the expected image error, because methods are compared by
     mean PSNR, which is a mean of logarithms. In a mean of errors the worst conditions would dominate. A
@@ -226,7 +253,7 @@ def train_method(
         folder: folder of the checkpoints.
         method: a name in METHODS.
         codec: the base codec; it is copied.
-        latents: latents to send.
+        examples: sets of latents to send; prompts are read if all have them.
         metric: image error caused by latent errors (`pixel_metric`).
         steps: total optimiser steps, divided among the groups of conditions if the method has any.
         seed: seed of all randomness.
@@ -241,21 +268,19 @@ def train_method(
         show: show a progress bar.
     """
     torch.manual_seed(seed)
-    model = build(method, codec, parameter_fraction) if adapted is None else adapted
+    text_width = _text_width(examples)
+    model = build(method, codec, parameter_fraction, text_width) if adapted is None else adapted
     peak = METHODS[method].learning_rate if learning_rate is None else learning_rate
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
+    if not model.trained_parameters():
         return model
-    optimizer = torch.optim.AdamW(trained, lr=peak, weight_decay=0.0, fused=True)
-    run = TrainingRun(folder, model, [optimizer], seed=seed, ema_decay=0.998)
+    run = TrainingRun(folder, model, _optimizers(model, peak), seed=seed, ema_decay=0.998)
 
     # after the average was copied: only training uses this layout, which makes it a third faster
     for stack in (model.codec.encoder, model.codec.decoder):
         stack.register_forward_pre_hook(_channels_last)
 
     def step(number: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        pick = torch.randint(len(latents), (batch,), generator=generator)
-        clean = picked(latents, pick, crop, generator)
+        clean, text = draw_mixed(examples, batch, generator, crop=crop)
         group = number % model.groups
         model.select_group(group)
         if only is not None:
@@ -264,8 +289,8 @@ def train_method(
             conditions = draw_conditions(8 * batch if model.groups > 1 else batch, generator)
             inside = model.group_of(conditions.features()) == group
             conditions = conditions.take(inside.nonzero()[:batch, 0])
-        clean = clean[: len(conditions)]
-        sent = send(model, clean, conditions, generator, bf16=bf16)
+        clean, text = clean[: len(conditions)], None if text is None else text[: len(conditions)]
+        sent = send(model, clean, conditions, generator, text=text, bf16=bf16)
         error = image_error(sent.received, clean, metric)
         distortion = (error + ERROR_FLOOR).log().mean()
         return {
@@ -278,6 +303,28 @@ def train_method(
     return average
 
 
+def _text_width(examples: Sequence[Examples]) -> int:
+    """Width of the prompts' states; 0 unless all sets have them."""
+    widths = {0 if each.text is None else each.text.shape[2] for each in examples}
+    return widths.pop() if len(widths) == 1 else 0
+
+
+def _optimizers(model: torch.nn.Module, peak: float) -> list[torch.optim.Optimizer]:
+    """Muon for convolutions and low-rank factors, AdamW for gates, biases and small kernels."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    factors = [
+        p for name, p in named
+        if p.ndim in (2, 4) and min(len(p), p[0].numel()) > 1 and not _GATES.search(name)
+    ]  # fmt: skip
+    others = [p for _, p in named if not any(p is factor for factor in factors)]
+    found: list[torch.optim.Optimizer] = []
+    if factors:
+        found.append(Muon(factors, peak, weight_decay=0.0))
+    if others:
+        found.append(torch.optim.AdamW(others, lr=peak, weight_decay=0.0, fused=True))
+    return found
+
+
 @torch.inference_mode()
 def expected_psnr_db(
     adapted: AdaptedCodec,
@@ -285,12 +332,13 @@ def expected_psnr_db(
     conditions: ConditionBatch,
     metric: torch.Tensor,
     *,
+    text: torch.Tensor | None = None,
     seed: int = 0,
 ) -> torch.Tensor:
     """(n,) PSNR, dB, by `metric`, of latents (n, c, h, w) sent under n conditions of one group."""
     generator = torch.Generator().manual_seed(seed)
     adapted.select_group(int(adapted.group_of(conditions.features())[0]))
-    sent = send(adapted, latents.float(), conditions, generator)
+    sent = send(adapted, latents.float(), conditions, generator, text=text)
     return -10 * torch.log10(image_error(sent.received, latents.float(), metric) + 1e-10)
 
 
@@ -314,6 +362,7 @@ def deliver(
     seeds: Sequence[int],
     *,
     modulation: Modulation | None = None,
+    text: Text = None,
 ) -> torch.Tensor:
     """Send latents (n, c, h, w) over the simulated link under one condition, with one seed each.
 
@@ -327,6 +376,7 @@ def deliver(
         source_values=values,
         channel_uses=max(1, round(cbr * values)),
         modulation=modulation,
+        text=text,
     )
     return result.latents
 
@@ -340,7 +390,7 @@ QUALITY_RICIAN_K_DB = 6.0
 def calibrate_quality(
     adapted: AdaptedCodec,
     decode: Callable[[torch.Tensor], torch.Tensor],
-    latents: torch.Tensor,
+    examples: Examples,
     *,
     seed: int = 0,
     cbrs: Sequence[float] = QUALITY_CBRS,
@@ -355,14 +405,15 @@ def calibrate_quality(
     Args:
         adapted: codec to measure.
         decode: latents -> images in [-1, 1].
-        latents: (n, c, h, w), not used in training; each is sent once under every condition.
+        examples: not used in training; each is sent once under every condition, with its prompt.
         seed: seed of fading and noise.
         cbrs: rates, ascending.
         snrs_db: mean SNRs, ascending, dB.
         taus_s: delay spreads, ascending, s.
         show: show a progress bar.
     """
-    clean = latents.float()
+    clean = examples.latents.float()
+    text = None if examples.text is None else list(examples.text)
     reference = decode(clean)
     rician = LinkConditions(fading="rician", rician_k_db=QUALITY_RICIAN_K_DB)
     directs = (0.0, los_power_fraction(rician), 1.0)
@@ -381,7 +432,7 @@ def calibrate_quality(
             conditions = LinkConditions(
                 snr_db=snr_db, fading=fading, tau_rms_s=tau_s, rician_k_db=QUALITY_RICIAN_K_DB
             )
-            received = deliver(adapted, clean, cbr, conditions, range(seed, seed + len(clean)))
+            received = deliver(adapted, clean, cbr, conditions, range(seed, seed + len(clean)), text=text)
             psnr = psnr_db(decode(received), reference)
             mean[place], spread[place] = float(psnr.mean()), float(psnr.std())
     return QualityModel(
@@ -394,8 +445,8 @@ def train_knowledge(
     codec: JsccCodec,
     base_hash: str,
     decode: Callable[[torch.Tensor], torch.Tensor],
-    latents: torch.Tensor,
-    validation: torch.Tensor,
+    examples: Sequence[Examples],
+    validation: Examples,
     *,
     steps: int,
     seed: int,
@@ -414,8 +465,8 @@ def train_knowledge(
         codec: the base codec.
         base_hash: hash of the codec's folder.
         decode: latents -> images in [-1, 1], without gradients.
-        latents: (n, c, h, w) to train on.
-        validation: (m, c, h, w) to measure on.
+        examples: sets to train on, in equal parts; prompts are read if all have them.
+        validation: what to measure on.
         steps: total optimiser steps.
         seed: seed of all randomness.
         parameter_fraction: upper limit of trained parameters, relative to those of the codec.
@@ -432,15 +483,18 @@ def train_knowledge(
             it.
     """
     decode = torch.no_grad()(decode)
-    first = torch.arange(min(METRIC_LATENTS, len(latents)))
-    metric = pixel_metric(decode, picked(latents, first, crop, torch.Generator().manual_seed(seed)))
+    first = torch.arange(min(METRIC_LATENTS, len(examples[0])))
+    metric = pixel_metric(
+        decode, picked(examples[0].latents, first, crop, torch.Generator().manual_seed(seed))
+    )
+    text_width = _text_width(examples)
     torch.manual_seed(seed)
-    model = build(method, codec, parameter_fraction)
+    model = build(method, codec, parameter_fraction, text_width)
     if not model.trained_parameters():
         raise InvalidInputError("method", "one that trains something", method)
     parameters, of_codec = model.trained_parameters(), sum(p.numel() for p in codec.parameters())
     trained = train_method(
-        folder, method, codec, latents, metric, steps=steps, seed=seed, bf16=bf16, adapted=model, crop=crop
+        folder, method, codec, examples, metric, steps=steps, seed=seed, bf16=bf16, adapted=model, crop=crop
     )
     info = {"base_hash": base_hash} | ({"vae_hash": vae_hash} if vae_hash else {})
     if isinstance(trained, Cala) and method == CALA:
@@ -448,7 +502,7 @@ def train_knowledge(
     else:
         values = dict(trained.named_parameters())
         weights = {name: values[name] for name, each in model.named_parameters() if each.requires_grad}
-        knowledge = TransmissionKnowledge.of_method(info, method, parameter_fraction, weights)
+        knowledge = TransmissionKnowledge.of_method(info, method, parameter_fraction, weights, text_width)
     # measured in its final form: loaded into a new codec, with rounded weights
     quality = calibrate_quality(attached(codec, knowledge), decode, validation, **(quality_grid or {}))
     return knowledge.with_info(

@@ -1,58 +1,78 @@
-"""Training of the base codec, the "unaligned" transmission knowledge: ideal channel, highest rate."""
+"""Training of the base codec, the "unaligned" transmission knowledge, on an ideal channel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dekag.codec import JsccCodec
-from dekag.training.data import picked
+from dekag.training.examples import Examples, draw_mixed
 from dekag.training.loop import TrainingRun
+from dekag.training.muon import Muon
 
 BATCH = 64
 COMMITMENT = 0.25
+LOWEST_RATE = 1 / 8
+"""Of the rates that a codec for every rate is trained at, relative to the highest one."""
 
 
 def train_codec(
     folder: Path,
-    latents: torch.Tensor,
+    examples: Sequence[Examples],
     *,
     steps: int,
     seed: int,
     crop: int | None = None,
-    width: int = 64,
-    blocks: int = 3,
+    every_rate: bool = False,
+    bf16: bool = False,
+    **config: Any,
 ) -> JsccCodec:
-    """Train on latents (n, channels, h, w), resuming from `folder`; returns the averaged codec.
+    """Train on sets of examples, in equal parts, resuming from `folder`; returns the averaged codec.
 
     The loss is the latent reconstruction error, with the straight-through gradient for quantisation, plus a
     commitment term that pulls the features towards their constellation points.
 
     Args:
         folder: folder of the checkpoints.
-        latents: latents to send; their channels are the codec's.
+        examples: latents to send; their channels are the codec's.
         steps: total optimiser steps.
         seed: seed of all randomness.
         crop: train on random squares of so many latent pixels a side; default: on whole latents.
-        width: channels of the hidden layers.
-        blocks: residual blocks in the encoder and in the decoder.
+        every_rate: train at log-uniform rates down to LOWEST_RATE of the highest, instead of at the highest.
+            The loss is then the mean logarithm of each image's error, as errors differ by rate.
+        bf16: run the convolutions in bfloat16.
+        config: arguments of JsccCodec. With a `text_width`, all examples must have prompts of that width.
     """
     torch.manual_seed(seed)
-    codec = JsccCodec(latent_channels=latents.shape[1], width=width, blocks=blocks)
-    optimizer = torch.optim.AdamW(codec.parameters(), lr=2e-3, weight_decay=1e-4, fused=True)
-    run = TrainingRun(folder, codec, [optimizer], seed=seed, ema_decay=0.998)
+    codec = JsccCodec(latent_channels=examples[0].latents.shape[1], **config)
+    matrices = [p for p in codec.parameters() if p.ndim in (2, 4)]
+    others = [p for p in codec.parameters() if p.ndim not in (2, 4)]
+    optimizers: list[torch.optim.Optimizer] = [
+        Muon(matrices, 2e-3, weight_decay=1e-4),
+        torch.optim.AdamW(others, lr=2e-3, weight_decay=0.0, fused=True),
+    ]
+    run = TrainingRun(folder, codec, optimizers, seed=seed, ema_decay=0.998)
 
     def step(_: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        pick = torch.randint(len(latents), (BATCH,), generator=generator)
-        clean = picked(latents, pick, crop, generator)
-        latent_shape = (clean.shape[1], clean.shape[2], clean.shape[3])
-        features = codec.features(clean, codec.max_channel_uses(latent_shape))
-        symbols = codec.quantize(features.detach())
-        received = codec.decode(features + (symbols - features).detach(), latent_shape)
-        reconstruction = (received - clean).square().mean()
+        clean, text = draw_mixed(examples, BATCH, generator, crop=crop)
+        shape = (clean.shape[1], clean.shape[2], clean.shape[3])
+        most = codec.max_channel_uses(shape)
+        counts: list[int] | None = None
+        if every_rate:
+            rates = LOWEST_RATE ** torch.rand(BATCH, generator=generator)
+            counts = (rates * most).round().int().clamp(1, most).tolist()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            features = codec.features(clean, counts or most, text=text)
+        symbols = codec.quantize(features.detach(), channel_uses=counts)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            received = codec.decode(features + (symbols - features).detach(), shape, text=text)
+        error = (received - clean).square().mean(dim=(1, 2, 3))
+        reconstruction = (error + 1e-4).log().mean() if every_rate else error.mean()
         commitment = (features - symbols).abs().square().mean()
-        return {"loss": reconstruction + COMMITMENT * commitment, "reconstruction": reconstruction}
+        return {"loss": reconstruction + COMMITMENT * commitment, "error": error.mean()}
 
     run.run(step, steps)
     average: JsccCodec = run.average
@@ -60,10 +80,11 @@ def train_codec(
 
 
 @torch.inference_mode()
-def clean_latent_snr_db(codec: JsccCodec, latents: torch.Tensor) -> float:
-    """Signal-to-error ratio (dB) of latents (n, c, h, w) sent at the highest rate over an ideal channel."""
-    clean = latents.float()
+def clean_latent_snr_db(codec: JsccCodec, examples: Examples) -> float:
+    """Signal-to-error ratio (dB) of latents sent at the highest rate over an ideal channel."""
+    clean = examples.latents.float()
+    text = None if examples.text is None else examples.text.float()
     shape = (clean.shape[1], clean.shape[2], clean.shape[3])
-    received = codec.decode(codec.encode(clean, codec.max_channel_uses(shape)), shape)
+    received = codec.decode(codec.encode(clean, codec.max_channel_uses(shape), text=text), shape, text=text)
     ratio = clean.square().mean() / (received - clean).square().mean()
     return round(float(10 * ratio.log10()), 2)

@@ -33,10 +33,12 @@ from dekag.generation.loading import autoencoder_hash, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.placement import ON_CPU, Placement
 from dekag.generation.profile import GeneratorProfile
+from dekag.generation.side_information import SideInformation
 from dekag.makd.topics import expanded
 from dekag.numerics import check_finite
 from dekag.profile import Profile
 from dekag.training.data import CELL, Pixels, to_tensor
+from dekag.training.examples import Examples, states_of
 
 INFO = "latents.json"
 CAPTIONS = "metadata.jsonl"
@@ -147,15 +149,13 @@ class LatentSet:
                 f"the profile's is {own[:12]}"
             )
 
-    @property
-    def training(self) -> torch.Tensor:
-        """The latents to train on."""
-        return self.latents[: -self.info.held_out]
-
-    @property
-    def held_out(self) -> torch.Tensor:
-        """The latents to measure on."""
-        return self.latents[-self.info.held_out :]
+    def examples(self, side_information: SideInformation | None = None) -> tuple[Examples, Examples]:
+        """What to train on, and what to measure on; with prompts or captions if the text encoder is given."""
+        whole = Examples(self.latents)
+        if side_information is not None:
+            said = [row.prompt or row.text or "" for row in self.info.rows]
+            whole = Examples(self.latents, states_of(said, side_information))
+        return whole.rows(slice(-self.info.held_out)), whole.rows(slice(-self.info.held_out, None))
 
 
 def latents_of_prompts(

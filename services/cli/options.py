@@ -108,7 +108,8 @@ Crop = Annotated[
     int | None,
     typer.Option(
         min=8,
-        help="With --latents: side of the random squares to train on, latent pixels; even. Default: 16.",
+        help="With --latents: side of the random squares to train on, latent pixels; a multiple of"
+        " the codec's fold. Default: 16.",
         rich_help_panel=DATA,
     ),
 ]

@@ -7,6 +7,7 @@ import torch
 
 from dekag.codec import JsccCodec
 from dekag.codec.constellation import quantize_to_qam
+from dekag.codec.jscc import with_text
 from dekag.errors import InvalidInputError
 
 
@@ -46,6 +47,39 @@ def test_latents_of_any_even_size(codec: JsccCodec, height: int, width: int) -> 
     assert most == 2 * height * width
     symbols = codec.encode(torch.randn(1, 4, height, width), most)
     assert codec.decode(symbols, (4, height, width)).shape == (1, 4, height, width)
+
+
+def test_a_larger_fold_carries_as_many_symbols(codec: JsccCodec) -> None:
+    folded = JsccCodec(width=8, blocks=1, fold=4)
+    for shape in ((4, 16, 16), (4, 32, 24)):
+        assert folded.max_channel_uses(shape) == codec.max_channel_uses(shape)
+        symbols = folded.encode(torch.randn(2, *shape), [77, folded.max_channel_uses(shape)])
+        assert folded.decode(symbols, shape).shape == (2, *shape)
+
+
+def test_a_codec_that_learns_to_read_starts_as_it_was(codec: JsccCodec) -> None:
+    reading = with_text(codec, 6)
+    latents, text = torch.randn(2, 4, 16, 16), torch.randn(2, 5, 6)
+    with torch.inference_mode():
+        assert torch.equal(reading.features(latents, 512, text=text), codec.features(latents, 512))
+        torch.nn.init.normal_(reading.encoder[1].spoken.weight)
+        said, unsaid = (
+            reading.features(latents, 512, text=text),
+            reading.features(latents, 512, text=text * 0),
+        )
+    assert not torch.allclose(said, unsaid)
+    torch.testing.assert_close(unsaid, codec.features(latents, 512))
+
+
+@torch.inference_mode()
+def test_each_image_may_have_its_own_constellation(codec: JsccCodec) -> None:
+    latents = torch.randn(3, 4, 16, 16)
+    names = ["qam4", "qam16", "unquantised"]
+    mixed = codec.encode(latents, [512, 100, 300], modulation=names)
+    for row, (name, uses) in enumerate(zip(names, (512, 100, 300), strict=True)):
+        assert torch.equal(
+            mixed[row, :uses], codec.encode(latents[row : row + 1], [uses], modulation=name)[0]
+        )
 
 
 def test_symbols_are_ordered(codec: JsccCodec) -> None:

@@ -329,7 +329,7 @@ def test_wrong_input_is_one_line_that_names_the_option(
         ([*latents, "--pictures", captions], "--pictures", "metadata.jsonl, line 2 names '99.png'"),
         ([*latents, "--pictures", pictures, "--count", 99], "--pictures", "at most 34"),
         ([*codec, "--latents", tmp_path / "nowhere"], "--latents", "latents.json cannot be read"),
-        ([*codec, "--latents", whole, "--crop", 9], "--crop", "even"),
+        ([*codec, "--latents", whole, "--crop", 9], "--crop", "multiple of 4"),
         ([*codec, "--latents", whole, "--vae", folder], "--vae", "cannot be used with --latents"),
         ([*codec, "--latents", whole, "--pictures", 9], "--pictures", "cannot be used with --latents"),
         ([*codec, "--width", 9], "--width", "requires --latents"),

@@ -389,10 +389,16 @@ def test_the_cloud_sees_every_combination() -> None:
 
 def test_codec_takes_two_steps(tmp_path: Path) -> None:
     from dekag.training.codec import clean_latent_snr_db, train_codec
+    from dekag.training.examples import Examples
 
-    latents = torch.randn(70, 4, 16, 16)
-    codec = train_codec(tmp_path / "codec", latents, steps=2, seed=1)
-    assert -20 < clean_latent_snr_db(codec, latents) < 20
+    examples = Examples(torch.randn(70, 4, 16, 16))
+    codec = train_codec(tmp_path / "codec", [examples], steps=2, seed=1)
+    assert -20 < clean_latent_snr_db(codec, examples) < 20
+    prompted = Examples.of(examples.latents, [torch.randn(3, 6)] * 70)
+    config = {"width": 16, "blocks": 2, "fold": 4, "text_width": 6, "interleaved": True}
+    reading = train_codec(tmp_path / "reading", [prompted], steps=2, seed=1, every_rate=True, **config)
+    assert (reading.text_width, reading.config.fold, reading.interleaved) == (6, 4, True)
+    assert -20 < clean_latent_snr_db(reading, prompted) < 20
 
 
 def test_judges_take_two_steps(

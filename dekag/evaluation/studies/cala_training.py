@@ -24,6 +24,7 @@ from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import Key, conditions_of
 from dekag.generation.autoencoder import decode
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
+from dekag.training.examples import Examples
 from dekag.training.latents import encoded_scenes
 
 CACHE = Path("runs/cache")  # where `dekag train` keeps the latents as well
@@ -167,7 +168,7 @@ class Trainings:
             self.store.folder("trainings", self.key(training)),
             training.method,
             self.bank.codec,
-            self.latents,
+            [Examples(self.latents)],
             self.metric,
             steps=training.steps,
             seed=training.seed,
