@@ -21,6 +21,7 @@ from dekag.codec import JsccCodec
 from dekag.errors import FileError, InvalidInputError, MismatchError
 from dekag.generation.autoencoder import encode
 from dekag.generation.models import Generator, LatentDecoder
+from dekag.generation.side_information import SideInformation
 from dekag.inventory import parts, problems
 from dekag.profile import Profile, load_profile
 from dekag.training import cala, latent_sets
@@ -94,9 +95,22 @@ def test_drawn_latents_are_those_that_are_sent(profile: Profile, tmp_path: Path)
         assert torch.equal(made.latents[row], sent[0].half())
 
 
+def test_latents_know_their_prompts(whole: Path, profile: Profile) -> None:
+    known = SideInformation.load(profile.edge)
+    made = LatentSet.load(whole)
+    training, held_out = made.examples(known)
+    for examples, row in ((training, 3), (held_out, -1)):
+        said = known.states(str(made.info.rows[row].prompt)).half()
+        assert examples.text is not None
+        assert torch.equal(examples.text[row, : len(said)], said)
+        assert not examples.text[row, len(said) :].any()
+
+
 def test_no_held_out_prompt_is_trained_on(whole: Path, profile: Profile, tmp_path: Path) -> None:
     made = LatentSet.load(whole)
-    assert (len(made.training), len(made.held_out)) == (MIN_COUNT - 16, 16)
+    training, held_out = made.examples()
+    assert (len(training), len(held_out)) == (MIN_COUNT - 16, 16)
+    assert torch.equal(torch.cat([training.latents, held_out.latents]), made.latents)
     drawn = [str(row.prompt) for row in made.info.rows]
     learnt, kept = set(drawn[:-16]), set(drawn[-16:])
     assert not learnt & kept
@@ -332,7 +346,9 @@ def test_wrong_input_is_one_line_that_names_the_option(
         ([*codec, "--latents", whole, "--crop", 9], "--crop", "multiple of 4"),
         ([*codec, "--latents", whole, "--vae", folder], "--vae", "cannot be used with --latents"),
         ([*codec, "--latents", whole, "--pictures", 9], "--pictures", "cannot be used with --latents"),
-        ([*codec, "--width", 9], "--width", "requires --latents"),
+        ([*codec, "--width", 9], "--width", "must be even"),
+        ([*codec, "--crop", 16], "--crop", "requires --latents"),
+        ([*codec, "--latents", whole, "--every-rate"], "--out", "is required with --every-rate"),
         ([*adapters[:1], "--device", "cpu", *out], "--device", "requires --latents"),
         ([*adapters, "--calibrate-on", 17], "--calibrate-on", "at most 16"),
         ([*adapters, "--codec", tmp_path], "--codec", "holds no codec"),
