@@ -348,7 +348,7 @@ def test_wrong_input_is_one_line_that_names_the_option(
         ([*codec, "--latents", whole, "--pictures", 9], "--pictures", "cannot be used with --latents"),
         ([*codec, "--width", 9], "--width", "must be even"),
         ([*codec, "--crop", 16], "--crop", "requires --latents"),
-        ([*codec, "--latents", whole, "--every-rate"], "--out", "is required with --every-rate"),
+        ([*codec[:3], "--latents", whole, "--every-rate"], "--out", "is required with --every-rate"),
         ([*adapters[:1], "--device", "cpu", *out], "--device", "requires --latents"),
         ([*adapters, "--calibrate-on", 17], "--calibrate-on", "at most 16"),
         ([*adapters, "--codec", tmp_path], "--codec", "holds no codec"),
