@@ -63,6 +63,9 @@ class ConditionedCodec(Protocol):
     def interleaved(self) -> bool:
         """Whether symbols are sent interleaved."""
 
+    def modulation_at(self, snr_db: float, /) -> Modulation:
+        """The constellation that is used where none is asked for, at a reported SNR in dB."""
+
     def max_channel_uses(self, latent_shape: LatentShape, /) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
 
@@ -179,6 +182,8 @@ class Sender:
         text: Text = None,
     ) -> list[torch.Tensor]:
         """Symbols (1, K_i) complex64 of each image, mean power 1.
+
+        Where the codec adapts its constellation, it goes by the SNR that was last reported.
 
         Args:
             latents: (B, channels, h, w) float32.
@@ -620,7 +625,13 @@ class SemanticLink:
         generator, link = self.generator, conditions or LinkConditions()
         latents = generator.latents(prompt, seed, width=width, height=height)
         result = self.send(
-            latents, [link], [seed], cbr=cbr, target_psnr_db=target_psnr_db, modulation=modulation
+            latents,
+            [link],
+            [seed],
+            cbr=cbr,
+            target_psnr_db=target_psnr_db,
+            modulation=modulation,
+            text=[self.side_information(prompt)],
         )
         (reference,), (pixels,) = (
             generator.decoder.decode(each, [seed]) for each in (latents, result.latents)
@@ -629,6 +640,10 @@ class SemanticLink:
         return ReceivedImage(
             pixels, reference, seed, rate.channel_uses, sum(reception.pilot_uses), rate.expected_psnr_db
         )
+
+    def side_information(self, prompt: str) -> torch.Tensor | None:
+        """The states (tokens, text_width) of a prompt for `send`; None if the codec reads no prompts."""
+        return self.generator.reader.side_information(prompt) if self.sender.codec.text_width else None
 
     def _source_values(self, latent_shape: LatentShape) -> int:
         _, height, width = latent_shape

@@ -21,6 +21,7 @@ from peft import get_peft_model
 
 from dekag.cala import CalaConfig
 from dekag.cala.artifact import TransmissionKnowledge
+from dekag.cala.methods import cala_config
 from dekag.codec import JsccCodec
 from dekag.generation.loading import folder_hash
 from dekag.profile import load_profile
@@ -55,10 +56,10 @@ QUALITY = {
 }
 
 
-def adapters(codec: Path, seed: int, **info: Any) -> TransmissionKnowledge:
+def adapters(codec: Path, seed: int, config: CalaConfig | None = None, **info: Any) -> TransmissionKnowledge:
     """Untrained adapters of the codec in that folder that do something."""
     torch.manual_seed(seed)
-    adapted = get_peft_model(JsccCodec.load(codec), CalaConfig(rank=2))
+    adapted = get_peft_model(JsccCodec.load(codec), config or CalaConfig(rank=2))
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data += 0.3 * torch.randn(parameter.shape)
@@ -70,6 +71,19 @@ def with_adapters(profile: Path, folder: Path, knowledge: TransmissionKnowledge)
     """A copy of ``profile`` in ``folder`` that comes with these adapters."""
     shutil.copytree(profile, folder)
     knowledge.save(folder / "cala")
+    described = json.loads((folder / "profile.json").read_text())
+    (folder / "profile.json").write_text(json.dumps({**described, "adapters": "cala"}))
+    return folder
+
+
+def with_reading_codec(profile: Path, folder: Path, *, text_width: int) -> Path:
+    """A copy of ``profile`` in ``folder`` whose codec is folded and interleaved, and adapted to prompts."""
+    torch.manual_seed(4)
+    shutil.copytree(profile, folder)
+    codec = JsccCodec(width=8, blocks=2, fold=4, interleaved=True, adaptive_modulation=True)
+    codec.save_pretrained(folder / "codec")
+    config = cala_config(codec, 2, text_width)
+    adapters(folder / "codec", 5, config, quality=QUALITY).save(folder / "cala")
     described = json.loads((folder / "profile.json").read_text())
     (folder / "profile.json").write_text(json.dumps({**described, "adapters": "cala"}))
     return folder

@@ -34,6 +34,7 @@ from dekag.makd.config import RANGES
 
 Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
 Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
+SideInformation = Literal["prompt", "none"]
 """Constellations of the codec's symbols."""
 ImageFormat = Literal["webp", "avif", "jpeg"]
 LongPrompt = Literal["read", "refuse"]
@@ -168,11 +169,18 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
         description='PSNR to reach, dB; required for cbr "auto", not allowed otherwise.',
         examples=[24.0],
     )
-    modulation: Modulation = Field(
-        default="qam64",
-        description="Constellation of the symbols; unquantised: arbitrary complex values. Semantic "
-        "deliveries only. The embedded codec was trained with qam64.",
-        examples=["qam64"],
+    modulation: Modulation | Literal["auto"] = Field(
+        default="auto",
+        description="Constellation of the symbols; unquantised: arbitrary complex values. auto: by the SNR "
+        "reported to the sender if the codec adapts it, otherwise that of the codec's training. Semantic "
+        "deliveries only.",
+        examples=["auto"],
+    )
+    side_information: SideInformation = Field(
+        default="prompt",
+        description="What sender and receiver know besides the symbols. prompt: the prompt, if the codec "
+        "reads it; the receiver needs its own prompt alone. none: nothing. Semantic deliveries only.",
+        examples=["prompt"],
     )
 
     @field_validator("target_psnr_db")
@@ -305,6 +313,7 @@ def _list_fadings(schema: dict[str, Any]) -> None:
 _FadingName = Annotated[str, Field(json_schema_extra=_list_fadings)]
 _DeliveryName = Annotated[str, _listed(Delivery)]
 _ModulationName = Annotated[str, _listed(Modulation)]
+_SideInformationName = Annotated[str, _listed(SideInformation)]
 _FormatName = Annotated[str, _listed(ImageFormat)]
 _CsiName = Annotated[str, _listed(Csi)]
 _EqualizerName = Annotated[str, _listed(EqualizerKind)]
@@ -444,7 +453,15 @@ class LinkReport(_Response):
         examples=[[{"topic": "neon", "version": 1, "content_hash": _HASH}]],
     )
     modulation: _ModulationName | None = Field(
-        default=None, description="As requested; semantic deliveries only.", examples=["qam64"]
+        default=None,
+        description="Constellation of the symbols; semantic deliveries only.",
+        examples=["qam64"],
+    )
+    side_information: _SideInformationName | None = Field(
+        default=None,
+        description="What the codec knew besides the symbols: prompt, or none if it reads no prompts or was "
+        "not to. Semantic deliveries only.",
+        examples=["prompt"],
     )
     target_psnr_db: float | None = Field(default=None, description="As requested, dB.", examples=[24.0])
     expected_psnr_db: float | None = Field(

@@ -81,6 +81,10 @@ class AlignedCodec:
         """The same codec with that knowledge; MismatchError if it does not fit."""
         return type(self)(self.base, self.base_hash, knowledge, max_batch=self.max_batch)
 
+    def modulation_at(self, snr_db: float) -> Modulation:
+        """The constellation that is used where none is asked for, at a reported SNR in dB."""
+        return self.base.modulation if self._adapted is None else self._adapted.modulation_at(snr_db)
+
     def max_channel_uses(self, latent_shape: LatentShape) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
         return self.base.max_channel_uses(latent_shape)

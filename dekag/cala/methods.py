@@ -128,11 +128,16 @@ class AdaptedCodec(nn.Module):
             latents: torch.Tensor = self.codec.decode(symbols, latent_shape, text=text)
         return latents
 
-    def modulations(self, condition: torch.Tensor) -> list[Modulation] | None:
-        """The constellation for the SNR in each condition (batch, C); None: that of the codec's training."""
-        if not self.codec.config.get("adaptive_modulation"):
-            return None
-        return [modulation_for(snr_db) for snr_db in rate_and_snr_db(condition)[1].tolist()]
+    def modulation_at(self, snr_db: float) -> Modulation:
+        """The constellation that is used where none is asked for, at a reported SNR in dB."""
+        if self.codec.config.get("adaptive_modulation"):
+            return modulation_for(snr_db)
+        chosen: Modulation = self.codec.modulation
+        return chosen
+
+    def modulations(self, condition: torch.Tensor) -> list[Modulation]:
+        """The same for the SNR in each condition (batch, C)."""
+        return [self.modulation_at(snr_db) for snr_db in rate_and_snr_db(condition)[1].tolist()]
 
     def adapted(
         self, side: str, condition: torch.Tensor, text: torch.Tensor | None = None

@@ -29,7 +29,7 @@ from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 
 Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
 MODULATIONS: tuple[Modulation, ...] = get_args(Modulation)
-BITS_PER_SYMBOL = {"qam4": 2, "qam16": 4, "qam64": 6, "qam256": 8}
+BITS_PER_SYMBOL: dict[Modulation, int] = {"qam4": 2, "qam16": 4, "qam64": 6, "qam256": 8}
 
 
 MODULATION_FROM_DB: tuple[tuple[float, Modulation], ...] = (
@@ -107,12 +107,14 @@ class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
         name: name of the kind of codec: lower-case letters, digits, - and _.
         text_width: width of the states of a prompt that it reads; 0 if it reads none. If it is above 0,
             `encode` and `decode` also take `text`, (batch, tokens, text_width) or None.
+        modulation: constellation of its training, which is used where none is asked for.
         interleaved: whether its symbols are sent in the order of `dekag.link.interleaver`, which spreads a
             fade over the whole image.
     """
 
     name: ClassVar[str]
     text_width: int = 0
+    modulation: Modulation = "qam64"
     interleaved: bool = False
 
     @classmethod
@@ -196,6 +198,7 @@ class JsccCodec(LatentCodec):
     ) -> None:
         super().__init__()
         self.text_width, self.interleaved = text_width, interleaved
+        self.modulation = next(name for name, bits in BITS_PER_SYMBOL.items() if bits == bits_per_symbol)
         self.symbol_channels = symbol_channels * (fold // 2) ** 2  # of each folded position
         folded, symbols = latent_channels * fold**2, 2 * self.symbol_channels
         self.encoder = Stack(folded, width, blocks, symbols, text_width)

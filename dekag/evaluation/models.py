@@ -23,6 +23,7 @@ from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt
 from dekag.generation.loading import folder_hash
 from dekag.generation.models import Generator
+from dekag.generation.side_information import SideInformation
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
@@ -76,6 +77,15 @@ class ModelBank:
         return AutoencoderKL.from_pretrained(
             self.profile.edge.path, subfolder="vae", dtype=torch.float32, use_safetensors=True
         ).eval()
+
+    @cached_property
+    def side_information(self) -> SideInformation:
+        """What a codec that reads prompts knows of them."""
+        return SideInformation.load(self.profile.edge)
+
+    def texts(self, codec: AdaptedCodec, prompts: Sequence[str]) -> list[torch.Tensor] | None:
+        """The states of prompts for a codec; None if it reads none."""
+        return [self.side_information.states(prompt) for prompt in prompts] if codec.text_width else None
 
     @cached_property
     def scorer(self) -> ImageScorer:

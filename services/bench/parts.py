@@ -285,8 +285,9 @@ def _link_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     values = 3 * edge.size**2
     latents, channel_uses = edge.latents(PROMPT, 1), round(CBR * values)
     link = SemanticLink(AlignedCodec.load(models.codec, models.adapters), edge)
-    sent = link.send(latents, [CONDITIONS], [1], cbr=CBR)
-    size: dict[str, Any] = {"source_values": values, "seeds": [1]}
+    text = [link.side_information(PROMPT)]
+    sent = link.send(latents, [CONDITIONS], [1], cbr=CBR, text=text)
+    size: dict[str, Any] = {"source_values": values, "seeds": [1], "text": text}
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
     yield Part(
         "codec", "encode", 1, lambda: link.sender.encode(latents, [CONDITIONS], [channel_uses], **size)

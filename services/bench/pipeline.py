@@ -37,15 +37,18 @@ class InProcessPipeline:
 
     def deliver(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[ReceivedImage]:
         """An image of each prompt and seed; several are drawn, sent and decoded as one batch."""
-        return self.send(self.latents(prompts, seeds), seeds)
+        return self.send(self.latents(prompts, seeds), prompts, seeds)
 
     def latents(self, prompts: Sequence[str], seeds: Sequence[int]) -> torch.Tensor:
         """(B, channels, h, w) float32: what the edge draws."""
         return self._link.generator.batch(prompts, seeds)
 
-    def send(self, latents: torch.Tensor, seeds: Sequence[int]) -> list[ReceivedImage]:
+    def send(
+        self, latents: torch.Tensor, prompts: Sequence[str], seeds: Sequence[int]
+    ) -> list[ReceivedImage]:
         """Latents (B, channels, h, w) encoded, sent through channels of their own, decoded and scored."""
-        result = self._link.send(latents, [CONDITIONS] * len(seeds), seeds, cbr=CBR)
+        text = [self._link.side_information(prompt) for prompt in prompts]
+        result = self._link.send(latents, [CONDITIONS] * len(seeds), seeds, cbr=CBR, text=text)
         decode = self._link.generator.decoder.decode
         shown, sent = decode(result.latents), decode(latents)
         return [

@@ -59,6 +59,7 @@ FADINGS = {name: value for name, value in enum_values(downlink_pb2.Fading).items
 _FADING_NAMES = {value: name for name, value in FADINGS.items()}
 CSIS = enum_values(downlink_pb2.Csi)
 MODULATIONS = enum_values(downlink_pb2.Modulation)
+SIDE_INFORMATION = enum_values(downlink_pb2.SideInformation)
 EQUALIZERS = enum_values(downlink_pb2.Equalizer)
 FORMATS = enum_values(downlink_pb2.ImageFormat)
 LONG_PROMPTS = enum_values(downlink_pb2.LongPrompt)
@@ -83,7 +84,8 @@ class DeliveryRequest:
         details: whether the receiver shows what it was judged by, and its constellation; with `measure` only.
         knowledge: topics whose updates draw the latent, 1 to 4; () for none; None for those that the prompt
             needs. Semantic delivery only.
-        modulation: where the codec's symbols may lie; semantic deliveries only.
+        modulation: where the codec's symbols may lie; None: the sender chooses. Semantic deliveries only.
+        side_information: "prompt" or "none": what sender and receiver know besides the symbols.
         target_psnr_db: the sender chooses the smallest rate that it expects to reach this, 5 to 60; None if
             `cbr` says the rate. Semantic delivery only.
         image_format: "webp", "avif" or "jpeg": the image file of a conventional delivery.
@@ -99,7 +101,8 @@ class DeliveryRequest:
     link: LinkConditions
     measure: bool
     knowledge: tuple[str, ...] | None = None
-    modulation: Modulation = "qam64"
+    modulation: Modulation | None = None
+    side_information: str = "prompt"
     target_psnr_db: float | None = None
     image_format: str = DEFAULT_FORMAT
     details: bool = False
@@ -147,6 +150,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         details=message.measure and message.details,
         knowledge=() if delivery == "semantic-unaligned" else knowledge,
         modulation=_modulation(message.modulation),
+        side_information=_side_information(message.side_information),
         target_psnr_db=target,
         image_format=image_format(message.image_format),
         on_long_prompt=long_prompt(message.on_long_prompt),
@@ -166,7 +170,8 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         measure=request.measure,
         details=request.details,
         knowledge=() if request.knowledge is None else request.knowledge or ("none",),
-        modulation=MODULATIONS[request.modulation],
+        modulation=MODULATIONS.get(request.modulation or "auto", 0),
+        side_information=SIDE_INFORMATION[request.side_information],
         target_psnr_db=request.target_psnr_db,
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
@@ -302,11 +307,15 @@ def _rate(value: float, target: float | None, delivery: str) -> float:
     return 0.0 if target is not None or delivery == "conventional" else check_cbr(value)
 
 
-def _modulation(value: int) -> Modulation:
-    if not value:  # of older clients
-        return "qam64"
+def _modulation(value: int) -> Modulation | None:
+    if not value:
+        return None
     name: Modulation = _name_of(MODULATIONS, value, "link.modulation")  # type: ignore[assignment]
     return name
+
+
+def _side_information(value: int) -> str:
+    return _name_of(SIDE_INFORMATION, value, "link.side_information") if value else "prompt"
 
 
 def _name_of(names: dict[str, Any], value: int, field: str) -> str:

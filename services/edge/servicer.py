@@ -20,6 +20,7 @@ from services.common import clients, converters, tracing
 from services.common.cache import Cache, latent_key
 from services.common.frames import MAX_CONSTELLATION_SYMBOLS, FrameError, Transmission
 from services.common.knowledge import Manifest
+from services.common.prompt_states import PromptStates
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 from services.edge.knowledge import Knowledge
@@ -71,12 +72,13 @@ class _GenerationResult:
 
 @dataclass(frozen=True, eq=False)
 class _EncodeJob:
-    """Latents (1, *shape) to encode with `codec` into that many symbols."""
+    """Latents (1, *shape) to encode with `codec` into that many symbols, beside the prompt's states."""
 
     codec: AlignedCodec
     latents: torch.Tensor
     channel_uses: int
     request: DeliveryRequest
+    text: torch.Tensor | None
 
     def batch_key(self) -> tuple[object, ...]:
         return self.codec.content_hash, self.latents.shape, self.request.modulation
@@ -123,6 +125,7 @@ class EdgeServicer(DownlinkServicer):
         )
         self._knowledge = Knowledge(settings, self._cache, self._cloud)
         self._codecs = EdgeCodecs(settings, self._cache, self._cloud)
+        self._prompts = PromptStates(settings)
         self._generator: AlignedGenerator
         self._profile: Profile
 
@@ -137,11 +140,12 @@ class EdgeServicer(DownlinkServicer):
         generator = Generator.from_profile(profile, "edge", self._settings.placement())
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile.codec, profile.adapters)
+        self._prompts.load(profile, self._codecs)
         warm_up()
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
-        for worker in (self._generating, self._modulating, self._encoding):
+        for worker in (self._generating, self._modulating, self._encoding, self._prompts):
             worker.close()
         await self._channel.close()
         await self._cache.close()
@@ -191,7 +195,8 @@ class EdgeServicer(DownlinkServicer):
         except InvalidInputError as error:
             raise error.within("link") from None
         drawn = await self._latents(request, shape, knowledge)
-        outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, request)
+        text = await self._prompts.states(request, codec)
+        outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, request, text)
         symbols, encoding = await self._encoding.run(outgoing)
         hashes = {"edge": self._generator.model_hash, "codec": codec.base_hash}
         if codec.content_hash:
@@ -200,6 +205,10 @@ class EdgeServicer(DownlinkServicer):
             hops=[HopTraffic(hop="cloud-edge", sent_bytes=drawn.fetched_bytes + adapters_bytes)],
             model_hashes=hashes,
             expected_psnr_db=rate.expected_psnr_db,
+            side_information=converters.SIDE_INFORMATION["none" if text is None else "prompt"],
+            modulation=converters.MODULATIONS[
+                request.modulation or codec.modulation_at(request.link.sender_snr_db)
+            ],
             cached=drawn.seconds is None,
             knowledge=[
                 KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
@@ -381,6 +390,7 @@ def _encode(jobs: Sequence[_EncodeJob], _: ShouldContinue) -> list[torch.Tensor]
         source_values=first.request.source_values,
         seeds=[job.request.seed for job in jobs],
         modulation=first.request.modulation,
+        text=[job.text for job in jobs],
     )
 
 

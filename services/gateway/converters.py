@@ -25,6 +25,7 @@ from services.common.converters import (
     FORMATS,
     LONG_PROMPTS,
     MODULATIONS,
+    SIDE_INFORMATION,
     enum_name,
     link_from_proto,
     link_to_proto,
@@ -48,7 +49,8 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         measure=True,
         details=request.details,
         knowledge=request.knowledge,
-        modulation=MODULATIONS[request.link.modulation],
+        modulation=MODULATIONS.get(request.link.modulation, 0),  # auto: none of them
+        side_information=SIDE_INFORMATION[request.link.side_information],
         target_psnr_db=request.link.target_psnr_db,
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],

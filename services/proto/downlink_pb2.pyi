@@ -96,6 +96,28 @@ LONG_PROMPT_READ: LongPrompt.ValueType  # 1
 LONG_PROMPT_REFUSE: LongPrompt.ValueType  # 2
 Global___LongPrompt: _TypeAlias = LongPrompt  # noqa: Y015
 
+class _SideInformation:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SideInformationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SideInformation.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SIDE_INFORMATION_UNSPECIFIED: _SideInformation.ValueType  # 0
+    """as SIDE_INFORMATION_PROMPT"""
+    SIDE_INFORMATION_PROMPT: _SideInformation.ValueType  # 1
+    """the prompt, if the codec reads it"""
+    SIDE_INFORMATION_NONE: _SideInformation.ValueType  # 2
+
+class SideInformation(_SideInformation, metaclass=_SideInformationEnumTypeWrapper):
+    """What sender and receiver know besides the symbols."""
+
+SIDE_INFORMATION_UNSPECIFIED: SideInformation.ValueType  # 0
+"""as SIDE_INFORMATION_PROMPT"""
+SIDE_INFORMATION_PROMPT: SideInformation.ValueType  # 1
+"""the prompt, if the codec reads it"""
+SIDE_INFORMATION_NONE: SideInformation.ValueType  # 2
+Global___SideInformation: _TypeAlias = SideInformation  # noqa: Y015
+
 class _ImageFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -321,6 +343,7 @@ class ProvideRequest(_message.Message):
     IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
     ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
+    SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it directly, each channel derives its own seed from it"""
@@ -334,7 +357,7 @@ class ProvideRequest(_message.Message):
     measure: _builtins.bool
     """also send a Reference, so that the receiver can be evaluated"""
     modulation: Global___Modulation.ValueType
-    """semantic deliveries only"""
+    """semantic deliveries only; unspecified: by the reported SNR, or as trained"""
     target_psnr_db: _builtins.float
     """dB; the sender uses the smallest rate that it expects to reach this PSNR at the reported SNR. DELIVERY_SEMANTIC
     only.
@@ -344,6 +367,7 @@ class ProvideRequest(_message.Message):
     details: _builtins.bool
     """also send Reference.iq, for plots of the constellation; requires measure"""
     on_long_prompt: Global___LongPrompt.ValueType
+    side_information: Global___SideInformation.ValueType
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -369,10 +393,11 @@ class ProvideRequest(_message.Message):
         image_format: Global___ImageFormat.ValueType = ...,
         details: _builtins.bool = ...,
         on_long_prompt: Global___LongPrompt.ValueType = ...,
+        side_information: Global___SideInformation.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "link", b"link", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seed", b"seed", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
@@ -602,9 +627,15 @@ class TransmissionReport(_message.Message):
     CACHED_FIELD_NUMBER: _builtins.int
     KNOWLEDGE_FIELD_NUMBER: _builtins.int
     PROMPT_READ_FIELD_NUMBER: _builtins.int
+    MODULATION_FIELD_NUMBER: _builtins.int
+    SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
     """whether the latent or the image came from a cache"""
+    modulation: Global___Modulation.ValueType
+    """semantic deliveries only"""
+    side_information: Global___SideInformation.ValueType
+    """semantic deliveries only"""
     expected_psnr_db: _builtins.float
     """of the rate that the sender chose for ProvideRequest.target_psnr_db"""
     @_builtins.property
@@ -630,11 +661,13 @@ class TransmissionReport(_message.Message):
         cached: _builtins.bool = ...,
         knowledge: _abc.Iterable[Global___KnowledgeUse] | None = ...,
         prompt_read: _abc.Mapping[_builtins.str, Global___PromptRead] | None = ...,
+        modulation: Global___Modulation.ValueType = ...,
+        side_information: Global___SideInformation.ValueType = ...,
         expected_psnr_db: _builtins.float | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "expected_psnr_db", b"expected_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "prompt_read", b"prompt_read", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "modulation", b"modulation", "prompt_read", b"prompt_read", "side_information", b"side_information", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

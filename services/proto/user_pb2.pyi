@@ -169,6 +169,7 @@ class LinkReport(_message.Message):
     IMAGE_FORMAT_FIELD_NUMBER: _builtins.int
     PILOT_USES_FIELD_NUMBER: _builtins.int
     MODULATION_FIELD_NUMBER: _builtins.int
+    SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
     TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     PROMPT_READ_FIELD_NUMBER: _builtins.int
@@ -199,7 +200,11 @@ class LinkReport(_message.Message):
     pilot_uses: _builtins.int
     """Channel uses spent on pilots, over all hops."""
     modulation: _downlink_pb2.Modulation.ValueType
-    """As requested; semantic deliveries only."""
+    """Constellation of the symbols; semantic deliveries only."""
+    side_information: _downlink_pb2.SideInformation.ValueType
+    """What the codec knew besides the symbols: prompt, or none if it reads no prompts or was not to. Semantic deliveries
+    only.
+    """
     target_psnr_db: _builtins.float
     """As requested, dB."""
     expected_psnr_db: _builtins.float
@@ -262,6 +267,7 @@ class LinkReport(_message.Message):
         image_format: _downlink_pb2.ImageFormat.ValueType = ...,
         pilot_uses: _builtins.int = ...,
         modulation: _downlink_pb2.Modulation.ValueType = ...,
+        side_information: _downlink_pb2.SideInformation.ValueType = ...,
         target_psnr_db: _builtins.float | None = ...,
         expected_psnr_db: _builtins.float | None = ...,
         prompt_read: _abc.Mapping[_builtins.str, _downlink_pb2.PromptRead] | None = ...,
@@ -270,7 +276,7 @@ class LinkReport(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "side_information", b"side_information", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

@@ -28,11 +28,11 @@ from services.common.frames import (
     channel_states,
     collect,
 )
+from services.common.prompt_states import PromptStates
 from services.common.stages import stage_time
 from services.common.transmission import CodecCache
 from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 from services.proto.downlink_pb2 import (
-    MODULATION_UNSPECIFIED,
     GetTransmissionKnowledgeRequest,
     HopTraffic,
     ProvideRequest,
@@ -55,12 +55,13 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, eq=False)
 class _DecodeJob:
-    """Symbols to decode into latents of `shape` with `codec`."""
+    """Symbols to decode into latents of `shape` with `codec`, beside the prompt's states."""
 
     codec: AlignedCodec
     reception: Reception
     shape: tuple[int, int, int]
     request: DeliveryRequest
+    text: torch.Tensor | None
 
     def batch_key(self) -> tuple[object, ...]:
         return self.codec.content_hash, self.shape
@@ -90,6 +91,7 @@ class UserServicer(UserBase):
             max_queue=settings.max_queue,
         )
         self._codecs = CodecCache(settings, self._cache, self._fetch_adapters)
+        self._prompts = PromptStates(settings)
         self._decoder: LatentDecoder
         self._profile: Profile
 
@@ -101,12 +103,15 @@ class UserServicer(UserBase):
 
         self._profile = profile = load_profile(self._settings.profile)
         self._codecs.load(profile.codec, profile.adapters)
+        self._prompts.load(profile, self._codecs)
         self._decoder = LatentDecoder.load(profile.edge, self._settings.placement())
         warm_up()
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
-        for worker in (self._demodulating, self._rendering, self._comparing, self._decoding):
+        for worker in (
+            self._demodulating, self._rendering, self._comparing, self._decoding, self._prompts
+        ):  # fmt: skip
             worker.close()
         await self.downstream.close()
         await self._cache.close()
@@ -189,7 +194,8 @@ class UserServicer(UserBase):
         header = transmission.header
         codec, sent_bytes = await self._codecs.get(header.adapters_hash)
         channels, height, width = header.latent_shape
-        job = _DecodeJob(codec, reception, (channels, height, width), request)
+        text = await self._prompts.states(request, codec)
+        job = _DecodeJob(codec, reception, (channels, height, width), request, text)
         latents, seconds = await self._decoding.run(job)
         transmission.add_stage("user.decode", seconds)
         return latents, sent_bytes
@@ -258,7 +264,8 @@ class UserServicer(UserBase):
             model_hashes=sent.model_hashes,
             cached=sent.cached,
             knowledge=sent.knowledge,
-            modulation=converters.MODULATIONS[request.modulation] if request.jscc else MODULATION_UNSPECIFIED,
+            modulation=sent.modulation,
+            side_information=sent.side_information,
             target_psnr_db=request.target_psnr_db,
             expected_psnr_db=sent.expected_psnr_db if sent.HasField("expected_psnr_db") else None,
             coding=header.coding if header.HasField("coding") else None,
@@ -358,5 +365,6 @@ def _decode(jobs: Sequence[_DecodeJob], _: ShouldContinue) -> list[torch.Tensor]
         latent_shape=first.shape,
         source_values=first.request.source_values,
         seeds=[job.request.seed for job in jobs],
+        text=[job.text for job in jobs],
     )
     return list(latents.split(1))

@@ -185,7 +185,9 @@ class Evaluator:
         prompts = self.prompts(point.topic, point.prompts)
         sent = self.bank.edge.decoder.decode(latents)
         seeds = [channel_seed(point, seed) for *_, seed in prompts]
-        received = deliver(self.bank.codecs[point.delivery.codec], latents, point.cbr, point.link, seeds)
+        codec = self.bank.codecs[point.delivery.codec]
+        text = self.bank.texts(codec, [prompt for _, prompt, _ in prompts])
+        received = deliver(codec, latents, point.cbr, point.link, seeds, text=text)
         shown = self.bank.edge.decoder.decode(received)
         references = self.references(point.topic, point.prompts)
         found = self.score(point.metrics, shown, sent, references, prompts)

@@ -112,13 +112,14 @@ def encoders(
 ) -> None:
     """Train the metric encoders: CLIP and a DINOv2-style ViT."""
     use_threads(threads)
-    from dekag.training.data import rendered_scenes
+    from dekag.training.data import reduced_scenes, rendered_scenes
     from dekag.training.encoders import clip_quality, dino_quality, train_clip, train_dino
 
     world, where, cache = world_of(profile, size), device_of(device), runs / "cache"
     folder = out or MODELS / profile
     check_folder(folder)
-    seen = rendered_scenes(cache, "train", pictures, world=world, workers=workers)
+    # the encoders see no more
+    seen = reduced_scenes(cache, "train", pictures, side=world.size // 2, world=world, workers=workers)
     held_out = rendered_scenes(cache, "validation", 500, world=world, workers=workers)
     settings: dict[str, Any] = {"seed": seed, "device": where, "bf16": bf16}
     run = runs / profile / "clip"

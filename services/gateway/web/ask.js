@@ -28,6 +28,7 @@ function request(data, delivery) {
   if (link.fading === "trace") link.trace = data.get("trace");
   if (semantic) {
     link.modulation = data.get("modulation");
+    link.side_information = data.get("side_information");
     link.equalizer = data.get("equalizer");
     const chosen = rate === "auto" && delivery === "semantic"; // there is no quality model for the unaligned codec
     link.cbr = chosen ? "auto" : rate === "auto" ? 1 / 96 : rate;

@@ -31,7 +31,7 @@ def test_request_round_trip(asked: DeliveryRequest) -> None:
         asked, delivery="conventional", cbr=0.0, seed=2**63 - 1, measure=False, image_format="avif"
     )
     assert converters.request_from_proto(converters.request_to_proto(conventional), PROFILE) == conventional
-    chosen = replace(asked, cbr=0.0, target_psnr_db=20.5, modulation="qam256")
+    chosen = replace(asked, cbr=0.0, target_psnr_db=20.5, modulation="qam256", side_information="none")
     assert converters.request_from_proto(converters.request_to_proto(chosen), PROFILE) == chosen
     unaligned = replace(asked, delivery="semantic-unaligned", knowledge=("neon",))
     found = converters.request_from_proto(converters.request_to_proto(unaligned), PROFILE)
@@ -73,6 +73,7 @@ def test_unset_size_and_link_take_defaults() -> None:
         ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 20, "delivery": "DELIVERY_CONVENTIONAL"}),
         ("link.target_psnr_db", {"cbr": 0, "target_psnr_db": 20, "delivery": "DELIVERY_SEMANTIC_UNALIGNED"}),
         ("link.modulation", {"modulation": 6}),
+        ("link.side_information", {"side_information": 3}),
         ("link.cbr", {"cbr": -0.01}),
         ("link.cbr", {"cbr": 0.021}),
         ("link.cbr", {"cbr": float("nan")}),

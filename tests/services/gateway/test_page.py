@@ -10,7 +10,7 @@ from typing import Any, get_args
 import httpx2
 import pytest
 
-from dekag.api.schemas import ImagesRequest, LinkReport, Modulation
+from dekag.api.schemas import ImagesRequest, LinkReport, Modulation, SideInformation
 from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, Fading
 from dekag.world import TOPICS
@@ -88,7 +88,8 @@ async def test_controls_allow_what_the_gateway_takes(controls: Controls) -> None
     assert controls.options["fading"] == list(get_args(Fading))
     assert controls.options["csi"] == list(get_args(Csi))
     assert controls.options["equalizer"] == list(get_args(EqualizerKind))
-    assert controls.options["modulation"] == list(get_args(Modulation))
+    assert controls.options["modulation"] == ["auto", *get_args(Modulation)]
+    assert controls.options["side_information"] == list(get_args(SideInformation))
     formats = get_args(ImagesRequest.model_fields["image_format"].annotation)
     assert controls.options["image_format"] == list(formats)
     text = (FOLDER / "index.html").read_text()

@@ -1,0 +1,105 @@
+"""A codec that reads prompts, through all services: what it knows, what it is not told, what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from dekag import SemanticLink
+from dekag.errors import MismatchError
+from dekag.generation.images import to_png
+from dekag.generation.side_information import SideInformation
+from dekag.link import LinkConditions
+from dekag.profile import load_profile
+from services.common import clients, converters
+from services.common.converters import DeliveryRequest
+from tests.chain import Chain, running_chain, with_reading_codec
+
+if TYPE_CHECKING:
+    from services.proto.user_pb2 import ReceivedImage
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest.fixture(scope="module")
+def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    width = SideInformation.load(load_profile(dummy_profile).edge).width
+    return with_reading_codec(dummy_profile, tmp_path_factory.mktemp("reading") / "it", text_width=width)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def reading(own_data: None, profile: Path, redis_url: str) -> AsyncIterator[Chain]:
+    async with running_chain(profile, redis_url) as chain:
+        yield chain
+
+
+@pytest.fixture
+def asked(asked: DeliveryRequest) -> DeliveryRequest:
+    return replace(asked, width=64, height=64, cbr=1 / 96, knowledge=(), prompt="a red boat")
+
+
+async def receive(chain: Chain, asked: DeliveryRequest, **changes: Any) -> ReceivedImage:
+    request = converters.request_to_proto(replace(asked, **changes))
+    return await clients.call(chain.user.Receive, request, "user")
+
+
+@pytest.mark.parametrize("delivery", ["semantic", "semantic-unaligned"])
+async def test_the_link_as_a_library_gives_the_bits_of_the_services(
+    reading: Chain, asked: DeliveryRequest, profile: Path, delivery: str
+) -> None:
+    link = SemanticLink.load(profile, aligned=delivery == "semantic")
+    for snr_db, cbr in ((3, 1 / 96), (12, 1 / 768)):
+        conditions = LinkConditions(snr_db=snr_db, fading="rayleigh")
+        theirs = await receive(reading, asked, delivery=delivery, link=conditions, cbr=cbr)
+        ours = link.image(asked.prompt, conditions, seed=asked.seed, cbr=cbr, width=64, height=64)
+        assert to_png(ours.pixels) == theirs.png
+
+
+async def test_a_prompt_is_read_unless_it_is_withheld(reading: Chain, asked: DeliveryRequest) -> None:
+    told, untold = await receive(reading, asked), await receive(reading, asked, side_information="none")
+    assert told.png != untold.png
+    names = {number: name for name, number in converters.SIDE_INFORMATION.items()}
+    assert [names[each.report.side_information] for each in (told, untold)] == ["prompt", "none"]
+    alone = await receive(reading, asked, delivery="semantic-unaligned")
+    assert names[alone.report.side_information] == "none", "the codec alone reads no prompts"
+
+
+@pytest.mark.parametrize(
+    ("snr_db", "reported", "expected"),
+    [(-5.0, None, "qam16"), (5.0, None, "qam64"), (15.0, None, "qam256"), (15.0, -3.0, "qam16")],
+)
+async def test_the_constellation_follows_the_reported_snr(
+    reading: Chain, asked: DeliveryRequest, snr_db: float, reported: float | None, expected: str
+) -> None:
+    link = LinkConditions(snr_db=snr_db, reported_snr_db=reported)
+    image = await receive(reading, asked, link=link)
+    assert image.report.modulation == converters.MODULATIONS[expected]
+    alone = await receive(reading, asked, link=link, delivery="semantic-unaligned")
+    assert alone.report.modulation == converters.MODULATIONS["qam64"], "as it was trained"
+    chosen = await receive(reading, asked, link=link, modulation="qam4")
+    assert chosen.report.modulation == converters.MODULATIONS["qam4"]
+
+
+async def test_what_an_update_puts_into_the_edges_encoder_does_not_reach_the_codec(
+    profile: Path,
+) -> None:
+    known = SideInformation.load(load_profile(profile).edge)
+    link = SemanticLink.load(profile)
+    assert known.states("a red boat").equal(link.generator.reader.side_information("a red boat"))
+    assert len(known.states("")) == 0
+
+
+async def test_a_codec_for_another_text_encoder_is_refused(
+    own_data: None, dummy_profile: Path, redis_url: str, tmp_path: Path, asked: DeliveryRequest
+) -> None:
+    other = with_reading_codec(dummy_profile, tmp_path / "other", text_width=5)
+    async with running_chain(other, redis_url) as chain:
+        with pytest.raises(MismatchError, match="reads prompts in 5 numbers a token"):
+            await receive(chain, asked)
+        image = await receive(chain, asked, side_information="none")
+        assert image.png
