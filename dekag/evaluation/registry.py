@@ -109,6 +109,8 @@ FIGURES: dict[str, Figure] = {
         ),
         # models before any alignment
         Figure("vae_psnr_db", "Autoencoder: PSNR of held-out scenes", "dB", 29),
+        Figure("naming_cloud_subject_percent", "Cloud model: subjects named right, blind", "%", 95),
+        Figure("naming_edge_subject_percent", "Edge model: subjects named right, blind", "%", 90),
         Figure("probe_cloud_accuracy", "Cloud model: visible attributes correct, all topics", "%", 90),
         Figure("probe_edge_known_accuracy", "Edge model: visible attributes correct, known topics", "%", 85),
         Figure("probe_edge_heldout_accuracy", "Edge model: visible attributes correct, held-out topics", "%"),

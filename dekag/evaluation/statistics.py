@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest
 
 RESAMPLES = 2000
 
@@ -47,6 +48,18 @@ def bootstrap_ci95(
 def bootstrap_mean(values: Sequence[float]) -> tuple[float, list[float]]:
     """Mean and its bootstrapped 95 % interval."""
     return bootstrap_ci95(lambda each: float(each.mean()), values)
+
+
+def proportion_ci95(right: int, count: int) -> tuple[float, float]:
+    """95 % interval of a proportion, Wilson's: `right` of `count` -> its ends, 0..1.
+
+    Example:
+        >>> from dekag.evaluation.statistics import proportion_ci95
+        >>> [round(end, 3) for end in proportion_ci95(57, 60)]
+        [0.863, 0.983]
+    """
+    interval = binomtest(right, count).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def percent_gain(before: Any, after: Any) -> float:

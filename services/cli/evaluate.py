@@ -59,6 +59,30 @@ def first_image(
     run(count, parts=only or PARTS)
 
 
+@experiment.command("naming")
+def naming(
+    count: Annotated[int, typer.Option(help="Number of pictures of each generator.", min=2)] = 60,
+    threads: Threads = 2,
+    profile: Profile = "embedded",
+) -> None:
+    """Blind naming: draw numbered pictures for somebody who does not know the prompts; score the answers.
+
+    The first run writes results/naming/sheet-*.webp and an empty answers.csv; once that is filled in, the
+    next run scores it.
+    """
+    import torch
+
+    from dekag.evaluation.studies.naming import run_naming
+
+    torch.set_num_threads(threads)
+
+    def run() -> None:
+        for line in run_naming(count=count, **_targets(profile)):
+            typer.echo(line)
+
+    _measure(run)
+
+
 @experiment.command("gka")
 def gka(
     prompts: Annotated[int, typer.Option(help="Number of test prompts per topic.", min=4)] = 16,

@@ -1,0 +1,227 @@
+"""Blind naming: somebody who does not know the prompts says what the pictures show.
+
+`draw` writes sheets of numbered pictures by both generators, in random order, and a key. Whoever answers sees
+the sheets alone and fills in a line of answers.csv for each picture, in free words. `score` compares the
+answers with the key.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from dekag.documents import read_json
+from dekag.errors import FileError
+from dekag.evaluation.registry import record
+from dekag.evaluation.statistics import proportion_ci95
+from dekag.generation.models import Generator
+from dekag.profile import load_profile
+from dekag.stickers.subjects import SUBJECT_BY_NAME
+from dekag.training.data import scene_number
+from dekag.training.worlds import STICKERS, World
+
+FOLDER, COMMAND = "naming", "dekag experiment naming"
+KEY, ANSWERS = "key.json", "answers.csv"
+COLUMNS = ("number", "subject", "colour", "setting", "mark")
+MARKS = ("nice", "acceptable", "poor", "broken")
+JUDGED = ("subject", "colour", "setting")
+ACROSS, DOWN = 3, 2  # pictures of a sheet
+GAP, LABEL = 8, 22  # pixels
+QUALITY = 90
+
+
+ALSO: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "subject": {
+        "lion": ("lioness",), "pig": ("boar",), "duck": ("duckling", "mallard duck"), "owl": ("owlet",),
+        "octopus": ("squid",), "dinosaur": ("sauropod", "brachiosaurus", "diplodocus"),
+        "watermelon": ("melon",), "donut": ("pastry ring",), "pumpkin": ("jack o lantern",),
+        "car": ("hatchback", "vehicle"), "bus": ("minibus", "school bus"),
+        "sailboat": ("sail boat", "boat", "yacht", "ship"), "rocket": ("spacecraft", "space ship"),
+        "ufo": ("alien ship", "spaceship", "spacecraft"), "tree": ("oak", "broccoli tree"),
+        "sunflower": ("daisy",), "tulip": ("rose bud",), "mushroom": ("fly agaric",),
+        "house": ("cabin", "building"), "tent": ("camping tent",), "balloon": ("party balloon",),
+        "gift": ("gift box", "parcel"), "robot": ("robot head",), "umbrella": ("parasol",),
+    },
+    "colour": {
+        "red": ("crimson", "scarlet"), "orange": ("ginger", "amber"), "yellow": ("gold", "golden"),
+        "green": ("lime", "teal"), "blue": ("navy", "cyan", "turquoise"), "purple": ("violet", "lilac"),
+        "pink": ("magenta", "rose"), "brown": ("tan", "beige", "chocolate"), "grey": ("gray", "silver"),
+        "white": ("cream", "ivory"),
+    },
+    "setting": {
+        "meadow": ("grass", "field", "hills", "hill", "lawn", "grassland", "park", "garden", "countryside"),
+        "beach": ("sand", "shore", "seaside", "coast", "seashore"),
+        "snow": ("snowy", "snowfield", "winter", "ice", "arctic", "mountains"),
+        "desert": ("dune", "sand dunes", "sahara"),
+        "forest": ("wood", "woodland", "trees", "pines", "jungle"),
+        "city": ("town", "street", "skyline", "buildings", "road", "urban"),
+        "sea": ("ocean", "water", "waves", "lake"),
+        "underwater": ("under water", "sea floor", "seabed", "ocean floor", "reef", "sea", "ocean"),
+        "room": ("indoor", "indoors", "interior", "living room", "bedroom", "house", "home", "window"),
+        "moon": ("lunar", "space", "planet", "crater"),
+    },
+}  # fmt: skip
+"""Other words that name the same, beside the world's own; written before the first answer was given."""
+
+
+def accepted_words(attribute: str, value: str) -> tuple[str, ...]:
+    """Words for which an answer counts as right."""
+    own = [value]
+    if attribute == "subject":
+        own += SUBJECT_BY_NAME[value].synonyms
+    return (*own, *ALSO[attribute].get(value, ()))
+
+
+def draw(
+    generators: Mapping[str, Generator], world: World, count: int, folder: Path, *, seed: int = 1
+) -> None:
+    """Write sheets of `count` pictures of each generator, the key, and an empty table of answers.
+
+    Args:
+        generators: by name; "cloud" draws of all topics, every other one of what the edge knows.
+        world: whose test scenes are asked for.
+        count: pictures of each generator.
+        folder: where to write.
+        seed: of the order of the pictures.
+
+    Raises:
+        FileError: the table has answers already.
+    """
+    if (folder / ANSWERS).exists():
+        raise FileError(folder / ANSWERS, "exists: move the folder away to draw anew")
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = []
+    for name in generators:
+        for n in range(count):
+            scene, scene_seed = scene_number("test", n, world=world, **world.known(cloud=name == "cloud"))
+            prompt = world.module.caption(scene, random.Random(scene_seed))
+            said = {each: getattr(scene, each) for each in (*JUDGED, "style")}
+            if "colour" not in scene.visible_attributes():
+                said["colour"] = None
+            rows.append({"model": name, "prompt": prompt, "seed": scene_seed, **said})
+    random.Random(seed).shuffle(rows)
+    size = world.size
+    pictures = [
+        generators[row["model"]].image(row["prompt"], row["seed"], width=size, height=size) for row in rows
+    ]
+    for start in range(0, len(rows), ACROSS * DOWN):
+        part = pictures[start : start + ACROSS * DOWN]
+        _sheet(part, start + 1).save(
+            folder / f"sheet-{start // (ACROSS * DOWN) + 1:02}.webp", quality=QUALITY
+        )
+    numbered = [{"number": number, **row} for number, row in enumerate(rows, 1)]
+    (folder / KEY).write_text(json.dumps(numbered, indent=1) + "\n")
+    with (folder / ANSWERS).open("w", newline="") as file:
+        csv.writer(file).writerows([COLUMNS, *([row["number"], "", "", "", ""] for row in numbered)])
+
+
+def run_naming(*, count: int, profile: str, results: Path) -> list[str]:
+    """Draw, if that has not been done; otherwise score the answers and write the headline figures.
+
+    Returns:
+        What to do next, or what came out, in lines.
+
+    Raises:
+        FileError: not every picture has an answer.
+    """
+    models = load_profile(profile)
+    world, folder = replace(STICKERS, size=models.size), results / FOLDER
+    if not (folder / ANSWERS).exists():
+        draw({role: Generator.from_profile(models, role) for role in ("cloud", "edge")}, world, count, folder)
+        return [f"Show {folder}/sheet-*.webp to somebody, and fill {folder / ANSWERS} with the answers."]
+    found = score(folder)
+    (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n")
+    lines = []
+    for role, own in found.items():
+        lines += [
+            f"{role}: {name} right in {own[name]['right']} of {own[name]['asked']}"
+            for name in JUDGED
+            if name in own
+        ]
+        lines.append(f"{role}: {', '.join(f'{number} {mark}' for mark, number in own['marks'].items())}")
+        subject = own["subject"]
+        record(
+            f"naming_{role}_subject_percent",
+            subject["percent"],
+            "%",
+            command=COMMAND,
+            count=subject["asked"],
+            ci95=subject["ci95"],
+            results=results,
+        )
+    return lines
+
+
+def _sheet(pictures: Sequence[np.ndarray[Any, Any]], first: int) -> Image.Image:
+    side = pictures[0].shape[0]
+    rows = math.ceil(len(pictures) / ACROSS)
+    sheet = Image.new("RGB", (ACROSS * (side + GAP) + GAP, rows * (side + GAP + LABEL) + GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for place, picture in enumerate(pictures):
+        x, y = GAP + place % ACROSS * (side + GAP), GAP + place // ACROSS * (side + GAP + LABEL)
+        pen.text((x, y + 2), str(first + place), fill="black", font_size=16)
+        sheet.paste(Image.fromarray(picture), (x, y + LABEL))
+    return sheet
+
+
+def score(folder: Path) -> dict[str, Any]:
+    """How many answers are right, by generator.
+
+    Args:
+        folder: as `draw` left it, with answers filled in.
+
+    Returns:
+        By generator: `subject`, `colour` and `setting`, each with `right`, `asked`, `percent` and `ci95`;
+        `marks`; and `wrong`, the answers that were not accepted. The colour does not count where the style
+        hides it, as in a pencil drawing, nor that of a subject of several colours.
+
+    Raises:
+        FileError: an answer is missing or a mark is unknown.
+    """
+    key = {row["number"]: row for row in read_json(folder / KEY)}
+    with (folder / ANSWERS).open(newline="") as file:
+        answers = {int(row["number"]): row for row in csv.DictReader(file)}
+    found: dict[str, Any] = {}
+    for number, row in key.items():
+        answer = answers.get(number)
+        if answer is None or answer["mark"] not in MARKS or not answer["subject"].strip():
+            raise FileError(
+                folder / ANSWERS,
+                f"line of picture {number}: a subject and a mark ({', '.join(MARKS)}) are needed",
+            )
+        own = found.setdefault(row["model"], {"marks": dict.fromkeys(MARKS, 0), "wrong": []})
+        own["marks"][answer["mark"]] += 1
+        for name in JUDGED:
+            if row[name] is None:
+                continue
+            right = _matches(answer[name], accepted_words(name, row[name]))
+            counts = own.setdefault(name, {"right": 0, "asked": 0})
+            counts["asked"] += 1
+            counts["right"] += right
+            if not right:
+                own["wrong"].append(
+                    {"number": number, "of": name, "shown": row[name], "answer": answer[name].strip()}
+                )
+    for own in found.values():
+        for name in JUDGED:
+            if name in own:
+                counts = own[name]
+                interval = proportion_ci95(counts["right"], counts["asked"])
+                counts["percent"] = round(100 * counts["right"] / counts["asked"], 1)
+                counts["ci95"] = [round(100 * end, 1) for end in interval]
+    return found
+
+
+def _matches(answer: str, words: Sequence[str]) -> bool:
+    """Whether an answer contains one of the words or phrases whole, in the singular or the plural."""
+    said = " " + " ".join("".join(c if c.isalnum() else " " for c in answer.lower()).split()) + " "
+    return any(f" {word} " in said or f" {word}s " in said for word in (each.lower() for each in words))

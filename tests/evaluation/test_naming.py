@@ -1,0 +1,90 @@
+"""Blind naming: sheets without names, and answers that are scored by words laid down before."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dekag.errors import FileError
+from dekag.evaluation.studies.naming import ANSWERS, JUDGED, KEY, accepted_words, draw, score
+from dekag.training.worlds import STICKERS
+
+SMALL = replace(STICKERS, size=64)
+
+
+class Painter:
+    """Stands for a generator: a plain colour that tells the seed."""
+
+    def image(self, prompt: str, seed: int, *, width: int, height: int) -> np.ndarray[Any, Any]:
+        return np.full((height, width, 3), seed % 251, np.uint8)
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    draw({"cloud": Painter(), "edge": Painter()}, SMALL, 7, tmp_path)  # type: ignore[dict-item]
+    return tmp_path
+
+
+def answer(folder: Path, **changed: dict[int, str]) -> None:
+    """Right answers for all pictures, but for some."""
+    with (folder / ANSWERS).open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["number", *JUDGED, "mark"])
+        for row in json.loads((folder / KEY).read_text()):
+            said = [changed.get(name, {}).get(row["number"], row[name] or "many") for name in JUDGED]
+            table.writerow([row["number"], *said, changed.get("mark", {}).get(row["number"], "nice")])
+
+
+def test_sheets_show_every_picture_and_no_prompt(drawn: Path) -> None:
+    sheets = sorted(drawn.glob("sheet-*.webp"))
+    assert len(sheets) == 3  # 14 pictures, six on each
+    with Image.open(sheets[0]) as sheet:
+        assert sheet.size[0] == 3 * (64 + 8) + 8
+    key = json.loads((drawn / KEY).read_text())
+    assert [row["number"] for row in key] == list(range(1, 15))
+    assert [row["model"] for row in key] != sorted(row["model"] for row in key), "in random order"
+    assert {row["seed"] for row in key} == {2_000_000_000 + n for n in range(7)}, "of the test split"
+
+
+def test_answers_are_scored_by_generator(drawn: Path) -> None:
+    key = json.loads((drawn / KEY).read_text())
+    mine = next(row["number"] for row in key if row["model"] == "cloud")
+    answer(drawn, subject={mine: "a grey blob"}, mark={mine: "broken"})
+    found = score(drawn)
+    assert (found["cloud"]["subject"]["right"], found["cloud"]["subject"]["asked"]) == (6, 7)
+    assert found["edge"]["subject"]["percent"] == 100
+    assert found["cloud"]["marks"] == {"nice": 6, "acceptable": 0, "poor": 0, "broken": 1}
+    assert [each["answer"] for each in found["cloud"]["wrong"]] == ["a grey blob"]
+    asked = sum(row["colour"] is not None for row in key if row["model"] == "edge")
+    assert found["edge"]["colour"]["asked"] == asked
+
+
+def test_words_are_whole_words() -> None:
+    from dekag.evaluation.studies.naming import _matches
+
+    assert _matches("A ginger kitten!", accepted_words("subject", "cat"))
+    assert _matches("two cats", accepted_words("subject", "cat"))
+    assert not _matches("caterpillar", accepted_words("subject", "cat"))
+    assert not _matches("carpet", accepted_words("subject", "car"))
+    for name in JUDGED:
+        for value in SMALL.attributes[name]:
+            assert value in accepted_words(name, value)
+
+
+@pytest.mark.parametrize("changed", [{"subject": {3: " "}}, {"mark": {3: "lovely"}}])
+def test_missing_answers_are_named(drawn: Path, changed: dict[str, dict[int, str]]) -> None:
+    answer(drawn, **changed)
+    with pytest.raises(FileError, match="picture 3"):
+        score(drawn)
+
+
+def test_answers_are_never_drawn_over(drawn: Path) -> None:
+    with pytest.raises(FileError, match="move the folder away"):
+        draw({}, SMALL, 7, drawn)
