@@ -43,8 +43,12 @@ def first_image(
     threads: Threads = 2,
     only: Annotated[
         list[str] | None,
-        typer.Option(help="Model to evaluate: vae, edge, cloud or codec; can be repeated. Default: all."),
+        typer.Option(
+            help="Model to evaluate: vae, edge, cloud or codec; can be repeated. Default: all; vae and "
+            "codec if the profile has no probe."
+        ),
     ] = None,
+    profile: Profile = "embedded",
 ) -> None:
     """Evaluate the models without any alignment; fills docs/results-first-image.md."""
     import torch
@@ -56,7 +60,7 @@ def first_image(
             f"must be one of {', '.join(PARTS)}; got {', '.join(unknown)}", param_hint="--only"
         )
     torch.set_num_threads(threads)
-    run(count, parts=only or PARTS)
+    _measure(lambda: run(count, parts=only or None, **_targets(profile)))
 
 
 @experiment.command("naming")
@@ -150,11 +154,12 @@ def digital(
 def overall(
     ray: Ray = None,
     workers: RayWorkers = None,
+    profile: Profile = "embedded",
 ) -> None:
     """Compare DeKA-g with its halves and the best digital sender; resumes, fills docs/results-overall.md."""
     from dekag.evaluation.studies.end_to_end import run_overall
 
-    _measure(lambda: run_overall(ray=ray, workers=workers))
+    _measure(lambda: run_overall(ray=ray, workers=workers, **_targets(profile)))
 
 
 def _existing_grid(grid: Path) -> Path:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
+from typer.testing import CliRunner
 
 from dekag.evaluation.prompts import topic_prompts, world_prompts
 from dekag.evaluation.reports.baseline_models import KEYS, REPORT
 from dekag.evaluation.studies.baseline_models import run, sent_directly
-from dekag.profile import load_profile
-from dekag.training.tiny_models import save_dummy_models
+from dekag.training.tiny_models import FOREIGN, save_dummy_models
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
+from services.cli.main import app
+from tests.chain import with_evaluators
 
 
 def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
-    models = save_dummy_models(tmp_path / "models")
+    models = with_evaluators(save_dummy_models(tmp_path / "dummy"), tmp_path / "models")
     results = tmp_path / "results"
-    run(8, profile=load_profile(models), results=results)
+    run(8, profile=str(models), results=results)
     figures = json.loads((results / "headline.json").read_text())
     assert set(figures) == set(KEYS)
     rows = (results / "first-image" / "edge_heldout.jsonl").read_text().splitlines()
@@ -31,9 +34,25 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
 
 
 def test_one_part_leaves_the_other_figures_alone(dummy_profile: Path, tmp_path: Path) -> None:
-    run(8, parts=["cloud"], profile=load_profile(dummy_profile), results=tmp_path)
+    models = with_evaluators(dummy_profile, tmp_path / "models")
+    run(8, parts=["cloud"], profile=str(models), results=tmp_path)
     assert set(json.loads((tmp_path / "headline.json").read_text())) == {"probe_cloud_accuracy"}
     assert (tmp_path / "first-image" / "samples.png").exists()
+
+
+def test_a_profile_without_a_probe_is_measured_as_far_as_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_dummy_models(tmp_path / "foreign", like=FOREIGN)
+    command = ["experiment", "first-image", "--profile", "foreign", "--count", "8"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    figures = json.loads(Path("runs/foreign/results/headline.json").read_text())
+    assert set(figures) == {key for key in KEYS if not key.startswith("probe")}
+    refused = CliRunner().invoke(app, [*command, "--only", "edge"])
+    assert refused.exit_code == 1
+    assert "the profile foreign names no scorer.probe" in refused.stderr
 
 
 def test_prompts_are_held_out_and_need_their_topic() -> None:

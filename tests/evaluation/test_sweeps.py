@@ -319,6 +319,9 @@ def test_overall_refuses_to_conclude_from_half_a_grid(
             sweep=written(tmp_path, "{name: a, deliveries: [cala]}"), runs=tmp_path / "runs"
         )
     text = f"{{name: a, profile: {profile}, deliveries: [unaligned, deka-g], topics: [neon], prompts: 1}}"
+    with pytest.raises(NotFoundError, match="names no adapters"):
+        end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
+    monkeypatch.setattr(end_to_end, "check_complete", lambda *_: None)
     with pytest.raises(DekagError, match="2 of 2 points failed"):
         end_to_end.run_overall(sweep=written(tmp_path, text), results=tmp_path, runs=tmp_path / "runs")
 

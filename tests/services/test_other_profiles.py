@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dekag.errors import NotFoundError
+from dekag.evaluation.studies.end_to_end import run_overall
 from dekag.evaluation.sweeps.command import run as run_sweep
 from dekag.evaluation.sweeps.grid import Sweep
 from dekag.generation.models import Generator
@@ -31,7 +32,7 @@ from services.cli.main import app
 from services.cloud import distill_request
 from services.proto.cloud_pb2 import DistillRequest, GenerateRequest
 from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, IMAGE_FORMAT_PNG, ProvideRequest
-from tests.chain import running_chain, serving_chain, with_evaluators
+from tests.chain import adapters, running_chain, serving_chain, with_adapters, with_evaluators
 
 SIZE = 96
 LONG = "a red boat on the beach, " * 5 + "with a glow"  # more than the embedded encoders' tiny copies read
@@ -176,6 +177,16 @@ def test_a_profiles_own_topic_is_distilled_and_swept_with_its_own_defaults(
     assert row["update_bytes"] == update.size_bytes
     assert row["metrics"]["probe"] == [None, None]
     assert all(0 < value < 60 for value in row["metrics"]["psnr_db"])
+
+    text = "{name: a, deliveries: [unaligned, deka-g], topics: [all], cbr: [1/96], prompts: 2}"
+    (tmp_path / "grid.yaml").write_text(text)
+    where = {"profile": str(mine), "results": tmp_path / "results", "runs": tmp_path / "sweeps"}
+    with pytest.raises(NotFoundError, match="names no adapters"):
+        run_overall(sweep=tmp_path / "grid.yaml", **where)
+    whole = with_adapters(mine, tmp_path / "whole", adapters(mine / "codec", 1))
+    run_overall(sweep=tmp_path / "grid.yaml", **where | {"profile": str(whole)})
+    even = json.loads((tmp_path / "results" / "overall" / "break-even.jsonl").read_text())
+    assert (even["topic"], even["kind"], even["update_bytes"]) == ("glow", "own", update.size_bytes)
 
 
 def test_a_generator_without_a_profile_draws_what_its_model_was_made_for(dummy_profile: Path) -> None:

@@ -1,4 +1,4 @@
-"""`dekag experiment first-image`: what the embedded models reach before any alignment.
+"""`dekag experiment first-image`: what the models reach before any alignment.
 
 Everything is measured on held-out combinations of attributes and on seeds of the test split. Figures go to
 results/headline.json, one line per image to results/first-image/*.jsonl, samples to a contact sheet.
@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from dekag.codec import JsccCodec
 from dekag.codec.constellation import quantize_to_qam
-from dekag.evaluation.models import load_quietly
+from dekag.errors import NotFoundError
+from dekag.evaluation.models import ModelBank, load_quietly
 from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
@@ -28,8 +29,6 @@ from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
-from dekag.paths import MODELS
-from dekag.profile import Profile, load_profile
 from dekag.training.data import scene_number
 from dekag.world import TOPICS, render
 from dekag.world.scene import STYLES, SUBJECTS
@@ -37,6 +36,8 @@ from dekag.world.scene import STYLES, SUBJECTS
 COMMAND = "dekag experiment first-image"
 FOLDER = "first-image"
 PARTS = ("vae", "edge", "cloud", "codec")
+PROBED = {"edge", "cloud"}
+"""Parts whose images the attribute probe judges."""
 RAYLEIGH_SNRS_DB = (0.0, 5.0, 10.0)
 TOP_RATE = 1 / 96
 DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
@@ -47,7 +48,7 @@ def measure_vae(generator: Generator, count: int, results: Path) -> None:
     rows: list[dict[str, Any]] = []
     for n in tqdm(range(count), desc="autoencoder"):
         scene, seed = scene_number("test", n)
-        pixels = render(scene, seed)
+        pixels = render(scene, seed, size=generator.size)
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
         with torch.inference_mode():
             latents = encode(generator.pipeline.vae, image)
@@ -146,22 +147,30 @@ def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], resu
 def run(
     count: int = 500,
     *,
-    parts: Collection[str] = PARTS,
-    profile: Profile | None = None,
+    parts: Collection[str] | None = None,
+    profile: str = "embedded",
     results: Path = RESULTS,
 ) -> None:
     """Measure the figures of the first image.
 
     Args:
         count: images for each figure (the codec's at most 200).
-        parts: of PARTS; the others' figures stay as they are. Enough when one model was replaced.
-        profile: the models; the embedded ones if left out.
+        parts: of PARTS; the others' figures stay as they are. Enough when one model was replaced. Left out,
+            all that the profile's evaluators can judge.
+        profile: the models.
         results: where headline.json is.
+
+    Raises:
+        NotFoundError: there is no such profile, or it has no probe and a part needs it.
     """
     load_quietly()
-    profile = profile or load_profile("embedded")
-    probe = AttributeProbe.from_pretrained(MODELS / "embedded" / "probe").eval()
-    edge, cloud = Generator.from_profile(profile, "edge"), Generator.from_profile(profile, "cloud")
+    bank = ModelBank(profile)
+    probed = bank.profile.scorer is not None and bank.profile.scorer.probe is not None
+    if parts is None:
+        parts = [part for part in PARTS if probed or part not in PROBED]
+    elif not probed and PROBED & set(parts):
+        raise NotFoundError(f"the profile {profile} names no scorer.probe, which edge and cloud need")
+    edge, cloud = bank.edge, bank.cloud
     known = edge_prompts(count)
     everything = world_prompts(count, subjects=SUBJECTS, styles=STYLES)
     each = -(-count // len(TOPICS))
@@ -169,13 +178,13 @@ def run(
     if "vae" in parts:
         measure_vae(edge, count, results)
     if "edge" in parts:
-        probe_accuracy("edge_known", edge.image, known, probe, results)
+        probe_accuracy("edge_known", edge.image, known, bank.probe, results)
         tags = [name for name, _ in held_out]
-        probe_accuracy("edge_heldout", edge.image, [p for _, p in held_out], probe, results, tags=tags)
+        probe_accuracy("edge_heldout", edge.image, [p for _, p in held_out], bank.probe, results, tags=tags)
     if "cloud" in parts:
-        probe_accuracy("cloud", cloud.image, everything, probe, results)
+        probe_accuracy("cloud", cloud.image, everything, bank.probe, results)
     if "codec" in parts:
-        measure_codec(JsccCodec.load(profile.codec), edge, known[:200], results)
+        measure_codec(bank.codec, edge, known[:200], results)
     one_each = [prompt for _, prompt in held_out[::each]]
     shown = [(edge, known), (cloud, everything), (edge, one_each), (cloud, one_each)]
     width = len(one_each)

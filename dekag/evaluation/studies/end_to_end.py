@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dekag.errors import DekagError, InvalidInputError
-from dekag.evaluation.models import model_bank
+from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import bootstrap_ci95, bootstrap_mean, percent_gain
@@ -26,7 +26,6 @@ from dekag.evaluation.sweeps.grid import WORLD, Sweep, read_sweep
 from dekag.generation.images import IMAGE_FORMATS
 from dekag.link.image_coding import encode
 from dekag.paths import SWEEPS
-from dekag.world import TOPICS
 
 Array = npt.NDArray[np.float64]
 
@@ -39,6 +38,7 @@ NEEDED = ("psnr_db", "clip", "dino", "consistency", "probe")
 
 def run_overall(
     *,
+    profile: str | None = None,
     sweep: Path = SWEEP,
     ray: str | None = None,
     workers: int | None = None,
@@ -48,6 +48,7 @@ def run_overall(
     """Measure what is not measured yet, then write rows and figures.
 
     Args:
+        profile: the models; those of the grid if left out.
         sweep: the grid.
         ray: as `dekag sweep` takes it.
         workers: of Ray.
@@ -55,21 +56,34 @@ def run_overall(
         runs: where finished points and images are kept.
 
     Raises:
+        InvalidInputError: the grid does not have what the figures follow from.
+        NotFoundError: there is no such profile, or it has no evaluators, adapters or update of a topic.
         DekagError: points failed; those that did not are kept.
     """
-    grid = read_sweep(sweep)
+    grid = read_sweep(sweep, profile=profile)
     names = {delivery.name for delivery in grid.deliveries}
     if not {"unaligned", "deka-g"} <= names or WORLD in grid.topics or not set(NEEDED) <= set(grid.metrics):
         allowed = (
             f"a grid of unaligned and deka-g, {', '.join(NEEDED)}, on topics that the edge does not know"
         )
         raise InvalidInputError(str(sweep), allowed, ", ".join(sorted(names)))
+    bank = model_bank(grid.profile)
+    check_complete(bank, grid)
     outcome = command.run(grid, runs=runs, ray=ray, workers=workers)
     missing = len(grid.points()) - len(outcome.rows)
     if missing:
         raise DekagError(f"{missing} of {len(grid.points())} points failed; run it again")
-    evaluator = Evaluator(model_bank(grid.profile), ResultStore(runs))
-    write(outcome.rows, break_even(evaluator, grid, outcome.rows), results)
+    write(outcome.rows, break_even(Evaluator(bank, ResultStore(runs)), grid, outcome.rows), results)
+
+
+def check_complete(bank: ModelBank, sweep: Sweep) -> None:
+    """Raises NotFoundError, before hours of measurement, for what every point would fail without."""
+    _ = bank.evaluators
+    if any(delivery.codec == "adapters" for delivery in sweep.deliveries):
+        _ = bank.adapters
+    if any(delivery.knowledge for delivery in sweep.deliveries):
+        for topic in sweep.topics:
+            bank.update(topic)
 
 
 def per_image(rows: Sequence[Row], delivery: str, metric: str = "consistency") -> Array:
@@ -99,7 +113,7 @@ def break_even(evaluator: Evaluator, sweep: Sweep, rows: Sequence[Row]) -> list[
         ]
         target = float(np.mean([row["metrics"]["consistency"] for row in at_best]))
         size = int(at_best[0]["update_bytes"])
-        row: Row = {"topic": topic, "kind": TOPICS[topic].kind, "update_bytes": size}
+        row: Row = {"topic": topic, "kind": evaluator.kind(topic), "update_bytes": size}
         row["consistency"] = round(target, 4)
         images = evaluator.references(topic, sweep.prompts)
         ladders = [image_ladders(image, evaluator.bank.scorer, evaluator.store) for image in images]

@@ -130,6 +130,10 @@ class Evaluator:
             learnt = self.bank.update(topic).info["prompts"]
         return own_prompts(topic, own, count, DistillConfig(**self.bank.profile.distill.given()), learnt)
 
+    def kind(self, topic: str) -> str:
+        """The kind of a topic of the embedded world; "own" for one of the profile's own."""
+        return "own" if topic in self._topics else TOPICS[topic].kind
+
     @cached_property
     def _topics(self) -> dict[str, TopicFile]:
         """The profile's own topics."""
@@ -229,8 +233,8 @@ class Evaluator:
         return found, uses, float(np.mean(sizes))
 
     def _probed(self, shown: Images, scenes: Sequence[Any]) -> Array:
-        """Share of the attributes that the probe finds, (n,); NaN for prompts that have no scene."""
-        if None in scenes:
+        """Share of the attributes that the probe finds, (n,); NaN without scenes or without a probe."""
+        if None in scenes or self.bank.evaluators.probe is None:
             return np.full(len(scenes), np.nan)
         verdicts = self.bank.probe.correct(shown, scenes)
         return np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])

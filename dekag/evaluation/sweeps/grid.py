@@ -246,8 +246,12 @@ class Sweep(BaseModel):
         return found
 
 
-def read_sweep(path: Path) -> Sweep:
+def read_sweep(path: Path, *, profile: str | None = None) -> Sweep:
     """The sweep that a YAML file defines.
+
+    Args:
+        path: the file.
+        profile: the models, instead of those that the file names.
 
     Raises:
         InvalidInputError: names the field and what it allows.
@@ -256,7 +260,7 @@ def read_sweep(path: Path) -> Sweep:
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)
     try:
-        return Sweep.model_validate(raw)
+        return Sweep.model_validate(raw if profile is None else {**raw, "profile": profile})
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or str(path)
