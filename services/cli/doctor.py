@@ -103,9 +103,9 @@ def cpu_build() -> CheckResult:
 
 
 def models() -> CheckResult:
-    """Whether the profile's models exist and match their hashes."""
+    """Whether the profile is complete, its parts fit together, and its knowledge matches its hashes."""
     from dekag.errors import DekagError
-    from dekag.generation.loading import folder_hash
+    from dekag.inventory import parts, problems
     from dekag.profile import load_profile
 
     name = get("DEKAG_PROFILE", "embedded")
@@ -115,27 +115,22 @@ def models() -> CheckResult:
     fix = restore if name == "embedded" else "unset DEKAG_PROFILE"
     try:
         profile = load_profile(name)
-        places = [profile.cloud.path, profile.edge.path, profile.codec]
-        places += [profile.scorer.clip, profile.scorer.dino] if profile.scorer else []
+        found = parts(profile)
+        told = problems(profile, found)
         knowledge = [Path(profile.adapters)] if profile.adapters else []
         if profile.knowledge:
-            knowledge += sorted(path for path in Path(profile.knowledge).iterdir() if path.is_dir())
-        folders = [Path(place) for place in places if Path(place).is_absolute()]
-        elsewhere = [place for place in places if not Path(place).is_absolute()]
-        if absent := [place for place in elsewhere if "/" not in place]:  # a hub's names have one
-            return CheckResult("models", False, f"profile {name}: no folder {', '.join(absent)}", fix)
-        if empty := [folder for folder in folders if not any(folder.rglob("*.safetensors"))]:
-            return CheckResult("models", False, f"no weights in {empty[0]}", fix)
-        hashes = [folder_hash(folder) for folder in folders]
-        if damaged := [folder for folder in knowledge if not _fits_its_hash(folder)]:
-            return CheckResult("models", False, f"{damaged[0]} does not match its hash", fix)
+            knowledge += sorted(path.parent for path in Path(profile.knowledge).glob("*/knowledge.json"))
+        if not told:
+            told = [f"{folder} does not match its hash" for folder in knowledge if not _fits_its_hash(folder)]
     except DekagError as error:
         return CheckResult("models", False, str(error), fix)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return CheckResult("models", False, f"profile {name} cannot be read: {error}", fix)
-    detail = f"profile {name}: {len(hashes)} models, {len(knowledge)} knowledge artifacts"
-    if elsewhere:
-        detail += f"; from a model hub: {', '.join(elsewhere)}"
+    if told:
+        # which says what to download and what to train
+        fix = restore if name == "embedded" else f"dekag profile check {_quoted(name)}"
+        return CheckResult("models", False, f"profile {name}: {'; '.join(told)}", fix)
+    detail = f"profile {name}: {len(found)} parts, {len(knowledge)} knowledge artifacts"
     return CheckResult("models", True, detail)
 
 

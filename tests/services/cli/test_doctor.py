@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from dekag.training.tiny_models import FOREIGN, save_dummy_models
 from services.cli import doctor
 from services.cli.doctor import CheckResult, examine, run_doctor
 from services.cli.main import app
@@ -83,8 +85,14 @@ def test_the_doctor_sees_models_that_are_gone_or_damaged(
     assert not doctor.models().ok
     (tmp_path / "profile.json").write_text((dummy_profile / "profile.json").read_text())
     found = doctor.models()
-    assert "no folder cloud" in found.detail
-    assert found.fix == "unset DEKAG_PROFILE"
+    for part in ("cloud", "edge", "codec"):
+        assert f"{part}: no weights of {part} on this machine" in found.detail
+    assert found.fix == f"dekag profile check {tmp_path}"
+    other = save_dummy_models(tmp_path / "other", like=FOREIGN)
+    for role in ("cloud", "edge"):
+        shutil.copytree(dummy_profile / role, tmp_path / role)
+    shutil.copytree(other / "codec", tmp_path / "codec")
+    assert "codec: made for latents of 16 channels; the edge's have 4" in doctor.models().detail
 
     shipped = Path("models/embedded/cala")
     copy = tmp_path / "cala"
