@@ -31,7 +31,7 @@ from services.common.errors import SettingError
 from services.common.healthcheck import healthy
 from services.common.redis_state import explain
 from services.common.security import redis_options
-from services.common.settings import CommonSettings
+from services.common.settings import DAY_S, CommonSettings
 from services.edge.settings import EdgeSettings
 from services.gateway.settings import GatewaySettings
 from services.user.settings import UserSettings
@@ -55,6 +55,7 @@ SETTINGS: Mapping[str, type[CommonSettings]] = {
 }
 METERED = (*SERVICES, "distiller")  # in the order of their metrics ports
 REDIS_PORT = 6379
+START_TIMEOUT = "DEKAG_START_TIMEOUT_S"
 _GIVEN_BY_THE_LAUNCHER = sorted({name for _, peers in SERVICES.values() for name in peers})
 _LOG_TAIL_BYTES = 64 * 1024
 LOG_BYTES, LOG_FILES = 10 * 2**20, 3
@@ -130,12 +131,16 @@ class Stack:
     ) -> None:
         self._end()
 
-    def wait_ready(self, timeout_s: float = 600.0) -> Iterator[list[Child]]:
+    def wait_ready(self, timeout_s: float | None = None) -> Iterator[list[Child]]:
         """Yields the children, four times a second, until all are ready.
+
+        Args:
+            timeout_s: longest wait, s; DEKAG_START_TIMEOUT_S if None.
 
         Raises:
             LaunchError: one ended, or is not ready after ``timeout_s`` seconds.
         """
+        timeout_s = self._start_timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + timeout_s
         while True:
             self.check_alive()
@@ -147,7 +152,10 @@ class Stack:
                 return
             if time.monotonic() > deadline:
                 names = ", ".join(child.name for child in waiting)
-                raise LaunchError(f"{names} not ready after {timeout_s:g} s\n{_tail(waiting[0].log)}")
+                raise LaunchError(
+                    f"{names} not ready after {timeout_s:g} s; {START_TIMEOUT} sets a longer wait, s\n"
+                    f"{_tail(waiting[0].log)}"
+                )
             time.sleep(0.25)
 
     def watch(self) -> None:
@@ -172,6 +180,10 @@ class Stack:
         return filled({**os.environ, **self.env})
 
     @property
+    def _start_timeout_s(self) -> float:
+        return _seconds(self._given.get(START_TIMEOUT, "600"), START_TIMEOUT)
+
+    @property
     def _scheme(self) -> str:
         return "https" if "DEKAG_HTTPS_DIR" in self._given else "http"
 
@@ -187,6 +199,7 @@ class Stack:
                 f"{', '.join(named)}: must not be set here, as the addresses of services are chosen "
                 "automatically; unset it, or start each service separately: python -m services.NAME"
             )
+        _ = self._start_timeout_s  # refuses a wrong one before anything starts
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -379,6 +392,16 @@ def _number(text: str, variable: str) -> int:
     if not 0 <= number <= 65535:
         raise LaunchError(f"{variable} must be a port, from 0 to 65535; got {text!r}")
     return number
+
+
+def _seconds(text: str, variable: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= DAY_S:
+        raise LaunchError(f"{variable} must be a time in seconds, above 0, at most {DAY_S}; got {text!r}")
+    return seconds
 
 
 def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:

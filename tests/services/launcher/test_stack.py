@@ -22,7 +22,7 @@ from services.cli.distill import run_distill
 from services.cli.report import write_images
 from services.common.healthcheck import healthy
 from services.launcher import stack as launcher
-from services.launcher.stack import LaunchError, Stack, Stopped, find_redis
+from services.launcher.stack import Child, LaunchError, Stack, Stopped, find_redis
 from tests.services.launcher.redis_only import RedisOnly
 
 
@@ -219,6 +219,18 @@ def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: p
     assert Stack(tmp_path)._scheme == "http"
 
 
+def test_a_start_that_takes_too_long_names_the_setting(tmp_path: Path) -> None:
+    stack = Stack(tmp_path, env={"DEKAG_START_TIMEOUT_S": "0.1"})
+    (tmp_path / "cloud.log").write_text("loading\n")
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        stack.children.append(Child("cloud", 1, tmp_path / "cloud.log", process, lambda: False))
+        try:
+            with pytest.raises(LaunchError, match=r"cloud not ready after 0.1 s; DEKAG_START_TIMEOUT_S .*"):
+                list(stack.wait_ready())
+        finally:
+            process.kill()
+
+
 @pytest.mark.usefixtures("_no_settings")
 @pytest.mark.parametrize(
     ("env", "said"),
@@ -226,6 +238,8 @@ def test_empty_variables_are_none_to_the_launcher(tmp_path: Path, monkeypatch: p
         ({"DEKAG_PORT": "80x"}, "DEKAG_PORT"),
         ({"DEKAG_PORT": "65536"}, "DEKAG_PORT"),
         ({"DEKAG_HOST": "http://0.0.0.0"}, "DEKAG_HOST: "),
+        ({"DEKAG_START_TIMEOUT_S": "0"}, "DEKAG_START_TIMEOUT_S must be a time in seconds, above 0, at most"),
+        ({"DEKAG_START_TIMEOUT_S": "soon"}, "at most 86400; got 'soon'"),
         ({"DEKAG_METRICS_PORT": "many"}, "DEKAG_METRICS_PORT: "),
         ({"DEKAG_METRICS_PORT": "65533"}, "DEKAG_METRICS_PORT: must be at most 65530"),
         ({"DEKAG_DISTILL_THREADS": "-1"}, "DEKAG_DISTILL_THREADS: "),
