@@ -98,6 +98,20 @@ def with_evaluators(profile: Path, folder: Path) -> Path:
     return folder
 
 
+def with_topics(profile: Path, folder: Path) -> Path:
+    """A copy of ``profile`` in ``folder`` with topics of its own, glow and, with test prompts, frost."""
+    shutil.copytree(profile, folder)
+    described = json.loads((folder / "profile.json").read_text())
+    (folder / "profile.json").write_text(json.dumps({**described, "topics": "topics"}))
+    (folder / "topics").mkdir()
+    templates = "a {red|blue|green|white} {cat|dog|cow|hen} {in the snow|at sea|at night} that glows"
+    (folder / "topics" / "glow.yaml").write_text(f'prompts: ["{templates}"]')
+    (folder / "topics" / "frost.yaml").write_text(
+        f'prompts: ["{templates} under frost"]\ntest_prompts: [a boat under frost]'
+    )
+    return folder
+
+
 @contextmanager
 def data_in(folder: Path) -> Iterator[None]:
     """The knowledge of this checkout stays untouched, and no gateway draws unasked."""

@@ -230,5 +230,5 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         )
         return JSONResponse(ready.model_dump(), 200 if ready.ready else 503)
 
-    web_ui.install(app)
+    web_ui.install(app, settings.profile)
     return app

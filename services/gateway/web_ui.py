@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import structlog
 from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 
+from dekag.errors import DekagError
+from dekag.makd.topics import expanded, read_topics
+from dekag.profile import load_profile
+
 URL, ASSETS_URL = "/", "/web"
+TOPICS_URL = "/topics.json"  # not below ASSETS_URL: a profile's prompts are shown to those with a key alone
+EXAMPLES = 3
+"""Example prompts of each topic."""
 _FOLDER = Path(__file__).parent / "web"
+_log = structlog.get_logger()
 
 
-def install(app: FastAPI) -> None:
-    """Serves the page at `URL` and its files below `ASSETS_URL`."""
+def install(app: FastAPI, profile: str) -> None:
+    """Serves the page at `URL`, its files below `ASSETS_URL`, the profile's own topics at `TOPICS_URL`."""
 
     @app.get(URL, include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(_FOLDER / "index.html")
 
+    @app.get(TOPICS_URL, include_in_schema=False)
+    def topics() -> dict[str, list[str]]:
+        try:
+            return example_prompts(profile)
+        except DekagError as error:  # the page then offers the embedded world
+            _log.warning("the profile's topics cannot be read", profile=profile, error=str(error))
+            return {}
+
     app.mount(ASSETS_URL, StaticFiles(directory=_FOLDER), name="web")
+
+
+def example_prompts(profile: str) -> dict[str, list[str]]:
+    """The profile's own topics, each with up to `EXAMPLES` of its test prompts, or else from its templates.
+
+    Raises:
+        NotFoundError: there is no such profile.
+        FileError: profile or topics cannot be read, or are invalid.
+    """
+    rng = random.Random(0)
+    return {
+        name: file.test_prompts[:EXAMPLES] or [expanded(prompt, rng) for prompt in file.prompts[:EXAMPLES]]
+        for name, file in read_topics(load_profile(profile).topics).items()
+    }

@@ -33,7 +33,16 @@ from dekag.errors import DekagError
 from dekag.files import check_folder
 from services.bench.loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
 from services.bench.loadtest.report import Answer, log_lines, service_traffic, write_report
-from services.bench.loadtest.scenario import SHAPES, Arrival, PromptCatalogue, Scenario, UserProfile, users_at
+from services.bench.loadtest.scenario import (
+    SHAPES,
+    Arrival,
+    PromptCatalogue,
+    Scenario,
+    UserProfile,
+    own_templates,
+    users_at,
+)
+from services.common.environment import get
 
 # an empty variable is none, as for the services; Locust itself would read numbers from it
 for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:
@@ -184,6 +193,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         rate_hz=options.rate,
         conventional_share=options.conventional_share,
         trace=options.trace,
+        templates=own_templates(options.topics_of),
     )
 
 
@@ -203,6 +213,11 @@ def _add_options(parser: Any) -> None:
         help="Of arrivals that ask again for the same image, conventionally; at most 0.5.",
     )
     group.add_argument("--trace", default=usual.trace, help="That the SNR of moving users follows.")
+    group.add_argument(
+        "--topics-of",
+        default=get("DEKAG_PROFILE", "embedded"),
+        help="Profile whose own topics are asked for, if it has some.",
+    )
     group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")
     group.add_argument("--report", default="loadtest-out", help="Folder for the report.")
     group.add_argument("--logs", default="", help="Folder of the services' logs, which count bytes.")
@@ -257,6 +272,7 @@ def _report(environment: Environment, **_: Any) -> None:
         "rate_hz": options.rate,
         "conventional_share": options.conventional_share,
         "trace": options.trace,
+        "topics_of": options.topics_of,
         "seed": options.seed,
     }
     summary = write_report(

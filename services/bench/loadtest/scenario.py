@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from dekag.link import trace
-from dekag.makd.topics import world_prompt
+from dekag.makd.topics import expanded, read_topics, world_prompt
+from dekag.profile import load_profile
 from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 
 Shape = Literal["steady", "ramp", "burst"]
@@ -30,6 +31,7 @@ class Scenario:
         prompts: different prompts that are asked for.
         zipf_exponent: the prompt of rank r is asked for in proportion to ``r ** -zipf_exponent``.
         topics: of the embedded world that the edge does not know until their updates are distilled.
+        templates: of prompts of a profile's own topics, which are asked for instead of those of `topics`.
         topic_share: fraction of the prompts that need one of them.
         seeds_per_prompt: different images of a prompt; an image asked for again may come from a cache.
         rate_hz: arrivals of one user, 1/s; the time between two is exponential.
@@ -50,6 +52,7 @@ class Scenario:
     prompts: int = 200
     zipf_exponent: float = 1.0
     topics: tuple[str, ...] = ("neon", "blueprint", "rocket", "jewel")
+    templates: tuple[str, ...] = ()
     topic_share: float = 0.4
     seeds_per_prompt: int = 4
     rate_hz: float = 0.2
@@ -65,6 +68,17 @@ class Scenario:
         if not self.rate_hz > 0:
             raise ValueError("rate_hz must be above 0")
         trace.load(self.trace)
+
+
+def own_templates(profile: str) -> tuple[str, ...]:
+    """The templates of all of a profile's own topics; none if it has no topics.
+
+    Raises:
+        NotFoundError: there is no such profile.
+        FileError: profile or topics cannot be read, or are invalid.
+    """
+    topics = read_topics(load_profile(profile).topics)
+    return tuple(prompt for file in topics.values() for prompt in file.prompts)
 
 
 @dataclass(frozen=True)
@@ -89,8 +103,11 @@ class PromptCatalogue:
         rng = random.Random(f"catalogue {scenario.seed}")
         prompts: dict[str, None] = {}
         while len(prompts) < scenario.prompts:
-            if scenario.topics and rng.random() < scenario.topic_share:
-                prompts[world_prompt(TOPICS[rng.choice(scenario.topics)], rng)] = None
+            if (scenario.templates or scenario.topics) and rng.random() < scenario.topic_share:
+                if scenario.templates:
+                    prompts[expanded(rng.choice(scenario.templates), rng)] = None
+                else:
+                    prompts[world_prompt(TOPICS[rng.choice(scenario.topics)], rng)] = None
             else:
                 scene = random_scene(rng, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
                 prompts[caption(scene, rng)] = None

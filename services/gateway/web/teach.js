@@ -90,6 +90,16 @@ async function showSamples(path, caption) {
   figure.hidden = false;
 }
 
+/** Offers the profile's own topics and their prompts, if it has some, instead of the embedded world's. */
+async function offerOwnTopics() {
+  const own = await askJson("GET", "topics.json");
+  if (!Object.keys(own).length) return;
+  for (const [input, list, values] of [["#topic", "#topics", Object.keys(own)], ["#prompt", "#prompts", Object.values(own).flat()]]) {
+    find(list).replaceChildren(...values.map((value) => make("option", {}, value)));
+    if (find(input).value === find(input).defaultValue) find(input).value = values[0];
+  }
+}
+
 export async function listKnown() {
   const known = (await askJson("GET", "v1/knowledge")).data;
   offerTopics(known.map((each) => each.topic));
@@ -125,6 +135,7 @@ export async function start() {
   });
   find("#cancel").addEventListener("click", () =>
     ask("DELETE", `v1/jobs/${job.id}`).catch((error) => showProblem(error, form, status)));
+  await offerOwnTopics();
   await listKnown();
   const running = (await askJson("GET", "v1/jobs")).data.find((each) => !over(each));
   if (running) watch(running).catch((error) => showProblem(error, form, status)); // after the page was reloaded

@@ -15,7 +15,11 @@ from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, Fading
 from dekag.world import TOPICS
 from services.gateway import web_ui
+from services.gateway.app import create_app
+from services.gateway.middleware import needs_key
+from services.gateway.settings import GatewaySettings
 from services.gateway.usage import UsageTotals
+from tests.chain import serving, with_topics
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -107,6 +111,26 @@ def _fields(name: str) -> list[str]:
     from dekag.api import schemas
 
     return list(getattr(schemas, name).model_fields)
+
+
+async def test_the_page_gets_the_profiles_own_topics(
+    dummy_profile: Path, tmp_path: Path, alone: httpx2.AsyncClient
+) -> None:
+    assert (await alone.get(web_ui.TOPICS_URL)).json() == {}
+    mine = with_topics(dummy_profile, tmp_path / "mine")
+    found = web_ui.example_prompts(str(mine))
+    assert found["frost"] == ["a boat under frost"]
+    assert re.fullmatch(r"a \w+ \w+ (in the snow|at sea|at night) that glows", *found["glow"])
+    (mine / "topics" / "frost.yaml").write_text("prompts: 3")
+    nobody = {"user_address": "127.0.0.1:1", "cloud_address": "127.0.0.1:1", "redis_url": ""}
+    async with serving(create_app(GatewaySettings(profile=str(mine), **nobody))) as gateway:
+        assert (await gateway.get(web_ui.TOPICS_URL)).json() == {}
+        (mine / "topics" / "frost.yaml").unlink()
+        assert list((await gateway.get(web_ui.TOPICS_URL)).json()) == ["glow"]
+
+
+async def test_a_profiles_prompts_are_for_those_with_a_key() -> None:
+    assert needs_key(web_ui.TOPICS_URL)
 
 
 def report(delivery: str, channel_uses: int, backhaul: int, pilot_uses: int = 0) -> LinkReport:

@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,16 @@ from dekag.errors import InvalidInputError
 from dekag.link import trace
 from dekag.makd.topics import matching, world_triggers
 from dekag.world import TOPICS
-from services.bench.loadtest.scenario import SHAPES, Arrival, PromptCatalogue, Scenario, UserProfile, users_at
+from services.bench.loadtest.scenario import (
+    SHAPES,
+    Arrival,
+    PromptCatalogue,
+    Scenario,
+    UserProfile,
+    own_templates,
+    users_at,
+)
+from tests.chain import with_topics
 
 
 def arrivals(scenario: Scenario, index: int, count: int) -> list[Arrival]:
@@ -45,6 +55,16 @@ def test_some_prompts_need_a_topic_and_the_others_none() -> None:
     assert len(found) == 400
     assert {tuple(topics) for topics in found} == {(), *((name,) for name in scenario.topics)}
     assert abs(sum(map(bool, found)) / 400 - scenario.topic_share) < 0.1
+
+
+def test_a_profiles_own_topics_are_asked_for(dummy_profile: Path, tmp_path: Path) -> None:
+    assert own_templates(str(dummy_profile)) == ()
+    scenario = Scenario(prompts=100, templates=own_templates(str(with_topics(dummy_profile, tmp_path / "p"))))
+    prompts = PromptCatalogue(scenario).prompts
+    triggers = {name: world_triggers(topic) for name, topic in TOPICS.items()}
+    assert len(prompts) == 100
+    assert sum("glow" in prompt for prompt in prompts) > 20
+    assert not any(matching(prompt, triggers) or "{" in prompt for prompt in prompts)
 
 
 def test_arrivals_are_a_poisson_process() -> None:
