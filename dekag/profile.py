@@ -119,7 +119,7 @@ def profile_folder(name: str | Path) -> Path:
 
 
 def load_profile(name: str | Path) -> Profile:
-    """The profile with that name under models/, or in that folder; model folders become absolute.
+    """The profile with that name under models/, or in that folder; paths of its models become absolute.
 
     Example:
         >>> from dekag import load_profile
@@ -143,18 +143,24 @@ def load_profile(name: str | Path) -> Profile:
         raise FileError(path, f"is not a profile: {where + ': ' if where else ''}{first['msg']}") from None
 
     def absolute(path: str | None) -> str | None:
-        return str((folder / path).resolve()) if path and (folder / path).is_dir() else path
+        return str((folder / path).resolve()) if path and (folder / path).exists() else path
 
     def resolved(model: BaseModel, *names: str) -> dict[str, Any]:
         return {name: absolute(getattr(model, name)) for name in names}
+
+    def generator(model: GeneratorProfile) -> GeneratorProfile:
+        components = {
+            name: part.model_copy(update=resolved(part, "path")) for name, part in model.components.items()
+        }
+        return model.model_copy(update=resolved(model, "path", "config") | {"components": components})
 
     scorer = profile.scorer
     return profile.model_copy(
         update={
             **resolved(profile, "codec", "adapters", "knowledge"),
             "topics": profile.topics and str((folder / profile.topics).resolve()),  # never on a hub
-            "cloud": profile.cloud.model_copy(update=resolved(profile.cloud, "path")),
-            "edge": profile.edge.model_copy(update=resolved(profile.edge, "path")),
+            "cloud": generator(profile.cloud),
+            "edge": generator(profile.edge),
             "scorer": scorer and scorer.model_copy(update=resolved(scorer, "clip", "dino", "probe")),
         }
     )

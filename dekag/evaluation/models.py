@@ -14,14 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from diffusers import AutoencoderKL
 
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.methods import AdaptedCodec, Cala, attached, build
 from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt
-from dekag.generation.loading import folder_hash
+from dekag.generation.loading import folder_hash, load_component
 from dekag.generation.models import Generator
 from dekag.generation.side_information import SideInformation
 from dekag.makd.aligned_generator import AlignedGenerator
@@ -74,9 +73,7 @@ class ModelBank:
     @cached_property
     def autoencoder(self) -> Any:
         """The edge's autoencoder alone, for who needs no more of it."""
-        return AutoencoderKL.from_pretrained(
-            self.profile.edge.path, subfolder="vae", dtype=torch.float32, use_safetensors=True
-        ).eval()
+        return load_component(self.profile.edge, "vae").float().eval()
 
     @cached_property
     def side_information(self) -> SideInformation:
