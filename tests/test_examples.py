@@ -20,6 +20,7 @@ from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.equalizer import equalize
 from dekag.training.cala import deliver, train_method
+from dekag.training.examples import Examples
 
 pytestmark = pytest.mark.usefixtures("plugging")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -82,7 +83,7 @@ def test_my_method(tmp_path: Path) -> None:
     biases = sum(values.numel() for name, values in codec.named_parameters() if name.endswith("bias"))
     assert build("biases", codec, 0.05).trained_parameters() == biases
     trained = train_method(
-        tmp_path, "biases", codec, latents, torch.eye(4), steps=2, seed=1, batch=8, show=False
+        tmp_path, "biases", codec, [Examples(latents)], torch.eye(4), steps=2, seed=1, batch=8, show=False
     )
     conditions = LinkConditions(snr_db=5)
     with_biases = deliver(trained, latents[:2], 1 / 192, conditions, [1, 2])

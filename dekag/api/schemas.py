@@ -169,7 +169,7 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
         description='PSNR to reach, dB; required for cbr "auto", not allowed otherwise.',
         examples=[24.0],
     )
-    modulation: Modulation | Literal["auto"] = Field(
+    modulation: Literal["auto", Modulation] = Field(
         default="auto",
         description="Constellation of the symbols; unquantised: arbitrary complex values. auto: by the SNR "
         "reported to the sender if the codec adapts it, otherwise that of the codec's training. Semantic "
