@@ -445,7 +445,8 @@ def train_generator(
         model, tokenizer = new_generator(kind, folder / "text", world, seed=seed, device=device)
     else:
         pipelines: dict[str, Any] = {"cloud": PixArtSigmaPipeline}
-        before = pipelines.get(kind, StableDiffusionPipeline).from_pretrained(start, dtype=torch.float32)
+        kind_of_start = pipelines.get(kind, StableDiffusionPipeline)
+        before = kind_of_start.from_pretrained(start, vae=vae, dtype=torch.float32)
         tokenizer = before.tokenizer
         model = (
             PixArtModel(before.text_encoder, before.transformer)

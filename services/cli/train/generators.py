@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dekag.documents import read_json
 from services.cli.options import (
     Batch,
     Bf16,
@@ -154,3 +156,8 @@ def _generator(
         guidance = 3.0 if distil is None else 1.0
         quality = probe_accuracy(pipeline, judge, world, cloud=role == "cloud", guidance_scale=guidance)
     save_model(pipeline, target, run, quality, seed, earlier_record(start))
+    described = target.parent / "profile.json"
+    if out is None and described.exists():
+        part = read_json(described)[role].get("components", {})
+        if "vae" in part:  # the profile's pipelines share one
+            shutil.rmtree(target / "vae")
