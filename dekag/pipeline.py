@@ -183,15 +183,14 @@ class Sender:
     ) -> list[torch.Tensor]:
         """Symbols (1, K_i) complex64 of each image, mean power 1.
 
-        Where the codec adapts its constellation, it goes by the SNR that was last reported.
-
         Args:
             latents: (B, channels, h, w) float32.
             conditions: one per latent; the sender knows only the reported SNR.
             channel_uses: K_i of each image.
             source_values: values of each image, 3 * width * height.
             seeds: one per latent, for error messages.
-            modulation: the constellation; default: that of the codec's training.
+            modulation: the constellation; default: by the SNR that was last reported, if the codec adapts it,
+                otherwise that of its training.
             text: the states of each prompt, (tokens, text_width), or None where it is withheld; None: all
                 are. Ignored by a codec that reads no prompts.
 

@@ -34,8 +34,9 @@ from dekag.makd.config import RANGES
 
 Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
 Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
-SideInformation = Literal["prompt", "none"]
 """Constellations of the codec's symbols."""
+SideInformation = Literal["prompt", "none"]
+"""What sender and receiver know besides the symbols."""
 ImageFormat = Literal["webp", "avif", "jpeg"]
 LongPrompt = Literal["read", "refuse"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]

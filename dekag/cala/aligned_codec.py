@@ -120,7 +120,9 @@ class AlignedCodec:
         shape = (latents.shape[1], latents.shape[2], latents.shape[3])
         most = max(channel_uses, default=0)
         parts = [
-            self._encode(latents[rows], channel_uses[rows], condition[rows], modulation, self._of(text, rows))
+            self._encode(
+                latents[rows], channel_uses[rows], condition[rows], modulation, self._states(text, rows)
+            )
             for rows in self._parts("encode", shape, len(latents), exact)
         ]
         return torch.cat([F.pad(each, (0, most - each.shape[1])) for each in parts])
@@ -153,7 +155,7 @@ class AlignedCodec:
         parts = self._parts("decode", latent_shape, len(symbols), exact)
         return torch.cat(
             [
-                self._decode(padded[rows], latent_shape, condition[rows], self._of(text, rows))
+                self._decode(padded[rows], latent_shape, condition[rows], self._states(text, rows))
                 for rows in parts
             ]
         )
@@ -199,7 +201,7 @@ class AlignedCodec:
             return self.base.decode(symbols, latent_shape, **_given(text))
         return self._adapted.decode(symbols, latent_shape, condition, text=text)
 
-    def _of(self, text: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
+    def _states(self, text: torch.Tensor | None, rows: slice) -> torch.Tensor | None:
         """The states of some rows, without the tokens at the end that none of them has.
 
         Raises:

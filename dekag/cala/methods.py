@@ -22,7 +22,7 @@ from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
 from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
 from dekag.codec import JsccCodec, LatentCodec, Modulation
-from dekag.codec.jscc import ResidualBlock, modulation_for, with_text
+from dekag.codec.jscc import PromptedLayer, modulation_for, with_text
 from dekag.errors import InvalidInputError, MismatchError
 
 
@@ -235,17 +235,17 @@ class AttentionFeature(nn.Module):
         return x * scales[:, :, None, None].to(x.dtype)
 
 
-class Attended(ResidualBlock):
+class Attended(PromptedLayer):
     """A layer of the codec, and the attention after it."""
 
     def __init__(self, layer: nn.Module, attention: AttentionFeature) -> None:
-        nn.Module.__init__(self)
-        self.layer, self.attention_feature = layer, attention
+        super().__init__()
+        self.layer, self.attention = layer, attention
 
     def forward(self, x: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
         """The layer's features, scaled."""
-        features = self.layer(x, text) if isinstance(self.layer, ResidualBlock) else self.layer(x)
-        scaled: torch.Tensor = self.attention_feature(features)
+        features = self.layer(x, text) if isinstance(self.layer, PromptedLayer) else self.layer(x)
+        scaled: torch.Tensor = self.attention(features)
         return scaled
 
 

@@ -48,7 +48,11 @@ def modulation_for(snr_db: float) -> Modulation:
     return next(modulation for from_db, modulation in MODULATION_FROM_DB if snr_db >= from_db)
 
 
-class ResidualBlock(nn.Module):
+class PromptedLayer(nn.Module):
+    """A layer of a `Stack` whose forward takes features and the prompts' states, which may be None."""
+
+
+class ResidualBlock(PromptedLayer):
     """Two 3x3 convolutions around a GELU, added to the input; (batch, width, h, w) both ways.
 
     With a text width, half as many maps as channels are read from the prompt and added as well.
@@ -93,7 +97,7 @@ class Stack(nn.Sequential):
     def forward(self, x: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
         """Maps (batch, inputs, h, w), and states (batch, tokens, text_width) -> (batch, outputs, h, w)."""
         for layer in self:
-            x = layer(x, text) if isinstance(layer, ResidualBlock) else layer(x)
+            x = layer(x, text) if isinstance(layer, PromptedLayer) else layer(x)
         return x
 
 
@@ -175,7 +179,7 @@ class JsccCodec(LatentCodec):
         blocks: residual blocks in the encoder and in the decoder.
         bits_per_symbol: 6 is 64-QAM.
         fold: side of the squares of latent positions that become channels, 2 or 4. Latents' sides must be
-            multiples of it. A larger one makes a wide codec as fast as a narrow one.
+            multiples of it. With 4, the layers run at a quarter of the positions.
         text_width: width of a prompt's states; 0 if prompts are not read.
         interleaved: whether symbols are sent interleaved.
         adaptive_modulation: whether adapted codecs choose the constellation by `modulation_for`.
@@ -199,8 +203,8 @@ class JsccCodec(LatentCodec):
         super().__init__()
         self.text_width, self.interleaved = text_width, interleaved
         self.modulation = next(name for name, bits in BITS_PER_SYMBOL.items() if bits == bits_per_symbol)
-        self.symbol_channels = symbol_channels * (fold // 2) ** 2  # of each folded position
-        folded, symbols = latent_channels * fold**2, 2 * self.symbol_channels
+        self._symbols_a_position = symbol_channels * (fold // 2) ** 2  # after folding
+        folded, symbols = latent_channels * fold**2, 2 * self._symbols_a_position
         self.encoder = Stack(folded, width, blocks, symbols, text_width)
         self.decoder = Stack(symbols, width, blocks, folded, text_width)
 
@@ -208,7 +212,7 @@ class JsccCodec(LatentCodec):
         """The most symbols that a latent of (channels, height, width) can be sent with."""
         _, height, width = latent_shape
         fold = int(self.config.fold)
-        return int(self.symbol_channels) * (height // fold) * (width // fold)
+        return int(self._symbols_a_position) * (height // fold) * (width // fold)
 
     def features(
         self, latents: torch.Tensor, channel_uses: int | Sequence[int], *, text: torch.Tensor | None = None

@@ -6,7 +6,6 @@ link, and that the vectors which a knowledge update puts into the edge's other o
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
@@ -40,13 +39,13 @@ class SideInformation:
 
     Attributes:
         width: numbers of each state.
-        version: the first twelve hex digits of a hash of the text encoder's weights.
+        encoder: the text encoder.
     """
 
     def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
-        self._reader = PromptReader(SimpleNamespace(tokenizer=tokenizer, text_encoder=text_encoder.eval()))
+        self.encoder = text_encoder.eval()
         self.width = int(text_encoder.config.hidden_size)
-        self.version = _version(text_encoder)
+        self._reader = PromptReader(SimpleNamespace(tokenizer=tokenizer, text_encoder=self.encoder))
         self._recent: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._lock = Lock()
 
@@ -58,8 +57,9 @@ class SideInformation:
             NotFoundError: it is not on this machine.
             MismatchError: the pipeline has none.
         """
-        parts = (loading.load_component(edge, name) for name in ("tokenizer", "text_encoder"))
-        tokenizer, text_encoder = parts
+        tokenizer, text_encoder = (
+            loading.load_component(edge, name) for name in ("tokenizer", "text_encoder")
+        )
         return cls(tokenizer, text_encoder.to(placed.text_device))
 
     @classmethod
@@ -76,10 +76,3 @@ class SideInformation:
                     self._recent.popitem(last=False)
             self._recent.move_to_end(prompt)
             return self._recent[prompt]
-
-
-def _version(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode() + weight.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]

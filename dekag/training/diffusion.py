@@ -445,8 +445,8 @@ def train_generator(
         model, tokenizer = new_generator(kind, folder / "text", world, seed=seed, device=device)
     else:
         pipelines: dict[str, Any] = {"cloud": PixArtSigmaPipeline}
-        kind_of_start = pipelines.get(kind, StableDiffusionPipeline)
-        before = kind_of_start.from_pretrained(start, vae=vae, dtype=torch.float32)
+        pipeline_class = pipelines.get(kind, StableDiffusionPipeline)
+        before = pipeline_class.from_pretrained(start, vae=vae, dtype=torch.float32)
         tokenizer = before.tokenizer
         model = (
             PixArtModel(before.text_encoder, before.transformer)

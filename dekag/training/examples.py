@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from dekag.generation.side_information import SideInformation
 from dekag.training.data import image_number, picked
-from dekag.training.latents import encoded_scenes
+from dekag.training.latents import encoded_scenes, weights_hash
 from dekag.training.worlds import World
 
 WITHHELD = 0.1
@@ -118,7 +118,7 @@ def rendered_examples(
         return Examples(latents)
     scenes = (image_number("train", n, world) for n in range(count))
     captions = [world.caption(scene, random.Random(-seed - 3), cloud=True) for scene, seed in scenes]
-    name = f"states-{world.profile}-{world.version}-{side_information.version}-{count}.npy"
+    name = f"states-{world.profile}-{world.version}-{weights_hash(side_information.encoder)}-{count}.npy"
     return Examples(latents, states_of(captions, side_information, cache / name))
 
 

@@ -21,13 +21,25 @@ AT_ONCE = 20
 
 def autoencoder_hash(vae: Any) -> str:
     """The first twelve hex digits of a hash of an autoencoder: its weights and the scale of its latents."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(vae.state_dict().items()):
-        digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
+    digest = _digest(vae)
     scale = (vae.config.scaling_factor, getattr(vae.config, "shift_factor", None))
     if scale != (1.0, None):
         digest.update(str(scale).encode())
-    return digest.hexdigest()[:12]
+    found: str = digest.hexdigest()[:12]
+    return found
+
+
+def weights_hash(model: torch.nn.Module) -> str:
+    """The first twelve hex digits of a hash of a model's weights, for the names of cache files."""
+    found: str = _digest(model).hexdigest()[:12]
+    return found
+
+
+def _digest(model: torch.nn.Module) -> Any:
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode() + b"\0" + weight.detach().cpu().contiguous().numpy().tobytes())
+    return digest
 
 
 @torch.inference_mode()

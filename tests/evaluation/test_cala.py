@@ -65,7 +65,7 @@ def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Cala
     latents = torch.randn(16, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     trainings.__dict__.update(latents=latents, metric=torch.eye(4))
     pixels = edge.decoder.decode(latents[:8])
-    return CalaStudy(trainings, latents[:8], pixels, list(range(8)), "tiny")
+    return CalaStudy(trainings, latents[:8], pixels, list(range(8)), "tiny", ["a red boat"] * 8)
 
 
 def test_a_finished_training_is_read(study: CalaStudy, monkeypatch: pytest.MonkeyPatch) -> None:

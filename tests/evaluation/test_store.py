@@ -65,7 +65,7 @@ def test_keys_are_those_of_the_results_measured_before_the_store(tmp_path: Path)
     oracle = Training("fine-tune", 0.05, 500, 1, ("awgn", 1 / 96, -5.0), 6000)
     assert trainings.key(oracle) == "cafc055779faad67b7a8fd70"
 
-    cala = CalaStudy(trainings, torch.zeros(0), np.zeros(0, np.uint8), [], "identity")
+    cala = CalaStudy(trainings, torch.zeros(0), np.zeros(0, np.uint8), [], "identity", [])
     assert cala.key(main_evaluation("lora", "rayleigh-1us", lora)) == "a55eb1fbf96bd9b50ade730a"
     assert cala.key(main_evaluation("cala", "awgn")) == "1a828903c4fb428e60f5ce31"
 

@@ -30,6 +30,7 @@ from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, note_image, save_images, write_rows
 from dekag.evaluation.plots import panels, write_plot
+from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_mean, mean_ci95, ratio_of_medians
@@ -208,6 +209,7 @@ class CalaStudy:
         pixels: (n, height, width, 3) uint8: the latents, decoded without a channel.
         seeds: of each image, also of its channel.
         identity: hash of all that a block depends on beside itself.
+        prompts: what the edge drew.
     """
 
     trainings: Trainings
@@ -215,6 +217,7 @@ class CalaStudy:
     pixels: npt.NDArray[np.uint8]
     seeds: list[int]
     identity: str
+    prompts: list[str]
 
     @property
     def bank(self) -> ModelBank:
@@ -236,7 +239,12 @@ class CalaStudy:
         known += [edge.guidance_scale, count, folder_hash(scorer.clip), folder_hash(scorer.dino)]
         # the whole hash, as results on disk were found by it from the start
         identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        return cls(Trainings(bank, plan, store), latents, pixels, seeds, identity)
+        prompts = [prompt for _, prompt, _ in edge_prompts(count)]
+        return cls(Trainings(bank, plan, store), latents, pixels, seeds, identity, prompts)
+
+    def text(self, adapted: AdaptedCodec, rows: slice = slice(None)) -> list[torch.Tensor] | None:
+        """The states of the prompts of some images, for a codec that reads them."""
+        return self.bank.texts(adapted, self.prompts[rows])
 
     def adapted(self, method: str, training: Training | None) -> AdaptedCodec:
         """The method, trained."""
@@ -275,7 +283,9 @@ class CalaStudy:
 
     def cell(self, adapted: AdaptedCodec, evaluation: ChannelEvaluation, cbr: float, snr_db: float) -> Array:
         """METRICS of every image at one rate and SNR, (n, 5)."""
-        received = deliver(adapted, self.latents, cbr, evaluation.conditions(snr_db), self.seeds)
+        received = deliver(
+            adapted, self.latents, cbr, evaluation.conditions(snr_db), self.seeds, text=self.text(adapted)
+        )
         shown = self.bank.edge.decoder.decode(received)
         values = np.full((len(shown), len(METRICS)), np.nan)
         values[:, 0] = [psnr_db(one, sent) for one, sent in zip(shown, self.pixels, strict=True)]
@@ -340,7 +350,9 @@ def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[R
         one = slice(number % len(study.seeds), number % len(study.seeds) + 1)
         # far from every other image's seed, and another one each time that the image is asked for
         channel_seed = study.seeds[one][0] + 1_000_003 * (number + 1)
-        received = deliver(adapted, study.latents[one], cbr, conditions, [channel_seed])
+        received = deliver(
+            adapted, study.latents[one], cbr, conditions, [channel_seed], text=study.text(adapted, one)
+        )
         psnr = psnr_db(study.bank.edge.decoder.decode(received)[0], study.pixels[one][0])
         found.append(
             Request(channel, snr_db, told_db, target_db, promised, max(1, round(cbr * source)), psnr)
@@ -801,7 +813,8 @@ def image_grid(study: CalaStudy) -> list[list[npt.NDArray[np.uint8]]]:
         row = [study.pixels[0]]
         for snr_db in GRID_SNRS_DB:
             conditions = LinkConditions.model_validate({**CHANNELS[SHOWN_CHANNEL], "snr_db": snr_db})
-            received = deliver(adapted, study.latents[:1], RATES[0], conditions, study.seeds[:1])
+            text = study.text(adapted, slice(1))
+            received = deliver(adapted, study.latents[:1], RATES[0], conditions, study.seeds[:1], text=text)
             row.append(study.bank.edge.decoder.decode(received)[0])
         rows.append(row)
     return rows
