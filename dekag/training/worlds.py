@@ -143,6 +143,11 @@ class World:
         text: str = self.module.caption(scene, rng, words)
         return text
 
+    def edge_captions(self, count: int, seed: int) -> list[str]:
+        """Captions of `count` random scenes that the edge knows."""
+        rng, known = random.Random(seed), self.known(cloud=False)
+        return [self.caption(self.random_scene(rng, **known), rng, cloud=False) for _ in range(count)]
+
 
 STORYBOOK = World("embedded", "dekag.world", 128)
 STICKERS = World("stickers", "dekag.stickers", 256)

@@ -105,7 +105,8 @@ def latents(
         Path | None,
         typer.Option(
             help="File with one prompt per line, for the profile's edge to generate. Alternatives in braces "
-            "are drawn: a {red|blue} boat. Blank lines and comments (# ...) are skipped.",
+            "are drawn: a {red|blue} boat. Blank lines and comments (# ...) are skipped. Default: captions "
+            "of the profile's own world, if it has one.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -144,9 +145,15 @@ def latents(
     from dekag.generation.placement import Placement
     from dekag.profile import load_profile
     from dekag.training.latent_sets import latents_of_pictures, latents_of_prompts
+    from dekag.training.worlds import WORLDS
 
-    if (prompts is None) == (pictures is None):
+    if prompts is not None and pictures is not None:
         raise typer.BadParameter("give either --prompts or --pictures", param_hint="--prompts")
+    if prompts is None and pictures is None and profile not in WORLDS:
+        raise typer.BadParameter(
+            f"give --prompts or --pictures: only {' and '.join(WORLDS)} have prompts of their own",
+            param_hint="--prompts",
+        )
     if size is not None and (size % PIXEL_STEP or size > MAX_PIXELS):
         raise typer.BadParameter(
             f"must be a multiple of {PIXEL_STEP} up to {MAX_PIXELS}; got {size}", param_hint="--size"
@@ -160,9 +167,13 @@ def latents(
     if pictures is not None:
         with errors_of("--pictures"):
             latents_of_pictures(out, models, pictures, count=count, **more)
-    elif prompts is not None:
+    else:
         with errors_of("--prompts"):
-            lines = [line for _, line in read_lines(prompts, max_bytes=2**26)]
+            lines = (
+                WORLDS[profile].edge_captions(count or LATENTS, seed)
+                if prompts is None
+                else [line for _, line in read_lines(prompts, max_bytes=2**26)]
+            )
             latents_of_prompts(out, models, lines, count=count or LATENTS, **more)
     typer.echo(f"latents -> {out}")
     typer.echo(f"Train on them with `dekag train codec --profile {profile} --latents {out}`, then `cala`.")
