@@ -25,7 +25,7 @@ TOLERANCE = 1e-3
 
 KEPT = 16  # values stored of each output, evenly spaced
 SEED, SIDE, STEPS, GUIDANCE = 7, 64, 2, 3.0  # not from a profile, so that values depend on the model alone
-PROMPT = "a red boat on the beach, pastel style"
+PROMPT = "a red car on the beach, pastel style"
 
 
 class Output(NamedTuple):

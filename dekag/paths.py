@@ -30,6 +30,6 @@ def shipped_sweep(name: Path) -> Path:
 
 
 def shipped_model(folder: Path) -> Path:
-    """That folder, else the shipped one of that name: ``models/embedded/vae``."""
+    """That folder, else the shipped one of that name: ``models/stickers/vae``."""
     shipped = SHIPPED / folder
     return shipped if not folder.exists() and folder.parts[:1] == ("models",) and shipped.is_dir() else folder

@@ -110,7 +110,7 @@ class Sender:
     Example:
         >>> import torch
         >>> from dekag import LinkConditions, SemanticLink
-        >>> sender = SemanticLink.load("embedded").sender
+        >>> sender = SemanticLink.load("stickers").sender
         >>> conditions = LinkConditions(snr_db=10)
         >>> rate = sender.rate(conditions, (4, 16, 16), source_values=3 * 128 * 128, target_psnr_db=20)
         >>> rate.expected_psnr_db > 20
@@ -219,7 +219,7 @@ class Receiver:
         >>> import torch
         >>> from dekag import LinkConditions, SemanticLink
         >>> from dekag.pipeline import apply_channel
-        >>> link, conditions = SemanticLink.load("embedded"), LinkConditions(snr_db=10)
+        >>> link, conditions = SemanticLink.load("stickers"), LinkConditions(snr_db=10)
         >>> size = {"source_values": 3 * 128 * 128, "seeds": [7]}
         >>> (symbols,) = link.sender.encode(torch.randn(1, 4, 16, 16), [conditions], [256], **size)
         >>> reception = apply_channel(symbols, conditions, seed=7)
@@ -463,9 +463,9 @@ class SemanticLink:
 
     Example:
         >>> from dekag import LinkConditions, SemanticLink
-        >>> link = SemanticLink.load("embedded")
+        >>> link = SemanticLink.load("stickers")
         >>> conditions = LinkConditions(snr_db=10, fading="rayleigh")
-        >>> image = link.image("a red boat on the beach, pastel style", conditions, seed=7)
+        >>> image = link.image("a red car on the beach, pastel style", conditions, seed=7)
         >>> image.channel_uses, image.psnr_db > 15
         (512, True)
 
@@ -482,12 +482,12 @@ class SemanticLink:
         self._generator = generator
 
     @classmethod
-    def load(cls, profile: Profile | Path | str = "embedded", *, aligned: bool = True) -> Self:
+    def load(cls, profile: Profile | Path | str = "stickers", *, aligned: bool = True) -> Self:
         """The link of a profile: its edge model, its codec and its transmission knowledge.
 
         Example:
             >>> from dekag import SemanticLink, load_profile
-            >>> unaligned = SemanticLink.load(load_profile("embedded"), aligned=False)
+            >>> unaligned = SemanticLink.load(load_profile("stickers"), aligned=False)
             >>> unaligned.sender.codec.knowledge is None
             True
 
@@ -533,8 +533,8 @@ class SemanticLink:
         Example:
             >>> import torch
             >>> from dekag import LinkConditions, SemanticLink
-            >>> link = SemanticLink.load("embedded")
-            >>> latents = torch.cat([link.generator.latents("a red boat", seed) for seed in (1, 2)])
+            >>> link = SemanticLink.load("stickers")
+            >>> latents = torch.cat([link.generator.latents("a red car", seed) for seed in (1, 2)])
             >>> result = link.send(latents, [LinkConditions(snr_db=snr) for snr in (0, 20)], [1, 2])
             >>> result.latents.shape, [rate.channel_uses for rate in result.rates]
             (torch.Size([2, 4, 16, 16]), [512, 512])
@@ -599,8 +599,8 @@ class SemanticLink:
 
         Example:
             >>> from dekag import LinkConditions, SemanticLink
-            >>> link, conditions = SemanticLink.load("embedded"), LinkConditions(snr_db=10)
-            >>> image = link.image("a red boat", conditions, seed=7, target_psnr_db=18)
+            >>> link, conditions = SemanticLink.load("stickers"), LinkConditions(snr_db=10)
+            >>> image = link.image("a red car", conditions, seed=7, target_psnr_db=18)
             >>> image.channel_uses < 512 and image.expected_psnr_db > 18
             True
 

@@ -123,7 +123,7 @@ def load_profile(name: str | Path) -> Profile:
 
     Example:
         >>> from dekag import load_profile
-        >>> load_profile("embedded").edge.steps
+        >>> load_profile("stickers").edge.steps
         8
 
     Raises:

@@ -12,9 +12,9 @@ from dekag import LinkConditions, SemanticLink, plugins
 
 picture = sys.argv[1] if len(sys.argv) > 1 else "psnr_curve.svg"
 plugins.load(f"{Path(__file__).with_name('my_channel.py')}:Nakagami")
-link, psnr = SemanticLink.load("embedded"), plugins.get("metric", "psnr_db")
+link, psnr = SemanticLink.load("stickers"), plugins.get("metric", "psnr_db")
 decode, seeds = link.generator.decoder.decode, range(4)
-latents = torch.cat([link.generator.latents("a red boat on the beach, pastel style", seed) for seed in seeds])
+latents = torch.cat([link.generator.latents("a red car on the beach, pastel style", seed) for seed in seeds])
 sent = decode(latents)
 
 for fading in ("rayleigh", "nakagami"):

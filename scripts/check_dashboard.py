@@ -81,7 +81,7 @@ def use(client: Client, seed: int) -> None:
     """Send the requests that fill the panels."""
     for delivery in DELIVERIES:
         for _ in range(2):  # the second finds the first in the cache
-            image = client.image("a red boat, neon style", seed=seed, delivery=delivery, link={"snr_db": 25})
+            image = client.image("a red car, neon style", seed=seed, delivery=delivery, link={"snr_db": 25})
         client.reports(image.report.request_id)
 
 

@@ -39,9 +39,9 @@ An image over a channel is five lines:
 ```python
 from dekag import LinkConditions, SemanticLink
 
-link = SemanticLink.load("embedded")
-image = link.image("a red boat on the beach", LinkConditions(snr_db=5, fading="rayleigh"), seed=7)
-image.save("boat.png")
+link = SemanticLink.load("stickers")
+image = link.image("a red car on the beach", LinkConditions(snr_db=5, fading="rayleigh"), seed=7)
+image.save("car.png")
 print(f"PSNR {{image.psnr_db:.1f}} dB in {{image.channel_uses}} channel uses")
 ```
 

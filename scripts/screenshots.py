@@ -23,8 +23,8 @@ from services.cloud.version_store import KnowledgeStore
 from services.launcher.stack import Stack
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-UPDATE = Path(__file__).parents[1] / "models" / "embedded" / "knowledge" / "neon"
-PROMPT, SEED, SNR_DB = "a red boat on the beach, neon style", 5, 15
+UPDATE = Path(__file__).parents[1] / "models" / "stickers" / "knowledge" / "neon"
+PROMPT, SEED, SNR_DB = "a red car on the beach, neon style", 5, 15
 WIDE, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -51,7 +51,7 @@ def main() -> None:
     """Start the system, take the screenshots, stop it."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        edge_hash = folder_hash(load_profile("embedded").edge.path)
+        edge_hash = folder_hash(load_profile("stickers").edge.path)
         publish_update(update_of(UPDATE), KnowledgeStore(data), edge_hash)
         with (
             Stack(Path(folder) / "run", free_ports=True, env={"DEKAG_DATA_DIR": str(data)}) as stack,

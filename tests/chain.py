@@ -92,7 +92,7 @@ def with_reading_codec(profile: Path, folder: Path, *, text_width: int) -> Path:
 def with_evaluators(profile: Path, folder: Path) -> Path:
     """A copy of ``profile`` in ``folder`` whose images the embedded profile's evaluators score."""
     shutil.copytree(profile, folder)
-    described, scorer = json.loads((folder / "profile.json").read_text()), load_profile("embedded").scorer
+    described, scorer = json.loads((folder / "profile.json").read_text()), load_profile("stickers").scorer
     assert scorer is not None
     (folder / "profile.json").write_text(json.dumps({**described, "scorer": scorer.model_dump()}))
     return folder

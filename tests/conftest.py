@@ -132,3 +132,19 @@ async def distiller(empty: None, dummy_profile: Path, redis_url: str) -> AsyncIt
     serving = asyncio.create_task(Distiller(settings).serve())
     yield
     await ended(serving)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Shapes that the tests draw, in the place of the world's artwork."""
+    from dekag.stickers import assets
+    from dekag.stickers.sprites import forget_sprites
+    from tests.stickers.conftest import save_shapes
+
+    folder = tmp_path_factory.mktemp("artwork")
+    save_shapes(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(assets.VARIABLE, str(folder))
+        forget_sprites()
+        yield folder
+    forget_sprites()

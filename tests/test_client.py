@@ -204,20 +204,20 @@ async def test_an_event_stream_that_breaks_off_is_asked_for_again(monkeypatch: p
 
 async def test_a_topic_is_distilled_used_and_forgotten(client: AsyncClient, distiller: None) -> None:
     states = await asked(
-        client, lambda c: list(c.distill("stencil", images=4, steps=4, rank=1, tokens=1)), timeout_s=60
+        client, lambda c: list(c.distill("vaporwave", images=4, steps=4, rank=1, tokens=1)), timeout_s=60
     )
     last = states[-1]
     assert (last.status, last.version, last.over) == ("finished", 1, True)
     assert not any(state.over for state in states[:-1])
     assert await asked(client, lambda c: c.job(last.id)) == last
     assert (await asked(client, lambda c: c.jobs()))[0] == last
-    (known,) = [each for each in await asked(client, lambda c: c.knowledge()) if each.topic == "stencil"]
+    (known,) = [each for each in await asked(client, lambda c: c.knowledge()) if each.topic == "vaporwave"]
     assert (known.version, known.job) == (1, last.id)
-    assert (await asked(client, lambda c: c.samples("stencil"))).startswith(b"\x89PNG")
-    image = await asked(client, lambda c: c.image("a boat, stencil style", seed=3, size="64x64"))
+    assert (await asked(client, lambda c: c.samples("vaporwave"))).startswith(b"\x89PNG")
+    image = await asked(client, lambda c: c.image("a boat, vaporwave style", seed=3, size="64x64"))
     assert [use.content_hash for use in image.report.knowledge] == [known.content_hash]
-    await asked(client, lambda c: c.forget("stencil"))
-    assert "stencil" not in [each.topic for each in await asked(client, lambda c: c.knowledge())]
+    await asked(client, lambda c: c.forget("vaporwave"))
+    assert "vaporwave" not in [each.topic for each in await asked(client, lambda c: c.knowledge())]
 
 
 async def test_a_job_is_cancelled_once_and_there_is_one_for_each_topic(

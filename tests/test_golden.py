@@ -36,8 +36,8 @@ def altered(folder: Path, place: Path, change: Any) -> Path:
 
 
 def test_shipped_models_reproduce_their_golden_values() -> None:
-    folder = profile_folder("embedded")
-    found = list(compare(load_profile("embedded"), folder))
+    folder = profile_folder("stickers")
+    found = list(compare(load_profile("stickers"), folder))
     assert [each for each in found if not each.ok] == []
     models = {each.model for each in found}
     assert models >= {"cloud", "edge", "autoencoder", "codec", "adapters", "clip", "dino", "knowledge neon"}
@@ -81,7 +81,7 @@ def test_unreadable_golden_values_are_called_so(
 
 @pytest.mark.parametrize("place", ["edge", "cloud"])
 def test_the_shipped_generators_draw_nearly_the_same_in_a_batch(place: Role) -> None:
-    generator = Generator.from_profile(load_profile("embedded"), place)
+    generator = Generator.from_profile(load_profile("stickers"), place)
     prompts = ["a red boat on the beach, pastel style", "a blue owl in the forest, ink style", "a cat"]
     size = {"width": 64, "height": 64}
     alone = torch.cat([generator.latents(prompt, seed, **size) for seed, prompt in enumerate(prompts)])

@@ -30,7 +30,7 @@ VALUES = 3 * 128 * 128
 
 @pytest.fixture(scope="module")
 def link() -> SemanticLink:
-    return SemanticLink.load("embedded")
+    return SemanticLink.load("stickers")
 
 
 def _reference() -> Any:
@@ -180,7 +180,7 @@ def test_a_batch_whose_parts_do_not_fit_is_refused(link: SemanticLink) -> None:
 
 def test_a_rate_for_a_quality_needs_to_know_what_to_expect(link: SemanticLink) -> None:
     with pytest.raises(InvalidInputError, match="what quality to expect"):
-        SemanticLink.load("embedded", aligned=False).image("a red boat", target_psnr_db=20)
+        SemanticLink.load("stickers", aligned=False).image("a red boat", target_psnr_db=20)
     rate = link.sender.rate(LinkConditions(), SHAPE, source_values=VALUES, target_psnr_db=60)
     assert rate.channel_uses == 512
     assert rate.expected_psnr_db is not None

@@ -120,7 +120,7 @@ class Client:
     Example:
         >>> from dekag import Client
         >>> with Client("http://127.0.0.1:8080") as client:
-        ...     image = client.image("a red boat", seed=7, link={"snr_db": 20})
+        ...     image = client.image("a red car", seed=7, link={"snr_db": 20})
         >>> image.seed, image.report.snr_db
         (7, 20.0)
 

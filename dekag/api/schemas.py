@@ -210,7 +210,7 @@ class ImagesRequest(_NullIsAbsent):
         max_length=limits.MAX_PROMPT_CHARS,
         json_schema_extra={"pattern": r"\S"},
         description="Description of the image.",
-        examples=["a red boat on the beach, pastel style"],
+        examples=["a red car on the beach, pastel style"],
     )
     n: int = Field(
         default=1,
@@ -603,9 +603,9 @@ class KnowledgeRequest(_NullIsAbsent):
     prompts: list[_Prompt] = Field(
         default_factory=list,
         max_length=limits.MAX_PROMPTS,
-        description='Prompts of the training images; "a {red|blue} boat" means either colour. '
+        description='Prompts of the training images; "a {red|blue} car" means either colour. '
         "If omitted, the prompts of the embedded world for the topic of that name.",
-        examples=[["a {red|blue} boat, neon style"]],
+        examples=[["a {red|blue} car, neon style"]],
     )
     triggers: list[_Prompt] = Field(
         default_factory=list,

@@ -30,7 +30,7 @@ from dekag.evaluation.registry import (
     verdict,
 )
 from dekag.files import read_text
-from dekag.world.sheet import save_sheet
+from dekag.stickers.sheet import save_sheet
 
 BOOK_COMMAND = "dekag results book"
 """What fills all pages."""

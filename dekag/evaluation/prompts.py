@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 
 from dekag.errors import InvalidInputError
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile
 from dekag.makd.topics import topic_prompts as distillation_prompts
+from dekag.stickers import Scene, Topic, caption, topic_scene
 from dekag.training.data import SPLIT_START, scene_number
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, Scene, caption
-from dekag.world.topics import Topic
+from dekag.training.worlds import STICKERS
 
 Prompt = tuple[Scene | None, str, int]
-"""What should be seen, if it is a scene of the embedded world; what is asked for; the seed."""
+"""What should be seen, if it is a scene of the world; what is asked for; the seed."""
 
 
-def world_prompts(count: int, *, subjects: tuple[str, ...], styles: tuple[str, ...]) -> list[Prompt]:
-    """`count` held-out scenes of the test split with a prompt in plain words."""
+def world_prompts(
+    count: int, draw: Callable[[random.Random], Scene], words: Mapping[str, str] | None = None
+) -> list[Prompt]:
+    """`count` held-out scenes of the test split that `draw` draws, with a prompt in those words."""
     prompts = []
     for n in range(count):
-        scene, seed = scene_number("test", n, subjects=subjects, styles=styles)
-        prompts.append((scene, caption(scene, random.Random(seed)), seed))
+        scene, seed = scene_number("test", n, draw)
+        prompts.append((scene, caption(scene, random.Random(seed), words), seed))
     return prompts
 
 
 def edge_prompts(count: int) -> list[Prompt]:
     """`count` such prompts of what the edge knows without any update."""
-    return world_prompts(count, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    return world_prompts(count, STICKERS.scenes(cloud=False))
+
+
+def cloud_prompts(count: int) -> list[Prompt]:
+    """`count` such prompts of all that the cloud knows."""
+    return world_prompts(count, STICKERS.scenes(cloud=True))
 
 
 def topic_prompts(topic: Topic, count: int) -> list[Prompt]:
     """`count` such prompts that need `topic`, which the edge does not know."""
-    subjects = (topic.name,) if topic.kind == "subject" else EDGE_SUBJECTS
-    styles = (topic.name,) if topic.kind == "style" else EDGE_STYLES
-    prompts = []
-    for n in range(count):
-        scene, seed = scene_number("test", n, subjects=subjects, styles=styles)
-        prompts.append((scene, caption(scene, random.Random(seed), topic.words), seed))
-    return prompts
+    return world_prompts(count, partial(topic_scene, topic), topic.words)
 
 
 def own_prompts(

@@ -29,8 +29,8 @@ class SideInformation:
     Example:
         >>> from dekag import load_profile
         >>> from dekag.generation.side_information import SideInformation
-        >>> known = SideInformation.load(load_profile("embedded").edge)
-        >>> known.states("a red boat").shape, known.width
+        >>> known = SideInformation.load(load_profile("stickers").edge)
+        >>> known.states("a red car").shape, known.width
         (torch.Size([3, 128]), 128)
 
     Args:

@@ -18,9 +18,8 @@ from dekag.api.limits import MAX_ALTERNATIVES, MAX_PROMPT_CHARS, MAX_PROMPTS, MA
 from dekag.documents import read_yaml
 from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.files import list_folder
+from dekag.stickers import TOPICS, Topic, caption, topic_scene
 from dekag.words import contains_phrase, words
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
-from dekag.world.topics import Topic
 
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 
@@ -48,7 +47,7 @@ class TopicFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompts: list[str] = Field(
-        min_length=1, description="Templates of training prompts, with alternatives: a {red|blue} boat."
+        min_length=1, description="Templates of training prompts, with alternatives: a {red|blue} car."
     )
     triggers: list[str] = Field(
         default_factory=list,
@@ -100,7 +99,7 @@ def topic_prompts(
 
     Args:
         name: name of the topic.
-        prompts: templates, which may contain alternatives, "a {red|blue} boat, neon style"; one alternative
+        prompts: templates, which may contain alternatives, "a {red|blue} car, neon style"; one alternative
             is drawn each time. If empty, those of the topic of that name in `topics`, or else in the
             embedded world.
         triggers: words or phrases by which a prompt needs this topic; the name of the topic if empty.
@@ -132,7 +131,7 @@ def topic_prompts(
             known = ", ".join([*(topics or ()), *TOPICS])
             raise NotFoundError(f"no topic {name!r} (there are {known}): specify its prompts")
         topic = TOPICS[name]
-        chosen = _checked(triggers or world_triggers(topic), "triggers", MAX_TRIGGERS)
+        chosen = _checked(triggers or topic.triggers, "triggers", MAX_TRIGGERS)
 
         def draw() -> str:
             return world_prompt(topic, rng)
@@ -154,23 +153,14 @@ def topic_prompts(
 
 
 def expanded(prompt: str, rng: random.Random) -> str:
-    """`prompt` with one of each of its alternatives: "a {red|blue} boat" becomes "a blue boat"."""
+    """`prompt` with one of each of its alternatives: "a {red|blue} car" becomes "a blue car"."""
     return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), prompt)
-
-
-def world_triggers(topic: Topic) -> list[str]:
-    """The words by which a prompt of the embedded world needs `topic`."""
-    return list(topic.words.values()) if topic.kind == "vocabulary" else [topic.name]
 
 
 def world_prompt(topic: Topic, rng: random.Random) -> str:
     """A caption of a scene that needs `topic`, from the combinations that training may draw."""
     while True:
-        scene = random_scene(
-            rng,
-            subjects=(topic.name,) if topic.kind == "subject" else EDGE_SUBJECTS,
-            styles=(topic.name,) if topic.kind == "style" else EDGE_STYLES,
-        )
+        scene = topic_scene(topic, rng)
         if not scene.held_out:
             return caption(scene, rng, topic.words)
 

@@ -40,7 +40,7 @@ def placeholder(topic: str, word: str = "") -> str:
 
 
 def _earlier_placeholder(topic: str, word: str) -> str:
-    """The token in older updates, where "red boat" and "red-boat" had the same one."""
+    """The token in older updates, where "red car" and "red-car" had the same one."""
     return f"<{topic} {word}>".replace(" ", "-")
 
 

@@ -16,7 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from dekag.world.scene import ATTRIBUTES
+from dekag.stickers.scene import ATTRIBUTES
 
 JUDGED = ("subject", "colour", "setting", "style")
 

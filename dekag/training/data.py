@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from dekag.training.worlds import STORYBOOK, World
+from dekag.training.worlds import World
 
 Pixels = npt.NDArray[np.uint8]  # (count, height, width, 3), RGB
 
@@ -27,8 +27,13 @@ SCENES = 24_000  # default number of training images
 SPLIT_START = {"train": 0, "validation": 1_000_000_000, "test": 2_000_000_000}
 
 
-def scene_number(split: str, n: int, *, world: World = STORYBOOK, **restricted: Any) -> tuple[Any, int]:
-    """Scene `n` of `split` and its rendering seed; `restricted`: arguments of `World.random_scene`.
+def scene_number(split: str, n: int, draw: Callable[[random.Random], Any]) -> tuple[Any, int]:
+    """Scene `n` of `split` and its rendering seed.
+
+    Args:
+        split: one of SPLIT_START.
+        n: number of the scene.
+        draw: draws a scene, `world.scenes(cloud=True)` for example.
 
     Training scenes never have a held-out combination of attributes; validation and test scenes always have
     one.
@@ -36,14 +41,14 @@ def scene_number(split: str, n: int, *, world: World = STORYBOOK, **restricted: 
     seed = SPLIT_START[split] + n
     rng = random.Random(seed)
     while True:
-        scene = world.random_scene(rng, **restricted)
+        scene = draw(rng)
         if scene.held_out == (split != "train"):
             return scene, seed
 
 
 def image_number(split: str, n: int, world: World) -> tuple[Any, int]:
     """Scene `n` of the images for training or evaluating any model of `world`, and its seed."""
-    return scene_number(split, n, world=world, **world.known(cloud=True))
+    return scene_number(split, n, world.scenes(cloud=True))
 
 
 def _images(world: World, split: str, start: int, stop: int, *, side: int | None = None) -> Pixels:

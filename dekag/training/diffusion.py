@@ -476,7 +476,7 @@ def validation_prompts(count: int, world: World, *, cloud: bool) -> list[tuple[A
     """Held-out scenes with a prompt in plain words and a seed; for the edge, without held-out topics."""
     out = []
     for n in range(count):
-        scene, seed = scene_number("validation", n, world=world, **world.known(cloud=cloud))
+        scene, seed = scene_number("validation", n, world.scenes(cloud=cloud))
         out.append((scene, world.module.caption(scene, random.Random(seed)), seed))
     return out
 

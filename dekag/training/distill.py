@@ -32,10 +32,10 @@ from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.update import FORMAT, KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
+from dekag.stickers.sheet import save_sheet
 from dekag.training.device import multiplying
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.loop import TrainingRun
-from dekag.world.sheet import save_sheet
 
 ADAPTER = "distilled"
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

@@ -175,7 +175,7 @@ def latents_of_prompts(
     Args:
         folder: folder of the latent set.
         profile: its edge generates.
-        prompts: templates, which may contain alternatives, "a {red|blue} boat". If they give fewer different
+        prompts: templates, which may contain alternatives, "a {red|blue} car". If they give fewer different
             prompts than `count`, prompts are repeated with other seeds; if more, `count` are drawn.
         count: number of latents, at least MIN_COUNT.
         seed: seed of the draws.
@@ -334,7 +334,7 @@ def _pictures(folder: Path) -> dict[str, str | None]:
 def _caption(entry: Any, where: str) -> tuple[str, str | None]:
     name, text = (entry.get("file_name"), entry.get("text")) if isinstance(entry, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(text, str | None):
-        raise FileError(where, 'must be like {"file_name": "boat.png", "text": "a red boat"}')
+        raise FileError(where, 'must be like {"file_name": "car.png", "text": "a red car"}')
     return name, text
 
 

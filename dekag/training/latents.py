@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dekag.generation.autoencoder import encode
 from dekag.training.data import SCENES, rendered_scenes, to_tensor
 from dekag.training.device import CPU
-from dekag.training.worlds import STORYBOOK, World
+from dekag.training.worlds import STICKERS, World
 
 CHUNK = 200
 AT_ONCE = 20
@@ -48,7 +48,7 @@ def encoded_scenes(
     vae: Any,
     count: int = SCENES,
     *,
-    world: World = STORYBOOK,
+    world: World = STICKERS,
     workers: int = 2,
     device: torch.device = CPU,
 ) -> torch.Tensor:

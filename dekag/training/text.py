@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 from dekag.training.data import scene_number
 from dekag.training.device import CPU
 from dekag.training.loop import TrainingRun
-from dekag.training.worlds import STORYBOOK, World
+from dekag.training.worlds import STICKERS, World
 
 _log = structlog.get_logger()
 MAX_TOKENS = 77
@@ -40,18 +40,18 @@ _ALPHABET = [*"abcdefghijklmnopqrstuvwxyz0123456789,.!?'-"]
 def training_captions(count: int, world: World, *, cloud: bool) -> Iterator[tuple[Any, str]]:
     """`count` training scenes of the cloud, or of the edge, with a caption each."""
     for n in range(count):
-        scene, seed = scene_number("train", n, world=world, **world.known(cloud=cloud))
+        scene, seed = scene_number("train", n, world.scenes(cloud=cloud))
         yield scene, world.caption(scene, random.Random(-seed - 1), cloud=cloud)
 
 
-def new_edge_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> CLIPTokenizer:
+def new_edge_tokenizer(captions: int | None = None, world: World = STICKERS) -> CLIPTokenizer:
     """CLIP byte-pair tokenizer trained on the edge's captions; it splits other words into letters."""
     return _clip_tokenizer(
         text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=False)
     )
 
 
-def new_clip_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> CLIPTokenizer:
+def new_clip_tokenizer(captions: int | None = None, world: World = STICKERS) -> CLIPTokenizer:
     """Tokenizer of the metric CLIP, and of a cloud U-Net; it knows the words of all topics."""
     return _clip_tokenizer(
         text for _, text in training_captions(captions or TOKENIZER_CAPTIONS, world, cloud=True)
@@ -81,7 +81,7 @@ def _clip_tokenizer(texts: Iterator[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_TOKENS)
 
 
-def new_cloud_tokenizer(captions: int | None = None, world: World = STORYBOOK) -> T5Tokenizer:
+def new_cloud_tokenizer(captions: int | None = None, world: World = STICKERS) -> T5Tokenizer:
     """T5 unigram tokenizer trained on the cloud's captions."""
     learner = Tokenizer(Unigram())
     learner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -235,8 +235,8 @@ def _reading(
 ) -> float:
     """Fraction of subjects, settings and styles recognised in captions of held-out scenes."""
     words = attribute_words(world)
-    known = world.known(cloud=cloud)
-    scenes = [scene_number("validation", n, world=world, **known) for n in range(count)]
+    draw = world.scenes(cloud=cloud)
+    scenes = [scene_number("validation", n, draw) for n in range(count)]
     captions = [world.caption(scene, random.Random(seed), cloud=cloud) for scene, seed in scenes]
     tokens, mask = tokenize(tokenizer, captions)
     logits = dict(zip(words, reader(tokens.to(device), mask.to(device)), strict=True))

@@ -10,9 +10,9 @@ import ast
 import hashlib
 import importlib
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,10 @@ class World:
             )
         return {"subjects": self.module.EDGE_SUBJECTS, "styles": self.module.EDGE_STYLES}
 
+    def scenes(self, *, cloud: bool) -> Callable[[random.Random], Any]:
+        """Draws random scenes such as those that the cloud, or the edge, was trained on."""
+        return partial(self.random_scene, **self.known(cloud=cloud))
+
     @property
     def combinations(self) -> tuple[str, ...]:
         """Topics that combine known things: accessories, and a second subject ("duo")."""
@@ -145,10 +149,9 @@ class World:
 
     def edge_captions(self, count: int, seed: int) -> list[str]:
         """Captions of `count` random scenes that the edge knows."""
-        rng, known = random.Random(seed), self.known(cloud=False)
-        return [self.caption(self.random_scene(rng, **known), rng, cloud=False) for _ in range(count)]
+        rng, draw = random.Random(seed), self.scenes(cloud=False)
+        return [self.caption(draw(rng), rng, cloud=False) for _ in range(count)]
 
 
-STORYBOOK = World("embedded", "dekag.world", 128)
 STICKERS = World("stickers", "dekag.stickers", 256)
-WORLDS = {world.profile: world for world in (STORYBOOK, STICKERS)}
+WORLDS = {world.profile: world for world in (STICKERS,)}

@@ -26,7 +26,7 @@ WARM_UP = 2
 FIRST_SEED = 3_000_000
 
 
-def run_cost_bench(*, requests: int = 16, profile: str = "embedded", results: Path = RESULTS) -> list[Row]:
+def run_cost_bench(*, requests: int = 16, profile: str = "stickers", results: Path = RESULTS) -> list[Row]:
     """Ask for the same images with both deliveries, one after another, in turn.
 
     Args:

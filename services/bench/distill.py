@@ -17,10 +17,10 @@ from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import RUN_DIR, await_ready
 
-PROMPT = "a large red boat in the middle under the sea, pastel style"
+PROMPT = "a large red car in the middle of the beach, pastel style"
 
 
-def run_distill_bench(*, topics: Sequence[str], profile: str = "embedded", results: Path = RESULTS) -> float:
+def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", results: Path = RESULTS) -> float:
     """Time from asking for a distillation over REST to holding the first image drawn with it.
 
     Args:

@@ -23,11 +23,11 @@ from services.bench.throughput import CHAIN, Answer
 from services.launcher.stack import LaunchError
 from services.launcher.up import await_ready
 
-PROMPT = "a large red boat in the middle under the sea, pastel style"
+PROMPT = "a large red car in the middle of the beach, pastel style"
 Ask = Callable[[int], Answer]
 
 
-def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: Path = RESULTS) -> float:
+def run_chain_bench(*, requests: int = 40, profile: str = "stickers", results: Path = RESULTS) -> float:
     """Alternate requests over REST and in one process, each with a seed of its own so that no cache helps.
 
     Args:
@@ -51,7 +51,7 @@ def run_chain_bench(*, requests: int = 40, profile: str = "embedded", results: P
     return _compare("chain", "one_process_s", measure, requests, profile, results, warm_up=3)
 
 
-def run_cached_bench(*, requests: int = 100, profile: str = "embedded", results: Path = RESULTS) -> float:
+def run_cached_bench(*, requests: int = 100, profile: str = "stickers", results: Path = RESULTS) -> float:
     """Alternate the same request over REST and, in this process, everything from the latent on.
 
     Over REST the latent comes from Redis, is encoded, sent, decoded and scored. In this process it is there

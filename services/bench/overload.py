@@ -41,7 +41,7 @@ def run_overload_bench(
     times: float = 4.0,
     seconds: float = 120.0,
     loaded_s: float = 30.0,
-    profile: str = "embedded",
+    profile: str = "stickers",
     results: Path = RESULTS,
 ) -> list[Row]:
     """Overload the chain and tell what becomes of every request.

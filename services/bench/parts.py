@@ -49,8 +49,8 @@ from services.proto.downlink_pb2_grpc import DownlinkStub
 ROWS = (1, 2, 4, 8, 12, 16)  # of the denoiser; with guidance an image is two
 IMAGES_AT_ONCE = (1, 2, 4, 6, 8)  # drawn at once
 STEPS = (4, 6, 8, 12)
-TOPICS = ("neon", "jewel", "rocket", "stencil")
-PROMPT = "a large red boat in the middle under the sea, pastel style"
+TOPICS = ("neon", "jewels", "rocket", "vaporwave")
+PROMPT = "a large red car in the middle of the beach, pastel style"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Part:
 
 
 def run_parts_bench(
-    *, repeats: int = 9, prompts: int = 48, profile: str = "embedded", results: Path = RESULTS
+    *, repeats: int = 9, prompts: int = 48, profile: str = "stickers", results: Path = RESULTS
 ) -> list[Row]:
     """Time every part, all of them in turn in each repeat, and score fewer and more steps of the sampler.
 

@@ -49,7 +49,7 @@ def run_soak_bench(
     seconds: float = 3600.0,
     rate_hz: float = 1.0,
     every_s: float = 15.0,
-    profile: str = "embedded",
+    profile: str = "stickers",
     results: Path = RESULTS,
 ) -> list[Row]:
     """Load the chain for a long time and read again and again what it holds.

@@ -29,7 +29,7 @@ def run_start_bench(
     *,
     rounds: int = 5,
     requests: int = 4,
-    profile: str = "embedded",
+    profile: str = "stickers",
     results: Path = RESULTS,
     proc: Path = Path("/proc"),
 ) -> list[Row]:

@@ -128,7 +128,7 @@ def run_throughput_bench(
     requests: int = 48,
     rounds: int = 5,
     users: Sequence[int] = USERS,
-    profile: str = "embedded",
+    profile: str = "stickers",
     servers: Sequence[str] = (),
     results: Path = RESULTS,
 ) -> list[Row]:

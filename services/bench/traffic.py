@@ -63,7 +63,7 @@ class AnsweredRequest:
 
 
 def run_traffic_bench(
-    report: Path, *, images: int = 250, profile: str = "embedded", results: Path = RESULTS
+    report: Path, *, images: int = 250, profile: str = "stickers", results: Path = RESULTS
 ) -> list[Row]:
     """Hold a load test's requests against files of equal PSNR.
 

@@ -108,11 +108,11 @@ def models() -> CheckResult:
     from dekag.inventory import parts, problems
     from dekag.profile import load_profile
 
-    name = get("DEKAG_PROFILE", "embedded")
+    name = get("DEKAG_PROFILE", "stickers")
     restore = (
         "git checkout -- models" if in_checkout() else "pip install --force-reinstall --no-deps DEKAG.whl"
     )
-    fix = restore if name == "embedded" else "unset DEKAG_PROFILE"
+    fix = restore if name == "stickers" else "unset DEKAG_PROFILE"
     try:
         profile = load_profile(name)
         found = parts(profile)
@@ -128,7 +128,7 @@ def models() -> CheckResult:
         return CheckResult("models", False, f"profile {name} cannot be read: {error}", fix)
     if told:
         # which says what to download and what to train
-        fix = restore if name == "embedded" else f"dekag profile check {_quoted(name)}"
+        fix = restore if name == "stickers" else f"dekag profile check {_quoted(name)}"
         return CheckResult("models", False, f"profile {name}: {'; '.join(told)}", fix)
     detail = f"profile {name}: {len(found)} parts, {len(knowledge)} knowledge artifacts"
     return CheckResult("models", True, detail)
@@ -139,7 +139,7 @@ def golden() -> CheckResult:
     from dekag.golden import FILE, TOLERANCE, compare
     from dekag.profile import load_profile, profile_folder
 
-    name = get("DEKAG_PROFILE", "embedded")
+    name = get("DEKAG_PROFILE", "stickers")
     folder = profile_folder(name)
     write = f"dekag train golden --profile {name}"
     if not (folder / FILE).exists():
@@ -263,7 +263,7 @@ def _weights_gib() -> float:
     from dekag.profile import load_profile
 
     try:
-        profile = load_profile(get("DEKAG_PROFILE", "embedded"))
+        profile = load_profile(get("DEKAG_PROFILE", "stickers"))
         return sum(processes(profile, parts(profile)).values()) / _GIB
     except DekagError:  # which `models` reports
         return 0.0

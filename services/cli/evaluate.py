@@ -48,7 +48,7 @@ def first_image(
             "codec if the profile has no probe."
         ),
     ] = None,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Evaluate the models without any alignment; fills docs/results-first-image.md."""
     import torch
@@ -67,7 +67,7 @@ def first_image(
 def naming(
     count: Annotated[int, typer.Option(help="Number of pictures of each generator.", min=2)] = 60,
     threads: Threads = 2,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Blind naming: draw numbered pictures for somebody who does not know the prompts; score the answers.
 
@@ -92,7 +92,7 @@ def gka(
     prompts: Annotated[int, typer.Option(help="Number of test prompts per topic.", min=4)] = 16,
     seeds: Annotated[int, typer.Option(help="Number of training seeds.", min=1)] = 3,
     workers: Processes = 2,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Generation-knowledge alignment: compare MAKD with its baselines on every topic.
 
@@ -109,7 +109,7 @@ def tka(
     requests: Annotated[int, typer.Option(help="Number of requests that test rate control.", min=4)] = 300,
     rounds: Annotated[int, typer.Option(help="Number of rounds of the cost comparison.", min=5)] = 200,
     workers: Processes = 2,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Transmission-knowledge alignment: compare CALA with its baselines on every channel.
 
@@ -132,7 +132,7 @@ def digital(
     channel: Annotated[
         list[str] | None, typer.Option(help="Channel to evaluate; can be repeated. Default: all.")
     ] = None,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Compare CALA with the best digital sender; fills docs/results-digital.md."""
     import torch
@@ -154,7 +154,7 @@ def digital(
 def overall(
     ray: Ray = None,
     workers: RayWorkers = None,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Compare DeKA-g with its halves and the best digital sender; resumes, fills docs/results-overall.md."""
     from dekag.evaluation.studies.end_to_end import run_overall
@@ -202,7 +202,7 @@ def bench_sweep(
 @bench.command("chain")
 def bench_chain(
     requests: Requests = 40,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Compare a request through all services with the same library calls in one process."""
     from services.bench.latency import run_chain_bench
@@ -219,7 +219,7 @@ def bench_throughput(
     users: Annotated[
         str, typer.Option(help="Numbers of closed-loop users, separated by commas.")
     ] = "1,2,4,8,16",
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Compare the throughput of the services with LitServe and a plain FastAPI handler."""
     from services.bench.throughput import run_throughput_bench
@@ -240,7 +240,7 @@ def bench_throughput(
 @bench.command("cached")
 def bench_cached(
     requests: Requests = 100,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Compare a cached request through all services with channel and decoder calls in one process."""
     from services.bench.latency import run_cached_bench
@@ -266,7 +266,7 @@ def bench_start(
     requests: Annotated[
         int, typer.Option(help="Number of images per delivery before memory is measured.", min=1)
     ] = 4,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Measure the start-up time and the memory of each service."""
     from services.bench.start import run_start_bench
@@ -303,7 +303,7 @@ def bench_parts(
     prompts: Annotated[
         int, typer.Option(help="Number of prompts that evaluate the number of sampler steps.", min=2)
     ] = 48,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Measure the time of each part of an image, and of its alternatives."""
     from services.bench.parts import run_parts_bench
@@ -315,7 +315,7 @@ def bench_parts(
 def bench_overload(
     times: Annotated[float, typer.Option(help="Arrival rate, as a multiple of the capacity.", min=1)] = 4.0,
     seconds: Annotated[float, typer.Option(help="Duration of the load, s.", min=1)] = 120.0,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Measure response times and refusals under overload."""
     from services.bench.overload import run_overload_bench
@@ -327,7 +327,7 @@ def bench_overload(
 def bench_soak(
     seconds: Annotated[float, typer.Option(help="Duration, s.", min=60)] = 3600.0,
     rate: Annotated[float, typer.Option(help="Arrival rate, requests per second.", min=0.05)] = 1.0,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Measure the growth of memory, open files and Redis keys during an hour of mixed load."""
     from services.bench.soak import run_soak_bench
@@ -341,7 +341,7 @@ def bench_traffic(
     pictures: Annotated[
         int, typer.Option(help="Upper limit of the number of different images that are compressed.", min=1)
     ] = 250,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Compare the traffic of a load test with WebP and JPEG files of equal quality."""
     from services.bench.traffic import run_traffic_bench
@@ -352,7 +352,7 @@ def bench_traffic(
 @bench.command("cost")
 def bench_cost(
     requests: Annotated[int, typer.Option(help="Number of images per delivery.", min=1)] = 16,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Compare time, backhaul and channel uses of semantic and conventional delivery."""
     from services.bench.cost import run_cost_bench
@@ -363,7 +363,7 @@ def bench_cost(
 @bench.command("distill")
 def bench_distill(
     topics: Annotated[str, typer.Option(help="Topics to distil, separated by commas.")] = "neon,rocket",
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
 ) -> None:
     """Measure the time from the request for a distillation to the first image generated with it."""
     from services.bench.distill import run_distill_bench
@@ -387,7 +387,7 @@ def _targets(profile: str) -> dict[str, Any]:
     """
     from dekag.evaluation.registry import RESULTS
 
-    if profile == "embedded":
+    if profile == "stickers":
         return {"profile": profile, "results": RESULTS}
     folder = Path("runs", Path(profile).resolve().name, "results")
     typer.echo(f"The results of the profile {profile} go to {folder}.")

@@ -79,7 +79,7 @@ def run_image(
 
 
 def default_name(prompt: str, seed: int) -> str:
-    """File name for a prompt and a seed: ``a-red-boat-7.png``."""
+    """File name for a prompt and a seed: ``a-red-car-7.png``."""
     words = regex.sub(r"[^\p{L}\p{M}\p{N}]+", "-", folded(prompt))[:_NAME_CHARS].strip("-")
     return f"{words or 'image'}-{seed}.png"
 

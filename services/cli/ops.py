@@ -81,14 +81,3 @@ def credentials(
         f"{folder}: "
         + (f"created certificates for {', '.join(made)}" if made else "all certificates are valid")
     )
-
-
-def world(
-    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("world.png"),
-    seed: Annotated[int, typer.Option(help="Seed of colours, sizes, positions and settings.", min=0)] = 0,
-) -> None:
-    """Draw a contact sheet of the embedded world: every subject in every style."""
-    from dekag.world.sheet import world_sheet
-
-    world_sheet(output, seed)
-    typer.echo(f"wrote {output}")

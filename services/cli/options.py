@@ -78,7 +78,7 @@ TrainingSeed = Annotated[
 ]
 World = Annotated[
     str,
-    typer.Option("--profile", help="Models to train: embedded or stickers.", rich_help_panel=DATA),
+    typer.Option("--profile", help="Models to train: stickers.", rich_help_panel=DATA),
 ]
 Size = Annotated[
     int | None,

@@ -14,7 +14,7 @@ _MIB = 2**20
 
 
 @profile.command()
-def check(name: Name = "embedded") -> None:
+def check(name: Name = "stickers") -> None:
     """Show what a profile consists of, its memory and what is missing; exits with 1 if it cannot run."""
     import torch
     from rich.console import Console

@@ -155,7 +155,7 @@ class ServiceSettings(CommonSettings):
     """Settings of a gRPC service that holds models."""
 
     profile: str = Field(
-        "embedded",
+        "stickers",
         description="Models to use: the name of a profile under models/, or a folder with a profile.json.",
     )
     threads: int = Field(

@@ -8,7 +8,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
     "semantic": {
         "summary": "An image over a fading channel",
         "value": {
-            "prompt": "a red boat on the beach, pastel style",
+            "prompt": "a red car on the beach, pastel style",
             "seed": 7,
             "link": {"snr_db": 10, "fading": "rayleigh", "cbr": 1 / 96},
         },
@@ -16,7 +16,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
     "conventional": {
         "summary": "Conventional delivery: the cloud's image as a file over the same channel",
         "value": {
-            "prompt": "a red boat on the beach, pastel style",
+            "prompt": "a red car on the beach, pastel style",
             "seed": 7,
             "delivery": "conventional",
             "image_format": "webp",
@@ -26,7 +26,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
     "quality": {
         "summary": "The smallest rate that is expected to reach a given PSNR",
         "value": {
-            "prompt": "a red boat on the beach, pastel style",
+            "prompt": "a red car on the beach, pastel style",
             "seed": 7,
             "link": {"snr_db": 15, "cbr": "auto", "target_psnr_db": 24},
         },
@@ -48,7 +48,7 @@ KNOWLEDGE_EXAMPLES: dict[str, Example] = {
         "summary": "A custom topic",
         "value": {
             "topic": "crimson",
-            "prompts": ["a crimson {boat|house|tree|cat|bird} {on the beach|in the meadow|at night}"],
+            "prompts": ["a crimson {car|house|tree|cat|fox} {on the beach|in the meadow|at night}"],
             "triggers": ["crimson"],
             "images": 48,
             "steps": 200,

@@ -18,7 +18,7 @@ class GatewaySettings(CommonSettings):
     cloud_address: Address = Field(
         "127.0.0.1:50054", description="host:port of the cloud service, for knowledge and jobs."
     )
-    profile: str = Field("embedded", description="Profile whose own topics the web page offers.")
+    profile: str = Field("stickers", description="Profile whose own topics the web page offers.")
     deadline_s: float = Field(60.0, gt=0, le=3600, description="Time limit of one REST request, s.")
     stream_deadline_s: float = Field(
         3600.0,

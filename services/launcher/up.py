@@ -23,9 +23,9 @@ def run_up(*, free_ports: bool = False) -> int:
             await_ready(stack, console)
             console.print(f"\nReady: open [bold]{stack.url}[/] in a browser. Ctrl-C stops it. Or:\n")
             console.print(
-                f'dekag image "a red boat on the beach, pastel style" --url {stack.url}\n\n'
+                f'dekag image "a red car on the beach, pastel style" --url {stack.url}\n\n'
                 f"curl -s {stack.url}/v1/images/generations -H 'Content-Type: application/json' \\\n"
-                """  -d '{"prompt": "a red boat on the beach, pastel style", "link": {"snr_db": 10}}'""",
+                """  -d '{"prompt": "a red car on the beach, pastel style", "link": {"snr_db": 10}}'""",
                 highlight=False,
                 soft_wrap=True,
             )

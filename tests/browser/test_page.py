@@ -195,7 +195,7 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
 
 
 def test_a_distillation_is_cancelled(page: Page) -> None:
-    page.get_by_label("Topic", exact=True).fill("stencil")
+    page.get_by_label("Topic", exact=True).fill("vaporwave")
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud generates images, [1-9]"))
     page.get_by_role("button", name="Cancel").click()

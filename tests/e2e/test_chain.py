@@ -172,11 +172,11 @@ def test_services_export_the_documented_metrics_and_spans(stack: Stack) -> None:
             image = client.image("a blue whale", seed=3, delivery=delivery, link={"snr_db": 25})
         client.reports(image.report.request_id)
         small = {"images": 4, "steps": 4, "rank": 1, "tokens": 1}
-        *_, job = client.distill("stencil", **small)
+        *_, job = client.distill("vaporwave", **small)
         assert job.status == "finished", job
-        client.image("a blue whale, stencil style", seed=3, link={"snr_db": 25})
-        client.forget("stencil")
-        client.cancel(client.start("stencil", **small | {"steps": 100_000}).id)
+        client.image("a blue whale, vaporwave style", seed=3, link={"snr_db": 25})
+        client.forget("vaporwave")
+        client.cancel(client.start("vaporwave", **small | {"steps": 100_000}).id)
 
     page = (ROOT / "docs" / "observability.md").read_text()
     rows = re.findall(r"^\| `(dekag_\w+)` \|[^|]*\|[^|]*\| ([^|]*) \|", page, re.MULTILINE)

@@ -9,11 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dekag.evaluation.prompts import topic_prompts, world_prompts
+from dekag.evaluation.prompts import edge_prompts, topic_prompts
 from dekag.evaluation.reports.baseline_models import KEYS, REPORT
 from dekag.evaluation.studies.baseline_models import run, sent_directly
+from dekag.stickers import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 from services.cli.main import app
 from tests.chain import with_evaluators
 
@@ -56,11 +56,16 @@ def test_a_profile_without_a_probe_is_measured_as_far_as_it_can_be(
 
 
 def test_prompts_are_held_out_and_need_their_topic() -> None:
-    known = world_prompts(50, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES)
+    known = edge_prompts(50)
     assert all(scene.held_out for scene, _, _ in known)
+    assert {scene.style for scene, _, _ in known} == set(EDGE_STYLES)
+    assert {scene.subject for scene, _, _ in known} <= set(EDGE_SUBJECTS)
     assert all(scene.style == "neon" for scene, _, _ in topic_prompts(TOPICS["neon"], 5))
     assert all(scene.subject == "snail" for scene, _, _ in topic_prompts(TOPICS["snail"], 5))
-    assert all(scene.colour not in prompt.split() for scene, prompt, _ in topic_prompts(TOPICS["jewel"], 5))
+    words = TOPICS["jewels"].triggers
+    assert all(any(word in prompt for word in words) for _, prompt, _ in topic_prompts(TOPICS["jewels"], 5))
+    assert all(scene.accessory == "crown" for scene, _, _ in topic_prompts(TOPICS["crown"], 5))
+    assert all(scene.companion for scene, _, _ in topic_prompts(TOPICS["duo"], 5))
 
 
 def test_sending_without_a_codec_loses_what_a_uniform_quantiser_loses() -> None:

@@ -57,7 +57,7 @@ CALM = as_channel(CHANNELS["awgn"])
 @pytest.fixture(scope="module")
 def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> CalaStudy:
     """The shipped codec and adapters, an untrained edge, and trainings of one step on noise."""
-    bank = ModelBank("embedded")
+    bank = ModelBank("stickers")
     edge = Generator.from_profile(load_profile(dummy_profile), "edge")
     bank.__dict__.update(edge=edge, autoencoder=edge.pipeline.vae)  # else loaded when first read
     plan = Plan(steps=1, fraction_steps=1, oracle_steps=1)

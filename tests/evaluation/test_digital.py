@@ -43,7 +43,7 @@ def edge(dummy_profile: Path) -> Generator:
 
 @pytest.fixture(scope="module")
 def scorer() -> ImageScorer:
-    judges = load_profile("embedded").scorer
+    judges = load_profile("stickers").scorer
     assert judges is not None
     return ImageScorer.load(judges.clip, judges.dino)
 

@@ -26,7 +26,7 @@ from dekag.evaluation.studies.makd import (
     write,
 )
 from dekag.makd.config import METHODS, DistillConfig
-from dekag.world import TOPICS
+from dekag.stickers import TOPICS
 from tests.chain import with_evaluators
 
 TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2, bits=16)

@@ -212,7 +212,7 @@ def test_the_lead_over_digital_follows_from_the_committed_rows() -> None:
 
 def test_choices_on_the_page_of_the_paper_are_those_of_the_code() -> None:
     page = " ".join((ROOT / "docs/paper.md").read_text().split())
-    distill, profile = DistillConfig(), load_profile("embedded")
+    distill, profile = DistillConfig(), load_profile("stickers")
     model = JsccCodec.load(profile.codec)
     codec, cala = model.config, cala_config(model, 1)
     low, high = SNR_RANGE_DB

@@ -22,7 +22,7 @@ from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, ch
 from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import link_name, table
 from dekag.link import LinkConditions
-from dekag.world import TOPICS
+from dekag.stickers import TOPICS
 from services.cli.main import app
 from tests.chain import with_evaluators
 
@@ -254,8 +254,8 @@ def _missing(name: str) -> Any:
 
 
 def test_identity_is_of_all_models(profile: str) -> None:
-    assert as_one(identity(profile)) != as_one(identity("embedded"))
-    assert {"knowledge", "adapters"} <= set(identity("embedded"))
+    assert as_one(identity(profile)) != as_one(identity("stickers"))
+    assert {"knowledge", "adapters"} <= set(identity("stickers"))
     with pytest.raises(NotFoundError):
         identity("nowhere")
 

@@ -305,7 +305,7 @@ def during_job(fault: Fault, topic: str, after_s: float, **config: int) -> Fault
 
 def resumed() -> Fault:
     """The distiller dies after it has trained for a while; the next one must go on from the checkpoint."""
-    job, done = Job("blueprint", steps=600), {"before": 0, "after": 0}
+    job, done = Job("watercolour", steps=600), {"before": 0, "after": 0}
     killing = kill("distiller", ALL)
 
     def trained(stack: Stack) -> int:
@@ -362,10 +362,10 @@ def singles() -> Sequence[Fault]:
         *(clock(name) for name in SERVICES),
         *(
             during_job(kill("distiller", ALL), topic, moments.uniform(0, 20))
-            for topic in ("thermal", "stencil", "snail", "rocket")
+            for topic in ("thermal", "vaporwave", "snail", "rocket")
         ),
         resumed(),
-        during_job(WIPE_REDIS, "jewel", 6.0),
+        during_job(WIPE_REDIS, "jewels", 6.0),
         during_job(clock("distiller"), "poetic", 3.0),
         during_job(clock("cloud"), "thermal", 3.0),
     ]
@@ -385,6 +385,6 @@ def pairs() -> Sequence[Fault]:
         pair(kill("gateway"), kill("user")),
         pair(DAMAGE_DISK, kill("cloud"), EDGE_ALONE),
         DAMAGE_REDIS_READ,
-        during_job(pair(kill("distiller", ALL), RESTART_REDIS), "stencil", 8.0),
+        during_job(pair(kill("distiller", ALL), RESTART_REDIS), "vaporwave", 8.0),
         during_job(pair(kill("distiller", ALL), kill("cloud", EDGE_ALONE)), "snail", 12.0),
     ]

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from dekag.generation.autoencoder import decode, encode
 from dekag.generation.models import LatentDecoder
 from dekag.training import distill, latents
-from dekag.training.worlds import STORYBOOK
+from dekag.training.worlds import STICKERS
 
 SCALES = ((1.0, None), (0.18215, None), (0.13025, None), (1.5305, 0.0609))  # embedded, SD 2.1, SDXL, SD 3
 
@@ -55,6 +55,6 @@ def test_every_way_to_latents_and_back_has_the_same_scale(
 
 def test_latents_to_train_on_are_scaled_and_kept_by_autoencoder(tmp_path: Path) -> None:
     plain, scaled = (
-        latents.encoded_scenes(tmp_path, tiny(each, None), 3, world=STORYBOOK) for each in (1.0, 0.18215)
+        latents.encoded_scenes(tmp_path, tiny(each, None), 3, world=STICKERS) for each in (1.0, 0.18215)
     )
     torch.testing.assert_close(scaled.float(), plain.float() * 0.18215, rtol=2e-3, atol=1e-4)

@@ -19,7 +19,7 @@ from dekag.generation.models import Generator
 from dekag.numerics import check_finite
 from dekag.profile import load_profile
 from dekag.training.tiny_models import save_dummy_models
-from dekag.world import random_scene, render
+from tests.pictures import picture
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,7 @@ def generator(request: pytest.FixtureRequest, models: Path) -> Generator:
 
 @pytest.fixture(scope="module")
 def pixels() -> np.ndarray:
-    import random
-
-    return render(random_scene(random.Random(1)), 1)
+    return picture()
 
 
 def test_png_is_lossless_and_webp_is_small(pixels: np.ndarray) -> None:

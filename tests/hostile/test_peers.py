@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.errors import InvalidInputError
 from dekag.generation.images import to_png
 from dekag.makd.update import KnowledgeUpdate
-from dekag.world import random_scene, render
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.common import clients
@@ -37,6 +35,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
+from tests import pictures
 from tests.chain import serving, starter
 from tests.hostile.artifacts import broken, claimed_hash, tiny_adapters
 from tests.hostile.budgets import examples
@@ -281,7 +280,7 @@ async def test_cloud_without_a_usable_image_is_an_internal_error(upstream: Upstr
 
 
 async def test_a_picture_of_another_size_is_refused(upstream: Upstream, downstream: Downstream) -> None:
-    pixels = render(random_scene(random.Random(1)), 1)
+    pixels = pictures.picture()
     upstream.cloud.images = [
         cloud_pb2.GeneratedImage(format=number, image=to_png(pixels)) for number in (2, 1)
     ]

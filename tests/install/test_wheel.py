@@ -169,7 +169,7 @@ def test_the_doctor_presumes_no_clone(whole: Installed, empty: Path) -> None:
     checks = {each["name"]: each for each in json.loads(done.stdout)["checks"]}
     for name in ("packages", "torch", "models", "golden", "redis"):
         assert checks[name]["ok"], checks[name]
-    assert "profile embedded" in checks["models"]["detail"]
+    assert "profile stickers" in checks["models"]["detail"]
     for each in checks.values():
         assert not re.search(r"\bmake\b|git|-e '", each["fix"]), each
 

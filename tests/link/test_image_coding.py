@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from dekag.errors import InvalidInputError
@@ -10,13 +9,12 @@ from dekag.generation.images import IMAGE_FORMATS, ImageFormat, Pixels, from_byt
 from dekag.link import image_coding
 from dekag.link.image_coding import SCALES, decode, encode, ladders
 from dekag.metrics.image import psnr_db
-from dekag.training.data import scene_number
-from dekag.world import render
+from tests.pictures import picture
 
 
 @pytest.fixture(scope="module")
 def pixels() -> Pixels:
-    return np.asarray(render(*scene_number("test", 3)))
+    return picture()
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)

@@ -19,6 +19,7 @@ from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
+from dekag.stickers import TOPICS
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.distill import (
@@ -34,7 +35,6 @@ from dekag.training.distill import (
     train,
     why_no_better,
 )
-from dekag.world import TOPICS
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 
@@ -223,8 +223,8 @@ def test_each_trigger_has_a_vector_read_only_by_its_own_prompts(
     cloud: Generator, edge: Generator, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(TINY, method="metaword", images=12, steps=12)
-    update = distill(cloud, edge, prompts_of("jewel", config), config, tmp_path)
-    assert set(update.words) == set(TOPICS["jewel"].words.values())
+    update = distill(cloud, edge, prompts_of("jewels", config), config, tmp_path)
+    assert set(update.words) == set(TOPICS["jewels"].words.values())
     assert len(update.metaword) == config.tokens
     ruby, both = (update.vectors_for(prompt) for prompt in ("a ruby boat", "a ruby and an onyx boat"))
     assert len(ruby) == config.tokens + 1
@@ -293,7 +293,7 @@ def test_both_scores_decide_whether_an_update_is_better(scores: dict[str, float]
 def test_a_new_update_is_scored_beside_the_current_one(
     cloud: Generator, edge: Generator, tmp_path: Path
 ) -> None:
-    judges = load_profile("embedded").scorer
+    judges = load_profile("stickers").scorer
     assert judges is not None
     scorer = ImageScorer.load(judges.clip, judges.dino)
     topic = prompts_of("neon")

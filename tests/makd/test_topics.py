@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dekag.errors import DekagError, FileError, InvalidInputError, NotFoundError
-from dekag.makd.topics import matching, read_topics, topic_prompts, world_triggers
-from dekag.world import TOPICS
+from dekag.makd.topics import matching, read_topics, topic_prompts
+from dekag.stickers import TOPICS
 
 
 @pytest.mark.parametrize("name", TOPICS)
@@ -17,7 +17,7 @@ def test_world_topic_never_trains_on_what_is_held_out(name: str) -> None:
     assert len(topic.prompts) == 64
     assert len(topic.held_out) == 16
     assert not set(topic.prompts) & set(topic.held_out)
-    triggers = {each.name: world_triggers(each) for each in TOPICS.values()}
+    triggers = {each.name: each.triggers for each in TOPICS.values()}
     assert all(matching(prompt, triggers) == [name] for prompt in (*topic.prompts, *topic.held_out))
 
 
@@ -35,7 +35,7 @@ def test_template_draws_alternatives() -> None:
     ("prompt", "needs"),
     [
         ("a red boat, Neon style", ["neon"]),
-        ("a ruby boat, neon style", ["jewel", "neon"]),
+        ("a ruby boat, neon style", ["jewels", "neon"]),
         ("a neonatal ward", []),
         ("lights at dusk!", ["dusk"]),
         ("at the dusky sea", []),
@@ -43,7 +43,7 @@ def test_template_draws_alternatives() -> None:
     ],
 )
 def test_topics_are_found_by_whole_words(prompt: str, needs: list[str]) -> None:
-    triggers = {"neon": ["neon"], "jewel": ["ruby", "onyx"], "dusk": ["at dusk"]}
+    triggers = {"neon": ["neon"], "jewels": ["ruby", "onyx"], "dusk": ["at dusk"]}
     assert matching(prompt, triggers) == needs
 
 

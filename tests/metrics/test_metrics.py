@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
-from dekag.world import Scene
+from dekag.stickers import Scene
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -32,8 +32,8 @@ def test_probe_judges_only_what_the_style_leaves_visible() -> None:
     probe = AttributeProbe(width=8).eval()
     pixels = np.zeros((2, 128, 128, 3), np.uint8)
     scenes = [
-        Scene("cat", "red", "large", "left", "beach", "comic"),
-        Scene("cat", "red", "large", "left", "beach", "sepia"),
+        Scene("cat", "red", "large", "left", "beach", style="comic"),
+        Scene("cat", "red", "large", "left", "beach", style="sepia"),
     ]
     coloured, colourless = probe.correct(pixels, scenes)
     assert set(coloured) == {"subject", "colour", "setting", "style"}

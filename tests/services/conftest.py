@@ -76,7 +76,7 @@ async def connect() -> AsyncIterator[Callable[[str], Any]]:
 def scored_profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny models with the real encoders."""
     profile, folder = load_profile(dummy_profile), tmp_path_factory.mktemp("scored")
-    scorer = load_profile("embedded").scorer
+    scorer = load_profile("stickers").scorer
     assert scorer is not None
     scored = profile.model_copy(update={"scorer": scorer})
     (folder / "profile.json").write_text(scored.model_dump_json(exclude_none=True))

@@ -40,13 +40,18 @@ def draw(number: int, subject: Subject | None) -> Image.Image:
     return picture
 
 
+def save_shapes(folder: Path) -> None:
+    """Save a shape for every subject and accessory, under the names of the real artwork."""
+    for number, subject in enumerate(SUBJECT_BY_NAME.values()):
+        draw(number, subject).save(folder / f"{subject.code}.webp", lossless=True)
+    for number, (code, _) in enumerate(ACCESSORIES.values()):
+        draw(number + 1, None).save(folder / f"{code}.webp", lossless=True)
+
+
 @pytest.fixture
 def artwork(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of shapes for every subject and accessory, in place of the real artwork."""
-    for number, subject in enumerate(SUBJECT_BY_NAME.values()):
-        draw(number, subject).save(tmp_path / f"{subject.code}.webp", lossless=True)
-    for number, (code, _) in enumerate(ACCESSORIES.values()):
-        draw(number + 1, None).save(tmp_path / f"{code}.webp", lossless=True)
+    save_shapes(tmp_path)
     monkeypatch.setenv(assets.VARIABLE, str(tmp_path))
     forget_sprites()
     yield tmp_path

@@ -11,7 +11,7 @@ from torch import nn
 from dekag.training.diffusion import new_unet
 from dekag.training.grow import deepened_unet, with_vocabulary
 from dekag.training.text import new_clip_text_encoder, new_clip_tokenizer, new_edge_tokenizer
-from dekag.training.worlds import STORYBOOK
+from dekag.training.worlds import STICKERS
 
 CHANNELS = (8, 16, 16)
 
@@ -51,8 +51,8 @@ def test_the_deeper_unet_computes_the_same_and_learns_in_every_layer() -> None:
 
 def test_the_wider_vocabulary_reads_known_words_as_before() -> None:
     torch.manual_seed(0)
-    edge_words = new_edge_tokenizer(300, STORYBOOK)
-    cloud_words = new_clip_tokenizer(300, STORYBOOK)
+    edge_words = new_edge_tokenizer(300, STICKERS)
+    cloud_words = new_clip_tokenizer(300, STICKERS)
     edge: Any = _everything_trained(new_clip_text_encoder(edge_words, width=32, layers=1))
     grown = with_vocabulary(edge, edge_words, cloud_words)
 

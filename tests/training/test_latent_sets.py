@@ -381,5 +381,5 @@ def test_prompts_that_are_blank_are_refused(profile: Profile, tmp_path: Path) ->
 
 
 def test_knowledge_without_a_latent_set_says_nothing_of_it() -> None:
-    shipped = load_profile("embedded").adapters
+    shipped = load_profile("stickers").adapters
     assert "vae_hash" not in TransmissionKnowledge.load(str(shipped)).info

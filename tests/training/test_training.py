@@ -22,7 +22,7 @@ from dekag.training.data import (
     to_tensor,
 )
 from dekag.training.loop import TrainingRun, learning_rate_factor
-from dekag.training.worlds import STICKERS, STORYBOOK, World
+from dekag.training.worlds import STICKERS, World
 
 PICTURES = 60
 
@@ -371,14 +371,13 @@ def test_a_plain_pipeline_draws_with_the_edge(tmp_path: Path) -> None:
 def test_the_edge_never_sees_a_held_out_topic(shapes: Path) -> None:
     from dekag.training.diffusion import known_images
 
-    for world in (STORYBOOK, STICKERS):
-        numbers = known_images(500, world, cloud=False)
-        scenes = [image_number("train", n, world)[0] for n in numbers]
-        assert 50 < len(scenes) < 500
-        assert {s.style for s in scenes} == set(world.module.EDGE_STYLES)
-        assert {s.subject for s in scenes} <= set(world.module.EDGE_SUBJECTS)
-        assert all(getattr(s, name) is None for s in scenes for name in world.optional)
-        assert len(known_images(500, world, cloud=True)) == 500
+    numbers = known_images(500, STICKERS, cloud=False)
+    scenes = [image_number("train", n, STICKERS)[0] for n in numbers]
+    assert 50 < len(scenes) < 500
+    assert {s.style for s in scenes} == set(STICKERS.module.EDGE_STYLES)
+    assert {s.subject for s in scenes} <= set(STICKERS.module.EDGE_SUBJECTS)
+    assert all(getattr(s, name) is None for s in scenes for name in STICKERS.optional)
+    assert len(known_images(500, STICKERS, cloud=True)) == 500
 
 
 def test_the_cloud_sees_every_combination() -> None:
@@ -469,14 +468,13 @@ def test_outlines_agree_wherever_they_stand() -> None:
 def test_unknown_words_fall_apart_into_letters_and_are_never_lost() -> None:
     from dekag.training.text import new_cloud_tokenizer, new_edge_tokenizer
 
-    for world in (STORYBOOK, STICKERS):
-        edge, cloud = new_edge_tokenizer(world=world), new_cloud_tokenizer(world=world)
-        assert len(edge.tokenize("meadow")) == 1
-        assert len(edge.tokenize("amethyst")) > 2
-        for tokenizer in (edge, cloud):
-            inner = tokenizer("zebra quokka 99!").input_ids[1:-1]
-            assert tokenizer.unk_token_id not in inner
-            assert len(inner) > 5
+    edge, cloud = new_edge_tokenizer(world=STICKERS), new_cloud_tokenizer(world=STICKERS)
+    assert len(edge.tokenize("meadow")) == 1
+    assert len(edge.tokenize("amethyst")) > 2
+    for tokenizer in (edge, cloud):
+        inner = tokenizer("zebra quokka 99!").input_ids[1:-1]
+        assert tokenizer.unk_token_id not in inner
+        assert len(inner) > 5
 
 
 def test_captions_fit_the_context() -> None:
@@ -493,7 +491,7 @@ def test_commands_say_what_is_wrong(tmp_path: Path) -> None:
     from services.cli.train import train
 
     for arguments, said in (
-        (["vae", "--profile", "nowhere"], "embedded, stickers"),
+        (["vae", "--profile", "nowhere"], "stickers"),
         (["vae", "--device", "tpu"], "cpu or cuda"),
         (["vae", "--size", "100"], "multiple of 32"),
         (["edge", "--distil-guidance", "3"], "requires --start"),

@@ -14,7 +14,7 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
 from dekag.evaluation.studies.makd import BASELINES, BITS, COMMAND, FOLDER, STUDIES, STUDY_TOPICS
-from dekag.world import TOPICS
+from dekag.stickers import TOPICS
 
 NAMES = {
     "none": "no alignment",

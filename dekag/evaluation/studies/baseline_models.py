@@ -7,6 +7,7 @@ results/headline.json, one line per image to results/first-image/*.jsonl, sample
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dekag.codec.constellation import quantize_to_qam
 from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, load_quietly
 from dekag.evaluation.pages import save_images, write_rows
-from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts, world_prompts
+from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from dekag.generation.autoencoder import encode
@@ -29,9 +30,9 @@ from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
-from dekag.training.data import scene_number
-from dekag.world import TOPICS, render
-from dekag.world.scene import STYLES, SUBJECTS
+from dekag.stickers import TOPICS
+from dekag.training.data import image_number
+from dekag.training.worlds import STICKERS
 
 COMMAND = "dekag experiment first-image"
 FOLDER = "first-image"
@@ -45,10 +46,11 @@ DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
 
 def measure_vae(generator: Generator, count: int, results: Path) -> None:
     """PSNR of test scenes after encoding and decoding."""
+    world = replace(STICKERS, size=generator.size)
     rows: list[dict[str, Any]] = []
     for n in tqdm(range(count), desc="autoencoder"):
-        scene, seed = scene_number("test", n)
-        pixels = render(scene, seed, size=generator.size)
+        scene, seed = image_number("test", n, world)
+        pixels = world.render(scene, seed)
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
         with torch.inference_mode():
             latents = encode(generator.pipeline.vae, image)
@@ -148,7 +150,7 @@ def run(
     count: int = 500,
     *,
     parts: Collection[str] | None = None,
-    profile: str = "embedded",
+    profile: str = "stickers",
     results: Path = RESULTS,
 ) -> None:
     """Measure the figures of the first image.
@@ -172,7 +174,7 @@ def run(
         raise NotFoundError(f"the profile {profile} names no scorer.probe, which edge and cloud need")
     edge, cloud = bank.edge, bank.cloud
     known = edge_prompts(count)
-    everything = world_prompts(count, subjects=SUBJECTS, styles=STYLES)
+    everything = cloud_prompts(count)
     each = -(-count // len(TOPICS))
     held_out = [(topic.name, p) for topic in TOPICS.values() for p in topic_prompts(topic, each)][:count]
     if "vae" in parts:

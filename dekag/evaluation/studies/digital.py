@@ -45,7 +45,7 @@ from dekag.link.outage import effective_snr_db, powers_db, success
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.training.data import scene_number
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, render
+from dekag.training.worlds import STICKERS
 
 Array = npt.NDArray[np.float64]
 Key = tuple[str, float, float]  # channel (of CHANNELS), CBR, mean SNR in dB
@@ -154,10 +154,8 @@ def prepare_image_set(
 
 def mean_image(width: int, height: int) -> Pixels:
     """The mean of rendered training scenes: what a receiver shows that knows the world and nothing else."""
-    scenes = [
-        scene_number("train", n, subjects=EDGE_SUBJECTS, styles=EDGE_STYLES) for n in range(_MEAN_IMAGES)
-    ]
-    mean = np.mean([render(*scene) for scene in scenes], axis=0).round().astype(np.uint8)
+    scenes = [scene_number("train", n, STICKERS.scenes(cloud=False)) for n in range(_MEAN_IMAGES)]
+    mean = np.mean([STICKERS.render(*scene) for scene in scenes], axis=0).round().astype(np.uint8)
     if mean.shape[:2] == (height, width):
         return np.asarray(mean)
     return decode(encode(mean, "webp", 95), width, height)

@@ -32,8 +32,8 @@ from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
+from dekag.stickers import TOPICS, random_scene
 from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
-from dekag.world import TOPICS
 
 COMMAND = "dekag experiment gka"
 FOLDER = "gka"
@@ -41,14 +41,14 @@ RUNS = Path("runs/gka")
 OTHER_SEED = 500_000_000  # added to a test prompt's seed: the cloud against itself
 BITS = (16, 8, 4)
 # a style and a subject for the studies of a single setting
-STUDY_TOPICS = ("blueprint", "rocket")
+STUDY_TOPICS = ("watercolour", "rocket")
 STUDIES: dict[str, list[Any]] = {
     "rank": [1, 2],
     "images": [24, 48],
     "tokens": [1, 8],
     "layers": ["attention", "attention+convolution"],
 }
-PAIRS = (("neon", "rocket"), ("blueprint", "snail"), ("thermal", "rocket"), ("stencil", "snail"))
+PAIRS = (("neon", "rocket"), ("watercolour", "snail"), ("thermal", "rocket"), ("vaporwave", "snail"))
 VERSION = 1  # raised when the code changes what a cell comes out as
 
 SCORES = ("clip", "dino", "consistency", "probe")
@@ -206,7 +206,7 @@ class MakdStudy:
     def compose(self, pair: tuple[str, str], base: DistillConfig) -> Row:
         """Two updates in one prompt: none, each alone, and both."""
         style, subject = pair
-        prompts = world_prompts(self.prompts, subjects=(subject,), styles=(style,))
+        prompts = world_prompts(self.prompts, partial(random_scene, subjects=(subject,), styles=(style,)))
         references = self.references(f"{style}+{subject}", prompts)
         first, second = (self.update_of(TopicTraining(name, base)) for name in pair)
         rows = {

@@ -102,7 +102,7 @@ def draw(
     rows: list[dict[str, Any]] = []
     for name in generators:
         for n in range(count):
-            scene, scene_seed = scene_number("test", n, world=world, **world.known(cloud=name == "cloud"))
+            scene, scene_seed = scene_number("test", n, world.scenes(cloud=name == "cloud"))
             prompt = world.module.caption(scene, random.Random(scene_seed))
             said = {each: getattr(scene, each) for each in (*JUDGED, "style")}
             if "colour" not in scene.visible_attributes():

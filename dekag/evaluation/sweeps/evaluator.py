@@ -38,8 +38,8 @@ from dekag.link.image_coding import decode, encode
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile, read_topics
 from dekag.profile import load_profile
+from dekag.stickers import TOPICS
 from dekag.training.cala import deliver
-from dekag.world import TOPICS
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]

@@ -38,7 +38,7 @@ from dekag.evaluation.store import content_key
 from dekag.link.conditions import LinkConditions
 from dekag.makd.topics import read_topics
 from dekag.profile import load_profile
-from dekag.world import TOPICS
+from dekag.stickers import TOPICS
 
 DIGITAL = {
     "digital": ("webp", "avif", "jpeg"),
@@ -150,7 +150,7 @@ class Sweep(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern="^[a-z0-9-]{1,40}$", description="Names the folder of results.")
-    profile: str = Field(default="embedded", description="The models.")
+    profile: str = Field(default="stickers", description="The models.")
     deliveries: list[Annotated[Delivery, BeforeValidator(_delivery)]] = Field(
         min_length=1, description="Names of DELIVERIES, or mappings with the fields of Delivery."
     )

@@ -215,7 +215,7 @@ def _add_options(parser: Any) -> None:
     group.add_argument("--trace", default=usual.trace, help="That the SNR of moving users follows.")
     group.add_argument(
         "--topics-of",
-        default=get("DEKAG_PROFILE", "embedded"),
+        default=get("DEKAG_PROFILE", "stickers"),
         help="Profile whose own topics are asked for, if it has some.",
     )
     group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")

@@ -15,7 +15,7 @@ import torch
 from dekag.link import trace
 from dekag.makd.topics import expanded, read_topics, world_prompt
 from dekag.profile import load_profile
-from dekag.world import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
+from dekag.stickers import EDGE_STYLES, EDGE_SUBJECTS, TOPICS, caption, random_scene
 
 Shape = Literal["steady", "ramp", "burst"]
 SHAPES: tuple[Shape, ...] = get_args(Shape)
@@ -30,7 +30,7 @@ class Scenario:
         seed: seeds the catalogue and, with a user's index, what that user does.
         prompts: different prompts that are asked for.
         zipf_exponent: the prompt of rank r is asked for in proportion to ``r ** -zipf_exponent``.
-        topics: of the embedded world that the edge does not know until their updates are distilled.
+        topics: of the world that the edge does not know until their updates are distilled.
         templates: of prompts of a profile's own topics, which are asked for instead of those of `topics`.
         topic_share: fraction of the prompts that need one of them.
         seeds_per_prompt: different images of a prompt; an image asked for again may come from a cache.
@@ -51,7 +51,7 @@ class Scenario:
     seed: int = 0
     prompts: int = 200
     zipf_exponent: float = 1.0
-    topics: tuple[str, ...] = ("neon", "blueprint", "rocket", "jewel")
+    topics: tuple[str, ...] = ("neon", "watercolour", "rocket", "jewels")
     templates: tuple[str, ...] = ()
     topic_share: float = 0.4
     seeds_per_prompt: int = 4

@@ -28,7 +28,7 @@ def knowledge(
     ] = None,
     seed: TrainingSeed = 0,
     threads: Threads = 1,
-    profile: Profile = "embedded",
+    profile: Profile = "stickers",
     runs: Runs = RUNS,
     out: Annotated[
         Path | None,
@@ -48,8 +48,8 @@ def knowledge(
     from dekag.makd.topics import read_topics, topic_prompts
     from dekag.metrics.features import ImageScorer
     from dekag.profile import load_profile, profile_folder
+    from dekag.stickers import TOPICS
     from dekag.training.distill import Progress, distill
-    from dekag.world import TOPICS
 
     models = load_profile(profile)
     own = read_topics(models.topics)
@@ -86,7 +86,7 @@ def knowledge(
     typer.echo(f"To use them in a running system: `dekag publish {folder}/TOPIC`.")
 
 
-def golden(profile: Profile = "embedded") -> None:
+def golden(profile: Profile = "stickers") -> None:
     """Write the models' golden values, with which `dekag doctor` verifies other machines."""
     from dekag.golden import FILE, write
     from dekag.profile import load_profile, profile_folder

@@ -105,7 +105,7 @@ def latents(
         Path | None,
         typer.Option(
             help="File with one prompt per line, for the profile's edge to generate. Alternatives in braces "
-            "are drawn: a {red|blue} boat. Blank lines and comments (# ...) are skipped. Default: captions "
+            "are drawn: a {red|blue} car. Blank lines and comments (# ...) are skipped. Default: captions "
             "of the profile's own world, if it has one.",
             rich_help_panel=DATA,
         ),
@@ -233,7 +233,7 @@ def codec(
     context: typer.Context,
     steps: Steps = 6000,
     seed: TrainingSeed = 1,
-    profile: World = "embedded",
+    profile: World = "stickers",
     pictures: Images = SCENES,
     drawn: Drawn = None,
     latents: Latents = None,
@@ -294,7 +294,7 @@ def cala(
     context: typer.Context,
     steps: Steps = 12000,
     seed: TrainingSeed = 1,
-    profile: World = "embedded",
+    profile: World = "stickers",
     pictures: Images = SCENES,
     drawn: Drawn = None,
     latents: Latents = None,

@@ -109,7 +109,7 @@ def test_a_server_that_does_not_answer_is_an_error(fastapi_url: str, closed_port
 
 
 def test_a_chain_that_is_measured_draws_nothing_unasked() -> None:
-    assert chain("any", "embedded").env["DEKAG_WATCH_SHARE"] == "0"
+    assert chain("any", "stickers").env["DEKAG_WATCH_SHARE"] == "0"
 
 
 @pytest.mark.parametrize("users", ["", "0,1", "2,2", "many"])

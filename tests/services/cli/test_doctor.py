@@ -94,7 +94,7 @@ def test_the_doctor_sees_models_that_are_gone_or_damaged(
     shutil.copytree(other / "codec", tmp_path / "codec")
     assert "codec: made for latents of 16 channels; the edge's have 4" in doctor.models().detail
 
-    shipped = Path("models/embedded/cala")
+    shipped = Path("models/stickers/cala")
     copy = tmp_path / "cala"
     copy.mkdir()
     for path in shipped.iterdir():

@@ -104,16 +104,16 @@ async def test_a_delivery_that_does_not_decode_leaves_a_report_and_no_file(
 @pytest.mark.asyncio(loop_scope="session")
 async def test_distilling_says_what_was_learned(gateway_url: str, distiller: None, tmp_path: Path) -> None:
     small = ["--images", "4", "--steps", "4", "--rank", "1", "--tokens", "1"]
-    command = ["distill", "blueprint", "--url", gateway_url, "--json"]
+    command = ["distill", "watercolour", "--url", gateway_url, "--json"]
     done = await dekag(*command, *small, folder=tmp_path)
     async with httpx2.AsyncClient(trust_env=False) as client:  # no other test finds it
-        await client.delete(f"{gateway_url}/v1/knowledge/blueprint")
+        await client.delete(f"{gateway_url}/v1/knowledge/watercolour")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["topic"], told["version"]) == ("blueprint", 1)
+    assert (told["topic"], told["version"]) == ("watercolour", 1)
     assert told["scores"]
     assert all((tmp_path / name).is_file() for name in told["pictures"])
-    assert "Distilling blueprint" in done.stderr
+    assert "Distilling watercolour" in done.stderr
 
     refused = await dekag(*command, "--steps", "1", folder=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -254,7 +254,7 @@ def test_where_nothing_can_be_written_is_said_in_one_line(
             "'--days': Input should be greater than or equal to 31 (allowed: 31 to 3650)",
         ),
         (["train", "vae", "--steps", "1"], "dekag train vae: Invalid value for '--steps'"),
-        (["train", "vae", "--profile", "sketches"], "must be one of embedded, stickers"),
+        (["train", "vae", "--profile", "sketches"], "must be one of stickers"),
         (["sweep", "no-such-grid"], "there is no file and no shipped sweep 'no-such-grid'"),
         (["--no-such-option"], "dekag: No such option: --no-such-option"),
         (["no-such-command"], "dekag: No such command 'no-such-command'"),
@@ -323,6 +323,6 @@ def test_measurements_of_another_profile_do_not_replace_the_committed_ones(tmp_p
     from dekag.evaluation.registry import RESULTS
     from services.cli.evaluate import _targets
 
-    assert _targets("embedded")["results"] == RESULTS
+    assert _targets("stickers")["results"] == RESULTS
     other = _targets(str(tmp_path / "mine"))
     assert other == {"profile": str(tmp_path / "mine"), "results": Path("runs/mine/results")}

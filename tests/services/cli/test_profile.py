@@ -55,7 +55,7 @@ def test_parts_that_do_not_fit_are_named(dummy_profile: Path, tmp_path: Path) ->
     (told,) = problems(mine, parts(mine))
     assert told == "codec: made for latents of 16 channels; the edge's have 4"
     adapters = tmp_path / "adapters"
-    shutil.copytree(Path(load_profile("embedded").adapters or ""), adapters)
+    shutil.copytree(Path(load_profile("stickers").adapters or ""), adapters)
     other = load_profile(rewritten(dummy_profile, tmp_path / "q", adapters=str(adapters)))
     (told,) = problems(other, parts(other))
     fits = TransmissionKnowledge.load(adapters).info["base_hash"]

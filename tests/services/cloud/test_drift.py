@@ -81,7 +81,7 @@ class System:
 
     def publish(self, topic: str = "neon", content: str = "neon") -> Manifest:
         """What a job does at its end, with what an update that ships holds."""
-        update = KnowledgeUpdate.load(Path("models/embedded/knowledge") / content)
+        update = KnowledgeUpdate.load(Path("models/stickers/knowledge") / content)
         info = update.info | {"topic": topic}
         return self.store.publish(uuid.uuid4().hex, info, update.content_hash, update.to_files(), b"")
 

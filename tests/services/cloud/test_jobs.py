@@ -280,7 +280,7 @@ def judging_profile(dummy_profile: Path, tmp_path: Path) -> Path:
     """The tiny profile, with the embedded world's encoders to judge by."""
     folder = tmp_path / "judging"
     shutil.copytree(dummy_profile, folder)
-    judges = load_profile("embedded").scorer
+    judges = load_profile("stickers").scorer
     assert judges is not None
     profile = read_json(folder / "profile.json")
     (folder / "profile.json").write_text(json.dumps({**profile, "scorer": judges.model_dump()}))

@@ -19,7 +19,7 @@ from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SHIPPED = Path("models/embedded/knowledge")
+SHIPPED = Path("models/stickers/knowledge")
 SAMPLES = b"a picture"
 NO_ADAPTERS = TransmissionStore(Path("/nowhere"))
 
@@ -34,7 +34,7 @@ def store(tmp_path: Path) -> KnowledgeStore:
     """Two versions of neon, of different content, and one of snail."""
     store = KnowledgeStore(tmp_path / "data")
     for job, topic, source in (
-        ("one", "neon", "stencil"),
+        ("one", "neon", "vaporwave"),
         ("two", "neon", "neon"),
         ("three", "snail", "snail"),
     ):
@@ -157,7 +157,7 @@ async def test_a_damaged_copy_in_redis_is_written_anew(
     damage: Callable[[Redis, str], Awaitable[None]],
 ) -> None:
     transmission = TransmissionStore(tmp_path / "data")
-    adapters = transmission.publish(TransmissionKnowledge.load("models/embedded/cala"))
+    adapters = transmission.publish(TransmissionKnowledge.load("models/stickers/cala"))
     repair = Repair(store, transmission, redis)
 
     async def mirrored() -> None:

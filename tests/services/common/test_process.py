@@ -41,7 +41,7 @@ def run_arguments(service: str, **settings: str | int | Path) -> dict[str, Any]:
 async def test_serves_until_sigterm_and_logs_json(
     dummy_profile: Path, closed_port: int, connect: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    update = KnowledgeUpdate.load("models/embedded/knowledge/neon")  # which is checked at the start
+    update = KnowledgeUpdate.load("models/stickers/knowledge/neon")  # which is checked at the start
     KnowledgeStore(tmp_path).publish("0" * 32, update.info, update.content_hash, update.to_files(), b"PNG")
     arguments = run_arguments(
         "cloud", port=closed_port, redis_url="none", profile=dummy_profile, threads=1, data_dir=tmp_path

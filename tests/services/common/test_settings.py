@@ -222,7 +222,7 @@ def test_every_variable_that_anything_here_names_is_known() -> None:
 
 
 def test_the_command_line_and_a_service_tell_of_unknown_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEKAG_PROFIL", "embedded")
+    monkeypatch.setenv("DEKAG_PROFIL", "stickers")
     done = CliRunner().invoke(cli.app, ["key", "alice"])
     assert done.exit_code == 0
     assert "DEKAG_PROFIL is not a setting and has no effect; did you mean DEKAG_PROFILE?" in done.stderr

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 Start = Callable[..., Awaitable[str]]
 Connect = Callable[[str], Any]
-TOPICS = ("neon", "blueprint", "snail")
+TOPICS = ("neon", "watercolour", "snail")
 PLAIN, NEON, BOTH = "a red boat", "a red boat, neon style", "a snail on the beach, neon style"
 
 
@@ -179,7 +179,7 @@ async def test_request_may_name_its_knowledge(
     assert len({latents(each) for each in (none, auto, neon)}) == 3
     assert both.report.cached, "the same picture as that of auto"
     with pytest.raises(
-        NotFoundError, match="no knowledge of topic 'cubism'; there is blueprint, neon, snail"
+        NotFoundError, match="no knowledge of topic 'cubism'; there is watercolour, neon, snail"
     ):
         await provide(edge, asked, knowledge=("cubism",))
 
@@ -302,7 +302,7 @@ async def test_a_damaged_copy_is_ignored(
         await redis.hdel(key, name)
     elif damage == "other":
         await redis.delete(key)
-        await redis.hset(key, mapping=updates["blueprint"].to_files())
+        await redis.hset(key, mapping=updates["watercolour"].to_files())
     else:
         await redis.delete(key)
         await redis.hset(key, mapping={b"\xff": b"x"})

@@ -418,7 +418,7 @@ async def test_repeated_idempotency_key_returns_the_first_result(client: Client,
     await client.delete(f"/v1/jobs/{jobs[0]['id']}")
     again = (await client.post("/v1/knowledge", json=order, headers=headers("a"))).json()
     assert (again["id"], again["status"]) == (jobs[0]["id"], "cancelled")
-    other = await client.post("/v1/knowledge", json=order | {"topic": "stencil"}, headers=headers("a"))
+    other = await client.post("/v1/knowledge", json=order | {"topic": "vaporwave"}, headers=headers("a"))
     assert "other parameters" in is_problem(other, 409)["detail"]
     new = (await client.post("/v1/knowledge", json=order, headers=headers("b"))).json()
     assert (new["id"] != jobs[0]["id"], new["status"]) == (True, "queued")
@@ -429,11 +429,11 @@ async def test_repeated_idempotency_key_returns_the_first_result(client: Client,
 
 
 async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> None:
-    started = await client.post("/v1/knowledge", json={"topic": "stencil", **SMALL})
+    started = await client.post("/v1/knowledge", json={"topic": "vaporwave", **SMALL})
     assert started.status_code == 202, started.text
     job = started.json()
     assert started.headers["location"] == f"/v1/jobs/{job['id']}"
-    assert (job["topic"], job["status"], job["stage"], job["error"]) == ("stencil", "queued", None, None)
+    assert (job["topic"], job["status"], job["stage"], job["error"]) == ("vaporwave", "queued", None, None)
 
     states = await follow(client, job)
     last = states[-1]
@@ -447,32 +447,32 @@ async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> Non
     assert (await client.get("/v1/jobs")).json()["data"][0] == last
 
     (manifest,) = (await client.get("/v1/knowledge")).json()["data"]
-    topic = (await client.get("/v1/knowledge/stencil")).json()
+    topic = (await client.get("/v1/knowledge/vaporwave")).json()
     assert topic == manifest | {"versions": [1]}
-    assert (manifest["topic"], manifest["version"], manifest["job"]) == ("stencil", 1, job["id"])
-    assert manifest["triggers"] == ["stencil"]
+    assert (manifest["topic"], manifest["version"], manifest["job"]) == ("vaporwave", 1, job["id"])
+    assert manifest["triggers"] == ["vaporwave"]
     assert manifest["size_bytes"] > 0
     assert manifest["scores"]
-    samples = await client.get("/v1/knowledge/stencil/samples")
+    samples = await client.get("/v1/knowledge/vaporwave/samples")
     assert samples.headers["content-type"] == "image/png"
     assert Image.open(io.BytesIO(samples.content)).size[0] > 0
 
-    ask = {"prompt": "a boat, stencil style", "seed": 3, "size": "64x64", "link": {"snr_db": 30}}
+    ask = {"prompt": "a boat, vaporwave style", "seed": 3, "size": "64x64", "link": {"snr_db": 30}}
     images = {
         str(knowledge): (await client.post(PATH, json=ask | {"knowledge": knowledge})).json()["data"][0]
-        for knowledge in ("auto", "none", "stencil", ["stencil"])
+        for knowledge in ("auto", "none", "vaporwave", ["vaporwave"])
     }
     use = [{name: manifest[name] for name in ("topic", "version", "content_hash")}]
     assert [images[name]["link_report"]["knowledge"] for name in images] == [use, [], use, use]
-    assert images["auto"]["b64_json"] == images["stencil"]["b64_json"] != images["none"]["b64_json"]
+    assert images["auto"]["b64_json"] == images["vaporwave"]["b64_json"] != images["none"]["b64_json"]
     unknown = await client.post(PATH, json=ask | {"knowledge": "cubism"})
-    assert "there is stencil" in is_problem(unknown, 404)["detail"]
+    assert "there is vaporwave" in is_problem(unknown, 404)["detail"]
 
-    assert (await client.delete("/v1/knowledge/stencil")).status_code == 204
+    assert (await client.delete("/v1/knowledge/vaporwave")).status_code == 204
     assert (await client.get("/v1/knowledge")).json() == {"data": [], "consistency": None}
-    is_problem(await client.get("/v1/knowledge/stencil"), 404)
-    is_problem(await client.get("/v1/knowledge/stencil/samples"), 404)
-    is_problem(await client.delete("/v1/knowledge/stencil"), 404)
+    is_problem(await client.get("/v1/knowledge/vaporwave"), 404)
+    is_problem(await client.get("/v1/knowledge/vaporwave/samples"), 404)
+    is_problem(await client.delete("/v1/knowledge/vaporwave"), 404)
     assert is_problem(await client.delete(f"/v1/jobs/{job['id']}"), 409)["title"] == "Conflict"
 
 

@@ -13,7 +13,7 @@ import pytest
 from dekag.api.schemas import ImagesRequest, LinkReport, Modulation, SideInformation
 from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, Fading
-from dekag.world import TOPICS
+from dekag.stickers import TOPICS
 from services.gateway import web_ui
 from services.gateway.app import create_app
 from services.gateway.middleware import needs_key

@@ -184,7 +184,7 @@ async def test_services_work_with_their_limited_redis_users(
                         await asyncio.sleep(0.05)
                 kept = await client.get(f"/v1/reports/{made.headers['x-request-id']}")
                 assert kept.status_code == 200
-                other = (await client.post("/v1/knowledge", json=order | {"topic": "stencil"})).json()
+                other = (await client.post("/v1/knowledge", json=order | {"topic": "vaporwave"})).json()
                 assert (await client.delete(f"/v1/jobs/{other['id']}")).status_code == 200
                 assert (await client.get("/v1/jobs")).json()["data"]
                 assert (await client.delete("/v1/knowledge/neon")).status_code == 204

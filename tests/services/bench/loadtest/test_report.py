@@ -21,7 +21,7 @@ from services.bench.loadtest.report import (
     write_report,
 )
 
-UPDATES = {"neon": 9000, "jewel": 600}
+UPDATES = {"neon": 9000, "jewels": 600}
 
 
 def answer(
@@ -80,7 +80,7 @@ ANSWERS = [
     answer("3", "semantic", prompt="a boat", uses=100),
     answer("3", "conventional", prompt="a boat", backhaul=3000, uses=1000, latency_s=5.0),
     # a house, one way only; the other failed. An update that the edge held from before
-    answer("4", "semantic", prompt="a house", topics=("neon", "jewel")),
+    answer("4", "semantic", prompt="a house", topics=("neon", "jewels")),
     answer("4", "conventional", prompt="a house", planned_s=6, error="HTTP 503 Service Unavailable"),
 ]
 
@@ -113,7 +113,7 @@ def test_updates_are_spread_over_the_requests_that_used_them() -> None:
     found = summarise(ANSWERS, load_s=4.0, updates=UPDATES)["knowledge"]
     neon = {"requests": 3, "fetched_bytes": 8000, "update_bytes": 9000, "bytes_per_request": 3000}
     jewel = {"requests": 1, "fetched_bytes": 0, "update_bytes": 600, "bytes_per_request": 600}
-    assert found == {"neon": neon, "jewel": jewel}
+    assert found == {"neon": neon, "jewels": jewel}
     unknown = summarise(ANSWERS, load_s=4.0, updates={})["knowledge"]["neon"]
     assert unknown["bytes_per_request"] == pytest.approx(8000 / 3)
     assert unknown["update_bytes"] is None

@@ -13,8 +13,8 @@ import torch
 
 from dekag.errors import InvalidInputError
 from dekag.link import trace
-from dekag.makd.topics import matching, world_triggers
-from dekag.world import TOPICS
+from dekag.makd.topics import matching
+from dekag.stickers import TOPICS
 from services.bench.loadtest.scenario import (
     SHAPES,
     Arrival,
@@ -50,7 +50,7 @@ def test_popular_prompts_are_asked_for_as_zipf_says() -> None:
 
 def test_some_prompts_need_a_topic_and_the_others_none() -> None:
     scenario = Scenario(prompts=400)
-    triggers = {name: world_triggers(topic) for name, topic in TOPICS.items()}
+    triggers = {name: topic.triggers for name, topic in TOPICS.items()}
     found = [matching(prompt, triggers) for prompt in PromptCatalogue(scenario).prompts]
     assert len(found) == 400
     assert {tuple(topics) for topics in found} == {(), *((name,) for name in scenario.topics)}
@@ -61,7 +61,7 @@ def test_a_profiles_own_topics_are_asked_for(dummy_profile: Path, tmp_path: Path
     assert own_templates(str(dummy_profile)) == ()
     scenario = Scenario(prompts=100, templates=own_templates(str(with_topics(dummy_profile, tmp_path / "p"))))
     prompts = PromptCatalogue(scenario).prompts
-    triggers = {name: world_triggers(topic) for name, topic in TOPICS.items()}
+    triggers = {name: topic.triggers for name, topic in TOPICS.items()}
     assert len(prompts) == 100
     assert sum("glow" in prompt for prompt in prompts) > 20
     assert not any(matching(prompt, triggers) or "{" in prompt for prompt in prompts)
