@@ -151,7 +151,7 @@ def latents(
         raise typer.BadParameter("give either --prompts or --pictures", param_hint="--prompts")
     if prompts is None and pictures is None and profile not in WORLDS:
         raise typer.BadParameter(
-            f"give --prompts or --pictures: only {' and '.join(WORLDS)} have prompts of their own",
+            f"give either --prompts or --pictures: {profile} has no prompts of its own",
             param_hint="--prompts",
         )
     if size is not None and (size % PIXEL_STEP or size > MAX_PIXELS):
