@@ -72,8 +72,8 @@ def _rendered(
     import torch
     from diffusers import AutoencoderKL
 
-    from dekag.generation.profile import GeneratorProfile
     from dekag.generation.side_information import SideInformation
+    from dekag.profile import load_profile
     from dekag.training.examples import rendered_examples
     from dekag.training.latent_sets import LatentSet
 
@@ -88,7 +88,7 @@ def _rendered(
     if drawn is not None:
         with errors_of("--drawn"):
             data = LatentSet.load(drawn)
-            data.check_autoencoder(GeneratorProfile(path=str(edge), steps=1, guidance_scale=1))
+            data.check_autoencoder(load_profile(profile).edge)
         more, held_out = data.examples(known)  # to measure on, rather what the edge sends
         training.append(more)
     return model, training, held_out
