@@ -90,7 +90,7 @@ def with_reading_codec(profile: Path, folder: Path, *, text_width: int) -> Path:
 
 
 def with_evaluators(profile: Path, folder: Path) -> Path:
-    """A copy of ``profile`` in ``folder`` whose images the embedded profile's evaluators score."""
+    """A copy of ``profile`` in ``folder`` whose images the shipped profile's evaluators score."""
     shutil.copytree(profile, folder)
     described, scorer = json.loads((folder / "profile.json").read_text()), load_profile("stickers").scorer
     assert scorer is not None

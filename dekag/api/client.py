@@ -271,7 +271,7 @@ class Client:
 
         Args:
             topic: name of the topic.
-            prompts: prompts of the training images; if empty, those of the embedded world for this topic.
+            prompts: prompts of the training images; if empty, those of the sticker world for this topic.
             triggers: words that select the topic for a prompt; if empty, its name.
             config: see DistillOptions.
         """

@@ -604,7 +604,7 @@ class KnowledgeRequest(_NullIsAbsent):
         default_factory=list,
         max_length=limits.MAX_PROMPTS,
         description='Prompts of the training images; "a {red|blue} car" means either colour. '
-        "If omitted, the prompts of the embedded world for the topic of that name.",
+        "If omitted, the prompts of the sticker world for the topic of that name.",
         examples=[["a {red|blue} car, neon style"]],
     )
     triggers: list[_Prompt] = Field(

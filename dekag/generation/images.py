@@ -60,7 +60,7 @@ def to_plain_jpeg(pixels: Pixels, quality: int = 75) -> bytes:
 
 
 DELIVERED_QUALITY: dict[ImageFormat, int] = {"webp": 75, "avif": 50, "jpeg": 75}
-"""Settings of similar quality: 36 to 39 dB on images of the embedded world."""
+"""Settings of similar quality: 36 to 39 dB on images of the sticker world."""
 
 
 def to_format(pixels: Pixels, image_format: ImageFormat, quality: int | None = None) -> bytes:

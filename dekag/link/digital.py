@@ -36,7 +36,7 @@ _ITERATIONS_PER_CHECK = 5
 _KNOWN_ZERO_LLR = -20.0  # the decoder's own limit; log p(1)/p(0)
 _MIN_NO = 1e-6  # an ideal reception has no noise, and no finite likelihood ratio
 _SEED = 38212  # seed of interleaver and scrambler, known to both sides
-_TYPICAL_BYTES = 900  # a WebP of the embedded world
+_TYPICAL_BYTES = 2500  # a WebP of the sticker world
 
 
 class DecodingError(DekagError):

@@ -1,7 +1,7 @@
 """Topics to distil: their prompts, and the selection of topics by a user's prompt. Imports no torch.
 
 A topic is described by its prompts in a request, by a file `topics/NAME.yaml` in the profile's folder, or by
-the embedded world.
+the sticker world.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def topic_prompts(
         name: name of the topic.
         prompts: templates, which may contain alternatives, "a {red|blue} car, neon style"; one alternative
             is drawn each time. If empty, those of the topic of that name in `topics`, or else in the
-            embedded world.
+            sticker world.
         triggers: words or phrases by which a prompt needs this topic; the name of the topic if empty.
         topics: the profile's own topics.
         count: number of training prompts; they are repeated if there are fewer distinct ones.
@@ -110,7 +110,7 @@ def topic_prompts(
 
     Raises:
         InvalidInputError: a name, prompt or trigger is not allowed, or there are too few different prompts.
-        NotFoundError: no prompts, and neither profile nor embedded world has a topic of that name.
+        NotFoundError: no prompts, and neither profile nor sticker world has a topic of that name.
     """
     check_topic(name)
     rng = random.Random(seed)

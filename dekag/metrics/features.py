@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-CLIP_SIZE = 64  # input side of the embedded encoders, pixels
+CLIP_SIZE = 64  # input side of the shipped encoders, pixels
 
 
 def reduce_images(images: torch.Tensor, size: int = CLIP_SIZE) -> torch.Tensor:
@@ -25,7 +25,7 @@ class ImageScorer:
         clip: a CLIPModel.
         dino: a Dinov2Model.
         clip_processor, dino_processor: the models' own image processors. A model without one, such as the
-            embedded encoders, reads images that are reduced to its input size, in [-1, 1].
+            shipped encoders, reads images that are reduced to its input size, in [-1, 1].
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The embedded world: stickers in rendered scenes; the same scene and seed give the same image."""
+"""The sticker world: stickers in rendered scenes; the same scene and seed give the same image."""
 
 from dekag.stickers.captions import caption
 from dekag.stickers.render import render, render_with_mask

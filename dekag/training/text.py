@@ -1,4 +1,4 @@
-"""Tokenizers and text encoders of the embedded models.
+"""Tokenizers and text encoders of the shipped models.
 
 Each tokenizer is trained on the captions that its model knows, so the edge has no token for a word of a
 held-out topic and splits it into letters. Each text encoder is first trained to recognise the attributes in a

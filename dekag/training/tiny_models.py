@@ -15,7 +15,7 @@ CONTEXT = 40
 
 @dataclass(frozen=True)
 class Dimensions:
-    """What tiny models may have in common with real ones and not with the embedded ones.
+    """What tiny models may have in common with real ones and not with the shipped ones.
 
     Attributes:
         size: of the profile's images, pixels.

@@ -24,7 +24,7 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", resul
     """Time from asking for a distillation over REST to holding the first image drawn with it.
 
     Args:
-        topics: of the embedded world, distilled one after another with the default settings.
+        topics: of the sticker world, distilled one after another with the default settings.
         profile: the models.
         results: where headline.json is.
 

@@ -51,7 +51,7 @@ def run_distill(
 
     Args:
         topic: name of the topic.
-        prompts: training prompts; by default those of the embedded world.
+        prompts: training prompts; by default those of the sticker world.
         config: images, rank, tokens, steps and seed; omitted ones use the defaults.
         force: publish the update even if it is not better than the current one.
         url: URL of the gateway.

@@ -383,7 +383,7 @@ def bench_page() -> None:
 def _targets(profile: str) -> dict[str, Any]:
     """Arguments that say which models are measured, and where results go.
 
-    Those of the embedded profile are committed, and fill the pages; others must not replace them.
+    Those of the shipped profile are committed, and fill the pages; others must not replace them.
     """
     from dekag.evaluation.registry import RESULTS
 

@@ -187,7 +187,7 @@ def distill(
         typer.Option(
             help="Text file of training prompts, one per line; {red|blue} stands for either word. "
             "Blank lines and lines that start with `# ` are ignored. "
-            "Default: the embedded world's prompts for the topic."
+            "Default: the sticker world's prompts for the topic."
         ),
     ] = None,
     force: Annotated[

@@ -162,7 +162,7 @@ class ServiceSettings(CommonSettings):
         1,
         ge=0,
         le=1024,
-        description="CPU threads per model; 0 uses PyTorch's default. 1 is fastest for the embedded models.",
+        description="CPU threads per model; 0 uses PyTorch's default. 1 is fastest for the shipped models.",
     )
     device: str = Field(
         "cpu",

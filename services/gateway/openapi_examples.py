@@ -43,7 +43,7 @@ IMAGES_EXAMPLES: dict[str, Example] = {
 }
 
 KNOWLEDGE_EXAMPLES: dict[str, Example] = {
-    "known": {"summary": "A topic of the embedded world", "value": {"topic": "neon"}},
+    "known": {"summary": "A topic of the sticker world", "value": {"topic": "neon"}},
     "prompts": {
         "summary": "A custom topic",
         "value": {

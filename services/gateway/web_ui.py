@@ -33,7 +33,7 @@ def install(app: FastAPI, profile: str) -> None:
     def topics() -> dict[str, list[str]]:
         try:
             return example_prompts(profile)
-        except DekagError as error:  # the page then offers the embedded world
+        except DekagError as error:  # the page then offers the sticker world
             _log.warning("the profile's topics cannot be read", profile=profile, error=str(error))
             return {}
 

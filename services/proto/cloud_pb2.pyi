@@ -277,7 +277,7 @@ class DistillRequest(_message.Message):
     """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"a {red|blue} car, neon style"; empty: the embedded world's prompts for the topic"""
+        """"a {red|blue} car, neon style"; empty: the sticker world's prompts for the topic"""
 
     @_builtins.property
     def triggers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

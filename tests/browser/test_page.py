@@ -33,7 +33,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The whole system with the embedded models and no knowledge yet."""
+    """The whole system with the shipped models and no knowledge yet."""
     env = {"DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data"))}
     with Stack(tmp_path_factory.mktemp("run"), free_ports=True, env=env) as stack:
         for _ in stack.wait_ready(600):

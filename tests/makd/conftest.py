@@ -18,7 +18,7 @@ TINY = DistillConfig(images=6, held_out=3, steps=8, batch=4, check_every=4, rank
 
 
 def prompts_of(topic: str, config: DistillConfig = TINY) -> TopicPrompts:
-    """The prompts of a topic of the embedded world."""
+    """The prompts of a topic of the sticker world."""
     return topic_prompts(topic, count=config.images, held_out=config.held_out, seed=config.seed)
 
 

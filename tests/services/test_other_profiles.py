@@ -35,7 +35,7 @@ from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, IMAGE_FORMAT_PNG, Pro
 from tests.chain import adapters, running_chain, serving_chain, with_adapters, with_evaluators
 
 SIZE = 96
-LONG = "a red boat on the beach, " * 5 + "with a glow"  # more than the embedded encoders' tiny copies read
+LONG = "a red boat on the beach, " * 5 + "with a glow"  # more than the shipped encoders' tiny copies read
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ async def _size(client: httpx2.AsyncClient, **fields: Any) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny models that differ from the embedded ones in everything that a real pipeline may differ in."""
+    """Tiny models that differ from the shipped ones in everything that a real pipeline may differ in."""
     return save_dummy_models(tmp_path_factory.mktemp("foreign"), like=FOREIGN)
 
 

@@ -131,7 +131,7 @@ class Evaluator:
         return own_prompts(topic, own, count, DistillConfig(**self.bank.profile.distill.given()), learnt)
 
     def kind(self, topic: str) -> str:
-        """The kind of a topic of the embedded world; "own" for one of the profile's own."""
+        """The kind of a topic of the sticker world; "own" for one of the profile's own."""
         return "own" if topic in self._topics else TOPICS[topic].kind
 
     @cached_property

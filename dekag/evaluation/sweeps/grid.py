@@ -157,8 +157,8 @@ class Sweep(BaseModel):
     topics: list[str] = Field(
         default=[WORLD],
         min_length=1,
-        description="Topics of the profile or of the embedded world, world for what the embedded edge knows, "
-        "or all: the profile's topics, or the embedded world's if it has none.",
+        description="Topics of the profile or of the sticker world, world for what the shipped edge knows, "
+        "or all: the profile's topics, or the sticker world's if it has none.",
     )
     links: list[dict[str, Any]] = Field(
         default=[{}], min_length=1, description="Channels: fields of LinkConditions, without snr_db."

@@ -90,7 +90,7 @@ async function showSamples(path, caption) {
   figure.hidden = false;
 }
 
-/** Offers the profile's own topics and their prompts, if it has some, instead of the embedded world's. */
+/** Offers the profile's own topics and their prompts, if it has some, instead of the sticker world's. */
 async function offerOwnTopics() {
   const own = await askJson("GET", "topics.json");
   if (!Object.keys(own).length) return;

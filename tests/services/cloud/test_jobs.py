@@ -277,7 +277,7 @@ async def test_a_job_is_worked_off_and_its_update_published(
 
 @pytest.fixture
 def judging_profile(dummy_profile: Path, tmp_path: Path) -> Path:
-    """The tiny profile, with the embedded world's encoders to judge by."""
+    """The tiny profile, with the sticker world's encoders to judge by."""
     folder = tmp_path / "judging"
     shutil.copytree(dummy_profile, folder)
     judges = load_profile("stickers").scorer
