@@ -279,4 +279,4 @@ def test_the_command_line_hands_plug_ins_on(file: Path, tmp_path: Path) -> None:
     refused = dekag("--plugin", f"{file}:Fog", "demo", "--fading", "mist")
     assert refused.returncode == 2
     assert "fog" in refused.stderr
-    assert "no such file" in dekag("--plugin", "nowhere.py:Fog", "world").stderr
+    assert "no such file" in dekag("--plugin", "nowhere.py:Fog", "demo").stderr

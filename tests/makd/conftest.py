@@ -12,14 +12,18 @@ from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicPrompts, topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
+from dekag.stickers import TOPICS
 from dekag.training.distill import Progress, distill
 
 TINY = DistillConfig(images=6, held_out=3, steps=8, batch=4, check_every=4, rank=2, layers="all", bits=16)
 
 
 def prompts_of(topic: str, config: DistillConfig = TINY) -> TopicPrompts:
-    """The prompts of a topic of the sticker world."""
-    return topic_prompts(topic, count=config.images, held_out=config.held_out, seed=config.seed)
+    """The prompts of a topic of the sticker world, without its synonyms."""
+    triggers = TOPICS[topic].triggers if TOPICS[topic].kind == "vocabulary" else [topic]
+    return topic_prompts(
+        topic, triggers=triggers, count=config.images, held_out=config.held_out, seed=config.seed
+    )
 
 
 @dataclass(frozen=True)

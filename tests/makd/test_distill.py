@@ -226,13 +226,13 @@ def test_each_trigger_has_a_vector_read_only_by_its_own_prompts(
     update = distill(cloud, edge, prompts_of("jewels", config), config, tmp_path)
     assert set(update.words) == set(TOPICS["jewels"].words.values())
     assert len(update.metaword) == config.tokens
-    ruby, both = (update.vectors_for(prompt) for prompt in ("a ruby boat", "a ruby and an onyx boat"))
+    ruby, both = (update.vectors_for(prompt) for prompt in ("a ruby boat", "a ruby and an emerald boat"))
     assert len(ruby) == config.tokens + 1
     assert len(both) == config.tokens + 2
     assert torch.equal(ruby[-1], update.words["ruby"].float())
     assert torch.equal(update.vectors_for("a red boat"), update.metaword.float())
     again = KnowledgeUpdate.from_files(update.to_files())
-    assert torch.equal(again.vectors_for("an onyx boat"), update.vectors_for("an onyx boat"))
+    assert torch.equal(again.vectors_for("an emerald boat"), update.vectors_for("an emerald boat"))
 
 
 def test_full_fine_tune_makes_no_update(cloud: Generator, edge: Generator, tmp_path: Path) -> None:
