@@ -1,4 +1,7 @@
-"""`dekag demo`: sends one image with each delivery mode and compares the costs."""
+"""`dekag demo`: sends one image with each delivery mode and compares the costs.
+
+The edge first gets the shipped knowledge updates that the prompt needs, so that the gain of both alignments shows.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,33 @@ from pathlib import Path
 
 from rich.console import Console
 
+from dekag.artifacts import INFO
 from dekag.client import Client
+from dekag.documents import read_json
 from dekag.errors import DekagError
 from dekag.files import check_folder
 from dekag.link import LinkConditions
+from dekag.makd.topics import matching
+from dekag.profile import load_profile
 from services.cli.report import report_table, write_images
+from services.common.environment import get
 from services.launcher.stack import HOST, Stack, Stopped
 from services.launcher.up import RUN_DIR, await_ready
 
 DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
+
+
+def updates_for(prompt: str) -> list[Path]:
+    """Folders of the shipped knowledge updates that `prompt` needs, by name.
+
+    Raises:
+        DekagError: the profile cannot be read.
+    """
+    folder = load_profile(get("DEKAG_PROFILE", "stickers")).knowledge
+    if folder is None:
+        return []
+    triggers = {path.parent.name: read_json(path)["triggers"] for path in Path(folder).glob(f"*/{INFO}")}
+    return [Path(folder) / topic for topic in matching(prompt, triggers)]
 
 
 def run_demo(
@@ -42,6 +63,12 @@ def run_demo(
             Client(stack.url) as gateway,
         ):
             await_ready(stack, console)
+            for update in updates_for(prompt):
+                known = gateway.publish(update)
+                size = sum(file.stat().st_size for file in update.iterdir())
+                console.print(
+                    f"The edge gets the shipped update of {known.topic}: {size:,} B, once", highlight=False
+                )
             images = {}
             for delivery in DELIVERIES:
                 with console.status(f"{delivery} delivery at {link.snr_db:g} dB"):
