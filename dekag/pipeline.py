@@ -112,11 +112,11 @@ class Sender:
         >>> from dekag import LinkConditions, SemanticLink
         >>> sender = SemanticLink.load("stickers").sender
         >>> conditions = LinkConditions(snr_db=10)
-        >>> rate = sender.rate(conditions, (4, 16, 16), source_values=3 * 128 * 128, target_psnr_db=20)
+        >>> rate = sender.rate(conditions, (4, 32, 32), source_values=3 * 256 * 256, target_psnr_db=20)
         >>> rate.expected_psnr_db > 20
         True
-        >>> latents = torch.randn(1, 4, 16, 16)
-        >>> (symbols,) = sender.encode(latents, [conditions], [256], source_values=3 * 128 * 128, seeds=[7])
+        >>> latents = torch.randn(1, 4, 32, 32)
+        >>> (symbols,) = sender.encode(latents, [conditions], [256], source_values=3 * 256 * 256, seeds=[7])
         >>> symbols.shape
         torch.Size([1, 256])
 
@@ -220,11 +220,11 @@ class Receiver:
         >>> from dekag import LinkConditions, SemanticLink
         >>> from dekag.pipeline import apply_channel
         >>> link, conditions = SemanticLink.load("stickers"), LinkConditions(snr_db=10)
-        >>> size = {"source_values": 3 * 128 * 128, "seeds": [7]}
-        >>> (symbols,) = link.sender.encode(torch.randn(1, 4, 16, 16), [conditions], [256], **size)
+        >>> size = {"source_values": 3 * 256 * 256, "seeds": [7]}
+        >>> (symbols,) = link.sender.encode(torch.randn(1, 4, 32, 32), [conditions], [256], **size)
         >>> reception = apply_channel(symbols, conditions, seed=7)
-        >>> link.receiver.decode([reception], [conditions], latent_shape=(4, 16, 16), **size).shape
-        torch.Size([1, 4, 16, 16])
+        >>> link.receiver.decode([reception], [conditions], latent_shape=(4, 32, 32), **size).shape
+        torch.Size([1, 4, 32, 32])
 
     Args:
         codec: decodes; must be the sender's.
@@ -467,7 +467,7 @@ class SemanticLink:
         >>> conditions = LinkConditions(snr_db=10, fading="rayleigh")
         >>> image = link.image("a red car on the beach, pastel style", conditions, seed=7)
         >>> image.channel_uses, image.psnr_db > 15
-        (512, True)
+        (2048, True)
 
     Args:
         codec: encodes and decodes.
@@ -537,7 +537,7 @@ class SemanticLink:
             >>> latents = torch.cat([link.generator.latents("a red car", seed) for seed in (1, 2)])
             >>> result = link.send(latents, [LinkConditions(snr_db=snr) for snr in (0, 20)], [1, 2])
             >>> result.latents.shape, [rate.channel_uses for rate in result.rates]
-            (torch.Size([2, 4, 16, 16]), [512, 512])
+            (torch.Size([2, 4, 32, 32]), [2048, 2048])
 
         Args:
             latents: (B, channels, h, w) float32.
@@ -601,7 +601,7 @@ class SemanticLink:
             >>> from dekag import LinkConditions, SemanticLink
             >>> link, conditions = SemanticLink.load("stickers"), LinkConditions(snr_db=10)
             >>> image = link.image("a red car", conditions, seed=7, target_psnr_db=18)
-            >>> image.channel_uses < 512 and image.expected_psnr_db > 18
+            >>> image.channel_uses < 2048 and image.expected_psnr_db > 18
             True
 
         Args:

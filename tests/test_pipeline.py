@@ -24,8 +24,8 @@ from dekag.link import conditions as conditions_module
 from dekag.link.channel import ChannelState, transmit
 
 ROOT = Path(__file__).resolve().parents[1]
-SHAPE = (4, 16, 16)
-VALUES = 3 * 128 * 128
+SHAPE = (4, 32, 32)
+VALUES = 3 * 256 * 256
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_five_lines_give_an_image(tmp_path: Path, page: str) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"PSNR \d+\.\d dB in 512 channel uses\n", done.stdout)
+    assert re.fullmatch(r"PSNR \d+\.\d dB in 2048 channel uses\n", done.stdout)
     assert (tmp_path / "boat.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -139,7 +139,7 @@ def test_a_better_channel_gives_a_better_image(link: SemanticLink) -> None:
 def test_pilots_count_as_channel_uses(link: SemanticLink) -> None:
     image = link.image("a red boat", LinkConditions(csi="pilots"), seed=3)
     assert image.pilot_uses > 0
-    assert image.cbr == (512 + image.pilot_uses) / VALUES
+    assert image.cbr == (2048 + image.pilot_uses) / VALUES
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_a_rate_for_a_quality_needs_to_know_what_to_expect(link: SemanticLink) -
     with pytest.raises(InvalidInputError, match="what quality to expect"):
         SemanticLink.load("stickers", aligned=False).image("a red boat", target_psnr_db=20)
     rate = link.sender.rate(LinkConditions(), SHAPE, source_values=VALUES, target_psnr_db=60)
-    assert rate.channel_uses == 512
+    assert rate.channel_uses == 2048
     assert rate.expected_psnr_db is not None
     assert rate.expected_psnr_db < 60
 
