@@ -1,7 +1,8 @@
-"""Take the screenshots of the web page in docs/images/: ``python scripts/screenshots.py``.
+"""Make the example pictures of the web page, and its screenshots: ``python scripts/screenshots.py``.
 
-Starts the system with the neon update that ships, asks for a picture that needs it, and looks at the page in
-headless Chromium, as wide as a desk's screen and as a phone's.
+Starts the system with the neon update that ships and requests an image that needs it, with each delivery mode:
+these are the pictures in services/gateway/web/. Then opens the page in headless Chromium, as wide as a desktop
+screen and as a phone's; its screenshots are in docs/images/.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from services.cloud.publish import publish_update, update_of
 from services.cloud.version_store import KnowledgeStore
 from services.launcher.stack import Stack
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
-UPDATE = Path(__file__).parents[1] / "models" / "stickers" / "knowledge" / "neon"
-PROMPT, SEED, SNR_DB = "a red car on the beach, neon style", 5, 15
+ROOT = Path(__file__).parents[1]
+IMAGES, WEB = ROOT / "docs" / "images", ROOT / "services" / "gateway" / "web"
+UPDATE = ROOT / "models" / "stickers" / "knowledge" / "neon"
+PROMPT, SEED, SNR_DB = "a red car on the beach, neon style", 7, 10
+DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 WIDE, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -59,9 +62,11 @@ def main() -> None:
         ):
             for _ in stack.wait_ready():
                 pass
-            with Client(stack.url) as client:  # so that times are those of a system that is warm
-                for delivery in ("semantic", "conventional"):
-                    client.image(PROMPT, seed=0, delivery=delivery)
+            with Client(stack.url) as client:  # it also warms the system up, for the times on the page
+                for delivery in DELIVERIES:
+                    image = client.image(PROMPT, seed=SEED, delivery=delivery, link={"snr_db": SNR_DB})
+                    picture = Image.open(io.BytesIO(image.png or b""))
+                    picture.save(WEB / f"example-{delivery}.webp", quality=90, method=6)
             browser = playwright.chromium.launch(
                 executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=["--no-sandbox"]
             )
