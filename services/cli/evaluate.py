@@ -210,6 +210,17 @@ def bench_chain(
     _launch(lambda: run_chain_bench(requests=requests, **_targets(profile)))
 
 
+@bench.command("picture")
+def bench_picture(
+    requests: Requests = 20,
+    profile: Profile = "stickers",
+) -> None:
+    """Compare the time of an image with that of the first edition's models, in one run."""
+    from services.bench.picture import run_picture_bench
+
+    _launch(lambda: run_picture_bench(requests=requests, **_targets(profile)))
+
+
 @bench.command("throughput")
 def bench_throughput(
     requests: Annotated[int, typer.Option(help="Number of images per measurement.", min=1)] = 48,

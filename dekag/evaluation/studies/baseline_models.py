@@ -28,7 +28,7 @@ from dekag.generation.models import Generator
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
-from dekag.metrics.image import psnr_db
+from dekag.metrics.image import METRICS, psnr_db
 from dekag.metrics.probe import AttributeProbe
 from dekag.stickers import TOPICS
 from dekag.training.data import image_number
@@ -45,7 +45,7 @@ DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
 
 
 def measure_vae(generator: Generator, count: int, results: Path) -> None:
-    """PSNR of test scenes after encoding and decoding."""
+    """PSNR and SSIM of test scenes after encoding and decoding."""
     world = replace(STICKERS, size=generator.size)
     rows: list[dict[str, Any]] = []
     for n in tqdm(range(count), desc="autoencoder"):
@@ -55,10 +55,18 @@ def measure_vae(generator: Generator, count: int, results: Path) -> None:
         with torch.inference_mode():
             latents = encode(generator.pipeline.vae, image)
         decoded = generator.decoder.decode(latents)[0]
-        rows.append({"seed": seed, "style": scene.style, "psnr_db": round(psnr_db(decoded, pixels), 3)})
+        rows.append(
+            {
+                "seed": seed,
+                "style": scene.style,
+                "psnr_db": round(psnr_db(decoded, pixels), 3),
+                "ssim": round(float(METRICS["ssim"].score(decoded[None], pixels[None])[0]), 4),
+            }
+        )
     write_rows(results / FOLDER / "vae.jsonl", rows)
-    mean, interval = mean_ci95([row["psnr_db"] for row in rows])
-    record("vae_psnr_db", mean, "dB", command=COMMAND, count=count, ci95=interval, results=results)
+    for metric, unit in (("psnr_db", "dB"), ("ssim", "ratio")):
+        mean, interval = mean_ci95([row[metric] for row in rows])
+        record(f"vae_{metric}", mean, unit, command=COMMAND, count=count, ci95=interval, results=results)
 
 
 def probe_accuracy(
