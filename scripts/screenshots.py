@@ -1,8 +1,8 @@
 """Make the example pictures of the web page, and its screenshots: ``python scripts/screenshots.py``.
 
-Starts the system with the neon update that ships and requests an image that needs it, with each delivery mode:
-these are the pictures in services/gateway/web/. Then opens the page in headless Chromium, as wide as a desktop
-screen and as a phone's; its screenshots are in docs/images/.
+Starts the system with the neon update that ships and requests an image that needs it, with each delivery
+mode: these are the pictures in services/gateway/web/. Then opens the page in headless Chromium, as wide as a
+desktop screen and as a phone's; its screenshots are in docs/images/.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from rich.progress import track
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import ratio_of_medians
-from dekag.paths import ROOT
+from dekag.paths import SHIPPED
 from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError
 
@@ -62,7 +62,7 @@ def run_picture_bench(*, requests: int = 20, profile: str = "stickers", results:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         unpack_commit(FIRST_EDITION, Path(folder))
         first = stack.enter_context(_worker(Path(folder), FIRST_PROFILE))
-        ours = stack.enter_context(_worker(ROOT, profile))
+        ours = stack.enter_context(_worker(SHIPPED, profile))
         for index in track(range(-WARM_UP, requests), "images", console=console):
             row: Row = {"request": index, "first_s": _seconds(first, index), "ours_s": _seconds(ours, index)}
             if index >= 0:
@@ -85,11 +85,9 @@ def run_picture_bench(*, requests: int = 20, profile: str = "stickers", results:
 def unpack_commit(commit: str, folder: Path) -> None:
     """Write library and models of a commit into `folder`; LaunchError if it is not in this clone."""
     command = ["git", "archive", commit, "dekag", "models", "pyproject.toml"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)  # noqa: S603
+    done = subprocess.run(command, cwd=SHIPPED, capture_output=True, check=False)  # noqa: S603
     if done.returncode:
-        raise LaunchError(
-            f"commit {commit} is needed, in a clone with its whole history (git fetch --unshallow)"
-        )
+        raise LaunchError(f"commit {commit} is needed: run this in a clone with its whole history")
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         archive.extractall(folder, filter="data")
 

@@ -1,6 +1,7 @@
 """`dekag demo`: sends one image with each delivery mode and compares the costs.
 
-The edge first gets the shipped knowledge updates that the prompt needs, so that the gain of both alignments shows.
+The edge first gets the shipped knowledge updates that the prompt needs, so that the gain of both alignments
+shows.
 """
 
 from __future__ import annotations
@@ -64,10 +65,10 @@ def run_demo(
         ):
             await_ready(stack, console)
             for update in updates_for(prompt):
-                known = gateway.publish(update)
+                gateway.publish(update)
                 size = sum(file.stat().st_size for file in update.iterdir())
                 console.print(
-                    f"The edge gets the shipped update of {known.topic}: {size:,} B, once", highlight=False
+                    f"The edge gets the shipped update of {update.name}: {size:,} B, once", highlight=False
                 )
             images = {}
             for delivery in DELIVERIES:

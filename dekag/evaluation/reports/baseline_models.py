@@ -12,6 +12,7 @@ from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER
 
 KEYS = (
     "vae_psnr_db",
+    "vae_ssim",
     "probe_cloud_accuracy",
     "probe_edge_known_accuracy",
     "probe_edge_heldout_accuracy",
