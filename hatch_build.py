@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SHIPPED = ("models/stickers", "models/paper", "sweeps", "results/headline.json")
+SHIPPED = ("models/stickers", "models/paper", "models/NOTICE", "sweeps", "results/headline.json")
 
 
 class Shipped(BuildHookInterface):  # type: ignore[misc, type-arg]

@@ -49,17 +49,15 @@ def card(folder: Path) -> str:
     if not body:
         return ""
     lines += body
-    lines += ["", "## Limits", "", _LIMITS[profile == "stickers"], ""]
+    lines += ["", "## Limits", "", _LIMITS, ""]
     return "\n".join(lines)
 
 
-_LIMITS = {
-    False: "It knows the simulator's small drawn world, for which it was trained on rendered images, and "
-    "nothing else. It is for studying the system, not for images of the real world.",
-    True: "It knows the simulator's world of stickers, for which it was trained on rendered images, "
-    "and nothing else. The renderings contain artwork of Fluent Emoji (MIT licence, see models/NOTICE). It "
-    "is for studying the system, not for images of the real world.",
-}
+_LIMITS = (
+    "It knows the simulator's world of stickers, for which it was trained on rendered images, and nothing "
+    "else. The renderings contain artwork of Fluent Emoji (MIT licence, see models/NOTICE). It is for studying "
+    "the system, not for images of the real world."
+)
 
 
 def _training(folder: Path) -> list[str]:
