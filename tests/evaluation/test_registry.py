@@ -29,4 +29,4 @@ def test_a_second_run_replaces_its_own_figure_only(tmp_path: Path) -> None:
     assert figures["a"]["value"] == 3.0
     assert figures["a"]["n"] == 7
     assert figures["b"]["ci95"] == [1.5, 2.5]
-    assert set(figures["a"]) == {"value", "unit", "ci95", "n", "command", "commit", "date"}
+    assert set(figures["a"]) == {"value", "unit", "ci95", "n", "edition", "command", "commit", "date"}

@@ -13,7 +13,7 @@ import numpy as np
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
-from dekag.evaluation.studies.makd import BASELINES, BITS, COMMAND, FOLDER, STUDIES, STUDY_TOPICS
+from dekag.evaluation.studies.makd import BASELINES, BITS, COMMAND, FOLDER, STUDIES
 from dekag.stickers import TOPICS
 
 NAMES = {
@@ -25,6 +25,8 @@ NAMES = {
     "makd": "MAKD",
     "ceiling": "upper bound: the cloud itself, another seed",
 }
+FIRST_EDITION = {"blueprint": "style", "stencil": "style", "jewel": "vocabulary"}
+"""Kinds of the topics that only the first edition's world had."""
 ENOUGH = 0.95  # of the whole gain, that the smallest update is to keep
 
 
@@ -101,16 +103,32 @@ def methods(results: Path) -> Lines:
     return table(header, lines)
 
 
+def topics_of(rows: Sequence[Row]) -> list[str]:
+    """The topics of rows, in their order."""
+    return list(dict.fromkeys(row["topic"] for row in rows))
+
+
+def kind_of(topic: str) -> str:
+    """What is new about a topic: style, subject, vocabulary or combination."""
+    return TOPICS[topic].kind if topic in TOPICS else FIRST_EDITION[topic]
+
+
+def study_topics(rows: Sequence[Row]) -> list[str]:
+    """The topics of the studies of a single setting."""
+    rank = base_config(rows)["rank"]
+    return topics_of([row for row in differing(rows, rank=...) if row["config"]["rank"] != rank])
+
+
 def topics(results: Path) -> Lines:
     """Every method on every topic."""
     found = scores(results)
     lines = []
-    for name, topic in TOPICS.items():
+    for name in topics_of(found["makd"]):
         cells = []
         for own in found.values():
             here = [row for row in own if row["topic"] == name]
             cells.append(f"{mean_of(here, 'consistency'):.3f} ({100 * mean_of(here, 'probe'):.0f} %)")
-        lines.append([name, topic.kind, *cells])
+        lines.append([name, kind_of(name), *cells])
     return table(["topic", "kind", *(NAMES[method] for method in found)], lines, words=(0, 1))
 
 
@@ -118,7 +136,7 @@ def losing_topics(results: Path) -> Lines:
     """The topics on which a baseline of equal or smaller size is as good as MAKD or better."""
     found = scores(results)
     lines = []
-    for name in TOPICS:
+    for name in topics_of(found["makd"]):
         here = {
             method: mean_of([row for row in found[method] if row["topic"] == name], "consistency")
             for method in ("makd", *BASELINES)
@@ -141,7 +159,7 @@ def settings(results: Path) -> Lines:
     rows = trainings(results)
     lines = []
     for setting in STUDIES:
-        points = [dict(study_points(rows, setting, topic)) for topic in STUDY_TOPICS]
+        points = [dict(study_points(rows, setting, topic)) for topic in study_topics(rows)]
         shown = [f"{value}: {np.mean([each[value] for each in points]):.3f}" for value in points[0]]
         lines.append([setting, ", ".join(shown)])
     return table(["setting", "consistency by its value"], lines, words=(0, 1))
@@ -151,10 +169,11 @@ def sizes_tried(results: Path) -> list[Row]:
     """Sizes of update, the largest first, with the part of the default update's gain that each keeps."""
     rows = trainings(results)
     base = base_config(rows)
-    none = mean_of([row for row in scores(results)["none"] if row["topic"] in STUDY_TOPICS], "consistency")
+    studied = study_topics(rows)
+    none = mean_of([row for row in scores(results)["none"] if row["topic"] in studied], "consistency")
     tried: dict[tuple[str, int, int], list[tuple[int, float]]] = {}
     for row in differing(rows, rank=..., layers=...):
-        if row["topic"] in STUDY_TOPICS:
+        if row["topic"] in studied:
             for bits in BITS:
                 what = (row["config"]["layers"], row["config"]["rank"], bits)
                 found = (row["bytes"][str(bits)], row["rows"][str(bits)]["consistency"])
@@ -222,8 +241,8 @@ def methods_plot(results: Path) -> Any:
     """Consistency of every method, over all topics and by what is new about them."""
     found = scores(results)
     kinds = {
-        "all topics": ("style", "subject", "vocabulary"),
-        "styles and subjects": ("style", "subject"),
+        "all topics": ("style", "subject", "vocabulary", "combination"),
+        "new shapes": ("style", "subject", "combination"),
         "new words": ("vocabulary",),
     }
     figure, axes = plots.panels(len(kinds), height_in=3.1, sharey=True, sharex=True)
@@ -232,9 +251,7 @@ def methods_plot(results: Path) -> Any:
     for axis, (title, kind) in zip(axes[0], kinds.items(), strict=True):
         means, intervals = [], []
         for own in found.values():
-            mean, ci95 = bootstrap_mean(
-                [row["consistency"] for row in own if TOPICS[row["topic"]].kind in kind]
-            )
+            mean, ci95 = bootstrap_mean([row["consistency"] for row in own if kind_of(row["topic"]) in kind])
             means.append(mean)
             intervals.append(ci95)
         plots.dots(axis, names, means, intervals, colors=colors)
@@ -250,7 +267,7 @@ def settings_plot(results: Path) -> Any:
     shown = {"rank": "rank of the LoRA", "images": "cloud images", "tokens": "tokens of the metaword"}
     figure, axes = plots.panels(len(shown), height_in=2.7, sharey=True)
     for axis, (setting, label) in zip(axes[0], shown.items(), strict=True):
-        for topic, color in zip(STUDY_TOPICS, (plots.OURS, plots.SECOND), strict=True):
+        for topic, color in zip(study_topics(rows), (plots.OURS, plots.SECOND), strict=True):
             points = study_points(rows, setting, topic)
             plots.line(axis, [each for each, _ in points], [each for _, each in points], topic, color)
         ticks = [value for value, _ in points]

@@ -55,8 +55,8 @@ def card(folder: Path) -> str:
 
 _LIMITS = (
     "It knows the simulator's world of stickers, for which it was trained on rendered images, and nothing "
-    "else. The renderings contain artwork of Fluent Emoji (MIT licence, see models/NOTICE). It is for studying "
-    "the system, not for images of the real world."
+    "else. The renderings contain artwork of Fluent Emoji (MIT licence, see models/NOTICE). It is for "
+    "studying the system, not for images of the real world."
 )
 
 
