@@ -235,7 +235,8 @@ def test_the_lead_over_digital_follows_from_the_committed_rows() -> None:
 
 def test_choices_on_the_page_of_the_paper_are_those_of_the_code() -> None:
     page = " ".join((ROOT / "docs/paper.md").read_text().split())
-    distill, profile = DistillConfig(), load_profile("stickers")
+    profile = load_profile("stickers")
+    distill = DistillConfig(**profile.distill.given())
     model = JsccCodec.load(profile.codec)
     codec, cala = model.config, cala_config(model, 1)
     low, high = SNR_RANGE_DB
