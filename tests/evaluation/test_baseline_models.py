@@ -26,7 +26,8 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     assert set(figures) == set(KEYS)
     rows = (results / "first-image" / "edge_heldout.jsonl").read_text().splitlines()
     assert {json.loads(row)["topic"] for row in rows} == set(TOPICS)
-    assert set(json.loads((results / "first-image" / "images.json").read_text())) == {"samples.png"}
+    made = json.loads((results / "first-image" / "images.json").read_text())
+    assert set(made) == {"samples.webp", "subjects.webp"}
     page = REPORT.write(results=results, into=tmp_path)
     assert page is not None
     assert f"{figures['vae_psnr_db']['value']:.2f} dB" in page.read_text()
@@ -37,7 +38,7 @@ def test_one_part_leaves_the_other_figures_alone(dummy_profile: Path, tmp_path: 
     models = with_evaluators(dummy_profile, tmp_path / "models")
     run(8, parts=["cloud"], profile=str(models), results=tmp_path)
     assert set(json.loads((tmp_path / "headline.json").read_text())) == {"probe_cloud_accuracy"}
-    assert (tmp_path / "first-image" / "samples.png").exists()
+    assert (tmp_path / "first-image" / "samples.webp").exists()
 
 
 def test_a_profile_without_a_probe_is_measured_as_far_as_it_can_be(

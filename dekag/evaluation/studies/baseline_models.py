@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from dekag.codec.constellation import quantize_to_qam
 from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, load_quietly
 from dekag.evaluation.pages import save_images, write_rows
-from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts
+from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from dekag.generation.autoencoder import encode
@@ -30,7 +31,7 @@ from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
 from dekag.metrics.image import METRICS, psnr_db
 from dekag.metrics.probe import AttributeProbe
-from dekag.stickers import TOPICS
+from dekag.stickers import EDGE_SUBJECTS, TOPICS, random_scene
 from dekag.training.data import image_number
 from dekag.training.worlds import STICKERS
 
@@ -41,6 +42,8 @@ PROBED = {"edge", "cloud"}
 """Parts whose images the attribute probe judges."""
 RAYLEIGH_SNRS_DB = (0.0, 5.0, 10.0)
 TOP_RATE = 1 / 96
+ACROSS = 8
+"""Images in a row of the sheet of subjects."""
 DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
 
 
@@ -154,6 +157,16 @@ def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], resu
         record(key, mean, "dB", command=COMMAND, count=len(values), ci95=interval, results=results)
 
 
+def subject_images(edge: Generator) -> list[list[np.ndarray]]:
+    """Rows of the edge's images, one of each subject that it knows, in sticker style."""
+    prompts = [
+        world_prompts(1, partial(random_scene, subjects=(subject,), styles=("sticker",)))[0]
+        for subject in EDGE_SUBJECTS
+    ]
+    images = [edge.image(prompt, seed) for _, prompt, seed in tqdm(prompts, desc="subjects")]
+    return [images[start : start + ACROSS] for start in range(0, len(images), ACROSS)]
+
+
 def run(
     count: int = 500,
     *,
@@ -199,4 +212,5 @@ def run(
     shown = [(edge, known), (cloud, everything), (edge, one_each), (cloud, one_each)]
     width = len(one_each)
     rows = [[model.image(prompt, seed) for _, prompt, seed in prompts[:width]] for model, prompts in shown]
-    save_images(rows, results / FOLDER, "samples.png", COMMAND)
+    save_images(rows, results / FOLDER, "samples.webp", COMMAND)
+    save_images(subject_images(edge), results / FOLDER, "subjects.webp", COMMAND)
