@@ -124,7 +124,7 @@ def load_profile(name: str | Path) -> Profile:
     Example:
         >>> from dekag import load_profile
         >>> load_profile("stickers").edge.steps
-        8
+        6
 
     Raises:
         NotFoundError: there is no such profile.
