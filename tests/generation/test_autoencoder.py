@@ -53,6 +53,7 @@ def test_every_way_to_latents_and_back_has_the_same_scale(
     assert np.abs(shown.astype(int) - own).max() <= 1
 
 
+@pytest.mark.usefixtures("shapes")
 def test_latents_to_train_on_are_scaled_and_kept_by_autoencoder(tmp_path: Path) -> None:
     plain, scaled = (
         latents.encoded_scenes(tmp_path, tiny(each, None), 3, world=STICKERS) for each in (1.0, 0.18215)

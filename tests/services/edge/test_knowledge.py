@@ -179,7 +179,7 @@ async def test_request_may_name_its_knowledge(
     assert len({latents(each) for each in (none, auto, neon)}) == 3
     assert both.report.cached, "the same picture as that of auto"
     with pytest.raises(
-        NotFoundError, match="no knowledge of topic 'cubism'; there is watercolour, neon, snail"
+        NotFoundError, match="no knowledge of topic 'cubism'; there is neon, snail, watercolour"
     ):
         await provide(edge, asked, knowledge=("cubism",))
 

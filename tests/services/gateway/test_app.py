@@ -450,7 +450,7 @@ async def test_a_topic_from_start_to_end(client: Client, distiller: None) -> Non
     topic = (await client.get("/v1/knowledge/vaporwave")).json()
     assert topic == manifest | {"versions": [1]}
     assert (manifest["topic"], manifest["version"], manifest["job"]) == ("vaporwave", 1, job["id"])
-    assert manifest["triggers"] == ["vaporwave"]
+    assert manifest["triggers"] == ["vaporwave", "synthwave"]
     assert manifest["size_bytes"] > 0
     assert manifest["scores"]
     samples = await client.get("/v1/knowledge/vaporwave/samples")

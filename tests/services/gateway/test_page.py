@@ -99,7 +99,7 @@ async def test_controls_allow_what_the_gateway_takes(controls: Controls) -> None
     text = (FOLDER / "index.html").read_text()
     offered = re.search(r'<datalist id="topics">(.*?)</datalist>', text, re.DOTALL)
     assert offered is not None
-    assert re.findall(r"<option>(\w+)</option>", offered[1]) == list(TOPICS)
+    assert re.findall(r"<option>([\w-]+)</option>", offered[1]) == list(TOPICS)
     named = {field for name in ("ImagesRequest", "LinkRequest") for field in _fields(name)}
     script = (FOLDER / "ask.js").read_text()
     used = set(re.findall(r"\b(?:link|body)\.(\w+) =", script))

@@ -167,7 +167,7 @@ def test_the_plug_in_option_may_name_a_path_with_a_comma(
 ) -> None:
     monkeypatch.setenv("DEKAG_PLUGINS", "")
     gone = tmp_path / "one,two" / "fog.py"
-    done = CliRunner().invoke(cli.app, ["--plugin", f"{gone}:Fog", "world"])
+    done = CliRunner().invoke(cli.app, ["--plugin", f"{gone}:Fog", "demo"])
     assert done.exit_code == 2
     assert "there is no such file" in " ".join(done.stderr.split())
     assert plugins.split(os.environ["DEKAG_PLUGINS"]) == [f"{gone}:Fog"]
