@@ -109,7 +109,7 @@ def test_a_picture_arrives_over_each_delivery(page: Page) -> None:
         for figure in (".sent", ".received"):
             img = card.locator(f"{figure} img")
             assert img.evaluate("img => img.complete && img.naturalWidth") == 128
-            assert "a red boat" in str(img.get_attribute("alt"))
+            assert "a red car" in str(img.get_attribute("alt"))
         card.locator("summary").click()
         expect(card.locator(".constellations svg")).to_have_count(3)
         expect(card.locator(".fading svg")).to_have_attribute("aria-label", re.compile("8 blocks"))
@@ -167,7 +167,7 @@ def test_a_gateway_that_is_gone_is_said_kindly(page: Page) -> None:
 
 
 def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
-    page.get_by_label("Prompt", exact=True).fill("a red boat on the beach, neon style")
+    page.get_by_label("Prompt", exact=True).fill("a red car on the beach, neon style")
     send(page)
     sent = page.locator("article[data-delivery=semantic] .sent img")
     before = sent.get_attribute("src")

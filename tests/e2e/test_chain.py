@@ -83,7 +83,7 @@ def logged(stack: Stack, name: str, request_id: str, within_s: float = 10) -> bo
 def test_the_same_seed_makes_the_same_bits(stack: Stack, delivery: str) -> None:
     with Client(stack.url) as client:
         images = [
-            client.image("a red boat", seed=11, delivery=delivery, link={"snr_db": 25}) for _ in range(2)
+            client.image("a red car", seed=11, delivery=delivery, link={"snr_db": 25}) for _ in range(2)
         ]
     assert images[0].png == images[1].png
     assert images[0].png is not None
@@ -217,7 +217,7 @@ def cli(stack: Stack, folder: Path, *arguments: str) -> subprocess.Popen[str]:
 def test_distilling_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(
-        "a {red|blue|green} boat, cubist style\n\na {large|small|tiny} {cat|bird}, cubist style\n"
+        "a {red|blue|green} car, cubist style\n\na {large|small|tiny} {cat|bird}, cubist style\n"
     )
     known = ["neon", "--steps", "4"]
     own = ["cubist", "--steps", "4", "--prompts-file", str(prompts)]
@@ -232,7 +232,7 @@ def test_distilling_from_the_command_line(stack: Stack, tmp_path: Path) -> None:
         assert f"{arguments[0]}, version 1" in shown
         assert "held out loss after" in shown
     with Client(stack.url) as client:
-        images = [client.image(f"a boat, {name} style", seed=2) for name in ("cubist", "pastel")]
+        images = [client.image(f"a car, {name} style", seed=2) for name in ("cubist", "pastel")]
     used = [[each.topic for each in image.report.knowledge] for image in images]
     assert used == [["cubist"], []]
     assert (Path(stack.env["DEKAG_DATA_DIR"]) / "knowledge" / "neon" / "1" / "manifest.json").exists()

@@ -64,7 +64,7 @@ def containers(url: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
 def test_compose_chain_draws_an_image(url: str, delivery: str) -> None:
     with Client(url) as client:
-        image = client.image("a red boat", seed=1, delivery=delivery, link={"snr_db": 25})
+        image = client.image("a red car", seed=1, delivery=delivery, link={"snr_db": 25})
     assert image.png is not None
     assert image.png.startswith(b"\x89PNG")
 
@@ -86,11 +86,11 @@ def test_a_topic_is_distilled_and_used(url: str) -> None:
         time.sleep(0.5)
     assert job["status"] == "finished", job
     with Client(url) as client:
-        image = client.image("a red boat, neon style", seed=1)
+        image = client.image("a red car, neon style", seed=1)
     assert [each.topic for each in image.report.knowledge] == ["neon"]
     compose("restart", "redis", port=int(url.rsplit(":", 1)[1]))
     with Client(url) as client:
-        image = client.image("a red boat, neon style", seed=2)
+        image = client.image("a red car, neon style", seed=2)
     assert [each.topic for each in image.report.knowledge] == ["neon"]
     assert call("DELETE", "/v1/knowledge/neon").status_code == 204
 

@@ -97,11 +97,11 @@ def inspected(project: Project) -> list[dict[str, Any]]:
 def test_a_picture_needs_a_key(url: str, ca_file: Path) -> None:
     with Client(url, api_key=KEY, ca_file=ca_file) as client:
         for delivery in ("semantic", "conventional"):
-            image = client.image("a red boat", seed=1, delivery=delivery, link={"snr_db": 25})
+            image = client.image("a red car", seed=1, delivery=delivery, link={"snr_db": 25})
             assert image.png is not None
         assert client.reports(image.report.request_id) == [image.report], "Redis is used"
     with Client(url, api_key="dekag_wrong", ca_file=ca_file) as client, pytest.raises(UnauthorizedError):
-        client.image("a red boat")
+        client.image("a red car")
     with pytest.raises(httpx2.TransportError):
         httpx2.get(url.replace("https", "http") + "/healthz", trust_env=False)
 
@@ -110,7 +110,7 @@ def test_a_topic_is_distilled_and_used(url: str, ca_file: Path) -> None:
     with Client(url, api_key=KEY, ca_file=ca_file, retries=3) as client:
         *_, last = client.distill("neon", images=4, steps=4, rank=1, force=True)
         assert last.status == "finished", last
-        image = client.image("a red boat, neon style", seed=1)
+        image = client.image("a red car, neon style", seed=1)
         assert [each.topic for each in image.report.knowledge] == ["neon"]
 
 
