@@ -3,7 +3,8 @@
 CLIP learns to match images with captions (Radford et al. 2021), DINO by self-distillation without labels
 (Caron et al. 2021). Both reduce images of 256 pixels to 128 and split them into patches of 16 pixels. Both
 are also trained on damaged images (blurred, melted, mixed), so that their scores penalise damage: for CLIP a
-damaged image matches no caption, for DINO it differs from the undamaged one. Neither shares weights with a
+damaged image matches no caption, for DINO it differs from the undamaged one, while a slightly moved one does
+not. Neither shares weights with a
 generator.
 """
 
@@ -34,6 +35,8 @@ PROTOTYPES = 256
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
 KOLEO_WEIGHT = 0.1
 DAMAGE_WEIGHT, DAMAGE_MARGIN = 1.0, 0.5
+STEADY_WEIGHT = 1.0
+NEAR_SIDE = 0.92  # smallest crop, of a side, that counts as the same image
 TOKENS_A_SIDE = 8
 ATTENTION = "eager"  # of which a CPU computes gradients twice as fast as of PyTorch's own
 
@@ -151,10 +154,12 @@ class SelfDistillation(nn.Module):
         return features, projected @ F.normalize(self.prototypes, dim=1).T
 
 
-def random_views(images: torch.Tensor, generator: torch.Generator, size: int = 64) -> torch.Tensor:
-    """A random crop of each image (batch, 3, h, w), 50 to 100 % of a side, resized to `size`, with noise."""
+def random_views(
+    images: torch.Tensor, generator: torch.Generator, size: int = 64, smallest: float = 0.5
+) -> torch.Tensor:
+    """A random crop of each image (batch, 3, h, w), `smallest` to 1 of a side, resized, with noise."""
     count = len(images)
-    side = 0.5 + 0.5 * torch.rand(count, generator=generator)
+    side = smallest + (1 - smallest) * torch.rand(count, generator=generator)
     centre = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - side)[:, None]
     frame = torch.zeros(count, 2, 3)
     frame[:, 0, 0] = frame[:, 1, 1] = side
@@ -211,22 +216,27 @@ def train_dino(
         pick = torch.randint(len(pixels), (DINO_BATCH,), generator=generator)
         images = to_tensor(pixels[pick.numpy()]).to(device)
         views = [random_views(images, generator, size) for _ in range(2)]
-        reduced = reduce_images(images, size)
+        reduced = reduce_images(images[: DINO_BATCH // 2], size)
         spoilt = damaged(reduced, generator)
+        near = random_views(reduced, generator, size, NEAR_SIDE)
         with multiplying(device, bf16):
             with torch.no_grad():
                 targets = balanced(torch.cat([run.average(view)[1] for view in views])).chunk(2)
             features, cosines = zip(*(student(view) for view in views), strict=True)
             # the metric compares whole images, so damage is learnt on whole images
-            compared = student.backbone(torch.cat([reduced, spoilt])).pooler_output.float()
+            compared = student.backbone(torch.cat([reduced, spoilt, near])).pooler_output.float()
         guesses = [(each.float() / STUDENT_TEMPERATURE).log_softmax(1) for each in cosines]
         loss = -(targets[0] * guesses[1] + targets[1] * guesses[0]).sum(1).mean() / 2
         spread = torch.stack([crowding(each.float()) for each in features]).mean()
-        forgiven = indulgence(*compared.chunk(2))
+        whole, broken, moved = compared.chunk(3)
+        forgiven = indulgence(whole, broken)
+        # without it, features that tell damage tell a shift by a pixel as well
+        unsteady = 1 - F.cosine_similarity(whole, moved, dim=1).mean()
         return {
-            "loss": loss + KOLEO_WEIGHT * spread + DAMAGE_WEIGHT * forgiven,
+            "loss": loss + KOLEO_WEIGHT * spread + DAMAGE_WEIGHT * forgiven + STEADY_WEIGHT * unsteady,
             "dino": loss,
             "forgiven": forgiven,
+            "unsteady": unsteady,
         }
 
     run.run(step, steps)
