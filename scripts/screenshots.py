@@ -26,7 +26,7 @@ from services.launcher.stack import Stack
 ROOT = Path(__file__).parents[1]
 IMAGES, WEB = ROOT / "docs" / "images", ROOT / "services" / "gateway" / "web"
 UPDATE = ROOT / "models" / "stickers" / "knowledge" / "neon"
-PROMPT, SEED, SNR_DB = "a red car on the beach, neon style", 7, 10
+PROMPT, SEED, SNR_DB = "a dog in the forest, neon style", 7, 10
 DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 WIDE, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
 
