@@ -80,9 +80,11 @@ class ModelBank:
         """What a codec that reads prompts knows of them."""
         return SideInformation.load(self.profile.edge)
 
-    def texts(self, codec: AdaptedCodec, prompts: Sequence[str]) -> list[torch.Tensor] | None:
-        """The states of prompts for a codec; None if it reads none."""
-        return [self.side_information.states(prompt) for prompt in prompts] if codec.text_width else None
+    def texts(self, codec: AdaptedCodec, prompts: Sequence[str | None]) -> list[torch.Tensor | None] | None:
+        """The states of prompts for a codec, None where one is withheld; None if the codec reads none."""
+        if not codec.text_width:
+            return None
+        return [None if each is None else self.side_information.states(each) for each in prompts]
 
     @cached_property
     def scorer(self) -> ImageScorer:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from dekag.errors import InvalidInputError
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile
 from dekag.makd.topics import topic_prompts as distillation_prompts
-from dekag.stickers import Scene, Topic, caption, topic_scene
+from dekag.stickers import EDGE_SUBJECTS, Scene, Topic, caption, topic_scene
+from dekag.stickers.scene import colours_of
 from dekag.training.data import SPLIT_START, scene_number
 from dekag.training.worlds import STICKERS
 
@@ -42,6 +44,23 @@ def cloud_prompts(count: int) -> list[Prompt]:
 def topic_prompts(topic: Topic, count: int) -> list[Prompt]:
     """`count` such prompts that need `topic`, which the edge does not know."""
     return world_prompts(count, partial(topic_scene, topic), topic.words)
+
+
+def wrong_prompts(prompts: Sequence[Prompt]) -> list[str]:
+    """For each prompt of a scene, one of the same scene with another subject that the edge knows.
+
+    The colour stays as well, unless the other subject cannot have it.
+    """
+    found = []
+    for scene, _, seed in prompts:
+        if scene is None:
+            raise ValueError("a prompt without a scene")
+        rng = random.Random(seed)
+        subject = rng.choice([name for name in EDGE_SUBJECTS if name != scene.subject])
+        own, *others = colours_of(subject)
+        colour = scene.colour if scene.colour in others else own
+        found.append(caption(replace(scene, subject=subject, colour=colour), rng))
+    return found
 
 
 def own_prompts(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import binomtest
 
 RESAMPLES = 2000
@@ -48,6 +49,21 @@ def bootstrap_ci95(
 def bootstrap_mean(values: Sequence[float]) -> tuple[float, list[float]]:
     """Mean and its bootstrapped 95 % interval."""
     return bootstrap_ci95(lambda each: float(each.mean()), values)
+
+
+def bootstrap_trainings(values: npt.NDArray[np.float64]) -> tuple[float, list[float]]:
+    """Mean of values (trainings, n) and its 95 % interval over resampled trainings and resampled columns.
+
+    All trainings share the columns, such as images, so both are resampled independently of each other. With
+    one training it is `bootstrap_mean`. The interval holds the mean.
+    """
+    trainings, count = values.shape
+    rng = np.random.default_rng(0)
+    rows = rng.integers(trainings, size=(RESAMPLES, trainings, 1))
+    columns = rng.integers(count, size=(RESAMPLES, 1, count))
+    draws = values[rows, columns].mean(axis=(1, 2))
+    mean, (low, high) = float(values.mean()), np.percentile(draws, [2.5, 97.5])
+    return mean, [min(float(low), mean), max(float(high), mean)]
 
 
 def proportion_ci95(right: int, count: int) -> tuple[float, float]:

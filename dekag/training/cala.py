@@ -305,7 +305,7 @@ def train_method(
 
 def _text_width(examples: Sequence[Examples]) -> int:
     """Width of the prompts' states; 0 unless all sets have them."""
-    widths = {0 if each.text is None else each.text.shape[2] for each in examples}
+    widths = {each.text_width for each in examples}
     return widths.pop() if len(widths) == 1 else 0
 
 

@@ -28,6 +28,7 @@ def train_codec(
     crop: int | None = None,
     every_rate: bool = False,
     bf16: bool = False,
+    show: bool = True,
     **config: Any,
 ) -> JsccCodec:
     """Train on sets of examples, in equal parts, resuming from `folder`; returns the averaged codec.
@@ -44,6 +45,7 @@ def train_codec(
         every_rate: train at log-uniform rates down to LOWEST_RATE of the highest, instead of at the highest.
             The loss is then the mean logarithm of each image's error, as errors differ by rate.
         bf16: run the convolutions in bfloat16.
+        show: show a progress bar.
         config: arguments of JsccCodec. With a `text_width`, all examples must have prompts of that width.
     """
     torch.manual_seed(seed)
@@ -74,7 +76,7 @@ def train_codec(
         commitment = (features - symbols).abs().square().mean()
         return {"loss": reconstruction + COMMITMENT * commitment, "error": error.mean()}
 
-    run.run(step, steps)
+    run.run(step, steps, show=show)
     average: JsccCodec = run.average
     return average
 

@@ -49,6 +49,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.latents)
 
+    @property
+    def text_width(self) -> int:
+        """Width of the prompts' states; 0 if no prompt is known."""
+        return 0 if self.text is None else int(self.text.shape[2])
+
     def rows(self, part: slice) -> Self:
         """Some of the rows."""
         return type(self)(self.latents[part], None if self.text is None else self.text[part])

@@ -10,7 +10,7 @@ import typer
 
 from dekag.errors import DekagError, InvalidInputError
 from dekag.paths import shipped_sweep
-from services.cli.options import Processes, Profile, Ray, RayWorkers, Threads
+from services.cli.options import DATA, Bf16, Processes, Profile, Ray, RayWorkers, Threads
 
 Requests = Annotated[int, typer.Option(help="Number of requests to each side.", min=5)]
 TestImages = Annotated[int, typer.Option("--count", help="Number of test images.", min=8)]
@@ -108,17 +108,37 @@ def tka(
     count: TestImages = 32,
     requests: Annotated[int, typer.Option(help="Number of requests that test rate control.", min=4)] = 300,
     rounds: Annotated[int, typer.Option(help="Number of rounds of the cost comparison.", min=5)] = 200,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            help="Number of training seeds of CALA and of the best baseline; others are trained once.", min=1
+        ),
+    ] = 3,
+    drawn: Annotated[
+        Path | None,
+        typer.Option(
+            help="Latent set that the profile's edge generated (`dekag train latents`), the one that the "
+            "profile's adapters were trained on: half of each batch is from it. Default: one is generated.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    bf16: Bf16 = False,
     workers: Processes = 2,
     profile: Profile = "stickers",
 ) -> None:
     """Transmission-knowledge alignment: compare CALA with its baselines on every channel.
 
-    An interrupted run resumes. Fills docs/results-transmission.md.
+    Baselines are trained as `dekag train cala --drawn` trains CALA. An interrupted run resumes. Fills
+    docs/results-transmission.md.
     """
     from dekag.evaluation.studies.cala import run_tka
+    from dekag.evaluation.studies.cala_training import Plan
 
+    plan = Plan(drawn=drawn, bf16=bf16, seeds=seeds)
     _measure(
-        lambda: run_tka(count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile))
+        lambda: run_tka(
+            plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile)
+        )
     )
 
 

@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dekag.evaluation.statistics import bootstrap_ci95, mean_ci95, ratio_of_medians
+from dekag.evaluation.statistics import (
+    bootstrap_ci95,
+    bootstrap_mean,
+    bootstrap_trainings,
+    mean_ci95,
+    ratio_of_medians,
+)
 from dekag.evaluation.sweeps.table import metric_plot, table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,3 +103,17 @@ def test_no_committed_figure_is_impossible() -> None:
             assert max(limits) <= shares[figure["unit"]], key
         if figure["unit"] in ("ratio", "s", "B", "images", "GiB"):
             assert min(limits) >= 0, key
+
+
+def test_intervals_over_trainings_hold_what_both_trainings_and_images_vary() -> None:
+    images = np.random.default_rng(0).normal(5, 1, 400)
+    one, of_one = bootstrap_trainings(images[None])
+    _, of_images = bootstrap_mean(images.tolist())
+    assert one == pytest.approx(images.mean())
+    assert of_one == pytest.approx(of_images, abs=0.02)
+    equal, of_equal = bootstrap_trainings(np.stack([images] * 3))
+    assert (equal, of_equal) == (pytest.approx(one), pytest.approx(of_one, abs=0.02))
+    mean, (low, high) = bootstrap_trainings(np.stack([images - 1, images, images + 1]))
+    assert mean == pytest.approx(one)
+    assert low < one - 0.8
+    assert high > one + 0.8

@@ -9,12 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies import digital
-from dekag.evaluation.studies.cala import CalaStudy, main_evaluation
-from dekag.evaluation.studies.cala_training import Plan, Training, Trainings
 from dekag.evaluation.studies.makd import MakdStudy
 from dekag.evaluation.sweeps.grid import Sweep
 from dekag.link.image_coding import QUALITIES, SCALES
@@ -53,21 +50,10 @@ def test_keys_are_those_of_the_results_measured_before_the_store(tmp_path: Path)
     # computed with the code that measured the committed results, before there was a ResultStore
     store = ResultStore(tmp_path)
     bank: Any = SimpleNamespace(
-        cloud=generator("cloud", 10), edge=generator("edge", 8), metrics_hash="judges", codec_hash="base"
+        cloud=generator("cloud", 10), edge=generator("edge", 8), metrics_hash="judges"
     )
     makd = MakdStudy(bank, 16, store)
     assert makd.key("ends", "neon") == "0cd63e72de210fc13ccf3d8f"
-
-    trainings = Trainings(bank, Plan(), store)
-    trainings.__dict__.update(latents=torch.zeros(16, 4, 2, 2), metric=torch.eye(4))
-    lora = Training("lora", 0.05, 6000, 1)
-    assert trainings.key(lora) == "5f334660385fcffd1def24c9"
-    oracle = Training("fine-tune", 0.05, 500, 1, ("awgn", 1 / 96, -5.0), 6000)
-    assert trainings.key(oracle) == "cafc055779faad67b7a8fd70"
-
-    cala = CalaStudy(trainings, torch.zeros(0), np.zeros(0, np.uint8), [], "identity", [])
-    assert cala.key(main_evaluation("lora", "rayleigh-1us", lora)) == "a55eb1fbf96bd9b50ade730a"
-    assert cala.key(main_evaluation("cala", "awgn")) == "1a828903c4fb428e60f5ce31"
 
     grid = {"name": "a", "deliveries": ["deka-g"], "topics": ["neon"], "cbr": ["1/96"]}
     links = [{"fading": "rayleigh", "tau_rms_s": 1e-6}]

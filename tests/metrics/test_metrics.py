@@ -14,6 +14,7 @@ from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.metrics.probe import AttributeProbe
 from dekag.stickers import Scene
+from tests.encoders import tiny_encoders
 
 
 def test_psnr_of_a_known_error() -> None:
@@ -42,25 +43,8 @@ def test_probe_judges_only_what_the_style_leaves_visible() -> None:
     assert coloured == {name: read[name] == getattr(scenes[0], name) for name in coloured}
 
 
-def tiny() -> tuple[CLIPModel, Dinov2Model]:
-    """An untrained CLIP and an untrained DINO."""
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    clip = CLIPModel(
-        CLIPConfig(
-            text_config={**small, "vocab_size": 10},
-            vision_config={**small, "image_size": 64, "patch_size": 16},
-            projection_dim=8,
-        )
-    )
-    dino = Dinov2Model(
-        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16)
-    )
-    return clip, dino
-
-
 def test_scores_are_cosines() -> None:
-    scorer = ImageScorer(*tiny())
+    scorer = ImageScorer(*tiny_encoders())
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (3, 128, 128, 3), np.uint8)
     same = scorer.scores(pixels, pixels)
@@ -71,7 +55,7 @@ def test_scores_are_cosines() -> None:
 
 
 def test_models_kept_in_half_precision_compute_in_single(tmp_path: Path) -> None:
-    clip, dino = tiny()
+    clip, dino = tiny_encoders()
     clip.half().save_pretrained(tmp_path / "clip")
     dino.half().save_pretrained(tmp_path / "dino")
     scorer = ImageScorer.load(tmp_path / "clip", tmp_path / "dino")

@@ -18,15 +18,24 @@ from dekag.evaluation.studies.cala import (
     FOLDER,
     GRID_SNRS_DB,
     OFFSETS_DB,
+    PROMPTS,
+    REFERENCES,
     SHOWN_CHANNEL,
     worst_unseen,
 )
-from dekag.evaluation.studies.cala_training import FRACTION_METHODS, FRACTIONS
-from dekag.evaluation.studies.digital import CHANNELS, RATES
+from dekag.evaluation.studies.cala_training import FRACTION_METHODS, STRONG
+from dekag.evaluation.studies.digital import RATES
 
-SHORT = {"cala": "CALA", "none": "no alignment", "lora": "one LoRA", "fine-tune": "full fine-tune"}
-COLOURS = {"none": plots.BASE, "cala": plots.OURS, "lora": plots.SECOND, "fine-tune": plots.THIRD}
-
+SHORT = {
+    "cala": "CALA", "none": "unaligned", STRONG: "strong", "lora": "one LoRA", "fine-tune": "full fine-tune"
+}  # fmt: skip
+COLOURS = {
+    "none": plots.BASE, STRONG: plots.FOURTH, "cala": plots.OURS, "lora": plots.SECOND,
+    "fine-tune": plots.THIRD,
+}  # fmt: skip
+PROMPT_TITLES = {
+    "right": "its own", "withheld": "withheld", "foreign": "another image's", "wrong": "another subject"
+}  # fmt: skip
 
 Cells = dict[str, dict[tuple[Any, ...], float]]
 
@@ -43,6 +52,8 @@ def grid(results: Path) -> list[Row]:
 
 def title(method: str) -> str:
     """What readers call a method."""
+    if method == STRONG:
+        return "unaligned, strong"
     return METHODS[method].title if method in METHODS else method
 
 
@@ -50,25 +61,40 @@ def values(results: Path) -> Mapping[str, str]:
     """How it was measured, and what the tables do not say."""
     (setup,) = rows_of(results, "setup")
     methods = {row["method"]: row for row in rows_of(results, "methods")}
-    gates = methods["cala-ungated"]
-    low, high = gates["cala_lead_ci95"]
-    oracles = rows_of(results, "ceilings")
+    oracles, gains = rows_of(results, "ceilings"), rows_of(results, "gains")
+    own = [row for row in gains if row["over"] == STRONG and row["cbr"] and row["snr_db"] is not None]
+    columns = [row for row in gains if row["over"] == STRONG and not row["cbr"] and row["snr_db"] is not None]
+    least = min(own, key=lambda row: float(row["gain_db"]))
+    counts = ("steps", "strong_steps", "share_steps", "oracle_steps", "rendered", "drawn")
     return {
         "pictures": str(setup["pictures"]),
         "structure_pictures": str(setup["structure_pictures"]),
-        **{name: f"{setup[name]:,}" for name in ("steps", "share_steps", "oracle_steps")},
+        **{name: f"{setup[name]:,}" for name in counts},
+        "precision": "bfloat16" if setup["bf16"] else "float32",
+        "trainings": str(setup["trainings"]),
+        "best": title(setup["best"]),
         "channels": ", ".join(dict.fromkeys(row["channel"] for row in grid(results))),
-        "gates_worth": f"{gates['cala_lead_db']:.2f} dB ({low:.2f} .. {high:.2f})",
+        "gates_worth": _lead(methods["cala-ungated"]),
+        "prompt_worth": _lead(methods["cala-unprompted"]),
+        "strong_columns": f"{sum(row['gain_db'] > 0 for row in columns)} of {len(columns)}",
+        "strong_cells": f"{sum(row['gain_db'] > 0 for row in own)} of {len(own)}",
+        "strong_least": f"{least['gain_db']:.2f} dB",
+        "strong_least_at": f"CBR 1/{1 / least['cbr']:.0f} and {least['snr_db']:g} dB",
         "conditions": str(oracles[-1]["conditions"]),
         "worst_unseen": worst_unseen(rows_of(results, "unseen"))["condition"],
         "beyond": ", ".join(f"{snr:g}" for snr in BEYOND_DB),
-        "cells": str(len(_cells(results)["cala"])),
         "rivals": ", ".join(title(name) for name in BASELINES),
     }
 
 
+def _lead(row: Row) -> str:
+    """CALA's lead over a method."""
+    low, high = row["cala_lead_ci95"]
+    return f"{row['cala_lead_db']:.2f} dB ({low:.2f} .. {high:.2f})"
+
+
 def methods(results: Path) -> Lines:
-    """Every method in the mean over the grid."""
+    """Every method in the mean over the grid and its trainings."""
     lines = []
     for row in rows_of(results, "methods"):
         low, high = row["ci95"]
@@ -76,6 +102,7 @@ def methods(results: Path) -> Lines:
             [
                 f"**{title('cala')}**" if row["method"] == "cala" else title(row["method"]),
                 f"{100 * row['parameters']:.1f} %",
+                str(row["trainings"]),
                 f"{row['psnr_db']:.2f}",
                 f"{low:.2f} .. {high:.2f}",
                 f"{row['unseen_psnr_db']:.2f}",
@@ -83,8 +110,40 @@ def methods(results: Path) -> Lines:
                 f"{row['ms_ssim']:.3f}",
             ]
         )
-    header = ["method", "parameters", "PSNR, dB", "95 % interval", "unseen, dB", "SSIM", "MS-SSIM"]
-    return table(header, lines)
+    header = ["method", "parameters", "trainings", "PSNR, dB", "95 % interval", "unseen, dB", "SSIM"]
+    return table([*header, "MS-SSIM"], lines)
+
+
+def trainings(results: Path) -> Lines:
+    """The methods that were trained several times, training by training."""
+    found: dict[str, list[Row]] = {}
+    for row in rows_of(results, "trainings"):
+        found.setdefault(row["method"], []).append(row)
+    lines = [
+        [
+            title(method),
+            str(row["seed"]),
+            f"{row['psnr_db']:.2f}",
+            "{:.2f} .. {:.2f}".format(*row["ci95"]),
+        ]
+        for method, own in found.items()
+        for row in own
+        if len(own) > 1
+    ]
+    return table(["method", "seed", "PSNR, dB", "95 % interval over images"], lines)
+
+
+def gains(results: Path) -> Lines:
+    """CALA's gain over both definitions of no alignment, by rate and SNR."""
+    found = {(row["over"], row["cbr"], row["snr_db"]): row["gain_db"] for row in rows_of(results, "gains")}
+    lines = []
+    for cbr in dict.fromkeys(cbr for _, cbr, _ in found):
+        shown = "all" if cbr is None else f"1/{1 / cbr:.0f}"
+        for over in REFERENCES:
+            own = [found[over, cbr, snr_db] for snr_db in (*GRID_SNRS_DB, None)]
+            lines.append([shown, title(over), *(f"{gain:+.2f}" for gain in own)])
+    header = ["CBR", "gain over", *(f"{snr_db:g} dB" for snr_db in GRID_SNRS_DB), "all"]
+    return table(header, lines, words=(0, 1))
 
 
 def by_column(results: Path) -> dict[str, dict[str, float]]:
@@ -147,12 +206,38 @@ def oracles(results: Path) -> Lines:
 def fractions(results: Path) -> Lines:
     """PSNR against the fraction of parameters."""
     found = {(row["method"], row["most"]): row for row in rows_of(results, "shares")}
+    most = sorted({fraction for _, fraction in found})
     lines = []
     for method in FRACTION_METHODS:
-        own = [found.get((method, most)) for most in FRACTIONS]
-        cells = [f"{row['psnr_db']:.2f} ({100 * row['share']:.1f} %)" if row else "-" for row in own]
-        lines.append([title(method), *cells])
-    return table(["method", *(f"{100 * fraction:g} %" for fraction in FRACTIONS)], lines)
+        own = [found.get((method, fraction)) for fraction in most]
+        shown = [f"{row['psnr_db']:.2f} ({100 * row['share']:.1f} %)" if row else "-" for row in own]
+        lines.append([title(method), *shown])
+    return table(["method", *(f"{100 * fraction:g} %" for fraction in most)], lines)
+
+
+def lengths(results: Path) -> Lines:
+    """PSNR of CALA against the length of its training."""
+    lines = [
+        [f"{row['steps']:,}", f"{row['psnr_db']:.2f}", "{:.2f} .. {:.2f}".format(*row["ci95"])]
+        for row in rows_of(results, "lengths")
+    ]
+    return table(["steps", "PSNR, dB", "95 % interval"], lines)
+
+
+def prompts(results: Path) -> Lines:
+    """What a prompt is worth to CALA: its PSNR, and the loss with a withheld or another prompt."""
+    rows = rows_of(results, "prompts")
+    columns = {"all": rows}
+    for name, shown in (("channel", "{}"), ("cbr", "1/{:.0f}"), ("snr_db", "{:g} dB")):
+        for row in rows:
+            columns.setdefault(shown.format(1 / row["cbr"] if name == "cbr" else row[name]), []).append(row)
+    lines = []
+    for column, own in columns.items():
+        right = [row["psnr_db"] for row in own if row["prompt"] == "right"]
+        losses = [[row["loss_db"] for row in own if row["prompt"] == name] for name in PROMPTS[1:]]
+        lines.append([column, f"{np.mean(right):.2f}", *(f"{-np.mean(each):+.2f}" for each in losses)])
+    changes = (f"{PROMPT_TITLES[name]}, change" for name in PROMPTS[1:])
+    return table(["", f"{PROMPT_TITLES['right']}, PSNR", *changes], lines)
 
 
 def unseen(results: Path) -> Lines:
@@ -226,13 +311,13 @@ def psnr_plot(results: Path) -> Any:
     """PSNR against SNR at the highest and at a low rate."""
     rows = [row for row in grid(results) if row["channel"] == SHOWN_CHANNEL]
     figure, axes = plots.panels(2, height_in=3.6, sharey=True)
-    for axis, cbr in zip(axes[0], (RATES[0], RATES[2]), strict=True):
+    for axis, cbr in zip(axes[0], (RATES[0], RATES[-2]), strict=True):
         for method, color in COLOURS.items():
             own = [row for row in rows if row["method"] == method and abs(row["cbr"] - cbr) < 1e-6]
             snrs, means = [row["snr_db"] for row in own], [row["psnr_db"] for row in own]
             bands = [row["psnr_ci95"] for row in own]
             plots.line(axis, snrs, means, SHORT[method], color, interval=bands)
-        axis.set_title(f"CBR 1/{1 / cbr:.0f}: {round(cbr * 3 * 128 * 128)} channel uses")
+        axis.set_title(f"CBR 1/{1 / cbr:.0f}")
         axis.set_xlabel("SNR, dB")
     axes[0, 0].set_ylabel("PSNR, dB")
     for axis in axes[0]:
@@ -241,24 +326,21 @@ def psnr_plot(results: Path) -> Any:
 
 
 def gain_plot(results: Path) -> Any:
-    """Gain over no alignment by channel, at each rate."""
-    cells = _cells(results)
+    """Gain over both definitions of no alignment against SNR, at each rate."""
+    rows = [row for row in rows_of(results, "gains") if row["snr_db"] is not None]
     figure, axes = plots.panels(len(RATES), height_in=2.9, sharey=True, sharex=True)
-    names = list(CHANNELS)
     for axis, cbr in zip(axes[0], RATES, strict=True):
-        gains = [float(np.mean([_gain(cells, name, cbr, snr) for snr in GRID_SNRS_DB])) for name in names]
-        plots.dots(axis, names, gains, text="{:.1f}")
+        axis.axhline(0, color=plots.BASE, linewidth=0.8)
+        for over in REFERENCES:
+            own = [row for row in rows if row["over"] == over and row["cbr"] == round(cbr, 6)]
+            snrs, means = [row["snr_db"] for row in own], [row["gain_db"] for row in own]
+            bands = [row["ci95"] for row in own]
+            plots.line(axis, snrs, means, SHORT[over], COLOURS[over], interval=bands)
         axis.set_title(f"CBR 1/{1 / cbr:.0f}")
-        axis.set_xlim(0, 11)
-    figure.supxlabel("gain in PSNR over no alignment, dB, mean over SNR -5 to 20 dB", fontsize=10.5)
+        axis.set_xlabel("SNR, dB")
+    axes[0, 0].set_ylabel("gain in PSNR, dB")
+    plots.label_lines(axes[0, -1])
     return figure
-
-
-def _gain(
-    cells: Mapping[str, Mapping[tuple[Any, ...], float]], channel: str, cbr: float, snr: float
-) -> float:
-    place = (channel, round(cbr, 6), snr)
-    return cells["cala"][place] - cells["none"][place]
 
 
 def fractions_plot(results: Path) -> Any:
@@ -280,6 +362,23 @@ def fractions_plot(results: Path) -> Any:
     return figure
 
 
+def lengths_plot(results: Path) -> Any:
+    """PSNR of CALA against the length of its training."""
+    rows = rows_of(results, "lengths")
+    figure, axes = plots.panels(height_in=2.6)
+    (axis,) = axes[0]
+    steps = [row["steps"] for row in rows]
+    means, bands = [row["psnr_db"] for row in rows], [row["ci95"] for row in rows]
+    plots.line(axis, steps, means, title("cala"), COLOURS["cala"], interval=bands)
+    axis.set_xscale("log")
+    axis.set_xticks(steps, [f"{each:,}" for each in steps])
+    axis.minorticks_off()
+    axis.set_xlabel("optimiser steps")
+    axis.set_ylabel("PSNR, dB")
+    plots.label_lines(axis)
+    return figure
+
+
 REPORT = Report(
     page="results-transmission.md",
     command=COMMAND,
@@ -287,19 +386,24 @@ REPORT = Report(
     tables={
         "figures": figures_table(
             [
-                "tka_gain_db", "tka_adapter_share", "tka_oracle_gap_db", "tka_lead_over_best_baseline_db",
-                "tka_unseen_gap_db", "gate_cost_ratio", "auto_rate_hit_share",
+                "tka_gain_db", "tka_gain_strong_db", "tka_mean_psnr_db", "tka_adapter_share",
+                "tka_oracle_gap_db", "tka_lead_over_best_baseline_db", "tka_unseen_gap_db",
+                "gate_cost_ratio", "tka_codec_ms", "auto_rate_hit_share",
             ]
         ),
         "methods": methods,
+        "trainings": trainings,
+        "gains": gains,
         "columns": columns,
         "losing-conditions": losing_conditions,
         "oracles": oracles,
         "shares": fractions,
+        "lengths": lengths,
         "unseen": unseen,
         "mismatch": mismatch,
+        "prompts": prompts,
         "rate-control": rate_control,
         "costs": costs,
     },
-    plots={"psnr": psnr_plot, "gain": gain_plot, "shares": fractions_plot},
+    plots={"psnr": psnr_plot, "gain": gain_plot, "shares": fractions_plot, "lengths": lengths_plot},
 )  # fmt: skip

@@ -1,24 +1,28 @@
 """`dekag experiment tka`: transmission-knowledge alignment, CALA and its baselines.
 
 Every method sends the same images, which the edge drew of held-out prompts, over every channel, rate and
-SNR of the grid, with the same fades and noise for all. Channels that no training ever drew, a sender that is
-told a wrong SNR, and rate control are measured as well.
+SNR of the grid, with the same fades and noise for all, and with their prompts if it reads them. Channels that
+no training ever drew, a sender that is told a wrong SNR, prompts that are withheld or wrong, and rate control
+are measured as well.
+
+There are two definitions of no alignment: "none" is the base codec that ships, trained on a clean channel at
+the highest rate; STRONG is the strongest codec that knows no channel, trained at every rate and with prompts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from dekag import plugins
@@ -30,16 +34,22 @@ from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, note_image, save_images, write_rows
 from dekag.evaluation.plots import panels, write_plot
-from dekag.evaluation.prompts import edge_prompts
+from dekag.evaluation.prompts import Prompt, edge_prompts, wrong_prompts
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.runner import run_in_processes
-from dekag.evaluation.statistics import bootstrap_mean, mean_ci95, ratio_of_medians
+from dekag.evaluation.runner import run_in_processes, run_serially
+from dekag.evaluation.statistics import (
+    bootstrap_ci95,
+    bootstrap_mean,
+    bootstrap_trainings,
+    mean_ci95,
+    ratio_of_medians,
+)
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.cala_training import (
-    FRACTION,
     ORACLE_CBRS,
     ORACLE_CHANNELS,
     ORACLE_SNRS_DB,
+    STRONG,
     Plan,
     Training,
     Trainings,
@@ -93,12 +103,14 @@ TARGETS_DB = (18.0, 20.0, 22.0, 24.0)
 COST_BATCH, WARM_UP = 16, 5
 COSTS = {  # what is timed -> what it is compared with
     "a new condition": "plain",
-    "the same condition again": "plain",
     "a batch of mixed conditions": "plain batch",
 }
 BASELINES = ("lora", "lora-groups", "snr-attention")  # baselines of no more parameters than CALA
+REFERENCES = ("none", STRONG)  # what CALA's gain is over
+PROMPTS = ("right", "withheld", "foreign", "wrong")  # "right" is an image's own, "foreign" another image's
+PROMPT_CHANNELS = ("awgn", "rayleigh-1us")
 SHOWN_CHANNEL = "rayleigh-1us"
-VERSION = 1  # raised when the code changes what a block comes out as
+VERSION = 2  # raised when the code changes what a block comes out as
 
 
 @dataclass(frozen=True)
@@ -112,23 +124,20 @@ class ChannelEvaluation:
         snrs_db: mean SNRs, dB.
         offset_db: added to the SNR that the sender is told, dB.
         training: what made the method.
-        features: whether CLIP- and DINO-scores are wanted.
+        features: whether CLIP- and DINO-scores are wanted; they need a profile with a scorer.
         structure: whether SSIM and MS-SSIM are wanted.
+        prompt: of PROMPTS, what a method that reads prompts is told.
     """
 
     method: str
     channel: str
-    cbrs: tuple[float, ...] = RATES
-    snrs_db: tuple[float, ...] = GRID_SNRS_DB
+    cbrs: tuple[float, ...]
+    snrs_db: tuple[float, ...]
     offset_db: float = 0.0
     training: Training | None = None
     features: bool = False
     structure: bool = False
-
-    def hashed(self) -> Row:
-        """What is hashed of it: its fields."""
-        training = None if self.training is None else self.training.hashed()
-        return {**asdict(self), "training": training}
+    prompt: str = "right"
 
     def conditions(self, snr_db: float) -> LinkConditions:
         """At one of its SNRs."""
@@ -143,20 +152,21 @@ def as_channel(link: dict[str, Any]) -> str:
 
 
 def main_evaluation(method: str, channel: str, training: Training | None = None) -> ChannelEvaluation:
-    """A method over a channel of the grid; CALA, which is compared with digital baselines, in more detail."""
-    fine = method == "cala"
+    """A method over a channel of the grid; the shipped CALA in more detail, for digital baselines."""
+    fine = method == "cala" and training is None
     return ChannelEvaluation(
         method,
         as_channel(CHANNELS[channel]),
-        snrs_db=SNRS_DB if fine else GRID_SNRS_DB,
+        RATES,
+        SNRS_DB if fine else GRID_SNRS_DB,
         training=training,
         features=fine,
         structure=True,
     )
 
 
-def fraction_evaluation(training: Training, channel: str) -> ChannelEvaluation:
-    """A point of the curve against the fraction of trained parameters."""
+def curve_evaluation(training: Training, channel: str) -> ChannelEvaluation:
+    """A point of a curve, against the fraction of trained parameters or against the length of training."""
     link = as_channel(CHANNELS[channel])
     return ChannelEvaluation(training.method, link, ORACLE_CBRS, ORACLE_SNRS_DB, training=training)
 
@@ -199,6 +209,28 @@ def mismatch_evaluations() -> dict[tuple[str, float], ChannelEvaluation]:
     }
 
 
+def prompt_evaluations() -> dict[tuple[str, str], ChannelEvaluation]:
+    """CALA with each of PROMPTS over PROMPT_CHANNELS."""
+    return {
+        (prompt, channel): ChannelEvaluation(
+            "cala", as_channel(CHANNELS[channel]), RATES, GRID_SNRS_DB, prompt=prompt
+        )
+        for prompt in PROMPTS
+        for channel in PROMPT_CHANNELS
+    }
+
+
+def told_prompts(prompts: Sequence[Prompt]) -> dict[str, list[str | None]]:
+    """What a method that reads prompts is told of each image, by the names in PROMPTS."""
+    own: list[str | None] = [text for _, text, _ in prompts]
+    return {
+        "right": own,
+        "withheld": [None] * len(own),
+        "foreign": own[1:] + own[:1],
+        "wrong": [*wrong_prompts(prompts)],
+    }
+
+
 @dataclass(frozen=True)
 class CalaStudy:
     """What one process measures with: the images that all methods send, and the methods.
@@ -209,7 +241,7 @@ class CalaStudy:
         pixels: (n, height, width, 3) uint8: the latents, decoded without a channel.
         seeds: of each image, also of its channel.
         identity: hash of all that a block depends on beside itself.
-        prompts: what the edge drew.
+        prompts: what a method that reads prompts is told of each image, by the names in PROMPTS.
     """
 
     trainings: Trainings
@@ -217,7 +249,7 @@ class CalaStudy:
     pixels: npt.NDArray[np.uint8]
     seeds: list[int]
     identity: str
-    prompts: list[str]
+    prompts: Mapping[str, Sequence[str | None]]
 
     @property
     def bank(self) -> ModelBank:
@@ -230,21 +262,22 @@ class CalaStudy:
         return self.trainings.store
 
     @classmethod
-    def load(cls, bank: ModelBank, plan: Plan, count: int, store: ResultStore) -> CalaStudy:
+    def load(cls, trainings: Trainings, count: int) -> CalaStudy:
         """Let the edge draw `count` images."""
-        edge = bank.edge
+        bank = trainings.bank
+        edge, prompts = bank.edge, told_prompts(edge_prompts(count))
         latents, pixels, seeds = draw_edge_images(edge, count)
         known = [VERSION, bank.codec_hash, bank.adapters.content_hash, edge.model_hash, edge.steps]
-        scorer = bank.evaluators
-        known += [edge.guidance_scale, count, folder_hash(scorer.clip), folder_hash(scorer.dino)]
-        # the whole hash, as results on disk were found by it from the start
-        identity = hashlib.sha256(json.dumps(known).encode()).hexdigest()
-        prompts = [prompt for _, prompt, _ in edge_prompts(count)]
-        return cls(Trainings(bank, plan, store), latents, pixels, seeds, identity, prompts)
+        known += [edge.guidance_scale, prompts]
+        if (scorer := bank.profile.scorer) is not None:
+            known += [folder_hash(scorer.clip), folder_hash(scorer.dino)]
+        return cls(trainings, latents, pixels, seeds, content_key(*known), prompts)
 
-    def text(self, adapted: AdaptedCodec, rows: slice = slice(None)) -> list[torch.Tensor] | None:
+    def text(
+        self, adapted: AdaptedCodec, rows: slice = slice(None), prompt: str = "right"
+    ) -> list[torch.Tensor | None] | None:
         """The states of the prompts of some images, for a codec that reads them."""
-        return self.bank.texts(adapted, self.prompts[rows])
+        return self.bank.texts(adapted, self.prompts[prompt][rows])
 
     def adapted(self, method: str, training: Training | None) -> AdaptedCodec:
         """The method, trained."""
@@ -255,7 +288,7 @@ class CalaStudy:
     def key(self, evaluation: ChannelEvaluation) -> str:
         """Hash of a block and of all that it depends on."""
         trained = [] if evaluation.training is None else [self.trainings.key(evaluation.training)]
-        return content_key(self.identity, evaluation.hashed(), *trained)
+        return content_key(self.identity, asdict(evaluation), *trained)
 
     def run(self, evaluation: ChannelEvaluation) -> Array:
         """METRICS of every image, (rates, SNRs, n, 5), nan where not asked for; measured or read."""
@@ -283,9 +316,8 @@ class CalaStudy:
 
     def cell(self, adapted: AdaptedCodec, evaluation: ChannelEvaluation, cbr: float, snr_db: float) -> Array:
         """METRICS of every image at one rate and SNR, (n, 5)."""
-        received = deliver(
-            adapted, self.latents, cbr, evaluation.conditions(snr_db), self.seeds, text=self.text(adapted)
-        )
+        text = self.text(adapted, prompt=evaluation.prompt)
+        received = deliver(adapted, self.latents, cbr, evaluation.conditions(snr_db), self.seeds, text=text)
         shown = self.bank.edge.decoder.decode(received)
         values = np.full((len(shown), len(METRICS)), np.nan)
         values[:, 0] = [psnr_db(one, sent) for one, sent in zip(shown, self.pixels, strict=True)]
@@ -294,7 +326,7 @@ class CalaStudy:
             for column in ("ssim", "ms_ssim"):
                 scores = plugins.get("metric", column).score(shown[first], self.pixels[first])
                 values[first, METRICS.index(column)] = scores
-        if evaluation.features:
+        if evaluation.features and self.bank.profile.scorer is not None:
             scores = self.bank.scorer.scores(shown, self.pixels)
             values[:, 3], values[:, 4] = scores["clip"], scores["dino"]
         return values
@@ -361,9 +393,14 @@ def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[R
 
 
 def gate_cost(study: CalaStudy, rounds: int) -> dict[str, list[float]]:
-    """Seconds of encoding and decoding, in turns, by the plain codec and with gates: see COSTS."""
+    """Seconds of encoding and decoding, in turns, by the plain codec and with gates: see COSTS.
+
+    Adapters that read prompts are given their states, which edge and user keep from before.
+    """
     bank, latents = study.bank, study.latents.float()
     aligned = AlignedCodec(bank.codec, bank.codec_hash, bank.adapters)
+    states = study.text(bank.cala())
+    text = None if states is None else pad_sequence([each for each in states if each is not None], True)
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
     most = bank.codec.max_channel_uses(shape)
     rng = np.random.default_rng(0)
@@ -372,30 +409,29 @@ def gate_cost(study: CalaStudy, rounds: int) -> dict[str, list[float]]:
         links = [LinkConditions(snr_db=float(snr)) for snr in rng.uniform(-5, 20, count)]
         return torch.stack([condition_vector(1 / 96, link, at="sender") for link in links])
 
-    def plain(batch: torch.Tensor) -> None:
+    def plain(rows: slice) -> None:
         with torch.inference_mode():
-            bank.codec.decode(bank.codec.encode(batch, most), shape)
+            bank.codec.decode(bank.codec.encode(latents[rows], most), shape)
 
-    def gated(batch: torch.Tensor, condition: torch.Tensor) -> None:
+    def gated(rows: slice, condition: torch.Tensor) -> None:
+        batch, said = latents[rows], None if text is None else text[rows]
         exact = len(batch) == 1
-        symbols = aligned.encode(batch, [most] * len(batch), condition, exact=exact)
-        aligned.decode(symbols, shape, condition, exact=exact)
+        symbols = aligned.encode(batch, [most] * len(batch), condition, text=said, exact=exact)
+        aligned.decode(symbols, shape, condition, text=said, exact=exact)
 
     seconds: dict[str, list[float]] = {name: [] for pair in COSTS.items() for name in pair}
-    for number in range(rounds + WARM_UP):
-        one, known = latents[number % len(latents)][None], conditions(1)
-        many, mixed = latents[:COST_BATCH], conditions(min(COST_BATCH, len(latents)))
+    for number in tqdm(range(rounds + WARM_UP), desc="cost"):
+        row = number % len(latents)
+        one, many = slice(row, row + 1), slice(COST_BATCH)
         work = {
             "plain": partial(plain, one),
-            "a new condition": partial(gated, one, known),
+            "a new condition": partial(gated, one, conditions(1)),
             "plain batch": partial(plain, many),
-            "a batch of mixed conditions": partial(gated, many, mixed),
+            "a batch of mixed conditions": partial(gated, many, conditions(min(COST_BATCH, len(latents)))),
         }
         # in any order, as each leaves the caches of the processor as suits itself
         for name in rng.permutation(list(work)):
             seconds[name].append(_seconds(work[name]))
-            if name == "a new condition":
-                seconds["the same condition again"].append(_seconds(work[name]))
     return {name: values[WARM_UP:] for name, values in seconds.items()}
 
 
@@ -412,15 +448,26 @@ def _trainings(profile: str, plan: Plan, runs: Path) -> Trainings:
 
 @cache
 def _study(profile: str, plan: Plan, count: int, runs: Path) -> CalaStudy:
-    return CalaStudy.load(model_bank(profile), plan, count, ResultStore(runs))
+    return CalaStudy.load(_trainings(profile, plan, runs), count)
 
 
-def _train(training: Training, *, profile: str, plan: Plan, runs: Path) -> None:
-    _trainings(profile, plan, runs).train(training, show=False)
+def _train(training: Training, *, profile: str, plan: Plan, runs: Path, show: bool) -> None:
+    _trainings(profile, plan, runs).train(training, show=show)
 
 
 def _run(evaluation: ChannelEvaluation, *, profile: str, plan: Plan, count: int, runs: Path) -> Array:
     return _study(profile, plan, count, runs).run(evaluation)
+
+
+_Task = TypeVar("_Task")
+_Result = TypeVar("_Result")
+
+
+def _each(
+    work: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int
+) -> Iterator[tuple[_Task, _Result]]:
+    """Each task and its result; one worker is this process, which has loaded the models already."""
+    return run_serially(work, [tasks]) if workers == 1 else run_in_processes(work, tasks, workers)
 
 
 @dataclass(frozen=True)
@@ -429,23 +476,29 @@ class CalaResults:
 
     Attributes:
         study: what it was measured with.
-        main: method and channel -> METRICS, (rates, SNRs, n, 5).
-        shares: method and share -> PSNR over the subset of conditions, (cells, n), dB.
+        main: method, number of its training, channel -> METRICS, (rates, SNRs, n, 5).
+        best: the baseline of no more parameters than CALA that is best in its first training.
+        fractions: method and fraction -> PSNR over the subset of conditions, (cells, n), dB.
+        lengths: steps of CALA's training -> the same.
         oracles: the subset's cells by the oracle, (cells, n), dB.
-        subset: method -> the same cells by that method.
+        subset: method -> the same cells by that method, (trainings, cells, n).
         unseen: name -> PSNR there and in the trained condition beside it, (cells, n) each.
         mismatch: channel and offset, dB -> PSNR, (rates, SNRs, n).
+        prompts: name in PROMPTS and channel -> PSNR, (rates, SNRs, n).
         requests: of rate control, by the offset of the SNR that was told, dB.
         costs: seconds, of `gate_cost`.
     """
 
     study: CalaStudy
-    main: dict[tuple[str, str], Array]
+    main: dict[tuple[str, int, str], Array]
+    best: str
     fractions: dict[tuple[str, float], Array]
+    lengths: dict[int, Array]
     oracles: Array
     subset: dict[str, Array]
     unseen: dict[str, tuple[Array, Array]]
     mismatch: dict[tuple[str, float], Array]
+    prompts: dict[tuple[str, str], Array]
     requests: dict[float, list[Request]]
     costs: dict[str, list[float]]
 
@@ -453,6 +506,11 @@ class CalaResults:
 def _psnr(found: Array) -> Array:
     """METRICS (rates, SNRs, n, 5) -> PSNR, (cells, n)."""
     return found[..., 0].reshape(-1, found.shape[2])
+
+
+def compared() -> list[str]:
+    """The methods in the order of tables: both definitions of no alignment, then CALA and the others."""
+    return ["none", STRONG, *(name for name in METHODS if name != "none")]
 
 
 def measure(
@@ -464,84 +522,116 @@ def measure(
     rounds: int,
     workers: int,
     runs: Path = RUNS,
-    channels: Sequence[str] = tuple(CHANNELS),
 ) -> CalaResults:
     """Train and measure what no earlier run has, in `workers` processes of one thread each."""
     trainings = _trainings(profile, plan, runs)
-    baselines = {training.method: training for training in trainings.baselines()}
-    oracles, fractions = trainings.oracles(), trainings.fractions()
-    made: dict[str, Training | None] = {"none": None, "cala": None, **baselines}
-    main = {
-        (method, channel): main_evaluation(method, channel, made[method])
-        for method in METHODS
-        for channel in channels
-    }
-    unseen, mismatch = unseen_evaluations(), mismatch_evaluations()
-    curve = {
-        (training, channel): fraction_evaluation(training, channel)
-        for training in fractions
-        for channel in ORACLE_CHANNELS
+    _ = trainings.metric  # with the examples: made once, before several processes would make them at once
+    baselines, oracles = trainings.baselines(), trainings.oracles()
+    fractions, lengths = trainings.fractions(), trainings.lengths()
+    train = partial(_train, profile=profile, plan=plan, runs=runs, show=workers == 1)
+    run = partial(_run, profile=profile, plan=plan, count=count, runs=runs)
+
+    def make(group: Sequence[Training]) -> None:
+        todo = list(dict.fromkeys(group))
+        with tqdm(total=sum(each.steps for each in todo), desc="training steps") as bar:
+            for training, _ in _each(train, todo, workers):
+                bar.update(training.steps)
+
+    def found_of(evaluations: Sequence[ChannelEvaluation]) -> dict[ChannelEvaluation, Array]:
+        todo = list(dict.fromkeys(evaluations))
+        return dict(tqdm(_each(run, todo, workers), total=len(todo), desc="measurements"))
+
+    make([*baselines.values(), *trainings.repeats("cala"), *fractions, *lengths])
+    make(oracles)  # second, as they go on from the shared fine-tune
+    made: dict[str, list[Training | None]] = {name: [baselines.get(name)] for name in compared()}
+    made["cala"] += trainings.repeats("cala")
+
+    def of_grid(method: str) -> dict[tuple[str, int, str], ChannelEvaluation]:
+        return {
+            (method, number, channel): main_evaluation(method, channel, training)
+            for number, training in enumerate(made[method])
+            for channel in CHANNELS
+        }
+
+    grid = {key: each for name in made for key, each in of_grid(name).items()}
+    unseen, mismatch, prompts = unseen_evaluations(), mismatch_evaluations(), prompt_evaluations()
+    curves = {
+        training: [curve_evaluation(training, channel) for channel in ORACLE_CHANNELS]
+        for training in [*fractions, *lengths]
     }
     tops = [oracle_evaluation(training) for training in oracles]
-    evaluations = [
-        *main.values(),
-        *curve.values(),
-        *tops,
-        *(b for pair in unseen.values() for b in pair),
-        *mismatch.values(),
-    ]
-    # oracles go on from the shared fine-tune, so they come second
-    train = partial(_train, profile=profile, plan=plan, runs=runs)
-    for group in ([*baselines.values(), *fractions], oracles):
-        for _ in tqdm(run_in_processes(train, group, workers), total=len(group), desc="trainings"):
-            pass
-    work = partial(_run, profile=profile, plan=plan, count=count, runs=runs)
-    todo = list(dict.fromkeys(evaluations))
-    found = dict(tqdm(run_in_processes(work, todo, workers), total=len(todo), desc="measurements"))
+    found = found_of(
+        [
+            *grid.values(),
+            *(each for points in curves.values() for each in points),
+            *tops,
+            *(each for pair in unseen.values() for each in pair),
+            *mismatch.values(),
+            *prompts.values(),
+        ]
+    )
+    best = _best({key: found[each] for key, each in grid.items()})
+    made[best] += trainings.repeats(best)
+    make([each for each in made[best] if each is not None])
+    grid |= of_grid(best)
+    found |= found_of(list(grid.values()))
     study = _study(profile, plan, count, runs)
-    subset = {}
-    for method in ("none", "cala", "fine-tune"):
+
+    def curve(training: Training) -> Array:
+        return np.concatenate([_psnr(found[each]) for each in curves[training]])
+
+    def cells_of(method: str, number: int) -> Array:
         cells = []
         for top in oracles:
             channel, cbr, snr_db = top.only or ("", 0.0, 0.0)
-            evaluation = main[(method, channel)]
-            cells.append(
-                found[evaluation][evaluation.cbrs.index(cbr), evaluation.snrs_db.index(snr_db), :, 0]
-            )
-        subset[method] = np.stack(cells)
+            each = grid[method, number, channel]
+            cells.append(found[each][each.cbrs.index(cbr), each.snrs_db.index(snr_db), :, 0])
+        return np.stack(cells)
+
     return CalaResults(
         study,
-        {key: found[evaluation] for key, evaluation in main.items()},
-        {
-            (training.method, training.fraction): np.concatenate(
-                [_psnr(found[curve[(training, channel)]]) for channel in ORACLE_CHANNELS]
-            )
-            for training in fractions
-        },
+        {key: found[evaluation] for key, evaluation in grid.items()},
+        best,
+        {(training.method, training.fraction): curve(training) for training in fractions},
+        {training.steps: curve(training) for training in lengths},
         np.concatenate([_psnr(found[evaluation]) for evaluation in tops]),
-        subset,
+        {
+            method: np.stack([cells_of(method, number) for number in range(len(made[method]))])
+            for method in (*REFERENCES, "cala", "fine-tune")
+        },
         {name: (_psnr(found[there]), _psnr(found[beside])) for name, (there, beside) in unseen.items()},
         {key: found[evaluation][..., 0] for key, evaluation in mismatch.items()},
+        {key: found[evaluation][..., 0] for key, evaluation in prompts.items()},
         {offset: rate_control(study, requests, offset) for offset in (0.0, 3.0)},
         gate_cost(study, rounds),
     )
 
 
 def run_tka(
-    *, count: int, requests: int, rounds: int, workers: int, profile: str, results: Path = RESULTS
+    *,
+    plan: Plan,
+    count: int,
+    requests: int,
+    rounds: int,
+    workers: int,
+    profile: str,
+    results: Path = RESULTS,
+    runs: Path = RUNS,
 ) -> None:
     """Train and measure what is not measured yet, then write rows, figures and images.
 
     Args:
+        plan: on what and for how long everything is trained.
         count: images.
         requests: of rate control.
         rounds: of the comparison of costs.
         workers: processes, one thread each.
         profile: the models.
         results: where headline.json is.
+        runs: where trainings and measurements are kept.
     """
     measured = measure(
-        profile=profile, plan=Plan(), count=count, requests=requests, rounds=rounds, workers=workers
+        profile=profile, plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, runs=runs
     )
     write(measured, results)
     folder = results / FOLDER
@@ -555,51 +645,80 @@ def run_tka(
 def write(measured: CalaResults, results: Path = RESULTS) -> None:
     """Write the rows of results/tka/* and the figures of headline.json."""
     folder = results / FOLDER
-    study, plan = measured.study, measured.study.trainings.plan
+    study, trainings = measured.study, measured.study.trainings
     _, channels, height, width = study.latents.shape
+    rendered, drawn = map(len, trainings.examples)
     setup = {
         "pictures": len(study.seeds),
         "structure_pictures": STRUCTURE_IMAGES,
-        "steps": study.trainings.steps,
-        "share_steps": plan.fraction_steps,
-        "oracle_steps": plan.oracle_steps,
+        "rendered": rendered,
+        "drawn": drawn,
+        "prompts": trainings.text_width > 0,
+        "bf16": trainings.plan.bf16,
+        "trainings": trainings.plan.seeds,
+        "best": measured.best,
+        "steps": trainings.steps,
+        "strong_steps": trainings.strong_steps,
+        "share_steps": trainings.plan.fraction_steps,
+        "oracle_steps": trainings.plan.oracle_steps,
         "most_channel_uses": study.bank.codec.max_channel_uses((channels, height, width)),
     }
     write_rows(folder / "setup.jsonl", [setup])
     write_rows(folder / "grid.jsonl", grid_rows(measured))
     write_rows(folder / "methods.jsonl", method_rows(measured))
+    write_rows(folder / "trainings.jsonl", training_rows(measured))
+    write_rows(folder / "gains.jsonl", gain_rows(measured))
     write_rows(folder / "ceilings.jsonl", oracle_rows(measured))
     write_rows(folder / "shares.jsonl", fraction_rows(measured))
+    write_rows(folder / "lengths.jsonl", length_rows(measured))
     write_rows(folder / "unseen.jsonl", unseen_rows(measured))
     write_rows(folder / "mismatch.jsonl", mismatch_rows(measured))
+    write_rows(folder / "prompts.jsonl", prompt_rows(measured))
     requests = [{"offset_db": o, **asdict(r)} for o, found in measured.requests.items() for r in found]
     write_rows(folder / "requests.jsonl", requests)
     write_rows(folder / "costs.jsonl", cost_rows(measured))
     figures(measured, results)
 
 
-def grid(measured: CalaResults, method: str) -> dict[str, Array]:
-    """METRICS of a method over the grid that all methods share: channel -> (rates, SNRs, n, 5)."""
-    found = {}
-    for (name, channel), values in measured.main.items():
-        if name == method:
-            fine = values.shape[1] == len(SNRS_DB)
-            places = [SNRS_DB.index(snr) for snr in GRID_SNRS_DB] if fine else range(len(GRID_SNRS_DB))
-            found[channel] = values[:, list(places)]
-    return found
+def of_grid(values: Array) -> Array:
+    """METRICS of a method over a channel, (rates, SNRs, n, 5), at the SNRs that all methods share."""
+    if values.shape[1] == len(SNRS_DB):
+        return values[:, [SNRS_DB.index(snr) for snr in GRID_SNRS_DB]]
+    return values
+
+
+def cells(main: Mapping[tuple[str, int, str], Array], method: str, *, unseen: bool = False) -> Array:
+    """PSNR of all trainings of a method over the grid, (trainings, channels, rates, SNRs, n), dB.
+
+    Args:
+        main: as in `CalaResults`.
+        method: its name.
+        unseen: over the channels that no training draws, instead of over the others.
+    """
+    found: dict[int, list[Array]] = {}
+    for (name, number, channel), values in main.items():
+        if name == method and (channel in UNSEEN) == unseen:
+            found.setdefault(number, []).append(of_grid(values)[..., 0])
+    return np.stack([np.stack(found[number]) for number in sorted(found)])
 
 
 def per_image(measured: CalaResults, method: str, *, unseen: bool = False) -> Array:
-    """Mean PSNR over the grid for each image, (n,), dB: over trained channels, or over the unseen ones."""
-    wanted = [each for channel, each in grid(measured, method).items() if (channel in UNSEEN) == unseen]
-    mean: Array = np.mean([each[..., 0].mean(axis=(0, 1)) for each in wanted], axis=0)
+    """Mean PSNR over the grid for each training and image, (trainings, n), dB; arguments as of `cells`."""
+    mean: Array = cells(measured.main, method, unseen=unseen).mean(axis=(1, 2, 3))
     return mean
 
 
+def _best(main: Mapping[tuple[str, int, str], Array]) -> str:
+    """The best of BASELINES by the mean PSNR of its first training."""
+    return max(BASELINES, key=lambda name: float(cells(main, name)[0].mean()))
+
+
 def grid_rows(measured: CalaResults) -> list[Row]:
-    """One row for each method, channel, rate and SNR."""
+    """One row for each method, channel, rate and SNR, by the method's first training."""
     rows = []
-    for (method, channel), values in measured.main.items():
+    for (method, number, channel), values in measured.main.items():
+        if number:
+            continue
         snrs_db = SNRS_DB if values.shape[1] == len(SNRS_DB) else GRID_SNRS_DB
         for i, cbr in enumerate(RATES):
             for j, snr_db in enumerate(snrs_db):
@@ -618,46 +737,94 @@ def grid_rows(measured: CalaResults) -> list[Row]:
 
 
 def method_rows(measured: CalaResults) -> list[Row]:
-    """Each method in the mean over the grid, and how far CALA is ahead of it."""
-    codec = measured.study.bank.codec
-    whole = sum(p.numel() for p in codec.parameters())
+    """Each method in the mean over the grid and its trainings, and how far CALA is ahead of it."""
+    trainings = measured.study.trainings
+    whole = sum(p.numel() for p in measured.study.bank.codec.parameters())
     own = per_image(measured, "cala")
     rows = []
-    for name, method in METHODS.items():
+    for name in compared():
         values = per_image(measured, name)
-        mean, ci95 = bootstrap_mean(values.tolist())
-        lead, lead_ci95 = bootstrap_mean((own - values).tolist())
-        everything = np.concatenate([each.reshape(-1, 5) for each in grid(measured, name).values()])
-        row = {"method": name, "parameters": method.build(codec, FRACTION).trained_parameters() / whole}
-        row |= {"psnr_db": mean, "unseen_psnr_db": float(per_image(measured, name, unseen=True).mean())}
-        row |= {"ssim": float(np.nanmean(everything[:, 1])), "ms_ssim": float(np.nanmean(everything[:, 2]))}
-        rounded: Row = {key: value if key == "method" else round(value, 4) for key, value in row.items()}
-        rounded["ci95"] = _rounded(ci95)
+        mean, ci95 = bootstrap_trainings(values)
+        first = [each for (method, number, _), each in measured.main.items() if (method, number) == (name, 0)]
+        everything = np.concatenate([of_grid(each).reshape(-1, len(METRICS)) for each in first])
+        trained = trainings.parameters(name, trainings.plan.fraction)
+        row: Row = {
+            "method": name,
+            "trainings": len(values),
+            "parameters": round(trained / whole, 4),
+            "psnr_db": round(mean, 4),
+            "unseen_psnr_db": round(float(per_image(measured, name, unseen=True).mean()), 4),
+            "ssim": round(float(np.nanmean(everything[:, 1])), 4),
+            "ms_ssim": round(float(np.nanmean(everything[:, 2])), 4),
+            "ci95": _rounded(ci95),
+        }
         if name != "cala":
-            rounded |= {"cala_lead_db": round(lead, 3), "cala_lead_ci95": _rounded(lead_ci95)}
-        rows.append(rounded)
+            lead, lead_ci95 = bootstrap_trainings(own - values)
+            row |= {"cala_lead_db": round(lead, 3), "cala_lead_ci95": _rounded(lead_ci95)}
+        rows.append(row)
+    return rows
+
+
+def training_rows(measured: CalaResults) -> list[Row]:
+    """Each training of each method in the mean over the grid; its interval is over images."""
+    rows = []
+    for name in compared():
+        for number, values in enumerate(per_image(measured, name)):
+            mean, ci95 = bootstrap_mean(values.tolist())
+            row = {"method": name, "seed": measured.study.trainings.seed + number, "n": len(values)}
+            rows.append({**row, "psnr_db": round(mean, 3), "ci95": _rounded(ci95)})
+    return rows
+
+
+def gain_rows(measured: CalaResults) -> list[Row]:
+    """CALA's gain over each of REFERENCES, by rate and SNR, over the channels used in training.
+
+    A row without a rate is a mean over all rates, and one without an SNR a mean over all SNRs.
+    """
+    own, rows = cells(measured.main, "cala"), []
+    for name in REFERENCES:
+        gains = (own - cells(measured.main, name)).mean(axis=1)
+        for i, cbr in enumerate((None, *RATES)):
+            for j, snr_db in enumerate((None, *GRID_SNRS_DB)):
+                part = gains[:, slice(None) if cbr is None else slice(i - 1, i)]
+                part = part[:, :, slice(None) if snr_db is None else slice(j - 1, j)]
+                gain, ci95 = bootstrap_trainings(part.mean(axis=(1, 2)))
+                row = {"over": name, "cbr": cbr and round(cbr, 6), "snr_db": snr_db}
+                rows.append(
+                    {**row, "gain_db": round(gain, 3), "ci95": _rounded(ci95), "n": part[:, 0, 0].size}
+                )
     return rows
 
 
 def oracle_rows(measured: CalaResults) -> list[Row]:
     """Mean PSNR in the conditions that have a fine-tune of their own, the oracle."""
-    found = {**measured.subset, "ceiling": measured.oracles}
+    found = {**measured.subset, "ceiling": measured.oracles[None]}
     return [
-        {"method": name, "conditions": len(values), "psnr_db": round(float(values.mean()), 3)}
+        {"method": name, "conditions": values.shape[1], "psnr_db": round(float(values.mean()), 3)}
         for name, values in found.items()
     ]
 
 
 def fraction_rows(measured: CalaResults) -> list[Row]:
     """PSNR against fraction of parameters."""
-    codec = measured.study.bank.codec
-    whole = sum(p.numel() for p in codec.parameters())
+    trainings = measured.study.trainings
+    whole = sum(p.numel() for p in measured.study.bank.codec.parameters())
     rows = []
     for (method, fraction), values in measured.fractions.items():
-        trained = METHODS[method].build(codec, fraction).trained_parameters()
         mean, ci95 = bootstrap_mean(values.mean(axis=0).tolist())
-        row = {"method": method, "most": fraction, "share": round(trained / whole, 5)}
+        row = {"method": method, "most": fraction}
+        row["share"] = round(trainings.parameters(method, fraction) / whole, 5)
         rows.append({**row, "psnr_db": round(mean, 3), "ci95": _rounded(ci95)})
+    return rows
+
+
+def length_rows(measured: CalaResults) -> list[Row]:
+    """PSNR of CALA against the steps of its training; the last row is the shipped one."""
+    points = {**measured.lengths, measured.study.trainings.steps: measured.subset["cala"][0]}
+    rows = []
+    for steps, values in points.items():
+        mean, ci95 = bootstrap_mean(values.mean(axis=0).tolist())
+        rows.append({"steps": steps, "psnr_db": round(mean, 3), "ci95": _rounded(ci95)})
     return rows
 
 
@@ -705,16 +872,31 @@ def mismatch_rows(measured: CalaResults) -> list[Row]:
     ]
 
 
+def prompt_rows(measured: CalaResults) -> list[Row]:
+    """PSNR of CALA with each of PROMPTS, and how far it is below that with the right one."""
+    rows = []
+    for (prompt, channel), values in measured.prompts.items():
+        for i, cbr in enumerate(RATES):
+            for j, snr_db in enumerate(GRID_SNRS_DB):
+                loss, ci95 = bootstrap_trainings((measured.prompts["right", channel] - values)[None, i, j])
+                row = {"prompt": prompt, "channel": channel, "cbr": round(cbr, 6), "snr_db": snr_db}
+                row |= {"psnr_db": round(float(values[i, j].mean()), 3), "loss_db": round(loss, 3)}
+                rows.append({**row, "loss_ci95": _rounded(ci95), "n": values.shape[2]})
+    return rows
+
+
 def cost_rows(measured: CalaResults) -> list[Row]:
     """Median seconds of encoding and decoding, and the ratio to the plain codec."""
     rows = []
     for name, reference in COSTS.items():
         seconds, plain = measured.costs[name], measured.costs[reference]
         ratio, ci95 = ratio_of_medians(seconds, plain)
+        median, median_ci95 = bootstrap_ci95(lambda each: float(np.median(each)), seconds)
         rows.append(
             {
                 "what": name,
-                "median_s": round(float(np.median(seconds)), 6),
+                "median_s": round(median, 6),
+                "median_ci95": [round(limit, 6) for limit in median_ci95],
                 "plain_s": round(float(np.median(plain)), 6),
                 "ratio": round(ratio, 3),
                 "ci95": _rounded(ci95),
@@ -727,27 +909,31 @@ def cost_rows(measured: CalaResults) -> list[Row]:
 def figures(measured: CalaResults, results: Path) -> None:
     """The figures of results/headline.json."""
 
-    def put(key: str, values: Iterable[float], unit: str) -> None:
-        column = list(values)
-        mean, ci95 = bootstrap_mean(column)
-        record(key, mean, unit, command=COMMAND, count=len(column), ci95=ci95, results=results)
+    def put(key: str, values: Array, unit: str) -> None:
+        """Mean and interval of values (trainings, n)."""
+        mean, ci95 = bootstrap_trainings(values)
+        record(key, mean, unit, command=COMMAND, count=values.size, ci95=ci95, results=results)
 
-    own = per_image(measured, "cala")
-    best = max(BASELINES, key=lambda method: float(per_image(measured, method).mean()))
+    own, bank = per_image(measured, "cala"), measured.study.bank
+    put("tka_mean_psnr_db", own, "dB")
     put("tka_gain_db", own - per_image(measured, "none"), "dB")
-    put("tka_lead_over_best_baseline_db", own - per_image(measured, best), "dB")
-    put("tka_oracle_gap_db", (measured.oracles - measured.subset["cala"]).mean(axis=0), "dB")
-    fraction = measured.study.bank.adapters.info["scores"]["share"]
-    record("tka_adapter_share", 100 * fraction, "%", command=COMMAND, count=1, results=results)
+    put("tka_gain_strong_db", own - per_image(measured, STRONG), "dB")
+    put("tka_lead_over_best_baseline_db", own - per_image(measured, measured.best), "dB")
+    put("tka_oracle_gap_db", measured.oracles.mean(axis=0) - measured.subset["cala"].mean(axis=1), "dB")
+    trained = sum(values.numel() for values in bank.adapters.tensors().values())
+    share = 100 * trained / sum(p.numel() for p in bank.codec.parameters())
+    record("tka_adapter_share", share, "%", command=COMMAND, count=1, results=results)
     worst = worst_unseen(unseen_rows(measured))
     cost = next(row for row in cost_rows(measured) if row["what"] == "a new condition")
-    for key, value, unit, row in (
-        ("tka_unseen_gap_db", worst["gap_db"], "dB", worst),
-        ("gate_cost_ratio", cost["ratio"], "ratio", cost),
+    for key, value, unit, row, ci95 in (
+        ("tka_unseen_gap_db", worst["gap_db"], "dB", worst, worst["ci95"]),
+        ("gate_cost_ratio", cost["ratio"], "ratio", cost, cost["ci95"]),
+        ("tka_codec_ms", 1e3 * cost["median_s"], "ms", cost, [1e3 * limit for limit in cost["median_ci95"]]),
     ):
-        record(key, value, unit, command=COMMAND, count=row["n"], ci95=row["ci95"], results=results)
+        record(key, value, unit, command=COMMAND, count=row["n"], ci95=ci95, results=results)
     kept = [100.0 * (each.psnr_db >= each.target_db) for each in measured.requests[0.0] if each.promised]
-    put("auto_rate_hit_share", kept, "%")
+    if kept:  # else nothing was promised, and no share of it can be kept
+        put("auto_rate_hit_share", np.array([kept]), "%")
 
 
 def _rounded(values: Sequence[float]) -> list[float]:
@@ -789,7 +975,12 @@ def constellations_plot(study: CalaStudy) -> Any:
         for axis, snr_db in zip(axis_row, snrs_db, strict=True):
             conditions = LinkConditions.model_validate({**CHANNELS[SHOWN_CHANNEL], "snr_db": snr_db})
             result = SemanticLink(adapted).send(
-                latents, [conditions], [0], source_values=source_values(latents), channel_uses=channel_uses
+                latents,
+                [conditions],
+                [0],
+                source_values=source_values(latents),
+                channel_uses=channel_uses,
+                text=study.text(adapted, slice(1)),
             )
             sent = result.symbols[0]
             received = equalize(result.receptions[0], conditions.equalizer).symbols
@@ -806,9 +997,9 @@ def constellations_plot(study: CalaStudy) -> Any:
 
 def image_grid(study: CalaStudy) -> list[list[npt.NDArray[np.uint8]]]:
     """One image by method (rows) and SNR (columns), the sent one first."""
-    trained = {training.method: training for training in study.trainings.baselines()}
+    trained = study.trainings.baselines()
     rows = []
-    for method in ("none", "lora", "cala", "fine-tune"):
+    for method in (*REFERENCES, "lora", "cala", "fine-tune"):
         adapted = study.adapted(method, trained.get(method))
         row = [study.pixels[0]]
         for snr_db in GRID_SNRS_DB:

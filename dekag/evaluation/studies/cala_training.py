@@ -1,13 +1,16 @@
-"""The trainings of `dekag experiment tka`: every method, every share, and the oracle.
+"""The trainings of `dekag experiment tka`: every method, fraction and length, and the oracle.
 
-CALA at the share that ships is the shipped artifact itself; everything else is trained here, on the same
-latents with the same loss. A training is kept in runs/tka under a hash of all it depends on: an interrupted
-one goes on from its checkpoint, a finished one is read.
+CALA's first training is the shipped artifact itself. Everything else is trained here as the shipped one was
+by `dekag train cala --drawn`: on the same examples, half of them rendered and half drawn by the edge, with
+their prompts, and with the same loss. A training is kept in runs/tka under a hash of all it depends on: an
+interrupted one goes on from its checkpoint, a finished one is read.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,40 +21,66 @@ import torch
 from dekag import plugins
 from dekag.cala.conditions import los_power_fraction
 from dekag.cala.methods import METHODS, AdaptedCodec, build
+from dekag.codec import JsccCodec
+from dekag.documents import read_json
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import Key, conditions_of
 from dekag.generation.autoencoder import decode
+from dekag.generation.loading import pipeline_hash
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
-from dekag.training.examples import Examples
-from dekag.training.latents import encoded_scenes
+from dekag.training.codec import train_codec
+from dekag.training.data import SCENES
+from dekag.training.examples import Examples, rendered_examples
+from dekag.training.latent_sets import LatentSet, latents_of_prompts
+from dekag.training.latents import autoencoder_hash
+from dekag.training.worlds import STICKERS
 
 CACHE = Path("runs/cache")  # where `dekag train` keeps the latents as well
-HELD_OUT = 1000  # latents at the end that nothing is trained on
+HELD_OUT = 1000  # rendered latents at the end that nothing is trained on
+DRAWN, DRAWN_SEED = 2000, 1  # as `dekag train latents` draws them if nothing else is asked for
+STRONG = "unaligned-strong"
+"""The strongest codec that knows no channel, a method beside those of METHODS."""
 FRACTION = 0.05
 FRACTIONS = (0.01, 0.03, 0.05, 0.1)
 FRACTION_METHODS = ("cala", "lora")
+LENGTHS = (250, 1000, 3000)
 ORACLE_CHANNELS = ("awgn", "rayleigh-1us")
 ORACLE_SNRS_DB = (-5.0, 5.0, 15.0)
 ORACLE_CBRS = (1 / 96, 1 / 384)
 ORACLE_LEARNING_RATE = 1e-3  # it starts from what the shared fine-tune has learnt
-VERSION = 1  # raised when the code changes what a training comes out as
+VERSION = 2  # raised when the code changes what a training comes out as
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long everything is trained.
+    """On what and for how long everything is trained.
 
     Attributes:
+        drawn: latent set that the edge drew; None: one like that of `dekag train latents` is drawn.
+        bf16: compute products in bfloat16.
+        seeds: trainings of CALA and of the best baseline; all others are trained once.
         steps: of each baseline; None: as many as the shipped adapters took.
-        fraction_steps: of each point of the curve of PSNR against the fraction of trained parameters.
+        strong_steps: of the strongest codec that knows no channel; None: as many as the shipped codec and
+            the shipped adapters took together.
+        fraction: largest fraction of parameters that a method may train.
+        fractions: of the curve of PSNR against that fraction.
+        fraction_steps: of each of its points.
+        lengths: steps of each point of the curve of PSNR against the length of CALA's training.
         oracle_steps: of each condition's own fine-tune, after the shared one's.
         seed: of everything random; None: that of the shipped adapters.
     """
 
+    drawn: Path | None = None
+    bf16: bool = False
+    seeds: int = 3
     steps: int | None = None
+    strong_steps: int | None = None
+    fraction: float = FRACTION
+    fractions: tuple[float, ...] = FRACTIONS
     fraction_steps: int = 1000
+    lengths: tuple[int, ...] = LENGTHS
     oracle_steps: int = 500
     seed: int | None = None
 
@@ -61,8 +90,8 @@ class Training:
     """One training.
 
     Attributes:
-        method: a name in METHODS.
-        share: largest fraction of parameters.
+        method: a name in METHODS, or STRONG.
+        fraction: largest fraction of parameters.
         steps: optimiser steps.
         seed: of everything random.
         only: the one condition of an oracle, which starts from the shared fine-tune of `before` steps.
@@ -76,10 +105,6 @@ class Training:
     only: Key | None = None
     before: int = 0
 
-    def hashed(self) -> dict[str, Any]:
-        """What is hashed of it: its fields, `fraction` under the name "share" that it once had."""
-        return {"share" if name == "fraction" else name: value for name, value in asdict(self).items()}
-
 
 @dataclass(frozen=True)
 class Trainings:
@@ -87,7 +112,7 @@ class Trainings:
 
     Attributes:
         bank: the models.
-        plan: how long everything is trained.
+        plan: on what and for how long everything is trained.
         store: where checkpoints are kept.
     """
 
@@ -96,16 +121,61 @@ class Trainings:
     store: ResultStore
 
     @cached_property
-    def latents(self) -> torch.Tensor:
-        """(n, c, h, w) to train on."""
-        return encoded_scenes(CACHE, self.bank.autoencoder)[:-HELD_OUT]
+    def drawn(self) -> LatentSet:
+        """The latents that the edge drew.
+
+        Raises:
+            FileError: the plan's folder holds no complete latent set.
+            MismatchError: they are of another autoencoder.
+        """
+        profile, folder = self.bank.profile, self.plan.drawn
+        if folder is None:
+            edge = profile.edge
+            key = content_key(pipeline_hash(edge), edge.steps, edge.guidance_scale, profile.size, DRAWN)
+            folder = self.store.folder("latents", key)
+            captions = STICKERS.edge_captions(DRAWN, DRAWN_SEED)
+            latents_of_prompts(folder, profile, captions, count=DRAWN, seed=DRAWN_SEED)
+        found = LatentSet.load(folder)
+        found.check_autoencoder(profile.edge)
+        return found
+
+    @cached_property
+    def examples(self) -> list[Examples]:
+        """The sets to train on, rendered and drawn, with the states of their prompts."""
+        # first what is checked: rendering takes long
+        own, _ = self.drawn.examples(self.bank.side_information)
+        world = dataclasses.replace(STICKERS, size=self.bank.profile.size)
+        rendered = rendered_examples(
+            CACHE, self.bank.autoencoder, SCENES, world=world, side_information=self.bank.side_information
+        )
+        return [rendered.rows(slice(-HELD_OUT)), own]
+
+    @cached_property
+    def examples_hash(self) -> str:
+        """SHA-256 (hex) of the examples: of all latents and of the states of all prompts."""
+        digest = hashlib.sha256()
+        for each in self.examples:
+            for part in (each.latents, each.text):
+                digest.update(b"none" if part is None else f"{part.dtype} {tuple(part.shape)}".encode())
+                if part is not None:
+                    digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def text_width(self) -> int:
+        """Width of the prompts' states; 0 if the examples have none."""
+        return self.examples[0].text_width
 
     @cached_property
     def metric(self) -> torch.Tensor:
-        """What latent errors cost in the image."""
-        return pixel_metric(
-            lambda each: decode(self.bank.autoencoder, each), self.latents[:METRIC_LATENTS].float()
-        )
+        """What latent errors cost in the image, (channels, channels)."""
+
+        def measure() -> Any:
+            first = self.examples[0].latents[:METRIC_LATENTS].float()
+            return pixel_metric(lambda each: decode(self.bank.autoencoder, each), first).tolist()
+
+        key = content_key(VERSION, autoencoder_hash(self.bank.autoencoder), self.examples_hash)
+        return torch.tensor(self.store.json("metrics", key, measure))
 
     @property
     def steps(self) -> int:
@@ -113,72 +183,113 @@ class Trainings:
         return self.plan.steps or int(self.bank.adapters.info["config"]["steps"])
 
     @property
+    def strong_steps(self) -> int:
+        """Steps of the strongest codec that knows no channel."""
+        if self.plan.strong_steps is not None:
+            return self.plan.strong_steps
+        return int(read_json(Path(self.bank.profile.codec) / "training.json")["steps"]) + self.steps
+
+    @property
     def seed(self) -> int:
-        """Training seed of the main comparison."""
+        """Seed of each method's first training."""
         return int(self.bank.adapters.info["config"]["seed"]) if self.plan.seed is None else self.plan.seed
 
-    def baselines(self) -> list[Training]:
-        """The trained methods beside CALA; the fine-tune first, as oracles wait for it."""
+    def baselines(self) -> dict[str, Training]:
+        """The first training of each method but CALA, by method; the fine-tune first: oracles wait for it."""
         names = [name for name in METHODS if name not in ("none", "cala", "fine-tune")]
-        return [Training(name, FRACTION, self.steps, self.seed) for name in ["fine-tune", *names]]
+        found = {
+            name: Training(name, self.plan.fraction, self.steps, self.seed) for name in ("fine-tune", *names)
+        }
+        return {**found, STRONG: Training(STRONG, 1.0, self.strong_steps, self.seed)}
+
+    def repeats(self, method: str) -> list[Training]:
+        """All trainings of a method but its first."""
+        return [
+            Training(method, self.plan.fraction, self.steps, self.seed + number)
+            for number in range(1, self.plan.seeds)
+        ]
 
     def fractions(self) -> list[Training]:
         """PSNR against the fraction of parameters; without fractions too small for a method."""
         return [
             Training(name, fraction, self.plan.fraction_steps, self.seed)
             for name in FRACTION_METHODS
-            for fraction in FRACTIONS
+            for fraction in self.plan.fractions
             if self.fits(name, fraction)
         ]
 
-    def fits(self, method: str, fraction: float) -> bool:
-        """Whether the method can be built with so few parameters."""
-        try:
-            build(method, self.bank.codec, fraction)
-        except InvalidInputError:
-            return False
-        return True
+    def lengths(self) -> list[Training]:
+        """PSNR against the length of CALA's training; each is a training with a cool-down of its own."""
+        return [Training("cala", self.plan.fraction, steps, self.seed) for steps in self.plan.lengths]
 
     def oracles(self) -> list[Training]:
         """A full fine-tune for each of a subset of the conditions."""
+        steps, fraction = self.plan.oracle_steps, self.plan.fraction
         return [
-            Training(
-                "fine-tune", FRACTION, self.plan.oracle_steps, self.seed, (channel, cbr, snr), self.steps
-            )
+            Training("fine-tune", fraction, steps, self.seed, (channel, cbr, snr), self.steps)
             for channel in ORACLE_CHANNELS
             for snr in ORACLE_SNRS_DB
             for cbr in ORACLE_CBRS
         ]
 
+    def fits(self, method: str, fraction: float) -> bool:
+        """Whether the method can be built with so few parameters."""
+        try:
+            self.parameters(method, fraction)
+        except InvalidInputError:
+            return False
+        return True
+
+    def parameters(self, method: str, fraction: float) -> int:
+        """Number of parameters that a method trains; InvalidInputError if the fraction is too small."""
+        if method == STRONG:
+            return sum(p.numel() for p in JsccCodec(**self._strong_config()).parameters())
+        return build(method, self.bank.codec, fraction, self.text_width).trained_parameters()
+
     def key(self, training: Training) -> str:
         """Hash of a training and of everything that it depends on."""
-        known: list[Any] = [VERSION, self.bank.codec_hash, len(self.latents), self.metric.tolist()]
+        known: list[Any] = [VERSION, self.bank.codec_hash, self.examples_hash, self.metric.tolist()]
+        known.append(self.plan.bf16)
         if (code := plugins.code_hashes().get(f"method {training.method}")) is not None:
             known.append(code)
-        return content_key(*known, training.hashed())
+        return content_key(*known, asdict(training))
 
     def train(self, training: Training, *, show: bool = True) -> AdaptedCodec:
         """Train, go on with, or read a training."""
+        folder = self.store.folder("trainings", self.key(training))
+        if training.method == STRONG:
+            config = self._strong_config()
+            del config["latent_channels"]  # they are the examples'
+            codec = train_codec(
+                folder, self.examples, steps=training.steps, seed=training.seed, every_rate=True,
+                bf16=self.plan.bf16, show=show, **config,
+            )  # fmt: skip
+            return AdaptedCodec(codec)
         start, rate = None, None
         if training.only is not None:
             shared = Training(training.method, training.fraction, training.before, training.seed)
             start = copy.deepcopy(self.train(shared, show=show)).requires_grad_(True)
             rate = ORACLE_LEARNING_RATE
         return train_method(
-            self.store.folder("trainings", self.key(training)),
+            folder,
             training.method,
             self.bank.codec,
-            [Examples(self.latents)],
+            self.examples,
             self.metric,
             steps=training.steps,
             seed=training.seed,
             parameter_fraction=training.fraction,
             learning_rate=rate,
-            bf16=True,
+            bf16=self.plan.bf16,
             only=None if training.only is None else one_condition(training.only),
             adapted=start,
             show=show,
         )
+
+    def _strong_config(self) -> dict[str, Any]:
+        """Arguments of a codec like the shipped one that also reads the prompt."""
+        own = {name: value for name, value in self.bank.codec.config.items() if not name.startswith("_")}
+        return {**own, "text_width": self.text_width}
 
 
 def one_condition(key: Key) -> ConditionBatch:

@@ -509,9 +509,9 @@ def run_digital(
     """
     from dekag.evaluation.studies.cala import RUNS as CALA_RUNS
     from dekag.evaluation.studies.cala import CalaStudy
-    from dekag.evaluation.studies.cala_training import Plan
+    from dekag.evaluation.studies.cala_training import Plan, Trainings
 
-    study = CalaStudy.load(model_bank(profile), Plan(), count, ResultStore(CALA_RUNS))
+    study = CalaStudy.load(Trainings(model_bank(profile), Plan(), ResultStore(CALA_RUNS)), count)
     images = load_image_set(study.bank.edge, study.bank.scorer, count, ResultStore(RUNS))
     semantic = study.semantic(channels)
     write(measure(images, semantic, channels=channels, checks=checks), semantic, results)

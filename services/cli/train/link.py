@@ -283,7 +283,7 @@ def codec(
         training = [first]
         more = {"vae_hash": own.info.vae_hash, "size": own.info.size}
     if every_rate:
-        settings["text_width"] = training[0].text.shape[2]
+        settings["text_width"] = training[0].text_width
     settings |= {"fold": FOLD, "interleaved": True, "adaptive_modulation": True}
     model = train_codec(run, training, steps=steps, seed=seed, bf16=bf16, **settings)
     quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, held_out)}

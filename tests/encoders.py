@@ -1,0 +1,23 @@
+"""Tiny, untrained encoders that score images."""
+
+from __future__ import annotations
+
+import torch
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
+
+
+def tiny_encoders() -> tuple[CLIPModel, Dinov2Model]:
+    """An untrained CLIP and an untrained DINO."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config={**small, "vocab_size": 10},
+            vision_config={**small, "image_size": 64, "patch_size": 16},
+            projection_dim=8,
+        )
+    )
+    dino = Dinov2Model(
+        Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=64, patch_size=16)
+    )
+    return clip, dino
