@@ -75,7 +75,7 @@ def test_five_lines_give_an_image(tmp_path: Path, page: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"PSNR \d+\.\d dB in 2048 channel uses\n", done.stdout)
-    assert (tmp_path / "boat.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "car.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("code", ["import dekag", "from dekag import Client, LinkConditions, load_profile"])
@@ -173,7 +173,7 @@ def test_a_batch_whose_parts_do_not_fit_is_refused(link: SemanticLink) -> None:
     with pytest.raises(InvalidInputError, match="latents, at least 1"):
         link.send(latents[:0], [], [])
     with pytest.raises(InvalidInputError, match="channel_uses"):
-        link.send(latents, conditions, [1, 2], channel_uses=513)
+        link.send(latents, conditions, [1, 2], channel_uses=2049)
     with pytest.raises(NumericalError, match="seed 2"):
         link.send(torch.stack([latents[0], latents[1] * torch.nan]), conditions, [1, 2])
 
