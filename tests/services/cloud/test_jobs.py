@@ -25,6 +25,7 @@ from dekag.documents import read_json
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
+from dekag.stickers import TOPICS
 from services.cloud.distiller import Distiller
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillQueue
@@ -244,7 +245,7 @@ async def test_a_job_is_worked_off_and_its_update_published(
     update = KnowledgeUpdate.from_files(store.files(manifest))
     assert (manifest.content_hash, manifest.base_hash) == (update.content_hash, update.base_hash)
     assert manifest.job == job.id
-    assert manifest.triggers == ("neon",)
+    assert manifest.triggers == update.triggers == TOPICS["neon"].triggers
     assert store.samples(manifest).startswith(b"\x89PNG")
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == manifest
     files = await redis.hgetall(update_key(manifest.content_hash))

@@ -266,7 +266,7 @@ async def test_a_disk_that_cannot_be_written_is_no_internal_error(system: System
     (system.data / "knowledge").mkdir(exist_ok=True)
     (system.data / "knowledge" / "jewels").write_text("in the way")  # else root may write anywhere
     files = make_update(system.profile, "jewels").to_files()
-    problem = is_problem(await system.client.put("/v1/knowledge/jewel", json=uploaded(files)), 503)
+    problem = is_problem(await system.client.put("/v1/knowledge/jewels", json=uploaded(files)), 503)
     assert "cannot write to its disk" in problem["detail"]
 
 
