@@ -18,7 +18,7 @@ from dekag.documents import DocumentError, parse_json
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.files import read_bytes
 
-INFO = "knowledge.json"
+INFO, HISTORY = "knowledge.json", "history.json"
 MAX_FILE_BYTES = 2**30
 UNREADABLE = (
     ValueError,
@@ -53,10 +53,12 @@ class Artifact(ABC):
         content_hash: SHA-256 (hex) of its content.
         label: name of the kind of artifact in error messages.
         parts: names of its possible files besides knowledge.json.
+        beside: names of files that may be saved beside it and are no part of its content.
     """
 
     label: ClassVar[str]
     parts: ClassVar[tuple[str, ...]]
+    beside: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, info: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         self.info = dict(info)
@@ -78,9 +80,13 @@ class Artifact(ABC):
         info = {**self.info, "content_hash": self.content_hash}
         return {INFO: json.dumps(info, indent=1, sort_keys=True).encode(), **self._files}
 
+    def saved_files(self) -> dict[str, bytes]:
+        """The files of `save`: those of `to_files`, and what is kept beside them."""
+        return self.to_files()
+
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Self:
-        """The artifact in the files; the inverse of `to_files`.
+        """The artifact in the files; the inverse of `to_files` and of `saved_files`.
 
         Raises:
             MismatchError: a file is missing, damaged or too large, or the content does not match the hash in
@@ -93,7 +99,7 @@ class Artifact(ABC):
             info = parse_json(files[INFO], INFO)
             claimed = info.pop("content_hash")
             if not cls.known_format(info):
-                raise MismatchError(f"{cls.label}: unknown format")
+                raise MismatchError(f"{cls.label}: unknown format{cls.advice(info)}")
             if claimed != content_hash(parts, info):
                 raise MismatchError(f"{cls.label} is damaged: its content does not match its hash")
             artifact = cls(info, parts)
@@ -103,6 +109,11 @@ class Artifact(ABC):
         except UNREADABLE as error:
             raise MismatchError(f"{cls.label} is damaged: it cannot be read") from error
         return artifact
+
+    @classmethod
+    def advice(cls, info: Mapping[str, Any]) -> str:
+        """What to do about an unknown format, as the end of a sentence; empty if nothing is known."""
+        return ""
 
     @classmethod
     @abstractmethod
@@ -116,7 +127,7 @@ class Artifact(ABC):
     def save(self, folder: Path) -> None:
         """Write the files into `folder`, which is created if missing."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, data in self.to_files().items():
+        for name, data in self.saved_files().items():
             (folder / name).write_bytes(data)
 
     @classmethod
@@ -126,7 +137,7 @@ class Artifact(ABC):
         return cls.from_files(
             {
                 name: read_bytes(path / name, max_bytes=MAX_FILE_BYTES)
-                for name in (INFO, *cls.parts)
+                for name in (INFO, *cls.parts, *cls.beside)
                 if os.path.lexists(path / name)
             }
         )

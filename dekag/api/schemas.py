@@ -675,7 +675,7 @@ _Base64 = Annotated[
 
 
 class PublishRequest(BaseModel):
-    """Knowledge as `dekag train` saves it: knowledge.json, with a hash of everything, and other files."""
+    """Knowledge as `dekag train` saves it: knowledge.json, with a hash of the content, and other files."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -11,6 +11,7 @@ from dekag.errors import InvalidInputError
 Method = Literal["makd", "metaword", "lora", "lora-equal-bytes", "full"]
 METHODS: tuple[Method, ...] = get_args(Method)
 Layers = Literal["attention", "attention+feed-forward", "attention+convolution", "all"]
+BITS = (2, 3, 4, 8, 16)
 
 # field: (lowest, highest)
 RANGES: dict[str, tuple[float, float]] = {
@@ -42,8 +43,8 @@ class DistillConfig:
         tokens: pseudo-tokens of the metaword shared by all prompts; each of several triggers has one more.
         rank: rank of the LoRA.
         layers: layers of the denoiser that the LoRA adapts.
-        bits: bits per number of the LoRA in the update, 16, 8 or 4; plain diffusers reads 16, to which
-            `KnowledgeUpdate.expanded` converts the others.
+        bits: how exact the LoRA is in the update, one of BITS: its error halves with each bit. A number takes
+            about that many bits, less what an entropy code saves.
         steps: largest number of optimiser steps.
         batch: latents per step.
         lora_learning_rate: peak learning rate of the LoRA.
@@ -85,7 +86,7 @@ class DistillConfig:
         choices: dict[str, tuple[object, ...]] = {
             "method": METHODS,
             "layers": get_args(Layers),
-            "bits": (4, 8, 16),
+            "bits": BITS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

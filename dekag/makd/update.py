@@ -1,8 +1,9 @@
-"""The knowledge update: metaword and LoRA of one topic as an artifact that plain diffusers can load, too.
+"""The knowledge update: metaword and LoRA of one topic, as small as an edge can use it.
 
-It is a folder with `pytorch_lora_weights.safetensors` for `load_lora_weights` (`compact_lora.safetensors` for
-an update with fewer bits), `learned_embeds.safetensors` for `load_textual_inversion`, and `knowledge.json`
-with a description and the hash of the content. Only safetensors and JSON are ever read.
+It is a folder with `knowledge.json`, which says what the update is for, and `update.safetensors`, its
+tensors in the compact form of `dekag.makd.quantization`: all that travels to the edge. How it was made is in
+`history.json` beside them, which stays at the cloud. `KnowledgeUpdate.expanded` gives the standard files that
+plain diffusers loads. Only safetensors and JSON are ever read.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ import torch
 from safetensors.torch import load, save
 
 from dekag.api.limits import MAX_PROMPT_CHARS, MAX_TRIGGERS, check_topic
-from dekag.artifacts import Artifact
+from dekag.artifacts import HISTORY, Artifact, content_hash
+from dekag.documents import DocumentError, parse_json
+from dekag.errors import MismatchError
 from dekag.makd.metaword import token_rows
-from dekag.makd.quantization import pack, unpack
+from dekag.makd.quantization import LAYERS, STEPS, VALUES, pack, unpack
 
-FORMAT = 1
-METAWORD, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
-COMPACT = "compact_lora.safetensors"
-_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
+FORMAT = 2
+TENSORS = "update.safetensors"
+METAWORD, WORDS = "metaword", "words"
+MAX_HISTORY_BYTES = 2**24
+EMBEDS, LORA = "learned_embeds.safetensors", "pytorch_lora_weights.safetensors"
 PREFIX = "unet."  # by which diffusers distinguishes denoiser and text encoder
+_INFO = {"format", "topic", "triggers", "base_hash", "guidance_scale"}
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
 
 
 def placeholder(topic: str, word: str = "") -> str:
@@ -39,58 +45,40 @@ def placeholder(topic: str, word: str = "") -> str:
     return f"<{topic}:{escaped}>" if word else f"<{topic}>"
 
 
-def _earlier_placeholder(topic: str, word: str) -> str:
-    """The token in older updates, where "red car" and "red-car" had the same one."""
-    return f"<{topic} {word}>".replace(" ", "-")
-
-
-def _described(info: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata of the safetensors files: what a file is, should it lie alone.
-
-    One entry, as safetensors writes several in any order, which would change the content's hash.
-    """
-    said = {
-        "topic": info["topic"],
-        "base_hash": info.get("base_hash"),
-        "rank": info.get("config", {}).get("rank"),
-        "version": FORMAT,
-    }
-    return {"dekag": json.dumps(said, sort_keys=True)}
-
-
 class KnowledgeUpdate(Artifact):
     """Metaword and LoRA of one topic.
 
     Immutable; created by `new`, or read by `from_files` and `load`.
 
     Attributes:
-        info: content of knowledge.json: topic, triggers, base_hash, config, prompts, seeds, scores.
+        info: content of knowledge.json: format, topic, triggers, base_hash, guidance_scale.
+        history: how it was made: cloud_hash, config, prompts, seeds, steps, scores. Empty if that is unknown,
+            as at an edge.
         metaword: vectors that precede every prompt, (tokens, width); no rows without a metaword.
-        words: the vectors of triggers that have their own, (width,).
+        words: the vectors of triggers, (width,), if they have their own.
         lora: factors by name in the denoiser, "<layer>.lora_A.weight" (rank, in) and
             "<layer>.lora_B.weight" (out, rank); B @ A is added to a layer. Empty without a LoRA.
-        content_hash: SHA-256 (hex) of its content.
+        content_hash: SHA-256 (hex) of its content, to which the history does not belong.
     """
 
     label = "the knowledge update"
-    parts = (METAWORD, LORA, COMPACT)
+    parts = (TENSORS,)
+    beside = (HISTORY,)
 
-    def __init__(self, info: Mapping[str, Any], tensors: Mapping[str, bytes]) -> None:
-        """`tensors`: the files of metaword and LoRA; use `new` or `from_files`."""
-        super().__init__(info, tensors)
-        vectors = load(tensors[METAWORD]) if METAWORD in tensors else {}
-        self.metaword = vectors[placeholder(self.topic)] if vectors else torch.zeros(0, 0)
-        self.words = {
-            word: vectors[name][0]
-            for word in self.triggers
-            if isinstance(word, str)  # other types are refused by `check`
-            and (name := next((each for each in self._names(word) if each in vectors), None)) is not None
-        }
-        self.lora: dict[str, torch.Tensor] = {}
-        if LORA in tensors:
-            self.lora = {name.removeprefix(PREFIX): t for name, t in load(tensors[LORA]).items()}
-        elif COMPACT in tensors:
-            self.lora = unpack(tensors[COMPACT])
+    def __init__(
+        self, info: Mapping[str, Any], files: Mapping[str, bytes], history: Mapping[str, Any] | None = None
+    ) -> None:
+        """`files`: that of the tensors, if there are any; use `new` or `from_files`."""
+        super().__init__(info, files)
+        self.history = dict(history or {})
+        self._tensors = load(files[TENSORS]) if TENSORS in files else {}
+        self.metaword = self._tensors.get(METAWORD, torch.zeros(0, 0))
+        self.words = (
+            dict(zip(dict.fromkeys(self.triggers), self._tensors[WORDS], strict=True))
+            if WORDS in self._tensors
+            else {}
+        )
+        self.lora = unpack(self._tensors) if LAYERS in self._tensors else {}
 
     @classmethod
     def new(
@@ -101,39 +89,73 @@ class KnowledgeUpdate(Artifact):
         *,
         words: Mapping[str, torch.Tensor] | None = None,
         bits: int = 16,
+        history: Mapping[str, Any] | None = None,
     ) -> Self:
         """An update of these tensors.
 
         Args:
-            info: content of knowledge.json.
+            info: topic, triggers, base_hash and guidance_scale.
             metaword: (tokens, width).
             lora: factors by name.
-            words: vectors (width,) of triggers that have their own.
-            bits: bits per number of the LoRA, 4, 8 or 16; plain diffusers only reads 16.
+            words: vectors (width,) of all triggers, if they have their own.
+            bits: how exact the LoRA is, as in `DistillConfig`.
+            history: how it was made.
+
+        Raises:
+            InvalidInputError: `bits` is not possible.
+            NumericalError: the LoRA has a number that is not finite.
         """
-        tensors = {}
-        described = _described(info)
+        tensors = pack(lora, bits) if lora else {}
         if len(metaword):
-            topic = str(info["topic"])
-            vectors = {placeholder(topic): metaword}
-            vectors |= {placeholder(topic, word): vector[None] for word, vector in (words or {}).items()}
-            halves = {name: vector.half().contiguous() for name, vector in vectors.items()}
-            tensors[METAWORD] = save(halves, described)
-        if lora and bits == 16:
-            tensors[LORA] = save(
-                {PREFIX + name: t.half().contiguous() for name, t in lora.items()}, described
-            )
-        elif lora:
-            tensors[COMPACT] = pack(lora, bits, described)
-        return cls(info, tensors)
+            tensors[METAWORD] = metaword.half().contiguous()
+        if words:
+            tensors[WORDS] = torch.stack([words[word] for word in dict.fromkeys(info["triggers"])]).half()
+        files = {TENSORS: save(tensors)} if tensors else {}
+        return cls({"format": FORMAT, **info}, files, history)
 
     def scored(self, scores: Mapping[str, float]) -> Self:
-        """The same update with these scores in knowledge.json."""
-        return type(self)({**self.info, "scores": dict(scores)}, self._files)
+        """The same update with these scores in its history."""
+        return type(self)(self.info, self._files, {**self.history, "scores": dict(scores)})
 
-    def expanded(self) -> Self:
-        """The same update in 16 bits per number, which plain diffusers reads; it has another hash."""
-        return self.new(self.info, self.metaword, self.lora, words=self.words)
+    def saved_files(self) -> dict[str, bytes]:
+        """The files by name: those of `to_files`, and history.json if there is a history."""
+        if not self.history:
+            return self.to_files()
+        said = {**self.history, "hash": _history_hash(self.history, self.content_hash)}
+        return {**self.to_files(), HISTORY: json.dumps(said, indent=1, sort_keys=True).encode()}
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Self:
+        """The update in the files, with its history if history.json is among them.
+
+        Raises:
+            MismatchError: as in `Artifact.from_files`; or history.json is damaged or of another update.
+        """
+        update = super().from_files(files)
+        if HISTORY in files:
+            update.history = _read_history(files[HISTORY], update.content_hash)
+        return update
+
+    def expanded(self) -> dict[str, bytes]:
+        """Standard files by name, of 16 bits per number, for plain diffusers.
+
+        `load_lora_weights` reads `pytorch_lora_weights.safetensors`, and `load_textual_inversion` each of the
+        other files: `learned_embeds.safetensors` with the shared vectors, and `learned_embeds_1.safetensors`
+        and so on with that of a trigger each, in their order. The tensor in such a file is named as its token
+        in a prompt: `placeholder(topic)` and `placeholder(topic, word)`.
+        """
+        # one entry, as safetensors writes several in any order
+        described = {"dekag": json.dumps({"topic": self.topic, "base_hash": self.base_hash}, sort_keys=True)}
+        files = {}
+        if len(self.metaword):
+            files[EMBEDS] = save({placeholder(self.topic): self.metaword}, described)
+        for i, (word, vector) in enumerate(self.words.items(), 1):
+            name = EMBEDS.replace(".", f"_{i}.")
+            files[name] = save({placeholder(self.topic, word): vector[None].contiguous()}, described)
+        if self.lora:
+            halves = {PREFIX + name: factor.half().contiguous() for name, factor in self.lora.items()}
+            files[LORA] = save(halves, described)
+        return files
 
     @property
     def topic(self) -> str:
@@ -161,16 +183,32 @@ class KnowledgeUpdate(Artifact):
     @property
     def guidance_scale(self) -> float:
         """Classifier-free guidance scale for images with this update."""
-        return float(self.info["config"]["guidance_scale"])
+        return float(self.info["guidance_scale"])
 
     @classmethod
     def known_format(cls, info: Mapping[str, Any]) -> bool:
         """Whether knowledge.json states this format and a valid topic."""
         return bool(info["format"] == FORMAT and check_topic(info["topic"]))
 
+    @classmethod
+    def advice(cls, info: Mapping[str, Any]) -> str:
+        """What to do about an update of an earlier or a later version of this software."""
+        found: object = info["format"]
+        if not isinstance(found, int) or found == FORMAT:
+            return ""
+        if found > FORMAT:
+            return f" {found}, newer than {FORMAT}, which is the newest known here: update this software"
+        name = check_topic(info["topic"])
+        return (
+            f" {found}, which is no longer read: make it anew, with `dekag distill {name}` or "
+            f"`dekag train knowledge --topic {name}`"
+        )
+
     def check(self) -> None:
         """Raises ValueError unless every part has the expected type and shape."""
         triggers = self.info["triggers"]
+        if self.info.keys() != _INFO:
+            raise ValueError("entries")
         if not isinstance(triggers, list) or not 0 < len(triggers) <= MAX_TRIGGERS:
             raise ValueError("triggers")
         for text in (self.info["topic"], *triggers, self.info["base_hash"]):
@@ -178,43 +216,39 @@ class KnowledgeUpdate(Artifact):
                 raise ValueError("texts")
         if not 1 <= self.guidance_scale <= 30:
             raise ValueError("guidance_scale")
-        self._check_files()
-        for name, tensor in {"metaword": self.metaword, **self.words, **self.lora}.items():
-            if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if not self._tensors.keys() <= {METAWORD, WORDS, LAYERS, STEPS, VALUES}:
+            raise ValueError(TENSORS)
+        if not self.lora and self._tensors.keys() & {STEPS, VALUES}:
+            raise ValueError(LAYERS)
+        vectors = {METAWORD: self.metaword, **self.words}
+        for name, tensor in {**vectors, **self.lora}.items():
+            if not torch.isfinite(tensor).all():
                 raise ValueError(name)
         if self.metaword.ndim != 2:
-            raise ValueError("metaword")
-        for word, vector in self.words.items():
-            if vector.shape != self.metaword.shape[1:]:
-                raise ValueError(word)
-        for name, factor in self.lora.items():
-            layer, which = name.rsplit(".lora_", 1)
-            if which == "A.weight":
-                other = self.lora[f"{layer}.lora_B.weight"]
-                if (
-                    factor.ndim not in (2, 4)
-                    or other.ndim != factor.ndim
-                    or other.shape[1] != factor.shape[0]
-                ):
-                    raise ValueError(name)
-            elif which != "B.weight" or f"{layer}.lora_A.weight" not in self.lora:
-                raise ValueError(name)
-
-    def _names(self, word: str) -> tuple[str, str]:
-        """Possible names of a trigger's vector."""
-        return placeholder(self.topic, word), _earlier_placeholder(self.topic, word)
-
-    def _check_files(self) -> None:
-        """Raises ValueError if the files contain unused tensors, or the LoRA twice."""
-        named = {placeholder(self.topic), *(name for word in self.triggers for name in self._names(word))}
-        if METAWORD in self._files and not load(self._files[METAWORD]).keys() <= named:
             raise ValueError(METAWORD)
-        if LORA in self._files:
-            names = load(self._files[LORA])
-            if COMPACT in self._files or not all(name.startswith(PREFIX) for name in names):
-                raise ValueError(LORA)
+        for name in self._tensors.keys() & {METAWORD, WORDS}:
+            found = self._tensors[name]
+            if found.dtype != torch.float16 or found.shape[1:] != self.metaword.shape[1:]:
+                raise ValueError(name)
 
     def parameters(self) -> int:
         """Numbers in metaword and LoRA."""
         vectors = self.metaword.numel() + sum(vector.numel() for vector in self.words.values())
-        return vectors + sum(math.prod(factor.shape) for factor in self.lora.values())
+        return int(vectors + sum(math.prod(factor.shape) for factor in self.lora.values()))
+
+
+def _history_hash(history: Mapping[str, Any], update_hash: str) -> str:
+    """SHA-256 (hex) of a history and of the update that it belongs to."""
+    return content_hash({}, {"update": update_hash, "history": dict(history)})
+
+
+def _read_history(data: bytes, update_hash: str) -> dict[str, Any]:
+    if len(data) > MAX_HISTORY_BYTES:
+        raise MismatchError(f"{HISTORY} is larger than {MAX_HISTORY_BYTES} bytes")
+    try:
+        history = parse_json(data, HISTORY)
+    except DocumentError as error:
+        raise MismatchError(f"the history of the knowledge update is damaged: {error}") from error
+    if isinstance(history, dict) and history.pop("hash", None) == _history_hash(history, update_hash):
+        return history
+    raise MismatchError(f"{HISTORY} is damaged, or of another update: remove it to use the update alone")

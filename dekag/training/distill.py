@@ -29,8 +29,9 @@ from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
 from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
+from dekag.makd.quantization import CODED_SHARE
 from dekag.makd.topics import TopicPrompts
-from dekag.makd.update import FORMAT, KnowledgeUpdate
+from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.stickers.sheet import save_sheet
 from dekag.training.device import multiplying
@@ -173,11 +174,11 @@ def encode(vae: Any, pixels: np.ndarray) -> torch.Tensor:
 
 
 def lora_config(unet: Any, config: DistillConfig, metaword_numbers: int) -> LoraConfig:
-    """The LoRA of `config`; "lora-equal-bytes" adds the bytes of `metaword_numbers` 16-bit numbers."""
+    """The LoRA of `config`; "lora-equal-bytes" adds the bytes of `metaword_numbers` 16-bit numbers, about."""
     layers = LAYERS[config.layers]
     pattern: dict[str, int] = {}
     if config.method == "lora-equal-bytes":
-        spare = metaword_numbers * 16 // config.bits
+        spare = metaword_numbers * 16 / (config.bits if config.bits == 16 else CODED_SHARE * config.bits)
         for name, layer in unet.named_modules():
             if spare > 0 and name.endswith(layers) and hasattr(layer, "weight"):
                 pattern[name] = config.rank + 1
@@ -488,7 +489,7 @@ def distill(
     """Distil `topic` from the cloud-GAI into an update of the edge-GAI.
 
     Args:
-        cloud: generates the training images, with seeds recorded in knowledge.json; or those images.
+        cloud: generates the training images, with seeds recorded in history.json; or those images.
         edge: a StableDiffusionPipeline of any size; restored afterwards.
         topic: training prompts and held-out prompts.
         config: settings; `config.method` must not be "full", which makes no update.
@@ -572,12 +573,12 @@ def distill(
     save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
     if scorer is None:
         return update
-    scores = dict(update.info["scores"])
+    scores = dict(update.history["scores"])
     judged = {name: scorer.scores(np.stack(drawn), references) for name, drawn in rows.items()}
     for name in ("before", "after"):
         for metric, values in judged[name].items():
             scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
-    learnt_before = set() if current is None else set(current.info.get("prompts", ()))
+    learnt_before = set() if current is None else set(current.history.get("prompts", ()))
     # prompts that neither was trained on; if there are none, all prompts, which favours the current update
     fair = [i for i, (prompt, _) in enumerate(scored) if prompt not in learnt_before] or list(
         range(len(scored))
@@ -613,12 +614,14 @@ def why_no_better(scores: Mapping[str, Any]) -> str:
 def new_update(
     cloud_hash: str, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
 ) -> KnowledgeUpdate:
-    """The update made of `trained`, with the contents of its knowledge.json."""
+    """The update made of `trained`, with its history."""
     info = {
-        "format": FORMAT,
         "topic": topic.name,
         "triggers": list(topic.triggers),
         "base_hash": edge.model_hash,
+        "guidance_scale": config.guidance_scale,
+    }
+    history = {
         "cloud_hash": cloud_hash,
         "config": config.as_dict(),
         "prompts": list(topic.prompts),
@@ -636,4 +639,6 @@ def new_update(
         if len(vectors)
         else {}
     )
-    return KnowledgeUpdate.new(info, vectors[: config.tokens], trained.lora, words=words, bits=config.bits)
+    return KnowledgeUpdate.new(
+        info, vectors[: config.tokens], trained.lora, words=words, bits=config.bits, history=history
+    )

@@ -1,7 +1,7 @@
 """`dekag bench update-size`: sizes of the paper's models, of their updates, and of photographs' files.
 
-The bytes of an update depend on layers, rank and bits, not on trained values, so random factors will do. They
-say nothing about quality: whether so small an update carries a topic needs trained models.
+The factors are random. Their components are all about as strong, which takes the most bytes: trained ones are
+smaller. They say nothing about quality: whether so small an update carries a topic needs trained models.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
 from dekag.evaluation.statistics import mean_ci95
 from dekag.generation.images import ImageFormat, to_format
-from dekag.makd.config import DistillConfig, Layers
+from dekag.makd.config import BITS, DistillConfig, Layers
 from dekag.makd.update import KnowledgeUpdate
 from dekag.training.distill import LAYERS
 from services.bench.results_io import write_bench
@@ -28,9 +28,8 @@ from services.bench.results_io import write_bench
 FOLDER = "real-models"
 SIDES = (512, 1024)
 FORMATS: tuple[ImageFormat, ...] = ("webp", "jpeg")
-RANKS, BITS = (1, 2, 4, 5, 16), (4, 8, 16)
+RANKS = (1, 2, 4, 5, 16)
 TOKEN_WIDTH = 1024  # of the text encoder
-PROMPT = "a photograph of a red fox in the snow, in the style of the topic"
 _PHOTOS = ("*.jpg", "*.jpeg", "*.png", "*.webp")
 
 
@@ -104,8 +103,7 @@ def _update(factors: dict[str, torch.Tensor], layers: Any, rank: int, bits: int)
     info = {
         "topic": "topic",
         "triggers": ["topic"],
-        "config": config.as_dict(),
-        "prompts": [PROMPT] * config.images,
-        "seeds": list(range(config.images)),
+        "base_hash": "0" * 64,
+        "guidance_scale": config.guidance_scale,
     }
     return KnowledgeUpdate.new(info, torch.randn(config.tokens, TOKEN_WIDTH), factors, bits=bits)

@@ -443,12 +443,14 @@ def _extra(name: str) -> CheckResult:
 
 def _fits_its_hash(folder: Path) -> bool:
     """Whether the files of an artifact match the hash in its knowledge.json."""
-    from dekag.artifacts import INFO, content_hash
+    from dekag.artifacts import HISTORY, INFO, content_hash
 
     info = read_json(folder / INFO)
     claimed = info.pop("content_hash")
     parts = {
-        path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (INFO, "README.md")
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if path.name not in (INFO, HISTORY, "README.md")
     }
     return bool(claimed == content_hash(parts, info))
 

@@ -64,10 +64,12 @@ class Distilled:
     """A knowledge update as bytes, and PNG samples of what it does.
 
     Attributes:
+        files: by name, the history among them.
         compared_with: content hash of the update that was current when this one was scored; may be empty.
     """
 
     info: Mapping[str, Any]
+    scores: Mapping[str, Any]
     content_hash: str
     files: Mapping[str, bytes]
     samples: bytes
@@ -76,10 +78,11 @@ class Distilled:
 
 @dataclass(frozen=True)
 class _Current:
-    """The update of a topic that is current when a job starts."""
+    """The update of a topic that is current when a job starts, and the file of its history."""
 
     content_hash: str
     files: Mapping[str, bytes]
+    history: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Distillation:
         if self._current is not None:
             with contextlib.suppress(MismatchError):  # damaged, so there is nothing to compare with
                 current = KnowledgeUpdate.from_files(self._current.files)
+            with contextlib.suppress(MismatchError):
+                current = KnowledgeUpdate.from_files({**self._current.files, **self._current.history})
         settings, profile = self._settings, load_profile(self._settings.profile)
         config = DistillConfig(**{**profile.distill.given(), **self._spec.config})
         topic = topic_prompts(
@@ -158,7 +163,14 @@ class Distillation:
         self._stage_over(time.perf_counter())
         samples = (self._folder / SAMPLES).read_bytes()
         compared_with = "" if self._current is None else self._current.content_hash
-        return Distilled(update.info, update.content_hash, update.to_files(), samples, compared_with)
+        return Distilled(
+            update.info,
+            update.history["scores"],
+            update.content_hash,
+            update.saved_files(),
+            samples,
+            compared_with,
+        )
 
     def _note(self, progress: Progress) -> None:
         if progress.stage != self._stage:  # the new stage has already begun
@@ -175,10 +187,10 @@ def _note_stage(name: str, seconds: float, ago_s: float = 0.0) -> None:
     metrics.DISTILL_SECONDS.labels(name).observe(seconds)
 
 
-def _reason_not_better(info: Mapping[str, Any]) -> str:
+def _reason_not_better(scores: Mapping[str, Any]) -> str:
     from dekag.training.distill import why_no_better
 
-    return why_no_better(info["scores"])
+    return why_no_better(scores)
 
 
 def _scorer(profile: Profile) -> ImageScorer | None:
@@ -280,12 +292,12 @@ class Distiller:
                 _log.info("job cancelled", topic=spec.topic)
                 return None
             start = time.perf_counter()
-            if not spec.force and (reason := await asyncio.to_thread(_reason_not_better, distilled.info)):
+            if not spec.force and (reason := await asyncio.to_thread(_reason_not_better, distilled.scores)):
                 folder = await asyncio.to_thread(
                     self._store.keep_aside, job.key, distilled.files, distilled.samples, spec.topic
                 )
                 _log.warning("knowledge kept aside", topic=spec.topic, why=reason, folder=str(folder))
-                return Outcome(figures(distilled.info.get("scores")), kept_aside=reason)
+                return Outcome(figures(distilled.scores), kept_aside=reason)
             published = await asyncio.to_thread(
                 self._store.publish,
                 job.key,
@@ -313,7 +325,8 @@ class Distiller:
         if (manifest := self._store.topics().get(topic)) is None:
             return None
         with contextlib.suppress(NotFoundError):  # deleted meanwhile
-            return _Current(manifest.content_hash, self._store.files(manifest))
+            files, history = self._store.files(manifest), self._store.history(manifest)
+            return _Current(manifest.content_hash, files, history)
         return None
 
     async def _train(self, job: Job, spec: DistillSpec) -> tuple[Distilled | None, float]:

@@ -61,7 +61,7 @@ def update_in(files: Mapping[str, bytes]) -> KnowledgeUpdate:
 
 
 def _uploaded(kind: type[_Artifact], files: Mapping[str, bytes]) -> _Artifact:
-    known = (INFO, *kind.parts)
+    known = (INFO, *kind.parts, *kind.beside)
     if unknown := sorted(files.keys() - set(known)):
         raise InvalidInputError("files", f"among {', '.join(known)}", ", ".join(unknown))
     return kind.from_files(files)
@@ -120,7 +120,7 @@ def publish_update(update: KnowledgeUpdate, store: KnowledgeStore, edge_hash: st
     if current is not None and current.content_hash == update.content_hash:
         return current
     job = f"published-{uuid.uuid4().hex}"
-    return store.publish(job, update.info, update.content_hash, update.to_files(), b"")
+    return store.publish(job, update.info, update.content_hash, update.saved_files(), b"")
 
 
 def _exists(folder: Path) -> None:

@@ -39,15 +39,15 @@ class Repair:
     async def check(self) -> None:
         """Checks every version whose files have changed since the last check, and repairs damaged ones."""
         for topic, version, folder in await asyncio.to_thread(self._store.folders):
-            if await asyncio.to_thread(self._is_whole, folder):
+            if not (reason := await asyncio.to_thread(self._damage, folder)):
                 continue
             manifest, files = await self._copy(topic, version, await asyncio.to_thread(_manifest, folder))
             if manifest is not None and files is not None:
                 await asyncio.to_thread(self._store.restore, manifest, files)
-                _log.warning("damaged knowledge restored", topic=topic, version=version)
+                _log.warning("damaged knowledge restored", topic=topic, version=version, why=reason)
             else:
                 await asyncio.to_thread(self._store.quarantine, topic, version)
-                _log.error("damaged knowledge quarantined", topic=topic, version=version)
+                _log.error("damaged knowledge quarantined", topic=topic, version=version, why=reason)
 
     async def verify(self) -> None:
         """Checks everything, including files that look unchanged: a failing disk may return wrong data.
@@ -65,25 +65,30 @@ class Repair:
             key = update_key(manifest.content_hash)
             if await self._redis.type(key) == b"hash":
                 files = _files(await self._redis.hgetall(key))  # type: ignore[misc]  # typed for both
-                if await asyncio.to_thread(is_copy, files, manifest):
+                if not await asyncio.to_thread(difference, files, manifest):
                     continue
             elif not await self._redis.exists(key):  # detected by the next sync
                 continue
             await self._redis.delete(key)
             _log.warning("damaged copy of knowledge deleted", content_hash=manifest.content_hash)
 
-    def _is_whole(self, folder: Path) -> bool:
+    def _damage(self, folder: Path) -> str:
+        """What is wrong with a version; empty if it is whole, or was deleted in the meantime."""
         try:
             signature = _signature(folder)
             if self._whole.get(folder) == signature:
-                return True
+                return ""
             manifest = _manifest(folder)
-            if manifest is None or not is_copy(self._store.files(manifest), manifest):
-                return not folder.exists()  # deleted in the meantime
-            self._whole[folder] = signature
-        except (FileNotFoundError, DekagError):
-            return not folder.exists()
-        return True
+            reason = (
+                difference(self._store.files(manifest), manifest)
+                if manifest
+                else "its manifest cannot be read"
+            )
+            if not reason:
+                self._whole[folder] = signature
+        except (FileNotFoundError, DekagError) as error:
+            reason = str(error)
+        return reason if folder.exists() else ""
 
     async def _copy(
         self, topic: str, version: int, manifest: Manifest | None
@@ -102,19 +107,20 @@ class Repair:
             _log.warning("cannot read the copy of damaged knowledge", topic=topic, error=str(error))
             return manifest, None
         files = _files(fields)
-        return manifest, files if await asyncio.to_thread(is_copy, files, manifest) else None
+        return manifest, None if await asyncio.to_thread(difference, files, manifest) else files
 
 
-def is_copy(files: Mapping[str, bytes], manifest: VersionManifest) -> bool:
-    """Whether ``files`` are the intact update or adapters that the manifest describes."""
+def difference(files: Mapping[str, bytes], manifest: VersionManifest) -> str:
+    """Why ``files`` are not the intact update or adapters that the manifest describes; empty if they are."""
     from dekag.cala.artifact import TransmissionKnowledge
     from dekag.makd.update import KnowledgeUpdate
 
     kind = KnowledgeUpdate if isinstance(manifest, Manifest) else TransmissionKnowledge
     try:
-        return kind.from_files(files).content_hash == manifest.content_hash
-    except DekagError:
-        return False
+        same = kind.from_files(files).content_hash == manifest.content_hash
+    except DekagError as error:
+        return str(error)
+    return "" if same else "it has another content than its manifest says"
 
 
 def _files(fields: Mapping[bytes, bytes]) -> dict[str, bytes]:

@@ -2,9 +2,11 @@
 
 ::
 
-    <data>/knowledge/<topic>/<version>/   manifest.json, samples.png, files/ with the files of the update
+    <data>/knowledge/<topic>/<version>/   manifest.json, samples.png, files/ with the files of the update,
+                                          history.json with how it was made, which no edge receives
     <data>/transmission/<version>/        manifest.json, files/ with the files of the adapters
-    <data>/aside/<topic>/                 the same of the latest update that was not published
+    <data>/aside/<topic>/                 manifest.json, samples.png and all files of the latest update that
+                                          was not published, history.json among them
 
 Folders are created and deleted with a single rename, so that a reader sees a complete version or none. The
 cloud and the distillers share the data folder; none of them caches its content in memory. Imports no torch.
@@ -26,7 +28,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dekag.documents import read_json
+from dekag.artifacts import HISTORY
+from dekag.documents import DocumentError, parse_json, read_json
 from dekag.errors import InvalidInputError, NotFoundError
 from services.common.knowledge import Manifest, VersionManifest
 from services.common.transmission import TransmissionManifest
@@ -73,15 +76,17 @@ class _Versions(Generic[_AnyManifest]):
         """The files of a version by name; FileNotFoundError if it does not exist."""
         return {path.name: path.read_bytes() for path in (self.folder(version) / _FILES).iterdir()}
 
-    def write(self, manifest: _AnyManifest, files: Mapping[str, bytes], samples: bytes | None = None) -> Path:
-        """Writes a version to a staging folder, for `commit`."""
+    def write(
+        self, manifest: _AnyManifest, files: Mapping[str, bytes], beside: Mapping[str, bytes] | None = None
+    ) -> Path:
+        """Writes a version to a staging folder, for `commit`; `beside` its files what they do not contain."""
         new = self._new_in / f".new-{uuid.uuid4().hex}"
         (new / _FILES).mkdir(parents=True)
         write_synced(new / _MANIFEST, manifest.model_dump_json(indent=1).encode())
         for name, data in files.items():
             write_synced(new / _FILES / name, data)
-        if samples is not None:
-            write_synced(new / _SAMPLES, samples)
+        for name, data in (beside or {}).items():
+            write_synced(new / name, data)
         return new
 
     def commit(self, new: Path, version: int) -> bool:
@@ -163,11 +168,15 @@ class KnowledgeStore:
         raise NotFoundError(f"no version of topic {topic!r} has content hash {content_hash[:12]!r}")
 
     def files(self, manifest: Manifest) -> dict[str, bytes]:
-        """The files of the update by name; NotFoundError if it was deleted in the meantime."""
+        """The files of the update that an edge needs, by name; NotFoundError if it was deleted meanwhile."""
         try:
             return self._of(manifest.topic).files(manifest.version)
         except FileNotFoundError:
             raise NotFoundError(f"the knowledge of topic {manifest.topic!r} was deleted") from None
+
+    def history(self, manifest: Manifest) -> dict[str, bytes]:
+        """The file of its history by name; empty if there is none."""
+        return self._beside(manifest, HISTORY)
 
     def samples(self, manifest: Manifest) -> bytes:
         """PNG with rows cloud, edge before and edge after; NotFoundError if there is none."""
@@ -187,13 +196,15 @@ class KnowledgeStore:
 
         Args:
             job: id of the job.
-            info: the update's own description: topic, base_hash, triggers, scores.
+            info: the update's own description: topic, base_hash, triggers.
             content_hash: SHA-256 (hex) of the update's content.
-            files: by name.
+            files: by name; the history among them, which says the scores, is kept apart.
             samples: PNG.
         """
         topic = str(info["topic"])
         versions = self._of(topic)
+        sent = {name: data for name, data in files.items() if name != HISTORY}
+        beside = {_SAMPLES: samples} | {name: data for name, data in files.items() if name == HISTORY}
         while True:
             if (earlier := self.made_by(topic, job)) is not None:
                 return earlier
@@ -203,12 +214,12 @@ class KnowledgeStore:
                 content_hash=content_hash,
                 base_hash=info["base_hash"],
                 triggers=tuple(info["triggers"]),
-                size_bytes=sum(map(len, files.values())),
-                scores=figures(info.get("scores")),
+                size_bytes=sum(map(len, sent.values())),
+                scores=_scores(beside),
                 created=time.time(),
                 job=job,
             )
-            new = versions.write(manifest, files, samples)
+            new = versions.write(manifest, sent, beside)
             versions.root.mkdir(exist_ok=True)
             if versions.commit(new, manifest.version):
                 return manifest
@@ -218,7 +229,7 @@ class KnowledgeStore:
 
         Args:
             job: id of the job that made it.
-            files: files of the update by name.
+            files: files of the update by name, its history among them.
             samples: PNG.
             topic: name of the topic.
 
@@ -276,14 +287,13 @@ class KnowledgeStore:
             folder.rename(folder.with_name(f".damaged-{version}-{uuid.uuid4().hex}"))
 
     def restore(self, manifest: Manifest, files: Mapping[str, bytes]) -> None:
-        """Replaces the files of a version with intact ones; keeps its samples if they are readable.
+        """Replaces the files of a version with intact ones; keeps samples and history if they are readable.
 
         A topic that was deleted in the meantime stays deleted.
         """
-        versions, samples = self._of(manifest.topic), None
-        with contextlib.suppress(OSError):
-            samples = (self._folder(manifest) / _SAMPLES).read_bytes()
-        new = versions.write(manifest, files, samples)
+        versions = self._of(manifest.topic)
+        beside = self._beside(manifest, _SAMPLES) | self._beside(manifest, HISTORY)
+        new = versions.write(manifest, files, beside)
         self.quarantine(manifest.topic, manifest.version)
         versions.commit(new, manifest.version)
 
@@ -292,6 +302,12 @@ class KnowledgeStore:
 
     def _folder(self, manifest: Manifest) -> Path:
         return self._of(manifest.topic).folder(manifest.version)
+
+    def _beside(self, manifest: Manifest, name: str) -> dict[str, bytes]:
+        """The file of that name in the version's folder, by name; empty if it cannot be read."""
+        with contextlib.suppress(OSError):
+            return {name: (self._folder(manifest) / name).read_bytes()}
+        return {}
 
     def _versions(self, topic: str) -> dict[int, Manifest]:
         """Valid manifests of this topic by version."""
@@ -365,6 +381,14 @@ class TransmissionStore:
             )
             if self._versions.commit(self._versions.write(manifest, files), manifest.version):
                 return manifest
+
+
+def _scores(files: Mapping[str, bytes]) -> dict[str, float]:
+    """The scores in the history; empty if there is none."""
+    with contextlib.suppress(DocumentError):
+        history = parse_json(files.get(HISTORY, b"{}"), HISTORY)
+        return figures(history.get("scores") if isinstance(history, dict) else None)
+    return {}
 
 
 def figures(scores: Any) -> dict[str, float]:

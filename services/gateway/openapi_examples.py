@@ -59,7 +59,7 @@ KNOWLEDGE_EXAMPLES: dict[str, Example] = {
 PUBLISH_EXAMPLES: dict[str, Example] = {
     "update": {
         "summary": "A topic's knowledge update, shortened",
-        "value": {"files": {"knowledge.json": "e30=", "pytorch_lora_weights.safetensors": "AAAA"}},
+        "value": {"files": {"knowledge.json": "e30=", "update.safetensors": "AAAA"}},
     },
     "adapters": {
         "summary": "A codec's adapters, shortened",

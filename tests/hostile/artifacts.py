@@ -51,14 +51,10 @@ def tiny_update(profile: Path, *, bits: int = 16) -> KnowledgeUpdate:
     layers = edge.pipeline.unet.named_modules()
     layer, module = next(each for each in layers if each[0].endswith("attn2.to_q"))
     info = {
-        "format": 1,
         "topic": "neon",
         "triggers": ["neon", "glow"],
         "base_hash": edge.model_hash,
-        "config": {"guidance_scale": 1.5},
-        "prompts": ["a red boat, neon style"],
-        "seeds": [1],
-        "scores": {"held_out_loss_after": 0.1},
+        "guidance_scale": 1.5,
     }
     lora = {
         f"{layer}.lora_A.weight": 0.1 * torch.randn(2, module.in_features),
@@ -163,9 +159,7 @@ def _other_tensors(draw: st.DrawFn, data: bytes) -> bytes:
         elif how == "remove":
             del tensors[name]
         else:
-            other = draw(
-                st.sampled_from(["x", "../x", "unet.x.lora_A.weight", "<neon>", "<neon-glow>", "names"])
-            )
+            other = draw(st.sampled_from(["x", "../x", "metaword", "words", "layers", "steps", "values"]))
             tensors[other] = tensor.clone() if how == "add" else tensors.pop(name)
         if not tensors:
             break

@@ -46,12 +46,14 @@ def test_progress_counts_pictures_steps_and_scores(neon: Distilled) -> None:
 
 
 def test_update_records_what_made_it(neon: Distilled, edge: Generator) -> None:
-    info = neon.update.info
-    assert info["base_hash"] == edge.model_hash
-    assert info["seeds"] == [0, 1, 2, 3, 4, 5]
-    assert len(info["prompts"]) == 6
-    assert all("neon" in prompt for prompt in info["prompts"])
-    assert info["scores"]["held_out_loss_after"] < info["scores"]["held_out_loss_before"]
+    assert neon.update.base_hash == edge.model_hash
+    assert neon.update.guidance_scale == TINY.guidance_scale
+    history = neon.update.history
+    assert history["config"] == TINY.as_dict()
+    assert history["seeds"] == [0, 1, 2, 3, 4, 5]
+    assert len(history["prompts"]) == 6
+    assert all("neon" in prompt for prompt in history["prompts"])
+    assert history["scores"]["held_out_loss_after"] < history["scores"]["held_out_loss_before"]
     assert (neon.folder / "samples.png").exists()
 
 
@@ -210,9 +212,9 @@ def test_an_edge_in_bfloat16_learns_in_float32(
     edge = Generator.from_profile(profile.model_copy(update={"edge": coarse}), "edge")
     update = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path)
     assert update.base_hash == neon.update.base_hash
-    before, after = (update.info["scores"][f"held_out_loss_{when}"] for when in ("before", "after"))
+    before, after = (update.history["scores"][f"held_out_loss_{when}"] for when in ("before", "after"))
     assert after < before
-    assert before == pytest.approx(neon.update.info["scores"]["held_out_loss_before"], rel=0.02)
+    assert before == pytest.approx(neon.update.history["scores"]["held_out_loss_before"], rel=0.02)
     aligned = AlignedGenerator(edge)
     aligned.add(update)
     changed = aligned.latents("a neon boat", 1, updates=[update.content_hash])
@@ -298,16 +300,16 @@ def test_a_new_update_is_scored_beside_the_current_one(
     scorer = ImageScorer.load(judges.clip, judges.dino)
     topic = prompts_of("neon")
     first = distill(cloud, edge, topic, TINY, tmp_path / "1", scorer=scorer)
-    assert not any("current" in name for name in first.info["scores"])
+    assert not any("current" in name for name in first.history["scores"])
     same = distill(cloud, edge, topic, TINY, tmp_path / "2", scorer=scorer, current=first)
-    scores = same.info["scores"]
+    scores = same.history["scores"]
     for metric in ("clip", "dino"):
         assert scores[f"{metric}_current"] == scores[f"{metric}_after_beside_current"]
     assert "not better than" in why_no_better(scores)
-    learnt = KnowledgeUpdate.new(
-        {**first.info, "prompts": list(topic.held_out[:2])}, first.metaword, first.lora, bits=16
-    )
-    other = distill(cloud, edge, topic, TINY, tmp_path / "3", scorer=scorer, current=learnt).info["scores"]
+    history = {**first.history, "prompts": list(topic.held_out[:2])}
+    learnt = KnowledgeUpdate.new(first.info, first.metaword, first.lora, bits=16, history=history)
+    made = distill(cloud, edge, topic, TINY, tmp_path / "3", scorer=scorer, current=learnt)
+    other = made.history["scores"]
     assert other["clip_after"] == scores["clip_after"]
     assert other["clip_current"] != scores["clip_current"], "prompts that the current one knows count"
 

@@ -1,9 +1,11 @@
-"""The artifact: hashes, damage, and plain diffusers reading it."""
+"""The artifact: what travels, hashes, damage, and plain diffusers reading it."""
 
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,21 +14,77 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load, save
 
-from dekag.artifacts import INFO, content_hash
-from dekag.errors import MismatchError
+from dekag.artifacts import HISTORY, INFO, content_hash
+from dekag.errors import MismatchError, NumericalError
 from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
-from dekag.makd.update import COMPACT, LORA, METAWORD, KnowledgeUpdate, placeholder
+from dekag.makd.config import BITS
+from dekag.makd.update import EMBEDS, LORA, TENSORS, KnowledgeUpdate, placeholder
 from dekag.profile import load_profile
 from tests.makd.conftest import Distilled
 
+INFO_TINY = {"topic": "neon", "triggers": ["neon"], "base_hash": "b" * 64, "guidance_scale": 1.5}
 
-def test_update_survives_saving_and_loading(neon: Distilled, tmp_path: Path) -> None:
-    neon.update.save(tmp_path / "update")
-    again = KnowledgeUpdate.load(tmp_path / "update")
-    assert again.content_hash == neon.update.content_hash
-    assert again.info == neon.update.info
-    assert sum(path.stat().st_size for path in (tmp_path / "update").iterdir()) == again.size_bytes
+
+def tiny(bits: int = 4, **changes: Any) -> KnowledgeUpdate:
+    """An untrained update whose files are small enough to damage everywhere."""
+    generator = torch.Generator().manual_seed(1)
+    lora = {
+        "a.to_q.lora_A.weight": torch.randn(2, 8, generator=generator),
+        "a.to_q.lora_B.weight": torch.randn(6, 2, generator=generator),
+    }
+    metaword = torch.randn(1, 4, generator=generator)
+    history = {"prompts": ["a red boat"], "scores": {"clip_after": 0.5}}
+    return KnowledgeUpdate.new(INFO_TINY | changes, metaword, lora, bits=bits, history=history)
+
+
+def with_bits(update: KnowledgeUpdate, bits: int) -> KnowledgeUpdate:
+    """The same update with a LoRA of so many bits."""
+    history = update.history
+    return KnowledgeUpdate.new(update.info, update.metaword, update.lora, bits=bits, history=history)
+
+
+def forged(update: KnowledgeUpdate, tensors: bytes, **info: Any) -> dict[str, bytes]:
+    """The update's files with other tensors and descriptions, under a hash that is right."""
+    said = {**update.info, **info}
+    claimed = content_hash({TENSORS: tensors}, said)
+    return {INFO: json.dumps({**said, "content_hash": claimed}).encode(), TENSORS: tensors}
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_update_survives_saving_and_loading(neon: Distilled, tmp_path: Path, bits: int) -> None:
+    update = with_bits(neon.update, bits)
+    update.save(tmp_path)
+    again = KnowledgeUpdate.load(tmp_path)
+    assert again.content_hash == update.content_hash
+    assert (again.info, again.history) == (neon.update.info, neon.update.history)
+    assert again.lora.keys() == update.lora.keys()
+    assert all(torch.equal(again.lora[name], factor) for name, factor in update.lora.items())
+    assert torch.equal(again.vectors, neon.update.vectors)
+
+
+def test_what_travels_holds_nothing_of_how_it_was_made(neon: Distilled, tmp_path: Path) -> None:
+    files = neon.update.to_files()
+    assert set(files) == {INFO, TENSORS}
+    assert neon.update.size_bytes == sum(map(len, files.values()))
+    names = {"format", "topic", "triggers", "base_hash", "guidance_scale", "content_hash"}
+    assert set(json.loads(files[INFO])) == names
+    assert not any(neon.update.history["prompts"][0].encode() in data for data in files.values())
+    assert KnowledgeUpdate.from_files(files).history == {}
+    other = neon.update.scored({"clip_after": 1.0})
+    assert (other.to_files(), other.content_hash) == (files, neon.update.content_hash)
+    neon.update.save(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {INFO, TENSORS, HISTORY}
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_same_update_has_the_same_bytes(neon: Distilled, bits: int) -> None:
+    backwards = dict(reversed(neon.update.lora.items()))
+    made = [
+        KnowledgeUpdate.new(neon.update.info, neon.update.metaword, lora, bits=bits).to_files()
+        for lora in (neon.update.lora, neon.update.lora, backwards)
+    ]
+    assert made[0] == made[1] == made[2]
 
 
 def test_words_that_look_alike_have_vectors_of_their_own(neon: Distilled, edge: Generator) -> None:
@@ -53,25 +111,26 @@ def test_words_that_look_alike_have_vectors_of_their_own(neon: Distilled, edge: 
     names = [placeholder("neon", word) for word in words]
     assert len({name.lower() for name in names}) == len(words)
     assert placeholder("a", "b-c") != placeholder("a-b", "c")
+    tokens = [token for name, data in update.expanded().items() if name != LORA for token in load(data)]
+    assert tokens == [placeholder("neon"), *names]
 
 
-def test_an_update_from_before_such_words_is_read(neon: Distilled) -> None:
-    vectors = {"<neon>": neon.update.metaword.half(), "<neon-red-boat>": torch.ones(1, 16).half()}
-    info = {**neon.update.info, "triggers": ["red boat", "neon"]}
-    update = KnowledgeUpdate(info, {METAWORD: save(vectors)})
-    again = KnowledgeUpdate.from_files(update.to_files())
-    assert list(again.words) == ["red boat"]
-
-
-def by_plain_diffusers(folder: Path, update: KnowledgeUpdate, edge: Generator, profile: Path) -> torch.Tensor:
-    """The latent that diffusers draws with the files in ``folder``, without any code of this project."""
+def by_plain_diffusers(
+    files: dict[str, bytes], said: str, guidance: float, edge: Generator, profile: Path, folder: Path
+) -> torch.Tensor:
+    """The latent that diffusers draws with these files, without any code of this project."""
+    folder.mkdir()
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
     pipeline = StableDiffusionPipeline.from_pretrained(load_profile(profile).edge.path)
-    pipeline.load_textual_inversion(folder / METAWORD)
+    for name in files:
+        if name != LORA:
+            pipeline.load_textual_inversion(folder / name)
     pipeline.load_lora_weights(folder, weight_name=LORA)
     latent: torch.Tensor = pipeline(
-        "<neon> a red boat, neon style",
+        said,
         num_inference_steps=edge.steps,
-        guidance_scale=update.guidance_scale,
+        guidance_scale=guidance,
         generator=torch.Generator().manual_seed(5),
         height=128,
         width=128,
@@ -80,86 +139,154 @@ def by_plain_diffusers(folder: Path, update: KnowledgeUpdate, edge: Generator, p
     return latent
 
 
+@pytest.mark.parametrize("bits", BITS)
 def test_plain_diffusers_draws_the_same(
-    neon: Distilled, edge: Generator, dummy_profile: Path, tmp_path: Path
+    neon: Distilled, edge: Generator, dummy_profile: Path, tmp_path: Path, bits: int
 ) -> None:
-    neon.update.save(tmp_path)
+    update = with_bits(neon.update, bits)
     aligned = AlignedGenerator(edge)
-    aligned.add(neon.update)
-    ours = aligned.latents("a red boat, neon style", 5, updates=[neon.update.content_hash])
-    theirs = by_plain_diffusers(tmp_path, neon.update, edge, dummy_profile)
-    torch.testing.assert_close(ours, theirs)
+    aligned.add(update)
+    ours = aligned.latents("a red boat, neon style", 5, updates=[update.content_hash])
+    files, said = update.expanded(), "<neon> a red boat, neon style"
+    assert list(files) == [EMBEDS, LORA]
+    theirs = by_plain_diffusers(files, said, update.guidance_scale, edge, dummy_profile, tmp_path / "there")
+    torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
     assert not torch.allclose(ours, edge.latents("a red boat, neon style", 5))
 
 
-def test_compact_update_expands_to_what_plain_diffusers_reads(
+def test_plain_diffusers_draws_the_same_with_several_triggers(
     neon: Distilled, edge: Generator, dummy_profile: Path, tmp_path: Path
 ) -> None:
-    compact = KnowledgeUpdate.new(neon.update.info, neon.update.metaword, neon.update.lora, bits=8)
-    assert LORA not in compact.to_files()
-    expanded = KnowledgeUpdate.from_files(compact.expanded().to_files())
-    assert LORA in expanded.to_files()
-    assert expanded.content_hash != compact.content_hash
-    for name, factor in compact.lora.items():
-        torch.testing.assert_close(expanded.lora[name].float(), factor, rtol=1e-3, atol=1e-6)
-    compact.save(tmp_path / "compact")
-    KnowledgeUpdate.load(tmp_path / "compact").expanded().save(tmp_path / "standard")
+    words = ["red boat", "neon", "glow"]
+    generator = torch.Generator().manual_seed(1)
+    vectors = {word: torch.randn(neon.update.metaword.shape[1], generator=generator) for word in words}
+    info = {**neon.update.info, "triggers": words}
+    update = KnowledgeUpdate.new(info, neon.update.metaword, neon.update.lora, words=vectors, bits=4)
     aligned = AlignedGenerator(edge)
-    aligned.add(compact)
-    ours = aligned.latents("a red boat, neon style", 5, updates=[compact.content_hash])
-    theirs = by_plain_diffusers(tmp_path / "standard", compact, edge, dummy_profile)
+    aligned.add(update)
+    ours = aligned.latents("a red boat in a glow", 5, updates=[update.content_hash])
+    files, said = update.expanded(), "<neon> <neon:red%20boat> <neon:glow> a red boat in a glow"
+    assert len(files) == 5
+    theirs = by_plain_diffusers(files, said, update.guidance_scale, edge, dummy_profile, tmp_path / "there")
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
+    without = by_plain_diffusers(
+        files,
+        said.replace("<neon:glow> ", ""),
+        update.guidance_scale,
+        edge,
+        dummy_profile,
+        tmp_path / "other",
+    )
+    assert not torch.allclose(ours, without, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [INFO, METAWORD, LORA])
-def test_any_changed_byte_is_noticed(name: str, neon: Distilled) -> None:
-    files = neon.update.to_files()
-    for place in range(0, len(files[name]), max(1, len(files[name]) // 40)):
-        data = bytearray(files[name])
-        data[place] ^= 1
-        try:
-            changed = KnowledgeUpdate.from_files({**files, name: bytes(data)})
-        except MismatchError:
-            continue
-        # a change of what JSON leaves free, such as white space, is none
-        assert changed.content_hash == neon.update.content_hash
+@pytest.mark.parametrize("bits", [4, 16])
+def test_each_standard_file_says_what_it_is(neon: Distilled, bits: int) -> None:
+    files = with_bits(neon.update, bits).expanded()
+    for data in files.values():
+        length = int.from_bytes(data[:8], "little")
+        said = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["dekag"])
+        assert said == {"topic": "neon", "base_hash": neon.update.base_hash}
 
 
-@pytest.mark.parametrize("bits", [8, 4])
-def test_fewer_bits_make_it_smaller_and_little_coarser(bits: int, neon: Distilled, tmp_path: Path) -> None:
-    compact = KnowledgeUpdate.new(neon.update.info, neon.update.metaword, neon.update.lora, bits=bits)
-    compact.save(tmp_path)
-    again = KnowledgeUpdate.load(tmp_path)
-    assert again.content_hash == compact.content_hash
-    assert again.size_bytes < 0.6 * neon.update.size_bytes
-    assert again.lora.keys() == neon.update.lora.keys()
-    for name, factor in neon.update.lora.items():
-        step = factor.float().flatten(1).abs().amax(1) / (2 ** (bits - 1) - 1)
-        error = (again.lora[name] - factor.float()).flatten(1).abs().amax(1)
-        assert (error <= 0.51 * step + 1e-6).all()
+@pytest.mark.parametrize("bits", [2, 16])
+def test_any_flipped_bit_is_noticed(bits: int) -> None:
+    update = tiny(bits)
+    files = update.saved_files()
+    for name, data in files.items():
+        for place in range(8 * len(data)):
+            changed = bytearray(data)
+            changed[place // 8] ^= 1 << place % 8
+            try:
+                found = KnowledgeUpdate.from_files({**files, name: bytes(changed)})
+            except MismatchError:
+                continue
+            # a change of what JSON leaves free, such as white space, is none
+            assert (found.info, found.to_files()) == (update.info, update.to_files())
+            assert found.history == update.history
 
 
-@pytest.mark.parametrize("name", [INFO, METAWORD, LORA])
-def test_missing_file_is_noticed(name: str, neon: Distilled) -> None:
-    files = neon.update.to_files()
+@pytest.mark.parametrize("bits", [2, 16])
+def test_any_truncation_is_noticed(bits: int) -> None:
+    files = tiny(bits).saved_files()
+    for name, data in files.items():
+        for length in range(len(data)):
+            with pytest.raises(MismatchError):
+                KnowledgeUpdate.from_files({**files, name: data[:length]})
+
+
+@pytest.mark.parametrize("name", [INFO, TENSORS])
+def test_missing_file_is_noticed(name: str) -> None:
+    files = tiny().to_files()
     del files[name]
     with pytest.raises(MismatchError):
         KnowledgeUpdate.from_files(files)
 
 
-def test_wrong_content_under_a_right_hash_is_noticed(neon: Distilled) -> None:
-    for changes in ({"triggers": []}, {"triggers": [3]}, {"topic": "../x"}, {"format": 2}, {"base_hash": 1}):
-        files = KnowledgeUpdate.new({**neon.update.info, **changes}, neon.update.metaword, {}).to_files()
-        with pytest.raises(MismatchError):
-            KnowledgeUpdate.from_files(files)
-    broken = {name: factor * torch.nan for name, factor in neon.update.lora.items()}
+def test_history_of_another_update_is_refused() -> None:
+    one, other = tiny(), tiny(topic="snail")
+    with pytest.raises(MismatchError, match="of another update"):
+        KnowledgeUpdate.from_files({**one.to_files(), HISTORY: other.saved_files()[HISTORY]})
+    for data in (b"[]", b"{}", b"{", b'{"hash": 1}', b" " * (2**24 + 1)):
+        with pytest.raises(MismatchError, match=r"history"):
+            KnowledgeUpdate.from_files({**one.to_files(), HISTORY: data})
+
+
+@pytest.mark.parametrize(
+    ("found", "advice"), [(1, "dekag train knowledge --topic neon"), (3, "update this software"), ("2", "")]
+)
+def test_another_format_is_refused_with_what_to_do(found: object, advice: str) -> None:
+    with pytest.raises(MismatchError, match=f"unknown format.*{advice}"):
+        KnowledgeUpdate.from_files(tiny(format=found).to_files())
+
+
+def test_update_of_the_first_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """With the files and entries that such an update had."""
+    info = {**INFO_TINY, "format": 1, "config": {"guidance_scale": 1.5}, "prompts": [], "seeds": []}
+    del info["guidance_scale"]
+    old = {EMBEDS: save({"<neon>": torch.ones(2, 16).half()})}
+    (tmp_path / EMBEDS).write_bytes(old[EMBEDS])
+    (tmp_path / INFO).write_text(json.dumps({**info, "content_hash": content_hash(old, info)}))
+    with pytest.raises(MismatchError, match="format 1, which is no longer read: make it anew"):
+        KnowledgeUpdate.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"triggers": []},
+        {"triggers": [3]},
+        {"triggers": "neon"},
+        {"triggers": {"neon": 1}},
+        {"triggers": ["neon"] * 101},
+        {"triggers": ["x" * 1001]},
+        {"topic": "../x"},
+        {"topic": ["neon"]},
+        {"base_hash": 1},
+        {"base_hash": None},
+        {"guidance_scale": 10**400},
+        {"guidance_scale": float("nan")},
+        {"guidance_scale": []},
+        {"guidance_scale": 0.5},
+        {"prompts": ["a red boat"]},
+    ],
+)
+def test_update_with_unusable_info_is_refused(changes: dict[str, object]) -> None:
+    update = tiny()
     with pytest.raises(MismatchError):
-        KnowledgeUpdate.from_files(
-            KnowledgeUpdate.new(neon.update.info, neon.update.metaword, broken).to_files()
-        )
+        KnowledgeUpdate.from_files(forged(update, update.to_files()[TENSORS], **changes))
 
 
-@given(st.dictionaries(st.sampled_from([INFO, METAWORD, LORA, "other"]), st.binary(max_size=200)))
+def test_lora_that_is_not_finite_is_no_update() -> None:
+    update = tiny()
+    for bad in (torch.nan, torch.inf):
+        broken = {name: factor + bad for name, factor in update.lora.items()}
+        for bits in BITS:
+            with pytest.raises(NumericalError, match=r"a\.to_q"):
+                KnowledgeUpdate.new(update.info, update.metaword, broken, bits=bits)
+
+
+@given(st.dictionaries(st.sampled_from([INFO, TENSORS, HISTORY, "other"]), st.binary(max_size=200)))
 def test_garbage_is_refused(files: dict[str, bytes]) -> None:
     with pytest.raises(MismatchError):
         KnowledgeUpdate.from_files(files)
@@ -171,85 +298,68 @@ def test_json_of_another_shape_is_refused(content: object) -> None:
         KnowledgeUpdate.from_files({INFO: json.dumps(content).encode()})
 
 
-def forged(update: KnowledgeUpdate, **changes: bytes) -> dict[str, bytes]:
-    """The update's files with some of them changed, under a hash that is right."""
-    parts = {name: data for name, data in (update.to_files() | changes).items() if name != INFO}
-    info = {**update.info, "content_hash": content_hash(parts, update.info)}
-    return {INFO: json.dumps(info).encode(), **parts}
-
-
 @pytest.mark.parametrize(
-    ("name", "tensors"),
+    "tensors",
     [
-        (METAWORD, {"<neon>": torch.ones(2, 16, dtype=torch.int64)}),
-        (METAWORD, {"<neon>": torch.ones(2, 16, dtype=torch.complex64)}),
-        (METAWORD, {"<neon>": torch.full((2, 16), torch.inf)}),
-        (METAWORD, {"<neon>": torch.ones(2, 2, 16)}),
-        (METAWORD, {"<neon-neon>": torch.zeros(0, 16)}),
-        (METAWORD, {"<neon-neon>": torch.tensor(1.0)}),
-        (METAWORD, {"<snail>": torch.ones(2, 16)}),
-        (LORA, {"text_encoder.x.lora_A.weight": torch.ones(1, 1)}),
-        (LORA, {"unet.x.lora_A.weight": torch.ones(1, 1)}),
-        (LORA, {"unet.x": torch.ones(1, 1)}),
+        {"metaword": torch.ones(2, 4, dtype=torch.int64)},
+        {"metaword": torch.ones(2, 4, dtype=torch.complex64)},
+        {"metaword": torch.ones(2, 4)},
+        {"metaword": torch.full((2, 4), torch.inf).half()},
+        {"metaword": torch.ones(2, 2, 4).half()},
+        {"words": torch.ones(1, 5).half()},
+        {"words": torch.ones(2, 4).half()},
+        {"words": torch.ones(1, 4)},
+        {"words": torch.tensor(1.0).half()},
+        {"other": torch.ones(2, 4).half()},
+        {"steps": torch.ones(2)},
+        {"steps": torch.tensor([0, 100], dtype=torch.uint8)},
+        {"steps": torch.tensor([248, 100], dtype=torch.uint8)},
+        {"steps": torch.tensor([100], dtype=torch.uint8)},
+        {"values": torch.ones(100)},
+        {"values": torch.ones(100, dtype=torch.uint8)},
+        {"layers": torch.ones(100, dtype=torch.uint8)},
+        {"layers": torch.ones(100).half()},
     ],
 )
-def test_tensors_of_another_kind_or_that_nobody_reads_are_refused(
-    neon: Distilled, name: str, tensors: dict[str, torch.Tensor]
-) -> None:
-    there = load(neon.update.to_files()[name])
-    assert KnowledgeUpdate.from_files(forged(neon.update, **{name: save(there)}))
+def test_tensors_of_another_kind_or_that_nobody_reads_are_refused(tensors: dict[str, torch.Tensor]) -> None:
+    update = tiny()
+    there = load(update.to_files()[TENSORS])
+    assert KnowledgeUpdate.from_files(forged(update, save(there)))
     with pytest.raises(MismatchError):
-        KnowledgeUpdate.from_files(forged(neon.update, **{name: save(there | tensors)}))
+        KnowledgeUpdate.from_files(forged(update, save(there | tensors)))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"config": {"guidance_scale": 10**400}},
-        {"config": {"guidance_scale": float("nan")}},
-        {"config": []},
-        {"triggers": "neon"},
-        {"triggers": {"neon": 1}},
-        {"triggers": ["neon"] * 101},
-        {"triggers": ["x" * 1001]},
-        {"topic": ["neon"]},
-        {"base_hash": None},
-    ],
-)
-def test_update_with_unusable_info_is_refused(neon: Distilled, changes: dict[str, object]) -> None:
-    info = {**neon.update.info, **changes}
-    parts = {name: data for name, data in neon.update.to_files().items() if name != INFO}
-    said = json.dumps({**info, "content_hash": content_hash(parts, info)}).encode()
+@pytest.mark.parametrize("name", ["layers", "values", "steps"])
+def test_a_lora_with_a_part_missing_is_refused(name: str) -> None:
+    update = tiny()
+    there = load(update.to_files()[TENSORS])
+    del there[name]
     with pytest.raises(MismatchError):
-        KnowledgeUpdate.from_files({INFO: said, **parts})
+        KnowledgeUpdate.from_files(forged(update, save(there)))
 
 
-def test_a_lora_in_two_files_is_refused(neon: Distilled) -> None:
-    compact = KnowledgeUpdate.new(neon.update.info, neon.update.metaword, neon.update.lora, bits=4)
-    with pytest.raises(MismatchError):
-        KnowledgeUpdate.from_files(forged(neon.update, **{COMPACT: compact.to_files()[COMPACT]}))
+def test_damage_under_a_right_hash_is_refused_or_read_as_something_of_the_same_shapes() -> None:
+    update = tiny(2)
+    whole = load(update.to_files()[TENSORS])
+    rng = random.Random(1)
+    for _ in range(500):
+        name = rng.choice(["layers", "values", "steps"])
+        data = whole[name].clone()
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        try:
+            found = KnowledgeUpdate.from_files(forged(update, save({**whole, name: data})))
+        except MismatchError:
+            continue
+        assert sum(factor.numel() for factor in found.lora.values()) <= 8 * len(whole["values"])
 
 
 @pytest.mark.parametrize("data", [b"[" * 100_000, b'{"format": 1' + b"0" * 5000 + b"}", b"\xff\xfe", b"NaN"])
-def test_json_that_nobody_can_read_is_refused(neon: Distilled, data: bytes) -> None:
+def test_json_that_nobody_can_read_is_refused(data: bytes) -> None:
     with pytest.raises(MismatchError):
-        KnowledgeUpdate.from_files({**neon.update.to_files(), INFO: data})
+        KnowledgeUpdate.from_files({**tiny().to_files(), INFO: data})
 
 
-def test_files_under_other_names_are_not_read(neon: Distilled) -> None:
+def test_files_under_other_names_are_not_read() -> None:
+    update = tiny()
     others = {"../../x": b"x", "/etc/passwd": b"x", "pytorch_model.bin": b"\x80\x04."}
-    found = KnowledgeUpdate.from_files(neon.update.to_files() | others)
-    assert found.to_files() == neon.update.to_files()
-
-
-@pytest.mark.parametrize("bits", [4, 16])
-def test_each_file_of_an_update_says_what_it_is(neon: Distilled, bits: int) -> None:
-    info = {**neon.update.info, "base_hash": "b" * 64}
-    made = [KnowledgeUpdate.new(info, neon.update.metaword, neon.update.lora, bits=bits) for _ in range(2)]
-    assert made[0].content_hash == made[1].content_hash
-    files = {name: data for name, data in made[0].to_files().items() if name.endswith(".safetensors")}
-    assert len(files) == 2
-    for data in files.values():
-        length = int.from_bytes(data[:8], "little")
-        said = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["dekag"])
-        assert said == {"topic": "neon", "base_hash": "b" * 64, "rank": 2, "version": 1}
+    assert KnowledgeUpdate.from_files(update.to_files() | others).to_files() == update.to_files()

@@ -166,7 +166,7 @@ def test_a_profiles_own_topic_is_distilled_and_swept_with_its_own_defaults(
     assert done.exit_code == 0, done.output
     update = KnowledgeUpdate.load(mine / "knowledge" / "glow")
     assert update.triggers == ("glow", "shine")
-    assert {key: update.info["config"][key] for key in defaults} == defaults
+    assert {key: update.history["config"][key] for key in defaults} == defaults
 
     sweep = {"name": "own", "profile": str(mine), "topics": ["all"], "prompts": 2, "snr_db": [20]}
     grid = Sweep.model_validate(

@@ -13,7 +13,8 @@ import numpy as np
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
-from dekag.evaluation.studies.makd import BASELINES, BITS, COMMAND, FOLDER, STUDIES
+from dekag.evaluation.studies.makd import BASELINES, COMMAND, FOLDER, STUDIES
+from dekag.makd.config import BITS
 from dekag.stickers import TOPICS
 
 NAMES = {

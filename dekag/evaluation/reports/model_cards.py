@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dekag.artifacts import HISTORY, INFO
 from dekag.documents import read_json
 
-RECORD, KNOWLEDGE, CARD = "training.json", "knowledge.json", "README.md"
+RECORD, CARD = "training.json", "README.md"
 KINDS = {
     "vae": ("Autoencoder", "AutoencoderKL that cloud, edge and user share", "diffusers", "image-to-image"),
     "edge": ("Edge generator", "StableDiffusionPipeline", "diffusers", "text-to-image"),
@@ -63,8 +64,8 @@ _LIMITS = (
 def _training(folder: Path) -> list[str]:
     if (folder / RECORD).exists():
         record = read_json(folder / RECORD)
-    elif (folder / KNOWLEDGE).exists():
-        info = read_json(folder / KNOWLEDGE)
+    elif (folder / INFO).exists():
+        info = read_json(folder / INFO)
         record = {"command": info["config"].get("command", ""), "quality": info["scores"]}
     else:
         return []
@@ -88,15 +89,15 @@ def _run(record: dict[str, Any]) -> list[str]:
 
 def _updates(folder: Path) -> list[str]:
     rows = []
-    for file in sorted(folder.glob(f"*/{KNOWLEDGE}")):
-        info = read_json(file)
-        scores = info["scores"]
+    for file in sorted(folder.glob(f"*/{HISTORY}")):
+        made = read_json(file)
+        scores = made["scores"]
         before, after = (
             [scores.get(f"{each}_{when}", "") for each in ("clip", "dino")] for when in ("before", "after")
         )
-        config = info["config"]
+        config = made["config"]
         rows.append(
-            f"| {info['topic']} | {config['rank']} | {config['bits']} | {info['steps']} "
+            f"| {file.parent.name} | {config['rank']} | {config['bits']} | {made['steps']} "
             f"| {before[0]} → {after[0]} | {before[1]} → {after[1]} |"
         )
     if not rows:

@@ -27,7 +27,7 @@ from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_ci95, mean_of, percent_gain
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.makd.aligned_generator import AlignedGenerator
-from dekag.makd.config import METHODS, DistillConfig
+from dekag.makd.config import BITS, METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import KnowledgeUpdate
@@ -39,7 +39,6 @@ COMMAND = "dekag experiment gka"
 FOLDER = "gka"
 RUNS = Path("runs/gka")
 OTHER_SEED = 500_000_000  # added to a test prompt's seed: the cloud against itself
-BITS = (16, 8, 4)
 # a style and a subject for the studies of a single setting
 STUDY_TOPICS = ("watercolour", "rocket")
 STUDIES: dict[str, list[Any]] = {
@@ -49,7 +48,7 @@ STUDIES: dict[str, list[Any]] = {
     "layers": ["attention", "attention+convolution"],
 }
 PAIRS = (("neon", "rocket"), ("watercolour", "snail"), ("thermal", "rocket"), ("vaporwave", "snail"))
-VERSION = 1  # raised when the code changes what a cell comes out as
+VERSION = 2  # raised when the code changes what a cell comes out as
 
 SCORES = ("clip", "dino", "consistency", "probe")
 # baselines whose update is as large as MAKD's or smaller, to within one percent

@@ -127,7 +127,7 @@ class Evaluator:
             return topic_prompts(TOPICS[topic], count)
         learnt: list[str] = []
         with contextlib.suppress(NotFoundError):  # without an update, nothing was learnt
-            learnt = self.bank.update(topic).info["prompts"]
+            learnt = self.bank.update(topic).history.get("prompts", [])
         return own_prompts(topic, own, count, DistillConfig(**self.bank.profile.distill.given()), learnt)
 
     def kind(self, topic: str) -> str:

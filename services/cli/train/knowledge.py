@@ -82,7 +82,7 @@ def knowledge(
                 on_progress=on_progress,
             )
         update.save(folder / name)
-        typer.echo(f"{name}: {json.dumps(update.info['scores'])} -> {folder / name}")
+        typer.echo(f"{name}: {json.dumps(update.history['scores'])} -> {folder / name}")
     typer.echo(f"To use them in a running system: `dekag publish {folder}/TOPIC`.")
 
 

@@ -245,7 +245,7 @@ async def test_a_job_is_worked_off_and_its_update_published(
     update = KnowledgeUpdate.from_files(store.files(manifest))
     assert (manifest.content_hash, manifest.base_hash) == (update.content_hash, update.base_hash)
     assert manifest.job == job.id
-    assert manifest.triggers == TOPICS["neon"].triggers
+    assert manifest.triggers == update.triggers == TOPICS["neon"].triggers
     assert store.samples(manifest).startswith(b"\x89PNG")
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == manifest
     files = await redis.hgetall(update_key(manifest.content_hash))
@@ -255,6 +255,10 @@ async def test_a_job_is_worked_off_and_its_update_published(
     got = await clients.call(cloud.GetKnowledge, request, "cloud")
     assert dict(got.files) == store.files(manifest)
     assert got.samples == b""
+    assert update.history == {}, "it stays at the cloud"
+    made = KnowledgeUpdate.from_files(store.files(manifest) | store.history(manifest))
+    assert made.history["config"]["images"] == SMALL["images"]
+    assert made.history["scores"].items() >= manifest.scores.items()
 
     again = await until(cloud, await distil(cloud, **SMALL, seed=1), over)
     assert again.version == 2
@@ -305,6 +309,7 @@ async def test_an_update_that_is_no_better_is_kept_aside_unless_forced(
         assert list(store.versions("neon")) == [1]
         aside = KnowledgeUpdate.load(data_dir / "aside" / "neon" / "files")
         assert aside.topic == "neon"
+        assert aside.history["scores"].items() >= again.scores.items()
         assert (store.aside_samples(again.id) or b"").startswith(b"\x89PNG")
         forced = await until(cloud, await distil(cloud, **SMALL, force=True), over)
         assert (forced.version, forced.kept_aside) == (2, "")

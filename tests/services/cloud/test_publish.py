@@ -43,17 +43,14 @@ def make_update(profile: Path, topic: str = "neon", seed: int = 1, **changes: An
     edge = Generator.from_profile(load_profile(profile), "edge")
     width = edge.pipeline.text_encoder.config.hidden_size
     info = {
-        "format": 1,
         "topic": topic,
         "triggers": [topic],
         "base_hash": edge.model_hash,
-        "config": {"guidance_scale": 3.0},
-        "scores": {},
-        "prompts": [],
-        "seeds": [],
+        "guidance_scale": 3.0,
         **changes,
     }
-    return KnowledgeUpdate.new(info, torch.randn(1, width), {})
+    history = {"scores": {"clip_after": 0.5}, "prompts": [f"a {topic} boat"]}
+    return KnowledgeUpdate.new(info, torch.randn(1, width), {}, history=history)
 
 
 def uploaded(files: dict[str, bytes]) -> dict[str, Any]:
@@ -163,14 +160,33 @@ async def test_the_same_from_a_folder_of_the_cloud_says_which_folder(
     assert f"version 3 of rocket is current in {system.data}" in capsys.readouterr().out
 
 
+async def test_the_history_is_kept_by_the_cloud_alone(system: System, tmp_path: Path) -> None:
+    made = make_update(system.profile, "flamingo")
+    made.save(tmp_path / "flamingo")
+    done = await dekag("publish", "flamingo", "--url", system.url, folder=tmp_path, env=system.env)
+    assert done.returncode == 0, done.stderr
+    told = (await system.client.get("/v1/knowledge/flamingo")).json()
+    assert (told["scores"], told["size_bytes"]) == ({"clip_after": 0.5}, made.size_bytes)
+    store = KnowledgeStore(system.data)
+    manifest = store.find("flamingo")
+    assert store.files(manifest) == made.to_files()
+    kept = KnowledgeUpdate.from_files(store.files(manifest) | store.history(manifest))
+    assert kept.history == made.history
+
+
 def spoiled(profile: Path, what: str, tmp_path: Path) -> dict[str, bytes]:
     """Files of an update or of adapters that are not to be published."""
     update, made = make_update(profile), adapters(profile / "codec", 9)
     match what:
         case "bit":
             files = update.to_files()
-            name = "learned_embeds.safetensors"
+            name = "update.safetensors"
             return {**files, name: files[name][:-1] + bytes([files[name][-1] ^ 1])}
+        case "other history":
+            history = make_update(profile, seed=2).saved_files()["history.json"]
+            return {**update.to_files(), "history.json": history}
+        case "old format":
+            return make_update(profile, format=1).to_files()
         case "missing":
             return {name: data for name, data in update.to_files().items() if name == "knowledge.json"}
         case "other edge":
@@ -191,6 +207,8 @@ def spoiled(profile: Path, what: str, tmp_path: Path) -> dict[str, bytes]:
     ("path", "what"),
     [
         ("/v1/knowledge/neon", "bit"),
+        ("/v1/knowledge/neon", "other history"),
+        ("/v1/knowledge/neon", "old format"),
         ("/v1/knowledge/neon", "missing"),
         ("/v1/knowledge/neon", "other edge"),
         ("/v1/knowledge/neon", "nested"),

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+import torch
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.errors import NotFoundError
@@ -19,7 +21,6 @@ from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SHIPPED = Path("models/stickers/knowledge")
 SAMPLES = b"a picture"
 NO_ADAPTERS = TransmissionStore(Path("/nowhere"))
 
@@ -33,14 +34,22 @@ def redis(own_redis: Redis) -> Redis:
 def store(tmp_path: Path) -> KnowledgeStore:
     """Two versions of neon, of different content, and one of snail."""
     store = KnowledgeStore(tmp_path / "data")
-    for job, topic, source in (
-        ("one", "neon", "vaporwave"),
-        ("two", "neon", "neon"),
-        ("three", "snail", "snail"),
-    ):
-        update = KnowledgeUpdate.load(SHIPPED / source)
-        store.publish(job, update.info | {"topic": topic}, update.content_hash, update.to_files(), SAMPLES)
+    for job, (topic, seed) in enumerate((("neon", 1), ("neon", 2), ("snail", 3))):
+        update = update_of(topic, seed)
+        store.publish(str(job), update.info, update.content_hash, update.saved_files(), SAMPLES)
     return store
+
+
+def update_of(topic: str, seed: int) -> KnowledgeUpdate:
+    """An untrained update."""
+    generator = torch.Generator().manual_seed(seed)
+    info = {"topic": topic, "triggers": [topic], "base_hash": "b" * 64, "guidance_scale": 1.5}
+    lora = {
+        "layer.lora_A.weight": torch.randn(4, 64, generator=generator),
+        "layer.lora_B.weight": torch.randn(64, 4, generator=generator),
+    }
+    history = {"prompts": [f"a {topic} boat"], "scores": {"clip_after": 0.5}}
+    return KnowledgeUpdate.new(info, torch.zeros(0, 0), lora, bits=4, history=history)
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -89,6 +98,7 @@ async def test_damaged_version_is_restored_from_redis(
     assert store.find("neon") == manifest
     assert store.files(manifest) == files
     assert store.samples(manifest) == SAMPLES
+    assert KnowledgeUpdate.from_files(files | store.history(manifest)).history["prompts"] == ["a neon boat"]
     assert await sync_knowledge(store, redis) == []
     assert store.versions("neon").keys() == {1, 2}
 
@@ -111,6 +121,17 @@ async def test_unrecoverable_version_is_set_aside_for_its_predecessor(
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == before
     aside = list((store.folders()[0][2].parent).glob(".damaged-2-*"))
     assert len(aside) == 1, "people can still look at it"
+
+
+async def test_a_version_of_another_format_is_set_aside_with_what_to_do(store: KnowledgeStore) -> None:
+    update = update_of("neon", 4)
+    old = KnowledgeUpdate.new({**update.info, "format": 1}, torch.zeros(0, 0), update.lora)
+    store.publish("old", old.info, old.content_hash, old.to_files(), SAMPLES)
+    with capture_logs() as logs:
+        await Repair(store, NO_ADAPTERS, None).check()
+    assert store.find("neon").version == 2
+    (said,) = [line["why"] for line in logs if line["event"] == "damaged knowledge quarantined"]
+    assert "format 1, which is no longer read: make it anew, with `dekag distill neon`" in said
 
 
 async def test_topic_without_any_intact_version_disappears_alone(store: KnowledgeStore) -> None:

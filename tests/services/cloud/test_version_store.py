@@ -14,15 +14,16 @@ from dekag.errors import NotFoundError
 from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
-from services.cloud.version_store import KnowledgeStore
+from services.cloud.version_store import KnowledgeStore, figures
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+HISTORY = b'{"prompts": ["a red boat"], "scores": {"loss": 0.5}}'
 
 
 def publish(store: KnowledgeStore, job: str, topic: str = "neon", content: str = "a") -> Manifest:
-    info = {"topic": topic, "base_hash": "b" * 64, "triggers": ["neon"], "scores": {"loss": 0.5}}
-    files = {"knowledge.json": b"{}", "pytorch_lora_weights.safetensors": content.encode()}
+    info = {"topic": topic, "base_hash": "b" * 64, "triggers": ["neon"]}
+    files = {"knowledge.json": b"{}", "update.safetensors": content.encode(), "history.json": HISTORY}
     return store.publish(job, info, content * 64, files, b"PNG" + content.encode())
 
 
@@ -44,8 +45,10 @@ async def test_versions_count_up_and_the_highest_is_current(store: KnowledgeStor
     assert store.find("neon") == second
     assert store.find("neon", first.content_hash) == first
     assert list(store.versions("neon")) == [1, 2]
-    assert store.files(first)["pytorch_lora_weights.safetensors"] == b"a"
-    assert first.size_bytes == 3
+    assert store.files(first) == {"knowledge.json": b"{}", "update.safetensors": b"a"}
+    assert store.history(first) == {"history.json": HISTORY}
+    assert first.scores == {"loss": 0.5}
+    assert first.size_bytes == 3, "what edges receive"
     assert store.samples(second) == b"PNGc"
 
 
@@ -118,10 +121,13 @@ async def test_the_places_of_what_is_no_version_are_not_taken(store: KnowledgeSt
 
 async def test_scores_that_no_json_holds_are_left_out(store: KnowledgeStore) -> None:
     scores = {"a": 1, "b": float("nan"), "c": 10**400, "d": "x", "e": 0.5, "f": float("-inf")}
-    info = {"topic": "neon", "base_hash": "b" * 64, "triggers": ["neon"], "scores": scores}
-    assert store.publish("job1", info, "a" * 64, {"knowledge.json": b"{}"}, b"").scores == {"a": 1, "e": 0.5}
-    del info["scores"]
-    assert store.publish("job2", info, "a" * 64, {"knowledge.json": b"{}"}, b"").scores == {}
+    assert figures(scores) == {"a": 1, "e": 0.5}
+    info = {"topic": "neon", "base_hash": "b" * 64, "triggers": ["neon"]}
+    for job, history in enumerate((b"{}", b"[]", b"{", b'{"scores": []}', b'{"scores": {"a": NaN}}')):
+        files = {"knowledge.json": b"{}", "history.json": history}
+        assert store.publish(str(job), info, "a" * 64, files, b"").scores == {}
+    manifest = store.publish("without", info, "a" * 64, {"knowledge.json": b"{}"}, b"")
+    assert (manifest.scores, store.history(manifest)) == ({}, {})
 
 
 async def test_redis_mirrors_the_disk(store: KnowledgeStore, redis: Redis) -> None:
@@ -131,6 +137,7 @@ async def test_redis_mirrors_the_disk(store: KnowledgeStore, redis: Redis) -> No
     assert Manifest.parse(await redis.hget(CATALOGUE_KEY, "neon") or b"") == first
     files = await redis.hgetall(update_key(first.content_hash))
     assert files == {name.encode(): data for name, data in store.files(first).items()}
+    assert b"history.json" not in files
 
     second = publish(store, "job3", content="e")
     assert await sync_knowledge(store, redis) == ["neon"]

@@ -147,7 +147,7 @@ async def test_the_very_next_request_uses_what_was_published(
     again = await provide(edge, asked, prompt=NEON, seed=8)
     assert (used(again), fetched(again)) == ([("neon", 1)], 0)
 
-    newer = await system.publish(changed(updates["neon"], steps=7))
+    newer = await system.publish(changed(updates["neon"], guidance_scale=2.0))
     assert newer.content_hash != manifest.content_hash
     newest = await provide(edge, asked, prompt=NEON)
     assert used(newest) == [("neon", 2)]
