@@ -14,7 +14,6 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
 from dekag.evaluation.studies.makd import BASELINES, COMMAND, FOLDER, STUDIES
-from dekag.makd.config import BITS
 from dekag.stickers import TOPICS
 
 NAMES = {
@@ -175,7 +174,7 @@ def sizes_tried(results: Path) -> list[Row]:
     tried: dict[tuple[str, int, int], list[tuple[int, float]]] = {}
     for row in differing(rows, rank=..., layers=...):
         if row["topic"] in studied:
-            for bits in BITS:
+            for bits in map(int, row["bytes"]):
                 what = (row["config"]["layers"], row["config"]["rank"], bits)
                 found = (row["bytes"][str(bits)], row["rows"][str(bits)]["consistency"])
                 tried.setdefault(what, []).append(found)
