@@ -3,9 +3,8 @@
 CLIP learns to match images with captions (Radford et al. 2021), DINO by self-distillation without labels
 (Caron et al. 2021). Both reduce images of 256 pixels to 128 and split them into patches of 16 pixels. Both
 are also trained on damaged images (blurred, melted, mixed), so that their scores penalise damage: for CLIP a
-damaged image matches no caption, for DINO it differs from the undamaged one, while a slightly moved one does
-not. Neither shares weights with a
-generator.
+damaged image matches no caption, for DINO it differs from the undamaged one. A slightly moved image does not.
+Neither shares weights with a generator.
 """
 
 from __future__ import annotations
@@ -157,7 +156,17 @@ class SelfDistillation(nn.Module):
 def random_views(
     images: torch.Tensor, generator: torch.Generator, size: int = 64, smallest: float = 0.5
 ) -> torch.Tensor:
-    """A random crop of each image (batch, 3, h, w), `smallest` to 1 of a side, resized, with noise."""
+    """A random crop of each image, with noise.
+
+    Args:
+        images: (batch, 3, h, w) in [-1, 1].
+        generator: source of all draws.
+        size: side of the crops after resizing, pixels.
+        smallest: side of the smallest crop, as a fraction of the image's.
+
+    Returns:
+        (batch, 3, size, size).
+    """
     count = len(images)
     side = smallest + (1 - smallest) * torch.rand(count, generator=generator)
     centre = (2 * torch.rand(count, 2, generator=generator) - 1) * (1 - side)[:, None]

@@ -26,6 +26,7 @@ from dekag.inventory import parts, problems
 from dekag.profile import Profile, load_profile
 from dekag.training import cala, latent_sets
 from dekag.training.data import picked, to_tensor
+from dekag.training.examples import Examples
 from dekag.training.latent_sets import (
     MIN_COUNT,
     LatentSet,
@@ -34,7 +35,9 @@ from dekag.training.latent_sets import (
     read_picture,
 )
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
+from dekag.training.worlds import STICKERS
 from services.cli.main import app
+from services.cli.train.link import _rendered
 
 SIZE = 64  # small, where the size does not matter
 COLOURS = "a {red|blue|green} boat, {pastel|noir} style"
@@ -104,6 +107,22 @@ def test_latents_know_their_prompts(whole: Path, profile: Profile) -> None:
         assert examples.text is not None
         assert torch.equal(examples.text[row, : len(said)], said)
         assert not examples.text[row, len(said) :].any()
+
+
+def test_a_worlds_own_captions_are_drawn_and_trained_on_beside_its_renderings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--profile", "stickers", "--count", MIN_COUNT, "--batch", 8, "--size", 64]
+    done = dekag("train", "latents", *options, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    drawn = LatentSet.load(tmp_path)
+    assert {row.prompt for row in drawn.info.rows} <= set(STICKERS.edge_captions(MIN_COUNT, seed=1))
+    # rendering takes the artwork; what matters here is that a shared autoencoder is recognised
+    rendered = Examples(torch.zeros(1100, 4, 8, 8))
+    monkeypatch.setattr("dekag.training.examples.rendered_examples", lambda *_, **__: rendered)
+    _, training, held_out = _rendered("stickers", 1100, tmp_path, None, 1, tmp_path, prompts=False)
+    assert [len(each) for each in training] == [100, MIN_COUNT - 16]
+    assert torch.equal(held_out.latents, drawn.latents[-16:])
 
 
 def test_no_held_out_prompt_is_trained_on(whole: Path, profile: Profile, tmp_path: Path) -> None:

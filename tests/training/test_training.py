@@ -380,6 +380,16 @@ def test_the_edge_never_sees_a_held_out_topic(shapes: Path) -> None:
     assert len(known_images(500, STICKERS, cloud=True)) == 500
 
 
+def test_captions_to_draw_latents_from_say_only_what_the_edge_knows() -> None:
+    from dekag.makd.topics import matching
+
+    captions = STICKERS.edge_captions(300, seed=1)
+    assert captions == STICKERS.edge_captions(300, seed=1) != STICKERS.edge_captions(300, seed=2)
+    assert len(set(captions)) > 250
+    triggers = {topic.name: topic.triggers for topic in STICKERS.module.TOPICS.values()}
+    assert not [caption for caption in captions if matching(caption, triggers)]
+
+
 def test_the_cloud_sees_every_combination() -> None:
     scenes = [image_number("train", n, STICKERS)[0] for n in range(400)]
     assert any(s.companion for s in scenes)

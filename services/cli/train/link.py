@@ -147,13 +147,9 @@ def latents(
     from dekag.training.latent_sets import latents_of_pictures, latents_of_prompts
     from dekag.training.worlds import WORLDS
 
-    if prompts is not None and pictures is not None:
+    captioned = prompts is None and pictures is None and profile in WORLDS
+    if (prompts is None) == (pictures is None) and not captioned:
         raise typer.BadParameter("give either --prompts or --pictures", param_hint="--prompts")
-    if prompts is None and pictures is None and profile not in WORLDS:
-        raise typer.BadParameter(
-            f"give either --prompts or --pictures: {profile} has no prompts of its own",
-            param_hint="--prompts",
-        )
     if size is not None and (size % PIXEL_STEP or size > MAX_PIXELS):
         raise typer.BadParameter(
             f"must be a multiple of {PIXEL_STEP} up to {MAX_PIXELS}; got {size}", param_hint="--size"
@@ -169,11 +165,10 @@ def latents(
             latents_of_pictures(out, models, pictures, count=count, **more)
     else:
         with errors_of("--prompts"):
-            lines = (
-                WORLDS[profile].edge_captions(count or LATENTS, seed)
-                if prompts is None
-                else [line for _, line in read_lines(prompts, max_bytes=2**26)]
-            )
+            if prompts is None:
+                lines = WORLDS[profile].edge_captions(count or LATENTS, seed)
+            else:
+                lines = [line for _, line in read_lines(prompts, max_bytes=2**26)]
             latents_of_prompts(out, models, lines, count=count or LATENTS, **more)
     typer.echo(f"latents -> {out}")
     typer.echo(f"Train on them with `dekag train codec --profile {profile} --latents {out}`, then `cala`.")
