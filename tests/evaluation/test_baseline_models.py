@@ -18,6 +18,7 @@ from services.cli.main import app
 from tests.chain import with_evaluators
 
 
+@pytest.mark.usefixtures("shapes")
 def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     models = with_evaluators(save_dummy_models(tmp_path / "dummy"), tmp_path / "models")
     results = tmp_path / "results"
@@ -25,7 +26,9 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     figures = json.loads((results / "headline.json").read_text())
     assert set(figures) == set(KEYS)
     rows = (results / "first-image" / "edge_heldout.jsonl").read_text().splitlines()
-    assert {json.loads(row)["topic"] for row in rows} == set(TOPICS)
+    topics = {json.loads(row)["topic"] for row in rows}
+    assert len(topics) == 8
+    assert topics <= set(TOPICS)
     made = json.loads((results / "first-image" / "images.json").read_text())
     assert set(made) == {"samples.webp", "subjects.webp"}
     page = REPORT.write(results=results, into=tmp_path)
@@ -41,6 +44,7 @@ def test_one_part_leaves_the_other_figures_alone(dummy_profile: Path, tmp_path: 
     assert (tmp_path / "first-image" / "samples.webp").exists()
 
 
+@pytest.mark.usefixtures("shapes")
 def test_a_profile_without_a_probe_is_measured_as_far_as_it_can_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,8 @@ def as_seen(svg: str) -> str:
 @pytest.mark.parametrize("report", [report for report in REPORTS if report.plots], ids=lambda each: each.page)
 def test_committed_plots_are_what_committed_results_draw(report: Report) -> None:
     drawn = report.draw(ROOT / "results")
-    assert {name.removeprefix(f"{Path(report.page).stem}-") for name in drawn} == {
+    # a plot of figures that have not been measured on the present models stays as it was
+    assert {name.removeprefix(f"{Path(report.page).stem}-") for name in drawn} <= {
         f"{name}.svg" for name in report.plots
     }
     for name, svg in drawn.items():

@@ -3,7 +3,7 @@
 At given channel uses K and a given channel, a digital sender picks for each image what it can expect the
 best PSNR from: format, quality and scale of the image, modulation and code rate. It knows the mean SNR and
 the kind of fading, not the fades. If nothing fits into K, or the payload is lost, the receiver shows the mean
-image of the world, and that is scored: a failure is a result.
+image of what the edge draws, and that is scored: a failure is a result.
 
 Losses are predicted (`dekag.link.outage`), as decoding every cell would take days; `check` really transmits
 and decodes a sample of the deliveries and says how far the predictions are off. ImageSet are the edge's own,
@@ -44,7 +44,6 @@ from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding, largest_p
 from dekag.link.outage import effective_snr_db, powers_db, success
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
-from dekag.training.data import scene_number
 from dekag.training.worlds import STICKERS
 
 Array = npt.NDArray[np.float64]
@@ -72,7 +71,7 @@ VERSION = 1  # raised when the code changes what a ladder comes out as
 
 _MOST_BYTES = 8192
 _PAYLOADS = np.unique(np.geomspace(1, _MOST_BYTES, 40).round().astype(int))  # at which losses are predicted
-_MEAN_IMAGES = 200
+_MEAN_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -131,18 +130,18 @@ def draw_edge_images(edge: Generator, count: int) -> tuple[torch.Tensor, npt.NDA
 def load_image_set(edge: Generator, scorer: ImageScorer, count: int, store: ResultStore) -> ImageSet:
     """`count` images that the edge draws of held-out prompts, with their ladders, which are kept."""
     latents, pixels, seeds = draw_edge_images(edge, count)
-    return prepare_image_set(latents, pixels, seeds, scorer, store)
+    return prepare_image_set(latents, pixels, seeds, mean_image(edge, store), scorer, store)
 
 
 def prepare_image_set(
     latents: torch.Tensor,
     pixels: npt.NDArray[np.uint8],
     seeds: list[int],
+    fallback: Pixels,
     scorer: ImageScorer,
     store: ResultStore,
 ) -> ImageSet:
     """ImageSet with all that a digital sender can expect of sending them."""
-    fallback = mean_image(pixels.shape[2], pixels.shape[1])
     found: dict[tuple[str, bool], list[Ladder]] = {}
     for image in tqdm(pixels, desc="encode"):
         for key, one in image_ladders(image, scorer, store).items():
@@ -152,13 +151,21 @@ def prepare_image_set(
     return ImageSet(latents, pixels, seeds, fallback, values, found)
 
 
-def mean_image(width: int, height: int) -> Pixels:
-    """The mean of rendered training scenes: what a receiver shows that knows the world and nothing else."""
-    scenes = [scene_number("train", n, STICKERS.scenes(cloud=False)) for n in range(_MEAN_IMAGES)]
-    mean = np.mean([STICKERS.render(*scene) for scene in scenes], axis=0).round().astype(np.uint8)
-    if mean.shape[:2] == (height, width):
-        return np.asarray(mean)
-    return decode(encode(mean, "webp", 95), width, height)
+def mean_image(edge: Generator, store: ResultStore) -> Pixels:
+    """The mean of images that the edge draws of training captions, (height, width, 3) uint8.
+
+    A receiver that knows what the edge draws, and nothing of this image, shows it.
+    """
+
+    def make() -> Array:
+        captions = enumerate(STICKERS.edge_captions(_MEAN_IMAGES, seed=0))
+        total = 0.0
+        for seed, caption in tqdm(captions, "mean image", _MEAN_IMAGES):
+            total = total + edge.decoder.decode(edge.latents(caption, seed))[0].astype(np.float64)
+        return np.asarray(total / _MEAN_IMAGES)
+
+    key = content_key(VERSION, edge.model_hash, edge.steps, edge.guidance_scale, _MEAN_IMAGES)
+    return store.array("mean", key, make).round().astype(np.uint8)
 
 
 def image_ladders(image: Pixels, scorer: ImageScorer, store: ResultStore) -> dict[tuple[str, bool], Ladder]:

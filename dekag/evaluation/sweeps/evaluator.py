@@ -31,7 +31,7 @@ from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts, own_prompts, topic_prompts
 from dekag.evaluation.store import ResultStore
-from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, prepare_image_set
+from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, mean_image, prepare_image_set
 from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint
 from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.link.image_coding import decode, encode
@@ -243,8 +243,10 @@ class Evaluator:
         """The cloud's images, and every file that is worth sending of them."""
         key = (topic, count)
         if key not in self._ladders:
-            pixels = self.references(topic, count)
-            self._ladders[key] = prepare_image_set(torch.zeros(0), pixels, [], self.bank.scorer, self.store)
+            pixels, fallback = self.references(topic, count), mean_image(self.bank.edge, self.store)
+            self._ladders[key] = prepare_image_set(
+                torch.zeros(0), pixels, [], fallback, self.bank.scorer, self.store
+            )
         return self._ladders[key]
 
     def score(

@@ -224,7 +224,6 @@ def test_prompts_are_read_as_editors_write_them(tmp_path: Path) -> None:
         ["sweep", "grid.yaml", "--results", "file"],
         ["train", "knowledge", "--out", "file"],
         ["train", "codec", "--runs", "file/runs"],
-        ["world", "--output", "file/world.png"],
         ["credentials", "file"],
     ],
 )
