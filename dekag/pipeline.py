@@ -22,14 +22,16 @@ from torch.nn.utils.rnn import pad_sequence
 from dekag.api.limits import PIXEL_STEP, check_seed
 from dekag.errors import InvalidInputError
 from dekag.link.channel import ChannelState, Reception, compose_hops, transmit
-from dekag.link.conditions import BUILT_IN_TRACES, LinkConditions
+from dekag.link.conditions import BUILT_IN_TRACES, MAX_SNR_DB, MIN_SNR_DB, LinkConditions
 from dekag.link.equalizer import equalize
 from dekag.link.interleaver import deinterleaved, interleaved
 from dekag.numerics import check_finite
 
 if TYPE_CHECKING:
     # Imported where they are needed: the channel service uses this module without any model's libraries.
+    from dekag.api.schemas import Restoration
     from dekag.cala.rate import QualityModel
+    from dekag.cala.restoration import RestorationTable
     from dekag.codec import Modulation
     from dekag.generation.images import Pixels
     from dekag.generation.models import Generator
@@ -48,12 +50,14 @@ class ConditionedCodec(Protocol):
     Attributes:
         base_hash: hash of the codec's folder, for error messages; empty if unknown.
         quality: the PSNR to expect at each rate; None where it was not measured.
+        restoration: the timesteps for a `Restorer`; None where they were not measured.
         text_width: width of the prompts' states that it reads; 0 if it reads none.
         interleaved: whether symbols are sent interleaved.
     """
 
     base_hash: str
     quality: QualityModel | None
+    restoration: RestorationTable | None
 
     @property
     def text_width(self) -> int:
@@ -271,6 +275,41 @@ class Receiver:
         latents = self.codec.decode(symbols, latent_shape, torch.stack(known), text=_padded(text, self.codec))
         check_finite(latents, "decode", seeds=seeds, model_hash=self.codec.base_hash)
         return latents
+
+    def expected_psnr_db(self, reception: Reception, *, source_values: int) -> float:
+        """PSNR to expect of one reception's image, dB, as its receiver knows it.
+
+        The quality table is read at the SNR of a channel without fading that has the same capacity as the
+        reception's blocks.
+
+        Args:
+            reception: what arrived of one image.
+            source_values: values of the image, 3 * width * height.
+
+        Raises:
+            InvalidInputError: the codec's quality was not measured.
+        """
+        from dekag.cala.conditions import block_snr_db
+
+        if (quality := self.codec.quality) is None:
+            allowed = "given to a codec with transmission knowledge that says what quality to expect"
+            raise InvalidInputError("reception", allowed, "none")
+        blocks = block_snr_db(reception.gains, reception.no, reception.gain_errors)[0].double()
+        bits = torch.log2(1 + 10 ** (blocks / 10)).mean()
+        snr_db = float(10 * torch.log10((2**bits - 1).clamp_min(1e-12)))
+        steady = LinkConditions(fading="awgn", snr_db=min(max(snr_db, MIN_SNR_DB), MAX_SNR_DB))
+        return quality.expected_psnr_db(reception.symbols.shape[1] / source_values, steady)
+
+    def timestep(self, reception: Reception, *, source_values: int) -> int:
+        """The timestep with which a `Restorer` improves what was decoded of one reception.
+
+        Raises:
+            InvalidInputError: the codec has no transmission knowledge that says so.
+        """
+        if (table := self.codec.restoration) is None:
+            allowed = "none: there is no transmission knowledge that says how to restore with this codec"
+            raise InvalidInputError("link.restoration", allowed, "denoiser")
+        return table.timestep(self.expected_psnr_db(reception, source_values=source_values))
 
 
 def _padded(text: Text, codec: ConditionedCodec) -> torch.Tensor | None:
@@ -594,6 +633,7 @@ class SemanticLink:
         cbr: float = DEFAULT_CBR,
         target_psnr_db: float | None = None,
         modulation: Modulation | None = None,
+        restoration: Restoration = "none",
     ) -> ReceivedImage:
         """Generate an image, send it and decode what arrives.
 
@@ -612,6 +652,7 @@ class SemanticLink:
             cbr: channel uses per source value, 3 * width * height.
             target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, instead.
             modulation: the constellation; default: that of the codec's training.
+            restoration: "denoiser": the receiver improves the latent by one step of the edge's denoiser.
 
         Raises:
             InvalidInputError: names the argument that has another shape or range.
@@ -632,10 +673,11 @@ class SemanticLink:
             modulation=modulation,
             text=[self.side_information(prompt)],
         )
-        (reference,), (pixels,) = (
-            generator.decoder.decode(each, [seed]) for each in (latents, result.latents)
-        )
         (rate,), (reception,) = result.rates, result.receptions
+        received = result.latents
+        if restoration == "denoiser":
+            received = self._restored(received, reception, prompt, seed)
+        (reference,), (pixels,) = (generator.decoder.decode(each, [seed]) for each in (latents, received))
         return ReceivedImage(
             pixels, reference, seed, rate.channel_uses, sum(reception.pilot_uses), rate.expected_psnr_db
         )
@@ -643,6 +685,15 @@ class SemanticLink:
     def side_information(self, prompt: str) -> torch.Tensor | None:
         """The states (tokens, text_width) of a prompt for `send`; None if the codec reads no prompts."""
         return self.generator.reader.side_information(prompt) if self.sender.codec.text_width else None
+
+    def _restored(self, latents: torch.Tensor, reception: Reception, prompt: str, seed: int) -> torch.Tensor:
+        """One image's received latents (1, channels, h, w) after a step of the edge's denoiser."""
+        from dekag.generation.restorer import Restorer
+
+        _, channels, height, width = latents.shape
+        values = self._source_values((channels, height, width))
+        timestep = self.receiver.timestep(reception, source_values=values)
+        return Restorer(self.generator).restore(latents, prompt, timestep=timestep, seeds=[seed])
 
     def _source_values(self, latent_shape: LatentShape) -> int:
         _, height, width = latent_shape

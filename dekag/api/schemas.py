@@ -37,6 +37,8 @@ Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
 """Constellations of the codec's symbols."""
 SideInformation = Literal["prompt", "none"]
 """What sender and receiver know besides the symbols."""
+Restoration = Literal["none", "denoiser"]
+"""What the receiver does to a latent between decoding and rendering it."""
 ImageFormat = Literal["webp", "avif", "jpeg"]
 LongPrompt = Literal["read", "refuse"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
@@ -184,6 +186,14 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
         examples=["prompt"],
     )
 
+    restoration: Restoration = Field(
+        default="none",
+        description="What the receiver does to the decoded latent before it renders it. denoiser: one step "
+        "of the edge's denoiser, with the prompt unless side_information withholds it; it needs the edge's "
+        'model at the receiver. Delivery "semantic" only.',
+        examples=["none"],
+    )
+
     @field_validator("target_psnr_db")
     @classmethod
     def _target_goes_with_auto(cls, target: float | None, info: ValidationInfo) -> float | None:
@@ -315,6 +325,7 @@ _FadingName = Annotated[str, Field(json_schema_extra=_list_fadings)]
 _DeliveryName = Annotated[str, _listed(Delivery)]
 _ModulationName = Annotated[str, _listed(Modulation)]
 _SideInformationName = Annotated[str, _listed(SideInformation)]
+_RestorationName = Annotated[str, _listed(Restoration)]
 _FormatName = Annotated[str, _listed(ImageFormat)]
 _CsiName = Annotated[str, _listed(Csi)]
 _EqualizerName = Annotated[str, _listed(EqualizerKind)]
@@ -463,6 +474,12 @@ class LinkReport(_Response):
         description="What the codec knew besides the symbols: prompt, or none if it reads no prompts or was "
         "not to. Semantic deliveries only.",
         examples=["prompt"],
+    )
+    restoration: _RestorationName | None = Field(
+        default=None,
+        description="What the receiver did to the decoded latent before it rendered it. Semantic deliveries "
+        "only.",
+        examples=["none"],
     )
     target_psnr_db: float | None = Field(default=None, description="As requested, dB.", examples=[24.0])
     expected_psnr_db: float | None = Field(

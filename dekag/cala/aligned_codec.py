@@ -36,6 +36,7 @@ class AlignedCodec:
         content_hash: of the knowledge, empty without any; what sender and receiver must agree on besides
             base_hash.
         quality: the expected PSNR at each rate; None if it was not measured.
+        restoration: the timesteps for a `Restorer`; None if they were not measured.
         text_width: width of the prompts' states that it reads; 0 if it reads none.
         interleaved: whether symbols are sent interleaved.
         max_batch: largest batch of the codec without knowledge.
@@ -59,6 +60,7 @@ class AlignedCodec:
         self.knowledge = knowledge
         self.content_hash = "" if knowledge is None else knowledge.content_hash
         self.quality = None if knowledge is None else knowledge.quality
+        self.restoration = None if knowledge is None else knowledge.restoration
         self._adapted = None if knowledge is None else self._adapt(knowledge)
         self.codec: LatentCodec = codec if self._adapted is None else self._adapted.codec
         self.text_width = codec.text_width if self._adapted is None else self._adapted.text_width

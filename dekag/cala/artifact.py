@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from dekag.artifacts import UNREADABLE, Artifact
 from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
+from dekag.cala.restoration import RestorationTable
 from dekag.codec import LatentCodec
 from dekag.documents import parse_json, read_json
 from dekag.errors import MismatchError
@@ -42,7 +43,8 @@ class TransmissionKnowledge(Artifact):
     Immutable; created by `new` or `of_method`, or read by `from_files` and `load`.
 
     Attributes:
-        info: content of knowledge.json: kind, base_hash, config, scores, quality; method, unless it is CALA.
+        info: content of knowledge.json: kind, base_hash, config, scores, quality, restoration; method,
+            unless it is CALA.
         content_hash: SHA-256 (hex) of its content.
     """
 
@@ -105,6 +107,12 @@ class TransmissionKnowledge(Artifact):
         return QualityModel.from_json(self.info["quality"]) if self.info.get("quality") else None
 
     @property
+    def restoration(self) -> RestorationTable | None:
+        """The timesteps of the denoiser for what this codec leaves of errors, if they were measured."""
+        found = self.info.get("restoration")
+        return RestorationTable.from_json(found) if found else None
+
+    @property
     def method(self) -> str:
         """Name of its method."""
         return str(self.info["method"]["name"]) if "method" in self.info else CALA
@@ -164,7 +172,7 @@ class TransmissionKnowledge(Artifact):
         for name, tensor in self.tensors().items():
             if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
                 raise ValueError(name)
-        _ = self.quality
+        _ = self.quality, self.restoration
 
     def _check_config(self, config: CalaConfig) -> None:
         """Raises ValueError unless layers are plain names: PEFT would match a pattern, however expensive."""

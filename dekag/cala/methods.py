@@ -21,6 +21,7 @@ from dekag.cala.artifact import CALA, TransmissionKnowledge
 from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
 from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
+from dekag.cala.restoration import RestorationTable
 from dekag.codec import JsccCodec, LatentCodec, Modulation
 from dekag.codec.jscc import PromptedLayer, modulation_for, with_text
 from dekag.errors import InvalidInputError, MismatchError
@@ -39,6 +40,7 @@ class AdaptedCodec(nn.Module):
         groups: number of groups of conditions with separate parameters; 1 if there are none.
         base_hash: hash of the codec's folder; empty, as it is unknown here.
         quality: the expected PSNR at each rate; None, as it is unknown here.
+        restoration: the timesteps for a `Restorer`; None, as they are unknown here.
         name, title: for plug-ins: name for `build`, and label in figures.
         learning_rate: for plug-ins: peak learning rate.
         sized: for plug-ins: whether the constructor takes a codec and a size, 1 to 64, that determines the
@@ -48,6 +50,7 @@ class AdaptedCodec(nn.Module):
     groups = 1
     base_hash: str = ""
     quality: QualityModel | None = None
+    restoration: RestorationTable | None = None
     name: ClassVar[str]
     title: ClassVar[str] = ""
     learning_rate: ClassVar[float] = 1e-2

@@ -255,14 +255,14 @@ class Generator:
         **states: Any,
     ) -> torch.Tensor:
         """Latents of prompts with one window each, or of states of equal length."""
-        states = {name: self._for_denoiser(each) for name, each in states.items()}
+        states = {name: self.for_denoiser(each) for name, each in states.items()}
         if prompts is None and self.reader.masked:
             states = {"negative_prompt": None, **states}
         latents: torch.Tensor = self.pipeline(
             prompt=None if prompts is None else list(prompts),
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-            latents=self._for_denoiser(self._noise(seeds, width, height)),
+            latents=self.for_denoiser(self._noise(seeds, width, height)),
             width=width,
             height=height,
             output_type="latent",
@@ -282,7 +282,8 @@ class Generator:
             [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         )
 
-    def _for_denoiser(self, values: torch.Tensor) -> torch.Tensor:
+    def for_denoiser(self, values: torch.Tensor) -> torch.Tensor:
+        """Values as the denoiser takes them: on its device, floating-point numbers in its format."""
         device, dtype = placement.device_and_dtype(self._denoiser)
         return values.to(device, dtype) if values.is_floating_point() else values.to(device)
 

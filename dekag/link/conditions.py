@@ -11,6 +11,9 @@ from pydantic_core import PydanticCustomError
 from dekag import plugins
 from dekag.errors import InvalidInputError
 
+MIN_SNR_DB, MAX_SNR_DB = -20.0, 40.0
+"""Allowed mean SNR, dB."""
+
 BLOCKS = 8
 """J: groups of channel uses that share one gain (sub-bands of one slot)."""
 
@@ -61,8 +64,8 @@ class LinkConditions(BaseModel):
 
     snr_db: float = Field(
         default=10.0,
-        ge=-20.0,
-        le=40.0,
+        ge=MIN_SNR_DB,
+        le=MAX_SNR_DB,
         allow_inf_nan=False,
         description="Mean Es/N0 per complex channel use, dB; -20 to 40.",
         examples=[10.0],

@@ -60,6 +60,7 @@ _FADING_NAMES = {value: name for name, value in FADINGS.items()}
 CSIS = enum_values(downlink_pb2.Csi)
 MODULATIONS = enum_values(downlink_pb2.Modulation)
 SIDE_INFORMATION = enum_values(downlink_pb2.SideInformation)
+RESTORATIONS = enum_values(downlink_pb2.Restoration)
 EQUALIZERS = enum_values(downlink_pb2.Equalizer)
 FORMATS = enum_values(downlink_pb2.ImageFormat)
 LONG_PROMPTS = enum_values(downlink_pb2.LongPrompt)
@@ -86,6 +87,8 @@ class DeliveryRequest:
             needs. Semantic delivery only.
         modulation: where the codec's symbols may lie; None: the sender chooses. Semantic deliveries only.
         side_information: "prompt" or "none": what sender and receiver know besides the symbols.
+        restoration: "none" or "denoiser": what the receiver does to the decoded latent. Semantic delivery
+            only.
         target_psnr_db: the sender chooses the smallest rate that it expects to reach this, 5 to 60; None if
             `cbr` says the rate. Semantic delivery only.
         image_format: "webp", "avif" or "jpeg": the image file of a conventional delivery.
@@ -103,6 +106,7 @@ class DeliveryRequest:
     knowledge: tuple[str, ...] | None = None
     modulation: Modulation | None = None
     side_information: str = "prompt"
+    restoration: str = "none"
     target_psnr_db: float | None = None
     image_format: str = DEFAULT_FORMAT
     details: bool = False
@@ -151,6 +155,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         knowledge=() if delivery == "semantic-unaligned" else knowledge,
         modulation=_modulation(message.modulation),
         side_information=_side_information(message.side_information),
+        restoration=_restoration(message.restoration, delivery),
         target_psnr_db=target,
         image_format=image_format(message.image_format),
         on_long_prompt=long_prompt(message.on_long_prompt),
@@ -172,6 +177,7 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         knowledge=() if request.knowledge is None else request.knowledge or ("none",),
         modulation=MODULATIONS.get(request.modulation or "auto", 0),
         side_information=SIDE_INFORMATION[request.side_information],
+        restoration=RESTORATIONS[request.restoration],
         target_psnr_db=request.target_psnr_db,
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
@@ -316,6 +322,14 @@ def _modulation(value: int) -> Modulation | None:
 
 def _side_information(value: int) -> str:
     return _name_of(SIDE_INFORMATION, value, "link.side_information") if value else "prompt"
+
+
+def _restoration(value: int, delivery: str) -> str:
+    name = _name_of(RESTORATIONS, value, "link.restoration") if value else "none"
+    if name != "none" and delivery != "semantic":
+        allowed = "none unless delivery is semantic, whose adapters say how to restore"
+        raise InvalidInputError("link.restoration", allowed, name)
+    return name
 
 
 def _name_of(names: dict[str, Any], value: int, field: str) -> str:

@@ -25,6 +25,7 @@ from services.common.converters import (
     FORMATS,
     LONG_PROMPTS,
     MODULATIONS,
+    RESTORATIONS,
     SIDE_INFORMATION,
     enum_name,
     link_from_proto,
@@ -51,6 +52,7 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         knowledge=request.knowledge,
         modulation=MODULATIONS.get(request.link.modulation, 0),  # auto: none of them
         side_information=SIDE_INFORMATION[request.link.side_information],
+        restoration=RESTORATIONS[request.link.restoration],
         target_psnr_db=request.link.target_psnr_db,
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],

@@ -118,6 +118,28 @@ SIDE_INFORMATION_PROMPT: SideInformation.ValueType  # 1
 SIDE_INFORMATION_NONE: SideInformation.ValueType  # 2
 Global___SideInformation: _TypeAlias = SideInformation  # noqa: Y015
 
+class _Restoration:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RestorationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Restoration.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESTORATION_UNSPECIFIED: _Restoration.ValueType  # 0
+    """as RESTORATION_NONE"""
+    RESTORATION_NONE: _Restoration.ValueType  # 1
+    RESTORATION_DENOISER: _Restoration.ValueType  # 2
+    """one step of the edge's denoiser"""
+
+class Restoration(_Restoration, metaclass=_RestorationEnumTypeWrapper):
+    """What the receiver does to a decoded latent before it renders it."""
+
+RESTORATION_UNSPECIFIED: Restoration.ValueType  # 0
+"""as RESTORATION_NONE"""
+RESTORATION_NONE: Restoration.ValueType  # 1
+RESTORATION_DENOISER: Restoration.ValueType  # 2
+"""one step of the edge's denoiser"""
+Global___Restoration: _TypeAlias = Restoration  # noqa: Y015
+
 class _ImageFormat:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -344,6 +366,7 @@ class ProvideRequest(_message.Message):
     DETAILS_FIELD_NUMBER: _builtins.int
     ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
     SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
+    RESTORATION_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it directly, each channel derives its own seed from it"""
@@ -368,6 +391,8 @@ class ProvideRequest(_message.Message):
     """also send Reference.iq, for plots of the constellation; requires measure"""
     on_long_prompt: Global___LongPrompt.ValueType
     side_information: Global___SideInformation.ValueType
+    restoration: Global___Restoration.ValueType
+    """DELIVERY_SEMANTIC only"""
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -394,10 +419,11 @@ class ProvideRequest(_message.Message):
         details: _builtins.bool = ...,
         on_long_prompt: Global___LongPrompt.ValueType = ...,
         side_information: Global___SideInformation.ValueType = ...,
+        restoration: Global___Restoration.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "link", b"link", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "restoration", b"restoration", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015

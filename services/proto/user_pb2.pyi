@@ -170,6 +170,7 @@ class LinkReport(_message.Message):
     PILOT_USES_FIELD_NUMBER: _builtins.int
     MODULATION_FIELD_NUMBER: _builtins.int
     SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
+    RESTORATION_FIELD_NUMBER: _builtins.int
     TARGET_PSNR_DB_FIELD_NUMBER: _builtins.int
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     PROMPT_READ_FIELD_NUMBER: _builtins.int
@@ -205,6 +206,8 @@ class LinkReport(_message.Message):
     """What the codec knew besides the symbols: prompt, or none if it reads no prompts or was not to. Semantic deliveries
     only.
     """
+    restoration: _downlink_pb2.Restoration.ValueType
+    """What the receiver did to the decoded latent before it rendered it. Semantic deliveries only."""
     target_psnr_db: _builtins.float
     """As requested, dB."""
     expected_psnr_db: _builtins.float
@@ -268,6 +271,7 @@ class LinkReport(_message.Message):
         pilot_uses: _builtins.int = ...,
         modulation: _downlink_pb2.Modulation.ValueType = ...,
         side_information: _downlink_pb2.SideInformation.ValueType = ...,
+        restoration: _downlink_pb2.Restoration.ValueType = ...,
         target_psnr_db: _builtins.float | None = ...,
         expected_psnr_db: _builtins.float | None = ...,
         prompt_read: _abc.Mapping[_builtins.str, _downlink_pb2.PromptRead] | None = ...,
@@ -276,7 +280,7 @@ class LinkReport(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "scores", b"scores", "seed", b"seed", "side_information", b"side_information", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "restoration", b"restoration", "scores", b"scores", "seed", b"seed", "side_information", b"side_information", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
+    from dekag.generation.restorer import Restorer
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
@@ -92,6 +93,8 @@ class UserServicer(UserBase):
         )
         self._codecs = CodecCache(settings, self._cache, self._fetch_adapters)
         self._prompts = PromptStates(settings)
+        self._restoring = ModelWorker("restorer", threads=settings.threads, max_queue=settings.max_queue)
+        self._restorer: Restorer | None = None  # loaded by the first request that asks for it
         self._decoder: LatentDecoder
         self._profile: Profile
 
@@ -110,7 +113,8 @@ class UserServicer(UserBase):
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
         for worker in (
-            self._demodulating, self._rendering, self._comparing, self._decoding, self._prompts
+            self._demodulating, self._rendering, self._comparing, self._decoding, self._prompts,
+            self._restoring,
         ):  # fmt: skip
             worker.close()
         await self.downstream.close()
@@ -198,6 +202,10 @@ class UserServicer(UserBase):
         job = _DecodeJob(codec, reception, (channels, height, width), request, text)
         latents, seconds = await self._decoding.run(job)
         transmission.add_stage("user.decode", seconds)
+        if request.restoration == "denoiser":
+            timestep = Receiver(codec).timestep(reception, source_values=request.source_values)
+            latents, seconds = await self._restoring.run(self._restore, latents, request, timestep)
+            transmission.add_stage("user.restore", seconds)
         return latents, sent_bytes
 
     async def _image(
@@ -240,6 +248,18 @@ class UserServicer(UserBase):
         except (InvalidInputError, ValueError) as error:
             raise FrameError(f"reference: {error}") from error
 
+    def _restore(self, latents: torch.Tensor, request: DeliveryRequest, timestep: int) -> torch.Tensor:
+        """Latents (1, *shape) after a step of the edge's denoiser, which is loaded if it is not there."""
+        from dekag.generation.models import Generator
+        from dekag.generation.restorer import Restorer
+
+        if self._restorer is None:
+            edge = Generator.from_profile(self._profile, "edge", self._settings.placement())
+            self._restorer = Restorer(edge)
+        prompt = "" if request.side_information == "none" else request.prompt
+        restored: torch.Tensor = self._restorer.restore(latents, prompt, timestep=timestep, seeds=[request.seed])
+        return restored
+
     def _render(self, latents: torch.Tensor, seed: int) -> Pixels:
         """Decodes a single image: a batch is hardly faster, and would change the bits of an image."""
         pixels: Pixels = self._decoder.decode(latents, [seed])[0]
@@ -270,6 +290,8 @@ class UserServicer(UserBase):
             expected_psnr_db=sent.expected_psnr_db if sent.HasField("expected_psnr_db") else None,
             coding=header.coding if header.HasField("coding") else None,
         )
+        if request.jscc:
+            report.restoration = converters.RESTORATIONS[request.restoration]
         if header.HasField("coding"):
             report.image_format = converters.FORMATS[request.image_format]
         if transmission.states:

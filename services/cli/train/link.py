@@ -403,6 +403,45 @@ def cala(
     typer.echo(f"To use it in a running system: `dekag publish {folder}`.")
 
 
+def restoration(
+    latents: Annotated[
+        Path,
+        typer.Option(
+            help="Latent set that the profile's edge generated (`dekag train latents --prompts`).",
+            rich_help_panel=DATA,
+        ),
+    ],
+    count: Annotated[int, typer.Option(min=2, help="Latents to send over each channel.")] = 8,
+    seed: TrainingSeed = 1,
+    profile: Profile = "stickers",
+    threads: Threads = 1,
+    out: Out = None,
+) -> None:
+    """Measure the denoiser's timesteps for `link.restoration`; adds them to the transmission knowledge."""
+    use_threads(threads)
+    from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.cala.artifact import TransmissionKnowledge
+    from dekag.generation.models import Generator
+    from dekag.generation.restorer import Restorer
+    from dekag.pipeline import SemanticLink
+    from dekag.training.restoration import fit_restoration
+
+    models, data = _own_latents(latents, profile)
+    if models.adapters is None:
+        raise typer.BadParameter("names no adapters to add the timesteps to", param_hint="--profile")
+    rows = [row for row in data.info.rows[: -data.info.held_out] if row.prompt][:count]
+    if len(rows) < count or data.info.rows[: len(rows)] != rows:
+        raise typer.BadParameter(
+            f"holds fewer than {count} latents of prompts to train on", param_hint="--latents"
+        )
+    edge = Generator.from_profile(models, "edge")
+    link = SemanticLink(AlignedCodec.load(models.codec, models.adapters), edge)
+    table = fit_restoration(link, Restorer(edge), data.latents[:count], [row.prompt for row in rows], seed=seed)
+    folder = Path(models.adapters) if out is None else out
+    TransmissionKnowledge.load(models.adapters).with_info(restoration=table.to_json()).save(folder)
+    typer.echo(f"{json.dumps(table.to_json())} -> {folder}")
+
+
 def _own_codec(folder: Path | None, models: Any, data: Any) -> Path:
     """Folder of the codec to adapt: `folder`, else the profile's; checked to fit the latents."""
     base = Path(models.codec) if folder is None else folder

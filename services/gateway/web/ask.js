@@ -34,7 +34,10 @@ function request(data, delivery) {
     link.cbr = chosen ? "auto" : rate === "auto" ? 1 / 96 : rate;
     if (chosen) link.target_psnr_db = of("target_psnr_db");
   } else body.image_format = data.get("image_format");
-  if (delivery === "semantic") body.knowledge = data.get("knowledge");
+  if (delivery === "semantic") {
+    body.knowledge = data.get("knowledge");
+    link.restoration = data.get("restoration");
+  }
   return body;
 }
 
