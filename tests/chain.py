@@ -76,6 +76,9 @@ def with_adapters(profile: Path, folder: Path, knowledge: TransmissionKnowledge)
     return folder
 
 
+RESTORATION = {"psnrs_db": [10.0, 40.0], "timesteps": [500, 1]}
+
+
 def with_reading_codec(profile: Path, folder: Path, *, text_width: int) -> Path:
     """A copy of ``profile`` in ``folder`` whose codec is folded and interleaved, and adapted to prompts."""
     torch.manual_seed(4)
@@ -83,7 +86,8 @@ def with_reading_codec(profile: Path, folder: Path, *, text_width: int) -> Path:
     codec = JsccCodec(width=8, blocks=2, fold=4, interleaved=True, adaptive_modulation=True)
     codec.save_pretrained(folder / "codec")
     config = cala_config(codec, 2, text_width)
-    adapters(folder / "codec", 5, config, quality=QUALITY).save(folder / "cala")
+    known = {"quality": QUALITY, "restoration": RESTORATION}
+    adapters(folder / "codec", 5, config, **known).save(folder / "cala")
     described = json.loads((folder / "profile.json").read_text())
     (folder / "profile.json").write_text(json.dumps({**described, "adapters": "cala"}))
     return folder

@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from dekag import SemanticLink
-from dekag.errors import MismatchError
+from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.images import to_png
 from dekag.generation.side_information import SideInformation
 from dekag.link import LinkConditions
@@ -67,6 +67,34 @@ async def test_a_prompt_is_read_unless_it_is_withheld(reading: Chain, asked: Del
     assert [names[each.report.side_information] for each in (told, untold)] == ["prompt", "none"]
     alone = await receive(reading, asked, delivery="semantic-unaligned")
     assert names[alone.report.side_information] == "none", "the codec alone reads no prompts"
+
+
+async def test_a_latent_is_restored_as_in_the_library(
+    reading: Chain, asked: DeliveryRequest, profile: Path
+) -> None:
+    plain = await receive(reading, asked)
+    restored = await receive(reading, asked, restoration="denoiser")
+    untold = await receive(reading, asked, restoration="denoiser", side_information="none")
+    assert len({plain.png, restored.png, untold.png}) == 3
+    names = {number: name for name, number in converters.RESTORATIONS.items()}
+    assert [names[each.report.restoration] for each in (plain, restored)] == ["none", "denoiser"]
+    assert "user.restore" in {stage.stage for stage in restored.report.stages}
+    assert "user.restore" not in {stage.stage for stage in plain.report.stages}
+    ours = SemanticLink.load(profile).image(
+        asked.prompt, asked.link, seed=asked.seed, cbr=asked.cbr, width=64, height=64, restoration="denoiser"
+    )
+    assert to_png(ours.pixels) == restored.png
+
+
+async def test_restoration_is_refused_where_nobody_knows_how(
+    own_data: None, reading: Chain, dummy_profile: Path, redis_url: str, asked: DeliveryRequest
+) -> None:
+    for delivery in ("semantic-unaligned", "conventional"):
+        with pytest.raises(InvalidInputError, match=r"link\.restoration must be none unless"):
+            await receive(reading, asked, restoration="denoiser", delivery=delivery)
+    async with running_chain(dummy_profile, redis_url) as chain:
+        with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
+            await receive(chain, asked, restoration="denoiser")
 
 
 @pytest.mark.parametrize(
