@@ -22,6 +22,7 @@ from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt
 from dekag.generation.loading import folder_hash, load_component
 from dekag.generation.models import Generator
+from dekag.generation.restorer import Restorer
 from dekag.generation.side_information import SideInformation
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
@@ -129,8 +130,14 @@ class ModelBank:
         """The codec as it is, "base", and, if the profile has them, with its "adapters"."""
         found: dict[str, AdaptedCodec] = {"base": AdaptedCodec(self.codec)}
         if self.profile.adapters is not None:
-            found["adapters"] = attached(self.codec, self.adapters)
+            found["adapters"] = adapted = attached(self.codec, self.adapters)
+            adapted.quality, adapted.restoration = self.adapters.quality, self.adapters.restoration
         return found
+
+    @cached_property
+    def restorer(self) -> Restorer:
+        """The edge's denoiser as a receiver uses it."""
+        return Restorer(self.edge)
 
     def unaligned_codec(self) -> AdaptedCodec:
         """The codec without any alignment, a copy that nothing else shares."""

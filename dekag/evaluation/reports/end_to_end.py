@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ TITLES = {
     "makd": "MAKD alone",
     "cala": "CALA alone",
     "deka-g": "DeKA-g",
+    "deka-g-restored": "DeKA-g, restored at the receiver",
     "digital": "best digital",
+    "prompt-only": "prompt only",
+    "prompt-only-taught": "prompt and update only",
 }
 STYLES = {
     "unaligned": ("no alignment", plots.BASE),
@@ -84,7 +88,7 @@ def deliveries_table(results: Path) -> Lines:
                 f"{means['clip']:.3f}",
                 f"{means['dino']:.3f}",
                 f"{100 * means['probe']:.0f} %",
-                f"{means['psnr_db']:.1f}",
+                f"{means['psnr_db']:.1f}" if math.isfinite(means["psnr_db"]) else "–",
                 f"{np.mean([row['channel_uses'] for row in own]):.0f}",
                 f"{np.mean([row['backhaul_bytes'] for row in own]):.0f}",
             ]

@@ -92,7 +92,8 @@ def per_image(rows: Sequence[Row], delivery: str, metric: str = "consistency") -
     for row in rows:
         if row["cell"]["delivery"]["name"] == delivery:
             topics.setdefault(row["cell"]["topic"], []).append(row["metrics"][metric])
-    means: Array = np.concatenate([np.mean(values, axis=0) for values in topics.values()])
+    # None, where a metric has no value, becomes NaN
+    means: Array = np.concatenate([np.mean(np.array(each, float), axis=0) for each in topics.values()])
     return means
 
 

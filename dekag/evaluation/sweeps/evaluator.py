@@ -27,6 +27,7 @@ import numpy.typing as npt
 import torch
 
 from dekag import plugins
+from dekag.cala.methods import AdaptedCodec
 from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts, own_prompts, topic_prompts
@@ -37,9 +38,9 @@ from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.link.image_coding import decode, encode
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile, read_topics
+from dekag.pipeline import LinkResult, Receiver, SemanticLink
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
-from dekag.training.cala import deliver
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
@@ -118,6 +119,9 @@ class Evaluator:
     store: ResultStore
     _latents: dict[tuple[str, int, bool], torch.Tensor] = field(default_factory=dict)
     _ladders: dict[tuple[str, int], ImageSet] = field(default_factory=dict)
+    _without_a_link: dict[tuple[str, int, bool, tuple[str, ...]], dict[str, Array]] = field(
+        default_factory=dict
+    )
 
     def prompts(self, topic: str, count: int) -> list[Prompt]:
         """Held-out test prompts of a topic."""
@@ -181,21 +185,62 @@ class Evaluator:
         return Measurement(chosen, uses, sent, update_bytes, round(time.perf_counter() - start, 3))
 
     def _semantic(self, point: EvaluationPoint) -> tuple[dict[str, Array], float]:
+        if point.delivery.codec == "prompt":
+            return self._prompt_only(point), 0.0
         if point.delivery.codec not in self.bank.codecs:
             raise InvalidInputError(
-                "codec", f"one of {', '.join([*self.bank.codecs, *DIGITAL])}", point.delivery.codec
+                "codec", f"one of {', '.join([*self.bank.codecs, 'prompt', *DIGITAL])}", point.delivery.codec
             )
         latents = self.latents(point.topic, point.prompts, point.delivery.knowledge)
         prompts = self.prompts(point.topic, point.prompts)
         sent = self.bank.edge.decoder.decode(latents)
         seeds = [channel_seed(point, seed) for *_, seed in prompts]
         codec = self.bank.codecs[point.delivery.codec]
-        text = self.bank.texts(codec, [prompt for _, prompt, _ in prompts])
-        received = deliver(codec, latents, point.cbr, point.link, seeds, text=text)
+        said = [prompt for _, prompt, _ in prompts]
+        values = sent[0].size
+        result = SemanticLink(codec).send(
+            latents.float(), [point.link] * len(latents), seeds,
+            source_values=values,
+            channel_uses=max(1, round(point.cbr * values)),
+            text=self.bank.texts(codec, said),
+        )  # fmt: skip
+        received = result.latents
+        if point.delivery.restoration:
+            received = self._restored(codec, result, said, values)
         shown = self.bank.edge.decoder.decode(received)
         references = self.references(point.topic, point.prompts)
         found = self.score(point.metrics, shown, sent, references, prompts)
-        return found, float(max(1, round(point.cbr * sent[0].size)))
+        return found, float(result.rates[0].channel_uses)
+
+    def _restored(
+        self, codec: AdaptedCodec, result: LinkResult, prompts: Sequence[str], values: int
+    ) -> torch.Tensor:
+        """Received latents after one step of the edge's denoiser."""
+        receiver = Receiver(codec)
+        rows = zip(result.latents.split(1), result.receptions, prompts, strict=True)
+        return torch.cat(
+            [
+                self.bank.restorer.restore(
+                    latents, prompt, timestep=receiver.timestep(reception, source_values=values)
+                )
+                for latents, reception, prompt in rows
+            ]
+        )
+
+    def _prompt_only(self, point: EvaluationPoint) -> dict[str, Array]:
+        """Metrics of what the user's device draws itself; there is no image that was sent."""
+        key = (point.topic, point.prompts, point.delivery.knowledge, tuple(point.metrics))
+        if key in self._without_a_link:
+            return self._without_a_link[key]
+        latents = self.latents(point.topic, point.prompts, point.delivery.knowledge)
+        prompts = self.prompts(point.topic, point.prompts)
+        shown = self.bank.edge.decoder.decode(latents)
+        references = self.references(point.topic, point.prompts)
+        compared = [name for name in point.metrics if name in REFERENCE_METRICS]
+        found = self.score(compared, shown, shown, references, prompts)
+        nothing = np.full(len(shown), np.nan)
+        self._without_a_link[key] = {name: found.get(name, nothing) for name in point.metrics}
+        return self._without_a_link[key]
 
     def _digital(self, point: EvaluationPoint) -> tuple[dict[str, Array], float, float]:
         """Expected metrics, channel uses and backhaul bytes of a digital delivery."""

@@ -48,7 +48,7 @@ DIGITAL = {
 }
 """Digital deliveries and the formats that their sender picks from."""
 
-Codec = Literal["base", "adapters", "digital", "digital-webp", "digital-avif", "digital-jpeg"]
+Codec = Literal["base", "adapters", "prompt", "digital", "digital-webp", "digital-avif", "digital-jpeg"]
 
 REFERENCE_METRICS = ("clip", "dino", "consistency", "probe")
 """Metrics of the received image against the cloud's; all others are those of `dekag.plugins`."""
@@ -69,9 +69,22 @@ class Delivery(BaseModel):
     knowledge: bool = Field(default=False, description="Whether the edge draws with the topic's update.")
     codec: Codec = Field(
         default="base",
-        description="base: the codec as it is. adapters: with the profile's adapters, CALA. digital, "
+        description="base: the codec as it is. adapters: with the profile's adapters, CALA. prompt: nothing "
+        "is sent; the user's device has the edge's model and draws from prompt and seed. digital, "
         "digital-webp, digital-avif, digital-jpeg: the cloud's image as a file over LDPC and QAM.",
     )
+
+    restoration: bool = Field(
+        default=False,
+        description="Whether the receiver improves the latent by one step of the edge's denoiser; with codec "
+        "adapters only.",
+    )
+
+    @model_validator(mode="after")
+    def _adapters_say_how_to_restore(self) -> Self:
+        if self.restoration and self.codec != "adapters":
+            raise PydanticCustomError("restoration", "restoration needs the codec adapters")
+        return self
 
     @model_validator(mode="after")
     def _the_cloud_needs_no_update(self) -> Self:
@@ -87,6 +100,9 @@ DELIVERIES: dict[str, Delivery] = {
         Delivery(name="makd", knowledge=True),
         Delivery(name="cala", codec="adapters"),
         Delivery(name="deka-g", knowledge=True, codec="adapters"),
+        Delivery(name="deka-g-restored", knowledge=True, codec="adapters", restoration=True),
+        Delivery(name="prompt-only", codec="prompt"),
+        Delivery(name="prompt-only-taught", knowledge=True, codec="prompt"),
         *(Delivery(name=name, codec=name) for name in DIGITAL),
     )
 }
