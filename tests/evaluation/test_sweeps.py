@@ -21,10 +21,12 @@ from dekag.evaluation.sweeps.command import run
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, channel_seed, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import link_name, table
+from dekag.generation.side_information import SideInformation
 from dekag.link import LinkConditions
+from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cli.main import app
-from tests.chain import with_evaluators
+from tests.chain import with_evaluators, with_reading_codec
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,27 @@ def test_digital_expects_more_of_more_snr(profile: str, tmp_path: Path) -> None:
     assert np.mean(high["metrics"]["psnr_db"]) > np.mean(low["metrics"]["psnr_db"])
     assert high["backhaul_bytes"] > 0
     assert 0 < high["channel_uses"] <= 1024
+
+
+def test_what_the_user_draws_meets_no_channel(profile: str, tmp_path: Path) -> None:
+    sweep = grid(profile, deliveries=["prompt-only"], metrics=["psnr_db", "clip"])
+    low, high = run(sweep, runs=tmp_path).rows
+    assert low["metrics"] == high["metrics"]
+    assert low["channel_uses"] == low["backhaul_bytes"] == 0
+    assert low["metrics"]["psnr_db"] == [None, None], "nothing was sent that it could be compared with"
+    reference = run(grid(profile, snr_db=[40], metrics=["clip"]), runs=tmp_path).rows[0]
+    assert np.mean(low["metrics"]["clip"]) >= np.mean(reference["metrics"]["clip"]) - 0.1
+
+
+def test_restoration_changes_what_is_received_and_needs_adapters(profile: str, tmp_path: Path) -> None:
+    width = SideInformation.load(load_profile(profile).edge).width
+    reading = with_reading_codec(Path(profile), tmp_path / "reading", text_width=width)
+    sweep = grid(str(reading), deliveries=["cala", "cala-restored"], snr_db=[5], metrics=["psnr_db"])
+    plain, restored = run(sweep, runs=tmp_path / "runs").rows
+    assert plain["metrics"] != restored["metrics"]
+    assert plain["channel_uses"] == restored["channel_uses"]
+    with pytest.raises(InvalidInputError, match="restoration needs the codec adapters"):
+        read_sweep(written(tmp_path, "{name: a, deliveries: [{name: b, restoration: true}], topics: [neon]}"))
 
 
 @pytest.mark.usefixtures("plugging")

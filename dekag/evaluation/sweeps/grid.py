@@ -100,6 +100,7 @@ DELIVERIES: dict[str, Delivery] = {
         Delivery(name="makd", knowledge=True),
         Delivery(name="cala", codec="adapters"),
         Delivery(name="deka-g", knowledge=True, codec="adapters"),
+        Delivery(name="cala-restored", codec="adapters", restoration=True),
         Delivery(name="deka-g-restored", knowledge=True, codec="adapters", restoration=True),
         Delivery(name="prompt-only", codec="prompt"),
         Delivery(name="prompt-only-taught", knowledge=True, codec="prompt"),
