@@ -257,7 +257,9 @@ class UserServicer(UserBase):
             edge = Generator.from_profile(self._profile, "edge", self._settings.placement())
             self._restorer = Restorer(edge)
         prompt = "" if request.side_information == "none" else request.prompt
-        restored: torch.Tensor = self._restorer.restore(latents, prompt, timestep=timestep, seeds=[request.seed])
+        restored: torch.Tensor = self._restorer.restore(
+            latents, prompt, timestep=timestep, seeds=[request.seed]
+        )
         return restored
 
     def _render(self, latents: torch.Tensor, seed: int) -> Pixels:

@@ -429,14 +429,15 @@ def restoration(
     models, data = _own_latents(latents, profile)
     if models.adapters is None:
         raise typer.BadParameter("names no adapters to add the timesteps to", param_hint="--profile")
-    rows = [row for row in data.info.rows[: -data.info.held_out] if row.prompt][:count]
-    if len(rows) < count or data.info.rows[: len(rows)] != rows:
+    prompts = [row.prompt or "" for row in data.info.rows[: -data.info.held_out][:count]]
+    if len(prompts) < count or not all(prompts):
+        allowed = f"must hold {count} latents of prompts, without those held out"
         raise typer.BadParameter(
-            f"holds fewer than {count} latents of prompts to train on", param_hint="--latents"
+            f"{allowed}; {len([each for each in prompts if each])} are", param_hint="--latents"
         )
     edge = Generator.from_profile(models, "edge")
     link = SemanticLink(AlignedCodec.load(models.codec, models.adapters), edge)
-    table = fit_restoration(link, Restorer(edge), data.latents[:count], [row.prompt for row in rows], seed=seed)
+    table = fit_restoration(link, Restorer(edge), data.latents[:count], prompts, seed=seed)
     folder = Path(models.adapters) if out is None else out
     TransmissionKnowledge.load(models.adapters).with_info(restoration=table.to_json()).save(folder)
     typer.echo(f"{json.dumps(table.to_json())} -> {folder}")
