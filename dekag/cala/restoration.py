@@ -57,7 +57,7 @@ class RestorationTable:
         means: list[list[float]] = []  # PSNR, timestep and number of pairs of each level
         for psnr, timestep in ((psnrs_db[i], timesteps[i]) for i in order):
             means.append([psnr, timestep, 1])
-            while len(means) > 1 and means[-2][1] <= means[-1][1]:
+            while len(means) > 1 and means[-2][1] < means[-1][1]:
                 (p, t, n), (q, u, m) = means[-2:]
                 means[-2:] = [[(p * n + q * m) / (n + m), (t * n + u * m) / (n + m), n + m]]
         return cls(tuple(round(p, 2) for p, *_ in means), tuple(round(t) for _, t, _ in means))

@@ -47,7 +47,7 @@ def test_nonsense_is_refused(raw: dict[str, object]) -> None:
 
 def test_a_fit_never_rises_with_the_psnr() -> None:
     table = RestorationTable.fitted([20.0, 14.0, 16.0, 18.0, 22.0], [100, 600, 300, 500, 100])
-    assert table == RestorationTable((14.0, 17.0, 21.0), (600, 400, 100))
+    assert table == RestorationTable((14.0, 17.0, 20.0, 22.0), (600, 400, 100, 100))
     assert RestorationTable.fitted([1.0, 2.0], [5, 50]) == RestorationTable((1.5,), (28,))
 
 
