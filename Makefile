@@ -126,6 +126,7 @@ results: need-all ## measure everything and fill results/ and the pages in docs/
 	$(BIN)/dekag experiment first-image
 	$(BIN)/dekag experiment gka
 	$(BIN)/dekag experiment tka
+	$(BIN)/dekag experiment restoration
 	$(BIN)/dekag experiment digital
 	$(BIN)/dekag experiment overall
 	$(MAKE) bench

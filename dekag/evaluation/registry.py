@@ -113,6 +113,13 @@ FIGURES: dict[str, Figure] = {
             _MOST, summary=True,
         ),
         Figure("tka_codec_ms", "CALA: time to encode and decode an image, one thread", "ms", 12, _MOST),
+        Figure("restored_mean_psnr_db", "CALA, restored at the receiver: mean PSNR of received images", "dB"),
+        Figure("restored_gain_db", "CALA, restored at the receiver: gain in PSNR over no alignment", "dB"),
+        Figure("restored_lead_db", "CALA, restored at the receiver: lead in PSNR over CALA alone", "dB"),
+        Figure(
+            "restored_taught_lead_db",
+            "CALA, restored at the receiver: lead in PSNR over CALA alone, taught topics", "dB",
+        ),
         Figure("auto_rate_hit_share", "Rate control: promised qualities that were kept", "%", 80),
         # against digital transmission
         Figure(

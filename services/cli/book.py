@@ -18,6 +18,7 @@ from dekag.evaluation.reports import (
     end_to_end,
     makd,
     model_cards,
+    restoration,
     robustness,
     training,
 )
@@ -32,6 +33,7 @@ REPORTS: tuple[Report, ...] = (
     baseline_models.REPORT,
     makd.REPORT,
     cala.REPORT,
+    restoration.REPORT,
     digital.REPORT,
     end_to_end.REPORT,
     serving.LOAD,

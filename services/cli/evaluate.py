@@ -142,6 +142,21 @@ def tka(
     )
 
 
+@experiment.command("restoration")
+def restoration(
+    count: TestImages = 32,
+    workers: Processes = 2,
+    profile: Profile = "stickers",
+) -> None:
+    """Measure what a step of the edge's denoiser at the receiver adds to CALA.
+
+    An interrupted run resumes. Fills docs/results-restoration.md.
+    """
+    from dekag.evaluation.studies.restoration import run_restoration
+
+    _measure(lambda: run_restoration(count=count, workers=workers, **_targets(profile)))
+
+
 @experiment.command("digital")
 def digital(
     count: TestImages = 32,
