@@ -8,7 +8,7 @@ knowledge updates: for images of a topic, it knows less than the edge.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ class Cell:
         return LinkConditions.model_validate({**CHANNELS[self.channel], "snr_db": self.snr_db})
 
 
-@dataclass(frozen=True)
+@dataclass
 class RestorationStudy:
     """What one process measures with.
 
@@ -82,6 +82,7 @@ class RestorationStudy:
     bank: ModelBank
     count: int
     store: ResultStore
+    _drawn: dict[str, tuple[torch.Tensor, list[Any]]] = field(default_factory=dict)
 
     def prompts(self, images: str) -> list[Prompt]:
         """Held-out prompts of a set."""
@@ -91,9 +92,10 @@ class RestorationStudy:
         found = [topic_prompts(topic, each) for topic in TOPICS.values()]
         return [prompts[n] for n in range(each) for prompts in found][: self.count]
 
-    @cache  # noqa: B019  a process has one study
     def drawn(self, images: str) -> tuple[torch.Tensor, list[Any]]:
         """Latents (n, c, h, w) of a set as the edge draws them, and the images that it sends."""
+        if images in self._drawn:
+            return self._drawn[images]
         edge, topics = self.bank.aligned_edge, list(TOPICS)
         latents = []
         for n, (_, prompt, seed) in enumerate(self.prompts(images)):
@@ -102,7 +104,8 @@ class RestorationStudy:
                 edge.add(update := self.bank.update(topics[n % len(topics)]))
                 hashes = [update.content_hash]
             latents.append(edge.latents(prompt, seed, updates=hashes))
-        return torch.cat(latents), [edge.decoder.decode(each)[0] for each in latents]
+        self._drawn[images] = torch.cat(latents), [edge.decoder.decode(each)[0] for each in latents]
+        return self._drawn[images]
 
     def told(self, images: str) -> dict[str, list[str]]:
         """What the denoiser is told of each image, by the names in PROMPTS."""
