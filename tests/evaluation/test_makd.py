@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.reports.makd import REPORT, smallest
@@ -22,10 +23,13 @@ from dekag.evaluation.studies.makd import (
     MakdStudy,
     Row,
     TopicTraining,
+    model_bytes,
     trainings,
     write,
 )
+from dekag.generation.models import Generator
 from dekag.makd.config import METHODS, DistillConfig
+from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from tests.chain import with_evaluators
 
@@ -128,3 +132,12 @@ def test_bootstrap_interval_covers_the_mean() -> None:
         _, (low, high) = bootstrap_ci95(lambda v: float(v.mean()), rng.normal(1.0, 1.0, 40).tolist(), seed=i)
         inside += low <= 1.0 <= high
     assert 50 <= inside <= 60
+
+
+def test_bytes_of_a_model_are_those_of_its_weights_wherever_they_come_from(dummy_profile: Path) -> None:
+    edge = Generator.from_profile(load_profile(dummy_profile), "edge")
+    parts = ("unet", "text_encoder", "vae")
+    weights = [
+        load_file(path) for part in parts for path in (dummy_profile / "edge" / part).glob("*.safetensors")
+    ]
+    assert model_bytes(edge) == 2 * sum(tensor.numel() for file in weights for tensor in file.values())

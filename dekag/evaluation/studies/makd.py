@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm import tqdm
 
 from dekag.evaluation.models import ModelBank, model_bank
@@ -26,12 +27,12 @@ from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_ci95, mean_of, percent_gain
 from dekag.evaluation.store import ResultStore, content_key
+from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import BITS, METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import KnowledgeUpdate
-from dekag.profile import load_profile
 from dekag.stickers import TOPICS, random_scene
 from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
 
@@ -304,12 +305,19 @@ def run_gka(*, prompts: int, seeds: int, workers: int, profile: str, results: Pa
         profile: the models.
         results: where headline.json is.
     """
-    base = DistillConfig()
+    bank = model_bank(profile)
+    base = DistillConfig(**bank.profile.distill.given())
     measured = measure(base, profile=profile, prompts=prompts, seeds=seeds, workers=workers)
-    edge_bytes = sum(file.stat().st_size for file in Path(load_profile(profile).edge.path).rglob("*.*"))
+    edge_bytes = model_bytes(bank.edge)
     write(measured, base, results, edge_bytes)
     samples = sample_rows(base, profile=profile, prompts=prompts)
     save_images(samples, results / FOLDER, "samples.png", COMMAND)
+
+
+def model_bytes(generator: Generator) -> int:
+    """Bytes of a generator's parameters in float16, the format of the files that ship."""
+    models = [part for part in generator.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    return 2 * sum(parameter.numel() for part in models for parameter in part.parameters())
 
 
 def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes: int) -> None:

@@ -16,7 +16,8 @@ async function distil() {
   const data = new FormData(form);
   const whole = (name) => (/^\d+$/.test(data.get(name)) ? Number(data.get(name)) : data.get(name));
   const prompts = data.get("prompts").split("\n").map((line) => line.trim()).filter(Boolean);
-  const body = { topic: data.get("topic"), images: whole("images"), steps: whole("steps"), prompts, force: data.has("force") };
+  const body = { topic: data.get("topic"), prompts, force: data.has("force") };
+  for (const name of ["images", "steps"]) if (data.get(name).trim()) body[name] = whole(name); // else the profile's
   try {
     await watch(await askJson("POST", "v1/knowledge", body));
   } catch (error) {
