@@ -44,7 +44,7 @@ class DistillProfile(BaseModel):
     tokens: int | None = Field(default=None, description="Pseudo-tokens of the metaword.")
     rank: int | None = Field(default=None, description="Rank of the LoRA.")
     layers: Layers | None = Field(default=None, description="Layers that the LoRA adapts.")
-    bits: int | None = Field(default=None, description="Bits per number of the LoRA: 4, 8 or 16.")
+    bits: int | None = Field(default=None, description="How exact the LoRA is: 2, 3, 4, 8 or 16 bits.")
     steps: int | None = Field(default=None, description="Largest number of optimiser steps.")
     batch: int | None = Field(default=None, description="Latents per step.")
     lora_learning_rate: float | None = Field(default=None, description="Peak learning rate of the LoRA.")
@@ -53,6 +53,11 @@ class DistillProfile(BaseModel):
     )
     guidance_scale: float | None = Field(
         default=None, description="Classifier-free guidance of images with an update; 1 is none."
+    )
+
+    keep: float | None = Field(
+        default=None,
+        description="Least fraction of the full form's gain that a smaller form of the update must keep.",
     )
 
     def given(self) -> dict[str, Any]:

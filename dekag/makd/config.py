@@ -28,6 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "guidance_scale": (1.0, 30.0),
     "check_every": (1, 100_000),
     "patience": (1, 1000),
+    "keep": (0.01, 1.0),
     "seed": (0, 2**31 - 1),
 }
 
@@ -55,6 +56,8 @@ class DistillConfig:
             the training images are already guided.
         check_every: steps between checks of the held-out loss.
         patience: checks without a better held-out loss after which training stops.
+        keep: least fraction of the full form's gain in consistency, on held-out prompts, that a smaller form
+            of the update must keep to be chosen instead; 1 still prefers a smaller form that is as good.
         seed: seed of the cloud's images, the initial weights and every step.
     """
 
@@ -74,6 +77,7 @@ class DistillConfig:
     guidance_scale: float = 1.5
     check_every: int = 25
     patience: int = 6
+    keep: float = 0.95
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -113,9 +113,10 @@ class KnowledgeUpdate(Artifact):
         files = {TENSORS: save(tensors)} if tensors else {}
         return cls({"format": FORMAT, **info}, files, history)
 
-    def scored(self, scores: Mapping[str, float]) -> Self:
-        """The same update with these scores in its history."""
-        return type(self)(self.info, self._files, {**self.history, "scores": dict(scores)})
+    def scored(self, scores: Mapping[str, float], ladder: Sequence[Mapping[str, Any]] = ()) -> Self:
+        """The same update with these scores in its history, and with the forms that were compared."""
+        said = {"scores": dict(scores), **({"ladder": [dict(each) for each in ladder]} if ladder else {})}
+        return type(self)(self.info, self._files, {**self.history, **said})
 
     def saved_files(self) -> dict[str, bytes]:
         """The files by name: those of `to_files`, and history.json if there is a history."""

@@ -28,6 +28,7 @@ from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
+from dekag.makd.ladder import Form, Rung, smaller_forms, smallest_enough, truncated
 from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
 from dekag.makd.quantization import CODED_SHARE
 from dekag.makd.topics import TopicPrompts
@@ -488,6 +489,9 @@ def distill(
 ) -> KnowledgeUpdate:
     """Distil `topic` from the cloud-GAI into an update of the edge-GAI.
 
+    With a scorer, the update has the smallest form that is good enough (`dekag.makd.ladder`), and its history
+    says what each form costs and gives.
+
     Args:
         cloud: generates the training images, with seeds recorded in history.json; or those images.
         edge: a StableDiffusionPipeline of any size; restored afterwards.
@@ -554,12 +558,17 @@ def distill(
         gradient_checkpointing=gradient_checkpointing,
     )
     update = new_update(drawn.model_hash, edge, topic, config, trained)
+    smaller: dict[Form, KnowledgeUpdate] = {}
+    if scorer is not None and trained.lora:
+        forms = smaller_forms(config.rank, config.bits, metaword=bool(len(trained.metaword)))
+        smaller = {form: new_update(drawn.model_hash, edge, topic, config, trained, form) for form in forms}
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
     drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": (), "after": (update,)}
     if current is not None and current.base_hash == edge.model_hash:
         drawn_with["current"] = (current,)
+    drawn_with |= {str(form): (each,) for form, each in smaller.items()}
     rows: dict[str, list[Pixels]] = {name: [] for name in drawn_with}
-    aligned = AlignedGenerator(edge)
+    aligned = AlignedGenerator(edge, capacity=len(drawn_with))
     for each in {each.content_hash: each for updates in drawn_with.values() for each in updates}.values():
         aligned.add(each)
     for done, (prompt, seed) in enumerate(scored):
@@ -570,11 +579,18 @@ def distill(
             rows[name].append(aligned.image(prompt, seed, updates=hashes))
         on_progress(Progress("score", done + 1, len(scored)))
     references = images[len(learnt) :][: len(scored)]
-    save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
     if scorer is None:
+        save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
         return update
-    scores = dict(update.history["scores"])
     judged = {name: scorer.scores(np.stack(drawn), references) for name, drawn in rows.items()}
+    full = Rung(Form(config.rank, config.bits), update.size_bytes, _gain(judged, "after"))
+    rungs = [Rung(form, each.size_bytes, _gain(judged, str(form))) for form, each in smaller.items()]
+    chosen = smallest_enough(rungs, full, config.keep)
+    if chosen is not full:
+        update = smaller[chosen.form]
+        rows["after"], judged["after"] = rows[str(chosen.form)], judged[str(chosen.form)]
+    save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
+    scores = dict(update.history["scores"])
     for name in ("before", "after"):
         for metric, values in judged[name].items():
             scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
@@ -587,7 +603,24 @@ def distill(
         for metric, values in judged["current"].items():
             scores[f"{metric}_current"] = round(float(values[fair].mean()), 4)
             scores[f"{metric}_after_beside_current"] = round(float(judged["after"][metric][fair].mean()), 4)
-    return update.scored(scores)
+    ladder = [
+        {
+            "form": str(each.form),
+            "bytes": each.size_bytes,
+            "gain": round(each.gain, 4),
+            "chosen": each is chosen,
+        }
+        for each in sorted([*rungs, full], key=lambda rung: rung.size_bytes)
+    ]
+    return update.scored(scores, ladder)
+
+
+def _gain(judged: Mapping[str, Mapping[str, Any]], name: str) -> float:
+    """Mean gain in consistency over the edge without an update."""
+    before, own = (
+        (judged[each]["clip"].mean() + judged[each]["dino"].mean()) / 2 for each in ("before", name)
+    )
+    return float(own - before)
 
 
 def why_no_better(scores: Mapping[str, Any]) -> str:
@@ -612,9 +645,14 @@ def why_no_better(scores: Mapping[str, Any]) -> str:
 
 
 def new_update(
-    cloud_hash: str, edge: Generator, topic: TopicPrompts, config: DistillConfig, trained: Trained
+    cloud_hash: str,
+    edge: Generator,
+    topic: TopicPrompts,
+    config: DistillConfig,
+    trained: Trained,
+    form: Form | None = None,
 ) -> KnowledgeUpdate:
-    """The update made of `trained`, with its history."""
+    """The update made of `trained`, with its history; in a smaller form if one is given."""
     info = {
         "topic": topic.name,
         "triggers": list(topic.triggers),
@@ -639,6 +677,7 @@ def new_update(
         if len(vectors)
         else {}
     )
-    return KnowledgeUpdate.new(
-        info, vectors[: config.tokens], trained.lora, words=words, bits=config.bits, history=history
-    )
+    lora, bits = trained.lora, config.bits
+    if form is not None:
+        lora, bits = truncated(lora, form.rank), form.bits
+    return KnowledgeUpdate.new(info, vectors[: config.tokens], lora, words=words, bits=bits, history=history)
