@@ -18,6 +18,7 @@ from dekag.errors import DekagError
 from dekag.files import check_folder
 from dekag.link import LinkConditions
 from dekag.makd.topics import matching
+from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from services.cli.report import report_table, write_images
 from services.common.environment import get
@@ -66,7 +67,7 @@ def run_demo(
             await_ready(stack, console)
             for update in updates_for(prompt):
                 gateway.publish(update)
-                size = sum(file.stat().st_size for file in update.iterdir())
+                size = KnowledgeUpdate.load(update).size_bytes
                 console.print(
                     f"The edge gets the shipped update of {update.name}: {size:,} B, once", highlight=False
                 )

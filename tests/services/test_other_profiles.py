@@ -168,6 +168,17 @@ def test_a_profiles_own_topic_is_distilled_and_swept_with_its_own_defaults(
     assert update.triggers == ("glow", "shine")
     assert {key: update.history["config"][key] for key in defaults} == defaults
 
+    # with another model or other sampling, nothing of that run is used again
+    described = json.loads((mine / "profile.json").read_text())
+    cloud = {**described["cloud"], "guidance_scale": 1.5}
+    (mine / "profile.json").write_text(json.dumps({**described, "cloud": cloud}))
+    again = CliRunner().invoke(app, ["train", "knowledge", "--profile", str(mine), *runs])
+    assert again.exit_code == 0, again.output
+    assert len(list((tmp_path / "runs" / "knowledge").iterdir())) == 2
+    assert KnowledgeUpdate.load(mine / "knowledge" / "glow").content_hash != update.content_hash
+    (mine / "profile.json").write_text(json.dumps(described))
+    update = KnowledgeUpdate.load(mine / "knowledge" / "glow")
+
     sweep = {"name": "own", "profile": str(mine), "topics": ["all"], "prompts": 2, "snr_db": [20]}
     grid = Sweep.model_validate(
         {**sweep, "deliveries": [{"name": "all", "codec": "base", "knowledge": True}]}

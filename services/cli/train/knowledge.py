@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +44,7 @@ def knowledge(
     use_threads(threads)
     from tqdm import tqdm
 
+    from dekag.evaluation.store import content_key
     from dekag.generation.models import Generator
     from dekag.makd.config import DistillConfig
     from dekag.makd.topics import read_topics, topic_prompts
@@ -61,9 +63,12 @@ def knowledge(
     config = DistillConfig(**{**models.distill.given(), "seed": seed})
     folder = out or profile_folder(profile) / "knowledge"
     cloud, edge = Generator.from_profile(models, "cloud"), Generator.from_profile(models, "edge")
+    # another model, sampling, setting or prompt has a run of its own: its images and checkpoints do not fit
+    of_models = [(each.model_hash, each.steps, each.guidance_scale, each.size) for each in (cloud, edge)]
     scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
     for name in topic or own or TOPICS:
         prompts = topic_prompts(name, topics=own, count=config.images, held_out=config.held_out, seed=seed)
+        identity = content_key(*of_models, asdict(config), asdict(prompts))[:12]
         with tqdm(desc=name) as bar:
 
             def on_progress(progress: Progress, bar: Any = bar) -> None:
@@ -77,7 +82,7 @@ def knowledge(
                 edge,
                 prompts,
                 config,
-                runs / "knowledge" / f"{name}-{seed}",
+                runs / "knowledge" / f"{name}-{identity}",
                 scorer=scorer,
                 on_progress=on_progress,
             )
