@@ -1,0 +1,86 @@
+"""Smaller forms of an update: which there are, what they keep, which one is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from dekag.generation.models import Generator
+from dekag.makd.aligned_generator import AlignedGenerator
+from dekag.makd.ladder import Form, Rung, smaller_forms, smallest_enough, truncated
+from dekag.metrics.features import ImageScorer
+from dekag.profile import load_profile
+from dekag.training.distill import distill
+from tests.makd.conftest import TINY, prompts_of
+
+
+def test_forms_are_smaller_than_the_full_one() -> None:
+    forms = smaller_forms(5, 4, metaword=True)
+    assert len(set(forms)) == len(forms)
+    assert all(form.rank <= 5 and form.bits < 4 for form in forms if form.rank)
+    assert {Form(0, 16), Form(5, 2), Form(5, 3)} <= set(forms)
+    assert Form(0, 16) not in smaller_forms(5, 4, metaword=False), "nothing would be left"
+    assert all(form.rank <= 1 for form in smaller_forms(1, 4, metaword=True))
+    assert smaller_forms(1, 2, metaword=True) == (Form(0, 16),)
+
+
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+def test_a_truncated_product_is_the_closest_of_its_rank(kernel: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    ones = (1,) * len(kernel)
+    lora = {"a.lora_A.weight": torch.randn(5, 8, *kernel), "a.lora_B.weight": torch.randn(6, 5, *ones)}
+
+    def product(factors: dict[str, torch.Tensor]) -> torch.Tensor:
+        return factors["a.lora_B.weight"].flatten(1) @ factors["a.lora_A.weight"].flatten(1)
+
+    whole = product(lora)
+    strengths = torch.linalg.svdvals(whole)
+    for rank in (1, 2, 4):
+        small = truncated(lora, rank)
+        assert small["a.lora_A.weight"].shape == (rank, 8, *kernel)
+        assert small["a.lora_B.weight"].shape == (6, rank, *ones)
+        error = (whole - product(small)).square().sum()
+        torch.testing.assert_close(error, strengths[rank:].square().sum(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(product(truncated(lora, 9)), whole, rtol=1e-4, atol=1e-4)
+    assert truncated(lora, 0) == {}
+
+
+def test_the_smallest_that_keeps_enough_is_chosen() -> None:
+    full = Rung(Form(5, 4), 140, 0.5)
+    rungs = [Rung(Form(0, 16), 2, 0.3), Rung(Form(1, 2), 17, 0.474), Rung(Form(1, 3), 25, 0.48)]
+    assert smallest_enough(rungs, full, 0.95).form == Form(1, 3)
+    assert smallest_enough(rungs, full, 0.5).form == Form(0, 16)
+    assert smallest_enough(rungs, full, 1.0) is full
+    better = Rung(Form(1, 2), 17, 0.6)
+    assert smallest_enough([*rungs, better], full, 1.0) is better
+    assert smallest_enough([Rung(Form(1, 2), 150, 0.9)], full, 0.5) is full, "not smaller"
+    worse = Rung(Form(5, 4), 140, -0.1)
+    assert smallest_enough(rungs, worse, 0.95) is worse, "there is no gain to keep"
+
+
+def test_a_distillation_says_what_each_form_costs_and_gives(
+    cloud: Generator, edge: Generator, tmp_path: Path
+) -> None:
+    judges = load_profile("stickers").scorer
+    assert judges is not None
+    scorer = ImageScorer.load(judges.clip, judges.dino)
+    options = {"scorer": scorer}
+    updates = {}
+    for keep in (0.01, 1.0):
+        config = dataclasses.replace(TINY, keep=keep)
+        updates[keep] = distill(cloud, edge, prompts_of("neon"), config, tmp_path, **options)
+        ladder = updates[keep].history["ladder"]
+        (chosen,) = [rung for rung in ladder if rung["chosen"]]
+        assert chosen["bytes"] == updates[keep].size_bytes
+        assert [rung["bytes"] for rung in ladder] == sorted(rung["bytes"] for rung in ladder)
+        assert {"metaword alone", f"rank {TINY.rank}, {TINY.bits} bits"} <= {rung["form"] for rung in ladder}
+        scores = updates[keep].history["scores"]
+        gain = sum(scores[f"{name}_after"] - scores[f"{name}_before"] for name in ("clip", "dino")) / 2
+        assert gain == pytest.approx(chosen["gain"], abs=2e-4)
+    assert updates[0.01].size_bytes <= updates[1.0].size_bytes
+    aligned = AlignedGenerator(edge)
+    aligned.add(updates[0.01])
+    assert aligned.image("a neon cat", 1, updates=[updates[0.01].content_hash]).shape[2] == 3
