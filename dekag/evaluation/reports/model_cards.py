@@ -88,20 +88,33 @@ def _run(record: dict[str, Any]) -> list[str]:
 
 
 def _updates(folder: Path) -> list[str]:
-    rows = []
+    rows, ladders, forms = [], [], list[str]()
     for file in sorted(folder.glob(f"*/{HISTORY}")):
         made = read_json(file)
         scores = made["scores"]
         before, after = (
             [scores.get(f"{each}_{when}", "") for each in ("clip", "dino")] for when in ("before", "after")
         )
-        config = made["config"]
+        chosen = next((rung for rung in made["ladder"] if rung["chosen"]), None)
+        if chosen is None:
+            continue
         rows.append(
-            f"| {file.parent.name} | {config['rank']} | {config['bits']} | {made['steps']} "
+            f"| {file.parent.name} | {chosen['form']} | {chosen['bytes']:,} | {made['steps']} "
             f"| {before[0]} → {after[0]} | {before[1]} → {after[1]} |"
         )
+        own = {rung["form"]: rung for rung in made["ladder"]}
+        forms = forms or list(own)
+        cells = (
+            f"{own[form]['bytes']:,} ({own[form]['gain']:+.3f})" if form in own else "" for form in forms
+        )
+        ladders.append(f"| {file.parent.name} | {' | '.join(cells)} |")
     if not rows:
         return []
-    head = ["| topic | rank | bits | steps | CLIP-score | DINO-score |", "|---|---|---|---|---|---|"]
+    head = ["| topic | form | bytes | steps | CLIP-score | DINO-score |", "|---|---|---|---|---|---|"]
     note = "Scores against the cloud's images on held-out prompts, without and with the update."
-    return [note, "", *head, *rows]
+    heading = ["", "## What each form costs and gives", ""]
+    said = (
+        "Bytes of each form of the trained update; in brackets, its gain in consistency on the same prompts."
+    )
+    table = [f"| topic | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
+    return [note, "", *head, *rows, *heading, said, "", *table, *ladders]
