@@ -95,7 +95,7 @@ def _updates(folder: Path) -> list[str]:
         before, after = (
             [scores.get(f"{each}_{when}", "") for each in ("clip", "dino")] for when in ("before", "after")
         )
-        chosen = next((rung for rung in made["ladder"] if rung["chosen"]), None)
+        chosen = next((rung for rung in made.get("ladder", []) if rung["chosen"]), None)
         if chosen is None:
             continue
         rows.append(
