@@ -1,0 +1,59 @@
+"""Model cards: what they say of trainings and of updates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dekag.evaluation.reports.model_cards import KINDS, card, write_cards
+
+LADDER = [
+    {"form": "metaword alone", "bytes": 1500, "gain": 0.1, "chosen": False},
+    {"form": "rank 1, 2 bits", "bytes": 17000, "gain": 0.4, "chosen": True},
+]
+
+
+def test_a_card_of_updates_says_what_each_form_costs_and_gives(tmp_path: Path) -> None:
+    folder = tmp_path / "own" / "knowledge"
+    made = {
+        "scores": {"clip_before": 0.5, "clip_after": 0.9, "dino_before": 0.2, "dino_after": 0.7},
+        "steps": 300,
+    }
+    for topic, more in {"neon": {"ladder": LADDER}, "unscored": {}}.items():
+        (folder / topic).mkdir(parents=True)
+        (folder / topic / "history.json").write_text(json.dumps({**made, **more}))
+    text = card(folder)
+    assert "| neon | rank 1, 2 bits | 17,000 | 300 | 0.5 → 0.9 | 0.2 → 0.7 |" in text
+    assert "| neon | 1,500 (+0.100) | 17,000 (+0.400) |" in text
+    assert "unscored" not in text, "nothing is known of it"
+
+
+def test_a_card_follows_every_training_and_none_is_written_without_one(tmp_path: Path) -> None:
+    edge = tmp_path / "own" / "edge"
+    edge.mkdir(parents=True)
+    assert card(edge) == ""
+    assert write_cards(tmp_path) == []
+    first = {
+        "command": "dekag train edge",
+        "seed": 1,
+        "steps": 5,
+        "seconds": 2.5,
+        "quality": {"subject": 0.9},
+    }
+    second = {**first, "command": "dekag train edge --start it", "continues": first}
+    (edge / "training.json").write_text(json.dumps(second))
+    assert write_cards(tmp_path) == [edge / "README.md"]
+    text = (edge / "README.md").read_text()
+    assert (
+        text.index("dekag train edge --start it")
+        < text.index("It continues:")
+        < text.index("`dekag train edge`")
+    )
+    assert "subject, on held-out images: 0.9" in text
+    assert f"# {KINDS['edge'][0]} of the profile own" in text
+
+
+def test_every_model_that_ships_has_its_card() -> None:
+    for folder in Path("models").glob("*/*"):
+        if folder.name in KINDS:
+            assert (folder / "README.md").read_text() == card(folder), f"{folder}: run `dekag results book`"
