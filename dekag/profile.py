@@ -57,7 +57,7 @@ class DistillProfile(BaseModel):
 
     keep: float | None = Field(
         default=None,
-        description="Least fraction of the full form's gain that a smaller form of the update must keep.",
+        description="Fraction of the best form's gain that a smaller form of the update must keep.",
     )
 
     def given(self) -> dict[str, Any]:

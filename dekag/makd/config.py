@@ -56,8 +56,8 @@ class DistillConfig:
             the training images are already guided.
         check_every: steps between checks of the held-out loss.
         patience: checks without a better held-out loss after which training stops.
-        keep: least fraction of the full form's gain in consistency, on held-out prompts, that a smaller form
-            of the update must keep to be chosen instead; 1 still prefers a smaller form that is as good.
+        keep: fraction of the best form's gain in consistency, on held-out prompts, that a smaller form of
+            the update must keep to be chosen; at 1, the best form is.
         seed: seed of the cloud's images, the initial weights and every step.
     """
 

@@ -100,7 +100,7 @@ class Rung:
 
 
 def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
-    """The smallest rung that gains at least `keep` times what the full form does; the full form if none does.
+    """The smallest rung that gains at least `keep` times what the best does; the full form if none gains.
 
     Example:
         >>> from dekag.makd.ladder import Form, Rung, smallest_enough
@@ -113,5 +113,6 @@ def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
         full: the full form.
         keep: above 0 and up to 1.
     """
-    enough = [rung for rung in rungs if rung.size_bytes < full.size_bytes and rung.gain >= keep * full.gain]
-    return min(enough, key=lambda rung: rung.size_bytes, default=full) if full.gain > 0 else full
+    best = max(rung.gain for rung in [full, *rungs])
+    enough = [rung for rung in [full, *rungs] if rung.gain >= keep * best]
+    return min(enough, key=lambda rung: rung.size_bytes) if best > 0 else full

@@ -56,9 +56,10 @@ def test_the_smallest_that_keeps_enough_is_chosen() -> None:
     assert smallest_enough(rungs, full, 1.0) is full
     better = Rung(Form(1, 2), 17, 0.6)
     assert smallest_enough([*rungs, better], full, 1.0) is better
-    assert smallest_enough([Rung(Form(1, 2), 150, 0.9)], full, 0.5) is full, "not smaller"
+    assert smallest_enough([*rungs, better], full, 0.95) is better, "measured by the best form"
+    assert smallest_enough([Rung(Form(1, 2), 150, 0.5)], full, 0.5) is full, "not smaller"
     worse = Rung(Form(5, 4), 140, -0.1)
-    assert smallest_enough(rungs, worse, 0.95) is worse, "there is no gain to keep"
+    assert smallest_enough([Rung(Form(1, 2), 17, -0.2)], worse, 0.95) is worse, "there is no gain to keep"
 
 
 def test_a_distillation_says_what_each_form_costs_and_gives(
