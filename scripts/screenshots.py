@@ -1,6 +1,6 @@
 """Make the example pictures of the web page, and its screenshots: ``python scripts/screenshots.py``.
 
-Starts the system with the neon update that ships and requests an image that needs it, with each delivery
+Starts the system with the update that ships for its subject and requests an image that needs it, with each delivery
 mode: these are the pictures in services/gateway/web/. Then opens the page in headless Chromium, as wide as a
 desktop screen and as a phone's; its screenshots are in docs/images/.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
 from dekag.client import Client
-from dekag.generation.loading import folder_hash
+from dekag.generation.loading import pipeline_hash
 from dekag.profile import load_profile
 from services.cloud.publish import publish_update, update_of
 from services.cloud.version_store import KnowledgeStore
@@ -25,8 +25,8 @@ from services.launcher.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 IMAGES, WEB = ROOT / "docs" / "images", ROOT / "services" / "gateway" / "web"
-UPDATE = ROOT / "models" / "stickers" / "knowledge" / "neon"
-PROMPT, SEED, SNR_DB = "a dog in the forest, neon style", 7, 10
+UPDATE = ROOT / "models" / "stickers" / "knowledge" / "snail"
+PROMPT, SEED, SNR_DB = "a snail on the beach", 7, 5
 DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
 WIDE, PHONE = {"width": 1180, "height": 900}, {"width": 390, "height": 844}
 
@@ -54,7 +54,7 @@ def main() -> None:
     """Start the system, take the screenshots, stop it."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        edge_hash = folder_hash(load_profile("stickers").edge.path)
+        edge_hash = pipeline_hash(load_profile("stickers").edge)
         publish_update(update_of(UPDATE), KnowledgeStore(data), edge_hash)
         with (
             Stack(Path(folder) / "run", free_ports=True, env={"DEKAG_DATA_DIR": str(data)}) as stack,

@@ -28,8 +28,8 @@ def up(free_ports: FreePorts = False) -> None:
 
 
 def demo(
-    prompt: Prompt = "a dog in the forest, neon style",
-    snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 10.0,
+    prompt: Prompt = "a snail on the beach",
+    snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 5.0,
     fading: Annotated[str, typer.Option(help=_FADING)] = "rayleigh",
     tau_rms_s: Annotated[float, typer.Option(help="RMS delay spread, s.")] = 1e-6,
     rician_k_db: Annotated[
