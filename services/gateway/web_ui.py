@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import structlog
 from fastapi import FastAPI
@@ -15,7 +16,7 @@ from dekag.makd.topics import expanded, read_topics
 from dekag.profile import load_profile
 
 URL, ASSETS_URL = "/", "/web"
-TOPICS_URL = "/topics.json"  # not below ASSETS_URL: a profile's prompts are shown to those with a key alone
+PROFILE_URL = "/profile.json"  # not below ASSETS_URL: a profile's prompts are shown to those with a key alone
 EXAMPLES = 3
 """Example prompts of each topic."""
 _FOLDER = Path(__file__).parent / "web"
@@ -23,19 +24,19 @@ _log = structlog.get_logger()
 
 
 def install(app: FastAPI, profile: str) -> None:
-    """Serves the page at `URL`, its files below `ASSETS_URL`, the profile's own topics at `TOPICS_URL`."""
+    """Serves the page at `URL`, its files below `ASSETS_URL`, what it says of the profile at `PROFILE_URL`."""
 
     @app.get(URL, include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(_FOLDER / "index.html")
 
-    @app.get(TOPICS_URL, include_in_schema=False)
-    def topics() -> dict[str, list[str]]:
+    @app.get(PROFILE_URL, include_in_schema=False)
+    def described() -> dict[str, Any]:
         try:
-            return example_prompts(profile)
+            return {"size": load_profile(profile).size, "topics": example_prompts(profile)}
         except DekagError as error:  # the page then offers the sticker world
-            _log.warning("the profile's topics cannot be read", profile=profile, error=str(error))
-            return {}
+            _log.warning("the profile cannot be read", profile=profile, error=str(error))
+            return {"size": None, "topics": {}}
 
     app.mount(ASSETS_URL, StaticFiles(directory=_FOLDER), name="web")
 

@@ -10,6 +10,7 @@ const status = find("#ask-status");
 // Changes are sent with a delay: a vanishing problem moves the page, so that the click that ended the change would miss.
 const SOON_MS = 300;
 let soon;
+let side = 0; // of the profile's images, pixels; 0: not known yet
 let asking = new AbortController();
 
 const IDS = { "link.cbr": "rate" };
@@ -83,10 +84,19 @@ async function send() {
 function showValues() {
   find("#snr_db-shown").textContent = `${form.snr_db.value} dB`;
   const rate = RATES[form.rate.value];
-  const said = rate === "auto" ? "auto: smallest for the target" : `1/${Math.round(1 / rate)}: ${Math.round(49152 * rate)} symbols`;
+  const said = rate === "auto" ? "auto: smallest for the target" : `1/${Math.round(1 / rate)}${symbols(rate)}`;
   find("#rate-shown").textContent = said;
   form.rate.setAttribute("aria-valuetext", said);
   form.snr_db.setAttribute("aria-valuetext", `${form.snr_db.value} dB`);
+}
+
+/** How many symbols an image of the profile's size takes at a rate, once that size is known. */
+const symbols = (rate) => (side ? `: ${Math.round(3 * side * side * rate).toLocaleString("en")} symbols` : "");
+
+/** Notes the side of the profile's images, pixels. */
+export function setSize(pixels) {
+  side = pixels;
+  showValues();
 }
 
 /** Adds the topics of the edge to the selection. */

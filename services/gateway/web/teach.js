@@ -1,7 +1,7 @@
 // Distillation: start it, follow it, show samples; and the table of the edge's topics.
 
 import { ask, askJson, follow, pictureUrl } from "./api.js";
-import { offerTopics } from "./ask.js";
+import { offerTopics, setSize } from "./ask.js";
 import { clearProblems, find, make, number, row, showProblem } from "./dom.js";
 
 const form = find("#teach-form");
@@ -91,9 +91,10 @@ async function showSamples(path, caption) {
   figure.hidden = false;
 }
 
-/** Offers the profile's own topics and their prompts, if it has some, instead of the sticker world's. */
-async function offerOwnTopics() {
-  const own = await askJson("GET", "topics.json");
+/** Offers the profile's own topics and their prompts, if it has some, instead of the sticker world's; notes its size. */
+async function readProfile() {
+  const { size, topics: own } = await askJson("GET", "profile.json");
+  if (size) setSize(size);
   if (!Object.keys(own).length) return;
   for (const [input, list, values] of [["#topic", "#topics", Object.keys(own)], ["#prompt", "#prompts", Object.values(own).flat()]]) {
     find(list).replaceChildren(...values.map((value) => make("option", {}, value)));
@@ -136,7 +137,7 @@ export async function start() {
   });
   find("#cancel").addEventListener("click", () =>
     ask("DELETE", `v1/jobs/${job.id}`).catch((error) => showProblem(error, form, status)));
-  await offerOwnTopics();
+  await readProfile();
   await listKnown();
   const running = (await askJson("GET", "v1/jobs")).data.find((each) => !over(each));
   if (running) watch(running).catch((error) => showProblem(error, form, status)); // after the page was reloaded

@@ -13,6 +13,7 @@ import pytest
 from dekag.api.schemas import ImagesRequest, LinkReport, Modulation, SideInformation
 from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, Fading
+from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.gateway import web_ui
 from services.gateway.app import create_app
@@ -116,7 +117,7 @@ def _fields(name: str) -> list[str]:
 async def test_the_page_gets_the_profiles_own_topics(
     dummy_profile: Path, tmp_path: Path, alone: httpx2.AsyncClient
 ) -> None:
-    assert (await alone.get(web_ui.TOPICS_URL)).json() == {}
+    assert (await alone.get(web_ui.PROFILE_URL)).json() == {"size": 256, "topics": {}}
     mine = with_topics(dummy_profile, tmp_path / "mine")
     found = web_ui.example_prompts(str(mine))
     assert found["frost"] == ["a boat under frost"]
@@ -124,13 +125,15 @@ async def test_the_page_gets_the_profiles_own_topics(
     (mine / "topics" / "frost.yaml").write_text("prompts: 3")
     nobody = {"user_address": "127.0.0.1:1", "cloud_address": "127.0.0.1:1", "redis_url": ""}
     async with serving(create_app(GatewaySettings(profile=str(mine), **nobody))) as gateway:
-        assert (await gateway.get(web_ui.TOPICS_URL)).json() == {}
+        assert (await gateway.get(web_ui.PROFILE_URL)).json() == {"size": None, "topics": {}}
         (mine / "topics" / "frost.yaml").unlink()
-        assert list((await gateway.get(web_ui.TOPICS_URL)).json()) == ["glow"]
+        described = (await gateway.get(web_ui.PROFILE_URL)).json()
+        assert list(described["topics"]) == ["glow"]
+        assert described["size"] == load_profile(mine).size
 
 
 async def test_a_profiles_prompts_are_for_those_with_a_key() -> None:
-    assert needs_key(web_ui.TOPICS_URL)
+    assert needs_key(web_ui.PROFILE_URL)
 
 
 def report(delivery: str, channel_uses: int, backhaul: int, pilot_uses: int = 0) -> LinkReport:
