@@ -1,6 +1,6 @@
 """Make the example pictures of the web page, and its screenshots: ``python scripts/screenshots.py``.
 
-Starts the system with the update that ships for its subject and requests an image that needs it, with each delivery
+Starts the system with the update of snail that ships and requests an image that needs it, with each delivery
 mode: these are the pictures in services/gateway/web/. Then opens the page in headless Chromium, as wide as a
 desktop screen and as a phone's; its screenshots are in docs/images/.
 """

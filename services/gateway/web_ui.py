@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 
 def install(app: FastAPI, profile: str) -> None:
-    """Serves the page at `URL`, its files below `ASSETS_URL`, what it says of the profile at `PROFILE_URL`."""
+    """Serves the page at `URL`, its files below `ASSETS_URL` and the profile at `PROFILE_URL`."""
 
     @app.get(URL, include_in_schema=False)
     async def index() -> FileResponse:
