@@ -63,11 +63,12 @@ def dummy_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def adapted_profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny profile, with adapters of its own that say what quality to expect."""
-    from tests.chain import QUALITY, adapters, with_adapters
+    """The tiny profile, with adapters of its own that say what quality to expect and how to restore."""
+    from tests.chain import QUALITY, RESTORATION, adapters, with_adapters
 
     folder = tmp_path_factory.mktemp("profile") / "with-adapters"
-    return with_adapters(dummy_profile, folder, adapters(dummy_profile / "codec", 1, quality=QUALITY))
+    known = {"quality": QUALITY, "restoration": RESTORATION}
+    return with_adapters(dummy_profile, folder, adapters(dummy_profile / "codec", 1, **known))
 
 
 @pytest.fixture(scope="session")

@@ -175,8 +175,8 @@ def test_denoiser_and_autoencoder_meet_no_tensor_of_the_cpu(elsewhere: Generator
         not elsewhere.reader.pipeline_can_read
     )  # the text encoder is on the CPU, so its states are passed on
     states = elsewhere.reader.states([elsewhere.reader.windows(PROMPT)])
-    there = elsewhere._for_denoiser(states["prompt_embeds"])
-    noise = elsewhere._for_denoiser(torch.randn(1, 4, 8, 8))
+    there = elsewhere.for_denoiser(states["prompt_embeds"])
+    noise = elsewhere.for_denoiser(torch.randn(1, 4, 8, 8))
     said = unet(noise, torch.tensor([3], device="meta"), encoder_hidden_states=there).sample
     assert (said.device.type, said.dtype) == ("meta", torch.bfloat16)
     for call, given in ((autoencoder.decode, (1, 4, 8, 8)), (autoencoder.encode, (1, 3, 64, 64))):
@@ -194,8 +194,8 @@ def test_adapters_follow_their_layer_to_its_device(elsewhere: Generator) -> None
         factors[f"{name}.lora_A.weight"] = torch.randn(2, into, *kernel)
         factors[f"{name}.lora_B.weight"] = torch.randn(out, 2, *(1 for _ in kernel))
     adapters.add("a", factors)
-    noise = elsewhere._for_denoiser(torch.randn(2, 4, 8, 8))
-    states = elsewhere._for_denoiser(torch.randn(2, 40, 16))
+    noise = elsewhere.for_denoiser(torch.randn(2, 4, 8, 8))
+    states = elsewhere.for_denoiser(torch.randn(2, 40, 16))
     with adapters.active([["a"], []]):
         said = unet(noise, torch.tensor([3], device="meta"), encoder_hidden_states=states).sample
     assert (said.device.type, said.dtype) == ("meta", torch.bfloat16)

@@ -300,12 +300,10 @@ async def test_a_damaged_copy_is_ignored(
         await redis.hset(key, name, bytes(spoiled))
     elif damage == "file":
         await redis.hdel(key, name)
-    elif damage == "other":
-        await redis.delete(key)
-        await redis.hset(key, mapping=updates["watercolour"].to_files())
     else:
-        await redis.delete(key)
-        await redis.hset(key, mapping={b"\xff": b"x"})
+        found_there = updates["watercolour"].to_files() if damage == "other" else {b"\xff": b"x"}
+        async with redis.pipeline(transaction=True) as at_once:  # else the cloud may put it back in between
+            await at_once.delete(key).hset(key, mapping=found_there).execute()
     edge = await system.start_edge()
     with capture_logs() as logs:
         found = await provide(edge, asked, prompt=NEON)
