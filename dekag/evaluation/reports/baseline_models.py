@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dekag.documents import read_json
 from dekag.evaluation import plots
-from dekag.evaluation.pages import Report, figures_table, read_rows
+from dekag.evaluation.pages import Lines, Report, figures_table, read_rows, table
 from dekag.evaluation.statistics import mean_ci95
 from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER
+from dekag.evaluation.studies.naming import FOLDER as NAMING
+from dekag.evaluation.studies.naming import JUDGED, MARKS
 
 KEYS = (
     "vae_psnr_db",
@@ -44,9 +47,24 @@ def attributes_plot(results: Path) -> Any:
     return figure
 
 
+def naming_table(results: Path) -> Lines:
+    """What somebody saw in the images of each generator who did not know the prompts."""
+    path = results / NAMING / "scores.json"
+    lines = []
+    for model, scores in (read_json(path) if path.exists() else {}).items():
+        cells = [
+            "{percent:.0f} % ({right} of {asked}; {low:.0f} .. {high:.0f})".format(
+                **scores[part], low=scores[part]["ci95"][0], high=scores[part]["ci95"][1]
+            )
+            for part in JUDGED
+        ]
+        lines.append([model, *cells, *(str(scores["marks"][mark]) for mark in MARKS)])
+    return table(["generator", *(f"{part} right" for part in JUDGED), *MARKS], lines)
+
+
 REPORT = Report(
     page="results-first-image.md",
     command=COMMAND,
-    tables={"figures": figures_table(KEYS)},
+    tables={"figures": figures_table(KEYS), "naming": naming_table},
     plots={"attributes": attributes_plot},
 )
