@@ -13,6 +13,7 @@ from dekag.makd.topics import TopicFile
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.stickers import EDGE_SUBJECTS, Scene, Topic, caption, topic_scene
 from dekag.stickers.scene import colours_of
+from dekag.stickers.subjects import SUBJECT_BY_NAME
 from dekag.training.data import SPLIT_START, scene_number
 from dekag.training.worlds import STICKERS
 
@@ -56,9 +57,12 @@ def wrong_prompts(prompts: Sequence[Prompt]) -> list[str]:
         if scene is None:
             raise ValueError("a prompt without a scene")
         rng = random.Random(seed)
-        subject = rng.choice([name for name in EDGE_SUBJECTS if name != scene.subject])
-        own, *others = colours_of(subject)
-        colour = scene.colour if scene.colour in others else own
+        others = [name for name in EDGE_SUBJECTS if name not in (scene.subject, scene.companion)]
+        if scene.accessory is not None:
+            others = [name for name in others if SUBJECT_BY_NAME[name].wears]
+        subject = rng.choice(others)
+        own, *paints = colours_of(subject)
+        colour = scene.colour if scene.colour in paints else own
         found.append(caption(replace(scene, subject=subject, colour=colour), rng))
     return found
 
