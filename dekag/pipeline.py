@@ -280,7 +280,7 @@ class Receiver:
         """PSNR to expect of one reception's image, dB, as its receiver knows it.
 
         The quality table is read at the SNR of a channel without fading that has the same capacity as the
-        reception's blocks.
+        reception's blocks. It was measured with perfect CSI, MMSE and the prompt: without these, expect less.
 
         Args:
             reception: what arrived of one image.
@@ -300,13 +300,17 @@ class Receiver:
         steady = LinkConditions(fading="awgn", snr_db=min(max(snr_db, MIN_SNR_DB), MAX_SNR_DB))
         return quality.expected_psnr_db(reception.symbols.shape[1] / source_values, steady)
 
-    def timestep(self, reception: Reception, *, source_values: int) -> int:
+    def timestep(self, reception: Reception, conditions: LinkConditions, *, source_values: int) -> int:
         """The timestep with which a `Restorer` improves what was decoded of one reception.
 
         Raises:
-            InvalidInputError: the codec has no transmission knowledge that says so.
+            InvalidInputError: the codec has no transmission knowledge that says so, or the receiver does not
+                know its gains.
         """
-        if (table := self.codec.restoration) is None:
+        if conditions.csi == "none":
+            allowed = "none with csi none, as the receiver does not know how good a latent is"
+            raise InvalidInputError("link.restoration", allowed, "denoiser")
+        if (table := self.codec.restoration) is None or self.codec.quality is None:
             allowed = "none: there is no transmission knowledge that says how to restore with this codec"
             raise InvalidInputError("link.restoration", allowed, "denoiser")
         return table.timestep(self.expected_psnr_db(reception, source_values=source_values))
@@ -661,6 +665,8 @@ class SemanticLink:
         for name, side in (("width", width), ("height", height)):
             if side is not None and (side < PIXEL_STEP or side % PIXEL_STEP):
                 raise InvalidInputError(name, f"a multiple of {PIXEL_STEP}, pixels", side)
+        if restoration not in ("none", "denoiser"):
+            raise InvalidInputError("restoration", "none or denoiser", restoration)
         check_seed(seed)
         generator, link = self.generator, conditions or LinkConditions()
         latents = generator.latents(prompt, seed, width=width, height=height)
@@ -676,7 +682,7 @@ class SemanticLink:
         (rate,), (reception,) = result.rates, result.receptions
         received = result.latents
         if restoration == "denoiser":
-            received = self._restored(received, reception, prompt, seed)
+            received = self._restored(received, reception, link, prompt, seed)
         (reference,), (pixels,) = (generator.decoder.decode(each, [seed]) for each in (latents, received))
         return ReceivedImage(
             pixels, reference, seed, rate.channel_uses, sum(reception.pilot_uses), rate.expected_psnr_db
@@ -686,13 +692,20 @@ class SemanticLink:
         """The states (tokens, text_width) of a prompt for `send`; None if the codec reads no prompts."""
         return self.generator.reader.side_information(prompt) if self.sender.codec.text_width else None
 
-    def _restored(self, latents: torch.Tensor, reception: Reception, prompt: str, seed: int) -> torch.Tensor:
+    def _restored(
+        self,
+        latents: torch.Tensor,
+        reception: Reception,
+        conditions: LinkConditions,
+        prompt: str,
+        seed: int,
+    ) -> torch.Tensor:
         """One image's received latents (1, channels, h, w) after a step of the edge's denoiser."""
         from dekag.generation.restorer import Restorer
 
         _, channels, height, width = latents.shape
         values = self._source_values((channels, height, width))
-        timestep = self.receiver.timestep(reception, source_values=values)
+        timestep = self.receiver.timestep(reception, conditions, source_values=values)
         return Restorer(self.generator).restore(latents, prompt, timestep=timestep, seeds=[seed])
 
     def _source_values(self, latent_shape: LatentShape) -> int:

@@ -11,6 +11,9 @@ import numpy as np
 
 from dekag.errors import MismatchError
 
+MAX_TIMESTEPS = 1000
+"""Timesteps of the training of the denoisers that are used."""
+
 
 @dataclass(frozen=True)
 class RestorationTable:
@@ -36,8 +39,10 @@ class RestorationTable:
             raise MismatchError("the restoration table needs a timestep for each PSNR")
         if any(a >= b for a, b in pairwise(self.psnrs_db)) or not np.isfinite(self.psnrs_db).all():
             raise MismatchError("the PSNRs of the restoration table are not ascending")
-        if min(self.timesteps) < 0:
-            raise MismatchError("the restoration table has timesteps below 0")
+        if min(self.timesteps) < 0 or max(self.timesteps) >= MAX_TIMESTEPS:
+            raise MismatchError(
+                f"the timesteps of the restoration table are not within 0 to {MAX_TIMESTEPS - 1}"
+            )
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
@@ -53,14 +58,14 @@ class RestorationTable:
 
         Neighbours that contradict this are averaged (isotonic regression).
         """
-        order = np.argsort(psnrs_db)
+        order = np.argsort(psnrs_db, kind="stable")
         means: list[list[float]] = []  # PSNR, timestep and number of pairs of each level
         for psnr, timestep in ((psnrs_db[i], timesteps[i]) for i in order):
             means.append([psnr, timestep, 1])
             while len(means) > 1 and means[-2][1] < means[-1][1]:
                 (p, t, n), (q, u, m) = means[-2:]
                 means[-2:] = [[(p * n + q * m) / (n + m), (t * n + u * m) / (n + m), n + m]]
-        return cls(tuple(round(p, 2) for p, *_ in means), tuple(round(t) for _, t, _ in means))
+        return cls(tuple(p for p, *_ in means), tuple(round(t) for _, t, _ in means))
 
     def to_json(self) -> dict[str, Any]:
         """The content for knowledge.json."""

@@ -8,7 +8,6 @@ much of it. Our choice; measured beside delivery without it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
@@ -45,7 +44,7 @@ class Restorer:
                 "restoration needs a Stable Diffusion pipeline that predicts noise, v or latents"
             )
         self._signal: torch.Tensor = schedule.double()
-        self._unet: Any = pipeline.unet
+        self._pipeline, self._unet = pipeline, pipeline.unet
         self._reader = generator.reader
         self._for_denoiser = generator.for_denoiser
         self.model_hash = generator.model_hash
@@ -68,13 +67,15 @@ class Restorer:
         if not timestep:
             return latents
         states = self._reader.states([self._reader.windows(prompt)])["prompt_embeds"]
-        signal = float(self._signal[min(timestep, len(self._signal) - 1)])
+        timestep = min(timestep, len(self._signal) - 1)
+        signal = float(self._signal[timestep])
         noisy = latents * signal**0.5
         output = self._unet(
             self._for_denoiser(noisy),
             torch.tensor(timestep),
             encoder_hidden_states=self._for_denoiser(states).expand(len(latents), -1, -1),
         ).sample.to("cpu", torch.float32)
+        self._pipeline.maybe_free_model_hooks()  # with offload, the denoiser leaves the GPU again
         restored: torch.Tensor = PREDICTIONS[self._predicts](noisy, output, signal)
         check_finite(restored, "restore", seeds=seeds, model_hash=self.model_hash)
         return restored

@@ -29,7 +29,7 @@ class Form:
 
 
 SMALLER = (Form(0, 16), Form(1, 2), Form(1, 3), Form(2, 2), Form(2, 3), Form(3, 3))
-"""Forms that are tried, where the full one has a higher rank and as many bits, or more."""
+"""Forms that are tried, where the full one has as high a rank and as many bits, or more."""
 
 
 def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
@@ -49,7 +49,11 @@ def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
     return tuple(
         form
         for form in found
-        if (form.rank or metaword) and form.rank <= rank and (form.bits < bits or not form.rank)
+        if (
+            metaword
+            if not form.rank
+            else form.rank <= rank and form.bits <= bits and form != Form(rank, bits)
+        )
     )
 
 
@@ -74,13 +78,14 @@ def truncated(lora: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Te
             continue
         other = name.replace(".lora_A.", ".lora_B.")
         b = lora[other]
-        left, strengths, right = torch.linalg.svd(
-            b.double().flatten(1) @ a.double().flatten(1), full_matrices=False
-        )
-        kept = min(rank, a.shape[0], len(strengths))
+        # of the small factors: the product may have millions of numbers, but has no higher rank
+        left, left_inner = torch.linalg.qr(b.double().flatten(1))
+        right, right_inner = torch.linalg.qr(a.double().flatten(1).T)
+        inner_left, strengths, inner_right = torch.linalg.svd(left_inner @ right_inner.T)
+        kept = min(rank, len(strengths))
         roots = strengths[:kept].sqrt()
-        found[name] = (roots[:, None] * right[:kept]).reshape(kept, *a.shape[1:]).float()
-        found[other] = (left[:, :kept] * roots).reshape(b.shape[0], kept, *b.shape[2:]).float()
+        found[name] = (roots[:, None] * (inner_right[:kept] @ right.T)).reshape(kept, *a.shape[1:]).float()
+        found[other] = (left @ inner_left[:, :kept] * roots).reshape(b.shape[0], kept, *b.shape[2:]).float()
     return found
 
 
@@ -100,19 +105,19 @@ class Rung:
 
 
 def smallest_enough(rungs: Sequence[Rung], full: Rung, keep: float) -> Rung:
-    """The smallest rung that gains at least `keep` times what the best does; the full form if none gains.
+    """The smallest rung that gains at least `keep` times what the best of them does.
 
     Example:
         >>> from dekag.makd.ladder import Form, Rung, smallest_enough
         >>> small, full = Rung(Form(1, 2), 17_000, 0.48), Rung(Form(5, 4), 140_000, 0.5)
-        >>> smallest_enough([small], full, keep=0.95).form
+        >>> smallest_enough([small, full], full, keep=0.95).form
         Form(rank=1, bits=2)
 
     Args:
-        rungs: of smaller forms.
-        full: the full form.
+        rungs: to choose from, at least one.
+        full: the full form, which is chosen if none gains anything.
         keep: above 0 and up to 1.
     """
-    best = max(rung.gain for rung in [full, *rungs])
-    enough = [rung for rung in [full, *rungs] if rung.gain >= keep * best]
+    best = max(rung.gain for rung in rungs)
+    enough = [rung for rung in rungs if rung.gain >= keep * best]
     return min(enough, key=lambda rung: rung.size_bytes) if best > 0 else full

@@ -558,69 +558,69 @@ def distill(
         gradient_checkpointing=gradient_checkpointing,
     )
     update = new_update(drawn.model_hash, edge, topic, config, trained)
-    smaller: dict[Form, KnowledgeUpdate] = {}
-    if scorer is not None and trained.lora:
-        forms = smaller_forms(config.rank, config.bits, metaword=bool(len(trained.metaword)))
-        smaller = {form: new_update(drawn.model_hash, edge, topic, config, trained, form) for form in forms}
+    full = Form(config.rank, config.bits) if trained.lora else Form(0, 16)
+    made = {full: update}
+    if scorer is not None and trained.lora and config.method == "makd":
+        for form in smaller_forms(config.rank, config.bits, metaword=bool(len(trained.metaword))):
+            made[form] = new_update(drawn.model_hash, edge, topic, config, trained, form)
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
-    drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": (), "after": (update,)}
+    drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": ()}
     if current is not None and current.base_hash == edge.model_hash:
         drawn_with["current"] = (current,)
-    drawn_with |= {str(form): (each,) for form, each in smaller.items()}
+    drawn_with |= {str(form): (each,) for form, each in made.items()}
     rows: dict[str, list[Pixels]] = {name: [] for name in drawn_with}
     aligned = AlignedGenerator(edge, capacity=len(drawn_with))
     for each in {each.content_hash: each for updates in drawn_with.values() for each in updates}.values():
         aligned.add(each)
-    for done, (prompt, seed) in enumerate(scored):
-        if should_stop():
-            raise Stopped
+    count = len(scored) * len(drawn_with)
+    for prompt, seed in scored:
         for name, updates in drawn_with.items():
+            if should_stop():
+                raise Stopped
             hashes = [each.content_hash for each in updates]
             rows[name].append(aligned.image(prompt, seed, updates=hashes))
-        on_progress(Progress("score", done + 1, len(scored)))
+            on_progress(Progress("score", sum(map(len, rows.values())), count))
     references = images[len(learnt) :][: len(scored)]
     if scorer is None:
-        save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
+        save_sheet([list(references), rows["before"], rows[str(full)]], folder / SAMPLES)
         return update
     judged = {name: scorer.scores(np.stack(drawn), references) for name, drawn in rows.items()}
-    full = Rung(Form(config.rank, config.bits), update.size_bytes, _gain(judged, "after"))
-    rungs = [Rung(form, each.size_bytes, _gain(judged, str(form))) for form, each in smaller.items()]
-    chosen = smallest_enough(rungs, full, config.keep)
-    if chosen is not full:
-        update = smaller[chosen.form]
-        rows["after"], judged["after"] = rows[str(chosen.form)], judged[str(chosen.form)]
-    save_sheet([list(references), rows["before"], rows["after"]], folder / SAMPLES)
-    scores = dict(update.history["scores"])
-    for name in ("before", "after"):
-        for metric, values in judged[name].items():
-            scores[f"{metric}_{name}"] = round(float(values.mean()), 4)
     learnt_before = set() if current is None else set(current.history.get("prompts", ()))
     # prompts that neither was trained on; if there are none, all prompts, which favours the current update
     fair = [i for i, (prompt, _) in enumerate(scored) if prompt not in learnt_before] or list(
         range(len(scored))
     )
-    if "current" in judged:
-        for metric, values in judged["current"].items():
-            scores[f"{metric}_current"] = round(float(values[fair].mean()), 4)
-            scores[f"{metric}_after_beside_current"] = round(float(judged["after"][metric][fair].mean()), 4)
+
+    def scores_of(form: Form) -> dict[str, float]:
+        own, found = judged[str(form)], dict(update.history["scores"])
+        for when, each in (("before", judged["before"]), ("after", own)):
+            found |= {f"{metric}_{when}": round(float(values.mean()), 4) for metric, values in each.items()}
+        for metric, values in judged.get("current", {}).items():
+            found[f"{metric}_current"] = round(float(values[fair].mean()), 4)
+            found[f"{metric}_after_beside_current"] = round(float(own[metric][fair].mean()), 4)
+        return found
+
+    scores = {form: scores_of(form) for form in made}
+    rungs = {form: Rung(form, made[form].size_bytes, _gain(scores[form])) for form in made}
+    # a form that would not be published is chosen only if that is true of all
+    able = [form for form in made if not why_no_better(scores[form])] or list(made)
+    chosen = smallest_enough([rungs[form] for form in able], rungs[full], config.keep).form
+    save_sheet([list(references), rows["before"], rows[str(chosen)]], folder / SAMPLES)
     ladder = [
         {
-            "form": str(each.form),
-            "bytes": each.size_bytes,
-            "gain": round(each.gain, 4),
-            "chosen": each is chosen,
+            "form": str(rung.form),
+            "bytes": rung.size_bytes,
+            "gain": round(rung.gain, 4),
+            "chosen": rung.form == chosen,
         }
-        for each in sorted([*rungs, full], key=lambda rung: rung.size_bytes)
+        for rung in sorted(rungs.values(), key=lambda rung: rung.size_bytes)
     ]
-    return update.scored(scores, ladder)
+    return made[chosen].scored(scores[chosen], ladder)
 
 
-def _gain(judged: Mapping[str, Mapping[str, Any]], name: str) -> float:
-    """Mean gain in consistency over the edge without an update."""
-    before, own = (
-        (judged[each]["clip"].mean() + judged[each]["dino"].mean()) / 2 for each in ("before", name)
-    )
-    return float(own - before)
+def _gain(scores: Mapping[str, float]) -> float:
+    """Gain in consistency over the edge without an update."""
+    return sum(scores[f"{metric}_after"] - scores[f"{metric}_before"] for metric in ("clip", "dino")) / 2
 
 
 def why_no_better(scores: Mapping[str, Any]) -> str:

@@ -84,6 +84,6 @@ def _fitted(expected: np.ndarray, errors: np.ndarray, timesteps: Sequence[int]) 
     psnrs, best = [], []
     for each in np.unique(bins):
         inside = bins == each
-        psnrs.append(float(expected[inside].mean()))
+        psnrs.append(round(float(expected[inside].mean()), 4))
         best.append(timesteps[int(errors[inside].mean(0).argmin())])
     return RestorationTable.fitted(psnrs, best)

@@ -17,7 +17,7 @@ from services.common.request_context import begin_request, request_id
 from services.gateway.converters import to_model
 from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2 import CompareRequest, Consistency
-from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, ProvideRequest
+from services.proto.downlink_pb2 import DELIVERY_SEMANTIC, RESTORATION_DENOISER, ProvideRequest
 from services.proto.user_pb2 import ReceivedImage
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class DriftSampler:
         return (
             request.delivery == DELIVERY_SEMANTIC
             and list(request.knowledge) != [NO_KNOWLEDGE]
+            # the receiver's denoiser does not know the topic, so what it changes says nothing of the edge
+            and received.report.restoration != RESTORATION_DENOISER
             and received.report.psnr_db >= self._settings.watch_min_psnr_db
         )
 

@@ -203,9 +203,11 @@ class UserServicer(UserBase):
         latents, seconds = await self._decoding.run(job)
         transmission.add_stage("user.decode", seconds)
         if request.restoration == "denoiser":
-            timestep = Receiver(codec).timestep(reception, source_values=request.source_values)
+            timestep = Receiver(codec).timestep(reception, request.link, source_values=request.source_values)
             latents, seconds = await self._restoring.run(self._restore, latents, request, timestep)
             transmission.add_stage("user.restore", seconds)
+            if self._restorer is not None:
+                transmission.report.model_hashes["restorer"] = self._restorer.model_hash
         return latents, sent_bytes
 
     async def _image(

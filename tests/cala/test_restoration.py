@@ -36,6 +36,7 @@ def test_timesteps_are_interpolated_and_constant_outside() -> None:
         {"psnrs_db": [20, 16], "timesteps": [300, 600]},
         {"psnrs_db": [16, float("nan")], "timesteps": [300, 100]},
         {"psnrs_db": [16, 20], "timesteps": [300, -1]},
+        {"psnrs_db": [16, 20], "timesteps": [1000, 1]},
         {"psnrs_db": ["x", 20], "timesteps": [300, 1]},
         {"psnrs_db": 5, "timesteps": 3},
     ],
@@ -68,6 +69,8 @@ def test_what_is_expected_of_a_reception_follows_its_own_blocks() -> None:
     assert float(torch.corrcoef(torch.stack([known, power.log()]))[0, 1]) > 0.8
     assert known.mean() < 20.0, "fading costs capacity"
     with pytest.raises(InvalidInputError, match=r"link\.restoration must be none"):
-        receiver.timestep(steady, source_values=96 * 512)
+        receiver.timestep(steady, LinkConditions(), source_values=96 * 512)
     codec.restoration = RestorationTable((10.0, 30.0), (400, 0))
-    assert receiver.timestep(steady, source_values=96 * 512) == 200
+    assert receiver.timestep(steady, LinkConditions(), source_values=96 * 512) == 200
+    with pytest.raises(InvalidInputError, match="none with csi none"):
+        receiver.timestep(steady, LinkConditions(csi="none"), source_values=96 * 512)

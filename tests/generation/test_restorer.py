@@ -40,7 +40,7 @@ def test_a_perfect_denoiser_gives_back_the_clean_latents(edge: Generator, predic
         alphas_cumprod=edge.pipeline.scheduler.alphas_cumprod, config={"prediction_type": predicts}
     )
     generator: Any = SimpleNamespace(
-        pipeline=SimpleNamespace(scheduler=scheduler, unet=oracle),
+        pipeline=SimpleNamespace(scheduler=scheduler, unet=oracle, maybe_free_model_hooks=lambda: None),
         reader=edge.reader,
         for_denoiser=lambda values: values,
         model_hash="oracle",

@@ -41,7 +41,7 @@ from tests.makd.conftest import TINY, Distilled, prompts_of
 def test_progress_counts_pictures_steps_and_scores(neon: Distilled) -> None:
     stages = [(each.stage, each.done, each.total) for each in neon.progress]
     expected = [("generate", n, 9) for n in range(1, 10)] + [("train", n, 8) for n in range(1, 9)]
-    assert stages == [*expected, *(("score", n, 3) for n in range(1, 4))]
+    assert stages == [*expected, *(("score", n, 6) for n in range(1, 7))]
     assert all((each.loss is not None) == (each.stage == "train") for each in neon.progress)
 
 

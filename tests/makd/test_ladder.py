@@ -25,6 +25,7 @@ def test_forms_are_smaller_than_the_full_one() -> None:
     assert Form(0, 16) not in smaller_forms(5, 4, metaword=False), "nothing would be left"
     assert all(form.rank <= 1 for form in smaller_forms(1, 4, metaword=True))
     assert smaller_forms(1, 2, metaword=True) == (Form(0, 16),)
+    assert {Form(1, 3), Form(2, 3)} <= set(smaller_forms(5, 3, metaword=True)), "of as many bits"
 
 
 @pytest.mark.parametrize("kernel", [(), (3, 3)])
@@ -50,16 +51,37 @@ def test_a_truncated_product_is_the_closest_of_its_rank(kernel: tuple[int, ...])
 
 def test_the_smallest_that_keeps_enough_is_chosen() -> None:
     full = Rung(Form(5, 4), 140, 0.5)
-    rungs = [Rung(Form(0, 16), 2, 0.3), Rung(Form(1, 2), 17, 0.474), Rung(Form(1, 3), 25, 0.48)]
+    rungs = [Rung(Form(0, 16), 2, 0.3), Rung(Form(1, 2), 17, 0.474), Rung(Form(1, 3), 25, 0.48), full]
     assert smallest_enough(rungs, full, 0.95).form == Form(1, 3)
     assert smallest_enough(rungs, full, 0.5).form == Form(0, 16)
     assert smallest_enough(rungs, full, 1.0) is full
     better = Rung(Form(1, 2), 17, 0.6)
-    assert smallest_enough([*rungs, better], full, 1.0) is better
     assert smallest_enough([*rungs, better], full, 0.95) is better, "measured by the best form"
-    assert smallest_enough([Rung(Form(1, 2), 150, 0.5)], full, 0.5) is full, "not smaller"
     worse = Rung(Form(5, 4), 140, -0.1)
-    assert smallest_enough([Rung(Form(1, 2), 17, -0.2)], worse, 0.95) is worse, "there is no gain to keep"
+    assert smallest_enough([Rung(Form(1, 2), 17, -0.2), worse], worse, 0.95) is worse, (
+        "there is no gain to keep"
+    )
+
+
+@pytest.mark.parametrize("keep", [0.01, 1.0])
+def test_a_form_that_would_not_be_published_is_not_chosen(
+    cloud: Generator, edge: Generator, tmp_path: Path, keep: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, float]] = []
+
+    def refuse_smaller(scores: dict[str, float]) -> str:
+        told.append(dict(scores))
+        return "no" if len(told) > 1 else ""  # the full form comes first
+
+    judges = load_profile("stickers").scorer
+    assert judges is not None
+    scorer = ImageScorer.load(judges.clip, judges.dino)
+    monkeypatch.setattr("dekag.training.distill.why_no_better", refuse_smaller)
+    update = distill(
+        cloud, edge, prompts_of("neon"), dataclasses.replace(TINY, keep=keep), tmp_path, scorer=scorer
+    )
+    (chosen,) = [rung for rung in update.history["ladder"] if rung["chosen"]]
+    assert chosen["form"] == f"rank {TINY.rank}, {TINY.bits} bits"
 
 
 def test_a_distillation_says_what_each_form_costs_and_gives(

@@ -79,11 +79,14 @@ async def test_a_latent_is_restored_as_in_the_library(
     names = {number: name for name, number in converters.RESTORATIONS.items()}
     assert [names[each.report.restoration] for each in (plain, restored)] == ["none", "denoiser"]
     assert "user.restore" in {stage.stage for stage in restored.report.stages}
+    assert restored.report.model_hashes["restorer"]
     assert "user.restore" not in {stage.stage for stage in plain.report.stages}
     ours = SemanticLink.load(profile).image(
         asked.prompt, asked.link, seed=asked.seed, cbr=asked.cbr, width=64, height=64, restoration="denoiser"
     )
     assert to_png(ours.pixels) == restored.png
+    with pytest.raises(InvalidInputError, match="restoration must be none or denoiser"):
+        SemanticLink.load(profile).image(asked.prompt, restoration="denoise")  # type: ignore[arg-type]
 
 
 async def test_restoration_is_refused_where_nobody_knows_how(
@@ -92,6 +95,9 @@ async def test_restoration_is_refused_where_nobody_knows_how(
     for delivery in ("semantic-unaligned", "conventional"):
         with pytest.raises(InvalidInputError, match=r"link\.restoration must be none unless"):
             await receive(reading, asked, restoration="denoiser", delivery=delivery)
+    blind = LinkConditions(csi="none")
+    with pytest.raises(InvalidInputError, match=r"link\.restoration must be none with csi none"):
+        await receive(reading, asked, restoration="denoiser", link=blind)
     async with running_chain(dummy_profile, redis_url) as chain:
         with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
             await receive(chain, asked, restoration="denoiser")

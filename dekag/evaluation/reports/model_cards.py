@@ -88,7 +88,7 @@ def _run(record: dict[str, Any]) -> list[str]:
 
 
 def _updates(folder: Path) -> list[str]:
-    rows, ladders, forms = [], [], list[str]()
+    rows, ladders = [], dict[str, dict[str, Any]]()
     for file in sorted(folder.glob(f"*/{HISTORY}")):
         made = read_json(file)
         scores = made["scores"]
@@ -102,12 +102,7 @@ def _updates(folder: Path) -> list[str]:
             f"| {file.parent.name} | {chosen['form']} | {chosen['bytes']:,} | {made['steps']} "
             f"| {before[0]} → {after[0]} | {before[1]} → {after[1]} |"
         )
-        own = {rung["form"]: rung for rung in made["ladder"]}
-        forms = forms or list(own)
-        cells = (
-            f"{own[form]['bytes']:,} ({own[form]['gain']:+.3f})" if form in own else "" for form in forms
-        )
-        ladders.append(f"| {file.parent.name} | {' | '.join(cells)} |")
+        ladders[file.parent.name] = {rung["form"]: rung for rung in made["ladder"]}
     if not rows:
         return []
     head = ["| topic | form | bytes | steps | CLIP-score | DINO-score |", "|---|---|---|---|---|---|"]
@@ -116,5 +111,12 @@ def _updates(folder: Path) -> list[str]:
     said = (
         "Bytes of each form of the trained update; in brackets, its gain in consistency on the same prompts."
     )
+    forms = list(dict.fromkeys(form for ladder in ladders.values() for form in ladder))
     table = [f"| topic | {' | '.join(forms)} |", "|---" * (len(forms) + 1) + "|"]
-    return [note, "", *head, *rows, *heading, said, "", *table, *ladders]
+    for topic, ladder in ladders.items():
+        cells = (
+            f"{ladder[form]['bytes']:,} ({ladder[form]['gain']:+.3f})" if form in ladder else ""
+            for form in forms
+        )
+        table.append(f"| {topic} | {' | '.join(cells)} |")
+    return [note, "", *head, *rows, *heading, said, "", *table]

@@ -141,7 +141,9 @@ class RestorationStudy:
         }
         receiver = SemanticLink(self.bank.codecs["adapters"]).receiver
         values = source_values(aligned.latents)
-        steps = [receiver.timestep(each, source_values=values) for each in aligned.receptions]
+        steps = [
+            receiver.timestep(each, cell.conditions, source_values=values) for each in aligned.receptions
+        ]
         for name, prompts in self.told(cell.images).items():
             rows = zip(found["cala"], prompts, steps, strict=True)
             found[name] = [self.bank.restorer.restore(z, text, timestep=step) for z, text, step in rows]

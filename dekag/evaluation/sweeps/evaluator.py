@@ -35,6 +35,7 @@ from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, mean_image, prepare_image_set
 from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint
 from dekag.generation.loading import folder_hash, pipeline_hash
+from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicFile, read_topics
@@ -206,14 +207,19 @@ class Evaluator:
         )  # fmt: skip
         received = result.latents
         if point.delivery.restoration:
-            received = self._restored(codec, result, said, values)
+            received = self._restored(codec, result, point.link, said, values)
         shown = self.bank.edge.decoder.decode(received)
         references = self.references(point.topic, point.prompts)
         found = self.score(point.metrics, shown, sent, references, prompts)
         return found, float(result.rates[0].channel_uses)
 
     def _restored(
-        self, codec: AdaptedCodec, result: LinkResult, prompts: Sequence[str], values: int
+        self,
+        codec: AdaptedCodec,
+        result: LinkResult,
+        conditions: LinkConditions,
+        prompts: Sequence[str],
+        values: int,
     ) -> torch.Tensor:
         """Received latents after one step of the edge's denoiser."""
         receiver = Receiver(codec)
@@ -221,7 +227,9 @@ class Evaluator:
         return torch.cat(
             [
                 self.bank.restorer.restore(
-                    latents, prompt, timestep=receiver.timestep(reception, source_values=values)
+                    latents,
+                    prompt,
+                    timestep=receiver.timestep(reception, conditions, source_values=values),
                 )
                 for latents, reception, prompt in rows
             ]

@@ -414,8 +414,14 @@ def restoration(
     count: Annotated[int, typer.Option(min=2, help="Latents to send over each channel.")] = 8,
     seed: TrainingSeed = 1,
     profile: Profile = "stickers",
+    adapters: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the transmission knowledge to add the timesteps to. Default: the profile's.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
     threads: Threads = 1,
-    out: Out = None,
 ) -> None:
     """Measure the denoiser's timesteps for `link.restoration`; adds them to the transmission knowledge."""
     use_threads(threads)
@@ -427,8 +433,13 @@ def restoration(
     from dekag.training.restoration import fit_restoration
 
     models, data = _own_latents(latents, profile)
-    if models.adapters is None:
-        raise typer.BadParameter("names no adapters to add the timesteps to", param_hint="--profile")
+    folder = models.adapters if adapters is None else adapters
+    if folder is None:
+        raise typer.BadParameter("is required: the profile names no adapters", param_hint="--adapters")
+    if adapters is None:
+        _own_target(None, profile, str(folder))
+    with errors_of("--adapters"):
+        knowledge = TransmissionKnowledge.load(folder)
     prompts = [row.prompt or "" for row in data.info.rows[: -data.info.held_out][:count]]
     if len(prompts) < count or not all(prompts):
         allowed = f"must hold {count} latents of prompts, without those held out"
@@ -436,10 +447,11 @@ def restoration(
             f"{allowed}; {len([each for each in prompts if each])} are", param_hint="--latents"
         )
     edge = Generator.from_profile(models, "edge")
-    link = SemanticLink(AlignedCodec.load(models.codec, models.adapters), edge)
-    table = fit_restoration(link, Restorer(edge), data.latents[:count], prompts, seed=seed)
-    folder = Path(models.adapters) if out is None else out
-    TransmissionKnowledge.load(models.adapters).with_info(restoration=table.to_json()).save(folder)
+    codec = AlignedCodec.load(models.codec).with_knowledge(knowledge)
+    table = fit_restoration(
+        SemanticLink(codec, edge), Restorer(edge), data.latents[:count], prompts, seed=seed
+    )
+    knowledge.with_info(restoration=table.to_json()).save(Path(folder))
     typer.echo(f"{json.dumps(table.to_json())} -> {folder}")
 
 
