@@ -10,7 +10,8 @@ import ast
 import hashlib
 import importlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from dekag.errors import NotFoundError
 
 COMBINED_SHARE = 0.08  # probability of each kind of combination where combinations are known
 
@@ -32,6 +35,17 @@ def _code(source: str) -> str:
         if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
             del body[0]
     return ast.dump(tree)
+
+
+@contextmanager
+def artwork_needed() -> Iterator[None]:
+    """Turns the error of missing artwork into one that commands show in a line."""
+    from dekag.stickers.assets import AssetsError
+
+    try:
+        yield
+    except AssetsError as error:
+        raise NotFoundError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -123,8 +137,9 @@ class World:
         return self.module.random_scene(rng, **chosen)
 
     def render(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
-        """The image of a scene, (size, size, 3) uint8."""
-        pixels: npt.NDArray[np.uint8] = self.module.render(scene, seed, size=self.size)
+        """The image of a scene, (size, size, 3) uint8; NotFoundError without the world's artwork."""
+        with artwork_needed():
+            pixels: npt.NDArray[np.uint8] = self.module.render(scene, seed, size=self.size)
         return pixels
 
     @property
@@ -133,8 +148,9 @@ class World:
         return hasattr(self.module, "render_with_mask")
 
     def mask(self, scene: Any, seed: int) -> npt.NDArray[np.uint8]:
-        """The subject mask of that image, (size, size) uint8, 0..255."""
-        mask: npt.NDArray[np.uint8] = self.module.render_with_mask(scene, seed, size=self.size)[1]
+        """The subject mask of that image, (size, size) uint8, 0..255; NotFoundError as `render`."""
+        with artwork_needed():
+            mask: npt.NDArray[np.uint8] = self.module.render_with_mask(scene, seed, size=self.size)[1]
         return mask
 
     def caption(self, scene: Any, rng: random.Random, *, cloud: bool) -> str:

@@ -396,7 +396,9 @@ def test_quick_results_stand_beside_the_committed_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = Path("results/headline.json").read_text()
-    monkeypatch.setattr(quick.baseline_models, "run", lambda count, *, results: record_as(results, count))
+    monkeypatch.setattr(
+        quick.baseline_models, "run", lambda count, *, parts, results: record_as(results, count)
+    )
     monkeypatch.setattr(quick, "run_overall", lambda **options: record_as(options["results"], 5))
     quick.run_quick(folder=tmp_path / "quick", runs=tmp_path / "runs")
     shown = capsys.readouterr().out

@@ -215,15 +215,20 @@ def test_measuring_finds_models_grids_and_figures(whole: Installed, empty: Path)
     assert "no shipped sweep" in done.stderr
 
     done = whole.run(whole.dekag, "experiment", "first-image", "--count", "8", "--only", "vae", folder=empty)
+    assert done.returncode == 1
+    assert "no artwork at" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = whole.run(whole.dekag, "experiment", "first-image", "--count", "8", "--only", "edge", folder=empty)
     assert done.returncode == 0, done.stderr
-    assert "vae_psnr_db" in json.loads((empty / "results/headline.json").read_text())
+    assert "probe_edge_known_accuracy" in json.loads((empty / "results/headline.json").read_text())
     assert not (empty / "README.md").exists()
 
     # all that `dekag results quick` does, on fewer images
     code = "from dekag.evaluation.studies.quick import *; run_quick(images=8, sweep=Path('grid.yaml'))"
     done = whole.run(whole.python, "-c", code, folder=empty)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"Autoencoder: PSNR of held-out scenes.+dB", done.stdout)
+    assert "The autoencoder is not measured: no artwork at" in done.stdout
+    assert re.search(r"Edge model: visible attributes correct, known topics.+%", done.stdout)
     assert (empty / "runs/quick/overall/cells.jsonl").exists()
 
     done = whole.run(whole.dekag, "results", "book", folder=empty)

@@ -15,10 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from dekag import paths
+from dekag.errors import NotFoundError
 from dekag.evaluation.registry import FIGURES, read_figures, record
 from dekag.evaluation.studies import baseline_models
 from dekag.evaluation.studies.end_to_end import run_overall
 from dekag.evaluation.sweeps import command
+from dekag.stickers.assets import artwork
+from dekag.stickers.subjects import SUBJECT_BY_NAME
+from dekag.training.worlds import artwork_needed
 
 COMMAND = "dekag results quick --record"
 QUICK = Path("runs/quick")
@@ -63,7 +67,14 @@ def _run(ray: str | None, workers: int | None, folder: Path, sweep: Path, images
     start = time.perf_counter()
     torch.set_num_threads(2)
     folder.mkdir(parents=True, exist_ok=True)
-    baseline_models.run(images, results=folder)
+    parts = list(baseline_models.PARTS)
+    try:
+        with artwork_needed():
+            artwork(next(iter(SUBJECT_BY_NAME.values())).code)
+    except NotFoundError as error:
+        parts.remove("vae")
+        Console().print(f"The autoencoder is not measured: {error}", highlight=False)
+    baseline_models.run(images, parts=parts, results=folder)
     run_overall(sweep=sweep, ray=ray, workers=workers, results=folder, runs=runs)
     seconds = time.perf_counter() - start
     show(folder)
