@@ -190,7 +190,8 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
         default="none",
         description="What the receiver does to the decoded latent before it renders it. denoiser: one step "
         "of the edge's denoiser, with the prompt unless side_information withholds it; it needs the edge's "
-        'model at the receiver. Delivery "semantic" only.',
+        "model at the receiver. Images that were generated with knowledge updates, which the receiver does "
+        'not have, are left as they are. Delivery "semantic" only.',
         examples=["none"],
     )
 

@@ -202,7 +202,7 @@ class UserServicer(UserBase):
         job = _DecodeJob(codec, reception, (channels, height, width), request, text)
         latents, seconds = await self._decoding.run(job)
         transmission.add_stage("user.decode", seconds)
-        if request.restoration == "denoiser":
+        if _restores(transmission, request):
             timestep = Receiver(codec).timestep(reception, request.link, source_values=request.source_values)
             latents, seconds = await self._restoring.run(self._restore, latents, request, timestep)
             transmission.add_stage("user.restore", seconds)
@@ -295,7 +295,8 @@ class UserServicer(UserBase):
             coding=header.coding if header.HasField("coding") else None,
         )
         if request.jscc:
-            report.restoration = converters.RESTORATIONS[request.restoration]
+            done = "denoiser" if _restores(transmission, request) else "none"
+            report.restoration = converters.RESTORATIONS[done]
         if header.HasField("coding"):
             report.image_format = converters.FORMATS[request.image_format]
         if transmission.states:
@@ -367,6 +368,11 @@ def _reception(transmission: Transmission, request: DeliveryRequest) -> Receptio
         return receive(transmission.symbols, states, request.seed)
     except InvalidInputError as error:  # caused by the channels, not by the request
         raise FrameError(str(error)) from error
+
+
+def _restores(transmission: Transmission, request: DeliveryRequest) -> bool:
+    """Whether the latent is restored: the denoiser here has no updates, and would remove what they taught."""
+    return request.restoration == "denoiser" and not transmission.report.knowledge
 
 
 def _to_png(pixels: Pixels) -> bytes:

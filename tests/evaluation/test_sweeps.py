@@ -181,7 +181,7 @@ def test_restoration_changes_what_is_received_and_needs_adapters(profile: str, t
     plain, restored = run(sweep, runs=tmp_path / "runs").rows
     assert plain["metrics"] != restored["metrics"]
     assert plain["channel_uses"] == restored["channel_uses"]
-    with pytest.raises(InvalidInputError, match="restoration needs the codec adapters"):
+    with pytest.raises(InvalidInputError, match="restoration needs the codec adapters, and no knowledge"):
         read_sweep(written(tmp_path, "{name: a, deliveries: [{name: b, restoration: true}], topics: [neon]}"))
 
 

@@ -13,12 +13,16 @@ import pytest_asyncio
 from dekag import SemanticLink
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.images import to_png
+from dekag.generation.loading import pipeline_hash
 from dekag.generation.side_information import SideInformation
 from dekag.link import LinkConditions
 from dekag.profile import load_profile
+from services.cloud.publish import publish_update
+from services.cloud.version_store import KnowledgeStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
-from tests.chain import Chain, running_chain, with_reading_codec
+from tests.chain import Chain, data_in, running_chain, with_reading_codec
+from tests.services.cloud.test_publish import make_update
 
 if TYPE_CHECKING:
     from services.proto.user_pb2 import ReceivedImage
@@ -87,6 +91,22 @@ async def test_a_latent_is_restored_as_in_the_library(
     assert to_png(ours.pixels) == restored.png
     with pytest.raises(InvalidInputError, match="restoration must be none or denoiser"):
         SemanticLink.load(profile).image(asked.prompt, restoration="denoise")  # type: ignore[arg-type]
+
+
+async def test_what_an_update_taught_is_not_restored_away(
+    profile: Path, redis_url: str, asked: DeliveryRequest, tmp_path: Path
+) -> None:
+    with data_in(tmp_path):
+        publish_update(
+            make_update(profile), KnowledgeStore(tmp_path), pipeline_hash(load_profile(profile).edge)
+        )
+        async with running_chain(profile, redis_url) as chain:
+            of_topic = replace(asked, prompt="a neon boat", knowledge=None)
+            plain = await receive(chain, of_topic)
+            restored = await receive(chain, of_topic, restoration="denoiser")
+    assert [use.topic for use in plain.report.knowledge] == ["neon"]
+    assert restored.png == plain.png
+    assert restored.report.restoration == converters.RESTORATIONS["none"]
 
 
 async def test_restoration_is_refused_where_nobody_knows_how(

@@ -21,7 +21,7 @@ TITLES = {
     "makd": "MAKD alone",
     "cala": "CALA alone",
     "deka-g": "DeKA-g",
-    "deka-g-restored": "DeKA-g, restored at the receiver",
+    "cala-restored": "CALA alone, restored at the receiver",
     "digital": "best digital",
     "prompt-only": "prompt only",
     "prompt-only-taught": "prompt and update only",

@@ -77,13 +77,13 @@ class Delivery(BaseModel):
     restoration: bool = Field(
         default=False,
         description="Whether the receiver improves the latent by one step of the edge's denoiser; with codec "
-        "adapters only.",
+        "adapters and without knowledge only.",
     )
 
     @model_validator(mode="after")
     def _adapters_say_how_to_restore(self) -> Self:
-        if self.restoration and self.codec != "adapters":
-            raise PydanticCustomError("restoration", "restoration needs the codec adapters")
+        if self.restoration and (self.codec != "adapters" or self.knowledge):
+            raise PydanticCustomError("restoration", "restoration needs the codec adapters, and no knowledge")
         return self
 
     @model_validator(mode="after")
@@ -101,7 +101,6 @@ DELIVERIES: dict[str, Delivery] = {
         Delivery(name="cala", codec="adapters"),
         Delivery(name="deka-g", knowledge=True, codec="adapters"),
         Delivery(name="cala-restored", codec="adapters", restoration=True),
-        Delivery(name="deka-g-restored", knowledge=True, codec="adapters", restoration=True),
         Delivery(name="prompt-only", codec="prompt"),
         Delivery(name="prompt-only-taught", knowledge=True, codec="prompt"),
         *(Delivery(name=name, codec=name) for name in DIGITAL),
