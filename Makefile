@@ -4,7 +4,7 @@ PYTHON ?=
 BIN := .venv/bin
 INSTALL = python="$$(sh scripts/find_python.sh "$(PYTHON)")" && "$$python" scripts/install.py
 # an empty variable counts as unset
-override SNR := $(if $(strip $(SNR)),$(SNR),10)
+SNR ?=
 PROMPT ?=
 SEED ?=
 override USERS := $(if $(strip $(USERS)),$(USERS),8)
@@ -30,8 +30,8 @@ need-%: FORCE
 
 FORCE:
 
-demo: need-run ## send one image per delivery mode and compare costs: make demo SNR=10 PROMPT="..." SEED=7
-	@$(BIN)/dekag demo --snr-db "$(SNR)" $(if $(strip $(PROMPT)),--prompt "$(PROMPT)") $(if $(strip $(SEED)),--seed "$(SEED)")
+demo: need-run ## send one image per delivery mode and compare costs: make demo SNR=5 PROMPT="..." SEED=7
+	@$(BIN)/dekag demo $(if $(strip $(SNR)),--snr-db "$(SNR)") $(if $(strip $(PROMPT)),--prompt "$(PROMPT)") $(if $(strip $(SEED)),--seed "$(SEED)")
 
 world-assets: need-run ## download the artwork of the second world (for training and evaluation; needs npm)
 	@$(BIN)/python -m dekag.stickers fetch
