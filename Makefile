@@ -33,7 +33,7 @@ FORCE:
 demo: need-run ## send one image per delivery mode and compare costs: make demo SNR=5 PROMPT="..." SEED=7
 	@$(BIN)/dekag demo $(if $(strip $(SNR)),--snr-db "$(SNR)") $(if $(strip $(PROMPT)),--prompt "$(PROMPT)") $(if $(strip $(SEED)),--seed "$(SEED)")
 
-world-assets: need-run ## download the artwork of the second world (for training and evaluation; needs npm)
+world-assets: need-run ## download the artwork of the world (for training and evaluation; needs npm)
 	@$(BIN)/python -m dekag.stickers fetch
 
 up: need-run ## start Redis, the five services and a distiller; Ctrl-C stops them

@@ -107,6 +107,22 @@ def label_lines(axis: Any, *, gap: float = 0.075) -> None:
         )  # fmt: skip
 
 
+def label_rates(axes: Any, cbrs: Sequence[float], quantity: str) -> None:
+    """Titles and labels of panels (rates,) of a quantity against SNR, whose lines have been drawn.
+
+    Args:
+        axes: one for each rate, side by side, sharing the vertical axis.
+        cbrs: the rates, channel uses per source value.
+        quantity: what is on the vertical axis, with its unit.
+    """
+    for axis, cbr in zip(axes, cbrs, strict=True):
+        axis.set_title(f"CBR 1/{1 / cbr:.0f}")
+        axis.set_xlabel("SNR, dB")
+    axes[0].set_ylabel(quantity)
+    for axis in axes:
+        label_lines(axis)
+
+
 def label_corner(axis: Any) -> None:
     """Write the lines' labels into the lower right corner, for lines that rise from the lower left."""
     for place, each in enumerate(reversed(axis.get_lines())):

@@ -28,7 +28,8 @@ class Form:
         return f"rank {self.rank}, {self.bits} bits" if self.rank else "metaword alone"
 
 
-SMALLER = (Form(0, 16), Form(1, 2), Form(1, 3), Form(2, 2), Form(2, 3), Form(3, 3))
+METAWORD_ALONE = Form(0, 16)
+SMALLER = (Form(1, 2), Form(1, 3), Form(2, 2), Form(2, 3), Form(3, 3))
 """Forms that are tried, where the full one has as high a rank and as many bits, or more."""
 
 
@@ -45,16 +46,10 @@ def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
         bits: of the full form.
         metaword: whether the update has a metaword, and is still something without its LoRA.
     """
-    found = dict.fromkeys([*SMALLER, Form(rank, 2), Form(rank, 3)])
-    return tuple(
-        form
-        for form in found
-        if (
-            metaword
-            if not form.rank
-            else form.rank <= rank and form.bits <= bits and form != Form(rank, bits)
-        )
-    )
+    full = Form(rank, bits)
+    fitting = [form for form in (*SMALLER, Form(rank, 2), Form(rank, 3)) if form.rank <= rank]
+    found = [form for form in fitting if form.rank and form.bits <= bits and form != full]
+    return tuple(dict.fromkeys([METAWORD_ALONE, *found] if metaword else found))
 
 
 def truncated(lora: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:

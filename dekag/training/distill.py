@@ -28,7 +28,7 @@ from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
-from dekag.makd.ladder import Form, Rung, smaller_forms, smallest_enough, truncated
+from dekag.makd.ladder import METAWORD_ALONE, Form, Rung, smaller_forms, smallest_enough, truncated
 from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
 from dekag.makd.quantization import CODED_SHARE
 from dekag.makd.topics import TopicPrompts
@@ -558,7 +558,7 @@ def distill(
         gradient_checkpointing=gradient_checkpointing,
     )
     update = new_update(drawn.model_hash, edge, topic, config, trained)
-    full = Form(config.rank, config.bits) if trained.lora else Form(0, 16)
+    full = Form(config.rank, config.bits) if trained.lora else METAWORD_ALONE
     made = {full: update}
     if scorer is not None and trained.lora and config.method == "makd":
         for form in smaller_forms(config.rank, config.bits, metaword=bool(len(trained.metaword))):

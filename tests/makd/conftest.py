@@ -11,6 +11,7 @@ from dekag.generation.models import Generator
 from dekag.makd.config import DistillConfig
 from dekag.makd.topics import TopicPrompts, topic_prompts
 from dekag.makd.update import KnowledgeUpdate
+from dekag.metrics.features import ImageScorer
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from dekag.training.distill import Progress, distill
@@ -45,6 +46,14 @@ def cloud(dummy_profile: Path) -> Generator:
 def edge(dummy_profile: Path) -> Generator:
     """A tiny edge-GAI of the test's own."""
     return Generator.from_profile(load_profile(dummy_profile), "edge")
+
+
+@pytest.fixture(scope="session")
+def scorer() -> ImageScorer:
+    """The encoders of the shipped profile."""
+    judges = load_profile("stickers").scorer
+    assert judges is not None
+    return ImageScorer.load(judges.clip, judges.dino)
 
 
 @pytest.fixture(scope="session")

@@ -293,11 +293,8 @@ def test_both_scores_decide_whether_an_update_is_better(scores: dict[str, float]
 
 
 def test_a_new_update_is_scored_beside_the_current_one(
-    cloud: Generator, edge: Generator, tmp_path: Path
+    cloud: Generator, edge: Generator, scorer: ImageScorer, tmp_path: Path
 ) -> None:
-    judges = load_profile("stickers").scorer
-    assert judges is not None
-    scorer = ImageScorer.load(judges.clip, judges.dino)
     topic = prompts_of("neon")
     first = distill(cloud, edge, topic, TINY, tmp_path / "1", scorer=scorer)
     assert not any("current" in name for name in first.history["scores"])

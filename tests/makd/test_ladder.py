@@ -12,7 +12,6 @@ from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.ladder import Form, Rung, smaller_forms, smallest_enough, truncated
 from dekag.metrics.features import ImageScorer
-from dekag.profile import load_profile
 from dekag.training.distill import distill
 from tests.makd.conftest import TINY, prompts_of
 
@@ -65,7 +64,12 @@ def test_the_smallest_that_keeps_enough_is_chosen() -> None:
 
 @pytest.mark.parametrize("keep", [0.01, 1.0])
 def test_a_form_that_would_not_be_published_is_not_chosen(
-    cloud: Generator, edge: Generator, tmp_path: Path, keep: float, monkeypatch: pytest.MonkeyPatch
+    cloud: Generator,
+    edge: Generator,
+    scorer: ImageScorer,
+    tmp_path: Path,
+    keep: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[dict[str, float]] = []
 
@@ -73,9 +77,6 @@ def test_a_form_that_would_not_be_published_is_not_chosen(
         told.append(dict(scores))
         return "no" if len(told) > 1 else ""  # the full form comes first
 
-    judges = load_profile("stickers").scorer
-    assert judges is not None
-    scorer = ImageScorer.load(judges.clip, judges.dino)
     monkeypatch.setattr("dekag.training.distill.why_no_better", refuse_smaller)
     update = distill(
         cloud, edge, prompts_of("neon"), dataclasses.replace(TINY, keep=keep), tmp_path, scorer=scorer
@@ -85,16 +86,12 @@ def test_a_form_that_would_not_be_published_is_not_chosen(
 
 
 def test_a_distillation_says_what_each_form_costs_and_gives(
-    cloud: Generator, edge: Generator, tmp_path: Path
+    cloud: Generator, edge: Generator, scorer: ImageScorer, tmp_path: Path
 ) -> None:
-    judges = load_profile("stickers").scorer
-    assert judges is not None
-    scorer = ImageScorer.load(judges.clip, judges.dino)
-    options = {"scorer": scorer}
     updates = {}
     for keep in (0.01, 1.0):
         config = dataclasses.replace(TINY, keep=keep)
-        updates[keep] = distill(cloud, edge, prompts_of("neon"), config, tmp_path, **options)
+        updates[keep] = distill(cloud, edge, prompts_of("neon"), config, tmp_path, scorer=scorer)
         ladder = updates[keep].history["ladder"]
         (chosen,) = [rung for rung in ladder if rung["chosen"]]
         assert chosen["bytes"] == updates[keep].size_bytes

@@ -317,11 +317,7 @@ def psnr_plot(results: Path) -> Any:
             snrs, means = [row["snr_db"] for row in own], [row["psnr_db"] for row in own]
             bands = [row["psnr_ci95"] for row in own]
             plots.line(axis, snrs, means, SHORT[method], color, interval=bands)
-        axis.set_title(f"CBR 1/{1 / cbr:.0f}")
-        axis.set_xlabel("SNR, dB")
-    axes[0, 0].set_ylabel("PSNR, dB")
-    for axis in axes[0]:
-        plots.label_lines(axis)
+    plots.label_rates(axes[0], (RATES[0], RATES[-2]), "PSNR, dB")
     return figure
 
 

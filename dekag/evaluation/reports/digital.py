@@ -166,11 +166,7 @@ def psnr_plot(results: Path) -> Any:
         snrs, bands = [row["snr_db"] for row in mine], [row["psnr_ci95"] for row in mine]
         psnrs = [row["psnr_db"] for row in mine]
         plots.line(axis, snrs, psnrs, "CALA", plots.OURS, interval=bands)
-        axis.set_title(f"CBR 1/{1 / cbr:.0f}")
-        axis.set_xlabel("SNR, dB")
-    axes[0, 0].set_ylabel("PSNR, dB")
-    for axis in axes[0]:
-        plots.label_lines(axis)
+    plots.label_rates(axes[0], SHOWN_RATES, "PSNR, dB")
     return figure
 
 

@@ -164,11 +164,7 @@ def _against_snr(results: Path, metric: str, label: str) -> Any:
     figure, axes = plots.panels(len(rates), height_in=3.6, sharey=True)
     for axis, cbr in zip(axes[0], rates, strict=True):
         draw_lines(axis, [row for row in rows if row["cell"]["cbr"] == cbr], metric, STYLES)
-        axis.set_title(f"CBR 1/{1 / cbr:.0f}")
-        axis.set_xlabel("SNR, dB")
-    axes[0, 0].set_ylabel(label)
-    for axis in axes[0]:
-        plots.label_lines(axis)
+    plots.label_rates(axes[0], rates, label)
     return figure
 
 

@@ -84,9 +84,10 @@ def by_rate(results: Path) -> Lines:
 def psnr_plot(results: Path) -> Any:
     """PSNR against SNR at the highest and the lowest rate, Rayleigh fading."""
     rows = [row for row in cells(results) if (row["images"], row["channel"]) == ("known", "rayleigh-1us")]
-    rates = list(dict.fromkeys(row["cbr"] for row in rows))
+    highest, *_, lowest = dict.fromkeys(row["cbr"] for row in rows)
+    shown = (highest, lowest)
     figure, axes = plots.panels(2, height_in=3.6, sharey=True)
-    for axis, cbr in zip(axes[0], (rates[0], rates[-1]), strict=True):
+    for axis, cbr in zip(axes[0], shown, strict=True):
         for name, (label, color) in STYLES.items():
             own = [row for row in rows if (row["cbr"], row["shown"]) == (cbr, name)]
             plots.line(
@@ -97,11 +98,7 @@ def psnr_plot(results: Path) -> Any:
                 color,
                 interval=[row["ci95"] for row in own],
             )
-        axis.set_title(f"CBR 1/{1 / cbr:.0f}")
-        axis.set_xlabel("SNR, dB")
-    axes[0, 0].set_ylabel("PSNR, dB")
-    for axis in axes[0]:
-        plots.label_lines(axis)
+    plots.label_rates(axes[0], shown, "PSNR, dB")
     return figure
 
 
