@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def train_codec(
     every_rate: bool = False,
     bf16: bool = False,
     show: bool = True,
+    start: JsccCodec | None = None,
     **config: Any,
 ) -> JsccCodec:
     """Train on sets of examples, in equal parts, resuming from `folder`; returns the averaged codec.
@@ -46,10 +48,13 @@ def train_codec(
             The loss is then the mean logarithm of each image's error, as errors differ by rate.
         bf16: run the convolutions in bfloat16.
         show: show a progress bar.
-        config: arguments of JsccCodec. With a `text_width`, all examples must have prompts of that width.
+        start: go on from a copy of this codec; default: from random weights.
+        config: arguments of JsccCodec, without a `start`. With a `text_width`, all examples must have prompts
+            of that width.
     """
     torch.manual_seed(seed)
-    codec = JsccCodec(latent_channels=examples[0].latents.shape[1], **config)
+    codec = copy.deepcopy(start) if start else JsccCodec(examples[0].latents.shape[1], **config)
+    codec.requires_grad_(True).train()
     matrices = [p for p in codec.parameters() if p.ndim in (2, 4)]
     others = [p for p in codec.parameters() if p.ndim not in (2, 4)]
     optimizers: list[torch.optim.Optimizer] = [

@@ -114,6 +114,24 @@ def tka(
             help="Number of training seeds of CALA and of the best baseline; others are trained once.", min=1
         ),
     ] = 3,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Optimiser steps of each baseline. If the shipped adapters took more or fewer, baselines "
+            "are compared with a CALA of as many steps. Default: as the shipped adapters.",
+            min=1,
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Baseline to train; can be repeated. Default: all.")
+    ] = None,
+    curves: Annotated[
+        bool,
+        typer.Option(
+            "--curves/--no-curves",
+            help="Also train for the curves over parameters and length, and an oracle for each condition.",
+        ),
+    ] = True,
     drawn: Annotated[
         Path | None,
         typer.Option(
@@ -132,9 +150,13 @@ def tka(
     docs/results-transmission.md.
     """
     from dekag.evaluation.studies.cala import run_tka
-    from dekag.evaluation.studies.cala_training import Plan
+    from dekag.evaluation.studies.cala_training import BASELINES, STRONG, Plan
 
-    plan = Plan(drawn=drawn, bf16=bf16, seeds=seeds)
+    known = (STRONG, *BASELINES)
+    if unknown := set(method or ()) - set(known):
+        problem = f"must be one of {', '.join(known)}; got {', '.join(sorted(unknown))}"
+        raise typer.BadParameter(problem, param_hint="--method")
+    plan = Plan(drawn, bf16, tuple(method or known), curves, seeds, steps)
     _measure(
         lambda: run_tka(
             plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dekag.cala.methods import METHODS
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.pages import read_rows
 from dekag.evaluation.prompts import edge_prompts
@@ -46,6 +47,7 @@ from dekag.evaluation.studies.cala import (
     write,
 )
 from dekag.evaluation.studies.cala_training import (
+    EQUAL,
     FRACTION_METHODS,
     STRONG,
     Plan,
@@ -64,7 +66,7 @@ from tests.encoders import tiny_encoders
 CALM = as_channel(CHANNELS["awgn"])
 WIDTH = 16
 PLAN = Plan(
-    seeds=2, steps=1, strong_steps=2, fraction=0.5, fractions=(0.1, 0.5), fraction_steps=2, lengths=(2, 3),
+    seeds=2, steps=1, fraction=0.5, fractions=(0.1, 0.5), fraction_steps=2, lengths=(2, 3),
     oracle_steps=1, seed=1,
 )  # fmt: skip
 
@@ -78,6 +80,7 @@ def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name, model in zip(("clip", "dino"), tiny_encoders(), strict=True):
         model.save_pretrained(folder / name)
     described = json.loads((folder / "profile.json").read_text())
+    Path(load_profile(str(folder)).codec, "training.json").write_text(json.dumps({"steps": 4}))
     scorer = {"clip": "clip", "dino": "dino"}
     (folder / "profile.json").write_text(json.dumps({**described, "scorer": scorer}))
     return folder
@@ -203,7 +206,7 @@ def fabricated(study: CalaStudy) -> CalaResults:
     The strong unaligned codec is ahead of CALA at 20 dB alone. CALA's second training is 1 dB better than its
     first, and so is the best baseline's.
     """
-    level = dict.fromkeys(compared(), 23.0) | {"none": 20.0, "cala": 25.0}
+    level = dict.fromkeys(compared(study.trainings), 23.0) | {"none": 20.0, "cala": 25.0}
     noise = np.linspace(-0.5, 0.5, 8)[:, None]
     main = {}
     for method, psnr in level.items():
@@ -324,6 +327,35 @@ def test_rows_fill_the_page(study: CalaStudy, tmp_path: Path) -> None:
     assert len(list((tmp_path / "plots").iterdir())) == len(REPORT.plots)
 
 
+def test_a_few_baselines_and_fewer_steps_fill_what_they_can(study: CalaStudy, tmp_path: Path) -> None:
+    plan = dataclasses.replace(PLAN, methods=("lora",), curves=False, steps=2, seeds=1)
+    trainings = trainings_of(Path(study.bank.profile_name), tmp_path / "runs", plan)
+    assert compared(trainings) == ["none", "cala", EQUAL, "lora"]
+    assert trainings.baselines()[EQUAL] == Training("cala", 0.5, 2, 1)
+    assert trainings.fractions() == trainings.lengths() == trainings.oracles() == []
+    level = {"none": 20.0, "cala": 25.0, EQUAL: 24.0, "lora": 23.0}
+    measured = dataclasses.replace(
+        fabricated(study),
+        study=dataclasses.replace(study, trainings=trainings),
+        main={
+            (method, 0, channel): np.full((len(RATES), len(GRID_SNRS_DB), 8, 5), psnr)
+            for method, psnr in level.items()
+            for channel in CHANNELS
+        },
+        best="lora", fractions={}, lengths={}, oracles=np.empty((0, 8)), subset={},
+    )  # fmt: skip
+    write(fabricated(study), tmp_path)  # an earlier run measured everything
+    write(measured, tmp_path)
+    assert {path.stem for path in (tmp_path / "tka").iterdir()} == ROWS - {"ceilings", "shares", "lengths"}
+    leads = {row["method"]: row.get("cala_lead_db") for row in method_rows(measured)}
+    assert leads == {"none": 5.0, "cala": None, EQUAL: None, "lora": 1.0}, "as long as it, or as shipped"
+    page = REPORT.write(results=tmp_path, into=tmp_path)
+    assert page is not None
+    text = page.read_text()
+    assert "| CALA, trained as long as the baselines |" in text
+    assert "not measured yet" in text
+
+
 def test_pictures_of_live_models_are_drawn(study: CalaStudy) -> None:
     rows = tka.image_grid(study)
     assert [len(row) for row in rows] == [1 + len(GRID_SNRS_DB)] * 5
@@ -344,7 +376,7 @@ def test_only_the_shipped_cala_uses_the_finer_snr_grid() -> None:
 
 def test_the_strong_codec_reads_prompts_and_knows_no_channel(study: CalaStudy) -> None:
     training = study.trainings.baselines()[STRONG]
-    assert training.steps == PLAN.strong_steps
+    assert (training.steps, study.trainings.strong_steps) == (PLAN.steps, 4 + 1)
     strong = study.trainings.train(training, show=False)
     assert strong.text_width == WIDTH
     assert strong.trained_parameters() == 0
@@ -451,9 +483,10 @@ def test_the_experiment_runs_from_models_to_page_and_resumes(
     (setup,) = read_rows(results / "tka" / "setup.jsonl")
     assert (setup["rendered"], setup["drawn"], setup["prompts"], setup["bf16"]) == (20, 16, True, False)
     repeated = [row["method"] for row in read_rows(results / "tka" / "trainings.jsonl") if row["seed"] == 2]
-    assert repeated == [name for name in compared() if name in ("cala", setup["best"])]
+    names = compared(Trainings(ModelBank(str(profile)), PLAN, ResultStore(tmp_path)))
+    assert repeated == [name for name in names if name in ("cala", setup["best"])]
     methods = {row["method"] for row in read_rows(results / "tka" / "methods.jsonl")}
-    assert methods == set(compared())
+    assert methods == set(names) == {"none", STRONG, *METHODS}
     recorded = json.loads((results / "headline.json").read_text())
     assert {"tka_gain_db", "tka_gain_strong_db", "tka_mean_psnr_db", "tka_codec_ms"} <= set(recorded)
     page = REPORT.write(results=results, into=tmp_path)

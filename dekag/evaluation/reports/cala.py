@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from dekag.cala.methods import METHODS
 from dekag.evaluation import plots
-from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.studies.cala import (
     BASELINES,
     BEYOND_DB,
@@ -21,9 +22,10 @@ from dekag.evaluation.studies.cala import (
     PROMPTS,
     REFERENCES,
     SHOWN_CHANNEL,
+    SHOWN_METHODS,
     worst_unseen,
 )
-from dekag.evaluation.studies.cala_training import FRACTION_METHODS, STRONG
+from dekag.evaluation.studies.cala_training import EQUAL, FRACTION_METHODS, STRONG
 from dekag.evaluation.studies.digital import RATES
 
 SHORT = {
@@ -52,8 +54,8 @@ def grid(results: Path) -> list[Row]:
 
 def title(method: str) -> str:
     """What readers call a method."""
-    if method == STRONG:
-        return "unaligned, strong"
+    if method in (STRONG, EQUAL):
+        return "unaligned, strong" if method == STRONG else "CALA, trained as long as the baselines"
     return METHODS[method].title if method in METHODS else method
 
 
@@ -61,30 +63,37 @@ def values(results: Path) -> Mapping[str, str]:
     """How it was measured, and what the tables do not say."""
     (setup,) = rows_of(results, "setup")
     methods = {row["method"]: row for row in rows_of(results, "methods")}
-    oracles, gains = rows_of(results, "ceilings"), rows_of(results, "gains")
-    own = [row for row in gains if row["over"] == STRONG and row["cbr"] and row["snr_db"] is not None]
-    columns = [row for row in gains if row["over"] == STRONG and not row["cbr"] and row["snr_db"] is not None]
-    least = min(own, key=lambda row: float(row["gain_db"]))
-    counts = ("steps", "strong_steps", "share_steps", "oracle_steps", "rendered", "drawn")
-    return {
+    gains = [row for row in rows_of(results, "gains") if row["over"] == STRONG and row["snr_db"] is not None]
+    counts = ("shipped_steps", "steps", "strong_steps", "share_steps", "oracle_steps", "rendered", "drawn")
+    found = {
         "pictures": str(setup["pictures"]),
         "structure_pictures": str(setup["structure_pictures"]),
         **{name: f"{setup[name]:,}" for name in counts},
         "precision": "bfloat16" if setup["bf16"] else "float32",
         "trainings": str(setup["trainings"]),
-        "best": title(setup["best"]),
         "channels": ", ".join(dict.fromkeys(row["channel"] for row in grid(results))),
-        "gates_worth": _lead(methods["cala-ungated"]),
-        "prompt_worth": _lead(methods["cala-unprompted"]),
-        "strong_columns": f"{sum(row['gain_db'] > 0 for row in columns)} of {len(columns)}",
-        "strong_cells": f"{sum(row['gain_db'] > 0 for row in own)} of {len(own)}",
-        "strong_least": f"{least['gain_db']:.2f} dB",
-        "strong_least_at": f"CBR 1/{1 / least['cbr']:.0f} and {least['snr_db']:g} dB",
-        "conditions": str(oracles[-1]["conditions"]),
         "worst_unseen": worst_unseen(rows_of(results, "unseen"))["condition"],
         "beyond": ", ".join(f"{snr:g}" for snr in BEYOND_DB),
-        "rivals": ", ".join(title(name) for name in BASELINES),
+        "rivals": ", ".join(title(name) for name in BASELINES if name in methods),
+        "shown": ", ".join(title(name) for name in SHOWN_METHODS if name in methods),
     }
+    if setup["best"]:
+        found["best"] = title(setup["best"])
+    for name, method in (("gates_worth", "cala-ungated"), ("prompt_worth", "cala-unprompted")):
+        if method in methods:
+            found[name] = _lead(methods[method])
+    if gains:
+        own, columns = ([row for row in gains if bool(row["cbr"]) == one] for one in (True, False))
+        least = min(own, key=lambda row: float(row["gain_db"]))
+        found |= {
+            "strong_columns": f"{sum(row['gain_db'] > 0 for row in columns)} of {len(columns)}",
+            "strong_cells": f"{sum(row['gain_db'] > 0 for row in own)} of {len(own)}",
+            "strong_least": f"{least['gain_db']:.2f} dB",
+            "strong_least_at": f"CBR 1/{1 / least['cbr']:.0f} and {least['snr_db']:g} dB",
+        }
+    with contextlib.suppress(FileNotFoundError):
+        found["conditions"] = str(rows_of(results, "ceilings")[-1]["conditions"])
+    return found
 
 
 def _lead(row: Row) -> str:
@@ -130,6 +139,8 @@ def trainings(results: Path) -> Lines:
         for row in own
         if len(own) > 1
     ]
+    if not lines:
+        raise NotMeasuredError(COMMAND)
     return table(["method", "seed", "PSNR, dB", "95 % interval over images"], lines)
 
 
@@ -139,7 +150,7 @@ def gains(results: Path) -> Lines:
     lines = []
     for cbr in dict.fromkeys(cbr for _, cbr, _ in found):
         shown = "all" if cbr is None else f"1/{1 / cbr:.0f}"
-        for over in REFERENCES:
+        for over in dict.fromkeys(name for name, _, _ in found):
             own = [found[over, cbr, snr_db] for snr_db in (*GRID_SNRS_DB, None)]
             lines.append([shown, title(over), *(f"{gain:+.2f}" for gain in own)])
     header = ["CBR", "gain over", *(f"{snr_db:g} dB" for snr_db in GRID_SNRS_DB), "all"]
@@ -178,17 +189,20 @@ def _cells(results: Path) -> Cells:
 
 def losing_conditions(results: Path) -> Lines:
     """Where CALA is not ahead: columns for baselines of its size, cells for all methods."""
-    lines = []
+    cells, lines = _cells(results), []
+    if not set(BASELINES) & set(cells):
+        raise NotMeasuredError(COMMAND)
     for column, own in by_column(results).items():
-        ahead = [f"{title(name)} {own[name]:.2f}" for name in BASELINES if own[name] >= own["cala"]]
+        cala = own[EQUAL if EQUAL in own else "cala"]
+        ahead = [f"{title(name)} {own[name]:.2f}" for name in BASELINES if own.get(name, -np.inf) >= cala]
         if ahead:
-            lines.append(f"- {column}: {', '.join(ahead)}, CALA {own['cala']:.2f}")
+            lines.append(f"- {column}: {', '.join(ahead)}, CALA {cala:.2f}")
     lines = lines or ["In no channel, at no rate and at no SNR is a baseline of its size ahead."]
-    cells = _cells(results)
+    compared = cells[EQUAL if EQUAL in cells else "cala"]
     rows = [
-        [title(name), str(sum(own[place] >= cells["cala"][place] for place in own)), str(len(own))]
+        [title(name), str(sum(own[place] >= compared[place] for place in own)), str(len(own))]
         for name, own in cells.items()
-        if name not in ("none", "cala")
+        if name not in ("none", "cala", EQUAL)
     ]
     return [*lines, "", *table(["method", "cells where it is as good or better", "of"], rows)]
 
@@ -314,6 +328,8 @@ def psnr_plot(results: Path) -> Any:
     for axis, cbr in zip(axes[0], (RATES[0], RATES[-2]), strict=True):
         for method, color in COLOURS.items():
             own = [row for row in rows if row["method"] == method and abs(row["cbr"] - cbr) < 1e-6]
+            if not own:
+                continue
             snrs, means = [row["snr_db"] for row in own], [row["psnr_db"] for row in own]
             bands = [row["psnr_ci95"] for row in own]
             plots.line(axis, snrs, means, SHORT[method], color, interval=bands)
@@ -329,6 +345,8 @@ def gain_plot(results: Path) -> Any:
         axis.axhline(0, color=plots.BASE, linewidth=0.8)
         for over in REFERENCES:
             own = [row for row in rows if row["over"] == over and row["cbr"] == round(cbr, 6)]
+            if not own:
+                continue
             snrs, means = [row["snr_db"] for row in own], [row["gain_db"] for row in own]
             bands = [row["ci95"] for row in own]
             plots.line(axis, snrs, means, SHORT[over], COLOURS[over], interval=bands)
@@ -379,6 +397,7 @@ REPORT = Report(
     page="results-transmission.md",
     command=COMMAND,
     values=values,
+    partial=True,
     tables={
         "figures": figures_table(
             [

@@ -7,6 +7,9 @@ are measured as well.
 
 There are two definitions of no alignment: "none" is the base codec that ships, trained on a clean channel at
 the highest rate; STRONG is the strongest codec that knows no channel, trained at every rate and with prompts.
+
+"cala" is what ships. Where baselines are trained for fewer steps, EQUAL is CALA trained as they are, and what
+they are compared with.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ from dekag.evaluation.statistics import (
 )
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.cala_training import (
+    EQUAL,
     ORACLE_CBRS,
     ORACLE_CHANNELS,
     ORACLE_SNRS_DB,
@@ -110,6 +114,7 @@ REFERENCES = ("none", STRONG)  # what CALA's gain is over
 PROMPTS = ("right", "withheld", "foreign", "wrong")  # "right" is an image's own, "foreign" another image's
 PROMPT_CHANNELS = ("awgn", "rayleigh-1us")
 SHOWN_CHANNEL = "rayleigh-1us"
+SHOWN_METHODS = (*REFERENCES, "lora", "cala", "fine-tune")
 VERSION = 2  # raised when the code changes what a block comes out as
 
 
@@ -155,7 +160,7 @@ def main_evaluation(method: str, channel: str, training: Training | None = None)
     """A method over a channel of the grid; the shipped CALA in more detail, for digital baselines."""
     fine = method == "cala" and training is None
     return ChannelEvaluation(
-        method,
+        "cala" if method == EQUAL else method,
         as_channel(CHANNELS[channel]),
         RATES,
         SNRS_DB if fine else GRID_SNRS_DB,
@@ -477,10 +482,11 @@ class CalaResults:
     Attributes:
         study: what it was measured with.
         main: method, number of its training, channel -> METRICS, (rates, SNRs, n, 5).
-        best: the baseline of no more parameters than CALA that is best in its first training.
+        best: the baseline of no more parameters than CALA that is best in its first training; None if there
+            is none.
         fractions: method and fraction -> PSNR over the subset of conditions, (cells, n), dB.
         lengths: steps of CALA's training -> the same.
-        oracles: the subset's cells by the oracle, (cells, n), dB.
+        oracles: the subset's cells by the oracle, (cells, n), dB; no cells if it was not measured.
         subset: method -> the same cells by that method, (trainings, cells, n).
         unseen: name -> PSNR there and in the trained condition beside it, (cells, n) each.
         mismatch: channel and offset, dB -> PSNR, (rates, SNRs, n).
@@ -491,7 +497,7 @@ class CalaResults:
 
     study: CalaStudy
     main: dict[tuple[str, int, str], Array]
-    best: str
+    best: str | None
     fractions: dict[tuple[str, float], Array]
     lengths: dict[int, Array]
     oracles: Array
@@ -508,9 +514,11 @@ def _psnr(found: Array) -> Array:
     return found[..., 0].reshape(-1, found.shape[2])
 
 
-def compared() -> list[str]:
+def compared(trainings: Trainings) -> list[str]:
     """The methods in the order of tables: both definitions of no alignment, then CALA and the others."""
-    return ["none", STRONG, *(name for name in METHODS if name != "none")]
+    measured = {"none", "cala", *trainings.baselines()}
+    order = ["none", STRONG, "cala", EQUAL, *(name for name in METHODS if name not in ("none", "cala"))]
+    return [name for name in order if name in measured]
 
 
 def measure(
@@ -543,8 +551,8 @@ def measure(
 
     make([*baselines.values(), *trainings.repeats("cala"), *fractions, *lengths])
     make(oracles)  # second, as they go on from the shared fine-tune
-    made: dict[str, list[Training | None]] = {name: [baselines.get(name)] for name in compared()}
-    made["cala"] += trainings.repeats("cala")
+    made: dict[str, list[Training | None]] = {name: [baselines.get(name)] for name in compared(trainings)}
+    made[trainings.compared] += trainings.repeats("cala")
 
     def of_grid(method: str) -> dict[tuple[str, int, str], ChannelEvaluation]:
         return {
@@ -571,10 +579,11 @@ def measure(
         ]
     )
     best = _best({key: found[each] for key, each in grid.items()})
-    made[best] += trainings.repeats(best)
-    make([each for each in made[best] if each is not None])
-    grid |= of_grid(best)
-    found |= found_of(list(grid.values()))
+    if best is not None:
+        made[best] += trainings.repeats(best)
+        make([each for each in made[best] if each is not None])
+        grid |= of_grid(best)
+        found |= found_of(list(grid.values()))
     study = _study(profile, plan, count, runs)
 
     def curve(training: Training) -> Array:
@@ -594,10 +603,11 @@ def measure(
         best,
         {(training.method, training.fraction): curve(training) for training in fractions},
         {training.steps: curve(training) for training in lengths},
-        np.concatenate([_psnr(found[evaluation]) for evaluation in tops]),
+        np.concatenate([np.empty((0, count)), *(_psnr(found[evaluation]) for evaluation in tops)]),
         {
             method: np.stack([cells_of(method, number) for number in range(len(made[method]))])
-            for method in (*REFERENCES, "cala", "fine-tune")
+            for method in (*REFERENCES, "cala", EQUAL, "fine-tune")
+            if oracles and method in made
         },
         {name: (_psnr(found[there]), _psnr(found[beside])) for name, (there, beside) in unseen.items()},
         {key: found[evaluation][..., 0] for key, evaluation in mismatch.items()},
@@ -657,26 +667,34 @@ def write(measured: CalaResults, results: Path = RESULTS) -> None:
         "bf16": trainings.plan.bf16,
         "trainings": trainings.plan.seeds,
         "best": measured.best,
+        "shipped_steps": trainings.shipped_steps,
         "steps": trainings.steps,
         "strong_steps": trainings.strong_steps,
         "share_steps": trainings.plan.fraction_steps,
         "oracle_steps": trainings.plan.oracle_steps,
         "most_channel_uses": study.bank.codec.max_channel_uses((channels, height, width)),
     }
-    write_rows(folder / "setup.jsonl", [setup])
-    write_rows(folder / "grid.jsonl", grid_rows(measured))
-    write_rows(folder / "methods.jsonl", method_rows(measured))
-    write_rows(folder / "trainings.jsonl", training_rows(measured))
-    write_rows(folder / "gains.jsonl", gain_rows(measured))
-    write_rows(folder / "ceilings.jsonl", oracle_rows(measured))
-    write_rows(folder / "shares.jsonl", fraction_rows(measured))
-    write_rows(folder / "lengths.jsonl", length_rows(measured))
-    write_rows(folder / "unseen.jsonl", unseen_rows(measured))
-    write_rows(folder / "mismatch.jsonl", mismatch_rows(measured))
-    write_rows(folder / "prompts.jsonl", prompt_rows(measured))
     requests = [{"offset_db": o, **asdict(r)} for o, found in measured.requests.items() for r in found]
-    write_rows(folder / "requests.jsonl", requests)
-    write_rows(folder / "costs.jsonl", cost_rows(measured))
+    files: dict[str, list[Row]] = {
+        "setup": [setup],
+        "grid": grid_rows(measured),
+        "methods": method_rows(measured),
+        "trainings": training_rows(measured),
+        "gains": gain_rows(measured),
+        "ceilings": oracle_rows(measured),
+        "shares": fraction_rows(measured),
+        "lengths": length_rows(measured),
+        "unseen": unseen_rows(measured),
+        "mismatch": mismatch_rows(measured),
+        "prompts": prompt_rows(measured),
+        "requests": requests,
+        "costs": cost_rows(measured),
+    }
+    for name, rows in files.items():
+        if rows:
+            write_rows(folder / f"{name}.jsonl", rows)
+        else:  # what an earlier run measured is of other trainings
+            (folder / f"{name}.jsonl").unlink(missing_ok=True)
     figures(measured, results)
 
 
@@ -708,9 +726,15 @@ def per_image(measured: CalaResults, method: str, *, unseen: bool = False) -> Ar
     return mean
 
 
-def _best(main: Mapping[tuple[str, int, str], Array]) -> str:
-    """The best of BASELINES by the mean PSNR of its first training."""
-    return max(BASELINES, key=lambda name: float(cells(main, name)[0].mean()))
+def _best(main: Mapping[tuple[str, int, str], Array]) -> str | None:
+    """The best of BASELINES by the mean PSNR of its first training; None if none of them was measured."""
+    measured = [name for name in BASELINES if any(method == name for method, _, _ in main)]
+    return max(measured, key=lambda name: float(cells(main, name)[0].mean()), default=None)
+
+
+def beside(measured: CalaResults, method: str) -> str:
+    """The name of the CALA that a method is compared with: trained as long, or shipped beside shipped."""
+    return "cala" if method == "none" else measured.study.trainings.compared
 
 
 def grid_rows(measured: CalaResults) -> list[Row]:
@@ -740,9 +764,8 @@ def method_rows(measured: CalaResults) -> list[Row]:
     """Each method in the mean over the grid and its trainings, and how far CALA is ahead of it."""
     trainings = measured.study.trainings
     whole = sum(p.numel() for p in measured.study.bank.codec.parameters())
-    own = per_image(measured, "cala")
     rows = []
-    for name in compared():
+    for name in compared(trainings):
         values = per_image(measured, name)
         mean, ci95 = bootstrap_trainings(values)
         first = [each for (method, number, _), each in measured.main.items() if (method, number) == (name, 0)]
@@ -758,8 +781,8 @@ def method_rows(measured: CalaResults) -> list[Row]:
             "ms_ssim": round(float(np.nanmean(everything[:, 2])), 4),
             "ci95": _rounded(ci95),
         }
-        if name != "cala":
-            lead, lead_ci95 = bootstrap_trainings(own - values)
+        if name not in ("cala", EQUAL):
+            lead, lead_ci95 = bootstrap_trainings(per_image(measured, beside(measured, name)) - values)
             row |= {"cala_lead_db": round(lead, 3), "cala_lead_ci95": _rounded(lead_ci95)}
         rows.append(row)
     return rows
@@ -768,7 +791,7 @@ def method_rows(measured: CalaResults) -> list[Row]:
 def training_rows(measured: CalaResults) -> list[Row]:
     """Each training of each method in the mean over the grid; its interval is over images."""
     rows = []
-    for name in compared():
+    for name in compared(measured.study.trainings):
         for number, values in enumerate(per_image(measured, name)):
             mean, ci95 = bootstrap_mean(values.tolist())
             row = {"method": name, "seed": measured.study.trainings.seed + number, "n": len(values)}
@@ -776,13 +799,19 @@ def training_rows(measured: CalaResults) -> list[Row]:
     return rows
 
 
+def references(measured: CalaResults) -> list[str]:
+    """Those of REFERENCES that were measured."""
+    return [name for name in REFERENCES if any(method == name for method, _, _ in measured.main)]
+
+
 def gain_rows(measured: CalaResults) -> list[Row]:
     """CALA's gain over each of REFERENCES, by rate and SNR, over the channels used in training.
 
     A row without a rate is a mean over all rates, and one without an SNR a mean over all SNRs.
     """
-    own, rows = cells(measured.main, "cala"), []
-    for name in REFERENCES:
+    rows = []
+    for name in references(measured):
+        own = cells(measured.main, beside(measured, name))
         gains = (own - cells(measured.main, name)).mean(axis=1)
         for i, cbr in enumerate((None, *RATES)):
             for j, snr_db in enumerate((None, *GRID_SNRS_DB)):
@@ -798,6 +827,8 @@ def gain_rows(measured: CalaResults) -> list[Row]:
 
 def oracle_rows(measured: CalaResults) -> list[Row]:
     """Mean PSNR in the conditions that have a fine-tune of their own, the oracle."""
+    if not len(measured.oracles):
+        return []
     found = {**measured.subset, "ceiling": measured.oracles[None]}
     return [
         {"method": name, "conditions": values.shape[1], "psnr_db": round(float(values.mean()), 3)}
@@ -820,7 +851,9 @@ def fraction_rows(measured: CalaResults) -> list[Row]:
 
 def length_rows(measured: CalaResults) -> list[Row]:
     """PSNR of CALA against the steps of its training; the last row is the shipped one."""
-    points = {**measured.lengths, measured.study.trainings.steps: measured.subset["cala"][0]}
+    if not measured.lengths:
+        return []
+    points = {**measured.lengths, measured.study.trainings.shipped_steps: measured.subset["cala"][0]}
     rows = []
     for steps, values in points.items():
         mean, ci95 = bootstrap_mean(values.mean(axis=0).tolist())
@@ -915,11 +948,16 @@ def figures(measured: CalaResults, results: Path) -> None:
         record(key, mean, unit, command=COMMAND, count=values.size, ci95=ci95, results=results)
 
     own, bank = per_image(measured, "cala"), measured.study.bank
+    equal = per_image(measured, measured.study.trainings.compared)
     put("tka_mean_psnr_db", own, "dB")
     put("tka_gain_db", own - per_image(measured, "none"), "dB")
-    put("tka_gain_strong_db", own - per_image(measured, STRONG), "dB")
-    put("tka_lead_over_best_baseline_db", own - per_image(measured, measured.best), "dB")
-    put("tka_oracle_gap_db", measured.oracles.mean(axis=0) - measured.subset["cala"].mean(axis=1), "dB")
+    if STRONG in references(measured):
+        put("tka_gain_strong_db", equal - per_image(measured, STRONG), "dB")
+    if measured.best is not None:
+        put("tka_lead_over_best_baseline_db", equal - per_image(measured, measured.best), "dB")
+    if len(measured.oracles):
+        reached = measured.subset[measured.study.trainings.compared].mean(axis=1)
+        put("tka_oracle_gap_db", measured.oracles.mean(axis=0) - reached, "dB")
     trained = sum(values.numel() for values in bank.adapters.tensors().values())
     share = 100 * trained / sum(p.numel() for p in bank.codec.parameters())
     record("tka_adapter_share", share, "%", command=COMMAND, count=1, results=results)
@@ -999,7 +1037,9 @@ def image_grid(study: CalaStudy) -> list[list[npt.NDArray[np.uint8]]]:
     """One image by method (rows) and SNR (columns), the sent one first."""
     trained = study.trainings.baselines()
     rows = []
-    for method in (*REFERENCES, "lora", "cala", "fine-tune"):
+    for method in SHOWN_METHODS:
+        if method not in compared(study.trainings):
+            continue
         adapted = study.adapted(method, trained.get(method))
         row = [study.pixels[0]]
         for snr_db in GRID_SNRS_DB:

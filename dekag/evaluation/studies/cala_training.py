@@ -22,6 +22,7 @@ from dekag import plugins
 from dekag.cala.conditions import los_power_fraction
 from dekag.cala.methods import METHODS, AdaptedCodec, build
 from dekag.codec import JsccCodec
+from dekag.codec.jscc import with_text
 from dekag.documents import read_json
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
@@ -42,15 +43,18 @@ HELD_OUT = 1000  # rendered latents at the end that nothing is trained on
 DRAWN, DRAWN_SEED = 2000, 1  # as `dekag train latents` draws them if nothing else is asked for
 STRONG = "unaligned-strong"
 """The strongest codec that knows no channel, a method beside those of METHODS."""
+EQUAL = "cala-equal-steps"
+"""CALA trained as long as its baselines, where that is not as long as the shipped adapters were."""
 FRACTION = 0.05
 FRACTIONS = (0.01, 0.03, 0.05, 0.1)
 FRACTION_METHODS = ("cala", "lora")
 LENGTHS = (250, 1000, 3000)
+BASELINES = tuple(name for name in METHODS if name not in ("none", "cala"))
 ORACLE_CHANNELS = ("awgn", "rayleigh-1us")
 ORACLE_SNRS_DB = (-5.0, 5.0, 15.0)
 ORACLE_CBRS = (1 / 96, 1 / 384)
 ORACLE_LEARNING_RATE = 1e-3  # it starts from what the shared fine-tune has learnt
-VERSION = 2  # raised when the code changes what a training comes out as
+VERSION = 3  # raised when the code changes what a training comes out as
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,10 @@ class Plan:
     Attributes:
         drawn: latent set that the edge drew; None: one like that of `dekag train latents` is drawn.
         bf16: compute products in bfloat16.
+        methods: baselines to compare with, of BASELINES and STRONG; "none" and "cala" are always compared.
+        curves: whether the curves over fractions and lengths, and the oracles, are wanted.
         seeds: trainings of CALA and of the best baseline; all others are trained once.
         steps: of each baseline; None: as many as the shipped adapters took.
-        strong_steps: of the strongest codec that knows no channel; None: as many as the shipped codec and
-            the shipped adapters took together.
         fraction: largest fraction of parameters that a method may train.
         fractions: of the curve of PSNR against that fraction.
         fraction_steps: of each of its points.
@@ -74,9 +78,10 @@ class Plan:
 
     drawn: Path | None = None
     bf16: bool = False
+    methods: tuple[str, ...] = (STRONG, *BASELINES)
+    curves: bool = True
     seeds: int = 3
     steps: int | None = None
-    strong_steps: int | None = None
     fraction: float = FRACTION
     fractions: tuple[float, ...] = FRACTIONS
     fraction_steps: int = 1000
@@ -180,13 +185,21 @@ class Trainings:
     @property
     def steps(self) -> int:
         """Steps of the main comparison."""
-        return self.plan.steps or int(self.bank.adapters.info["config"]["steps"])
+        return self.plan.steps or self.shipped_steps
+
+    @property
+    def shipped_steps(self) -> int:
+        """Steps of the shipped adapters."""
+        return int(self.bank.adapters.info["config"]["steps"])
+
+    @property
+    def compared(self) -> str:
+        """The name of the CALA that baselines are compared with: the shipped one, or one trained as long."""
+        return "cala" if self.steps == self.shipped_steps else EQUAL
 
     @property
     def strong_steps(self) -> int:
-        """Steps of the strongest codec that knows no channel."""
-        if self.plan.strong_steps is not None:
-            return self.plan.strong_steps
+        """Steps of the strongest codec that knows no channel: the shipped codec's, then as many more."""
         return int(read_json(Path(self.bank.profile.codec) / "training.json")["steps"]) + self.steps
 
     @property
@@ -195,22 +208,31 @@ class Trainings:
         return int(self.bank.adapters.info["config"]["seed"]) if self.plan.seed is None else self.plan.seed
 
     def baselines(self) -> dict[str, Training]:
-        """The first training of each method but CALA, by method; the fine-tune first: oracles wait for it."""
-        names = [name for name in METHODS if name not in ("none", "cala", "fine-tune")]
+        """The first training of each method but the shipped CALA; the fine-tune first: oracles wait."""
+        wanted = set(self.plan.methods) | ({"fine-tune"} if self.plan.curves else set())
         found = {
-            name: Training(name, self.plan.fraction, self.steps, self.seed) for name in ("fine-tune", *names)
+            name: Training(name, self.plan.fraction, self.steps, self.seed)
+            for name in sorted(BASELINES, key=lambda name: name != "fine-tune")
+            if name in wanted
         }
-        return {**found, STRONG: Training(STRONG, 1.0, self.strong_steps, self.seed)}
+        if STRONG in wanted:
+            found[STRONG] = Training(STRONG, 1.0, self.steps, self.seed)
+        if self.compared == EQUAL:
+            found[EQUAL] = Training("cala", self.plan.fraction, self.steps, self.seed)
+        return found
 
     def repeats(self, method: str) -> list[Training]:
         """All trainings of a method but its first."""
+        name = "cala" if method == EQUAL else method
         return [
-            Training(method, self.plan.fraction, self.steps, self.seed + number)
+            Training(name, self.plan.fraction, self.steps, self.seed + number)
             for number in range(1, self.plan.seeds)
         ]
 
     def fractions(self) -> list[Training]:
         """PSNR against the fraction of parameters; without fractions too small for a method."""
+        if not self.plan.curves:
+            return []
         return [
             Training(name, fraction, self.plan.fraction_steps, self.seed)
             for name in FRACTION_METHODS
@@ -220,10 +242,13 @@ class Trainings:
 
     def lengths(self) -> list[Training]:
         """PSNR against the length of CALA's training; each is a training with a cool-down of its own."""
-        return [Training("cala", self.plan.fraction, steps, self.seed) for steps in self.plan.lengths]
+        lengths = self.plan.lengths if self.plan.curves else ()
+        return [Training("cala", self.plan.fraction, steps, self.seed) for steps in lengths]
 
     def oracles(self) -> list[Training]:
         """A full fine-tune for each of a subset of the conditions."""
+        if not self.plan.curves:
+            return []
         steps, fraction = self.plan.oracle_steps, self.plan.fraction
         return [
             Training("fine-tune", fraction, steps, self.seed, (channel, cbr, snr), self.steps)
@@ -243,8 +268,10 @@ class Trainings:
     def parameters(self, method: str, fraction: float) -> int:
         """Number of parameters that a method trains; InvalidInputError if the fraction is too small."""
         if method == STRONG:
-            return sum(p.numel() for p in JsccCodec(**self._strong_config()).parameters())
-        return build(method, self.bank.codec, fraction, self.text_width).trained_parameters()
+            return sum(p.numel() for p in self._strong_start().parameters())
+        return build(
+            "cala" if method == EQUAL else method, self.bank.codec, fraction, self.text_width
+        ).trained_parameters()
 
     def key(self, training: Training) -> str:
         """Hash of a training and of everything that it depends on."""
@@ -258,11 +285,9 @@ class Trainings:
         """Train, go on with, or read a training."""
         folder = self.store.folder("trainings", self.key(training))
         if training.method == STRONG:
-            config = self._strong_config()
-            del config["latent_channels"]  # they are the examples'
             codec = train_codec(
                 folder, self.examples, steps=training.steps, seed=training.seed, every_rate=True,
-                bf16=self.plan.bf16, show=show, **config,
+                bf16=self.plan.bf16, show=show, start=self._strong_start(),
             )  # fmt: skip
             return AdaptedCodec(codec)
         start, rate = None, None
@@ -286,10 +311,9 @@ class Trainings:
             show=show,
         )
 
-    def _strong_config(self) -> dict[str, Any]:
-        """Arguments of a codec like the shipped one that also reads the prompt."""
-        own = {name: value for name, value in self.bank.codec.config.items() if not name.startswith("_")}
-        return {**own, "text_width": self.text_width}
+    def _strong_start(self) -> JsccCodec:
+        """The shipped codec, which also reads the prompt and at first makes nothing of it."""
+        return with_text(self.bank.codec, self.text_width)
 
 
 def one_condition(key: Key) -> ConditionBatch:
