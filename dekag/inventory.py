@@ -19,7 +19,7 @@ from dekag.generation.loading import autoencoder_hash, folder_hash, hub_folder, 
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import Profile
 
-ROLES = ("cloud", "edge", "codec", "adapters", "clip", "dino", "probe")
+ROLES = ("cloud", "edge", "codec", "adapters", "clip", "dino", "probe", "outline")
 SIZES = {"float32": 4, "bfloat16": 2}
 _WEIGHTS = re.compile(r"[a-z_]+(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors")
 _HEADER_MOST = 2**27  # bytes of a header that are read
@@ -30,7 +30,7 @@ class Part:
     """A model of a profile, or a component of one.
 
     Attributes:
-        role: "cloud", "edge", "codec", "adapters", "clip", "dino" or "probe".
+        role: "cloud", "edge", "codec", "adapters", "clip", "dino", "probe" or "outline".
         component: of a pipeline: "unet", "transformer", "vae", "text_encoder"; otherwise empty.
         source: the folder or hub name in the profile.
         folder: where its weights are on this machine; None if they are missing.
@@ -63,7 +63,7 @@ def parts(profile: Profile) -> list[Part]:
     found = [*_pipeline("cloud", profile.cloud), *_pipeline("edge", profile.edge)]
     others = {"codec": profile.codec, "adapters": profile.adapters}
     if profile.scorer is not None:
-        others |= {name: getattr(profile.scorer, name) for name in ("clip", "dino", "probe")}
+        others |= {name: getattr(profile.scorer, name) for name in ("clip", "dino", "probe", "outline")}
     return found + [_single(role, path) for role, path in others.items() if path is not None]
 
 

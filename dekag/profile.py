@@ -32,6 +32,10 @@ class ScorerProfile(BaseModel):
         default=None,
         description="Folder of an attribute probe, for images of the world that it was trained on.",
     )
+    outline: str | None = Field(
+        default=None,
+        description="Folder of an outline judge, for images of the world that it was trained on.",
+    )
 
 
 class DistillProfile(BaseModel):
@@ -166,6 +170,7 @@ def load_profile(name: str | Path) -> Profile:
             "topics": profile.topics and str((folder / profile.topics).resolve()),  # never on a hub
             "cloud": generator(profile.cloud),
             "edge": generator(profile.edge),
-            "scorer": scorer and scorer.model_copy(update=resolved(scorer, "clip", "dino", "probe")),
+            "scorer": scorer
+            and scorer.model_copy(update=resolved(scorer, "clip", "dino", "probe", "outline")),
         }
     )

@@ -63,7 +63,12 @@ def adapters(codec: Path, seed: int, config: CalaConfig | None = None, **info: A
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data += 0.3 * torch.randn(parameter.shape)
-    known = {"base_hash": folder_hash(codec), "config": {"steps": 1, "seed": 1}, "scores": {"psnr_db": 20.5 + seed}, **info}
+    known = {
+        "base_hash": folder_hash(codec),
+        "config": {"steps": 1, "seed": 1},
+        "scores": {"psnr_db": 20.5 + seed},
+        **info,
+    }
     return TransmissionKnowledge.new(known, adapted)
 
 

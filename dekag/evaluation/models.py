@@ -27,6 +27,7 @@ from dekag.generation.side_information import SideInformation
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
+from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
 from dekag.profile import Profile, ScorerProfile, load_profile
 from dekag.training.distill import draw_images
@@ -102,6 +103,12 @@ class ModelBank:
         return probe
 
     @cached_property
+    def outline(self) -> OutlineJudge | None:
+        """The outline judge, if the profile names one."""
+        folder = self.evaluators.outline
+        return None if folder is None else OutlineJudge.from_pretrained(folder).eval()
+
+    @cached_property
     def metrics_hash(self) -> str:
         """Of the weights of all that scores."""
         folders = self.evaluators.clip, self.evaluators.dino, self.evaluators.probe
@@ -146,6 +153,12 @@ class ModelBank:
     def cala(self) -> Cala:
         """CALA as it ships, on a copy of the codec."""
         return Cala.attached(copy.deepcopy(self.codec), self.adapters)
+
+    @property
+    def topics(self) -> list[str]:
+        """The topics of the profile's own updates."""
+        folder = self.profile.knowledge
+        return sorted(path.name for path in Path(folder).iterdir() if path.is_dir()) if folder else []
 
     def update(self, topic: str) -> KnowledgeUpdate:
         """The profile's update of a topic.

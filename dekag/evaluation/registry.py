@@ -150,6 +150,9 @@ FIGURES: dict[str, Figure] = {
             "probe_edge_heldout_accuracy", "Edge model: visible attributes correct, held-out topics", "%",
             75, _MOST,
         ),
+        Figure("outline_cloud_agreement", "Cloud model: outline of the subject, all topics", "%"),
+        Figure("outline_edge_known_agreement", "Edge model: outline of the subject, known topics", "%"),
+        Figure("outline_edge_heldout_agreement", "Edge model: outline of the subject, held-out topics", "%"),
         Figure(
             "codec_clean_gap_db", "Base codec, clean channel: PSNR below the limit of 64-QAM", "dB", 1, _MOST
         ),

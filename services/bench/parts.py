@@ -10,13 +10,12 @@ import asyncio
 import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
 from rich.console import Console
@@ -24,7 +23,6 @@ from rich.progress import track
 
 from dekag.cala.aligned_codec import AlignedCodec
 from dekag.evaluation.pages import Row
-from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS
 from dekag.generation.autoencoder import decode
 from dekag.generation.images import to_png
@@ -34,7 +32,6 @@ from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
-from dekag.metrics.features import ImageScorer
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import SemanticLink, apply_channel
 from dekag.profile import Profile, load_profile
@@ -48,7 +45,6 @@ from services.proto.downlink_pb2_grpc import DownlinkStub
 
 ROWS = (1, 2, 4, 8, 12, 16)  # of the denoiser; with guidance an image is two
 IMAGES_AT_ONCE = (1, 2, 4, 6, 8)  # drawn at once
-STEPS = (4, 6, 8, 12)
 TOPICS = ("neon", "jewels", "rocket", "vaporwave")
 PROMPT = "a large red car in the middle of the beach, pastel style"
 
@@ -70,20 +66,16 @@ class Part:
     work: Callable[[], object]
 
 
-def run_parts_bench(
-    *, repeats: int = 9, prompts: int = 48, profile: str = "stickers", results: Path = RESULTS
-) -> list[Row]:
-    """Time every part, all of them in turn in each repeat, and score fewer and more steps of the sampler.
+def run_parts_bench(*, repeats: int = 9, profile: str = "stickers", results: Path = RESULTS) -> list[Row]:
+    """Time every part, all of them in turn in each repeat.
 
     Args:
         repeats: times that each part is timed; one more comes first and does not count.
-        prompts: held-out prompts whose images are scored for each number of steps.
         profile: the models; topics' updates are timed if it has some.
         results: the rows are written into its folder load/.
 
     Returns:
-        Rows of kind "time" (median `ms` of each part, and per image) and of kind "steps" (consistency with
-        the cloud's images for each number of steps).
+        Rows of kind "time": median `ms` of each part, and per image.
     """
     console = Console()
     torch.set_num_threads(1)
@@ -103,9 +95,7 @@ def run_parts_bench(
     ]
     rows.append(_timed("hop of gRPC", "512 symbols in three messages", 1, _hop_s(repeats, console)))
     rows += _decoder_errors(edge)
-    if models.scorer is not None:
-        rows += _steps(models, edge, ImageScorer.load(models.scorer.clip, models.scorer.dino), prompts)
-    config = {"profile": profile, "repeats": repeats, "prompts": prompts, "threads": 1}
+    config = {"profile": profile, "repeats": repeats, "threads": 1}
     write_bench("parts", config, rows, results)
     for row in rows:
         if row["kind"] == "time":
@@ -324,27 +314,3 @@ def _hop_s(repeats: int, console: Console) -> float:
     with server("hop", "services.bench.recorded_downlink", "512", health="grpc") as recorded:
         start(recorded, console)
         return asyncio.run(ask(recorded.address))
-
-
-def _steps(models: Profile, edge: Generator, scorer: ImageScorer, prompts: int) -> list[Row]:
-    """Consistency of the edge's images with the cloud's, by the sampler's steps."""
-    found = edge_prompts(prompts)
-    texts, seeds = [prompt for _, prompt, _ in found], [seed for *_, seed in found]
-    cloud = Generator.from_profile(models, "cloud")
-    references = _images(cloud, texts, seeds)
-    rows: list[Row] = []
-    for steps in STEPS:
-        sampler = Generator(
-            edge.pipeline, edge.model_hash, edge.decoder, steps=steps, guidance_scale=edge.guidance_scale
-        )
-        scores: Mapping[str, Any] = scorer.scores(_images(sampler, texts, seeds), references)
-        means = (np.asarray(scores["clip"]) + np.asarray(scores["dino"])) / 2
-        rows += [{"kind": "steps", "steps": steps, "consistency": float(value)} for value in means]
-    return rows
-
-
-def _images(generator: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> Any:
-    parts = [slice(at, at + IMAGES_AT_ONCE[-1]) for at in range(0, len(prompts), IMAGES_AT_ONCE[-1])]
-    return np.concatenate(
-        [generator.decoder.decode(generator.batch(prompts[part], seeds[part])) for part in parts]
-    )

@@ -14,7 +14,7 @@ from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
 from dekag.evaluation.registry import read_figures
 from dekag.evaluation.statistics import mean_ci95
 from services.bench import channel, overload, start, throughput, traffic
-from services.bench.parts import IMAGES_AT_ONCE, STEPS
+from services.bench.parts import IMAGES_AT_ONCE
 from services.bench.results_io import read_bench
 
 KEYS = (
@@ -339,7 +339,6 @@ def performance_values(results: Path) -> Mapping[str, str]:
     return {
         "traced_ms": f"{traced['ms']:.1f} ms",
         "plain_ms": f"{plain['ms']:.1f} ms",
-        "prompts": str(bench["config"]["prompts"]),
         "measured": f"{bench['date']}, commit {bench['commit']}, {bench['machine']['cpus']} CPUs",
     }
 
@@ -390,19 +389,6 @@ def decoders_table(results: Path) -> Lines:
     return table(["", "ms an image, alone", "ms an image, of four", "PSNR against the first, dB"], lines)
 
 
-def steps_table(results: Path) -> Lines:
-    """Consistency by the sampler's steps."""
-    rows = read_bench("parts", results)["rows"]
-    lines = []
-    for steps in STEPS:
-        values = [row["consistency"] for row in rows if row["kind"] == "steps" and row["steps"] == steps]
-        if values:
-            mean, ci95 = mean_ci95(values)
-            interval = "" if ci95 is None else "{:.3f} .. {:.3f}".format(*ci95)
-            lines.append([str(steps), f"{mean:.3f}", interval])
-    return table(["steps", "consistency", "95 % interval"], lines, words=())
-
-
 def parts_plot(results: Path) -> Any:
     """Where the time of an image goes."""
     times = _times(results)
@@ -430,7 +416,6 @@ PERFORMANCE = Report(
         "rows": rows_table,
         "drawings": drawings_table,
         "decoders": decoders_table,
-        "steps": steps_table,
     },
     plots={"parts": parts_plot},
 )

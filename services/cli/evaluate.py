@@ -368,15 +368,12 @@ def bench_update_size(
 @bench.command("parts")
 def bench_parts(
     repeats: Annotated[int, typer.Option(help="Number of measurements of each part.", min=1)] = 9,
-    prompts: Annotated[
-        int, typer.Option(help="Number of prompts that evaluate the number of sampler steps.", min=2)
-    ] = 48,
     profile: Profile = "stickers",
 ) -> None:
     """Measure the time of each part of an image, and of its alternatives."""
     from services.bench.parts import run_parts_bench
 
-    _launch(lambda: run_parts_bench(repeats=repeats, prompts=prompts, **_targets(profile)))
+    _launch(lambda: run_parts_bench(repeats=repeats, **_targets(profile)))
 
 
 @bench.command("overload")

@@ -9,9 +9,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from dekag.evaluation.pages import read_rows
 from dekag.evaluation.prompts import edge_prompts, topic_prompts
 from dekag.evaluation.reports.baseline_models import KEYS, REPORT
-from dekag.evaluation.studies.baseline_models import run, sent_directly
+from dekag.evaluation.studies.baseline_models import STEPS, run, sent_directly
+from dekag.profile import load_profile
 from dekag.stickers import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
 from services.cli.main import app
@@ -25,6 +27,12 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     run(8, profile=str(models), results=results)
     figures = json.loads((results / "headline.json").read_text())
     assert set(figures) == set(KEYS)
+    steps = read_rows(results / "first-image" / "steps.jsonl")
+    assert [(row["kind"], row["steps"], row["n"]) for row in steps] == [("known", each, 8) for each in STEPS]
+    assert [row["steps"] for row in steps if row["own"]] == [load_profile(str(models)).edge.steps]
+    judged = read_rows(results / "first-image" / "cloud.jsonl")
+    assert all(0 <= row["outline"] <= 1 for row in judged if "outline" in row)
+    assert 0 < figures["outline_cloud_agreement"]["n"] <= 8
     rows = (results / "first-image" / "edge_heldout.jsonl").read_text().splitlines()
     topics = {json.loads(row)["topic"] for row in rows}
     assert len(topics) == 8
@@ -37,10 +45,12 @@ def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"results-first-image-attributes.svg"}
 
 
+@pytest.mark.usefixtures("shapes")
 def test_one_part_leaves_the_other_figures_alone(dummy_profile: Path, tmp_path: Path) -> None:
     models = with_evaluators(dummy_profile, tmp_path / "models")
     run(8, parts=["cloud"], profile=str(models), results=tmp_path)
-    assert set(json.loads((tmp_path / "headline.json").read_text())) == {"probe_cloud_accuracy"}
+    cloud = {"probe_cloud_accuracy", "outline_cloud_agreement"}
+    assert set(json.loads((tmp_path / "headline.json").read_text())) == cloud
     assert (tmp_path / "first-image" / "samples.webp").exists()
 
 
@@ -54,7 +64,7 @@ def test_a_profile_without_a_probe_is_measured_as_far_as_it_can_be(
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     figures = json.loads(Path("runs/foreign/results/headline.json").read_text())
-    assert set(figures) == {key for key in KEYS if not key.startswith("probe")}
+    assert set(figures) == {key for key in KEYS if not key.startswith(("probe", "outline"))}
     refused = CliRunner().invoke(app, [*command, "--only", "edge"])
     assert refused.exit_code == 1
     assert "the profile foreign names no scorer.probe" in refused.stderr

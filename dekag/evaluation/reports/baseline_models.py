@@ -19,6 +19,9 @@ KEYS = (
     "probe_cloud_accuracy",
     "probe_edge_known_accuracy",
     "probe_edge_heldout_accuracy",
+    "outline_cloud_agreement",
+    "outline_edge_known_agreement",
+    "outline_edge_heldout_agreement",
     "codec_clean_gap_db",
     "codec_rayleigh_0db_psnr_db",
     "codec_rayleigh_5db_psnr_db",
@@ -47,6 +50,22 @@ def attributes_plot(results: Path) -> Any:
     return figure
 
 
+def steps_table(results: Path) -> Lines:
+    """The edge's images by the sampler's steps, on topics that it knows and was taught."""
+    rows = read_rows(results / FOLDER / "steps.jsonl")
+    lines = []
+    for steps in dict.fromkeys(row["steps"] for row in rows):
+        own = [row for row in rows if row["steps"] == steps]
+        cells = []
+        for row in own:
+            low, high = row["consistency_ci95"] or (row["consistency"],) * 2
+            cells += [f"{row['consistency']:.3f} ({low:.3f} .. {high:.3f})", f"{100 * row['probe']:.1f} %"]
+        lines.append([f"**{steps}**" if own[0]["own"] else str(steps), *cells])
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    header = [f"{kind} topics: {what}" for kind in kinds for what in ("consistency", "attributes correct")]
+    return table(["steps", *header], lines)
+
+
 def naming_table(results: Path) -> Lines:
     """What somebody saw in the images of each generator who did not know the prompts."""
     path = results / NAMING / "scores.json"
@@ -65,6 +84,7 @@ def naming_table(results: Path) -> Lines:
 REPORT = Report(
     page="results-first-image.md",
     command=COMMAND,
-    tables={"figures": figures_table(KEYS), "naming": naming_table},
+    tables={"figures": figures_table(KEYS), "steps": steps_table, "naming": naming_table},
+    partial=True,
     plots={"attributes": attributes_plot},
 )

@@ -29,7 +29,9 @@ from dekag.generation.models import Generator
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
+from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.metrics.image import METRICS, psnr_db
+from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
 from dekag.stickers import EDGE_SUBJECTS, TOPICS, random_scene
 from dekag.training.data import image_number
@@ -37,11 +39,16 @@ from dekag.training.worlds import STICKERS
 
 COMMAND = "dekag experiment first-image"
 FOLDER = "first-image"
-PARTS = ("vae", "edge", "cloud", "codec")
-PROBED = {"edge", "cloud"}
+PARTS = ("vae", "edge", "cloud", "codec", "steps")
+PROBED = {"edge", "cloud", "steps"}
 """Parts whose images the attribute probe judges."""
+STEPS = (1, 2, 3, 4, 6, 8, 12, 20)
+STEP_PROMPTS = 48
+"""Prompts at most, of each kind, whose images are judged for each number of steps."""
 RAYLEIGH_SNRS_DB = (0.0, 5.0, 10.0)
 TOP_RATE = 1 / 96
+Tagged = tuple[str | None, Prompt]
+"""A prompt with the taught topic that it needs, if any."""
 ACROSS = 8
 """Images in a row of the sheet of subjects."""
 DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
@@ -77,16 +84,31 @@ def probe_accuracy(
     draw: Callable[[str, int], np.ndarray],
     prompts: list[Prompt],
     probe: AttributeProbe,
+    outline: OutlineJudge | None,
     results: Path,
     *,
     tags: list[str] | None = None,
 ) -> None:
-    """Draw every prompt and write what the probe finds right; the figure is the mean share per image."""
-    images = [draw(prompt, seed) for _, prompt, seed in tqdm(prompts, desc=name)]
-    verdicts = probe.correct(np.stack(images), [scene for scene, _, _ in prompts])
+    """Draw every prompt and write what the evaluators say; the figures are means over the images.
+
+    The outline judge compares the subject with its mask in the rendered scene of the prompt. It judges no
+    scenes with a second subject.
+    """
+    images = np.stack([draw(prompt, seed) for _, prompt, seed in tqdm(prompts, desc=name)])
+    scenes = [scene for scene, _, _ in prompts]
+    verdicts = probe.correct(images, scenes)
+    single = [i for i, scene in enumerate(scenes) if scene and not scene.companion]
+    agreement: dict[int, float] = {}
+    if outline is not None:
+        world = replace(STICKERS, size=images.shape[1])
+        masks = np.stack([world.mask(scenes[i], prompts[i][2]) for i in single])
+        found = outline.agreement(images[single], masks)
+        agreement = {i: round(float(value), 4) for i, value in zip(single, found, strict=True)}
     rows: list[dict[str, Any]] = []
     for i, ((_, prompt, seed), verdict) in enumerate(zip(prompts, verdicts, strict=True)):
         rows.append({"prompt": prompt, "seed": seed, "correct": verdict})
+        if i in agreement:
+            rows[-1]["outline"] = agreement[i]
         if tags is not None:
             rows[-1]["topic"] = tags[i]
     write_rows(results / FOLDER / f"{name}.jsonl", rows)
@@ -95,6 +117,12 @@ def probe_accuracy(
         f"probe_{name}_accuracy", mean, "%", command=COMMAND, count=len(prompts),
         ci95=interval, results=results,
     )  # fmt: skip
+    if agreement:
+        mean, interval = mean_ci95([100 * value for value in agreement.values()])
+        record(
+            f"outline_{name}_agreement", mean, "%", command=COMMAND, count=len(agreement),
+            ci95=interval, results=results,
+        )  # fmt: skip
 
 
 def sent_directly(latents: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
@@ -157,6 +185,50 @@ def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], resu
         record(key, mean, "dB", command=COMMAND, count=len(values), ci95=interval, results=results)
 
 
+def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
+    """The edge's images with fewer and more steps of the sampler, on topics that it knows and was taught.
+
+    A taught topic is one whose update comes with the profile; its update is active. Every image is compared
+    with the cloud's of the same prompt and seed.
+
+    Args:
+        bank: the models.
+        count: prompts of each kind, rounded up to equally many of each taught topic.
+        results: where the rows go, one for each kind and number of steps.
+    """
+    taught = [name for name in TOPICS if name in bank.topics]
+    kinds: dict[str, list[Tagged]] = {"known": [(None, prompt) for prompt in edge_prompts(count)]}
+    if taught:
+        each = -(-count // len(taught))
+        kinds["taught"] = []
+        for name in taught:
+            kinds["taught"].extend((name, prompt) for prompt in topic_prompts(TOPICS[name], each))
+    edge, rows = bank.edge, []
+    for kind, tagged in kinds.items():
+        prompts = [prompt for _, prompt in tagged]
+        cloud = [bank.cloud.image(text, seed) for _, text, seed in tqdm(prompts, desc=f"{kind}, cloud")]
+        for steps in sorted({*STEPS, edge.steps}):
+            sampler = Generator(
+                edge.pipeline, edge.model_hash, edge.decoder, steps=steps, guidance_scale=edge.guidance_scale
+            )
+            aligned = AlignedGenerator(sampler, capacity=len(taught) or 1)
+            images = []
+            for topic, (_, text, seed) in tqdm(tagged, desc=f"{kind}, {steps} steps"):
+                update = None if topic is None else bank.update(topic)
+                if update is not None:
+                    aligned.add(update)
+                active = () if update is None else (update.content_hash,)
+                images.append(aligned.image(text, seed, updates=active))
+            scores = bank.score_images(np.stack(images), np.stack(cloud), prompts)
+            row: dict[str, Any] = {"kind": kind, "steps": steps, "n": len(prompts)}
+            row["own"] = steps == edge.steps
+            for name in ("consistency", "probe"):
+                mean, interval = mean_ci95([float(score[name]) for score in scores])
+                row |= {name: round(mean, 4), f"{name}_ci95": interval}
+            rows.append(row)
+    write_rows(results / FOLDER / "steps.jsonl", rows)
+
+
 def subject_images(edge: Generator) -> list[list[np.ndarray]]:
     """Rows of the edge's images, one of each subject that it knows, in sticker style."""
     prompts = [
@@ -192,7 +264,7 @@ def run(
     if parts is None:
         parts = [part for part in PARTS if probed or part not in PROBED]
     elif not probed and PROBED & set(parts):
-        raise NotFoundError(f"the profile {profile} names no scorer.probe, which edge and cloud need")
+        raise NotFoundError(f"the profile {profile} names no scorer.probe, which edge, cloud and steps need")
     edge, cloud = bank.edge, bank.cloud
     known = edge_prompts(count)
     everything = cloud_prompts(count)
@@ -201,13 +273,16 @@ def run(
     if "vae" in parts:
         measure_vae(edge, count, results)
     if "edge" in parts:
-        probe_accuracy("edge_known", edge.image, known, bank.probe, results)
+        probe_accuracy("edge_known", edge.image, known, bank.probe, bank.outline, results)
         tags = [name for name, _ in held_out]
-        probe_accuracy("edge_heldout", edge.image, [p for _, p in held_out], bank.probe, results, tags=tags)
+        prompts = [prompt for _, prompt in held_out]
+        probe_accuracy("edge_heldout", edge.image, prompts, bank.probe, bank.outline, results, tags=tags)
     if "cloud" in parts:
-        probe_accuracy("cloud", cloud.image, everything, bank.probe, results)
+        probe_accuracy("cloud", cloud.image, everything, bank.probe, bank.outline, results)
     if "codec" in parts:
         measure_codec(bank.codec, edge, known[:200], results)
+    if "steps" in parts:
+        measure_steps(bank, min(count, STEP_PROMPTS), results)
     one_each = [prompt for _, prompt in held_out[::each]]
     shown = [(edge, known), (cloud, everything), (edge, one_each), (cloud, one_each)]
     width = len(one_each)

@@ -289,7 +289,7 @@ def test_parts_are_timed_and_told(
     dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = run_parts_bench(repeats=1, prompts=2, profile=str(dummy_profile), results=tmp_path)
+    rows = run_parts_bench(repeats=1, profile=str(dummy_profile), results=tmp_path)
     parts = {row["part"] for row in rows if row["kind"] == "time"}
     assert {"text", "denoiser", "decoder", "drawing", "channel", "PNG", "hop of gRPC"} <= parts
     text = PERFORMANCE.render((DOCS / PERFORMANCE.page).read_text(), tmp_path)
