@@ -14,14 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from dekag.documents import read_json
-from dekag.errors import NotFoundError
-from dekag.generation.loading import autoencoder_hash, folder_hash, hub_folder, pipeline_hash
+from dekag.errors import MismatchError, NotFoundError
+from dekag.generation.loading import (
+    INDEX,
+    PIPELINES,
+    autoencoder_hash,
+    configuration,
+    folder_hash,
+    hub_folder,
+    pipeline_hash,
+)
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import Profile
 
 ROLES = ("cloud", "edge", "codec", "adapters", "clip", "dino", "probe", "outline")
 SIZES = {"float32": 4, "bfloat16": 2}
 _WEIGHTS = re.compile(r"[a-z_]+(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors")
+_PREFIXES = {
+    "text_encoder": ("cond_stage_model.", "conditioner."),
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.", "vae."),
+}
+"""Beginnings of the names in a checkpoint in one file; Stable Diffusion XL's text encoders count as one."""
 _HEADER_MOST = 2**27  # bytes of a header that are read
 
 
@@ -67,10 +81,11 @@ def parts(profile: Profile) -> list[Part]:
     return found + [_single(role, path) for role, path in others.items() if path is not None]
 
 
-def processes(profile: Profile, found: list[Part]) -> dict[str, int]:
+def processes(profile: Profile, found: list[Part], *, restoring: bool = False) -> dict[str, int]:
     """Bytes of the weights that each process holds; images and activations come on top.
 
-    A distiller holds the cloud, and then, in its place, the edge and the evaluators.
+    A distiller holds the cloud, and then, in its place, the edge and the evaluators. With `restoring`, the
+    user has loaded the edge's pipeline, as it does for its first request with `link.restoration`.
     """
     held = {role: sum(part.bytes_in_memory for part in found if part.role == role) for role in ROLES}
     vae = sum(part.bytes_in_memory for part in found if (part.role, part.component) == ("edge", "vae"))
@@ -78,7 +93,7 @@ def processes(profile: Profile, found: list[Part]) -> dict[str, int]:
     return {
         "cloud": held["cloud"] + evaluators,
         "edge": held["edge"] + codec,
-        "user": vae + codec,
+        "user": vae + codec + restoring * held["edge"],
         "distiller": max(held["cloud"], held["edge"] + evaluators),
     }
 
@@ -91,9 +106,14 @@ def problems(profile: Profile, found: list[Part]) -> list[str]:
 
 def _misfits(profile: Profile) -> Iterator[str]:
     """Parts that do not fit each other."""
-    indices = {role: pipeline_index(getattr(profile, role)) for role in ("cloud", "edge")}
-    if "unet" not in indices["edge"]:
-        yield "edge: the pipeline has no U-Net; knowledge updates need a Stable Diffusion pipeline"
+    for role, allowed in (("cloud", PIPELINES), ("edge", PIPELINES[:1])):
+        try:
+            kind = pipeline_index(getattr(profile, role)).get("_class_name")
+        except (MismatchError, NotFoundError) as error:
+            yield f"{role}: {error}"
+            return
+        if kind not in allowed:
+            yield f"{role}: a {kind}; must be {' or '.join(allowed)}"
     channels = {role: _vae(getattr(profile, role)).get("latent_channels") for role in ("cloud", "edge")}
     codec = read_json(Path(profile.codec) / "config.json").get("latent_channels")
     if codec != channels["edge"]:
@@ -115,31 +135,36 @@ def _misfits(profile: Profile) -> Iterator[str]:
 
 
 def _pipeline(role: str, model: GeneratorProfile) -> Iterator[Part]:
-    path = Path(model.path)
-    if path.is_file():
-        count, size = _parameters(path), path.stat().st_size
-        yield Part(role, "", model.path, path, count, size, SIZES[model.dtype])
+    if Path(model.path).is_file():
+        for name, prefixes in _PREFIXES.items():
+            yield _replacement(role, name, model) or _part_of_file(role, name, model, prefixes)
         return
     base = model_folder(model.path, model.revision)
-    if base is None or not (base / "model_index.json").exists():
+    if base is None or not (base / INDEX).exists():
         yield Part(role, "", model.path, None)
         return
-    for name in _components(read_json(base / "model_index.json")):
-        part = model.components.get(name)
-        folder = base / name
-        if part is not None:
-            home = model_folder(part.path, part.revision)
-            folder = (home or Path("nowhere")) / (part.subfolder or "")
-        yield _weights(
-            Part(
-                role,
-                name,
-                model.path if part is None else part.path,
-                folder,
-                bytes_each=SIZES[model.vae_dtype if name == "vae" else model.dtype],
-            ),
-            model.variant if part is None else part.variant,
-        )
+    for name in _components(read_json(base / INDEX)):
+        part = Part(role, name, model.path, base / name, bytes_each=_bytes_each(model, name))
+        yield _replacement(role, name, model) or _weights(part, model.variant)
+
+
+def _replacement(role: str, name: str, model: GeneratorProfile) -> Part | None:
+    """The component that replaces one of the pipeline's, if one does."""
+    if (part := model.components.get(name)) is None:
+        return None
+    folder = (model_folder(part.path, part.revision) or Path("nowhere")) / (part.subfolder or "")
+    return _weights(Part(role, name, part.path, folder, bytes_each=_bytes_each(model, name)), part.variant)
+
+
+def _part_of_file(role: str, name: str, model: GeneratorProfile, prefixes: tuple[str, ...]) -> Part:
+    """A component in a checkpoint in one file."""
+    file = Path(model.path)
+    count, size = _contents(file, prefixes)
+    return Part(role, name, model.path, file if count else None, count, size, _bytes_each(model, name))
+
+
+def _bytes_each(model: GeneratorProfile, component: str) -> int:
+    return SIZES[model.vae_dtype if component == "vae" else model.dtype]
 
 
 def _components(index: dict[str, Any]) -> list[str]:
@@ -178,20 +203,33 @@ def model_folder(path: str, revision: str | None = None) -> Path | None:
 
 
 def _parameters(file: Path) -> int:
-    """Numbers in a safetensors file, from its header."""
+    """Numbers in a safetensors file."""
+    return _contents(file)[0]
+
+
+def _contents(file: Path, prefixes: tuple[str, ...] = ("",)) -> tuple[int, int]:
+    """Numbers in a safetensors file and their bytes, from its header: of tensors whose names begin so."""
     with file.open("rb") as content:
         length = int.from_bytes(content.read(8), "little")
         if length > _HEADER_MOST:
-            return 0
+            return 0, 0
         header: dict[str, Any] = json.loads(content.read(length))
-    tensors = (tensor for name, tensor in header.items() if name != "__metadata__")
-    return sum(math.prod(tensor["shape"]) for tensor in tensors)
+    header.pop("__metadata__", None)
+    tensors = [tensor for name, tensor in header.items() if name.startswith(prefixes)]
+    sizes = [end - start for start, end in (tensor["data_offsets"] for tensor in tensors)]
+    return sum(math.prod(tensor["shape"]) for tensor in tensors), sum(sizes)
 
 
 def pipeline_index(model: GeneratorProfile) -> dict[str, Any]:
-    """The model_index.json of a generator's pipeline; empty if it is not on this machine."""
-    home = model_folder(model.config or model.path, None if model.config else model.revision)
-    return {} if home is None else dict(read_json(home / "model_index.json"))
+    """The model_index.json of a generator's pipeline; empty if it is not on this machine.
+
+    Raises:
+        NotFoundError, MismatchError: the configuration of a checkpoint in one file is not whole.
+    """
+    if Path(model.path).is_file():
+        return configuration(model)[0]
+    home = model_folder(model.path, model.revision)
+    return {} if home is None else dict(read_json(home / INDEX))
 
 
 def _vae(model: GeneratorProfile) -> dict[str, Any]:

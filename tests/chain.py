@@ -121,6 +121,18 @@ def with_topics(profile: Path, folder: Path) -> Path:
     return folder
 
 
+def with_own_topics(profile: Path, folder: Path) -> Path:
+    """A copy of ``profile`` in ``folder`` as researchers have it: own topics, evaluators, no probe."""
+    with_topics(profile, folder)
+    described, scorer = json.loads((folder / "profile.json").read_text()), load_profile("stickers").scorer
+    assert scorer is not None
+    described["scorer"] = {"clip": scorer.clip, "dino": scorer.dino}
+    described["distill"] = {"images": 4, "held_out": 2, "steps": 2, "batch": 2, "rank": 1, "tokens": 1}
+    described["knowledge"] = "knowledge"
+    (folder / "profile.json").write_text(json.dumps(described))
+    return folder
+
+
 @contextmanager
 def data_in(folder: Path) -> Iterator[None]:
     """The knowledge of this checkout stays untouched, and no gateway draws unasked."""

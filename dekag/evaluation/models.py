@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,17 +20,20 @@ from dekag.cala.artifact import TransmissionKnowledge
 from dekag.cala.methods import AdaptedCodec, Cala, attached, build
 from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
-from dekag.evaluation.prompts import Prompt
+from dekag.evaluation.prompts import Prompt, own_prompts, topic_prompts
 from dekag.generation.loading import folder_hash, load_component
 from dekag.generation.models import Generator
 from dekag.generation.restorer import Restorer
 from dekag.generation.side_information import SideInformation
 from dekag.makd.aligned_generator import AlignedGenerator
+from dekag.makd.config import DistillConfig
+from dekag.makd.topics import TopicFile, read_topics
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
 from dekag.profile import Profile, ScorerProfile, load_profile
+from dekag.stickers import TOPICS
 from dekag.training.distill import draw_images
 
 Images = npt.NDArray[np.uint8]
@@ -171,6 +175,39 @@ class ModelBank:
             raise NotFoundError(f"the profile {self.profile_name} has no knowledge update of {topic}")
         return KnowledgeUpdate.load(folder)
 
+    @cached_property
+    def own_topics(self) -> dict[str, TopicFile]:
+        """The profile's own topics, by name."""
+        return read_topics(self.profile.topics)
+
+    @property
+    def topics(self) -> list[str]:
+        """Names of the profile's own topics; those of the sticker world if it has none."""
+        return list(self.own_topics or TOPICS)
+
+    def topic_prompts(self, topic: str, count: int, learnt: Collection[str] = ()) -> list[Prompt]:
+        """`count` test prompts of a topic.
+
+        Args:
+            topic: one of the profile's own or of the sticker world.
+            count: number of prompts.
+            learnt: prompts that updates of an own topic were trained on, which are left out; no training
+                draws the world's test prompts.
+
+        Raises:
+            InvalidInputError: all prompts of the topic were learnt.
+        """
+        if (own := self.own_topics.get(topic)) is None:
+            return topic_prompts(TOPICS[topic], count)
+        return own_prompts(topic, own, count, DistillConfig(**self.profile.distill.given()), learnt)
+
+    def learnt(self, topic: str) -> list[str]:
+        """The prompts that the profile's update of a topic was trained on; none if it has no update."""
+        try:
+            return list(self.update(topic).history.get("prompts", []))
+        except NotFoundError:
+            return []
+
     def references(self, prompts: Sequence[Prompt], folder: Path, offset: int = 0) -> Images:
         """The cloud's images (n, h, w, 3) of prompts, `offset` added to their seeds; kept in `folder`."""
         texts, seeds = [text for _, text, _ in prompts], [seed + offset for *_, seed in prompts]
@@ -182,11 +219,11 @@ class ModelBank:
         """Scores of each image (n, h, w, 3) against its reference.
 
         Returns:
-            For each prompt "prompt", "seed", "clip", "dino", their mean "consistency", and "probe", the share
-            of the visible attributes that the probe finds.
+            For each prompt "prompt", "seed", "clip", "dino", their mean "consistency", and, where `probed`
+            has a value, "probe".
         """
         scores = self.scorer.scores(images, references)
-        verdicts = self.probe.correct(images, [scene for scene, _, _ in prompts])
+        probed = self.probed(images, prompts)
         return [
             {
                 "prompt": text,
@@ -194,12 +231,23 @@ class ModelBank:
                 "clip": round(float(clip), 4),
                 "dino": round(float(dino), 4),
                 "consistency": round((float(clip) + float(dino)) / 2, 4),
-                "probe": round(sum(verdict.values()) / len(verdict), 4),
+                **({} if math.isnan(share) else {"probe": round(float(share), 4)}),
             }
-            for (_, text, seed), clip, dino, verdict in zip(
-                prompts, scores["clip"], scores["dino"], verdicts, strict=True
+            for (_, text, seed), clip, dino, share in zip(
+                prompts, scores["clip"], scores["dino"], probed, strict=True
             )
         ]
+
+    def probed(self, images: Images, prompts: Sequence[Prompt]) -> npt.NDArray[np.float64]:
+        """Share of the visible attributes that the probe finds in each image, (n,).
+
+        NaN if the prompts show no scenes of the world, or the profile has no probe.
+        """
+        scenes = [scene for scene, _, _ in prompts]
+        if None in scenes or self.evaluators.probe is None:
+            return np.full(len(scenes), np.nan)
+        verdicts = self.probe.correct(images, scenes)
+        return np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
 
 
 def load_quietly() -> None:

@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from dekag.documents import read_json
 from dekag.errors import MismatchError, NotFoundError
 from dekag.generation.placement import ON_CPU, Placement
 from dekag.generation.profile import ComponentProfile, GeneratorProfile
 
 HASHED_SUFFIXES = {".safetensors", ".json", ".model"}
 HASHED_NAMES = {"merges.txt", "vocab.txt"}  # of tokenizers; a note in a folder changes nothing
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline")
+"""Pipelines that generators use; the edge is the first."""
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
+INDEX = "model_index.json"
+_UNET = "model.diffusion_model."  # of the names in checkpoints
+_LACKS = "it lacks weights"
 _PIECE = 2**20  # weights may be larger than memory
 
 
@@ -107,7 +118,7 @@ def load_pipeline(model: GeneratorProfile, placement: Placement = ON_CPU) -> Any
 
     Raises:
         NotFoundError: a part is not on this machine.
-        MismatchError: the files hold no such pipeline.
+        MismatchError: the files hold no such pipeline, or one that generators cannot use.
     """
     parts = {
         name: load_component(model, name)
@@ -117,38 +128,114 @@ def load_pipeline(model: GeneratorProfile, placement: Placement = ON_CPU) -> Any
     if not placement.keep_text_encoder:
         parts["text_encoder"] = None
     pipeline = _pipeline(model, parts)
+    if (name := type(pipeline).__name__) not in PIPELINES:
+        raise MismatchError(f"{model.path} is a {name}: a generator is one of {', '.join(PIPELINES)}")
+    encoders = [each for name in TEXT_ENCODERS if (each := getattr(pipeline, name, None)) is not None]
+    if encoders and not placement.keep_text_encoder:
+        raise MismatchError(f"{model.path} has two text encoders, which must stay in memory")
     if placement.offload:
         pipeline.enable_model_cpu_offload(device=placement.device)
     else:
         pipeline.to(placement.device)
-    if placement.text_device != placement.device and getattr(pipeline, "text_encoder", None) is not None:
-        pipeline.text_encoder.to(placement.text_device)
+    if placement.text_device != placement.device:
+        for encoder in encoders:
+            encoder.to(placement.text_device)
     return pipeline
 
 
 def _pipeline(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
     from diffusers import DiffusionPipeline
 
-    if not Path(model.path).is_file():
-        if model.config is not None:
-            raise MismatchError(f"{model.path} is no single file: `config` is for checkpoints in one file")
-        return DiffusionPipeline.from_pretrained(
-            _there(model.path, model.revision),
-            variant=model.variant,
-            dtype={"vae": _dtype(model.vae_dtype), "default": _dtype(model.dtype)},
-            use_safetensors=True,
-            local_files_only=True,
-            **parts,
+    if Path(model.path).is_file():
+        return _pipeline_of_file(model, parts)
+    if model.config is not None:
+        raise MismatchError(f"{model.path} is no single file: `config` is for checkpoints in one file")
+    return DiffusionPipeline.from_pretrained(
+        _there(model.path, model.revision),
+        variant=model.variant,
+        dtype={"vae": _dtype(model.vae_dtype), "default": _dtype(model.dtype)},
+        use_safetensors=True,
+        local_files_only=True,
+        **parts,
+    )
+
+
+def _pipeline_of_file(model: GeneratorProfile, parts: dict[str, Any]) -> Any:
+    """The pipeline of a checkpoint in one file, except the components in `parts`."""
+    index, folder = configuration(model)
+    if model.vae_dtype != model.dtype and "vae" not in parts:
+        parts = {**parts, "vae": load_component(model, "vae")}  # rounded once, not twice
+    with _fitting(model):
+        kind = _class_of("diffusers", index["_class_name"])
+        pipeline = kind.from_single_file(
+            model.path, config=folder, dtype=_dtype(model.dtype), local_files_only=True, **parts
         )
+    for name, component in pipeline.components.items():
+        if name not in parts and isinstance(component, torch.nn.Module):
+            if any(each.is_meta for each in component.parameters()):
+                raise MismatchError(f"{_misfit(model)}: {_LACKS}")
+            if name == "unet":
+                _check_unet(model, component)
+    return pipeline
+
+
+def configuration(model: GeneratorProfile) -> tuple[dict[str, Any], str]:
+    """The index of the pipeline that a checkpoint in one file belongs to, and the folder that it is in.
+
+    Raises:
+        NotFoundError: the configuration is not on this machine.
+        MismatchError: the file is of another format, or there is no whole configuration.
+    """
+    if Path(model.path).suffix != ".safetensors":
+        raise MismatchError(f"{model.path} is not a .safetensors file; other formats can hold programs")
     if model.config is None:
         raise MismatchError(f"{model.path} is a checkpoint in one file: `config` must name its configuration")
-    index = DiffusionPipeline.load_config(_there(model.config), local_files_only=True)
-    pipeline = _class_of("diffusers", index["_class_name"]).from_single_file(
-        model.path, config=_there(model.config), dtype=_dtype(model.dtype), local_files_only=True, **parts
-    )
-    if model.vae_dtype != model.dtype:
-        pipeline.vae.to(dtype=_dtype(model.vae_dtype))
-    return pipeline
+    folder = Path(_there(model.config))
+    if not (folder / INDEX).is_file():
+        raise MismatchError(f"the configuration {model.config} has no {INDEX}")
+    index = dict(read_json(folder / INDEX))
+    used = [name for name, (library, _) in _components(index) if library and name != "safety_checker"]
+    if absent := [name for name in used if not (folder / name).is_dir()]:
+        raise MismatchError(f"the configuration {model.config} has no folder {absent[0]!r}")
+    return index, str(folder)
+
+
+def _components(index: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Names of a pipeline's components, each with its library and class, which are None if it has none."""
+    return [(name, pair) for name, pair in index.items() if isinstance(pair, list) and len(pair) == 2]
+
+
+@contextmanager
+def _fitting(model: GeneratorProfile) -> Iterator[None]:
+    """Turns errors of diffusers into one that names the checkpoint and its configuration."""
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SingleFileComponentError) as error:
+        said = str(error).strip().partition("\n")[0]
+        if isinstance(error, NotImplementedError):  # PyTorch's, about tensors that nothing was loaded into
+            said = _LACKS
+        raise MismatchError(f"{_misfit(model)}: {said}") from None
+
+
+def _misfit(model: GeneratorProfile) -> str:
+    return f"the checkpoint {model.path} does not fit its configuration {model.config}"
+
+
+def _check_unet(model: GeneratorProfile, unet: torch.nn.Module) -> None:
+    """MismatchError if a checkpoint in one file has more layers than its configuration.
+
+    diffusers ignores them. Text encoders do have layers that nothing reads, and autoencoders remains of
+    their training.
+    """
+    with safe_open(model.path, framework="pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if key.startswith(_UNET)]  # noqa: SIM118
+    there, used = sum(map(math.prod, shapes)), sum(each.numel() for each in unet.state_dict().values())
+    if there != used:
+        raise MismatchError(
+            f"{_misfit(model)}: its U-Net has {there:,} numbers, that of the configuration {used:,}"
+        )
 
 
 def load_component(model: GeneratorProfile, name: str) -> Any:
@@ -161,27 +248,44 @@ def load_component(model: GeneratorProfile, name: str) -> Any:
     from diffusers import DiffusionPipeline
 
     part = model.components.get(name)
-    if part is None and Path(model.path).is_file():
-        return getattr(_pipeline(model, {}), name)
-    index = DiffusionPipeline.load_config(
-        _there(model.config or model.path, None if model.config else model.revision), local_files_only=True
-    )
+    if Path(model.path).is_file():
+        index, folder = configuration(model)
+    else:
+        folder = _there(model.path, model.revision)
+        index = DiffusionPipeline.load_config(folder, local_files_only=True)
     library, kind = index.get(name, (None, None))
     if kind is None:
         named = ", ".join(sorted(key for key in index if not key.startswith("_")))
         raise MismatchError(f"{model.path} has no component {name!r}: its components are {named}")
-    source = part or ComponentProfile(
-        path=model.path, subfolder=name, revision=model.revision, variant=model.variant
-    )
+    kind = _class_of(library, kind)
+    weighty = issubclass(kind, torch.nn.Module)
+    if part is None and weighty and Path(model.path).is_file():
+        return _component_of_file(model, name, kind)
+    source = part or ComponentProfile(path=folder, subfolder=name, variant=model.variant)
     dtype = _dtype(model.vae_dtype if name == "vae" else model.dtype)
     weights: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "variant": source.variant}
-    kind = _class_of(library, kind)
     return kind.from_pretrained(
         _there(source.path, source.revision),
         subfolder=source.subfolder or "",
         local_files_only=True,
-        **(weights if issubclass(kind, torch.nn.Module) else {}),
+        **(weights if weighty else {}),
     )
+
+
+def _component_of_file(model: GeneratorProfile, name: str, kind: Any) -> Any:
+    """A component with weights of a checkpoint in one file; the others are not loaded."""
+    index, folder = configuration(model)
+    if name in TEXT_ENCODERS:  # which transformers cannot load from such files
+        others = [other for other, (library, _) in _components(index) if library and other != name]
+        return getattr(_pipeline_of_file(model, dict.fromkeys(others)), name)
+    with _fitting(model):
+        return kind.from_single_file(
+            model.path,
+            config=folder,
+            subfolder=name,
+            dtype=_dtype(model.vae_dtype if name == "vae" else model.dtype),
+            local_files_only=True,
+        )
 
 
 def _class_of(library: str, name: str) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dekag.errors import DeadlineError
+from dekag.errors import DeadlineError, MismatchError
 from dekag.generation import loading, placement
 from dekag.generation.autoencoder import decode
 from dekag.generation.placement import ON_CPU, Placement
@@ -89,7 +89,7 @@ def by_windows(counts: Sequence[int], draw: Callable[[Sequence[int], int], torch
 
 
 class Generator:
-    """A text-to-image pipeline (Stable Diffusion or PixArt-Sigma) with its sampling settings.
+    """A text-to-image pipeline (Stable Diffusion, also XL, or PixArt-Sigma) with its sampling settings.
 
     Where no size is asked for, the sides of images are `size` pixels; by default, that for which the pipeline
     was trained.
@@ -140,8 +140,17 @@ class Generator:
 
     @classmethod
     def from_profile(cls, profile: HasGenerators, role: Role, placed: Placement = ON_CPU) -> Self:
-        """Load a profile's "cloud" or "edge", with its sampling settings and the profile's size."""
-        return cls._of(getattr(profile, role), profile.size, placed)
+        """Load a profile's "cloud" or "edge", with its sampling settings and the profile's size.
+
+        Raises:
+            NotFoundError: a part is not on this machine.
+            MismatchError: the files hold no such pipeline, or one that cannot have this role.
+        """
+        generator = cls._of(getattr(profile, role), profile.size, placed)
+        kind, only = type(generator.pipeline).__name__, loading.PIPELINES[0]
+        if role == "edge" and kind != only:
+            raise MismatchError(f"the edge is a {kind}; must be {only}, the kind that knowledge updates fit")
+        return generator
 
     @classmethod
     def _of(cls, model: GeneratorProfile, size: int | None, placed: Placement) -> Self:

@@ -38,7 +38,7 @@ class GeneratorProfile(BaseModel):
     config: str | None = Field(
         default=None,
         description="For a checkpoint in one file: folder or hub name of a pipeline with the same "
-        "configuration, tokenizer and scheduler.",
+        "configuration, tokenizer and scheduler; its weights are not needed.",
     )
     components: dict[str, ComponentProfile] = Field(
         default_factory=dict,

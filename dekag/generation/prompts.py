@@ -65,14 +65,15 @@ class PromptReader:
     """Tokens and windows of prompts for one pipeline, from any thread.
 
     Args:
-        pipeline: a StableDiffusionPipeline, or a PixArtSigmaPipeline, which reads lower case alone and masks
-            what it pads with.
+        pipeline: a StableDiffusionPipeline; a StableDiffusionXLPipeline, which has two text encoders; or a
+            PixArtSigmaPipeline, which reads lower case alone and masks what it pads with.
         load_encoder: loads the text encoder of a pipeline without one. It is loaded for windows that have
             not been read yet, and dropped afterwards.
 
     Attributes:
         length: tokens of a window, start and end among them.
         masked: whether the denoiser is told which places hold nothing.
+        paired: whether there are two text encoders.
     """
 
     def __init__(self, pipeline: Any, load_encoder: Callable[[], Any] | None = None) -> None:
@@ -81,6 +82,7 @@ class PromptReader:
         self._pipeline, self._load_encoder = pipeline, load_encoder
         self._known: OrderedDict[Window, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self.masked = hasattr(pipeline, "_text_preprocessing")
+        self.paired = getattr(pipeline, "text_encoder_2", None) is not None
         encoder = pipeline.text_encoder
         if self.masked:
             places = _T5_MOST
@@ -171,6 +173,8 @@ class PromptReader:
 
         The empty prompt is repeated, which changes nothing in what attention makes of it.
         """
+        if self.paired:
+            return self._read_by_both(prompts)
         nothing = [self.windows("") * len(prompts[0])] * len(prompts)
         said, unsaid = (self._encoded(each) for each in (prompts, nothing))
         found = {"prompt_embeds": said[0], "negative_prompt_embeds": unsaid[0]}
@@ -193,6 +197,22 @@ class PromptReader:
         """Read prompts in advance, so that a text encoder that does not stay in memory is loaded once."""
         if self.encoder is None:
             self._read([window for prompt in ("", *prompts) for window in self.windows(prompt)])
+
+    @torch.inference_mode()
+    def _read_by_both(self, prompts: Sequence[Sequence[Window]]) -> dict[str, torch.Tensor]:
+        """The states of Stable Diffusion XL, whose pipeline joins what its text encoders make of a window.
+
+        The summary of a prompt, which conditions the denoiser as well, is that of its first window.
+        """
+        device, _ = device_and_dtype(self.encoder)
+        read = [[self._pipeline.encode_prompt(each.text, device=device) for each in row] for row in prompts]
+        found = {
+            name: torch.cat([torch.cat([window[i] for window in row], dim=1) for row in read])
+            for i, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))
+        }
+        for i, name in enumerate(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), 2):
+            found[name] = torch.cat([row[0][i] for row in read])
+        return found
 
     def _encoded(self, prompts: Sequence[Sequence[Window]]) -> tuple[torch.Tensor, torch.Tensor]:
         states, mask = self._read([window for prompt in prompts for window in prompt])

@@ -12,19 +12,33 @@ from rich.console import Console
 from dekag.client import Client
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
+from dekag.makd.topics import read_topics
+from dekag.profile import load_profile
 from services.bench.processes import UNWATCHED
 from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError, Stack
 from services.launcher.up import RUN_DIR, await_ready
 
 PROMPT = "a large red car in the middle of the beach, pastel style"
+WORLD_TOPICS = ("neon", "rocket")
+
+
+def default_topics(profile: str) -> list[str]:
+    """The profile's own topics; two of the sticker world if it has none.
+
+    Raises:
+        NotFoundError: there is no such profile.
+        FileError: profile or topics cannot be read, or are invalid.
+    """
+    return list(read_topics(load_profile(profile).topics)) or list(WORLD_TOPICS)
 
 
 def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", results: Path = RESULTS) -> float:
     """Time from asking for a distillation over REST to holding the first image drawn with it.
 
     Args:
-        topics: of the sticker world, distilled one after another with the default settings.
+        topics: of the profile or of the sticker world, distilled one after another with the profile's
+            settings, and published whether or not the update scores better than the edge without it.
         profile: the models.
         results: where headline.json is.
 
@@ -42,7 +56,7 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", resul
         await_ready(stack, console)
         for topic in topics:
             start = time.perf_counter()
-            *_, job = gateway.distill(topic)
+            *_, job = gateway.distill(topic, force=True)
             if job.status != "finished":
                 raise LaunchError(f"the distillation of {topic} ended as {job.status}: {job.error}")
             image = gateway.image(PROMPT, seed=1, knowledge=topic)

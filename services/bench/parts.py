@@ -196,14 +196,14 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
     for images in IMAGES_AT_ONCE:
         drawings = [GenerationRequest(PROMPT, seed, edge.size, edge.size) for seed in range(images)]
         yield Part("drawing", "no update", images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
-    if models.knowledge is None:
+    updates = updates_of(models)
+    if not updates:
         return
-    updates = [KnowledgeUpdate.load(f"{models.knowledge}/{topic}") for topic in TOPICS]
     for update in updates:
         aligned.add(update)
     theirs = _PeftGenerator(Generator.from_profile(models, "edge"), updates)
     for images in IMAGES_AT_ONCE:
-        for variant, of in (("one topic", updates[:1]), ("four topics", updates)):
+        for variant, of in (("one topic", updates[:1]), ("four topics", updates))[: len(updates)]:
             chosen = [of[index % len(of)] for index in range(images)]
             drawings = [
                 GenerationRequest(PROMPT, i, edge.size, edge.size, (each.content_hash,))
@@ -214,6 +214,18 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
                 "drawing", f"{variant}, PEFT's layers", images,
                 lambda c=chosen: theirs.batch(PROMPT, c),  # type: ignore[misc]
             )  # fmt: skip
+
+
+def updates_of(models: Profile) -> list[KnowledgeUpdate]:
+    """Four of the profile's updates; only one, or none, if it has fewer."""
+    if models.knowledge is None:
+        return []
+    there = sorted(path.parent.name for path in Path(models.knowledge).glob("*/knowledge.json"))
+    first = [topic for topic in TOPICS if topic in there]
+    chosen = [*first, *(topic for topic in there if topic not in first)][: len(TOPICS)]
+    if len(chosen) < len(TOPICS):
+        chosen = chosen[:1]
+    return [KnowledgeUpdate.load(f"{models.knowledge}/{topic}") for topic in chosen]
 
 
 class _PeftGenerator:

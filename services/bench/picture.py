@@ -24,6 +24,7 @@ from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import ratio_of_medians
 from dekag.paths import SHIPPED
+from dekag.profile import profile_folder
 from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError
 
@@ -62,7 +63,7 @@ def run_picture_bench(*, requests: int = 20, profile: str = "stickers", results:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         unpack_commit(FIRST_EDITION, Path(folder))
         first = stack.enter_context(_worker(Path(folder), FIRST_PROFILE))
-        ours = stack.enter_context(_worker(SHIPPED, profile))
+        ours = stack.enter_context(_worker(SHIPPED, str(profile_folder(profile).resolve())))
         for index in track(range(-WARM_UP, requests), "images", console=console):
             row: Row = {"request": index, "first_s": _seconds(first, index), "ours_s": _seconds(ours, index)}
             if index >= 0:

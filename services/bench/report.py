@@ -30,7 +30,18 @@ KEYS = (
     "distill_seconds",
     "soak_rss_growth_percent",
 )
-BENCHES = ("chain", "throughput", "cached", "channel", "start", "overload", "traffic", "distill", "cost")
+BENCHES = (
+    "chain",
+    "throughput",
+    "cached",
+    "channel",
+    "start",
+    "overload",
+    "traffic",
+    "distill",
+    "cost",
+    "restoration",
+)
 SERVERS = {
     "services": ("DeKA-g's services", plots.OURS),
     "litserve": ("LitServe", plots.SECOND),
@@ -164,6 +175,13 @@ def start_table(results: Path) -> Lines:
     return [*table(["service", "PSS, GiB", "RSS, GiB"], lines), "", f"Ready after {ready} s."]
 
 
+def restoration_table(results: Path) -> Lines:
+    """Memory of the user service, without and with the edge's model."""
+    rows = read_bench("restoration", results)["rows"]
+    lines = [[row["after"], f"{row['pss_gib']:.3f}", f"{row['rss_gib']:.3f}"] for row in rows]
+    return table(["user service, after", "PSS, GiB", "RSS, GiB"], lines)
+
+
 def overload_table(results: Path) -> Lines:
     """What became of requests under full load and under overload."""
     bench = read_bench("overload", results)
@@ -292,6 +310,7 @@ LOAD = Report(
         ),
         "channel": channel_table,
         "start": start_table,
+        "restoration": restoration_table,
         "overload": overload_table,
         "traffic": traffic_table,
         "knowledge": knowledge_table,

@@ -342,6 +342,17 @@ def bench_start(
     _launch(lambda: run_start_bench(rounds=rounds, requests=requests, **_targets(profile)))
 
 
+@bench.command("restoration")
+def bench_restoration(
+    requests: Annotated[int, typer.Option(help="Number of images of each kind.", min=1)] = 4,
+    profile: Profile = "stickers",
+) -> None:
+    """Measure the memory of the user service before and after requests with `link.restoration`."""
+    from services.bench.restoration import run_restoration_bench
+
+    _launch(lambda: run_restoration_bench(requests=requests, **_targets(profile)))
+
+
 @bench.command("full-size")
 def bench_full_size(
     models: Annotated[
@@ -427,13 +438,22 @@ def bench_cost(
 
 @bench.command("distill")
 def bench_distill(
-    topics: Annotated[str, typer.Option(help="Topics to distil, separated by commas.")] = "neon,rocket",
+    topics: Annotated[
+        str | None,
+        typer.Option(
+            help="Topics to distil, separated by commas. Default: the profile's own, or neon and rocket."
+        ),
+    ] = None,
     profile: Profile = "stickers",
 ) -> None:
     """Measure the time from the request for a distillation to the first image generated with it."""
-    from services.bench.distill import run_distill_bench
+    from services.bench.distill import default_topics, run_distill_bench
 
-    _launch(lambda: run_distill_bench(topics=topics.split(","), **_targets(profile)))
+    _launch(
+        lambda: run_distill_bench(
+            topics=topics.split(",") if topics else default_topics(profile), **_targets(profile)
+        )
+    )
 
 
 @bench.command("page")

@@ -47,8 +47,10 @@ def check(name: Name = "stickers") -> None:
     Console().print(table)
     if all(part.folder for part in found):
         held = ", ".join(f"{who} {size / _MIB:,.0f} MiB" for who, size in processes(loaded, found).items())
+        restoring = processes(loaded, found, restoring=True)["user"] / _MIB
         typer.echo(
-            f"\nWeights in each process: {held}. Images in progress, activations and PyTorch come on top."
+            f"\nWeights in each process: {held}. After a request with link.restoration: user "
+            f"{restoring:,.0f} MiB. Images in progress, activations and PyTorch come on top."
         )
     free = free_memory_gib()
     here = ", ".join(f"{each} ({describe(torch.device(each))})" for each in devices()[1:])

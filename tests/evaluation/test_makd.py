@@ -31,7 +31,7 @@ from dekag.generation.models import Generator
 from dekag.makd.config import METHODS, DistillConfig
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
-from tests.chain import with_evaluators
+from tests.chain import with_evaluators, with_own_topics
 
 TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2, bits=16)
 
@@ -40,11 +40,11 @@ TINY = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=2, bits=16)
 def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> MakdStudy:
     folder = tmp_path_factory.mktemp("gka")
     profile = with_evaluators(dummy_profile, folder / "profile")
-    return MakdStudy(ModelBank(str(profile)), 2, ResultStore(folder))
+    return MakdStudy(ModelBank(str(profile)), 2, 1, ResultStore(folder))
 
 
 def test_every_method_topic_and_seed_is_a_cell() -> None:
-    found = trainings(TINY, 3)
+    found = trainings(TINY, 3, list(TOPICS))
     assert len(found) == len(set(found))
     for topic in TOPICS:
         runs = {(c.config.method, c.config.seed) for c in found if c.topic == topic}
@@ -77,6 +77,38 @@ def test_compositions_show_each_alone_and_both(study: MakdStudy) -> None:
     assert set(found["rows"]) == {"none", "neon", "rocket", "both", "ceiling"}
 
 
+def test_a_profiles_own_topics_are_evaluated_instead_of_the_worlds(
+    dummy_profile: Path, tmp_path: Path
+) -> None:
+    profile = with_own_topics(dummy_profile, tmp_path / "profile")
+    study = MakdStudy(ModelBank(str(profile)), 2, 3, ResultStore(tmp_path))
+    base = DistillConfig(**study.bank.profile.distill.given())
+    topics = study.bank.topics
+    assert topics == ["frost", "glow"]
+    assert {training.topic for training in trainings(base, 3, topics)} == set(topics)
+    for topic in topics:
+        learnt = {
+            prompt
+            for training in trainings(base, 3, [topic])
+            for prompt in study._distilled(topic, training.config).prompts
+        }
+        assert not learnt & {text for _, text, _ in study.test_prompts(topic)}
+    done = {}
+    for training in trainings(base, 1, topics):
+        if training.config == dataclasses.replace(base, method=training.config.method):
+            done[training] = study.run(training)
+    measured = MakdResults({topic: study.unaligned(topic) for topic in topics}, done, [])
+    write(measured, base, tmp_path / "results", edge_bytes=10_000_000)
+    figures = json.loads((tmp_path / "results" / "headline.json").read_text())
+    assert "gka_gain_percent" in figures
+    assert "gka_probe_heldout_accuracy" not in figures  # the profile has no probe
+    before = study.key("some cell")
+    (profile / "topics" / "frost.yaml").write_text(
+        'prompts: ["a {cat|dog|cow|hen|fox|owl} {here|there} at frost"]'
+    )
+    assert MakdStudy(ModelBank(str(profile)), 2, 3, study.store).key("some cell") != before
+
+
 def _row(consistency: float, index: int) -> Row:
     noise = 0.01 * (index % 2 - 0.5)
     scores = dict.fromkeys(("clip", "dino", "consistency"), consistency + noise)
@@ -90,7 +122,7 @@ def _rows(consistency: float) -> list[Row]:
 def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
     level = {"metaword": 0.55, "lora": 0.7, "lora-equal-bytes": 0.72, "full": 0.85, "makd": 0.8}
     done = {}
-    for training in trainings(TINY, 2):
+    for training in trainings(TINY, 2, list(TOPICS)):
         bits = BITS if training.config.method == "makd" and training.config.seed == 0 else (16,)
         done[training] = {
             "topic": training.topic,

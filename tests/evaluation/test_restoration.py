@@ -22,7 +22,7 @@ from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from dekag.training import restoration as fitting
 from dekag.training.restoration import fit_restoration
-from tests.chain import with_reading_codec
+from tests.chain import with_own_topics, with_reading_codec
 from tests.services.cloud.test_publish import make_update
 
 
@@ -42,7 +42,7 @@ def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """One topic and few cells."""
-    monkeypatch.setattr(restoration, "TOPICS", {"neon": TOPICS["neon"]})
+    monkeypatch.setattr("dekag.evaluation.models.TOPICS", {"neon": TOPICS["neon"]})
     monkeypatch.setattr(restoration, "SENT_OVER", ("rayleigh-1us",))
     monkeypatch.setattr(restoration, "GRID_SNRS_DB", (0.0, 15.0))
     monkeypatch.setattr(restoration, "STRIP_SNRS_DB", (0.0,))
@@ -74,6 +74,19 @@ def test_every_figure_is_measured_and_lands_on_the_page(
     assert (tmp_path / "again/restoration/cells.jsonl").read_text() == (
         tmp_path / "results/restoration/cells.jsonl"
     ).read_text()
+
+
+@pytest.mark.usefixtures("few")
+def test_a_profiles_own_topics_are_taught_instead_of_the_worlds(profile: Path, tmp_path: Path) -> None:
+    own = with_own_topics(profile, tmp_path / "own")
+    for topic in ("frost", "glow"):
+        make_update(own, topic).save(own / "knowledge" / topic)
+    options = {"count": 3, "workers": 1, "profile": str(own), "runs": tmp_path / "runs"}
+    run_restoration(**options, results=tmp_path / "results")
+    rows = [json.loads(line) for line in (tmp_path / "results/restoration/cells.jsonl").open()]
+    shown = {kind: {row["shown"] for row in rows if row["images"] == kind} for kind in ("known", "taught")}
+    # no other subject can be named for prompts that show no scene of the world
+    assert shown == {"known": set(SHOWN), "taught": set(SHOWN) - {"wrong"}}
 
 
 def test_without_an_update_of_every_topic_nothing_begins(profile: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ import torch
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation import autoencoder, loading
-from dekag.generation.loading import autoencoder_hash, load_component, load_pipeline, pipeline_hash
+from dekag.generation.loading import load_component, load_pipeline, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.placement import CPU, place
 from dekag.generation.profile import ComponentProfile, GeneratorProfile
-from dekag.inventory import parts, problems
 from dekag.makd.batched_lora import BatchedLora
 from dekag.profile import Profile, load_profile
-from tests.generation.original_layout import save_original
 
 PROMPT = "a red boat on the beach"
 LONG = "a red boat on the beach, and " * 12 + "a cat"
@@ -56,35 +53,6 @@ def test_a_component_that_is_not_there_is_named(profile: Profile) -> None:
     away = ComponentProfile(path="somebody/else")
     with pytest.raises(NotFoundError, match="no model 'somebody/else'"):
         load_pipeline(_with(profile.edge, components={"vae": away}))
-
-
-def test_a_checkpoint_in_one_file_draws_what_its_folder_draws(dummy_profile: Path, tmp_path: Path) -> None:
-    mine = tmp_path / "mine"
-    shutil.copytree(dummy_profile, mine)
-    folder = load_profile(mine)
-    save_original(load_pipeline(folder.edge), mine / "edge.safetensors")
-    for weights in (mine / "edge").rglob("*.safetensors"):
-        shutil.move(weights, tmp_path)  # so that nothing can come from there
-        (tmp_path / weights.name).rename(tmp_path / f"{weights.parent.name}-{weights.name}")
-    described = json.loads((mine / "profile.json").read_text())
-    described["edge"] |= {"path": "edge.safetensors", "config": "edge"}
-    (mine / "profile.json").write_text(json.dumps(described))
-    single, folder = load_profile(mine), load_profile(dummy_profile)
-    assert single.edge.path == str(mine / "edge.safetensors")
-    assert problems(single, parts(single)) == []
-    ours, theirs = (Generator.from_profile(each, "edge") for each in (single, folder))
-    for prompt, seed in ((PROMPT, 1), (LONG, 2)):
-        assert torch.equal(ours.latents(prompt, seed), theirs.latents(prompt, seed))
-    latents = theirs.latents(PROMPT, 1)
-    assert (LatentDecoder.load(single.edge).decode(latents) == theirs.decoder.decode(latents)).all()
-    assert autoencoder_hash(single.edge) == pipeline_hash(single.edge.model_copy(update={"config": None}))
-
-
-def test_a_checkpoint_in_one_file_needs_its_configuration(profile: Profile, tmp_path: Path) -> None:
-    file = tmp_path / "all.safetensors"
-    shutil.copy(Path(profile.codec) / "diffusion_pytorch_model.safetensors", file)
-    with pytest.raises(MismatchError, match="`config` must name its configuration"):
-        load_pipeline(_with(profile.edge, path=str(file)))
 
 
 @pytest.mark.parametrize(

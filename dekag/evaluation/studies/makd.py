@@ -1,7 +1,8 @@
 """`dekag experiment gka`: generation-knowledge alignment, MAKD and its baselines.
 
-Every method is trained on the same cloud images for the same steps, for every held-out topic and several
-training seeds, and scored on test prompts whose combinations of attributes are not in any training data.
+Every method is trained on the same cloud images for the same steps, for every topic and several training
+seeds, and scored on test prompts that are not in any training data. A profile's own topics are evaluated
+instead of the sticker world's, without the attribute probe and without compositions.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, save_images, write_rows
-from dekag.evaluation.prompts import Prompt, topic_prompts, world_prompts
+from dekag.evaluation.prompts import Prompt, world_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.runner import run_in_processes
 from dekag.evaluation.statistics import bootstrap_ci95, mean_of, percent_gain
@@ -33,14 +34,14 @@ from dekag.makd.config import BITS, METHODS, DistillConfig
 from dekag.makd.topics import TopicPrompts
 from dekag.makd.topics import topic_prompts as distillation_prompts
 from dekag.makd.update import KnowledgeUpdate
-from dekag.stickers import TOPICS, random_scene
+from dekag.stickers import random_scene
 from dekag.training.distill import draw_images, encode, new_update, seeds_for, train
 
 COMMAND = "dekag experiment gka"
 FOLDER = "gka"
 RUNS = Path("runs/gka")
 OTHER_SEED = 500_000_000  # added to a test prompt's seed: the cloud against itself
-# a style and a subject for the studies of a single setting
+# of the sticker world, for the studies of a single setting: a style and a subject
 STUDY_TOPICS = ("watercolour", "rocket")
 STUDIES: dict[str, list[Any]] = {
     "rank": [1, 2],
@@ -64,12 +65,13 @@ class TopicTraining:
     config: DistillConfig
 
 
-def trainings(base: DistillConfig, seeds: int) -> list[TopicTraining]:
+def trainings(base: DistillConfig, seeds: int, topics: Sequence[str]) -> list[TopicTraining]:
     """All trainings of the experiment, each once, those of one topic together."""
     found: dict[TopicTraining, None] = {}
-    for topic, seed, method in itertools.product(TOPICS, range(seeds), METHODS):
+    studied = [topic for topic in STUDY_TOPICS if topic in topics] or topics[: len(STUDY_TOPICS)]
+    for topic, seed, method in itertools.product(topics, range(seeds), METHODS):
         found[TopicTraining(topic, dataclasses.replace(base, method=method, seed=seed))] = None
-    for topic, (name, values) in itertools.product(STUDY_TOPICS, STUDIES.items()):
+    for topic, (name, values) in itertools.product(studied, STUDIES.items()):
         for value in values:
             found[TopicTraining(topic, dataclasses.replace(base, **{name: value}))] = None
     return list(found)
@@ -82,17 +84,39 @@ class MakdStudy:
     Attributes:
         bank: the models.
         prompts: test prompts of each topic.
+        seeds: training seeds.
         store: where results, images and checkpoints are kept.
     """
 
     bank: ModelBank
     prompts: int
+    seeds: int
     store: ResultStore
+
+    def test_prompts(self, topic: str) -> list[Prompt]:
+        """Prompts of a topic that no training of any seed draws."""
+        learnt: set[str] = set()
+        if topic in self.bank.own_topics:
+            base = DistillConfig(**self.bank.profile.distill.given())
+            drawn = (self._distilled(topic, dataclasses.replace(base, seed=n)) for n in range(self.seeds))
+            learnt.update(*(each.prompts for each in drawn))
+        return self.bank.topic_prompts(topic, self.prompts, learnt)
+
+    def _distilled(self, topic: str, config: DistillConfig) -> TopicPrompts:
+        return distillation_prompts(
+            topic,
+            topics=self.bank.own_topics,
+            count=config.images,
+            held_out=config.held_out,
+            seed=config.seed,
+        )
 
     def key(self, *parts: object) -> str:
         """Hash of `parts` and of everything that every result depends on."""
         cloud, edge = self.bank.cloud, self.bank.edge
         known = [VERSION, cloud.model_hash, edge.model_hash, self.prompts, cloud.steps, cloud.guidance_scale]
+        if self.bank.own_topics:
+            known.append({name: self.test_prompts(name) for name in self.bank.own_topics})
         return content_key(*known, edge.steps, edge.guidance_scale, self.bank.metrics_hash, *parts)
 
     def references(self, name: str, prompts: Sequence[Prompt], offset: int = 0) -> npt.NDArray[np.uint8]:
@@ -110,7 +134,7 @@ class MakdStudy:
         """Rows of "none", the edge as it is, and of the oracle, "ceiling": the cloud with another seed."""
 
         def measure() -> dict[str, list[Row]]:
-            prompts = topic_prompts(TOPICS[topic], self.prompts)
+            prompts = self.test_prompts(topic)
             references = self.references(topic, prompts)
             plain = [self.bank.edge.image(prompt, seed) for _, prompt, seed in prompts]
             again = list(self.references(topic, prompts, OTHER_SEED))
@@ -131,9 +155,7 @@ class MakdStudy:
     def draw(self, training: TopicTraining) -> tuple[TopicPrompts, npt.NDArray[np.uint8]]:
         """The topic's prompts and the cloud's images of them; methods and studies share them."""
         config = training.config
-        topic = distillation_prompts(
-            training.topic, count=config.images, held_out=config.held_out, seed=config.seed
-        )
+        topic = self._distilled(training.topic, config)
         prompts = [*topic.prompts, *topic.held_out]
         seeds = seeds_for(config, len(topic.prompts), held_out=False)
         seeds += seeds_for(config, len(topic.held_out), held_out=True)
@@ -158,7 +180,7 @@ class MakdStudy:
             "bytes": {},
             "rows": {},
         }
-        prompts = topic_prompts(TOPICS[training.topic], self.prompts)
+        prompts = self.test_prompts(training.topic)
         references = self.references(training.topic, prompts)
         if trained.unet is not None:
             base, self.bank.edge.pipeline.unet = self.bank.edge.pipeline.unet, trained.unet
@@ -224,19 +246,23 @@ class MakdStudy:
 
 
 @cache
-def _study(profile: str, prompts: int, runs: Path) -> MakdStudy:
-    return MakdStudy(model_bank(profile), prompts, ResultStore(runs))
+def _study(profile: str, prompts: int, seeds: int, runs: Path) -> MakdStudy:
+    return MakdStudy(model_bank(profile), prompts, seeds, ResultStore(runs))
 
 
-def _bounds(topic: str, *, where: tuple[str, int, Path]) -> dict[str, list[Row]]:
+Where = tuple[str, int, int, Path]
+"""Arguments of `_study`."""
+
+
+def _bounds(topic: str, *, where: Where) -> dict[str, list[Row]]:
     return _study(*where).unaligned(topic)
 
 
-def _draw(training: TopicTraining, *, where: tuple[str, int, Path]) -> None:
+def _draw(training: TopicTraining, *, where: Where) -> None:
     _study(*where).draw(training)
 
 
-def _run_training(training: TopicTraining, *, where: tuple[str, int, Path]) -> Row:
+def _run_training(training: TopicTraining, *, where: Where) -> Row:
     return _study(*where).run(training)
 
 
@@ -259,9 +285,9 @@ def measure(
     base: DistillConfig, *, profile: str, prompts: int, seeds: int, workers: int, runs: Path = RUNS
 ) -> MakdResults:
     """Run all cells in `workers` processes; what an earlier run finished is read, not run again."""
-    todo = trainings(base, seeds)
-    where = (profile, prompts, runs)
-    topics = list(TOPICS)
+    topics = model_bank(profile).topics
+    todo = trainings(base, seeds, topics)
+    where = (profile, prompts, seeds, runs)
     done = run_in_processes(partial(_bounds, where=where), topics, workers)
     bounds = dict(tqdm(done, total=len(topics), desc="references"))
     # drawn before any training, so that no two workers draw the same images
@@ -279,38 +305,49 @@ def measure(
     trained = run_in_processes(partial(_run_training, where=where), todo, workers)
     found = dict(tqdm(trained, total=len(todo), desc="trainings"))
     study = _study(*where)
-    pairs = [study.compose(pair, base) for pair in tqdm(PAIRS, desc="compositions")]
+    composed = [pair for pair in PAIRS if set(pair) <= set(topics) - set(study.bank.own_topics)]
+    pairs = [study.compose(pair, base) for pair in tqdm(composed, desc="compositions")]
     return MakdResults(bounds, found, pairs)
 
 
-def sample_rows(base: DistillConfig, *, profile: str, prompts: int, runs: Path = RUNS) -> list[list[Any]]:
+def sample_rows(
+    base: DistillConfig, *, profile: str, prompts: int, seeds: int, runs: Path = RUNS
+) -> list[list[Any]]:
     """One test prompt of every topic: the cloud's images, the edge's before and after."""
-    study = _study(profile, prompts, runs)
+    study = _study(profile, prompts, seeds, runs)
     rows: list[list[Any]] = [[], [], []]
-    for topic in TOPICS:
-        chosen = topic_prompts(TOPICS[topic], prompts)[:1]
+    for topic in study.bank.topics:
+        chosen = study.test_prompts(topic)[:1]
         rows[0].append(study.references(topic, chosen)[0])
         rows[1].append(study.bank.edge.image(chosen[0][1], chosen[0][2]))
         rows[2] += study.aligned_images([study.update_of(TopicTraining(topic, base))], chosen)
     return rows
 
 
-def run_gka(*, prompts: int, seeds: int, workers: int, profile: str, results: Path = RESULTS) -> None:
+def run_gka(
+    *, prompts: int, seeds: int, workers: int, profile: str, results: Path = RESULTS, runs: Path = RUNS
+) -> None:
     """Measure what is not measured yet, then write rows, figures and images.
 
     Args:
         prompts: test prompts of each topic.
         seeds: training seeds.
         workers: processes, one thread each.
-        profile: the models.
+        profile: the models, which need evaluators.
         results: where headline.json is.
+        runs: where measurements are kept.
+
+    Raises:
+        NotFoundError: the profile names no scorer.
+        InvalidInputError: a topic of its own has no prompts left for the test.
     """
     bank = model_bank(profile)
+    _ = bank.evaluators
     base = DistillConfig(**bank.profile.distill.given())
-    measured = measure(base, profile=profile, prompts=prompts, seeds=seeds, workers=workers)
+    measured = measure(base, profile=profile, prompts=prompts, seeds=seeds, workers=workers, runs=runs)
     edge_bytes = model_bytes(bank.edge)
     write(measured, base, results, edge_bytes)
-    samples = sample_rows(base, profile=profile, prompts=prompts)
+    samples = sample_rows(base, profile=profile, prompts=prompts, seeds=seeds, runs=runs)
     save_images(samples, results / FOLDER, "samples.png", COMMAND)
 
 
@@ -324,7 +361,7 @@ def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes:
     """Write results/gka/* and the figures of headline.json."""
     folder = results / FOLDER
     methods = ["none", *(m for m in METHODS if m != "makd"), "makd", "ceiling"]
-    rows = {method: rows_of(measured, method, list(TOPICS), base) for method in methods}
+    rows = {method: rows_of(measured, method, list(measured.bounds), base) for method in methods}
     scored = [{"method": method, **row} for method in methods for row in rows[method]]
     write_rows(folder / "methods.jsonl", scored)
     trainings = [
@@ -354,7 +391,7 @@ def rows_of(measured: MakdResults, method: str, topics: Sequence[str], base: Dis
             if training.topic == topic and _is_main(training, base, method)
         ]
         for same in zip(*runs, strict=True):
-            found.append({**same[0], **{name: mean_of(same, name) for name in SCORES}, "topic": topic})
+            found.append({**same[0], **{name: mean_of(same, name) for name in _scored(same)}, "topic": topic})
     return found
 
 
@@ -363,7 +400,12 @@ def _is_main(training: TopicTraining, base: DistillConfig, method: str) -> bool:
 
 
 def _means(rows: Sequence[Row]) -> dict[str, float]:
-    return {name: round(mean_of(rows, name), 4) for name in SCORES}
+    return {name: round(mean_of(rows, name), 4) for name in _scored(rows)}
+
+
+def _scored(rows: Sequence[Row]) -> list[str]:
+    """Names of the scores that all rows have."""
+    return [name for name in SCORES if all(name in row for row in rows)]
 
 
 def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edge_bytes: int) -> None:
@@ -385,8 +427,9 @@ def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edg
         lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())), none, makd, oracle
     )
     put("gka_ceiling_share", fraction)
-    probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column("makd", "probe"))
-    put("gka_probe_heldout_accuracy", probe)
+    if "probe" in _scored(rows["makd"]):
+        probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column("makd", "probe"))
+        put("gka_probe_heldout_accuracy", probe)
     best = max(BASELINES, key=lambda method: mean_of(rows[method], "consistency"))
     put("gka_lead_over_best_baseline_percent", bootstrap_ci95(percent_gain, column(best), makd))
     put("update_bytes", (max(sizes), None), "B", len(sizes))

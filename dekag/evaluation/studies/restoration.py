@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, save_images, write_rows
-from dekag.evaluation.prompts import Prompt, edge_prompts, topic_prompts, wrong_prompts
+from dekag.evaluation.prompts import Prompt, edge_prompts, wrong_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.runner import run_in_processes, run_serially
 from dekag.evaluation.statistics import bootstrap_mean
@@ -29,7 +29,6 @@ from dekag.evaluation.studies.digital import CHANNELS, RATES
 from dekag.link.conditions import LinkConditions
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import LinkResult, SemanticLink
-from dekag.stickers import TOPICS
 from dekag.training.cala import source_values
 
 Array = npt.NDArray[np.float64]
@@ -88,15 +87,16 @@ class RestorationStudy:
         """Held-out prompts of a set."""
         if images == "known":
             return edge_prompts(self.count)
-        each = -(-self.count // len(TOPICS))
-        found = [topic_prompts(topic, each) for topic in TOPICS.values()]
+        topics = self.bank.topics
+        each = -(-self.count // len(topics))
+        found = [self.bank.topic_prompts(topic, each, self.bank.learnt(topic)) for topic in topics]
         return [prompts[n] for n in range(each) for prompts in found][: self.count]
 
     def drawn(self, images: str) -> tuple[torch.Tensor, list[Any]]:
         """Latents (n, c, h, w) of a set as the edge draws them, and the images that it sends."""
         if images in self._drawn:
             return self._drawn[images]
-        edge, topics = self.bank.aligned_edge, list(TOPICS)
+        edge, topics = self.bank.aligned_edge, self.bank.topics
         latents = []
         for n, (_, prompt, seed) in enumerate(self.prompts(images)):
             hashes = []
@@ -108,15 +108,16 @@ class RestorationStudy:
         return self._drawn[images]
 
     def told(self, images: str) -> dict[str, list[str]]:
-        """What the denoiser is told of each image, by the names in PROMPTS."""
+        """What the denoiser is told of each image, by the names in PROMPTS.
+
+        "wrong" is left out for prompts of a profile's own topics, whose subjects are not known.
+        """
         prompts = self.prompts(images)
         own = [text for _, text, _ in prompts]
-        return {
-            "right": own,
-            "withheld": [""] * len(own),
-            "foreign": own[1:] + own[:1],
-            "wrong": [*wrong_prompts(prompts)],
-        }
+        told = {"right": own, "withheld": [""] * len(own), "foreign": own[1:] + own[:1]}
+        if all(scene is not None for scene, _, _ in prompts):
+            told["wrong"] = wrong_prompts(prompts)
+        return told
 
     def send(self, cell: Cell, codec: str) -> LinkResult:
         """All images over the channel of a cell, by a codec of `ModelBank.codecs`; the same fades for all."""
@@ -150,7 +151,7 @@ class RestorationStudy:
         return found
 
     def measure(self, cell: Cell) -> Array:
-        """PSNR, dB, of every image against the one sent, (SHOWN, n); measured or read."""
+        """PSNR, dB, of every image against the one sent, (SHOWN or all but its last, n); measured or read."""
 
         def measured() -> Array:
             _, sent = self.drawn(cell.images)
@@ -166,7 +167,7 @@ class RestorationStudy:
         known = [VERSION, edge.model_hash, edge.steps, edge.guidance_scale, bank.codec_hash]
         known += [bank.adapters.content_hash, self.count, self.told(cell.images), asdict(cell)]
         if cell.images == "taught":
-            known += [bank.update(topic).content_hash for topic in TOPICS]
+            known += [bank.update(topic).content_hash for topic in bank.topics]
         return self.store.array("cells", content_key(*known), measured)
 
 
@@ -197,7 +198,7 @@ def run_restoration(
     """
     bank = model_bank(profile)
     _ = bank.adapters
-    for topic in TOPICS:
+    for topic in bank.topics:
         bank.update(topic)
     cells = [
         Cell(images, channel, cbr, snr_db)
@@ -217,7 +218,7 @@ def write(found: dict[Cell, Array], results: Path = RESULTS) -> None:
     """Write results/restoration/cells.jsonl and the figures of headline.json."""
     rows: list[Row] = []
     for cell, values in found.items():
-        for name, psnrs in zip(SHOWN, values, strict=True):
+        for name, psnrs in zip(SHOWN, values, strict=False):
             mean, ci95 = bootstrap_mean(psnrs.tolist())
             gain, gain_ci95 = bootstrap_mean((psnrs - values[SHOWN.index("cala")]).tolist())
             rows.append(
@@ -248,7 +249,7 @@ def write(found: dict[Cell, Array], results: Path = RESULTS) -> None:
 def per_image(found: dict[Cell, Array], images: str) -> dict[str, Array]:
     """Mean PSNR over all cells of each image of a set, (n,), by the names in SHOWN."""
     values = np.mean([each for cell, each in found.items() if cell.images == images], axis=0)
-    return dict(zip(SHOWN, values, strict=True))
+    return dict(zip(SHOWN, values, strict=False))
 
 
 def strip(study: RestorationStudy) -> list[list[npt.NDArray[np.uint8]]]:

@@ -12,15 +12,12 @@ arriving; `psnr_db` is against the cloud's image.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +25,16 @@ import torch
 
 from dekag import plugins
 from dekag.cala.methods import AdaptedCodec
-from dekag.errors import InvalidInputError, NotFoundError
+from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
-from dekag.evaluation.prompts import Prompt, edge_prompts, own_prompts, topic_prompts
+from dekag.evaluation.prompts import Prompt, edge_prompts
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, mean_image, prepare_image_set
 from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint
 from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
-from dekag.makd.config import DistillConfig
-from dekag.makd.topics import TopicFile, read_topics
+from dekag.makd.topics import read_topics
 from dekag.pipeline import LinkResult, Receiver, SemanticLink
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
@@ -128,21 +124,11 @@ class Evaluator:
         """Held-out test prompts of a topic."""
         if topic == WORLD:
             return edge_prompts(count)
-        if (own := self._topics.get(topic)) is None:
-            return topic_prompts(TOPICS[topic], count)
-        learnt: list[str] = []
-        with contextlib.suppress(NotFoundError):  # without an update, nothing was learnt
-            learnt = self.bank.update(topic).history.get("prompts", [])
-        return own_prompts(topic, own, count, DistillConfig(**self.bank.profile.distill.given()), learnt)
+        return self.bank.topic_prompts(topic, count, self.bank.learnt(topic))
 
     def kind(self, topic: str) -> str:
         """The kind of a topic of the sticker world; "own" for one of the profile's own."""
-        return "own" if topic in self._topics else TOPICS[topic].kind
-
-    @cached_property
-    def _topics(self) -> dict[str, TopicFile]:
-        """The profile's own topics."""
-        return read_topics(self.bank.profile.topics)
+        return "own" if topic in self.bank.own_topics else TOPICS[topic].kind
 
     def references(self, topic: str, count: int) -> Images:
         """The cloud's images of the test prompts, drawn once and kept."""
@@ -285,13 +271,6 @@ class Evaluator:
         uses = float(np.mean([choice.uses for choice in choices]))
         return found, uses, float(np.mean(sizes))
 
-    def _probed(self, shown: Images, scenes: Sequence[Any]) -> Array:
-        """Share of the attributes that the probe finds, (n,); NaN without scenes or without a probe."""
-        if None in scenes or self.bank.evaluators.probe is None:
-            return np.full(len(scenes), np.nan)
-        verdicts = self.bank.probe.correct(shown, scenes)
-        return np.array([sum(verdict.values()) / len(verdict) for verdict in verdicts])
-
     def _images(self, topic: str, count: int) -> ImageSet:
         """The cloud's images, and every file that is worth sending of them."""
         key = (topic, count)
@@ -324,7 +303,7 @@ class Evaluator:
             scores = self.bank.scorer.scores(shown, references)
             found |= {**scores, "consistency": (scores["clip"] + scores["dino"]) / 2}
         if "probe" in metrics:
-            found["probe"] = self._probed(shown, [scene for scene, *_ in prompts])
+            found["probe"] = self.bank.probed(shown, prompts)
         for name in metrics:
             if name not in REFERENCE_METRICS:
                 found[name] = plugins.get("metric", name).score(shown, sent)

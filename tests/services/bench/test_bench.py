@@ -21,17 +21,20 @@ from dekag.errors import MismatchError, NotFoundError
 from dekag.evaluation.pages import NotMeasuredError
 from dekag.evaluation.registry import MISSING
 from dekag.evaluation.statistics import ratio_of_medians
+from dekag.profile import load_profile
 from services.bench import channel, overload, throughput
 from services.bench.channel import run_channel_bench
 from services.bench.cost import run_cost_bench
+from services.bench.distill import default_topics
 from services.bench.fastapi_server import create_app
 from services.bench.latency import run_cached_bench, run_chain_bench
 from services.bench.overload import run_overload_bench
-from services.bench.parts import run_parts_bench
+from services.bench.parts import run_parts_bench, updates_of
 from services.bench.pipeline import InProcessPipeline, as_json
 from services.bench.processes import chain
 from services.bench.recorded_downlink import handler, name_of, recording
 from services.bench.report import BENCHES, KEYS, LOAD, PERFORMANCE
+from services.bench.restoration import PHASES, run_restoration_bench
 from services.bench.results_io import path_of, read_bench, write_bench
 from services.bench.start import descendants, memory, run_start_bench
 from services.bench.throughput import (
@@ -50,7 +53,9 @@ from services.channel.settings import ChannelSettings
 from services.cli.main import app
 from services.launcher.stack import LaunchError
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
+from tests.chain import QUALITY, RESTORATION, adapters, with_adapters, with_own_topics
 from tests.processes import free_port
+from tests.services.cloud.test_publish import make_update
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -337,3 +342,28 @@ def test_every_other_benchmark_writes_rows_figures_and_its_part_of_the_page(
     measured = {"chain", "cached", "channel", "start", "cost", "overload"}
     for name in BENCHES:
         assert (f"`dekag bench {name}`: {MISSING}." in text) == (name not in measured)
+
+
+def test_topics_and_updates_are_those_of_the_profile(dummy_profile: Path, tmp_path: Path) -> None:
+    assert default_topics(str(dummy_profile)) == ["neon", "rocket"]
+    own = with_own_topics(dummy_profile, tmp_path / "own")
+    assert default_topics(str(own)) == ["frost", "glow"]
+    assert updates_of(load_profile(own)) == []
+    for topic, count in (("frost", 1), ("glow", 1), ("ice", 1), ("sand", 4)):
+        make_update(own, topic).save(own / "knowledge" / topic)
+        assert len(updates_of(load_profile(own))) == count
+
+
+@pytest.mark.slow
+def test_memory_for_restoration_is_that_of_the_user_service(
+    dummy_profile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError, match="names no adapters"):
+        run_restoration_bench(profile=str(dummy_profile), results=tmp_path)
+    known = adapters(dummy_profile / "codec", 1, quality=QUALITY, restoration=RESTORATION)
+    profile = with_adapters(dummy_profile, tmp_path / "profile", known)
+    rows = run_restoration_bench(requests=1, profile=str(profile), results=tmp_path)
+    assert [row["after"] for row in rows] == list(PHASES)
+    assert all(0 < row["pss_gib"] <= row["rss_gib"] for row in rows)
+    assert load_page(tmp_path).count("| first restored image |") == 1

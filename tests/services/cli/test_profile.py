@@ -46,6 +46,9 @@ def test_memory_counts_each_parameter_in_its_format(dummy_profile: Path, tmp_pat
     assert half["edge: vae"].bytes_in_memory == whole["edge: vae"].bytes_in_memory
     held = processes(fine, list(whole.values()))
     assert held["edge"] > held["user"] > 0
+    restoring = processes(fine, list(whole.values()), restoring=True)
+    edge = sum(part.bytes_in_memory for name, part in whole.items() if name.startswith("edge: "))
+    assert restoring == {**held, "user": held["user"] + edge}
     assert not problems(fine, list(whole.values()))
 
 
