@@ -159,8 +159,8 @@ class ModelBank:
         return Cala.attached(copy.deepcopy(self.codec), self.adapters)
 
     @property
-    def topics(self) -> list[str]:
-        """The topics of the profile's own updates."""
+    def taught(self) -> list[str]:
+        """The topics of the updates that come with the profile, by name."""
         folder = self.profile.knowledge
         return sorted(path.name for path in Path(folder).iterdir() if path.is_dir()) if folder else []
 

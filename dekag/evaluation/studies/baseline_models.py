@@ -196,13 +196,15 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
         count: prompts of each kind, rounded up to equally many of each taught topic.
         results: where the rows go, one for each kind and number of steps.
     """
-    taught = [name for name in TOPICS if name in bank.topics]
+    taught = bank.taught
     kinds: dict[str, list[Tagged]] = {"known": [(None, prompt) for prompt in edge_prompts(count)]}
     if taught:
         each = -(-count // len(taught))
         kinds["taught"] = []
         for name in taught:
-            kinds["taught"].extend((name, prompt) for prompt in topic_prompts(TOPICS[name], each))
+            kinds["taught"].extend(
+                (name, prompt) for prompt in bank.topic_prompts(name, each, bank.learnt(name))
+            )
     edge, rows = bank.edge, []
     for kind, tagged in kinds.items():
         prompts = [prompt for _, prompt in tagged]
