@@ -455,7 +455,9 @@ class LinkReport(_Response):
         examples=[[{"stage": "edge.generate", "seconds": 0.21}]],
     )
     hops: list[HopTraffic] = Field(
-        description="Traffic per hop.", examples=[[{"hop": "edge-channel", "sent_bytes": 4402}]]
+        description="Traffic per hop. On hops that carry symbols, these are the simulator's samples, which "
+        "no network would carry: see channel_uses.",
+        examples=[[{"hop": "edge-channel", "sent_bytes": 4402}]],
     )
     model_hashes: dict[str, str] = Field(
         description="SHA-256 of each model used.", examples=[{"edge": _HASH}]

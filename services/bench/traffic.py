@@ -89,6 +89,7 @@ def run_traffic_bench(
     except ValueError as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
     try:
+        verdict, backhaul = figures["verdict"], dict(figures["backhaul"])
         asked = list(answered([parse_json(line, "answers.jsonl") for line in lines], figures["knowledge"]))
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
@@ -113,8 +114,8 @@ def run_traffic_bench(
         "latency_s": figures["latency_s"],
         "knowledge": figures["knowledge"],
         "savings": figures["savings"],
-        "verdict": figures["verdict"],
-        "backhaul": {name: value for name, value in figures["backhaul"].items() if name != "curves"},
+        "verdict": verdict,
+        "backhaul": {name: value for name, value in backhaul.items() if name != "curves"},
         "compared_requests": len(asked),
         "pictures": len(chosen),
         "containers": {k: v for k, v in (figures["containers"] or {}).items() if k != "rows"},
@@ -129,10 +130,11 @@ def run_traffic_bench(
                 )
         console.print(f"against {name} of equal PSNR: {ratio[0]:.2f} times our channel uses", highlight=False)
         if name == HEADLINE_FORMAT:
-            common: dict[str, Any] = {"command": COMMAND, "count": len(asked), "results": results}
+            common: dict[str, Any] = {"command": COMMAND, "results": results}
             if (saved := backhaul_saved(rows, name, BY_CONSISTENCY)) is not None:
-                record("backhaul_saved_percent", saved[0], "%", ci95=saved[1], **common)
-            record("radio_saved_ratio", ratio[0], "ratio", ci95=ratio[1], **common)
+                count = len(_columns(rows, name, BY_CONSISTENCY)[0])
+                record("backhaul_saved_percent", saved[0], "%", ci95=saved[1], count=count, **common)
+            record("radio_saved_ratio", ratio[0], "ratio", ci95=ratio[1], count=len(asked), **common)
     gap = config["containers"].get("counters_gap_percent")
     if gap is not None:
         record(

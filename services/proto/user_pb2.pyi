@@ -231,7 +231,9 @@ class LinkReport(_message.Message):
 
     @_builtins.property
     def hops(self) -> _containers.RepeatedCompositeFieldContainer[_downlink_pb2.HopTraffic]:
-        """Traffic per hop."""
+        """Traffic per hop. On hops that carry symbols, these are the simulator's samples, which no network would carry: see
+        channel_uses.
+        """
 
     @_builtins.property
     def model_hashes(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

@@ -80,6 +80,8 @@ def compared(
     files = {}
     for kind, by_group in sizes.items():
         every = [by_group.get(group(each), _mean(by_group)) for each in own]
+        if not sum(every):
+            continue  # nothing to save on
         once = _cached(own, every)
         curves |= {kind: np.cumsum(every).tolist(), f"{kind}_cached": np.cumsum(once).tolist()}
         files[kind] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import ssl
 import time
@@ -50,6 +51,8 @@ from services.common.environment import get
 # an empty variable is none, as for the services; Locust itself would read numbers from it
 for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:
     del os.environ[_name]
+
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request otherwise
 
 DEFAULT_DURATION_S = 60.0
 IDLE_S = 10.0  # at rest services look at Redis every few seconds; rarer checks are a few hundred bytes each
