@@ -3,7 +3,7 @@
 A load test compares its semantic deliveries with conventional ones of another quality. Here each answered
 semantic request is held against files of the cloud's image. On the radio link, that is the smallest file that
 shows the image no worse than the request's own delivery showed the edge's. On the backhaul, it is as large as
-files whose mean consistency with the cloud's images is that of the received images of the same topic.
+files whose mean consistency with the cloud's images is that of the edge's images of the same topic.
 Knowledge updates are charged to the requests drawn with them.
 """
 
@@ -42,7 +42,7 @@ class AnsweredRequest:
         prompt, seed: of its image.
         report: its link report.
         topics: that its prompt needs.
-        consistency: of what was received with the cloud's image; None if it was not measured.
+        consistency: of the edge's image with the cloud's; None if it was not measured.
         backhaul_bytes: that crossed for it, its fraction of the updates included.
         channel_uses: with pilots.
     """
@@ -171,7 +171,7 @@ def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -
 def consistent_bytes(
     asked: Sequence[AnsweredRequest], files: Mapping[tuple[str, int], ImageFiles], name: str
 ) -> dict[tuple[str, ...], float]:
-    """Mean bytes of files of one format that are as consistent as what was received, by topics."""
+    """Mean bytes of files of one format that are as consistent as the edge's images, by topics."""
     scored: dict[tuple[str, ...], list[AnsweredRequest]] = defaultdict(list)
     for each in asked:
         if each.consistency is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,10 +34,11 @@ class Quality:
     """What was measured after a run, on some of its answers.
 
     Attributes:
-        consistency: of received images with the cloud's own, by request id.
+        consistency: of the images that the edge sent with the cloud's own, by request id.
         file_bytes: mean bytes of a file, by kind of FILES and by the topics of its request.
         equal_psnr_uses: channel uses of the delivery and of a WebP of equal PSNR over the same link, by
             request id.
+        received_consistency: of the images that arrived, by request id.
         usual_consistency: of files of quality 75 with the image itself, on average; None if unknown.
         missing: why nothing was measured; empty if it was.
     """
@@ -45,6 +46,7 @@ class Quality:
     consistency: Mapping[str, float]
     file_bytes: Mapping[str, Mapping[Group, float]]
     equal_psnr_uses: Mapping[str, tuple[int, int]]
+    received_consistency: Mapping[str, float] = field(default_factory=dict)
     usual_consistency: float | None = None
     missing: str = ""
 
@@ -98,7 +100,8 @@ def compared(
         "bytes": total,
         "update_bytes": charged,
         "requests_per_minute": per_min,
-        "consistency": _consistency(own, quality),
+        "consistency": _consistency(own, quality.consistency),
+        "received_consistency": _consistency(own, quality.received_consistency),
         "usual_consistency": quality.usual_consistency,
         "psnr_db": _measured([each.report["psnr_db"] for each in own if each.report["psnr_db"] is not None]),
         "channel_uses": sum(each.channel_uses for each in own),
@@ -195,7 +198,8 @@ def _topics(
             "drawn_with_update": sum(bool(each.topics) for each in mine),
             "files_sent": sum(each.report.get("source") == "cloud" for each in mine),
             "bytes": sum(cost for each, cost in zip(own, spent, strict=True) if group(each) == topics),
-            "consistency": _measured(_scores(mine, quality)),
+            "consistency": _measured(_scores(mine, quality.consistency)),
+            "received_consistency": _measured(_scores(mine, quality.received_consistency)),
             "files": {},
         }
         for kind, by_group in sizes.items():
@@ -231,19 +235,17 @@ def _break_even(
     }
 
 
-def _scores(answers: Sequence[Answer], quality: Quality) -> list[float]:
-    return [
-        quality.consistency[each.request_id] for each in answers if each.request_id in quality.consistency
-    ]
+def _scores(answers: Sequence[Answer], scores: Mapping[str, float]) -> list[float]:
+    return [scores[each.request_id] for each in answers if each.request_id in scores]
 
 
-def _consistency(own: Sequence[Answer], quality: Quality) -> dict[str, Any]:
+def _consistency(own: Sequence[Answer], by_id: Mapping[str, float]) -> dict[str, Any]:
     """The mean over requests, from the means of those that were measured of each group of topics."""
     counts = Counter(group(each) for each in own)
     means = {
         topics: scores
         for topics in counts
-        if (scores := _scores([each for each in own if group(each) == topics], quality))
+        if (scores := _scores([each for each in own if group(each) == topics], by_id))
     }
     total = sum(counts[topics] for topics in means)
     mean = sum(counts[topics] * float(np.mean(scores)) for topics, scores in means.items())

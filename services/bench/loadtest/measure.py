@@ -15,8 +15,16 @@ from rich.progress import track
 
 from dekag.client import Client
 from dekag.errors import DekagError
+from dekag.generation.images import Pixels, from_bytes
+from dekag.profile import load_profile
 from services.bench.loadtest.backhaul import EQUAL, USUAL, Group, Quality, group
-from services.bench.loadtest.quality import equal_consistency, equal_psnr, image_files, spread_over_topics
+from services.bench.loadtest.quality import (
+    equal_consistency,
+    equal_psnr,
+    image_files,
+    scorer_of,
+    spread_over_topics,
+)
 from services.bench.loadtest.report import Answer
 
 
@@ -31,9 +39,9 @@ def measured_quality(
 ) -> Quality:
     """Quality of aligned semantic answers, and files that match it.
 
-    Some answers are requested once more, with the same knowledge, and compared with the cloud's image: the
-    same request gives the same image. Images that the demand policy had sent as files are left out, as they
-    cannot be requested by name.
+    Some answers are requested once more, with the same knowledge, and compared with the cloud's image, as the
+    edge sent them and as they arrived: the same request gives the same image. Images that the demand policy
+    had sent as files are left out, as they cannot be requested by name.
 
     Args:
         answers: of the run.
@@ -47,28 +55,32 @@ def measured_quality(
     chosen = spread_over_topics([each for each in drawn if each.report["source"] == "edge"], most, group)
     if not most or not chosen:
         return Quality({}, {}, {}, missing="the edge drew no image" if most else "it was not asked for")
-    consistency: dict[str, float] = {}
+    received: dict[str, float] = {}
+    references: dict[str, bytes] = {}
     try:
         with Client(url, timeout_s=90) as client:
             for answer in track(chosen, "quality", console=console):
                 body = dict(bodies[answer.request_id]) | {"knowledge": answer.topics or "none"}
-                image = client.image(**body, consistency=True)
+                image = client.image(**body, consistency=True, details=True)
                 if image.consistency is not None:
-                    consistency[answer.request_id] = image.consistency.mean
+                    received[answer.request_id] = image.consistency.mean
+                if image.reference is not None:
+                    references[answer.request_id] = image.reference
         files = image_files(
             list(dict.fromkeys(each.image for each in chosen)),
             profile,
             on_progress=lambda starts: track(starts, "files", console=console),
         )
     except DekagError as error:
-        return Quality(consistency, {}, {}, missing=str(error))
+        return Quality({}, {}, {}, missing=str(error))
+    sent = _scores(references, {each.request_id: files[each.image].pixels for each in chosen}, profile)
     sizes: dict[str, dict[Group, float]] = defaultdict(dict)
     for topics in {group(each) for each in chosen}:
         own = [each for each in chosen if group(each) == topics]
         sizes[USUAL][topics] = float(np.mean([files[each.image].usual_bytes for each in own]))
-        scored = [each for each in own if each.request_id in consistency]
+        scored = [each for each in own if each.request_id in sent]
         equal = equal_consistency(
-            [consistency[each.request_id] for each in scored],
+            [sent[each.request_id] for each in scored],
             [files[each.image].ladders["webp"] for each in scored],
         )
         if equal is not None:
@@ -82,4 +94,16 @@ def measured_quality(
         if each.report["psnr_db"] is not None
     }
     usual = [each.usual_consistency for each in files.values() if each.usual_consistency is not None]
-    return Quality(consistency, sizes, uses, float(np.mean(usual)) if usual else None)
+    return Quality(sent, sizes, uses, received, float(np.mean(usual)) if usual else None)
+
+
+def _scores(images: Mapping[str, bytes], references: Mapping[str, Pixels], profile: str) -> dict[str, float]:
+    """Consistency of each image, PNG, with its reference; empty without encoders."""
+    scorer = scorer_of(load_profile(profile))
+    if scorer is None:
+        return {}
+    found = {}
+    for name, png in images.items():
+        own, reference = from_bytes(png), references[name]
+        found[name] = float(np.mean([*scorer.scores(own[None], reference[None]).values()]))
+    return found

@@ -1,9 +1,9 @@
 """Files of the same quality as what a load test delivered: their bytes, and their channel uses.
 
-The cloud's image of a request is generated again and encoded at many qualities and scales. A file is of
-*equal consistency* if it is as consistent with the cloud's image as the images that the requests received
-were; of *equal PSNR* if it shows the cloud's image with no lower PSNR than the delivery showed the edge's. No
-Locust in here.
+The cloud's image of a request is generated again and encoded at many qualities and scales. Backhaul and radio
+link are compared each at its own quality. A file is of *equal consistency* if it is as consistent with the
+cloud's image as the image that the edge sent; of *equal PSNR* if it shows the cloud's image with no lower
+PSNR than the delivery showed the edge's. No Locust in here.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import numpy as np
 
 from dekag.evaluation.studies.digital import Ladder, scored_ladder
 from dekag.evaluation.studies.end_to_end import file_bytes
-from dekag.generation.images import from_bytes, to_webp
+from dekag.generation.images import Pixels, from_bytes, to_webp
 from dekag.generation.models import Generator
 from dekag.link import LinkConditions
 from dekag.link.digital import DigitalLink
 from dekag.link.image_coding import ladders
 from dekag.metrics.features import ImageScorer
-from dekag.profile import load_profile
+from dekag.profile import Profile, load_profile
 
 BATCH = 8
 LINK_FIELDS = (
@@ -38,11 +38,13 @@ class ImageFiles:
     """Files of one image of the cloud.
 
     Attributes:
+        pixels: (height, width, 3) uint8, of the image itself.
         ladders: by format, whole files by rising bytes and PSNR.
         usual_bytes: of the file that a conventional delivery sends, WebP of quality 75.
         usual_consistency: of that file with the image itself; None without encoders.
     """
 
+    pixels: Pixels
     ladders: Mapping[str, Ladder]
     usual_bytes: int
     usual_consistency: float | None
@@ -55,6 +57,11 @@ class EqualFile:
     size_bytes: int
     psnr_db: float
     channel_uses: int
+
+
+def scorer_of(profile: Profile) -> ImageScorer | None:
+    """The encoders of a profile; None if it has none."""
+    return None if profile.scorer is None else ImageScorer.load(profile.scorer.clip, profile.scorer.dino)
 
 
 def image_files(
@@ -77,7 +84,7 @@ def image_files(
     """
     models = load_profile(profile)
     cloud = Generator.from_profile(models, "cloud")
-    scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
+    scorer = scorer_of(models)
     found = {}
     for start in on_progress(range(0, len(images), BATCH)):
         part = images[start : start + BATCH]
@@ -100,7 +107,7 @@ def image_files(
             if scorer is not None:
                 shown = from_bytes(usual, max_side=max(pixels.shape))
                 score = float(np.mean([*scorer.scores(shown[None], pixels[None]).values()]))
-            found[image] = ImageFiles(by_format, len(usual), score)
+            found[image] = ImageFiles(pixels, by_format, len(usual), score)
     return found
 
 
@@ -117,10 +124,10 @@ def equal_psnr(report: Mapping[str, Any], ladder: Ladder) -> EqualFile:
 
 
 def equal_consistency(consistencies: Sequence[float], rungs: Sequence[Ladder]) -> float | None:
-    """Mean bytes of files whose mean consistency is that of the received images; None of unscored files.
+    """Mean bytes of files whose mean consistency is that of the edge's images; None of unscored files.
 
     Args:
-        consistencies: of received images with the cloud's own.
+        consistencies: of the images that the edge sent, with the cloud's own.
         rungs: of the cloud's images of the same requests.
     """
     if not consistencies or any(ladder.values.shape[1] < 2 for ladder in rungs):

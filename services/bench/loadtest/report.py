@@ -45,7 +45,7 @@ class Answer:
         received_bytes: body of the HTTP response.
         link_report: of the answer; None without one.
         needs: topics that the prompt needs, sorted.
-        consistency: of the received image with the cloud's own; None unless it was measured after the run.
+        consistency: of the image that the edge sent with the cloud's own; None unless measured after the run.
     """
 
     request_id: str
@@ -415,7 +415,11 @@ def _backhaul(found: Mapping[str, Any]) -> Lines:
     if found["quality_missing"]:
         lines.append(f"Files of equal quality were not measured: {found['quality_missing']}.")
     else:
-        lines.append(f"Consistency was measured on {found['consistency']['n']} answers of the edge.")
+        received = _score(found["received_consistency"]["mean"])
+        lines.append(
+            f"Consistency with the cloud's images is that of {found['consistency']['n']} images as the edge "
+            f"sent them; as they arrived, it is {received}."
+        )
     if found["radio_saved_percent"] is not None:
         lines += [
             f"Channel uses saved against WebP of equal PSNR: {found['radio_saved_percent']:.1f} %.",
@@ -444,6 +448,7 @@ def _topics(found: Mapping[str, Any]) -> Lines:
         cells = [", ".join(own["topics"]) or "no topic", f"{own['requests']:,}", f"{own['images']:,}"]
         cells += ["" if own["update_bytes"] is None else f"{own['update_bytes']:,}", f"{own['bytes']:,.0f}"]
         cells += ["-" if scored["mean"] is None else f"{scored['mean']:.3f} ({scored['n']})"]
+        cells.append(_score(own["received_consistency"]["mean"]))
         if file is None:
             cells += ["-"] * 5
         else:
@@ -462,6 +467,7 @@ def _topics(found: Mapping[str, Any]) -> Lines:
         "update, bytes",
         "ours, bytes",
         "consistency (n)",
+        "as received",
         "a file, bytes",
     ]
     header += ["files, bytes", "of which a cache saves", "saved, %", "break-even, images"]

@@ -19,7 +19,8 @@ SCORED = Quality(
     {"load-1-semantic": 0.9, "load-3-semantic": 0.5},
     {EQUAL: {NEON: 400.0, (): 100.0}, USUAL: {NEON: 6000.0, (): 3000.0}},
     {"load-1-semantic": (100, 300), "load-3-semantic": (100, 500)},
-    usual_consistency=0.97,
+    {"load-1-semantic": 0.8},
+    0.97,
 )
 
 
@@ -106,7 +107,7 @@ def test_the_page_opens_with_the_verdict_and_says_what_the_cloud_decided(tmp_pat
     for row in (
         "| WebP of equal consistency | 1,150 | 9,600 | -734.8 | 0.767 | 0.767 | 34 | 0.6 |",
         "| WebP of quality 75, as conventional delivery sends it | 19,500 | 9,600 | 50.8 | 0.970 | 0.767 |",
-        "| neon | 2 | 1 | 9,000 | 9,000 | 0.900 (1) | 400 | 800 | 400 | -1025.0 | 23 (0.8 min) |",
+        "| neon | 2 | 1 | 9,000 | 9,000 | 0.900 (1) | 0.800 | 400 | 800 | 400 | -1025.0 | 23 (0.8 min) |",
         "| `auto` | the break-even rule | 650 |",
         "| neon | 2 | 1 | 400 | 9,000 | file | an update does not pay yet |",
     ):
