@@ -39,7 +39,6 @@ from services.proto import cloud_pb2
 DEMAND_KEY, BUDGET_KEY = "dekag:demand", "dekag:budget"
 ACTIONS = enum_values(cloud_pb2.Action)
 BY_FILE = frozenset({cloud_pb2.ACTION_DISTIL, cloud_pb2.ACTION_FILE})
-MODEL_BYTES = 8  # of the hash of the cloud's model in a decision
 _MAX = 2**53
 _REDIS_DOWN = (RedisError, OSError, TimeoutError)
 _log = structlog.get_logger()

@@ -16,7 +16,7 @@ from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
 from services.cloud import distill_request
-from services.cloud.demand import ACTIONS, BY_FILE, MODEL_BYTES, DemandLedger
+from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
@@ -266,7 +266,7 @@ class CloudServicer(CloudBase):
         """Counts a request for topics, and decides what it gets."""
         decisions = await self._demand.decide(check_knowledge(request.topics) or ())
         actions = [ACTIONS[decision.action] for decision in decisions]
-        model = bytes.fromhex(self._generator.model_hash)[:MODEL_BYTES]
+        model = bytes.fromhex(self._generator.model_hash)
         return Decisions(actions=actions, model=model if BY_FILE.intersection(actions) else b"")
 
     async def ListDemand(

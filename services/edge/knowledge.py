@@ -41,7 +41,7 @@ class Choice:
     Attributes:
         updates: to draw with, sorted by topic.
         file_topics: topics for which the cloud sends its image as a file; empty: the edge draws.
-        model: the first bytes of the hash of the cloud's model, with `file_topics`.
+        model: hash of the cloud's model, with `file_topics`.
         sent_bytes: of the messages between cloud and edge that decided it.
     """
 

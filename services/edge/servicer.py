@@ -275,14 +275,14 @@ class EdgeServicer(DownlinkServicer):
         file, _, fetched_bytes = await self._fetch_image(replace(request, measure=False), choice.file_topics)
         start = time.perf_counter()
         try:
+            model = bytes.fromhex(file.model_hash)
             pixels = from_bytes(file.image, max_side=max(request.width, request.height))
             latents = await self._generating.run_exclusive(self._generator.generator.encoded, pixels)
-        except InvalidInputError as error:
+        except (InvalidInputError, ValueError) as error:
             raise FrameError(f"the cloud's image: {error}") from error
         if latents.shape[1:] != shape:
             raise FrameError(f"the cloud's image has shape {pixels.shape}")
         stages = [*file.stages, stage_time("edge.embed", time.perf_counter() - start)]
-        model = bytes.fromhex(file.model_hash)[: len(choice.model)]
         await self._cache.set(self._file_key(request, model), _to_bytes(latents), self._settings.cache_ttl_s)
         return _GenerationResult(
             latents, file.cached, (), fetched_bytes, stages, file.model_hash, file.prompt_read
@@ -375,7 +375,7 @@ class EdgeServicer(DownlinkServicer):
 
         Args:
             request: for the image.
-            model: the first bytes of the hash of the cloud's model.
+            model: hash of the cloud's model.
         """
         autoencoder = self._generator.generator.decoder.model_hash
         return content_key(

@@ -843,7 +843,7 @@ class Decisions(_message.Message):
     ACTIONS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.bytes
-    """Of the cloud's model, the first 8 bytes of its hash; empty if no action is a file."""
+    """sha256 of the cloud's model; empty if no action is a file"""
     @_builtins.property
     def actions(self) -> _containers.RepeatedScalarFieldContainer[Global___Action.ValueType]:
         """in the order of the topics"""

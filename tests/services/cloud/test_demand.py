@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
+from structlog.testing import capture_logs
 
 from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, TopicState
 from services.cloud.distiller import Distiller
@@ -25,7 +26,7 @@ from tests.chain import Start, ended, serving, start_chain
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 PROMPT, PLAIN = "a red boat, neon style", "a red boat"
-SOON_S = 120.0
+SOON_S = 600.0
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ class System:
         """The demand for neon as soon as its next request gets that."""
         async with asyncio.timeout(SOON_S):
             while (neon := (await self.demand())["data"]["neon"])["action"] != action:  # noqa: ASYNC110 - the cloud works
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.5)
         found: dict[str, Any] = neon
         return found
 
@@ -125,8 +126,15 @@ def backhaul(image: dict[str, Any]) -> int:
 
 async def test_files_until_an_update_pays_then_the_update(run: Run, distiller: None) -> None:
     system = await run(demand_update_bytes=1)
-    first = await system.image()
+    with capture_logs() as logs:
+        first = await system.image()
     report = first["link_report"]
+    methods = ("/dekag.v1.Cloud/Decide", "/dekag.v1.Cloud/Generate")
+    calls = [each for each in logs if each["event"] == "request" and each["method"] in methods]
+    counted = sum(each["received_bytes"] + each["sent_bytes"] for each in calls)
+    assert backhaul(first) == counted, (
+        "the report's bytes are those of the messages, as the cloud counts them"
+    )
     assert (report["source"], report["knowledge"], report["cached"]) == ("cloud", [], False)
     assert {"cloud.generate", "edge.embed", "edge.encode"} <= {each["stage"] for each in report["stages"]}
     assert report["psnr_db"] is not None
@@ -157,7 +165,7 @@ async def test_an_image_that_was_sent_once_comes_from_the_edges_cache(run: Run) 
     system = await run()
     first, second, other = [await system.image(image_format=name) for name in ("webp", "webp", "jpeg")]
     assert second["b64_json"] == first["b64_json"]
-    assert (second["link_report"]["cached"], backhaul(second) < 40) == (True, True)
+    assert (second["link_report"]["cached"], backhaul(second) < 80) == (True, True)
     assert (
         second["link_report"]["model_hashes"]["cloud"] == first["link_report"]["model_hashes"]["cloud"][:16]
     )
@@ -193,7 +201,7 @@ async def test_a_distillation_that_publishes_nothing_is_not_repeated(run: Run) -
     await system.image(seed=2)
     async with asyncio.timeout(SOON_S):
         while (job := (await system.demand())["data"]["neon"]["job"]) is None:  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5)
     assert (await system.client.delete(f"/v1/jobs/{job}")).status_code == 200
     neon = await system.eventually("file")
     assert neon["reason"] == "an update would pay, but its distillation was cancelled"
