@@ -127,14 +127,15 @@ def _spent(own: Sequence[Answer], updates: Mapping[str, int]) -> tuple[list[floa
     fetched: dict[str, float] = defaultdict(float)
     for answer in own:
         for topic in answer.topics:
-            fetched[topic] += answer.hop_bytes(BACKHAUL) / len(answer.topics)
+            # not the sum: other answers took only a question to the demand policy
+            fetched[topic] = max(fetched[topic], answer.hop_bytes(BACKHAUL) / len(answer.topics))
     spent, seen, charged = [], set(), 0.0
     for answer in own:
         cost = float(answer.hop_bytes(BACKHAUL))
         for topic in answer.topics:
             if topic not in seen:
                 seen.add(topic)
-                size = float(updates.get(topic, fetched[topic]))
+                size = max(float(updates.get(topic, 0)), fetched[topic])  # names and messages included
                 charged += size
                 cost += max(0.0, size - fetched[topic])
         spent.append(cost)
