@@ -24,6 +24,7 @@ from pydantic import BaseModel, ValidationError
 from dekag.api.schemas import (
     Consistency,
     Constellation,
+    Demand,
     ImagesResponse,
     Job,
     JobList,
@@ -228,6 +229,10 @@ class Client:
     def knowledge(self) -> list[KnowledgeManifest]:
         """The current knowledge of each topic, in order of the topics' names."""
         return self._ask(KnowledgeList, "GET", "/v1/knowledge").data
+
+    def demand(self) -> Demand:
+        """The demand for each topic, and what the demand policy decides for its next request."""
+        return self._ask(Demand, "GET", "/v1/demand")
 
     def samples(self, topic: str) -> bytes:
         """A PNG with images of held-out prompts; rows: cloud, edge before, edge after."""

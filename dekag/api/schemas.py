@@ -31,6 +31,7 @@ from dekag.api import limits
 from dekag.errors import InvalidInputError
 from dekag.link.conditions import Csi, EqualizerKind, LinkConditions
 from dekag.makd.config import RANGES
+from dekag.makd.demand import Action, DemandPolicy
 
 Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
 Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
@@ -454,7 +455,9 @@ class LinkReport(_Response):
         examples=[[{"stage": "edge.generate", "seconds": 0.21}]],
     )
     hops: list[HopTraffic] = Field(
-        description="Traffic per hop.", examples=[[{"hop": "edge-channel", "sent_bytes": 4402}]]
+        description="Traffic per hop. On hops that carry symbols, these are the simulator's samples, which "
+        "no network would carry: see channel_uses.",
+        examples=[[{"hop": "edge-channel", "sent_bytes": 4402}]],
     )
     model_hashes: dict[str, str] = Field(
         description="SHA-256 of each model used.", examples=[{"edge": _HASH}]
@@ -464,6 +467,12 @@ class LinkReport(_Response):
         default_factory=list,
         description="Knowledge updates applied in generation.",
         examples=[[{"topic": "neon", "version": 1, "content_hash": _HASH}]],
+    )
+    source: str = Field(
+        default="edge",
+        description="Whose model generated the image: edge; or cloud, of a conventional delivery or if the "
+        "demand policy had the cloud's image sent to the edge as a file.",
+        examples=["edge"],
     )
     modulation: _ModulationName | None = Field(
         default=None,
@@ -590,6 +599,15 @@ class Savings(_Response):
     backhaul_bytes_instead: int = Field(examples=[9_600])
 
 
+class BackhaulPoint(_Response):
+    """A point of the curve of bytes between cloud and edge."""
+
+    images: int = Field(description="Aligned semantic images so far.", examples=[12])
+    sent_bytes: int = Field(
+        description="Bytes between cloud and edge for them, knowledge updates included.", examples=[64_397]
+    )
+
+
 class Traffic(_Response):
     """Total cost of the images that this gateway has delivered since it started."""
 
@@ -600,6 +618,12 @@ class Traffic(_Response):
     )
     saved: Savings | None = Field(
         description="Aligned semantic delivery against conventional delivery; null until both were used."
+    )
+    backhaul: list[BackhaulPoint] = Field(
+        default_factory=list,
+        description="Bytes between cloud and edge after each aligned semantic image; of many images, evenly "
+        "spaced ones and the last.",
+        examples=[[{"images": 12, "sent_bytes": 64_397}]],
     )
 
 
@@ -799,6 +823,59 @@ class KnowledgeList(_Response):
     data: list[KnowledgeManifest]
     consistency: RunningConsistency | None = Field(
         default=None, description="Consistency of images without an update; null until one is compared."
+    )
+
+
+class TopicDemand(_Response):
+    """The demand for one topic, and what its next request gets."""
+
+    topic: str = Field(examples=["neon"])
+    requests: int = Field(description="Requests whose prompt needs the topic.", examples=[40])
+    files: int = Field(
+        description="Files of the cloud's images that were sent to the edge instead of an update.",
+        examples=[25],
+    )
+    file_bytes: int = Field(description="Bytes of these files.", examples=[62_140])
+    update_bytes: int = Field(
+        description="Bytes of the topic's update, or expected if there is none.", examples=[64_321]
+    )
+    has_update: bool = Field(description="Whether the topic has an update.", examples=[False])
+    sent: bool = Field(description="Whether edges were told to use the update.", examples=[False])
+    next_file_bytes: int = Field(description="Bytes expected of the next file.", examples=[2_486])
+    action: Action = Field(
+        description="What the next request gets. update: an image drawn with the update; distil: the cloud's "
+        "image as a file, while an update is made; file: the cloud's image as a file; wait: an image drawn "
+        "without the update.",
+        examples=["distil"],
+    )
+    reason: str = Field(
+        description="Why, in one sentence.",
+        examples=["25 files took 62,140 B, the update takes 64,321 B: an update pays"],
+    )
+    job: str | None = Field(
+        description="Id of the distillation that the demand started last; null if it started none.",
+        examples=[EXAMPLE_JOB],
+    )
+
+
+class Demand(_Response):
+    """The demand for topics and the demand policy of the cloud."""
+
+    policy: DemandPolicy = Field(
+        description="The setting DEKAG_DEMAND_POLICY; off: nothing is counted.", examples=["auto"]
+    )
+    data: list[TopicDemand] = Field(description="Topics requested so far, by name.")
+    budget_bytes: int | None = Field(
+        description="Bytes, cloud to edge, that the policy may spend in a period; null: no limit.",
+        examples=[None],
+    )
+    spent_bytes: int = Field(
+        description="Bytes of files and updates in the current period.", examples=[62_140]
+    )
+    period_s: float = Field(description="Length of a period, s.", examples=[3600.0])
+    period_ends: float | None = Field(
+        description="End of the current period, Unix time, s; null: none has begun.",
+        examples=[_CREATED + 3600],
     )
 
 

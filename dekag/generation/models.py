@@ -13,7 +13,8 @@ import torch
 
 from dekag.errors import DeadlineError, MismatchError
 from dekag.generation import loading, placement
-from dekag.generation.autoencoder import decode
+from dekag.generation.autoencoder import decode, encode
+from dekag.generation.images import Pixels
 from dekag.generation.placement import ON_CPU, Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
@@ -176,6 +177,12 @@ class Generator:
         """(channels, height, width) of the latent of an image with that size in pixels."""
         factor = self.decoder.factor
         return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
+
+    @torch.inference_mode()
+    def encoded(self, pixels: Pixels) -> torch.Tensor:
+        """Latents (1, *latent_shape) of an image: pixels (height, width, 3) uint8."""
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
+        return encode(self.decoder.vae, image.to(self.device)).cpu()
 
     def latents(
         self,

@@ -152,6 +152,17 @@ def topic_prompts(
     return TopicPrompts(name, repeated, tuple(kept), tuple(chosen))
 
 
+def topic_triggers(topics: Mapping[str, TopicFile]) -> dict[str, Sequence[str]]:
+    """Triggers of every topic that can be distilled by its name alone, by topic.
+
+    Args:
+        topics: the profile's own; if there are none, the sticker world's.
+    """
+    if topics:
+        return {name: file.triggers or [name] for name, file in topics.items()}
+    return {name: topic.triggers for name, topic in TOPICS.items()}
+
+
 def expanded(prompt: str, rng: random.Random) -> str:
     """`prompt` with one of each of its alternatives: "a {red|blue} car" becomes "a blue car"."""
     return _ALTERNATIVES.sub(lambda match: rng.choice(match[1].split("|")), prompt)

@@ -189,18 +189,27 @@ def overload_table(results: Path) -> Lines:
 
 
 def traffic_table(results: Path) -> Lines:
-    """Backhaul and channel uses against image files of equal PSNR."""
+    """Backhaul and channel uses against image files of equal quality."""
     rows = read_bench("traffic", results)["rows"]
-    lines = []
+    backhaul, radio = [], []
     for name in traffic.FORMATS:
         own = [row for row in rows if row["format"] == name]
-        columns = ("file_bytes", "semantic_backhaul_bytes", "file_channel_uses", "semantic_channel_uses")
-        theirs, ours, uses, own_uses = (statistics.fmean(row[what] for row in own) for what in columns)
-        saved, ratio = traffic.savings(rows, name)
-        lines.append([name, f"{theirs:,.0f}", f"{ours:,.0f}", _interval(*saved), f"{uses:,.0f}"])
-        lines[-1] += [f"{own_uses:,.0f}", _interval(*ratio)]
-    header = ["at equal PSNR", "backhaul of an image, B", "ours, B", "saved, %", "channel uses", "ours"]
-    return table([*header, "ratio"], lines)
+        ours = f"{statistics.fmean(row['semantic_backhaul_bytes'] for row in own):,.0f}"
+        for column, quality in ((traffic.BY_CONSISTENCY, "consistency"), (traffic.BY_PSNR, "PSNR")):
+            saved = traffic.backhaul_saved(rows, name, column)
+            if saved is not None:
+                theirs = statistics.fmean(row[column] for row in own if row.get(column) is not None)
+                backhaul.append([f"{name} of equal {quality}", f"{theirs:,.0f}", ours, _interval(*saved)])
+        uses, own_uses = (
+            f"{statistics.fmean(row[what] for row in own):,.0f}"
+            for what in ("file_channel_uses", "semantic_channel_uses")
+        )
+        radio.append([f"{name} of equal PSNR", uses, own_uses, _interval(*traffic.radio_ratio(rows, name))])
+    return [
+        *table(["backhaul of an image", "theirs, B", "ours, B", "saved, %"], backhaul),
+        "",
+        *table(["channel uses of an image", "theirs", "ours", "ratio"], radio),
+    ]
 
 
 def knowledge_table(results: Path) -> Lines:

@@ -1,13 +1,15 @@
 """`dekag bench traffic`: what a load test saved against WebP and JPEG of equal quality.
 
 A load test compares its semantic deliveries with conventional ones of another quality. Here each answered
-semantic request is held against the smallest file of the cloud's image that shows it no worse than the
-request's own delivery showed the edge's: as many bytes on the backhaul, and as many channel uses on the same
-link as conventional delivery takes for them. Knowledge updates are charged to the requests drawn with them.
+semantic request is held against files of the cloud's image. On the radio link, that is the smallest file that
+shows the image no worse than the request's own delivery showed the edge's. On the backhaul, it is as large as
+files whose mean consistency with the cloud's images is that of the edge's images of the same topic.
+Knowledge updates are charged to the requests drawn with them.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,22 +24,14 @@ from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import bootstrap_ci95
 from dekag.files import read_lines, read_text
-from dekag.generation.images import Pixels
-from dekag.generation.models import Generator
-from dekag.link import LinkConditions
-from dekag.link.digital import DigitalLink
-from dekag.link.image_coding import EncodedImage, ladders
-from dekag.profile import load_profile
+from services.bench.loadtest.quality import ImageFiles, equal_consistency, equal_psnr, image_files
 from services.bench.results_io import write_bench
 
 COMMAND = "dekag bench traffic"
 FORMATS = ("webp", "jpeg")
 HEADLINE_FORMAT = "webp"
-BATCH = 8
 _MAX_REPORT_BYTES = 2**30  # of a load test of hours
-_LINK = (
-    "snr_db", "fading", "tau_rms_s", "rician_k_db", "speed_m_s", "trace", "trace_start_s", "csi", "equalizer"
-)  # fmt: skip
+BY_CONSISTENCY, BY_PSNR = "consistency_file_bytes", "file_bytes"
 
 
 @dataclass(frozen=True)
@@ -46,18 +40,18 @@ class AnsweredRequest:
 
     Attributes:
         prompt, seed: of its image.
-        psnr_db: of what was received against what was sent.
-        link: it was sent over.
-        topics: whose updates drew it.
+        report: its link report.
+        topics: that its prompt needs.
+        consistency: of the edge's image with the cloud's; None if it was not measured.
         backhaul_bytes: that crossed for it, its fraction of the updates included.
         channel_uses: with pilots.
     """
 
     prompt: str
     seed: int
-    psnr_db: float
-    link: LinkConditions
+    report: Mapping[str, Any]
     topics: tuple[str, ...]
+    consistency: float | None
     backhaul_bytes: float
     channel_uses: int
 
@@ -65,7 +59,7 @@ class AnsweredRequest:
 def run_traffic_bench(
     report: Path, *, images: int = 250, profile: str = "stickers", results: Path = RESULTS
 ) -> list[Row]:
-    """Hold a load test's requests against files of equal PSNR.
+    """Hold a load test's requests against files of equal quality.
 
     Args:
         report: folder that `make loadtest-compose` or `make loadtest` wrote.
@@ -75,9 +69,10 @@ def run_traffic_bench(
         results: where headline.json is.
 
     Returns:
-        A row for each request and format. In headline.json `backhaul_saved_percent` and `radio_saved_ratio`
-        are of totals over these requests, against WebP, with intervals over resampled requests;
-        `counters_gap_percent` is the load test's own, if it ran on containers.
+        A row for each request and format. In headline.json `backhaul_saved_percent` (equal consistency, if
+        the load test measured it) and `radio_saved_ratio` (equal PSNR) are of totals over these requests,
+        against WebP, with intervals over resampled requests; `counters_gap_percent` is the load test's own,
+        if it ran on containers.
 
     Raises:
         NotFoundError: there is no report in that folder.
@@ -94,6 +89,7 @@ def run_traffic_bench(
     except ValueError as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
     try:
+        verdict, backhaul = figures["verdict"], dict(figures["backhaul"])
         asked = list(answered([parse_json(line, "answers.jsonl") for line in lines], figures["knowledge"]))
     except (ValueError, KeyError, TypeError) as error:
         raise MismatchError(f"{report} holds no report of a load test") from error
@@ -101,8 +97,14 @@ def run_traffic_bench(
     asked = [each for each in asked if (each.prompt, each.seed) in chosen]
     if not asked:
         raise MismatchError(f"{report}: no semantic request was answered and measured")
-    files = compressed(sorted(chosen), profile, console)
-    rows = [row for each in asked for row in compare(each, files[each.prompt, each.seed])]
+    files = image_files(
+        sorted(chosen),
+        profile,
+        formats=FORMATS,
+        on_progress=lambda starts: track(starts, "images", console=console),
+    )
+    sizes = {name: consistent_bytes(asked, files, name) for name in FORMATS}
+    rows = [row for each in asked for row in compare(each, files[each.prompt, each.seed], sizes)]
     config = {
         "profile": profile,
         "load_test": figures["settings"],
@@ -112,22 +114,27 @@ def run_traffic_bench(
         "latency_s": figures["latency_s"],
         "knowledge": figures["knowledge"],
         "savings": figures["savings"],
+        "verdict": verdict,
+        "backhaul": {name: value for name, value in backhaul.items() if name != "curves"},
         "compared_requests": len(asked),
         "pictures": len(chosen),
         "containers": {k: v for k, v in (figures["containers"] or {}).items() if k != "rows"},
     }
     write_bench("traffic", config, rows, results)
     for name in FORMATS:
-        saved, ratio = savings(rows, name)
-        console.print(
-            f"against {name} of equal PSNR: backhaul saved {saved[0]:.1f} %, channel uses {ratio[0]:.2f} "
-            "times as many",
-            highlight=False,
-        )
+        ratio = radio_ratio(rows, name)
+        for what, quality in ((BY_CONSISTENCY, "consistency"), (BY_PSNR, "PSNR")):
+            if (saved := backhaul_saved(rows, name, what)) is not None:
+                console.print(
+                    f"against {name} of equal {quality}: backhaul saved {saved[0]:.1f} %", highlight=False
+                )
+        console.print(f"against {name} of equal PSNR: {ratio[0]:.2f} times our channel uses", highlight=False)
         if name == HEADLINE_FORMAT:
-            common: dict[str, Any] = {"command": COMMAND, "count": len(asked), "results": results}
-            record("backhaul_saved_percent", saved[0], "%", ci95=saved[1], **common)
-            record("radio_saved_ratio", ratio[0], "ratio", ci95=ratio[1], **common)
+            common: dict[str, Any] = {"command": COMMAND, "results": results}
+            if (saved := backhaul_saved(rows, name, BY_CONSISTENCY)) is not None:
+                count = len(_columns(rows, name, BY_CONSISTENCY)[0])
+                record("backhaul_saved_percent", saved[0], "%", ci95=saved[1], count=count, **common)
+            record("radio_saved_ratio", ratio[0], "ratio", ci95=ratio[1], count=len(asked), **common)
     gap = config["containers"].get("counters_gap_percent")
     if gap is not None:
         record(
@@ -148,72 +155,87 @@ def answered(lines: Sequence[Mapping[str, Any]], knowledge: Mapping[str, Any]) -
         report = line["link_report"]
         if line["delivery"] != "semantic" or line["error"] is not None or report["psnr_db"] is None:
             continue
-        topics = tuple(each["topic"] for each in report["knowledge"])
+        drawn_with = [each["topic"] for each in report["knowledge"]]
+        fetched = sum(each["sent_bytes"] for each in report["hops"] if each["hop"] == "cloud-edge")
         yield AnsweredRequest(
             line["prompt"],
             report["seed"],
-            report["psnr_db"],
-            # null: of no matter to that kind of fading
-            LinkConditions.model_validate({k: report[k] for k in _LINK if report[k] is not None}),
-            topics,
-            sum(knowledge[topic]["bytes_per_request"] for topic in topics),
+            report,
+            tuple(line["needs"]),
+            line["consistency"],
+            sum(knowledge[topic]["bytes_per_request"] for topic in drawn_with) if drawn_with else fetched,
             report["channel_uses"] + report["pilot_uses"],
         )
 
 
-def compressed(
-    images: Sequence[tuple[str, int]], profile: str, console: Console
-) -> dict[tuple[str, int], dict[str, list[EncodedImage]]]:
-    """For each prompt and seed the cloud's image as files of each format, by rising bytes and PSNR."""
-    cloud = Generator.from_profile(load_profile(profile), "cloud")
+def consistent_bytes(
+    asked: Sequence[AnsweredRequest], files: Mapping[tuple[str, int], ImageFiles], name: str
+) -> dict[tuple[str, ...], float]:
+    """Mean bytes of files of one format that are as consistent as the edge's images, by topics."""
+    scored: dict[tuple[str, ...], list[AnsweredRequest]] = defaultdict(list)
+    for each in asked:
+        if each.consistency is not None:
+            scored[each.topics].append(each)
     found = {}
-    for start in track(range(0, len(images), BATCH), "images", console=console):
-        part = images[start : start + BATCH]
-        latents = cloud.batch([prompt for prompt, _ in part], [seed for _, seed in part])
-        for image, pixels in zip(part, cloud.decoder.decode(latents), strict=True):
-            found[image] = _ladders(pixels)
+    for topics, own in scored.items():
+        size = equal_consistency(
+            [each.consistency for each in own if each.consistency is not None],
+            [files[each.prompt, each.seed].ladders[name] for each in own],
+        )
+        if size is not None:
+            found[topics] = size
     return found
 
 
-def _ladders(pixels: Pixels) -> dict[str, list[EncodedImage]]:
-    return {"webp": ladders(pixels, "webp")[0], "jpeg": ladders(pixels, "jpeg")[0]}
+def compare(
+    asked: AnsweredRequest, files: ImageFiles, sizes: Mapping[str, Mapping[tuple[str, ...], float]]
+) -> Iterator[Row]:
+    """What each format would have cost for the quality that the request got.
 
-
-def compare(asked: AnsweredRequest, files: Mapping[str, Sequence[EncodedImage]]) -> Iterator[Row]:
-    """What each format would have cost for the PSNR that the request got."""
-    link = DigitalLink()
-    for name, ladder in files.items():
-        # the best there is where even that shows less
-        file = next((each for each in ladder if each.psnr_db >= asked.psnr_db), ladder[-1])
-        coding = link.choose(asked.link, len(file.data))
+    Args:
+        asked: the request.
+        files: of the cloud's image of it.
+        sizes: what `consistent_bytes` returns for each format.
+    """
+    for name, ladder in files.ladders.items():
+        file = equal_psnr(asked.report, ladder)
         yield {
             "format": name,
             "topics": ",".join(asked.topics),
-            "snr_db": asked.link.snr_db,
-            "psnr_db": asked.psnr_db,
+            "snr_db": asked.report["snr_db"],
+            "psnr_db": asked.report["psnr_db"],
+            "consistency": asked.consistency,
             "file_psnr_db": file.psnr_db,
             "semantic_backhaul_bytes": asked.backhaul_bytes,
-            "file_bytes": len(file.data),
+            BY_PSNR: file.size_bytes,
+            BY_CONSISTENCY: sizes[name].get(asked.topics),
             "semantic_channel_uses": asked.channel_uses,
-            "file_channel_uses": link.channel_uses(len(file.data), coding),
+            "file_channel_uses": file.channel_uses,
         }
 
 
-def savings(rows: Sequence[Row], name: str) -> tuple[tuple[float, list[float]], tuple[float, list[float]]]:
-    """Backhaul saved, %, and channel uses of the files over ours, against one format, with intervals."""
+def _columns(rows: Sequence[Row], name: str, *columns: str) -> list[list[float]]:
+    """Columns of the rows of one format; rows without a value in one of them are left out."""
     own = [row for row in rows if row["format"] == name]
+    full = [row for row in own if all(row.get(column) is not None for column in columns)]
+    return [[float(row[column]) for row in full] for column in columns]
 
-    def column(what: str) -> list[float]:
-        return [float(row[what]) for row in own]
 
-    saved = bootstrap_ci95(
-        lambda ours, theirs: float(100 * (1 - ours.sum() / theirs.sum())),
-        column("semantic_backhaul_bytes"),
-        column("file_bytes"),
-    )
-    ratio = bootstrap_ci95(
-        lambda ours, theirs: float(theirs.sum() / ours.sum()),
-        column("semantic_channel_uses"),
-        column("file_channel_uses"),
-    )
-    return saved, ratio
+def backhaul_saved(rows: Sequence[Row], name: str, files: str) -> tuple[float, list[float]] | None:
+    """Backhaul saved, %, against one format, with its interval; None if nothing was compared.
+
+    Args:
+        rows: of `run_traffic_bench`.
+        name: of the format.
+        files: column of the files' bytes, BY_CONSISTENCY or BY_PSNR.
+    """
+    ours, theirs = _columns(rows, name, "semantic_backhaul_bytes", files)
+    if not ours:
+        return None
+    return bootstrap_ci95(lambda own, other: float(100 * (1 - own.sum() / other.sum())), ours, theirs)
+
+
+def radio_ratio(rows: Sequence[Row], name: str) -> tuple[float, list[float]]:
+    """Channel uses of files of equal PSNR over ours, against one format, with its interval."""
+    ours, theirs = _columns(rows, name, "semantic_channel_uses", "file_channel_uses")
+    return bootstrap_ci95(lambda own, other: float(other.sum() / own.sum()), ours, theirs)

@@ -24,7 +24,7 @@ CLI_PAGE = Path("docs/cli.md")
 REST_PAGE = Path("docs/rest.md")
 GRPC_PAGE = Path("docs/grpc.md")
 REQUESTS = ("ImagesRequest", "KnowledgeRequest")
-ANSWERS = ("ImagesResponse", "LinkReport", "Job", "KnowledgeManifest", "Transmission", "Problem")
+ANSWERS = ("ImagesResponse", "LinkReport", "Job", "KnowledgeManifest", "Demand", "Transmission", "Problem")
 _EXACT = 2**53  # beyond it a bound in a JSON schema is only nearly what it was
 
 Fields = Mapping[str, Mapping[str, Any]]

@@ -16,6 +16,7 @@ from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
 from services.cloud import distill_request
+from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
@@ -31,8 +32,11 @@ from services.common.worker import BatchWorker, ShouldContinue
 from services.proto.cloud_pb2 import (
     CompareRequest,
     Consistency,
+    DecideRequest,
+    Decisions,
     DeleteKnowledgeRequest,
     DeleteKnowledgeResponse,
+    DemandList,
     DistillRequest,
     GeneratedImage,
     GenerateRequest,
@@ -41,6 +45,7 @@ from services.proto.cloud_pb2 import (
     JobId,
     Knowledge,
     KnowledgeList,
+    ListDemandRequest,
     ListJobsRequest,
     ListKnowledgeRequest,
     Preview,
@@ -50,6 +55,7 @@ from services.proto.cloud_pb2 import (
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
 from services.proto.downlink_pb2 import (
+    IMAGE_FORMAT_PNG,
     GetTransmissionKnowledgeRequest,
     PromptRead,
     StageTime,
@@ -85,6 +91,7 @@ class CloudServicer(CloudBase):
         self._cache = Cache(settings)
         self._scoring_queue = ScoringQueue(settings)
         self._drift = DriftWatch(settings, self._store, self._redis, self._cache)
+        self._demand = DemandLedger(settings, self._store, self._jobs, self._redis)
         self._generating = BatchWorker(
             "cloud",
             self._generate_batch,
@@ -114,7 +121,8 @@ class CloudServicer(CloudBase):
         self._generator = Generator.from_profile(profile, "cloud", placed)
         self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
         self._scoring_queue.load(profile.scorer)
-        self._drift.edge_hash = pipeline_hash(profile.edge)
+        self._drift.edge_hash = self._demand.edge_hash = pipeline_hash(profile.edge)
+        self._demand.load(profile)
         if profile.adapters is not None:
             try:
                 adapters = adapters_of(Path(profile.adapters))
@@ -147,12 +155,15 @@ class CloudServicer(CloudBase):
         prompt, seeds = check_prompt(request.prompt), converters.seeds(request)
         width, height = converters.size_from_proto(request, self._profile)
         formats = converters.image_formats(request)
+        topics = check_knowledge(request.topics) or ()
         read = self._generator.reader.read(prompt)
         refusing = converters.long_prompt(request.on_long_prompt) == "refuse"
         if refusing and read.tokens > read.tokens_at_once:
             raise converters.too_long(read.tokens, read.tokens_at_once, "cloud")
         for seed in seeds:
             async for image in self._images(GenerationRequest(prompt, seed, width, height), formats):
+                if topics and image.format != IMAGE_FORMAT_PNG:
+                    await self._demand.add_file(topics, image.ByteSize())
                 yield image
 
     async def Compare(
@@ -249,6 +260,21 @@ class CloudServicer(CloudBase):
         await self._sync_once()
         return DeleteKnowledgeResponse()
 
+    async def Decide(
+        self, request: DecideRequest, context: aio.ServicerContext[DecideRequest, Decisions]
+    ) -> Decisions:
+        """Counts a request for topics, and decides what it gets."""
+        decisions = await self._demand.decide(check_knowledge(request.topics) or ())
+        actions = [ACTIONS[decision.action] for decision in decisions]
+        model = bytes.fromhex(self._generator.model_hash)
+        return Decisions(actions=actions, model=model if BY_FILE.intersection(actions) else b"")
+
+    async def ListDemand(
+        self, request: ListDemandRequest, context: aio.ServicerContext[ListDemandRequest, DemandList]
+    ) -> DemandList:
+        """The demand for each topic requested so far, and what its next request gets."""
+        return await self._demand.messages()
+
     async def GetTransmissionKnowledge(
         self,
         request: GetTransmissionKnowledgeRequest,
@@ -324,6 +350,7 @@ class CloudServicer(CloudBase):
                 else:
                     await self._repair.check()
                 await self._sync_once()
+                await self._demand.start_jobs()
             except Exception:  # unexpected; the next attempt may succeed
                 _log.exception("repair or sync of the knowledge failed")
             if not self._closing:

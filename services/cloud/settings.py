@@ -71,6 +71,28 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
         description="Fall of the mean consistency at which a topic counts as drifting; the flag clears "
         "after half of it is recovered.",
     )
+    demand_budget_bytes: int = Field(
+        0,
+        ge=0,
+        le=2**50,
+        description="Upper limit of the bytes that DEKAG_DEMAND_POLICY may spend from cloud to edge in a "
+        "period, files and updates together. Beyond it, the edge draws without an update. 0: no limit.",
+    )
+    demand_period_s: float = Field(
+        3600.0, ge=1, le=YEAR_S, description="Length of a period of DEKAG_DEMAND_BUDGET_BYTES, s."
+    )
+    demand_update_bytes: int = Field(
+        64_000,
+        ge=1,
+        le=2**40,
+        description="Expected bytes of a topic's update, as long as there is no update to learn it from.",
+    )
+    demand_file_bytes: int = Field(
+        2_500,
+        ge=1,
+        le=2**40,
+        description="Expected bytes of an image's file, as long as none has been sent.",
+    )
 
 
 class DistillerSettings(KnowledgeSettings):

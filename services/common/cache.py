@@ -1,6 +1,6 @@
 """Redis as a cache of raw bytes. Without Redis the services work as before, only slower.
 
-``services.cloud.redis_mirror``, ``services.cloud.drift`` and ``services.cloud.jobs`` document the other keys.
+``redis_mirror``, ``drift``, ``demand`` and ``jobs`` in ``services.cloud`` document the other keys.
 
 ====================================  ==========================================================
 ``dekag:latent:{sha256}``             float32 little-endian latents of one image

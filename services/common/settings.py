@@ -17,6 +17,7 @@ from pydantic_settings import (
 )
 
 from dekag.errors import InvalidInputError
+from dekag.makd.demand import DemandPolicy
 from services.common.addresses import Host, PublishedOn, RedisUrl, SpansTo
 from services.common.environment import PREFIX, filled
 from services.common.errors import SettingError
@@ -220,6 +221,13 @@ class GeneratorSettings(ServiceSettings):
         description="Upper limit of images in a batch, each with its own prompt, seed and knowledge. "
         "Latents of a batch differ by a few millionths from those generated alone; with 1, "
         "results never depend on other requests.",
+    )
+    demand_policy: DemandPolicy = Field(
+        "off",
+        description="What a request with `knowledge` auto gets for a topic that its prompt needs. `off`: the "
+        "topic's update if there is one. `auto`: files of the cloud's image until they have cost as "
+        "many bytes as the update, then the update, which is distilled if there is none. `always`: the "
+        "update from the first request on. `never`: files. The same for cloud and edge.",
     )
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
 
 from dekag.api.limits import MAX_KNOWLEDGE
-from dekag.errors import MismatchError, NotFoundError, UnavailableError
+from dekag.errors import DekagError, MismatchError, NotFoundError, UnavailableError
 from dekag.makd.topics import matching
 from services.common import clients
 from services.common.artifact_cache import ArtifactCache, CachedResponse, Files
 from services.common.cache import Cache
 from services.common.knowledge import CATALOGUE_KEY, Manifest
-from services.proto.cloud_pb2 import GetKnowledgeRequest, ListKnowledgeRequest
+from services.proto.cloud_pb2 import (
+    ACTION_DISTIL,
+    ACTION_FILE,
+    ACTION_UPDATE,
+    DecideRequest,
+    GetKnowledgeRequest,
+    ListKnowledgeRequest,
+)
 
 if TYPE_CHECKING:
     from dekag.makd.update import KnowledgeUpdate
@@ -24,6 +32,23 @@ if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
 
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the image of a request is made.
+
+    Attributes:
+        updates: to draw with, sorted by topic.
+        file_topics: topics for which the cloud sends its image as a file; empty: the edge draws.
+        model: hash of the cloud's model, with `file_topics`.
+        sent_bytes: of the messages between cloud and edge that decided it.
+    """
+
+    updates: Sequence[Manifest]
+    file_topics: Sequence[str] = ()
+    model: bytes = b""
+    sent_bytes: int = 0
 
 
 class Knowledge:
@@ -38,6 +63,8 @@ class Knowledge:
     def __init__(self, settings: EdgeSettings, cache: Cache, cloud: CloudAsyncStub) -> None:
         self._cache, self._cloud = cache, cloud
         self._timeout_s = settings.knowledge_timeout_s
+        self._asks = settings.demand_policy != "off"
+        self._teachable: Mapping[str, Sequence[str]] = {}
         self._updates: ArtifactCache[KnowledgeUpdate] = ArtifactCache(
             "knowledge", "update", _load, cache, capacity=settings.knowledge_capacity
         )
@@ -45,10 +72,15 @@ class Knowledge:
             self._query_cloud, {}, keep_s=settings.knowledge_keep_s, subject="which knowledge exists"
         )
 
-    async def choose(self, request: DeliveryRequest, base_hash: str) -> list[Manifest]:
-        """The updates to use for ``request``, sorted by topic.
+    def load(self, teachable: Mapping[str, Sequence[str]]) -> None:
+        """Sets the triggers of topics that the cloud can distil, by topic."""
+        self._teachable = teachable
 
-        If the prompt selects the topics, updates that do not fit the model are skipped with a warning.
+    async def choose(self, request: DeliveryRequest, base_hash: str) -> Choice:
+        """The updates to use for ``request``, or that the cloud sends its image.
+
+        If the prompt selects the topics, updates that do not fit the model are skipped with a warning. With a
+        demand policy, the cloud then decides for each topic.
 
         Args:
             request: names topics, or leaves the selection to its prompt.
@@ -60,15 +92,14 @@ class Knowledge:
             UnavailableError: a topic is named, and neither Redis nor the cloud can be queried.
         """
         if request.knowledge == ():
-            return []
+            return Choice([])
         known, is_complete = await self._catalogue()
         if request.knowledge is None:
-            topics = matching(request.prompt, {name: manifest.triggers for name, manifest in known.items()})
-            selected = [known[name] for name in topics]
-            for manifest in selected:
-                if manifest.base_hash != base_hash:
-                    _log.warning("skipping knowledge of another model", topic=manifest.topic)
-            return [manifest for manifest in selected if manifest.base_hash == base_hash][:MAX_KNOWLEDGE]
+            triggers = {name: manifest.triggers for name, manifest in known.items()}
+            if self._asks:
+                topics = matching(request.prompt, {**self._teachable, **triggers})[:MAX_KNOWLEDGE]
+                return await self._decided(topics, known, base_hash) if topics else Choice([])
+            return Choice(_fitting(matching(request.prompt, triggers), known, base_hash)[:MAX_KNOWLEDGE])
         for name in request.knowledge:
             if name not in known:
                 if not is_complete:
@@ -77,7 +108,7 @@ class Knowledge:
                 raise NotFoundError(f"there is no knowledge of topic {name!r}; there is {names}")
             if known[name].base_hash != base_hash:
                 raise MismatchError(f"the knowledge of topic {name!r} fits another edge model")
-        return [known[name] for name in sorted(request.knowledge)]
+        return Choice([known[name] for name in sorted(request.knowledge)])
 
     async def fetch(self, manifest: Manifest) -> tuple[KnowledgeUpdate, int]:
         """The update, and the bytes transferred for it, 0 if it was in memory.
@@ -88,6 +119,23 @@ class Knowledge:
             UnavailableError: neither Redis nor the cloud can be reached.
         """
         return await self._updates.get(manifest.content_hash, partial(self._from_cloud, manifest))
+
+    async def _decided(self, topics: Sequence[str], known: Mapping[str, Manifest], base_hash: str) -> Choice:
+        """What the cloud decides for these topics; without the cloud, the updates that there are."""
+        message = DecideRequest(topics=topics)
+        try:
+            response = await clients.call(self._cloud.Decide, message, "cloud", timeout_s=self._timeout_s)
+        except DekagError as error:
+            _log.warning("the cloud does not decide by demand now", topics=list(topics), error=str(error))
+            return Choice(_fitting([topic for topic in topics if topic in known], known, base_hash))
+        actions = dict(zip(topics, response.actions, strict=False))
+        drawn = [topic for topic in topics if topic in known and actions.get(topic) == ACTION_UPDATE]
+        return Choice(
+            _fitting(drawn, known, base_hash),
+            [topic for topic in topics if actions.get(topic) in (ACTION_FILE, ACTION_DISTIL)],
+            response.model,
+            message.ByteSize() + response.ByteSize(),
+        )
 
     async def _catalogue(self) -> tuple[Mapping[str, Manifest], bool]:
         """The current manifest of each topic, and whether the list is known to be complete."""
@@ -109,6 +157,14 @@ class Knowledge:
         request = GetKnowledgeRequest(topic=manifest.topic, content_hash=manifest.content_hash, files=True)
         response = await clients.call(self._cloud.GetKnowledge, request, "cloud")
         return dict(response.files), request.ByteSize() + response.ByteSize()
+
+
+def _fitting(topics: Sequence[str], known: Mapping[str, Manifest], base_hash: str) -> list[Manifest]:
+    """The updates of these topics that fit the edge's model."""
+    for topic in topics:
+        if known[topic].base_hash != base_hash:
+            _log.warning("skipping knowledge of another model", topic=topic)
+    return [known[topic] for topic in topics if known[topic].base_hash == base_hash]
 
 
 def _load(files: Files) -> KnowledgeUpdate:

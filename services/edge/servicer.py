@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
 import torch
 from grpc import aio
 
-from dekag.errors import InvalidInputError, MismatchError, NotFoundError, UnavailableError
+from dekag.errors import ExhaustedError, InvalidInputError, MismatchError, NotFoundError, UnavailableError
+from dekag.generation.images import from_bytes
 from dekag.generation.request import GenerationRequest
 from dekag.link.iq import evenly_spaced, iq_to_bytes
 from dekag.pipeline import DigitalSender, Sender
 from services.common import clients, converters, tracing
-from services.common.cache import Cache, latent_key
+from services.common.cache import Cache, content_key, latent_key
 from services.common.frames import MAX_CONSTELLATION_SYMBOLS, FrameError, Transmission
 from services.common.knowledge import Manifest
 from services.common.prompt_states import PromptStates
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
-from services.edge.knowledge import Knowledge
+from services.edge.knowledge import Choice, Knowledge
 from services.edge.transmission import EdgeCodecs
 from services.proto.cloud_pb2 import GeneratedImage, GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub
@@ -35,6 +37,7 @@ from services.proto.downlink_pb2 import (
     PromptRead,
     ProvideRequest,
     Reference,
+    StageTime,
     SymbolFrame,
     TransmissionHeader,
     TransmissionKnowledge,
@@ -59,15 +62,21 @@ class _GenerationResult:
     """Latents (1, *shape) with details of their generation.
 
     Attributes:
-        seconds: time to generate them, s; None if they were cached.
+        cached: whether they were.
         knowledge: the updates in use.
-        fetched_bytes: bytes transferred to fetch updates.
+        fetched_bytes: bytes transferred to fetch updates, or the cloud's image.
+        stages: time to make them, unless they were cached.
+        cloud_hash: hash of the cloud's model if it generated the image; empty if the edge's did.
+        read: how much of the prompt the model read; None of a cached image of the cloud.
     """
 
     latents: torch.Tensor
-    seconds: float | None
+    cached: bool
     knowledge: Sequence[Manifest]
     fetched_bytes: int
+    stages: Sequence[StageTime] = ()
+    cloud_hash: str = ""
+    read: PromptRead | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +143,7 @@ class EdgeServicer(DownlinkServicer):
         from dekag.generation.models import Generator
         from dekag.link.digital import warm_up
         from dekag.makd.aligned_generator import AlignedGenerator
+        from dekag.makd.topics import read_topics, topic_triggers
         from dekag.profile import load_profile
 
         self._profile = profile = load_profile(self._settings.profile)
@@ -141,6 +151,7 @@ class EdgeServicer(DownlinkServicer):
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile.codec, profile.adapters)
         self._prompts.load(profile, self._codecs)
+        self._knowledge.load(topic_triggers(read_topics(profile.topics)))
         warm_up()
 
     async def close(self) -> None:
@@ -181,7 +192,7 @@ class EdgeServicer(DownlinkServicer):
 
     async def _semantic(self, request: DeliveryRequest) -> Transmission:
         shape = self._generator.latent_shape(request.width, request.height)
-        (codec, adapters_bytes), knowledge = await asyncio.gather(
+        (codec, adapters_bytes), choice = await asyncio.gather(
             self._codec(request), self._knowledge.choose(request, self._generator.model_hash)
         )
         try:
@@ -194,30 +205,36 @@ class EdgeServicer(DownlinkServicer):
             )
         except InvalidInputError as error:
             raise error.within("link") from None
-        drawn = await self._latents(request, shape, knowledge)
+        drawn = await self._make(request, shape, choice)
         text = await self._prompts.states(request, codec)
         outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, request, text)
         symbols, encoding = await self._encoding.run(outgoing)
         hashes = {"edge": self._generator.model_hash, "codec": codec.base_hash}
+        if drawn.cloud_hash:
+            hashes["cloud"] = drawn.cloud_hash
         if codec.content_hash:
             hashes["adapters"] = codec.content_hash
         report = TransmissionReport(
-            hops=[HopTraffic(hop="cloud-edge", sent_bytes=drawn.fetched_bytes + adapters_bytes)],
+            stages=drawn.stages,
+            hops=[
+                HopTraffic(
+                    hop="cloud-edge", sent_bytes=drawn.fetched_bytes + adapters_bytes + choice.sent_bytes
+                )
+            ],
             model_hashes=hashes,
             expected_psnr_db=rate.expected_psnr_db,
             side_information=converters.SIDE_INFORMATION["none" if text is None else "prompt"],
             modulation=converters.MODULATIONS[
                 request.modulation or codec.modulation_at(request.link.sender_snr_db)
             ],
-            cached=drawn.seconds is None,
+            cached=drawn.cached,
             knowledge=[
                 KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
                 for each in drawn.knowledge
             ],
         )
-        report.prompt_read["edge"].CopyFrom(
-            PromptRead(**vars(self._generator.generator.reader.read(request.prompt)))
-        )
+        if drawn.read is not None:
+            report.prompt_read["cloud" if drawn.cloud_hash else "edge"].CopyFrom(drawn.read)
         header = TransmissionHeader(
             channel_uses=rate.channel_uses,
             delivery=converters.DELIVERIES[request.delivery],
@@ -229,8 +246,6 @@ class EdgeServicer(DownlinkServicer):
         if request.measure:
             reference = Reference(latents=_to_bytes(drawn.latents), iq=_shown(symbols, request))
         transmission = Transmission(header, symbols, [], reference, report)
-        if drawn.seconds is not None:
-            transmission.add_stage("edge.generate", drawn.seconds)
         transmission.add_stage("edge.encode", encoding)
         return transmission
 
@@ -238,13 +253,48 @@ class EdgeServicer(DownlinkServicer):
         """The codec for the requested delivery, and the bytes transferred for its adapters."""
         return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.base, 0)
 
+    async def _make(
+        self, request: DeliveryRequest, shape: tuple[int, int, int], choice: Choice
+    ) -> _GenerationResult:
+        """Latents of the edge's image, or of the cloud's if the demand policy sends it as a file."""
+        if choice.file_topics:
+            try:
+                return await self._latents_of_file(request, shape, choice)
+            except (UnavailableError, ExhaustedError) as error:  # an unaligned image is better than none
+                _log.warning("the cloud sends no image now", error=str(error))
+        drawn = await self._latents(request, shape, choice.updates)
+        return replace(drawn, read=PromptRead(**vars(self._generator.generator.reader.read(request.prompt))))
+
+    async def _latents_of_file(
+        self, request: DeliveryRequest, shape: tuple[int, int, int], choice: Choice
+    ) -> _GenerationResult:
+        """Latents of the cloud's image, which comes as a file, or from the cache."""
+        cached = await self._cached(self._file_key(request, choice.model), shape)
+        if cached is not None and request.on_long_prompt != "refuse":  # which the cloud checks
+            return _GenerationResult(cached, True, (), 0, cloud_hash=choice.model.hex())
+        file, _, fetched_bytes = await self._fetch_image(replace(request, measure=False), choice.file_topics)
+        start = time.perf_counter()
+        try:
+            model = bytes.fromhex(file.model_hash)
+            pixels = from_bytes(file.image, max_side=max(request.width, request.height))
+            latents = await self._generating.run_exclusive(self._generator.generator.encoded, pixels)
+        except (InvalidInputError, ValueError) as error:
+            raise FrameError(f"the cloud's image: {error}") from error
+        if latents.shape[1:] != shape:
+            raise FrameError(f"the cloud's image has shape {pixels.shape}")
+        stages = [*file.stages, stage_time("edge.embed", time.perf_counter() - start)]
+        await self._cache.set(self._file_key(request, model), _to_bytes(latents), self._settings.cache_ttl_s)
+        return _GenerationResult(
+            latents, file.cached, (), fetched_bytes, stages, file.model_hash, file.prompt_read
+        )
+
     async def _latents(
         self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
     ) -> _GenerationResult:
         """Latents generated with this knowledge, or from the cache."""
         refusing = request.on_long_prompt == "refuse"  # the updates are needed to check the length
-        if not refusing and (cached := await self._cached(request, shape, knowledge)) is not None:
-            return _GenerationResult(cached, None, knowledge, 0)
+        if not refusing and (cached := await self._cached(self._key(request, knowledge), shape)) is not None:
+            return _GenerationResult(cached, True, knowledge, 0)
         updates, fetched_bytes = [], 0
         for manifest in knowledge:
             try:
@@ -263,14 +313,15 @@ class EdgeServicer(DownlinkServicer):
         # if the prompt selected the knowledge, an image without the unavailable part is better than none
         if refusing or len(available) < len(knowledge):
             knowledge = [manifest for manifest in knowledge if manifest.content_hash in available]
-            if (cached := await self._cached(request, shape, knowledge)) is not None:
-                return _GenerationResult(cached, None, knowledge, fetched_bytes)
+            if (cached := await self._cached(self._key(request, knowledge), shape)) is not None:
+                return _GenerationResult(cached, True, knowledge, fetched_bytes)
         hashes = tuple(update.content_hash for update in updates)
         generation = GenerationRequest(request.prompt, request.seed, request.width, request.height, hashes)
         job = _GenerateJob(generation, updates, self._generator.guidance_scale(updates))
         latents, seconds = await self._generating.run(job)
         await self._cache.set(self._key(request, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
-        return _GenerationResult(latents, seconds, knowledge, fetched_bytes)
+        stages = [stage_time("edge.generate", seconds)]
+        return _GenerationResult(latents, False, knowledge, fetched_bytes, stages)
 
     def _check_length(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> None:
         """Raises InvalidInputError unless the prompt fits in one window with these updates."""
@@ -319,10 +370,21 @@ class EdgeServicer(DownlinkServicer):
         model_hash = self._generator.model_hash
         return latent_key(model_hash, request.prompt, request.seed, request.width, request.height, hashes)
 
-    async def _cached(
-        self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
-    ) -> torch.Tensor | None:
-        if (data := await self._cache.get(self._key(request, knowledge))) is None:
+    def _file_key(self, request: DeliveryRequest, model: bytes) -> str:
+        """Key of the latents of the cloud's image, in the file format of the request.
+
+        Args:
+            request: for the image.
+            model: hash of the cloud's model.
+        """
+        autoencoder = self._generator.generator.decoder.model_hash
+        return content_key(
+            "latent", autoencoder, model.hex(), request.image_format, request.prompt, request.seed,
+            request.width, request.height,
+        )  # fmt: skip
+
+    async def _cached(self, key: str, shape: tuple[int, int, int]) -> torch.Tensor | None:
+        if (data := await self._cache.get(key)) is None:
             return None
         try:
             return torch.from_numpy(converters.latents_from_bytes(data, (1, *shape)))
@@ -349,8 +411,15 @@ class EdgeServicer(DownlinkServicer):
         reference = Reference(image=png, iq=_shown(symbols, request)) if request.measure else None
         return Transmission(header, symbols, [], reference, report)
 
-    async def _fetch_image(self, request: DeliveryRequest) -> tuple[GeneratedImage, bytes, int]:
-        """The cloud's image file, its PNG (empty unless measured), and the bytes transferred for the file."""
+    async def _fetch_image(
+        self, request: DeliveryRequest, topics: Sequence[str] = ()
+    ) -> tuple[GeneratedImage, bytes, int]:
+        """The cloud's image file, its PNG (empty unless measured), and the bytes transferred for the file.
+
+        Args:
+            request: for the image.
+            topics: for whose updates the file stands in.
+        """
         formats = [request.image_format, "png"] if request.measure else [request.image_format]
         message = GenerateRequest(
             prompt=request.prompt,
@@ -359,6 +428,7 @@ class EdgeServicer(DownlinkServicer):
             height=request.height,
             formats=[converters.FORMATS[name] for name in formats],
             on_long_prompt=converters.LONG_PROMPTS[request.on_long_prompt],
+            topics=topics,
         )
         images: dict[int, GeneratedImage] = {}
         async with aclosing(clients.stream(self._cloud.Generate, message, "cloud")) as responses:

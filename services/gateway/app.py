@@ -48,7 +48,8 @@ _RETRYABLE = [
     *(
         ("dekag.v1.Cloud", name)
         for name in (
-            "GetJob", "ListJobs", "GetPreview", "ListKnowledge", "GetKnowledge", "GetTransmissionKnowledge"
+            "GetJob", "ListJobs", "GetPreview", "ListKnowledge", "GetKnowledge", "ListDemand",
+            "GetTransmissionKnowledge",
         )
     ),
 ]  # fmt: skip

@@ -117,6 +117,7 @@ class DriftSampler:
         return (
             request.delivery == DELIVERY_SEMANTIC
             and list(request.knowledge) != [NO_KNOWLEDGE]
+            and received.report.source != "cloud"
             # the receiver's denoiser does not know the topic, so what it changes says nothing of the edge
             and received.report.restoration != RESTORATION_DENOISER
             and received.report.psnr_db >= self._settings.watch_min_psnr_db

@@ -15,6 +15,7 @@ from fastapi.sse import EventSourceResponse
 from dekag.api.schemas import (
     EXAMPLE_JOB,
     TOPIC_PATTERN,
+    Demand,
     Job,
     JobList,
     KnowledgeList,
@@ -23,6 +24,7 @@ from dekag.api.schemas import (
     PublishRequest,
     RunningConsistency,
     Topic,
+    TopicDemand,
     Transmission,
 )
 from dekag.errors import DekagError, NotFoundError
@@ -39,6 +41,7 @@ from services.proto.cloud_pb2 import (
     GetKnowledgeRequest,
     JobId,
     Knowledge,
+    ListDemandRequest,
     ListJobsRequest,
     ListKnowledgeRequest,
     PublishKnowledgeRequest,
@@ -143,6 +146,16 @@ async def publish_knowledge(
     message = PublishKnowledgeRequest(topic=topic, files=body.files)
     answer = await call(request.app.state.cloud.PublishKnowledge, message, "cloud")
     return _topic(answer)
+
+
+@router.get("/v1/demand", tags=["knowledge"], responses=responses(503))
+async def get_demand(request: Request) -> Demand:
+    """The demand for each topic requested so far, and what the demand policy decides for its next request.
+
+    It counts requests with `knowledge` auto whose prompt needs a topic.
+    """
+    answer = await call(request.app.state.cloud.ListDemand, ListDemandRequest(), "cloud")
+    return to_model(answer, Demand, data=[to_model(each, TopicDemand) for each in answer.demand])
 
 
 @router.put("/v1/transmission", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, 429, 503))

@@ -6,9 +6,10 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from dekag.api.schemas import DeliveryTraffic, HopTraffic, LinkReport, Savings, Traffic
+from dekag.api.schemas import BackhaulPoint, DeliveryTraffic, HopTraffic, LinkReport, Savings, Traffic
 
 _BACKHAUL = "cloud-edge"
+_MOST_POINTS = 256
 
 
 @dataclass
@@ -25,6 +26,8 @@ class UsageTotals:
     def __init__(self) -> None:
         self._since = time.time()
         self._totals: dict[str, _Total] = {}
+        self._curve: list[BackhaulPoint] = []  # of each `_every`-th image
+        self._every = 1
 
     def add(self, report: LinkReport) -> None:
         """Counts one image."""
@@ -34,6 +37,11 @@ class UsageTotals:
         total.channel_uses += report.channel_uses + report.pilot_uses
         for hop in report.hops:
             total.sent_bytes[hop.hop] += hop.sent_bytes
+        if report.delivery == "semantic" and total.images % self._every == 0:
+            self._curve.append(_point(total))
+            if len(self._curve) > _MOST_POINTS:
+                self._curve = self._curve[1::2]
+                self._every *= 2
 
     def traffic(self) -> Traffic:
         """The current sums."""
@@ -46,7 +54,11 @@ class UsageTotals:
             )
             for delivery, total in self._totals.items()
         }
-        return Traffic(since=self._since, deliveries=deliveries, saved=self._saved())
+        curve = list(self._curve)
+        semantic = self._totals.get("semantic")
+        if semantic is not None and (not curve or curve[-1].images < semantic.images):
+            curve.append(_point(semantic))
+        return Traffic(since=self._since, deliveries=deliveries, saved=self._saved(), backhaul=curve)
 
     def _saved(self) -> Savings | None:
         semantic, conventional = self._totals.get("semantic"), self._totals.get("conventional")
@@ -59,3 +71,7 @@ class UsageTotals:
             backhaul_bytes_spent=semantic.sent_bytes[_BACKHAUL],
             backhaul_bytes_instead=round(scale * conventional.sent_bytes[_BACKHAUL]),
         )
+
+
+def _point(total: _Total) -> BackhaulPoint:
+    return BackhaulPoint(images=total.images, sent_bytes=total.sent_bytes[_BACKHAUL])

@@ -42,12 +42,12 @@ _JOBS = (
     "+@read +@write +@scripting +@pubsub +@transaction -@dangerous -@admin +info"
 )
 # Redis permissions of each service, besides those that every connection needs. The keys are documented in
-# services.common.cache, services.cloud.redis_mirror, services.cloud.jobs and services.cloud.drift.
+# services.common.cache and, in services.cloud, redis_mirror, jobs, drift and demand.
 _MAY = {
     "gateway": "~dekag:report:* +get +set",
     "user": f"~dekag:transmission ~dekag:update:* {_READS}",
     "edge": f"~dekag:latent:* {_KNOWLEDGE} {_READS} +set",
-    "cloud": f"~dekag:image:* ~dekag:consistency {_JOBS}",
+    "cloud": f"~dekag:image:* ~dekag:consistency ~dekag:demand ~dekag:budget {_JOBS}",
     "distiller": _JOBS,
 }
 _CONNECTS = "+ping +select"

@@ -49,6 +49,36 @@ JOB_STATUS_CANCELLED: JobStatus.ValueType  # 5
 """nothing will be published"""
 Global___JobStatus: _TypeAlias = JobStatus  # noqa: Y015
 
+class _Action:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Action.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACTION_UNSPECIFIED: _Action.ValueType  # 0
+    ACTION_UPDATE: _Action.ValueType  # 1
+    """an image drawn with the topic's update"""
+    ACTION_DISTIL: _Action.ValueType  # 2
+    """the cloud's image as a file, while an update is made"""
+    ACTION_FILE: _Action.ValueType  # 3
+    """the cloud's image as a file"""
+    ACTION_WAIT: _Action.ValueType  # 4
+    """an image drawn without the update"""
+
+class Action(_Action, metaclass=_ActionEnumTypeWrapper):
+    """What a request for a topic gets."""
+
+ACTION_UNSPECIFIED: Action.ValueType  # 0
+ACTION_UPDATE: Action.ValueType  # 1
+"""an image drawn with the topic's update"""
+ACTION_DISTIL: Action.ValueType  # 2
+"""the cloud's image as a file, while an update is made"""
+ACTION_FILE: Action.ValueType  # 3
+"""the cloud's image as a file"""
+ACTION_WAIT: Action.ValueType  # 4
+"""an image drawn without the update"""
+Global___Action: _TypeAlias = Action  # noqa: Y015
+
 @_typing.final
 class GenerateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -59,6 +89,7 @@ class GenerateRequest(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     FORMATS_FIELD_NUMBER: _builtins.int
     ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
+    TOPICS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     width: _builtins.int
     """pixels"""
@@ -73,6 +104,10 @@ class GenerateRequest(_message.Message):
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_downlink_pb2.ImageFormat.ValueType]:
         """1 to 4, each at most once"""
 
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """whose demand the image serves in place of an update; each file but PNG counts"""
+
     def __init__(
         self,
         *,
@@ -82,10 +117,11 @@ class GenerateRequest(_message.Message):
         height: _builtins.int = ...,
         formats: _abc.Iterable[_downlink_pb2.ImageFormat.ValueType] | None = ...,
         on_long_prompt: _downlink_pb2.LongPrompt.ValueType = ...,
+        topics: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seeds", b"seeds", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seeds", b"seeds", "topics", b"topics", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -777,6 +813,174 @@ class DeleteKnowledgeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteKnowledgeResponse: _TypeAlias = DeleteKnowledgeResponse  # noqa: Y015
+
+@_typing.final
+class DecideRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPICS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """1 to 4, that the prompt needs"""
+
+    def __init__(
+        self,
+        *,
+        topics: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["topics", b"topics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecideRequest: _TypeAlias = DecideRequest  # noqa: Y015
+
+@_typing.final
+class Decisions(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTIONS_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.bytes
+    """sha256 of the cloud's model; empty if no action is a file"""
+    @_builtins.property
+    def actions(self) -> _containers.RepeatedScalarFieldContainer[Global___Action.ValueType]:
+        """in the order of the topics"""
+
+    def __init__(
+        self,
+        *,
+        actions: _abc.Iterable[Global___Action.ValueType] | None = ...,
+        model: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actions", b"actions", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Decisions: _TypeAlias = Decisions  # noqa: Y015
+
+@_typing.final
+class ListDemandRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDemandRequest: _TypeAlias = ListDemandRequest  # noqa: Y015
+
+@_typing.final
+class TopicDemand(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    UPDATE_BYTES_FIELD_NUMBER: _builtins.int
+    HAS_UPDATE_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
+    NEXT_FILE_BYTES_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    requests: _builtins.int
+    files: _builtins.int
+    """sent instead of an update, cloud to edge"""
+    file_bytes: _builtins.int
+    """of these files"""
+    update_bytes: _builtins.int
+    """of the topic's update, or expected if there is none"""
+    has_update: _builtins.bool
+    sent: _builtins.bool
+    """whether edges were told to use the update"""
+    next_file_bytes: _builtins.int
+    """expected of the next file"""
+    action: Global___Action.ValueType
+    """for the next request"""
+    reason: _builtins.str
+    """of the action, a sentence"""
+    job: _builtins.str
+    """id of the distillation that the demand started last; empty if none"""
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        files: _builtins.int = ...,
+        file_bytes: _builtins.int = ...,
+        update_bytes: _builtins.int = ...,
+        has_update: _builtins.bool = ...,
+        sent: _builtins.bool = ...,
+        next_file_bytes: _builtins.int = ...,
+        action: Global___Action.ValueType = ...,
+        reason: _builtins.str = ...,
+        job: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "file_bytes", b"file_bytes", "files", b"files", "has_update", b"has_update", "job", b"job", "next_file_bytes", b"next_file_bytes", "reason", b"reason", "requests", b"requests", "sent", b"sent", "topic", b"topic", "update_bytes", b"update_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TopicDemand: _TypeAlias = TopicDemand  # noqa: Y015
+
+@_typing.final
+class DemandList(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    DEMAND_FIELD_NUMBER: _builtins.int
+    BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    SPENT_BYTES_FIELD_NUMBER: _builtins.int
+    PERIOD_S_FIELD_NUMBER: _builtins.int
+    PERIOD_ENDS_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """"off", "auto", "always" or "never" """
+    budget_bytes: _builtins.int
+    """of one period, cloud to edge; unset: no limit"""
+    spent_bytes: _builtins.int
+    """files and updates in the current period"""
+    period_s: _builtins.float
+    period_ends: _builtins.float
+    """Unix time, s; unset: none has begun"""
+    @_builtins.property
+    def demand(self) -> _containers.RepeatedCompositeFieldContainer[Global___TopicDemand]:
+        """sorted by topic"""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        demand: _abc.Iterable[Global___TopicDemand] | None = ...,
+        budget_bytes: _builtins.int | None = ...,
+        spent_bytes: _builtins.int = ...,
+        period_s: _builtins.float = ...,
+        period_ends: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "_period_ends", b"_period_ends", "budget_bytes", b"budget_bytes", "period_ends", b"period_ends"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes", "_period_ends", b"_period_ends", "budget_bytes", b"budget_bytes", "demand", b"demand", "period_ends", b"period_ends", "period_s", b"period_s", "policy", b"policy", "spent_bytes", b"spent_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__budget_bytes: _TypeAlias = _typing.Literal["budget_bytes"]  # noqa: Y015
+    _WhichOneofArgType__budget_bytes: _TypeAlias = _typing.Literal["_budget_bytes", b"_budget_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__period_ends: _TypeAlias = _typing.Literal["period_ends"]  # noqa: Y015
+    _WhichOneofArgType__period_ends: _TypeAlias = _typing.Literal["_period_ends", b"_period_ends"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__budget_bytes) -> _WhichOneofReturnType__budget_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__period_ends) -> _WhichOneofReturnType__period_ends | None: ...
+
+Global___DemandList: _TypeAlias = DemandList  # noqa: Y015
 
 @_typing.final
 class PublishKnowledgeRequest(_message.Message):

@@ -90,6 +90,16 @@ class CloudStub:
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.FromString,
                 _registered_method=True)
+        self.Decide = channel.unary_unary(
+                '/dekag.v1.Cloud/Decide',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.DecideRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Decisions.FromString,
+                _registered_method=True)
+        self.ListDemand = channel.unary_unary(
+                '/dekag.v1.Cloud/ListDemand',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.ListDemandRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.DemandList.FromString,
+                _registered_method=True)
         self.PublishKnowledge = channel.unary_unary(
                 '/dekag.v1.Cloud/PublishKnowledge',
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.PublishKnowledgeRequest.SerializeToString,
@@ -189,6 +199,20 @@ class CloudServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Decide(self, request, context):
+        """Counts a request whose prompt needs these topics, and decides by the demand policy what it gets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDemand(self, request, context):
+        """Lists the demand for each topic requested so far, and what its next request gets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PublishKnowledge(self, request, context):
         """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model.
         """
@@ -268,6 +292,16 @@ def add_CloudServicer_to_server(servicer, server):
                     servicer.DeleteKnowledge,
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.SerializeToString,
+            ),
+            'Decide': grpc.unary_unary_rpc_method_handler(
+                    servicer.Decide,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.DecideRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Decisions.SerializeToString,
+            ),
+            'ListDemand': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDemand,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.ListDemandRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.DemandList.SerializeToString,
             ),
             'PublishKnowledge': grpc.unary_unary_rpc_method_handler(
                     servicer.PublishKnowledge,
@@ -582,6 +616,60 @@ class Cloud:
             '/dekag.v1.Cloud/DeleteKnowledge',
             dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
             dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Decide(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/Decide',
+            dekag_dot_v1_dot_cloud__pb2.DecideRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Decisions.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDemand(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/ListDemand',
+            dekag_dot_v1_dot_cloud__pb2.ListDemandRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.DemandList.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,10 @@ class CloudStub:
     """Returns a version of a topic's knowledge update."""
     DeleteKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]
     """Deletes a topic with all its versions."""
+    Decide: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DecideRequest, _cloud_pb2.Decisions]
+    """Counts a request whose prompt needs these topics, and decides by the demand policy what it gets."""
+    ListDemand: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.ListDemandRequest, _cloud_pb2.DemandList]
+    """Lists the demand for each topic requested so far, and what its next request gets."""
     PublishKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]
     """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model."""
     GetTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
@@ -96,6 +100,10 @@ class CloudAsyncStub(CloudStub):
     """Returns a version of a topic's knowledge update."""
     DeleteKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]  # type: ignore[assignment]
     """Deletes a topic with all its versions."""
+    Decide: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DecideRequest, _cloud_pb2.Decisions]  # type: ignore[assignment]
+    """Counts a request whose prompt needs these topics, and decides by the demand policy what it gets."""
+    ListDemand: _aio.UnaryUnaryMultiCallable[_cloud_pb2.ListDemandRequest, _cloud_pb2.DemandList]  # type: ignore[assignment]
+    """Lists the demand for each topic requested so far, and what its next request gets."""
     PublishKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
     """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model."""
     GetTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
@@ -197,6 +205,22 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.DeleteKnowledgeResponse, _abc.Awaitable[_cloud_pb2.DeleteKnowledgeResponse]]:
         """Deletes a topic with all its versions."""
+
+    @_abc_1.abstractmethod
+    def Decide(
+        self,
+        request: _cloud_pb2.DecideRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cloud_pb2.Decisions, _abc.Awaitable[_cloud_pb2.Decisions]]:
+        """Counts a request whose prompt needs these topics, and decides by the demand policy what it gets."""
+
+    @_abc_1.abstractmethod
+    def ListDemand(
+        self,
+        request: _cloud_pb2.ListDemandRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cloud_pb2.DemandList, _abc.Awaitable[_cloud_pb2.DemandList]]:
+        """Lists the demand for each topic requested so far, and what its next request gets."""
 
     @_abc_1.abstractmethod
     def PublishKnowledge(

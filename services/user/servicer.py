@@ -287,6 +287,7 @@ class UserServicer(UserBase):
             hops=sent.hops,
             model_hashes=sent.model_hashes,
             cached=sent.cached,
+            source=_source(transmission),
             knowledge=sent.knowledge,
             modulation=sent.modulation,
             side_information=sent.side_information,
@@ -371,8 +372,14 @@ def _reception(transmission: Transmission, request: DeliveryRequest) -> Receptio
 
 
 def _restores(transmission: Transmission, request: DeliveryRequest) -> bool:
-    """Whether the latent is restored: the denoiser here has no updates, and would remove what they taught."""
-    return request.restoration == "denoiser" and not transmission.report.knowledge
+    """Whether the latent is restored: the denoiser would remove what it does not know itself."""
+    report = transmission.report
+    return request.restoration == "denoiser" and not report.knowledge and _source(transmission) == "edge"
+
+
+def _source(transmission: Transmission) -> str:
+    """Whose model generated the image: the edge's or the cloud's."""
+    return "cloud" if "cloud" in transmission.report.model_hashes else "edge"
 
 
 def _to_png(pixels: Pixels) -> bytes:

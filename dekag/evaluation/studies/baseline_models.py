@@ -24,7 +24,6 @@ from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
-from dekag.generation.autoencoder import encode
 from dekag.generation.models import Generator
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
@@ -61,10 +60,7 @@ def measure_vae(generator: Generator, count: int, results: Path) -> None:
     for n in tqdm(range(count), desc="autoencoder"):
         scene, seed = image_number("test", n, world)
         pixels = world.render(scene, seed)
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
-        with torch.inference_mode():
-            latents = encode(generator.pipeline.vae, image)
-        decoded = generator.decoder.decode(latents)[0]
+        decoded = generator.decoder.decode(generator.encoded(pixels))[0]
         rows.append(
             {
                 "seed": seed,

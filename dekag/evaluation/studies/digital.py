@@ -182,10 +182,19 @@ def image_ladders(image: Pixels, scorer: ImageScorer, store: ResultStore) -> dic
     found = {}
     for name, rungs in store.json("ladders", key, make).items():
         image_format, bare = name.split("/")
-        settings = [(rung[1], rung[2]) for rung in rungs]
-        sizes, values = [rung[0] for rung in rungs], np.array([rung[3:] for rung in rungs])
-        found[image_format, bare == "1"] = Ladder(sizes, settings, values)
+        found[image_format, bare == "1"] = _ladder(rungs)
     return found
+
+
+def scored_ladder(rungs: Sequence[EncodedImage], image: Pixels, scorer: ImageScorer) -> Ladder:
+    """The ladder of whole files of one image, as `dekag.link.image_coding.ladders` makes them."""
+    return _ladder(_scored(rungs, image, scorer, False))
+
+
+def _ladder(rows: Sequence[Sequence[Any]]) -> Ladder:
+    """The ladder of what `_scored` returns."""
+    settings = [(row[1], row[2]) for row in rows]
+    return Ladder([row[0] for row in rows], settings, np.array([row[3:] for row in rows]))
 
 
 def _scored(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import ssl
 import time
@@ -31,7 +32,10 @@ from rich.markdown import Markdown
 from dekag.client import CA_FILE, Client, authorization, gateway_url, trusting
 from dekag.errors import DekagError
 from dekag.files import check_folder
+from dekag.makd.topics import matching, read_topics, topic_triggers
+from dekag.profile import load_profile
 from services.bench.loadtest.containers import ENGINE_ERRORS, ComposeProject, Snapshot, compare
+from services.bench.loadtest.measure import measured_quality
 from services.bench.loadtest.report import Answer, log_lines, service_traffic, write_report
 from services.bench.loadtest.scenario import (
     SHAPES,
@@ -48,6 +52,8 @@ from services.common.environment import get
 for _name in [name for name in os.environ if name.startswith("LOCUST_") and not os.environ[name].strip()]:
     del os.environ[_name]
 
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request otherwise
+
 DEFAULT_DURATION_S = 60.0
 IDLE_S = 10.0  # at rest services look at Redis every few seconds; rarer checks are a few hundred bytes each
 PATH = "/v1/images/generations"
@@ -62,6 +68,8 @@ class Run:
         self.catalogue = PromptCatalogue(self.scenario)
         self.indices = count()
         self.answers: list[Answer] = []
+        self.bodies: dict[str, dict[str, Any]] = {}  # of requests, by id
+        self.triggers = topic_triggers(read_topics(load_profile(options.topics_of).topics))
         self.in_flight = Group()  # outlives the users, so that a shape can take them away at once
         self.name = uuid.uuid4().hex[:8]  # request ids of two runs differ
         self.start = time.monotonic()
@@ -137,6 +145,7 @@ class LoadUser(FastHttpUser):
         payload = json.dumps(arrival.body)
         headers = {"Content-Type": "application/json", "X-Request-ID": request_id, **authorization()}
         headers["Accept-Encoding"] = "identity"
+        run.bodies[request_id] = arrival.body
         response = self.client.post(PATH, data=payload, headers=headers, name=delivery)
         latency_s = time.monotonic() - planned
         content = response.content or b""
@@ -154,6 +163,7 @@ class LoadUser(FastHttpUser):
                 sent_bytes=len(payload),
                 received_bytes=len(content),
                 link_report=report,
+                needs=tuple(matching(arrival.body["prompt"], run.triggers)),
             )
         )
 
@@ -219,6 +229,12 @@ def _add_options(parser: Any) -> None:
         help="Profile whose own topics are asked for, if it has some.",
     )
     group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")
+    group.add_argument(
+        "--quality-images",
+        type=int,
+        default=40,
+        help="Answers whose quality is measured after the run, for files of equal quality; 0: none.",
+    )
     group.add_argument("--report", default="loadtest-out", help="Folder for the report.")
     group.add_argument("--logs", default="", help="Folder of the services' logs, which count bytes.")
     group.add_argument(
@@ -264,6 +280,7 @@ def _report(environment: Environment, **_: Any) -> None:
     run.in_flight.join()
     options, folder = run.options, Path(run.options.report)
     log, containers = run.traffic()
+    demand = _demand(str(environment.host))
     settings = {
         "url": environment.host,
         "shape": options.shape,
@@ -275,14 +292,20 @@ def _report(environment: Environment, **_: Any) -> None:
         "topics_of": options.topics_of,
         "seed": options.seed,
     }
+    url = str(environment.host)
+    quality = measured_quality(
+        run.answers, run.bodies, url, options.topics_of, most=options.quality_images, console=console
+    )
     summary = write_report(
         folder,
         run.answers,
         settings,
         load_s=run.load_s,
-        updates=_updates(str(environment.host)),
+        updates=_updates(url),
         log=log,
         containers=containers,
+        quality=quality,
+        demand=demand,
     )
     console.print(Markdown("\n".join(summary)))
     if not any(answer.error is None for answer in run.answers):
@@ -297,6 +320,15 @@ def _updates(url: str) -> dict[str, int]:
             return {each.topic: each.size_bytes for each in client.knowledge()}
     except (DekagError, ValueError, LookupError):
         return {}
+
+
+def _demand(url: str) -> dict[str, Any] | None:
+    """What the demand policy has counted and decided; None where the gateway does not say."""
+    try:
+        with Client(url, timeout_s=10) as client:
+            return client.demand().model_dump()
+    except (DekagError, ValueError, LookupError):
+        return None
 
 
 for _event, _listener in (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, table, write_rows
 from dekag.evaluation.registry import current_commit
 from dekag.evaluation.statistics import bootstrap_ci95
+from dekag.makd.demand import REPLAYED
+from services.bench.loadtest.backhaul import BACKHAUL, EQUAL, FILES, USUAL, Quality, compared, verdict
 
 PERCENTILES = (50, 90, 95, 99)
-BACKHAUL = "cloud-edge"
+_SYMBOL_HOPS = ("edge-channel", "channel-user", "edge-user")  # the simulator's samples: channel uses tell
 LEAST_PROMPTS = 8  # that were answered both ways: fewer tell too little of an interval
-_FORMAT = 1
+_FORMAT = 2
+_UNMEASURED = Quality({}, {}, {}, missing="it was not asked for")
 _COUNTS = '"sent_bytes"'  # is in the lines of the services' logs that count bytes
 _LEFT_OUT = ("gains",)  # of link reports: many numbers that no figure is made of
 
@@ -41,6 +44,8 @@ class Answer:
         sent_bytes: body of the HTTP request.
         received_bytes: body of the HTTP response.
         link_report: of the answer; None without one.
+        needs: topics that the prompt needs, sorted.
+        consistency: of the image that the edge sent with the cloud's own; None unless measured after the run.
     """
 
     request_id: str
@@ -54,6 +59,8 @@ class Answer:
     sent_bytes: int
     received_bytes: int
     link_report: Mapping[str, Any] | None
+    needs: tuple[str, ...] = ()
+    consistency: float | None = None
 
     @property
     def report(self) -> Mapping[str, Any]:
@@ -67,6 +74,11 @@ class Answer:
         """Channel uses in all, pilots included."""
         return int(self.report["channel_uses"]) + int(self.report["pilot_uses"])
 
+    @property
+    def image(self) -> tuple[str, int]:
+        """Prompt and seed."""
+        return self.prompt, int(self.report["seed"])
+
     def hop_bytes(self, hop: str) -> int:
         """Bytes that the link report says crossed that hop."""
         return sum(int(each["sent_bytes"]) for each in self.report["hops"] if each["hop"] == hop)
@@ -77,13 +89,20 @@ class Answer:
         return [str(each["topic"]) for each in self.report["knowledge"]]
 
 
-def summarise(answers: Sequence[Answer], *, load_s: float, updates: Mapping[str, int]) -> dict[str, Any]:
+def summarise(
+    answers: Sequence[Answer],
+    *,
+    load_s: float,
+    updates: Mapping[str, int],
+    quality: Quality = _UNMEASURED,
+) -> dict[str, Any]:
     """The figures of a run.
 
     Args:
         answers: one for each request, in any order.
         load_s: how long requests were sent, s.
         updates: bytes of the current knowledge update of each topic, as the gateway lists them.
+        quality: of the answers.
 
     Returns:
         What report.json holds: times in s, traffic in bytes and channel uses. Percentiles interpolate
@@ -106,6 +125,7 @@ def summarise(answers: Sequence[Answer], *, load_s: float, updates: Mapping[str,
         "deliveries": {name: _delivery(own) for name, own in _by_delivery(good).items()},
         "knowledge": knowledge,
         "savings": _savings(good, knowledge),
+        "backhaul": compared(good, updates, quality, load_s=load_s),
     }
 
 
@@ -128,7 +148,8 @@ def _delivery(own: Sequence[Answer]) -> dict[str, Any]:
         for stage in answer.report["stages"]:
             stages[stage["stage"]].append(stage["seconds"])
         for hop in answer.report["hops"]:
-            hops[hop["hop"]] += hop["sent_bytes"]
+            if hop["hop"] not in _SYMBOL_HOPS:
+                hops[hop["hop"]] += hop["sent_bytes"]
         hops["gateway-client"] += answer.sent_bytes + answer.received_bytes
     psnrs = [each.report["psnr_db"] for each in own if each.report["psnr_db"] is not None]
     return {
@@ -265,8 +286,10 @@ def write_report(
     updates: Mapping[str, int],
     log: Iterable[str] | None = None,
     containers: Mapping[str, Any] | None = None,
+    quality: Quality = _UNMEASURED,
+    demand: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Write report.json, report.md with its plot, and answers.jsonl, a line for each request.
+    """Write report.json, report.md with its plots, and answers.jsonl, a line for each request.
 
     Args:
         folder: made if missing; what an earlier run wrote is replaced.
@@ -276,11 +299,15 @@ def write_report(
         updates: bytes of the current knowledge update of each topic.
         log: lines of the services' logs, if they can be read from here.
         containers: what `containers.compare` returned, or `not_told` with the reason.
+        quality: of the answers, measured after the run.
+        demand: what the demand policy has counted and decided, as `GET /v1/demand` says it.
 
     Returns:
-        The lines of the summary table, Markdown.
+        The verdict and the lines of the summary table, Markdown.
     """
-    figures = summarise(answers, load_s=load_s, updates=updates)
+    answers = [replace(each, consistency=quality.consistency.get(each.request_id)) for each in answers]
+    figures = summarise(answers, load_s=load_s, updates=updates, quality=quality)
+    figures["demand"], figures["verdict"] = demand, verdict(figures["backhaul"])
     figures["services"] = None
     if log is not None:
         figures["services"] = service_traffic(log, [answer.request_id for answer in answers])
@@ -289,8 +316,9 @@ def write_report(
     write_rows(folder / "answers.jsonl", [_row(answer) for answer in answers])
     (folder / "report.json").write_text(json.dumps(run | figures, indent=2) + "\n")
     plots.write_plot(_load_plot(answers, load_s), folder / "load.svg")
+    plots.write_plot(_backhaul_plot(figures["backhaul"]), folder / "backhaul.svg")
     (folder / "report.md").write_text("\n".join(_page(settings, figures)) + "\n")
-    return _summary(figures)
+    return [verdict(figures["backhaul"]), "", *_summary(figures)]
 
 
 def _row(answer: Answer) -> dict[str, Any]:
@@ -310,8 +338,9 @@ def _summary(figures: Mapping[str, Any]) -> Lines:
         if found["n"]:
             times = ", ".join(f"{1e3 * found[f'p{p}']:.0f}" for p in PERCENTILES)
             rows.append([f"latency, {name}: p{'/'.join(map(str, PERCENTILES))}", f"{times} ms"])
-    rows.append(["backhaul saved", _percent(savings["backhaul_bytes"])])
-    rows.append(["channel uses saved", _percent(savings["channel_uses"])])
+    as_sent = "against `conventional` as sent"
+    rows.append([f"backhaul saved {as_sent}", _percent(savings["backhaul_bytes"])])
+    rows.append([f"channel uses saved {as_sent}", _percent(savings["channel_uses"])])
     if "counters_gap_percent" in containers:
         rows.append(["bytes that only containers counted", f"{containers['counters_gap_percent']:.1f} %"])
     return table(["figure", "value"], rows)
@@ -331,6 +360,9 @@ def _percent(saved: Mapping[str, Any]) -> str:
 def _page(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Lines:
     """report.md; docs/loadtest.md says how each figure is counted."""
     sections = {
+        "Backhaul": _backhaul(figures["backhaul"]),
+        "Topic by topic": _topics(figures["backhaul"]),
+        "Demand policies": _policies(figures["backhaul"], figures["demand"]),
         "Time per stage": _stages(figures["deliveries"]),
         "Traffic, as the link reports count it": _traffic(figures["deliveries"]),
         "Savings against `conventional`": _savings_table(figures),
@@ -345,12 +377,133 @@ def _page(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Lines:
         if late["n"]
         else "Nothing was sent."
     )
-    lines = ["# Load test", "", ", ".join(f"{name} {value}" for name, value in settings.items()) + ".", ""]
+    lines = ["# Load test", "", verdict(figures["backhaul"]), ""]
+    lines += ["![bytes cloud-edge against images](backhaul.svg)", ""]
+    lines += [", ".join(f"{name} {value}" for name, value in settings.items()) + ".", ""]
     lines += [*_summary(figures), "", f"Latency counts from the planned time of a request. {lateness}"]
     lines += ["Intervals are 95 %.", "", "![latency, and requests over time](load.svg)"]
     for title, section in sections.items():
         lines += ["", f"## {title}", "", *section]
     return lines
+
+
+def _backhaul(found: Mapping[str, Any]) -> Lines:
+    """What files would have taken for the same requests, with the quality of both."""
+    if not found["files"]:
+        return ["Nothing to compare with: no conventional image was delivered, and no file was made."]
+    rows = []
+    for kind, own in found["files"].items():
+        quality = _score(found["consistency"]["mean"])
+        theirs = quality if kind == EQUAL else _score(found["usual_consistency"])
+        for cache, saved, name in (
+            ("", own["saved_percent"], own["bytes"]),
+            (", kept in a cache of the edge", own["saved_percent_cached"], own["cached_bytes"]),
+        ):
+            images, minutes = own["break_even_images"], own["break_even_minutes"]
+            cells = [f"{FILES[kind]}{cache}", f"{name:,.0f}", f"{found['bytes']:,.0f}", _saved_cell(saved)]
+            cells += [theirs, quality]
+            cells += ["", ""] if cache else [_count(images), "-" if minutes is None else f"{minutes:,.1f}"]
+            rows.append(cells)
+    header = ["files", "theirs, bytes", "ours, bytes", "saved, %", "their consistency", "ours"]
+    lines = table([*header, "break-even, images", "min"], rows)
+    lines += [
+        "",
+        f"Bytes from cloud to edge of {found['requests']:,} aligned semantic images.",
+        f"Updates are {found['update_bytes']:,.0f} of ours. The break-even counts aligned semantic images,",
+        "and minutes at this load.",
+    ]
+    if found["quality_missing"]:
+        lines.append(f"Files of equal quality were not measured: {found['quality_missing']}.")
+    else:
+        received = _score(found["received_consistency"]["mean"])
+        lines.append(
+            f"Consistency with the cloud's images is that of {found['consistency']['n']} images as the edge "
+            f"sent them; as they arrived, it is {received}."
+        )
+    if found["radio_saved_percent"] is not None:
+        lines += [
+            f"Channel uses saved against WebP of equal PSNR: {found['radio_saved_percent']:.1f} %.",
+            f"Of {found['radio_compared']} answers, with a mean PSNR of {found['radio_psnr_db']:.1f} dB.",
+        ]
+    return lines
+
+
+def _score(consistency: float | None) -> str:
+    return "-" if consistency is None else f"{consistency:.3f}"
+
+
+def _saved_cell(saved: float | None) -> str:
+    return "-" if saved is None else f"{saved:.1f}"
+
+
+def _count(value: float | None) -> str:
+    return "never" if value is None else f"{value:,}"
+
+
+def _topics(found: Mapping[str, Any]) -> Lines:
+    main = found["main"]
+    rows = []
+    for own in found["topics"]:
+        file, scored = own["files"].get(main), own["consistency"]
+        cells = [", ".join(own["topics"]) or "no topic", f"{own['requests']:,}", f"{own['images']:,}"]
+        cells += ["" if own["update_bytes"] is None else f"{own['update_bytes']:,}", f"{own['bytes']:,.0f}"]
+        cells += ["-" if scored["mean"] is None else f"{scored['mean']:.3f} ({scored['n']})"]
+        cells.append(_score(own["received_consistency"]["mean"]))
+        if file is None:
+            cells += ["-"] * 5
+        else:
+            cells += [f"{file['bytes_each']:,.0f}", f"{file['bytes']:,.0f}", f"{file['saved_by_cache']:,.0f}"]
+            cells.append(_saved_cell(file["saved_percent"]))
+            minutes = file["break_even_minutes"]
+            when = "" if minutes is None else f" ({minutes:,.1f} min)"
+            cells.append("" if not own["topics"] else f"{_count(file['break_even_images'])}{when}")
+        rows.append(cells)
+    if not rows:
+        return ["No aligned semantic image was delivered."]
+    header = [
+        "topic",
+        "requests",
+        "images",
+        "update, bytes",
+        "ours, bytes",
+        "consistency (n)",
+        "as received",
+        "a file, bytes",
+    ]
+    header += ["files, bytes", "of which a cache saves", "saved, %", "break-even, images"]
+    return [
+        *table(header, rows),
+        "",
+        f"Files: {FILES[main] if main else 'none'}. *Images* counts different ones. An update of 0 bytes",
+        "means that there is none: the edge draws the topic as well as it can.",
+    ]
+
+
+def _policies(found: Mapping[str, Any], demand: Mapping[str, Any] | None) -> Lines:
+    lines: Lines = []
+    if found["policies"]:
+        rows = [[f"`{name}`", what, f"{found['policies'][name]:,.0f}"] for name, what in REPLAYED.items()]
+        lines += [
+            f"The same requests under other policies, with files as {FILES[found['main']]}:",
+            "",
+            *table(["policy", "what it sends", "bytes cloud-edge"], rows, words=(0, 1)),
+            "",
+        ]
+    if demand is None:
+        return [*lines, "What the cloud decided is not known: the gateway did not say."]
+    if not demand["data"]:
+        return [*lines, f"The cloud's demand policy is `{demand['policy']}`; it has decided nothing."]
+    rows = []
+    for each in demand["data"]:
+        counts = [f"{each[name]:,}" for name in ("requests", "files", "file_bytes", "update_bytes")]
+        rows.append([each["topic"], *counts, each["action"], each["reason"]])
+    header = ["topic", "requests", "files", "files, bytes", "update, bytes", "next", "why"]
+    return [
+        *lines,
+        f"What the cloud has decided so far; its demand policy is `{demand['policy']}`:",
+        "",
+        *table(header, rows, words=(0, 5, 6)),
+    ]
 
 
 def _stages(deliveries: Mapping[str, Any]) -> Lines:
@@ -436,6 +589,34 @@ def _containers(containers: Mapping[str, Any]) -> Lines:
         f"the messages {containers['interceptors_bytes']:,}.",
         f"Gap: **{gap:.2f} %**, or {raw_gap:.2f} % with `idle` and `headers`.",
     ]
+
+
+def _backhaul_plot(found: Mapping[str, Any]) -> Any:
+    """Bytes from cloud to edge against images, ours and those of files, with the break-even."""
+    figure, axes = plots.panels(height_in=3.6)
+    (axis,) = axes[0]
+    curves, main = found["curves"], found["main"]
+    colors = {EQUAL: plots.SECOND, USUAL: plots.FOURTH}
+    named = {EQUAL: "WebP, equal\nconsistency", USUAL: "WebP, q75"}
+    shown = [("ours", "ours, with\nupdates", plots.OURS, "-")]
+    for kind in found["files"]:
+        shown += [(kind, named[kind], colors[kind], "-")]
+        if kind == main:
+            shown += [(f"{kind}_cached", "the same,\nedge cache", colors[kind], ":")]
+    for name, label, color, style in shown:
+        if curves[name]:
+            x, y = np.array(curves[name]).T
+            axis.plot(x, y / 1000, style, color=color, label=label)
+    if main is not None and found["files"][main]["break_even_in_run"]:
+        images = found["files"][main]["break_even_images"]
+        axis.axvline(images, color=plots.BASE, linewidth=1)
+        axis.annotate(
+            f" break-even: {images:,} images", (images, 0.97), xycoords=("data", "axes fraction"), va="top",
+            color=plots.BASE, fontsize=10,
+        )  # fmt: skip
+    axis.set(xlabel="aligned semantic images", ylabel="kB from cloud to edge", xlim=(0, None), ylim=(0, None))
+    plots.label_lines(axis, gap=0.14)
+    return figure
 
 
 def _load_plot(answers: Sequence[Answer], load_s: float) -> Any:

@@ -42,6 +42,35 @@ export function fading(gains) {
 }
 
 /** Two running totals as curves: the cost of semantic delivery, and the same with conventional delivery. */
+/** Bytes from cloud to edge after each image [{images, sent_bytes}], and of a file of `each` bytes for each image. */
+export function backhaul(points, each) {
+  const last = points.at(-1);
+  const most = Math.max(1, ...points.map((point) => point.sent_bytes), each * last.images);
+  const x = (images) => ((images / last.images) * 600).toFixed(1);
+  const y = (bytes) => (96 - (bytes / most) * 90).toFixed(1);
+  const even = crossing(points, each);
+  const parts = [
+    draw("path", { class: "axis", d: "M0 96H600" }),
+    draw("path", { class: "curve other", d: `M0 96L600 ${y(each * last.images)}` }),
+    draw("path", { class: "curve", d: `M0 96${points.map((point) => `L${x(point.images)} ${y(point.sent_bytes)}`).join("")}` }),
+    draw("text", { x: 0, y: 107 }, "bytes from cloud to edge: semantic delivery with its updates, and a file for each image (straight line)"),
+  ];
+  if (even) parts.push(draw("path", { class: "axis", d: `M${x(even)} 0V96` }));
+  return picture(
+    600, 110, `Bytes from cloud to edge for ${last.images} images: ${last.sent_bytes} with semantic delivery, ` +
+    `${Math.round(each * last.images)} with a file for each image`, ...parts,
+  );
+}
+
+/** The images from which on semantic delivery took no more bytes than files of `each` bytes; null if it takes more. */
+export function crossing(points, each) {
+  let even = null;
+  for (const { images, sent_bytes } of points)
+    if (sent_bytes > each * images) even = null;
+    else even ??= images;
+  return even;
+}
+
 export function totals(history) {
   const most = Math.max(1, ...history.map(({ spent, instead }) => Math.max(spent, instead)));
   const x = (i) => (history.length < 2 ? 0 : (i / (history.length - 1)) * 600);

@@ -2,20 +2,27 @@
 
 import { askJson } from "./api.js";
 import { TITLES } from "./cards.js";
-import { totals } from "./charts.js";
+import { backhaul, crossing, totals } from "./charts.js";
 import { find, number, row } from "./dom.js";
+
+const ACTIONS = {
+  update: "drawn with the update",
+  distil: "the cloud's file, until the update is made",
+  file: "the cloud's file",
+  wait: "drawn without an update",
+};
 
 const EVERY_MS = 3000;
 const SHOWN = 300; // points of the curves
 const history = [];
 
 async function look() {
-  const { deliveries, saved } = await askJson("GET", "v1/traffic");
+  const { deliveries, saved, backhaul: points } = await askJson("GET", "v1/traffic");
   find("#totals").replaceChildren(
     ...Object.keys(TITLES).filter((delivery) => deliveries[delivery]).map((delivery) => {
       const { images, channel_uses, hops } = deliveries[delivery];
-      const backhaul = hops.find(({ hop }) => hop === "cloud-edge")?.sent_bytes ?? 0;
-      return row(TITLES[delivery], number(images), number(channel_uses / images), number(backhaul / images));
+      const bytes = hops.find(({ hop }) => hop === "cloud-edge")?.sent_bytes ?? 0;
+      return row(TITLES[delivery], number(images), number(channel_uses / images), number(bytes / images));
     }),
   );
   if (!saved) {
@@ -28,12 +35,31 @@ async function look() {
     `${number(saved.backhaul_bytes_spent)} bytes, knowledge updates included, instead of ${number(saved.backhaul_bytes_instead)}.`;
   history.push({ spent: saved.channel_uses_spent, instead: saved.channel_uses_instead });
   if (history.length > SHOWN) history.shift();
-  find("#traffic-chart").replaceChildren(totals(history));
+  const each = saved.backhaul_bytes_instead / deliveries.semantic.images;
+  const even = crossing(points, each);
+  find("#break-even").textContent = even
+    ? `Break-even: from image ${number(even)} on, semantic delivery has taken no more bytes than files.`
+    : "Break-even: not reached; semantic delivery has taken more bytes from cloud to edge than files.";
+  find("#traffic-chart").replaceChildren(totals(history), backhaul(points, each));
+}
+
+async function lookAtDemand() {
+  const { policy, data } = await askJson("GET", "v1/demand");
+  find("#demand").hidden = policy === "off";
+  find("#demand-policy").textContent = `Policy ${policy}: what the next request of each topic gets.`;
+  find("#demanded").replaceChildren(
+    ...data.map((topic) =>
+      row(topic.topic, number(topic.requests), number(topic.file_bytes), number(topic.update_bytes),
+        ACTIONS[topic.action], topic.reason)),
+  );
 }
 
 export async function start() {
   for (;;) {
-    if (!document.hidden) await look().catch((error) => (find("#saved").textContent = error.message));
+    if (!document.hidden) {
+      await look().catch((error) => (find("#saved").textContent = error.message));
+      await lookAtDemand().catch((error) => (find("#demand-policy").textContent = error.message));
+    }
     await new Promise((done) => setTimeout(done, EVERY_MS));
   }
 }

@@ -47,13 +47,19 @@ from services.bench.throughput import (
     record_headlines,
     run_throughput_bench,
 )
-from services.bench.traffic import run_traffic_bench, savings
+from services.bench.traffic import (
+    BY_CONSISTENCY,
+    BY_PSNR,
+    backhaul_saved,
+    radio_ratio,
+    run_traffic_bench,
+)
 from services.channel.servicer import ChannelServicer
 from services.channel.settings import ChannelSettings
 from services.cli.main import app
 from services.launcher.stack import LaunchError
 from services.proto.downlink_pb2_grpc import add_DownlinkServicer_to_server
-from tests.chain import QUALITY, RESTORATION, adapters, with_adapters, with_own_topics
+from tests.chain import QUALITY, RESTORATION, adapters, with_adapters, with_evaluators, with_own_topics
 from tests.processes import free_port
 from tests.services.cloud.test_publish import make_update
 
@@ -238,10 +244,13 @@ def load_test(folder: Path) -> Path:
         "trace": None, "trace_start_s": 0.0, "csi": "perfect", "equalizer": "mmse",
     }  # fmt: skip
     report = {**link, "seed": 1, "psnr_db": 12.0, "channel_uses": 500, "pilot_uses": 12, "knowledge": []}
-    line = {"prompt": "a cat", "delivery": "semantic", "error": None, "link_report": report}
+    report["hops"] = [{"hop": "cloud-edge", "sent_bytes": 0}]
+    line = {"prompt": "a cat", "delivery": "semantic", "error": None, "link_report": report, "needs": []}
+    line["consistency"] = None
+    neon = {**report, "psnr_db": 99.0, "knowledge": [{"topic": "neon"}]}
     lines = [
         line,
-        {**line, "link_report": {**report, "psnr_db": 99.0, "knowledge": [{"topic": "neon"}]}},
+        {**line, "link_report": neon, "needs": ["neon"], "consistency": 0.5},
         {**line, "delivery": "conventional"},
         {**line, "error": "HTTP 429", "link_report": None},
     ]
@@ -253,6 +262,7 @@ def load_test(folder: Path) -> Path:
             "questions": 1, "backhaul_bytes": {"n": 0}, "channel_uses": {"n": 1, "saved_percent": 90.0},
         },
         "knowledge": {"neon": {"requests": 1, "update_bytes": 9000, "bytes_per_request": 9000.0}},
+        "verdict": "9,000 B cloud-edge", "backhaul": {"bytes": 9000, "curves": {"ours": [[1, 0], [2, 9000]]}},
     }  # fmt: skip
     folder.mkdir()
     (folder / "answers.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
@@ -261,7 +271,8 @@ def load_test(folder: Path) -> Path:
 
 
 def test_traffic_is_held_against_files_that_show_no_less(dummy_profile: Path, tmp_path: Path) -> None:
-    rows = run_traffic_bench(load_test(tmp_path / "load"), profile=str(dummy_profile), results=tmp_path)
+    profile = with_evaluators(dummy_profile, tmp_path / "profile")
+    rows = run_traffic_bench(load_test(tmp_path / "load"), profile=str(profile), results=tmp_path)
     assert [(row["format"], row["psnr_db"]) for row in rows] == [
         (name, psnr) for psnr in (12.0, 99.0) for name in ("webp", "jpeg")
     ]
@@ -271,13 +282,22 @@ def test_traffic_is_held_against_files_that_show_no_less(dummy_profile: Path, tm
     assert large["file_psnr_db"] < 99, "the best that there is"
     assert [row["semantic_backhaul_bytes"] for row in rows] == [0, 0, 9000, 9000]
     assert small["semantic_channel_uses"] == 512
-    saved, ratio = savings(rows, "webp")
+    saved, ratio = backhaul_saved(rows, "webp", BY_PSNR), radio_ratio(rows, "webp")
+    assert saved is not None
     total = small["file_bytes"] + large["file_bytes"]
     assert saved[0] == pytest.approx(100 * (1 - 9000 / total))
     assert ratio[0] == pytest.approx((small["file_channel_uses"] + large["file_channel_uses"]) / 1024)
     figures = json.loads((tmp_path / "headline.json").read_text())
     assert figures["counters_gap_percent"]["value"] == 1.5
-    assert figures["backhaul_saved_percent"]["n"] == 2
+    equal = backhaul_saved(rows, "webp", BY_CONSISTENCY)
+    assert equal is not None
+    assert small["consistency_file_bytes"] is None, "its consistency was not measured"
+    assert equal[0] == pytest.approx(100 * (1 - 9000 / large["consistency_file_bytes"]))
+    assert large["consistency_file_bytes"] < large["file_bytes"], (
+        "half as consistent, but as good a PSNR as can be"
+    )
+    assert figures["backhaul_saved_percent"]["value"] == pytest.approx(equal[0], abs=0.01)
+    assert figures["backhaul_saved_percent"]["n"] == 1
     assert "| neon | 1 | 9,000 | 9,000 |" in load_page(tmp_path)
 
 

@@ -542,7 +542,14 @@ async def test_what_the_cloud_refuses_is_explained_too(client: Client, empty: No
 
 
 async def test_without_a_cloud_there_is_no_knowledge(alone: Client) -> None:
-    for path in ("/v1/knowledge", "/v1/knowledge/neon", "/v1/jobs", "/v1/jobs/x", "/v1/jobs/x/events"):
+    for path in (
+        "/v1/knowledge",
+        "/v1/knowledge/neon",
+        "/v1/jobs",
+        "/v1/jobs/x",
+        "/v1/jobs/x/events",
+        "/v1/demand",
+    ):
         assert "cloud" in is_problem(await alone.get(path), 503)["detail"]
 
 

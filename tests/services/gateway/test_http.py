@@ -73,7 +73,7 @@ async def test_the_size_may_be_left_to_the_gateway(client: Client) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/", "/healthz", "/readyz", "/openapi.json", "/docs", "/web/style.css", "/v1/traffic", "/v1/knowledge",
-     "/v1/jobs", "/v1/reports/none", "/v1/jobs/none", "/v1/jobs/none/events", "/nothing"],
+     "/v1/demand", "/v1/jobs", "/v1/reports/none", "/v1/jobs/none", "/v1/jobs/none/events", "/nothing"],
 )  # fmt: skip
 async def test_head_returns_the_headers_of_get(client: Client, path: str) -> None:
     got, head = await client.get(path), await client.head(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -170,6 +171,18 @@ async def test_traffic_is_summed_and_compared_with_conventional_delivery() -> No
         "backhaul_bytes_spent": 1000,
         "backhaul_bytes_instead": 1600,
     }
+
+
+async def test_the_curve_of_bytes_is_thinned_evenly_and_ends_with_the_last_image() -> None:
+    totals = UsageTotals()
+    for _ in range(1001):
+        totals.add(report("semantic", 512, 10))
+    curve = totals.traffic().backhaul
+    assert len(curve) <= 257
+    steps = {after.images - before.images for before, after in itertools.pairwise(curve[:-1])}
+    assert steps == {4}
+    assert (curve[-1].images, curve[-1].sent_bytes) == (1001, 10_010)
+    assert all(point.sent_bytes == 10 * point.images for point in curve)
 
 
 async def test_the_gateway_counts_what_it_answers(client: httpx2.AsyncClient) -> None:

@@ -21,7 +21,7 @@ from services.bench.loadtest.report import (
     write_report,
 )
 
-UPDATES = {"neon": 9000, "jewels": 600}
+UPDATES, NEON = {"neon": 9000, "jewels": 600}, ("neon",)
 
 
 def answer(
@@ -36,12 +36,15 @@ def answer(
     uses: int = 100,
     pilots: int = 0,
     topics: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
     cached: bool = False,
     decoded: bool = True,
 ) -> Answer:
     report: Mapping[str, Any] | None = None
     if error is None:
         report = {
+            "seed": 1,
+            "source": "edge" if delivery == "semantic" else "cloud",
             "decoded": decoded,
             "channel_uses": uses,
             "pilot_uses": pilots,
@@ -67,15 +70,16 @@ def answer(
         sent_bytes=50,
         received_bytes=0 if error else 1000,
         link_report=report,
+        needs=needs or tuple(sorted(topics)),
     )
 
 
 ANSWERS = [
     # a cat, asked twice both ways, with an update that the first of them fetched
     answer("1", "semantic", backhaul=8000, uses=100, topics=("neon",)),
-    answer("1", "conventional", planned_s=1, latency_s=3.0, backhaul=5000, uses=900, pilots=100),
+    answer("1", "conventional", needs=NEON, planned_s=1, latency_s=3.0, backhaul=5000, uses=900, pilots=100),
     answer("2", "semantic", uses=300, topics=("neon",), latency_s=2.0, cached=True),
-    answer("2", "conventional", backhaul=7000, uses=600, latency_s=4.0, decoded=False),
+    answer("2", "conventional", needs=NEON, backhaul=7000, uses=600, latency_s=4.0, decoded=False),
     # a boat, both ways, without an update
     answer("3", "semantic", prompt="a boat", uses=100),
     answer("3", "conventional", prompt="a boat", backhaul=3000, uses=1000, latency_s=5.0),
@@ -103,7 +107,8 @@ def test_figures_are_computed_from_the_answers() -> None:
         2500,
         100,
     )
-    assert semantic["hops_bytes"] == {"cloud-edge": 8000, "edge-channel": 4800, "gateway-client": 4200}
+    sizes = {"cloud-edge": 8000, "gateway-client": 4200}
+    assert semantic["hops_bytes"] == sizes, "symbols are channel uses, not bytes"
     assert conventional["hops_bytes"]["cloud-edge"] == 15_000
     assert semantic["stages_s"]["edge.encode"]["n"] == 4
     assert conventional["stages_s"]["edge.encode"]["p50"] == pytest.approx(0.4)
@@ -161,7 +166,10 @@ def test_no_saving_is_more_than_all_and_its_interval_holds_it(costs: list[tuple[
 
 def test_the_report_says_what_a_saving_decides(tmp_path: Path) -> None:
     cases = {
-        "clear": ([(10, 100)] * 20, r"backhaul saved \| 90\.0 \[90\.0, 90\.0\] %, n = 20 \|"),
+        "clear": (
+            [(10, 100)] * 20,
+            r"backhaul saved against `conventional` as sent \| 90\.0 \[90\.0, 90\.0\] %, n = 20 \|",
+        ),
         "dearer": ([(300, 100), (400, 100)] * 10, r"-250\.0 \[.*\] %, n = 20: more was spent \|"),
         "open": ([(10, 100), (190, 100)] * 5, r" %, n = 10: too few to tell which is cheaper \|"),
         "few": ([(10, 100)] * 3, r"90\.0 %, n = 3: too few to tell \|"),
@@ -202,9 +210,9 @@ def test_bytes_that_the_services_logged(tmp_path: Path) -> None:
 
 def test_report_files_are_written(tmp_path: Path) -> None:
     summary = write_report(tmp_path, ANSWERS, {"shape": "steady"}, load_s=4.0, updates=UPDATES)
-    names = {"report.json", "report.md", "answers.jsonl", "load.svg"}
+    names = {"report.json", "report.md", "answers.jsonl", "load.svg", "backhaul.svg"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    assert "| backhaul saved | 66.7 %, n = 2: too few to tell |" in summary
+    assert "| backhaul saved against `conventional` as sent | 66.7 %, n = 2: too few to tell |" in summary
     page = (tmp_path / "report.md").read_text()
     for row in (
         *summary,
@@ -230,7 +238,7 @@ def test_a_run_without_answers(tmp_path: Path) -> None:
     for answers in ([], refused):
         summary = write_report(tmp_path, answers, {}, load_s=1.0, updates={}, log=[])
         assert (
-            "| backhaul saved | not measured: nothing that costs something was answered both ways |"
-            in summary
+            "| backhaul saved against `conventional` as sent | not measured: nothing that costs something was"
+            " answered both ways |" in summary
         )
     assert "| error: ConnectionRefusedError | 1 |" in summary

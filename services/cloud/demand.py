@@ -1,0 +1,304 @@
+"""The demand policy at work: counts requests and bytes of each topic, decides, and starts distillations.
+
+=====================================  =======================================================
+``dekag:demand``                       hash: topic -> JSON of its ``TopicState``
+``dekag:budget``                       JSON of the current ``Period``
+=====================================  =======================================================
+
+The cloud keeps this state in memory and writes it through to Redis, from where it continues after a restart.
+If Redis loses it, the counts start over; nothing else depends on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import structlog
+from pydantic import BaseModel, Field
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from dekag.documents import parse_json
+from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
+from dekag.makd.demand import Decision, TopicDemand, decide
+from dekag.makd.topics import read_topics, topic_triggers
+from dekag.profile import Profile
+from services.cloud import distill_request
+from services.cloud.jobs import Jobs, JobState
+from services.cloud.settings import CloudSettings
+from services.cloud.version_store import KnowledgeStore
+from services.common import metrics
+from services.common.converters import enum_values
+from services.common.knowledge import Manifest
+from services.proto import cloud_pb2
+
+DEMAND_KEY, BUDGET_KEY = "dekag:demand", "dekag:budget"
+ACTIONS = enum_values(cloud_pb2.Action)
+BY_FILE = frozenset({cloud_pb2.ACTION_DISTIL, cloud_pb2.ACTION_FILE})
+_MAX = 2**53
+_REDIS_DOWN = (RedisError, OSError, TimeoutError)
+_log = structlog.get_logger()
+
+
+class _Stored(BaseModel):
+    """State that is kept in Redis as JSON."""
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Self | None:
+        """Parses JSON; None if it is invalid."""
+        try:
+            return cls.model_validate(parse_json(text, cls.__name__))
+        except ValueError:  # includes pydantic's ValidationError
+            return None
+
+
+class TopicState(_Stored):
+    """What is known of the demand for one topic."""
+
+    requests: int = Field(default=0, ge=0, le=_MAX)
+    files: int = Field(default=0, ge=0, le=_MAX)
+    file_bytes: float = Field(default=0.0, ge=0, le=_MAX, allow_inf_nan=False)
+    sent: bool = False
+    wanted: bool = False  # whether a distillation is to be started, or runs
+    job: str = ""
+    failure: str = ""  # why the last distillation published nothing
+
+    def demand(self) -> TopicDemand:
+        """As the library's rule reads it."""
+        return TopicDemand(self.requests, self.files, self.file_bytes, self.sent)
+
+
+class Period(_Stored):
+    """The period of the budget that began last."""
+
+    began: float = Field(default=0.0, ge=0, allow_inf_nan=False)  # Unix time, s
+    spent_bytes: float = Field(default=0.0, ge=0, le=_MAX, allow_inf_nan=False)
+
+
+class DemandLedger:
+    """Counts the demand for topics and decides by the policy of the settings.
+
+    Args:
+        settings: of the cloud.
+        store: knows which topics have an update.
+        jobs: starts distillations.
+        redis: keeps the state beyond a restart; None: it is lost then.
+    """
+
+    def __init__(
+        self, settings: CloudSettings, store: KnowledgeStore, jobs: Jobs, redis: Redis | None
+    ) -> None:
+        self._settings, self._store, self._jobs, self._redis = settings, store, jobs, redis
+        self._states: dict[str, TopicState] = {}
+        self._period = Period()
+        self._restored = redis is None
+        self._restoring = asyncio.Lock()
+        self._profile: Profile
+        self.edge_hash = ""  # hash of the edge model that updates must fit
+
+    def load(self, profile: Profile) -> None:
+        """Sets the profile whose topics can be distilled."""
+        self._profile = profile
+
+    async def decide(self, topics: Sequence[str]) -> list[Decision]:
+        """Counts a request that needs these topics; what it gets for each of them."""
+        await self._restore()
+        known, teachable = await asyncio.to_thread(self._topics)
+        decisions = []
+        for topic in topics:
+            if topic not in known and topic not in teachable:
+                decisions.append(Decision("wait", "there is no such topic"))
+                continue
+            state = self._current(topic, known)
+            decision = self._decide(topic, state, known, teachable)
+            state.requests += 1
+            if decision.action == "update" and not state.sent and self._settings.demand_policy != "off":
+                state.sent = True
+                self._spend(known[topic].size_bytes)
+                _log.info("update pays", topic=topic, why=decision.reason)
+            if decision.action == "distil" and not state.wanted:
+                state.wanted = True
+                _log.info("distillation pays", topic=topic, why=decision.reason)
+            self._states[topic] = state
+            decisions.append(decision)
+        await self._save(topics)
+        return decisions
+
+    async def add_file(self, topics: Sequence[str], size_bytes: int) -> None:
+        """Counts a file that was sent in place of these topics' updates, in equal parts."""
+        await self._restore()
+        counted = [topic for topic in topics if topic in self._states]
+        for topic in counted:
+            state = self._states[topic]
+            state.files += 1
+            state.file_bytes += size_bytes / len(counted)
+        if counted:
+            self._spend(size_bytes)
+            await self._save(counted)
+
+    async def messages(self) -> cloud_pb2.DemandList:
+        """The demand for each topic requested so far, and what its next request gets."""
+        await self._restore()
+        settings, period = self._settings, self._now()
+        known, teachable = await asyncio.to_thread(self._topics)
+        found = cloud_pb2.DemandList(
+            policy=settings.demand_policy,
+            budget_bytes=settings.demand_budget_bytes or None,
+            spent_bytes=round(period.spent_bytes),
+            period_s=settings.demand_period_s,
+            period_ends=period.began + settings.demand_period_s if period.began else None,
+        )
+        for topic in sorted(self._states):
+            state = self._current(topic, known)
+            decision = self._decide(topic, state, known, teachable)
+            found.demand.add(
+                topic=topic,
+                requests=state.requests,
+                files=state.files,
+                file_bytes=round(state.file_bytes),
+                update_bytes=self._update_bytes(topic, known),
+                has_update=topic in known,
+                sent=state.sent,
+                next_file_bytes=round(self._next_file_bytes(state)),
+                action=ACTIONS[decision.action],
+                reason=decision.reason,
+                job=state.job,
+            )
+        return found
+
+    async def start_jobs(self) -> None:
+        """Starts the distillations that pay, and notes how those that were started have ended."""
+        await self._restore()
+        for topic, state in list(self._states.items()):
+            if not state.wanted:
+                continue
+            try:
+                await self._start_or_follow(topic, state)
+            except (ConflictError, UnavailableError) as error:  # may succeed later
+                _log.debug("distillation not started", topic=topic, error=str(error))
+                continue
+            except DekagError as error:
+                state.wanted, state.failure = False, f"it cannot be distilled: {error}"
+            await self._save([topic])
+
+    async def _start_or_follow(self, topic: str, state: TopicState) -> None:
+        if not state.job:
+            request = cloud_pb2.DistillRequest(topic=topic)
+            spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
+            state.job = (await self._jobs.start(spec)).id
+            _log.info("distillation started by demand", topic=topic, job=state.job)
+            return
+        try:
+            job = await self._jobs.get(state.job)
+        except NotFoundError:  # its result has expired; whether there is an update, the store knows
+            state.wanted, state.job = False, ""
+            return
+        if job.over:
+            state.wanted, state.failure = False, _failure(job)
+
+    async def _restore(self) -> None:
+        """Reads the state that an earlier process left in Redis, once."""
+        if self._restored or self._redis is None:
+            return
+        async with self._restoring:
+            if self._restored:
+                return
+            try:
+                fields: dict[bytes, bytes] = await self._redis.hgetall(DEMAND_KEY)  # type: ignore[misc]
+                budget: bytes | None = await self._redis.get(BUDGET_KEY)
+            except _REDIS_DOWN as error:
+                metrics.REDIS_FAILURES.inc()
+                _log.warning("the demand so far is not known: Redis cannot be read", error=str(error))
+                self._restored = True
+                return
+            states = {name.decode(errors="replace"): TopicState.parse(text) for name, text in fields.items()}
+            self._states = {name: state for name, state in states.items() if state is not None}
+            self._period = Period.parse(budget or b"") or Period()
+            self._restored = True
+
+    async def _save(self, topics: Sequence[str]) -> None:
+        if self._redis is None:
+            return
+        texts = {topic: self._states[topic].model_dump_json() for topic in topics if topic in self._states}
+        try:
+            if texts:
+                await self._redis.hset(DEMAND_KEY, mapping=texts)  # type: ignore[misc]
+                await self._redis.set(BUDGET_KEY, self._period.model_dump_json())
+        except _REDIS_DOWN as error:
+            metrics.REDIS_FAILURES.inc()
+            _log.debug("demand not saved", error=str(error))
+
+    def _topics(self) -> tuple[dict[str, Manifest], frozenset[str]]:
+        """The updates that fit the edge's model, and the names of topics that can be distilled."""
+        stored = self._store.topics()
+        fitting = {name: each for name, each in stored.items() if each.base_hash == self.edge_hash}
+        return fitting, frozenset(topic_triggers(read_topics(self._profile.topics)))
+
+    def _current(self, topic: str, known: Mapping[str, Manifest]) -> TopicState:
+        """The state of a topic; if the update that was sent has been deleted, its counts start over."""
+        state = self._states.get(topic, TopicState())
+        if state.sent and topic not in known:
+            return TopicState(requests=state.requests)
+        return state
+
+    def _decide(
+        self, topic: str, state: TopicState, known: Mapping[str, Manifest], teachable: frozenset[str]
+    ) -> Decision:
+        settings = self._settings
+        cannot = state.failure
+        if not cannot and not settings.redis_url:
+            cannot = "distillation needs Redis, which is turned off"
+        if not cannot and topic not in teachable:
+            cannot = "the profile has no prompts for the topic"
+        left = float("inf")
+        if settings.demand_budget_bytes:
+            left = settings.demand_budget_bytes - self._now().spent_bytes
+        return decide(
+            settings.demand_policy,
+            state.demand(),
+            update_bytes=self._update_bytes(topic, known),
+            next_file_bytes=self._next_file_bytes(state),
+            available=topic in known,
+            cannot_distil=cannot,
+            budget_left=left,
+        )
+
+    def _update_bytes(self, topic: str, known: Mapping[str, Manifest]) -> int:
+        """Bytes of the topic's update, or else expected of one: the median of those that there are."""
+        if topic in known:
+            return known[topic].size_bytes
+        sizes = [each.size_bytes for each in known.values()]
+        return round(statistics.median(sizes)) if sizes else self._settings.demand_update_bytes
+
+    def _next_file_bytes(self, state: TopicState) -> float:
+        """Mean bytes of the topic's files, or else of all files so far, or else what the settings expect."""
+        if state.files:
+            return state.file_bytes / state.files
+        files = sum(each.files for each in self._states.values())
+        spent = sum(each.file_bytes for each in self._states.values())
+        return spent / files if files else float(self._settings.demand_file_bytes)
+
+    def _now(self) -> Period:
+        """The current period; a new one, not yet begun, if the last one is over."""
+        if time.time() >= self._period.began + self._settings.demand_period_s:
+            self._period = Period()
+        return self._period
+
+    def _spend(self, size_bytes: float) -> None:
+        period = self._now()
+        self._period = period.model_copy(
+            update={"began": period.began or time.time(), "spent_bytes": period.spent_bytes + size_bytes}
+        )
+
+
+def _failure(job: JobState) -> str:
+    """Why a job that is over published nothing; empty if it published an update."""
+    if job.status == "cancelled":
+        return "its distillation was cancelled"
+    if job.status == "failed":
+        return f"its distillation failed: {job.error}"
+    return f"its update was not published: {job.kept_aside}" if job.kept_aside else ""

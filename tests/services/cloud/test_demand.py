@@ -1,0 +1,245 @@
+"""The demand policy over a real chain: files until an update pays, then the update, within a budget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+from redis.asyncio import Redis
+from structlog.testing import capture_logs
+
+from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, TopicState
+from services.cloud.distiller import Distiller
+from services.cloud.settings import DistillerSettings
+from services.gateway.app import create_app
+from services.gateway.settings import GatewaySettings
+from tests.chain import Start, ended, serving, start_chain
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+PROMPT, PLAIN = "a red boat, neon style", "a red boat"
+SOON_S = 600.0
+
+
+@pytest.fixture
+def redis(own_redis: Redis) -> Redis:
+    return own_redis
+
+
+@pytest.fixture
+def quick_profile(dummy_profile: Path, tmp_path: Path) -> Path:
+    """The tiny models, with distillations of a few steps."""
+    shutil.copytree(dummy_profile, folder := tmp_path / "profile")
+    described = json.loads((folder / "profile.json").read_text())
+    small = {"images": 4, "held_out": 2, "steps": 4, "batch": 4, "rank": 1, "tokens": 1}
+    (folder / "profile.json").write_text(json.dumps({**described, "distill": small}))
+    return folder
+
+
+class System:
+    """A gateway in front of a chain with a demand policy."""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self.client = client
+
+    async def image(self, prompt: str = PROMPT, **changes: Any) -> dict[str, Any]:
+        """The first image of the response, with its link report."""
+        body = {"prompt": prompt, "seed": 1, "size": "64x64", "link": {"snr_db": 20}} | changes
+        answer = await self.client.post("/v1/images/generations", json=body)
+        assert answer.status_code == 200, answer.text
+        (image,) = answer.json()["data"]
+        found: dict[str, Any] = image
+        return found
+
+    async def demand(self) -> dict[str, Any]:
+        """The answer of /v1/demand, with the topics by name."""
+        answer = (await self.client.get("/v1/demand")).json()
+        return answer | {"data": {each["topic"]: each for each in answer["data"]}}
+
+    async def action(self) -> tuple[str, str]:
+        """What the next request for neon gets, and why."""
+        neon = (await self.demand())["data"]["neon"]
+        return neon["action"], neon["reason"]
+
+    async def eventually(self, action: str) -> dict[str, Any]:
+        """The demand for neon as soon as its next request gets that."""
+        async with asyncio.timeout(SOON_S):
+            while (neon := (await self.demand())["data"]["neon"])["action"] != action:  # noqa: ASYNC110 - the cloud works
+                await asyncio.sleep(0.5)
+        found: dict[str, Any] = neon
+        return found
+
+
+Run = Callable[..., Awaitable[System]]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def run(
+    start: Start, quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path
+) -> AsyncIterator[Run]:
+    """Runs a chain with the policy auto and changed settings of the cloud, over one and the same store."""
+    own_url = redis_url.removesuffix("/0") + "/1"
+    async with AsyncExitStack() as stack:
+
+        async def begin(policy: str = "auto", **changes: Any) -> System:
+            of_cloud = {"data_dir": tmp_path / "data", "mirror_every_s": 0.2} | changes
+
+            def own(name: str) -> dict[str, Any]:
+                policies = {"demand_policy": policy} if name in ("cloud", "edge") else {}
+                return policies | (of_cloud if name == "cloud" else {})
+
+            addresses = await start_chain(start, quick_profile, own_url, own)
+            gateway = GatewaySettings(
+                user_address=addresses["user"], cloud_address=addresses["cloud"], redis_url=own_url
+            )
+            return System(await stack.enter_async_context(serving(create_app(gateway))))
+
+        yield begin
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def distiller(redis: Redis, quick_profile: Path, redis_url: str, tmp_path: Path) -> AsyncIterator[None]:
+    """A worker for that store."""
+    settings = DistillerSettings(
+        redis_url=redis_url.removesuffix("/0") + "/1",
+        profile=str(quick_profile),
+        data_dir=tmp_path / "data",
+        distill_threads=1,
+    )
+    task = asyncio.create_task(Distiller(settings).serve())
+    yield
+    await ended(task)
+
+
+def backhaul(image: dict[str, Any]) -> int:
+    (sent,) = [hop["sent_bytes"] for hop in image["link_report"]["hops"] if hop["hop"] == "cloud-edge"]
+    return int(sent)
+
+
+async def test_files_until_an_update_pays_then_the_update(run: Run, distiller: None) -> None:
+    system = await run(demand_update_bytes=1)
+    with capture_logs() as logs:
+        first = await system.image()
+    report = first["link_report"]
+    methods = ("/dekag.v1.Cloud/Decide", "/dekag.v1.Cloud/Generate")
+    calls = [each for each in logs if each["event"] == "request" and each["method"] in methods]
+    counted = sum(each["received_bytes"] + each["sent_bytes"] for each in calls)
+    assert backhaul(first) == counted, (
+        "the report's bytes are those of the messages, as the cloud counts them"
+    )
+    assert (report["source"], report["knowledge"], report["cached"]) == ("cloud", [], False)
+    assert {"cloud.generate", "edge.embed", "edge.encode"} <= {each["stage"] for each in report["stages"]}
+    assert report["psnr_db"] is not None
+    demand = await system.demand()
+    neon = demand["data"]["neon"]
+    assert (neon["requests"], neon["files"], neon["has_update"]) == (1, 1, False)
+    assert neon["file_bytes"] == demand["spent_bytes"]
+    assert 0 < backhaul(first) - neon["file_bytes"] < 120, "the questions beside the file"
+    assert neon["action"] == "distil"
+
+    plain = (await system.image(PLAIN))["link_report"]
+    assert (plain["source"], backhaul({"link_report": plain})) == ("edge", 0)
+    assert (await system.image(seed=2))["link_report"]["source"] == "cloud", "files go on meanwhile"
+
+    neon = await system.eventually("update")
+    job = (await system.client.get(f"/v1/jobs/{neon['job']}")).json()
+    assert (job["topic"], job["version"]) == ("neon", 1)
+    spent = (await system.demand())["spent_bytes"]
+    taught = await system.image()
+    assert [each["topic"] for each in taught["link_report"]["knowledge"]] == ["neon"]
+    assert taught["link_report"]["source"] == "edge"
+    assert (await system.demand())["spent_bytes"] == spent + neon["update_bytes"]
+    assert await system.action() == ("update", "the edge has the update")
+    assert backhaul(await system.image(seed=3)) < 40, "from now on, only the question"
+
+
+async def test_an_image_that_was_sent_once_comes_from_the_edges_cache(run: Run) -> None:
+    system = await run()
+    first, second, other = [await system.image(image_format=name) for name in ("webp", "webp", "jpeg")]
+    assert second["b64_json"] == first["b64_json"]
+    assert (second["link_report"]["cached"], backhaul(second) < 80) == (True, True)
+    assert (
+        second["link_report"]["model_hashes"]["cloud"] == first["link_report"]["model_hashes"]["cloud"][:16]
+    )
+    assert not other["link_report"]["cached"]
+    neon = (await system.demand())["data"]["neon"]
+    assert (neon["requests"], neon["files"]) == (3, 2)
+
+
+async def test_the_cloud_spends_no_more_than_its_budget(run: Run) -> None:
+    system = await run(demand_budget_bytes=1, demand_file_bytes=1)
+    assert (await system.image())["link_report"]["source"] == "cloud", "expected to fit"
+    waiting = await system.image(seed=2)
+    assert (waiting["link_report"]["source"], waiting["link_report"]["knowledge"]) == ("edge", [])
+    action, reason = await system.action()
+    assert action == "wait"
+    assert reason.endswith("the budget does not allow a file either")
+    demand = await system.demand()
+    assert demand["budget_bytes"] == 1
+    assert demand["period_ends"] is not None
+
+
+async def test_a_new_period_has_a_new_budget(run: Run) -> None:
+    system = await run(demand_budget_bytes=3000, demand_period_s=1)
+    await system.image()
+    await asyncio.sleep(1.1)
+    demand = await system.demand()
+    assert (demand["spent_bytes"], demand["period_ends"]) == (0, None)
+
+
+async def test_a_distillation_that_publishes_nothing_is_not_repeated(run: Run) -> None:
+    system = await run(demand_update_bytes=1)
+    await system.image()
+    await system.image(seed=2)
+    async with asyncio.timeout(SOON_S):
+        while (job := (await system.demand())["data"]["neon"]["job"]) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+    assert (await system.client.delete(f"/v1/jobs/{job}")).status_code == 200
+    neon = await system.eventually("file")
+    assert neon["reason"] == "an update would pay, but its distillation was cancelled"
+    await system.image(seed=3)
+    assert [each["id"] for each in (await system.client.get("/v1/jobs")).json()["data"]] == [job]
+
+
+async def test_the_counts_outlive_the_cloud_and_damage_is_ignored(run: Run, redis: Redis) -> None:
+    await (await run()).image()
+    await redis.hset(DEMAND_KEY, mapping={"snail": "damaged", "rocket": '{"files": -1}', b"\xff": "{}"})
+    before = TopicState.parse(await redis.hget(DEMAND_KEY, "neon"))
+    assert before is not None
+    assert (before.requests, before.files) == (1, 1)
+    demand = await (await run()).demand()
+    assert demand["data"]["neon"]["file_bytes"] == round(before.file_bytes)
+    assert not {"snail", "rocket"} & demand["data"].keys()
+    await redis.set(BUDGET_KEY, "damaged")
+    assert (await (await run()).demand())["spent_bytes"] == 0
+
+
+async def test_policies_to_compare_with(run: Run) -> None:
+    never = await run("never", demand_update_bytes=1)
+    for seed in (1, 2):
+        assert (await never.image(seed=seed))["link_report"]["source"] == "cloud"
+    assert await never.action() == ("file", "the policy never sends updates")
+    always = await run("always")
+    assert await always.action() == ("distil", "the policy sends updates at once")
+
+
+async def test_without_a_policy_nothing_is_counted(run: Run) -> None:
+    system = await run("off")
+    report = (await system.image())["link_report"]
+    assert (report["source"], backhaul({"link_report": report})) == ("edge", 0)
+    demand = await system.demand()
+    assert (demand["policy"], demand["data"]) == ("off", {})
+
+
+async def test_a_request_that_names_its_knowledge_is_not_decided(run: Run) -> None:
+    system = await run()
+    assert (await system.image(knowledge="none"))["link_report"]["source"] == "edge"
+    assert (await system.demand())["data"] == {}
