@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from saq import Job, Worker
 
 from dekag.errors import DekagError, MismatchError, NotFoundError
+from dekag.profile import load_profile
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
     CANCELLED,
@@ -118,7 +119,6 @@ class Distillation:
         from dekag.makd.config import DistillConfig
         from dekag.makd.topics import read_topics, topic_prompts
         from dekag.makd.update import KnowledgeUpdate
-        from dekag.profile import load_profile
         from dekag.training.distill import SAMPLES, Stopped, cloud_images, distill
 
         current = None
@@ -127,7 +127,8 @@ class Distillation:
                 current = KnowledgeUpdate.from_files(self._current.files)
             with contextlib.suppress(MismatchError):
                 current = KnowledgeUpdate.from_files({**self._current.files, **self._current.history})
-        settings, profile = self._settings, load_profile(self._settings.profile)
+        settings = self._settings
+        profile = load_profile(settings.profile, check_models=True)  # read anew for each job
         config = DistillConfig(**{**profile.distill.given(), **self._spec.config})
         topic = topic_prompts(
             self._spec.topic,
@@ -411,6 +412,7 @@ def main() -> None:
             raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
         metrics.serve(settings)
         tracing.configure("distiller", settings.spans_to)
+        load_profile(settings.profile, check_models=True)  # rather than find damage in the first job
         distiller = Distiller(settings)
         _log.info("ready")
         asyncio.run(distiller.serve())

@@ -109,7 +109,7 @@ class CloudServicer(CloudBase):
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
-        self._profile = profile = load_profile(self._settings.profile)
+        self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
         self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)

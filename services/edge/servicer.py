@@ -136,7 +136,7 @@ class EdgeServicer(DownlinkServicer):
         from dekag.makd.aligned_generator import AlignedGenerator
         from dekag.profile import load_profile
 
-        self._profile = profile = load_profile(self._settings.profile)
+        self._profile = profile = load_profile(self._settings.profile, check_models=True)
         generator = Generator.from_profile(profile, "edge", self._settings.placement())
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile.codec, profile.adapters)
