@@ -24,8 +24,8 @@ def begin_request(given_id: str | bytes | None, seconds: float | None) -> str:
     """Binds id and deadline to the current context; returns the id.
 
     Args:
-        given_id: id from the caller, 1 to 64 letters, digits, ``.``, ``_`` and ``-``, starting with a letter
-            or digit; replaced if it is missing or invalid.
+        given_id: id from another service, never from a client: 1 to 64 letters, digits, ``.``, ``_`` and
+            ``-``, starting with a letter or digit; replaced if it is missing or invalid.
         seconds: time allowed from now, s; None for no deadline.
     """
     text = given_id.decode("ascii", "replace") if isinstance(given_id, bytes) else given_id or ""
