@@ -408,6 +408,7 @@ def main() -> None:
         saq = logging.getLogger("saq")
         saq.setLevel(logging.ERROR)  # it logs a warning at every shutdown
         saq.addHandler(_StructlogHandler())
+        saq.propagate = False
         if not settings.redis_url:
             raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
         metrics.serve(settings)
