@@ -12,16 +12,12 @@ import math
 import re
 import secrets
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 
 from dekag.errors import ExhaustedError, FileError, InvalidInputError
 from dekag.files import read_lines
@@ -33,6 +29,7 @@ PREFIX = "dekag_"  # lets a scan for secrets recognise a key
 MAX_NAME_CHARS = 32
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARS}}}")
 _LINE = re.compile(rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}}))?)?")
+_MINUTE_S = 60.0
 _BUSY_S = 1  # Retry-After when the concurrency limit is reached
 
 
@@ -67,11 +64,16 @@ class Key:
 
 
 class ApiKeys:
-    """The accepted keys and their current use, counted in this process only."""
+    """The accepted keys and their current use, counted in this process only.
 
-    def __init__(self, keys: Sequence[Key]) -> None:
-        self._keys = tuple(keys)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+    Args:
+        keys: the keys.
+        clock: seconds; monotonic, so that a clock that is set back locks no key out.
+    """
+
+    def __init__(self, keys: Sequence[Key], clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys, self._clock = tuple(keys), clock
+        self._used: defaultdict[str, deque[float]] = defaultdict(deque)  # times within the last minute
         self._running: Counter[str] = Counter()
 
     @classmethod
@@ -119,24 +121,26 @@ class ApiKeys:
     async def in_flight(self, key: Key) -> AsyncIterator[None]:
         """Counts a request of ``key`` while inside; ExhaustedError if the key has reached a limit."""
         with metrics.REFUSED.labels("key").count_exceptions(ExhaustedError):
-            await self._check(key)
+            self._check(key)
         self._running[key.name] += 1
         try:
             yield
         finally:
             self._running[key.name] -= 1
 
-    async def _check(self, key: Key) -> None:
+    def _check(self, key: Key) -> None:
         if self._running[key.name] >= key.concurrency:
             raise ExhaustedError(
                 f"this API key has {key.concurrency} requests in flight, which is its limit",
                 retry_after_s=_BUSY_S,
             )
-        rate = RateLimitItemPerMinute(key.requests_per_minute)
-        if not await self._limiter.hit(rate, key.name):
-            window = await self._limiter.get_window_stats(rate, key.name)
-            wait_s = max(1, math.ceil(window.reset_time - time.time()))
+        used, now = self._used[key.name], self._clock()
+        while used and now - used[0] >= _MINUTE_S:
+            used.popleft()
+        if len(used) >= key.requests_per_minute:
+            wait_s = max(1, math.ceil(used[0] + _MINUTE_S - now))
             raise ExhaustedError(
                 f"this API key may be used {key.requests_per_minute} times a minute; try again in {wait_s} s",
                 retry_after_s=wait_s,
             )
+        used.append(now)
