@@ -22,7 +22,7 @@ from opentelemetry.trace import Span, SpanKind
 from redis.exceptions import RedisError
 from saq import Job, Worker
 
-from dekag.errors import DekagError, MismatchError, NotFoundError
+from dekag.errors import DeadlineError, DekagError, MismatchError, NotFoundError
 from dekag.profile import load_profile
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
@@ -335,15 +335,21 @@ class Distiller:
         current = await asyncio.to_thread(self._current, spec.topic)
         attempt = Distillation(self._settings, spec, self._folders.work(job.key), current)
         working = asyncio.create_task(self._thread.run(attempt.run))
+        end, out_of_time = time.monotonic() + self._settings.job_max_s, False
         try:
             while not working.done():
-                if await self._heartbeat(job, attempt.progress) == CANCELLED:
+                out_of_time = time.monotonic() >= end
+                if out_of_time or await self._heartbeat(job, attempt.progress) == CANCELLED:
                     attempt.stop.set()
                 await asyncio.wait({working}, timeout=HEARTBEAT_S)
         except asyncio.CancelledError:  # this process is shutting down: the job is queued again
             attempt.stop.set()
             await asyncio.wait({working})
             raise
+        if out_of_time and working.result()[0] is None:
+            raise DeadlineError(
+                f"the distillation took longer than {self._settings.job_max_s} s, the limit (DEKAG_JOB_MAX_S)"
+            )
         return working.result()
 
     async def _heartbeat(self, job: Job, progress: Mapping[str, Any]) -> bytes | None:

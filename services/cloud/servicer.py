@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from dekag.profile import Profile
     from services.cloud.settings import CloudSettings
 
+_MAX_CLIENT_CHARS = 64
 _log = structlog.get_logger()
 _Response = TypeVar("_Response", Knowledge, TransmissionKnowledge)
 
@@ -177,7 +178,9 @@ class CloudServicer(CloudBase):
     ) -> Job:
         """Starts a distillation job."""
         spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
-        return (await self._jobs.start(spec, check_job_id(request.job_id))).to_proto()
+        if len(request.client) > _MAX_CLIENT_CHARS:
+            raise InvalidInputError("client", f"at most {_MAX_CLIENT_CHARS} characters", request.client)
+        return (await self._jobs.start(spec, check_job_id(request.job_id), request.client)).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The current state of a job."""
