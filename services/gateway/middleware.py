@@ -17,7 +17,7 @@ from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.request_context import begin_request
 from services.gateway import request_body, web_ui
-from services.gateway.api_keys import ApiKeys
+from services.gateway.api_keys import ApiKeys, scope_of
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
 
@@ -186,6 +186,11 @@ class RequestMiddleware:
                 refusal = problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
                 return await refusal(scope, receive, send)
             state["client"] = key.name
+            if not key.may(needed := scope_of(scope["method"], scope["path"])):
+                detail = (
+                    f"this API key may not do that: its line in the file of keys lacks the scope {needed!r}"
+                )
+                return await problem(403, detail)(scope, receive, send)
             async with self._keys.in_flight(key):
                 return await self._read_and_serve(scope, receive, send)
         return await self._read_and_serve(scope, receive, send)
