@@ -125,7 +125,7 @@ class ApiKeys:
             if line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line)
-            scopes = (found and found[5] or "+".join(SCOPES)).split("+")
+            scopes = ((found and found[5]) or "+".join(SCOPES)).split("+")
             if unknown := set(scopes) - set(SCOPES):
                 raise SettingError(
                     f"line {number} of {file} names an unknown scope, {min(unknown)!r}: there are "

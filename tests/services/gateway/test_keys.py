@@ -235,7 +235,7 @@ async def test_a_key_may_do_what_its_scopes_say(tmp_path: Path) -> None:
 async def test_an_unknown_scope_is_named(tmp_path: Path) -> None:
     file = tmp_path / "api-keys"
     file.write_text(f"{LINE}:::draw+fly\n")
-    with pytest.raises(SettingError, match="line 1 .* 'fly': there are draw, teach, publish, admin"):
+    with pytest.raises(SettingError, match=r"line 1 .* 'fly': there are draw, teach, publish, admin"):
         ApiKeys.read(file, GatewaySettings())
     with pytest.raises(InvalidInputError, match="scope"):
         new_key("alice", scopes=["fly"])
