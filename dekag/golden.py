@@ -1,7 +1,8 @@
 """Golden values: outputs of each model of a profile for fixed inputs, stored by model hash.
 
 `golden.json` next to a profile was written on the machine that produced the results. It detects a machine, or
-a version of a library, that computes something else with the same weights. The comparison has a tolerance, as
+a version of a library, that computes something else with the same weights. The hashes of all files in it
+detect damaged weights (`dekag.checksums`). The comparison has a tolerance, as
 the order of sums depends on the processor.
 """
 
@@ -15,11 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 
+from dekag.checksums import GOLDEN, checksums
 from dekag.documents import read_json
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.profile import Profile
 
-FILE = "golden.json"
+FILE = GOLDEN
 TOLERANCE = 1e-3
 """Largest difference relative to the spread of the values; processors differ by a few millionths of it."""
 
@@ -70,7 +72,7 @@ def outputs(profile: Profile) -> Iterator[Output]:
 
 
 def write(profile: Profile, folder: Path) -> int:
-    """Write golden.json into `folder`, replacing an existing one.
+    """Write golden.json into `folder`, replacing an existing one: golden values, and hashes of its files.
 
     Returns:
         Number of models in it.
@@ -80,7 +82,8 @@ def write(profile: Profile, folder: Path) -> int:
         spread = float(each.values.std())
         values = [float(f"{value:.7g}") for value in _some(each.values)]
         kept[each.model_hash] = {"model": each.model, "spread": float(f"{spread:.7g}"), "values": values}
-    (folder / FILE).write_text(json.dumps({"torch": torch.__version__, "models": kept}, indent=1) + "\n")
+    document = {"torch": torch.__version__, "models": kept, "files": checksums(folder)}
+    (folder / FILE).write_text(json.dumps(document, indent=1) + "\n")
     return len(kept)
 
 

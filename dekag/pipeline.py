@@ -540,13 +540,13 @@ class SemanticLink:
 
         Raises:
             NotFoundError: there is no such profile.
-            MismatchError: the transmission knowledge does not fit the codec.
+            MismatchError: the transmission knowledge does not fit the codec, or a model is damaged.
         """
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.generation.models import Generator
         from dekag.profile import Profile, load_profile
 
-        models = profile if isinstance(profile, Profile) else load_profile(profile)
+        models = profile if isinstance(profile, Profile) else load_profile(profile, check_models=True)
         codec = AlignedCodec.load(models.codec, models.adapters if aligned else None)
         return cls(codec, Generator.from_profile(models, "edge"))
 

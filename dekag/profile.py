@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dekag.api.limits import MAX_PIXELS, MIN_PIXELS, PIXEL_STEP
+from dekag.checksums import check_files
 from dekag.documents import read_json
 from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.generation.profile import GeneratorProfile
@@ -127,7 +128,7 @@ def profile_folder(name: str | Path) -> Path:
     return MODELS / name if (MODELS / name).is_dir() else Path(name)
 
 
-def load_profile(name: str | Path) -> Profile:
+def load_profile(name: str | Path, *, check_models: bool = False) -> Profile:
     """The profile with that name under models/, or in that folder; paths of its models become absolute.
 
     Example:
@@ -135,8 +136,13 @@ def load_profile(name: str | Path) -> Profile:
         >>> load_profile("stickers").edge.steps
         6
 
+    Args:
+        name: of the profile, or its folder.
+        check_models: compare the models in its folder with the hashes in its golden.json, if it has any.
+
     Raises:
         NotFoundError: there is no such profile.
+        MismatchError: a model is damaged.
         FileError: its profile.json cannot be read or is invalid; names the field.
         DocumentError: it is not valid JSON, or cannot be read without loss; names the line.
     """
@@ -150,6 +156,9 @@ def load_profile(name: str | Path) -> Profile:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise FileError(path, f"is not a profile: {where + ': ' if where else ''}{first['msg']}") from None
+
+    if check_models:
+        check_files(folder)
 
     def absolute(path: str | None) -> str | None:
         return str((folder / path).resolve()) if path and (folder / path).exists() else path

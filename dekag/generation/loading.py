@@ -17,20 +17,18 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from dekag.checksums import add_file, model_files
 from dekag.documents import read_json
 from dekag.errors import MismatchError, NotFoundError
 from dekag.generation.placement import ON_CPU, Placement
 from dekag.generation.profile import ComponentProfile, GeneratorProfile
 
-HASHED_SUFFIXES = {".safetensors", ".json", ".model"}
-HASHED_NAMES = {"merges.txt", "vocab.txt"}  # of tokenizers; a note in a folder changes nothing
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtSigmaPipeline")
 """Pipelines that generators use; the edge is the first."""
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 INDEX = "model_index.json"
 _UNET = "model.diffusion_model."  # of the names in checkpoints
 _LACKS = "it lacks weights"
-_PIECE = 2**20  # weights may be larger than memory
 
 
 def folder_hash(path: Path | str, revision: str | None = None) -> str:
@@ -45,22 +43,14 @@ def folder_hash(path: Path | str, revision: str | None = None) -> str:
     folder = Path(path)
     digest = hashlib.sha256()
     if folder.is_file():
-        _add_file(digest, folder)
+        add_file(digest, folder)
         return digest.hexdigest()
     if not folder.is_dir():
         return hashlib.sha256(f"{path}@{hub_folder(str(path), revision).name}".encode()).hexdigest()
-    for file in sorted(folder.rglob("*")):
-        hashed = file.suffix in HASHED_SUFFIXES or file.name in HASHED_NAMES
-        if hashed and file.name != "training.json":
-            digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
-            _add_file(digest, file)
+    for file in model_files(folder):
+        digest.update(os.fsencode(file.relative_to(folder).as_posix()) + b"\0")
+        add_file(digest, file)
     return digest.hexdigest()
-
-
-def _add_file(digest: Any, file: Path) -> None:
-    with file.open("rb") as content:
-        while piece := content.read(_PIECE):
-            digest.update(piece)
 
 
 def hub_folder(name: str, revision: str | None = None) -> Path:

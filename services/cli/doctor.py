@@ -103,7 +103,7 @@ def cpu_build() -> CheckResult:
 
 
 def models() -> CheckResult:
-    """Whether the profile is complete, its parts fit together, and its knowledge matches its hashes."""
+    """Whether the profile is complete, its parts fit together, and all files match their hashes."""
     from dekag.errors import DekagError
     from dekag.inventory import parts, problems
     from dekag.profile import load_profile
@@ -114,7 +114,7 @@ def models() -> CheckResult:
     )
     fix = restore if name == "stickers" else "unset DEKAG_PROFILE"
     try:
-        profile = load_profile(name)
+        profile = load_profile(name, check_models=True)
         found = parts(profile)
         told = problems(profile, found)
         knowledge = [Path(profile.adapters)] if profile.adapters else []

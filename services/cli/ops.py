@@ -47,14 +47,24 @@ def key(
             help="Limit of simultaneous requests. Default: DEKAG_KEY_CONCURRENCY of the gateway.", min=1
         ),
     ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the key may do besides reading: draw, teach, publish or admin; can be repeated. "
+            "Default: everything."
+        ),
+    ] = None,
 ) -> None:
     """Create an API key; shows it once and prints the line with its hash: dekag key NAME >> api-keys."""
     from services.gateway.api_keys import new_key
 
     try:
-        made, line = new_key(name, requests_per_minute=requests_per_minute, concurrency=concurrency)
+        made, line = new_key(
+            name, requests_per_minute=requests_per_minute, concurrency=concurrency, scopes=scope or ()
+        )
     except InvalidInputError as error:
-        raise typer.BadParameter(str(error), param_hint="NAME") from None
+        hint = "NAME" if error.field == "name" else "--scope"
+        raise typer.BadParameter(str(error), param_hint=hint) from None
     typer.echo(f"The key, shown only once:\n{made}\nThe line for DEKAG_API_KEYS_FILE:", err=True)
     typer.echo(line)
 

@@ -10,6 +10,7 @@ from services.cloud.jobs import DistillSpec
 from services.proto.cloud_pb2 import DistillRequest
 
 CONFIGURABLE = ("images", "tokens", "rank", "steps", "seed")
+_DRAWN = 32  # training prompts that are drawn as a trial: all of them take seconds
 
 
 def from_proto(request: DistillRequest, profile: Profile) -> DistillSpec:
@@ -30,7 +31,7 @@ def from_proto(request: DistillRequest, profile: Profile) -> DistillSpec:
         prompts=spec.prompts,
         triggers=spec.triggers,
         topics=read_topics(profile.topics),
-        count=settings.images,
+        count=min(settings.images, _DRAWN),
         held_out=settings.held_out,
         seed=settings.seed,
     )

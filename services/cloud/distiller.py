@@ -22,7 +22,8 @@ from opentelemetry.trace import Span, SpanKind
 from redis.exceptions import RedisError
 from saq import Job, Worker
 
-from dekag.errors import DekagError, MismatchError, NotFoundError
+from dekag.errors import DeadlineError, DekagError, MismatchError, NotFoundError
+from dekag.profile import load_profile
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
     CANCELLED,
@@ -118,7 +119,6 @@ class Distillation:
         from dekag.makd.config import DistillConfig
         from dekag.makd.topics import read_topics, topic_prompts
         from dekag.makd.update import KnowledgeUpdate
-        from dekag.profile import load_profile
         from dekag.training.distill import SAMPLES, Stopped, cloud_images, distill
 
         current = None
@@ -127,7 +127,8 @@ class Distillation:
                 current = KnowledgeUpdate.from_files(self._current.files)
             with contextlib.suppress(MismatchError):
                 current = KnowledgeUpdate.from_files({**self._current.files, **self._current.history})
-        settings, profile = self._settings, load_profile(self._settings.profile)
+        settings = self._settings
+        profile = load_profile(settings.profile, check_models=True)  # read anew for each job
         config = DistillConfig(**{**profile.distill.given(), **self._spec.config})
         topic = topic_prompts(
             self._spec.topic,
@@ -334,15 +335,21 @@ class Distiller:
         current = await asyncio.to_thread(self._current, spec.topic)
         attempt = Distillation(self._settings, spec, self._folders.work(job.key), current)
         working = asyncio.create_task(self._thread.run(attempt.run))
+        end, out_of_time = time.monotonic() + self._settings.job_max_s, False
         try:
             while not working.done():
-                if await self._heartbeat(job, attempt.progress) == CANCELLED:
+                out_of_time = time.monotonic() >= end
+                if out_of_time or await self._heartbeat(job, attempt.progress) == CANCELLED:
                     attempt.stop.set()
                 await asyncio.wait({working}, timeout=HEARTBEAT_S)
         except asyncio.CancelledError:  # this process is shutting down: the job is queued again
             attempt.stop.set()
             await asyncio.wait({working})
             raise
+        if out_of_time and working.result()[0] is None:
+            raise DeadlineError(
+                f"the distillation took longer than {self._settings.job_max_s} s, the limit (DEKAG_JOB_MAX_S)"
+            )
         return working.result()
 
     async def _heartbeat(self, job: Job, progress: Mapping[str, Any]) -> bytes | None:
@@ -407,10 +414,12 @@ def main() -> None:
         saq = logging.getLogger("saq")
         saq.setLevel(logging.ERROR)  # it logs a warning at every shutdown
         saq.addHandler(_StructlogHandler())
+        saq.propagate = False
         if not settings.redis_url:
             raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
         metrics.serve(settings)
         tracing.configure("distiller", settings.spans_to)
+        load_profile(settings.profile, check_models=True)  # rather than find damage in the first job
         distiller = Distiller(settings)
         _log.info("ready")
         asyncio.run(distiller.serve())

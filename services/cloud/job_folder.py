@@ -101,9 +101,15 @@ class JobFolders:
         shutil.rmtree(self.work(job), ignore_errors=True)
 
     def purge_stale(self, older_than_s: float) -> None:
-        """Deletes the folders that were last modified more than so many seconds ago."""
+        """Deletes what ended jobs left behind and what was last modified more than so many seconds ago.
+
+        A job that waits or runs is never touched, however old its order and whatever the clock says.
+        """
         for folder in folders_in(self._root):
             with contextlib.suppress(OSError):  # the job has just ended, or the folder is unreadable
                 touched = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-                if time.time() - touched > older_than_s:
-                    self.delete(folder.name)
+                if (folder / _SPEC).exists() or time.time() - touched <= older_than_s:
+                    continue
+                with self.claimed(folder.name) as claimed:
+                    if claimed:
+                        self.delete(folder.name)

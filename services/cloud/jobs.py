@@ -32,7 +32,7 @@ from saq.queue.redis import RedisQueue
 
 from dekag.api.limits import JOB_ID, check_topic
 from dekag.documents import parse_json
-from dekag.errors import ConflictError, DekagError, NotFoundError, UnavailableError
+from dekag.errors import ConflictError, DekagError, ExhaustedError, NotFoundError, UnavailableError
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings, KnowledgeSettings
 from services.cloud.version_store import problem
@@ -46,6 +46,7 @@ CANCELLED, PUBLISHED = b"cancelled", b"published"
 _QUEUE = "distill"
 _JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
 _LISTED = 100
+_FULL_S = 60  # Retry-After when there are too many jobs
 _UNCLAIMED_S = 2.0  # longest time from dequeuing a job to claiming it
 _NO_REDIS = "distillation needs Redis, which is turned off (DEKAG_REDIS_URL is none)"
 _MAX_ID_CHARS = 64  # of an id that is looked up or logged
@@ -300,14 +301,16 @@ class Jobs:
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def start(self, spec: DistillSpec, name: str = "") -> JobState:
+    async def start(self, spec: DistillSpec, name: str = "", client: str = "") -> JobState:
         """Queues a job, or returns the job that was queued with this id and the same specification.
 
         Args:
             spec: what to distil.
             name: id of the job; empty for a new one.
+            client: whose job it is.
 
         Raises:
+            ExhaustedError: too many jobs are unfinished, of this client or in all.
             ConflictError: another job of the topic is unfinished, or the job with this id has another
                 specification.
         """
@@ -328,8 +331,14 @@ class Jobs:
                     raise ConflictError(
                         f"job {state.id} is already distilling topic {spec.topic!r}; wait for it or cancel it"
                     )
+            await self._check_room(client)
             name = name or uuid.uuid4().hex
-            saved = {"order": vars(spec), "created": time.time(), "trace": tracing.outgoing()}
+            saved = {
+                "order": vars(spec),
+                "created": time.time(),
+                "trace": tracing.outgoing(),
+                "client": client,
+            }
             if disk_problem := await asyncio.to_thread(problem, self._settings.data_dir):
                 raise UnavailableError(f"the job cannot be saved: {disk_problem}")
             await asyncio.to_thread(self._folders.save_spec, name, json.dumps(saved))
@@ -341,6 +350,20 @@ class Jobs:
             if job is None:
                 raise ConflictError(f"job {name} exists already")
             return _state(job, None)
+
+    async def _check_room(self, client: str) -> None:
+        """ExhaustedError if the client, or all clients together, have as many unfinished jobs as allowed."""
+        specs = await asyncio.to_thread(self._specs)
+        own = sum(saved.get("client", "") == client for saved in specs.values())
+        for jobs, most, whose in (
+            (own, self._settings.max_client_jobs, "of this client "),
+            (len(specs), self._settings.max_jobs, ""),
+        ):
+            if jobs >= most:
+                raise ExhaustedError(
+                    f"{jobs} jobs {whose}wait or run, which is the limit; wait for one to end, or cancel one",
+                    retry_after_s=_FULL_S,
+                )
 
     async def restore(self) -> list[str]:
         """Queues jobs again that Redis has lost, from their specifications on disk; returns their ids."""

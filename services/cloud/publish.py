@@ -161,7 +161,7 @@ def _publish_here(folder: Path) -> str:
     from services.cloud.settings import CloudSettings
 
     settings = CloudSettings.read()
-    profile, data_dir = load_profile(settings.profile), settings.data_dir.resolve()
+    profile, data_dir = load_profile(settings.profile, check_models=True), settings.data_dir.resolve()
     if _is_update(folder):
         store, edge_hash = KnowledgeStore(settings.data_dir), pipeline_hash(profile.edge)
         update = publish_update(update_of(folder), store, edge_hash)

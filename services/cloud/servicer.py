@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from dekag.profile import Profile
     from services.cloud.settings import CloudSettings
 
+_MAX_CLIENT_CHARS = 64
 _log = structlog.get_logger()
 _Response = TypeVar("_Response", Knowledge, TransmissionKnowledge)
 
@@ -116,7 +117,7 @@ class CloudServicer(CloudBase):
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
-        self._profile = profile = load_profile(self._settings.profile)
+        self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
         self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
@@ -188,7 +189,9 @@ class CloudServicer(CloudBase):
     ) -> Job:
         """Starts a distillation job."""
         spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
-        return (await self._jobs.start(spec, check_job_id(request.job_id))).to_proto()
+        if len(request.client) > _MAX_CLIENT_CHARS:
+            raise InvalidInputError("client", f"at most {_MAX_CLIENT_CHARS} characters", request.client)
+        return (await self._jobs.start(spec, check_job_id(request.job_id), request.client)).to_proto()
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The current state of a job."""

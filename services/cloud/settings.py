@@ -40,6 +40,15 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     job_poll_s: float = Field(
         0.25, gt=0, le=DAY_S, description="Interval between two checks of a watched job, s."
     )
+    max_jobs: int = Field(
+        100,
+        ge=1,
+        le=MANY,
+        description="Upper limit of distillations that wait or run; further ones get status 429.",
+    )
+    max_client_jobs: int = Field(
+        10, ge=1, le=MANY, description="The same for each client: an API key, or an address without keys."
+    )
     mirror_every_s: float = Field(
         2.0, gt=0, le=DAY_S, description="Interval between two synchronisations of all knowledge to Redis, s."
     )
@@ -116,6 +125,13 @@ class DistillerSettings(KnowledgeSettings):
         False,
         description="Compute activations again in the backward pass instead of keeping them: less memory, "
         "more time.",
+    )
+    job_max_s: int = Field(
+        3600,
+        ge=1,
+        le=YEAR_S,
+        description="Longest duration of a distillation from its start, s; a longer one fails. An attempt "
+        "after a crash has as long again.",
     )
     previews: int = Field(6, ge=0, le=100, description="Number of previews generated during a training.")
     sweep_every_s: int = Field(

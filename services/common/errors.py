@@ -58,6 +58,8 @@ _MESSAGES = {
     StatusCode.RESOURCE_EXHAUSTED: "rejected the request: it is too large, or there are too many",
 }
 
+_LATEST_S = 86_400  # Retry-After that is believed
+
 
 def public(error: BaseException, request_id: str) -> DekagError:
     """The error to show to a client: ``error`` itself if it is in the table, else an InternalError."""
@@ -87,6 +89,8 @@ def to_metadata(error: DekagError) -> tuple[tuple[str, bytes], ...]:
     details = {"type": _kind(error).__name__, "message": str(error)[:600]}
     if isinstance(error, InvalidInputError):
         details |= {"field": error.field[:200], "allowed": error.allowed[:500]}
+    if isinstance(error, ExhaustedError) and error.retry_after_s is not None:
+        details["retry_after_s"] = str(error.retry_after_s)
     return ((ERROR_KEY, json.dumps(details).encode()),)
 
 
@@ -111,6 +115,8 @@ def _rebuild(details: dict[str, str]) -> DekagError:
     kind, message = _CLASSES[details["type"]], details["message"]
     if kind is InvalidInputError:
         error: DekagError = InvalidInputError(details["field"], details["allowed"], "")
+    elif kind is ExhaustedError and "retry_after_s" in details:
+        error = ExhaustedError("", retry_after_s=min(max(int(details["retry_after_s"]), 1), _LATEST_S))
     else:
         error = kind("")
     error.args = (message,)

@@ -13,6 +13,7 @@ from structlog.typing import EventDict
 
 from dekag.api.limits import REQUEST_ID
 from dekag.errors import DeadlineError
+from services.common.log_limits import RepeatLimit, bounded
 
 REQUEST_ID_KEY = "x-request-id"
 
@@ -24,8 +25,8 @@ def begin_request(given_id: str | bytes | None, seconds: float | None) -> str:
     """Binds id and deadline to the current context; returns the id.
 
     Args:
-        given_id: id from the caller, 1 to 64 letters, digits, ``.``, ``_`` and ``-``, starting with a letter
-            or digit; replaced if it is missing or invalid.
+        given_id: id from another service, never from a client: 1 to 64 letters, digits, ``.``, ``_`` and
+            ``-``, starting with a letter or digit; replaced if it is missing or invalid.
         seconds: time allowed from now, s; None for no deadline.
     """
     text = given_id.decode("ascii", "replace") if isinstance(given_id, bytes) else given_id or ""
@@ -51,7 +52,10 @@ def outgoing_metadata() -> tuple[tuple[str, str], ...]:
 
 
 def configure_logging(service: str, level: str) -> None:
-    """Logs to stderr as JSON lines with time, level, service and request id."""
+    """Logs to stderr as JSON lines with time, level, service and request id.
+
+    Warnings of libraries become such lines, too. Lines are bounded in size, and repeated ones in number.
+    """
 
     def add_context(_logger: object, _method: str, event: EventDict) -> EventDict:
         event["service"] = service
@@ -64,10 +68,28 @@ def configure_logging(service: str, level: str) -> None:
             add_context,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _repeat_limit,
             structlog.processors.format_exc_info,
+            bounded,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+    root = logging.getLogger()
+    if _FORWARDING not in root.handlers:
+        root.addHandler(_FORWARDING)
+
+
+class _Forwarding(logging.Handler):
+    """Forwards the log lines of libraries to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(
+            record.levelno, record.getMessage(), logger=record.name, exc_info=record.exc_info
+        )
+
+
+_FORWARDING = _Forwarding(logging.WARNING)
+_repeat_limit = RepeatLimit()

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from opentelemetry import context
 from opentelemetry.trace import (
+    Link,
     NoOpTracer,
     Span,
+    SpanContext,
     SpanKind,
     Status,
     StatusCode,
@@ -110,6 +112,7 @@ def server_span(
     headers: Mapping[str, str],
     attributes: Mapping[str, str | int],
     kind: SpanKind = SpanKind.SERVER,
+    links: Sequence[Link] = (),
 ) -> Iterator[Span]:
     """The span of a request that this service answers, a child of the caller's; becomes the current span.
 
@@ -120,12 +123,13 @@ def server_span(
         headers: headers of the request, names in lower case; ``traceparent`` is used.
         attributes: attributes of the span.
         kind: CONSUMER for jobs from a queue, which run long after the caller has its response.
+        links: to spans of other traces.
     """
     if _tracer is _OFF:
         yield get_current_span()
         return
     parent = _W3C.extract(headers, context.Context())
-    span = _tracer.start_span(name, parent, kind, attributes)
+    span = _tracer.start_span(name, parent, kind, attributes, links)
     context.attach(set_span_in_context(span, parent))
     try:
         yield span
@@ -134,6 +138,23 @@ def server_span(
         raise
     finally:
         span.end()
+
+
+@contextmanager
+def public_span(name: str, headers: Mapping[str, str], attributes: Mapping[str, str | int]) -> Iterator[Span]:
+    """The span of a request from outside: it begins a trace of our own, linked to the client's.
+
+    A client thus can neither join the traces of others nor keep its request from being traced.
+
+    Args:
+        name: name of the span.
+        headers: headers of the request; a valid ``traceparent`` becomes a link.
+        attributes: attributes of the span.
+    """
+    clients = get_current_span(_W3C.extract(headers, context.Context())).get_span_context()
+    links = [Link(SpanContext(clients.trace_id, clients.span_id, is_remote=True))] if clients.is_valid else []
+    with server_span(name, {}, attributes, links=links) as span:
+        yield span
 
 
 @contextmanager

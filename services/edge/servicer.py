@@ -146,7 +146,7 @@ class EdgeServicer(DownlinkServicer):
         from dekag.makd.topics import read_topics, topic_triggers
         from dekag.profile import load_profile
 
-        self._profile = profile = load_profile(self._settings.profile)
+        self._profile = profile = load_profile(self._settings.profile, check_models=True)
         generator = Generator.from_profile(profile, "edge", self._settings.placement())
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile.codec, profile.adapters)

@@ -1,7 +1,8 @@
 """API keys: who may use the gateway, with limits on the rate and on concurrent requests.
 
-The file of keys has one line a key, ``NAME:SHA256[:REQUESTS_PER_MINUTE[:CONCURRENCY]]``; blank lines and
-lines that start with ``#`` are ignored. A key has 256 random bits, so its hash needs no salt.
+The file of keys has one line a key, ``NAME:SHA256[:REQUESTS_PER_MINUTE[:CONCURRENCY[:SCOPE+SCOPE]]]``; blank
+lines and lines that start with ``#`` are ignored. A key without scopes may do everything. A key has 256
+random bits, so its hash needs no salt.
 """
 
 from __future__ import annotations
@@ -12,16 +13,12 @@ import math
 import re
 import secrets
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 
 from dekag.errors import ExhaustedError, FileError, InvalidInputError
 from dekag.files import read_lines
@@ -32,23 +29,40 @@ from services.gateway.settings import GatewaySettings
 PREFIX = "dekag_"  # lets a scan for secrets recognise a key
 MAX_NAME_CHARS = 32
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARS}}}")
-_LINE = re.compile(rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}}))?)?")
+_LINE = re.compile(
+    rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}})?(?::([a-z+]+))?)?)?"
+)
+SCOPES = ("draw", "teach", "publish", "admin")
+"""What keys may do: request images; start and cancel jobs; publish knowledge; everything, also delete it."""
+_MINUTE_S = 60.0
 _BUSY_S = 1  # Retry-After when the concurrency limit is reached
 
 
 def new_key(
-    name: str, *, requests_per_minute: int | None = None, concurrency: int | None = None
+    name: str,
+    *,
+    requests_per_minute: int | None = None,
+    concurrency: int | None = None,
+    scopes: Sequence[str] = (),
 ) -> tuple[str, str]:
     """A random key, and its line for the file of keys.
 
     Args:
         name: of its owner, for the logs.
         requests_per_minute, concurrency: limits of this key; those of the settings if left out.
+        scopes: what it may do, of SCOPES; everything if left out.
+
+    Raises:
+        InvalidInputError: the name or a scope is invalid.
     """
     if _NAME.fullmatch(name) is None:
         raise InvalidInputError("name", f"1 to {MAX_NAME_CHARS} letters, digits, '.', '_' and '-'", name)
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise InvalidInputError("scope", f"one of {', '.join(SCOPES)}", scope)
     key = PREFIX + secrets.token_urlsafe(32)
     parts = [name, _hash(key).hex(), str(requests_per_minute or ""), str(concurrency or "")]
+    parts.append("+".join(scopes))
     return key, ":".join(parts).rstrip(":")
 
 
@@ -64,14 +78,35 @@ class Key:
     hash: bytes
     requests_per_minute: int
     concurrency: int
+    scopes: frozenset[str] = frozenset(SCOPES)
+
+    def may(self, scope: str) -> bool:
+        """Whether the key has a scope; every key has the empty one, and an admin's has all."""
+        return not scope or scope in self.scopes or "admin" in self.scopes
+
+
+def scope_of(method: str, path: str) -> str:
+    """The scope that a request needs; empty if it only reads. What is not listed needs an admin's key."""
+    if method in ("GET", "HEAD", "OPTIONS"):
+        return ""
+    if method == "POST":
+        return "teach" if path == "/v1/knowledge" else "draw"
+    if method == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/")):
+        return "publish"
+    return "teach" if method == "DELETE" and path.startswith("/v1/jobs/") else "admin"
 
 
 class ApiKeys:
-    """The accepted keys and their current use, counted in this process only."""
+    """The accepted keys and their current use, counted in this process only.
 
-    def __init__(self, keys: Sequence[Key]) -> None:
-        self._keys = tuple(keys)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+    Args:
+        keys: the keys.
+        clock: seconds; monotonic, so that a clock that is set back locks no key out.
+    """
+
+    def __init__(self, keys: Sequence[Key], clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys, self._clock = tuple(keys), clock
+        self._used: defaultdict[str, deque[float]] = defaultdict(deque)  # times within the last minute
         self._running: Counter[str] = Counter()
 
     @classmethod
@@ -90,6 +125,12 @@ class ApiKeys:
             if line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line)
+            scopes = ((found and found[5]) or "+".join(SCOPES)).split("+")
+            if unknown := set(scopes) - set(SCOPES):
+                raise SettingError(
+                    f"line {number} of {file} names an unknown scope, {min(unknown)!r}: there are "
+                    f"{', '.join(SCOPES)}"
+                )
             if found is None or found[1] in keys:  # not shown: it may hold a key
                 why = "repeats the name of another key" if found else "does not describe a key"
                 raise SettingError(f"line {number} of {file} {why}; `dekag key NAME` prints such lines")
@@ -98,6 +139,7 @@ class ApiKeys:
                 bytes.fromhex(found[2]),
                 int(found[3] or settings.key_requests_per_minute),
                 int(found[4] or settings.key_concurrency),
+                frozenset(scopes),
             )
         if not keys:
             raise SettingError(f"{file} holds no API key; `dekag key NAME` prints a line for it")
@@ -119,24 +161,26 @@ class ApiKeys:
     async def in_flight(self, key: Key) -> AsyncIterator[None]:
         """Counts a request of ``key`` while inside; ExhaustedError if the key has reached a limit."""
         with metrics.REFUSED.labels("key").count_exceptions(ExhaustedError):
-            await self._check(key)
+            self._check(key)
         self._running[key.name] += 1
         try:
             yield
         finally:
             self._running[key.name] -= 1
 
-    async def _check(self, key: Key) -> None:
+    def _check(self, key: Key) -> None:
         if self._running[key.name] >= key.concurrency:
             raise ExhaustedError(
                 f"this API key has {key.concurrency} requests in flight, which is its limit",
                 retry_after_s=_BUSY_S,
             )
-        rate = RateLimitItemPerMinute(key.requests_per_minute)
-        if not await self._limiter.hit(rate, key.name):
-            window = await self._limiter.get_window_stats(rate, key.name)
-            wait_s = max(1, math.ceil(window.reset_time - time.time()))
+        used, now = self._used[key.name], self._clock()
+        while used and now - used[0] >= _MINUTE_S:
+            used.popleft()
+        if len(used) >= key.requests_per_minute:
+            wait_s = max(1, math.ceil(used[0] + _MINUTE_S - now))
             raise ExhaustedError(
                 f"this API key may be used {key.requests_per_minute} times a minute; try again in {wait_s} s",
                 retry_after_s=wait_s,
             )
+        used.append(now)

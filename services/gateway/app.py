@@ -186,7 +186,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             str,
             Path(
                 pattern=r"^[A-Za-z0-9._-]{1,64}$",
-                description="The X-Request-ID of the request.",
+                description="The X-Request-ID of the response.",
                 examples=[EXAMPLE_REQUEST],
             ),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,6 +24,7 @@ from services.proto.user_pb2 import ReceivedImage
 if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
 
+_REMEMBERED = 10_000  # compared images
 AT_ONCE = 2  # the cloud compares one at a time; the other is in transfer meanwhile
 _log = structlog.get_logger()
 
@@ -66,7 +68,7 @@ def in_sample(request: str, seed: int, fraction: float) -> bool:
     """Whether an image is in the sample; the same request and seed always give the same answer.
 
     Args:
-        request: its id.
+        request: its id, which no client can choose.
         seed: of the image.
         fraction: of all images, 0 to 1.
     """
@@ -78,7 +80,8 @@ class DriftSampler:
     """Compares a sample of the images; responses neither wait for it nor fail with it.
 
     Only images that show the state of the knowledge are eligible: semantic deliveries that may use
-    knowledge and that the link has not degraded too much.
+    knowledge and that the link has not degraded too much. An image counts once for each version of the
+    knowledge, however often it is requested: a client that repeats one could make any topic seem to drift.
 
     Args:
         cloud: compares the images.
@@ -88,6 +91,7 @@ class DriftSampler:
     def __init__(self, cloud: CloudAsyncStub, settings: GatewaySettings) -> None:
         self._cloud, self._settings = cloud, settings
         self._comparing: set[asyncio.Task[None]] = set()
+        self._compared: OrderedDict[bytes, None] = OrderedDict()  # the latest last
 
     def submit(self, request: ProvideRequest, received: ReceivedImage) -> None:
         """Starts a comparison if the image is in the sample and few enough are running.
@@ -103,6 +107,8 @@ class DriftSampler:
         if len(self._comparing) >= AT_ONCE:
             metrics.WATCH_DROPPED.labels("busy").inc()
             return
+        if not self._is_new(request, received):
+            return
         task = asyncio.create_task(self._compare(request, received))
         self._comparing.add(task)
         task.add_done_callback(self._comparing.discard)
@@ -112,6 +118,19 @@ class DriftSampler:
         for task in (tasks := list(self._comparing)):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _is_new(self, request: ProvideRequest, received: ReceivedImage) -> bool:
+        """Whether an image of this prompt, seed, size and knowledge was not compared lately; notes it."""
+        updates = sorted(use.content_hash for use in received.report.knowledge)
+        image = (request.prompt, request.seed, request.width, request.height, updates)
+        key = hashlib.sha256(repr(image).encode()).digest()
+        if key in self._compared:
+            self._compared.move_to_end(key)
+            return False
+        self._compared[key] = None
+        if len(self._compared) > _REMEMBERED:
+            self._compared.popitem(last=False)
+        return True
 
     def _is_eligible(self, request: ProvideRequest, received: ReceivedImage) -> bool:
         return (

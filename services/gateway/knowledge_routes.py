@@ -68,7 +68,7 @@ _JobName = Annotated[str, Path(max_length=64, description="Id of the job.", exam
     "/v1/knowledge",
     tags=["knowledge"],
     status_code=202,
-    responses=responses(400, 404, 409, 413, 415, 422, 503),
+    responses=responses(400, 404, 409, 413, 415, 422, 429, 503),
 )
 async def distill(
     request: Request,
@@ -78,6 +78,7 @@ async def distill(
 ) -> Job:
     """Starts a job that distils a topic; the header `Location` is the path of the job."""
     order = to_distill(body)
+    order.client = request.state.client
     order.job_id = job_id_for(request.state.client, idempotency_key)
     job = to_model(await call(request.app.state.cloud.Distill, order, "cloud"), Job)
     response.headers["Location"] = f"/v1/jobs/{job.id}"

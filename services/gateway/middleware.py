@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dekag.api.limits import REQUEST_ID
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.request_context import begin_request
 from services.gateway import request_body, web_ui
-from services.gateway.api_keys import ApiKeys
+from services.gateway.api_keys import ApiKeys, scope_of
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
 
-REQUEST_ID_HEADER = "X-Request-ID"
+REQUEST_ID_HEADER, CLIENT_ID_HEADER = "X-Request-ID", "X-Client-Request-ID"
 _POLICY = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 _DOCS_POLICY = (
     "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -51,6 +53,16 @@ _log = structlog.get_logger()
 def needs_key(path: str) -> bool:
     """Whether a request for ``path`` needs an API key if keys are in use."""
     return path not in _OPEN and not path.startswith(_OPEN_FOLDERS)
+
+
+def _client_request_id(headers: Headers) -> str:
+    """The id that the client gave its request; empty if there is none or it is invalid.
+
+    It is echoed and recorded beside the gateway's own, which nobody else chooses: reports, traces and samples
+    go by that one.
+    """
+    given = headers.get(CLIENT_ID_HEADER) or headers.get(REQUEST_ID_HEADER) or ""
+    return given if REQUEST_ID.fullmatch(given) else ""
 
 
 def _head_bytes(scope: Scope) -> int:
@@ -87,23 +99,24 @@ class RequestMiddleware:
             return await self._app(scope, receive, send)
         _drop_last_slash(scope)
         headers = Headers(scope=scope)
-        request_id = begin_request(headers.get(REQUEST_ID_HEADER), self._settings.deadline_s)
+        ids = {"request_id": begin_request(None, self._settings.deadline_s)}
+        if client_id := _client_request_id(headers):
+            ids["client_request_id"] = client_id
         # identifies the client: its address, or the name of its API key where keys are in use
         scope.setdefault("state", {})["client"] = scope["client"][0] if scope.get("client") else ""
         if scope["path"] in _PROBES:
-            await self._answer(scope, receive, send, request_id)
+            await self._answer(scope, receive, send, ids)
             return None
-        with tracing.server_span(
-            f"gateway {scope['method']}", headers, {"dekag.request_id": request_id}
-        ) as span:
-            status = await self._answer(scope, receive, send, request_id)
+        attributes = {f"dekag.{name}": value for name, value in ids.items()}
+        with tracing.public_span(f"gateway {scope['method']}", headers, attributes) as span:
+            status = await self._answer(scope, receive, send, ids)
             span.update_name(f"gateway {_route(scope)}")
             span.set_attribute("http.response.status_code", status)
             if status >= 500:
                 tracing.mark_failed(span, str(status))
         return None
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> int:
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, ids: Mapping[str, str]) -> int:
         """Passes the request on and returns the status of the response, 0 if there was none."""
         start, status = time.perf_counter(), 0
 
@@ -112,7 +125,9 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
+                headers[REQUEST_ID_HEADER] = ids["request_id"]
+                if client_id := ids.get("client_request_id"):
+                    headers[CLIENT_ID_HEADER] = client_id
                 headers.update(_HEADERS)
                 if scope["scheme"] == "https":
                     headers["Strict-Transport-Security"] = "max-age=31536000"
@@ -146,6 +161,7 @@ class RequestMiddleware:
                 path=scope["path"],
                 status=status,
                 seconds=round(seconds, 4),
+                **{name: value for name, value in ids.items() if name == "client_request_id"},
                 **({} if self._keys is None else {"client": scope["state"]["client"]}),
             )
         return status
@@ -170,6 +186,11 @@ class RequestMiddleware:
                 refusal = problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
                 return await refusal(scope, receive, send)
             state["client"] = key.name
+            if not key.may(needed := scope_of(scope["method"], scope["path"])):
+                detail = (
+                    f"this API key may not do that: its line in the file of keys lacks the scope {needed!r}"
+                )
+                return await problem(403, detail)(scope, receive, send)
             async with self._keys.in_flight(key):
                 return await self._read_and_serve(scope, receive, send)
         return await self._read_and_serve(scope, receive, send)

@@ -79,6 +79,8 @@ _NO_KEY = {
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
 }
 
+_NO_SCOPE = {**_NO_KEY, "description": "The API key lacks the scope for this."}
+
 
 @cache
 def _body_schema(model: type[BaseModel]) -> dict[str, Any]:
@@ -181,7 +183,9 @@ def install(app: FastAPI, *, keys: bool) -> None:
     def openapi() -> dict[str, Any]:
         document = make_openapi()
         for path, operations in document["paths"].items():
-            for operation in operations.values():
+            for method, operation in operations.items():
+                if keys and path.startswith("/v1/") and method != "get":
+                    operation["responses"]["403"] = _NO_SCOPE
                 if keys and path.startswith("/v1/"):
                     operation["security"] = [{"key": []}]
                     operation["responses"]["401"] = _NO_KEY

@@ -295,6 +295,7 @@ class DistillRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     images: _builtins.int
     """images that the cloud generates for the training"""
@@ -311,6 +312,8 @@ class DistillRequest(_message.Message):
     """Id of the job; empty: a new id. If a job with this id and the same request exists, it is returned.
     32 lower-case hexadecimal digits
     """
+    client: _builtins.str
+    """at most 64 characters: whose job it is; each client may have so many"""
     @_builtins.property
     def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """"a {red|blue} car, neon style"; empty: the sticker world's prompts for the topic"""
@@ -332,10 +335,11 @@ class DistillRequest(_message.Message):
         seed: _builtins.int | None = ...,
         force: _builtins.bool = ...,
         job_id: _builtins.str = ...,
+        client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "images", b"images", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "force", b"force", "images", b"images", "job_id", b"job_id", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "client", b"client", "force", b"force", "images", b"images", "job_id", b"job_id", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__images: _TypeAlias = _typing.Literal["images"]  # noqa: Y015
     _WhichOneofArgType__images: _TypeAlias = _typing.Literal["_images", b"_images"]  # noqa: Y015

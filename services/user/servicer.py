@@ -104,7 +104,7 @@ class UserServicer(UserBase):
         from dekag.link.digital import warm_up
         from dekag.profile import load_profile
 
-        self._profile = profile = load_profile(self._settings.profile)
+        self._profile = profile = load_profile(self._settings.profile, check_models=True)
         self._codecs.load(profile.codec, profile.adapters)
         self._prompts.load(profile, self._codecs)
         self._decoder = LatentDecoder.load(profile.edge, self._settings.placement())

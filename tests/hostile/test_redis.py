@@ -24,7 +24,6 @@ from tests.hostile.peers import code_of
 from tests.hostile.tally import Tally
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-REPORT = "fuzz-report"
 CLEAR = downlink_pb2.LinkConditions(snr_db=30, fading=downlink_pb2.FADING_AWGN)
 ASKED = {
     "semantic": picture(prompt="a neon boat", link=CLEAR),
@@ -57,9 +56,9 @@ async def serve(chain: Any, client: httpx2.AsyncClient, job: str) -> Mapping[str
         name: await code_of(chain.user.Receive(asked, timeout=DEADLINE_S)) for name, asked in ASKED.items()
     }
     body = {"prompt": "a boat", "seed": 3, "size": "64x64"}
-    made = await client.post("/v1/images/generations", json=body, headers={"X-Request-ID": REPORT})
+    made = await client.post("/v1/images/generations", json=body)
     codes["rest"] = made.status_code
-    codes["report"] = (await client.get(f"/v1/reports/{REPORT}")).status_code
+    codes["report"] = (await client.get(f"/v1/reports/{made.headers['x-request-id']}")).status_code
     for name, call in {
         "ListJobs": chain.cloud.ListJobs(cloud_pb2.ListJobsRequest(), timeout=DEADLINE_S),
         "GetJob": chain.cloud.GetJob(cloud_pb2.JobId(id=job), timeout=DEADLINE_S),

@@ -15,7 +15,6 @@ import logging
 import os
 import ssl
 import time
-import uuid
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -71,7 +70,6 @@ class Run:
         self.bodies: dict[str, dict[str, Any]] = {}  # of requests, by id
         self.triggers = topic_triggers(read_topics(load_profile(options.topics_of).topics))
         self.in_flight = Group()  # outlives the users, so that a shape can take them away at once
-        self.name = uuid.uuid4().hex[:8]  # request ids of two runs differ
         self.start = time.monotonic()
         self.load_s = 0.0
         self.project = ComposeProject(options.compose_project) if options.compose_project else None
@@ -140,16 +138,16 @@ class LoadUser(FastHttpUser):
 
     def _send(self, arrival: Arrival, planned: float) -> None:
         run, delivery = self.run_of, arrival.body["delivery"]
-        request_id = f"load-{run.name}-{arrival.question}-{delivery}"
         late_s = time.monotonic() - planned
         payload = json.dumps(arrival.body)
-        headers = {"Content-Type": "application/json", "X-Request-ID": request_id, **authorization()}
+        headers = {"Content-Type": "application/json", **authorization()}
         headers["Accept-Encoding"] = "identity"
-        run.bodies[request_id] = arrival.body
         response = self.client.post(PATH, data=payload, headers=headers, name=delivery)
         latency_s = time.monotonic() - planned
         content = response.content or b""
         error, report = _read(response.status_code, content, getattr(response, "error", None))
+        request_id = str(response.headers.get("X-Request-ID", "")) if response.headers else ""
+        run.bodies[request_id] = arrival.body
         run.answers.append(
             Answer(
                 request_id=request_id,

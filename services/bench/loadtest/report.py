@@ -33,7 +33,7 @@ class Answer:
     """What came of one request.
 
     Attributes:
-        request_id: it was sent with this `X-Request-ID`.
+        request_id: `X-Request-ID` of the response; empty if there was none.
         question: the same for the two deliveries that are compared.
         prompt: asked for.
         delivery: asked for.

@@ -555,3 +555,43 @@ async def test_images_that_say_little_of_the_knowledge_are_passed_over(
             await other.post(PATH, json=asked | {"prompt": "a later one"})
             await eventually(blocked.is_asked)
     assert [each.prompt for each in blocked.asked] == ["a later one"]
+
+
+async def test_a_client_that_repeats_an_image_counts_once(chain: Chain, start: Start) -> None:
+    class Counting(Blocked):
+        async def Compare(self, request: CompareRequest, context: Any) -> Consistency:  # noqa: N802
+            self.asked.append(request)
+            return Consistency()
+
+    cloud = Counting()
+    cloud.address = await start(cloud, add_CloudServicer_to_server)
+    async with serving(create_app(cloud.watching(chain))) as client:
+
+        async def ask(prompt: str, snr_db: float, request_id: str) -> None:
+            body = {"prompt": prompt, "seed": 7, "size": "64x64", "link": {"snr_db": snr_db}}
+            answer = await client.post(PATH, json=body, headers={"X-Request-ID": request_id})
+            assert answer.status_code == 200, answer.text
+
+        for number in range(4):
+            await ask(PROMPT, 20 + number, f"mine-{number}")
+            await eventually(cloud.is_asked)
+        await ask("another one", 20, "mine-0")
+
+        async def the_last_is_there() -> bool:
+            return cloud.asked[-1].prompt == "another one"
+
+        await eventually(the_last_is_there)
+    assert [each.prompt for each in cloud.asked] == [PROMPT, "another one"]
+
+
+async def test_no_client_chooses_what_is_sampled(blocked: Blocked, chain: Chain) -> None:
+    settings = blocked.watching(chain).model_copy(update={"watch_share": 1e-4})
+    chosen = next(name for name in map(str, range(10**6)) if in_sample(name, 7, 1e-4))
+    async with serving(create_app(settings)) as client:
+        body = {"prompt": PROMPT, "seed": 7, "size": "64x64"}
+        answer = await client.post(PATH, json=body, headers={"X-Request-ID": chosen})
+        assert answer.status_code == 200, answer.text
+        async with serving(create_app(blocked.watching(chain))) as other:  # what came later has arrived
+            await other.post(PATH, json=body | {"prompt": "a later one"})
+            await eventually(blocked.is_asked)
+    assert [each.prompt for each in blocked.asked] == ["a later one"]

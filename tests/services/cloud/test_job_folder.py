@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ async def test_only_old_work_is_tidied_away(folders: JobFolders) -> None:
     folders.purge_stale(-1)
     assert not folders.work("job1").exists()
     assert not folders.work("job2").exists()
+
+
+async def test_jobs_that_wait_or_run_are_never_tidied_away(folders: JobFolders) -> None:
+    folders.save_spec("waiting", "{}")
+    week_ago = time.time() - 7 * 86_400
+    for path in (folders.work("waiting"), folders.work("waiting") / "order.json"):
+        os.utime(path, (week_ago, week_ago))
+    folders.purge_stale(2 * 86_400)
+    assert folders.specs() == {"waiting": b"{}"}
+    with folders.claimed("running"):
+        folders.purge_stale(-1)  # as after a jump of the clock
+        assert folders.work("running").exists()
+    folders.delete_spec("waiting")  # it has ended
+    folders.purge_stale(-1)
+    assert not folders.work("waiting").exists()
+    assert not folders.work("running").exists()
 
 
 async def test_work_that_cannot_be_looked_at_keeps_nobody_from_tidying(

@@ -22,7 +22,7 @@ from saq import Status
 from structlog.testing import capture_logs
 
 from dekag.documents import read_json
-from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
+from dekag.errors import ConflictError, ExhaustedError, InvalidInputError, NotFoundError, UnavailableError
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
@@ -85,6 +85,52 @@ def settings(dummy_profile: Path, redis_url: str, data_dir: Path, tmp_path: Path
         distill_threads=1,
         health_file=tmp_path / "healthy",
     )
+
+
+async def test_a_client_cannot_fill_the_queue(
+    start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
+) -> None:
+    settings = CloudSettings(
+        port=0,
+        redis_url=redis_url,
+        profile=str(dummy_profile),
+        data_dir=data_dir,
+        max_client_jobs=2,
+        max_jobs=3,
+    )
+    cloud = CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
+
+    async def order(topic: str, client: str, job_id: str = "") -> Job:
+        return await clients.call(
+            cloud.Distill, DistillRequest(topic=topic, client=client, job_id=job_id, **SMALL), "cloud"
+        )
+
+    first = await order("snail", "alice", "a" * 32)
+    await order("crown", "alice")
+    with pytest.raises(ExhaustedError, match="2 jobs of this client wait or run") as refused:
+        await order("neon", "alice")
+    assert refused.value.retry_after_s
+    assert (await order("snail", "alice", "a" * 32)).id == first.id, "it is the same job"
+    await order("neon", "bob")
+    with pytest.raises(ExhaustedError, match="3 jobs wait or run"):
+        await order("rocket", "carol")
+    await clients.call(cloud.CancelJob, JobId(id=first.id), "cloud")
+    await order("rocket", "carol")
+    with pytest.raises(InvalidInputError, match="client"):
+        await order("ufo", "x" * 65)
+
+
+async def test_a_job_that_takes_too_long_fails(cloud: CloudAsyncStub, settings: DistillerSettings) -> None:
+    serving = asyncio.create_task(
+        Distiller(settings.model_copy(update={"job_max_s": 1, "previews": 0})).serve()
+    )
+    try:
+        job = await distil(cloud, **ENDLESS)
+        ended_job = await until(cloud, job, lambda state: state.status == cloud_pb2.JOB_STATUS_FAILED)
+    finally:
+        await ended(serving)
+    assert "took longer than 1 s" in ended_job.error
+    assert "DEKAG_JOB_MAX_S" in ended_job.error
 
 
 @pytest_asyncio.fixture(loop_scope="session")

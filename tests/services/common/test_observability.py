@@ -166,15 +166,19 @@ async def test_a_distillation_is_one_trace_into_the_distiller(
     assert (await client.delete("/v1/knowledge/watched")).status_code == 204
 
 
-async def test_client_trace_continues(client: httpx2.AsyncClient, spans: Spans) -> None:
-    parent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+@pytest.mark.parametrize("flags", ["01", "00"])
+async def test_a_clients_trace_is_linked_and_neither_joined_nor_silent(
+    client: httpx2.AsyncClient, spans: Spans, flags: str
+) -> None:
+    parent = f"00-{'ab' * 16}-{'cd' * 8}-{flags}"
     await client.get("/v1/reports/unknown", headers={"traceparent": parent})
     await client.get("/healthz", headers={"traceparent": parent})
     (span,) = spans.get_finished_spans()  # probes are not traced
     assert span.name == "gateway GET /v1/reports/{of}"
-    assert span.context.trace_id == int("ab" * 16, 16)
-    assert span.parent is not None
-    assert span.parent.span_id == int("cd" * 8, 16)
+    assert span.context.trace_id != int("ab" * 16, 16)
+    assert span.parent is None
+    (link,) = span.links
+    assert (link.context.trace_id, link.context.span_id) == (int("ab" * 16, 16), int("cd" * 8, 16))
     assert span.attributes["http.response.status_code"] == 404
 
 

@@ -264,8 +264,8 @@ async def test_unaligned_delivery_and_modulation_are_reported(client: Client, al
 
 async def test_report_can_be_fetched_again(client: Client) -> None:
     ask = {"prompt": "a boat", "seed": 1, "size": "64x64", "n": 2}
-    made = await client.post(PATH, json=ask, headers={"X-Request-ID": "kept-1"})
-    kept = await client.get("/v1/reports/kept-1")
+    made = await client.post(PATH, json=ask)
+    kept = await client.get(f"/v1/reports/{made.headers['x-request-id']}")
     assert kept.status_code == 200
     assert kept.json()["link_reports"] == [image["link_report"] for image in made.json()["data"]]
     assert kept.json()["created"] == made.json()["created"]
@@ -284,12 +284,28 @@ async def test_foreign_value_in_redis_is_no_report(client: Client, redis_url: st
             is_problem(await client.get(f"/v1/reports/odd-{index}"), 404)
 
 
-async def test_request_id_is_returned_and_replaced_if_invalid(alone: Client) -> None:
-    answer = await alone.get("/healthz", headers={"X-Request-ID": "abc.DEF-1_2"})
-    assert answer.headers["x-request-id"] == "abc.DEF-1_2"
+async def test_a_clients_id_is_returned_and_logged_beside_the_gateways_own(alone: Client) -> None:
+    for header in ("X-Request-ID", "X-Client-Request-ID"):
+        with capture_logs() as logs:
+            answer = await alone.get("/v1/traffic", headers={header: "abc.DEF-1_2"})
+        assert answer.headers["x-client-request-id"] == "abc.DEF-1_2"
+        assert len(answer.headers["x-request-id"]) == 32
+        assert [line["client_request_id"] for line in logs if line["event"] == "request"] == ["abc.DEF-1_2"]
     for bad in ("x" * 65, "a b", "{}", ""):
         answer = await alone.get("/healthz", headers={"X-Request-ID": bad})
-        assert len(answer.headers["x-request-id"]) == 32
+        assert "x-client-request-id" not in answer.headers
+
+
+async def test_no_client_overwrites_the_report_of_another(client: Client) -> None:
+    mine = await client.post(PATH, json={"prompt": "a boat", "seed": 1, "size": "64x64"})
+    name = mine.headers["x-request-id"]
+    for header in ("X-Request-ID", "X-Client-Request-ID"):
+        other = await client.post(
+            PATH, json={"prompt": "a red car", "seed": 2, "size": "64x64"}, headers={header: name}
+        )
+        assert other.headers["x-request-id"] != name
+    kept = (await client.get(f"/v1/reports/{name}")).json()
+    assert kept["link_reports"] == [mine.json()["data"][0]["link_report"]]
 
 
 async def test_unknown_paths_and_methods_are_problems(alone: Client) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from starlette.routing import Mount, Route
 from typer.testing import CliRunner
 
 from dekag.client import Client, UnauthorizedError
+from dekag.errors import ExhaustedError, InvalidInputError
 from services.cli import main as cli
 from services.common.errors import SettingError
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
 from services.gateway import app as gateway
-from services.gateway.api_keys import ApiKeys, new_key
+from services.gateway.api_keys import ApiKeys, Key, new_key
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.chain import serving
@@ -203,6 +205,61 @@ async def test_requests_per_minute_are_limited_per_key(keys_file: Path, tmp_path
         assert (await client.get("/v1/nothing", headers=shows(OTHER))).status_code == 404
         is_refused(await client.get("/v1/nothing"))
         assert (await client.get("/healthz", headers=shows(KEY))).status_code == 200
+
+
+async def test_a_key_may_do_what_its_scopes_say(tmp_path: Path) -> None:
+    asks: dict[str, list[tuple[str, str]]] = {
+        "draw": [("POST", PATH), ("POST", "/v1/images/edits")],
+        "teach": [("POST", "/v1/knowledge"), ("DELETE", f"/v1/jobs/{'0' * 32}")],
+        "publish": [("PUT", "/v1/knowledge/neon"), ("PUT", "/v1/transmission")],
+        "admin": [("DELETE", "/v1/knowledge/neon"), ("PATCH", "/v1/anything")],
+    }
+    made = {scope: new_key(scope, scopes=[scope]) for scope in asks}
+    made["all"], made["two"] = new_key("all"), new_key("two", concurrency=3, scopes=["draw", "teach"])
+    file = tmp_path / "api-keys"
+    file.write_text("".join(f"{line}\n" for _, line in made.values()))
+    rights = {name: {name} for name in asks} | {"all": set(asks), "two": {"draw", "teach"}}
+    rights["admin"] = set(asks)
+    async with serving(create_app(GatewaySettings(redis_url="", api_keys_file=file))) as client:
+        for name, (key, _) in made.items():
+            assert (await client.get("/v1/traffic", headers=shows(key))).status_code == 200
+            for scope, requests in asks.items():
+                for method, path in requests:
+                    answer = await client.request(method, path, headers=shows(key))
+                    refused = answer.status_code == 403
+                    assert refused is (scope not in rights[name]), (name, method, path)
+                    if refused:
+                        assert repr(scope) in is_problem(answer, 403)["detail"]
+
+
+async def test_an_unknown_scope_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "api-keys"
+    file.write_text(f"{LINE}:::draw+fly\n")
+    with pytest.raises(SettingError, match=r"line 1 .* 'fly': there are draw, teach, publish, admin"):
+        ApiKeys.read(file, GatewaySettings())
+    with pytest.raises(InvalidInputError, match="scope"):
+        new_key("alice", scopes=["fly"])
+
+
+async def test_a_clock_that_is_set_locks_no_key_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    key = Key("alice", b"", requests_per_minute=2, concurrency=8)
+    keys = ApiKeys([key], clock=lambda: now)
+
+    async def use() -> None:
+        async with keys.in_flight(key):
+            pass
+
+    wall = time.time()
+    await use()
+    for shift in (-3600, 3600, 0):  # of the wall clock, which nothing depends on
+        monkeypatch.setattr(time, "time", lambda shift=shift: wall + shift)
+        now += 60
+        await use()
+        await use()
+        now += 1
+        with pytest.raises(ExhaustedError, match="try again in 59 s"):
+            await use()
 
 
 async def test_concurrent_requests_are_limited_per_key(tmp_path: Path) -> None:
