@@ -47,6 +47,17 @@ def psnr_db(image: Pixels, reference: Pixels) -> float:
     return BEST_PSNR_DB if error == 0 else -10 * math.log10(error)
 
 
+SSIM_WINDOW = 11
+"""Side of the window of SSIM, pixels."""
+
+
+def ssim(image: Pixels, reference: Pixels) -> float | None:
+    """SSIM of `image` against `reference`, both (height, width, 3) uint8; None below 11 pixels a side."""
+    if min(reference.shape[:2]) < SSIM_WINDOW:
+        return None
+    return float(Ssim().score(image[None], reference[None])[0])
+
+
 class Psnr(Metric):
     """PSNR, dB."""
 
@@ -64,10 +75,10 @@ class Ssim(Metric):
 
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,)."""
-        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
         ours, theirs = _as_torch(images), _as_torch(references)
-        return _as_numpy(ssim(ours, theirs, data_range=1.0, reduction="none"))
+        return _as_numpy(structural_similarity_index_measure(ours, theirs, data_range=1.0, reduction="none"))
 
 
 class MsSsim(Metric):
