@@ -35,12 +35,13 @@ class Tally:
     Attributes:
         asked: inputs of the kind that a client may send, which were answered.
         faults: answers with a 5xx, or with the gRPC status of one, to what a client may send.
+        pictures, picture_faults: the same of hostile pictures alone, which are also counted above.
     """
 
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._seen: dict[str, Counter[str]] = defaultdict(Counter)
-        self.asked = self.faults = 0
+        self.asked = self.faults = self.pictures = self.picture_faults = 0
 
     @property
     def inputs(self) -> int:
@@ -57,8 +58,14 @@ class Tally:
         self.asked += 1
         self.faults += answer in SERVER_FAULTS if isinstance(answer, StatusCode) else answer >= 500
 
+    def picture_answered(self, target: str, status: int) -> None:
+        """A hostile picture was answered with that status of HTTP."""
+        self.answered(target, status)
+        self.pictures += 1
+        self.picture_faults += status >= 500
+
     def write(self) -> None:
-        """Writes the counts, the figures ``fuzz_inputs`` and ``fuzz_5xx``, and the pages that show them."""
+        """Writes the counts, the figures of hostile inputs and pictures, and the pages that show them."""
         content: dict[str, Any] = {
             "schema": 1,
             "command": COMMAND,
@@ -79,5 +86,9 @@ class Tally:
         path.write_text(json.dumps(content, indent=1) + "\n")
         record("fuzz_inputs", self.inputs, "inputs", command=COMMAND, count=self.inputs)
         record("fuzz_5xx", self.faults, "inputs", command=COMMAND, count=self.asked)
+        record("hostile_pictures_tried", self.pictures, "inputs", command=COMMAND, count=self.pictures)
+        record("hostile_pictures_5xx", self.picture_faults, "inputs", command=COMMAND, count=self.pictures)
+        record("hostile_pictures_tried", self.pictures, "inputs", command=COMMAND, count=self.pictures)
+        record("hostile_pictures_5xx", self.picture_faults, "inputs", command=COMMAND, count=self.pictures)
         CLAIMS.write()
         REPORT.write()
