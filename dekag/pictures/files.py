@@ -85,6 +85,9 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, field: str = "pic
                 notes.append("16 bits a sample reduced to 8")
             image.load()
             return _upright(image, notes, field)
+    except Image.DecompressionBombError as error:
+        allowed = f"at most {MAX_SIDE} pixels a side and {max_pixels:,} pixels in all"
+        raise InvalidInputError(field, allowed, _reason(error)) from error
     except UNREADABLE as error:
         got = f"{len(data)} bytes" + (f", {_reason(error)}" if data else "")
         raise InvalidInputError(field, f"{READABLE} that can be read", got) from error
