@@ -429,6 +429,11 @@ class Receiver:
         return table.timestep(self.expected_psnr_db(reception, source_values=source_values))
 
 
+def _shape(latents: torch.Tensor) -> LatentShape:
+    """(channels, h, w) of a batch of latents."""
+    return latents.shape[1], latents.shape[2], latents.shape[3]
+
+
 def _padded(text: Text, codec: ConditionedCodec) -> torch.Tensor | None:
     """The states of all prompts as (B, tokens, text_width), zero where nothing is said."""
     if text is None or not codec.text_width or not any(each is not None for each in text):
@@ -788,7 +793,7 @@ class SemanticLink:
                 raise InvalidInputError(
                     name, f"one for each of {len(latents)} latents, at least 1", len(given)
                 )
-        shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+        shape = _shape(latents)
         values = self._source_values(shape) if source_values is None else source_values
         if channel_uses is not None:
             rates = [Rate(channel_uses)] * len(latents)
@@ -930,16 +935,11 @@ class SemanticLink:
         link, decoder = conditions or LinkConditions(), self.generator.decoder
         tiling = Tiling.of(picture.width, picture.height, self.generator.size)
         latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
-        shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+        shape = _shape(latents)
         rate = self.sender.tiles_rate(link, shape, tiling, cbr=cbr, target_psnr_db=target_psnr_db)
         text = None if prompt is None else self.side_information(prompt)
-        symbols = self.sender.encode_tiles(
-            latents, link, rate.channel_uses, tiling, seed=seed, modulation=modulation, text=text
-        )
-        reception = apply_channel(symbols, link, seed)
-        received = self.receiver.decode_tiles(
-            reception, link, tiling, latent_shape=shape, seed=seed, text=text
-        )
+        result = self.send_tiles(latents, tiling, link, seed, rate=rate, modulation=modulation, text=text)
+        received, (reception,) = result.latents, result.receptions
         if restoration == "denoiser":
             parts = zip(received.split(1), tile_receptions(reception, tiling.count), strict=True)
             received = torch.cat([self._restored(one, part, link, prompt or "", seed) for one, part in parts])
@@ -954,6 +954,40 @@ class SemanticLink:
             rate.expected_psnr_db,
             psnr_db(ideal, picture.pixels),
         )
+
+    def send_tiles(
+        self,
+        latents: torch.Tensor,
+        tiling: Tiling,
+        conditions: LinkConditions,
+        seed: int,
+        *,
+        rate: Rate,
+        modulation: Modulation | None = None,
+        text: torch.Tensor | None = None,
+    ) -> LinkResult:
+        """Send the latents (n, channels, h, w) of a picture's tiles as one transmission.
+
+        Args:
+            latents: of the tiles.
+            tiling: of the picture.
+            conditions: of the link.
+            seed: of fading and noise.
+            rate: of the whole picture, from `Sender.tiles_rate`.
+            modulation, text: as of `Sender.encode_tiles`.
+
+        Raises:
+            InvalidInputError: names the argument that has another shape or range.
+            NumericalError: a value is not finite.
+        """
+        symbols = self.sender.encode_tiles(
+            latents, conditions, rate.channel_uses, tiling, seed=seed, modulation=modulation, text=text
+        )
+        reception = apply_channel(symbols, conditions, seed)
+        received = self.receiver.decode_tiles(
+            reception, conditions, tiling, latent_shape=_shape(latents), seed=seed, text=text
+        )
+        return LinkResult(received, [rate], [symbols], [reception])
 
     def side_information(self, prompt: str) -> torch.Tensor | None:
         """The states (tokens, text_width) of a prompt for `send`; None if the codec reads no prompts."""

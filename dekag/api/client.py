@@ -234,9 +234,8 @@ class Client:
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
             details: whether to return the picture before transmission and the constellation as well.
         """
-        data = (
-            picture if isinstance(picture, bytes) else read_bytes(Path(picture), max_bytes=MAX_PICTURE_BYTES)
-        )
+        if not isinstance(picture, bytes):
+            picture = read_bytes(Path(picture), max_bytes=MAX_PICTURE_BYTES)
         request = {
             "picture": base64.b64encode(picture).decode(),
             "prompt": prompt,

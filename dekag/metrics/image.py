@@ -26,9 +26,11 @@ class Metric(ABC):
 
     Attributes:
         name: its name in reports: lower-case letters, digits, - and _.
+        smallest_side: of the images that it can score, pixels.
     """
 
     name: str
+    smallest_side: int = 1
 
     @abstractmethod
     def score(self, images: Pixels, references: Pixels) -> Scores:
@@ -47,13 +49,9 @@ def psnr_db(image: Pixels, reference: Pixels) -> float:
     return BEST_PSNR_DB if error == 0 else -10 * math.log10(error)
 
 
-SSIM_WINDOW = 11
-"""Side of the window of SSIM, pixels."""
-
-
 def ssim(image: Pixels, reference: Pixels) -> float | None:
     """SSIM of `image` against `reference`, both (height, width, 3) uint8; None below 11 pixels a side."""
-    if min(reference.shape[:2]) < SSIM_WINDOW:
+    if min(reference.shape[:2]) < Ssim.smallest_side:
         return None
     return float(Ssim().score(image[None], reference[None])[0])
 
@@ -72,6 +70,7 @@ class Ssim(Metric):
     """Structural similarity, at most 1."""
 
     name = "ssim"
+    smallest_side = 11  # of its window
 
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,)."""
@@ -85,6 +84,7 @@ class MsSsim(Metric):
     """Structural similarity over four scales, at most 1; images of at least 96 pixels a side."""
 
     name = "ms_ssim"
+    smallest_side = 96
 
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,)."""

@@ -176,8 +176,8 @@ def link(
         Path,
         typer.Argument(
             metavar="IMAGE|FOLDER",
-            help="A picture (PNG, JPEG, WebP, AVIF, BMP or PPM), a folder of pictures with its subfolders, or "
-            "CIFAR-10 in its binary version.",
+            help="A picture (PNG, JPEG, WebP, AVIF, BMP or PPM), a folder of pictures with its subfolders, "
+            "or CIFAR-10 in its binary version.",
         ),
     ],
     snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 10.0,
@@ -204,8 +204,12 @@ def link(
     csi: ReceiverCsi = "perfect",
     equalizer: Equalizer = "mmse",
     delivery: Annotated[
-        list[Delivery] | None,
-        typer.Option(help="Delivery mode; can be repeated. Default: semantic and conventional."),
+        list[str] | None,
+        typer.Option(
+            help="Delivery mode: semantic, semantic-unaligned or conventional; can be repeated. Default: "
+            "semantic and conventional.",
+            autocompletion=lambda: list(get_args(Delivery)),
+        ),
     ] = None,
     prompt: Annotated[
         str | None,
@@ -255,6 +259,9 @@ def link(
         equalizer=equalizer,
     )
     rate, deliveries = _rate(cbr), list(dict.fromkeys(delivery or ["semantic", "conventional"]))
+    if unknown := [name for name in deliveries if name not in get_args(Delivery)]:
+        problem = f"must be of {', '.join(get_args(Delivery))}; got {', '.join(unknown)}"
+        raise typer.BadParameter(problem, param_hint="--delivery")
     if (rate == "auto") != (target_psnr_db is not None):
         problem = "is required with --cbr auto" if rate == "auto" else "requires --cbr auto"
         raise typer.BadParameter(problem, param_hint="--target-psnr-db")
