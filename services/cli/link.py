@@ -86,7 +86,7 @@ def run_link(
     folder = find_pictures(path, count=options.count)
     if folder.skipped:
         names = ", ".join(folder.skipped[:5]) + (" ..." if len(folder.skipped) > 5 else "")
-        note = f"Skipped {len(folder.skipped)} files that are no pictures: {names}"
+        note = f"Skipped, as they are no pictures ({len(folder.skipped)}): {names}"
         err.print(note, markup=False, highlight=False, soft_wrap=True)
     with err.status("loading the models"):
         links = _links(options)
@@ -113,9 +113,11 @@ def run_link(
         for note in _notes(rows):
             out.print(note, markup=False, highlight=False, soft_wrap=True)
         out.print(_table(rows))
+        if any(row["autoencoder_psnr_db"] is not None for row in rows):
+            out.print("limit: PSNR of the autoencoder alone, without any channel.", highlight=False)
         out.print(f"Received pictures and {ROWS}: {output}", markup=False, highlight=False, soft_wrap=True)
     if failed:
-        note = f"{failed} of {len(folder.pictures)} pictures were not sent."
+        note = f"Not sent: {failed} of {len(folder.pictures)}."
         err.print(note, style="red", markup=False, highlight=False)
     return 1 if failed else 0
 
@@ -202,27 +204,27 @@ def _saved(file: PictureFile, delivery: str, received: ReceivedPicture, output: 
 
 
 def _notes(rows: Sequence[Row]) -> Iterator[str]:
-    """What was done to each picture, once."""
-    for row in {row["picture"]: row for row in reversed(rows)}.values():
-        if said := list(row["notes"]):
-            yield f"{row['picture']}: {'; '.join(said)}"
+    """How each picture was sent, and what was done to its samples."""
+    for name in dict.fromkeys(row["picture"] for row in rows):
+        own = [row for row in rows if row["picture"] == name]
+        ways = dict.fromkeys(row["tiling"] or f"a file of {row['file_bytes']:,} bytes" for row in own)
+        yield f"{name}: {'; '.join([*own[0]['notes'], *ways])}"
 
 
 def _table(rows: Sequence[Row]) -> Table:
     """One line for each picture and delivery; for several pictures, their means."""
-    table = Table("picture", "delivery", "sent as", "channel uses", "CBR", "PSNR", "SSIM", "autoencoder")
-    for column in table.columns[3:]:
-        column.justify = "right"
+    table = Table("picture", "delivery", "channel uses", "CBR", "PSNR", "limit", "SSIM")
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap = "right", True
     for row in rows:
-        how = row["tiling"] or f"{row['width']}x{row['height']}, {row['file_bytes']:,} bytes"
-        table.add_row(row["picture"], row["delivery"], how, *_numbers([row]))
+        table.add_row(row["picture"], row["delivery"], *_numbers([row]))
     if len({row["picture"] for row in rows}) > 1:
         table.add_section()
         for delivery in dict.fromkeys(row["delivery"] for row in rows):
             own = [row for row in rows if row["delivery"] == delivery]
             there = sum(row["decoded"] for row in own)
             lost = "" if there == len(own) else f", {len(own) - there} not decoded"
-            table.add_row(f"mean of {there}{lost}", delivery, "", *_numbers(own))
+            table.add_row(f"mean of {there}{lost}", delivery, *_numbers(own))
     return table
 
 
@@ -239,7 +241,7 @@ def _numbers(rows: Sequence[Row]) -> list[str]:
     return [
         f"{uses:,.0f}",
         f"1/{1 / cbr:.1f}" if cbr else "-",
-        "not decoded" if psnr is None else f"{psnr:.2f} dB",
-        "-" if ssim is None else f"{ssim:.3f}",
+        "lost" if psnr is None else f"{psnr:.2f} dB",
         "-" if ceiling is None else f"{ceiling:.2f} dB",
+        "-" if ssim is None else f"{ssim:.3f}",
     ]

@@ -56,6 +56,10 @@ PICTURE_EXAMPLES: dict[str, Example] = {
             "link": {"snr_db": 10, "fading": "rayleigh", "cbr": 1 / 96},
         },
     },
+    "conventional": {
+        "summary": "The same as a file",
+        "value": {"picture": _FOUR_PIXELS, "seed": 7, "delivery": "conventional", "link": {"snr_db": 10}},
+    },
 }
 
 KNOWLEDGE_EXAMPLES: dict[str, Example] = {

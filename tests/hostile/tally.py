@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,6 @@ from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
 from dekag.evaluation.runner import machine
 
-COMMAND = "make test-fuzz"
 SERVER_FAULTS = frozenset(
     {
         StatusCode.INTERNAL,
@@ -29,19 +29,46 @@ SERVER_FAULTS = frozenset(
 """What the gateway would answer with a 5xx."""
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of hostile inputs that is recorded by itself.
+
+    Attributes:
+        command: records it.
+        file: in results/trust/.
+        tried, faults: figures of the inputs that were tried, and of those that were answered with a 5xx.
+        answered_only: whether only inputs to a service count as tried.
+    """
+
+    command: str
+    file: str
+    tried: str
+    faults: str
+    answered_only: bool = False
+
+
+INPUTS = Kind("make test-fuzz", "fuzz.json", "fuzz_inputs", "fuzz_5xx")
+PICTURES = Kind(
+    "make test-pictures",
+    "pictures.json",
+    "hostile_pictures_tried",
+    "hostile_pictures_5xx",
+    answered_only=True,
+)
+
+
 class Tally:
     """Counts inputs by what they were sent to and what came of them.
 
     Attributes:
         asked: inputs of the kind that a client may send, which were answered.
         faults: answers with a 5xx, or with the gRPC status of one, to what a client may send.
-        pictures, picture_faults: the same of hostile pictures alone, which are also counted above.
     """
 
     def __init__(self) -> None:
         self._start = time.monotonic()
         self._seen: dict[str, Counter[str]] = defaultdict(Counter)
-        self.asked = self.faults = self.pictures = self.picture_faults = 0
+        self.asked = self.faults = 0
 
     @property
     def inputs(self) -> int:
@@ -58,17 +85,11 @@ class Tally:
         self.asked += 1
         self.faults += answer in SERVER_FAULTS if isinstance(answer, StatusCode) else answer >= 500
 
-    def picture_answered(self, target: str, status: int) -> None:
-        """A hostile picture was answered with that status of HTTP."""
-        self.answered(target, status)
-        self.pictures += 1
-        self.picture_faults += status >= 500
-
-    def write(self) -> None:
-        """Writes the counts, the figures of hostile inputs and pictures, and the pages that show them."""
+    def write(self, kind: Kind) -> None:
+        """Writes the counts, two figures, and the pages that show them."""
         content: dict[str, Any] = {
             "schema": 1,
-            "command": COMMAND,
+            "command": kind.command,
             "commit": current_commit(),
             "date": datetime.now(UTC).date().isoformat(),
             "machine": machine(),
@@ -81,14 +102,11 @@ class Tally:
                 for target, counts in sorted(self._seen.items())
             },
         }
-        path = RESULTS / "trust" / "fuzz.json"
+        path = RESULTS / "trust" / kind.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n")
-        record("fuzz_inputs", self.inputs, "inputs", command=COMMAND, count=self.inputs)
-        record("fuzz_5xx", self.faults, "inputs", command=COMMAND, count=self.asked)
-        record("hostile_pictures_tried", self.pictures, "inputs", command=COMMAND, count=self.pictures)
-        record("hostile_pictures_5xx", self.picture_faults, "inputs", command=COMMAND, count=self.pictures)
-        record("hostile_pictures_tried", self.pictures, "inputs", command=COMMAND, count=self.pictures)
-        record("hostile_pictures_5xx", self.picture_faults, "inputs", command=COMMAND, count=self.pictures)
+        tried = self.asked if kind.answered_only else self.inputs
+        record(kind.tried, tried, "inputs", command=kind.command, count=tried)
+        record(kind.faults, self.faults, "inputs", command=kind.command, count=self.asked)
         CLAIMS.write()
         REPORT.write()

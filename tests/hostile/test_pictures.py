@@ -31,7 +31,7 @@ def made(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_library_reads_or_refuses_each_kind(tally: Tally, kind: str) -> None:
+async def test_the_library_reads_or_refuses_each_kind(picture_tally: Tally, kind: str) -> None:
     _, size, word = KINDS[kind]
     if size is not None:
         picture = read_picture(made(kind), max_pixels=MAX_PICTURE_PIXELS)
@@ -40,20 +40,20 @@ async def test_the_library_reads_or_refuses_each_kind(tally: Tally, kind: str) -
         assert picture.pixels.shape == (*size[::-1], 3)
         assert word in "; ".join(picture.notes)
         assert bool(word) == bool(picture.notes)
-        tally.note(LIBRARY, "read")
+        picture_tally.note(LIBRARY, "read")
         return
     with pytest.raises(InvalidInputError) as error:
         read_picture(made(kind), max_pixels=MAX_PICTURE_PIXELS)
     assert error.value.field == "picture"
     if kind != "empty":  # whose size is refused before it is read
         assert word in str(error.value)
-    tally.note(LIBRARY, "refused")
+    picture_tally.note(LIBRARY, "refused")
 
 
 @pytest.mark.parametrize("way", ["json", "form"])
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_gateway_sends_or_refuses_each_kind(
-    client: httpx2.AsyncClient, tally: Tally, kind: str, way: str
+    client: httpx2.AsyncClient, picture_tally: Tally, kind: str, way: str
 ) -> None:
     data, (_, size, word) = made(kind), KINDS[kind]
     if way == "json":
@@ -61,7 +61,7 @@ async def test_the_gateway_sends_or_refuses_each_kind(
     else:  # names and types lie
         answer = await client.post("/v1/pictures", files={"picture": ("photo.jpg", data, "image/jpeg")})
     check_answer(answer.status_code, answer.headers, answer.text)
-    tally.picture_answered(REST, answer.status_code)
+    picture_tally.answered(REST, answer.status_code)
     if size is None:
         assert answer.status_code == 422, answer.text
         assert word in answer.json()["errors"][0]["detail"]
@@ -74,10 +74,10 @@ async def test_the_gateway_sends_or_refuses_each_kind(
     assert from_bytes(base64.b64decode(image["b64_json"])).shape == (*size[::-1], 3)
 
 
-@examples(quick=20, thorough=1500)
+@examples(quick=20, thorough=1000)
 @given(data=st.data(), kind=st.sampled_from(FILES))
 async def test_any_damage_is_survived(
-    client: httpx2.AsyncClient, tally: Tally, data: st.DataObject, kind: str
+    client: httpx2.AsyncClient, picture_tally: Tally, data: st.DataObject, kind: str
 ) -> None:
     file = bytearray(_whole(kind))
     for _ in range(data.draw(st.integers(1, 5))):
@@ -86,7 +86,7 @@ async def test_any_damage_is_survived(
         del file[data.draw(st.integers(0, len(file) - 1)) :]
     answer = await client.post("/v1/pictures", json={"picture": base64.b64encode(file).decode()})
     check_answer(answer.status_code, answer.headers, answer.text)
-    tally.picture_answered(f"{REST}, damaged", answer.status_code)
+    picture_tally.answered(f"{REST}, damaged", answer.status_code)
     assert answer.status_code in (200, 422), answer.text
 
 

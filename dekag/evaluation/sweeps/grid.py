@@ -75,8 +75,8 @@ class Delivery(BaseModel):
         description="base: the codec as it is. adapters: with the profile's adapters, CALA. prompt: nothing "
         "is sent; the user's device has the edge's model and draws from prompt and seed. autoencoder: "
         "latents arrive unharmed, the limit of all semantic deliveries; pictures only. digital, "
-        "digital-webp, digital-avif, digital-jpeg: the cloud's image, or the picture, as a file over LDPC and "
-        "QAM.",
+        "digital-webp, digital-avif, digital-jpeg: the cloud's image, or the picture, as a file over LDPC "
+        "and QAM.",
     )
 
     restoration: bool = Field(
