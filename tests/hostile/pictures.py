@@ -65,12 +65,12 @@ def _animated(kind: str) -> bytes:
 
 
 def _text_bomb() -> bytes:
-    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**28)))
+    text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**26)))
     return png(8, 8, rows=zlib.compress((b"\0" + bytes(24)) * 8), extra=text)
 
 
 def _profile_bomb() -> bytes:
-    profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2**28)))
+    profile = chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2**26)))
     return png(8, 8, rows=zlib.compress((b"\0" + bytes(24)) * 8), extra=profile)
 
 
@@ -157,7 +157,7 @@ KINDS: dict[str, Kind] = {
     "20,000 pixels wide": (lambda: saved(gradient(20_000, 2), "PNG"), None, "4096"),
     "too many pixels": (lambda: saved(Image.new("1", (1100, 1000)), "PNG"), None, "pixels"),
     "bomb, 50,000 x 50,000": (
-        lambda: png(50_000, 50_000, rows=zlib.compress(bytes(10_000))), None, "PNG"
+        lambda: png(50_000, 50_000, rows=zlib.compress(bytes(10_000))), None, "4096"
     ),
     "bomb, 2**31 wide": (lambda: png(2**31 - 1, 1, rows=zlib.compress(b"\0")), None, ""),
     "bomb of WebP": (_webp_bomb, None, "4096"),
