@@ -16,7 +16,7 @@ FAULTS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install constraints world-assets up demo test test-slow test-install test-compose test-faults test-fuzz \
-  test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
+  test-pictures test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
   install-times FORCE
 
 help: ## list the targets
@@ -85,6 +85,9 @@ test-faults: need-test ## inject faults into docker-compose.yml under load: make
 
 test-fuzz: need-fuzz ## send thousands of hostile inputs; writes results/trust/fuzz.json
 	$(BIN)/python -m pytest tests/hostile --hypothesis-profile=thorough --record
+
+test-pictures: need-fuzz ## send the hostile pictures among them alone; writes results/trust/pictures.json
+	$(BIN)/python -m pytest tests/hostile/test_pictures.py --hypothesis-profile=thorough --record
 
 test-browser: need-browser ## test the web page in headless Chromium (Debian package chromium)
 	$(BIN)/python -m pytest -m browser

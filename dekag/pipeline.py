@@ -4,24 +4,29 @@
 conventional delivery; `apply_channel` is the air between them. The services run one part each; `SemanticLink`
 runs all of them in one process, with the same bits.
 
+A picture of a user's own is one transmission: its tiles are encoded one by one, and their symbols take turns,
+so that each of n tiles has every n-th symbol and meets the fades of the whole transmission.
+
 A batch is a sequence of images of one size. Each has link conditions, a rate and a seed of its own, and its
 symbols do not depend on the rest of the batch.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dekag.api.limits import PIXEL_STEP, check_seed
 from dekag.errors import InvalidInputError
-from dekag.link.channel import ChannelState, Reception, compose_hops, transmit
+from dekag.link.channel import ChannelState, Reception, block_of_symbol, compose_hops, transmit
 from dekag.link.conditions import BUILT_IN_TRACES, MAX_SNR_DB, MIN_SNR_DB, LinkConditions
 from dekag.link.equalizer import equalize
 from dekag.link.interleaver import deinterleaved, interleaved
@@ -33,9 +38,10 @@ if TYPE_CHECKING:
     from dekag.cala.rate import QualityModel
     from dekag.cala.restoration import RestorationTable
     from dekag.codec import Modulation
-    from dekag.generation.images import Pixels
-    from dekag.generation.models import Generator
+    from dekag.generation.images import ImageFormat, Pixels
+    from dekag.generation.models import Generator, LatentDecoder
     from dekag.link.digital import ModulationAndCoding
+    from dekag.pictures import Picture, Tiling
     from dekag.profile import Profile
 
 LatentShape = tuple[int, int, int]
@@ -215,6 +221,80 @@ class Sender:
         rows = [row[None, :uses].clone() for row, uses in zip(symbols, channel_uses, strict=True)]
         return [interleaved(row) for row in rows] if self.codec.interleaved else rows
 
+    def tiles_rate(
+        self,
+        conditions: LinkConditions,
+        latent_shape: LatentShape,
+        tiling: Tiling,
+        *,
+        cbr: float = DEFAULT_CBR,
+        target_psnr_db: float | None = None,
+    ) -> Rate:
+        """The rate of a whole picture, at least one symbol for each tile; see `rate`.
+
+        Args:
+            conditions: of the link.
+            latent_shape: (channels, h, w) of a tile.
+            tiling: of the picture; its CBR relates to the picture without padding.
+            cbr: channel uses per source value of the picture; has no effect with a target.
+            target_psnr_db: PSNR to reach against what the autoencoder makes of the picture, dB.
+
+        Raises:
+            InvalidInputError: as `rate`.
+        """
+        if target_psnr_db is not None:
+            each = self.rate(
+                conditions, latent_shape, source_values=tiling.tile_values, target_psnr_db=target_psnr_db
+            )
+            return Rate(each.channel_uses * tiling.count, each.expected_psnr_db)
+        most = self.codec.max_channel_uses(latent_shape) * tiling.count
+        channel_uses = round(cbr * tiling.source_values) if math.isfinite(cbr) else 0
+        if not 0 < cbr <= most / tiling.source_values:
+            allowed = f"above 0 and at most {most / tiling.source_values:.6g} for this size and codec"
+            raise InvalidInputError("cbr", allowed, cbr)
+        return Rate(min(max(channel_uses, tiling.count), most))
+
+    def encode_tiles(
+        self,
+        latents: torch.Tensor,
+        conditions: LinkConditions,
+        channel_uses: int,
+        tiling: Tiling,
+        *,
+        seed: int,
+        modulation: Modulation | None = None,
+        text: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Symbols (1, K) complex64 of a picture, mean power 1: symbol k belongs to tile k modulo n.
+
+        Args:
+            latents: (n, channels, h, w) float32, of the tiles.
+            conditions: of the link.
+            channel_uses: K, at least n.
+            tiling: of the picture.
+            seed: for error messages.
+            modulation: the constellation; as of `encode`.
+            text: the states of the picture's prompt, (tokens, text_width); None: it has none.
+
+        Raises:
+            InvalidInputError: names the argument that has another shape or range.
+            NumericalError: a symbol is not finite.
+        """
+        count = tiling.count
+        rows = self.encode(
+            latents,
+            [conditions] * count,
+            [len(range(tile, channel_uses, count)) for tile in range(count)],
+            source_values=tiling.tile_values,
+            seeds=[seed] * count,
+            modulation=modulation,
+            text=[text] * count,
+        )
+        symbols = torch.empty(1, channel_uses, dtype=torch.complex64)
+        for tile, row in enumerate(rows):
+            symbols[:, tile::count] = row
+        return symbols
+
 
 class Receiver:
     """Equalises and decodes symbols for what the receiver knows of each image's channel.
@@ -276,6 +356,39 @@ class Receiver:
         check_finite(latents, "decode", seeds=seeds, model_hash=self.codec.base_hash)
         return latents
 
+    def decode_tiles(
+        self,
+        reception: Reception,
+        conditions: LinkConditions,
+        tiling: Tiling,
+        *,
+        latent_shape: LatentShape,
+        seed: int,
+        text: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Latents (n, channels, h, w) float32 of a picture's tiles; see `Sender.encode_tiles`.
+
+        Args:
+            reception: of the whole picture.
+            conditions: of the link.
+            tiling: of the picture.
+            latent_shape: (channels, h, w) of a tile.
+            seed: for error messages.
+            text: as the sender's.
+
+        Raises:
+            NumericalError: a symbol or a latent is not finite.
+        """
+        count = tiling.count
+        return self.decode(
+            tile_receptions(reception, count),
+            [conditions] * count,
+            latent_shape=latent_shape,
+            source_values=tiling.tile_values,
+            seeds=[seed] * count,
+            text=[text] * count,
+        )
+
     def expected_psnr_db(self, reception: Reception, *, source_values: int) -> float:
         """PSNR to expect of one reception's image, dB, as its receiver knows it.
 
@@ -314,6 +427,11 @@ class Receiver:
             allowed = "none: there is no transmission knowledge that says how to restore with this codec"
             raise InvalidInputError("link.restoration", allowed, "denoiser")
         return table.timestep(self.expected_psnr_db(reception, source_values=source_values))
+
+
+def _shape(latents: torch.Tensor) -> LatentShape:
+    """(channels, h, w) of a batch of latents."""
+    return latents.shape[1], latents.shape[2], latents.shape[3]
 
 
 def _padded(text: Text, codec: ConditionedCodec) -> torch.Tensor | None:
@@ -383,6 +501,24 @@ def receive(symbols: torch.Tensor, states: Sequence[ChannelState], seed: int) ->
     for values in (reception.symbols, reception.gains):
         check_finite(values, "receive", seeds=[seed])
     return reception
+
+
+def tile_receptions(reception: Reception, count: int) -> list[Reception]:
+    """The receptions of the tiles of a picture, from that of the whole (1, K); pilots count for the whole."""
+    if count == 1:
+        return [reception]
+    gains, errors = reception.symbol_gains, reception.gain_errors
+    if errors is not None:
+        errors = errors[:, block_of_symbol(reception.symbols.shape[1], errors.shape[1])]
+    return [
+        Reception(
+            reception.symbols[:, tile::count],
+            gains[:, tile::count],
+            reception.no,
+            None if errors is None else errors[:, tile::count],
+        )
+        for tile in range(count)
+    ]
 
 
 class DigitalSender:
@@ -498,6 +634,61 @@ class ReceivedImage:
         Path(path).write_bytes(to_png(self.pixels))
 
 
+@dataclass(frozen=True, eq=False)
+class ReceivedPicture:
+    """A picture of a user's own that was sent and received.
+
+    Attributes:
+        pixels: (height, width, 3) uint8, as received; None if a file did not decode.
+        picture: as sent, with notes on what was done to its samples.
+        tiling: how it was cut into tiles; None if it was sent as a file.
+        seed: of fading and noise.
+        channel_uses: complex symbols, without pilots.
+        pilot_uses: channel uses spent on pilots.
+        expected_psnr_db: PSNR that the sender expected, dB, if it chose the rate for a target.
+        autoencoder_psnr_db: PSNR of what the autoencoder makes of the picture without any channel, dB: no
+            delivery of its latents is better. None if it was sent as a file.
+        file_bytes: size of the file that was sent; None if latents were sent.
+    """
+
+    pixels: Pixels | None
+    picture: Picture
+    tiling: Tiling | None
+    seed: int
+    channel_uses: int
+    pilot_uses: int
+    expected_psnr_db: float | None = None
+    autoencoder_psnr_db: float | None = None
+    file_bytes: int | None = None
+
+    @property
+    def cbr(self) -> float:
+        """Channel uses, pilots included, per source value of the picture without padding."""
+        return (self.channel_uses + self.pilot_uses) / int(self.picture.pixels.size)
+
+    @property
+    def psnr_db(self) -> float | None:
+        """PSNR of what was received against the picture, dB; None if nothing was."""
+        from dekag.metrics.image import psnr_db
+
+        return None if self.pixels is None else psnr_db(self.pixels, self.picture.pixels)
+
+    @property
+    def ssim(self) -> float | None:
+        """SSIM of what was received against the picture; None without it, and below 11 pixels a side."""
+        from dekag.metrics.image import ssim
+
+        return None if self.pixels is None else ssim(self.pixels, self.picture.pixels)
+
+    def save(self, path: Path | str) -> None:
+        """Write the received picture as a PNG file; InvalidInputError if nothing was received."""
+        from dekag.generation.images import to_png
+
+        if self.pixels is None:
+            raise InvalidInputError("picture", "received, to be saved", "a file that did not decode")
+        Path(path).write_bytes(to_png(self.pixels))
+
+
 class SemanticLink:
     """Sender, channel and receiver of semantic delivery in one process.
 
@@ -602,7 +793,7 @@ class SemanticLink:
                 raise InvalidInputError(
                     name, f"one for each of {len(latents)} latents, at least 1", len(given)
                 )
-        shape = (latents.shape[1], latents.shape[2], latents.shape[3])
+        shape = _shape(latents)
         values = self._source_values(shape) if source_values is None else source_values
         if channel_uses is not None:
             rates = [Rate(channel_uses)] * len(latents)
@@ -688,6 +879,116 @@ class SemanticLink:
             pixels, reference, seed, rate.channel_uses, sum(reception.pilot_uses), rate.expected_psnr_db
         )
 
+    def picture(
+        self,
+        picture: Picture | Path | str,
+        conditions: LinkConditions | None = None,
+        *,
+        prompt: str | None = None,
+        seed: int = 0,
+        cbr: float = DEFAULT_CBR,
+        target_psnr_db: float | None = None,
+        modulation: Modulation | None = None,
+        restoration: Restoration = "none",
+    ) -> ReceivedPicture:
+        """Send a picture of your own, as latents of the edge's autoencoder.
+
+        A picture that is no image of the profile's size is cut into tiles or padded, never resized; `tiling`
+        of what is returned says how.
+
+        Example:
+            >>> import numpy as np
+            >>> from dekag import LinkConditions, SemanticLink
+            >>> from dekag.pictures import Picture
+            >>> link = SemanticLink.load("stickers")
+            >>> grey = Picture(np.full((100, 300, 3), 128, np.uint8), "PNG")
+            >>> received = link.picture(grey, LinkConditions(snr_db=10), seed=7)
+            >>> received.pixels.shape, str(received.tiling)
+            ((100, 300, 3), '2 tiles of 160x128, padded from 300x100 to 320x128')
+
+        Args:
+            picture: a picture, or the path of its file.
+            conditions: of the link; default: 10 dB, Rayleigh fading.
+            prompt: what it shows: side information for a codec that reads prompts.
+            seed: of fading and noise, 0 to 2**63 - 1.
+            cbr: channel uses per source value of the picture, 3 * width * height.
+            target_psnr_db: choose the smallest rate that is expected to reach this PSNR, dB, against what the
+                autoencoder makes of the picture; measured on images that the edge generates.
+            modulation: the constellation; default: that of the codec's training.
+            restoration: "denoiser": the receiver improves each tile's latent by one step of the edge's
+                denoiser.
+
+        Raises:
+            FileError: the file is no picture that can be sent; says why.
+            InvalidInputError: names the argument that has another shape or range.
+            NumericalError: a value is not finite.
+        """
+        from dekag.generation.models import LatentEncoder
+        from dekag.metrics.image import psnr_db
+        from dekag.pictures import Picture, Tiling, find_pictures
+
+        if restoration not in ("none", "denoiser"):
+            raise InvalidInputError("restoration", "none or denoiser", restoration)
+        check_seed(seed)
+        if not isinstance(picture, Picture):
+            picture = find_pictures(picture).pictures[0].read()
+        link, decoder = conditions or LinkConditions(), self.generator.decoder
+        tiling = Tiling.of(picture.width, picture.height, self.generator.size)
+        latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
+        shape = _shape(latents)
+        rate = self.sender.tiles_rate(link, shape, tiling, cbr=cbr, target_psnr_db=target_psnr_db)
+        text = None if prompt is None else self.side_information(prompt)
+        result = self.send_tiles(latents, tiling, link, seed, rate=rate, modulation=modulation, text=text)
+        received, (reception,) = result.latents, result.receptions
+        if restoration == "denoiser":
+            parts = zip(received.split(1), tile_receptions(reception, tiling.count), strict=True)
+            received = torch.cat([self._restored(one, part, link, prompt or "", seed) for one, part in parts])
+        ideal, pixels = (render_tiles(decoder, each, tiling, seed) for each in (latents, received))
+        return ReceivedPicture(
+            pixels,
+            picture,
+            tiling,
+            seed,
+            rate.channel_uses,
+            sum(reception.pilot_uses),
+            rate.expected_psnr_db,
+            psnr_db(ideal, picture.pixels),
+        )
+
+    def send_tiles(
+        self,
+        latents: torch.Tensor,
+        tiling: Tiling,
+        conditions: LinkConditions,
+        seed: int,
+        *,
+        rate: Rate,
+        modulation: Modulation | None = None,
+        text: torch.Tensor | None = None,
+    ) -> LinkResult:
+        """Send the latents (n, channels, h, w) of a picture's tiles as one transmission.
+
+        Args:
+            latents: of the tiles.
+            tiling: of the picture.
+            conditions: of the link.
+            seed: of fading and noise.
+            rate: of the whole picture, from `Sender.tiles_rate`.
+            modulation, text: as of `Sender.encode_tiles`.
+
+        Raises:
+            InvalidInputError: names the argument that has another shape or range.
+            NumericalError: a value is not finite.
+        """
+        symbols = self.sender.encode_tiles(
+            latents, conditions, rate.channel_uses, tiling, seed=seed, modulation=modulation, text=text
+        )
+        reception = apply_channel(symbols, conditions, seed)
+        received = self.receiver.decode_tiles(
+            reception, conditions, tiling, latent_shape=_shape(latents), seed=seed, text=text
+        )
+        return LinkResult(received, [rate], [symbols], [reception])
+
     def side_information(self, prompt: str) -> torch.Tensor | None:
         """The states (tokens, text_width) of a prompt for `send`; None if the codec reads no prompts."""
         return self.generator.reader.side_information(prompt) if self.sender.codec.text_width else None
@@ -711,3 +1012,51 @@ class SemanticLink:
     def _source_values(self, latent_shape: LatentShape) -> int:
         _, height, width = latent_shape
         return 3 * height * width * self.generator.decoder.factor**2
+
+
+def render_tiles(decoder: LatentDecoder, latents: torch.Tensor, tiling: Tiling, seed: int) -> Pixels:
+    """The picture (height, width, 3) uint8 of its tiles' latents (n, channels, h, w), rendered one by one."""
+    return tiling.join(np.concatenate([decoder.decode(one, [seed]) for one in latents.split(1)]))
+
+
+def send_file(
+    picture: Picture,
+    conditions: LinkConditions | None = None,
+    *,
+    image_format: ImageFormat = "webp",
+    seed: int = 0,
+) -> ReceivedPicture:
+    """Send a picture conventionally: as a file of its own size, over 5G LDPC and QAM.
+
+    Example:
+        >>> import numpy as np
+        >>> from dekag import LinkConditions
+        >>> from dekag.pictures import Picture
+        >>> from dekag.pipeline import send_file
+        >>> grey = Picture(np.full((100, 300, 3), 128, np.uint8), "PNG")
+        >>> received = send_file(grey, LinkConditions(snr_db=20, fading="awgn"))
+        >>> received.psnr_db > 40, received.channel_uses < 1000
+        (True, True)
+
+    Args:
+        picture: to send.
+        conditions: of the link; default: 10 dB, Rayleigh fading.
+        image_format: "webp", "avif" or "jpeg", at its usual quality.
+        seed: of fading and noise.
+
+    Raises:
+        InvalidInputError: names the argument that has another range; or the file has more than 2**20 bytes.
+    """
+    from dekag.generation.images import from_bytes, to_format
+    from dekag.link.digital import DecodingError
+
+    check_seed(seed)
+    link, file = conditions or LinkConditions(), to_format(picture.pixels, image_format)
+    symbols, coding = DigitalSender().encode(file, link)
+    reception = apply_channel(symbols, link, seed)
+    pixels = None
+    with contextlib.suppress(DecodingError):
+        payload = DigitalReceiver().decode(reception, coding, len(file), seed=seed)
+        pixels = from_bytes(payload, max_side=max(picture.width, picture.height))
+    pilots = sum(reception.pilot_uses)
+    return ReceivedPicture(pixels, picture, None, seed, symbols.shape[1], pilots, file_bytes=len(file))

@@ -19,6 +19,8 @@ COMMAND = "python scripts/python_reference.py"
 INTERFACE = (dekag.SemanticLink, dekag.LinkConditions, dekag.load_profile, dekag.Client)
 PARTS = (
     pipeline.ReceivedImage,
+    pipeline.ReceivedPicture,
+    pipeline.send_file,
     pipeline.LinkResult,
     pipeline.Rate,
     pipeline.Sender,

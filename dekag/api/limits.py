@@ -26,6 +26,10 @@ MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
 MAX_PAYLOAD_BYTES = MAX_PIXELS**2
 """Size of the image file of a conventional delivery; a profile's limit is one byte per pixel of its largest
 image."""
+MAX_PICTURE_BYTES = 8 * 2**20
+"""Size of the file of a picture that a request sends."""
+MAX_PICTURE_PIXELS = 2**20
+"""Width times height of a picture that a request sends."""
 
 TOPIC = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 MAX_TOPIC_CHARS = 32
@@ -86,6 +90,13 @@ def check_payload_bytes(size: int, largest: int = MAX_PAYLOAD_BYTES) -> int:
     """The size of an image file in bytes: 1 to `largest`, which depends on the profile."""
     if not 0 < size <= largest:
         raise InvalidInputError("coding.payload_bytes", f"between 1 and {largest}", size)
+    return size
+
+
+def check_picture_bytes(size: int) -> int:
+    """The size of a picture's file in bytes: 1 to 8 MiB."""
+    if not 0 < size <= MAX_PICTURE_BYTES:
+        raise InvalidInputError("picture", f"a file of 1 to {MAX_PICTURE_BYTES} bytes", f"{size} bytes")
     return size
 
 

@@ -380,6 +380,49 @@ class PromptRead(_Response):
     )
 
 
+class PictureReport(_Response):
+    """What was found in a picture's file, and how the picture was sent. Nothing is resized."""
+
+    width: int = Field(description="Width of the picture, pixels.", examples=[768])
+    height: int = Field(description="Height of the picture, pixels.", examples=[512])
+    format: str = Field(description="Kind of the file, by its contents.", examples=["JPEG"])
+    notes: list[str] = Field(
+        default_factory=list,
+        description="What was done to the file's samples before sending: turned upright, transparency on "
+        "white, 16 bits reduced to 8, and the like.",
+        examples=[["turned as its EXIF orientation says"]],
+    )
+    columns: int | None = Field(
+        default=None, description="Columns of tiles; semantic deliveries only.", examples=[3]
+    )
+    rows: int | None = Field(
+        default=None, description="Rows of tiles; semantic deliveries only.", examples=[2]
+    )
+    tile_width: int | None = Field(
+        default=None,
+        description="Width of each tile, pixels; padding at the right edge is cut off again. Semantic "
+        "deliveries only.",
+        examples=[256],
+    )
+    tile_height: int | None = Field(
+        default=None,
+        description="Height of each tile, pixels; padding at the bottom is cut off again. Semantic "
+        "deliveries only.",
+        examples=[256],
+    )
+    autoencoder_psnr_db: float | None = Field(
+        default=None,
+        description="PSNR of what the autoencoder makes of the picture without any channel, dB: no semantic "
+        "delivery is better. Semantic deliveries only.",
+        examples=[27.1],
+    )
+    ssim: float | None = Field(
+        default=None,
+        description="SSIM of the received picture; null if it was not decoded or has a side below 11 pixels.",
+        examples=[0.62],
+    )
+
+
 class LinkReport(_Response):
     """Cost and quality of the transmission of one image."""
 
@@ -509,6 +552,10 @@ class LinkReport(_Response):
         description="Format of the image file; conventional delivery only.",
         examples=["webp"],
     )
+    picture: PictureReport | None = Field(
+        default=None,
+        description="The picture of a request to /v1/pictures, to which psnr_db and cbr then relate.",
+    )
 
 
 _Points = list[tuple[float, float]]
@@ -528,8 +575,8 @@ class Details(_Response):
     """The image before transmission, and the constellation."""
 
     reference_b64_json: str = Field(
-        description="PNG, base64, of the sent image, to which psnr_db compares: the edge's image or, for a "
-        "conventional delivery, the cloud's.",
+        description="PNG, base64, of the sent image, to which psnr_db compares: the edge's image, for a "
+        "conventional delivery the cloud's, or the picture of the request.",
         examples=["iVBORw0KGgo="],
     )
     constellation: Constellation
@@ -714,6 +761,52 @@ _Base64 = Annotated[
         _check_base64, json_schema_input_type=Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]*={0,2}$")]
     ),
 ]
+
+
+class PictureRequest(_NullIsAbsent):
+    """A picture of one's own to send over the link instead of a generated image.
+
+    An optional field that is null counts as omitted.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    picture: _Base64 = Field(
+        description="A still picture: a PNG, JPEG, WebP, AVIF, BMP or PPM file in base64, of at most "
+        f"{limits.MAX_PICTURE_BYTES} bytes and {limits.MAX_PICTURE_PIXELS} pixels.",
+        examples=["iVBORw0KGgo="],
+    )
+    prompt: Annotated[str, AfterValidator(_check_prompt)] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=limits.MAX_PROMPT_CHARS,
+        json_schema_extra={"pattern": r"\S"},
+        description="What the picture shows: side information for a codec that reads prompts.",
+        examples=["a parrot on a branch"],
+    )
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=limits.MAX_SEED,
+        description="Seed of fading and noise. If omitted, a random one is used and returned.",
+        examples=[7],
+    )
+    link: LinkRequest = Field(default_factory=LinkRequest, description="The radio link.")
+    delivery: Delivery = Field(
+        default="semantic",
+        description="semantic: latents of the edge's autoencoder, sent with joint source-channel coding. "
+        "semantic-unaligned: the same without adapters. conventional: the picture as a file, sent with LDPC "
+        "and QAM.",
+        examples=["semantic"],
+    )
+    image_format: ImageFormat = Field(
+        default="webp", description="Format of the file; conventional delivery only.", examples=["webp"]
+    )
+    details: bool = Field(
+        default=False,
+        description="Whether to return the picture before transmission and the constellation as well.",
+        examples=[True],
+    )
 
 
 class PublishRequest(BaseModel):

@@ -32,6 +32,8 @@ LASTING = frozenset(
         "faults_lost_requests",
         "fuzz_inputs",
         "fuzz_5xx",
+        "hostile_pictures_tried",
+        "hostile_pictures_5xx",
         "install_demo_seconds",
         "install_demo_mib",
         "ray_speedup_2_workers",
@@ -207,6 +209,10 @@ FIGURES: dict[str, Figure] = {
         Figure("faults_lost_requests", "Requests lost silently in these faults", "requests", 0, _MOST),
         Figure("fuzz_inputs", "Hostile inputs tried", "inputs", 10_000),
         Figure("fuzz_5xx", "Hostile inputs answered with a 5xx status", "inputs", 0, _MOST),
+        Figure("hostile_pictures_tried", "Hostile pictures sent to the gateway", "inputs", 1_000),
+        Figure("hostile_pictures_5xx", "Hostile pictures answered with a 5xx status", "inputs", 0, _MOST),
+        Figure("hostile_pictures_tried", "Hostile pictures sent to the gateway", "inputs", 1_000),
+        Figure("hostile_pictures_5xx", "Hostile pictures answered with a 5xx status", "inputs", 0, _MOST),
         # installing
         Figure(
             "install_demo_seconds",

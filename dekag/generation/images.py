@@ -15,7 +15,7 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 ImageFormat = Literal["webp", "avif", "jpeg"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = ("webp", "avif", "jpeg")
 MAX_SIDE = 4096
-_UNREADABLE = (
+UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
     OSError,
@@ -23,7 +23,8 @@ _UNREADABLE = (
     SyntaxError,
     EOFError,
     RuntimeError,
-)  # errors of Pillow for damaged files
+)
+"""Errors of Pillow for damaged files."""
 
 
 def to_png(pixels: Pixels) -> bytes:
@@ -80,7 +81,7 @@ def from_bytes(data: bytes, *, max_side: int = MAX_SIDE) -> Pixels:
             if max(image.size) > max_side:
                 raise InvalidInputError("image", f"at most {max_side} pixels a side", image.size)
             return np.array(image.convert("RGB"))
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InvalidInputError(
             "image", "a readable PNG, WebP, AVIF or JPEG", f"{len(data)} bytes"
         ) from error

@@ -14,7 +14,6 @@ import torch
 from dekag.errors import DeadlineError, MismatchError
 from dekag.generation import loading, placement
 from dekag.generation.autoencoder import decode, encode
-from dekag.generation.images import Pixels
 from dekag.generation.placement import ON_CPU, Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
@@ -71,6 +70,28 @@ class LatentDecoder:
         check_finite(images, "render", seeds=seeds, model_hash=self.model_hash)
         pixels = images.add(1).mul(127.5).clamp(0, 255).round().to("cpu", torch.uint8)
         return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+
+
+class LatentEncoder:
+    """Turns images into latents: the encoder half of the autoencoder that a `LatentDecoder` holds."""
+
+    def __init__(self, decoder: LatentDecoder) -> None:
+        self.vae, self.model_hash = decoder.vae, decoder.model_hash
+
+    @torch.inference_mode()
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Pixels (batch, height, width, 3) uint8 -> latents (batch, channels, h, w) float32.
+
+        Sides are multiples of the decoder's factor. Images are encoded one by one, so that the bits of one do
+        not depend on the others.
+
+        Raises:
+            NumericalError: a latent is not finite.
+        """
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        latents = torch.cat([encode(self.vae, image) for image in images.split(1)]).cpu()
+        check_finite(latents, "autoencode", model_hash=self.model_hash)
+        return latents
 
 
 def by_windows(counts: Sequence[int], draw: Callable[[Sequence[int], int], torch.Tensor]) -> torch.Tensor:
@@ -177,12 +198,6 @@ class Generator:
         """(channels, height, width) of the latent of an image with that size in pixels."""
         factor = self.decoder.factor
         return int(self.pipeline.vae.config.latent_channels), height // factor, width // factor
-
-    @torch.inference_mode()
-    def encoded(self, pixels: Pixels) -> torch.Tensor:
-        """Latents (1, *latent_shape) of an image: pixels (height, width, 3) uint8."""
-        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1)
-        return encode(self.decoder.vae, image.to(self.device)).cpu()
 
     def latents(
         self,

@@ -26,9 +26,11 @@ class Metric(ABC):
 
     Attributes:
         name: its name in reports: lower-case letters, digits, - and _.
+        smallest_side: of the images that it can score, pixels.
     """
 
     name: str
+    smallest_side: int = 1
 
     @abstractmethod
     def score(self, images: Pixels, references: Pixels) -> Scores:
@@ -47,6 +49,13 @@ def psnr_db(image: Pixels, reference: Pixels) -> float:
     return BEST_PSNR_DB if error == 0 else -10 * math.log10(error)
 
 
+def ssim(image: Pixels, reference: Pixels) -> float | None:
+    """SSIM of `image` against `reference`, both (height, width, 3) uint8; None below 11 pixels a side."""
+    if min(reference.shape[:2]) < Ssim.smallest_side:
+        return None
+    return float(Ssim().score(image[None], reference[None])[0])
+
+
 class Psnr(Metric):
     """PSNR, dB."""
 
@@ -61,19 +70,21 @@ class Ssim(Metric):
     """Structural similarity, at most 1."""
 
     name = "ssim"
+    smallest_side = 11  # of its window
 
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,)."""
-        from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+        from torchmetrics.functional.image import structural_similarity_index_measure
 
         ours, theirs = _as_torch(images), _as_torch(references)
-        return _as_numpy(ssim(ours, theirs, data_range=1.0, reduction="none"))
+        return _as_numpy(structural_similarity_index_measure(ours, theirs, data_range=1.0, reduction="none"))
 
 
 class MsSsim(Metric):
     """Structural similarity over four scales, at most 1; images of at least 96 pixels a side."""
 
     name = "ms_ssim"
+    smallest_side = 96
 
     def score(self, images: Pixels, references: Pixels) -> Scores:
         """(n,)."""

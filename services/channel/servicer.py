@@ -58,7 +58,7 @@ class ChannelServicer(DownlinkServicer):
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         hop = "channel-channel" if transmission.states else "edge-channel"
         transmission.report.hops.append(
-            HopTraffic(hop=hop, sent_bytes=message.ByteSize() + transmission.received_bytes)
+            HopTraffic(hop=hop, sent_bytes=converters.traffic_bytes(message) + transmission.received_bytes)
         )
         _, seconds = await self._worker.run(_apply_channel, transmission, request, self._traces)
         transmission.add_stage("channel.transmit", seconds)

@@ -230,9 +230,17 @@ def sweep(
     grid: Annotated[
         Path,
         typer.Argument(
-            help="YAML file, or the name of a shipped sweep: quick or overall.", callback=_existing_grid
+            help="YAML file, or the name of a shipped sweep: quick, overall or own-pictures.",
+            callback=_existing_grid,
         ),
     ],
+    pictures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Pictures of your own to send: a picture, a folder of pictures, or CIFAR-10. Default: what "
+            "the grid says."
+        ),
+    ] = None,
     ray: Ray = None,
     workers: RayWorkers = None,
     results: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
@@ -243,7 +251,9 @@ def sweep(
     """Evaluate a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
     from dekag.evaluation.sweeps.command import run_sweep
 
-    _measure(lambda: run_sweep(grid, ray=ray, workers=workers, results=results, as_json=as_json))
+    _measure(
+        lambda: run_sweep(grid, ray=ray, workers=workers, pictures=pictures, results=results, as_json=as_json)
+    )
 
 
 @bench.command("sweep")

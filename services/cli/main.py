@@ -71,7 +71,7 @@ def main(
 
 # in the order of the help
 for _section, _commands in {
-    SYSTEM: (run.up, run.demo, run.image),
+    SYSTEM: (run.up, run.demo, run.image, run.link),
     KNOWLEDGE: (run.distill, ops.publish),
     OPERATION: (ops.doctor, ops.key, ops.credentials),
     RESEARCH: (evaluate.sweep,),

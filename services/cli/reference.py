@@ -23,7 +23,7 @@ SETTINGS_PAGE = Path("docs/settings.md")
 CLI_PAGE = Path("docs/cli.md")
 REST_PAGE = Path("docs/rest.md")
 GRPC_PAGE = Path("docs/grpc.md")
-REQUESTS = ("ImagesRequest", "KnowledgeRequest")
+REQUESTS = ("ImagesRequest", "PictureRequest", "KnowledgeRequest")
 ANSWERS = ("ImagesResponse", "LinkReport", "Job", "KnowledgeManifest", "Demand", "Transmission", "Problem")
 _EXACT = 2**53  # beyond it a bound in a JSON schema is only nearly what it was
 

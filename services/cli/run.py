@@ -5,18 +5,28 @@ from __future__ import annotations
 import secrets
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 from pydantic import ValidationError
 
+from dekag.api.limits import check_prompt
+from dekag.api.schemas import Delivery, ImageFormat, Restoration
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.makd.config import RANGES, DistillConfig
-from services.cli.options import DEFAULT_URL, Force, FreePorts, RequestSeed, Url, finite
+from services.cli.options import DEFAULT_URL, Force, FreePorts, Profile, RequestSeed, Url, finite
 
-# the link of `demo` and of `image`
+# the link of `demo`, `link` and `image`
 Prompt = Annotated[str, typer.Option(help="Text that describes the image.")]
 _SNR_DB = "Mean Es/N0 per complex channel use, dB; -20 to 40."
+TauRms = Annotated[float, typer.Option(help="RMS delay spread, s.")]
+RicianK = Annotated[
+    float, typer.Option(help="Power of the direct path over the scattered ones, dB; rician only.")
+]
+Speed = Annotated[float, typer.Option(help="Speed of the receiver, m/s; tdl-* only.")]
+Trace = Annotated[str | None, typer.Option(help="Name of the trace, such as walk or drive; trace only.")]
+ReceiverCsi = Annotated[Csi, typer.Option(help="Channel state information at the receiver.")]
+Equalizer = Annotated[EqualizerKind, typer.Option(help="Equaliser of the receiver.")]
 _FADING = f"Kind of fading: {', '.join(get_args(Fading))}, or the name of a plug-in."
 
 
@@ -31,38 +41,39 @@ def demo(
     prompt: Prompt = "a snail on the beach",
     snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 5.0,
     fading: Annotated[str, typer.Option(help=_FADING)] = "rayleigh",
-    tau_rms_s: Annotated[float, typer.Option(help="RMS delay spread, s.")] = 1e-6,
-    rician_k_db: Annotated[
-        float, typer.Option(help="Power of the direct path over the scattered ones, dB; rician only.")
-    ] = 6.0,
-    speed_m_s: Annotated[float, typer.Option(help="Speed of the receiver, m/s; tdl-* only.")] = 0.0,
-    trace: Annotated[
-        str | None, typer.Option(help="Name of the trace, such as walk or drive; trace only.")
-    ] = None,
-    csi: Annotated[Csi, typer.Option(help="Channel state information at the receiver.")] = "perfect",
-    equalizer: Annotated[EqualizerKind, typer.Option(help="Equaliser of the receiver.")] = "mmse",
+    tau_rms_s: TauRms = 1e-6,
+    rician_k_db: RicianK = 6.0,
+    speed_m_s: Speed = 0.0,
+    trace: Trace = None,
+    csi: ReceiverCsi = "perfect",
+    equalizer: Equalizer = "mmse",
     seed: RequestSeed = 7,
     output: Annotated[str, typer.Option(help="Folder for the images.")] = "demo-out",
 ) -> None:
     """Send one image with each delivery mode through all services and compare the costs."""
     from services.cli.demo import run_demo
 
+    link = _conditions(
+        snr_db=snr_db,
+        fading=fading,
+        tau_rms_s=tau_rms_s,
+        rician_k_db=rician_k_db,
+        speed_m_s=speed_m_s,
+        trace=trace,
+        csi=csi,
+        equalizer=equalizer,
+    )
+    raise typer.Exit(run_demo(prompt=prompt, link=link, seed=seed, output=output))
+
+
+def _conditions(**values: Any) -> LinkConditions:
+    """The conditions that options give; BadParameter names the option that is out of range."""
     try:
-        link = LinkConditions(
-            snr_db=snr_db,
-            fading=fading,
-            tau_rms_s=tau_rms_s,
-            rician_k_db=rician_k_db,
-            speed_m_s=speed_m_s,
-            trace=trace,
-            csi=csi,
-            equalizer=equalizer,
-        )
+        return LinkConditions(**values)
     except ValidationError as error:
         first = error.errors()[0]
         option = f"--{str(first['loc'][0]).replace('_', '-')}"
         raise typer.BadParameter(first["msg"], param_hint=option) from None
-    raise typer.Exit(run_demo(prompt=prompt, link=link, seed=seed, output=output))
 
 
 def _rate(text: str) -> float | Literal["auto"]:
@@ -158,6 +169,121 @@ def image(
             as_json=as_json,
         )
     )
+
+
+def link(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGE|FOLDER",
+            help="A picture (PNG, JPEG, WebP, AVIF, BMP or PPM), a folder of pictures with its subfolders, "
+            "or CIFAR-10 in its binary version.",
+        ),
+    ],
+    snr_db: Annotated[float, typer.Option(help=_SNR_DB)] = 10.0,
+    cbr: Annotated[
+        str,
+        typer.Option(
+            help="Channel uses per value of the picture, 3 * width * height: a number, a fraction such as "
+            "1/96, or auto. Semantic deliveries only."
+        ),
+    ] = "1/96",
+    target_psnr_db: Annotated[
+        float | None,
+        typer.Option(
+            help="Target PSNR, dB, against what the autoencoder makes of the picture; requires --cbr auto. "
+            "Delivery semantic only.",
+            callback=finite,
+        ),
+    ] = None,
+    fading: Annotated[str, typer.Option(help=_FADING)] = "rayleigh",
+    tau_rms_s: TauRms = 1e-6,
+    rician_k_db: RicianK = 6.0,
+    speed_m_s: Speed = 0.0,
+    trace: Trace = None,
+    csi: ReceiverCsi = "perfect",
+    equalizer: Equalizer = "mmse",
+    delivery: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Delivery mode: semantic, semantic-unaligned or conventional; can be repeated. Default: "
+            "semantic and conventional.",
+            autocompletion=lambda: list(get_args(Delivery)),
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What all pictures show: side information. Default: the text of each in metadata.jsonl."
+        ),
+    ] = None,
+    restoration: Annotated[
+        Restoration, typer.Option(help="Restoration at the receiver; delivery semantic only.")
+    ] = "none",
+    image_format: Annotated[
+        ImageFormat, typer.Option(help="Format of the file; delivery conventional only.")
+    ] = "webp",
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="Seed of fading and noise of the first picture; each further one has the next.", min=0
+        ),
+    ] = 0,
+    count: Annotated[
+        int | None, typer.Option(help="Number of pictures to send. Default: all.", min=1)
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the received pictures and link.jsonl.")] = Path(
+        "link-out"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the results of an earlier run.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only a line of JSON for each picture and delivery.")
+    ] = False,
+    profile: Profile = "stickers",
+) -> None:
+    """Send pictures of your own over the link, in this process: no running system is needed.
+
+    A picture of another size than the profile's images is cut into tiles or padded, never resized. The exit
+    status is 1 if a picture could not be sent.
+    """
+    from services.cli.link import LinkOptions, run_link
+
+    conditions = _conditions(
+        snr_db=snr_db,
+        fading=fading,
+        tau_rms_s=tau_rms_s,
+        rician_k_db=rician_k_db,
+        speed_m_s=speed_m_s,
+        trace=trace,
+        csi=csi,
+        equalizer=equalizer,
+    )
+    rate, deliveries = _rate(cbr), list(dict.fromkeys(delivery or ["semantic", "conventional"]))
+    if unknown := [name for name in deliveries if name not in get_args(Delivery)]:
+        problem = f"must be of {', '.join(get_args(Delivery))}; got {', '.join(unknown)}"
+        raise typer.BadParameter(problem, param_hint="--delivery")
+    if (rate == "auto") != (target_psnr_db is not None):
+        problem = "is required with --cbr auto" if rate == "auto" else "requires --cbr auto"
+        raise typer.BadParameter(problem, param_hint="--target-psnr-db")
+    if rate == "auto" and "semantic-unaligned" in deliveries:
+        raise typer.BadParameter(
+            "auto needs the adapters, which semantic-unaligned lacks", param_hint="--cbr"
+        )
+    if prompt is not None:
+        check_prompt(prompt)
+    options = LinkOptions(
+        deliveries=deliveries,
+        conditions=conditions,
+        cbr=rate if isinstance(rate, float) else 0.0,
+        target_psnr_db=target_psnr_db,
+        prompt=prompt,
+        seed=seed,
+        restoration=restoration,
+        image_format=image_format,
+        count=count,
+        profile=profile,
+    )
+    raise typer.Exit(run_link(path, options, output=output, force=force, as_json=as_json))
 
 
 def _setting(name: str, text: str) -> str:

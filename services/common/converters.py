@@ -6,7 +6,7 @@ Imports no torch, so that the gateway can use it. Errors name fields as REST wri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from dekag.api.limits import (
     check_cbr,
     check_knowledge,
     check_payload_bytes,
+    check_picture_bytes,
     check_prompt,
     check_seed,
     check_size,
@@ -93,6 +94,9 @@ class DeliveryRequest:
             `cbr` says the rate. Semantic delivery only.
         image_format: "webp", "avif" or "jpeg": the image file of a conventional delivery.
         on_long_prompt: "read" or "refuse": what becomes of a prompt that a model does not read at once.
+        picture: the file of a picture to send instead of a generated image; None to generate one. With a
+            picture, the prompt may be empty, and width and height are 0 until the file has been decoded, then
+            those of the picture.
     """
 
     prompt: str
@@ -111,6 +115,7 @@ class DeliveryRequest:
     image_format: str = DEFAULT_FORMAT
     details: bool = False
     on_long_prompt: str = "read"
+    picture: bytes | None = field(default=None, repr=False)
 
     @property
     def jscc(self) -> bool:
@@ -141,9 +146,12 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
     delivery = _name_of(DELIVERIES, message.delivery, "delivery")
     knowledge = check_knowledge(message.knowledge)
     target = check_target_psnr_db(message.target_psnr_db) if message.HasField("target_psnr_db") else None
-    size = (message.width, message.height) if profile is None else size_from_proto(message, profile)
+    picture = _picture(message)
+    size = message.width, message.height
+    if profile is not None and picture is None:
+        size = size_from_proto(message, profile)
     return DeliveryRequest(
-        prompt=check_prompt(message.prompt),
+        prompt=message.prompt if picture is not None and not message.prompt else check_prompt(message.prompt),
         seed=check_seed(message.seed),
         width=size[0],
         height=size[1],
@@ -159,7 +167,33 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         target_psnr_db=target,
         image_format=image_format(message.image_format),
         on_long_prompt=long_prompt(message.on_long_prompt),
+        picture=picture,
     )
+
+
+def _picture(message: downlink_pb2.ProvideRequest) -> bytes | None:
+    """The file of the picture to send; InvalidInputError where it does not go with the other fields."""
+    if not message.HasField("picture"):
+        return None
+    check_picture_bytes(len(message.picture))
+    if message.width or message.height:
+        raise InvalidInputError(
+            "size", "left out with a picture, which has its own", f"{message.width}x{message.height}"
+        )
+    if list(message.knowledge) not in ([], ["auto"], ["none"]):
+        allowed = "left out with a picture, which no model generates"
+        raise InvalidInputError("knowledge", allowed, ", ".join(message.knowledge))
+    return message.picture
+
+
+def traffic_bytes(message: downlink_pb2.ProvideRequest) -> int:
+    """Serialised size of a request without its picture, which the sender has."""
+    if not message.HasField("picture"):
+        return message.ByteSize()
+    without = downlink_pb2.ProvideRequest()
+    without.CopyFrom(message)
+    without.ClearField("picture")
+    return without.ByteSize()
 
 
 def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
@@ -181,6 +215,7 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         target_psnr_db=request.target_psnr_db,
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
+        picture=request.picture,
     )
 
 

@@ -113,7 +113,8 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
             continue
         else:
             report = frame.report
-            numbers = [report.expected_psnr_db, *(each.seconds for each in report.stages)]
+            qualities = [report.expected_psnr_db, report.picture.autoencoder_psnr_db]
+            numbers = [*qualities, *(each.seconds for each in report.stages)]
             if not all(map(math.isfinite, numbers)):
                 raise FrameError("a report with a number that is not finite")
         received += frame.ByteSize()

@@ -45,12 +45,12 @@ class PromptStates:
         self._worker.close()
 
     async def states(self, request: DeliveryRequest, codec: AlignedCodec) -> torch.Tensor | None:
-        """The states (tokens, text_width) of a request's prompt; None where the codec is not to read it.
+        """The states (tokens, text_width) of a request's prompt; None without one, or where it is withheld.
 
         Raises:
             MismatchError: the codec reads states of another width than this text encoder's.
         """
-        if not codec.text_width or request.side_information == "none":
+        if not codec.text_width or request.side_information == "none" or not request.prompt:
             return None
         found, _ = await self._worker.run(self._states, request.prompt)
         if found.shape[1] != codec.text_width:

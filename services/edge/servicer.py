@@ -13,11 +13,12 @@ import structlog
 import torch
 from grpc import aio
 
+from dekag.api.limits import MAX_PICTURE_PIXELS
 from dekag.errors import ExhaustedError, InvalidInputError, MismatchError, NotFoundError, UnavailableError
 from dekag.generation.images import from_bytes
 from dekag.generation.request import GenerationRequest
 from dekag.link.iq import evenly_spaced, iq_to_bytes
-from dekag.pipeline import DigitalSender, Sender
+from dekag.pipeline import DigitalSender, Rate, Sender, render_tiles
 from services.common import clients, converters, tracing
 from services.common.cache import Cache, content_key, latent_key
 from services.common.frames import MAX_CONSTELLATION_SYMBOLS, FrameError, Transmission
@@ -34,9 +35,11 @@ from services.proto.downlink_pb2 import (
     GetTransmissionKnowledgeRequest,
     HopTraffic,
     KnowledgeUse,
+    PictureSize,
     PromptRead,
     ProvideRequest,
     Reference,
+    SentPicture,
     StageTime,
     SymbolFrame,
     TransmissionHeader,
@@ -47,8 +50,10 @@ from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.link.digital import ModulationAndCoding
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
+    from dekag.pictures import Picture, Tiling
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
@@ -79,17 +84,42 @@ class _GenerationResult:
     read: PromptRead | None = None
 
 
+@dataclass(frozen=True)
+class _OpenedPicture:
+    """A picture that was read, with its tiles' latents (n, *shape) where those are sent.
+
+    Attributes:
+        picture: as read.
+        png: it as a PNG; empty unless measured.
+        tiling: how it is cut.
+        latents: of the tiles; None for a conventional delivery.
+        autoencoder_psnr_db: PSNR of what the autoencoder makes of it, dB; None if not measured.
+    """
+
+    picture: Picture
+    png: bytes
+    tiling: Tiling
+    latents: torch.Tensor | None = None
+    autoencoder_psnr_db: float | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class _EncodeJob:
-    """Latents (1, *shape) to encode with `codec` into that many symbols, beside the prompt's states."""
+    """Latents (1, *shape) to encode with `codec` into that many symbols, beside the prompt's states.
+
+    With a tiling, latents (n, *shape) of a picture's tiles.
+    """
 
     codec: AlignedCodec
     latents: torch.Tensor
     channel_uses: int
     request: DeliveryRequest
     text: torch.Tensor | None
+    tiling: Tiling | None = None
 
     def batch_key(self) -> tuple[object, ...]:
+        if self.tiling is not None:  # a batch of its own
+            return (id(self),)
         return self.codec.content_hash, self.latents.shape, self.request.modulation
 
 
@@ -113,7 +143,10 @@ class EdgeServicer(DownlinkServicer):
         self._cache = Cache(settings)
         self._channel = clients.open_channel(settings.cloud_address, settings)
         self._cloud = CloudStub(self._channel)
-        self._modulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
+        self._modulating, self._autoencoding = (
+            ModelWorker(name, threads=settings.threads, max_queue=settings.max_queue)
+            for name in ("digital", "autoencoder")
+        )
         self._generating = BatchWorker(
             "edge",
             self._generate_batch,
@@ -156,7 +189,9 @@ class EdgeServicer(DownlinkServicer):
 
     async def close(self) -> None:
         """Closes channel, cache and the models' threads."""
-        for worker in (self._generating, self._modulating, self._encoding, self._prompts):
+        for worker in (
+            self._generating, self._modulating, self._autoencoding, self._encoding, self._prompts,
+        ):  # fmt: skip
             worker.close()
         await self._channel.close()
         await self._cache.close()
@@ -164,10 +199,12 @@ class EdgeServicer(DownlinkServicer):
     async def Provide(
         self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, SymbolFrame]
     ) -> AsyncIterator[SymbolFrame]:
-        """The symbols of the requested image, with a report."""
+        """The symbols of the requested image, or of the picture in the request, with a report."""
         request = converters.request_from_proto(message, self._profile)
-        send = self._semantic if request.jscc else self._conventional
-        transmission = await send(request)
+        if request.picture is not None:
+            transmission = await self._picture(request)
+        else:
+            transmission = await (self._semantic if request.jscc else self._conventional)(request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         for frame in transmission.frames():
             yield frame
@@ -206,48 +243,61 @@ class EdgeServicer(DownlinkServicer):
         except InvalidInputError as error:
             raise error.within("link") from None
         drawn = await self._make(request, shape, choice)
-        text = await self._prompts.states(request, codec)
-        outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, request, text)
-        symbols, encoding = await self._encoding.run(outgoing)
-        hashes = {"edge": self._generator.model_hash, "codec": codec.base_hash}
+        transmission = await self._encoded(request, codec, rate, drawn.latents)
+        report = transmission.report
+        sent_bytes = drawn.fetched_bytes + adapters_bytes + choice.sent_bytes
+        report.hops.add(hop="cloud-edge", sent_bytes=sent_bytes)
+        report.model_hashes["edge"] = self._generator.model_hash
         if drawn.cloud_hash:
-            hashes["cloud"] = drawn.cloud_hash
+            report.model_hashes["cloud"] = drawn.cloud_hash
+        report.cached = drawn.cached
+        report.knowledge.extend(
+            KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
+            for each in drawn.knowledge
+        )
+        if drawn.read is not None:
+            report.prompt_read["cloud" if drawn.cloud_hash else "edge"].CopyFrom(drawn.read)
+        stages = [*drawn.stages, *report.stages]
+        del report.stages[:]
+        report.stages.extend(stages)
+        if request.measure:
+            transmission.reference = Reference(
+                latents=_to_bytes(drawn.latents), iq=_shown(transmission.symbols, request)
+            )
+        return transmission
+
+    async def _encoded(
+        self,
+        request: DeliveryRequest,
+        codec: AlignedCodec,
+        rate: Rate,
+        latents: torch.Tensor,
+        tiling: Tiling | None = None,
+    ) -> Transmission:
+        """Symbols of latents (1, *shape), or (n, *shape) of a picture's tiles, and what the codec reports."""
+        text = await self._prompts.states(request, codec)
+        outgoing = _EncodeJob(codec, latents, rate.channel_uses, request, text, tiling)
+        symbols, seconds = await self._encoding.run(outgoing)
+        hashes = {"codec": codec.base_hash}
         if codec.content_hash:
             hashes["adapters"] = codec.content_hash
         report = TransmissionReport(
-            stages=drawn.stages,
-            hops=[
-                HopTraffic(
-                    hop="cloud-edge", sent_bytes=drawn.fetched_bytes + adapters_bytes + choice.sent_bytes
-                )
-            ],
+            stages=[stage_time("edge.encode", seconds)],
             model_hashes=hashes,
             expected_psnr_db=rate.expected_psnr_db,
             side_information=converters.SIDE_INFORMATION["none" if text is None else "prompt"],
             modulation=converters.MODULATIONS[
                 request.modulation or codec.modulation_at(request.link.sender_snr_db)
             ],
-            cached=drawn.cached,
-            knowledge=[
-                KnowledgeUse(topic=each.topic, version=each.version, content_hash=each.content_hash)
-                for each in drawn.knowledge
-            ],
         )
-        if drawn.read is not None:
-            report.prompt_read["cloud" if drawn.cloud_hash else "edge"].CopyFrom(drawn.read)
         header = TransmissionHeader(
             channel_uses=rate.channel_uses,
             delivery=converters.DELIVERIES[request.delivery],
-            latent_shape=shape,
+            latent_shape=latents.shape[1:],
             codec_hash=codec.base_hash,
             adapters_hash=codec.content_hash,
         )
-        reference = None
-        if request.measure:
-            reference = Reference(latents=_to_bytes(drawn.latents), iq=_shown(symbols, request))
-        transmission = Transmission(header, symbols, [], reference, report)
-        transmission.add_stage("edge.encode", encoding)
-        return transmission
+        return Transmission(header, symbols, [], None, report)
 
     async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec, int]:
         """The codec for the requested delivery, and the bytes transferred for its adapters."""
@@ -273,11 +323,14 @@ class EdgeServicer(DownlinkServicer):
         if cached is not None and request.on_long_prompt != "refuse":  # which the cloud checks
             return _GenerationResult(cached, True, (), 0, cloud_hash=choice.model.hex())
         file, _, fetched_bytes = await self._fetch_image(replace(request, measure=False), choice.file_topics)
+        from dekag.generation.models import LatentEncoder
+
         start = time.perf_counter()
         try:
             model = bytes.fromhex(file.model_hash)
             pixels = from_bytes(file.image, max_side=max(request.width, request.height))
-            latents = await self._generating.run_exclusive(self._generator.generator.encoded, pixels)
+            encoder = LatentEncoder(self._generator.decoder)
+            latents = await self._generating.run_exclusive(encoder.encode, pixels[None])
         except (InvalidInputError, ValueError) as error:
             raise FrameError(f"the cloud's image: {error}") from error
         if latents.shape[1:] != shape:
@@ -391,6 +444,78 @@ class EdgeServicer(DownlinkServicer):
         except InvalidInputError:
             return None  # not written by this service: generated again and overwritten
 
+    async def _picture(self, request: DeliveryRequest) -> Transmission:
+        """The symbols of the picture in the request."""
+        opened, opening = await self._autoencoding.run(self._open, request)
+        picture, tiling = opened.picture, opened.tiling
+        if opened.latents is not None:
+            codec, adapters_bytes = await self._codec(request)
+            _, *shape = opened.latents.shape
+            try:
+                rate = Sender(codec).tiles_rate(
+                    request.link,
+                    (shape[0], shape[1], shape[2]),
+                    tiling,
+                    cbr=request.cbr,
+                    target_psnr_db=request.target_psnr_db,
+                )
+            except InvalidInputError as error:
+                raise error.within("link") from None
+            transmission = await self._encoded(request, codec, rate, opened.latents, tiling)
+            report = transmission.report
+            report.hops.add(hop="cloud-edge", sent_bytes=adapters_bytes)
+            report.model_hashes["autoencoder"] = self._generator.generator.decoder.model_hash
+        else:
+            transmission = await self._as_file(request, picture)
+            report = transmission.report
+        report.stages.insert(0, stage_time("edge.read", opening))
+        report.picture.CopyFrom(
+            SentPicture(
+                format=picture.format, notes=picture.notes, autoencoder_psnr_db=opened.autoencoder_psnr_db
+            )
+        )
+        transmission.header.picture.CopyFrom(PictureSize(width=picture.width, height=picture.height))
+        if request.measure:
+            transmission.reference = Reference(image=opened.png, iq=_shown(transmission.symbols, request))
+        return transmission
+
+    def _open(self, request: DeliveryRequest) -> _OpenedPicture:
+        """The picture in the request and, for a semantic delivery, its tiles' latents."""
+        from dekag.generation.images import to_png
+        from dekag.generation.models import LatentEncoder
+        from dekag.metrics.image import psnr_db
+        from dekag.pictures import Tiling, read_picture
+
+        picture = read_picture(request.picture or b"", max_pixels=MAX_PICTURE_PIXELS)
+        tiling = Tiling.of(picture.width, picture.height, self._profile.size)
+        png = to_png(picture.pixels) if request.measure else b""
+        if not request.jscc:
+            return _OpenedPicture(picture, png, tiling)
+        decoder = self._generator.generator.decoder
+        latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
+        ceiling = None
+        if request.measure:
+            ceiling = psnr_db(render_tiles(decoder, latents, tiling, request.seed), picture.pixels)
+        return _OpenedPicture(picture, png, tiling, latents, ceiling)
+
+    async def _as_file(self, request: DeliveryRequest, picture: Picture) -> Transmission:
+        """The symbols of a picture as an image file."""
+        from dekag.generation.images import to_format
+
+        def modulate() -> tuple[torch.Tensor, ModulationAndCoding, int]:
+            file = to_format(picture.pixels, request.image_format)  # type: ignore[arg-type]
+            self._check_file(file, request)
+            return *DigitalSender().encode(file, request.link), len(file)
+
+        (symbols, coding, file_bytes), seconds = await self._modulating.run(modulate)
+        header = TransmissionHeader(
+            channel_uses=symbols.shape[1],
+            delivery=DELIVERY_CONVENTIONAL,
+            coding=converters.coding_to_proto(coding, file_bytes),
+        )
+        report = TransmissionReport(stages=[stage_time("edge.modulate", seconds)])
+        return Transmission(header, symbols, [], None, report)
+
     async def _conventional(self, request: DeliveryRequest) -> Transmission:
         file, png, traffic = await self._fetch_image(request)
         (symbols, coding), modulating = await self._modulating.run(
@@ -442,17 +567,32 @@ class EdgeServicer(DownlinkServicer):
             raise FrameError(f"the cloud did not send format {error}") from error
         if not file.image:
             raise FrameError("the cloud sent an empty image")
-        if len(file.image) > (largest := self._profile.largest_file):
-            allowed = f"a format, or with a size, whose file has at most {largest} bytes"
-            raise InvalidInputError(
-                "image_format", allowed, f"{request.image_format}, {len(file.image)} bytes"
-            )
+        self._check_file(file.image, request)
         return file, png[0].image if png else b"", message.ByteSize() + file.ByteSize()
+
+    def _check_file(self, file: bytes, request: DeliveryRequest) -> None:
+        """InvalidInputError if an image file is larger than the link takes."""
+        if len(file) > (largest := self._profile.largest_file):
+            allowed = f"a format, or with a size, whose file has at most {largest} bytes"
+            raise InvalidInputError("image_format", allowed, f"{request.image_format}, {len(file)} bytes")
 
 
 def _encode(jobs: Sequence[_EncodeJob], _: ShouldContinue) -> list[torch.Tensor]:
     """Symbols of each job of one batch key."""
     first = jobs[0]
+    if first.tiling is not None:
+        request = first.request
+        return [
+            Sender(first.codec).encode_tiles(
+                first.latents,
+                request.link,
+                first.channel_uses,
+                first.tiling,
+                seed=request.seed,
+                modulation=request.modulation,
+                text=first.text,
+            )
+        ]
     return Sender(first.codec).encode(
         torch.cat([job.latents for job in jobs]),
         [job.request.link for job in jobs],

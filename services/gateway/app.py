@@ -16,8 +16,10 @@ from fastapi_offline import FastAPIOffline
 from dekag.api.limits import MAX_SEED
 from dekag.api.schemas import (
     EXAMPLE_REQUEST,
+    ImageData,
     ImagesRequest,
     ImagesResponse,
+    PictureRequest,
     Readiness,
     Reports,
     Traffic,
@@ -31,12 +33,12 @@ from services.common.request_context import request_id
 from services.gateway import knowledge_routes, problems, web_ui
 from services.gateway.admission import Admission
 from services.gateway.api_keys import ApiKeys
-from services.gateway.converters import to_image, to_proto
+from services.gateway.converters import picture_to_proto, to_image, to_proto
 from services.gateway.drift_sampler import DriftSampler, consistency
 from services.gateway.idempotency import IdempotencyKey, seed_for
 from services.gateway.middleware import RequestMiddleware
-from services.gateway.openapi_examples import IMAGES_EXAMPLES
-from services.gateway.request_body import JsonRoute
+from services.gateway.openapi_examples import IMAGES_EXAMPLES, PICTURE_EXAMPLES
+from services.gateway.request_body import JsonRoute, form_schema
 from services.gateway.settings import GatewaySettings
 from services.gateway.usage import UsageTotals
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
@@ -129,6 +131,22 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     problems.install(app, keys=keys is not None)
     app.include_router(knowledge_routes.router)
 
+    async def answer(request: Request, work: Awaitable[list[ImageData]]) -> ImagesResponse:
+        """The response with these images, whose reports are kept; the work ends if the client hangs up."""
+        images = await _unless_gone(request, work)
+        if images is None:
+            raise UnavailableError("the client hung up")
+        response = ImagesResponse(created=int(time.time()), data=images)
+        reports = Reports(
+            request_id=request_id.get(),
+            created=response.created,
+            link_reports=[image.link_report for image in images],
+        )
+        await app.state.cache.set(
+            report_key(reports.request_id), reports.model_dump_json().encode(), settings.report_ttl_s
+        )
+        return response
+
     @app.post(
         "/v1/images/generations",
         tags=["images"],
@@ -152,8 +170,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         if first is None:
             first = seed_for(client, idempotency_key, _JSON_SAFE_SEEDS - body.n)
 
-        async def deliver() -> ImagesResponse:
-            answer = ImagesResponse(created=int(time.time()), data=[])
+        async def deliver() -> list[ImageData]:
+            images = []
             async with admission.slot(client):
                 for seed in range(first, first + body.n):
                     provide = to_proto(body, seed)
@@ -163,22 +181,43 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
                     if body.consistency and received.png:
                         compared = await consistency(app.state.cloud, provide, received)
                         image = image.model_copy(update={"consistency": compared})
-                    answer.data.append(image)
+                    images.append(image)
                     app.state.drift_sampler.submit(provide, received)
-            return answer
+            return images
 
-        answer = await _unless_gone(request, deliver())
-        if answer is None:
-            raise UnavailableError("the client hung up")
-        reports = Reports(
-            request_id=request_id.get(),
-            created=answer.created,
-            link_reports=[image.link_report for image in answer.data],
-        )
-        await app.state.cache.set(
-            report_key(reports.request_id), reports.model_dump_json().encode(), settings.report_ttl_s
-        )
-        return answer
+        return await answer(request, deliver())
+
+    @app.post(
+        "/v1/pictures",
+        tags=["images"],
+        responses=problems.responses(400, 409, 413, 415, 422, 429, 503, 504),
+        openapi_extra=form_schema(PictureRequest),
+    )
+    async def send_picture(
+        request: Request,
+        body: Annotated[PictureRequest, Body(openapi_examples=PICTURE_EXAMPLES)],
+        idempotency_key: IdempotencyKey = None,
+    ) -> ImagesResponse:
+        """Sends a picture of your own over the link; as JSON with the file in base64, or as a form.
+
+        A picture of another size than the profile's images is cut into tiles or padded, never resized:
+        `link_report.picture` says how. In a form, `picture` is a file, and `link`, `seed` and `details` are
+        JSON.
+        """
+        client = request.state.client
+        seed = body.seed
+        if seed is None:
+            seed = seed_for(client, idempotency_key, _JSON_SAFE_SEEDS)
+        provide = picture_to_proto(body, seed)
+
+        async def deliver() -> list[ImageData]:
+            async with admission.slot(client):
+                received = await call(app.state.user.Receive, provide, "user")
+            image = to_image(received, request_id.get())
+            traffic.add(image.link_report)
+            return [image]
+
+        return await answer(request, deliver())
 
     @app.get("/v1/reports/{of}", tags=["reports"], responses=problems.responses(404, 422, 503))
     async def report(

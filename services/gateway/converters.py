@@ -10,6 +10,7 @@ import numpy as np
 from google.protobuf.message import Message
 from pydantic import BaseModel
 
+from dekag.api.limits import check_picture_bytes
 from dekag.api.schemas import (
     Constellation,
     Details,
@@ -17,6 +18,8 @@ from dekag.api.schemas import (
     ImagesRequest,
     KnowledgeRequest,
     LinkReport,
+    LinkRequest,
+    PictureRequest,
     parse_size,
 )
 from dekag.errors import InvalidInputError
@@ -45,18 +48,39 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         width=width,
         height=height,
         delivery=DELIVERIES[request.delivery],
-        cbr=0.0 if request.link.cbr == "auto" else request.link.cbr,
-        link=link_to_proto(request.link),
-        measure=True,
         details=request.details,
         knowledge=request.knowledge,
-        modulation=MODULATIONS.get(request.link.modulation, 0),  # auto: none of them
-        side_information=SIDE_INFORMATION[request.link.side_information],
-        restoration=RESTORATIONS[request.link.restoration],
-        target_psnr_db=request.link.target_psnr_db,
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
+        **_link_fields(request.link),
     )
+
+
+def picture_to_proto(request: PictureRequest, seed: int) -> downlink_pb2.ProvideRequest:
+    """The request for the picture with this seed; InvalidInputError if its file is empty or too large."""
+    check_picture_bytes(len(request.picture))
+    return downlink_pb2.ProvideRequest(
+        picture=request.picture,
+        prompt=request.prompt or "",
+        seed=seed,
+        delivery=DELIVERIES[request.delivery],
+        details=request.details,
+        image_format=FORMATS[request.image_format],
+        **_link_fields(request.link),
+    )
+
+
+def _link_fields(link: LinkRequest) -> dict[str, Any]:
+    """The fields of a ProvideRequest that a requested link sets; its quality is always measured."""
+    return {
+        "cbr": 0.0 if link.cbr == "auto" else link.cbr,
+        "link": link_to_proto(link),
+        "measure": True,
+        "modulation": MODULATIONS.get(link.modulation, 0),  # auto: none of them
+        "side_information": SIDE_INFORMATION[link.side_information],
+        "restoration": RESTORATIONS[link.restoration],
+        "target_psnr_db": link.target_psnr_db,
+    }
 
 
 def to_distill(request: KnowledgeRequest) -> cloud_pb2.DistillRequest:

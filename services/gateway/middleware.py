@@ -12,7 +12,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dekag.api.limits import REQUEST_ID
+from dekag.api.limits import MAX_PICTURE_BYTES, REQUEST_ID
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.request_context import begin_request
@@ -44,7 +44,8 @@ _PROBES = frozenset({"/healthz", "/readyz"})
 _OPEN = _PROBES | {web_ui.URL, "/docs", "/openapi.json"}
 _REPLACED = (b"content-type", b"content-length", b"content-encoding", b"transfer-encoding")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-_UPLOADS = 2  # at a time: their bodies are held in memory
+_PICTURES_PATH = "/v1/pictures"
+_LARGE_BODIES = {"uploads": 2, "pictures": 4}  # at a time: they are held in memory
 _ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
 _OPEN_FOLDERS = (f"{web_ui.ASSETS_URL}/", "/docs-assets/")
 _log = structlog.get_logger()
@@ -88,9 +89,12 @@ class RequestMiddleware:
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings, docs_url: str, keys: ApiKeys | None) -> None:
         self._app, self._settings, self._keys = app, settings, keys
-        self._uploads = 0
-        largest = min(settings.max_upload_bytes, settings.max_message_bytes - _ENVELOPE_BYTES)
-        self._max_upload_bytes = largest * 4 // 3 + _ENVELOPE_BYTES  # in base64
+        self._held = dict.fromkeys(_LARGE_BODIES, 0)
+        most = settings.max_message_bytes - _ENVELOPE_BYTES
+        largest = {
+            "uploads": min(settings.max_upload_bytes, most), "pictures": min(MAX_PICTURE_BYTES, most)
+        }  # fmt: skip
+        self._largest = {kind: size * 4 // 3 + _ENVELOPE_BYTES for kind, size in largest.items()}  # in base64
         self._policies = {docs_url: _DOCS_POLICY, web_ui.URL: _PAGE_POLICY}
         self._hosts = {name.strip().lower() for name in settings.allowed_hosts.split(",")} - {""}
 
@@ -196,17 +200,17 @@ class RequestMiddleware:
         return await self._read_and_serve(scope, receive, send)
 
     async def _read_and_serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not _is_upload(scope):
+        if (kind := _large_body(scope)) is None:
             return await self._serve(
                 scope, await self._body(scope, receive, self._settings.max_body_bytes), send
             )
-        if self._uploads == _UPLOADS:
-            raise ExhaustedError(f"{_UPLOADS} uploads are in progress, which is the limit")
-        self._uploads += 1
+        if self._held[kind] == (limit := _LARGE_BODIES[kind]):
+            raise ExhaustedError(f"{limit} {kind} are in progress, which is the limit")
+        self._held[kind] += 1
         try:
-            return await self._serve(scope, await self._body(scope, receive, self._max_upload_bytes), send)
+            return await self._serve(scope, await self._body(scope, receive, self._largest[kind]), send)
         finally:
-            self._uploads -= 1
+            self._held[kind] -= 1
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application; HEAD runs as GET, and its response ends after the headers."""
@@ -268,9 +272,12 @@ class RequestMiddleware:
         body = bytes(read)
         if body and scope["method"] in _WITH_BODY:
             body = request_body.inflated(body, ",".join(headers.getlist("content-encoding")), limit)
-            request_body.check_json(headers, body)
-            fields = [each for each in scope["headers"] if each[0] not in _REPLACED]
             kind = headers.get("content-type", "").strip() or "application/json"
+            if _large_body(scope) == "pictures" and request_body.is_form(headers):
+                body, kind = await request_body.form_as_json(headers, body), "application/json"
+            else:
+                request_body.check_json(headers, body)
+            fields = [each for each in scope["headers"] if each[0] not in _REPLACED]
             scope["headers"] = [
                 *fields,
                 (b"content-type", kind.encode("latin-1")),
@@ -284,10 +291,12 @@ class RequestMiddleware:
         return replay
 
 
-def _is_upload(scope: Scope) -> bool:
-    """Whether the request uploads knowledge, which may be larger than other bodies."""
-    path: str = scope["path"]
-    return scope["method"] == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/"))
+def _large_body(scope: Scope) -> str | None:
+    """What a request carries that may be larger than other bodies: "uploads" of knowledge, or "pictures"."""
+    method, path = scope["method"], scope["path"]
+    if method == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/")):
+        return "uploads"
+    return "pictures" if method == "POST" and path == _PICTURES_PATH else None
 
 
 def _drop_last_slash(scope: Scope) -> None:

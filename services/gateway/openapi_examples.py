@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from fastapi.openapi.models import Example
 
+_FOUR_PIXELS = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQV"
+    "R4nGP4z8DA8J+BkYHh////DAAe9gT9Ce00PgAAAABJRU5ErkJggg=="
+)  # a PNG
+
 IMAGES_EXAMPLES: dict[str, Example] = {
     "semantic": {
         "summary": "An image over a fading channel",
@@ -39,6 +44,21 @@ IMAGES_EXAMPLES: dict[str, Example] = {
             "knowledge": "none",
             "link": {"snr_db": 15, "fading": "tdl-c", "speed_m_s": 20, "csi": "pilots"},
         },
+    },
+}
+
+PICTURE_EXAMPLES: dict[str, Example] = {
+    "semantic": {
+        "summary": "A small picture over a fading channel",
+        "value": {
+            "picture": _FOUR_PIXELS,
+            "seed": 7,
+            "link": {"snr_db": 10, "fading": "rayleigh", "cbr": 1 / 96},
+        },
+    },
+    "conventional": {
+        "summary": "The same as a file",
+        "value": {"picture": _FOUR_PIXELS, "seed": 7, "delivery": "conventional", "link": {"snr_db": 10}},
     },
 }
 

@@ -1,17 +1,23 @@
-"""Request bodies: limited in size, decompressed and parsed as lossless JSON (``dekag.documents``)."""
+"""Request bodies: limited in size, decompressed and parsed as lossless JSON (``dekag.documents``).
+
+A form with a picture becomes the JSON that says the same, so that routes know JSON alone.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import zlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from email.message import Message as MimeMessage
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
+from pydantic import BaseModel
+from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from dekag.documents import DocumentError, parse_json
 
@@ -22,6 +28,9 @@ COMPRESSIONS = "gzip, deflate"
 _GZIP, _ZLIB, _RAW = 31, 15, -15  # formats, as numbered by zlib
 _MAX_MEMBERS = 16  # of one gzip file; each costs a copy of the rest
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
+_FORM = "multipart/form-data"
+_JSON_FIELDS = ("details", "link", "seed")  # of a form; all others are text
+_MAX_FIELDS, _MAX_FIELD_BYTES = 16, 64 * 1024  # of a form, without its file
 
 
 class BodyError(Exception):
@@ -73,6 +82,75 @@ def check_json(headers: Headers, body: bytes) -> None:
     except UnicodeDecodeError as error:
         where = f"byte 0x{body[error.start]:02x} at {error.start}"
         raise BodyError(400, f"the body must be JSON in UTF-8; {where} is not") from None
+
+
+def is_form(headers: Headers) -> bool:
+    """Whether the Content-Type is that of a form with files."""
+    kind = MimeMessage()
+    kind["content-type"] = headers.get("content-type", "")
+    return kind.get_content_type() == _FORM
+
+
+async def form_as_json(headers: Headers, body: bytes) -> bytes:
+    """The JSON object that a form says: files in base64, `details`, `link` and `seed` as the JSON they hold.
+
+    Raises:
+        BodyError: it comes from a browser, where pages of other hosts can send forms without a CORS
+            preflight; or it is damaged, or not a form of one file and a few fields.
+    """
+    if "origin" in headers or "sec-fetch-site" in headers:
+        raise BodyError(415, "a browser must send JSON, with the Content-Type application/json, not a form")
+    fields: dict[str, Any] = {}
+    parser = _InMemoryParser(
+        headers, _once(body), max_files=1, max_fields=_MAX_FIELDS, max_part_size=_MAX_FIELD_BYTES
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeError, ValueError) as error:
+        said = error.message if isinstance(error, MultiPartException) else "it cannot be read"
+        raise BodyError(400, f"the body is not a valid form: {said}") from None
+    try:
+        for name, value in form.multi_items():
+            if name in fields:
+                raise BodyError(400, f"the form has {name[:80]!r} twice")
+            if isinstance(value, UploadFile):
+                fields[name] = base64.b64encode(await value.read()).decode()
+            elif name in _JSON_FIELDS:
+                try:
+                    fields[name] = parse_json(value, name)
+                except DocumentError as error:
+                    raise BodyError(400, f"{error}; in a form, {name} is JSON") from None
+            else:
+                fields[name] = value
+    finally:
+        await form.close()
+    return json.dumps(fields).encode()
+
+
+class _InMemoryParser(MultiPartParser):
+    """A parser that writes nothing to disk: the body is in memory already."""
+
+    spool_max_size = 2**30
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
+
+
+def form_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """The part of an operation's OpenAPI document that says that it takes a model as a form, too."""
+    schema = model.model_json_schema()
+    properties = {
+        name: {
+            "type": "string",
+            **({"format": "binary"} if name == "picture" else {}),
+            "description": schema["properties"][name]["description"]
+            + (" As JSON." if name in _JSON_FIELDS else ""),
+        }
+        for name in schema["properties"]
+    }
+    form = {"type": "object", "properties": properties, "required": schema["required"]}
+    return {"requestBody": {"content": {_FORM: {"schema": form}}}}
 
 
 def inflated(body: bytes, encodings: str, limit: int) -> bytes:

@@ -367,6 +367,7 @@ class ProvideRequest(_message.Message):
     ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
     SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
     RESTORATION_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it directly, each channel derives its own seed from it"""
@@ -393,6 +394,10 @@ class ProvideRequest(_message.Message):
     side_information: Global___SideInformation.ValueType
     restoration: Global___Restoration.ValueType
     """DELIVERY_SEMANTIC only"""
+    picture: _builtins.bytes
+    """A picture to send instead of a generated image: a file of at most 8 MiB, which the edge decodes. Width, height and
+    knowledge are then unset, and the prompt may be empty. Excluded from all traffic counts: the sender has it.
+    """
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -420,13 +425,19 @@ class ProvideRequest(_message.Message):
         on_long_prompt: Global___LongPrompt.ValueType = ...,
         side_information: Global___SideInformation.ValueType = ...,
         restoration: Global___Restoration.ValueType = ...,
+        picture: _builtins.bytes | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "link", b"link", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "link", b"link", "picture", b"picture", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "restoration", b"restoration", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "picture", b"picture", "prompt", b"prompt", "restoration", b"restoration", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__picture: _TypeAlias = _typing.Literal["picture"]  # noqa: Y015
+    _WhichOneofArgType__picture: _TypeAlias = _typing.Literal["_picture", b"_picture"]  # noqa: Y015
     _WhichOneofReturnType__target_psnr_db: _TypeAlias = _typing.Literal["target_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__target_psnr_db: _TypeAlias = _typing.Literal["_target_psnr_db", b"_target_psnr_db"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__picture) -> _WhichOneofReturnType__picture | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__target_psnr_db) -> _WhichOneofReturnType__target_psnr_db | None: ...
 
 Global___ProvideRequest: _TypeAlias = ProvideRequest  # noqa: Y015
@@ -481,6 +492,7 @@ class TransmissionHeader(_message.Message):
     CODING_FIELD_NUMBER: _builtins.int
     CODEC_HASH_FIELD_NUMBER: _builtins.int
     ADAPTERS_HASH_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
     channel_uses: _builtins.int
     """K, complex symbols that follow"""
     delivery: Global___Delivery.ValueType
@@ -496,6 +508,10 @@ class TransmissionHeader(_message.Message):
     def coding(self) -> Global___ModulationAndCoding:
         """conventional delivery"""
 
+    @_builtins.property
+    def picture(self) -> Global___PictureSize:
+        """with ProvideRequest.picture: its size; latent_shape is that of each tile"""
+
     def __init__(
         self,
         *,
@@ -505,14 +521,41 @@ class TransmissionHeader(_message.Message):
         coding: Global___ModulationAndCoding | None = ...,
         codec_hash: _builtins.str = ...,
         adapters_hash: _builtins.str = ...,
+        picture: Global___PictureSize | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coding", b"coding", "picture", b"picture"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_hash", b"adapters_hash", "channel_uses", b"channel_uses", "codec_hash", b"codec_hash", "coding", b"coding", "delivery", b"delivery", "latent_shape", b"latent_shape"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters_hash", b"adapters_hash", "channel_uses", b"channel_uses", "codec_hash", b"codec_hash", "coding", b"coding", "delivery", b"delivery", "latent_shape", b"latent_shape", "picture", b"picture"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TransmissionHeader: _TypeAlias = TransmissionHeader  # noqa: Y015
+
+@_typing.final
+class PictureSize(_message.Message):
+    """The size of a picture in pixels. How it is cut into tiles follows from it and the profile's size. Symbol k of n tiles
+    belongs to tile k modulo n.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    height: _builtins.int
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["height", b"height", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PictureSize: _TypeAlias = PictureSize  # noqa: Y015
 
 @_typing.final
 class ModulationAndCoding(_message.Message):
@@ -656,6 +699,7 @@ class TransmissionReport(_message.Message):
     MODULATION_FIELD_NUMBER: _builtins.int
     SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
     """whether the latent or the image came from a cache"""
     modulation: Global___Modulation.ValueType
@@ -678,6 +722,10 @@ class TransmissionReport(_message.Message):
     def prompt_read(self) -> _containers.MessageMap[_builtins.str, Global___PromptRead]:
         """key: the reader, "edge" or "cloud" """
 
+    @_builtins.property
+    def picture(self) -> Global___SentPicture:
+        """with ProvideRequest.picture"""
+
     def __init__(
         self,
         *,
@@ -690,16 +738,51 @@ class TransmissionReport(_message.Message):
         modulation: Global___Modulation.ValueType = ...,
         side_information: Global___SideInformation.ValueType = ...,
         expected_psnr_db: _builtins.float | None = ...,
+        picture: Global___SentPicture | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "expected_psnr_db", b"expected_psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "expected_psnr_db", b"expected_psnr_db", "picture", b"picture"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "modulation", b"modulation", "prompt_read", b"prompt_read", "side_information", b"side_information", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "modulation", b"modulation", "picture", b"picture", "prompt_read", b"prompt_read", "side_information", b"side_information", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_psnr_db) -> _WhichOneofReturnType__expected_psnr_db | None: ...
 
 Global___TransmissionReport: _TypeAlias = TransmissionReport  # noqa: Y015
+
+@_typing.final
+class SentPicture(_message.Message):
+    """What the sender found in a picture's file."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    AUTOENCODER_PSNR_DB_FIELD_NUMBER: _builtins.int
+    format: _builtins.str
+    """kind of the file"""
+    autoencoder_psnr_db: _builtins.float
+    """PSNR of what the autoencoder makes of it, dB; semantic deliveries only"""
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what was done to its samples, in words"""
+
+    def __init__(
+        self,
+        *,
+        format: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        autoencoder_psnr_db: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_autoencoder_psnr_db", b"_autoencoder_psnr_db", "autoencoder_psnr_db", b"autoencoder_psnr_db"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_autoencoder_psnr_db", b"_autoencoder_psnr_db", "autoencoder_psnr_db", b"autoencoder_psnr_db", "format", b"format", "notes", b"notes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__autoencoder_psnr_db: _TypeAlias = _typing.Literal["autoencoder_psnr_db"]  # noqa: Y015
+    _WhichOneofArgType__autoencoder_psnr_db: _TypeAlias = _typing.Literal["_autoencoder_psnr_db", b"_autoencoder_psnr_db"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__autoencoder_psnr_db) -> _WhichOneofReturnType__autoencoder_psnr_db | None: ...
+
+Global___SentPicture: _TypeAlias = SentPicture  # noqa: Y015
 
 @_typing.final
 class KnowledgeUse(_message.Message):
@@ -741,7 +824,9 @@ class Reference(_message.Message):
     latents: _builtins.bytes
     """semantic: float32 little-endian, of header.latent_shape"""
     image: _builtins.bytes
-    """conventional: the cloud's image as PNG, so that losses of the format are measured too"""
+    """The cloud's image of a conventional delivery, or the picture, as PNG: losses of the format or of the autoencoder
+    are measured too.
+    """
     iq: _builtins.bytes
     """sent symbols, as SymbolBlock.iq; if more than 512, an evenly spaced selection"""
     def __init__(

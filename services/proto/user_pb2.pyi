@@ -82,6 +82,78 @@ class Details(_message.Message):
 Global___Details: _TypeAlias = Details  # noqa: Y015
 
 @_typing.final
+class PictureReport(_message.Message):
+    """A picture that was sent, as PictureReport in dekag/api/schemas.py describes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WIDTH_FIELD_NUMBER: _builtins.int
+    HEIGHT_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    TILE_WIDTH_FIELD_NUMBER: _builtins.int
+    TILE_HEIGHT_FIELD_NUMBER: _builtins.int
+    AUTOENCODER_PSNR_DB_FIELD_NUMBER: _builtins.int
+    SSIM_FIELD_NUMBER: _builtins.int
+    width: _builtins.int
+    height: _builtins.int
+    format: _builtins.str
+    columns: _builtins.int
+    rows: _builtins.int
+    tile_width: _builtins.int
+    tile_height: _builtins.int
+    autoencoder_psnr_db: _builtins.float
+    ssim: _builtins.float
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        width: _builtins.int = ...,
+        height: _builtins.int = ...,
+        format: _builtins.str = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        columns: _builtins.int | None = ...,
+        rows: _builtins.int | None = ...,
+        tile_width: _builtins.int | None = ...,
+        tile_height: _builtins.int | None = ...,
+        autoencoder_psnr_db: _builtins.float | None = ...,
+        ssim: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_autoencoder_psnr_db", b"_autoencoder_psnr_db", "_columns", b"_columns", "_rows", b"_rows", "_ssim", b"_ssim", "_tile_height", b"_tile_height", "_tile_width", b"_tile_width", "autoencoder_psnr_db", b"autoencoder_psnr_db", "columns", b"columns", "rows", b"rows", "ssim", b"ssim", "tile_height", b"tile_height", "tile_width", b"tile_width"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_autoencoder_psnr_db", b"_autoencoder_psnr_db", "_columns", b"_columns", "_rows", b"_rows", "_ssim", b"_ssim", "_tile_height", b"_tile_height", "_tile_width", b"_tile_width", "autoencoder_psnr_db", b"autoencoder_psnr_db", "columns", b"columns", "format", b"format", "height", b"height", "notes", b"notes", "rows", b"rows", "ssim", b"ssim", "tile_height", b"tile_height", "tile_width", b"tile_width", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__autoencoder_psnr_db: _TypeAlias = _typing.Literal["autoencoder_psnr_db"]  # noqa: Y015
+    _WhichOneofArgType__autoencoder_psnr_db: _TypeAlias = _typing.Literal["_autoencoder_psnr_db", b"_autoencoder_psnr_db"]  # noqa: Y015
+    _WhichOneofReturnType__columns: _TypeAlias = _typing.Literal["columns"]  # noqa: Y015
+    _WhichOneofArgType__columns: _TypeAlias = _typing.Literal["_columns", b"_columns"]  # noqa: Y015
+    _WhichOneofReturnType__rows: _TypeAlias = _typing.Literal["rows"]  # noqa: Y015
+    _WhichOneofArgType__rows: _TypeAlias = _typing.Literal["_rows", b"_rows"]  # noqa: Y015
+    _WhichOneofReturnType__ssim: _TypeAlias = _typing.Literal["ssim"]  # noqa: Y015
+    _WhichOneofArgType__ssim: _TypeAlias = _typing.Literal["_ssim", b"_ssim"]  # noqa: Y015
+    _WhichOneofReturnType__tile_height: _TypeAlias = _typing.Literal["tile_height"]  # noqa: Y015
+    _WhichOneofArgType__tile_height: _TypeAlias = _typing.Literal["_tile_height", b"_tile_height"]  # noqa: Y015
+    _WhichOneofReturnType__tile_width: _TypeAlias = _typing.Literal["tile_width"]  # noqa: Y015
+    _WhichOneofArgType__tile_width: _TypeAlias = _typing.Literal["_tile_width", b"_tile_width"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__autoencoder_psnr_db) -> _WhichOneofReturnType__autoencoder_psnr_db | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__columns) -> _WhichOneofReturnType__columns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rows) -> _WhichOneofReturnType__rows | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ssim) -> _WhichOneofReturnType__ssim | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tile_height) -> _WhichOneofReturnType__tile_height | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tile_width) -> _WhichOneofReturnType__tile_width | None: ...
+
+Global___PictureReport: _TypeAlias = PictureReport  # noqa: Y015
+
+@_typing.final
 class LinkReport(_message.Message):
     """scripts/generate_proto.py writes the comments and new fields from LinkReport in dekag/api/schemas.py, where the fields
     of link stand by themselves.
@@ -177,6 +249,7 @@ class LinkReport(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     GAIN_MSE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    PICTURE_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
@@ -255,6 +328,10 @@ class LinkReport(_message.Message):
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """Of metrics that are plugged in, received image against what was sent."""
 
+    @_builtins.property
+    def picture(self) -> Global___PictureReport:
+        """The picture of a request to /v1/pictures, to which psnr_db and cbr then relate."""
+
     def __init__(
         self,
         *,
@@ -285,10 +362,11 @@ class LinkReport(_message.Message):
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         gain_mse: _builtins.float | None = ...,
         source: _builtins.str = ...,
+        picture: Global___PictureReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "picture", b"picture", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "restoration", b"restoration", "scores", b"scores", "seed", b"seed", "side_information", b"side_information", "source", b"source", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "picture", b"picture", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "restoration", b"restoration", "scores", b"scores", "seed", b"seed", "side_information", b"side_information", "source", b"source", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

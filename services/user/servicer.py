@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,11 +13,12 @@ import torch
 from grpc import aio
 
 from dekag import plugins
+from dekag.api.limits import MAX_PICTURE_PIXELS
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.link.channel import Reception, instantaneous_snr_db
 from dekag.link.equalizer import equalize
 from dekag.link.iq import evenly_spaced, iq_to_bytes
-from dekag.pipeline import DigitalReceiver, Receiver, receive
+from dekag.pipeline import DigitalReceiver, Receiver, receive, render_tiles, tile_receptions
 from services.common import clients, converters, metrics, tracing
 from services.common.cache import Cache
 from services.common.frames import (
@@ -39,7 +40,7 @@ from services.proto.downlink_pb2 import (
     TransmissionKnowledge,
 )
 from services.proto.downlink_pb2_grpc import DownlinkStub
-from services.proto.user_pb2 import Details, LinkReport, ReceivedImage
+from services.proto.user_pb2 import Details, LinkReport, PictureReport, ReceivedImage
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from dekag.generation.images import Pixels
     from dekag.generation.models import LatentDecoder
     from dekag.generation.restorer import Restorer
+    from dekag.pictures import Tiling
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
@@ -56,15 +58,21 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, eq=False)
 class _DecodeJob:
-    """Symbols to decode into latents of `shape` with `codec`, beside the prompt's states."""
+    """Symbols to decode into latents of `shape` with `codec`, beside the prompt's states.
+
+    With a tiling, those of a picture, into latents of its tiles.
+    """
 
     codec: AlignedCodec
     reception: Reception
     shape: tuple[int, int, int]
     request: DeliveryRequest
     text: torch.Tensor | None
+    tiling: Tiling | None = None
 
     def batch_key(self) -> tuple[object, ...]:
+        if self.tiling is not None:  # a batch of its own
+            return (id(self),)
         return self.codec.content_hash, self.shape
 
 
@@ -129,17 +137,20 @@ class UserServicer(UserBase):
         forwarded = ProvideRequest(width=request.width, height=request.height)  # one size for all services
         forwarded.MergeFrom(message)
         transmission = await collect(clients.stream(self._downlink.Provide, forwarded, "channel"))
-        self._check(transmission, request)
+        request, tiling = self._sized(transmission, request)
+        self._check(transmission, request, tiling)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         reception = _reception(transmission, request)
         ((pixels, png), adapters_bytes), (reference, comparing_s) = await asyncio.gather(
-            self._image(transmission, reception, request), self._reference(transmission, request)
+            self._image(transmission, reception, request, tiling), self._reference(transmission, request)
         )
-        hop = "channel-user" if transmission.states else "edge-user"
+        hop, asked = "channel-user" if transmission.states else "edge-user", converters.traffic_bytes(message)
         transmission.report.hops.append(  # missing adapters are transferred over this hop, too
-            HopTraffic(hop=hop, sent_bytes=message.ByteSize() + transmission.received_bytes + adapters_bytes)
+            HopTraffic(hop=hop, sent_bytes=asked + transmission.received_bytes + adapters_bytes)
         )
         report = self._report(transmission, reception, request, pixels is not None)
+        if tiling is not None:
+            report.picture.CopyFrom(_picture_report(transmission, request, tiling))
         image = ReceivedImage(png=png, report=report)
         if pixels is not None and reference is not None:
             start = time.perf_counter()
@@ -149,15 +160,32 @@ class UserServicer(UserBase):
         details = None
         if request.details and reference is not None:
             details = await asyncio.to_thread(_details, transmission, reception, request, reference)
-        own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=message.ByteSize())
+        own_hop = image.report.hops.add(hop="user-gateway", sent_bytes=asked)
         for _ in range(3):  # the size includes the varint of the size itself, which settles quickly
-            own_hop.sent_bytes = message.ByteSize() + image.ByteSize()
+            own_hop.sent_bytes = asked + image.ByteSize()
         if details is not None:
             image.details.CopyFrom(details)
         metrics.record_delivery(image.report, request.delivery, time.perf_counter() - began)
         return image
 
-    def _check(self, transmission: Transmission, request: DeliveryRequest) -> None:
+    def _sized(
+        self, transmission: Transmission, request: DeliveryRequest
+    ) -> tuple[DeliveryRequest, Tiling | None]:
+        """The request with the size of its picture, and how that is cut; unchanged and None without one."""
+        from dekag.pictures import Tiling
+
+        header = transmission.header
+        if (request.picture is not None) != header.HasField("picture"):
+            raise FrameError(f"a header {'with' if request.picture is None else 'without'} a picture's size")
+        if request.picture is None:
+            return request, None
+        width, height = header.picture.width, header.picture.height
+        if not 0 < width * height <= MAX_PICTURE_PIXELS:
+            raise FrameError(f"a picture of {width}x{height} pixels")
+        sized = replace(request, width=width, height=height)
+        return sized, Tiling.of(width, height, self._profile.size)
+
+    def _check(self, transmission: Transmission, request: DeliveryRequest, tiling: Tiling | None) -> None:
         header = transmission.header
         if header.delivery != converters.DELIVERIES[request.delivery]:
             raise FrameError(f"requested {request.delivery} delivery, got {header.delivery}")
@@ -171,15 +199,15 @@ class UserServicer(UserBase):
         if header.adapters_hash and request.delivery == "semantic-unaligned":
             raise FrameError("requested delivery without adapters, got adapters")
         _, *sides = shape = tuple(header.latent_shape)
-        if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != self._sides(request):
-            raise MismatchError(f"latents {shape} do not make {request.width}x{request.height} pixels here")
-        most = codec.max_channel_uses((shape[0], shape[1], shape[2]))
-        if header.channel_uses > most:
-            raise FrameError(f"{header.channel_uses} symbols, but the codec sends at most {most}")
-
-    def _sides(self, request: DeliveryRequest) -> list[int]:
-        factor = self._decoder.factor
-        return [request.height // factor, request.width // factor]
+        width, height, count = request.width, request.height, 1
+        if tiling is not None:
+            width, height, count = tiling.tile_width, tiling.tile_height, tiling.count
+        expected = [height // self._decoder.factor, width // self._decoder.factor]
+        if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != expected:
+            raise MismatchError(f"latents {shape} do not make {width}x{height} pixels here")
+        most = codec.max_channel_uses((shape[0], shape[1], shape[2])) * count
+        if not count <= header.channel_uses <= most:
+            raise FrameError(f"{header.channel_uses} symbols, but the codec sends {count} to {most}")
 
     async def _fetch_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
         request = GetTransmissionKnowledgeRequest(content_hash=content_hash, files=True)
@@ -192,33 +220,45 @@ class UserServicer(UserBase):
         return response, request.ByteSize() + response.ByteSize()
 
     async def _latents(
-        self, transmission: Transmission, reception: Reception, request: DeliveryRequest
+        self,
+        transmission: Transmission,
+        reception: Reception,
+        request: DeliveryRequest,
+        tiling: Tiling | None,
     ) -> tuple[torch.Tensor, int]:
-        """Received latents (1, *shape), and the bytes transferred for the adapters of their codec."""
+        """Received latents (n, *shape), and the bytes transferred for the adapters of their codec."""
         header = transmission.header
         codec, sent_bytes = await self._codecs.get(header.adapters_hash)
         channels, height, width = header.latent_shape
         text = await self._prompts.states(request, codec)
-        job = _DecodeJob(codec, reception, (channels, height, width), request, text)
+        job = _DecodeJob(codec, reception, (channels, height, width), request, text, tiling)
         latents, seconds = await self._decoding.run(job)
         transmission.add_stage("user.decode", seconds)
         if _restores(transmission, request):
-            timestep = Receiver(codec).timestep(reception, request.link, source_values=request.source_values)
-            latents, seconds = await self._restoring.run(self._restore, latents, request, timestep)
+            values = request.source_values if tiling is None else tiling.tile_values
+            timesteps = [
+                Receiver(codec).timestep(each, request.link, source_values=values)
+                for each in tile_receptions(reception, 1 if tiling is None else tiling.count)
+            ]
+            latents, seconds = await self._restoring.run(self._restore, latents, request, timesteps)
             transmission.add_stage("user.restore", seconds)
             if self._restorer is not None:
                 transmission.report.model_hashes["restorer"] = self._restorer.model_hash
         return latents, sent_bytes
 
     async def _image(
-        self, transmission: Transmission, reception: Reception, request: DeliveryRequest
+        self,
+        transmission: Transmission,
+        reception: Reception,
+        request: DeliveryRequest,
+        tiling: Tiling | None,
     ) -> tuple[tuple[Pixels | None, bytes], int]:
         """The image and its PNG, None and empty if it did not decode; and the bytes sent for adapters."""
         pixels: Pixels | None
         adapters_bytes = 0
         if request.jscc:
-            latents, adapters_bytes = await self._latents(transmission, reception, request)
-            pixels, seconds = await self._rendering.run(self._render, latents, request.seed)
+            latents, adapters_bytes = await self._latents(transmission, reception, request, tiling)
+            pixels, seconds = await self._rendering.run(self._render, latents, request.seed, tiling)
             transmission.add_stage("user.render", seconds)
             transmission.report.model_hashes["decoder"] = self._decoder.model_hash
         else:
@@ -237,7 +277,7 @@ class UserServicer(UserBase):
         if (reference := transmission.reference) is None:
             return None, 0.0
         kind = reference.WhichOneof("content")
-        if kind != ("latents" if request.jscc else "image"):
+        if kind != ("latents" if request.jscc and request.picture is None else "image"):
             raise FrameError(f"a reference of {kind} for {request.delivery} delivery")
         try:
             if kind == "image":
@@ -250,8 +290,10 @@ class UserServicer(UserBase):
         except (InvalidInputError, ValueError) as error:
             raise FrameError(f"reference: {error}") from error
 
-    def _restore(self, latents: torch.Tensor, request: DeliveryRequest, timestep: int) -> torch.Tensor:
-        """Latents (1, *shape) after a step of the edge's denoiser, which is loaded if it is not there."""
+    def _restore(
+        self, latents: torch.Tensor, request: DeliveryRequest, timesteps: Sequence[int]
+    ) -> torch.Tensor:
+        """Latents (n, *shape) after a step of the edge's denoiser, which is loaded if it is not there."""
         from dekag.generation.models import Generator
         from dekag.generation.restorer import Restorer
 
@@ -259,13 +301,16 @@ class UserServicer(UserBase):
             edge = Generator.from_profile(self._profile, "edge", self._settings.placement())
             self._restorer = Restorer(edge)
         prompt = "" if request.side_information == "none" else request.prompt
-        restored: torch.Tensor = self._restorer.restore(
-            latents, prompt, timestep=timestep, seeds=[request.seed]
-        )
-        return restored
+        restored = [
+            self._restorer.restore(one, prompt, timestep=timestep, seeds=[request.seed])
+            for one, timestep in zip(latents.split(1), timesteps, strict=True)
+        ]
+        return torch.cat(restored)
 
-    def _render(self, latents: torch.Tensor, seed: int) -> Pixels:
+    def _render(self, latents: torch.Tensor, seed: int, tiling: Tiling | None = None) -> Pixels:
         """Decodes a single image: a batch is hardly faster, and would change the bits of an image."""
+        if tiling is not None:
+            return render_tiles(self._decoder, latents, tiling, seed)
         pixels: Pixels = self._decoder.decode(latents, [seed])[0]
         return pixels
 
@@ -336,17 +381,35 @@ class UserServicer(UserBase):
         return pixels
 
     def _measure(self, report: LinkReport, pixels: Pixels, reference: Pixels) -> None:
-        from dekag.metrics.image import psnr_db
+        from dekag.metrics.image import psnr_db, ssim
 
         try:
             report.psnr_db = psnr_db(pixels, reference)
         except ValueError as error:
             raise FrameError(f"reference: {error}") from error
+        if report.HasField("picture") and (similarity := ssim(pixels, reference)) is not None:
+            report.picture.ssim = similarity
         for name, metric in plugins.plugged_in("metric").items():
             try:
                 report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
             except Exception:  # code of a plug-in; the image is complete without it
                 _log.exception("a metric failed", metric=name)
+
+
+def _picture_report(transmission: Transmission, request: DeliveryRequest, tiling: Tiling) -> PictureReport:
+    """What is said of a picture: what its file was, and how it was sent."""
+    sent = transmission.report.picture
+    report = PictureReport(
+        width=request.width,
+        height=request.height,
+        format=sent.format,
+        notes=sent.notes,
+        autoencoder_psnr_db=sent.autoencoder_psnr_db if sent.HasField("autoencoder_psnr_db") else None,
+    )
+    if request.jscc:
+        report.columns, report.rows = tiling.columns, tiling.rows
+        report.tile_width, report.tile_height = tiling.tile_width, tiling.tile_height
+    return report
 
 
 def _details(
@@ -396,8 +459,19 @@ def _from_png(data: bytes, max_side: int) -> Pixels:
 
 
 def _decode(jobs: Sequence[_DecodeJob], _: ShouldContinue) -> list[torch.Tensor]:
-    """Latents (1, *shape) of each job of one batch key."""
+    """Latents (1, *shape) of each job of one batch key; (n, *shape) of a picture."""
     first = jobs[0]
+    if first.tiling is not None:
+        return [
+            Receiver(first.codec).decode_tiles(
+                first.reception,
+                first.request.link,
+                first.tiling,
+                latent_shape=first.shape,
+                seed=first.request.seed,
+                text=first.text,
+            )
+        ]
     latents = Receiver(first.codec).decode(
         [job.reception for job in jobs],
         [job.request.link for job in jobs],

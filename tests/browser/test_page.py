@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from services.common.healthcheck import healthy
@@ -158,6 +159,26 @@ def test_what_is_refused_is_said_beside_the_field(page: Page) -> None:
     page.get_by_label("Seed", exact=True).press("Enter")
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
     expect(page.locator(".problem")).to_have_count(0)
+
+
+def test_a_picture_of_ones_own_is_sent_instead(page: Page, tmp_path: Path) -> None:
+    Image.new("RGB", (300, 100), "teal").save(tmp_path / "mine.png")
+    page.locator("#picture").set_input_files(tmp_path / "mine.png")
+    assert page.get_by_label("Prompt", exact=True).input_value() == ""
+    send(page)
+    for delivery in ("semantic", "semantic-unaligned", "conventional"):
+        card = page.locator(f"article[data-delivery={delivery}]")
+        for figure in (".sent", ".received"):
+            size = card.locator(f"{figure} img").evaluate("img => [img.naturalWidth, img.naturalHeight]")
+            assert size == [300, 100]
+        expect(card.locator(".sent figcaption")).to_have_text("your picture")
+    assert "300×100 PNG · sent as 2 tiles of 160×128" in facts(page, "semantic")
+    page.get_by_role("button", name="Remove the picture").click()
+    assert "a red car" in page.get_by_label("Prompt", exact=True).input_value()
+    (tmp_path / "mine.png").write_text("no picture")
+    page.locator("#picture").set_input_files(tmp_path / "mine.png")
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#picture-problem")).to_have_text(re.compile("picture must be a PNG"))
 
 
 def test_a_gateway_that_is_gone_is_said_kindly(page: Page) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from PIL import Image
 
 from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
@@ -93,6 +94,7 @@ async def test_the_pages_have_snippets() -> None:
 @pytest.mark.parametrize(("page", "language", "text"), SNIPPETS, ids=[name(*each) for each in SNIPPETS])
 async def test_a_snippet_runs(url: str, tmp_path: Path, page: str, language: str, text: str) -> None:
     here = text.replace(URL, url)
+    Image.linear_gradient("L").resize((300, 100)).save(tmp_path / "photo.png")
     if language == "python":
         await run(sys.executable, "-c", here, folder=tmp_path)
         return

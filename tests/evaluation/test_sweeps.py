@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from dekag import plugins
-from dekag.errors import DekagError, InvalidInputError, NotFoundError
+from dekag.errors import DekagError, FileError, InvalidInputError, NotFoundError
 from dekag.evaluation.registry import record
 from dekag.evaluation.reports.end_to_end import FILES, REPORT
 from dekag.evaluation.studies import end_to_end, quick
@@ -21,8 +23,10 @@ from dekag.evaluation.sweeps.command import run
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, channel_seed, identity
 from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import link_name, table
+from dekag.generation.images import to_png
 from dekag.generation.side_information import SideInformation
 from dekag.link import LinkConditions
+from dekag.pipeline import SemanticLink
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cli.main import app
@@ -33,6 +37,18 @@ from tests.chain import with_evaluators, with_reading_codec
 def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Untrained models with the shipped evaluators, and the adapters' place left empty."""
     return str(with_evaluators(dummy_profile, tmp_path_factory.mktemp("sweeps") / "profile"))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with three pictures, one of them smaller than the window of SSIM."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, width, height in (("a", 200, 60), ("b", 64, 64), ("c", 5, 4)):
+        rows = rng.integers(0, 256, (1, width, 3), np.uint8)
+        (folder / f"{name}.png").write_bytes(to_png(np.repeat(rows, height, axis=0)))
+    (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "stripes"}')
+    return folder
 
 
 def grid(profile: str, **changes: Any) -> Sweep:
@@ -52,10 +68,12 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_the_shipped_grids_are_valid() -> None:
+def test_the_shipped_grids_are_valid(pictures: Path) -> None:
     for path in Path("sweeps").glob("*.yaml"):
         sweep = read_sweep(path)
         assert sweep.name == path.stem
+        if sweep.pictures is not None:
+            sweep = read_sweep(path, pictures=pictures)
         assert len(set(sweep.points())) == len(sweep.points())
     assert read_sweep(Path("sweeps/overall.yaml")).topics == list(TOPICS)
 
@@ -428,3 +446,85 @@ def test_a_grid_that_would_lose_something_is_refused_with_its_line(
     with pytest.raises(InvalidInputError, match=told) as caught:
         read_sweep(path)
     assert str(path) in str(caught.value)
+
+
+def picture_grid(profile: str, folder: Path, **changes: Any) -> Sweep:
+    fields = {
+        "name": "own", "profile": profile, "pictures": str(folder),
+        "deliveries": ["unaligned", "autoencoder"], "snr_db": [0, 30],
+    }  # fmt: skip
+    return Sweep.model_validate({**fields, **changes})
+
+
+def test_pictures_are_a_source_beside_prompts(profile: str, pictures: Path, tmp_path: Path) -> None:
+    outcome = run(picture_grid(profile, pictures), runs=tmp_path)
+    assert not outcome.failed
+    assert [row["cell"]["prompts"] for row in outcome.rows] == [3] * 4
+    found = {(row["cell"]["delivery"]["name"], row["cell"]["link"]["snr_db"]): row for row in outcome.rows}
+    limit, noisy = found["autoencoder", 0]["metrics"], found["unaligned", 0]["metrics"]
+    assert limit == found["autoencoder", 30]["metrics"]
+    assert noisy["psnr_db"] != found["unaligned", 30]["metrics"]["psnr_db"]
+    assert [value is None for value in limit["ssim"]] == [False, False, True]  # 5x4 pixels
+    assert found["autoencoder", 0]["channel_uses"] == 0
+    values = 3 * np.array([200 * 60, 64 * 64, 5 * 4])
+    assert found["unaligned", 0]["channel_uses"] == pytest.approx(np.maximum(np.round(values / 96), 1).mean())
+    assert run(picture_grid(profile, pictures), runs=tmp_path).measured == 0
+
+
+def test_a_sweep_measures_what_the_link_sends(profile: str, pictures: Path) -> None:
+    (point, *_) = picture_grid(profile, pictures, deliveries=["unaligned"]).points()
+    bank = command.model_bank(profile)
+    measured = Evaluator(bank, command.ResultStore(Path("unused"))).measure(point)
+    assert point.pictures is not None
+    link = SemanticLink.load(profile, aligned=False)
+    for number, file in enumerate(point.pictures.found().pictures):
+        alone = link.picture(
+            file.read(), point.link, prompt=file.prompt, seed=channel_seed(point, number), cbr=point.cbr
+        )
+        assert measured.metrics["psnr_db"][number] == pytest.approx(alone.psnr_db, abs=0.01)
+
+
+def test_a_picture_as_a_file_is_an_expectation(profile: str, pictures: Path, tmp_path: Path) -> None:
+    sweep = picture_grid(
+        profile, pictures, deliveries=["digital-jpeg"], snr_db=[-20, 30], links=[{"fading": "awgn"}]
+    )
+    lost, sent = run(sweep, runs=tmp_path).rows
+    assert lost["channel_uses"] == 0
+    assert sent["metrics"]["psnr_db"][0] > lost["metrics"]["psnr_db"][0]
+    assert 0 < sent["channel_uses"] <= 200 * 60 * 3 / 96
+
+
+def test_keys_of_pictures_follow_their_contents_and_others_stay(
+    profile: str, pictures: Path, tmp_path: Path
+) -> None:
+    first = [point.key("x") for point in picture_grid(profile, pictures).points()]
+    copy = tmp_path / pictures.name
+    shutil.copytree(pictures, copy)
+    assert [point.key("x") for point in picture_grid(profile, copy).points()] == first
+    fewer = {"path": str(copy), "count": 2}
+    assert not {point.key("x") for point in picture_grid(profile, copy, pictures=fewer).points()} & {*first}
+    assert "pictures" not in grid(profile).points()[0].model_dump(mode="json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"deliveries": ["makd"]}, "no model generates"),
+        ({"deliveries": ["prompt-only"]}, "no model generates"),
+        ({"topics": ["neon"]}, "topics must be left out"),
+        ({"prompts": 3}, "prompts must be left out"),
+        ({"metrics": ["probe"]}, "generated images only"),
+        ({"pictures": {"path": "x", "count": 0}}, "greater than or equal to 1"),
+        ({"pictures": None}, "autoencoder: is for pictures only"),
+    ],
+)
+def test_pictures_and_prompts_do_not_mix(
+    profile: str, pictures: Path, changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        picture_grid(profile, pictures, **changes)
+
+
+def test_a_folder_without_pictures_is_named(profile: str, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match="no pictures"):
+        run(picture_grid(profile, tmp_path), runs=tmp_path / "runs")

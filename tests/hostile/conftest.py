@@ -22,14 +22,14 @@ from services.common.settings import CommonSettings
 from tests.chain import Chain, data_in, running_chain, serving_chain, with_adapters
 from tests.hostile.artifacts import tiny_adapters, tiny_update
 from tests.hostile.budgets import is_thorough
-from tests.hostile.tally import Tally
+from tests.hostile.tally import INPUTS, PICTURES, Tally
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record",
         action="store_true",
-        help="write results/trust/fuzz.json and the figures of a thorough run",
+        help="write results/trust/ and the figures of a thorough run",
     )
 
 
@@ -58,8 +58,23 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
     """Counts what this run tries; nothing is recorded of one in which a test failed."""
     counted = Tally()
     yield counted
-    if request.config.getoption("--record", default=False) and not request.session.testsfailed:
-        counted.write()
+    if _records(request, "test_rest") and not request.session.testsfailed:
+        counted.write(INPUTS)
+
+
+@pytest.fixture(scope="package")
+def picture_tally(request: pytest.FixtureRequest) -> Iterator[Tally]:
+    """The same for hostile pictures."""
+    counted = Tally()
+    yield counted
+    if _records(request, "test_pictures") and not request.session.testsfailed:
+        counted.write(PICTURES)
+
+
+def _records(request: pytest.FixtureRequest, module: str) -> bool:
+    """Whether to record, and the tests of a module are part of the run: a part alone replaces no other's."""
+    asked = request.config.getoption("--record", default=False)
+    return bool(asked) and any(item.path.stem == module for item in request.session.items)
 
 
 @pytest.fixture(scope="package")

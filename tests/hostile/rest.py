@@ -40,7 +40,8 @@ _CHECKS = [  # not whether all that fits the document is served: that depends on
     negative_data_rejection,
 ]
 _PATHS = (
-    "/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1", "/v1/images/generations", "/v1/knowledge",
+    "/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v1", "/v1/images/generations", "/v1/pictures",
+    "/v1/knowledge",
     "/v1/knowledge/neon", "/v1/knowledge/neon/samples", "/v1/transmission", "/v1/jobs", "/v1/jobs/x/events",
     "/v1/demand",
     "/v1/reports/x", "/v1/../etc/passwd", "/v1/jobs/%00", "/v1/knowledge/%ff%fe", "/v1/jobs/%2e%2e%2f",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,6 @@ from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
 from dekag.evaluation.runner import machine
 
-COMMAND = "make test-fuzz"
 SERVER_FAULTS = frozenset(
     {
         StatusCode.INTERNAL,
@@ -27,6 +27,34 @@ SERVER_FAULTS = frozenset(
     }
 )
 """What the gateway would answer with a 5xx."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of hostile inputs that is recorded by itself.
+
+    Attributes:
+        command: records it.
+        file: in results/trust/.
+        tried, faults: figures of the inputs that were tried, and of those that were answered with a 5xx.
+        answered_only: whether only inputs to a service count as tried.
+    """
+
+    command: str
+    file: str
+    tried: str
+    faults: str
+    answered_only: bool = False
+
+
+INPUTS = Kind("make test-fuzz", "fuzz.json", "fuzz_inputs", "fuzz_5xx")
+PICTURES = Kind(
+    "make test-pictures",
+    "pictures.json",
+    "hostile_pictures_tried",
+    "hostile_pictures_5xx",
+    answered_only=True,
+)
 
 
 class Tally:
@@ -57,11 +85,11 @@ class Tally:
         self.asked += 1
         self.faults += answer in SERVER_FAULTS if isinstance(answer, StatusCode) else answer >= 500
 
-    def write(self) -> None:
-        """Writes the counts, the figures ``fuzz_inputs`` and ``fuzz_5xx``, and the pages that show them."""
+    def write(self, kind: Kind) -> None:
+        """Writes the counts, two figures, and the pages that show them."""
         content: dict[str, Any] = {
             "schema": 1,
-            "command": COMMAND,
+            "command": kind.command,
             "commit": current_commit(),
             "date": datetime.now(UTC).date().isoformat(),
             "machine": machine(),
@@ -74,10 +102,11 @@ class Tally:
                 for target, counts in sorted(self._seen.items())
             },
         }
-        path = RESULTS / "trust" / "fuzz.json"
+        path = RESULTS / "trust" / kind.file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=1) + "\n")
-        record("fuzz_inputs", self.inputs, "inputs", command=COMMAND, count=self.inputs)
-        record("fuzz_5xx", self.faults, "inputs", command=COMMAND, count=self.asked)
+        tried = self.asked if kind.answered_only else self.inputs
+        record(kind.tried, tried, "inputs", command=kind.command, count=tried)
+        record(kind.faults, self.faults, "inputs", command=kind.command, count=self.asked)
         CLAIMS.write()
         REPORT.write()

@@ -25,6 +25,12 @@ def fuzz(results: Path) -> Row:
     return found
 
 
+def pictures(results: Path) -> Row:
+    """What `make test-pictures` wrote."""
+    found: Row = read_measured(results / "trust" / "pictures.json")
+    return found
+
+
 def values(results: Path) -> Mapping[str, str]:
     """The numbers of the page's text, of what was run."""
     found: dict[str, str] = {}
@@ -32,6 +38,8 @@ def values(results: Path) -> Mapping[str, str]:
         found |= _fault_values(faults(results))
     if (results / "trust" / "fuzz.json").exists():
         found |= _fuzz_values(fuzz(results))
+    if (results / "trust" / "pictures.json").exists():
+        found |= _picture_values(pictures(results))
     if not found:
         raise FileNotFoundError(results / "trust")
     return found
@@ -68,6 +76,15 @@ def _fuzz_values(found: Row) -> dict[str, str]:
         "minutes": f"{found['seconds'] / 60:.0f} min",
         "fuzz_commit": found["commit"],
         "fuzz_date": found["date"],
+    }
+
+
+def _picture_values(found: Row) -> dict[str, str]:
+    return {
+        "pictures": f"{found['answered']:,}",
+        "pictures_5xx": str(found["faults"]),
+        "pictures_commit": found["commit"],
+        "pictures_date": found["date"],
     }
 
 
@@ -110,8 +127,17 @@ def _shown(wrong: Sequence[str]) -> str:
 
 def fuzz_table(results: Path) -> Lines:
     """Outcomes by target."""
+    return _outcomes(fuzz(results))
+
+
+def pictures_table(results: Path) -> Lines:
+    """Outcomes of hostile pictures by target."""
+    return _outcomes(pictures(results))
+
+
+def _outcomes(found: Row) -> Lines:
     lines = []
-    for target, seen in fuzz(results)["targets"].items():
+    for target, seen in found["targets"].items():
         outcomes = ", ".join(f"{name} {count:,}" for name, count in seen["outcomes"].items())
         lines.append([target, f"{seen['inputs']:,}", outcomes])
     return table(["target", "inputs", "outcomes"], lines, words=(0, 2))
@@ -146,6 +172,6 @@ REPORT = Report(
     command="make test-faults test-fuzz",
     values=values,
     partial=True,
-    tables={"faults": faults_table, "wrong": wrong_table, "fuzz": fuzz_table},
+    tables={"faults": faults_table, "wrong": wrong_table, "fuzz": fuzz_table, "pictures": pictures_table},
     plots={"recovery": recovery_plot},
 )

@@ -24,7 +24,7 @@ from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
-from dekag.generation.models import Generator
+from dekag.generation.models import Generator, LatentEncoder
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
 from dekag.link.equalizer import mmse_equalize
@@ -56,11 +56,11 @@ DIRECT_SCALES = [0.3 + 0.05 * i for i in range(12)]
 def measure_vae(generator: Generator, count: int, results: Path) -> None:
     """PSNR and SSIM of test scenes after encoding and decoding."""
     world = replace(STICKERS, size=generator.size)
-    rows: list[dict[str, Any]] = []
+    encoder, rows = LatentEncoder(generator.decoder), []
     for n in tqdm(range(count), desc="autoencoder"):
         scene, seed = image_number("test", n, world)
         pixels = world.render(scene, seed)
-        decoded = generator.decoder.decode(generator.encoded(pixels))[0]
+        decoded = generator.decoder.decode(encoder.encode(pixels[None]))[0]
         rows.append(
             {
                 "seed": seed,

@@ -168,8 +168,13 @@ def mean_image(edge: Generator, store: ResultStore) -> Pixels:
     return store.array("mean", key, make).round().astype(np.uint8)
 
 
-def image_ladders(image: Pixels, scorer: ImageScorer, store: ResultStore) -> dict[tuple[str, bool], Ladder]:
-    """The ladders of one image by format and bareness, read where they have been made before."""
+def image_ladders(
+    image: Pixels, scorer: ImageScorer | None, store: ResultStore
+) -> dict[tuple[str, bool], Ladder]:
+    """The ladders of one image by format and bareness, read where they have been made before.
+
+    Without a scorer, PSNR alone is measured; the other METRICS are 0.
+    """
 
     def make() -> dict[str, list[list[float]]]:
         made = {}
@@ -180,7 +185,8 @@ def image_ladders(image: Pixels, scorer: ImageScorer, store: ResultStore) -> dic
 
     key = content_key(VERSION, QUALITIES, SCALES, image.shape, data=image.tobytes())
     found = {}
-    for name, rungs in store.json("ladders", key, make).items():
+    kind = "ladders" if scorer is not None else "ladders-psnr"
+    for name, rungs in store.json(kind, key, make).items():
         image_format, bare = name.split("/")
         found[image_format, bare == "1"] = _ladder(rungs)
     return found
@@ -198,8 +204,12 @@ def _ladder(rows: Sequence[Sequence[Any]]) -> Ladder:
 
 
 def _scored(
-    rungs: Sequence[EncodedImage], image: Pixels, scorer: ImageScorer, bare: bool
+    rungs: Sequence[EncodedImage], image: Pixels, scorer: ImageScorer | None, bare: bool
 ) -> list[list[float]]:
+    if scorer is None:
+        return [
+            [len(rung.data), rung.quality, rung.scale, round(rung.psnr_db, 4), 0.0, 0.0] for rung in rungs
+        ]
     height, width = image.shape[:2]
     shown = np.stack([decode(rung.data, width, height, headerless=bare) for rung in rungs])
     theirs, ours = scorer.features(image[None]), scorer.features(shown)
@@ -239,14 +249,21 @@ class Forecast:
         self._tables: dict[ModulationAndCoding, Array] = {}
 
     def arrives(self, coding: ModulationAndCoding, payload_bytes: int) -> Array:
-        """(MAX_TRANSMISSIONS,) chances of a payload of 1 to 8192 bytes, by transmissions allowed."""
+        """(MAX_TRANSMISSIONS,) chances of a payload, by transmissions allowed.
+
+        Up to 8192 bytes, interpolated between predictions.
+        """
+        if payload_bytes > _MOST_BYTES:
+            layout = CodewordLayout.of(payload_bytes, coding)
+            snrs = self._snrs[coding.bits_per_symbol]
+            return np.array([success(coding, layout, snr).mean() for snr in snrs])
         if coding not in self._tables:
             snrs = self._snrs[coding.bits_per_symbol]
             layouts = [CodewordLayout.of(int(size), coding) for size in _PAYLOADS]
             chances = [[success(coding, layout, snr).mean() for layout in layouts] for snr in snrs]
             every = np.log(np.arange(1, _MOST_BYTES + 1))
             self._tables[coding] = np.stack([np.interp(every, np.log(_PAYLOADS), each) for each in chances])
-        return self._tables[coding][:, min(payload_bytes, _MOST_BYTES) - 1]
+        return self._tables[coding][:, payload_bytes - 1]
 
 
 @dataclass(frozen=True)

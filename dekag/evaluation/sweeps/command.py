@@ -147,13 +147,20 @@ BENCH_COMMAND = "dekag bench sweep"
 
 
 def run_sweep(
-    path: Path, *, ray: str | None, workers: int | None, results: Path = RESULTS, as_json: bool = False
+    path: Path,
+    *,
+    ray: str | None,
+    workers: int | None,
+    pictures: Path | None = None,
+    results: Path = RESULTS,
+    as_json: bool = False,
 ) -> None:
     """Measure what is not measured yet of a grid, and write its rows, a table and plots.
 
     Args:
         path: the grid, a YAML file.
         ray, workers: as `run` takes them.
+        pictures: pictures to send, instead of what the grid sends.
         results: a folder with the sweep's name is made in it.
         as_json: the summary is JSON, and all that goes to the standard output.
 
@@ -161,7 +168,7 @@ def run_sweep(
         InvalidInputError: the grid is not valid.
         DekagError: points failed; what was measured is written nevertheless.
     """
-    sweep = read_sweep(path)
+    sweep = read_sweep(path, pictures=pictures)
     folder = results / sweep.name
     check_folder(folder)  # now, and not when all has been measured
     outcome = run(sweep, ray=ray, workers=workers)

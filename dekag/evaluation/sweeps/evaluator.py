@@ -8,6 +8,9 @@ A digital delivery: the cloud's own image goes as a file over LDPC and QAM in th
 uses, without the bytes that the receiver knows anyway, at the format, quality, modulation and code rate from
 which the sender expects the best consistency. What is measured is the expectation over arriving and not
 arriving; `psnr_db` is against the cloud's image.
+
+A picture of a user's own: every metric is against the picture. A digital sender goes by PSNR, and the
+receiver shows grey where nothing arrives.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm import tqdm
 
 from dekag import plugins
 from dekag.cala.methods import AdaptedCodec
@@ -29,19 +33,31 @@ from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts
 from dekag.evaluation.store import ResultStore
-from dekag.evaluation.studies.digital import Forecast, ImageSet, choose, mean_image, prepare_image_set
-from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint
+from dekag.evaluation.studies.digital import (
+    Forecast,
+    ImageSet,
+    choose,
+    image_ladders,
+    mean_image,
+    prepare_image_set,
+)
+from dekag.evaluation.sweeps.grid import DIGITAL, REFERENCE_METRICS, WORLD, EvaluationPoint, PictureSource
+from dekag.generation.images import Pixels
 from dekag.generation.loading import folder_hash, pipeline_hash
+from dekag.generation.models import LatentEncoder
 from dekag.link.conditions import LinkConditions
 from dekag.link.image_coding import decode, encode
 from dekag.makd.topics import read_topics
-from dekag.pipeline import LinkResult, Receiver, SemanticLink
+from dekag.metrics.image import psnr_db
+from dekag.pictures import Picture, Tiling
+from dekag.pipeline import LinkResult, Receiver, SemanticLink, render_tiles, tile_receptions
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
 VERSION = 1  # raised when the code changes what a point comes out as
+_MANY = 10  # pictures of a point, from which on their progress is shown
 CONSISTENCY = (0.0, 0.5, 0.5)  # weights of PSNR, CLIP- and DINO-score in what a digital sender goes by
 
 
@@ -157,7 +173,10 @@ class Evaluator:
             NotFoundError: the profile has no update of the topic.
         """
         start = time.perf_counter()
-        if point.delivery.codec in DIGITAL:
+        if point.pictures is not None:
+            metrics, uses = self._pictures(point, point.pictures)
+            sent, update_bytes = 0.0, 0
+        elif point.delivery.codec in DIGITAL:
             metrics, uses, sent = self._digital(point)
             update_bytes = 0
         else:
@@ -270,6 +289,80 @@ class Evaluator:
         }
         uses = float(np.mean([choice.uses for choice in choices]))
         return found, uses, float(np.mean(sizes))
+
+    def _pictures(self, point: EvaluationPoint, source: PictureSource) -> tuple[dict[str, Array], float]:
+        """Metrics of each picture, and channel uses of one on average."""
+        found: dict[str, list[float]] = {name: [] for name in point.metrics}
+        uses = []
+        files = source.found().pictures
+        for number, file in enumerate(tqdm(files, "pictures", leave=False, disable=len(files) < _MANY)):
+            picture = file.read()
+            seed = channel_seed(point, number)
+            if point.delivery.codec in DIGITAL:
+                shown, channel_uses = self._as_file(point, picture)
+            else:
+                pixels, channel_uses = self._as_tiles(point, picture, file.prompt, seed)
+                shown = [(1.0, pixels)]
+            uses.append(channel_uses)
+            for name in point.metrics:
+                scores = [chance * self._compared(name, each, picture.pixels) for chance, each in shown]
+                found[name].append(sum(scores))
+        return {name: np.array(values) for name, values in found.items()}, float(np.mean(uses))
+
+    def _compared(self, metric: str, shown: Pixels, sent: Pixels) -> float:
+        """A metric of one image against what was sent; NaN if it cannot score images so small."""
+        if (
+            metric not in REFERENCE_METRICS
+            and min(sent.shape[:2]) < plugins.get("metric", metric).smallest_side
+        ):
+            return math.nan
+        return float(self.score([metric], shown[None], sent[None], sent[None], [])[metric][0])
+
+    def _as_tiles(
+        self, point: EvaluationPoint, picture: Picture, prompt: str | None, seed: int
+    ) -> tuple[Pixels, float]:
+        """What is shown of a picture whose tiles are sent as latents, and the channel uses of that."""
+        decoder = self.bank.edge.decoder
+        tiling = Tiling.of(picture.width, picture.height, self.bank.profile.size)
+        latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
+        if point.delivery.codec == "autoencoder":
+            return render_tiles(decoder, latents, tiling, seed), 0.0
+        if (codec := self.bank.codecs.get(point.delivery.codec)) is None:
+            allowed = f"one of {', '.join([*self.bank.codecs, 'autoencoder', *DIGITAL])}"
+            raise InvalidInputError("codec", allowed, point.delivery.codec)
+        link = SemanticLink(codec)
+        texts = self.bank.texts(codec, [prompt])
+        rate = link.sender.tiles_rate(
+            point.link, (latents.shape[1], latents.shape[2], latents.shape[3]), tiling, cbr=point.cbr
+        )
+        result = link.send_tiles(
+            latents, tiling, point.link, seed, rate=rate, text=None if texts is None else texts[0]
+        )
+        received = result.latents
+        if point.delivery.restoration:
+            parts = tile_receptions(result.receptions[0], tiling.count)
+            tiles = LinkResult(received, result.rates, result.symbols, parts)
+            said = [prompt or ""] * tiling.count
+            received = self._restored(codec, tiles, point.link, said, tiling.tile_values)
+        return render_tiles(decoder, received, tiling, seed), float(rate.channel_uses)
+
+    def _as_file(self, point: EvaluationPoint, picture: Picture) -> tuple[list[tuple[float, Pixels]], float]:
+        """What may be shown of a picture that is sent as a file, each with its chance; and channel uses."""
+        pixels = picture.pixels
+        grey = np.full_like(pixels, 128)
+        lost = np.array([[psnr_db(grey, pixels), 0.0, 0.0]])
+        ladders = {key: [one] for key, one in image_ladders(pixels, None, self.store).items()}
+        images = ImageSet(torch.zeros(0), pixels[None], [], grey, lost, ladders)
+        names = [(image_format, True) for image_format in DIGITAL[point.delivery.codec]]
+        channel_uses = round(point.cbr * images.source_values)
+        choice = choose(images, 0, names, channel_uses, Forecast(point.link))
+        if choice.ladder is None:
+            return [(1.0, grey)], 0.0
+        name, bare = choice.ladder
+        quality, scale = images.ladders[choice.ladder][0].settings[choice.rung]
+        file = encode(pixels, name, quality, scale=scale, headerless=bare)  # type: ignore[arg-type]
+        shown = decode(file, picture.width, picture.height, headerless=bare)
+        return [(choice.arrives, shown), (1 - choice.arrives, grey)], choice.uses
 
     def _images(self, topic: str, count: int) -> ImageSet:
         """The cloud's images, and every file that is worth sending of them."""

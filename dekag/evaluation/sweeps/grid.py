@@ -37,6 +37,7 @@ from dekag.errors import InvalidInputError, NotFoundError
 from dekag.evaluation.store import content_key
 from dekag.link.conditions import LinkConditions
 from dekag.makd.topics import read_topics
+from dekag.pictures import PictureFolder, find_pictures
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 
@@ -48,7 +49,9 @@ DIGITAL = {
 }
 """Digital deliveries and the formats that their sender picks from."""
 
-Codec = Literal["base", "adapters", "prompt", "digital", "digital-webp", "digital-avif", "digital-jpeg"]
+Codec = Literal[
+    "base", "adapters", "prompt", "autoencoder", "digital", "digital-webp", "digital-avif", "digital-jpeg"
+]
 
 REFERENCE_METRICS = ("clip", "dino", "consistency", "probe")
 """Metrics of the received image against the cloud's; all others are those of `dekag.plugins`."""
@@ -70,8 +73,10 @@ class Delivery(BaseModel):
     codec: Codec = Field(
         default="base",
         description="base: the codec as it is. adapters: with the profile's adapters, CALA. prompt: nothing "
-        "is sent; the user's device has the edge's model and draws from prompt and seed. digital, "
-        "digital-webp, digital-avif, digital-jpeg: the cloud's image as a file over LDPC and QAM.",
+        "is sent; the user's device has the edge's model and draws from prompt and seed. autoencoder: "
+        "latents arrive unharmed, the limit of all semantic deliveries; pictures only. digital, "
+        "digital-webp, digital-avif, digital-jpeg: the cloud's image, or the picture, as a file over LDPC "
+        "and QAM.",
     )
 
     restoration: bool = Field(
@@ -101,6 +106,7 @@ DELIVERIES: dict[str, Delivery] = {
         Delivery(name="cala", codec="adapters"),
         Delivery(name="deka-g", knowledge=True, codec="adapters"),
         Delivery(name="cala-restored", codec="adapters", restoration=True),
+        Delivery(name="autoencoder", codec="autoencoder"),
         Delivery(name="prompt-only", codec="prompt"),
         Delivery(name="prompt-only-taught", knowledge=True, codec="prompt"),
         *(Delivery(name=name, codec=name) for name in DIGITAL),
@@ -132,6 +138,25 @@ def _delivery(value: Any) -> Any:
 Rate = Annotated[float, BeforeValidator(_rate), Field(gt=0, le=1 / 48)]
 
 
+class PictureSource(BaseModel):
+    """Pictures of a user's own, to be sent instead of generated images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(min_length=1, description="A picture, a folder of pictures, or CIFAR-10.")
+    count: int | None = Field(default=None, ge=1, description="Pictures to take at most; null: all.")
+    content_hash: str = Field(default="", exclude_if=lambda value: not value, description="Of the pictures.")
+
+    def found(self) -> PictureFolder:
+        """The pictures; FileError if there are none."""
+        return find_pictures(self.path, count=self.count)
+
+
+def _source(value: Any) -> Any:
+    """A path alone as the mapping that it stands for."""
+    return {"path": str(value)} if isinstance(value, str | Path) else value
+
+
 class EvaluationPoint(BaseModel):
     """One point of the grid: the test images of one topic, delivered in one way over one channel."""
 
@@ -145,6 +170,7 @@ class EvaluationPoint(BaseModel):
     seed: int
     prompts: int
     metrics: tuple[str, ...]
+    pictures: PictureSource | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @property
     def model(self) -> tuple[str, ...]:
@@ -153,7 +179,10 @@ class EvaluationPoint(BaseModel):
 
     def key(self, identity: str) -> str:
         """Hash of the point and of all else that its result depends on."""
-        return content_key(identity, self.model_dump(mode="json"), sort_keys=True)
+        known = self.model_dump(mode="json")
+        if self.pictures is not None:
+            known["pictures"] = self.pictures.content_hash  # wherever they are
+        return content_key(identity, known, sort_keys=True)
 
 
 class Sweep(BaseModel):
@@ -167,6 +196,11 @@ class Sweep(BaseModel):
 
     name: str = Field(pattern="^[a-z0-9-]{1,40}$", description="Names the folder of results.")
     profile: str = Field(default="stickers", description="The models.")
+    pictures: Annotated[PictureSource | None, BeforeValidator(_source)] = Field(
+        default=None,
+        description="Pictures of your own to send instead of generated images: a path, or a mapping of path "
+        "and count.",
+    )
     deliveries: list[Annotated[Delivery, BeforeValidator(_delivery)]] = Field(
         min_length=1, description="Names of DELIVERIES, or mappings with the fields of Delivery."
     )
@@ -190,6 +224,29 @@ class Sweep(BaseModel):
         min_length=1,
         description="Of JUDGES, psnr_db, ssim, ms_ssim, or a metric that is plugged in.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_of_pictures(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("pictures") is not None:
+            return {"metrics": ["psnr_db", "ssim"], **data}
+        return data
+
+    @model_validator(mode="after")
+    def _pictures_are_not_generated(self) -> Self:
+        if self.pictures is None:
+            if any(each.codec == "autoencoder" for each in self.deliveries):
+                raise PydanticCustomError("deliveries", "autoencoder: is for pictures only")
+            return self
+        for name in ("topics", "prompts"):
+            if name in self.model_fields_set:
+                raise PydanticCustomError("pictures", "{name} must be left out with pictures", {"name": name})
+        if generated := [each.name for each in self.deliveries if each.knowledge or each.codec == "prompt"]:
+            names = {"names": ", ".join(generated)}
+            raise PydanticCustomError("pictures", "{names}: no model generates pictures of your own", names)
+        if "probe" in self.metrics:
+            raise PydanticCustomError("pictures", "probe: is for generated images only")
+        return self
 
     @field_validator("deliveries", "topics", "links", "snr_db", "cbr", "seeds", "metrics")
     @classmethod
@@ -238,10 +295,17 @@ class Sweep(BaseModel):
         """All points, those that share a model together.
 
         Raises:
-            InvalidInputError: an SNR is out of range.
+                InvalidInputError: an SNR is out of range.
+            FileError: there are no pictures where the sweep says.
         """
         found = []
-        axes = (self.deliveries, self.topics, self.links, self.snr_db, self.cbr, self.seeds)
+        topics, count, pictures = self.topics, self.prompts, None
+        if self.pictures is not None:
+            folder = self.pictures.found()
+            topics, count = [folder.name], len(folder.pictures)
+            known = {"path": str(folder.path.absolute()), "content_hash": folder.content_hash()}
+            pictures = self.pictures.model_copy(update=known)
+        axes = (self.deliveries, topics, self.links, self.snr_db, self.cbr, self.seeds)
         for delivery, topic, link, snr_db, cbr, seed in itertools.product(*axes):
             try:
                 conditions = LinkConditions.model_validate({**link, "snr_db": snr_db})
@@ -255,19 +319,21 @@ class Sweep(BaseModel):
                     link=conditions,
                     cbr=cbr,
                     seed=seed,
-                    prompts=self.prompts,
+                    prompts=count,
                     metrics=tuple(self.metrics),
+                    pictures=pictures,
                 )
             )
         return found
 
 
-def read_sweep(path: Path, *, profile: str | None = None) -> Sweep:
+def read_sweep(path: Path, *, profile: str | None = None, pictures: Path | None = None) -> Sweep:
     """The sweep that a YAML file defines.
 
     Args:
         path: the file.
         profile: the models, instead of those that the file names.
+        pictures: all pictures at this path, instead of what the file sends.
 
     Raises:
         InvalidInputError: names the field and what it allows.
@@ -276,7 +342,10 @@ def read_sweep(path: Path, *, profile: str | None = None) -> Sweep:
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a sweep", type(raw).__name__)
     try:
-        return Sweep.model_validate(raw if profile is None else {**raw, "profile": profile})
+        given = {"profile": profile, "pictures": pictures}
+        return Sweep.model_validate(
+            {**raw, **{name: value for name, value in given.items() if value is not None}}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or str(path)

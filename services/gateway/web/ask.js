@@ -1,6 +1,7 @@
-// The form that requests an image: one request for each delivery, the same image over the same channel.
+// The form that requests an image, or sends a picture: one request for each delivery, the same image over the same
+// channel.
 
-import { askJson } from "./api.js";
+import { askJson, Problem } from "./api.js";
 import { fill, lay } from "./cards.js";
 import { clearProblems, find, showProblem } from "./dom.js";
 
@@ -16,12 +17,14 @@ let asking = new AbortController();
 const IDS = { "link.cbr": "rate" };
 const idOf = (field) => IDS[field] ?? field.replace(/^link\./, "");
 
-/** The request for one delivery, without fields that do not apply to it. */
-function request(data, delivery) {
+/** The request for one delivery of a generated image, or of a picture in base64; only fields that apply to it. */
+function request(data, delivery, picture) {
   const semantic = delivery !== "conventional";
   const rate = RATES[data.get("rate")];
   const link = { snr_db: Number(data.get("snr_db")), csi: data.get("csi"), fading: data.get("fading") };
-  const body = { prompt: data.get("prompt"), delivery, consistency: true, details: true, link };
+  const body = { delivery, details: true, link };
+  if (!picture) Object.assign(body, { prompt: data.get("prompt"), consistency: true });
+  else Object.assign(body, { picture, prompt: data.get("prompt").trim() || null });
   const of = (name) => numeric(data.get(name), name === "seed" ? name : `link.${name}`);
   body.seed = of("seed");
   link.tau_rms_s = of("tau_rms_s");
@@ -36,10 +39,30 @@ function request(data, delivery) {
     if (chosen) link.target_psnr_db = of("target_psnr_db");
   } else body.image_format = data.get("image_format");
   if (delivery === "semantic") {
-    body.knowledge = data.get("knowledge");
+    if (!picture) body.knowledge = data.get("knowledge");
     link.restoration = data.get("restoration");
   }
   return body;
+}
+
+/** A file in base64. */
+async function base64(file) {
+  const reader = new FileReader();
+  await new Promise((resolve, reject) => {
+    reader.onload = resolve;
+    reader.onerror = () => reject(new Problem(0, "", [{ field: "picture", detail: "This file cannot be read." }]));
+    reader.readAsDataURL(file);
+  });
+  return reader.result.slice(reader.result.indexOf(",") + 1);
+}
+
+/** Shows whether there is a picture: the prompt of an example then does not describe what is sent. */
+function pictureChanged() {
+  const { prompt, picture } = form;
+  const [file] = picture.files;
+  find("#no-picture").hidden = !file;
+  if (file && prompt.value === prompt.defaultValue) prompt.value = "";
+  if (!file && prompt.value === "") prompt.value = prompt.defaultValue;
 }
 
 /** A number; anything else is sent unchanged, so that the gateway reports the allowed values. */
@@ -57,17 +80,21 @@ async function send() {
     return;
   }
   lay(deliveries);
-  status.textContent = "Generating and sending…";
+  const [file] = form.picture.files;
+  status.textContent = file ? "Sending…" : "Generating and sending…";
   const start = performance.now();
+  const picture = file && base64(file);
   const problems = await Promise.all(
     deliveries.map(async (delivery) => {
-      const body = request(data, delivery);
+      const shown = file ? file.name : data.get("prompt");
       try {
-        const answer = await askJson("POST", "v1/images/generations", body, mine.signal);
-        fill(delivery, body.prompt, answer.data[0]);
+        const body = request(data, delivery, await picture);
+        const path = file ? "v1/pictures" : "v1/images/generations";
+        const answer = await askJson("POST", path, body, mine.signal);
+        fill(delivery, shown, answer.data[0]);
         return null;
       } catch (error) {
-        if (mine === asking) fill(delivery, body.prompt, null);
+        if (mine === asking) fill(delivery, shown, null);
         return error;
       }
     }),
@@ -122,6 +149,24 @@ export function start() {
       soon = setTimeout(send, SOON_MS);
     }
   });
+  form.picture.addEventListener("change", pictureChanged);
+  find("#no-picture").addEventListener("click", () => {
+    form.picture.value = "";
+    form.picture.dispatchEvent(new Event("change", { bubbles: true }));
+  });
+  const drop = find("#drop");
+  for (const kind of ["dragover", "dragleave", "drop"])
+    drop.addEventListener(kind, (event) => {
+      event.preventDefault();
+      drop.classList.toggle("over", kind === "dragover");
+      if (kind !== "drop" || !event.dataTransfer.files.length) return;
+      if (event.dataTransfer.files.length > 1) {
+        status.textContent = "One picture at a time: nothing was taken.";
+        return;
+      }
+      form.picture.files = event.dataTransfer.files;
+      form.picture.dispatchEvent(new Event("change", { bubbles: true }));
+    });
   find("#new-seed").addEventListener("click", () => {
     form.seed.value = Math.floor(Math.random() * 2 ** 31);
     send();

@@ -54,7 +54,8 @@ export function fill(delivery, prompt, image) {
   }
   card.image = image;
   const { link_report: report, details } = image;
-  show(find(".sent", card.element), details?.reference_b64_json, `sent: ${prompt}`, SENT[delivery]);
+  show(find(".sent", card.element), details?.reference_b64_json, `sent: ${prompt}`,
+    report.picture ? "your picture" : SENT[delivery]);
   const said = report.decoded ? "received" : "nothing: decoding failed";
   show(find(".received", card.element), image.b64_json, `received: ${prompt}`, said);
   find(".facts", card.element).textContent = facts(image);
@@ -84,6 +85,7 @@ function facts({ consistency, link_report: report }) {
     `${number(report.channel_uses + report.pilot_uses)} channel uses`,
     report.instantaneous_snr_db === null ? "" : `SNR with fading ${number(report.instantaneous_snr_db, 1)} dB`,
     report.expected_psnr_db === null ? "" : `expected ${number(report.expected_psnr_db, 1)} dB`,
+    ...(report.picture ? described(report.picture) : []),
     report.coding ? `${number(report.coding.payload_bytes)} B of ${report.image_format}` : "",
     knowledge ? `generated with ${knowledge}` : "",
     ...Object.entries(report.prompt_read)
@@ -91,6 +93,18 @@ function facts({ consistency, link_report: report }) {
       .map(([side, read]) => `the ${side} read ${read.tokens} tokens, ${read.tokens_at_once} at a time`),
     report.cached ? "from the cache" : "",
   ].filter(Boolean).join(" · ");
+}
+
+/** What was found in a picture's file, and how it was sent. */
+function described(picture) {
+  const tiles = (picture.columns ?? 0) * (picture.rows ?? 0);
+  return [
+    `${picture.width}×${picture.height} ${picture.format}`,
+    ...picture.notes,
+    tiles ? `sent as ${tiles} ${tiles === 1 ? "tile" : "tiles"} of ${picture.tile_width}×${picture.tile_height}` : "",
+    picture.ssim === null ? "" : `SSIM ${number(picture.ssim, 2)}`,
+    picture.autoencoder_psnr_db === null ? "" : `the autoencoder alone: ${number(picture.autoencoder_psnr_db, 1)} dB`,
+  ];
 }
 
 function times(stages) {

@@ -23,6 +23,7 @@ MODELS = {
 SHOWN = [
     ("post", "/v1/images/generations", schemas.ImagesRequest),
     ("post", "/v1/knowledge", schemas.KnowledgeRequest),
+    ("post", "/v1/pictures", schemas.PictureRequest),
     ("put", "/v1/knowledge/{topic}", schemas.PublishRequest),
     ("put", "/v1/transmission", schemas.PublishRequest),
 ]

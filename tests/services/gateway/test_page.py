@@ -108,7 +108,7 @@ async def test_controls_allow_what_the_gateway_takes(controls: Controls) -> None
     offered = re.search(r'<datalist id="topics">(.*?)</datalist>', text, re.DOTALL)
     assert offered is not None
     assert re.findall(r"<option>([\w-]+)</option>", offered[1]) == list(TOPICS)
-    named = {field for name in ("ImagesRequest", "LinkRequest") for field in _fields(name)}
+    named = {field for name in ("ImagesRequest", "PictureRequest", "LinkRequest") for field in _fields(name)}
     script = (FOLDER / "ask.js").read_text()
     used = set(re.findall(r"\b(?:link|body)\.(\w+) =", script))
     assert used

@@ -1,0 +1,247 @@
+"""`dekag link`: sends pictures of a user's own over the link in this process, and compares the deliveries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from dekag.errors import DekagError, InvalidInputError
+from dekag.files import check_folder
+from dekag.link import LinkConditions
+from dekag.pictures import PictureFile, find_pictures
+
+if TYPE_CHECKING:
+    from dekag.generation.images import ImageFormat
+    from dekag.pictures import Picture
+    from dekag.pipeline import ReceivedPicture, SemanticLink
+
+DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
+ROWS = "link.jsonl"
+"""The reports, one line for each picture and delivery, in the folder of the received pictures."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """What `dekag link` sends, and how.
+
+    Attributes:
+        deliveries: of DELIVERIES.
+        conditions: of the link.
+        cbr: rate of semantic deliveries.
+        target_psnr_db: or the PSNR that they are to reach, dB.
+        prompt: what all pictures show; None: what metadata.jsonl says of each.
+        seed: of the first picture's fading and noise; each further picture has the next one.
+        restoration: "none" or "denoiser"; of aligned semantic deliveries.
+        image_format: "webp", "avif" or "jpeg"; of conventional deliveries.
+        count: pictures to send; None: all.
+        profile: the models.
+    """
+
+    deliveries: Sequence[str]
+    conditions: LinkConditions
+    cbr: float
+    target_psnr_db: float | None = None
+    prompt: str | None = None
+    seed: int = 0
+    restoration: str = "none"
+    image_format: ImageFormat = "webp"
+    count: int | None = None
+    profile: str = "stickers"
+
+
+def run_link(
+    path: Path, options: LinkOptions, *, output: Path, force: bool = False, as_json: bool = False
+) -> int:
+    """Sends a picture or a folder of pictures, writes what arrives, and prints what it cost.
+
+    Args:
+        path: a picture, a folder of pictures, or CIFAR-10.
+        options: what to send, and how.
+        output: folder for the received pictures, in a folder for each delivery, and for ROWS.
+        force: write into a folder that has ROWS of an earlier run.
+        as_json: print the rows alone, as JSON lines, to standard output.
+
+    Returns:
+        The exit status: 1 if a picture could not be sent.
+
+    Raises:
+        InvalidInputError: nothing can be sent as asked; names the option.
+    """
+    out, err = Console(), Console(stderr=True)
+    check_folder(output)
+    if (output / ROWS).exists() and not force:
+        raise InvalidInputError(
+            "--output", f"a folder without {ROWS}, or --force given to write into it", output
+        )
+    folder = find_pictures(path, count=options.count)
+    if folder.skipped:
+        names = ", ".join(folder.skipped[:5]) + (" ..." if len(folder.skipped) > 5 else "")
+        note = f"Skipped, as they are no pictures ({len(folder.skipped)}): {names}"
+        err.print(note, markup=False, highlight=False, soft_wrap=True)
+    with err.status("loading the models"):
+        links = _links(options)
+    rows: list[Row] = []
+    failed = 0
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ROWS).open("w") as file:
+        for number, each in enumerate(folder.pictures, 1):
+            with err.status(f"{each.name}: {number} of {len(folder.pictures)}"):
+                try:
+                    picture = each.read()
+                    sent = list(_sent(each, picture, links, options, options.seed + number - 1))
+                except DekagError as error:
+                    failed += 1
+                    err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+                    continue
+            for delivery, received in sent:
+                row = {**_row(each, delivery, received), **_saved(each, delivery, received, output)}
+                file.write(json.dumps(row) + "\n")
+                rows.append(row)
+                if as_json:
+                    typer.echo(json.dumps(row))
+    if not as_json and rows:
+        for note in _notes(rows):
+            out.print(note, markup=False, highlight=False, soft_wrap=True)
+        out.print(_table(rows))
+        if any(row["autoencoder_psnr_db"] is not None for row in rows):
+            out.print("limit: PSNR of the autoencoder alone, without any channel.", highlight=False)
+        out.print(f"Received pictures and {ROWS}: {output}", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        note = f"Not sent: {failed} of {len(folder.pictures)}."
+        err.print(note, style="red", markup=False, highlight=False)
+    return 1 if failed else 0
+
+
+def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
+    """The links of the semantic deliveries, which share one generator."""
+    from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.evaluation.models import load_quietly
+    from dekag.generation.models import Generator
+    from dekag.pipeline import SemanticLink
+    from dekag.profile import load_profile
+
+    if not (semantic := [name for name in options.deliveries if name != "conventional"]):
+        return {}
+    load_quietly()
+    profile = load_profile(options.profile)
+    generator = Generator.from_profile(profile, "edge")
+    adapters = {"semantic": profile.adapters, "semantic-unaligned": None}
+    return {
+        name: SemanticLink(AlignedCodec.load(profile.codec, adapters[name]), generator) for name in semantic
+    }
+
+
+def _sent(
+    file: PictureFile, picture: Picture, links: Mapping[str, SemanticLink], options: LinkOptions, seed: int
+) -> Iterator[tuple[str, ReceivedPicture]]:
+    """What arrives of a picture with each delivery."""
+    from dekag.pipeline import send_file
+
+    for delivery in options.deliveries:
+        if delivery == "conventional":
+            yield (
+                delivery,
+                send_file(picture, options.conditions, image_format=options.image_format, seed=seed),
+            )
+            continue
+        aligned = delivery == "semantic"
+        yield (
+            delivery,
+            links[delivery].picture(
+                picture,
+                options.conditions,
+                prompt=file.prompt if options.prompt is None else options.prompt,
+                seed=seed,
+                cbr=options.cbr,
+                target_psnr_db=options.target_psnr_db if aligned else None,
+                restoration=options.restoration if aligned else "none",  # type: ignore[arg-type]
+            ),
+        )
+
+
+def _row(file: PictureFile, delivery: str, received: ReceivedPicture) -> Row:
+    picture, tiling = received.picture, received.tiling
+    return {
+        "picture": file.name,
+        "delivery": delivery,
+        "seed": received.seed,
+        "width": picture.width,
+        "height": picture.height,
+        "format": picture.format,
+        "notes": list(picture.notes),
+        "tiling": None if tiling is None else str(tiling),
+        "channel_uses": received.channel_uses,
+        "pilot_uses": received.pilot_uses,
+        "cbr": received.cbr,
+        "decoded": received.pixels is not None,
+        "psnr_db": received.psnr_db,
+        "ssim": received.ssim,
+        "autoencoder_psnr_db": received.autoencoder_psnr_db,
+        "expected_psnr_db": received.expected_psnr_db,
+        "file_bytes": received.file_bytes,
+    }
+
+
+def _saved(file: PictureFile, delivery: str, received: ReceivedPicture, output: Path) -> Row:
+    """Where the received picture was written."""
+    if received.pixels is None:
+        return {"received": None}
+    name = file.name if file.name.lower().endswith(".png") else f"{file.name}.png"
+    path = output / delivery / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    received.save(path)
+    return {"received": str(path)}
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    """How each picture was sent, and what was done to its samples."""
+    for name in dict.fromkeys(row["picture"] for row in rows):
+        own = [row for row in rows if row["picture"] == name]
+        ways = dict.fromkeys(row["tiling"] or f"a file of {row['file_bytes']:,} bytes" for row in own)
+        yield f"{name}: {'; '.join([*own[0]['notes'], *ways])}"
+
+
+def _table(rows: Sequence[Row]) -> Table:
+    """One line for each picture and delivery; for several pictures, their means."""
+    table = Table("picture", "delivery", "channel uses", "CBR", "PSNR", "limit", "SSIM")
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap = "right", True
+    for row in rows:
+        table.add_row(row["picture"], row["delivery"], *_numbers([row]))
+    if len({row["picture"] for row in rows}) > 1:
+        table.add_section()
+        for delivery in dict.fromkeys(row["delivery"] for row in rows):
+            own = [row for row in rows if row["delivery"] == delivery]
+            there = sum(row["decoded"] for row in own)
+            lost = "" if there == len(own) else f", {len(own) - there} not decoded"
+            table.add_row(f"mean of {there}{lost}", delivery, *_numbers(own))
+    return table
+
+
+def _numbers(rows: Sequence[Row]) -> list[str]:
+    """Means over rows, as the table shows them."""
+
+    def mean(name: str) -> float | None:
+        values = [row[name] for row in rows if row[name] is not None]
+        return fmean(values) if values else None
+
+    uses, cbr, psnr, ssim, ceiling = map(
+        mean, ("channel_uses", "cbr", "psnr_db", "ssim", "autoencoder_psnr_db")
+    )
+    return [
+        f"{uses:,.0f}",
+        f"1/{1 / cbr:.1f}" if cbr else "-",
+        "lost" if psnr is None else f"{psnr:.2f} dB",
+        "-" if ceiling is None else f"{ceiling:.2f} dB",
+        "-" if ssim is None else f"{ssim:.3f}",
+    ]

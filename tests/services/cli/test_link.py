@@ -1,0 +1,122 @@
+"""`dekag link`: pictures of a user's own, in this process, with models of the real classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dekag import LinkConditions, SemanticLink
+from services.cli.main import app
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, one of them in a subfolder, and a text."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    x, y = np.meshgrid(np.arange(200), np.arange(60))
+    pixels = np.stack([x, y, x + y], axis=-1).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "a.png")
+    Image.fromarray(pixels[:, :50]).convert("L").save(folder / "sub" / "b.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def link(*words: str | Path) -> Any:
+    return CliRunner().invoke(app, ["link", *map(str, words)])
+
+
+def rows(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "link.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_is_sent_and_reported(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
+    output = tmp_path / "out"
+    deliveries = ["semantic", "semantic-unaligned", "conventional"]
+    every = [word for name in deliveries for word in ("--delivery", name)]
+    done = link(folder, "--profile", dummy_profile, "--output", output, "--snr-db", "20", *every)
+    assert done.exit_code == 0, done.output
+    assert "notes.txt" in done.output
+    assert "a.png: 2 tiles of 128x64, padded from 200x60 to 256x64; a file of" in done.output
+    assert "sub/b.jpg: grey; 1 tile of 64x64, padded from 50x60 to 64x64; a file of" in done.output
+    assert "mean of 2" in done.output
+    found = rows(output)
+    assert [(row["picture"], row["delivery"]) for row in found] == [
+        (name, delivery) for name in ("a.png", "sub/b.jpg") for delivery in deliveries
+    ]
+    for row in found:
+        with Image.open(row["received"]) as image:
+            assert image.size == (row["width"], row["height"])
+    alone = SemanticLink.load(dummy_profile).picture(
+        folder / "sub" / "b.jpg", LinkConditions(snr_db=20), seed=1
+    )
+    (row,) = (row for row in found if row["picture"] == "sub/b.jpg" and row["delivery"] == "semantic")
+    assert (row["seed"], row["psnr_db"], row["ssim"]) == (1, alone.psnr_db, alone.ssim)
+
+
+def test_json_is_all_of_the_output(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
+    done = link(folder / "a.png", "--profile", dummy_profile, "--output", tmp_path / "out", "--json")
+    assert done.exit_code == 0
+    assert [json.loads(line) for line in done.stdout.splitlines()] == rows(tmp_path / "out")
+
+
+def test_a_damaged_picture_does_not_stop_the_others(
+    folder: Path, tmp_path: Path, dummy_profile: Path
+) -> None:
+    whole = (folder / "a.png").read_bytes()
+    (folder / "0.png").write_bytes(whole[: len(whole) // 2])
+    done = link(folder, "--profile", dummy_profile, "--output", tmp_path / "out")
+    assert done.exit_code == 1
+    assert "0.png must be" in done.output
+    assert "Not sent: 1 of 3." in done.output
+    assert len(rows(tmp_path / "out")) == 4
+
+
+def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
+    common = [
+        folder / "a.png",
+        "--profile",
+        dummy_profile,
+        "--output",
+        tmp_path / "out",
+        "--delivery",
+        "conventional",
+    ]
+    assert link(*common).exit_code == 0
+    refused = link(*common)
+    assert refused.exit_code == 2
+    assert "--force" in refused.output
+    assert link(*common, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--snr-db", "99"], "--snr-db"),
+        (["--cbr", "auto"], "--target-psnr-db"),
+        (["--cbr", "1/96", "--target-psnr-db", "20"], "--target-psnr-db"),
+        (["--cbr", "0"], "cbr must be above 0"),
+        (["--delivery", "pixels"], "must be of semantic"),
+        (["--prompt", " "], "prompt must be"),
+        (["--count", "0"], "--count"),
+    ],
+)
+def test_options_out_of_range_are_named(
+    folder: Path, tmp_path: Path, dummy_profile: Path, words: list[str], said: str
+) -> None:
+    done = link(folder, "--profile", dummy_profile, "--output", tmp_path / "out", *words)
+    assert done.exit_code != 0
+    assert said in done.output
+    assert "Traceback" not in done.output
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    done = link(tmp_path / "nowhere")
+    assert done.exit_code == 2
+    assert "does not exist" in done.output
