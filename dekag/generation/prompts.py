@@ -155,6 +155,18 @@ class PromptReader:
             start = end
         return tuple(found)
 
+    def negative_window(self, prompt: str) -> Window:
+        """The only window of a negative prompt.
+
+        Raises:
+            InvalidInputError: it does not fit in one window.
+        """
+        first, *more = self.windows(prompt)
+        if more:
+            tokens = self.read(prompt).tokens
+            raise InvalidInputError("negative_prompt", f"of at most {self.room} tokens", f"{tokens} tokens")
+        return first
+
     def tensors(self, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask of windows, both (windows, length) int64; places of vectors hold the first token."""
         ids, mask = [], []
@@ -166,12 +178,16 @@ class PromptReader:
             mask.append([1] * len(said) + [0] * spare)
         return torch.tensor(ids), torch.tensor(mask)
 
-    def states(self, prompts: Sequence[Sequence[Window]]) -> dict[str, Any]:
+    def states(self, prompts: Sequence[Sequence[Window]], negative_prompt: str = "") -> dict[str, Any]:
         """What the denoiser reads of prompts of equally many windows, and of none, as the pipeline takes it.
 
         The empty prompt is repeated, which changes nothing in what attention makes of it.
+
+        Args:
+            prompts: windows of each prompt.
+            negative_prompt: takes the place of the empty prompt; see `negative_window`.
         """
-        nothing = [self.windows("") * len(prompts[0])] * len(prompts)
+        nothing = [(self.negative_window(negative_prompt),) * len(prompts[0])] * len(prompts)
         said, unsaid = (self._encoded(each) for each in (prompts, nothing))
         found = {"prompt_embeds": said[0], "negative_prompt_embeds": unsaid[0]}
         if self.masked:

@@ -32,6 +32,7 @@ from services.proto.downlink_pb2 import (
     GetTransmissionKnowledgeRequest,
     HopTraffic,
     KnowledgeUse,
+    LatentPreview,
     PromptRead,
     ProvideRequest,
     Reference,
@@ -44,6 +45,7 @@ from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.generation.models import OnStep
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
     from dekag.profile import Profile
@@ -91,9 +93,51 @@ class _GenerateJob:
     request: GenerationRequest
     updates: Sequence[KnowledgeUpdate]
     guidance_scale: float
+    on_step: OnStep | None = None
 
     def batch_key(self) -> tuple[object, ...]:
-        return self.request.size, self.guidance_scale
+        watched = None if self.on_step is None else self  # its batch consists of it alone
+        return self.request.size, self.guidance_scale, self.request.sampling, watched
+
+
+class _Previews:
+    """The denoiser's predictions of one image, handed from the model's thread to the stream of frames.
+
+    Latents that come from the cache have no previews.
+    """
+
+    def __init__(self, request: DeliveryRequest) -> None:
+        self._count = request.previews
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[LatentPreview] = asyncio.Queue()
+
+    def callback(self, steps: int) -> OnStep | None:
+        """To be called after each of `steps` steps; None if no preview is needed."""
+        chosen = {(i + 1) * steps // (self._count + 1) for i in range(self._count)} - {0, steps}
+        if not chosen:
+            return None
+
+        def on_step(step: int, latents: torch.Tensor) -> None:
+            if step in chosen:
+                preview = LatentPreview(
+                    latents=_to_bytes(latents), latent_shape=latents.shape[1:], step=step, steps=steps
+                )
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, preview)
+
+        return on_step
+
+    async def until(self, done: asyncio.Task[Transmission]) -> AsyncIterator[LatentPreview]:
+        """The previews as they come, until `done` has ended."""
+        while not done.done():
+            waiting = asyncio.ensure_future(self._queue.get())
+            try:
+                await asyncio.wait({waiting, done}, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    yield waiting.result()
+            finally:
+                waiting.cancel()
+        while not self._queue.empty():
+            yield self._queue.get_nowait()
 
 
 class EdgeServicer(DownlinkServicer):
@@ -155,8 +199,17 @@ class EdgeServicer(DownlinkServicer):
     ) -> AsyncIterator[SymbolFrame]:
         """The symbols of the requested image, with a report."""
         request = converters.request_from_proto(message, self._profile)
-        send = self._semantic if request.jscc else self._conventional
-        transmission = await send(request)
+        if request.jscc:
+            previews = _Previews(request)
+            sending = asyncio.create_task(self._semantic(request, previews))
+            try:
+                async for preview in previews.until(sending):
+                    yield SymbolFrame(preview=preview)
+                transmission = await sending
+            finally:
+                sending.cancel()
+        else:
+            transmission = await self._conventional(request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         for frame in transmission.frames():
             yield frame
@@ -179,7 +232,7 @@ class EdgeServicer(DownlinkServicer):
             return response
         return TransmissionKnowledge(files=held.knowledge.to_files())
 
-    async def _semantic(self, request: DeliveryRequest) -> Transmission:
+    async def _semantic(self, request: DeliveryRequest, previews: _Previews) -> Transmission:
         shape = self._generator.latent_shape(request.width, request.height)
         (codec, adapters_bytes), knowledge = await asyncio.gather(
             self._codec(request), self._knowledge.choose(request, self._generator.model_hash)
@@ -194,7 +247,7 @@ class EdgeServicer(DownlinkServicer):
             )
         except InvalidInputError as error:
             raise error.within("link") from None
-        drawn = await self._latents(request, shape, knowledge)
+        drawn = await self._latents(request, shape, knowledge, previews)
         text = await self._prompts.states(request, codec)
         outgoing = _EncodeJob(codec, drawn.latents, rate.channel_uses, request, text)
         symbols, encoding = await self._encoding.run(outgoing)
@@ -239,7 +292,11 @@ class EdgeServicer(DownlinkServicer):
         return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.base, 0)
 
     async def _latents(
-        self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
+        self,
+        request: DeliveryRequest,
+        shape: tuple[int, int, int],
+        knowledge: Sequence[Manifest],
+        previews: _Previews,
     ) -> _GenerationResult:
         """Latents generated with this knowledge, or from the cache."""
         refusing = request.on_long_prompt == "refuse"  # the updates are needed to check the length
@@ -266,8 +323,14 @@ class EdgeServicer(DownlinkServicer):
             if (cached := await self._cached(request, shape, knowledge)) is not None:
                 return _GenerationResult(cached, None, knowledge, fetched_bytes)
         hashes = tuple(update.content_hash for update in updates)
-        generation = GenerationRequest(request.prompt, request.seed, request.width, request.height, hashes)
-        job = _GenerateJob(generation, updates, self._generator.guidance_scale(updates))
+        sampling = request.sampling
+        guidance_scale = self._generator.guidance_scale(updates, sampling)
+        converters.check_guided(sampling, guidance_scale)
+        generation = GenerationRequest(
+            request.prompt, request.seed, request.width, request.height, hashes, sampling
+        )
+        on_step = previews.callback(sampling.steps or self._generator.generator.steps)
+        job = _GenerateJob(generation, updates, guidance_scale, on_step)
         latents, seconds = await self._generating.run(job)
         await self._cache.set(self._key(request, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
         return _GenerationResult(latents, seconds, knowledge, fetched_bytes)
@@ -292,9 +355,8 @@ class EdgeServicer(DownlinkServicer):
                 request for request in dict.fromkeys(job.request for job in part) if request not in latents
             ]
             if new:
-                latents |= zip(
-                    new, self._generator.batch(new, should_continue=should_continue).split(1), strict=True
-                )
+                drawn = self._generator.batch(new, should_continue=should_continue, on_step=jobs[0].on_step)
+                latents |= zip(new, drawn.split(1), strict=True)
         return [latents[job.request] for job in jobs]
 
     def _parts(self, jobs: Sequence[_GenerateJob]) -> Iterator[list[_GenerateJob]]:
@@ -317,7 +379,8 @@ class EdgeServicer(DownlinkServicer):
     def _key(self, request: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
         hashes = [manifest.content_hash for manifest in knowledge]
         model_hash = self._generator.model_hash
-        return latent_key(model_hash, request.prompt, request.seed, request.width, request.height, hashes)
+        sides = request.width, request.height
+        return latent_key(model_hash, request.prompt, request.seed, *sides, hashes, request.sampling)
 
     async def _cached(
         self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
@@ -359,6 +422,7 @@ class EdgeServicer(DownlinkServicer):
             height=request.height,
             formats=[converters.FORMATS[name] for name in formats],
             on_long_prompt=converters.LONG_PROMPTS[request.on_long_prompt],
+            sampling=converters.sampling_to_proto(request.sampling),
         )
         images: dict[int, GeneratedImage] = {}
         async with aclosing(clients.stream(self._cloud.Generate, message, "cloud")) as responses:

@@ -59,6 +59,7 @@ class GenerateRequest(_message.Message):
     HEIGHT_FIELD_NUMBER: _builtins.int
     FORMATS_FIELD_NUMBER: _builtins.int
     ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     width: _builtins.int
     """pixels"""
@@ -73,6 +74,10 @@ class GenerateRequest(_message.Message):
     def formats(self) -> _containers.RepeatedScalarFieldContainer[_downlink_pb2.ImageFormat.ValueType]:
         """1 to 4, each at most once"""
 
+    @_builtins.property
+    def sampling(self) -> _downlink_pb2.Sampling:
+        """without adapter_scale"""
+
     def __init__(
         self,
         *,
@@ -82,10 +87,11 @@ class GenerateRequest(_message.Message):
         height: _builtins.int = ...,
         formats: _abc.Iterable[_downlink_pb2.ImageFormat.ValueType] | None = ...,
         on_long_prompt: _downlink_pb2.LongPrompt.ValueType = ...,
+        sampling: _downlink_pb2.Sampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seeds", b"seeds", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "sampling", b"sampling", "seeds", b"seeds", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

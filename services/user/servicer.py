@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,9 +24,9 @@ from services.common.frames import (
     MAX_BLOCKS,
     MAX_CONSTELLATION_SYMBOLS,
     FrameError,
+    FrameReader,
     Transmission,
     channel_states,
-    collect,
 )
 from services.common.prompt_states import PromptStates
 from services.common.stages import stage_time
@@ -35,11 +35,12 @@ from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 from services.proto.downlink_pb2 import (
     GetTransmissionKnowledgeRequest,
     HopTraffic,
+    LatentPreview,
     ProvideRequest,
     TransmissionKnowledge,
 )
 from services.proto.downlink_pb2_grpc import DownlinkStub
-from services.proto.user_pb2 import Details, LinkReport, ReceivedImage
+from services.proto.user_pb2 import Details, LinkReport, PreviewImage, ReceivedImage, ReceivedPart
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
 
+_MAX_CHANNELS = 64  # of the latents of a preview
 _log = structlog.get_logger()
 
 
@@ -125,10 +127,42 @@ class UserServicer(UserBase):
     ) -> ReceivedImage:
         """The received image with its link report."""
         began = time.perf_counter()
+        frames, request = self._request(message, previews=0)
+        return await self._received(frames, message, request, began)
+
+    async def ReceiveWithPreviews(
+        self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedPart]
+    ) -> AsyncIterator[ReceivedPart]:
+        """The previews that the edge sends, then the received image with its link report."""
+        began = time.perf_counter()
+        frames, request = self._request(message, previews=message.previews)
+        async for preview in frames.previews():
+            yield ReceivedPart(preview=await self._preview(preview, request))
+        yield ReceivedPart(image=await self._received(frames, message, request, began))
+
+    def _request(self, message: ProvideRequest, *, previews: int) -> tuple[FrameReader, DeliveryRequest]:
+        """The frames that answer a request, which is validated here."""
         request = converters.request_from_proto(message, self._profile)
         forwarded = ProvideRequest(width=request.width, height=request.height)  # one size for all services
         forwarded.MergeFrom(message)
-        transmission = await collect(clients.stream(self._downlink.Provide, forwarded, "channel"))
+        forwarded.previews = previews
+        return FrameReader(clients.stream(self._downlink.Provide, forwarded, "channel"), previews), request
+
+    async def _preview(self, preview: LatentPreview, request: DeliveryRequest) -> PreviewImage:
+        if list(preview.latent_shape[1:]) != self._sides(request) or preview.latent_shape[0] > _MAX_CHANNELS:
+            raise FrameError(f"a preview of shape {tuple(preview.latent_shape)[:4]}")
+        try:
+            values = converters.latents_from_bytes(preview.latents, (1, *preview.latent_shape))
+        except InvalidInputError as error:
+            raise FrameError(f"preview: {error}") from error
+        pixels, _ = await self._comparing.run(self._render, torch.from_numpy(values), request.seed)
+        png = await asyncio.to_thread(_to_png, pixels)
+        return PreviewImage(png=png, step=preview.step, steps=preview.steps)
+
+    async def _received(
+        self, frames: FrameReader, message: ProvideRequest, request: DeliveryRequest, began: float
+    ) -> ReceivedImage:
+        transmission = await frames.transmission()
         self._check(transmission, request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         reception = _reception(transmission, request)
