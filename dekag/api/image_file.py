@@ -127,7 +127,8 @@ def read_provenance(path: Path) -> Provenance:
     """The origin of the image in a file.
 
     Raises:
-        FileError: the file cannot be read, is no image, or does not say how it was made.
+        FileError: the file cannot be read, is no image, or does not say how it was made; or this version
+            does not allow its request.
     """
     with _opened(read_bytes(path, max_bytes=_MAX_BYTES), path) as image:
         text = image.info.get(KEYWORD)
@@ -142,9 +143,18 @@ def read_provenance(path: Path) -> Provenance:
             "share images often remove it",
         )
     try:
-        return Provenance.model_validate(parse_json(text.encode(), str(path)))
+        origin = Provenance.model_validate(parse_json(text.encode(), str(path)))
     except (DocumentError, ValidationError):
         raise FileError(path, "has lost what DeKA-g wrote into it: its metadata is damaged") from None
+    try:
+        ImagesRequest.model_validate(origin.request)
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        problem = f"has a request that this version of DeKA-g does not allow: field {field[:80]}"
+        raise FileError(path, problem) from None
+    if unknown := origin.request.keys() & _NOT_KEPT:
+        raise FileError(path, f"has a request with fields that DeKA-g does not write: {', '.join(unknown)}")
+    return origin
 
 
 def pixels(file: bytes, name: Path | str) -> npt.NDArray[np.uint8]:
