@@ -71,6 +71,13 @@ loadtest-compose: need-loadtest ## the same with docker-compose.yml, including t
 test: need-test ## run the quick tests
 	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz and not install"
 
+test-javascript: need-test ## test the official JavaScript client of the OpenAI interface; needs npm
+	npm --prefix tests/javascript install
+	$(BIN)/python -m pytest tests/services/gateway/test_openai.py
+
+notebooks: need-test ## run the notebooks in docs/notebooks and save their outputs
+	$(BIN)/python scripts/notebooks.py
+
 test-slow: need-test ## run the slow tests
 	$(BIN)/python -m pytest -m slow
 
