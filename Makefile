@@ -15,7 +15,7 @@ override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
 FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints world-assets up demo test test-slow test-install test-compose test-faults test-fuzz \
+.PHONY: help install constraints world-assets up demo test test-javascript notebooks test-slow test-install test-compose test-faults test-fuzz \
   test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
   install-times FORCE
 

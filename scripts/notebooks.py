@@ -23,6 +23,9 @@ def run(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata = {}  # without the times of the execution
         if cell.cell_type == "code":
             cell.outputs = [each for each in cell.outputs if each.get("name") != "stderr"]
+            for output in cell.outputs:  # one picture is enough
+                output.get("data", {}).pop("image/jpeg", None)
+                output.get("metadata", {}).clear()
     return notebook
 
 

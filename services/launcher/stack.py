@@ -460,9 +460,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def _die_with_parent() -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # the stack ends it thus, even if it ignores it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the stack ends it thus, even if it ignores it
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 

@@ -28,7 +28,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=[Model(id=profile, created=_STARTED), *topics])
 
 
-@router.get("/v1/models/{model:path}", responses=responses(404, 503))
+@router.get("/v1/models/{model:path}", responses=responses(404, 422, 503))
 async def get_model(
     request: Request,
     model: Annotated[str, Path(max_length=200, description="Id of the model.", examples=["stickers/neon"])],

@@ -29,7 +29,8 @@ def test_a_full_disk_is_said_in_one_line(options: list[str], tmp_path: Path) -> 
             env=environment(), timeout=90,
         )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr == "the output cannot be written: No space left on device\n"
+    assert done.stderr.splitlines()[-1] == "the output cannot be written: No space left on device"
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}])
@@ -90,14 +91,14 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize(("shell", "told"), [("trap '' INT; ", "ignored"), ("", "stopped")])
-def test_a_gateway_ignores_what_its_parent_ignores(shell: str, told: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shell", "ignored"), [("trap '' INT; ", True), ("", False)])
+def test_a_gateway_ignores_what_its_parent_ignores(shell: str, ignored: bool, tmp_path: Path) -> None:
     (tmp_path / "gateway.py").write_text(NOHUP)
     done = subprocess.run(
         ["sh", "-c", f"{shell}exec {sys.executable} gateway.py"],
         capture_output=True, text=True, cwd=tmp_path, env=environment(), timeout=90,
     )  # fmt: skip
-    assert told in done.stdout.split(), done.stderr
+    assert ("ignored" in done.stdout.split()) == ignored, done.stderr
 
 
 def test_a_broken_entry_point_names_itself_and_stops_nothing_else(
