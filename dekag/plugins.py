@@ -42,6 +42,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _FORMS = "package.module:Name or path/to/file.py:Name"
 
 _plugged_in: dict[str, dict[str, type]] = {kind: {} for kind in _KINDS}
+_broken: dict[str, str] = {}  # entry point -> why it could not be loaded
 _last_read: str | None = None  # value of DEKAG_PLUGINS when the environment was last read
 
 
@@ -92,10 +93,11 @@ def load(path: str) -> type:
 def load_from_environment() -> None:
     """Register the entry points of installed packages and the plug-ins in DEKAG_PLUGINS.
 
-    Does nothing if neither can have changed since the last call.
+    Does nothing if neither can have changed since the last call. An entry point that cannot be loaded stops
+    only what names it: `broken` lists it, and errors of `get` mention it.
 
     Raises:
-        InvalidInputError, NotFoundError: as `load`.
+        InvalidInputError, NotFoundError: as `load`, for a plug-in in DEKAG_PLUGINS.
     """
     global _last_read
     value = os.environ.get(ENVIRONMENT, "")
@@ -105,8 +107,12 @@ def load_from_environment() -> None:
     try:
         for kind in _KINDS:
             for point in entry_points(group=f"dekag.{kind}s"):
-                if _kind(load(point.value)) != kind:
-                    raise InvalidInputError(f"entry point {point.name}", f"a {kind}", point.value)
+                try:
+                    if _kind(load(point.value)) != kind:
+                        raise InvalidInputError(f"entry point {point.name}", f"a {kind}", point.value)
+                    _broken.pop(point.name, None)
+                except (InvalidInputError, NotFoundError) as error:
+                    _broken[point.name] = str(error)
         for path in split(value):
             load(path)
     except BaseException:
@@ -144,8 +150,14 @@ def get(kind: str, name: str) -> Any:
     if name not in table:
         load_from_environment()
     if name not in table:
-        raise InvalidInputError(kind, f"one of {', '.join(table)}", name)
+        broken = "".join(f" (plug-in {each} is not loaded: {why})" for each, why in _broken.items())
+        raise InvalidInputError(kind, f"one of {', '.join(table)}{broken}", name)
     return table[name]
+
+
+def broken() -> dict[str, str]:
+    """Entry points of installed packages that could not be loaded, with the reasons."""
+    return dict(_broken)
 
 
 def names(kind: str) -> list[str]:

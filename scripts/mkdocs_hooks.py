@@ -2,11 +2,13 @@
 
 Pages link to results and modules as GitHub shows them, such as ``../results/tka/strip.png``. MkDocs knows
 only what is in docs/, so each file that a page links to is added to the site. Pages must not load
-anything from other hosts: a warning for each such page fails a strict build.
+anything from other hosts: a warning for each such page fails a strict build. Notebooks become pages with the
+outputs that they were saved with.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import posixpath
 import re
@@ -34,6 +36,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files outside docs/ that pages link to; MkDocs reports broken links."""
     docs = Path(config.docs_dir).relative_to(ROOT).as_posix()
+    for file in list(files):
+        if file.src_uri.endswith(".ipynb"):
+            page = file.src_uri.removesuffix(".ipynb") + ".md"
+            files.append(File.generated(config, page, content=_notebook_page(Path(file.abs_src_path or ""))))
     for page in list(files.documentation_pages()):
         for link in LINK.findall(page.content_string):
             uri = posixpath.normpath(posixpath.join(posixpath.dirname(page.src_uri), link))
@@ -56,6 +62,23 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     return output
 
 
+def _notebook_page(path: Path) -> str:
+    """A notebook as Markdown: text, code, printed output and pictures."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                picture = "".join(data["image/png"]).replace("\n", "")
+                parts.append(f'<img alt="Output of the cell above" src="data:image/png;base64,{picture}">')
+            elif text := "".join(output.get("text", data.get("text/plain", ""))):
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    title, *rest = parts
+    return "\n\n".join([title, f"This page is a [notebook]({path.name}).", *rest]) + "\n"
+
+
 def _pages(nav: list[Any]) -> list[tuple[str | None, str]]:
     """(title, path) of every page that the navigation names."""
     found: list[tuple[str | None, str]] = []
@@ -73,7 +96,7 @@ def _existing(nav: list[Any], docs: Path, named: set[str]) -> list[Any]:
             for title, what in entry.items():
                 if isinstance(what, list):
                     what = _existing(what, docs, named)
-                elif not (docs / what).exists():
+                elif not (docs / what).exists() and not (docs / what).with_suffix(".ipynb").exists():
                     continue
                 if what:
                     kept.append({title: what})

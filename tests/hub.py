@@ -1,8 +1,11 @@
-"""A model hub on this machine: as much of its HTTP interface as downloads need."""
+"""A model hub on this machine: as much of its HTTP interface as downloads and uploads need."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,11 +22,15 @@ from starlette.routing import Route
 from tests.processes import free_port
 
 COMMIT = "c" * 40
+TOKEN = "hf_" + "t" * 20
 
 
 @contextmanager
 def running_hub(models: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
-    """Serve each name's folder; yields the address and the list of files that were downloaded."""
+    """Serve each name's folder; yields the address and the list of files that were downloaded.
+
+    Uploaded models, which need the token, become new folders and are added to `models`.
+    """
     taken: list[str] = []
 
     def files(folder: Path) -> list[Path]:
@@ -62,8 +69,37 @@ def running_hub(models: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
         taken.append(f"{name}/{request.path_params['file']}")
         return FileResponse(path, headers=headers)
 
+    async def create(request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return Response(status_code=401)
+        asked = await request.json()
+        name = f"{asked.get('organization') or 'somebody'}/{asked['name']}"
+        models.setdefault(name, Path(tempfile.mkdtemp(prefix="hub-")))
+        return JSONResponse({"url": f"{request.base_url}{name}", "name": name})
+
+    async def preupload(request: Request) -> Response:
+        asked = [each["path"] for each in (await request.json())["files"]]
+        return JSONResponse(
+            {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked]}
+        )
+
+    async def commit(request: Request) -> Response:
+        if request.headers.get("authorization") != f"Bearer {TOKEN}":
+            return Response(status_code=401)
+        name = f"{request.path_params['owner']}/{request.path_params['name']}"
+        for line in (await request.body()).splitlines():
+            entry = json.loads(line)
+            if entry["key"] == "file":
+                path = models[name] / entry["value"]["path"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(base64.b64decode(entry["value"]["content"]))
+        return JSONResponse({"commitUrl": f"{request.base_url}{name}/commit/{COMMIT}", "commitOid": COMMIT})
+
     model = "/api/models/{owner}/{name}"
     routes = [
+        Route("/api/repos/create", create, methods=["POST"]),
+        Route(f"{model}/preupload/{{revision}}", preupload, methods=["POST"]),
+        Route(f"{model}/commit/{{revision}}", commit, methods=["POST"]),
         Route(model, info),
         Route(f"{model}/revision/{{revision}}", info),
         Route(f"{model}/tree/{{revision}}", tree),

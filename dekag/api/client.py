@@ -76,7 +76,8 @@ class Image:
     """A received image.
 
     Attributes:
-        png: the file; None if decoding of a conventional delivery failed.
+        png: the file, a PNG unless another output format was requested; None if decoding of a conventional
+            delivery failed.
         seed: seed of the image; the same request with it gives the same image.
         report: cost and quality of the transmission.
         consistency: None unless requested, and None for an image that was not decoded.
@@ -184,6 +185,12 @@ class Client:
         consistency: bool | None = None,
         details: bool | None = None,
         on_long_prompt: str | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        adapter_scale: float | None = None,
+        output_format: str | None = None,
+        output_compression: int | None = None,
     ) -> Image:
         """Requests one image; omitted arguments have the defaults of the gateway.
 
@@ -198,6 +205,12 @@ class Client:
             consistency: whether to compare the image with the cloud's image.
             details: whether to return the image before transmission and the constellation as well.
             on_long_prompt: "read" or "refuse": handling of a prompt that exceeds the model's window.
+            steps: number of denoising steps.
+            guidance_scale: classifier-free guidance.
+            negative_prompt: what the image is guided away from; requires guidance above 1.
+            adapter_scale: factor of the low-rank adapters of knowledge updates; 0: none.
+            output_format: "png", "jpeg" or "webp".
+            output_compression: quality of a JPEG or WebP file, 0 to 100.
         """
         request = {
             "prompt": prompt,
@@ -210,6 +223,12 @@ class Client:
             "consistency": consistency,
             "details": details,
             "on_long_prompt": on_long_prompt,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+            "adapter_scale": adapter_scale,
+            "output_format": output_format,
+            "output_compression": output_compression,
         }
         return _only_image(self._ask(ImagesResponse, "POST", "/v1/images/generations", _given(request)))
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dekag.errors import InvalidInputError
 
 MAX_PROMPT_CHARS = 1000
-MAX_IMAGES = 4
+MAX_IMAGES = 10
 """Images per REST request."""
 MAX_SEED = 2**63 - 1
 MAX_SEEDS = 64
@@ -23,6 +23,10 @@ PIXEL_STEP = 32
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
 MAX_CBR = 1 / 48
 MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
+MAX_STEPS, MAX_GUIDANCE_SCALE, MAX_ADAPTER_SCALE = 100, 20.0, 2.0
+"""Of the sampling of an image; see `dekag.generation.request.Sampling`."""
+MAX_PREVIEWS = 3
+"""Previews of one image."""
 MAX_PAYLOAD_BYTES = MAX_PIXELS**2
 """Size of the image file of a conventional delivery; a profile's limit is one byte per pixel of its largest
 image."""
@@ -84,6 +88,41 @@ def check_target_psnr_db(psnr_db: float) -> float:
         allowed = f"between {MIN_TARGET_PSNR_DB:g} and {MAX_TARGET_PSNR_DB:g} dB"
         raise InvalidInputError("link.target_psnr_db", allowed, psnr_db)
     return psnr_db
+
+
+def check_negative_prompt(prompt: str) -> str:
+    """A negative prompt: at most 1000 characters, or none."""
+    if len(prompt) > MAX_PROMPT_CHARS:
+        raise InvalidInputError("negative_prompt", f"at most {MAX_PROMPT_CHARS} characters", prompt)
+    return prompt
+
+
+def check_steps(steps: int) -> int:
+    """A number of denoising steps: 1 to 100."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise InvalidInputError("steps", f"between 1 and {MAX_STEPS}", steps)
+    return steps
+
+
+def check_guidance_scale(scale: float) -> float:
+    """A classifier-free guidance scale: 0 to 20."""
+    if not 0 <= scale <= MAX_GUIDANCE_SCALE:  # also refuses NaN
+        raise InvalidInputError("guidance_scale", f"between 0 and {MAX_GUIDANCE_SCALE:g}", scale)
+    return scale
+
+
+def check_adapter_scale(scale: float) -> float:
+    """A factor of the adapters of knowledge updates: 0 to 2."""
+    if not 0 <= scale <= MAX_ADAPTER_SCALE:
+        raise InvalidInputError("adapter_scale", f"between 0 and {MAX_ADAPTER_SCALE:g}", scale)
+    return scale
+
+
+def check_previews(count: int) -> int:
+    """A number of previews: 0 to 3."""
+    if not 0 <= count <= MAX_PREVIEWS:
+        raise InvalidInputError("partial_images", f"between 0 and {MAX_PREVIEWS}", count)
+    return count
 
 
 def check_payload_bytes(size: int, largest: int = MAX_PAYLOAD_BYTES) -> int:

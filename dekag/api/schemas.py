@@ -29,6 +29,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from dekag import plugins
 from dekag.api import limits
 from dekag.errors import InvalidInputError
+from dekag.generation.request import Sampling
 from dekag.link.conditions import Csi, EqualizerKind, LinkConditions
 from dekag.makd.config import RANGES
 from dekag.makd.demand import Action, DemandPolicy
@@ -41,6 +42,10 @@ SideInformation = Literal["prompt", "none"]
 Restoration = Literal["none", "denoiser"]
 """What the receiver does to a latent between decoding and rendering it."""
 ImageFormat = Literal["webp", "avif", "jpeg"]
+"""Format of the file of a conventional delivery."""
+OutputFormat = Literal["png", "jpeg", "webp"]
+"""Format of a returned image."""
+ResponseFormat = Literal["b64_json", "url"]
 LongPrompt = Literal["read", "refuse"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 
@@ -237,8 +242,71 @@ class ImagesRequest(_NullIsAbsent):
         description=f"{_SIZES}, which means the profile's size. The profile may allow less.",
         examples=["128x128", "auto"],
     )
-    response_format: Literal["b64_json"] = Field(
-        default="b64_json", description="Format of the returned images.", examples=["b64_json"]
+    response_format: ResponseFormat = Field(
+        default="b64_json",
+        description="How images are returned. b64_json: in base64. url: as a `data:` URL.",
+        examples=["b64_json"],
+    )
+    output_format: OutputFormat = Field(
+        default="png", description="File format of the returned images.", examples=["png"]
+    )
+    output_compression: int = Field(
+        default=100,
+        ge=0,
+        le=100,
+        description="Quality of a JPEG or WebP file; PNG is lossless and ignores it.",
+        examples=[100],
+    )
+    metadata: bool = Field(
+        default=True,
+        description="Whether to write the request and the hashes of the models into the returned file, from "
+        "which `dekag image --from` makes it again.",
+        examples=[True],
+    )
+    stream: bool = Field(
+        default=False,
+        description="Whether to return Server-Sent Events: image_generation.partial_image for each preview, "
+        "image_generation.completed for each image.",
+        examples=[False],
+    )
+    partial_images: int = Field(
+        default=0,
+        ge=0,
+        le=limits.MAX_PREVIEWS,
+        description="Largest number of previews of each image in a stream: what the edge's denoiser predicts "
+        "before its last step, as it would look without transmission. Images whose latent is cached have "
+        "none, nor have conventional deliveries.",
+        examples=[0],
+    )
+    steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=limits.MAX_STEPS,
+        description="Number of denoising steps of the generating model; if omitted, the model's own.",
+        examples=[6],
+    )
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=limits.MAX_GUIDANCE_SCALE,
+        allow_inf_nan=False,
+        description="Classifier-free guidance of the generating model; if omitted, the model's own.",
+        examples=[2.0],
+    )
+    negative_prompt: str = Field(
+        default="",
+        max_length=limits.MAX_PROMPT_CHARS,
+        description="What the image is guided away from; requires guidance above 1.",
+        examples=["a red car"],
+    )
+    adapter_scale: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=limits.MAX_ADAPTER_SCALE,
+        allow_inf_nan=False,
+        description="Factor of the low-rank adapters of knowledge updates; 0: none. "
+        'Delivery "semantic" only.',
+        examples=[1.0],
     )
     seed: int | None = Field(
         default=None,
@@ -293,19 +361,30 @@ class ImagesRequest(_NullIsAbsent):
     )
 
     model: str | None = Field(
-        default=None, max_length=200, description="Ignored: there is only one model.", examples=["deka-g"]
+        default=None,
+        max_length=200,
+        description="PROFILE, or PROFILE/TOPIC for that topic's knowledge, as listed at /v1/models; other "
+        "names are ignored, as there is one profile. `model` of the response names what answered.",
+        examples=["stickers"],
     )
-    background: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
+    background: Literal["auto", "opaque"] = Field(
+        default="auto", description="All images are opaque.", examples=["auto"]
+    )
+    complexity: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["low"])
     moderation: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
-    output_compression: int | None = Field(
-        default=None, description="Ignored: PNG is lossless.", examples=[100]
+    quality: str | None = Field(
+        default=None, max_length=50, description="Ignored: there is one quality.", examples=["auto"]
     )
-    output_format: Literal["png"] | None = Field(default=None, description="Must be png.", examples=["png"])
-    partial_images: int | None = Field(default=None, description="Ignored.", examples=[0])
-    quality: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["auto"])
-    stream: Literal[False] | None = Field(default=None, description="Must be false.", examples=[False])
+    safety_identifier: str | None = Field(
+        default=None, max_length=200, description="Ignored.", examples=["user-1"]
+    )
     style: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["vivid"])
     user: str | None = Field(default=None, max_length=200, description="Ignored.", examples=["user-1"])
+
+    @property
+    def sampling(self) -> Sampling:
+        """Settings of the denoiser."""
+        return Sampling(self.steps, self.guidance_scale, self.negative_prompt, self.adapter_scale)
 
 
 class _Response(BaseModel):
@@ -597,7 +676,14 @@ class ImageData(_Response):
     """One image."""
 
     b64_json: str | None = Field(
-        description="PNG, base64; null if decoding failed.", examples=["iVBORw0KGgo="]
+        description="The file in base64; null if decoding failed or response_format is url.",
+        examples=["iVBORw0KGgo="],
+    )
+    url: str | None = Field(
+        default=None,
+        description="The file as a `data:` URL; only if response_format is url, and decoding succeeded.",
+        exclude_if=lambda url: url is None,  # clients take any `url` for one to fetch
+        examples=["data:image/png;base64,iVBORw0KGgo="],
     )
     seed: int = Field(
         description="Seed of the image; the same request with it gives the same image.", examples=[7]
@@ -611,11 +697,86 @@ class ImageData(_Response):
     details: Details | None = Field(default=None, description="Null unless requested.")
 
 
-class ImagesResponse(_Response):
+class UsageInput(_Response):
+    """Kinds of input tokens."""
+
+    text_tokens: int = Field(examples=[9])
+    image_tokens: int = Field(default=0, description="Always 0.", examples=[0])
+
+
+class Usage(_Response):
+    """What images cost."""
+
+    input_tokens: int = Field(description="Tokens of the prompt, for each image.", examples=[9])
+    input_tokens_details: UsageInput
+    output_tokens: int = Field(
+        description="Channel uses of the images, pilots included: the price of this system.", examples=[2048]
+    )
+    total_tokens: int = Field(description="Sum of both.", examples=[2057])
+
+
+class _Picture(_Response):
+    """What OpenAI's interface says of an image."""
+
+    background: str = Field(default="opaque", description="Always opaque.", examples=["opaque"])
+    output_format: Annotated[str, _listed(OutputFormat)] = Field(
+        default="png", description="As requested.", examples=["png"]
+    )
+    quality: str = Field(default="auto", description="Always auto: there is one quality.", examples=["auto"])
+    size: str | None = Field(
+        default=None,
+        description='WIDTHxHEIGHT in pixels; null if no image was decoded and the requested size was "auto".',
+        examples=["256x256"],
+    )
+
+
+class ImagesResponse(_Picture):
     """The images, in the order of their seeds."""
 
     created: int = Field(description="Unix time, s.", examples=[_CREATED])
     data: list[ImageData]
+    model: str | None = Field(default=None, description="The model that answered.", examples=["stickers"])
+    usage: Usage | None = None
+
+
+class PartialImageEvent(_Picture):
+    """A preview of an image in a stream."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    b64_json: str = Field(description="The file in base64.", examples=["iVBORw0KGgo="])
+    created_at: int = Field(description="Unix time, s.", examples=[_CREATED])
+    partial_image_index: int = Field(description="Number of the preview of this image, from 0.", examples=[0])
+    seed: int = Field(description="Seed of the image.", examples=[7])
+    step: int = Field(description="Denoising steps done.", examples=[3])
+    steps: int = Field(description="Denoising steps of the image.", examples=[6])
+
+
+class CompletedEvent(_Picture, ImageData):
+    """An image in a stream."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    created_at: int = Field(description="Unix time, s.", examples=[_CREATED])
+    model: str = Field(description="The model that answered.", examples=["stickers"])
+    usage: Usage
+
+
+class Model(_Response):
+    """A model as OpenAI's clients know it: the profile, or the profile with a topic's knowledge."""
+
+    id: str = Field(description="PROFILE or PROFILE/TOPIC.", examples=["stickers/neon"])
+    object: Literal["model"] = "model"
+    created: int = Field(
+        description="Unix time, s: of the topic's current version; for a profile, of the gateway's start.",
+        examples=[_CREATED],
+    )
+    owned_by: str = Field(default="dekag", examples=["dekag"])
+
+
+class ModelList(_Response):
+    """The models: the profile first, then its topics by name."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
 
 
 class Reports(_Response):
@@ -1012,6 +1173,18 @@ class FieldProblem(_Response):
     detail: str = Field(examples=[f"link.snr_db must be {_SNR}"])
 
 
+class ErrorBody(_Response):
+    """The same problem as OpenAI's clients read it."""
+
+    message: str = Field(description="As `detail`.", examples=[f"link.snr_db must be {_SNR}"])
+    type: str = Field(
+        description="invalid_request_error, authentication_error, rate_limit_error or server_error.",
+        examples=["invalid_request_error"],
+    )
+    param: str | None = Field(description="The first invalid field.", examples=["link.snr_db"])
+    code: str = Field(description="Kind of the problem.", examples=["invalid_value"])
+
+
 class Problem(_Response):
     """RFC 9457 problem details; the media type is application/problem+json."""
 
@@ -1028,3 +1201,4 @@ class Problem(_Response):
         description="The invalid fields, with status 422.",
         examples=[[{"field": "link.snr_db", "allowed": _SNR, "detail": f"link.snr_db must be {_SNR}"}]],
     )
+    error: ErrorBody | None = Field(default=None, description="The same problem for OpenAI's clients.")

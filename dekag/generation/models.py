@@ -19,6 +19,9 @@ from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
 from dekag.numerics import check_finite
 
+OnStep = Callable[[int, torch.Tensor], None]
+"""Called after each denoising step with its number, from 1, and the latents that the denoiser predicts."""
+
 PIXELS_AT_ONCE = 2**20
 """Largest number of pixels in a batch; bounds the memory for generating and decoding."""
 
@@ -238,7 +241,10 @@ class Generator:
         width: int | None = None,
         height: int | None = None,
         guidance_scale: float | None = None,
+        steps: int | None = None,
+        negative_prompt: str = "",
         should_continue: Callable[[], bool] | None = None,
+        on_step: OnStep | None = None,
         **states: Any,
     ) -> torch.Tensor:
         """Latents of a batch of prompts with a seed each, (n, 4, height/8, width/8) float32.
@@ -251,26 +257,34 @@ class Generator:
             seeds: 0..2**63-1.
             width, height: pixels; default: the generator's size.
             guidance_scale: overrides the generator's own.
+            steps: number of denoising steps; overrides the generator's own.
+            negative_prompt: what the images are guided away from; `states` have their own.
             should_continue: called after each step; False stops the generation.
+            on_step: called after each step with the latents of the batch that the denoiser predicts or,
+                with a sampler that does not keep its predictions, with the noisy ones. Prompts with
+                different numbers of windows give separate batches.
             states: as in `latents`, with a row for each image.
 
         Raises:
             DeadlineError: the generation was stopped.
+            InvalidInputError: the negative prompt does not fit in one window.
             NumericalError: the model produced a value that is not finite.
         """
         common: dict[str, Any] = {
             "width": width or self.size, "height": height or self.size, "guidance_scale": guidance_scale,
-            "should_continue": should_continue,
+            "steps": steps, "should_continue": should_continue, "on_step": on_step,
         }  # fmt: skip
         read = [self.reader.windows(prompt) for prompt in prompts or ()]
-        if all(len(windows) == 1 for windows in read) and self.reader.pipeline_can_read:
+        direct = self.reader.pipeline_can_read and not negative_prompt
+        if all(len(windows) == 1 for windows in read) and (direct or prompts is None):
             return self._draw(prompts, seeds, **common, **states)
 
         def draw(which: Sequence[int], windows: int) -> torch.Tensor:
             some = [seeds[i] for i in which]
-            if windows == 1 and prompts is not None and self.reader.pipeline_can_read:
+            if windows == 1 and prompts is not None and direct:
                 return self._draw([prompts[i] for i in which], some, **common)
-            return self._draw(None, some, **common, **self.reader.states([read[i] for i in which]))
+            said = self.reader.states([read[i] for i in which], negative_prompt)
+            return self._draw(None, some, **common, **said)
 
         return by_windows([len(windows) for windows in read], draw)
 
@@ -282,16 +296,19 @@ class Generator:
         width: int,
         height: int,
         guidance_scale: float | None,
+        steps: int | None,
         should_continue: Callable[[], bool] | None,
+        on_step: OnStep | None,
         **states: Any,
     ) -> torch.Tensor:
         """Latents of prompts with one window each, or of states of equal length."""
         states = {name: self.for_denoiser(each) for name, each in states.items()}
         if prompts is None and self.reader.masked:
             states = {"negative_prompt": None, **states}
+        watched = should_continue is not None or on_step is not None
         latents: torch.Tensor = self.pipeline(
             prompt=None if prompts is None else list(prompts),
-            num_inference_steps=self.steps,
+            num_inference_steps=self.steps if steps is None else steps,
             guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
             latents=self.for_denoiser(self._noise(seeds, width, height)),
             width=width,
@@ -299,7 +316,7 @@ class Generator:
             output_type="latent",
             return_dict=False,
             **self._extra,
-            **({} if should_continue is None else self._stop_callback(should_continue)),
+            **(self._step_callback(should_continue, on_step) if watched else {}),
             **states,
         )[0]
         latents = latents.to("cpu", torch.float32)
@@ -318,20 +335,36 @@ class Generator:
         device, dtype = placement.device_and_dtype(self._denoiser)
         return values.to(device, dtype) if values.is_floating_point() else values.to(device)
 
-    def _stop_callback(self, should_continue: Callable[[], bool]) -> dict[str, Any]:
-        """The pipeline's arguments with a callback that stops the generation."""
+    def _step_callback(
+        self, should_continue: Callable[[], bool] | None, on_step: OnStep | None
+    ) -> dict[str, Any]:
+        """The pipeline's arguments with a callback that shows each step, and may stop the generation."""
 
-        def check() -> None:
-            if not should_continue():
+        def after(step: int, latents: torch.Tensor) -> None:
+            if should_continue is not None and not should_continue():
                 raise DeadlineError("the image is no longer needed")
+            if on_step is not None:
+                on_step(step + 1, self._predicted(latents).to("cpu", torch.float32))
 
-        def on_step_end(_: Any, __: int, ___: Any, changed: dict[str, Any]) -> dict[str, Any]:
-            check()
+        def on_step_end(_: Any, step: int, __: Any, changed: dict[str, Any]) -> dict[str, Any]:
+            after(step, changed["latents"])
             return changed
 
         if "callback_on_step_end" in self._accepted:
             return {"callback_on_step_end": on_step_end}
-        return {"callback": lambda *_: check(), "callback_steps": 1}
+        return {"callback": lambda step, _, latents: after(step, latents), "callback_steps": 1}
+
+    def _predicted(self, latents: torch.Tensor) -> torch.Tensor:
+        """What the denoiser expects the finished latents to be; `latents` if the sampler does not keep it.
+
+        DPM-Solver++ solves for the prediction of the data and keeps the latest ones (Lu et al.,
+        "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022).
+        """
+        scheduler = self.pipeline.scheduler
+        if getattr(scheduler.config, "algorithm_type", None) in ("dpmsolver++", "sde-dpmsolver++"):
+            found = scheduler.model_outputs[-1]
+            return latents if found is None else found
+        return latents
 
     def image(
         self, prompt: str, seed: int, *, width: int | None = None, height: int | None = None

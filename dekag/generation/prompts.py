@@ -157,6 +157,18 @@ class PromptReader:
             start = end
         return tuple(found)
 
+    def negative_window(self, prompt: str) -> Window:
+        """The only window of a negative prompt.
+
+        Raises:
+            InvalidInputError: it does not fit in one window.
+        """
+        first, *more = self.windows(prompt)
+        if more:
+            tokens = self.read(prompt).tokens
+            raise InvalidInputError("negative_prompt", f"of at most {self.room} tokens", f"{tokens} tokens")
+        return first
+
     def tensors(self, windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask of windows, both (windows, length) int64; places of vectors hold the first token."""
         ids, mask = [], []
@@ -168,14 +180,19 @@ class PromptReader:
             mask.append([1] * len(said) + [0] * spare)
         return torch.tensor(ids), torch.tensor(mask)
 
-    def states(self, prompts: Sequence[Sequence[Window]]) -> dict[str, Any]:
+    def states(self, prompts: Sequence[Sequence[Window]], negative_prompt: str = "") -> dict[str, Any]:
         """What the denoiser reads of prompts of equally many windows, and of none, as the pipeline takes it.
 
         The empty prompt is repeated, which changes nothing in what attention makes of it.
+
+        Args:
+            prompts: windows of each prompt.
+            negative_prompt: takes the place of the empty prompt; see `negative_window`.
         """
+        negative = self.negative_window(negative_prompt)
         if self.paired:
-            return self._read_by_both(prompts)
-        nothing = [self.windows("") * len(prompts[0])] * len(prompts)
+            return self._read_by_both(prompts, negative)
+        nothing = [(negative,) * len(prompts[0])] * len(prompts)
         said, unsaid = (self._encoded(each) for each in (prompts, nothing))
         found = {"prompt_embeds": said[0], "negative_prompt_embeds": unsaid[0]}
         if self.masked:
@@ -199,13 +216,17 @@ class PromptReader:
             self._read([window for prompt in ("", *prompts) for window in self.windows(prompt)])
 
     @torch.inference_mode()
-    def _read_by_both(self, prompts: Sequence[Sequence[Window]]) -> dict[str, torch.Tensor]:
+    def _read_by_both(self, prompts: Sequence[Sequence[Window]], negative: Window) -> dict[str, torch.Tensor]:
         """The states of Stable Diffusion XL, whose pipeline joins what its text encoders make of a window.
 
         The summary of a prompt, which conditions the denoiser as well, is that of its first window.
         """
         device, _ = device_and_dtype(self.encoder)
-        read = [[self._pipeline.encode_prompt(each.text, device=device) for each in row] for row in prompts]
+        unwanted = negative.text or None  # None: the pipeline's own choice, which may be zeros
+        read = [
+            [self._pipeline.encode_prompt(each.text, device=device, negative_prompt=unwanted) for each in row]
+            for row in prompts
+        ]
         found = {
             name: torch.cat([torch.cat([window[i] for window in row], dim=1) for row in read])
             for i, name in enumerate(("prompt_embeds", "negative_prompt_embeds"))

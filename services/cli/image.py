@@ -1,8 +1,8 @@
-"""`dekag image`: requests one image, saves it and prints its link report."""
+"""`dekag image`: requests one image, or one that was made before; saves it and prints its link report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import regex
 import typer
 from rich.console import Console
 
-from dekag.client import Client, UnreachableError
-from dekag.errors import DekagError
+from dekag.api import image_file
+from dekag.client import Client, Image, UnreachableError
+from dekag.errors import DekagError, MismatchError
 from dekag.files import check_folder
 from dekag.words import folded
 from services.cli.report import exit_status, report_table
@@ -26,27 +27,33 @@ def run_image(
     output: Path | None = None,
     force: bool = False,
     as_json: bool = False,
+    accept: Callable[[Image], None] = lambda _: None,
 ) -> int:
     """Requests one image from a gateway, writes it to a file and prints its link report.
 
     Args:
         request: body of the request, with prompt and seed.
         url: URL of the gateway.
-        output: the PNG file; by default a name from prompt and seed in the current folder.
+        output: the file, whose suffix sets the format; by default a name from prompt and seed in the current
+            folder.
         force: overwrite an existing file.
         as_json: print only the link report, as JSON, to standard output.
+        accept: raises a DekagError for an image that is not to be saved.
 
     Returns:
         The exit status: 2 if a different request would succeed, 1 if there is no image for another reason.
     """
     out, err = Console(), Console(stderr=True)
-    path = output or Path(default_name(request["prompt"], request["seed"]))
+    if output is not None and "output_format" not in request:
+        request = {**request, "output_format": image_file.FORMATS.get(output.suffix.lower(), "png")}
+    path = output or Path(default_name(request["prompt"], request["seed"], request.get("output_format")))
     check_folder(path.parent)  # before the image is generated
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output sets another path", 2)
     try:
         with err.status(f"requesting an image from {url}"), Client(url) as client:
             image = client.image(**request)
+            accept(image)
     except UnreachableError as error:
         return _fail(err, f"{error}: start it with `dekag up`", 1)
     except DekagError as error:
@@ -78,10 +85,42 @@ def run_image(
     return 0
 
 
-def default_name(prompt: str, seed: int) -> str:
+def run_again(
+    made: Path, *, url: str, output: Path | None = None, force: bool = False, as_json: bool = False
+) -> int:
+    """Makes an image again, as `run_image`, from what its file says of it.
+
+    Args:
+        made: file of the image.
+        output: by default, the name of the file with "-again", in the current folder.
+        url, force, as_json: as in `run_image`.
+
+    Returns:
+        The exit status: 1 as well if the models or the pixels differ; nothing is saved then.
+    """
+    origin = image_file.read_provenance(made)
+    before = image_file.pixels(made.read_bytes(), made)
+    output = output or Path(f"{made.stem}-again{made.suffix}")
+
+    def accept(image: Image) -> None:
+        origin.check(image.report)
+        if image.png is None:
+            return
+        now = image_file.pixels(image.png, "the new image")
+        if before.shape != now.shape or (different := int((before != now).any(-1).sum())):
+            how = f"{different} of its pixels differ" if before.shape == now.shape else "its size differs"
+            raise MismatchError(
+                f"the models are the same, but the image is not that of {made}: {how}. The file may have "
+                "been edited, or made on another kind of processor"
+            )
+
+    return run_image(origin.request, url=url, output=output, force=force, as_json=as_json, accept=accept)
+
+
+def default_name(prompt: str, seed: int, file_format: str | None = None) -> str:
     """File name for a prompt and a seed: ``a-red-car-7.png``."""
     words = regex.sub(r"[^\p{L}\p{M}\p{N}]+", "-", folded(prompt))[:_NAME_CHARS].strip("-")
-    return f"{words or 'image'}-{seed}.png"
+    return f"{words or 'image'}-{seed}.{file_format or 'png'}"
 
 
 def _fail(console: Console, text: str, status: int) -> int:

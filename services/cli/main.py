@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
-import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -49,9 +47,6 @@ def main(
     ] = False,
 ) -> None:
     """Simulate generative semantic communication with distillation-enabled knowledge alignment."""
-    for out in (sys.stdout, sys.stderr):
-        if isinstance(out, io.TextIOWrapper):  # file names that are not valid text are shown escaped
-            out.reconfigure(errors="backslashreplace")
     if any(name.upper().startswith("DEKAG_") for name in os.environ):
         from services.common.environment import unknown_variables
 
@@ -67,6 +62,8 @@ def main(
         plugins.load_from_environment()
     except DekagError as error:
         raise typer.BadParameter(str(error), param_hint=f"--plugin or {plugins.ENVIRONMENT}") from None
+    for name, reason in plugins.broken().items():
+        typer.secho(f"Warning: plug-in {name} is not loaded: {reason}", fg="yellow", err=True)
 
 
 # in the order of the help

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from pydantic import ValidationError
 
-from dekag.api.limits import check_prompt
+from dekag.api.limits import MAX_STEPS, check_prompt
 from dekag.api.schemas import Delivery, ImageFormat, Restoration
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.makd.config import RANGES, DistillConfig
+from services.cli.extras import UsageError
 from services.cli.options import DEFAULT_URL, Force, FreePorts, Profile, RequestSeed, Url, finite
 
 # the link of `demo`, `link` and `image`
@@ -88,7 +89,19 @@ def _rate(text: str) -> float | Literal["auto"]:
 
 
 def image(
-    prompt: Annotated[str, typer.Argument(help="Text that describes the image.")],
+    context: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text that describes the image.", show_default=False)
+    ] = None,
+    made: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Make an image again from the metadata of its file, instead of a prompt and options; fails "
+            "unless models and pixels are the same.",
+            dir_okay=False,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of generation, fading and noise. Default: random.", min=0)
     ] = None,
@@ -129,9 +142,27 @@ def image(
             autocompletion=lambda: ["read", "refuse"],
         ),
     ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps. Default: the model's.", min=1, max=MAX_STEPS)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance. Default: the model's.", callback=finite)
+    ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(help="What the image is guided away from; requires --guidance-scale above 1."),
+    ] = None,
+    adapter_scale: Annotated[
+        float | None,
+        typer.Option(help="Factor of the adapters of knowledge updates; 0: none.", callback=finite),
+    ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="PNG file to write. Default: a name from prompt and seed.", dir_okay=False),
+        typer.Option(
+            help="File to write: PNG, or JPEG or WebP if its name ends in .jpg, .jpeg or .webp. Default: a "
+            "name from prompt and seed.",
+            dir_okay=False,
+        ),
     ] = None,
     force: Force = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the link report, as JSON.")] = False,
@@ -139,10 +170,21 @@ def image(
 ) -> None:
     """Request one image from a running system. Omitted options use the server's defaults.
 
+    The file says how the image was made; `dekag image --from FILE` makes it again.
+
     The exit status is 2 if a different request would succeed, and 1 if there is no image for another reason.
     """
-    from services.cli.image import run_image
+    from services.cli.image import run_again, run_image
 
+    if made is not None:
+        kept = {"made", "output", "force", "as_json", "url"}
+        for name, value in context.params.items():
+            if name not in kept and value not in (None, [], ()):
+                option = name if name == "prompt" else f"--{name.replace('_', '-')}"
+                raise UsageError(f"--from takes the whole request from the file; leave out {option}")
+        raise typer.Exit(run_again(made, url=url, output=output, force=force, as_json=as_json))
+    if prompt is None:
+        raise UsageError("Missing argument 'prompt': text that describes the image, or --from FILE")
     link = {
         "snr_db": snr_db,
         "cbr": None if cbr is None else _rate(cbr),
@@ -158,6 +200,10 @@ def image(
         "delivery": delivery,
         "knowledge": knowledge or None,
         "on_long_prompt": on_long_prompt,
+        "steps": steps,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "adapter_scale": adapter_scale,
         "link": {name: value for name, value in link.items() if value is not None},
     }
     raise typer.Exit(

@@ -96,7 +96,7 @@ class CloudServicer(CloudBase):
         self._generating = BatchWorker(
             "cloud",
             self._generate_batch,
-            batch_key=lambda request: request.size,
+            batch_key=lambda request: (request.size, request.sampling),
             max_batch=settings.generate_batch,
             wait_s=settings.batch_wait_s,
             threads=settings.threads,
@@ -161,8 +161,13 @@ class CloudServicer(CloudBase):
         refusing = converters.long_prompt(request.on_long_prompt) == "refuse"
         if refusing and read.tokens > read.tokens_at_once:
             raise converters.too_long(read.tokens, read.tokens_at_once, "cloud")
+        sampling = converters.sampling_from_proto(request.sampling, "conventional")
+        guidance_scale = sampling.guidance_scale
+        own = self._generator.guidance_scale
+        converters.check_guided(sampling, own if guidance_scale is None else guidance_scale)
         for seed in seeds:
-            async for image in self._images(GenerationRequest(prompt, seed, width, height), formats):
+            generation = GenerationRequest(prompt, seed, width, height, sampling=sampling)
+            async for image in self._images(generation, formats):
                 if topics and image.format != IMAGE_FORMAT_PNG:
                     await self._demand.add_file(topics, image.ByteSize())
                 yield image
@@ -388,10 +393,7 @@ class CloudServicer(CloudBase):
         """The image in each format, from the cache or generated."""
         generator, (width, height) = self._generator, request.size
         read = PromptRead(**vars(generator.reader.read(request.prompt)))
-        keys = {
-            name: image_key(generator.model_hash, request.prompt, request.seed, width, height, name)
-            for name in formats
-        }
+        keys = {name: image_key(generator.model_hash, request, name) for name in formats}
         images = {name: await self._cached(key, width, height) for name, key in keys.items()}
         missing = [name for name, image in images.items() if image is None]
         stages: list[StageTime] = []
@@ -428,7 +430,7 @@ class CloudServicer(CloudBase):
         """Images of requests of one size; equal requests are generated once."""
         from dekag.generation.models import PIXELS_AT_ONCE
 
-        width, height = requests[0].size
+        (width, height), sampling = requests[0].size, requests[0].sampling
         new, most = list(dict.fromkeys(requests)), max(1, PIXELS_AT_ONCE // (width * height))
         images: dict[GenerationRequest, Pixels] = {}
         for start in range(0, len(new), most):
@@ -439,6 +441,9 @@ class CloudServicer(CloudBase):
                 seeds,
                 width=width,
                 height=height,
+                steps=sampling.steps,
+                guidance_scale=sampling.guidance_scale,
+                negative_prompt=sampling.negative_prompt,
                 should_continue=should_continue,
             )
             images |= zip(part, self._generator.decoder.decode(latents, seeds), strict=True)

@@ -67,6 +67,31 @@ def _hosts(text: str) -> str:
     return text
 
 
+def listed(text: str) -> list[str]:
+    """The names in a setting that separates them by commas."""
+    return [name for name in map(str.strip, text.split(",")) if name]
+
+
+def _origins(text: str) -> str:
+    """Origins of web pages separated by commas, or ``*``."""
+    if (names := listed(text)) == ["*"]:
+        return "*"
+    for name in names:
+        try:
+            parts = urlsplit(name)
+            if (
+                parts.scheme not in ("http", "https")
+                or parts.netloc != name.split("://")[1]
+                or parts.port == 0
+            ):
+                raise ValueError
+            _host(parts.hostname or "")
+        except (ValueError, IndexError):
+            allowed = "an origin such as https://example.org or http://localhost:3000, or * alone for all"
+            raise ValueError(f"each entry must be {allowed}; {name!r} is not") from None
+    return text
+
+
 def _published(text: str) -> str:
     return _host(text) if text else text
 
@@ -120,6 +145,8 @@ Host = Annotated[str, AfterValidator(_host)]
 """Host name or IP address to listen on."""
 Hosts = Annotated[str, AfterValidator(_hosts)]
 """Host names and IP addresses, separated by commas."""
+Origins = Annotated[str, AfterValidator(_origins)]
+"""Origins of web pages, separated by commas, or ``*``."""
 Address = Annotated[str, AfterValidator(_address)]
 """host:port of another service."""
 PublishedOn = Annotated[str, AfterValidator(_published)]

@@ -24,6 +24,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
+from dekag.generation.request import DEFAULT_SAMPLING, GenerationRequest, Sampling
 from services.common import metrics
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
 from services.common.security import redis_options
@@ -40,7 +41,13 @@ def content_key(kind: str, *parts: str | int) -> str:
 
 
 def latent_key(
-    model_hash: str, prompt: str, seed: int, width: int, height: int, updates: Sequence[str] = ()
+    model_hash: str,
+    prompt: str,
+    seed: int,
+    width: int,
+    height: int,
+    updates: Sequence[str] = (),
+    sampling: Sampling = DEFAULT_SAMPLING,
 ) -> str:
     """Key of the latents that the edge model generates for these arguments.
 
@@ -48,13 +55,17 @@ def latent_key(
         model_hash: hash of the edge model.
         prompt, seed, width, height: as in the request.
         updates: content hashes of the knowledge updates in use, in any order.
+        sampling: settings of the denoiser.
     """
-    return content_key("latent", _EDITION, model_hash, prompt, seed, width, height, *sorted(updates))
+    updates = sorted(updates)
+    return content_key("latent", _EDITION, model_hash, prompt, seed, width, height, *updates, *sampling.key)
 
 
-def image_key(model_hash: str, prompt: str, seed: int, width: int, height: int, image_format: str) -> str:
-    """Key of the encoded image that the cloud model ``model_hash`` generates for these arguments."""
-    return content_key("image", _EDITION, model_hash, prompt, seed, width, height, image_format)
+def image_key(model_hash: str, request: GenerationRequest, image_format: str) -> str:
+    """Key of the encoded image that the cloud model ``model_hash`` generates for a request."""
+    prompt, seed, (width, height) = request.prompt, request.seed, request.size
+    sampling = request.sampling.key
+    return content_key("image", _EDITION, model_hash, prompt, seed, width, height, image_format, *sampling)
 
 
 def report_key(request_id: str) -> str:

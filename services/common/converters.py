@@ -16,17 +16,23 @@ from pydantic import ValidationError
 from dekag.api.limits import (
     MAX_PAYLOAD_BYTES,
     MAX_SEEDS,
+    check_adapter_scale,
     check_cbr,
+    check_guidance_scale,
     check_knowledge,
+    check_negative_prompt,
     check_payload_bytes,
     check_picture_bytes,
+    check_previews,
     check_prompt,
     check_seed,
     check_size,
+    check_steps,
     check_target_psnr_db,
 )
 from dekag.api.schemas import Modulation
 from dekag.errors import InvalidInputError
+from dekag.generation.request import DEFAULT_SAMPLING, Sampling
 from dekag.link.conditions import LinkConditions
 from services.proto import cloud_pb2, downlink_pb2
 
@@ -97,6 +103,8 @@ class DeliveryRequest:
         picture: the file of a picture to send instead of a generated image; None to generate one. With a
             picture, the prompt may be empty, and width and height are 0 until the file has been decoded, then
             those of the picture.
+        sampling: settings of the denoiser; an adapter scale for semantic delivery only.
+        previews: number of the denoiser's predictions to show, 0 to 3; semantic deliveries only.
     """
 
     prompt: str
@@ -116,6 +124,8 @@ class DeliveryRequest:
     details: bool = False
     on_long_prompt: str = "read"
     picture: bytes | None = field(default=None, repr=False)
+    sampling: Sampling = DEFAULT_SAMPLING
+    previews: int = 0
 
     @property
     def jscc(self) -> bool:
@@ -168,6 +178,8 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         image_format=image_format(message.image_format),
         on_long_prompt=long_prompt(message.on_long_prompt),
         picture=picture,
+        sampling=sampling_from_proto(message.sampling, delivery),
+        previews=check_previews(message.previews),
     )
 
 
@@ -183,6 +195,10 @@ def _picture(message: downlink_pb2.ProvideRequest) -> bytes | None:
     if list(message.knowledge) not in ([], ["auto"], ["none"]):
         allowed = "left out with a picture, which no model generates"
         raise InvalidInputError("knowledge", allowed, ", ".join(message.knowledge))
+    for setting, value in message.sampling.ListFields():
+        raise InvalidInputError(setting.name, "left out with a picture, which no model generates", value)
+    if message.previews:
+        raise InvalidInputError("partial_images", "left out with a picture", message.previews)
     return message.picture
 
 
@@ -216,7 +232,43 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
         picture=request.picture,
+        sampling=sampling_to_proto(request.sampling),
+        previews=request.previews,
     )
+
+
+def sampling_from_proto(message: downlink_pb2.Sampling, delivery: str) -> Sampling:
+    """Validated settings of the denoiser; unset fields become those of the model."""
+    scale = check_adapter_scale(message.adapter_scale) if message.HasField("adapter_scale") else 1.0
+    if scale != 1.0 and delivery != "semantic":
+        allowed = "left out unless delivery is semantic, which alone uses adapters of knowledge updates"
+        raise InvalidInputError("adapter_scale", allowed, scale)
+    guided = message.HasField("guidance_scale")
+    return Sampling(
+        steps=check_steps(message.steps) if message.HasField("steps") else None,
+        guidance_scale=check_guidance_scale(message.guidance_scale) if guided else None,
+        negative_prompt=check_negative_prompt(message.negative_prompt),
+        adapter_scale=scale,
+    )
+
+
+def sampling_to_proto(sampling: Sampling) -> downlink_pb2.Sampling | None:
+    """The message that ``sampling_from_proto`` reads back as ``sampling``; None for the defaults."""
+    if sampling == DEFAULT_SAMPLING:
+        return None
+    return downlink_pb2.Sampling(
+        steps=sampling.steps,
+        guidance_scale=sampling.guidance_scale,
+        negative_prompt=sampling.negative_prompt,
+        adapter_scale=None if sampling.adapter_scale == 1.0 else sampling.adapter_scale,
+    )
+
+
+def check_guided(sampling: Sampling, guidance_scale: float) -> None:
+    """Raises InvalidInputError if a negative prompt would be ignored at the guidance in use."""
+    if sampling.negative_prompt and guidance_scale <= 1:
+        allowed = f"left out unless guidance_scale is above 1; it is {guidance_scale:g}"
+        raise InvalidInputError("negative_prompt", allowed, sampling.negative_prompt)
 
 
 def long_prompt(value: int) -> str:

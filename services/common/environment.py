@@ -15,6 +15,7 @@ OTHERS: Mapping[str, str] = {
     "DEKAG_CA_FILE": "clients",
     "DEKAG_HOSTNAMES": "dekag credentials",
     "DEKAG_WORLD_ASSETS": "dekag train",
+    "DEKAG_TRAIN_LOG": "dekag train",
     "DEKAG_START_TIMEOUT_S": "dekag up",
     "DEKAG_GATEWAY_BIND": "docker-compose.yml",
     "DEKAG_GATEWAY_PORT": "docker-compose.yml",

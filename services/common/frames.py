@@ -15,6 +15,7 @@ from dekag.link.iq import BYTES_PER_SYMBOL, bytes_to_iq, iq_to_bytes
 from services.common.stages import stage_time
 from services.proto.downlink_pb2 import ChannelState as ChannelStateMessage
 from services.proto.downlink_pb2 import (
+    LatentPreview,
     Reference,
     SymbolBlock,
     SymbolFrame,
@@ -70,6 +71,45 @@ class Transmission:
         self.report.stages.append(stage_time(stage, seconds))
 
 
+class FrameReader:
+    """Reads a stream of frames: first its previews, then its transmission.
+
+    Args:
+        frames: the stream.
+        most: number of previews that were requested.
+    """
+
+    def __init__(self, frames: AsyncIterator[SymbolFrame], most: int) -> None:
+        self._frames, self._most = frames, most
+        self._first: SymbolFrame | None = None
+
+    async def previews(self) -> AsyncIterator[LatentPreview]:
+        """The previews as they arrive, until the transmission begins.
+
+        Raises:
+            FrameError: there are more than requested.
+        """
+        count = 0
+        async for frame in self._frames:
+            if frame.WhichOneof("part") != "preview":
+                self._first = frame
+                return
+            count += 1
+            if count > self._most:
+                raise FrameError(f"more than the {self._most} previews requested")
+            yield frame.preview
+
+    async def transmission(self) -> Transmission:
+        """The transmission, to be read after the previews; raises FrameError as `collect`."""
+        return await collect(self._rest())
+
+    async def _rest(self) -> AsyncIterator[SymbolFrame]:
+        if self._first is not None:
+            yield self._first
+        async for frame in self._frames:
+            yield frame
+
+
 async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
     """The transmission that ``frames`` carry.
 
@@ -84,7 +124,7 @@ async def collect(frames: AsyncIterator[SymbolFrame]) -> Transmission:
     position = received = symbol_bytes = 0
     async for frame in frames:
         part = frame.WhichOneof("part")
-        if part is None or _ORDER.index(part) < position or report is not None:
+        if part not in _ORDER or _ORDER.index(part) < position or report is not None:
             raise FrameError(f"frame {part} after {_ORDER[position]}")
         position = _ORDER.index(part)
         if header is None:

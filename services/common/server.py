@@ -376,8 +376,12 @@ def run(
         tracing.configure(name, settings.spans_to)
         metrics.serve(settings)
         plugins.load_from_environment()
+        for plugin, reason in plugins.broken().items():
+            _log.warning("plug-in not loaded", plugin=plugin, error=reason)
         start, stop = time.perf_counter(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) is signal.SIG_IGN:  # by whoever started this process
+                continue
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         server = Server(settings, build(settings), add, name)
         port = await server.start()

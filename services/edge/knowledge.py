@@ -80,7 +80,7 @@ class Knowledge:
         """The updates to use for ``request``, or that the cloud sends its image.
 
         If the prompt selects the topics, updates that do not fit the model are skipped with a warning. With a
-        demand policy, the cloud then decides for each topic.
+        demand policy, the cloud then decides for each topic, unless the request scales their adapters.
 
         Args:
             request: names topics, or leaves the selection to its prompt.
@@ -96,7 +96,8 @@ class Knowledge:
         known, is_complete = await self._catalogue()
         if request.knowledge is None:
             triggers = {name: manifest.triggers for name, manifest in known.items()}
-            if self._asks:
+            # of a file of the cloud, which uses no adapters, their scale would say nothing
+            if self._asks and request.sampling.adapter_scale == 1.0:
                 topics = matching(request.prompt, {**self._teachable, **triggers})[:MAX_KNOWLEDGE]
                 return await self._decided(topics, known, base_hash) if topics else Choice([])
             return Choice(_fitting(matching(request.prompt, triggers), known, base_hash)[:MAX_KNOWLEDGE])

@@ -35,6 +35,7 @@ from services.proto.downlink_pb2 import (
     GetTransmissionKnowledgeRequest,
     HopTraffic,
     KnowledgeUse,
+    LatentPreview,
     PictureSize,
     PromptRead,
     ProvideRequest,
@@ -50,6 +51,7 @@ from services.proto.downlink_pb2_grpc import DownlinkServicer
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.generation.models import OnStep
     from dekag.link.digital import ModulationAndCoding
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
@@ -130,9 +132,51 @@ class _GenerateJob:
     request: GenerationRequest
     updates: Sequence[KnowledgeUpdate]
     guidance_scale: float
+    on_step: OnStep | None = None
 
     def batch_key(self) -> tuple[object, ...]:
-        return self.request.size, self.guidance_scale
+        watched = None if self.on_step is None else self  # its batch consists of it alone
+        return self.request.size, self.guidance_scale, self.request.sampling, watched
+
+
+class _Previews:
+    """The denoiser's predictions of one image, handed from the model's thread to the stream of frames.
+
+    Latents that come from the cache or from the cloud's image have no previews.
+    """
+
+    def __init__(self, request: DeliveryRequest) -> None:
+        self._count = request.previews
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[LatentPreview] = asyncio.Queue()
+
+    def callback(self, steps: int) -> OnStep | None:
+        """To be called after each of `steps` steps; None if no preview is needed."""
+        chosen = {(i + 1) * steps // (self._count + 1) for i in range(self._count)} - {0, steps}
+        if not chosen:
+            return None
+
+        def on_step(step: int, latents: torch.Tensor) -> None:
+            if step in chosen:
+                preview = LatentPreview(
+                    latents=_to_bytes(latents), latent_shape=latents.shape[1:], step=step, steps=steps
+                )
+                self._loop.call_soon_threadsafe(self._queue.put_nowait, preview)
+
+        return on_step
+
+    async def until(self, done: asyncio.Task[Transmission]) -> AsyncIterator[LatentPreview]:
+        """The previews as they come, until `done` has ended."""
+        while not done.done():
+            waiting = asyncio.ensure_future(self._queue.get())
+            try:
+                await asyncio.wait({waiting, done}, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    yield waiting.result()
+            finally:
+                waiting.cancel()
+        while not self._queue.empty():
+            yield self._queue.get_nowait()
 
 
 class EdgeServicer(DownlinkServicer):
@@ -203,8 +247,17 @@ class EdgeServicer(DownlinkServicer):
         request = converters.request_from_proto(message, self._profile)
         if request.picture is not None:
             transmission = await self._picture(request)
+        elif request.jscc:
+            previews = _Previews(request)
+            sending = asyncio.create_task(self._semantic(request, previews))
+            try:
+                async for preview in previews.until(sending):
+                    yield SymbolFrame(preview=preview)
+                transmission = await sending
+            finally:
+                sending.cancel()
         else:
-            transmission = await (self._semantic if request.jscc else self._conventional)(request)
+            transmission = await self._conventional(request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         for frame in transmission.frames():
             yield frame
@@ -227,7 +280,7 @@ class EdgeServicer(DownlinkServicer):
             return response
         return TransmissionKnowledge(files=held.knowledge.to_files())
 
-    async def _semantic(self, request: DeliveryRequest) -> Transmission:
+    async def _semantic(self, request: DeliveryRequest, previews: _Previews) -> Transmission:
         shape = self._generator.latent_shape(request.width, request.height)
         (codec, adapters_bytes), choice = await asyncio.gather(
             self._codec(request), self._knowledge.choose(request, self._generator.model_hash)
@@ -242,7 +295,7 @@ class EdgeServicer(DownlinkServicer):
             )
         except InvalidInputError as error:
             raise error.within("link") from None
-        drawn = await self._make(request, shape, choice)
+        drawn = await self._make(request, shape, choice, previews)
         transmission = await self._encoded(request, codec, rate, drawn.latents)
         report = transmission.report
         sent_bytes = drawn.fetched_bytes + adapters_bytes + choice.sent_bytes
@@ -304,7 +357,11 @@ class EdgeServicer(DownlinkServicer):
         return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.base, 0)
 
     async def _make(
-        self, request: DeliveryRequest, shape: tuple[int, int, int], choice: Choice
+        self,
+        request: DeliveryRequest,
+        shape: tuple[int, int, int],
+        choice: Choice,
+        previews: _Previews,
     ) -> _GenerationResult:
         """Latents of the edge's image, or of the cloud's if the demand policy sends it as a file."""
         if choice.file_topics:
@@ -312,7 +369,7 @@ class EdgeServicer(DownlinkServicer):
                 return await self._latents_of_file(request, shape, choice)
             except (UnavailableError, ExhaustedError) as error:  # an unaligned image is better than none
                 _log.warning("the cloud sends no image now", error=str(error))
-        drawn = await self._latents(request, shape, choice.updates)
+        drawn = await self._latents(request, shape, choice.updates, previews)
         return replace(drawn, read=PromptRead(**vars(self._generator.generator.reader.read(request.prompt))))
 
     async def _latents_of_file(
@@ -342,7 +399,11 @@ class EdgeServicer(DownlinkServicer):
         )
 
     async def _latents(
-        self, request: DeliveryRequest, shape: tuple[int, int, int], knowledge: Sequence[Manifest]
+        self,
+        request: DeliveryRequest,
+        shape: tuple[int, int, int],
+        knowledge: Sequence[Manifest],
+        previews: _Previews,
     ) -> _GenerationResult:
         """Latents generated with this knowledge, or from the cache."""
         refusing = request.on_long_prompt == "refuse"  # the updates are needed to check the length
@@ -369,8 +430,14 @@ class EdgeServicer(DownlinkServicer):
             if (cached := await self._cached(self._key(request, knowledge), shape)) is not None:
                 return _GenerationResult(cached, True, knowledge, fetched_bytes)
         hashes = tuple(update.content_hash for update in updates)
-        generation = GenerationRequest(request.prompt, request.seed, request.width, request.height, hashes)
-        job = _GenerateJob(generation, updates, self._generator.guidance_scale(updates))
+        sampling = request.sampling
+        guidance_scale = self._generator.guidance_scale(updates, sampling)
+        converters.check_guided(sampling, guidance_scale)
+        generation = GenerationRequest(
+            request.prompt, request.seed, request.width, request.height, hashes, sampling
+        )
+        on_step = previews.callback(sampling.steps or self._generator.generator.steps)
+        job = _GenerateJob(generation, updates, guidance_scale, on_step)
         latents, seconds = await self._generating.run(job)
         await self._cache.set(self._key(request, knowledge), _to_bytes(latents), self._settings.cache_ttl_s)
         stages = [stage_time("edge.generate", seconds)]
@@ -396,9 +463,8 @@ class EdgeServicer(DownlinkServicer):
                 request for request in dict.fromkeys(job.request for job in part) if request not in latents
             ]
             if new:
-                latents |= zip(
-                    new, self._generator.batch(new, should_continue=should_continue).split(1), strict=True
-                )
+                drawn = self._generator.batch(new, should_continue=should_continue, on_step=jobs[0].on_step)
+                latents |= zip(new, drawn.split(1), strict=True)
         return [latents[job.request] for job in jobs]
 
     def _parts(self, jobs: Sequence[_GenerateJob]) -> Iterator[list[_GenerateJob]]:
@@ -421,7 +487,8 @@ class EdgeServicer(DownlinkServicer):
     def _key(self, request: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
         hashes = [manifest.content_hash for manifest in knowledge]
         model_hash = self._generator.model_hash
-        return latent_key(model_hash, request.prompt, request.seed, request.width, request.height, hashes)
+        sides = request.width, request.height
+        return latent_key(model_hash, request.prompt, request.seed, *sides, hashes, request.sampling)
 
     def _file_key(self, request: DeliveryRequest, model: bytes) -> str:
         """Key of the latents of the cloud's image, in the file format of the request.
@@ -433,7 +500,7 @@ class EdgeServicer(DownlinkServicer):
         autoencoder = self._generator.generator.decoder.model_hash
         return content_key(
             "latent", autoencoder, model.hex(), request.image_format, request.prompt, request.seed,
-            request.width, request.height,
+            request.width, request.height, *request.sampling.key,
         )  # fmt: skip
 
     async def _cached(self, key: str, shape: tuple[int, int, int]) -> torch.Tensor | None:
@@ -554,6 +621,7 @@ class EdgeServicer(DownlinkServicer):
             formats=[converters.FORMATS[name] for name in formats],
             on_long_prompt=converters.LONG_PROMPTS[request.on_long_prompt],
             topics=topics,
+            sampling=converters.sampling_to_proto(request.sampling),
         )
         images: dict[int, GeneratedImage] = {}
         async with aclosing(clients.stream(self._cloud.Generate, message, "cloud")) as responses:

@@ -31,6 +31,8 @@ def main() -> None:
         )
         metrics.serve(settings)
         plugins.load_from_environment()
+        for plugin, reason in plugins.broken().items():
+            _log.warning("plug-in not loaded", plugin=plugin, error=reason)
         server = make_server(create_app(settings))
     if settings.https_dir is None and exposed_on(settings, settings.host) is not None:
         _log.warning("API keys come in the clear unless a proxy ends TLS; DEKAG_HTTPS_DIR serves HTTPS")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
-from typing import Annotated, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Body, Depends, FastAPI, Path, Request
 from fastapi.responses import JSONResponse, Response
 from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from starlette.middleware.cors import CORSMiddleware
 
+from dekag.api.image_file import size_of
 from dekag.api.limits import MAX_SEED
 from dekag.api.schemas import (
     EXAMPLE_REQUEST,
     ImageData,
     ImagesRequest,
     ImagesResponse,
+    LinkReport,
+    PartialImageEvent,
     PictureRequest,
     Readiness,
     Reports,
@@ -26,22 +31,30 @@ from dekag.api.schemas import (
 )
 from dekag.documents import parse_json
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
+from services.common.addresses import listed
 from services.common.cache import Cache, report_key
-from services.common.clients import call, open_channel
+from services.common.clients import call, open_channel, stream
 from services.common.health import Health, check_health
 from services.common.request_context import request_id
 from services.gateway import knowledge_routes, problems, web_ui
 from services.gateway.admission import Admission
 from services.gateway.api_keys import ApiKeys
-from services.gateway.converters import picture_to_proto, to_image, to_proto
+from services.gateway.converters import picture_to_proto, to_proto
 from services.gateway.drift_sampler import DriftSampler, consistency
 from services.gateway.idempotency import IdempotencyKey, seed_for
 from services.gateway.middleware import RequestMiddleware
+from services.gateway.openai import images, models
+from services.gateway.openai.models import with_model
 from services.gateway.openapi_examples import IMAGES_EXAMPLES, PICTURE_EXAMPLES
 from services.gateway.request_body import JsonRoute, form_schema
 from services.gateway.settings import GatewaySettings
 from services.gateway.usage import UsageTotals
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
+from services.proto.downlink_pb2 import ProvideRequest
+from services.proto.user_pb2 import PreviewImage, ReceivedImage
+
+if TYPE_CHECKING:
+    from services.proto.user_pb2_grpc import UserAsyncStub
 
 _DOCS_URL = "/docs"
 _JSON_SAFE_SEEDS = 2**53  # random seeds are exact in clients whose integers are doubles
@@ -55,6 +68,19 @@ _RETRYABLE = [
         )
     ),
 ]  # fmt: skip
+_STREAMED: dict[str, Any] = {
+    "description": "The images; with `stream`, events until the last image is completed.",
+    "content": {
+        images.EVENT_STREAM: {
+            "schema": {
+                "oneOf": [
+                    {"$ref": "#/components/schemas/PartialImageEvent"},
+                    {"$ref": "#/components/schemas/CompletedEvent"},
+                ]
+            }
+        }
+    },
+}
 _T = TypeVar("_T")
 
 
@@ -63,6 +89,18 @@ async def _no_query(request: Request) -> None:
     if request.url.path.startswith("/v1/"):
         for name, value in request.query_params.multi_items():
             raise InvalidInputError(f"query.{name[:80]}", "left out, as there are no query parameters", value)
+
+
+async def _receive(
+    user: UserAsyncStub, request: ProvideRequest
+) -> AsyncIterator[PreviewImage | ReceivedImage]:
+    """The previews of an image, if any are requested, and the image."""
+    if not request.previews:
+        received: ReceivedImage = await call(user.Receive, request, "user")
+        yield received
+        return
+    async for part in stream(user.ReceiveWithPreviews, request, "user"):
+        yield part.image if part.HasField("image") else part.preview
 
 
 async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T | None:
@@ -128,40 +166,44 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.router.route_class = JsonRoute
     app.state.settings = settings
     app.add_middleware(RequestMiddleware, settings=settings, docs_url=_DOCS_URL, keys=keys)
+    if origins := listed(settings.allowed_origins):
+        app.add_middleware(  # outside of the other, so that browsers can read refusals too
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "X-Client-Request-ID", "Retry-After", "Location"],
+        )
     problems.install(app, keys=keys is not None)
     app.include_router(knowledge_routes.router)
+    app.include_router(models.router)
 
-    async def answer(request: Request, work: Awaitable[list[ImageData]]) -> ImagesResponse:
-        """The response with these images, whose reports are kept; the work ends if the client hangs up."""
-        images = await _unless_gone(request, work)
-        if images is None:
-            raise UnavailableError("the client hung up")
-        response = ImagesResponse(created=int(time.time()), data=images)
-        reports = Reports(
-            request_id=request_id.get(),
-            created=response.created,
-            link_reports=[image.link_report for image in images],
-        )
+    async def keep(reports: list[LinkReport]) -> None:
+        """Keeps the reports of a request's images for `/v1/reports`."""
+        kept = Reports(request_id=request_id.get(), created=int(time.time()), link_reports=reports)
         await app.state.cache.set(
-            report_key(reports.request_id), reports.model_dump_json().encode(), settings.report_ttl_s
+            report_key(kept.request_id), kept.model_dump_json().encode(), settings.report_ttl_s
         )
-        return response
 
     @app.post(
         "/v1/images/generations",
         tags=["images"],
-        responses=problems.responses(400, 404, 409, 413, 415, 422, 429, 503, 504),
+        response_model=ImagesResponse,
+        responses={200: _STREAMED, **problems.responses(400, 404, 409, 413, 415, 422, 429, 503, 504)},
     )
     async def generate(
         request: Request,
         body: Annotated[ImagesRequest, Body(openapi_examples=IMAGES_EXAMPLES)],
         idempotency_key: IdempotencyKey = None,
-    ) -> ImagesResponse:
+    ) -> ImagesResponse | Response:
         """Generates `n` images with seeds `seed`, `seed + 1`, ... and sends each over its own link.
+
+        With `stream`, the response is a stream of Server-Sent Events, each with its `type` as its name.
 
         A conventional delivery that cannot be decoded is a result, not an error: `b64_json` is null and
         `link_report.decoded` is false.
         """
+        body, model = with_model(body, settings.profile)
         last = MAX_SEED + 1 - body.n
         if body.seed is not None and body.seed > last:
             raise InvalidInputError("seed", f"at most {last} when n is {body.n}", body.seed)
@@ -170,22 +212,54 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         if first is None:
             first = seed_for(client, idempotency_key, _JSON_SAFE_SEEDS - body.n)
 
-        async def deliver() -> list[ImageData]:
-            images = []
+        size = None if body.size == "auto" else body.size
+
+        async def deliver() -> AsyncGenerator[ImageData | PartialImageEvent, None]:
+            """Each image after its previews; their reports are kept in the end."""
+            nonlocal size
+            reports: list[LinkReport] = []
             async with admission.slot(client):
                 for seed in range(first, first + body.n):
                     provide = to_proto(body, seed)
-                    received = await call(app.state.user.Receive, provide, "user")
-                    image = to_image(received, request_id.get())
-                    traffic.add(image.link_report)
+                    received, index = None, 0
+                    async for part in _receive(app.state.user, provide):
+                        if isinstance(part, ReceivedImage):
+                            received = part
+                        else:
+                            yield await images.partial_event(part, body, index=index, seed=seed)
+                            index += 1
+                    if received is None:
+                        raise UnavailableError("the user service sent no image")
+                    compared = None
                     if body.consistency and received.png:
                         compared = await consistency(app.state.cloud, provide, received)
-                        image = image.model_copy(update={"consistency": compared})
-                    images.append(image)
+                    image = await images.to_image(received, body, compared)
+                    traffic.add(image.link_report)
+                    reports.append(image.link_report)
                     app.state.drift_sampler.submit(provide, received)
-            return images
+                    size = size_of(received.png) if received.png else size
+                    yield image
+            await keep(reports)
 
-        return await answer(request, deliver())
+        async def events() -> AsyncGenerator[BaseModel, None]:
+            async with aclosing(deliver()) as parts:
+                async for part in parts:
+                    if isinstance(part, ImageData):
+                        yield images.completed_event(part, body, size, model)
+                    else:
+                        yield part
+
+        async def all_images() -> list[ImageData]:
+            return [part async for part in deliver() if isinstance(part, ImageData)]
+
+        if body.stream:
+            parts = events()
+            if (begun := await _unless_gone(request, anext(parts))) is None:
+                raise UnavailableError("the client hung up")
+            return images.event_stream(begun, parts)
+        if (data := await _unless_gone(request, all_images())) is None:
+            raise UnavailableError("the client hung up")
+        return images.response(data, size, model, body.output_format)
 
     @app.post(
         "/v1/pictures",
@@ -210,14 +284,19 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             seed = seed_for(client, idempotency_key, _JSON_SAFE_SEEDS)
         provide = picture_to_proto(body, seed)
 
-        async def deliver() -> list[ImageData]:
+        async def deliver() -> ImagesResponse:
             async with admission.slot(client):
-                received = await call(app.state.user.Receive, provide, "user")
-            image = to_image(received, request_id.get())
-            traffic.add(image.link_report)
-            return [image]
+                received: ReceivedImage = await call(app.state.user.Receive, provide, "user")
+            picture = images.to_picture(received)
+            traffic.add(picture.link_report)
+            await keep([picture.link_report])
+            return images.response(
+                [picture], size_of(received.png) if received.png else None, settings.profile
+            )
 
-        return await answer(request, deliver())
+        if (sent := await _unless_gone(request, deliver())) is None:
+            raise UnavailableError("the client hung up")
+        return sent
 
     @app.get("/v1/reports/{of}", tags=["reports"], responses=problems.responses(404, 422, 503))
     async def report(

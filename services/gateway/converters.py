@@ -14,7 +14,6 @@ from dekag.api.limits import check_picture_bytes
 from dekag.api.schemas import (
     Constellation,
     Details,
-    ImageData,
     ImagesRequest,
     KnowledgeRequest,
     LinkReport,
@@ -33,6 +32,7 @@ from services.common.converters import (
     enum_name,
     link_from_proto,
     link_to_proto,
+    sampling_to_proto,
 )
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
 
@@ -52,6 +52,8 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         knowledge=request.knowledge,
         image_format=FORMATS[request.image_format],
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
+        sampling=sampling_to_proto(request.sampling),
+        previews=request.partial_images if request.stream else 0,
         **_link_fields(request.link),
     )
 
@@ -142,15 +144,9 @@ def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
     )
 
 
-def to_image(received: user_pb2.ReceivedImage, request_id: str) -> ImageData:
-    """The image and its report as REST returns them."""
-    report = to_report(received.report, request_id)
-    return ImageData(
-        b64_json=base64.b64encode(received.png).decode() if report.decoded else None,
-        seed=report.seed,
-        link_report=report,
-        details=_to_details(received.details) if received.HasField("details") else None,
-    )
+def to_details(received: user_pb2.ReceivedImage) -> Details | None:
+    """The details of an image as REST returns them; None if it has none."""
+    return _to_details(received.details) if received.HasField("details") else None
 
 
 def _to_details(details: user_pb2.Details) -> Details:

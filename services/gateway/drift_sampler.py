@@ -137,6 +137,7 @@ class DriftSampler:
             request.delivery == DELIVERY_SEMANTIC
             and list(request.knowledge) != [NO_KNOWLEDGE]
             and received.report.source != "cloud"
+            and not request.HasField("sampling")  # other settings than those that the knowledge was made for
             # the receiver's denoiser does not know the topic, so what it changes says nothing of the edge
             and received.report.restoration != RESTORATION_DENOISER
             and received.report.psnr_db >= self._settings.watch_min_psnr_db

@@ -15,9 +15,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from dekag.api.limits import MAX_PICTURE_BYTES, REQUEST_ID
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
+from services.common.addresses import listed
 from services.common.request_context import begin_request
 from services.gateway import request_body, web_ui
 from services.gateway.api_keys import ApiKeys, scope_of
+from services.gateway.openai.errors import absent
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
 
@@ -96,7 +98,7 @@ class RequestMiddleware:
         }  # fmt: skip
         self._largest = {kind: size * 4 // 3 + _ENVELOPE_BYTES for kind, size in largest.items()}  # in base64
         self._policies = {docs_url: _DOCS_POLICY, web_ui.URL: _PAGE_POLICY}
-        self._hosts = {name.strip().lower() for name in settings.allowed_hosts.split(",")} - {""}
+        self._hosts = {name.lower() for name in listed(settings.allowed_hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -200,6 +202,8 @@ class RequestMiddleware:
         return await self._read_and_serve(scope, receive, send)
 
     async def _read_and_serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST" and (reason := absent(scope["path"])) is not None:
+            return await problem(404, reason)(scope, receive, send)
         if (kind := _large_body(scope)) is None:
             return await self._serve(
                 scope, await self._body(scope, receive, self._settings.max_body_bytes), send

@@ -19,6 +19,7 @@ from dekag.api.schemas import FieldProblem, Problem
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
 from services.common.errors import http_status, public
 from services.common.request_context import request_id
+from services.gateway.openai.errors import error_body
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -42,6 +43,7 @@ def problem(
 ) -> JSONResponse:
     """A response with problem details; title and type follow from the status."""
     name = title(status)
+    error = error_body(status, detail, errors[0].field if errors else None)
     body = Problem(
         type=f"urn:dekag:problem:{name.lower().replace(' ', '-')}",
         title=name,
@@ -50,7 +52,8 @@ def problem(
         request_id=request_id.get(),
         errors=errors,
     )
-    return JSONResponse(body.model_dump(exclude_none=True), status, headers, MEDIA_TYPE)
+    content = {**body.model_dump(exclude_none=True), "error": error.model_dump()}
+    return JSONResponse(content, status, headers, MEDIA_TYPE)
 
 
 def from_error(error: Exception) -> JSONResponse:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import signal
 import socket
+from collections.abc import Iterator
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import HANDLED_SIGNALS
 
 from services.common import tracing
 from services.common.security import CERTIFICATE, KEY, check_pair
@@ -87,6 +91,15 @@ class BoundedHttp(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals ignored that were ignored when the process started, as under `nohup`."""
+        ignored = [number for number in HANDLED_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+        with super().capture_signals():
+            for number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+            yield
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Ends the event streams first, which would delay the shutdown by the whole grace period."""
         self.config.app.state.stopping.set()  # type: ignore[union-attr]

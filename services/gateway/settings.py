@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from services.common.addresses import Address, Hosts
+from services.common.addresses import Address, Hosts, Origins
 from services.common.settings import DAY_S, MANY, CommonSettings
 
 
@@ -62,6 +62,12 @@ class GatewaySettings(CommonSettings):
         "localhost",
         description="Host names that a gateway without API keys accepts, separated by commas; IP addresses "
         "are always accepted. Prevents web pages from reaching it by DNS rebinding.",
+    )
+    allowed_origins: Origins = Field(
+        "",
+        description="Origins of web pages that may use the interface from a browser (CORS), such as "
+        "https://example.org, separated by commas; * allows all. Such pages send the API key like any other "
+        "client; without API keys, an allowed page can use everything that this gateway offers.",
     )
     max_connections: int = Field(
         512, ge=1, le=MANY, description="Upper limit of connections; further ones are closed with status 503."

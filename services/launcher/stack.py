@@ -118,7 +118,8 @@ class Stack:
 
     def __enter__(self) -> Self:
         for number in _SIGNALS:
-            self._handlers[number] = signal.signal(number, _stop)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and shells in the background do
+                self._handlers[number] = signal.signal(number, _stop)
         try:
             self._start()
         except BaseException:
@@ -354,7 +355,7 @@ class Stack:
 
     def _end(self) -> None:
         """Stops the children, the gateway first, so that running requests finish; a second signal kills."""
-        for number in _SIGNALS:
+        for number in self._handlers:
             signal.signal(number, lambda *_: self._kill())
         deadline = time.monotonic() + self.grace_s
         for child in reversed(self.children):
@@ -459,6 +460,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def _die_with_parent() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the stack ends it thus, even if it ignores it
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 

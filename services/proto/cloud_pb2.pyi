@@ -90,6 +90,7 @@ class GenerateRequest(_message.Message):
     FORMATS_FIELD_NUMBER: _builtins.int
     ON_LONG_PROMPT_FIELD_NUMBER: _builtins.int
     TOPICS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     width: _builtins.int
     """pixels"""
@@ -108,6 +109,10 @@ class GenerateRequest(_message.Message):
     def topics(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """whose demand the image serves in place of an update; each file but PNG counts"""
 
+    @_builtins.property
+    def sampling(self) -> _downlink_pb2.Sampling:
+        """without adapter_scale"""
+
     def __init__(
         self,
         *,
@@ -118,10 +123,11 @@ class GenerateRequest(_message.Message):
         formats: _abc.Iterable[_downlink_pb2.ImageFormat.ValueType] | None = ...,
         on_long_prompt: _downlink_pb2.LongPrompt.ValueType = ...,
         topics: _abc.Iterable[_builtins.str] | None = ...,
+        sampling: _downlink_pb2.Sampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "seeds", b"seeds", "topics", b"topics", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["formats", b"formats", "height", b"height", "on_long_prompt", b"on_long_prompt", "prompt", b"prompt", "sampling", b"sampling", "seeds", b"seeds", "topics", b"topics", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

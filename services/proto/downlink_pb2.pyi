@@ -368,6 +368,8 @@ class ProvideRequest(_message.Message):
     SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
     RESTORATION_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    PREVIEWS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
     """below 2**63; generation uses it directly, each channel derives its own seed from it"""
@@ -395,9 +397,12 @@ class ProvideRequest(_message.Message):
     restoration: Global___Restoration.ValueType
     """DELIVERY_SEMANTIC only"""
     picture: _builtins.bytes
-    """A picture to send instead of a generated image: a file of at most 8 MiB, which the edge decodes. Width, height and
-    knowledge are then unset, and the prompt may be empty. Excluded from all traffic counts: the sender has it.
+    """A picture to send instead of a generated image: a file of at most 8 MiB, which the edge decodes. Width, height, knowledge,
+    sampling and previews are then unset, and the prompt may be empty. Excluded from all traffic counts: the sender has
+    it.
     """
+    previews: _builtins.int
+    """LatentPreviews to send at most, 0 to 3; semantic deliveries only"""
     @_builtins.property
     def link(self) -> Global___LinkConditions: ...
     @_builtins.property
@@ -406,6 +411,8 @@ class ProvideRequest(_message.Message):
         that the prompt needs. Semantic delivery only.
         """
 
+    @_builtins.property
+    def sampling(self) -> Global___Sampling: ...
     def __init__(
         self,
         *,
@@ -426,10 +433,12 @@ class ProvideRequest(_message.Message):
         side_information: Global___SideInformation.ValueType = ...,
         restoration: Global___Restoration.ValueType = ...,
         picture: _builtins.bytes | None = ...,
+        sampling: Global___Sampling | None = ...,
+        previews: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "link", b"link", "picture", b"picture", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "link", b"link", "picture", b"picture", "sampling", b"sampling", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "picture", b"picture", "prompt", b"prompt", "restoration", b"restoration", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "picture", b"picture", "previews", b"previews", "prompt", b"prompt", "restoration", b"restoration", "sampling", b"sampling", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__picture: _TypeAlias = _typing.Literal["picture"]  # noqa: Y015
     _WhichOneofArgType__picture: _TypeAlias = _typing.Literal["_picture", b"_picture"]  # noqa: Y015
@@ -443,6 +452,51 @@ class ProvideRequest(_message.Message):
 Global___ProvideRequest: _TypeAlias = ProvideRequest  # noqa: Y015
 
 @_typing.final
+class Sampling(_message.Message):
+    """How the denoiser is run; unset fields take the model's own settings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEPS_FIELD_NUMBER: _builtins.int
+    GUIDANCE_SCALE_FIELD_NUMBER: _builtins.int
+    NEGATIVE_PROMPT_FIELD_NUMBER: _builtins.int
+    ADAPTER_SCALE_FIELD_NUMBER: _builtins.int
+    steps: _builtins.int
+    """denoising steps, 1 to 100"""
+    guidance_scale: _builtins.float
+    """classifier-free guidance, 0 to 20"""
+    negative_prompt: _builtins.str
+    """at most 1000 characters; needs guidance above 1"""
+    adapter_scale: _builtins.float
+    """factor of the adapters of knowledge updates, 0 to 2; DELIVERY_SEMANTIC only"""
+    def __init__(
+        self,
+        *,
+        steps: _builtins.int | None = ...,
+        guidance_scale: _builtins.float | None = ...,
+        negative_prompt: _builtins.str = ...,
+        adapter_scale: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adapter_scale", b"_adapter_scale", "_guidance_scale", b"_guidance_scale", "_steps", b"_steps", "adapter_scale", b"adapter_scale", "guidance_scale", b"guidance_scale", "steps", b"steps"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adapter_scale", b"_adapter_scale", "_guidance_scale", b"_guidance_scale", "_steps", b"_steps", "adapter_scale", b"adapter_scale", "guidance_scale", b"guidance_scale", "negative_prompt", b"negative_prompt", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adapter_scale: _TypeAlias = _typing.Literal["adapter_scale"]  # noqa: Y015
+    _WhichOneofArgType__adapter_scale: _TypeAlias = _typing.Literal["_adapter_scale", b"_adapter_scale"]  # noqa: Y015
+    _WhichOneofReturnType__guidance_scale: _TypeAlias = _typing.Literal["guidance_scale"]  # noqa: Y015
+    _WhichOneofArgType__guidance_scale: _TypeAlias = _typing.Literal["_guidance_scale", b"_guidance_scale"]  # noqa: Y015
+    _WhichOneofReturnType__steps: _TypeAlias = _typing.Literal["steps"]  # noqa: Y015
+    _WhichOneofArgType__steps: _TypeAlias = _typing.Literal["_steps", b"_steps"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adapter_scale) -> _WhichOneofReturnType__adapter_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__guidance_scale) -> _WhichOneofReturnType__guidance_scale | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__steps) -> _WhichOneofReturnType__steps | None: ...
+
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
+
+@_typing.final
 class SymbolFrame(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -451,6 +505,7 @@ class SymbolFrame(_message.Message):
     CSI_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    PREVIEW_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def header(self) -> Global___TransmissionHeader: ...
     @_builtins.property
@@ -461,6 +516,8 @@ class SymbolFrame(_message.Message):
     def reference(self) -> Global___Reference: ...
     @_builtins.property
     def report(self) -> Global___TransmissionReport: ...
+    @_builtins.property
+    def preview(self) -> Global___LatentPreview: ...
     def __init__(
         self,
         *,
@@ -469,16 +526,53 @@ class SymbolFrame(_message.Message):
         csi: Global___ChannelState | None = ...,
         reference: Global___Reference | None = ...,
         report: Global___TransmissionReport | None = ...,
+        preview: Global___LatentPreview | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["csi", b"csi", "header", b"header", "part", b"part", "reference", b"reference", "report", b"report", "symbols", b"symbols"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["csi", b"csi", "header", b"header", "part", b"part", "preview", b"preview", "reference", b"reference", "report", b"report", "symbols", b"symbols"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["csi", b"csi", "header", b"header", "part", b"part", "reference", b"reference", "report", b"report", "symbols", b"symbols"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csi", b"csi", "header", b"header", "part", b"part", "preview", b"preview", "reference", b"reference", "report", b"report", "symbols", b"symbols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "symbols", "csi", "reference", "report"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "symbols", "csi", "reference", "report", "preview"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 
 Global___SymbolFrame: _TypeAlias = SymbolFrame  # noqa: Y015
+
+@_typing.final
+class LatentPreview(_message.Message):
+    """The latent that the denoiser predicts before its last step, for display; excluded from all traffic counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LATENTS_FIELD_NUMBER: _builtins.int
+    LATENT_SHAPE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    latents: _builtins.bytes
+    """as Reference.latents"""
+    step: _builtins.int
+    """steps done"""
+    steps: _builtins.int
+    """of this many"""
+    @_builtins.property
+    def latent_shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """(channels, height, width)"""
+
+    def __init__(
+        self,
+        *,
+        latents: _builtins.bytes = ...,
+        latent_shape: _abc.Iterable[_builtins.int] | None = ...,
+        step: _builtins.int = ...,
+        steps: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["latent_shape", b"latent_shape", "latents", b"latents", "step", b"step", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LatentPreview: _TypeAlias = LatentPreview  # noqa: Y015
 
 @_typing.final
 class TransmissionHeader(_message.Message):

@@ -50,8 +50,9 @@ class DownlinkServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Provide(self, request, context):
-        """Streams one TransmissionHeader, then SymbolBlocks in order, then ChannelStates (one for each channel
-        crossed, the first crossed first), then a Reference if ProvideRequest.measure, then one TransmissionReport.
+        """Streams up to ProvideRequest.previews LatentPreviews, then one TransmissionHeader, then SymbolBlocks in order, then
+        ChannelStates (one for each channel crossed, the first crossed first), then a Reference if ProvideRequest.measure,
+        then one TransmissionReport.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

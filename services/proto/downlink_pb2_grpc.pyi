@@ -34,8 +34,9 @@ class DownlinkStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> DownlinkAsyncStub: ...
     Provide: _grpc.UnaryStreamMultiCallable[_downlink_pb2.ProvideRequest, _downlink_pb2.SymbolFrame]
-    """Streams one TransmissionHeader, then SymbolBlocks in order, then ChannelStates (one for each channel
-    crossed, the first crossed first), then a Reference if ProvideRequest.measure, then one TransmissionReport.
+    """Streams up to ProvideRequest.previews LatentPreviews, then one TransmissionHeader, then SymbolBlocks in order, then
+    ChannelStates (one for each channel crossed, the first crossed first), then a Reference if ProvideRequest.measure,
+    then one TransmissionReport.
     """
     GetTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
     """Returns the adapters that a TransmissionHeader names, for a receiver that lacks them. A channel forwards the call."""
@@ -44,8 +45,9 @@ class DownlinkStub:
 class DownlinkAsyncStub(DownlinkStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Provide: _aio.UnaryStreamMultiCallable[_downlink_pb2.ProvideRequest, _downlink_pb2.SymbolFrame]  # type: ignore[assignment]
-    """Streams one TransmissionHeader, then SymbolBlocks in order, then ChannelStates (one for each channel
-    crossed, the first crossed first), then a Reference if ProvideRequest.measure, then one TransmissionReport.
+    """Streams up to ProvideRequest.previews LatentPreviews, then one TransmissionHeader, then SymbolBlocks in order, then
+    ChannelStates (one for each channel crossed, the first crossed first), then a Reference if ProvideRequest.measure,
+    then one TransmissionReport.
     """
     GetTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
     """Returns the adapters that a TransmissionHeader names, for a receiver that lacks them. A channel forwards the call."""
@@ -57,8 +59,9 @@ class DownlinkServicer(metaclass=_abc_1.ABCMeta):
         request: _downlink_pb2.ProvideRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_downlink_pb2.SymbolFrame], _abc.AsyncIterator[_downlink_pb2.SymbolFrame]]:
-        """Streams one TransmissionHeader, then SymbolBlocks in order, then ChannelStates (one for each channel
-        crossed, the first crossed first), then a Reference if ProvideRequest.measure, then one TransmissionReport.
+        """Streams up to ProvideRequest.previews LatentPreviews, then one TransmissionHeader, then SymbolBlocks in order, then
+        ChannelStates (one for each channel crossed, the first crossed first), then a Reference if ProvideRequest.measure,
+        then one TransmissionReport.
         """
 
     @_abc_1.abstractmethod

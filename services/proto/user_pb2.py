@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from services.proto import downlink_pb2 as dekag_dot_v1_dot_downlink__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64\x65kag/v1/user.proto\x12\x08\x64\x65kag.v1\x1a\x17\x64\x65kag/v1/downlink.proto\"f\n\rReceivedImage\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x14.dekag.v1.LinkReport\x12\"\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x11.dekag.v1.Details\"O\n\x07\x44\x65tails\x12\x11\n\treference\x18\x01 \x01(\x0c\x12\x0c\n\x04sent\x18\x02 \x01(\x0c\x12\x10\n\x08received\x18\x03 \x01(\x0c\x12\x11\n\tequalized\x18\x04 \x01(\x0c\"\xb3\x02\n\rPictureReport\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\r\n\x05notes\x18\x04 \x03(\t\x12\x14\n\x07\x63olumns\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04rows\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x17\n\ntile_width\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btile_height\x18\x08 \x01(\rH\x03\x88\x01\x01\x12 \n\x13\x61utoencoder_psnr_db\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04ssim\x18\n \x01(\x01H\x05\x88\x01\x01\x42\n\n\x08_columnsB\x07\n\x05_rowsB\r\n\x0b_tile_widthB\x0e\n\x0c_tile_heightB\x16\n\x14_autoencoder_psnr_dbB\x07\n\x05_ssim\"\xac\t\n\nLinkReport\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12$\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x12.dekag.v1.Delivery\x12\x0f\n\x07\x64\x65\x63oded\x18\x03 \x01(\x08\x12\x14\n\x0c\x63hannel_uses\x18\x04 \x01(\r\x12\x0b\n\x03\x63\x62r\x18\x05 \x01(\x01\x12&\n\x04link\x18\x06 \x01(\x0b\x32\x18.dekag.v1.LinkConditions\x12\n\n\x02no\x18\x07 \x01(\x01\x12\r\n\x05gains\x18\x08 \x01(\x0c\x12!\n\x14instantaneous_snr_db\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07psnr_db\x18\n \x01(\x01H\x01\x88\x01\x01\x12#\n\x06stages\x18\x0b \x03(\x0b\x32\x13.dekag.v1.StageTime\x12\"\n\x04hops\x18\x0c \x03(\x0b\x32\x14.dekag.v1.HopTraffic\x12;\n\x0cmodel_hashes\x18\r \x03(\x0b\x32%.dekag.v1.LinkReport.ModelHashesEntry\x12\x0e\n\x06\x63\x61\x63hed\x18\x0e \x01(\x08\x12-\n\x06\x63oding\x18\x0f \x01(\x0b\x32\x1d.dekag.v1.ModulationAndCoding\x12)\n\tknowledge\x18\x10 \x03(\x0b\x32\x16.dekag.v1.KnowledgeUse\x12+\n\x0cimage_format\x18  \x01(\x0e\x32\x15.dekag.v1.ImageFormat\x12\x12\n\npilot_uses\x18\x11 \x01(\r\x12(\n\nmodulation\x18\x12 \x01(\x0e\x32\x14.dekag.v1.Modulation\x12\x33\n\x10side_information\x18$ \x01(\x0e\x32\x19.dekag.v1.SideInformation\x12*\n\x0brestoration\x18% \x01(\x0e\x32\x15.dekag.v1.Restoration\x12\x1b\n\x0etarget_psnr_db\x18\x13 \x01(\x01H\x02\x88\x01\x01\x12\x1d\n\x10\x65xpected_psnr_db\x18\x14 \x01(\x01H\x03\x88\x01\x01\x12\x39\n\x0bprompt_read\x18\" \x03(\x0b\x32$.dekag.v1.LinkReport.PromptReadEntry\x12\x30\n\x06scores\x18! \x03(\x0b\x32 .dekag.v1.LinkReport.ScoresEntry\x12\x15\n\x08gain_mse\x18# \x01(\x01H\x04\x88\x01\x01\x12\x0e\n\x06source\x18& \x01(\t\x12(\n\x07picture\x18\' \x01(\x0b\x32\x17.dekag.v1.PictureReport\x1a\x32\n\x10ModelHashesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aG\n\x0fPromptReadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.dekag.v1.PromptRead:\x02\x38\x01\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x17\n\x15_instantaneous_snr_dbB\n\n\x08_psnr_dbB\x11\n\x0f_target_psnr_dbB\x13\n\x11_expected_psnr_dbB\x0b\n\t_gain_mse2D\n\x04User\x12<\n\x07Receive\x12\x18.dekag.v1.ProvideRequest\x1a\x17.dekag.v1.ReceivedImageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64\x65kag/v1/user.proto\x12\x08\x64\x65kag.v1\x1a\x17\x64\x65kag/v1/downlink.proto\"k\n\x0cReceivedPart\x12)\n\x07preview\x18\x01 \x01(\x0b\x32\x16.dekag.v1.PreviewImageH\x00\x12(\n\x05image\x18\x02 \x01(\x0b\x32\x17.dekag.v1.ReceivedImageH\x00\x42\x06\n\x04part\"8\n\x0cPreviewImage\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\"f\n\rReceivedImage\x12\x0b\n\x03png\x18\x01 \x01(\x0c\x12$\n\x06report\x18\x02 \x01(\x0b\x32\x14.dekag.v1.LinkReport\x12\"\n\x07\x64\x65tails\x18\x03 \x01(\x0b\x32\x11.dekag.v1.Details\"O\n\x07\x44\x65tails\x12\x11\n\treference\x18\x01 \x01(\x0c\x12\x0c\n\x04sent\x18\x02 \x01(\x0c\x12\x10\n\x08received\x18\x03 \x01(\x0c\x12\x11\n\tequalized\x18\x04 \x01(\x0c\"\xb3\x02\n\rPictureReport\x12\r\n\x05width\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\r\n\x05notes\x18\x04 \x03(\t\x12\x14\n\x07\x63olumns\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x11\n\x04rows\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x17\n\ntile_width\x18\x07 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btile_height\x18\x08 \x01(\rH\x03\x88\x01\x01\x12 \n\x13\x61utoencoder_psnr_db\x18\t \x01(\x01H\x04\x88\x01\x01\x12\x11\n\x04ssim\x18\n \x01(\x01H\x05\x88\x01\x01\x42\n\n\x08_columnsB\x07\n\x05_rowsB\r\n\x0b_tile_widthB\x0e\n\x0c_tile_heightB\x16\n\x14_autoencoder_psnr_dbB\x07\n\x05_ssim\"\xac\t\n\nLinkReport\x12\x0c\n\x04seed\x18\x01 \x01(\x04\x12$\n\x08\x64\x65livery\x18\x02 \x01(\x0e\x32\x12.dekag.v1.Delivery\x12\x0f\n\x07\x64\x65\x63oded\x18\x03 \x01(\x08\x12\x14\n\x0c\x63hannel_uses\x18\x04 \x01(\r\x12\x0b\n\x03\x63\x62r\x18\x05 \x01(\x01\x12&\n\x04link\x18\x06 \x01(\x0b\x32\x18.dekag.v1.LinkConditions\x12\n\n\x02no\x18\x07 \x01(\x01\x12\r\n\x05gains\x18\x08 \x01(\x0c\x12!\n\x14instantaneous_snr_db\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07psnr_db\x18\n \x01(\x01H\x01\x88\x01\x01\x12#\n\x06stages\x18\x0b \x03(\x0b\x32\x13.dekag.v1.StageTime\x12\"\n\x04hops\x18\x0c \x03(\x0b\x32\x14.dekag.v1.HopTraffic\x12;\n\x0cmodel_hashes\x18\r \x03(\x0b\x32%.dekag.v1.LinkReport.ModelHashesEntry\x12\x0e\n\x06\x63\x61\x63hed\x18\x0e \x01(\x08\x12-\n\x06\x63oding\x18\x0f \x01(\x0b\x32\x1d.dekag.v1.ModulationAndCoding\x12)\n\tknowledge\x18\x10 \x03(\x0b\x32\x16.dekag.v1.KnowledgeUse\x12+\n\x0cimage_format\x18  \x01(\x0e\x32\x15.dekag.v1.ImageFormat\x12\x12\n\npilot_uses\x18\x11 \x01(\r\x12(\n\nmodulation\x18\x12 \x01(\x0e\x32\x14.dekag.v1.Modulation\x12\x33\n\x10side_information\x18$ \x01(\x0e\x32\x19.dekag.v1.SideInformation\x12*\n\x0brestoration\x18% \x01(\x0e\x32\x15.dekag.v1.Restoration\x12\x1b\n\x0etarget_psnr_db\x18\x13 \x01(\x01H\x02\x88\x01\x01\x12\x1d\n\x10\x65xpected_psnr_db\x18\x14 \x01(\x01H\x03\x88\x01\x01\x12\x39\n\x0bprompt_read\x18\" \x03(\x0b\x32$.dekag.v1.LinkReport.PromptReadEntry\x12\x30\n\x06scores\x18! \x03(\x0b\x32 .dekag.v1.LinkReport.ScoresEntry\x12\x15\n\x08gain_mse\x18# \x01(\x01H\x04\x88\x01\x01\x12\x0e\n\x06source\x18& \x01(\t\x12(\n\x07picture\x18\' \x01(\x0b\x32\x17.dekag.v1.PictureReport\x1a\x32\n\x10ModelHashesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1aG\n\x0fPromptReadEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12#\n\x05value\x18\x02 \x01(\x0b\x32\x14.dekag.v1.PromptRead:\x02\x38\x01\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x17\n\x15_instantaneous_snr_dbB\n\n\x08_psnr_dbB\x11\n\x0f_target_psnr_dbB\x13\n\x11_expected_psnr_dbB\x0b\n\t_gain_mse2\x8f\x01\n\x04User\x12<\n\x07Receive\x12\x18.dekag.v1.ProvideRequest\x1a\x17.dekag.v1.ReceivedImage\x12I\n\x13ReceiveWithPreviews\x12\x18.dekag.v1.ProvideRequest\x1a\x16.dekag.v1.ReceivedPart0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,20 +38,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LINKREPORT_PROMPTREADENTRY']._serialized_options = b'8\001'
   _globals['_LINKREPORT_SCORESENTRY']._loaded_options = None
   _globals['_LINKREPORT_SCORESENTRY']._serialized_options = b'8\001'
-  _globals['_RECEIVEDIMAGE']._serialized_start=58
-  _globals['_RECEIVEDIMAGE']._serialized_end=160
-  _globals['_DETAILS']._serialized_start=162
-  _globals['_DETAILS']._serialized_end=241
-  _globals['_PICTUREREPORT']._serialized_start=244
-  _globals['_PICTUREREPORT']._serialized_end=551
-  _globals['_LINKREPORT']._serialized_start=554
-  _globals['_LINKREPORT']._serialized_end=1750
-  _globals['_LINKREPORT_MODELHASHESENTRY']._serialized_start=1490
-  _globals['_LINKREPORT_MODELHASHESENTRY']._serialized_end=1540
-  _globals['_LINKREPORT_PROMPTREADENTRY']._serialized_start=1542
-  _globals['_LINKREPORT_PROMPTREADENTRY']._serialized_end=1613
-  _globals['_LINKREPORT_SCORESENTRY']._serialized_start=1615
-  _globals['_LINKREPORT_SCORESENTRY']._serialized_end=1660
-  _globals['_USER']._serialized_start=1752
-  _globals['_USER']._serialized_end=1820
+  _globals['_RECEIVEDPART']._serialized_start=58
+  _globals['_RECEIVEDPART']._serialized_end=165
+  _globals['_PREVIEWIMAGE']._serialized_start=167
+  _globals['_PREVIEWIMAGE']._serialized_end=223
+  _globals['_RECEIVEDIMAGE']._serialized_start=225
+  _globals['_RECEIVEDIMAGE']._serialized_end=327
+  _globals['_DETAILS']._serialized_start=329
+  _globals['_DETAILS']._serialized_end=408
+  _globals['_PICTUREREPORT']._serialized_start=411
+  _globals['_PICTUREREPORT']._serialized_end=718
+  _globals['_LINKREPORT']._serialized_start=721
+  _globals['_LINKREPORT']._serialized_end=1917
+  _globals['_LINKREPORT_MODELHASHESENTRY']._serialized_start=1657
+  _globals['_LINKREPORT_MODELHASHESENTRY']._serialized_end=1707
+  _globals['_LINKREPORT_PROMPTREADENTRY']._serialized_start=1709
+  _globals['_LINKREPORT_PROMPTREADENTRY']._serialized_end=1780
+  _globals['_LINKREPORT_SCORESENTRY']._serialized_start=1782
+  _globals['_LINKREPORT_SCORESENTRY']._serialized_end=1827
+  _globals['_USER']._serialized_start=1920
+  _globals['_USER']._serialized_end=2063
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,11 @@ class UserStub:
                 request_serializer=dekag_dot_v1_dot_downlink__pb2.ProvideRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_user__pb2.ReceivedImage.FromString,
                 _registered_method=True)
+        self.ReceiveWithPreviews = channel.unary_stream(
+                '/dekag.v1.User/ReceiveWithPreviews',
+                request_serializer=dekag_dot_v1_dot_downlink__pb2.ProvideRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_user__pb2.ReceivedPart.FromString,
+                _registered_method=True)
 
 
 class UserServicer:
@@ -52,6 +57,13 @@ class UserServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReceiveWithPreviews(self, request, context):
+        """The same, with the previews that were requested: streams them as they are generated, and the image last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_UserServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -59,6 +71,11 @@ def add_UserServicer_to_server(servicer, server):
                     servicer.Receive,
                     request_deserializer=dekag_dot_v1_dot_downlink__pb2.ProvideRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_user__pb2.ReceivedImage.SerializeToString,
+            ),
+            'ReceiveWithPreviews': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReceiveWithPreviews,
+                    request_deserializer=dekag_dot_v1_dot_downlink__pb2.ProvideRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_user__pb2.ReceivedPart.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -88,6 +105,33 @@ class User:
             '/dekag.v1.User/Receive',
             dekag_dot_v1_dot_downlink__pb2.ProvideRequest.SerializeToString,
             dekag_dot_v1_dot_user__pb2.ReceivedImage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceiveWithPreviews(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dekag.v1.User/ReceiveWithPreviews',
+            dekag_dot_v1_dot_downlink__pb2.ProvideRequest.SerializeToString,
+            dekag_dot_v1_dot_user__pb2.ReceivedPart.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,12 +34,16 @@ class UserStub:
     def __new__(cls, channel: _aio.Channel) -> UserAsyncStub: ...
     Receive: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.ProvideRequest, _user_pb2.ReceivedImage]
     """Requests an image, decodes it and reports on the link."""
+    ReceiveWithPreviews: _grpc.UnaryStreamMultiCallable[_downlink_pb2.ProvideRequest, _user_pb2.ReceivedPart]
+    """The same, with the previews that were requested: streams them as they are generated, and the image last."""
 
 @_typing.type_check_only
 class UserAsyncStub(UserStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Receive: _aio.UnaryUnaryMultiCallable[_downlink_pb2.ProvideRequest, _user_pb2.ReceivedImage]  # type: ignore[assignment]
     """Requests an image, decodes it and reports on the link."""
+    ReceiveWithPreviews: _aio.UnaryStreamMultiCallable[_downlink_pb2.ProvideRequest, _user_pb2.ReceivedPart]  # type: ignore[assignment]
+    """The same, with the previews that were requested: streams them as they are generated, and the image last."""
 
 class UserServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -49,5 +53,13 @@ class UserServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_user_pb2.ReceivedImage, _abc.Awaitable[_user_pb2.ReceivedImage]]:
         """Requests an image, decodes it and reports on the link."""
+
+    @_abc_1.abstractmethod
+    def ReceiveWithPreviews(
+        self,
+        request: _downlink_pb2.ProvideRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_user_pb2.ReceivedPart], _abc.AsyncIterator[_user_pb2.ReceivedPart]]:
+        """The same, with the previews that were requested: streams them as they are generated, and the image last."""
 
 def add_UserServicer_to_server(servicer: UserServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

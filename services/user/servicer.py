@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,9 +25,9 @@ from services.common.frames import (
     MAX_BLOCKS,
     MAX_CONSTELLATION_SYMBOLS,
     FrameError,
+    FrameReader,
     Transmission,
     channel_states,
-    collect,
 )
 from services.common.prompt_states import PromptStates
 from services.common.stages import stage_time
@@ -36,11 +36,19 @@ from services.common.worker import BatchWorker, ModelWorker, ShouldContinue
 from services.proto.downlink_pb2 import (
     GetTransmissionKnowledgeRequest,
     HopTraffic,
+    LatentPreview,
     ProvideRequest,
     TransmissionKnowledge,
 )
 from services.proto.downlink_pb2_grpc import DownlinkStub
-from services.proto.user_pb2 import Details, LinkReport, PictureReport, ReceivedImage
+from services.proto.user_pb2 import (
+    Details,
+    LinkReport,
+    PictureReport,
+    PreviewImage,
+    ReceivedImage,
+    ReceivedPart,
+)
 from services.proto.user_pb2_grpc import UserServicer as UserBase
 
 if TYPE_CHECKING:
@@ -53,6 +61,7 @@ if TYPE_CHECKING:
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
 
+_MAX_CHANNELS = 64  # of the latents of a preview
 _log = structlog.get_logger()
 
 
@@ -133,10 +142,43 @@ class UserServicer(UserBase):
     ) -> ReceivedImage:
         """The received image with its link report."""
         began = time.perf_counter()
+        frames, request = self._request(message, previews=0)
+        return await self._received(frames, message, request, began)
+
+    async def ReceiveWithPreviews(
+        self, message: ProvideRequest, context: aio.ServicerContext[ProvideRequest, ReceivedPart]
+    ) -> AsyncIterator[ReceivedPart]:
+        """The previews that the edge sends, then the received image with its link report."""
+        began = time.perf_counter()
+        frames, request = self._request(message, previews=message.previews)
+        async for preview in frames.previews():
+            yield ReceivedPart(preview=await self._preview(preview, request))
+        yield ReceivedPart(image=await self._received(frames, message, request, began))
+
+    def _request(self, message: ProvideRequest, *, previews: int) -> tuple[FrameReader, DeliveryRequest]:
+        """The frames that answer a request, which is validated here."""
         request = converters.request_from_proto(message, self._profile)
         forwarded = ProvideRequest(width=request.width, height=request.height)  # one size for all services
         forwarded.MergeFrom(message)
-        transmission = await collect(clients.stream(self._downlink.Provide, forwarded, "channel"))
+        forwarded.previews = previews
+        return FrameReader(clients.stream(self._downlink.Provide, forwarded, "channel"), previews), request
+
+    async def _preview(self, preview: LatentPreview, request: DeliveryRequest) -> PreviewImage:
+        channels, *sides = preview.latent_shape or [0]
+        if sides != self._sides(request.width, request.height) or not 0 < channels <= _MAX_CHANNELS:
+            raise FrameError(f"a preview of shape {tuple(preview.latent_shape)[:4]}")
+        try:
+            values = converters.latents_from_bytes(preview.latents, (1, *preview.latent_shape))
+        except InvalidInputError as error:
+            raise FrameError(f"preview: {error}") from error
+        pixels, _ = await self._comparing.run(self._render, torch.from_numpy(values), request.seed)
+        png = await asyncio.to_thread(_to_png, pixels)
+        return PreviewImage(png=png, step=preview.step, steps=preview.steps)
+
+    async def _received(
+        self, frames: FrameReader, message: ProvideRequest, request: DeliveryRequest, began: float
+    ) -> ReceivedImage:
+        transmission = await frames.transmission()
         request, tiling = self._sized(transmission, request)
         self._check(transmission, request, tiling)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
@@ -202,12 +244,16 @@ class UserServicer(UserBase):
         width, height, count = request.width, request.height, 1
         if tiling is not None:
             width, height, count = tiling.tile_width, tiling.tile_height, tiling.count
-        expected = [height // self._decoder.factor, width // self._decoder.factor]
+        expected = self._sides(width, height)
         if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != expected:
             raise MismatchError(f"latents {shape} do not make {width}x{height} pixels here")
         most = codec.max_channel_uses((shape[0], shape[1], shape[2])) * count
         if not count <= header.channel_uses <= most:
             raise FrameError(f"{header.channel_uses} symbols, but the codec sends {count} to {most}")
+
+    def _sides(self, width: int, height: int) -> list[int]:
+        """Height and width of the latents of an image."""
+        return [height // self._decoder.factor, width // self._decoder.factor]
 
     async def _fetch_adapters(self, content_hash: str) -> tuple[TransmissionKnowledge, int]:
         request = GetTransmissionKnowledgeRequest(content_hash=content_hash, files=True)

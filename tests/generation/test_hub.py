@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from dekag.generation.loading import folder_hash, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import load_profile
+from tests.hub import TOKEN, running_hub
+from tests.services.command_line import environment
 
 NAME = "somebody/tiny"
 
@@ -25,6 +29,39 @@ def named(path: str, **more: Any) -> GeneratorProfile:
 
 
 COMMITS = ("1" * 40, "2" * 40)
+
+UPLOAD = """
+import sys
+from huggingface_hub import upload_folder, create_repo
+from dekag.codec import JsccCodec
+codec = JsccCodec.from_pretrained(sys.argv[1] + "/codec")
+codec.push_to_hub("lab/codec")
+back = JsccCodec.from_pretrained("lab/codec")
+for name, value in codec.state_dict().items():
+    assert (back.state_dict()[name] == value).all(), name
+create_repo("lab/edge", exist_ok=True)
+upload_folder(repo_id="lab/edge", folder_path=sys.argv[1] + "/edge")
+"""
+
+
+def test_models_are_pushed_and_loaded_by_name(dummy_profile: Path, tmp_path: Path) -> None:
+    models: dict[str, Path] = {}
+    with running_hub(models) as (address, _):
+        there = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-c", UPLOAD, str(dummy_profile)]
+        done = subprocess.run(
+            command,
+            env={**environment(), **there, "HF_TOKEN": TOKEN},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+    assert sorted(models) == ["lab/codec", "lab/edge"]
+    for name in ("unet/diffusion_pytorch_model.safetensors", "model_index.json"):
+        assert (models["lab/edge"] / name).read_bytes() == (dummy_profile / "edge" / name).read_bytes()
+    for folder in models.values():
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

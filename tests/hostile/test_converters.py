@@ -15,7 +15,7 @@ from dekag.errors import InvalidInputError, NotFoundError
 from services.cloud import distill_request
 from services.common import converters
 from services.common.frames import FrameError, channel_states
-from services.gateway.converters import to_image
+from services.gateway.converters import to_report
 from services.proto import cloud_pb2, downlink_pb2, user_pb2
 from tests.hostile.budgets import examples
 from tests.hostile.calls import nearly_valid, picture
@@ -92,4 +92,4 @@ def test_latents_without_numbers_are_refused() -> None:
 
 def test_invalid_link_report_is_not_the_clients_fault() -> None:
     with pytest.raises(ValueError, match=r"link report: link\.fading"):
-        to_image(user_pb2.ReceivedImage(report=user_pb2.LinkReport(delivery="DELIVERY_SEMANTIC")), "id")
+        to_report(user_pb2.LinkReport(delivery="DELIVERY_SEMANTIC"), "id")

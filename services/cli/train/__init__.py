@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Annotated
+
 import typer
 
 from services.cli.train.autoencoder import decoder, vae, vae_quality
@@ -13,6 +16,28 @@ from services.cli.train.link import cala, codec, latents, restoration
 train = typer.Typer(
     help="Train the models. Every command is seeded and resumes after an interruption.", no_args_is_help=True
 )
+
+
+@train.callback()
+def options(
+    log: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the losses for tensorboard, wandb or mlflow, each an extra of the same name.",
+            autocompletion=lambda: ["tensorboard", "wandb", "mlflow"],
+        ),
+    ] = None,
+) -> None:
+    """Options of all trainings precede the name of the command."""
+    if log is not None:
+        from dekag.training import log as training_log
+
+        if log not in training_log.LOGS:
+            allowed = ", ".join(training_log.LOGS)
+            raise typer.BadParameter(f"must be one of {allowed}; got {log!r}", param_hint="--log")
+        os.environ[training_log.ENVIRONMENT] = log
+
+
 for command in (
     vae, vae_quality, decoder, probe, outline, encoders, edge, cloud, latents, codec, cala, restoration,
     knowledge, golden,

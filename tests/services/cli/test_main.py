@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from dekag.api import image_file
 from dekag.client import Client, gateway_url
 from services.cli.distill import read_prompts
 from services.cli.image import default_name
@@ -60,6 +62,53 @@ async def test_every_option_arrives_and_json_is_all_there_is(gateway_url: str, t
     assert (report["seed"], report["delivery"], report["fading"]) == (3, "semantic-unaligned", "awgn")
     assert (report["snr_db"], report["cbr"]) == (-2.5, pytest.approx(1 / 192))
     assert Image.open(tmp_path / "new/boat.png").size == (64, 96)
+
+
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+async def test_an_image_is_made_again_from_its_file(gateway_url: str, tmp_path: Path, suffix: str) -> None:
+    options = ["--size", "64x64", "--snr-db", "3", "--fading", "rician", "--steps", "3", "--url", gateway_url]
+    first = await dekag("image", "a boat", *options, "--output", f"boat.{suffix}", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert Image.open(tmp_path / f"boat.{suffix}").format == {"jpg": "JPEG"}.get(suffix, suffix.upper())
+    again = await dekag("image", "--from", f"boat.{suffix}", "--url", gateway_url, folder=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / f"boat-again.{suffix}").read_bytes() == (tmp_path / f"boat.{suffix}").read_bytes()
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_an_image_of_other_models_or_pixels_is_not_made_again(gateway_url: str, tmp_path: Path) -> None:
+    made = tmp_path / "boat.png"
+    first = ["image", "a boat", "--size", "64x64", "--output", "boat.png", "--url", gateway_url]
+    assert (await dekag(*first, folder=tmp_path)).returncode == 0
+    origin = image_file.read_provenance(made)
+    file = io.BytesIO()
+    Image.open(made).save(file, "PNG")  # without metadata
+    other = origin.model_copy(update={"model_hashes": {**origin.model_hashes, "edge": "e" * 64}})
+    (tmp_path / "other.png").write_bytes(image_file.with_metadata(file.getvalue(), other))
+    (tmp_path / "bare.png").write_bytes(file.getvalue())
+    edited = Image.open(made).copy()
+    edited.putpixel((3, 4), (1, 2, 3))
+    file = io.BytesIO()
+    edited.save(file, "PNG")
+    (tmp_path / "edited.png").write_bytes(image_file.with_metadata(file.getvalue(), origin))
+    foreign = origin.model_copy(update={"request": {**origin.request, "link": {"snr_db": 99}}})
+    (tmp_path / "foreign.png").write_bytes(image_file.with_metadata(file.getvalue(), foreign))
+    (tmp_path / "text.png").write_text("no image")
+    before = sorted(names(tmp_path))
+    for name, told in {
+        "other.png": "made by other models: model edge was eeeeeeeeeeee and is ",
+        "edited.png": "1 of its pixels differ",
+        "bare.png": "bare.png does not say how it was made",
+        "foreign.png": "does not allow: field link.snr_db",
+        "text.png": "text.png is no PNG, JPEG or WebP",
+        "absent.png": "absent.png",
+    }.items():
+        done = await dekag("image", "--from", name, "--url", gateway_url, folder=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert told in done.stderr
+        assert "Traceback" not in done.stderr
+    assert sorted(names(tmp_path)) == before
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -248,6 +297,8 @@ def test_where_nothing_can_be_written_is_said_in_one_line(
         (["image", "a boat", "--snr-db", "nan"], "--snr-db': must be a finite number"),
         (["image", "a boat", "--seed", "-1"], "--seed': Input should be greater than or equal to 0"),
         (["image"], "dekag image: Missing argument 'prompt'"),
+        (["image", "--from", "a.png", "--snr-db", "3"], "leave out --snr-db"),
+        (["image", "a boat", "--from", "a.png"], "leave out prompt"),
         (
             ["credentials", "x", "--days", "5"],
             "'--days': Input should be greater than or equal to 31 (allowed: 31 to 3650)",

@@ -8,6 +8,7 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from dekag.generation.request import GenerationRequest, Sampling
 from services.common.cache import Cache, content_key, image_key, latent_key, report_key
 from services.common.settings import CommonSettings
 
@@ -64,7 +65,19 @@ def test_keys_depend_on_every_part_and_never_run_together() -> None:
         for i, value in enumerate(("other", "a cat", 2, 64, 64))
     }
     assert len(keys) == 6
-    assert image_key(*base, "png") != image_key(*base, "webp")
+    requests = [
+        GenerationRequest("a fox", 1, 128, 128, sampling=sampling)
+        for sampling in (
+            Sampling(),
+            Sampling(steps=3),
+            Sampling(guidance_scale=3),
+            Sampling(negative_prompt="3"),
+            Sampling(adapter_scale=0.5),
+        )
+    ]
+    made = {image_key("hash", request, name) for request in requests for name in ("png", "webp")}
+    made |= {latent_key(*base, sampling=request.sampling) for request in requests}
+    assert len(made) == 15
     assert content_key("x", "a", "bc") != content_key("x", "ab", "c")
     assert report_key("abc") == "dekag:report:abc"
 

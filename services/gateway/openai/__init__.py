@@ -1,0 +1,1 @@
+"""What makes clients of the OpenAI Images API work unchanged: errors, models, streams of events."""
