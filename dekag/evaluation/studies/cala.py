@@ -110,7 +110,7 @@ REFERENCES = ("none", STRONG)  # what CALA's gain is over
 PROMPTS = ("right", "withheld", "foreign", "wrong")  # "right" is an image's own, "foreign" another image's
 PROMPT_CHANNELS = ("awgn", "rayleigh-1us")
 SHOWN_CHANNEL = "rayleigh-1us"
-VERSION = 2  # raised when the code changes what a block comes out as
+VERSION = 3  # raised when the code changes what a block comes out as
 
 
 @dataclass(frozen=True)
