@@ -136,8 +136,12 @@ def _arrays(path: Path) -> dict[str, Any]:
             return {name: archive[name] for name in archive.files}
     if path.suffix == ".mat":
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
 
-        found = loadmat(path)
+        try:
+            found = loadmat(path)
+        except MatReadError as error:
+            raise ValueError(error) from None
         return {name: value for name, value in found.items() if not name.startswith("__")}
     raise FileError(path, "is not a .npy, .npz or .mat file")
 

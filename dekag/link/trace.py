@@ -1,9 +1,9 @@
 """Playback of recorded channels: CSV files of time and SNR, or of time and complex gain.
 
 A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times are ascending. Blank
-lines and lines starting with `# ` are ignored. If the header has semicolons or tabs instead of commas, so have
-the other lines, and their numbers may have decimal commas. A byte order mark is ignored. A sample is valid
-until the next one, the last sample for the mean sampling interval; then the trace starts over.
+lines and lines starting with `# ` are ignored. If the header has semicolons or tabs instead of commas, so
+have the other lines, and their numbers may have decimal commas. A byte order mark is ignored. A sample is
+valid until the next one, the last sample for the mean sampling interval; then the trace starts over.
 
 A trace describes how the channel *varies*: its mean power over time is scaled to 1, like that of every other
 fading, and `snr_db` of the conditions is the mean SNR. To play an SNR trace at its recorded level, use its

@@ -57,7 +57,7 @@ def compare(
     table.add_column("SNR at equal quality, dB" if over_snr else "BD-rate, %", justify="right")
     table.add_column("BD-PSNR, dB" if metric == "psnr" else "BD-MS-SSIM, dB", justify="right")
     table.add_column("shared range", justify="right")
-    table.add_column("source")
+    table.add_column("")
     for each, result in zip(others, found, strict=True):
         saved = result.snr_db if over_snr else result.rate_percent
         table.add_row(
@@ -65,10 +65,13 @@ def compare(
             _signed(saved),
             _signed(result.quality_db),
             f"{100 * result.overlap:.0f} %",
-            f"published: {each.source}" if each.source else "measured",
+            "published" if each.source else "measured",
         )
     console = Console()
     console.print(table)
+    for each in others:
+        if each.source:
+            typer.echo(f"{each.name}: {each.source}")
     if plot is not None:
         console.print(f"Plot: {plot}")
 

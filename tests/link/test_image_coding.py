@@ -48,7 +48,7 @@ def test_compared_formats_come_back_bare(
     shown = decode(bare, 128, 128, headerless=True)
     assert shown.shape == pixels.shape
     assert (shown == decode(whole, 128, 128)).all()
-    assert psnr_db(shown, pixels) > (33 if (quality, scale) == (40, 1) else 14)
+    assert psnr_db(shown, pixels) > (30 if (quality, scale) == (40, 1) else 14)
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)

@@ -253,10 +253,10 @@ def hevc_gap() -> HevcGap:
     return HevcGap(float(np.mean(code)), float(np.mean(total) - np.mean(code)))
 
 
-def arithmetic_psnr_db(ladder: Ladder, channel_uses: int, snr_db: float) -> float:
-    """PSNR of HEVC at the bytes of `HevcGap`, between the rungs of a ladder by the logarithm of bytes."""
-    size = channel_uses * hevc_gap().bits_per_use(snr_db) / 8
-    return float(np.interp(math.log(size), np.log(ladder.sizes), ladder.values[:, 0]))
+def arithmetic_psnr_db(ladder: Ladder, grey_db: float, channel_uses: int, snr_db: float) -> float:
+    """PSNR, dB, of the best file within the bytes of `HevcGap`; that of grey if none is as small."""
+    rung = ladder.within(bytes_within(channel_uses, hevc_gap().bits_per_use(snr_db)))
+    return float(ladder.values[rung, 0]) if rung >= 0 else grey_db
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,8 @@ def _row(cell: Row, sender: str, values: Array) -> Row:
 def _gap_row(photos: PhotoSet, cell: Row, cbr: float, psnr_db: float) -> Row:
     hevc = photos.ladders["hevc", True]
     uses = [photos.channel_uses(i, cbr) for i in range(len(hevc))]
-    by_arithmetic = [arithmetic_psnr_db(*each, cell["snr_db"]) for each in zip(hevc, uses, strict=True)]
+    known = zip(hevc, photos.fallback_values[:, 0], uses, strict=True)
+    by_arithmetic = [arithmetic_psnr_db(*each, cell["snr_db"]) for each in known]
     expected = float(np.mean(by_arithmetic))
     return {
         "cbr": cell["cbr"],
