@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -81,15 +80,6 @@ class ModelBank:
     def autoencoder(self) -> Any:
         """The edge's autoencoder alone, for who needs no more of it."""
         return load_component(self.profile.edge, "vae").float().eval()
-
-    @cached_property
-    def autoencoder_hash(self) -> str:
-        """Of the weights of the edge's autoencoder."""
-        weights = self.autoencoder.state_dict()
-        digest = hashlib.sha256()
-        for name in sorted(weights):
-            digest.update(name.encode() + weights[name].contiguous().numpy().tobytes())
-        return digest.hexdigest()
 
     @cached_property
     def side_information(self) -> SideInformation:

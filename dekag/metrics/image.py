@@ -106,7 +106,7 @@ class MsSsim(Metric):
         from torch.nn.functional import avg_pool2d
 
         _check_side(images, self)
-        weights = _MS_SSIM_WEIGHTS
+        weights: tuple[float, ...] = _MS_SSIM_WEIGHTS
         if min(images.shape[1:3]) <= 160:
             weights = tuple(weight / sum(weights[:4]) for weight in weights[:4])
         ours, theirs = as_torch(images), as_torch(references)

@@ -211,7 +211,9 @@ def digital(
 def photos(
     folder: Annotated[
         Path | None,
-        typer.Option(help="Folder of photographs. Default: those that installed packages bring."),
+        typer.Option(
+            help="Photographs: a picture or a folder of pictures. Default: those that installed packages bring."
+        ),
     ] = None,
     side: Annotated[
         int, typer.Option(help="Longer side to which photographs are reduced, pixels.", min=100, max=4096)
@@ -232,14 +234,18 @@ def photos(
     """
     from dekag.evaluation.reports.photos import psnr_tables
     from dekag.evaluation.studies.photos import run_photos
+    from dekag.pictures import find_pictures
 
-    targets = _targets(profile)
+    targets, pictures = _targets(profile), None
     if folder is not None:
-        targets["results"] = Path("runs", f"photos-{folder.resolve().name}", "results")
+        pictures = find_pictures(folder)
+        targets["results"] = Path("runs", f"photos-{pictures.name}", "results")
+        if pictures.skipped:
+            typer.echo(pictures.skipped_note, err=True)
         typer.echo(f"The results of {folder} go to {targets['results']}.")
 
     def run() -> None:
-        run_photos(folder=folder, side=side, checks=checks, semantic=semantic, workers=workers, **targets)
+        run_photos(folder=pictures, side=side, checks=checks, semantic=semantic, workers=workers, **targets)
         for line in psnr_tables(targets["results"]):
             typer.echo(line)
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dekag.errors import FileError, InvalidInputError
-from dekag.evaluation.photographs import Photograph, load_photograph, photographs_in
+from dekag.errors import FileError
+from dekag.evaluation.models import model_bank
+from dekag.evaluation.photographs import MAX_FILE_SIDE, Photograph, photographs_in
 from dekag.evaluation.studies import photos
 from dekag.evaluation.studies.digital import Ladder, conditions_of
 from dekag.evaluation.studies.photos import (
@@ -20,9 +21,13 @@ from dekag.evaluation.studies.photos import (
     enlarged_size,
     hevc_gap,
     measure_ladder,
+    send_semantic,
 )
-from dekag.generation.images import Pixels
+from dekag.generation.images import MAX_SIDE, Pixels
+from dekag.link import LinkConditions
 from dekag.metrics.image import psnr_db
+from dekag.pictures import Picture, find_pictures
+from dekag.pipeline import SemanticLink
 
 
 def picture(width: int = 120, height: int = 100) -> Pixels:
@@ -36,47 +41,52 @@ def test_a_folder_is_read_by_name_upright_and_reduced(tmp_path: Path) -> None:
     turned[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(picture(300, 200)).save(tmp_path / "a.jpg", exif=turned)
     (tmp_path / "notes.txt").write_text("no photograph")
-    first, second = photographs_in(tmp_path, 150)
-    assert (first.name, first.pixels.shape) == ("a", (150, 100, 3))
-    assert (second.name, second.pixels.shape, second.original) == ("b", (100, 150, 3), (300, 200))
+    folder = find_pictures(tmp_path)
+    first, second = photographs_in(folder, 150)
+    assert (first.name, first.pixels.shape, first.original) == ("a.jpg", (150, 100, 3), (200, 300))
+    assert (second.name, second.pixels.shape, second.original) == ("b.png", (100, 150, 3), (300, 200))
+    assert first.notes == ("turned as its EXIF orientation says",)
+    assert not second.notes
+    assert "notes.txt" in folder.skipped_note
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "P", "I;16", "LA", "1"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    grey = np.full((100, 100), 200, np.uint8)
-    image = Image.fromarray(grey.astype(np.uint16) * 257 if mode == "I;16" else grey)
-    if mode not in ("L", "I;16"):
-        image = image.convert("RGB").convert(mode)
-    path = tmp_path / ("x.tif" if mode in ("CMYK", "I;16") else "x.png")
-    image.save(path)
-    pixels = load_photograph(path).pixels
-    assert pixels.shape == (100, 100, 3)
-    expected = 255 if mode == "1" else 200
-    assert abs(float(pixels.mean()) - expected) < (60 if mode == "1" else 2)
+def test_what_is_larger_than_can_be_sent_is_read_too(tmp_path: Path) -> None:
+    Image.new("L", (MAX_SIDE + 2, 20), 200).save(tmp_path / "wide.png")
+    (wide,) = photographs_in(find_pictures(tmp_path), 100)
+    assert wide.original == (MAX_SIDE + 2, 20)
+    assert max(wide.pixels.shape) == 100
+    Image.new("L", (MAX_FILE_SIDE + 1, 1)).save(tmp_path / "wide.png")
+    with pytest.raises(FileError, match=rf"wide\.png.* at most {MAX_FILE_SIDE} pixels a side"):
+        photographs_in(find_pictures(tmp_path))
 
 
-def test_transparent_parts_are_white(tmp_path: Path) -> None:
-    Image.new("RGBA", (100, 100), (0, 0, 0, 0)).save(tmp_path / "x.png")
-    assert (load_photograph(tmp_path / "x.png").pixels == 255).all()
-
-
-def test_what_is_no_photograph_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="existing folder"):
-        photographs_in(tmp_path / "gone")
-    with pytest.raises(InvalidInputError, match="without any"):
-        photographs_in(tmp_path)
-    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
-    with pytest.raises(FileError, match=r"x\.png is no image"):
-        photographs_in(tmp_path)
+def test_a_damaged_photograph_is_named(tmp_path: Path) -> None:
+    Image.fromarray(picture(300, 200)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:200])
+    with pytest.raises(FileError, match=r"x\.png"):
+        photographs_in(find_pictures(tmp_path))
 
 
 def test_the_enlarged_photograph_fills_the_rate() -> None:
     assert enlarged_size(256, 192, 1 / 96) == (256, 192)
+    assert enlarged_size(272, 181, 1 / 96) == (272, 181)
     assert enlarged_size(256, 192, 1 / 24) == (512, 384)
     assert enlarged_size(256, 192, 1 / 6) == (1024, 768)
     wide, high = enlarged_size(272, 181, 1 / 48)
-    assert wide % 32 == high % 32 == 0
-    assert wide * high == pytest.approx(2 * 272 * 181, rel=0.1)
+    assert wide * high == pytest.approx(2 * 272 * 181, rel=0.01)
+
+
+def test_the_semantic_link_is_that_of_a_users_pictures() -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, (25, 30, 3))
+    photo = blocks.repeat(4, axis=0).repeat(4, axis=1).astype(np.uint8)
+    conditions = [LinkConditions(snr_db=snr_db, fading="awgn") for snr_db in (0.0, 20.0)]
+    worse, better = send_semantic(model_bank("stickers"), photo, conditions, 1 / 96, seed=3)
+    sent = SemanticLink.load("stickers").picture(Picture(photo, "PNG"), conditions[1], seed=3, cbr=1 / 96)
+    assert (better == sent.pixels).all()
+    assert psnr_db(worse, photo) < psnr_db(better, photo)
+    (enlarged,) = send_semantic(model_bank("stickers"), photo, conditions[1:], 1 / 24, seed=3)
+    assert enlarged.shape == photo.shape
+    assert psnr_db(enlarged, photo) > psnr_db(better, photo)
 
 
 def test_the_gap_is_what_calibrated_ldpc_and_qam_have() -> None:

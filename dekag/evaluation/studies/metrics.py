@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dekag.evaluation.pages import write_rows
+from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.registry import RESULTS, record
 from dekag.metrics.features import ImageScorer
-from dekag.metrics.image import METRICS, as_torch
+from dekag.metrics.image import METRICS, Pixels, as_torch
 from dekag.metrics.sets import frechet_distance, kernel_distance
 
 Array = npt.NDArray[np.float64]
@@ -46,7 +46,7 @@ class Check:
     why_not: str = ""
 
 
-def made_images(side: int, count: int = IMAGES, seed: int = 0) -> tuple[Array, Array]:
+def made_images(side: int, count: int = IMAGES, seed: int = 0) -> tuple[Pixels, Pixels]:
     """References and degraded images, (count, side, side, 3) uint8: waves, edges and noise that grows."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side] / side
@@ -150,7 +150,7 @@ def _dino() -> tuple[Array, Array]:
     return ours, _unit(hidden[:, 0])
 
 
-def _encoded(name: str) -> tuple[Array, Array, ImageScorer]:
+def _encoded(name: str) -> tuple[Array, Pixels, ImageScorer]:
     from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
     torch.manual_seed(0)
@@ -201,9 +201,9 @@ def run_metrics(results: Path = RESULTS) -> int:
     Raises:
         ModuleNotFoundError: the extra `photos`, with the references, is not installed.
     """
-    rows = []
+    rows: list[Row] = []
     for check in CHECKS:
-        row = {"metric": check.metric, "reference": check.reference}
+        row: Row = {"metric": check.metric, "reference": check.reference}
         if check.measure is None:
             rows.append({**row, "difference": None, "why_not": check.why_not})
             continue

@@ -6,9 +6,9 @@ Each photograph is sent within K channel uses over AWGN and over Rayleigh block 
   bare, over 5G LDPC and QAM with the best modulation and code rate for the mean SNR (as `dekag experiment
   digital`);
 * the same formats as an error-free code at capacity would carry them;
-* the semantic link of a profile: autoencoder, codec and adapters. The built-in ones were trained on drawn
-  images alone. The codec has symbols for a rate of 1/96 at most; for a higher rate the photograph is enlarged
-  by sqrt(96 CBR) before it is encoded, and the received one is reduced again.
+* the semantic link of a profile, in tiles as every picture of a user is sent. The built-in models were
+  trained on drawn images alone. The codec has symbols for a rate of 1/96 at most; for a higher rate the
+  photograph is enlarged by sqrt(96 CBR) before it is cut into tiles, and the received one is reduced again.
 
 If nothing fits or a payload is lost, the receiver shows uniform grey. `HevcGap` is arithmetic that knows
 nothing of modulations and codes, only that they are so many dB away from capacity; HEVC over AWGN is compared
@@ -40,8 +40,8 @@ from dekag.evaluation.runner import run_in_processes, run_serially
 from dekag.evaluation.statistics import mean_ci95
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import OUTAGES, Choice, Forecast, Ladder, choose, conditions_of
-from dekag.generation import autoencoder
 from dekag.generation.images import FILE_FORMATS, FileFormat, Pixels
+from dekag.generation.models import LatentEncoder
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
 from dekag.link.conditions import LinkConditions
 from dekag.link.harq import send_with_harq
@@ -49,7 +49,8 @@ from dekag.link.image_coding import decode, encode, ladders
 from dekag.link.mcs import INFORMATION_BITS, TABLE
 from dekag.link.outage import codeword_threshold
 from dekag.metrics.image import psnr_db
-from dekag.pipeline import SemanticLink
+from dekag.pictures import PictureFolder, Tiling
+from dekag.pipeline import Rate, SemanticLink, render_tiles
 
 Array = npt.NDArray[np.float64]
 _Task = TypeVar("_Task")
@@ -81,7 +82,6 @@ VERSION = 1  # raised when the code changes what a ladder or a received photogra
 _GREY = 128
 _UNLIKELY = 0.01  # loss of a codeword at which a scheme counts as usable in the arithmetic
 _LATENT_RATE = 96  # pixels' values for each symbol of the codec at its highest rate
-_STEP = 32  # pixels: sides that autoencoder and codec take are multiples of it
 _FORMAT_BARE = {name: [(name, True)] for name in FILE_FORMATS}
 
 
@@ -125,10 +125,9 @@ def measure_ladder(task: tuple[Photograph, FileFormat], *, runs: Path = RUNS) ->
 
 
 def enlarged_size(width: int, height: int, cbr: float) -> tuple[int, int]:
-    """Width and height at which a photograph is encoded: multiples of 32, about sqrt(96 CBR) times larger."""
+    """Width and height at which a photograph is encoded: sqrt(96 CBR) times its own."""
     factor = math.sqrt(_LATENT_RATE * cbr)
-    wide, high = (max(_STEP, round(side * factor / _STEP) * _STEP) for side in (width, height))
-    return wide, high
+    return max(1, round(width * factor)), max(1, round(height * factor))
 
 
 def send_semantic(
@@ -147,20 +146,16 @@ def send_semantic(
         (n, height, width, 3) uint8.
     """
     height, width = pixels.shape[:2]
-    wide, high = enlarged_size(width, height, cbr)
-    codec = bank.codecs.get("adapters", bank.codecs["base"])
-    sent = torch.from_numpy(_resized(pixels, wide, high)).permute(2, 0, 1)[None].float().div(127.5).sub(1)
-    with torch.inference_mode():
-        latents = autoencoder.encode(bank.autoencoder, sent)
-        most = codec.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3]))
-        uses = min(round(cbr * pixels.size), most)
-        shown = []
-        for each in conditions:
-            arrived = SemanticLink(codec).send(
-                latents, [each], [seed], source_values=3 * wide * high, channel_uses=uses
-            )
-            image = autoencoder.decode(bank.autoencoder, arrived.latents)[0].clamp(-1, 1).add(1).mul(127.5)
-            shown.append(_resized(image.round().byte().permute(1, 2, 0).numpy(), width, height))
+    enlarged = enlarged_size(width, height, cbr)
+    tiling = Tiling.of(*enlarged, size=bank.profile.size)
+    codec, decoder = bank.codecs.get("adapters", bank.codecs["base"]), bank.edge.decoder
+    latents = LatentEncoder(decoder).encode(tiling.split(_resized(pixels, *enlarged)))
+    most = codec.max_channel_uses((latents.shape[1], latents.shape[2], latents.shape[3])) * tiling.count
+    rate = Rate(min(round(cbr * pixels.size), most))
+    shown = []
+    for each in conditions:
+        arrived = SemanticLink(codec).send_tiles(latents, tiling, each, seed, rate=rate)
+        shown.append(_resized(render_tiles(decoder, arrived.latents, tiling, seed), width, height))
     return np.stack(shown)
 
 
@@ -178,7 +173,11 @@ def measure_semantic(task: tuple[Photograph, float, int], *, profile: str, runs:
         found = psnrs_db(send_semantic(bank, photo.pixels, conditions, cbr, seed), photo.pixels)
         return found.reshape(len(CHANNELS), len(SEMANTIC_SNRS_DB))
 
-    models = (bank.autoencoder_hash, bank.codec_hash, bank.profile.adapters and bank.adapters.content_hash)
+    models = (
+        bank.edge.decoder.model_hash,
+        bank.codec_hash,
+        bank.profile.adapters and bank.adapters.content_hash,
+    )
     known = (CHANNELS, cbr, SEMANTIC_SNRS_DB, seed, photo.pixels.shape)
     key = content_key(VERSION, models, *known, data=photo.pixels.tobytes())
     return ResultStore(runs).array("semantic", key, make)
@@ -375,7 +374,7 @@ def check(
 
 def run_photos(
     *,
-    folder: Path | None,
+    folder: PictureFolder | None,
     side: int,
     checks: int,
     semantic: bool,
@@ -387,7 +386,7 @@ def run_photos(
     """Measure what is not measured yet, then write rows, figures, curves and pictures.
 
     Args:
-        folder: of photographs; None: those that installed packages bring.
+        folder: of the photographs; None: those that installed packages bring.
         side: longer side to which photographs are reduced, pixels.
         checks: deliveries that are really decoded.
         semantic: whether the semantic link is measured too.
@@ -400,15 +399,14 @@ def run_photos(
         The rows of results/photos/senders.jsonl.
 
     Raises:
-        InvalidInputError: the folder has no photographs, or one is too small.
-        FileError: a photograph cannot be read.
+        FileError: a photograph is damaged or too large.
         ModuleNotFoundError: the extra `photos` is not installed.
     """
     photographs = installed_photographs(side) if folder is None else photographs_in(folder, side)
     grey = [[psnr_db(np.full_like(each.pixels, _GREY), each.pixels)] for each in photographs]
     tasks = [(each, image_format) for each in photographs for image_format in FILE_FORMATS]
     found = _run(partial(measure_ladder, runs=runs), tasks, workers, "encode")
-    rungs = {
+    rungs: dict[tuple[str, bool], list[Ladder]] = {
         (name, True): [found[i] for i, task in enumerate(tasks) if task[1] == name] for name in FILE_FORMATS
     }
     photos = PhotoSet(photographs, rungs, np.array(grey))
@@ -455,6 +453,7 @@ def write(measured: PhotoResults, photos: PhotoSet, results: Path = RESULTS) -> 
                 "source": each.source,
                 "original": list(each.original),
                 "sent": [each.pixels.shape[1], each.pixels.shape[0]],
+                **({"notes": each.notes} if each.notes else {}),
             }
             for each in photos.photos
         ],
@@ -541,7 +540,7 @@ def strip(photos: PhotoSet, bank: ModelBank | None) -> list[list[Pixels]]:
                 image = np.full_like(photo.pixels, _GREY)
                 if choice.ladder is not None:
                     quality, scale = photos.ladders[choice.ladder][index].settings[choice.rung]
-                    data = encode(photo.pixels, name, quality, scale=scale, headerless=True)  # type: ignore[arg-type]
+                    data = encode(photo.pixels, name, quality, scale=scale, headerless=True)
                     image = decode(data, width, height, headerless=True)
                 row.append(image)
             if bank is not None:
