@@ -1,8 +1,10 @@
-"""Image files: PNG for display; WebP, AVIF and JPEG for transmission."""
+"""Image files: PNG for display; WebP, AVIF and JPEG for transmission; HEVC and JPEG XL for comparison."""
 
 from __future__ import annotations
 
+import importlib
 import io
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +16,12 @@ from dekag.errors import InvalidInputError
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3), RGB
 ImageFormat = Literal["webp", "avif", "jpeg"]
 IMAGE_FORMATS: tuple[ImageFormat, ...] = ("webp", "avif", "jpeg")
+"""Formats that the services deliver."""
+FileFormat = Literal["webp", "avif", "jpeg", "hevc", "jxl"]
+FILE_FORMATS: tuple[FileFormat, ...] = (*IMAGE_FORMATS, "hevc", "jxl")
+"""Formats that can be compared; the last two need the extra `photos`."""
 MAX_SIDE = 4096
+_FULL_CHROMA_FROM = 40  # quality of HEVC
 UNREADABLE = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
@@ -60,14 +67,53 @@ def to_plain_jpeg(pixels: Pixels, quality: int = 75) -> bytes:
     return _saved(pixels, "JPEG", quality=quality)
 
 
-DELIVERED_QUALITY: dict[ImageFormat, int] = {"webp": 75, "avif": 50, "jpeg": 75}
+def to_hevc(pixels: Pixels, quality: int = 50) -> bytes:
+    """HEVC intra frame in a HEIF file, of pixels (height, width, 3) uint8; `quality` 0..100.
+
+    This is what BPG codes: one intra frame of x265, here tuned for PSNR, at CRF (100 - quality) / 2. Chroma
+    is 4:2:0 below quality 40 and 4:4:4 from there on, where that gives more PSNR for the bytes. The bits may
+    depend on the version of x265, and on whether the machine has one core or more.
+
+    Raises:
+        ModuleNotFoundError: the extra `photos` is not installed.
+    """
+    _register_compared()
+    chroma = 420 if quality < _FULL_CHROMA_FROM else 444
+    return _saved(pixels, "HEIF", quality=quality, chroma=chroma, enc_params={"tune": "psnr"})
+
+
+def to_jxl(pixels: Pixels, quality: int = 50) -> bytes:
+    """JPEG XL codestream of pixels (height, width, 3) uint8; `quality` 0..99.
+
+    Raises:
+        ModuleNotFoundError: the extra `photos` is not installed.
+    """
+    _register_compared()
+    return _saved(pixels, "JXL", quality=quality, num_threads=1)
+
+
+@cache
+def _register_compared() -> None:
+    """Make Pillow read and write HEVC and JPEG XL."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    importlib.import_module("pillow_jxl")  # registers itself
+
+
+DELIVERED_QUALITY: dict[FileFormat, int] = {"webp": 75, "avif": 50, "jpeg": 75}
 """Settings of similar quality: 36 to 39 dB on images of the sticker world."""
 
 
-def to_format(pixels: Pixels, image_format: ImageFormat, quality: int | None = None) -> bytes:
-    """Pixels (height, width, 3) uint8 in one of IMAGE_FORMATS; quality of DELIVERED_QUALITY if left out."""
-    encode = {"webp": to_webp, "avif": to_avif, "jpeg": to_jpeg}[image_format]
-    return encode(pixels, DELIVERED_QUALITY[image_format] if quality is None else quality)
+def to_format(pixels: Pixels, image_format: FileFormat, quality: int | None = None) -> bytes:
+    """Pixels (height, width, 3) uint8 in one of FILE_FORMATS.
+
+    The quality is that of DELIVERED_QUALITY if left out, or 50 for a format that is not delivered.
+    """
+    encoders = {"webp": to_webp, "avif": to_avif, "jpeg": to_jpeg, "hevc": to_hevc, "jxl": to_jxl}
+    return encoders[image_format](
+        pixels, DELIVERED_QUALITY.get(image_format, 50) if quality is None else quality
+    )
 
 
 def from_bytes(data: bytes, *, max_side: int = MAX_SIDE) -> Pixels:
@@ -76,15 +122,27 @@ def from_bytes(data: bytes, *, max_side: int = MAX_SIDE) -> Pixels:
     Raises:
         InvalidInputError: `data` is not such an image, or a side exceeds `max_side` pixels.
     """
+    return _opened(data, ("PNG", "WEBP", "AVIF", "JPEG"), "a readable PNG, WebP, AVIF or JPEG", max_side)
+
+
+def from_compared(data: bytes, *, max_side: int = MAX_SIDE) -> Pixels:
+    """Pixels (height, width, 3) uint8 of an HEVC or JPEG XL file; errors as those of `from_bytes`.
+
+    Raises:
+        ModuleNotFoundError: the extra `photos` is not installed.
+    """
+    _register_compared()
+    return _opened(data, ("HEIF", "JXL"), "a readable HEVC or JPEG XL", max_side)
+
+
+def _opened(data: bytes, formats: tuple[str, ...], allowed: str, max_side: int) -> Pixels:
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "AVIF", "JPEG")) as image:
+        with Image.open(io.BytesIO(data), formats=formats) as image:
             if max(image.size) > max_side:
                 raise InvalidInputError("image", f"at most {max_side} pixels a side", image.size)
             return np.array(image.convert("RGB"))
     except UNREADABLE as error:
-        raise InvalidInputError(
-            "image", "a readable PNG, WebP, AVIF or JPEG", f"{len(data)} bytes"
-        ) from error
+        raise InvalidInputError("image", allowed, f"{len(data)} bytes") from error
 
 
 def _saved(pixels: Pixels, kind: str, **options: Any) -> bytes:

@@ -43,8 +43,8 @@ __all__ = [
 ]
 
 
-_BUILT_IN = get_args(Fading)
-_TDL = tuple(name for name in _BUILT_IN if name.startswith("tdl"))
+_BLOCKS_FADE = ("awgn", "rayleigh", "rician", "trace")
+_TDL = tuple(name for name in get_args(Fading) if name.startswith("tdl"))
 
 
 class ChannelState(NamedTuple):
@@ -262,11 +262,11 @@ def _transmit_one(
     if conditions.fading in _TDL:
         gains, estimate = _grid_fading(len(symbols), conditions, draws)
         return gains * symbols + noise, estimate
-    if conditions.fading in _BUILT_IN:
+    if conditions.fading in _BLOCKS_FADE:
         phase = draws.of("direct-path")
         gains = _block_fading(len(symbols), conditions, independent, phase, traces)
     else:
-        gains = _plugged_in_fading(len(symbols), conditions, draws.of("plug-in"))
+        gains = _registered_fading(len(symbols), conditions, draws.of("plug-in"))
     estimate = _block_estimate(gains, conditions, draws)
     if conditions.fading == "awgn":
         return symbols + noise, estimate
@@ -296,10 +296,10 @@ def built_in_gains(conditions: LinkConditions, generator: torch.Generator, chann
     return _block_fading(channel_uses, conditions, independent, generator, BUILT_IN_TRACES)
 
 
-def _plugged_in_fading(
+def _registered_fading(
     channel_uses: int, conditions: LinkConditions, generator: torch.Generator
 ) -> torch.Tensor:
-    """(J,) or (K,) complex64: the gains of a plug-in."""
+    """(J,) or (K,) complex64: the gains that a class of the registry draws: of a plug-in, for example."""
     channel = plugins.get("channel", conditions.fading)
     gains = torch.as_tensor(channel.gains(conditions, generator, channel_uses)).to(torch.complex64)
     if gains.shape not in ((BLOCKS,), (channel_uses,)) or not torch.isfinite(torch.view_as_real(gains)).all():

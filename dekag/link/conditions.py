@@ -23,7 +23,9 @@ BUILT_IN_TRACES = Path(__file__).with_name("traces")
 BANDWIDTH_HZ = 10e6
 """Bandwidth that the J sub-bands divide equally, Hz."""
 
-Fading = Literal["awgn", "rayleigh", "rician", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e", "trace"]
+Fading = Literal[
+    "awgn", "rayleigh", "rician", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e", "trace", "rayleigh-magnitude"
+]
 Csi = Literal["perfect", "pilots", "none"]
 EqualizerKind = Literal["mmse", "zf"]
 
@@ -74,7 +76,8 @@ class LinkConditions(BaseModel):
         default="rayleigh",
         description="awgn: every gain is 1. rayleigh: correlated complex Gaussian block gains. rician: the "
         "same plus a line-of-sight path. tdl-a to tdl-e: the tapped delay lines of 3GPP TR 38.901 over OFDM. "
-        "trace: playback of recorded gains or SNRs. Any other: a plug-in. The mean power is always 1.",
+        "trace: playback of recorded gains or SNRs. rayleigh-magnitude: the real magnitude of a Rayleigh "
+        "gain, drawn anew for each symbol. Any other: a plug-in. The mean power is always 1.",
         examples=["rayleigh"],
     )
     tau_rms_s: float = Field(

@@ -79,6 +79,29 @@ class _BuiltIn(Channel):
         return 0.0 if self._k_db == math.inf else conditions.tau_rms_s
 
 
+class RayleighMagnitude(Channel):
+    """Real gains |h|, drawn anew for each symbol: what some projects call fast Rayleigh fading.
+
+    The power |h|^2 is exponential with mean 1, as for complex gains, but the phase is left as it is, so that
+    it takes no channel state information to decide by the phase. See `dekag.link.conventions`.
+    """
+
+    name = "rayleigh-magnitude"
+
+    def gains(
+        self, conditions: LinkConditions, generator: torch.Generator, channel_uses: int
+    ) -> torch.Tensor:
+        from dekag.link.sionna_blocks import complex_normal
+
+        drawn = complex_normal((channel_uses,), precision="single", device="cpu", generator=generator)
+        gains: torch.Tensor = drawn.abs() + 0j
+        return gains
+
+    def tau_rms_s(self, conditions: LinkConditions) -> float:
+        """The largest that conditions allow, as neighbouring symbols fade independently."""
+        return 1e-4
+
+
 CHANNELS: dict[str, Channel] = {
     each.name: each
     for each in (
@@ -91,6 +114,7 @@ CHANNELS: dict[str, Channel] = {
         _BuiltIn("tdl-d", 13.3),  # from 3GPP TR 38.901
         _BuiltIn("tdl-e", 22.0),
         _BuiltIn("trace", math.inf),
+        RayleighMagnitude(),
     )
 }
 """Channels by name; plug-ins are added."""

@@ -1,8 +1,9 @@
 """Playback of recorded channels: CSV files of time and SNR, or of time and complex gain.
 
 A file `NAME.csv` starts with the line `time_s,snr_db` or `time_s,gain_re,gain_im`; times are ascending. Blank
-lines and lines starting with `# ` are ignored. A sample is valid until the next one, the last sample for the
-mean sampling interval; then the trace starts over.
+lines and lines starting with `# ` are ignored. If the header has semicolons or tabs instead of commas, so
+have the other lines, and their numbers may have decimal commas. A byte order mark is ignored. A sample is
+valid until the next one, the last sample for the mean sampling interval; then the trace starts over.
 
 A trace describes how the channel *varies*: its mean power over time is scaled to 1, like that of every other
 fading, and `snr_db` of the conditions is the mean SNR. To play an SNR trace at its recorded level, use its
@@ -32,7 +33,8 @@ _SNR_HEADER = ["time_s", "snr_db"]
 _GAIN_HEADER = ["time_s", "gain_re", "gain_im"]
 _MAX_SNR_DB = 200.0
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
-_PLAIN = " (comma as separator, point in numbers)"  # unlike spreadsheets in many countries
+_SEPARATORS = (",", ";", "\t")
+_PLAIN = " (with commas between columns, numbers need a decimal point)"
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,13 @@ def _read(path: Path, modified_ns: int, size: int) -> Trace:
 
 
 def _parse(path: Path, texts: list[tuple[int, str]]) -> Trace:
-    rows = [(number, _cells(path, number, text)) for number, text in texts]
+    # a spreadsheet writes semicolons where its country's numbers have commas
+    separator = max(_SEPARATORS, key=texts[0][1].count) if texts else ","
+    rows = [(number, _cells(path, number, text, separator)) for number, text in texts]
     (_, header), *lines = rows or [(0, [])]
     if header not in (_SNR_HEADER, _GAIN_HEADER):
         must = f"start with {','.join(_SNR_HEADER)} or {','.join(_GAIN_HEADER)}"
-        raise _broken(path, must + _PLAIN if ";" in ",".join(header) else must, ",".join(header))
+        raise _broken(path, must, separator.join(header))
     if not 2 <= len(lines) <= MAX_SAMPLES:
         raise _broken(path, f"hold 2 to {MAX_SAMPLES} samples", len(lines))
     values = torch.tensor(
@@ -123,17 +127,19 @@ def _parse(path: Path, texts: list[tuple[int, str]]) -> Trace:
     return Trace(times, gains / math.sqrt(mean_power), period_s, 10 * math.log10(mean_power))
 
 
-def _cells(path: Path, number: int, text: str) -> list[str]:
+def _cells(path: Path, number: int, text: str, separator: str) -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv.reader([text], strict=True, skipinitialspace=True))]
+        rows = csv.reader([text], strict=True, skipinitialspace=True, delimiter=separator)
+        cells = [cell.strip() for cell in next(rows)]
     except csv.Error as error:
         raise _broken(path, f"be CSV in line {number}", error) from None
+    return cells if separator == "," else [cell.replace(",", ".", 1) for cell in cells]
 
 
 def _numbers(path: Path, number: int, line: list[str], columns: int) -> list[float]:
     values = [float(each) for each in line if _NUMBER.fullmatch(each)]
     if len(line) != columns or len(values) != columns or not all(map(math.isfinite, values)):
-        hint = _PLAIN if len(line) > columns or ";" in "".join(line) else ""
+        hint = _PLAIN if len(line) > columns else ""
         raise _broken(path, f"hold {columns} finite numbers in line {number}{hint}", ",".join(line))
     return values
 

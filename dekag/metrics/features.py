@@ -55,10 +55,17 @@ class ImageScorer:
     @torch.inference_mode()
     def features(self, pixels: npt.NDArray[np.uint8]) -> dict[str, torch.Tensor]:
         """Unit-length features of (batch, h, w, 3) uint8 images: "clip" (batch, c), "dino" (batch, d)."""
-        seen = _prepared(pixels, self._clip_processor, self.clip.config.vision_config.image_size)
-        clip = self.clip.visual_projection(self.clip.vision_model(seen).pooler_output)
-        dino = self.dino(_prepared(pixels, self._dino_processor, self.dino.config.image_size)).pooler_output
+        clip = self.clip.visual_projection(self.clip.vision_model(self.clip_pixels(pixels)).pooler_output)
+        dino = self.dino(self.dino_pixels(pixels)).pooler_output
         return {"clip": F.normalize(clip, dim=1), "dino": F.normalize(dino, dim=1)}
+
+    def clip_pixels(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Images (batch, h, w, 3) uint8 as the CLIP model reads them, (batch, 3, its height, its width)."""
+        return _prepared(pixels, self._clip_processor, self.clip.config.vision_config.image_size)
+
+    def dino_pixels(self, pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """The same for the DINOv2 model."""
+        return _prepared(pixels, self._dino_processor, self.dino.config.image_size)
 
     def scores(self, images: npt.NDArray[np.uint8], references: npt.NDArray[np.uint8]) -> dict[str, Any]:
         """CLIP- and DINO-score of each image against its reference: arrays (batch,), at most 1."""

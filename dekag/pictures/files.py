@@ -54,7 +54,9 @@ class Picture:
         return int(self.pixels.shape[0])
 
 
-def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, field: str = "picture") -> Picture:
+def read_picture(
+    data: bytes, *, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS, field: str = "picture"
+) -> Picture:
     """The picture in a file's bytes.
 
     Turned upright as its EXIF orientation says; transparent parts become white; 16 bits a sample become 8;
@@ -70,7 +72,8 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, field: str = "pic
 
     Args:
         data: the whole file.
-        max_pixels: largest width times height; each side has at most 4096 pixels in any case.
+        max_side: largest width and height.
+        max_pixels: largest width times height.
         field: name of the argument in errors.
 
     Raises:
@@ -79,24 +82,24 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, field: str = "pic
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image, max_pixels, field)
+            _check_size(image, max_side, max_pixels, field)
             notes = _check_frames(image, field)
             if _has_sixteen_bits(image):
                 notes.append("16 bits a sample reduced to 8")
             image.load()
             return _upright(image, notes, field)
     except Image.DecompressionBombError as error:
-        allowed = f"at most {MAX_SIDE} pixels a side and {max_pixels:,} pixels in all"
+        allowed = f"at most {max_side} pixels a side and {max_pixels:,} pixels in all"
         raise InvalidInputError(field, allowed, _reason(error)) from error
     except UNREADABLE as error:
         got = f"{len(data)} bytes" + (f", {_reason(error)}" if data else "")
         raise InvalidInputError(field, f"{READABLE} that can be read", got) from error
 
 
-def _check_size(image: Image.Image, max_pixels: int, field: str) -> None:
+def _check_size(image: Image.Image, max_side: int, max_pixels: int, field: str) -> None:
     width, height = image.size
-    if min(width, height) < 1 or max(width, height) > MAX_SIDE or width * height > max_pixels:
-        allowed = f"at most {MAX_SIDE} pixels a side and {max_pixels:,} pixels in all"
+    if min(width, height) < 1 or max(width, height) > max_side or width * height > max_pixels:
+        allowed = f"at most {max_side} pixels a side and {max_pixels:,} pixels in all"
         raise InvalidInputError(field, allowed, f"{width}x{height}")
 
 

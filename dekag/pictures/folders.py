@@ -20,7 +20,7 @@ from dekag.api.limits import check_prompt
 from dekag.documents import parse_json
 from dekag.errors import FileError, InvalidInputError
 from dekag.files import read_bytes, read_text
-from dekag.generation.images import UNREADABLE
+from dekag.generation.images import MAX_SIDE, UNREADABLE
 from dekag.pictures.files import FORMATS, MAX_PIXELS, Picture, read_picture
 
 METADATA = "metadata.jsonl"
@@ -59,8 +59,8 @@ class PictureFile:
             batch.seek(self.record * _CIFAR_RECORD + 1)
             return batch.read(_CIFAR_RECORD - 1)
 
-    def read(self, *, max_pixels: int = MAX_PIXELS) -> Picture:
-        """The picture.
+    def read(self, *, max_side: int = MAX_SIDE, max_pixels: int = MAX_PIXELS) -> Picture:
+        """The picture; the limits are those of `read_picture`.
 
         Raises:
             FileError: it cannot be read; says why.
@@ -69,7 +69,7 @@ class PictureFile:
             planes = np.frombuffer(self.data(), np.uint8).reshape(3, _CIFAR_SIDE, _CIFAR_SIDE)
             return Picture(np.ascontiguousarray(planes.transpose(1, 2, 0)), "CIFAR-10")
         try:
-            return read_picture(self.data(), max_pixels=max_pixels, field=str(self.path))
+            return read_picture(self.data(), max_side=max_side, max_pixels=max_pixels, field=str(self.path))
         except FileError:
             raise
         except InvalidInputError as error:
@@ -94,6 +94,14 @@ class PictureFolder:
     def name(self) -> str:
         """The name of the file or folder."""
         return self.path.absolute().name
+
+    @property
+    def skipped_note(self) -> str:
+        """What was skipped, in a sentence for people; empty if nothing was."""
+        if not self.skipped:
+            return ""
+        names = ", ".join(self.skipped[:5]) + (" ..." if len(self.skipped) > 5 else "")
+        return f"Skipped, as they are no pictures ({len(self.skipped)}): {names}"
 
     def content_hash(self) -> str:
         """SHA-256 (hex) of all names, prompts and contents."""

@@ -207,6 +207,62 @@ def digital(
     )
 
 
+@experiment.command("photos")
+def photos(
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Photographs: a picture or a folder of pictures. Default: those that installed packages bring."
+        ),
+    ] = None,
+    side: Annotated[
+        int, typer.Option(help="Longer side to which photographs are reduced, pixels.", min=100, max=4096)
+    ] = 272,
+    checks: Annotated[
+        int, typer.Option(help="Number of deliveries that are decoded to check the predictions.", min=0)
+    ] = 60,
+    semantic: Annotated[
+        bool, typer.Option(help="Whether the semantic link is measured beside the file formats.")
+    ] = True,
+    workers: Processes = 2,
+    profile: Profile = "stickers",
+) -> None:
+    """Send photographs by HEVC, JPEG XL, AVIF, WebP and JPEG over LDPC and QAM, and by the semantic link.
+
+    Prints PSNR by channel, rate and SNR. An interrupted run resumes. Without --folder it fills
+    docs/results-photos.md.
+    """
+    from dekag.evaluation.reports.photos import psnr_tables
+    from dekag.evaluation.studies.photos import run_photos
+    from dekag.pictures import find_pictures
+
+    targets, pictures = _targets(profile), None
+    if folder is not None:
+        pictures = find_pictures(folder)
+        targets["results"] = Path("runs", f"photos-{pictures.name}", "results")
+        if pictures.skipped:
+            typer.echo(pictures.skipped_note, err=True)
+        typer.echo(f"The results of {folder} go to {targets['results']}.")
+
+    def run() -> None:
+        run_photos(folder=pictures, side=side, checks=checks, semantic=semantic, workers=workers, **targets)
+        for line in psnr_tables(targets["results"]):
+            typer.echo(line)
+
+    _measure(run)
+
+
+@experiment.command("metrics")
+def metrics() -> None:
+    """Compare metrics with their reference implementations on made data; fills docs/metrics.md."""
+    from dekag.evaluation.studies.metrics import run_metrics
+
+    def run() -> None:
+        typer.echo(f"{run_metrics()} metrics are equal to their references; docs/metrics.md lists all")
+
+    _measure(run)
+
+
 @experiment.command("overall")
 def overall(
     ray: Ray = None,

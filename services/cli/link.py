@@ -85,9 +85,7 @@ def run_link(
         )
     folder = find_pictures(path, count=options.count)
     if folder.skipped:
-        names = ", ".join(folder.skipped[:5]) + (" ..." if len(folder.skipped) > 5 else "")
-        note = f"Skipped, as they are no pictures ({len(folder.skipped)}): {names}"
-        err.print(note, markup=False, highlight=False, soft_wrap=True)
+        err.print(folder.skipped_note, markup=False, highlight=False, soft_wrap=True)
     with err.status("loading the models"):
         links = _links(options)
     rows: list[Row] = []

@@ -12,6 +12,7 @@ import typer
 from dekag import plugins
 from dekag.errors import DekagError
 from services.cli import evaluate, ops, run
+from services.cli.compare import compare
 from services.cli.extras import Commands
 from services.cli.options import KNOWLEDGE, OPERATION, RESEARCH, SYSTEM
 from services.cli.profile import profile
@@ -71,7 +72,7 @@ for _section, _commands in {
     SYSTEM: (run.up, run.demo, run.image, run.link),
     KNOWLEDGE: (run.distill, ops.publish),
     OPERATION: (ops.doctor, ops.key, ops.credentials),
-    RESEARCH: (evaluate.sweep,),
+    RESEARCH: (evaluate.sweep, compare),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_section)(_command)

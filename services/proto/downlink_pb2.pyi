@@ -185,6 +185,8 @@ class _FadingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fading.ValueTy
     FADING_TDL_E: _Fading.ValueType  # 8
     FADING_TRACE: _Fading.ValueType  # 9
     """recorded or generated trace"""
+    FADING_RAYLEIGH_MAGNITUDE: _Fading.ValueType  # 11
+    """the real magnitude of a Rayleigh gain for each symbol"""
     FADING_CUSTOM: _Fading.ValueType  # 10
     """a plug-in, named by LinkConditions.custom_fading"""
 
@@ -202,6 +204,8 @@ FADING_TDL_D: Fading.ValueType  # 7
 FADING_TDL_E: Fading.ValueType  # 8
 FADING_TRACE: Fading.ValueType  # 9
 """recorded or generated trace"""
+FADING_RAYLEIGH_MAGNITUDE: Fading.ValueType  # 11
+"""the real magnitude of a Rayleigh gain for each symbol"""
 FADING_CUSTOM: Fading.ValueType  # 10
 """a plug-in, named by LinkConditions.custom_fading"""
 Global___Fading: _TypeAlias = Fading  # noqa: Y015

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from dekag.errors import InvalidInputError
-from dekag.generation.images import IMAGE_FORMATS, ImageFormat, Pixels, from_bytes, to_format, to_plain_jpeg
+from dekag.generation.images import (
+    IMAGE_FORMATS,
+    FileFormat,
+    ImageFormat,
+    Pixels,
+    from_bytes,
+    to_format,
+    to_plain_jpeg,
+)
 from dekag.link import image_coding
 from dekag.link.image_coding import SCALES, decode, encode, ladders
 from dekag.metrics.image import psnr_db
@@ -23,6 +31,24 @@ def test_every_format_comes_back_and_tells_its_kind(pixels: Pixels, image_format
     assert psnr_db(from_bytes(data), pixels) > 27
     assert len(to_format(pixels, image_format, 5)) < len(data)
     assert to_format(pixels, image_format) == data
+
+
+@pytest.mark.parametrize("image_format", ["hevc", "jxl"])
+@pytest.mark.parametrize(("quality", "scale"), [(0, 1), (39, 2), (40, 1), (99, 4)])
+def test_compared_formats_come_back_bare(
+    pixels: Pixels, image_format: FileFormat, quality: int, scale: int
+) -> None:
+    """Chroma of HEVC changes from 4:2:0 to 4:4:4 at quality 40, and with it the header that is put back."""
+    pytest.importorskip("pillow_heif")
+    pytest.importorskip("pillow_jxl")
+    bare = encode(pixels, image_format, quality, scale=scale, headerless=True)
+    whole = encode(pixels, image_format, quality, scale=scale)
+    assert image_coding._restore_header(bare, 128, 128) == whole
+    assert len(whole) - len(bare) > 350 if image_format == "hevc" else len(whole) - len(bare) == 1
+    shown = decode(bare, 128, 128, headerless=True)
+    assert shown.shape == pixels.shape
+    assert (shown == decode(whole, 128, 128)).all()
+    assert psnr_db(shown, pixels) > (30 if (quality, scale) == (40, 1) else 14)
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)

@@ -95,9 +95,10 @@ def test_a_trace_that_changed_is_read_again(tmp_path: Path) -> None:
         ("time_s,snr_db\n0,nan\n1,1\n", "2 finite numbers in line 2"),
         ("time_s,snr_db\n0,1\n1,1,1\n", "2 finite numbers in line 3"),
         ("time_s,snr_db\n\n0,1\n\n1\n", "2 finite numbers in line 5"),
-        ("time_s;snr_db\n0;1\n1;1\n", "comma as separator, point in numbers"),
-        ("time_s,snr_db\n0,1\n0,5,12,5\n", "in line 3 (comma as separator, point in numbers)"),
-        ("time_s,snr_db\n0,1\n0;5\n", "in line 3 (comma as separator, point in numbers)"),
+        ("time_s,snr_db\n0,1\n0,5,12,5\n", "in line 3 (with commas between columns, numbers need"),
+        ("time_s,snr_db\n0,1\n0;5\n", "2 finite numbers in line 3"),
+        ("time_s;snr_db\n0;1\n1;1,0,0\n", "2 finite numbers in line 3"),
+        ("time_s;snr_db\n0;1\n1.000,5;1\n", "2 finite numbers in line 3"),
         ("time_s,snr_db\n0,1\n1,1_0\n", "2 finite numbers in line 3"),
         ('time_s,snr_db\n0,1\n1,"1\n', "be CSV in line 3"),
         (b"time_s,snr_db\n0,1\n1,2 \xb5W\n", "line 3 contains the byte 0xb5"),
@@ -124,6 +125,16 @@ def test_a_trace_of_any_editor_is_read(tmp_path: Path, encoding: str, newline: s
     plain = loaded(tmp_path, "time_s,snr_db\n0,20\n1.5,-3e0\n")
     other = "# walk, by hand\n\ntime_s, snr_db\n0,20\n\n# a turn\n 1.5 ,-3e0\n\n\n".replace("\n", newline)
     found = loaded(tmp_path, other.encode(encoding))
+    assert torch.equal(found.gains, plain.gains)
+    assert torch.equal(found.times, plain.times)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("mark", [",", "."])
+def test_a_trace_of_a_spreadsheet_is_read(tmp_path: Path, separator: str, mark: str) -> None:
+    plain = loaded(tmp_path, "time_s,snr_db\n0,20.5\n1.5,-3e0\n")
+    rows = [["time_s", "snr_db"], ["0", f"20{mark}5"], [f"1{mark}5", "-3e0"]]
+    found = loaded(tmp_path, "\n".join(map(separator.join, rows)).encode("utf-8-sig"))
     assert torch.equal(found.gains, plain.gains)
     assert torch.equal(found.times, plain.times)
 

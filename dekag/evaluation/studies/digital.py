@@ -21,13 +21,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from dekag.api.limits import MAX_PAYLOAD_BYTES
 from dekag.evaluation.models import model_bank
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.prompts import edge_prompts
@@ -69,8 +70,10 @@ HARQ_OVERPROVISIONS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # K over the channel uses
 METRICS = ("psnr_db", "clip", "dino")
 VERSION = 1  # raised when the code changes what a ladder comes out as
 
-_MOST_BYTES = 8192
-_PAYLOADS = np.unique(np.geomspace(1, _MOST_BYTES, 40).round().astype(int))  # at which losses are predicted
+# at which losses are predicted; between them they are interpolated
+_PAYLOADS = np.unique(
+    np.concatenate([np.geomspace(1, 8192, 40), np.geomspace(8192, MAX_PAYLOAD_BYTES, 16)]).round().astype(int)
+)
 _MEAN_IMAGES = 32
 
 
@@ -91,6 +94,23 @@ class Ladder:
     def within(self, max_bytes: int) -> int:
         """Index of the last rung of at most that many bytes; -1 if there is none."""
         return bisect_right(self.sizes, max_bytes) - 1
+
+
+class Choices(Protocol):
+    """What a sender chooses from, image by image.
+
+    Attributes:
+        ladders: by format and bareness, one for each image.
+        fallback_values: scores of what is shown when nothing arrives, (n, metrics); PSNR first.
+    """
+
+    @property
+    def ladders(self) -> Mapping[tuple[str, bool], Sequence[Ladder]]:
+        """By format and bareness, one for each image."""
+
+    @property
+    def fallback_values(self) -> Array:
+        """Scores of what is shown when nothing arrives, (n, metrics)."""
 
 
 @dataclass(frozen=True)
@@ -249,21 +269,14 @@ class Forecast:
         self._tables: dict[ModulationAndCoding, Array] = {}
 
     def arrives(self, coding: ModulationAndCoding, payload_bytes: int) -> Array:
-        """(MAX_TRANSMISSIONS,) chances of a payload, by transmissions allowed.
-
-        Up to 8192 bytes, interpolated between predictions.
-        """
-        if payload_bytes > _MOST_BYTES:
-            layout = CodewordLayout.of(payload_bytes, coding)
-            snrs = self._snrs[coding.bits_per_symbol]
-            return np.array([success(coding, layout, snr).mean() for snr in snrs])
+        """(MAX_TRANSMISSIONS,) chances of a payload of 1 to 2**20 bytes, by transmissions allowed."""
         if coding not in self._tables:
             snrs = self._snrs[coding.bits_per_symbol]
             layouts = [CodewordLayout.of(int(size), coding) for size in _PAYLOADS]
             chances = [[success(coding, layout, snr).mean() for layout in layouts] for snr in snrs]
-            every = np.log(np.arange(1, _MOST_BYTES + 1))
-            self._tables[coding] = np.stack([np.interp(every, np.log(_PAYLOADS), each) for each in chances])
-        return self._tables[coding][:, payload_bytes - 1]
+            self._tables[coding] = np.array(chances)
+        size = math.log(payload_bytes)
+        return np.array([np.interp(size, np.log(_PAYLOADS), each) for each in self._tables[coding]])
 
 
 @dataclass(frozen=True)
@@ -293,21 +306,23 @@ def _capacity(channel_uses: int, coding: ModulationAndCoding) -> int:
 
 
 def choose(
-    images: ImageSet,
+    images: Choices,
     index: int,
     names: Sequence[tuple[str, bool]],
     channel_uses: int,
     forecast: Forecast,
     *,
     transmissions: int = 1,
-    weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    weights: Sequence[float] = (1.0,),
 ) -> Choice:
     """What a sender picks for one image out of these formats: the best expected PSNR within K.
 
-    With other `weights` of METRICS it is the best expected sum of them. With more than one transmission, K
-    bounds the mean over fades of the channel uses of all of them.
+    With `weights` of the first metrics it is the best expected sum of them. With more than one transmission,
+    K bounds the mean over fades of the channel uses of all of them.
     """
-    lost, goal = images.fallback_values[index], np.array(weights)
+    lost = images.fallback_values[index]
+    goal = np.zeros(len(lost))
+    goal[: len(weights)] = weights
     best, reached = Choice(lost, 0.0), float(lost @ goal)
     overprovisions = HARQ_OVERPROVISIONS if transmissions > 1 else (1.0,)
     for coding in TABLE:

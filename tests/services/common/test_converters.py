@@ -79,7 +79,7 @@ def test_unset_size_and_link_take_defaults() -> None:
         ("link.cbr", {"cbr": float("nan")}),
         ("link.cbr", {"cbr": float("inf")}),
         ("link.fading", {"link": LinkMessage(snr_db=10)}),
-        ("link.fading", {"link": LinkMessage(fading=11)}),
+        ("link.fading", {"link": LinkMessage(fading=12)}),
         ("link.fading", {"link": LinkMessage(fading="FADING_CUSTOM")}),
         ("link.fading", {"link": LinkMessage(fading="FADING_CUSTOM", custom_fading="fog")}),
         ("link.fading", {"link": LinkMessage(fading="FADING_CUSTOM", custom_fading="os:system")}),

@@ -1,0 +1,169 @@
+"""Recordings of radios and of ray tracers: IQ samples in SigMF, and complex gains in NumPy and MATLAB files.
+
+SigMF (https://sigmf.org) is a pair of files: NAME.sigmf-data with the samples and NAME.sigmf-meta, JSON that
+says what they are. A radio can send symbols that are written so, and what it received can be read back in the
+place of the channel. Gains as Sionna RT or DeepMIMO export them become traces (`dekag.link.trace`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dekag.errors import FileError, InvalidInputError
+from dekag.link.iq import bytes_to_iq, iq_to_bytes
+
+MAX_RECORDING_BYTES = 1 << 30
+MAX_GAINS_BYTES = 256 << 20
+
+Gains = npt.NDArray[np.complex128]
+
+
+def write_sigmf(
+    path: Path, symbols: torch.Tensor, *, sample_rate_hz: float, description: str = ""
+) -> tuple[Path, Path]:
+    """Write symbols as a SigMF recording of complex float32 samples (cf32_le), one sample a symbol.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from dekag.link.recordings import read_sigmf, write_sigmf
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> meta, _ = write_sigmf(folder / "sent", torch.ones(1, 8) + 0j, sample_rate_hz=1e6)
+        >>> read_sigmf(meta)[0].shape
+        torch.Size([8])
+
+    Args:
+        path: of both files, without or with one of their suffixes.
+        symbols: complex, of any shape; written row by row.
+        sample_rate_hz: samples per second, above 0.
+        description: for readers of the metadata.
+
+    Returns:
+        The paths of metadata and samples.
+
+    Raises:
+        InvalidInputError: a symbol or the sample rate is not finite, or the rate is not above 0.
+        ModuleNotFoundError: the extra `iq` is not installed.
+    """
+    import sigmf
+
+    if not 0 < sample_rate_hz < float("inf"):
+        raise InvalidInputError("sample_rate_hz", "a finite number above 0", sample_rate_hz)
+    base = path.with_suffix("") if path.suffix in (".sigmf-data", ".sigmf-meta") else path
+    data, meta = (base.with_name(base.name + suffix) for suffix in (".sigmf-data", ".sigmf-meta"))
+    data.write_bytes(iq_to_bytes(symbols, field="symbols"))
+    known = {"core:datatype": "cf32_le", "core:sample_rate": sample_rate_hz, "core:description": description}
+    recording = sigmf.SigMFFile(data_file=str(data), global_info=known)
+    recording.add_capture(0)
+    recording.tofile(str(meta), overwrite=True)
+    return meta, data
+
+
+def read_sigmf(path: Path) -> tuple[torch.Tensor, float]:
+    """Samples (N,) complex64 and sample rate, Hz, of a SigMF recording of one channel.
+
+    Integer samples are scaled to -1 to 1.
+
+    Raises:
+        FileError: there is no such recording, it does not match its checksum, or it is not one channel of
+            finite complex samples with a sample rate.
+        ModuleNotFoundError: the extra `iq` is not installed.
+    """
+    import sigmf
+
+    try:
+        size = path.with_suffix(".sigmf-data").stat().st_size
+        if size > MAX_RECORDING_BYTES:
+            raise FileError(path, f"is too large: at most {MAX_RECORDING_BYTES} bytes of samples are allowed")
+        recording = sigmf.fromfile(str(path))
+        known = recording.get_global_info()
+        samples = np.asarray(recording.read_samples())
+    except FileError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, sigmf.error.SigMFError) as error:
+        raise FileError(path, f"is no SigMF recording that can be read: {error}") from None
+    if samples.ndim != 1 or not np.iscomplexobj(samples):
+        raise FileError(path, f"is not one channel of complex samples; its type is {known['core:datatype']}")
+    rate = known.get("core:sample_rate")
+    if not isinstance(rate, int | float) or not rate > 0:
+        raise FileError(path, "has no core:sample_rate above 0")
+    try:
+        return bytes_to_iq(samples.astype("<c8").tobytes()), float(rate)
+    except InvalidInputError:
+        raise FileError(path, "has samples that are not finite") from None
+
+
+def read_gains(path: Path, key: str | None = None) -> Gains:
+    """Complex gains of a .npy, .npz or .mat file (up to version 7), in the shape in which they are stored.
+
+    Args:
+        path: the file.
+        key: which array of a .npz or .mat file; not needed if it has only one.
+
+    Raises:
+        FileError: it cannot be read, or does not hold finite numbers.
+        InvalidInputError: the key is missing or unknown; lists the arrays.
+        ModuleNotFoundError: SciPy, for .mat, is not installed.
+    """
+    try:
+        if path.stat().st_size > MAX_GAINS_BYTES:
+            raise FileError(path, f"is too large: at most {MAX_GAINS_BYTES} bytes are allowed")
+        arrays = _arrays(path)
+    except FileError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, NotImplementedError) as error:
+        raise FileError(path, f"cannot be read: {error}") from None
+    if key is None and len(arrays) == 1:
+        key = next(iter(arrays))
+    if key not in arrays:
+        raise InvalidInputError("key", f"one of {', '.join(arrays) or 'no arrays'}", key)
+    values = np.asarray(arrays[key])
+    if not np.issubdtype(values.dtype, np.number) or not values.size or not np.isfinite(values).all():
+        raise FileError(path, f"does not hold finite numbers in {key!r}")
+    return values.astype(np.complex128)
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    if path.suffix == ".npy":
+        return {path.stem: np.load(path, allow_pickle=False)}
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    if path.suffix == ".mat":
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+
+        try:
+            found = loadmat(path)
+        except MatReadError as error:
+            raise ValueError(error) from None
+        return {name: value for name, value in found.items() if not name.startswith("__")}
+    raise FileError(path, "is not a .npy, .npz or .mat file")
+
+
+def write_trace(path: Path, gains: Gains, *, step_s: float) -> Path:
+    """Write gains, sampled every `step_s` seconds, as a trace that the channel can play.
+
+    Args:
+        path: a .csv file; its name without suffix is the trace's: lower-case letters, digits and -.
+        gains: (N,) complex, 2 to 100,000.
+        step_s: time between samples, s, above 0.
+
+    Raises:
+        InvalidInputError: the gains have another shape, or the step is not above 0.
+    """
+    from dekag.link.trace import MAX_SAMPLES
+
+    if gains.ndim != 1 or not 2 <= len(gains) <= MAX_SAMPLES:
+        allowed = f"2 to {MAX_SAMPLES} gains in one dimension: choose one path, antenna and subcarrier"
+        raise InvalidInputError("gains", allowed, gains.shape)
+    if not 0 < step_s < float("inf"):
+        raise InvalidInputError("step_s", "a finite number above 0", step_s)
+    rows = (f"{i * step_s:.9g},{gain.real:.9g},{gain.imag:.9g}" for i, gain in enumerate(gains))
+    path.write_text("\n".join(["time_s,gain_re,gain_im", *rows]) + "\n", encoding="utf-8")
+    return path

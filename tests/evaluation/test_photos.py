@@ -1,0 +1,127 @@
+"""Photographs: how they are read, what is sent of them, and the arithmetic that HEVC is compared with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dekag.errors import FileError
+from dekag.evaluation.models import model_bank
+from dekag.evaluation.photographs import MAX_FILE_SIDE, Photograph, photographs_in
+from dekag.evaluation.studies import photos
+from dekag.evaluation.studies.digital import Ladder, conditions_of
+from dekag.evaluation.studies.photos import (
+    PhotoSet,
+    arithmetic_psnr_db,
+    capacity_values,
+    enlarged_size,
+    hevc_gap,
+    measure_ladder,
+    send_semantic,
+)
+from dekag.generation.images import MAX_SIDE, Pixels
+from dekag.link import LinkConditions
+from dekag.metrics.image import psnr_db
+from dekag.pictures import Picture, find_pictures
+from dekag.pipeline import SemanticLink
+
+
+def picture(width: int = 120, height: int = 100) -> Pixels:
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x % 256, y % 256, (x + y) % 256], axis=2).astype(np.uint8)
+
+
+def test_a_folder_is_read_by_name_upright_and_reduced(tmp_path: Path) -> None:
+    Image.fromarray(picture(300, 200)).save(tmp_path / "b.png")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(picture(300, 200)).save(tmp_path / "a.jpg", exif=turned)
+    (tmp_path / "notes.txt").write_text("no photograph")
+    folder = find_pictures(tmp_path)
+    first, second = photographs_in(folder, 150)
+    assert (first.name, first.pixels.shape, first.original) == ("a.jpg", (150, 100, 3), (200, 300))
+    assert (second.name, second.pixels.shape, second.original) == ("b.png", (100, 150, 3), (300, 200))
+    assert first.notes == ("turned as its EXIF orientation says",)
+    assert not second.notes
+    assert "notes.txt" in folder.skipped_note
+
+
+def test_what_is_larger_than_can_be_sent_is_read_too(tmp_path: Path) -> None:
+    Image.new("L", (MAX_SIDE + 2, 20), 200).save(tmp_path / "wide.png")
+    (wide,) = photographs_in(find_pictures(tmp_path), 100)
+    assert wide.original == (MAX_SIDE + 2, 20)
+    assert max(wide.pixels.shape) == 100
+    Image.new("L", (MAX_FILE_SIDE + 1, 1)).save(tmp_path / "wide.png")
+    with pytest.raises(FileError, match=rf"wide\.png.* at most {MAX_FILE_SIDE} pixels a side"):
+        photographs_in(find_pictures(tmp_path))
+
+
+def test_a_damaged_photograph_is_named(tmp_path: Path) -> None:
+    Image.fromarray(picture(300, 200)).save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:200])
+    with pytest.raises(FileError, match=r"x\.png"):
+        photographs_in(find_pictures(tmp_path))
+
+
+def test_the_enlarged_photograph_fills_the_rate() -> None:
+    assert enlarged_size(256, 192, 1 / 96) == (256, 192)
+    assert enlarged_size(272, 181, 1 / 96) == (272, 181)
+    assert enlarged_size(256, 192, 1 / 24) == (512, 384)
+    assert enlarged_size(256, 192, 1 / 6) == (1024, 768)
+    wide, high = enlarged_size(272, 181, 1 / 48)
+    assert wide * high == pytest.approx(2 * 272 * 181, rel=0.01)
+
+
+def test_the_semantic_link_is_that_of_a_users_pictures() -> None:
+    blocks = np.random.default_rng(0).integers(0, 256, (25, 30, 3))
+    photo = blocks.repeat(4, axis=0).repeat(4, axis=1).astype(np.uint8)
+    conditions = [LinkConditions(snr_db=snr_db, fading="awgn") for snr_db in (0.0, 20.0)]
+    worse, better = send_semantic(model_bank("stickers"), photo, conditions, 1 / 96, seed=3)
+    sent = SemanticLink.load("stickers").picture(Picture(photo, "PNG"), conditions[1], seed=3, cbr=1 / 96)
+    assert (better == sent.pixels).all()
+    assert psnr_db(worse, photo) < psnr_db(better, photo)
+    (enlarged,) = send_semantic(model_bank("stickers"), photo, conditions[1:], 1 / 24, seed=3)
+    assert enlarged.shape == photo.shape
+    assert psnr_db(enlarged, photo) > psnr_db(better, photo)
+
+
+def test_the_gap_is_what_calibrated_ldpc_and_qam_have() -> None:
+    gap = hevc_gap()
+    assert 0.5 < gap.code_db < 3.5
+    assert 0 < gap.steps_db < 1.5
+    assert gap.bits_per_use(10) == pytest.approx(math.log2(1 + 10 ** ((10 - gap.total_db) / 10)))
+
+
+@pytest.mark.parametrize(("size", "expected"), [(99, 12.0), (101, 20.0), (399, 20.0), (401, 30.0)])
+def test_arithmetic_takes_the_best_file_within_its_bytes(size: int, expected: float) -> None:
+    ladder = Ladder([100, 400], [(0, 1), (9, 1)], np.array([[20.0], [30.0]]))
+    uses = math.ceil(size * 8 / hevc_gap().bits_per_use(10))
+    assert arithmetic_psnr_db(ladder, 12.0, uses, 10) == expected
+
+
+def test_a_ladder_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "SETTINGS", ((20, 1), (60, 1), (20, 2)))
+    photo = Photograph("made", "test", picture(), (120, 100))
+    first = measure_ladder((photo, "webp"), runs=tmp_path)
+    monkeypatch.setattr(photos, "ladders", None)
+    again = measure_ladder((photo, "webp"), runs=tmp_path)
+    assert first.sizes == again.sizes == sorted(first.sizes)
+    assert (np.diff(first.values[:, 0]) > 0).all()
+
+
+def test_capacity_sends_more_than_nothing_and_fading_costs() -> None:
+    photo = Photograph("made", "test", picture(), (120, 100))
+    values = np.array([[25.0], [30.0], [35.0]])
+    grey = psnr_db(np.full_like(photo.pixels, 128), photo.pixels)
+    sizes = [100, 1000, 3000]
+    known = PhotoSet([photo], {("hevc", True): [Ladder(sizes, [(0, 1)] * 3, values)]}, np.array([[grey]]))
+    names = [("hevc", True)]
+    # K = 1/6 of 36,000 values; at 10 dB log2(11) bits a channel use are 2,594 bytes
+    assert capacity_values(known, names, 1 / 6, conditions_of("awgn", 10.0)).tolist() == [30.0]
+    faded = capacity_values(known, names, 1 / 6, conditions_of("rayleigh-1us", 10.0))[0]
+    assert grey < faded < 30
+    assert capacity_values(known, names, 1 / 96, conditions_of("awgn", -20.0)).tolist() == [grey]
