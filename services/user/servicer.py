@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 import torch
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from services.user.settings import UserSettings
 
 _log = structlog.get_logger()
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +133,11 @@ class UserServicer(UserBase):
         self._check(transmission, request)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         reception = _reception(transmission, request)
-        ((pixels, png), adapters_bytes), (reference, comparing_s) = await asyncio.gather(
-            self._image(transmission, reception, request), self._reference(transmission, request)
+        (((pixels, png), adapters_bytes), ready), (reference, comparing_s) = await asyncio.gather(
+            _with_end(self._image(transmission, reception, request)),
+            self._reference(transmission, request),
         )
+        transmission.report.latency.compute_s = ready - began
         hop = "channel-user" if transmission.states else "edge-user"
         transmission.report.hops.append(  # missing adapters are transferred over this hop, too
             HopTraffic(hop=hop, sent_bytes=message.ByteSize() + transmission.received_bytes + adapters_bytes)
@@ -284,6 +287,7 @@ class UserServicer(UserBase):
             link=converters.link_to_proto(request.link),
             no=reception.no.item(),
             gain_mse=None if reception.gain_errors is None else reception.gain_errors.mean().item(),
+            latency=sent.latency,
             hops=sent.hops,
             model_hashes=sent.model_hashes,
             cached=sent.cached,
@@ -346,6 +350,11 @@ class UserServicer(UserBase):
                 report.scores[name] = float(metric.score(pixels[None], reference[None])[0])
             except Exception:  # code of a plug-in; the image is complete without it
                 _log.exception("a metric failed", metric=name)
+
+
+async def _with_end(work: Awaitable[_Result]) -> tuple[_Result, float]:
+    """The result, and the value of `time.perf_counter` when it was there, s."""
+    return await work, time.perf_counter()
 
 
 def _details(
