@@ -406,6 +406,22 @@ def bench_cost(
     _launch(lambda: run_cost_bench(requests=requests, **_targets(profile)))
 
 
+@bench.command("deliveries")
+def bench_deliveries(
+    prompts: Annotated[int, typer.Option(help="Number of prompts that the edge knows.", min=2)] = 8,
+    topics: Annotated[
+        str, typer.Option(help="Topics whose shipped updates are used, separated by commas; empty for all.")
+    ] = "",
+    distil: Annotated[str, typer.Option(help="Topic whose distillation is timed.")] = "neon",
+    profile: Profile = "stickers",
+) -> None:
+    """Measure cost and quality of single deliveries: the table that `dekag simulate` reads."""
+    from services.bench.deliveries import run_deliveries_bench
+
+    names = [name for name in topics.split(",") if name]
+    _launch(lambda: run_deliveries_bench(prompts=prompts, topics=names, distil=distil, **_targets(profile)))
+
+
 @bench.command("distill")
 def bench_distill(
     topics: Annotated[str, typer.Option(help="Topics to distil, separated by commas.")] = "neon,rocket",
