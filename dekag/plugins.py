@@ -3,9 +3,10 @@
 A plug-in is a class with a `name` whose base class determines its kind: `dekag.link.Channel`,
 `dekag.codec.LatentCodec`, `dekag.cala.methods.AdaptedCodec`, `dekag.metrics.Metric` or
 `dekag.simulation.policies.Policy`. It is loaded from an entry point of an installed package (groups
-`dekag.channels`, `dekag.codecs`, `dekag.methods`, `dekag.metrics`, `dekag.policies`), or from a path `package.module:Name` or `path/to/file.py:Name` on the command line
-(`dekag --plugin`) or in DEKAG_PLUGINS. The latter is a line of CSV: paths are separated by commas, and a path
-with a comma is quoted. Requests can only name plug-ins that are already loaded.
+`dekag.channels`, `dekag.codecs`, `dekag.methods`, `dekag.metrics`, `dekag.policies`), or from a path
+`package.module:Name` or `path/to/file.py:Name` on the command line (`dekag --plugin`) or in DEKAG_PLUGINS.
+The latter is a line of CSV: paths are separated by commas, and a path with a comma is quoted. Requests can
+only name plug-ins that are already loaded.
 
 Imports torch and other modules of the library only when they are needed.
 """

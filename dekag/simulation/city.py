@@ -214,7 +214,8 @@ class Strategy(_Section):
         PolicyChoice(name="distil-break-even"), description="Demand policy: when to distil a topic."
     )
     fetch: _Policy = Field(
-        PolicyChoice(name="fetch-on-demand"), description="Update policy: which edges get an update, and when."
+        PolicyChoice(name="fetch-on-demand"),
+        description="Update policy: which edges get updates, and when.",
     )
     keep: _Policy = Field(
         PolicyChoice(name="keep-recent"), description="Cache policy: what a full storage drops."
@@ -299,6 +300,12 @@ class City(_Section):
         return DeliveryTable.load() if self.table is None else DeliveryTable.load(self.table)
 
 
+def shipped_city(path: Path) -> Path:
+    """The city at that path, else the shipped one of that name: ``week``, ``week.yaml``."""
+    shipped = CITIES / path.with_suffix(".yaml").name
+    return shipped if not path.exists() and path.parent == Path() and shipped.is_file() else path
+
+
 def read_city(path: Path) -> City:
     """The city in a YAML file, or the shipped one of that name.
 
@@ -312,10 +319,7 @@ def read_city(path: Path) -> City:
         >>> read_city(Path("week")).radio.cells
         100
     """
-    shipped = CITIES / path.with_suffix(".yaml").name
-    if not path.exists() and path.parent == Path() and shipped.is_file():
-        path = shipped
-    raw = read_yaml(path)
+    raw = read_yaml(shipped_city(path))
     if not isinstance(raw, dict):
         raise InvalidInputError(str(path), "a mapping with the fields of a city", type(raw).__name__)
     try:

@@ -78,7 +78,9 @@ class DeliveryTable:
         try:
             return cls._from_rows(content["rows"], {k: v for k, v in content.items() if k != "rows"})
         except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise InvalidInputError(str(path), "a table that `dekag bench deliveries` wrote", error) from error
+            raise InvalidInputError(
+                str(path), "a table that `dekag bench deliveries` wrote", error
+            ) from error
 
     @classmethod
     def _from_rows(cls, rows: Sequence[Mapping[str, Any]], source: Mapping[str, Any]) -> DeliveryTable:

@@ -79,7 +79,9 @@ class TopicDemand:
 class DemandPolicy(Policy):
     """When to distil a topic."""
 
-    def plan(self, future: Sequence[TopicDemand], distil_s: float, distillers: int) -> list[tuple[float, int]]:
+    def plan(
+        self, future: Sequence[TopicDemand], distil_s: float, distillers: int
+    ) -> list[tuple[float, int]]:
         """Times, s, and topics of distillations that do not wait for demand; only an oracle uses the future."""
         return []
 
@@ -109,13 +111,11 @@ class UpdatePolicy(Policy):
         """
         return ()
 
-    def plan(self, future: Sequence[TopicDemand]) -> None:  # noqa: B027 - optional
+    def plan(self, future: Sequence[TopicDemand]) -> None:
         """Look at the future, which only an oracle may."""
 
     @abstractmethod
-    def requested(
-        self, topic: int, edge: int, file_bytes: float, update_bytes: float
-    ) -> bool:
+    def requested(self, topic: int, edge: int, file_bytes: float, update_bytes: float) -> bool:
         """Whether an edge without the update fetches it for a request; otherwise the request gets a file.
 
         Args:
@@ -250,7 +250,9 @@ class DistilOracle(DemandPolicy):
 
     name = "distil-oracle"
 
-    def plan(self, future: Sequence[TopicDemand], distil_s: float, distillers: int) -> list[tuple[float, int]]:
+    def plan(
+        self, future: Sequence[TopicDemand], distil_s: float, distillers: int
+    ) -> list[tuple[float, int]]:
         worth = sorted((each for each in future if each.saved_bytes > 0), key=lambda each: -each.saved_bytes)
         return [(max(each.first_s - 2 * distil_s, 0.0), each.topic) for each in worth]
 
@@ -427,7 +429,7 @@ class PlaceNearest(PlacementPolicy):
     name = "place-nearest"
 
     def place(self, sites: Array, load: Array, edges: int) -> npt.NDArray[np.intp]:
-        return nearest_edges(sites, edges)[1].argmin(axis=1)
+        return np.asarray(nearest_edges(sites, edges)[1].argmin(axis=1))
 
 
 class PlaceBalanced(PlacementPolicy):

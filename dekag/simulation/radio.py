@@ -79,9 +79,7 @@ def path_loss_db(
     height = site_m - user_m
     d3 = np.hypot(d2, height)
     log_d, log_f = np.log10(d3), np.log10(carrier_hz / 1e9)
-    break_m = (
-        4 * (site_m - ENVIRONMENT_HEIGHT_M) * (user_m - ENVIRONMENT_HEIGHT_M) * carrier_hz / LIGHT_M_S
-    )
+    break_m = 4 * (site_m - ENVIRONMENT_HEIGHT_M) * (user_m - ENVIRONMENT_HEIGHT_M) * carrier_hz / LIGHT_M_S
     bend = np.log10(break_m**2 + height**2)
     if scenario == "uma":
         near = 28.0 + 22 * log_d + 20 * log_f
@@ -103,7 +101,7 @@ def hexagons(cells: int, distance_m: float) -> Array:
     y = distance_m * np.sqrt(3) / 2 * rows
     places = np.stack([x.ravel(), y.ravel()], axis=1)
     order = np.lexsort((places[:, 1], places[:, 0], np.round(np.hypot(places[:, 0], places[:, 1]), 6)))
-    return places[order[:cells]]
+    return np.asarray(places[order[:cells]])
 
 
 class CorrelatedFields:

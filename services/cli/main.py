@@ -74,7 +74,7 @@ for _section, _commands in {
     SYSTEM: (run.up, run.demo, run.image),
     KNOWLEDGE: (run.distill, ops.publish),
     OPERATION: (ops.doctor, ops.key, ops.credentials),
-    RESEARCH: (evaluate.sweep,),
+    RESEARCH: (evaluate.sweep, evaluate.simulate),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_section)(_command)

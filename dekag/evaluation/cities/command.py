@@ -226,9 +226,7 @@ def bench_simulate(
     return rows
 
 
-_PROBE = (
-    "import sys; from dekag.evaluation.cities.command import probe; probe(sys.argv[1], int(sys.argv[2]))"
-)
+_PROBE = "import sys; from dekag.evaluation.cities.command import probe; probe(sys.argv[1], int(sys.argv[2]))"
 
 
 def probe(path: str, requests: int) -> None:

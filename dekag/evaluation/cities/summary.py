@@ -1,10 +1,9 @@
-"""What a simulated strategy came to: traffic, latency, quality, energy, money and break-even, as plain rows."""
+"""What a simulated strategy came to, as rows: traffic, latency, quality, energy, money and break-even."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +31,8 @@ def summarise(result: Result) -> Row:
     """One row for a strategy and a seed.
 
     Returns:
-        `requests`, `handovers`, `paths` (requests by `PATHS`), `file_bytes` and `update_bytes` on the backhaul,
-        `bound_bytes` (no policy needs less backhaul for the new topics), `channel_uses`, `latency_s` and its
+        `requests`, `handovers`, `paths` (requests by `PATHS`), `file_bytes` and `update_bytes` on the
+        backhaul, `bound_bytes` (no policy needs less backhaul for the new topics), `channel_uses`, `latency_s` and its
         parts as percentiles, `psnr_db` as percentiles over received images, `consistency` (mean over all
         requests; a lost file counts 0), `distilled`, `transfers` of updates, `break_even`, `busy_s`,
         `dropped`, `energy_kwh` and `money` by part.
@@ -163,9 +162,7 @@ def _avoided(result: Result) -> dict[tuple[int, int], Array]:
     index, topic, edge = index[order], topic[order], edge[order]
     starts = np.flatnonzero(np.r_[True, (np.diff(topic) != 0) | (np.diff(edge) != 0)])
     parts = np.split(result.world.file_bytes[index], starts[1:])
-    return {
-        (int(topic[start]), int(edge[start])): part for start, part in zip(starts, parts, strict=True)
-    }
+    return {(int(topic[start]), int(edge[start])): part for start, part in zip(starts, parts, strict=True)}
 
 
 def energy_kwh(result: Result) -> dict[str, float]:
@@ -212,4 +209,3 @@ def _percentiles(values: Array) -> dict[str, float]:
 def names_of(rows: Sequence[Row]) -> list[str]:
     """Names of the strategies, in the order of the rows."""
     return list(dict.fromkeys(row["strategy"] for row in rows))
-
