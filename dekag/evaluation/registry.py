@@ -35,6 +35,8 @@ LASTING = frozenset(
         "install_demo_seconds",
         "install_demo_mib",
         "ray_speedup_2_workers",
+        "simulate_million_seconds",
+        "simulate_rss_gib",
     }
 )
 """Figures that depend on code alone, and stay when the models are replaced."""
@@ -208,6 +210,11 @@ FIGURES: dict[str, Figure] = {
             "First `make demo` in a fresh clone, until the first images; slowest Python", "s",
         ),
         Figure("install_demo_mib", "Installed size of `make demo`; largest over Pythons", "MiB"),
+        # a city
+        Figure(
+            "simulate_million_seconds", "City: time to simulate a million requests", "s", 300, _MOST,
+        ),
+        Figure("simulate_rss_gib", "City: memory to simulate a million requests", "GiB", 2, _MOST),
         # the evaluation itself
         Figure("results_quick_seconds", "Time of all quick results", "s", 600, _MOST),
         Figure("ray_speedup_2_workers", "Sweep on two Ray workers, speed relative to one", "ratio", 1.7),

@@ -239,6 +239,21 @@ class Strategy(_Section):
         return self
 
 
+class Variant(_Section):
+    """A change of the city, under which all strategies are compared once more.
+
+    Each section holds the fields that differ.
+    """
+
+    name: str = Field(pattern="^[a-z0-9-]{1,40}$", description="What results call it.")
+    demand: dict[str, Any] = Field({}, description="Fields of `demand`.")
+    mobility: dict[str, Any] = Field({}, description="Fields of `mobility`.")
+    radio: dict[str, Any] = Field({}, description="Fields of `radio`.")
+    edges: dict[str, Any] = Field({}, description="Fields of `edges`.")
+    cloud: dict[str, Any] = Field({}, description="Fields of `cloud`.")
+    backhaul: dict[str, Any] = Field({}, description="Fields of `backhaul`.")
+
+
 class City(_Section):
     """A city and the strategies that are compared in it."""
 
@@ -259,6 +274,9 @@ class City(_Section):
         min_length=1,
         max_length=100,
         description="What is compared; the first is what savings refer to.",
+    )
+    variants: list[Variant] = Field(
+        [], max_length=100, description="Changes under which all strategies are compared once more."
     )
     table: Path | None = Field(
         None, description="Table of `dekag bench deliveries`; by default that of the shipped models."
@@ -290,10 +308,29 @@ class City(_Section):
             raise PydanticCustomError("demand", "demand.hours must have an hour above 0")
         return self
 
+    @model_validator(mode="after")
+    def _variants_fit(self) -> Self:
+        for variant in self.variants:
+            try:
+                self.with_variant(variant)
+            except ValidationError as error:
+                first = error.errors()[0]
+                place = ".".join(str(part) for part in first["loc"])
+                problem = {"name": variant.name, "place": place, "problem": first["msg"]}
+                raise PydanticCustomError("variants", "{name}: {place}: {problem}", problem) from None
+        return self
+
     @property
     def duration_s(self) -> float:
         """Simulated time, s."""
         return self.days * DAY_S
+
+    def with_variant(self, variant: Variant) -> City:
+        """The city with the changes of a variant, and without variants of its own."""
+        merged = self.model_dump(exclude={"variants"})
+        for section, changes in variant.model_dump(exclude={"name"}).items():
+            merged[section] |= changes
+        return City.model_validate(merged)
 
     def deliveries(self) -> DeliveryTable:
         """The table of deliveries."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,7 +96,7 @@ def _new_topics(
     chosen = np.empty(len(time_s), np.int32)
     hour = (time_s / HOUR_S).astype(int)
     bounds = np.searchsorted(hour, np.arange(int(np.ceil(duration_s / HOUR_S)) + 1))
-    for index, (low, high) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for index, (low, high) in enumerate(itertools.pairwise(bounds)):
         if low == high:
             continue
         now = weight * popularity((index + 0.5) / 24 - born, demand.rise_days)
@@ -111,8 +112,8 @@ def draw_places(
 ) -> Array:  # fmt: skip
     """Places (n, 2), m, of the users at their requests.
 
-    Each user has places of its own, stays at one for an exponential time, and travels to another in a straight
-    line.
+    Each user has places of its own, stays at one for an exponential time, and travels to another in a
+    straight line.
 
     Args:
         mobility: how users move.

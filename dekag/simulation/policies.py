@@ -1,4 +1,4 @@
-"""Policies of a simulated city, as plug-ins: when to distil, who gets updates, what is kept, rate, sharing, place.
+"""Policies of a simulated city, as plug-ins.
 
 A policy is a class with a `name` that derives from one of six bases, each of which is a role in a
 `Strategy`: `DemandPolicy` (`distil`), `UpdatePolicy` (`fetch`), `CachePolicy` (`keep`), `RatePolicy`
@@ -79,10 +79,13 @@ class TopicDemand:
 class DemandPolicy(Policy):
     """When to distil a topic."""
 
-    def plan(
-        self, future: Sequence[TopicDemand], distil_s: float, distillers: int
-    ) -> list[tuple[float, int]]:
-        """Times, s, and topics of distillations that do not wait for demand; only an oracle uses the future."""
+    def plan(self, future: Sequence[TopicDemand], distil_s: float) -> list[tuple[float, int]]:
+        """Times, s, and topics of distillations that do not wait for demand; only an oracle has any.
+
+        Args:
+            future: the demand for each new topic.
+            distil_s: duration of a distillation, s.
+        """
         return []
 
     @abstractmethod
@@ -243,16 +246,14 @@ class DistilBreakEven(DemandPolicy):
 
 
 class DistilOracle(DemandPolicy):
-    """Distil, before its first request, each topic whose update will save backhaul; those that save most first.
+    """Distil each topic whose update will save backhaul before its first request; the best topics first.
 
     It knows the future, so no real system can do it: it bounds the other policies.
     """
 
     name = "distil-oracle"
 
-    def plan(
-        self, future: Sequence[TopicDemand], distil_s: float, distillers: int
-    ) -> list[tuple[float, int]]:
+    def plan(self, future: Sequence[TopicDemand], distil_s: float) -> list[tuple[float, int]]:
         worth = sorted((each for each in future if each.saved_bytes > 0), key=lambda each: -each.saved_bytes)
         return [(max(each.first_s - 2 * distil_s, 0.0), each.topic) for each in worth]
 
@@ -413,7 +414,7 @@ class ShareShortest(SchedulingPolicy):
 
 
 class ShareStrongest(SchedulingPolicy):
-    """The transmission with the highest SNR: it is unfair, and a bound for what channel knowledge can give."""
+    """The transmission with the highest SNR, which is unfair to users far from a site."""
 
     name = "share-strongest"
 
@@ -453,7 +454,10 @@ class PlaceBalanced(PlacementPolicy):
 
 
 def nearest_edges(sites: Array, edges: int) -> tuple[npt.NDArray[np.intp], Array]:
-    """Cells (edges,) at which edges stand, each the farthest from all before, and distances (cells, edges), m."""
+    """Cells (edges,) at which edges stand, and distances (cells, edges) from them, m.
+
+    Each edge stands at the cell that is farthest from all edges before it.
+    """
     places = [0]
     distance = np.hypot(*(sites - sites[0]).T)
     while len(places) < edges:

@@ -90,7 +90,7 @@ def path_loss_db(
         far = 32.4 + 40 * log_d + 20 * log_f - 9.5 * bend
         without = 22.4 + 35.3 * log_d + 21.3 * log_f - 0.3 * (user_m - 1.5)
     with_los = np.where(d2 <= break_m, near, far)
-    return np.where(los, with_los, np.maximum(with_los, without))
+    return np.asarray(np.where(los, with_los, np.maximum(with_los, without)))
 
 
 def hexagons(cells: int, distance_m: float) -> Array:

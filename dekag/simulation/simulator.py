@@ -261,7 +261,7 @@ class _Run:
     def _look_ahead(self) -> None:
         future = demand_by_topic(self.world, self.edge)
         self.fetch.plan(future)
-        for time_s, topic in self.distil.plan(future, self.distil_s, self.city.cloud.distillers):
+        for time_s, topic in self.distil.plan(future, self.distil_s):
             self.started.add(topic)
             self.env.process(self._distil(topic, time_s))
 

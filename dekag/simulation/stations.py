@@ -41,7 +41,7 @@ class Station:
 
         Args:
             service_s: time that a server takes for it, s.
-            after_s: time until it arrives, s; the same for all jobs of a station, so that they keep their order.
+            after_s: time until it arrives, s; equal for all jobs of a station, so that they keep their order.
         """
         now = self._env.now
         start = max(now + after_s, self._free_s[0])

@@ -11,6 +11,7 @@ has one thread, so on an idle machine CPU time and duration are nearly the same.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +33,7 @@ from dekag.stickers import TOPICS
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError
-from services.launcher.up import await_ready
+from services.launcher.up import RUN_DIR, await_ready
 
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 SERVICES = ("edge", "cloud", "user")
@@ -75,9 +76,11 @@ def run_deliveries_bench(
         raise NotFoundError(f"the profile {profile} ships no update of {', '.join(sorted(missing))}")
     rows: list[Row] = []
     load_before = os.getloadavg()[0]
+    # jobs of an interrupted run would be resumed, and counted
+    shutil.rmtree((RUN_DIR / "bench" / NAME).resolve(), ignore_errors=True)
     env = {"DEKAG_DEADLINE_S": "300"}  # the machine may be busy: times do not count, CPU time does
     with (
-        chain("deliveries", profile, **env) as stack,
+        chain(NAME, profile, **env) as stack,
         Client(stack.url, timeout_s=330, retries=5) as gateway,
     ):
         await_ready(stack, console)

@@ -13,6 +13,7 @@ from dekag.evaluation.registry import RESULTS
 from dekag.evaluation.reports import (
     baseline_models,
     cala,
+    city,
     claims,
     digital,
     end_to_end,
@@ -36,6 +37,8 @@ REPORTS: tuple[Report, ...] = (
     restoration.REPORT,
     digital.REPORT,
     end_to_end.REPORT,
+    city.REPORT,
+    city.REFERENCE,
     serving.LOAD,
     serving.PERFORMANCE,
     robustness.REPORT,

@@ -17,7 +17,7 @@ PARTS = (768, 96)
 
 
 def rows() -> list[dict[str, Any]]:
-    """Rows as `dekag bench deliveries` writes them: PSNR 10 dB + SNR / 2, and 5 dB more at the higher rate."""
+    """Rows as `dekag bench deliveries` writes them: PSNR 10 dB + SNR / 2, 5 dB more at the higher rate."""
     found: list[dict[str, Any]] = [
         {"kind": "distillation", "topic": "neon", "seconds": 100.0},
         {"kind": "update", "topic": "neon", "bytes": 40_000},
@@ -26,7 +26,7 @@ def rows() -> list[dict[str, Any]]:
     for topic, taught in (("known", True), ("neon", True), ("neon", False)):
         for snr_db in SNRS_DB:
             for parts in PARTS:
-                found.append(
+                found.append(  # noqa: PERF401
                     {
                         "kind": "delivery", "topic": topic, "taught": taught, "delivery": "semantic",
                         "prompt": 0, "snr_db": snr_db, "cbr_parts": parts, "decoded": True,
@@ -41,10 +41,11 @@ def rows() -> list[dict[str, Any]]:
                 )  # fmt: skip
     for prompt, size in enumerate((4_000, 6_000)):
         for snr_db in SNRS_DB:
-            found.append(
+            found.append(  # noqa: PERF401
                 {
                     "kind": "delivery", "topic": "known", "taught": False, "delivery": "conventional",
-                    "prompt": prompt, "snr_db": snr_db, "cbr_parts": None, "decoded": snr_db > 0 or prompt == 0,
+                    "prompt": prompt, "snr_db": snr_db, "cbr_parts": None,
+                    "decoded": snr_db > 0 or prompt == 0,
                     "psnr_db": 35.0, "channel_uses": 20_000 / (1 + max(snr_db, 0)), "file_bytes": size,
                     "backhaul_bytes": size + 100,
                     "stages_s": {

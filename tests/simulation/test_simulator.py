@@ -1,7 +1,8 @@
-"""The simulation as a whole: nothing is lost, the same seed repeats, cost is linear, policies do what they say."""
+"""The simulation as a whole: nothing is lost, a seed repeats, cost is linear, policies do what they say."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -129,7 +130,7 @@ def test_updates_are_used_only_once_they_are_there(results: dict[str, Result], w
         topic = int(world.requests.topic[index]) - world.city.demand.known_topics
         if result.path[index] in (LATENT, CACHED_LATENT):
             assert world.requests.time_s[index] >= published[topic]
-    assert len({pair for pair in ((t, e) for _, e, t, _ in result.updates)}) == len(result.updates)
+    assert len({(topic, edge) for _, edge, topic, _ in result.updates}) == len(result.updates)
 
 
 def test_distillers_are_a_limited_resource(make_city: Make) -> None:
@@ -138,7 +139,7 @@ def test_distillers_are_a_limited_resource(make_city: Make) -> None:
     spans = sorted((start, end) for start, end, _ in result.distilled)
     assert len(spans) == 6
     assert all(end - start == pytest.approx(1_000) for start, end in spans)
-    assert all(after[0] >= before[1] - 1e-6 for before, after in zip(spans, spans[1:], strict=False))
+    assert all(after[0] >= before[1] - 1e-6 for before, after in itertools.pairwise(spans))
 
 
 def test_pushed_updates_reach_all_edges(results: dict[str, Result]) -> None:

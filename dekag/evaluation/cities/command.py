@@ -7,6 +7,7 @@ so that an interrupted command resumes.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import resource
 import subprocess
@@ -43,11 +44,22 @@ BENCH_COMMAND = "dekag bench simulate"
 
 @dataclass(frozen=True)
 class Task:
-    """One strategy in the city of one seed."""
+    """One strategy in the city of one seed.
+
+    Attributes:
+        city: with the changes of the variant.
+        variant: name of the variant; empty without one.
+        seed: of the city.
+        strategy: index into the city's strategies.
+    """
 
     city: City
+    variant: str
     seed: int
     strategy: int
+
+    def __hash__(self) -> int:
+        return hash((self.variant, self.seed, self.strategy))
 
 
 def run_city(
@@ -80,12 +92,17 @@ def run_city(
     folder = results / city.name
     check_folder(folder)
     store, code = ResultStore(runs), code_hash()
-    tasks = [Task(city, seed, index) for seed in city.seeds for index in range(len(city.strategies))]
+    variants = {"": city} | {each.name: city.with_variant(each) for each in city.variants}
+    tasks = [
+        Task(changed, name, seed, index)
+        for name, changed in variants.items()
+        for seed in city.seeds
+        for index in range(len(city.strategies))
+    ]
     places = {task: store.path("runs", key(task, code)) for task in tasks}
     todo = [task for task in tasks if not places[task].exists()]
-    groups = [[task for task in todo if task.seed == seed] for seed in city.seeds]
-    groups = [group for group in groups if group]
-    total = len(todo) * city.demand.requests
+    groups = [list(group) for _, group in itertools.groupby(todo, lambda task: (task.variant, task.seed))]
+    total = sum(task.city.demand.requests for task in todo)
     failed: list[tuple[Task, str]] = []
     with tqdm(total=total, desc=city.name, unit="request", unit_scale=True, disable=not todo) as bar:
         found: Iterator[tuple[Task, Any]]
@@ -99,17 +116,23 @@ def run_city(
                 continue
             write_whole(places[task], json.dumps(rows).encode())
             if ray is not None:
-                bar.update(city.demand.requests)
-    finished = [read_json(places[task]) for task in tasks if places[task].exists()]
-    rows = [each["run"] for each in finished]
+                bar.update(task.city.demand.requests)
+    finished = [
+        read_json(places[task]) | {"variant": task.variant} for task in tasks if places[task].exists()
+    ]
+    rows = [each["run"] | {"variant": each["variant"]} for each in finished]
     console = Console(stderr=as_json)
     if rows:
-        write_folder(folder, city, finished)
+        write_folder(folder, city, rows, finished)
         console.print(f"{len(todo) - len(failed)} runs simulated, {len(tasks) - len(todo)} read -> {folder}")
         if not as_json:
-            console.print("\n".join(tables.summary_table(rows)), highlight=False, soft_wrap=True)
+            shown = tables.summary_table([row for row in rows if not row["variant"]])
+            console.print("\n".join(shown), highlight=False, soft_wrap=True)
     if as_json:
-        problems = [{"seed": task.seed, "strategy": _name(task), "error": why} for task, why in failed]
+        problems = [
+            {"variant": task.variant, "seed": task.seed, "strategy": _name(task), "error": why}
+            for task, why in failed
+        ]
         typer.echo(json.dumps({"runs": rows, "failed": problems, "folder": str(folder)}))
     if failed:
         for task, why in failed:
@@ -134,7 +157,8 @@ def code_hash() -> str:
 
 def key(task: Task, code: str) -> str:
     """Hash of everything that a run depends on."""
-    city = task.city.model_dump(mode="json", exclude={"strategies", "seeds", "name", "table"})
+    left_out = {"strategies", "seeds", "name", "table", "variants"}
+    city = task.city.model_dump(mode="json", exclude=left_out)
     table = task.city.deliveries().source
     strategy = task.city.strategies[task.strategy].model_dump(mode="json")
     return content_key(city, strategy, task.seed, table, code, plugins.code_hashes(), sort_keys=True)
@@ -151,7 +175,7 @@ def attempt(task: Task, progress: Any = None) -> dict[str, Any] | str:
             _last_world[:] = [(task.city, task.seed, World.draw(task.city, task.seed))]
         world = _last_world[0][2]
         result = simulate(world, task.city.strategies[task.strategy], progress)
-        detailed = task.seed == task.city.seeds[0]
+        detailed = task.seed == task.city.seeds[0] and not task.variant
         return {
             "run": summarise(result),
             "hours": by_hour(result) if detailed else [],
@@ -163,12 +187,15 @@ def attempt(task: Task, progress: Any = None) -> dict[str, Any] | str:
         return f"{type(error).__name__}: {error}"
 
 
-def write_folder(folder: Path, city: City, finished: Sequence[Mapping[str, Any]]) -> None:
+def write_folder(
+    folder: Path, city: City, every: Sequence[Row], finished: Sequence[Mapping[str, Any]]
+) -> None:
     """Write the rows of all runs, the city itself with the table's source, a summary and plots."""
-    rows = [each["run"] for each in finished]
-    hours = [row for each in finished for row in each["hours"]]
-    topics = [row for each in finished for row in each["topics"]]
-    write_rows(folder / "runs.jsonl", rows)
+    rows = [row for row in every if not row["variant"]]
+    detailed = [each for each in finished if not each["variant"] and each["run"]["seed"] == city.seeds[0]]
+    hours = [row for each in detailed for row in each["hours"]]
+    topics = [row for each in detailed for row in each["topics"]]
+    write_rows(folder / "runs.jsonl", every)
     write_rows(folder / "hours.jsonl", hours)
     write_rows(folder / "topics.jsonl", topics)
     about = {
@@ -183,6 +210,8 @@ def write_folder(folder: Path, city: City, finished: Sequence[Mapping[str, Any]]
     if len(names_of(rows)) > 1:
         lines += [*tables.savings_table(rows), ""]
     lines += [*tables.quality_table(rows), "", *tables.updates_table(rows), "", *tables.latency_table(rows)]
+    if city.variants:
+        lines += ["", *tables.variants_table(every)]
     (folder / "summary.md").write_text("\n".join(lines) + "\n")
     if hours:
         plots.write_plot(tables.hours_plot(hours), folder / "hours.svg")

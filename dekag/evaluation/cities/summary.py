@@ -31,11 +31,11 @@ def summarise(result: Result) -> Row:
     """One row for a strategy and a seed.
 
     Returns:
-        `requests`, `handovers`, `paths` (requests by `PATHS`), `file_bytes` and `update_bytes` on the
-        backhaul, `bound_bytes` (no policy needs less backhaul for the new topics), `channel_uses`, `latency_s` and its
-        parts as percentiles, `psnr_db` as percentiles over received images, `consistency` (mean over all
-        requests; a lost file counts 0), `distilled`, `transfers` of updates, `break_even`, `busy_s`,
-        `dropped`, `energy_kwh` and `money` by part.
+        `variant` of the city (empty: none), `requests`, `handovers`, `paths` (requests by `PATHS`),
+        `file_bytes` and `update_bytes` on the backhaul, `bound_bytes` (no policy needs less backhaul for the
+        new topics), `channel_uses`, `latency_s` and its parts as percentiles, `psnr_db` as percentiles over
+        received images, `consistency` (mean over all requests; a lost file counts 0), `distilled`,
+        `transfers` of updates, `break_even`, `busy_s`, `dropped`, `energy_kwh` and `money` by part.
     """
     world = result.world
     city, updates = world.city, sum(size for *_, size in result.updates)

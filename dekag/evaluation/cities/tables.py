@@ -87,6 +87,23 @@ def updates_table(rows: Sequence[Row]) -> Lines:
     return table(header, lines)
 
 
+def variants_table(rows: Sequence[Row]) -> Lines:
+    """Backhaul and money saved against the first strategy, %, in each variant of the city."""
+    names = names_of(rows)[1:]
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == variant]
+        cells = []
+        for what in ("backhaul_gb", "money"):
+            for name in names:
+                value = VALUES[what][1]
+                saved = [saved_percent(own, seed, name, value) for seed in _seeds(own)]
+                cells.append(f"{np.mean(saved):.1f}")
+        lines.append([variant or "the city itself", *cells])
+    headers = [f"{what} saved, {name}, %" for what in ("backhaul", "money") for name in names]
+    return table(["variant", *headers], lines)
+
+
 def quality_table(rows: Sequence[Row]) -> Lines:
     """How requests were answered, and the PSNR of what was received."""
     lines = []
