@@ -47,7 +47,8 @@ class DeliveryTable:
         update_bytes: (U,) sizes of knowledge updates, bytes, sorted.
         consistency: consistency with the cloud's image by kind: "known", "taught", "untaught", "file".
         seconds: compute time by stage, s: "edge.generate", "edge.encode", "edge.modulate",
-            "cloud.generate", "user.latent" (decode and render), "user.file", "distil".
+            "cloud.generate", "user.latent" (decode and render), "user.file", "distil"; each includes what the
+            service does around it, such as serialising messages.
         source: what wrote the table: command, commit, date, machine, config.
     """
 
@@ -105,13 +106,16 @@ class DeliveryTable:
             "file": files,
         }
 
-        def stage(own: Sequence[Mapping[str, Any]], *names: str) -> float:
-            # a cached image lacks the stages that generated it
-            each = [row["stages_s"][names[0]] for row in own if names[0] in row["stages_s"]]
-            rest = sum(
-                float(np.median([row["stages_s"].get(name, 0.0) for row in own])) for name in names[1:]
-            )
-            return float(np.median(each)) + rest
+        cpu = {row["phase"]: row for row in rows if row["kind"] == "cpu"}
+
+        def per_request(phase: str, service: str) -> float:
+            return float(cpu[phase][service] / cpu[phase]["requests"])
+
+        def received(phase: str) -> float:
+            # the user's process also writes a PNG and measures the PSNR
+            own = {k: v for k, v in cpu[phase]["durations_s"].items() if k.startswith("user.")}
+            needed = own["user.decode"] + own["user.render"]
+            return float(per_request(phase, "user") * needed / sum(own.values()))
 
         def cell_of(statistic: Any, name: str) -> Array:
             return np.array([[statistic([row[name] for row in cell]) for cell in line] for line in cells])
@@ -133,12 +137,12 @@ class DeliveryTable:
                 for kind, own in kinds.items()
             },
             seconds={
-                "edge.generate": stage(semantic, "edge.generate"),
-                "edge.encode": stage(semantic, "edge.encode"),
-                "edge.modulate": stage(files, "edge.modulate"),
-                "cloud.generate": stage(files, "cloud.generate", "cloud.encode"),
-                "user.latent": stage(semantic, "user.decode", "user.render"),
-                "user.file": stage(files, "user.decode", "user.render"),
+                "edge.generate": per_request("latent", "edge") - per_request("cached latent", "edge"),
+                "edge.encode": per_request("cached latent", "edge"),
+                "edge.modulate": per_request("cached file", "edge"),
+                "cloud.generate": per_request("file", "cloud"),
+                "user.latent": received("cached latent"),
+                "user.file": received("cached file"),
                 "distil": float(np.mean([row["seconds"] for row in rows if row["kind"] == "distillation"])),
             },
             source=dict(source),

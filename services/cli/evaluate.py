@@ -235,7 +235,9 @@ def _existing_city(city: Path) -> Path:
 
 City = Annotated[
     Path,
-    typer.Argument(help="YAML file, or the name of a shipped city: small or week.", callback=_existing_city),
+    typer.Argument(
+        help="YAML file, or the name of a shipped city: small, variants or week.", callback=_existing_city
+    ),
 ]
 
 
@@ -452,14 +454,13 @@ def bench_deliveries(
     topics: Annotated[
         str, typer.Option(help="Topics whose shipped updates are used, separated by commas; empty for all.")
     ] = "",
-    distil: Annotated[str, typer.Option(help="Topic whose distillation is timed.")] = "rocket",
     profile: Profile = "stickers",
 ) -> None:
     """Measure cost and quality of single deliveries: the table that `dekag simulate` reads."""
     from services.bench.deliveries import run_deliveries_bench
 
     names = [name for name in topics.split(",") if name]
-    _launch(lambda: run_deliveries_bench(prompts=prompts, topics=names, distil=distil, **_targets(profile)))
+    _launch(lambda: run_deliveries_bench(prompts=prompts, topics=names, **_targets(profile)))
 
 
 @bench.command("distill")

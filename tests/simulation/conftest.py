@@ -32,10 +32,6 @@ def rows() -> list[dict[str, Any]]:
                         "prompt": 0, "snr_db": snr_db, "cbr_parts": parts, "decoded": True,
                         "psnr_db": 10 + snr_db / 2 + 5 * (parts == 96),
                         "channel_uses": 3 * 256 * 256 // parts, "file_bytes": None, "backhaul_bytes": 0,
-                        "stages_s": {
-                            "edge.generate": 0.2, "edge.encode": 0.01, "user.decode": 0.01,
-                            "user.render": 0.03,
-                        },
                         "consistency": {True: 0.8, False: 0.2}[taught] + 0.1 * (topic == "known"),
                     }
                 )  # fmt: skip
@@ -48,13 +44,20 @@ def rows() -> list[dict[str, Any]]:
                     "decoded": snr_db > 0 or prompt == 0,
                     "psnr_db": 35.0, "channel_uses": 20_000 / (1 + max(snr_db, 0)), "file_bytes": size,
                     "backhaul_bytes": size + 100,
-                    "stages_s": {
-                        "cloud.generate": 0.9, "cloud.encode": 0.1, "edge.modulate": 0.005,
-                        "user.decode": 0.02, "user.render": 0.0,
-                    },
                     "consistency": 0.95,
                 }
             )  # fmt: skip
+    durations = {"user.decode": 1.0, "user.render": 3.0, "user.png": 1.0}
+    for phase, edge, cloud, user in (
+        ("latent", 2.1, 0.0, 0.5), ("cached latent", 0.1, 0.0, 0.5),
+        ("file", 0.05, 10.0, 0.2), ("cached file", 0.05, 1.0, 0.2),
+    ):  # fmt: skip
+        found.append(
+            {
+                "kind": "cpu", "phase": phase, "requests": 10, "edge": edge, "cloud": cloud, "user": user,
+                "durations_s": durations,
+            }
+        )  # fmt: skip
     return found
 
 
