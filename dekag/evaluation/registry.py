@@ -212,7 +212,7 @@ FIGURES: dict[str, Figure] = {
         Figure("install_demo_mib", "Installed size of `make demo`; largest over Pythons", "MiB"),
         # a city
         Figure(
-            "simulate_million_seconds", "City: time to simulate a million requests", "s", 300, _MOST,
+            "simulate_million_seconds", "City: CPU time to simulate a million requests", "s", 300, _MOST,
         ),
         Figure("simulate_rss_gib", "City: memory to simulate a million requests", "GiB", 2, _MOST),
         # the evaluation itself

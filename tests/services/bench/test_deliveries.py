@@ -26,7 +26,9 @@ def test_an_image_is_new_in_its_first_phase_alone() -> None:
     for first, cached in (("latent", "cached latent"), ("file", "cached file")):
         new = [(call["prompt"], call["seed"], call.get("knowledge")) for _, call in phases[first]]
         assert len(set(new)) == len(new)
-        assert {(call["prompt"], call["seed"], call.get("knowledge")) for _, call in phases[cached]} <= set(new)
+        assert {(call["prompt"], call["seed"], call.get("knowledge")) for _, call in phases[cached]} <= set(
+            new
+        )
     untaught = [about for about, _ in phases["latent"] if not about["taught"]]
     assert [about["topic"] for about in untaught] == ["neon"]
 
