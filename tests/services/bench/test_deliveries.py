@@ -1,4 +1,4 @@
-"""The requests behind the table of deliveries: every image is new once, and every cell of the grid is there."""
+"""The requests behind the table of deliveries: an image is new once, and no cell of the grid is missing."""
 
 from __future__ import annotations
 
