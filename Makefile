@@ -140,6 +140,10 @@ results: need-all ## measure everything and fill results/ and the pages in docs/
 	$(BIN)/dekag experiment digital
 	$(BIN)/dekag experiment overall
 	$(MAKE) bench
+	$(BIN)/dekag bench deliveries
+	$(BIN)/dekag simulate week
+	$(BIN)/dekag simulate variants
+	$(BIN)/dekag bench simulate
 	$(BIN)/dekag results quick --record
 	$(BIN)/dekag results book
 

@@ -1,11 +1,12 @@
-"""Plug-ins: user-defined channels, codecs, adaptation methods and metrics.
+"""Plug-ins: user-defined channels, codecs, adaptation methods, metrics and policies.
 
 A plug-in is a class with a `name` whose base class determines its kind: `dekag.link.Channel`,
-`dekag.codec.LatentCodec`, `dekag.cala.methods.AdaptedCodec` or `dekag.metrics.Metric`. It is loaded from an
-entry point of an installed package (groups `dekag.channels`, `dekag.codecs`, `dekag.methods`,
-`dekag.metrics`), or from a path `package.module:Name` or `path/to/file.py:Name` on the command line
-(`dekag --plugin`) or in DEKAG_PLUGINS. The latter is a line of CSV: paths are separated by commas, and a path
-with a comma is quoted. Requests can only name plug-ins that are already loaded.
+`dekag.codec.LatentCodec`, `dekag.cala.methods.AdaptedCodec`, `dekag.metrics.Metric` or
+`dekag.simulation.policies.Policy`. It is loaded from an entry point of an installed package (groups
+`dekag.channels`, `dekag.codecs`, `dekag.methods`, `dekag.metrics`, `dekag.policies`), or from a path
+`package.module:Name` or `path/to/file.py:Name` on the command line (`dekag --plugin`) or in DEKAG_PLUGINS.
+The latter is a line of CSV: paths are separated by commas, and a path with a comma is quoted. Requests can
+only name plug-ins that are already loaded.
 
 Imports torch and other modules of the library only when they are needed.
 """
@@ -37,7 +38,10 @@ _KINDS = {
     "codec": ("dekag.codec.jscc", "LatentCodec", "CODECS"),
     "method": ("dekag.cala.methods", "AdaptedCodec", "METHODS"),
     "metric": ("dekag.metrics.image", "Metric", "METRICS"),
+    "policy": ("dekag.simulation.policies", "Policy", "POLICIES"),
 }
+_GROUPS = {kind: f"dekag.{kind}s" for kind in _KINDS} | {"policy": "dekag.policies"}
+_CLASSES = ("codec", "policy")  # whose registries hold classes, as each use makes its own object
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _FORMS = "package.module:Name or path/to/file.py:Name"
 
@@ -63,8 +67,10 @@ def register(plugin: type) -> None:
     try:
         if kind == "method":
             table[name] = plugin.method()  # type: ignore[attr-defined]
+        elif inspect.isabstract(plugin):  # instances say so themselves, classes do not
+            raise TypeError(f"{plugin.__name__} lacks {', '.join(sorted(plugin.__abstractmethods__))}")  # type: ignore[attr-defined]
         else:
-            table[name] = plugin if kind == "codec" else plugin()
+            table[name] = plugin if kind in _CLASSES else plugin()
     except Exception as error:  # anything that the plug-in raises
         raise InvalidInputError(f"plug-in {name}", f"a complete {kind}", error) from error
     _plugged_in[kind][name] = plugin
@@ -106,7 +112,7 @@ def load_from_environment() -> None:
     _last_read = value  # first, since a plug-in may look up names while it is loaded
     try:
         for kind in _KINDS:
-            for point in entry_points(group=f"dekag.{kind}s"):
+            for point in entry_points(group=_GROUPS[kind]):
                 try:
                     if _kind(load(point.value)) != kind:
                         raise InvalidInputError(f"entry point {point.name}", f"a {kind}", point.value)
@@ -137,10 +143,10 @@ def join(paths: Iterable[str]) -> str:
 
 
 def get(kind: str, name: str) -> Any:
-    """The entry with that name: a Channel, a codec class, a Method or a Metric.
+    """The entry with that name: a Channel, a codec class, a Method, a Metric or a policy class.
 
     Args:
-        kind: "channel", "codec", "method" or "metric".
+        kind: "channel", "codec", "method", "metric" or "policy".
         name: name of a built-in or a plug-in.
 
     Raises:

@@ -27,7 +27,7 @@ from dekag.metrics import Metric
 
 pytestmark = pytest.mark.usefixtures("plugging")
 
-SHIPPED = {kind: plugins.names(kind) for kind in ("channel", "codec", "method", "metric")}
+SHIPPED = {kind: plugins.names(kind) for kind in ("channel", "codec", "method", "metric", "policy")}
 SOURCE = """
 import torch
 from dekag.link import Channel

@@ -419,6 +419,32 @@ class StageTime(_Response):
     seconds: float = Field(description="Duration, s.", examples=[0.21])
 
 
+class Latency(_Response):
+    """Time until the image was ready, split into three parts that do not overlap."""
+
+    compute_s: float = Field(
+        description="Measured: time that the services took, from the user's request until the image was "
+        "ready, s. It includes waiting for models and the transfers of this simulator itself, and excludes "
+        "user.measure.",
+        examples=[0.31],
+    )
+    air_s: float = Field(
+        description="Modelled: time on the air of channel uses and pilots, s; settings DEKAG_AIR_*. 0 over "
+        "an ideal channel.",
+        examples=[0.001],
+    )
+    backhaul_s: float = Field(
+        description="Modelled: time of the transfers between edge and cloud, s; settings DEKAG_BACKHAUL_*. 0 "
+        "if nothing was transferred.",
+        examples=[0.012],
+    )
+
+    @property
+    def total_s(self) -> float:
+        """The sum, s."""
+        return self.compute_s + self.air_s + self.backhaul_s
+
+
 class HopTraffic(_Response):
     """Traffic of one hop."""
 
@@ -575,6 +601,11 @@ class LinkReport(_Response):
     stages: list[StageTime] = Field(
         description="Time per stage.",
         examples=[[{"stage": "edge.generate", "seconds": 0.21}]],
+    )
+    latency: Latency | None = Field(
+        default=None,
+        description="Time until the image was ready, split into compute, air and backhaul.",
+        examples=[{"compute_s": 0.31, "air_s": 0.001, "backhaul_s": 0.0}],
     )
     hops: list[HopTraffic] = Field(
         description="Traffic per hop. On hops that carry symbols, these are the simulator's samples, which "

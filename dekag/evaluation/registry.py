@@ -40,6 +40,8 @@ LASTING = frozenset(
         "photos_tried",
         "hevc_capacity_gap_db",
         "metrics_checked",
+        "simulate_million_seconds",
+        "simulate_rss_gib",
     }
 )
 """Figures that depend on code alone, and stay when the models are replaced."""
@@ -228,6 +230,11 @@ FIGURES: dict[str, Figure] = {
             "First `make demo` in a fresh clone, until the first images; slowest Python", "s",
         ),
         Figure("install_demo_mib", "Installed size of `make demo`; largest over Pythons", "MiB"),
+        # a city
+        Figure(
+            "simulate_million_seconds", "City: CPU time to simulate a million requests", "s", 300, _MOST,
+        ),
+        Figure("simulate_rss_gib", "City: memory to simulate a million requests", "GiB", 2, _MOST),
         # the evaluation itself
         Figure("metrics_checked", "Metrics equal to their reference implementation within 1e-3", "metrics"),
         Figure("results_quick_seconds", "Time of all quick results", "s", 600, _MOST),

@@ -35,6 +35,7 @@ class ChannelServicer(DownlinkServicer):
         self._downlink = DownlinkStub(self.downstream)
         self._worker = ModelWorker("channel", threads=1, max_queue=settings.max_queue)
         self._traces = settings.traces
+        self._air = settings.air()
 
     def load(self) -> None:
         """Imports the signal processing before the first request needs it."""
@@ -65,6 +66,8 @@ class ChannelServicer(DownlinkServicer):
         )
         _, seconds = await self._worker.run(_apply_channel, transmission, request, self._traces)
         transmission.add_stage("channel.transmit", seconds)
+        uses = transmission.header.channel_uses + transmission.states[-1].pilot_uses
+        transmission.report.latency.air_s += self._air.seconds(uses)
         for frame in transmission.frames():
             yield frame
 

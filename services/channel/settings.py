@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import DirectoryPath, Field
 
 from dekag.link.conditions import BUILT_IN_TRACES
+from dekag.link.timing import AirTime
 from services.common.addresses import Address
 from services.common.settings import MANY, CommonSettings
 
@@ -23,3 +24,24 @@ class ChannelSettings(CommonSettings):
     max_queue: int = Field(
         256, ge=1, le=MANY, description="Upper limit of requests in the queue; further requests are refused."
     )
+    air_bandwidth_hz: float = Field(
+        1e6,
+        gt=0,
+        le=1e12,
+        description="Modelled bandwidth, Hz. It determines `latency.air_s` of link reports and delays "
+        "nothing; so do the other settings of the air interface.",
+    )
+    air_slot_s: float = Field(
+        1e-3, gt=0, le=10, description="Modelled duration of a slot, s; a transmission takes whole slots."
+    )
+    air_overhead: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Modelled fraction of the channel uses that carry no data, such as control channels and "
+        "cyclic prefixes. Pilots of the transmission are counted separately.",
+    )
+
+    def air(self) -> AirTime:
+        """The modelled air interface."""
+        return AirTime(self.air_bandwidth_hz, self.air_slot_s, self.air_overhead)

@@ -13,6 +13,7 @@ from dekag.evaluation.registry import RESULTS
 from dekag.evaluation.reports import (
     baseline_models,
     cala,
+    city,
     claims,
     digital,
     end_to_end,
@@ -40,6 +41,8 @@ REPORTS: tuple[Report, ...] = (
     photos.REPORT,
     metrics.REPORT,
     end_to_end.REPORT,
+    city.REPORT,
+    city.REFERENCE,
     serving.LOAD,
     serving.PERFORMANCE,
     robustness.REPORT,

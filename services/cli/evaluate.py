@@ -312,6 +312,48 @@ def sweep(
     )
 
 
+def _existing_city(city: Path) -> Path:
+    from dekag.simulation.city import shipped_city
+
+    path = shipped_city(city)
+    if not path.is_file():
+        raise typer.BadParameter(f"there is no file and no shipped city {str(city)!r}")
+    return path
+
+
+City = Annotated[
+    Path,
+    typer.Argument(
+        help="YAML file, or the name of a shipped city: small, variants or week.", callback=_existing_city
+    ),
+]
+
+
+def simulate(
+    city: City,
+    ray: Ray = None,
+    workers: RayWorkers = None,
+    results: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("results"),
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only a summary, as JSON; progress goes to stderr.")
+    ] = False,
+) -> None:
+    """Simulate strategies in a city of many cells and users; resumes, writes tables and plots."""
+    from dekag.evaluation.cities.command import run_city
+
+    _measure(lambda: run_city(city, ray=ray, workers=workers, results=results, as_json=as_json))
+    if results == Path("results"):
+        _fill_pages()
+
+
+@bench.command("simulate")
+def bench_simulate(city: City = Path("week")) -> None:
+    """Measure time and memory of the simulation with up to a million requests."""
+    from dekag.evaluation.cities.command import bench_simulate
+
+    _measure(lambda: bench_simulate(city))
+
+
 @bench.command("sweep")
 def bench_sweep(
     cells: Annotated[int, typer.Option(help="Number of cells of the grid.", min=4)] = 200,
@@ -500,6 +542,21 @@ def bench_cost(
     from services.bench.cost import run_cost_bench
 
     _launch(lambda: run_cost_bench(requests=requests, **_targets(profile)))
+
+
+@bench.command("deliveries")
+def bench_deliveries(
+    prompts: Annotated[int, typer.Option(help="Number of prompts that the edge knows.", min=2)] = 8,
+    topics: Annotated[
+        str, typer.Option(help="Topics whose shipped updates are used, separated by commas; empty for all.")
+    ] = "",
+    profile: Profile = "stickers",
+) -> None:
+    """Measure cost and quality of single deliveries: the table that `dekag simulate` reads."""
+    from services.bench.deliveries import run_deliveries_bench
+
+    names = [name for name in topics.split(",") if name]
+    _launch(lambda: run_deliveries_bench(prompts=prompts, topics=names, **_targets(profile)))
 
 
 @bench.command("distill")

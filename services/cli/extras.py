@@ -21,6 +21,7 @@ COMMANDS = {
     "compare": "eval",
     "experiment": "eval",
     "results": "eval",
+    "simulate": "eval",
     "sweep": "eval",
     "train": "train",
 }

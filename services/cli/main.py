@@ -72,7 +72,7 @@ for _section, _commands in {
     SYSTEM: (run.up, run.demo, run.image, run.link),
     KNOWLEDGE: (run.distill, ops.publish),
     OPERATION: (ops.doctor, ops.key, ops.credentials),
-    RESEARCH: (evaluate.sweep, compare),
+    RESEARCH: (evaluate.sweep, evaluate.simulate, compare),
 }.items():
     for _command in _commands:
         app.command(rich_help_panel=_section)(_command)

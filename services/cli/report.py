@@ -80,6 +80,9 @@ def report_table(images: Mapping[str, client.Image]) -> Table:
         }
         rows |= {name: "-" if score is None else f"{score:.3f}" for name, score in report.scores.items()}
         rows |= {f"bytes {each.hop}": f"{each.sent_bytes:,}" for each in report.hops}
+        if report.latency is not None:
+            parts = report.latency.model_dump()
+            rows |= {f"latency {part[:-2]}": f"{1e3 * seconds:,.1f} ms" for part, seconds in parts.items()}
         rows |= {f"time {each.stage}": f"{1e3 * each.seconds:,.0f} ms" for each in report.stages}
         columns[delivery] = rows
     table = Table("", *columns)

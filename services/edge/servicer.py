@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import structlog
 import torch
 from grpc import aio
@@ -212,6 +213,7 @@ class EdgeServicer(DownlinkServicer):
         self._knowledge = Knowledge(settings, self._cache, self._cloud)
         self._codecs = EdgeCodecs(settings, self._cache, self._cloud)
         self._prompts = PromptStates(settings)
+        self._backhaul = settings.backhaul()
         self._generator: AlignedGenerator
         self._profile: Profile
 
@@ -258,6 +260,10 @@ class EdgeServicer(DownlinkServicer):
                 sending.cancel()
         else:
             transmission = await self._conventional(request)
+        sent_bytes = sum(hop.sent_bytes for hop in transmission.report.hops)
+        transmission.report.latency.backhaul_s = self._backhaul.exchange_s(
+            sent_bytes, np.random.default_rng(request.seed)
+        )
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         for frame in transmission.frames():
             yield frame

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from dekag.api.limits import MAX_KNOWLEDGE
+from dekag.link.timing import BackhaulTime
 from services.common.addresses import Address
 from services.common.settings import DAY_S, MANY, CodecSettings, GeneratorSettings
 
@@ -29,3 +30,32 @@ class EdgeSettings(CodecSettings, GeneratorSettings):
     knowledge_timeout_s: float = Field(
         2.0, gt=0, le=DAY_S, description="Time limit for the cloud to return the catalogue of knowledge, s."
     )
+    backhaul_rate_bit_s: float = Field(
+        1e9,
+        gt=0,
+        le=1e15,
+        description="Modelled rate between edge and cloud, bit/s. It determines `latency.backhaul_s` of link "
+        "reports and delays nothing; so do the other settings of the backhaul.",
+    )
+    backhaul_delay_s: float = Field(
+        0.005, ge=0, le=60, description="Modelled delay between edge and cloud in one direction, s."
+    )
+    backhaul_jitter_s: float = Field(
+        0.001,
+        ge=0,
+        le=60,
+        description="Mean of the modelled random delay beyond DEKAG_BACKHAUL_DELAY_S, exponentially "
+        "distributed, s.",
+    )
+    backhaul_loss: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Modelled probability that a packet between edge and cloud is lost and sent again.",
+    )
+
+    def backhaul(self) -> BackhaulTime:
+        """The modelled hop to the cloud."""
+        return BackhaulTime(
+            self.backhaul_rate_bit_s, self.backhaul_delay_s, self.backhaul_jitter_s, self.backhaul_loss
+        )

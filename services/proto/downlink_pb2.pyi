@@ -798,6 +798,7 @@ class TransmissionReport(_message.Message):
     SIDE_INFORMATION_FIELD_NUMBER: _builtins.int
     EXPECTED_PSNR_DB_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
     """whether the latent or the image came from a cache"""
     modulation: Global___Modulation.ValueType
@@ -824,6 +825,10 @@ class TransmissionReport(_message.Message):
     def picture(self) -> Global___SentPicture:
         """with ProvideRequest.picture"""
 
+    @_builtins.property
+    def latency(self) -> Global___Latency:
+        """each hop adds its part"""
+
     def __init__(
         self,
         *,
@@ -837,10 +842,11 @@ class TransmissionReport(_message.Message):
         side_information: Global___SideInformation.ValueType = ...,
         expected_psnr_db: _builtins.float | None = ...,
         picture: Global___SentPicture | None = ...,
+        latency: Global___Latency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "expected_psnr_db", b"expected_psnr_db", "picture", b"picture"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "expected_psnr_db", b"expected_psnr_db", "latency", b"latency", "picture", b"picture"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "model_hashes", b"model_hashes", "modulation", b"modulation", "picture", b"picture", "prompt_read", b"prompt_read", "side_information", b"side_information", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "cached", b"cached", "expected_psnr_db", b"expected_psnr_db", "hops", b"hops", "knowledge", b"knowledge", "latency", b"latency", "model_hashes", b"model_hashes", "modulation", b"modulation", "picture", b"picture", "prompt_read", b"prompt_read", "side_information", b"side_information", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015
@@ -943,6 +949,36 @@ class Reference(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_content) -> _WhichOneofReturnType_content | None: ...
 
 Global___Reference: _TypeAlias = Reference  # noqa: Y015
+
+@_typing.final
+class Latency(_message.Message):
+    """Time until the image was ready, s, in three parts that do not overlap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPUTE_S_FIELD_NUMBER: _builtins.int
+    AIR_S_FIELD_NUMBER: _builtins.int
+    BACKHAUL_S_FIELD_NUMBER: _builtins.int
+    compute_s: _builtins.float
+    """measured; set by the user"""
+    air_s: _builtins.float
+    """of channel uses and pilots, modelled by each channel"""
+    backhaul_s: _builtins.float
+    """between edge and cloud, modelled by the edge"""
+    def __init__(
+        self,
+        *,
+        compute_s: _builtins.float = ...,
+        air_s: _builtins.float = ...,
+        backhaul_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["air_s", b"air_s", "backhaul_s", b"backhaul_s", "compute_s", b"compute_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Latency: _TypeAlias = Latency  # noqa: Y015
 
 @_typing.final
 class StageTime(_message.Message):

@@ -305,6 +305,7 @@ class LinkReport(_message.Message):
     GAIN_MSE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
+    LATENCY_FIELD_NUMBER: _builtins.int
     seed: _builtins.int
     delivery: _downlink_pb2.Delivery.ValueType
     decoded: _builtins.bool
@@ -387,6 +388,10 @@ class LinkReport(_message.Message):
     def picture(self) -> Global___PictureReport:
         """The picture of a request to /v1/pictures, to which psnr_db and cbr then relate."""
 
+    @_builtins.property
+    def latency(self) -> _downlink_pb2.Latency:
+        """Time until the image was ready, split into compute, air and backhaul."""
+
     def __init__(
         self,
         *,
@@ -418,10 +423,11 @@ class LinkReport(_message.Message):
         gain_mse: _builtins.float | None = ...,
         source: _builtins.str = ...,
         picture: Global___PictureReport | None = ...,
+        latency: _downlink_pb2.Latency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "link", b"link", "picture", b"picture", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "coding", b"coding", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "instantaneous_snr_db", b"instantaneous_snr_db", "latency", b"latency", "link", b"link", "picture", b"picture", "psnr_db", b"psnr_db", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "picture", b"picture", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "restoration", b"restoration", "scores", b"scores", "seed", b"seed", "side_information", b"side_information", "source", b"source", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db", "_gain_mse", b"_gain_mse", "_instantaneous_snr_db", b"_instantaneous_snr_db", "_psnr_db", b"_psnr_db", "_target_psnr_db", b"_target_psnr_db", "cached", b"cached", "cbr", b"cbr", "channel_uses", b"channel_uses", "coding", b"coding", "decoded", b"decoded", "delivery", b"delivery", "expected_psnr_db", b"expected_psnr_db", "gain_mse", b"gain_mse", "gains", b"gains", "hops", b"hops", "image_format", b"image_format", "instantaneous_snr_db", b"instantaneous_snr_db", "knowledge", b"knowledge", "latency", b"latency", "link", b"link", "model_hashes", b"model_hashes", "modulation", b"modulation", "no", b"no", "picture", b"picture", "pilot_uses", b"pilot_uses", "prompt_read", b"prompt_read", "psnr_db", b"psnr_db", "restoration", b"restoration", "scores", b"scores", "seed", b"seed", "side_information", b"side_information", "source", b"source", "stages", b"stages", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expected_psnr_db: _TypeAlias = _typing.Literal["expected_psnr_db"]  # noqa: Y015
     _WhichOneofArgType__expected_psnr_db: _TypeAlias = _typing.Literal["_expected_psnr_db", b"_expected_psnr_db"]  # noqa: Y015

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 import torch
@@ -63,6 +63,7 @@ if TYPE_CHECKING:
 
 _MAX_CHANNELS = 64  # of the latents of a preview
 _log = structlog.get_logger()
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,9 +184,11 @@ class UserServicer(UserBase):
         self._check(transmission, request, tiling)
         tracing.set_link_attributes(request, transmission.header.channel_uses)
         reception = _reception(transmission, request)
-        ((pixels, png), adapters_bytes), (reference, comparing_s) = await asyncio.gather(
-            self._image(transmission, reception, request, tiling), self._reference(transmission, request)
+        (((pixels, png), adapters_bytes), ready), (reference, comparing_s) = await asyncio.gather(
+            _with_end(self._image(transmission, reception, request, tiling)),
+            self._reference(transmission, request),
         )
+        transmission.report.latency.compute_s = ready - began
         hop, asked = "channel-user" if transmission.states else "edge-user", converters.traffic_bytes(message)
         transmission.report.hops.append(  # missing adapters are transferred over this hop, too
             HopTraffic(hop=hop, sent_bytes=asked + transmission.received_bytes + adapters_bytes)
@@ -375,6 +378,7 @@ class UserServicer(UserBase):
             link=converters.link_to_proto(request.link),
             no=reception.no.item(),
             gain_mse=None if reception.gain_errors is None else reception.gain_errors.mean().item(),
+            latency=sent.latency,
             hops=sent.hops,
             model_hashes=sent.model_hashes,
             cached=sent.cached,
@@ -456,6 +460,11 @@ def _picture_report(transmission: Transmission, request: DeliveryRequest, tiling
         report.columns, report.rows = tiling.columns, tiling.rows
         report.tile_width, report.tile_height = tiling.tile_width, tiling.tile_height
     return report
+
+
+async def _with_end(work: Awaitable[_Result]) -> tuple[_Result, float]:
+    """The result, and the value of `time.perf_counter` when it was there, s."""
+    return await work, time.perf_counter()
 
 
 def _details(

@@ -21,6 +21,7 @@ from services.bench.loadtest.backhaul import BACKHAUL, EQUAL, FILES, USUAL, Qual
 
 PERCENTILES = (50, 90, 95, 99)
 _SYMBOL_HOPS = ("edge-channel", "channel-user", "edge-user")  # the simulator's samples: channel uses tell
+LATENCY_PARTS = ("compute_s", "air_s", "backhaul_s")
 LEAST_PROMPTS = 8  # that were answered both ways: fewer tell too little of an interval
 _FORMAT = 2
 _UNMEASURED = Quality({}, {}, {}, missing="it was not asked for")
@@ -144,7 +145,10 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 
 def _delivery(own: Sequence[Answer]) -> dict[str, Any]:
     stages, hops = defaultdict(list), Counter[str]()
+    parts: dict[str, list[float]] = {part: [] for part in LATENCY_PARTS}
     for answer in own:
+        for part, seconds in (answer.report.get("latency") or {}).items():
+            parts[part].append(seconds)
         for stage in answer.report["stages"]:
             stages[stage["stage"]].append(stage["seconds"])
         for hop in answer.report["hops"]:
@@ -160,6 +164,7 @@ def _delivery(own: Sequence[Answer]) -> dict[str, Any]:
         "channel_uses": sum(each.report["channel_uses"] for each in own),
         "pilot_uses": sum(each.report["pilot_uses"] for each in own),
         "hops_bytes": dict(hops),
+        "latency_parts": {name: _percentiles(seconds) for name, seconds in parts.items()},
         "stages_s": {name: _percentiles(seconds) for name, seconds in stages.items()},
     }
 
@@ -360,6 +365,7 @@ def _percent(saved: Mapping[str, Any]) -> str:
 def _page(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Lines:
     """report.md; docs/loadtest.md says how each figure is counted."""
     sections = {
+        "Compute, air and backhaul": _latency_parts(figures["deliveries"]),
         "Backhaul": _backhaul(figures["backhaul"]),
         "Topic by topic": _topics(figures["backhaul"]),
         "Demand policies": _policies(figures["backhaul"], figures["demand"]),
@@ -503,6 +509,26 @@ def _policies(found: Mapping[str, Any], demand: Mapping[str, Any] | None) -> Lin
         f"What the cloud has decided so far; its demand policy is `{demand['policy']}`:",
         "",
         *table(header, rows, words=(0, 5, 6)),
+    ]
+
+
+def _latency_parts(deliveries: Mapping[str, Any]) -> Lines:
+    rows = [
+        [
+            name,
+            part.removesuffix("_s"),
+            str(found["n"]),
+            *(f"{1e3 * found[f'p{p}']:.1f}" for p in PERCENTILES),
+        ]
+        for name, own in deliveries.items()
+        for part, found in own["latency_parts"].items()
+        if found["n"]
+    ]
+    return [
+        "Compute was measured; air and backhaul are modelled (see `DEKAG_AIR_*` and `DEKAG_BACKHAUL_*`) and",
+        "not part of the latency above.",
+        "",
+        *table(["delivery", "part", "n", *(f"p{p}, ms" for p in PERCENTILES)], rows, words=(0, 1)),
     ]
 
 

@@ -21,6 +21,7 @@ from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect
 from services.common.request_context import begin_request
+from services.edge.settings import EdgeSettings
 from services.gateway.converters import to_report
 from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_to_server
 from services.proto.user_pb2 import ReceivedImage
@@ -167,3 +168,27 @@ async def test_a_folder_of_ones_own_traces(
     np.testing.assert_allclose(np.frombuffer(state.gains, "<c8"), np.full(8, 3j / 5**0.5), rtol=1e-6)
     with pytest.raises(ValidationError, match="traces"):
         ChannelSettings(traces=tmp_path / "none")
+
+
+@pytest.mark.parametrize("csi", ["perfect", "pilots"])
+async def test_the_latency_is_split(chain: Any, asked: DeliveryRequest, csi: str) -> None:
+    """Air by the channel's settings, pilots included; nothing crosses the backhaul unless there is a file."""
+    air, backhaul = ChannelSettings().air(), EdgeSettings().backhaul()
+    link = {"csi": csi}
+    semantic = to_report((await receive(chain.user, with_link(asked, link))).report, "id")
+    file = to_report(
+        (await receive(chain.user, with_link(asked, link, delivery="conventional", cbr=0.0))).report, "id"
+    )
+    for report in (semantic, file):
+        assert report.latency is not None
+        assert report.latency.air_s == air.seconds(report.channel_uses + report.pilot_uses) > 0
+        stages_s = sum(each.seconds for each in report.stages if each.stage == "user.decode")
+        assert report.latency.compute_s > stages_s
+    sent_bytes = sum(hop.sent_bytes for hop in file.hops if hop.hop == "cloud-edge")
+    assert file.latency.backhaul_s == backhaul.exchange_s(sent_bytes, np.random.default_rng(asked.seed)) > 0
+    assert semantic.latency.backhaul_s == 0
+
+
+async def test_an_ideal_channel_takes_no_air(chain: Any, asked: DeliveryRequest) -> None:
+    latency = (await collect(chain.edge.Provide(converters.request_to_proto(asked)))).report.latency
+    assert latency.air_s == 0

@@ -1,0 +1,40 @@
+"""The requests behind the table of deliveries: an image is new once, and no cell of the grid is missing."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from services.bench.deliveries import CBRS, PHASES, SNRS_DB, _cpu_s, _requests
+
+
+def test_every_cell_is_requested_once_for_each_prompt() -> None:
+    phases = _requests(2, ["neon"])
+    assert tuple(phases) == PHASES
+    latents = [about for phase in PHASES[:2] for about, _ in phases[phase]]
+    taught = [(about["prompt"], about["snr_db"], about["cbr_parts"]) for about in latents if about["taught"]]
+    cells = [(prompt, snr_db, cbr.denominator) for prompt in range(3) for snr_db in SNRS_DB for cbr in CBRS]
+    assert sorted(taught) == sorted(cells)
+    files = [about for phase in PHASES[2:] for about, _ in phases[phase]]
+    assert sorted((about["prompt"], about["snr_db"]) for about in files) == sorted(
+        (prompt, snr_db) for prompt in range(3) for snr_db in SNRS_DB
+    )
+
+
+def test_an_image_is_new_in_its_first_phase_alone() -> None:
+    phases = _requests(2, ["neon"])
+    for first, cached in (("latent", "cached latent"), ("file", "cached file")):
+        new = [(call["prompt"], call["seed"], call.get("knowledge")) for _, call in phases[first]]
+        assert len(set(new)) == len(new)
+        assert {(call["prompt"], call["seed"], call.get("knowledge")) for _, call in phases[cached]} <= set(
+            new
+        )
+    untaught = [about for about, _ in phases["latent"] if not about["taught"]]
+    assert [about["topic"] for about in untaught] == ["neon"]
+
+
+def test_cpu_time_is_that_of_the_process() -> None:
+    before, used = _cpu_s(os.getpid()), time.process_time()
+    while time.process_time() - used < 0.05:
+        pass
+    assert _cpu_s(os.getpid()) - before > 0.02
