@@ -275,7 +275,7 @@ class ImagesRequest(_NullIsAbsent):
         le=limits.MAX_PREVIEWS,
         description="Largest number of previews of each image in a stream: what the edge's denoiser predicts "
         "before its last step, as it would look without transmission. Images whose latent is cached have "
-        "none, nor have conventional deliveries.",
+        "none, nor have images of the cloud's model.",
         examples=[0],
     )
     steps: int | None = Field(
@@ -305,7 +305,8 @@ class ImagesRequest(_NullIsAbsent):
         le=limits.MAX_ADAPTER_SCALE,
         allow_inf_nan=False,
         description="Factor of the low-rank adapters of knowledge updates; 0: none. "
-        'Delivery "semantic" only.',
+        'Delivery "semantic" only. With another value than 1, the edge generates the image: no demand policy '
+        "replaces it by the cloud's.",
         examples=[1.0],
     )
     seed: int | None = Field(

@@ -21,7 +21,7 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from dekag.errors import MismatchError
+from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.loading import autoencoder_hash, load_component, load_pipeline, pipeline_hash
 from dekag.generation.models import Generator, LatentDecoder
 from dekag.generation.placement import place
@@ -177,6 +177,33 @@ def test_a_file_draws_what_its_folder_draws(
         assert torch.equal(ours.latents(prompt, seed), drawn)
         assert (LatentDecoder.load(models[0]).decode(drawn) == theirs.decoder.decode(drawn)).all()
     assert not torch.equal(theirs.latents(PROMPT, 1), theirs.latents("a blue cat", 1))
+
+
+@pytest.mark.parametrize("layout", ["sd1", *LAYOUTS])
+def test_a_negative_prompt_acts_as_in_the_pipeline(
+    checkpoints: dict[str, Path], base: Profile, layout: str
+) -> None:
+    generator = Generator.from_profile(_profile(base, _of_folder(checkpoints[layout])), "cloud")
+
+    def drawn(prompt: str, negative: str) -> torch.Tensor:
+        return generator.batch([prompt], [1], negative_prompt=negative)
+
+    read = generator.reader.states([generator.reader.windows(PROMPT)], "a blue cat")
+    expected = generator.pipeline.encode_prompt(
+        PROMPT,
+        device=generator.pipeline.device,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+        negative_prompt="a blue cat",
+    )
+    names = "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds"
+    assert read.keys() == set(names[: len(expected)])
+    for name, states in zip(names, expected, strict=False):
+        torch.testing.assert_close(read[name], states)
+    for prompt in (PROMPT, LONG):
+        assert not torch.equal(drawn(prompt, "a blue cat"), drawn(prompt, ""))
+    with pytest.raises(InvalidInputError, match=f"negative_prompt must be of at most {TOKENS - 2} tokens"):
+        drawn(PROMPT, LONG)
 
 
 def test_prediction_types_come_from_the_configuration(checkpoints: dict[str, Path], base: Profile) -> None:

@@ -23,7 +23,7 @@ from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import collect
 from services.common.request_context import begin_request
-from services.proto.downlink_pb2 import ProvideRequest
+from services.proto.downlink_pb2 import ProvideRequest, Sampling
 from tests.services.answers import is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -230,6 +230,10 @@ async def test_a_file_that_is_too_large_is_refused(client: httpx2.AsyncClient) -
         ({"picture": bytes(MAX_PICTURE_BYTES + 1)}, "picture"),
         ({"width": 64, "height": 64}, "size"),
         ({"knowledge": ["neon"]}, "knowledge"),
+        ({"sampling": Sampling(steps=3)}, "steps"),
+        ({"sampling": Sampling(adapter_scale=0)}, "adapter_scale"),
+        ({"sampling": Sampling(negative_prompt="a dog")}, "negative_prompt"),
+        ({"previews": 1}, "partial_images"),
     ],
 )
 async def test_each_service_checks_the_request(chain: Any, changes: dict[str, Any], field: str) -> None:
@@ -239,6 +243,8 @@ async def test_each_service_checks_the_request(chain: Any, changes: dict[str, An
     for name, value in changes.items():
         if name == "knowledge":
             message.knowledge[:] = value
+        elif name == "sampling":
+            message.sampling.CopyFrom(value)
         else:
             setattr(message, name, value)
     with pytest.raises(InvalidInputError) as error:

@@ -174,6 +174,17 @@ async def test_an_image_that_was_sent_once_comes_from_the_edges_cache(run: Run) 
     assert (neon["requests"], neon["files"]) == (3, 2)
 
 
+async def test_files_follow_the_settings_of_the_denoiser(run: Run) -> None:
+    system = await run()
+    plain, few, again = [await system.image(**settings) for settings in ({}, {"steps": 1}, {"steps": 1})]
+    assert {image["link_report"]["source"] for image in (plain, few, again)} == {"cloud"}
+    assert [image["link_report"]["cached"] for image in (plain, few, again)] == [False, False, True]
+    assert few["b64_json"] == again["b64_json"] != plain["b64_json"]
+    scaled = await system.image(adapter_scale=0.5)
+    assert scaled["link_report"]["source"] == "edge", "the cloud's image has no adapters to scale"
+    assert (await system.demand())["data"]["neon"]["requests"] == 3
+
+
 async def test_the_cloud_spends_no_more_than_its_budget(run: Run) -> None:
     system = await run(demand_budget_bytes=1, demand_file_bytes=1)
     assert (await system.image())["link_report"]["source"] == "cloud", "expected to fit"
