@@ -138,13 +138,13 @@ def _parsed(path: Path, shown: str) -> Curve:
     results = document.get("results") if isinstance(document, dict) else None
     if not isinstance(results, dict):
         raise FileError(shown, 'has no object "results" with lists such as "bpp" and "psnr"')
-    lists = {}
+    lists: dict[str, list[float]] = {}
     for key, values in results.items():
         if not isinstance(values, list):
             continue  # other tools add remarks
         if not all(isinstance(each, int | float) and not isinstance(each, bool) for each in values):
             raise FileError(shown, f'has something else than numbers in "results.{key}"')
-        lists[_OTHER_NAMES.get(key, key)] = [float(each) for each in values]
+        lists[_OTHER_NAMES.get(key) or key] = [float(each) for each in values]
     axis = next((each for each in AXES if each in lists), None)
     if axis is None:
         raise FileError(shown, f'has no rate in "results": one of {", ".join(AXES)} is needed')

@@ -212,7 +212,7 @@ def photos(
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="Photographs: a picture or a folder of pictures. Default: those that installed packages bring."
+            help="Picture or folder of pictures. Default: photographs that installed packages bring."
         ),
     ] = None,
     side: Annotated[

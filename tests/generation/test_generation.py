@@ -19,7 +19,7 @@ from dekag.generation.models import Generator
 from dekag.numerics import check_finite
 from dekag.profile import load_profile
 from dekag.training.tiny_models import save_dummy_models
-from tests.pictures import picture
+from tests.made_pictures import picture
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
-from tests import pictures
+from tests import made_pictures
 from tests.chain import serving, starter
 from tests.hostile.artifacts import broken, claimed_hash, tiny_adapters
 from tests.hostile.budgets import examples
@@ -280,7 +280,7 @@ async def test_cloud_without_a_usable_image_is_an_internal_error(upstream: Upstr
 
 
 async def test_a_picture_of_another_size_is_refused(upstream: Upstream, downstream: Downstream) -> None:
-    pixels = pictures.picture()
+    pixels = made_pictures.picture()
     upstream.cloud.images = [
         cloud_pb2.GeneratedImage(format=number, image=to_png(pixels)) for number in (2, 1)
     ]

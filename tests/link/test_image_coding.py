@@ -17,7 +17,7 @@ from dekag.generation.images import (
 from dekag.link import image_coding
 from dekag.link.image_coding import SCALES, decode, encode, ladders
 from dekag.metrics.image import psnr_db
-from tests.pictures import picture
+from tests.made_pictures import picture
 
 
 @pytest.fixture(scope="module")
