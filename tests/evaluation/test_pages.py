@@ -160,7 +160,6 @@ def test_the_summary_says_what_is_missed_and_what_is_missing() -> None:
 
 UNMEASURED = {
     "install_demo_seconds", "install_demo_mib",  # takes an index of packages that is quick enough
-    "tka_gain_strong_db", "tka_mean_psnr_db", "tka_codec_ms",  # of the second edition's adapters
 }  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def values(results: Path) -> Mapping[str, str]:
         "structure_pictures": str(setup["structure_pictures"]),
         **{name: f"{setup[name]:,}" for name in counts},
         "precision": "bfloat16" if setup["bf16"] else "float32",
-        "trainings": str(setup["trainings"]),
+        "trainings": "one seed" if setup["trainings"] == 1 else f"{setup['trainings']} seeds",
         "channels": ", ".join(dict.fromkeys(row["channel"] for row in grid(results))),
         "worst_unseen": worst_unseen(rows_of(results, "unseen"))["condition"],
         "beyond": ", ".join(f"{snr:g}" for snr in BEYOND_DB),

@@ -10,7 +10,6 @@ import numpy as np
 
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
-from dekag.evaluation.studies.cala import FOLDER as CALA_FOLDER
 from dekag.evaluation.studies.digital import COMMAND, FOLDER, RATES, USES
 
 COLUMNS = {
@@ -153,8 +152,7 @@ def decoded(results: Path) -> Lines:
 def psnr_plot(results: Path) -> Any:
     """PSNR against SNR over one channel, at the highest and at a low rate."""
     rows = [row for row in cells(results) if row["channel"] == SHOWN_CHANNEL]
-    cala = read_rows(results / CALA_FOLDER / "grid.jsonl")
-    own = [row for row in cala if (row["method"], row["channel"]) == ("cala", SHOWN_CHANNEL)]
+    own = [row for row in leads(results) if row["channel"] == SHOWN_CHANNEL]
     figure, axes = plots.panels(2, height_in=3.6, sharey=True)
     for axis, cbr in zip(axes[0], SHOWN_RATES, strict=True):
         for baseline, (label, color) in STYLES.items():
@@ -163,9 +161,8 @@ def psnr_plot(results: Path) -> Any:
             bands = [row["psnr_ci95"] for row in line]
             plots.line(axis, snrs, [row["psnr_db"] for row in line], label, color, interval=bands)
         mine = [row for row in own if abs(row["cbr"] - cbr) < 1e-6]
-        snrs, bands = [row["snr_db"] for row in mine], [row["psnr_ci95"] for row in mine]
-        psnrs = [row["psnr_db"] for row in mine]
-        plots.line(axis, snrs, psnrs, "CALA", plots.OURS, interval=bands)
+        snrs, psnrs = [row["snr_db"] for row in mine], [row["semantic_psnr_db"] for row in mine]
+        plots.line(axis, snrs, psnrs, "CALA", plots.OURS)
     plots.label_rates(axes[0], SHOWN_RATES, "PSNR, dB")
     return figure
 

@@ -201,6 +201,7 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
             kinds["taught"].extend(
                 (name, prompt) for prompt in bank.topic_prompts(name, each, bank.learnt(name))
             )
+    updates = {topic: bank.update(topic) for topic in taught}
     edge, rows = bank.edge, []
     for kind, tagged in kinds.items():
         prompts = [prompt for _, prompt in tagged]
@@ -212,7 +213,7 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
             aligned = AlignedGenerator(sampler, capacity=len(taught) or 1)
             images = []
             for topic, (_, text, seed) in tqdm(tagged, desc=f"{kind}, {steps} steps"):
-                update = None if topic is None else bank.update(topic)
+                update = None if topic is None else updates[topic]
                 if update is not None:
                     aligned.add(update)
                 active = () if update is None else (update.content_hash,)
