@@ -101,7 +101,7 @@ test-browser: need-browser ## test the web page in headless Chromium (Debian pac
 
 # Hashes of models and results are not secrets, nor are the passwords used in tests.
 FIND_SECRETS = git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --no-verify \
-  --exclude-files '^(models|results)/|^tests/services/bench/loadtest/recorded\.json$$|^tests/evaluation/test_store\.py$$|\.png$$' \
+  --exclude-files '^(models|results)/|^tests/services/bench/loadtest/recorded\.json$$|^tests/evaluation/test_store\.py$$|^docs/notebooks/.*\.ipynb$$|\.png$$' \
   --exclude-secrets '^(admin|clients|health|unused|dekag_wrong|pass|pw|s3cret)$$'
 
 lint: need-lint ## run ruff, mypy --strict and the import contracts; check stubs and search for secrets

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi.openapi.models import Example
 
 _FOUR_PIXELS = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQV"
-    "R4nGP4z8DA8J+BkYHh////DAAe9gT9Ce00PgAAAABJRU5ErkJggg=="
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQV"  # pragma: allowlist secret
+    "R4nGP4z8DA8J+BkYHh////DAAe9gT9Ce00PgAAAABJRU5ErkJggg=="  # pragma: allowlist secret
 )  # a PNG
 
 IMAGES_EXAMPLES: dict[str, Example] = {
