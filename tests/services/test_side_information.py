@@ -110,7 +110,7 @@ async def test_what_an_update_taught_is_not_restored_away(
 
 
 async def test_restoration_is_refused_where_nobody_knows_how(
-    own_data: None, reading: Chain, dummy_profile: Path, redis_url: str, asked: DeliveryRequest
+    reading: Chain, dummy_profile: Path, redis_url: str, asked: DeliveryRequest, tmp_path: Path
 ) -> None:
     for delivery in ("semantic-unaligned", "conventional"):
         with pytest.raises(InvalidInputError, match=r"link\.restoration must be none unless"):
@@ -118,9 +118,10 @@ async def test_restoration_is_refused_where_nobody_knows_how(
     blind = LinkConditions(csi="none")
     with pytest.raises(InvalidInputError, match=r"link\.restoration must be none with csi none"):
         await receive(reading, asked, restoration="denoiser", link=blind)
-    async with running_chain(dummy_profile, redis_url) as chain:
-        with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
-            await receive(chain, asked, restoration="denoiser")
+    with data_in(tmp_path):  # of nobody who published adapters
+        async with running_chain(dummy_profile, redis_url) as chain:
+            with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
+                await receive(chain, asked, restoration="denoiser")
 
 
 @pytest.mark.parametrize(

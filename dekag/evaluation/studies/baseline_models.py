@@ -6,6 +6,7 @@ results/headline.json, one line per image to results/first-image/*.jsonl, sample
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
@@ -93,13 +95,12 @@ def probe_accuracy(
     images = np.stack([draw(prompt, seed) for _, prompt, seed in tqdm(prompts, desc=name)])
     scenes = [scene for scene, _, _ in prompts]
     verdicts = probe.correct(images, scenes)
-    single = [i for i, scene in enumerate(scenes) if scene and not scene.companion]
     agreement: dict[int, float] = {}
     if outline is not None:
-        world = replace(STICKERS, size=images.shape[1])
-        masks = np.stack([world.mask(scenes[i], prompts[i][2]) for i in single])
-        found = outline.agreement(images[single], masks)
-        agreement = {i: round(float(value), 4) for i, value in zip(single, found, strict=True)}
+        try:
+            agreement = outline_agreement(outline, images, prompts)
+        except NotFoundError as error:
+            tqdm.write(f"{name}: outlines are not judged: {error}", file=sys.stderr)
     rows: list[dict[str, Any]] = []
     for i, ((_, prompt, seed), verdict) in enumerate(zip(prompts, verdicts, strict=True)):
         rows.append({"prompt": prompt, "seed": seed, "correct": verdict})
@@ -119,6 +120,21 @@ def probe_accuracy(
             f"outline_{name}_agreement", mean, "%", command=COMMAND, count=len(agreement),
             ci95=interval, results=results,
         )  # fmt: skip
+
+
+def outline_agreement(
+    judge: OutlineJudge, images: npt.NDArray[np.uint8], prompts: list[Prompt]
+) -> dict[int, float]:
+    """Agreement of the subject's outline with the rendered scene of its prompt, by position.
+
+    Raises:
+        NotFoundError: the artwork of the world is missing.
+    """
+    single = [i for i, (scene, _, _) in enumerate(prompts) if scene and not scene.companion]
+    world = replace(STICKERS, size=images.shape[1])
+    masks = [world.mask(prompts[i][0], prompts[i][2]) for i in single]
+    found = judge.agreement(images[single], np.stack(masks))
+    return {i: round(float(value), 4) for i, value in zip(single, found, strict=True)}
 
 
 def sent_directly(latents: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:

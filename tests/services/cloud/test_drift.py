@@ -507,7 +507,9 @@ async def test_comparisons_delay_no_answer_and_are_dropped_when_too_many(
         await eventually(all_have_arrived)
         for each in blocked.asked:
             assert (each.prompt, each.width, each.height, each.sampled) == (PROMPT, 64, 64, True)
-            assert each.image == pngs[each.seed]
+            sent, shown = (from_bytes(png, max_side=64) for png in (each.image, pngs[each.seed]))
+            assert np.array_equal(sent, shown)
+            assert PROMPT.encode() not in each.image, "the file to show says where it is from, this one not"
         assert blocked.given_up == 0
         assert counted('dekag_watch_dropped_total{reason="busy"}') == images - AT_ONCE
     await eventually(all_are_given_up)
