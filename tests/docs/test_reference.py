@@ -110,7 +110,7 @@ def test_the_picture_of_the_architecture_is_what_the_code_says() -> None:
 def test_the_picture_shows_who_calls_whom(drawing: ModuleType, compose: dict[str, Any]) -> None:
     services = {each.name: each for each in drawing.read(compose)}
     assert list(services) == ["gateway", "user", "channel", "edge", "cloud", "distiller"]
-    assert services["gateway"].calls["user"] == ["Receive"]
+    assert services["gateway"].calls["user"] == ["Receive", "ReceiveWithPreviews"]
     assert "Distill" in services["gateway"].calls["cloud"]
     assert "Generate" not in services["gateway"].calls["cloud"]
     assert services["edge"].calls["cloud"][0] == "Generate"
