@@ -82,7 +82,8 @@ def test_the_semantic_link_is_that_of_a_users_pictures() -> None:
     conditions = [LinkConditions(snr_db=snr_db, fading="awgn") for snr_db in (0.0, 20.0)]
     worse, better = send_semantic(model_bank("stickers"), photo, conditions, 1 / 96, seed=3)
     sent = SemanticLink.load("stickers").picture(Picture(photo, "PNG"), conditions[1], seed=3, cbr=1 / 96)
-    assert (better == sent.pixels).all()
+    # the adapted codec and the services' exact one round differently
+    assert np.abs(better.astype(int) - sent.pixels).max() <= 1
     assert psnr_db(worse, photo) < psnr_db(better, photo)
     (enlarged,) = send_semantic(model_bank("stickers"), photo, conditions[1:], 1 / 24, seed=3)
     assert enlarged.shape == photo.shape
