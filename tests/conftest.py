@@ -50,6 +50,7 @@ def plugging() -> Iterator[None]:
         for name in known:
             del plugins._table(kind)[name]
         known.clear()
+    plugins._broken.clear()
     plugins._last_read = None
 
 

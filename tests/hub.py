@@ -77,6 +77,9 @@ def running_hub(models: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
         models.setdefault(name, Path(tempfile.mkdtemp(prefix="hub-")))
         return JSONResponse({"url": f"{request.base_url}{name}", "name": name})
 
+    async def validate(request: Request) -> Response:
+        return JSONResponse({"errors": [], "warnings": []})
+
     async def preupload(request: Request) -> Response:
         asked = [each["path"] for each in (await request.json())["files"]]
         return JSONResponse(
@@ -98,6 +101,7 @@ def running_hub(models: dict[str, Path]) -> Iterator[tuple[str, list[str]]]:
     model = "/api/models/{owner}/{name}"
     routes = [
         Route("/api/repos/create", create, methods=["POST"]),
+        Route("/api/validate-yaml", validate, methods=["POST"]),
         Route(f"{model}/preupload/{{revision}}", preupload, methods=["POST"]),
         Route(f"{model}/commit/{{revision}}", commit, methods=["POST"]),
         Route(model, info),

@@ -129,8 +129,10 @@ def test_entry_points_of_installed_packages(file: Path, monkeypatch: pytest.Monk
     wrong = EntryPoints([EntryPoint("fog", "fog:Fog", "dekag.metrics")])
     monkeypatch.setattr(plugins, "entry_points", lambda group: wrong.select(group=group))
     plugins._last_read = None
-    with pytest.raises(InvalidInputError, match="entry point fog must be a metric"):
-        plugins.load_from_environment()
+    plugins.load_from_environment()  # stops only what names it
+    assert "entry point fog must be a metric" in plugins.broken()["fog"]
+    with pytest.raises(InvalidInputError, match="plug-in fog is not loaded: entry point fog must be a metric"):
+        plugins.get("metric", "fog")
     del sys.modules["fog"]
 
 
