@@ -114,8 +114,13 @@ def requests(rpc: Rpc) -> st.SearchStrategy[bytes]:
 
 def legal_requests() -> st.SearchStrategy[bytes]:
     """Requests for pictures at the limits of what is allowed; nobody may refuse them for what is in them."""
-    named = (downlink_pb2.FADING_UNSPECIFIED, downlink_pb2.FADING_TRACE, downlink_pb2.FADING_CUSTOM)
-    kinds = [kind for kind in downlink_pb2.Fading.values() if kind not in named]
+    others = {
+        downlink_pb2.FADING_UNSPECIFIED,
+        downlink_pb2.FADING_TRACE,  # needs a name, as does
+        downlink_pb2.FADING_CUSTOM,
+        downlink_pb2.FADING_RAYLEIGH_MAGNITUDE,  # fades too fast for pilots
+    }
+    kinds = [kind for kind in downlink_pb2.Fading.values() if kind not in others]
     edges = {"snr_db": (-20, 40), "tau_rms_s": (0, 1e-4), "speed_m_s": (0, 150), "rician_k_db": (-20, 40)}
     link = st.builds(
         downlink_pb2.LinkConditions,
@@ -133,10 +138,16 @@ def legal_requests() -> st.SearchStrategy[bytes]:
         equalizer=st.sampled_from(downlink_pb2.Equalizer.values()),
         snr_db=st.floats(-20, 40),
     )
+    fast = st.builds(
+        downlink_pb2.LinkConditions,
+        fading=st.just(downlink_pb2.FADING_RAYLEIGH_MAGNITUDE),
+        equalizer=st.sampled_from(downlink_pb2.Equalizer.values()),
+        snr_db=st.floats(-20, 40),
+    )
     common = {
         "prompt": st.text(st.characters(exclude_categories=["Cs"]), max_size=80).map(lambda text: f"a{text}"),
         "seed": st.integers(0, 2**63 - 1),
-        "link": link | traced,
+        "link": link | traced | fast,
         "measure": st.booleans(),
     }
     jscc = st.builds(
