@@ -50,9 +50,9 @@ def test_keys_are_those_of_results_that_have_been_measured(tmp_path: Path) -> No
     # another key measures everything again: it changes with a VERSION alone
     store = ResultStore(tmp_path)
     bank: Any = SimpleNamespace(
-        cloud=generator("cloud", 10), edge=generator("edge", 8), metrics_hash="judges"
+        cloud=generator("cloud", 10), edge=generator("edge", 8), metrics_hash="judges", own_topics={}
     )
-    makd = MakdStudy(bank, 16, store)
+    makd = MakdStudy(bank, 16, 3, store)
     assert makd.key("ends", "neon") == "bfd244e126f70885a3b43e21"
 
     grid = {"name": "a", "deliveries": ["deka-g"], "topics": ["neon"], "cbr": ["1/96"]}
