@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from dekag.evaluation.pages import read_rows
 from dekag.evaluation.prompts import edge_prompts, topic_prompts
 from dekag.evaluation.reports.baseline_models import KEYS, REPORT
-from dekag.evaluation.studies.baseline_models import STEPS, run, sent_directly
+from dekag.evaluation.studies import baseline_models
+from dekag.evaluation.studies.baseline_models import run, sent_directly
 from dekag.profile import load_profile
 from dekag.stickers import EDGE_STYLES, EDGE_SUBJECTS, TOPICS
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
@@ -21,14 +22,17 @@ from tests.chain import with_evaluators
 
 
 @pytest.mark.usefixtures("shapes")
-def test_every_figure_is_measured_and_lands_on_the_page(tmp_path: Path) -> None:
+def test_every_figure_is_measured_and_lands_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline_models, "STEPS", (1, 2))
     models = with_evaluators(save_dummy_models(tmp_path / "dummy"), tmp_path / "models")
     results = tmp_path / "results"
     run(8, profile=str(models), results=results)
     figures = json.loads((results / "headline.json").read_text())
     assert set(figures) == set(KEYS)
     steps = read_rows(results / "first-image" / "steps.jsonl")
-    assert [(row["kind"], row["steps"], row["n"]) for row in steps] == [("known", each, 8) for each in STEPS]
+    assert [(row["kind"], row["steps"], row["n"]) for row in steps] == [("known", each, 8) for each in (1, 2)]
     assert [row["steps"] for row in steps if row["own"]] == [load_profile(str(models)).edge.steps]
     judged = read_rows(results / "first-image" / "cloud.jsonl")
     assert all(0 <= row["outline"] <= 1 for row in judged if "outline" in row)
