@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TypeVar
 
 from dekag.errors import InvalidInputError
+
+_Number = TypeVar("_Number", int, float)
 
 MAX_PROMPT_CHARS = 1000
 MAX_IMAGES = 10
@@ -99,30 +102,29 @@ def check_negative_prompt(prompt: str) -> str:
 
 def check_steps(steps: int) -> int:
     """A number of denoising steps: 1 to 100."""
-    if not 1 <= steps <= MAX_STEPS:
-        raise InvalidInputError("steps", f"between 1 and {MAX_STEPS}", steps)
-    return steps
+    return _within("steps", steps, 1, MAX_STEPS)
 
 
 def check_guidance_scale(scale: float) -> float:
     """A classifier-free guidance scale: 0 to 20."""
-    if not 0 <= scale <= MAX_GUIDANCE_SCALE:  # also refuses NaN
-        raise InvalidInputError("guidance_scale", f"between 0 and {MAX_GUIDANCE_SCALE:g}", scale)
-    return scale
+    return _within("guidance_scale", scale, 0, MAX_GUIDANCE_SCALE)
 
 
 def check_adapter_scale(scale: float) -> float:
     """A factor of the adapters of knowledge updates: 0 to 2."""
-    if not 0 <= scale <= MAX_ADAPTER_SCALE:
-        raise InvalidInputError("adapter_scale", f"between 0 and {MAX_ADAPTER_SCALE:g}", scale)
-    return scale
+    return _within("adapter_scale", scale, 0, MAX_ADAPTER_SCALE)
 
 
 def check_previews(count: int) -> int:
     """A number of previews: 0 to 3."""
-    if not 0 <= count <= MAX_PREVIEWS:
-        raise InvalidInputError("partial_images", f"between 0 and {MAX_PREVIEWS}", count)
-    return count
+    return _within("partial_images", count, 0, MAX_PREVIEWS)
+
+
+def _within(field: str, value: _Number, low: float, high: float) -> _Number:
+    """The value; InvalidInputError if it is not within `low`..`high`, which NaN never is."""
+    if not low <= value <= high:
+        raise InvalidInputError(field, f"between {low:g} and {high:g}", value)
+    return value
 
 
 def check_payload_bytes(size: int, largest: int = MAX_PAYLOAD_BYTES) -> int:

@@ -7,6 +7,7 @@ Both need the extra `perceptual` and, once, the network: torchvision fetches Ale
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from typing import Any
 
 from dekag.errors import NotFoundError
@@ -33,9 +34,9 @@ class _Downloaded(Metric):
             problem = f"{self.name} needs the weights of its network, which cannot be downloaded: {error}"
             raise NotFoundError(problem) from None
 
+    @abstractmethod
     def _distances(self, images: Any, references: Any) -> Any:
         """(n,) distances of images (n, 3, h, w) in [0, 1]."""
-        raise NotImplementedError
 
 
 class Lpips(_Downloaded):

@@ -150,9 +150,9 @@ def tka(
     docs/results-transmission.md.
     """
     from dekag.evaluation.studies.cala import run_tka
-    from dekag.evaluation.studies.cala_training import BASELINES, STRONG, Plan
+    from dekag.evaluation.studies.cala_training import COMPARABLE, STRONG, Plan
 
-    known = (STRONG, *BASELINES)
+    known = (STRONG, *COMPARABLE)
     if unknown := set(method or ()) - set(known):
         problem = f"must be one of {', '.join(known)}; got {', '.join(sorted(unknown))}"
         raise typer.BadParameter(problem, param_hint="--method")

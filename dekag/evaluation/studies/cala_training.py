@@ -49,7 +49,8 @@ FRACTION = 0.05
 FRACTIONS = (0.01, 0.03, 0.05, 0.1)
 FRACTION_METHODS = ("cala", "lora")
 LENGTHS = (250, 1000, 3000)
-BASELINES = tuple(name for name in METHODS if name not in ("none", "cala"))
+COMPARABLE = tuple(name for name in METHODS if name not in ("none", "cala"))
+"""All methods that CALA can be compared with, but no alignment."""
 ORACLE_CHANNELS = ("awgn", "rayleigh-1us")
 ORACLE_SNRS_DB = (-5.0, 5.0, 15.0)
 ORACLE_CBRS = (1 / 96, 1 / 384)
@@ -64,7 +65,7 @@ class Plan:
     Attributes:
         drawn: latent set that the edge drew; None: one like that of `dekag train latents` is drawn.
         bf16: compute products in bfloat16.
-        methods: baselines to compare with, of BASELINES and STRONG; "none" and "cala" are always compared.
+        methods: baselines to compare with, of COMPARABLE and STRONG; "none" and "cala" are always compared.
         curves: whether the curves over fractions and lengths, and the oracles, are wanted.
         seeds: trainings of CALA and of the best baseline; all others are trained once.
         steps: of each baseline; None: as many as the shipped adapters took.
@@ -78,7 +79,7 @@ class Plan:
 
     drawn: Path | None = None
     bf16: bool = False
-    methods: tuple[str, ...] = (STRONG, *BASELINES)
+    methods: tuple[str, ...] = (STRONG, *COMPARABLE)
     curves: bool = True
     seeds: int = 3
     steps: int | None = None
@@ -212,7 +213,7 @@ class Trainings:
         wanted = set(self.plan.methods) | ({"fine-tune"} if self.plan.curves else set())
         found = {
             name: Training(name, self.plan.fraction, self.steps, self.seed)
-            for name in sorted(BASELINES, key=lambda name: name != "fine-tune")
+            for name in sorted(COMPARABLE, key=lambda name: name != "fine-tune")
             if name in wanted
         }
         if STRONG in wanted:
