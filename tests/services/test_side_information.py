@@ -118,8 +118,9 @@ async def test_restoration_is_refused_where_nobody_knows_how(
     blind = LinkConditions(csi="none")
     with pytest.raises(InvalidInputError, match=r"link\.restoration must be none with csi none"):
         await receive(reading, asked, restoration="denoiser", link=blind)
-    with data_in(tmp_path):  # of nobody who published adapters
-        async with running_chain(dummy_profile, redis_url) as chain:
+    # data and database of its own: adapters that another test published are in the shared ones
+    with data_in(tmp_path):
+        async with running_chain(dummy_profile, redis_url.removesuffix("/0") + "/1") as chain:
             with pytest.raises(InvalidInputError, match=r"link\.restoration must be none: there is no"):
                 await receive(chain, asked, restoration="denoiser")
 
