@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -21,6 +21,9 @@ from dekag.documents import read_json
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.profile import Profile
 
+if TYPE_CHECKING:
+    from dekag.cala.aligned_codec import AlignedCodec
+
 FILE = GOLDEN
 TOLERANCE = 1e-3
 """Largest difference relative to the spread of the values; processors differ by a few millionths of it."""
@@ -28,6 +31,7 @@ TOLERANCE = 1e-3
 KEPT = 16  # values stored of each output, evenly spaced
 SEED, SIDE, STEPS, GUIDANCE = 7, 64, 2, 3.0  # not from a profile, so that values depend on the model alone
 PROMPT = "a red car on the beach, pastel style"
+TOKENS = 5  # of a prompt that a codec reads
 
 
 class Output(NamedTuple):
@@ -141,26 +145,28 @@ def _of_generation(profile: Profile) -> Iterator[Output]:
 
 def _of_transmission(profile: Profile) -> Iterator[Output]:
     from dekag.cala.aligned_codec import AlignedCodec
-    from dekag.cala.conditions import CONDITION_FEATURES
-    from dekag.codec import LatentCodec
-    from dekag.generation.loading import folder_hash
 
-    codec = LatentCodec.load(profile.codec)
-    shape = (int(codec.config.latent_channels), SIDE // 8, SIDE // 8)
-    latents = torch.randn(1, *shape, generator=torch.Generator().manual_seed(SEED))
+    if profile.unaligned_codec is not None:
+        yield _sent("unaligned codec", AlignedCodec.load(profile.unaligned_codec))
+    yield _sent("codec", AlignedCodec.load(profile.codec))
+    if profile.adapters is not None:
+        yield _sent("adapters", AlignedCodec.load(profile.codec, profile.adapters))
+
+
+def _sent(name: str, codec: AlignedCodec) -> Output:
+    """Symbols and decoded latents of a codec, which reads a prompt if it can."""
+    from dekag.cala.conditions import CONDITION_FEATURES
+
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (int(codec.base.config.latent_channels), SIDE // 8, SIDE // 8)
+    latents = torch.randn(1, *shape, generator=generator)
+    text = torch.randn(1, TOKENS, codec.text_width, generator=generator) if codec.text_width else None
+    condition = torch.linspace(-1, 1, CONDITION_FEATURES)[None]
     uses = codec.max_channel_uses(shape)
     # unquantised: a symbol between two constellation points may be quantised to either
-    with torch.inference_mode():
-        symbols = codec.encode(latents, uses, modulation="unquantised")
-        decoded = codec.decode(symbols, shape)
-    yield Output("codec", folder_hash(profile.codec), _both(symbols, decoded))
-    if profile.adapters is None:
-        return
-    adapted = AlignedCodec.load(profile.codec, profile.adapters)
-    condition = torch.linspace(-1, 1, CONDITION_FEATURES)[None]
-    symbols = adapted.encode(latents, [uses], condition, modulation="unquantised")
-    decoded = adapted.decode(symbols, shape, condition)
-    yield Output("adapters", adapted.content_hash, _both(symbols, decoded))
+    symbols = codec.encode(latents, [uses], condition, modulation="unquantised", text=text)
+    decoded = codec.decode(symbols, shape, condition, text=text)
+    return Output(name, codec.content_hash or codec.base_hash, _both(symbols, decoded))
 
 
 def _of_scorer(clip: str, dino: str) -> Iterator[Output]:

@@ -27,7 +27,7 @@ from dekag.generation.loading import (
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import Profile
 
-ROLES = ("cloud", "edge", "codec", "adapters", "clip", "dino", "probe", "outline")
+ROLES = ("cloud", "edge", "codec", "unaligned_codec", "adapters", "clip", "dino", "probe", "outline")
 SIZES = {"float32": 4, "bfloat16": 2}
 _WEIGHTS = re.compile(r"[a-z_]+(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors")
 _PREFIXES = {
@@ -75,7 +75,11 @@ class Part:
 def parts(profile: Profile) -> list[Part]:
     """The parts of a profile, those that are missing on this machine among them."""
     found = [*_pipeline("cloud", profile.cloud), *_pipeline("edge", profile.edge)]
-    others = {"codec": profile.codec, "adapters": profile.adapters}
+    others = {
+        "codec": profile.codec,
+        "unaligned_codec": profile.unaligned_codec,
+        "adapters": profile.adapters,
+    }
     if profile.scorer is not None:
         others |= {name: getattr(profile.scorer, name) for name in ("clip", "dino", "probe", "outline")}
     return found + [_single(role, path) for role, path in others.items() if path is not None]
@@ -89,7 +93,8 @@ def processes(profile: Profile, found: list[Part], *, restoring: bool = False) -
     """
     held = {role: sum(part.bytes_in_memory for part in found if part.role == role) for role in ROLES}
     vae = sum(part.bytes_in_memory for part in found if (part.role, part.component) == ("edge", "vae"))
-    codec, evaluators = held["codec"] + held["adapters"], held["clip"] + held["dino"]
+    codec = held["codec"] + held["unaligned_codec"] + held["adapters"]
+    evaluators = held["clip"] + held["dino"]
     return {
         "cloud": held["cloud"] + evaluators,
         "edge": held["edge"] + codec,
@@ -115,10 +120,13 @@ def _misfits(profile: Profile) -> Iterator[str]:
         if kind not in allowed:
             yield f"{role}: a {kind}; must be {' or '.join(allowed)}"
     channels = {role: _vae(getattr(profile, role)).get("latent_channels") for role in ("cloud", "edge")}
-    codec = read_json(Path(profile.codec) / "config.json").get("latent_channels")
-    if codec != channels["edge"]:
-        yield f"codec: made for latents of {codec} channels; the edge's have {channels['edge']}"
-    for role, name in (("codec", "training.json"), ("adapters", "knowledge.json")):
+    for role, folder in (("codec", profile.codec), ("unaligned_codec", profile.codec_unaligned)):
+        made_for = read_json(Path(folder) / "config.json").get("latent_channels")
+        if made_for != channels["edge"]:
+            yield f"{role}: made for latents of {made_for} channels; the edge's have {channels['edge']}"
+            break
+    records = {"codec": "training.json", "unaligned_codec": "training.json", "adapters": "knowledge.json"}
+    for role, name in records.items():
         record = Path(getattr(profile, role) or "nowhere") / name
         trained = read_json(record).get("vae_hash") if record.exists() else None
         if trained is not None and trained != (own := autoencoder_hash(profile.edge)):

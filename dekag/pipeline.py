@@ -727,7 +727,8 @@ class SemanticLink:
 
         Args:
             profile: a profile, its name under models/, or its folder.
-            aligned: whether the codec has the profile's transmission knowledge, if there is any.
+            aligned: the codec with the profile's transmission knowledge, if it has any, or the codec of
+                unaligned deliveries.
 
         Raises:
             NotFoundError: there is no such profile.
@@ -738,7 +739,10 @@ class SemanticLink:
         from dekag.profile import Profile, load_profile
 
         models = profile if isinstance(profile, Profile) else load_profile(profile, check_models=True)
-        codec = AlignedCodec.load(models.codec, models.adapters if aligned else None)
+        if aligned:
+            codec = AlignedCodec.load(models.codec, models.adapters)
+        else:
+            codec = AlignedCodec.load(models.codec_unaligned)
         return cls(codec, Generator.from_profile(models, "edge"))
 
     @property

@@ -92,7 +92,12 @@ class Profile(BaseModel):
     )
     cloud: GeneratorProfile = Field(description="The large generator.")
     edge: GeneratorProfile = Field(description="The compact generator; its autoencoder is the user's too.")
-    codec: str = Field(description="Folder of the joint source-channel codec.")
+    codec: str = Field(description="Folder of the joint source-channel codec, which the adapters adapt.")
+    unaligned_codec: str | None = Field(
+        default=None,
+        description="Folder of the codec of unaligned deliveries: one that knows neither rates nor channels. "
+        "Default: `codec`, without its adapters.",
+    )
     adapters: str | None = Field(
         default=None,
         description="Folder of the codec's adapters, its transmission knowledge. Default: none.",
@@ -111,6 +116,11 @@ class Profile(BaseModel):
     scorer: ScorerProfile | None = Field(
         default=None, description="Scores knowledge updates; without it they carry no CLIP- and DINO-scores."
     )
+
+    @property
+    def codec_unaligned(self) -> str:
+        """Folder of the codec of unaligned deliveries."""
+        return self.unaligned_codec or self.codec
 
     @property
     def largest(self) -> int:
@@ -175,7 +185,7 @@ def load_profile(name: str | Path, *, check_models: bool = False) -> Profile:
     scorer = profile.scorer
     return profile.model_copy(
         update={
-            **resolved(profile, "codec", "adapters", "knowledge"),
+            **resolved(profile, "codec", "unaligned_codec", "adapters", "knowledge"),
             "topics": profile.topics and str((folder / profile.topics).resolve()),  # never on a hub
             "cloud": generator(profile.cloud),
             "edge": generator(profile.edge),

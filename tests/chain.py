@@ -81,6 +81,16 @@ def with_adapters(profile: Path, folder: Path, knowledge: TransmissionKnowledge)
     return folder
 
 
+def with_unaligned_codec(profile: Path, folder: Path) -> Path:
+    """A copy of ``profile`` in ``folder`` whose unaligned deliveries have a codec of their own."""
+    torch.manual_seed(6)
+    shutil.copytree(profile, folder)
+    JsccCodec(width=8, blocks=1, fold=4, interleaved=True).save_pretrained(folder / "one-rate")
+    described = json.loads((folder / "profile.json").read_text())
+    (folder / "profile.json").write_text(json.dumps({**described, "unaligned_codec": "one-rate"}))
+    return folder
+
+
 RESTORATION = {"psnrs_db": [10.0, 40.0], "timesteps": [500, 1]}
 
 

@@ -23,7 +23,7 @@ from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
 from dekag.codec import JsccCodec, LatentCodec, Modulation
-from dekag.codec.jscc import PromptedLayer, modulation_for, with_text
+from dekag.codec.jscc import PromptedLayer, modulation_for, with_text, without_text
 from dekag.errors import InvalidInputError, MismatchError
 
 
@@ -392,7 +392,8 @@ def _sized(make: Callable[..., AdaptedCodec], *, reads_prompts: bool = False) ->
 def cala_config(codec: JsccCodec, rank: int, text_width: int = 0, **changes: Any) -> CalaConfig:
     """The best configuration of CALA for a codec at that rank, from docs/decisions/0008.
 
-    Every second convolution is adapted. Of these, every second one also reads the prompt, if it is there.
+    Every second convolution is adapted. Of these, every second one also reads the prompt, if it is there and
+    the codec does not read it already.
     """
     layers, reading = [], []
     for side in ("encoder", "decoder"):
@@ -401,7 +402,9 @@ def cala_config(codec: JsccCodec, rank: int, text_width: int = 0, **changes: Any
         chosen = own[::2] if side == "decoder" else own[1::2]
         layers += chosen
         reading += chosen[1::2]
-    of_text: dict[str, Any] = {"text_modules": reading, "text_width": text_width} if text_width else {}
+    of_text: dict[str, Any] = {}
+    if text_width and not codec.text_width:
+        of_text = {"text_modules": reading, "text_width": text_width}
     return CalaConfig(**{"rank": rank, "gate_width": 16, "target_modules": layers, **of_text, **changes})
 
 
@@ -413,7 +416,9 @@ METHODS: dict[str, Method] = {
         1e-2,
     ),
     "cala-unprompted": Method(
-        "CALA without the prompt", _sized(lambda codec, rank: Cala(codec, cala_config(codec, rank))), 1e-2
+        "CALA without the prompt",
+        _sized(lambda codec, rank: Cala(unprompted := without_text(codec), cala_config(unprompted, rank))),
+        1e-2,
     ),
     "cala-ungated": Method(
         "CALA without conditions",

@@ -337,5 +337,13 @@ def with_text(codec: JsccCodec, text_width: int) -> JsccCodec:
     return reading
 
 
+def without_text(codec: JsccCodec) -> JsccCodec:
+    """A copy of a codec that reads no prompts: it does what the codec does where they are withheld."""
+    own = {name: value for name, value in codec.config.items() if not name.startswith("_")}
+    deaf: JsccCodec = JsccCodec(**{**own, "text_width": 0})
+    deaf.load_state_dict({name: codec.state_dict()[name] for name in deaf.state_dict()})
+    return deaf
+
+
 CODECS: dict[str, type[LatentCodec]] = {JsccCodec.name: JsccCodec}
 """By name; plug-ins are added."""

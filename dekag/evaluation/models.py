@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.cala.methods import AdaptedCodec, Cala, attached, build
+from dekag.cala.methods import AdaptedCodec, Cala, attached
 from dekag.codec import JsccCodec
 from dekag.errors import NotFoundError
 from dekag.evaluation.prompts import Prompt, own_prompts, topic_prompts
@@ -120,13 +120,13 @@ class ModelBank:
 
     @cached_property
     def codec(self) -> JsccCodec:
-        """The base codec."""
+        """The codec that adapters adapt."""
         codec: JsccCodec = JsccCodec.load(self.profile.codec)
         return codec
 
     @cached_property
     def codec_hash(self) -> str:
-        """Of the base codec's folder."""
+        """Of that codec's folder."""
         return folder_hash(self.profile.codec)
 
     @cached_property
@@ -138,8 +138,8 @@ class ModelBank:
 
     @cached_property
     def codecs(self) -> dict[str, AdaptedCodec]:
-        """The codec as it is, "base", and, if the profile has them, with its "adapters"."""
-        found: dict[str, AdaptedCodec] = {"base": AdaptedCodec(self.codec)}
+        """That of "unaligned" deliveries, and the one that adapters adapt: "base", or with "adapters"."""
+        found = {"unaligned": self.unaligned_codec(), "base": AdaptedCodec(self.codec)}
         if self.profile.adapters is not None:
             found["adapters"] = adapted = attached(self.codec, self.adapters)
             adapted.quality, adapted.restoration = self.adapters.quality, self.adapters.restoration
@@ -151,8 +151,8 @@ class ModelBank:
         return Restorer(self.edge)
 
     def unaligned_codec(self) -> AdaptedCodec:
-        """The codec without any alignment, a copy that nothing else shares."""
-        return build("none", self.codec, 1.0)
+        """The codec of unaligned deliveries, which nothing else shares."""
+        return AdaptedCodec(JsccCodec.load(self.profile.codec_unaligned))
 
     def cala(self) -> Cala:
         """CALA as it ships, on a copy of the codec."""

@@ -167,11 +167,11 @@ FIGURES: dict[str, Figure] = {
         Figure("outline_edge_known_agreement", "Edge model: outline of the subject, known topics", "%"),
         Figure("outline_edge_heldout_agreement", "Edge model: outline of the subject, held-out topics", "%"),
         Figure(
-            "codec_clean_gap_db", "Base codec, clean channel: PSNR below the limit of 64-QAM", "dB", 1, _MOST
+            "codec_clean_gap_db", "Unaligned codec, clean channel: below the limit of 64-QAM", "dB", 1, _MOST
         ),
-        Figure("codec_rayleigh_0db_psnr_db", "Base codec, Rayleigh fading at 0 dB: PSNR", "dB"),
-        Figure("codec_rayleigh_5db_psnr_db", "Base codec, Rayleigh fading at 5 dB: PSNR", "dB"),
-        Figure("codec_rayleigh_10db_psnr_db", "Base codec, Rayleigh fading at 10 dB: PSNR", "dB"),
+        Figure("codec_rayleigh_0db_psnr_db", "Unaligned codec, Rayleigh fading at 0 dB: PSNR", "dB"),
+        Figure("codec_rayleigh_5db_psnr_db", "Unaligned codec, Rayleigh fading at 5 dB: PSNR", "dB"),
+        Figure("codec_rayleigh_10db_psnr_db", "Unaligned codec, Rayleigh fading at 10 dB: PSNR", "dB"),
         Figure(
             "picture_time_ratio", "Time of an image, relative to the first edition's at 128x128", "ratio",
             1.5, _MOST,

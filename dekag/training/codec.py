@@ -1,4 +1,4 @@
-"""Training of the base codec, the "unaligned" transmission knowledge, on an ideal channel."""
+"""Training of codecs on an ideal channel: the one that adapters adapt, and that of unaligned deliveries."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ BATCH = 64
 COMMITMENT = 0.25
 LOWEST_RATE = 1 / 8
 """Of the rates that a codec for every rate is trained at, relative to the highest one."""
+END_SHARE = 0.15
+"""Of the images at each end of these rates: without it, the last symbols would hardly ever be sent."""
 
 
 def train_codec(
@@ -44,8 +46,9 @@ def train_codec(
         steps: total optimiser steps.
         seed: seed of all randomness.
         crop: train on random squares of so many latent pixels a side; default: on whole latents.
-        every_rate: train at log-uniform rates down to LOWEST_RATE of the highest, instead of at the highest.
-            The loss is then the mean logarithm of each image's error, as errors differ by rate.
+        every_rate: train at log-uniform rates down to LOWEST_RATE of the highest, and END_SHARE of the images
+            at each end, instead of at the highest. The loss is then the mean logarithm of each image's error,
+            as errors differ by rate.
         bf16: run the convolutions in bfloat16.
         show: show a progress bar.
         start: go on from a copy of this codec; default: from random weights.
@@ -69,7 +72,8 @@ def train_codec(
         most = codec.max_channel_uses(shape)
         counts: list[int] | None = None
         if every_rate:
-            rates = LOWEST_RATE ** torch.rand(BATCH, generator=generator)
+            uniform = torch.rand(BATCH, generator=generator)
+            rates = LOWEST_RATE ** ((uniform - END_SHARE) / (1 - 2 * END_SHARE)).clamp(0, 1)
             counts = (rates * most).round().int().clamp(1, most).tolist()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             features = codec.features(clean, counts or most, text=text)

@@ -44,8 +44,8 @@ def first_image(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="Model to evaluate: vae, edge, cloud or codec; can be repeated. Default: all; vae and "
-            "codec if the profile has no probe."
+            help="What to evaluate: vae, edge, cloud, codec or steps of the sampler; can be repeated. "
+            "Default: all; vae and codec if the profile has no probe."
         ),
     ] = None,
     profile: Profile = "stickers",
@@ -150,13 +150,12 @@ def tka(
     docs/results-transmission.md.
     """
     from dekag.evaluation.studies.cala import run_tka
-    from dekag.evaluation.studies.cala_training import COMPARABLE, STRONG, Plan
+    from dekag.evaluation.studies.cala_training import COMPARABLE, Plan
 
-    known = (STRONG, *COMPARABLE)
-    if unknown := set(method or ()) - set(known):
-        problem = f"must be one of {', '.join(known)}; got {', '.join(sorted(unknown))}"
+    if unknown := set(method or ()) - set(COMPARABLE):
+        problem = f"must be one of {', '.join(COMPARABLE)}; got {', '.join(sorted(unknown))}"
         raise typer.BadParameter(problem, param_hint="--method")
-    plan = Plan(drawn, bf16, tuple(method or known), curves, seeds, steps)
+    plan = Plan(drawn, bf16, tuple(method or COMPARABLE), curves, seeds, steps)
     _measure(
         lambda: run_tka(
             plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile)

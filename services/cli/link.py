@@ -133,10 +133,11 @@ def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
     load_quietly()
     profile = load_profile(options.profile)
     generator = Generator.from_profile(profile, "edge")
-    adapters = {"semantic": profile.adapters, "semantic-unaligned": None}
-    return {
-        name: SemanticLink(AlignedCodec.load(profile.codec, adapters[name]), generator) for name in semantic
+    folders = {
+        "semantic": (profile.codec, profile.adapters),
+        "semantic-unaligned": (profile.codec_unaligned, None),
     }
+    return {name: SemanticLink(AlignedCodec.load(*folders[name]), generator) for name in semantic}
 
 
 def _sent(

@@ -37,7 +37,8 @@ class PromptStates:
     def load(self, profile: Profile, codecs: CodecCache) -> None:
         """Remember whose text encoder it is, and load it if `codecs` need it."""
         self._profile = profile
-        if codecs.base.text_width or (codecs.own is not None and codecs.own.text_width):
+        loaded = (codecs.base, codecs.unaligned, codecs.own)
+        if any(codec is not None and codec.text_width for codec in loaded):
             self._load()
 
     def close(self) -> None:

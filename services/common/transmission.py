@@ -18,6 +18,7 @@ from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.profile import Profile
     from services.common.cache import Cache
     from services.common.settings import CodecSettings
 
@@ -47,7 +48,7 @@ class TransmissionManifest(VersionManifest):
 
 
 class CodecCache:
-    """The profile's codec without adapters, and an LRU cache of it with adapters.
+    """The profile's codecs without adapters, and an LRU cache of its codec with adapters.
 
     Args:
         settings: capacity of the cache, and largest batch of the codec.
@@ -57,10 +58,12 @@ class CodecCache:
 
     Attributes:
         base: the codec without adapters.
+        unaligned: the codec of unaligned deliveries; the same as `base` unless the profile names another.
         own: the codec with the adapters of the profile; None if it has none.
     """
 
     base: AlignedCodec
+    unaligned: AlignedCodec
     own: AlignedCodec | None
 
     def __init__(
@@ -75,15 +78,17 @@ class CodecCache:
         )
         self.held = self._codecs.held
 
-    def load(self, codec: str, adapters: str | None) -> None:
-        """Loads the profile's codec and adapters from their folders; MismatchError on a mismatch."""
+    def load(self, profile: Profile) -> None:
+        """Loads the profile's codecs and adapters from their folders; MismatchError on a mismatch."""
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.cala.artifact import TransmissionKnowledge
 
-        self.base = AlignedCodec.load(codec, max_batch=self._max_batch)
+        self.unaligned = self.base = AlignedCodec.load(profile.codec, max_batch=self._max_batch)
+        if profile.unaligned_codec is not None:
+            self.unaligned = AlignedCodec.load(profile.unaligned_codec, max_batch=self._max_batch)
         self.own = None
-        if adapters is not None:
-            self.own = self.base.with_knowledge(TransmissionKnowledge.load(adapters))
+        if profile.adapters is not None:
+            self.own = self.base.with_knowledge(TransmissionKnowledge.load(profile.adapters))
             self._codecs.keep(self.own)
 
     async def get(self, content_hash: str) -> tuple[AlignedCodec, int]:

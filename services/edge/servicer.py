@@ -228,7 +228,7 @@ class EdgeServicer(DownlinkServicer):
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         generator = Generator.from_profile(profile, "edge", self._settings.placement())
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
-        self._codecs.load(profile.codec, profile.adapters)
+        self._codecs.load(profile)
         self._prompts.load(profile, self._codecs)
         self._knowledge.load(topic_triggers(read_topics(profile.topics)))
         warm_up()
@@ -360,7 +360,7 @@ class EdgeServicer(DownlinkServicer):
 
     async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec, int]:
         """The codec for the requested delivery, and the bytes transferred for its adapters."""
-        return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.base, 0)
+        return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.unaligned, 0)
 
     async def _make(
         self,

@@ -123,7 +123,7 @@ class UserServicer(UserBase):
         from dekag.profile import load_profile
 
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
-        self._codecs.load(profile.codec, profile.adapters)
+        self._codecs.load(profile)
         self._prompts.load(profile, self._codecs)
         self._decoder = LatentDecoder.load(profile.edge, self._settings.placement())
         warm_up()
@@ -236,12 +236,13 @@ class UserServicer(UserBase):
             raise FrameError(f"requested {request.delivery} delivery, got {header.delivery}")
         if request.delivery == "conventional":
             return
-        codec = self._codecs.base
+        unaligned = request.delivery == "semantic-unaligned"
+        codec = self._codecs.unaligned if unaligned else self._codecs.base
         if header.codec_hash != codec.base_hash:
             raise MismatchError(
                 f"the sender's codec {header.codec_hash[:12]} is not the receiver's {codec.base_hash[:12]}"
             )
-        if header.adapters_hash and request.delivery == "semantic-unaligned":
+        if header.adapters_hash and unaligned:
             raise FrameError("requested delivery without adapters, got adapters")
         _, *sides = shape = tuple(header.latent_shape)
         width, height, count = request.width, request.height, 1
@@ -277,7 +278,10 @@ class UserServicer(UserBase):
     ) -> tuple[torch.Tensor, int]:
         """Received latents (n, *shape), and the bytes transferred for the adapters of their codec."""
         header = transmission.header
-        codec, sent_bytes = await self._codecs.get(header.adapters_hash)
+        if request.delivery == "semantic-unaligned":
+            codec, sent_bytes = self._codecs.unaligned, 0
+        else:
+            codec, sent_bytes = await self._codecs.get(header.adapters_hash)
         channels, height, width = header.latent_shape
         text = await self._prompts.states(request, codec)
         job = _DecodeJob(codec, reception, (channels, height, width), request, text, tiling)

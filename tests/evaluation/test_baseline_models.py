@@ -42,7 +42,7 @@ def test_every_figure_is_measured_and_lands_on_the_page(
     assert len(topics) == 8
     assert topics <= set(TOPICS)
     made = json.loads((results / "first-image" / "images.json").read_text())
-    assert set(made) == {"samples.webp", "subjects.webp"}
+    assert set(made) == {"samples.webp", "steps.webp", "subjects.webp"}
     page = REPORT.write(results=results, into=tmp_path)
     assert page is not None
     assert f"{figures['vae_psnr_db']['value']:.2f} dB" in page.read_text()

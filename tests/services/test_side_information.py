@@ -21,7 +21,7 @@ from services.cloud.publish import publish_update
 from services.cloud.version_store import KnowledgeStore
 from services.common import clients, converters
 from services.common.converters import DeliveryRequest
-from tests.chain import Chain, data_in, running_chain, with_reading_codec
+from tests.chain import Chain, data_in, running_chain, with_reading_codec, with_unaligned_codec
 from tests.services.cloud.test_publish import make_update
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 @pytest.fixture(scope="module")
 def profile(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     width = SideInformation.load(load_profile(dummy_profile).edge).width
-    return with_reading_codec(dummy_profile, tmp_path_factory.mktemp("reading") / "it", text_width=width)
+    made = tmp_path_factory.mktemp("reading")
+    reading = with_reading_codec(dummy_profile, made / "it", text_width=width)
+    return with_unaligned_codec(reading, made / "both")
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

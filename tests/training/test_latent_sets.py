@@ -273,6 +273,21 @@ def test_a_codec_and_its_adapters_are_trained_for_a_profile(
     assert done.exit_code == 0, done.output
     codec = JsccCodec.load(mine / "codec")
     assert (codec.config.latent_channels, codec.config.width, codec.config.blocks) == (16, 8, 1)
+    assert codec.text_width, "adapters adapt a codec that reads the prompt"
+    done = dekag("train", "codec", *common, "--one-rate", "--width", 8, "--blocks", 1)
+    assert done.exit_code == 0, done.output
+    assert 'add "unaligned_codec": "codec-one-rate" to its profile.json' in done.output
+    assert JsccCodec.load(mine / "codec-one-rate").text_width == 0
+    further = tmp_path / "further"
+    done = dekag("train", "codec", *common, "--start", mine / "codec-one-rate", "--out", further)
+    assert done.exit_code == 0, done.output
+    assert (JsccCodec.load(further).config.width, JsccCodec.load(further).text_width) == (8, codec.text_width)
+    first, then = (
+        json.loads((each / "training.json").read_text()) for each in (mine / "codec-one-rate", further)
+    )
+    assert then["continues"] == first
+    described = json.loads((mine / "profile.json").read_text())
+    (mine / "profile.json").write_text(json.dumps({**described, "unaligned_codec": "codec-one-rate"}))
     done = dekag("train", "cala", *common, "--share", 1, "--calibrate-on", 2)
     assert done.exit_code == 0, done.output
     assert 'add "adapters": "adapters" to its profile.json' in done.output
@@ -295,7 +310,7 @@ def test_a_codec_and_its_adapters_are_trained_for_a_profile(
     hashes = (vae.model_hash[:12], LatentDecoder.load(loaded.edge).model_hash[:12])
     assert told == [
         f"{role}: trained on latents of autoencoder {hashes[0]}; the edge's is {hashes[1]}"
-        for role in ("codec", "adapters")
+        for role in ("codec", "unaligned_codec", "adapters")
     ]
     refused = dekag("train", "codec", *common)
     assert refused.exit_code == 2
@@ -367,7 +382,9 @@ def test_wrong_input_is_one_line_that_names_the_option(
         ([*codec, "--latents", whole, "--pictures", 9], "--pictures", "cannot be used with --latents"),
         ([*codec, "--width", 9], "--width", "must be even"),
         ([*codec, "--crop", 16], "--crop", "requires --latents"),
-        ([*codec[:3], "--latents", whole, "--every-rate"], "--out", "is required with --every-rate"),
+        ([*codec[:3], "--latents", whole, "--start", tmp_path / "nowhere"], "--start", "holds no codec"),
+        ([*codec, "--start", folder / "codec", "--width", 8], "--width", "cannot be used with --start"),
+        ([*codec, "--latents", whole, "--start", dummy_profile / "codec"], "--start", "these have 16"),
         ([*adapters[:1], "--device", "cpu", *out], "--device", "requires --latents"),
         ([*adapters, "--calibrate-on", 17], "--calibrate-on", "at most 16"),
         ([*adapters, "--codec", tmp_path], "--codec", "holds no codec"),

@@ -64,7 +64,7 @@ def values(results: Path) -> Mapping[str, str]:
     (setup,) = rows_of(results, "setup")
     methods = {row["method"]: row for row in rows_of(results, "methods")}
     gains = [row for row in rows_of(results, "gains") if row["over"] == STRONG and row["snr_db"] is not None]
-    counts = ("shipped_steps", "steps", "strong_steps", "share_steps", "oracle_steps", "rendered", "drawn")
+    counts = ("shipped_steps", "steps", "codec_steps", "share_steps", "oracle_steps", "rendered", "drawn")
     found = {
         "pictures": str(setup["pictures"]),
         "structure_pictures": str(setup["structure_pictures"]),

@@ -15,6 +15,12 @@ KINDS = {
     "edge": ("Edge generator", "StableDiffusionPipeline", "diffusers", "text-to-image"),
     "cloud": ("Cloud generator", "text-to-image pipeline", "diffusers", "text-to-image"),
     "codec": ("Codec", "joint source-channel codec of the edge's latents", "diffusers", ""),
+    "codec-one-rate": (
+        "Codec of unaligned deliveries",
+        "joint source-channel codec of one rate, for comparison",
+        "diffusers",
+        "",
+    ),
     "cala": ("CALA adapters", "transmission knowledge: adapters of the codec", "peft", ""),
     "clip": ("CLIP-style encoder", "CLIPModel that scores images", "transformers", "feature-extraction"),
     "dino": ("DINOv2-style encoder", "Dinov2Model that scores images", "transformers", "feature-extraction"),

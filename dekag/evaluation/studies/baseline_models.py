@@ -26,6 +26,7 @@ from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
+from dekag.generation.images import Pixels
 from dekag.generation.models import Generator, LatentEncoder
 from dekag.link import LinkConditions
 from dekag.link.channel import transmit
@@ -46,6 +47,8 @@ PROBED = {"edge", "cloud", "steps"}
 STEPS = (1, 2, 3, 4, 6, 8, 12, 20)
 STEP_PROMPTS = 48
 """Prompts at most, of each kind, whose images are judged for each number of steps."""
+STEP_COLUMNS = 4
+"""Of these, so many are shown."""
 RAYLEIGH_SNRS_DB = (0.0, 5.0, 10.0)
 TOP_RATE = 1 / 96
 Tagged = tuple[str | None, Prompt]
@@ -150,7 +153,7 @@ def sent_directly(latents: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], results: Path) -> None:
-    """The base codec on latents that the edge generated: clean channel against its limit, and Rayleigh.
+    """The unaligned codec on latents that the edge generated: clean channel against its limit, and Rayleigh.
 
     The limit that the constellation sets: its 6 bits a symbol spend 3 bits on each of the latent's numbers,
     and no code for a Gaussian source does that with less error than D = 2^-6 of its variance (Shannon).
@@ -206,7 +209,8 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
     Args:
         bank: the models.
         count: prompts of each kind, rounded up to equally many of each taught topic.
-        results: where the rows go, one for each kind and number of steps.
+        results: where the rows go, one for each kind and number of steps, and the first images of each kind,
+            in a row for each number of steps.
     """
     taught = bank.taught
     kinds: dict[str, list[Tagged]] = {"known": [(None, prompt) for prompt in edge_prompts(count)]}
@@ -219,6 +223,7 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
             )
     updates = {topic: bank.update(topic) for topic in taught}
     edge, rows = bank.edge, []
+    sheet: dict[int, list[Pixels]] = {}
     for kind, tagged in kinds.items():
         prompts = [prompt for _, prompt in tagged]
         cloud = [bank.cloud.image(text, seed) for _, text, seed in tqdm(prompts, desc=f"{kind}, cloud")]
@@ -234,6 +239,7 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
                     aligned.add(update)
                 active = () if update is None else (update.content_hash,)
                 images.append(aligned.image(text, seed, updates=active))
+            sheet.setdefault(steps, []).extend(images[:: -(-len(images) // STEP_COLUMNS)])
             scores = bank.score_images(np.stack(images), np.stack(cloud), prompts)
             row: dict[str, Any] = {"kind": kind, "steps": steps, "n": len(prompts)}
             row["own"] = steps == edge.steps
@@ -242,6 +248,7 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
                 row |= {name: round(mean, 4), f"{name}_ci95": interval}
             rows.append(row)
     write_rows(results / FOLDER / "steps.jsonl", rows)
+    save_images([sheet[steps] for steps in sorted(sheet)], results / FOLDER, "steps.webp", COMMAND)
 
 
 def subject_images(edge: Generator) -> list[list[np.ndarray]]:
@@ -295,7 +302,7 @@ def run(
     if "cloud" in parts:
         probe_accuracy("cloud", cloud.image, everything, bank.probe, bank.outline, results)
     if "codec" in parts:
-        measure_codec(bank.codec, edge, known[:200], results)
+        measure_codec(bank.unaligned_codec().codec, edge, known[:200], results)
     if "steps" in parts:
         measure_steps(bank, min(count, STEP_PROMPTS), results)
     one_each = [prompt for _, prompt in held_out[::each]]

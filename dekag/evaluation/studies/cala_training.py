@@ -21,8 +21,6 @@ import torch
 from dekag import plugins
 from dekag.cala.conditions import los_power_fraction
 from dekag.cala.methods import METHODS, AdaptedCodec, build
-from dekag.codec import JsccCodec
-from dekag.codec.jscc import with_text
 from dekag.documents import read_json
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
@@ -31,7 +29,6 @@ from dekag.evaluation.studies.digital import Key, conditions_of
 from dekag.generation.autoencoder import decode
 from dekag.generation.loading import pipeline_hash
 from dekag.training.cala import METRIC_LATENTS, ConditionBatch, grid_condition, pixel_metric, train_method
-from dekag.training.codec import train_codec
 from dekag.training.data import SCENES
 from dekag.training.examples import Examples, rendered_examples
 from dekag.training.latent_sets import LatentSet, latents_of_prompts
@@ -42,7 +39,8 @@ CACHE = Path("runs/cache")  # where `dekag train` keeps the latents as well
 HELD_OUT = 1000  # rendered latents at the end that nothing is trained on
 DRAWN, DRAWN_SEED = 2000, 1  # as `dekag train latents` draws them if nothing else is asked for
 STRONG = "unaligned-strong"
-"""The strongest codec that knows no channel, a method beside those of METHODS."""
+"""The codec that adapters adapt, without them, where unaligned deliveries have another one: a method beside
+those of METHODS."""
 EQUAL = "cala-equal-steps"
 """CALA trained as long as its baselines, where that is not as long as the shipped adapters were."""
 FRACTION = 0.05
@@ -65,7 +63,7 @@ class Plan:
     Attributes:
         drawn: latent set that the edge drew; None: one like that of `dekag train latents` is drawn.
         bf16: compute products in bfloat16.
-        methods: baselines to compare with, of COMPARABLE and STRONG; "none" and "cala" are always compared.
+        methods: baselines to compare with, of COMPARABLE; no alignment and "cala" are always compared.
         curves: whether the curves over fractions and lengths, and the oracles, are wanted.
         seeds: trainings of CALA and of the best baseline; all others are trained once.
         steps: of each baseline; None: as many as the shipped adapters took.
@@ -79,7 +77,7 @@ class Plan:
 
     drawn: Path | None = None
     bf16: bool = False
-    methods: tuple[str, ...] = (STRONG, *COMPARABLE)
+    methods: tuple[str, ...] = COMPARABLE
     curves: bool = True
     seeds: int = 3
     steps: int | None = None
@@ -96,7 +94,7 @@ class Training:
     """One training.
 
     Attributes:
-        method: a name in METHODS, or STRONG.
+        method: a name in METHODS.
         fraction: largest fraction of parameters.
         steps: optimiser steps.
         seed: of everything random.
@@ -199,9 +197,17 @@ class Trainings:
         return "cala" if self.steps == self.shipped_steps else EQUAL
 
     @property
-    def strong_steps(self) -> int:
-        """Steps of the strongest codec that knows no channel: the shipped codec's, then as many more."""
-        return int(read_json(Path(self.bank.profile.codec) / "training.json")["steps"]) + self.steps
+    def unaligned(self) -> tuple[str, ...]:
+        """The definitions of no alignment: "none", the codec of unaligned deliveries, and perhaps STRONG."""
+        return ("none", STRONG) if self.bank.profile.unaligned_codec is not None else ("none",)
+
+    @property
+    def codec_steps(self) -> int:
+        """Steps of the codec that adapters adapt, with those of the codecs that its training went on from."""
+        record, steps = read_json(Path(self.bank.profile.codec) / "training.json"), 0
+        while record is not None:
+            steps, record = steps + int(record["steps"]), record.get("continues")
+        return steps
 
     @property
     def seed(self) -> int:
@@ -216,8 +222,6 @@ class Trainings:
             for name in sorted(COMPARABLE, key=lambda name: name != "fine-tune")
             if name in wanted
         }
-        if STRONG in wanted:
-            found[STRONG] = Training(STRONG, 1.0, self.steps, self.seed)
         if self.compared == EQUAL:
             found[EQUAL] = Training("cala", self.plan.fraction, self.steps, self.seed)
         return found
@@ -269,7 +273,7 @@ class Trainings:
     def parameters(self, method: str, fraction: float) -> int:
         """Number of parameters that a method trains; InvalidInputError if the fraction is too small."""
         if method == STRONG:
-            return sum(p.numel() for p in self._strong_start().parameters())
+            return 0
         return build(
             "cala" if method == EQUAL else method, self.bank.codec, fraction, self.text_width
         ).trained_parameters()
@@ -285,12 +289,6 @@ class Trainings:
     def train(self, training: Training, *, show: bool = True) -> AdaptedCodec:
         """Train, go on with, or read a training."""
         folder = self.store.folder("trainings", self.key(training))
-        if training.method == STRONG:
-            codec = train_codec(
-                folder, self.examples, steps=training.steps, seed=training.seed, every_rate=True,
-                bf16=self.plan.bf16, show=show, start=self._strong_start(),
-            )  # fmt: skip
-            return AdaptedCodec(codec)
         start, rate = None, None
         if training.only is not None:
             shared = Training(training.method, training.fraction, training.before, training.seed)
@@ -311,10 +309,6 @@ class Trainings:
             adapted=start,
             show=show,
         )
-
-    def _strong_start(self) -> JsccCodec:
-        """The shipped codec, which also reads the prompt and at first makes nothing of it."""
-        return with_text(self.bank.codec, self.text_width)
 
 
 def one_condition(key: Key) -> ConditionBatch:

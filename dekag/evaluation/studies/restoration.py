@@ -137,7 +137,7 @@ class RestorationStudy:
         """Received latents (1, c, h, w) of each image, by the names in SHOWN."""
         aligned = self.send(cell, "adapters")
         found = {
-            "unaligned": list(self.send(cell, "base").latents.split(1)),
+            "unaligned": list(self.send(cell, "unaligned").latents.split(1)),
             "cala": list(aligned.latents.split(1)),
         }
         receiver = SemanticLink(self.bank.codecs["adapters"]).receiver

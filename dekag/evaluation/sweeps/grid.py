@@ -50,7 +50,15 @@ DIGITAL = {
 """Digital deliveries and the formats that their sender picks from."""
 
 Codec = Literal[
-    "base", "adapters", "prompt", "autoencoder", "digital", "digital-webp", "digital-avif", "digital-jpeg"
+    "unaligned",
+    "base",
+    "adapters",
+    "prompt",
+    "autoencoder",
+    "digital",
+    "digital-webp",
+    "digital-avif",
+    "digital-jpeg",
 ]
 
 REFERENCE_METRICS = ("clip", "dino", "consistency", "probe")
@@ -71,12 +79,12 @@ class Delivery(BaseModel):
     name: str = Field(pattern="^[a-z0-9-]{1,40}$", description="What results call it.")
     knowledge: bool = Field(default=False, description="Whether the edge draws with the topic's update.")
     codec: Codec = Field(
-        default="base",
-        description="base: the codec as it is. adapters: with the profile's adapters, CALA. prompt: nothing "
-        "is sent; the user's device has the edge's model and draws from prompt and seed. autoencoder: "
-        "latents arrive unharmed, the limit of all semantic deliveries; pictures only. digital, "
-        "digital-webp, digital-avif, digital-jpeg: the cloud's image, or the picture, as a file over LDPC "
-        "and QAM.",
+        default="unaligned",
+        description="unaligned: the codec of unaligned deliveries. base: the codec that the profile's "
+        "adapters adapt, without them. adapters: with them, CALA. prompt: nothing is sent; the user's device "
+        "has the edge's model and draws from prompt and seed. autoencoder: latents arrive unharmed, the "
+        "limit of all semantic deliveries; pictures only. digital, digital-webp, digital-avif, digital-jpeg: "
+        "the cloud's image, or the picture, as a file over LDPC and QAM.",
     )
 
     restoration: bool = Field(
@@ -102,6 +110,7 @@ DELIVERIES: dict[str, Delivery] = {
     each.name: each
     for each in (
         Delivery(name="unaligned"),
+        Delivery(name="unaligned-strong", codec="base"),
         Delivery(name="makd", knowledge=True),
         Delivery(name="cala", codec="adapters"),
         Delivery(name="deka-g", knowledge=True, codec="adapters"),

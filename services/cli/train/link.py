@@ -41,6 +41,7 @@ from services.cli.train.common import (
     RUNS,
     SCENES,
     device_of,
+    earlier_record,
     errors_of,
     model_folder,
     refuse_options,
@@ -240,11 +241,19 @@ def codec(
     every_rate: Annotated[
         bool,
         typer.Option(
-            "--every-rate",
-            help="Train at every rate and with the prompt: the strongest codec that knows no channel. "
-            "Requires --out.",
+            "--every-rate/--one-rate",
+            help="Train at every rate and with the prompt: the codec that adapters adapt. Or at the highest "
+            "rate and without: the codec of unaligned deliveries.",
         ),
-    ] = False,
+    ] = True,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a codec to go on from, for --steps more. It keeps its size. Default: random "
+            "weights.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
     threads: Threads = 1,
     workers: Renderers = 2,
     bf16: Bf16 = False,
@@ -252,37 +261,53 @@ def codec(
     vae: Vae = None,
     out: Out = None,
 ) -> None:
-    """Train the base codec, on a clean channel at the highest rate."""
+    """Train a codec on a clean channel: the one that adapters adapt, or that of unaligned deliveries."""
     use_threads(threads)
+    from dekag.codec import JsccCodec
+    from dekag.codec.jscc import with_text
+    from dekag.generation.loading import folder_hash
     from dekag.training.codec import clean_latent_snr_db, train_codec
 
     if width % 2:
         raise typer.BadParameter(f"must be even; got {width}", param_hint="--width")
-    if every_rate and out is None:
-        raise typer.BadParameter("is required with --every-rate, which is for comparison", param_hint="--out")
-    settings: dict[str, Any] = {"width": width, "blocks": blocks, "every_rate": every_rate}
+    settings: dict[str, Any] = {"every_rate": every_rate}
+    if start is None:
+        settings |= {"width": width, "blocks": blocks}
+    else:
+        refuse_options(context, "cannot be used with --start: its size stays", "width", "blocks")
+        with errors_of("--start"):
+            _check_codec(start)
+        before, settings["start"] = JsccCodec.load(start), folder_hash(start)
     more: dict[str, Any] = {}
-    name = "codec-every-rate" if every_rate else "codec"
+    name = "codec" if every_rate else "codec-one-rate"
     if latents is None:
         refuse_options(context, WITHOUT_LATENTS, "crop")
-        target = target_folder(out, profile, "codec")
+        target = target_folder(out, profile, name)
         _, training, held_out = _rendered(profile, pictures, runs, vae, workers, drawn, every_rate)
-        run = runs / profile / name
+        # another one for each start: not to go on with a training that started elsewhere
+        run = runs / profile / (name if start is None else f"{name}-{settings['start'][:12]}")
     else:
         refuse_options(context, WITH_LATENTS, "pictures", "workers", "vae", "drawn")
         settings["crop"] = _crop(crop, FOLD)
         models, own = _own_latents(latents, profile)
-        target = _own_target(out, profile, models.codec)
+        if start is not None:
+            with errors_of("--start"):
+                _check_codec(start, own.info.latent_shape[0])
+        target = _own_target(out, profile, models.codec if every_rate else models.unaligned_codec or name)
         run = _own_run(runs, profile, name, own, seed=seed, **settings)
         first, held_out = own.examples(_side_information(models) if every_rate else None)
         training = [first]
         more = {"vae_hash": own.info.vae_hash, "size": own.info.size}
-    if every_rate:
-        settings["text_width"] = training[0].text_width
-    settings |= {"fold": FOLD, "interleaved": True, "adaptive_modulation": True}
+    text_width = training[0].text_width if every_rate else 0
+    if start is None:
+        settings |= {"text_width": text_width, "fold": FOLD, "interleaved": True, "adaptive_modulation": True}
+    else:
+        settings["start"] = with_text(before, text_width) if text_width else before
     model = train_codec(run, training, steps=steps, seed=seed, bf16=bf16, **settings)
     quality = {"held_out_latent_snr_db": clean_latent_snr_db(model, held_out)}
-    save_model(model, target, run, quality, seed, **more)
+    save_model(model, target, run, quality, seed, earlier_record(start), **more)
+    if latents is not None and out is None and not every_rate and models.unaligned_codec is None:
+        typer.echo(f'To use it in the profile, add "unaligned_codec": "{name}" to its profile.json.')
 
 
 def cala(
@@ -326,7 +351,8 @@ def cala(
         Path | None,
         typer.Option(
             help="Folder for the adapters. Default: cala in the profile's folder, or with --latents the "
-            "adapters that it names; for another method, PROFILE/METHOD/knowledge under --runs.",
+            "adapters that it names; for another method, PROFILE/METHOD-CODEC/knowledge under --runs, "
+            "where CODEC is the start of its codec's hash.",
             rich_help_panel=FILES,
         ),
     ] = None,
@@ -344,7 +370,8 @@ def cala(
         refuse_options(context, WITHOUT_LATENTS, "crop", "device")
         model, training, held_out = _rendered(profile, pictures, runs, vae, workers, drawn, prompts)
         base = model_folder(codec, profile, "codec")
-        run = runs / profile / method
+        # another one for each codec: adapters of one must not go on as those of another
+        run = runs / profile / f"{method}-{folder_hash(base)[:12]}"
         folder = (
             (MODELS / profile / "cala" if method == "cala" else run / "knowledge") if out is None else out
         )
@@ -459,9 +486,14 @@ def _own_codec(folder: Path | None, models: Any, data: Any) -> Path:
     """Folder of the codec to adapt: `folder`, else the profile's; checked to fit the latents."""
     base = Path(models.codec) if folder is None else folder
     with errors_of("--codec"):
-        if not (base / "config.json").is_file():
-            raise FileError(base, "holds no codec: train one with `dekag train codec`")
-        channels, own = read_json(base / "config.json").get("latent_channels"), data.info.latent_shape[0]
-        if channels != own:
-            raise MismatchError(f"{base} is a codec for latents of {channels} channels; these have {own}")
+        _check_codec(base, data.info.latent_shape[0])
     return base
+
+
+def _check_codec(folder: Path, own: int | None = None) -> None:
+    """FileError if there is no codec, MismatchError if it is not for latents of `own` channels."""
+    if not (folder / "config.json").is_file():
+        raise FileError(folder, "holds no codec: train one with `dekag train codec`")
+    channels = read_json(folder / "config.json").get("latent_channels")
+    if own is not None and channels != own:
+        raise MismatchError(f"{folder} is a codec for latents of {channels} channels; these have {own}")
