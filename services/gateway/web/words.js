@@ -1,9 +1,9 @@
 // The words of the sticker world, and prompts to try. A test compares the words with those of the library.
 
 export const EXAMPLES = [
-  "a snail on the beach",
+  "a flamingo on the beach",
+  "a snail in the meadow",
   "a red car on the beach",
-  "a fox in the snow at sunset",
   "a rocket in the desert",
   "an owl in the forest, neon style",
   "a sapphire balloon in the snow",
