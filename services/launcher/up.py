@@ -21,7 +21,7 @@ START_TOPICS = "DEKAG_START_TOPICS"
 def run_up(*, free_ports: bool = False) -> int:
     """Starts the chain, reports when it is ready, and stops it on a signal; returns the exit status."""
     console = Console()
-    stack = Stack(RUN_DIR.resolve(), free_ports=free_ports, env=_start_topics())
+    stack = Stack(RUN_DIR.resolve(), free_ports=free_ports, env=start_topics())
     try:
         with stack:
             await_ready(stack, console)
@@ -42,7 +42,7 @@ def run_up(*, free_ports: bool = False) -> int:
     return 1
 
 
-def _start_topics() -> Mapping[str, str]:
+def start_topics() -> Mapping[str, str]:
     """The setting that gives the edge the update of the web page's example, unless it is set already."""
     if START_TOPICS in os.environ or get("DEKAG_PROFILE", "stickers") != "stickers":
         return {}

@@ -167,5 +167,5 @@ function total() {
     : `its PSNR is ${number(theirs.psnr_db, 1)} dB instead of ${number(ours.psnr_db, 1)} dB`;
   find("#saving").textContent =
     `The whole ${theirs.image.link_report.image_format} file takes ${times} times the channel uses of the latent; ${said}. ` +
-    "The file of equal cost is made smaller until it fits.";
+    "The file of equal cost is the same image with fewer pixels, as many as fit; a sender that lowers the quality too can do better.";
 }
