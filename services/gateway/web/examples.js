@@ -60,7 +60,7 @@ export function start(picked) {
         button.dataset.part = part;
         return button;
       });
-      const name = make("h4", { id: `words-${part}` }, part);
+      const name = make("p", { class: "note", id: `words-${part}` }, part);
       return make("div", { class: "part", role: "group", "aria-labelledby": name.id }, name, make("div", { class: "chips" }, ...chips));
     }),
   );
