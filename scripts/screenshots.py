@@ -1,8 +1,8 @@
 """Make the example pictures of the web page, and its screenshots: ``python scripts/screenshots.py``.
 
-Starts the system with the update of flamingo that ships and requests an image that needs it, with both semantic
-deliveries: these are the pictures in services/gateway/web/. Then opens the page in headless Chromium, as wide as a
-desktop screen and as a phone's; its screenshots are in docs/images/.
+Starts the system with the update of flamingo that ships and requests an image that needs it, with both
+semantic deliveries: these are the pictures in services/gateway/web/. Then opens the page in headless Chromium,
+as wide as a desktop screen and as a phone's; its screenshots are in docs/images/.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from services.launcher.up import start_topics
 
 ROOT = Path(__file__).parents[1]
 IMAGES, WEB = ROOT / "docs" / "images", ROOT / "services" / "gateway" / "web"
-PROMPT, SEED, LINK = "a flamingo on the beach", 6, {"snr_db": 5, "fading": "rayleigh"}  # what the page opens with
+PROMPT, SEED, LINK = (
+    "a flamingo on the beach",
+    6,
+    {"snr_db": 5, "fading": "rayleigh"},
+)  # what the page opens with
 DELIVERIES = ("semantic", "semantic-unaligned")
 WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 PATIENCE_MS = 180_000
