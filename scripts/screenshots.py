@@ -1,7 +1,7 @@
 """Make the example pictures of the web page, and its screenshots: ``python scripts/screenshots.py``.
 
 Starts the system with the update of flamingo that ships and requests an image that needs it, with both
-semantic deliveries: these are the pictures in services/gateway/web/. Then opens the page in headless Chromium,
+semantic deliveries: these are the pictures in services/gateway/web/. Then opens the page in Chromium,
 as wide as a desktop screen and as a phone's; its screenshots are in docs/images/.
 """
 
