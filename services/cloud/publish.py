@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import structlog
 
 from dekag import plugins
 from dekag.artifacts import INFO, Artifact
@@ -26,7 +28,9 @@ from services.common.transmission import TransmissionManifest
 if TYPE_CHECKING:
     from dekag.cala.artifact import TransmissionKnowledge
     from dekag.makd.update import KnowledgeUpdate
+    from dekag.profile import Profile
 
+_log = structlog.get_logger()
 _Artifact = TypeVar("_Artifact", bound=Artifact)
 
 
@@ -121,6 +125,32 @@ def publish_update(update: KnowledgeUpdate, store: KnowledgeStore, edge_hash: st
         return current
     job = f"published-{uuid.uuid4().hex}"
     return store.publish(job, update.info, update.content_hash, update.saved_files(), b"")
+
+
+def publish_start_topics(
+    topics: Sequence[str], profile: Profile, store: KnowledgeStore, edge_hash: str
+) -> None:
+    """Publishes the updates of topics that come with a profile, for topics that have none.
+
+    Topics without an update in the profile are logged.
+
+    Args:
+        topics: their names.
+        profile: whose updates to publish.
+        store: where they are stored.
+        edge_hash: hash of the profile's edge model.
+
+    Raises:
+        MismatchError: an update is damaged or fits another model.
+    """
+    published = store.topics()
+    for topic in topics:
+        if topic in published:
+            continue
+        if profile.knowledge is None or not (folder := Path(profile.knowledge) / topic).is_dir():
+            _log.warning("the profile has no update of a topic in DEKAG_START_TOPICS", topic=topic)
+            continue
+        publish_update(update_of(folder), store, edge_hash)
 
 
 def _exists(folder: Path) -> None:

@@ -25,6 +25,7 @@ from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, problem
 from services.common import converters, metrics
+from services.common.addresses import listed
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
 from services.common.stages import stage_time
@@ -109,11 +110,11 @@ class CloudServicer(CloudBase):
         self._codec_hash: str
 
     def load(self) -> None:
-        """Loads the profile's cloud model and encoders, and publishes its adapters if they are new."""
+        """Loads the profile's cloud model and encoders; publishes its adapters, if new, and start topics."""
         from dekag.generation.loading import folder_hash, pipeline_hash
         from dekag.generation.models import Generator
         from dekag.profile import load_profile
-        from services.cloud.publish import adapters_of, publish_adapters
+        from services.cloud.publish import adapters_of, publish_adapters, publish_start_topics
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
@@ -124,13 +125,15 @@ class CloudServicer(CloudBase):
         self._scoring_queue.load(profile.scorer)
         self._drift.edge_hash = self._demand.edge_hash = pipeline_hash(profile.edge)
         self._demand.load(profile)
-        if profile.adapters is not None:
-            try:
+        try:
+            if profile.adapters is not None:
                 adapters = adapters_of(Path(profile.adapters))
                 publish_adapters(adapters, self._transmission, self._codec_hash, if_new=True)
-            except OSError as error:
-                folder = self._settings.data_dir
-                raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
+            topics = listed(self._settings.start_topics)
+            publish_start_topics(topics, profile, self._store, self._drift.edge_hash)
+        except OSError as error:
+            folder = self._settings.data_dir
+            raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
         self._loop.call_soon_threadsafe(self._loaded.set)
 
     async def parts(self) -> dict[str, str]:

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from dekag.api.limits import check_topic
+from dekag.errors import InvalidInputError
+from services.common.addresses import listed
 from services.common.settings import DAY_S, MANY, YEAR_S, GeneratorSettings, ServiceSettings
+
+
+def _topics(text: str) -> str:
+    """Names of topics separated by commas."""
+    for name in listed(text):
+        try:
+            check_topic(name)
+        except InvalidInputError as error:
+            raise ValueError(f"each topic must be {error.allowed}; {name!r} is not") from None
+    return text
 
 
 class KnowledgeSettings(ServiceSettings):
@@ -37,6 +51,12 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     """Read from the environment, prefix ``DEKAG_``."""
 
     port: int = Field(50054, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
+    start_topics: Annotated[str, AfterValidator(_topics)] = Field(
+        "",
+        description="Topics, separated by commas, for which the cloud publishes at its start the knowledge "
+        "updates that come with the profile, unless a topic has an update already. `dekag up` and "
+        "`docker-compose.yml` set `flamingo`, the example of the web page, with the profile `stickers`.",
+    )
     job_poll_s: float = Field(
         0.25, gt=0, le=DAY_S, description="Interval between two checks of a watched job, s."
     )

@@ -19,24 +19,34 @@ class _Total:
     channel_uses: int = 0
     sent_bytes: Counter[str] = field(default_factory=Counter)  # by hop
 
+    def add(self, report: LinkReport) -> None:
+        self.images += 1
+        self.decoded += report.decoded
+        self.channel_uses += report.channel_uses + report.pilot_uses
+        for hop in report.hops:
+            self.sent_bytes[hop.hop] += hop.sent_bytes
+
 
 class UsageTotals:
-    """Sums over link reports, for each delivery."""
+    """Sums over link reports, for each delivery.
+
+    What semantic delivery saves is computed from generated images alone: clients' own pictures have any size.
+    """
 
     def __init__(self) -> None:
         self._since = time.time()
         self._totals: dict[str, _Total] = {}
+        self._generated: dict[str, _Total] = {}  # without clients' own pictures
         self._curve: list[BackhaulPoint] = []  # of each `_every`-th image
         self._every = 1
 
     def add(self, report: LinkReport) -> None:
         """Counts one image."""
-        total = self._totals.setdefault(report.delivery, _Total())
-        total.images += 1
-        total.decoded += report.decoded
-        total.channel_uses += report.channel_uses + report.pilot_uses
-        for hop in report.hops:
-            total.sent_bytes[hop.hop] += hop.sent_bytes
+        self._totals.setdefault(report.delivery, _Total()).add(report)
+        if report.picture is not None:
+            return
+        total = self._generated.setdefault(report.delivery, _Total())
+        total.add(report)
         if report.delivery == "semantic" and total.images % self._every == 0:
             self._curve.append(_point(total))
             if len(self._curve) > _MOST_POINTS:
@@ -55,13 +65,13 @@ class UsageTotals:
             for delivery, total in self._totals.items()
         }
         curve = list(self._curve)
-        semantic = self._totals.get("semantic")
+        semantic = self._generated.get("semantic")
         if semantic is not None and (not curve or curve[-1].images < semantic.images):
             curve.append(_point(semantic))
         return Traffic(since=self._since, deliveries=deliveries, saved=self._saved(), backhaul=curve)
 
     def _saved(self) -> Savings | None:
-        semantic, conventional = self._totals.get("semantic"), self._totals.get("conventional")
+        semantic, conventional = self._generated.get("semantic"), self._generated.get("conventional")
         if semantic is None or conventional is None:
             return None
         scale = semantic.images / conventional.images

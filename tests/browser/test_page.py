@@ -1,4 +1,7 @@
-"""The web page in a real headless Chromium, in front of the real system; run by `make test-browser`."""
+"""The web page in a real headless Chromium, in front of the real system; run by `make test-browser`.
+
+What the page shows is tested at three widths: a phone, a tablet and a desktop screen.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,14 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
 
 from services.common.healthcheck import healthy
 from services.gateway.api_keys import new_key
@@ -21,7 +25,11 @@ from services.launcher.stack import Stack, free_port
 
 pytestmark = pytest.mark.browser
 
-PATIENCE_MS = 60_000  # for what models must do, on a slow machine
+PATIENCE_MS = 120_000  # for what models must do, on a slow machine
+WIDTHS = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1440, 900)}
+TOPIC = "flamingo"  # of the example that the page opens with
+DELIVERIES = ("semantic-unaligned", "semantic", "conventional")
+at_three_widths = pytest.mark.parametrize("page", WIDTHS.values(), ids=WIDTHS, indirect=True)
 FLAGS = [
     "--no-sandbox",  # containers and root have none
     "--disable-gpu",
@@ -34,8 +42,8 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The whole system with the shipped models and no knowledge yet."""
-    env = {"DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data"))}
+    """The whole system with the shipped models, as `dekag up` starts it."""
+    env = {"DEKAG_DATA_DIR": str(tmp_path_factory.mktemp("data")), "DEKAG_START_TOPICS": TOPIC}
     with Stack(tmp_path_factory.mktemp("run"), free_ports=True, env=env) as stack:
         for _ in stack.wait_ready(600):
             pass
@@ -57,9 +65,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser, stack: Stack) -> Iterator[Page]:
-    """The page, opened; nothing may go wrong in its scripts, and nothing may be asked of another host."""
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
+def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The page with its example delivered.
+
+    Nothing may go wrong in its scripts, and nothing may be asked of another host.
+    """
+    width, height = getattr(request, "param", (1200, 900))
+    context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
     page = context.new_page()
@@ -68,6 +80,7 @@ def page(browser: Browser, stack: Stack) -> Iterator[Page]:
     page.on("console", lambda message: wrong.append(message.text) if is_wrong(message) else None)
     page.on("request", lambda request: wrong.append(request.url) if not is_ours(request.url, stack) else None)
     page.goto(stack.url)
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
     yield page
     context.close()
     assert wrong == []
@@ -88,7 +101,7 @@ def send(page: Page) -> None:
 
 
 def facts(page: Page, delivery: str) -> str:
-    return page.locator(f"article[data-delivery={delivery}] .facts").inner_text()
+    return page.locator(f"article[data-delivery={delivery}]").inner_text()
 
 
 def psnr_db(page: Page, delivery: str) -> float:
@@ -102,23 +115,242 @@ def set_slider(page: Page, name: str, value: int) -> None:
     page.locator(f"#{name}").dispatch_event("change")
 
 
-def test_a_picture_arrives_over_each_delivery(page: Page) -> None:
-    expect(page.get_by_text("No topic yet.")).to_be_visible()
+def width_of(element: Locator) -> float:
+    box = element.bounding_box()
+    assert box is not None
+    return box["width"]
+
+
+def number(element: Locator) -> float:
+    return float(element.inner_text().replace(",", ""))
+
+
+def until_measured(page: Page) -> None:
+    expect(page.locator("#curve-status")).to_have_text(re.compile("^Measured at"))
+
+
+@at_three_widths
+def test_it_opens_with_an_image_that_shows_alignment(page: Page) -> None:
+    for side in ("left", "right"):
+        img = page.locator(f"#hero img.{side}")
+        assert str(img.get_attribute("src")).startswith("data:image/png")
+        assert img.evaluate("img => img.naturalWidth") == 256
+        assert width_of(img) >= 256
+    expect(page.locator("#hero .tag.left")).to_have_text("without alignment")
+    expect(page.locator("#hero .tag.right")).to_have_text("with alignment")
+    expect(page.locator("#verdict")).to_contain_text(re.compile(rf"update of {TOPIC} \([\d,]+ bytes, once\)"))
+    consistency = page.locator("#readout dd").nth(1)
+    expect(consistency).to_have_text(re.compile(r"^-?[\d.]+ → [\d.]+$"))
+    without, with_alignment = map(float, consistency.inner_text().split(" → "))
+    assert with_alignment > without + 0.3
+
+
+def test_the_first_image_of_a_warm_system_is_timed(
+    page: Page, stack: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prints how long after opening the page the first delivered image is on the screen; judges nothing."""
+    times = []
+    for _ in range(3):
+        page.goto("about:blank")
+        start = time.perf_counter()
+        page.goto(stack.url)
+        expect(page.locator("article[data-delivery=semantic] img")).to_have_attribute(
+            "src", re.compile("^data:")
+        )
+        times.append(round(time.perf_counter() - start, 2))
+        expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    with capsys.disabled():
+        sys.stdout.write(f"\nfirst image {times} s after opening; load average {os.getloadavg()[0]:.1f}\n")
+
+
+@at_three_widths
+def test_two_images_are_compared_by_a_slider_and_in_full_size(page: Page) -> None:
+    page.get_by_role("radio", name="Slider").check()
+    slider = page.locator("#hero input")
+    slider.focus()
+    slider.press("ArrowRight")
+    assert page.locator("#hero").evaluate("hero => hero.style.getPropertyValue('--border')") == "51%"
+    assert width_of(page.locator("#hero")) >= 256
+    page.get_by_role("radio", name="Channel").check()
+    expect(page.locator("#hero .tag.left")).to_have_text("as the edge sent it")
+    page.get_by_role("button", name="Enlarge both images").click()
+    dialog = page.get_by_role("dialog")
+    expect(dialog.locator(".tag.right")).to_have_text("as it arrived")
+    assert width_of(dialog.locator(".compare")) >= 256
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    page.get_by_role("button", name="Enlarge: Semantic, aligned").click()
+    expect(dialog.get_by_role("heading")).to_have_text("Semantic, aligned: a flamingo on the beach")
+    with page.expect_download() as download:
+        dialog.get_by_role("link", name="Download").click()
+    assert Image.open(download.value.path()).size == (256, 256)
+    dialog.get_by_role("button", name="Close").click()
+    expect(dialog).to_be_hidden()
+
+
+@at_three_widths
+def test_the_way_shows_what_each_hop_carried(page: Page) -> None:
+    def said(step: str) -> Locator:
+        return page.locator(f"#path [data-node='{step}'], #path [data-hop='{step}']")
+
+    expect(said("user")).to_contain_text(re.compile(r"PSNR [\d.]+ dB"))
+    expect(said("cloud-edge")).to_contain_text(re.compile(rf"[\d,]+ B.*update of {TOPIC}", re.DOTALL))
+    expect(said("edge-channel")).to_contain_text("2,048")
+    expect(said("channel")).to_contain_text("5 dB, rayleigh")
+    expect(said("channel").locator("svg")).to_have_attribute(
+        "aria-label", re.compile("512 symbols as received")
+    )
+    expect(page.locator("#clock")).to_have_text(re.compile(r"^[\d.]+ s from request to image"))
+    page.locator("#ways").get_by_role("radio", name="Conventional").check()
+    expect(said("cloud-edge")).to_contain_text(re.compile(r"[\d,]{5} B.*webp file", re.DOTALL))
+    expect(said("user")).to_contain_text("PSNR")
+    uses = said("edge-channel").locator("b")
+    expect(uses).to_have_text(page.locator("article[data-delivery=conventional] .cost b").inner_text())
+    for screen in page.locator("#path .screen").all():
+        assert width_of(screen) > 80
+
+
+def test_the_steps_of_a_new_image_are_shown_as_they_happen(page: Page) -> None:
+    page.locator("#again").uncheck()
+    page.evaluate(
+        "() => { window.seen = new Set(); new MutationObserver(() => window.seen.add("
+        "document.querySelector('[data-node=edge] p').textContent))"
+        ".observe(document.querySelector('#path'), {subtree: true, childList: true}); }"
+    )
+    page.get_by_role("button", name="Another seed").click()
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    assert any(re.search(r"step \d of 6", text) for text in page.evaluate("() => [...window.seen]"))
+
+
+@at_three_widths
+def test_all_deliveries_are_compared_at_equal_channel_uses(page: Page) -> None:
+    expect(page.locator("article")).to_have_count(4)
+    expect(page.locator("article[data-delivery=equal] .facts")).to_contain_text(
+        re.compile(r"reduced to \d+×\d+")
+    )
+    uses = {
+        delivery: number(page.locator(f"article[data-delivery={delivery}] .cost b"))
+        for delivery in (*DELIVERIES, "equal")
+    }
+    assert uses["semantic"] == uses["semantic-unaligned"] == 2048
+    assert 1024 < uses["equal"] <= 2048 < uses["conventional"]
+    for img in page.locator("article img").all():
+        assert width_of(img) >= 256
+        assert str(img.get_attribute("alt")).startswith("received: a flamingo")
+    expect(page.locator("#costs tr")).to_have_count(4)
+    expect(page.locator("#saving")).to_contain_text("times the channel uses")
+
+
+@at_three_widths
+def test_quality_against_snr_is_measured_for_this_image(page: Page) -> None:
+    until_measured(page)
+    expect(page.locator("#curve circle")).to_have_count(21)
+    page.get_by_text("As a table").click()
+    expect(page.locator("#curve-rows tr")).to_have_count(7)
+    page.get_by_role("radio", name="PSNR").check()
+    aligned = [float(cell) for cell in page.locator("#curve-rows td:nth-child(3)").all_inner_texts()]
+    assert aligned[0] < aligned[3] < aligned[-1]
+    chart = page.locator("#curve svg")
+    expect(chart).to_have_attribute("aria-label", re.compile(r"^PSNR, dB against SNR\. .*: [\d.]+ at -10 dB"))
+    box = chart.bounding_box()
+    assert box is not None
+    chart.click(position={"x": box["width"] * 0.8, "y": box["height"] / 2})
+    expect(page.locator("#snr_db-shown")).not_to_have_text("5 dB")
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+
+
+@at_three_widths
+def test_examples_and_the_worlds_words_are_clicked(page: Page) -> None:
+    prompt = page.get_by_label("Prompt", exact=True)
+    page.get_by_role("button", name="a rocket in the desert").click()
+    assert prompt.input_value() == "a rocket in the desert"
+    expect(page.get_by_role("button", name="a rocket in the desert")).to_have_attribute(
+        "aria-pressed", "true"
+    )
+    page.get_by_text("Compose from the world's words").click()
+    words = page.locator("#words")
+    words.get_by_role("button", name="owl", exact=True).click()
+    words.get_by_role("button", name="at night", exact=True).click()
+    words.get_by_role("button", name="comic", exact=True).click()
+    assert prompt.input_value() == "an owl in the desert at night, comic style"
+    assert "new" in str(words.get_by_role("button", name="neon", exact=True).get_attribute("class"))
+    assert "new" not in str(words.get_by_role("button", name=TOPIC, exact=True).get_attribute("class"))
+    expect(page.locator("article[data-delivery=semantic] img")).to_have_attribute("alt", re.compile("an owl"))
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+
+
+@at_three_widths
+def test_the_gallery_keeps_what_was_asked_with_its_link(page: Page) -> None:
+    set_slider(page, "snr_db", 12)
     send(page)
-    for delivery in ("semantic", "semantic-unaligned", "conventional"):
+    entries = page.locator("#asked a")
+    expect(entries).to_have_count(2)
+    assert width_of(entries.first.locator("img")) >= 256
+    expect(entries.first).to_contain_text("12 dB rayleigh, seed 6")
+    before = page.locator("article[data-delivery=semantic] img").get_attribute("src")
+    entries.nth(1).click()
+    expect(page.locator("#snr_db-shown")).to_have_text("5 dB")
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    entries.nth(1).click()  # the first of before, which has moved
+    expect(page.locator("article[data-delivery=semantic] img")).to_have_attribute("src", str(before))
+    page.reload()  # the address is the request's
+    expect(page.locator("#snr_db-shown")).to_have_text("12 dB")
+    expect(entries).to_have_count(2)
+    expect(page.locator("article[data-delivery=semantic] img")).to_have_attribute("src", str(before))
+    page.get_by_role("button", name="Clear").click()
+    expect(page.get_by_role("button", name="Clear")).to_be_hidden()
+    expect(entries).to_have_count(0)
+
+
+@at_three_widths
+def test_colours_follow_the_system_or_the_choice(page: Page) -> None:
+    def paper() -> str:
+        return str(page.evaluate("() => getComputedStyle(document.documentElement).backgroundColor"))
+
+    page.emulate_media(color_scheme="light")
+    light = paper()
+    page.emulate_media(color_scheme="dark")
+    dark = paper()
+    assert light != dark
+    button = page.get_by_role("button", name="Colours")
+    button.click()
+    assert paper() == light
+    button.click()
+    page.emulate_media(color_scheme="light")
+    assert paper() == dark
+    page.reload()
+    assert paper() == dark
+    button.click()
+    assert paper() == light
+
+
+@at_three_widths
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(page: Page, scheme: str) -> None:
+    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
+    until_measured(page)
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    page.locator("#clock:not(:empty)").wait_for()
+    found = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    width = page.viewport_size["width"] if page.viewport_size else 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for button in page.get_by_role("button").all():
+        box = button.bounding_box()
+        assert box is None or box["x"] + box["width"] <= width or button.evaluate("b => b.closest('.scroll')")
+
+
+def test_details_of_each_delivery(page: Page) -> None:
+    for delivery in DELIVERIES:
         card = page.locator(f"article[data-delivery={delivery}]")
-        for figure in (".sent", ".received"):
-            img = card.locator(f"{figure} img")
-            assert img.evaluate("img => img.complete && img.naturalWidth") == 128
-            assert "a red car" in str(img.get_attribute("alt"))
         card.locator("summary").click()
         expect(card.locator(".constellations svg")).to_have_count(3)
         expect(card.locator(".fading svg")).to_have_attribute("aria-label", re.compile("8 blocks"))
         assert card.locator(".times .length").count() >= 3
-    assert "512 channel uses" in facts(page, "semantic")
-    assert re.search(r"consistency with the cloud 0\.[5-9]|1\.00", facts(page, "conventional"))
-    expect(page.locator("#costs tr")).to_have_count(3)
-    expect(page.locator("#saving")).to_have_text(re.compile("times the channel uses"))
+    expect(page.locator("article[data-delivery=conventional]")).to_contain_text(
+        re.compile(r"consistency with the cloud (0\.9|1\.0)")
+    )
     expect(page.locator("#saved")).to_have_text(re.compile("Semantic delivery took"))
 
 
@@ -126,10 +358,9 @@ def test_more_snr_is_sent_again_at_once_and_better(page: Page) -> None:
     set_slider(page, "snr_db", -5)
     send(page)
     poor = psnr_db(page, "semantic")
-    before = facts(page, "semantic")
     set_slider(page, "snr_db", 25)
     expect(page.locator("#snr_db-shown")).to_have_text("25 dB")
-    expect(page.locator("article[data-delivery=semantic] .facts")).not_to_have_text(before)
+    expect(page.locator("#ask-status")).not_to_have_text(re.compile("^Done"))
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
     assert psnr_db(page, "semantic") > poor + 5
 
@@ -137,7 +368,7 @@ def test_more_snr_is_sent_again_at_once_and_better(page: Page) -> None:
 def test_a_lower_rate_takes_fewer_symbols_and_auto_says_what_it_expects(page: Page) -> None:
     set_slider(page, "rate", 0)
     send(page)
-    assert "64 channel uses" in facts(page, "semantic")
+    assert "256 channel uses" in facts(page, "semantic")
     set_slider(page, "rate", 4)
     expect(page.locator("article[data-delivery=semantic] .facts")).to_contain_text("expected")
 
@@ -166,15 +397,16 @@ def test_a_picture_of_ones_own_is_sent_instead(page: Page, tmp_path: Path) -> No
     page.locator("#picture").set_input_files(tmp_path / "mine.png")
     assert page.get_by_label("Prompt", exact=True).input_value() == ""
     send(page)
-    for delivery in ("semantic", "semantic-unaligned", "conventional"):
-        card = page.locator(f"article[data-delivery={delivery}]")
-        for figure in (".sent", ".received"):
-            size = card.locator(f"{figure} img").evaluate("img => [img.naturalWidth, img.naturalHeight]")
-            assert size == [300, 100]
-        expect(card.locator(".sent figcaption")).to_have_text("your picture")
-    assert "300×100 PNG · sent as 2 tiles of 160×128" in facts(page, "semantic")
+    for delivery in DELIVERIES:
+        img = page.locator(f"article[data-delivery={delivery}] img")
+        assert img.evaluate("img => [img.naturalWidth, img.naturalHeight]") == [300, 100]
+    assert re.search(r"300×100 PNG\s+sent as \d tiles? of \d+×\d+", facts(page, "semantic"))
+    page.get_by_role("radio", name="Channel").check()
+    expect(page.locator("#hero .tag.left")).to_have_text("your picture")
+    until_measured(page)
+    expect(page.locator("#curve circle").first).to_be_visible()
     page.get_by_role("button", name="Remove the picture").click()
-    assert "a red car" in page.get_by_label("Prompt", exact=True).input_value()
+    assert TOPIC in page.get_by_label("Prompt", exact=True).input_value()
     (tmp_path / "mine.png").write_text("no picture")
     page.locator("#picture").set_input_files(tmp_path / "mine.png")
     page.get_by_role("button", name="Send", exact=True).click()
@@ -190,7 +422,7 @@ def test_a_gateway_that_is_gone_is_said_kindly(page: Page) -> None:
 def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
     page.get_by_label("Prompt", exact=True).fill("a red car on the beach, neon style")
     send(page)
-    sent = page.locator("article[data-delivery=semantic] .sent img")
+    sent = page.locator("article[data-delivery=semantic] img")
     before = sent.get_attribute("src")
     page.get_by_label("Images", exact=True).fill("1")
     page.get_by_role("button", name="Distil", exact=True).click()
@@ -201,18 +433,18 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
     expect(page.locator("#samples figcaption")).to_have_text(re.compile("during training"))
     expect(page.locator("#teach-status")).to_have_text(re.compile("neon: not published: .*even so"))
-    expect(page.locator("#known tr")).to_have_text(["No topic yet."])
+    expect(page.locator("#known tr")).to_have_text([re.compile(TOPIC)])
     page.get_by_label("Publish even if it scores no better").check()
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.locator("#teach-status")).to_have_text(re.compile("neon: published as version 1"))
     expect(page.locator("#samples figcaption")).to_have_text(re.compile("the edge before, the edge after"))
-    expect(page.locator("#known tr")).to_have_count(1)
+    expect(page.locator("#known tr")).to_have_count(2)
     expect(page.locator("#knowledge option", has_text="neon")).to_have_count(1)
     send(page)
     assert "generated with neon v1" in facts(page, "semantic")
     assert sent.get_attribute("src") != before
     page.get_by_role("button", name="Forget neon").click()
-    expect(page.get_by_text("No topic yet.")).to_be_visible()
+    expect(page.locator("#known tr")).to_have_count(1)
 
 
 def test_a_distillation_is_cancelled(page: Page) -> None:
@@ -248,30 +480,13 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(browser: Browser, tmp_path: 
 def test_it_works_by_keyboard(page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the images")).to_be_focused()
-    page.get_by_label("Prompt", exact=True).focus()
-    page.keyboard.press("Tab")
+    page.locator("#snr_db").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#snr_db-shown")).to_have_text("11 dB")
+    expect(page.locator("#snr_db-shown")).to_have_text("6 dB")
+    page.locator("#pairs input:checked").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#hero .tag.left")).to_have_text("as the edge sent it")
+    page.get_by_role("button", name="Enlarge: Conventional").press("Enter")
+    page.keyboard.press("Escape")
     page.get_by_label("Prompt", exact=True).press("Enter")
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(page: Page, scheme: str) -> None:
-    page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
-    send(page)
-    for summary in page.locator("summary").all():
-        summary.click()
-    found = Axe().run(page).response["violations"]
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] != "minor"] == []
-
-
-def test_a_phone_shows_all_of_it_without_scrolling_sideways(page: Page) -> None:
-    page.set_viewport_size({"width": 360, "height": 740})
-    send(page)
-    for summary in page.locator("summary").all():
-        summary.click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    for button in page.get_by_role("button").all():
-        box = button.bounding_box()
-        assert box is None or box["x"] + box["width"] <= 360 or button.evaluate("b => b.closest('.scroll')")

@@ -42,9 +42,9 @@ export async function pictureUrl(path) {
   return URL.createObjectURL(await (await ask("GET", path)).blob());
 }
 
-/** Calls `onEvent` with each server-sent event of `path` until it ends. EventSource cannot send an API key. */
-export async function follow(path, onEvent, signal) {
-  const reader = (await ask("GET", path, undefined, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
+/** Calls `onEvent` with each server-sent event of a response until it ends. EventSource cannot send an API key or a body. */
+export async function follow(path, onEvent, { method = "GET", body, signal } = {}) {
+  const reader = (await ask(method, path, body, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { done, value } = await reader.read();
@@ -56,4 +56,16 @@ export async function follow(path, onEvent, signal) {
       if (data.length) onEvent(JSON.parse(data.join("\n")));
     }
   }
+}
+
+/** The image of a request that streams; `onPreview` gets the events of its previews. */
+export async function stream(path, body, signal, onPreview) {
+  let image = null;
+  await follow(path, (event) => {
+    if (event.type === "error") throw new Problem(0, event.error.message);
+    if (event.type === "image_generation.completed") image = event;
+    else onPreview(event);
+  }, { method: "POST", body: { ...body, stream: true, partial_images: 3 }, signal });
+  if (!image) throw new Problem(0, "The gateway stopped sending before the image was complete.");
+  return image;
 }

@@ -1,9 +1,16 @@
 // The form that requests an image, or sends a picture: one request for each delivery, the same image over the same
-// channel.
+// channel; then the file of equal cost, and the curve of quality against SNR.
 
-import { askJson, Problem } from "./api.js";
-import { fill, lay } from "./cards.js";
-import { clearProblems, find, showProblem } from "./dom.js";
+import { askJson, Problem, stream } from "./api.js";
+import { addConsistency, explain, fill, lay } from "./cards.js";
+import * as curve from "./curve.js";
+import { clearProblems, find, number, png, showProblem } from "./dom.js";
+import { fit } from "./equal.js";
+import * as examples from "./examples.js";
+import * as gallery from "./gallery.js";
+import { linkOf, readLink } from "./link.js";
+import * as path from "./path.js";
+import * as stage from "./stage.js";
 
 const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
 const form = find("#ask-form");
@@ -13,6 +20,7 @@ const SOON_MS = 300;
 let soon;
 let side = 0; // of the profile's images, pixels; 0: not known yet
 let asking = new AbortController();
+let known = []; // knowledge updates of the edge
 
 const IDS = { "link.cbr": "rate" };
 const idOf = (field) => IDS[field] ?? field.replace(/^link\./, "");
@@ -23,7 +31,7 @@ function request(data, delivery, picture) {
   const rate = RATES[data.get("rate")];
   const link = { snr_db: Number(data.get("snr_db")), csi: data.get("csi"), fading: data.get("fading") };
   const body = { delivery, details: true, link };
-  if (!picture) Object.assign(body, { prompt: data.get("prompt"), consistency: true });
+  if (!picture) body.prompt = data.get("prompt");
   else Object.assign(body, { picture, prompt: data.get("prompt").trim() || null });
   const of = (name) => numeric(data.get(name), name === "seed" ? name : `link.${name}`);
   body.seed = of("seed");
@@ -79,33 +87,105 @@ async function send() {
     status.textContent = "Choose at least one delivery.";
     return;
   }
-  lay(deliveries);
   const [file] = form.picture.files;
-  status.textContent = file ? "Sending…" : "Generating and sending…";
+  const own = Boolean(file);
+  const both = deliveries.includes("conventional") && deliveries.some((each) => each !== "conventional");
+  lay(both ? [...deliveries.filter((each) => each !== "conventional"), "equal", "conventional"] : deliveries);
+  status.textContent = own ? "Sending…" : "Generating and sending…";
   const start = performance.now();
-  const picture = file && base64(file);
-  const problems = await Promise.all(
-    deliveries.map(async (delivery) => {
-      const shown = file ? file.name : data.get("prompt");
-      try {
-        const body = request(data, delivery, await picture);
-        const path = file ? "v1/pictures" : "v1/images/generations";
-        const answer = await askJson("POST", path, body, mine.signal);
-        fill(delivery, shown, answer.data[0]);
-        return null;
-      } catch (error) {
-        if (mine === asking) fill(delivery, shown, null);
-        return error;
-      }
-    }),
-  );
-  if (mine !== asking) return; // replaced by another request
-  const problem = problems.find(Boolean);
-  if (!problem) status.textContent = `Done in ${((performance.now() - start) / 1000).toFixed(1)} s.`;
-  else {
-    if (problem.status === 401) find("#key-form").hidden = false;
-    showProblem(problem, form, status, idOf);
+  const state = { title: own ? file.name : data.get("prompt"), own, deliveries, known, images: {}, equal: null, busy: true };
+  path.wait(state);
+  stage.show(state);
+  const picture = own ? await base64(file).catch((error) => error) : null;
+  const one = (delivery) => deliver(delivery, state, data, picture, mine);
+  const problems = [];
+  for (const together of [["semantic"], ["semantic-unaligned", "conventional"]]) { // so that the first is there soon
+    problems.push(...(await Promise.all(together.filter((each) => deliveries.includes(each)).map(one))));
+    if (problems.some(Boolean)) break;
   }
+  if (mine !== asking) return; // replaced by another request
+  state.busy = false;
+  const problem = problems.find(Boolean);
+  if (problem) {
+    for (const delivery of [...deliveries, "equal"]) if (!state.images[delivery]) fill(delivery, state.title, null);
+    if (problem.status === 401) find("#key-form").hidden = false;
+    return showProblem(problem, form, status, idOf);
+  }
+  status.textContent = `Done in ${((performance.now() - start) / 1000).toFixed(1)} s.`;
+  stage.show(state);
+  keep(state, data);
+  try {
+    if (both) await deliverEqual(state, data, mine);
+    await curve.measureAll({
+      deliveries, own, signal: mine.signal, now: Number(data.get("snr_db")),
+      path: pathOf(own),
+      bodyOf: (delivery, snr_db) => {
+        const body = request(data, delivery, picture);
+        return { ...body, details: false, link: { ...body.link, snr_db }, ...(own ? {} : { consistency: true }) };
+      },
+      onFirst: (delivery, { consistency }) => {
+        addConsistency(delivery, consistency);
+        stage.show(state);
+      },
+    });
+  } catch (error) {
+    if (mine === asking) curve.fail(error);
+  }
+}
+
+const pathOf = (own) => (own ? "v1/pictures" : "v1/images/generations");
+
+/** Sends one delivery and shows it; returns the error, if any. */
+async function deliver(delivery, state, data, picture, mine) {
+  try {
+    if (picture instanceof Error) throw picture;
+    const body = request(data, delivery, picture);
+    const image = delivery === "semantic" && !state.own
+      ? await stream(pathOf(false), body, mine.signal, (event) => mine === asking && path.preview(event))
+      : (await askJson("POST", pathOf(state.own), body, mine.signal)).data[0];
+    if (mine !== asking) return null;
+    state.images[delivery] = image;
+    fill(delivery, state.title, image);
+    path.show(state, delivery);
+    stage.show(state);
+    return null;
+  } catch (error) {
+    return error;
+  }
+}
+
+/** Sends the cloud's image, or the picture, as a file of no more channel uses than the latent. */
+async function deliverEqual(state, data, mine) {
+  const { conventional } = state.images;
+  const { channel_uses: uses, pilot_uses: pilots } = (state.images.semantic ?? state.images["semantic-unaligned"]).link_report;
+  const whole = conventional.link_report;
+  if (whole.channel_uses + whole.pilot_uses <= uses + pilots) {
+    state.equal = { image: conventional };
+    fill("equal", state.title, conventional, { also: ["the whole file takes no more"] });
+  } else {
+    const reference = conventional.details.reference_b64_json;
+    const found = await fit(reference, uses + pilots, async (small) => {
+      const body = { ...request(data, "conventional", small), prompt: null, details: false };
+      return (await askJson("POST", "v1/pictures", body, mine.signal)).data[0];
+    });
+    mine.signal.throwIfAborted();
+    if (!found) return explain("equal", `no file fits into ${number(uses + pilots)} channel uses here`);
+    state.equal = found;
+    fill("equal", state.title, found.image,
+      { also: [`reduced to ${found.width}×${found.height} pixels`], psnr: found.psnr_db, reference });
+  }
+  stage.show(state);
+}
+
+/** Adds what arrived to the gallery, with the link that asks for it again; the page has that link from now on. */
+function keep({ title, own, images }, data) {
+  const image = images.semantic ?? Object.values(images)[0];
+  const href = own ? null : linkOf(form);
+  if (href) history.replaceState(null, "", href);
+  const { psnr_db } = image.link_report;
+  const said = `${number(Number(data.get("snr_db")))} dB ${data.get("fading")}, seed ${image.seed}` +
+    (psnr_db === null ? "" : `, PSNR ${number(psnr_db, 1)} dB`);
+  if (image.b64_json) gallery.add({ title, said, href, src: png(image.b64_json) }).catch(() => {});
 }
 
 function showValues() {
@@ -114,6 +194,7 @@ function showValues() {
   const said = rate === "auto" ? "auto: smallest for the target" : `1/${Math.round(1 / rate)}${symbols(rate)}`;
   find("#rate-shown").textContent = said;
   form.rate.setAttribute("aria-valuetext", said);
+  curve.mark(Number(form.snr_db.value));
   form.snr_db.setAttribute("aria-valuetext", `${form.snr_db.value} dB`);
 }
 
@@ -126,8 +207,11 @@ export function setSize(pixels) {
   showValues();
 }
 
-/** Adds the topics of the edge to the selection. */
-export function offerTopics(topics) {
+/** Notes the knowledge updates of the edge, and adds their topics to the selection. */
+export function setKnown(updates) {
+  known = updates;
+  const topics = updates.map((each) => each.topic);
+  examples.setTaught(topics);
   const { knowledge } = form;
   const chosen = knowledge.value;
   for (const option of [...knowledge.options].slice(2)) option.remove();
@@ -136,15 +220,25 @@ export function offerTopics(topics) {
 }
 
 export function start() {
-  showValues();
+  examples.start(() => {
+    form.picture.value = "";
+    pictureChanged();
+    send();
+  });
+  curve.start((snr_db) => {
+    form.snr_db.value = snr_db;
+    showValues();
+    send();
+  });
   form.addEventListener("input", showValues);
+  addEventListener("hashchange", () => openLink() && send());
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     send();
   });
   form.addEventListener("change", (event) => {
-    const sent = find("#cards").childElementCount > 0;
-    if (sent && find("#again").checked && event.target.id !== "again") {
+    if (event.target.id === "prompt" && !form.prompt.value.trim()) return; // about to be typed
+    if (find("#again").checked && event.target.id !== "again") {
       clearTimeout(soon);
       soon = setTimeout(send, SOON_MS);
     }
@@ -171,4 +265,20 @@ export function start() {
     form.seed.value = Math.floor(Math.random() * 2 ** 31);
     send();
   });
+}
+
+/** Sets the form as the page's link says; whether it is the link of a request. */
+function openLink() {
+  if (!readLink(form, location.hash)) return false;
+  form.picture.value = "";
+  find("#no-picture").hidden = true;
+  form.prompt.dispatchEvent(new Event("input", { bubbles: true }));
+  return true;
+}
+
+/** Delivers the first image: that of the page's link, or the example. */
+export function open() {
+  openLink();
+  showValues();
+  return send();
 }

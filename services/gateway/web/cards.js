@@ -1,22 +1,20 @@
-// One card for each delivery: the sent image, the received image, and the link report.
+// One card for each delivery: the image that arrived, its cost and the link report; and the table of all costs.
 
 import { constellation, fading } from "./charts.js";
-import { find, make, number, row } from "./dom.js";
+import { find, make, number, png, row } from "./dom.js";
+import { open } from "./full.js";
 
 export const TITLES = {
-  semantic: "Semantic, aligned",
   "semantic-unaligned": "Semantic, unaligned",
+  semantic: "Semantic, aligned",
+  equal: "File of equal cost",
   conventional: "Conventional",
 };
-const SENT = {
-  semantic: "edge, aligned",
-  "semantic-unaligned": "edge, unaligned",
-  conventional: "cloud",
-};
 
-const cards = new Map(); // delivery -> {element, image}
+const cards = new Map(); // delivery -> {element, image, shown}
 const seconds = (report) => report.stages.reduce((sum, stage) => sum + stage.seconds, 0);
 const hop = (report, name) => report.hops.find((each) => each.hop === name)?.sent_bytes ?? 0;
+const uses = (report) => report.channel_uses + report.pilot_uses;
 
 /** Shows a card for each of these deliveries, in this order, and removes all others. */
 export function lay(deliveries) {
@@ -30,6 +28,8 @@ export function lay(deliveries) {
       const element = find("#card").content.cloneNode(true).firstElementChild;
       element.dataset.delivery = delivery;
       find("h3", element).textContent = TITLES[delivery];
+      find(".zoom", element).addEventListener("click", () => enlarge(delivery));
+      find("details", element).hidden = delivery === "equal";
       cards.set(delivery, { element, image: null });
     }
     const { element } = cards.get(delivery);
@@ -39,60 +39,96 @@ export function lay(deliveries) {
   }
 }
 
-/** Fills the card of a delivery. Without an image, it keeps its previous image; a card without one is removed. */
-export function fill(delivery, prompt, image) {
+/**
+ * Fills the card of a delivery. Without an image, it keeps its previous image; a card without one is removed. For a copy
+ * of an image, `also` are facts about the copy, `reference` is the image, and `psnr` is that of the copy against it.
+ */
+export function fill(delivery, title, image, { also, psnr, reference } = {}) {
   const card = cards.get(delivery);
   if (!card) return;
-  card.element.classList.remove("busy");
-  card.element.removeAttribute("aria-busy");
+  const { element } = card;
+  element.classList.remove("busy");
+  element.removeAttribute("aria-busy");
   if (!image) {
     if (!card.image) {
-      card.element.remove();
+      element.remove();
       cards.delete(delivery);
     }
     return;
   }
-  card.image = image;
   const { link_report: report, details } = image;
-  show(find(".sent", card.element), details?.reference_b64_json, `sent: ${prompt}`,
-    report.picture ? "your picture" : SENT[delivery]);
-  const said = report.decoded ? "received" : "nothing: decoding failed";
-  show(find(".received", card.element), image.b64_json, `received: ${prompt}`, said);
-  find(".facts", card.element).textContent = facts(image);
+  const psnr_db = psnr === undefined ? report.psnr_db : psnr;
+  Object.assign(card, { image, psnr_db, title, facts: facts(image, psnr_db, also), reference: reference ?? details?.reference_b64_json });
+  const img = find("img", element);
+  find(".received", element).classList.toggle("lost", !image.b64_json);
+  img.alt = image.b64_json ? `received: ${title}` : "";
+  if (image.b64_json) img.src = png(image.b64_json);
+  const zoom = find(".zoom", element);
+  zoom.disabled = !image.b64_json;
+  zoom.setAttribute("aria-label", `Enlarge: ${TITLES[delivery]}`);
+  find("figcaption", element).textContent = image.b64_json ? "" : "nothing: decoding failed";
+  find(".cost b", element).textContent = number(uses(report));
+  find(".facts", element).replaceChildren(...card.facts.map((fact) => make("li", {}, fact)));
   if (details) {
     const { sent, received, equalized } = details.constellation;
-    find(".constellations", card.element).replaceChildren(
+    find(".constellations", element).replaceChildren(
       constellation(sent, "as sent"), constellation(received, "as received"), constellation(equalized, "as equalised"));
   }
-  find(".fading", card.element).replaceChildren(report.gains.length ? fading(report.gains) : "ideal channel");
-  find(".times", card.element).replaceChildren(...times(report.stages));
-  compare();
+  find(".fading", element).replaceChildren(report.gains.length ? fading(report.gains) : "ideal channel");
+  find(".times", element).replaceChildren(...times(report.stages));
+  total();
 }
 
-function show(figure, base64, alt, caption) {
-  const img = find("img", figure);
-  figure.classList.toggle("lost", !base64);
-  img.alt = base64 ? alt : "";
-  if (base64) img.src = `data:image/png;base64,${base64}`;
-  find("figcaption", figure).textContent = caption;
+/** Says on a card why it has no image. */
+export function explain(delivery, text) {
+  const element = cards.get(delivery)?.element;
+  if (!element) return;
+  cards.get(delivery).image = null;
+  element.classList.remove("busy");
+  element.removeAttribute("aria-busy");
+  find("img", element).removeAttribute("src");
+  find(".received", element).classList.add("lost");
+  find(".zoom", element).disabled = true;
+  find("figcaption", element).textContent = text;
+  find(".cost b", element).textContent = "–";
+  find(".facts", element).replaceChildren();
+  total();
 }
 
-function facts({ consistency, link_report: report }) {
+/** Adds the consistency with the cloud's image to an image that is shown. */
+export function addConsistency(delivery, consistency) {
+  const card = cards.get(delivery);
+  if (!card?.image || !consistency) return;
+  card.image.consistency = consistency;
+  card.facts.splice(1, 0, `consistency with the cloud ${number(consistency.mean, 2)}`);
+  find(".facts", card.element).replaceChildren(...card.facts.map((fact) => make("li", {}, fact)));
+  total();
+}
+
+/** The image in full size, beside what was sent. */
+function enlarge(delivery) {
+  const { image, title, facts: said, reference } = cards.get(delivery);
+  open(`${TITLES[delivery]}: ${title}`,
+    { src: png(reference), alt: `sent: ${title}`, tag: delivery === "equal" ? "to be sent" : "sent", kind: delivery },
+    { src: png(image.b64_json), alt: `received: ${title}`, tag: "received", kind: delivery },
+    [`${number(uses(image.link_report))} channel uses`, ...said].join(" · "));
+}
+
+function facts({ consistency, link_report: report }, psnr_db, also) {
   const knowledge = report.knowledge.map((each) => `${each.topic} v${each.version}`).join(", ");
   return [
-    report.psnr_db === null ? "not decoded" : `PSNR ${number(report.psnr_db, 1)} dB`,
+    psnr_db === null ? "not decoded" : `PSNR ${number(psnr_db, 1)} dB`,
     consistency ? `consistency with the cloud ${number(consistency.mean, 2)}` : "",
-    `${number(report.channel_uses + report.pilot_uses)} channel uses`,
     report.instantaneous_snr_db === null ? "" : `SNR with fading ${number(report.instantaneous_snr_db, 1)} dB`,
     report.expected_psnr_db === null ? "" : `expected ${number(report.expected_psnr_db, 1)} dB`,
-    ...(report.picture ? described(report.picture) : []),
+    ...(also ?? (report.picture ? described(report.picture) : [])),
     report.coding ? `${number(report.coding.payload_bytes)} B of ${report.image_format}` : "",
     knowledge ? `generated with ${knowledge}` : "",
     ...Object.entries(report.prompt_read)
       .filter(([, read]) => read.tokens > read.tokens_at_once)
       .map(([side, read]) => `the ${side} read ${read.tokens} tokens, ${read.tokens_at_once} at a time`),
     report.cached ? "from the cache" : "",
-  ].filter(Boolean).join(" · ");
+  ].filter(Boolean);
 }
 
 /** What was found in a picture's file, and how it was sent. */
@@ -116,18 +152,20 @@ function times(stages) {
   });
 }
 
-function compare() {
-  const images = [...cards].flatMap(([delivery, { image }]) => (image ? [[delivery, image]] : []));
-  const reports = images.map(([delivery, image]) => [delivery, image.link_report]);
-  find("#comparison").hidden = reports.length === 0;
+function total() {
+  const rows = [...cards].filter(([, { image }]) => image);
+  find("#comparison").hidden = rows.length === 0;
   find("#costs").replaceChildren(
-    ...images.map(([delivery, { consistency, link_report: report }]) =>
-      row(TITLES[delivery], number(consistency?.mean, 2), number(report.channel_uses + report.pilot_uses), number(hop(report, "cloud-edge")),
-        report.psnr_db === null ? "not decoded" : `${number(report.psnr_db, 1)} dB`, number(seconds(report), 2))));
-  const of = Object.fromEntries(reports);
-  const [ours, theirs] = [of.semantic, of.conventional];
-  find("#saving").textContent = ours && theirs
-    ? `The ${theirs.image_format} file takes ${number(theirs.channel_uses / (ours.channel_uses + ours.pilot_uses), 1)} times ` +
-      `the channel uses of the latent; ${theirs.psnr_db === null ? "its decoding failed" : `its PSNR is ${number(theirs.psnr_db, 1)} dB instead of ${number(ours.psnr_db, 1)} dB`}.`
-    : "";
+    ...rows.map(([delivery, { image: { consistency, link_report: report }, psnr_db }]) =>
+      row(TITLES[delivery], number(uses(report)), number(consistency?.mean, 2),
+        psnr_db === null ? "not decoded" : `${number(psnr_db, 1)} dB`, number(delivery === "equal" ? report.coding.payload_bytes : hop(report, "cloud-edge")), number(seconds(report), 2))));
+  const [ours, theirs] = ["semantic", "conventional"].map((delivery) => cards.get(delivery));
+  if (!ours?.image || !theirs?.image) return;
+  const times = number(uses(theirs.image.link_report) / uses(ours.image.link_report), 1);
+  const said = theirs.psnr_db === null
+    ? "its decoding failed"
+    : `its PSNR is ${number(theirs.psnr_db, 1)} dB instead of ${number(ours.psnr_db, 1)} dB`;
+  find("#saving").textContent =
+    `The whole ${theirs.image.link_report.image_format} file takes ${times} times the channel uses of the latent; ${said}. ` +
+    "The file of equal cost is the same image with fewer pixels, as many as fit; a sender that lowers the quality too can do better.";
 }

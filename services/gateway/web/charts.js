@@ -41,25 +41,89 @@ export function fading(gains) {
   return picture(304, 74, `Gain of ${power.length} blocks: ${range}`, ...lines, ...shape);
 }
 
-/** Two running totals as curves: the cost of semantic delivery, and the same with conventional delivery. */
+/** A figure: a chart, and below it what its curves are: [[class, text], ...]. */
+function figure(chart, legend) {
+  const element = document.createElement("figure");
+  const caption = document.createElement("figcaption");
+  caption.className = "legend";
+  for (const [kind, text] of legend) {
+    const entry = document.createElement("span");
+    entry.dataset.kind = kind;
+    entry.textContent = text;
+    caption.append(entry);
+  }
+  element.append(chart, caption);
+  return element;
+}
+
+/** Evenly spaced round numbers from at most `low` to at least `high`. */
+function ticks(low, high, most) {
+  const rough = (high - low) / most;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((each) => each >= rough);
+  const first = Math.floor(low / step) * step;
+  const count = Math.ceil((high - first) / step - 1e-9);
+  return Array.from({ length: count + 1 }, (_, i) => Number((first + i * step).toPrecision(10)));
+}
+
+/**
+ * Curves [{delivery, title, points: [{x, y}]}] over SNR, with a line at the present one.
+ *
+ * `width` is in pixels; `range` the least extent of the y axis, null for that of the data; `onChoice` is called with the
+ * SNR of a click.
+ */
+export function curves(lines, { width, from, to, now, unit, range, onChoice }) {
+  const [height, left, right, top, bottom] = [Math.min(340, Math.max(220, width * 0.4)), 44, 16, 16, 40];
+  const values = lines.flatMap(({ points }) => points.map(({ y }) => y));
+  const least = range ?? (values.length > 1 ? [] : [10, 40]);
+  const rows = ticks(Math.min(...values, ...least), Math.max(...values, ...least), 5);
+  const [low, high] = [rows[0], rows.at(-1)];
+  const x = (db) => left + ((Math.max(from, Math.min(to, db)) - from) / (to - from)) * (width - left - right);
+  const y = (value) => height - bottom - ((value - low) / (high - low)) * (height - top - bottom);
+  const texts = [];
+  for (const value of rows)
+    texts.push(
+      draw("path", { class: "axis", d: `M${left} ${y(value)}H${width - right}` }),
+      draw("text", { x: left - 8, y: y(value) + 4, "text-anchor": "end" }, String(value)));
+  for (let db = from; db <= to; db += 5)
+    texts.push(draw("text", { x: x(db), y: height - bottom + 18, "text-anchor": "middle" }, String(db)));
+  texts.push(draw("text", { x: width - right, y: height - 4, "text-anchor": "end" }, "SNR, dB"));
+  const parts = lines.flatMap(({ delivery, points }) => [
+    draw("path", { class: "curve", "data-kind": delivery,
+      d: points.map((p, i) => `${i ? "L" : "M"}${x(p.x).toFixed(1)} ${y(p.y).toFixed(1)}`).join("") || "M0 0" }),
+    ...points.map((p) => draw("circle", { class: "point", "data-kind": delivery, cx: x(p.x).toFixed(1), cy: y(p.y).toFixed(1), r: p.x === now ? 6 : 3.5 })),
+  ]);
+  const marker = draw("path", { class: "now", d: `M${x(now)} ${top}V${height - bottom}` });
+  const said = lines.map(({ title, points }) =>
+    points.length ? `${title}: ${points.map((p) => `${p.y.toFixed(2)} at ${p.x} dB`).join(", ")}` : `${title}: nothing yet`);
+  const chart = picture(width, height, `${unit} against SNR. ${said.join(". ")}`, ...texts, marker, ...parts);
+  chart.addEventListener("click", (event) => {
+    const at = event.clientX - chart.getBoundingClientRect().left;
+    onChoice(Math.round(from + ((at - left) / (width - left - right)) * (to - from)));
+  });
+  return figure(chart, [...lines.map(({ delivery, title }) => [delivery, title]), ["axis", unit]]);
+}
+
+const CHART = [600, 150];
+const [FOOT, RISE] = [142, 132]; // pixels: the axis, and the height of the highest value
+
 /** Bytes from cloud to edge after each image [{images, sent_bytes}], and of a file of `each` bytes for each image. */
 export function backhaul(points, each) {
   const last = points.at(-1);
   const most = Math.max(1, ...points.map((point) => point.sent_bytes), each * last.images);
-  const x = (images) => ((images / last.images) * 600).toFixed(1);
-  const y = (bytes) => (96 - (bytes / most) * 90).toFixed(1);
+  const x = (images) => ((images / last.images) * CHART[0]).toFixed(1);
+  const y = (bytes) => (FOOT - (bytes / most) * RISE).toFixed(1);
   const even = crossing(points, each);
   const parts = [
-    draw("path", { class: "axis", d: "M0 96H600" }),
-    draw("path", { class: "curve other", d: `M0 96L600 ${y(each * last.images)}` }),
-    draw("path", { class: "curve", d: `M0 96${points.map((point) => `L${x(point.images)} ${y(point.sent_bytes)}`).join("")}` }),
-    draw("text", { x: 0, y: 107 }, "bytes from cloud to edge: semantic delivery with its updates, and a file for each image (straight line)"),
+    draw("path", { class: "axis", d: `M0 ${FOOT}H${CHART[0]}` }),
+    draw("path", { class: "curve", "data-kind": "conventional", d: `M0 ${FOOT}L${CHART[0]} ${y(each * last.images)}` }),
+    draw("path", { class: "curve", "data-kind": "semantic", d: `M0 ${FOOT}${points.map((point) => `L${x(point.images)} ${y(point.sent_bytes)}`).join("")}` }),
   ];
-  if (even) parts.push(draw("path", { class: "axis", d: `M${x(even)} 0V96` }));
-  return picture(
-    600, 110, `Bytes from cloud to edge for ${last.images} images: ${last.sent_bytes} with semantic delivery, ` +
-    `${Math.round(each * last.images)} with a file for each image`, ...parts,
-  );
+  if (even) parts.push(draw("path", { class: "now", d: `M${x(even)} 0V${FOOT}` }));
+  const chart = picture(
+    ...CHART, `Bytes from cloud to edge for ${last.images} images: ${last.sent_bytes} with semantic delivery, ` +
+    `${Math.round(each * last.images)} with a file for each image`, ...parts);
+  return figure(chart, [["axis", "Bytes from cloud to edge:"], ["semantic", "semantic, with updates"], ["conventional", "a file for each image"]]);
 }
 
 /** The images from which on semantic delivery took no more bytes than files of `each` bytes; null if it takes more. */
@@ -71,17 +135,17 @@ export function crossing(points, each) {
   return even;
 }
 
+/** Two running totals: channel uses of semantic delivery, and of the same images with conventional delivery. */
 export function totals(history) {
   const most = Math.max(1, ...history.map(({ spent, instead }) => Math.max(spent, instead)));
-  const x = (i) => (history.length < 2 ? 0 : (i / (history.length - 1)) * 600);
+  const x = (i) => (history.length < 2 ? 0 : (i / (history.length - 1)) * CHART[0]);
   const curve = (name) =>
-    history.map((point, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${(96 - (point[name] / most) * 90).toFixed(1)}`).join("");
+    history.map((point, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${(FOOT - (point[name] / most) * RISE).toFixed(1)}`).join("");
   const last = history.at(-1);
-  return picture(
-    600, 110, `Channel uses so far: ${last.spent} with semantic delivery, ${last.instead} with conventional delivery`,
-    draw("path", { class: "axis", d: "M0 96H600" }),
-    draw("path", { class: "curve other", d: curve("instead") }),
-    draw("path", { class: "curve", d: curve("spent") }),
-    draw("text", { x: 0, y: 107 }, "channel uses: semantic delivery (lower curve) and the same images with conventional delivery (upper curve)"),
-  );
+  const chart = picture(
+    ...CHART, `Channel uses so far: ${last.spent} with semantic delivery, ${last.instead} with conventional delivery`,
+    draw("path", { class: "axis", d: `M0 ${FOOT}H${CHART[0]}` }),
+    draw("path", { class: "curve", "data-kind": "conventional", d: curve("instead") }),
+    draw("path", { class: "curve", "data-kind": "semantic", d: curve("spent") }));
+  return figure(chart, [["axis", "Channel uses:"], ["semantic", "semantic"], ["conventional", "the same images as files"]]);
 }

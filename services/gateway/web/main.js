@@ -1,14 +1,26 @@
 import { useKey } from "./api.js";
 import * as asking from "./ask.js";
 import { find } from "./dom.js";
+import * as full from "./full.js";
+import * as gallery from "./gallery.js";
+import * as path from "./path.js";
+import * as stage from "./stage.js";
 import * as teaching from "./teach.js";
+import * as theme from "./theme.js";
 import * as traffic from "./traffic.js";
 
 async function start() {
-  await teaching.start().catch((error) => {
+  try {
+    await teaching.readProfile(); // before the first request: a profile may have other prompts
+    await teaching.start();
+  } catch (error) {
     find("#teach-status").textContent = error.message;
-    if (error.status === 401) find("#key-form").hidden = false;
-  });
+    if (error.status === 401) {
+      find("#key-form").hidden = false;
+      return;
+    }
+  }
+  await asking.open();
 }
 
 find("#key-form").addEventListener("submit", (event) => {
@@ -16,6 +28,5 @@ find("#key-form").addEventListener("submit", (event) => {
   useKey(find("#key").value);
   location.reload();
 });
-asking.start();
-traffic.start();
+for (const part of [theme, stage, full, path, gallery, asking, traffic]) part.start();
 start();

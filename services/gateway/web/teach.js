@@ -1,8 +1,9 @@
 // Distillation: start it, follow it, show samples; and the table of the edge's topics.
 
 import { ask, askJson, follow, pictureUrl } from "./api.js";
-import { offerTopics, setSize } from "./ask.js";
+import { setKnown, setSize } from "./ask.js";
 import { clearProblems, find, make, number, row, showProblem } from "./dom.js";
+import { offer } from "./examples.js";
 
 const form = find("#teach-form");
 const status = find("#teach-status");
@@ -92,19 +93,20 @@ async function showSamples(path, caption) {
 }
 
 /** Offers the profile's own topics and their prompts, if it has some, instead of the sticker world's; notes its size. */
-async function readProfile() {
+export async function readProfile() {
   const { size, topics: own } = await askJson("GET", "profile.json");
   if (size) setSize(size);
-  if (!Object.keys(own).length) return;
-  for (const [input, list, values] of [["#topic", "#topics", Object.keys(own)], ["#prompt", "#prompts", Object.values(own).flat()]]) {
-    find(list).replaceChildren(...values.map((value) => make("option", {}, value)));
-    if (find(input).value === find(input).defaultValue) find(input).value = values[0];
-  }
+  const [names, prompts] = [Object.keys(own), Object.values(own).flat()];
+  if (!names.length) return;
+  find("#topics").replaceChildren(...names.map((name) => make("option", {}, name)));
+  for (const [input, [first]] of [["#topic", names], ["#prompt", prompts]])
+    if (find(input).value === find(input).defaultValue) find(input).value = first;
+  offer(prompts);
 }
 
 export async function listKnown() {
   const known = (await askJson("GET", "v1/knowledge")).data;
-  offerTopics(known.map((each) => each.topic));
+  setKnown(known);
   find("#known").replaceChildren(
     ...known.map((each) => {
       const show = make("button", { type: "button", class: "plain", "aria-label": `Samples of ${each.topic}` }, "Samples");
@@ -137,7 +139,6 @@ export async function start() {
   });
   find("#cancel").addEventListener("click", () =>
     ask("DELETE", `v1/jobs/${job.id}`).catch((error) => showProblem(error, form, status)));
-  await readProfile();
   await listKnown();
   const running = (await askJson("GET", "v1/jobs")).data.find((each) => !over(each));
   if (running) watch(running).catch((error) => showProblem(error, form, status)); // after the page was reloaded

@@ -19,14 +19,16 @@ from typer.testing import CliRunner
 from dekag.cala.artifact import TransmissionKnowledge
 from dekag.client import Client
 from dekag.codec import JsccCodec
-from dekag.errors import FileError, InvalidInputError
+from dekag.errors import FileError, InvalidInputError, MismatchError
 from dekag.generation.loading import folder_hash
 from dekag.generation.models import Generator
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from services.cli.main import app
-from services.cloud.publish import main
+from services.cloud.publish import main, publish_start_topics, publish_update
+from services.cloud.settings import CloudSettings
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
+from services.common.errors import SettingError
 from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -129,6 +131,30 @@ async def test_the_command_reaches_the_system_that_it_is_pointed_at(system: Syst
     report = await system.picture("neon")
     assert [(each["topic"], each["version"]) for each in report["knowledge"]] == [("neon", 1)]
     assert report["model_hashes"]["adapters"] == newer.content_hash
+
+
+async def test_start_topics_are_published_where_there_is_none(
+    adapted_profile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shipped, other = (make_update(adapted_profile, "neon", seed=seed) for seed in (1, 2))
+    shipped.save(tmp_path / "knowledge" / "neon")
+    profile = load_profile(adapted_profile)
+    with_updates = profile.model_copy(update={"knowledge": str(tmp_path / "knowledge")})
+    store = KnowledgeStore(tmp_path / "data")
+    publish_start_topics(["neon", "ufo"], profile, store, shipped.base_hash)  # a profile without updates
+    assert store.topics() == {}
+    publish_start_topics(["neon", "ufo"], with_updates, store, shipped.base_hash)
+    assert {topic: each.content_hash for topic, each in store.topics().items()} == {
+        "neon": shipped.content_hash
+    }
+    assert "DEKAG_START_TOPICS" in capsys.readouterr().out
+    publish_update(other, store, other.base_hash)
+    publish_start_topics(["neon"], with_updates, store, shipped.base_hash)  # as at the next start
+    assert store.topics()["neon"].content_hash == other.content_hash
+    with pytest.raises(MismatchError, match="fits the model"):
+        publish_start_topics(["neon"], with_updates, KnowledgeStore(tmp_path / "else"), "0" * 64)
+    with pytest.raises(SettingError, match=r"START_TOPICS.*'Ne on' is not"):
+        CloudSettings.read({"DEKAG_START_TOPICS": "neon, Ne on"})
 
 
 async def test_republishing_is_idempotent_or_makes_an_old_version_current(system: System) -> None:

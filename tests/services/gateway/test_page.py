@@ -11,16 +11,27 @@ from typing import Any, get_args
 import httpx2
 import pytest
 
-from dekag.api.schemas import ImagesRequest, LinkReport, Modulation, Restoration, SideInformation
+from dekag.api.schemas import (
+    ImagesRequest,
+    LinkReport,
+    Modulation,
+    PictureReport,
+    Restoration,
+    SideInformation,
+)
 from dekag.link import LinkConditions
 from dekag.link.conditions import Csi, EqualizerKind, Fading
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
+from dekag.stickers.captions import PLACE_WORDS, TIME_WORDS
+from dekag.stickers.scene import COLOURS, STYLES, SUBJECTS
+from dekag.stickers.styles import STYLE_BY_NAME
 from services.gateway import web_ui
 from services.gateway.app import create_app
 from services.gateway.middleware import needs_key
 from services.gateway.settings import GatewaySettings
 from services.gateway.usage import UsageTotals
+from services.launcher import up
 from tests.chain import serving, with_topics
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -115,6 +126,51 @@ async def test_controls_allow_what_the_gateway_takes(controls: Controls) -> None
     assert used <= named
 
 
+async def test_words_of_the_page_are_those_of_the_world() -> None:
+    script = (FOLDER / "words.js").read_text()
+    by_part = re.search(r"WORDS = \{(\s+colour.*?)\n\};", script, re.DOTALL)
+    assert by_part is not None
+    words = {
+        part: re.findall(r'"([^"]+)"', listed)
+        for part, listed in re.findall(r"(\w+): \[(.*?)\]", by_part[1], re.DOTALL)
+    }
+    assert set(words) == {"colour", "subject", "place", "time", "style"}
+    assert sorted(words["subject"]) == sorted(SUBJECTS)
+    assert set(words["colour"]) <= set(COLOURS)
+    assert sorted(words["style"]) == sorted(STYLE_BY_NAME[name].words[0] for name in STYLES)
+    for phrases, known in ((words["place"], PLACE_WORDS), (words["time"], TIME_WORDS)):
+        assert len(phrases) == len(known)
+        assert all(any(phrase in of for phrase in phrases) for of in known.values())
+    listed = re.search(r"TOPIC_WORDS = \{(.*?)\n\};", script, re.DOTALL)
+    assert listed is not None
+    topics = re.findall(r'([\w-]+)"?: \[([^\]]*)\]', listed[1])
+    assert len(topics) == 12
+    for topic, triggers in topics:
+        assert set(re.findall(r'"([^"]+)"', triggers)) <= set(TOPICS[topic].triggers), topic
+    examples = re.search(r"EXAMPLES = \[(.*?)\];", script, re.DOTALL)
+    assert examples is not None
+    assert controls_prompt() in examples[1]
+
+
+def controls_prompt() -> str:
+    found = re.search(r'id="prompt"[^>]*value="([^"]+)"', (FOLDER / "index.html").read_text())
+    assert found is not None
+    return found[1]
+
+
+async def test_the_page_is_small() -> None:
+    sizes = {path.name: path.stat().st_size for path in FOLDER.iterdir() if path.suffix != ".webp"}
+    assert sum(sizes.values()) < 300_000, sizes
+
+
+async def test_the_opening_example_is_given_to_the_edge() -> None:
+    (topic,) = up.start_topics().values()
+    assert topic in controls_prompt()
+    assert (Path(load_profile("stickers").knowledge or "") / topic).is_dir()
+    compose = (Path(__file__).parents[3] / "docker-compose.yml").read_text()
+    assert f"DEKAG_START_TOPICS: ${{DEKAG_START_TOPICS-{topic}}}" in compose
+
+
 def _fields(name: str) -> list[str]:
     from dekag.api import schemas
 
@@ -171,6 +227,20 @@ async def test_traffic_is_summed_and_compared_with_conventional_delivery() -> No
         "backhaul_bytes_spent": 1000,
         "backhaul_bytes_instead": 1600,
     }
+
+
+async def test_pictures_of_any_size_do_not_count_as_images_saved() -> None:
+    totals = UsageTotals()
+    totals.add(report("semantic", 512, 0))
+    totals.add(report("conventional", 4000, 800))
+    before = totals.traffic()
+    picture = PictureReport(width=16, height=16, format="PNG")
+    for delivery in ("semantic", "conventional"):
+        totals.add(report(delivery, 100, 0).model_copy(update={"picture": picture}))
+    after = totals.traffic()
+    assert (after.saved, after.backhaul) == (before.saved, before.backhaul)
+    assert after.deliveries["conventional"].images == 2
+    assert after.deliveries["semantic"].channel_uses == 612
 
 
 async def test_the_curve_of_bytes_is_thinned_evenly_and_ends_with_the_last_image() -> None:

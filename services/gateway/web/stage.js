@@ -1,0 +1,92 @@
+// The large comparison of two images, and what it shows in a sentence.
+
+import { compare, connect } from "./compare.js";
+import { open as enlargePair } from "./full.js";
+import { find, make, number, png } from "./dom.js";
+import { topicsOf } from "./words.js";
+
+const hero = find("#hero");
+const verdict = find("#verdict");
+let last = null;
+
+const received = (image, tag, kind, title) => ({ src: png(image?.b64_json), alt: `received: ${title}`, tag, kind });
+const sent = (image, tag, kind, title) => ({ src: png(image?.details?.reference_b64_json), alt: `sent: ${title}`, tag, kind });
+
+/** The two images of each choice. */
+function pairs({ title, own, images, equal }) {
+  const { semantic, "semantic-unaligned": unaligned, conventional } = images;
+  const aligned = received(semantic, "with alignment", "semantic", title);
+  return {
+    alignment: [received(unaligned, "without alignment", "semantic-unaligned", title), aligned],
+    channel: [
+      sent(semantic, own ? "your picture" : "as the edge sent it", "semantic", title),
+      received(semantic, "as it arrived", "semantic", title),
+    ],
+    file: [received(equal?.image, "file of equal cost", "equal", title), aligned],
+    cloud: [sent(conventional, own ? "your picture" : "the cloud's image", "conventional", title), aligned],
+  };
+}
+
+/** Shows the images that are there. Once all are, a choice without its two images cannot be chosen. */
+export function show(state) {
+  last = state;
+  const offered = pairs(state);
+  const radios = [...document.querySelectorAll("#pairs input")];
+  for (const radio of radios) radio.disabled = !state.busy && !offered[radio.value].some((image) => image.src);
+  const chosen = radios.find((radio) => radio.checked);
+  const shown = chosen.disabled ? radios.find((radio) => !radio.disabled) : chosen;
+  if (!shown) return;
+  shown.checked = true;
+  compare(hero, ...offered[shown.value], state.busy);
+  find("#readout").replaceChildren(...readout(state));
+  verdict.replaceChildren(...said(state));
+}
+
+/** The numbers of both deliveries: [label, without alignment, with it]. */
+function readout({ images: { semantic, "semantic-unaligned": unaligned } }) {
+  const both = (of, digits) => [unaligned, semantic].map((image) => (image ? number(of(image), digits) : "…")).join(" → ");
+  const report = (semantic ?? unaligned)?.link_report;
+  return [
+    ["symbols for each image", report ? number(report.channel_uses + report.pilot_uses) : "…"],
+    ["consistency with the cloud", both((image) => image.consistency?.mean, 2)],
+    ["PSNR, dB", both((image) => image.link_report.psnr_db, 1)],
+  ].map(([label, value]) => make("div", {}, make("dt", {}, label), make("dd", {}, value)));
+}
+
+/** The shown pair in full size. */
+function enlarge() {
+  if (!last) return;
+  const pair = pairs(last)[document.querySelector("#pairs input:checked").value];
+  if (pair.every((image) => image.src)) enlargePair(last.title, ...pair);
+}
+
+function said({ title, own, images: { semantic, "semantic-unaligned": unaligned }, known, busy }) {
+  if (busy) return [`“${title}” is on its way.`];
+  if (!semantic || !unaligned) return [`“${title}”`];
+  if (own) return [`“${title}”: the adapters of the codec make the difference.`];
+  const { knowledge } = semantic.link_report;
+  const updates = knowledge.map(({ topic }) => {
+    const bytes = known.find((each) => each.topic === topic)?.size_bytes;
+    return bytes ? `${topic} (${number(bytes)} bytes, once)` : topic;
+  });
+  const missing = topicsOf(title).filter((topic) => !knowledge.some((each) => each.topic === topic));
+  const parts = [`“${title}”. `];
+  if (updates.length) parts.push(`The edge drew it with an update of ${updates.join(" and ")}; without it, the edge does not know the word. `);
+  if (missing.length)
+    parts.push(`The edge has no update of ${missing.join(" and ")} and draws something else. `, make("a", { href: "#teach" }, "Teach it"), ". ");
+  if (!updates.length && !missing.length) parts.push("The edge knew these words already. ");
+  parts.push("The adapters fit the code to the channel.");
+  return parts;
+}
+
+export function start() {
+  for (const element of document.querySelectorAll(".compare")) connect(element);
+  find("#pairs").addEventListener("change", () => last && show(last));
+  find("#layouts").addEventListener("change", (event) => {
+    const split = event.target.value === "split";
+    hero.classList.toggle("split", split);
+    find("input", hero).disabled = split;
+  });
+  find(".enlarge", hero).addEventListener("click", enlarge);
+  for (const img of hero.querySelectorAll("img")) img.addEventListener("click", enlarge);
+}
