@@ -18,12 +18,13 @@ from dekag.generation.request import GenerationRequest
 from services.cloud import distill_request
 from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
+from services.cloud.housekeeping import Housekeeping, Lease, check_quotas
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import Jobs, open_redis
 from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
-from services.cloud.version_store import KnowledgeStore, TransmissionStore, problem
+from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk_errors, problem
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
@@ -84,7 +85,8 @@ class CloudServicer(CloudBase):
         self._settings = settings
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
-        self._job_folders = JobFolders(settings.data_dir)
+        self._job_folders, self._housekeeping = JobFolders(settings.data_dir), Housekeeping(settings)
+        self._lease: Lease | None = None
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._transmission, self._redis)
         self._closing = False
@@ -117,6 +119,8 @@ class CloudServicer(CloudBase):
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
+        self._lease = Lease(self._settings.data_dir)
+        self._housekeeping.tidy()
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
@@ -148,6 +152,8 @@ class CloudServicer(CloudBase):
         self._generating.close()
         self._scoring_queue.close()
         await self._cache.close()
+        if self._lease is not None:
+            self._lease.close()
 
     async def Generate(
         self, request: GenerateRequest, context: aio.ServicerContext[GenerateRequest, GeneratedImage]
@@ -264,7 +270,9 @@ class CloudServicer(CloudBase):
         context: aio.ServicerContext[DeleteKnowledgeRequest, DeleteKnowledgeResponse],
     ) -> DeleteKnowledgeResponse:
         """Deletes all versions of a topic; edges stop using it with their next request."""
-        await asyncio.to_thread(self._store.delete, check_topic(request.topic))
+        topic = check_topic(request.topic)
+        with disk_errors(self._settings.data_dir):
+            await asyncio.to_thread(self._store.delete, topic)
         await self._sync_once()
         return DeleteKnowledgeResponse()
 
@@ -314,6 +322,7 @@ class CloudServicer(CloudBase):
             update = update_in(dict(request.files))
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
+            check_quotas(self._settings, topic)
             manifest = publish_update(update, self._store, edge_hash)
             return Knowledge(manifest=manifest.to_proto(), versions=list(self._store.versions(topic)))
 
@@ -331,6 +340,7 @@ class CloudServicer(CloudBase):
 
             knowledge = adapters_in(dict(request.files))
             try_out(knowledge, self._codec, self._codec_hash)
+            check_quotas(self._settings, None)
             manifest = publish_adapters(knowledge, self._transmission, self._codec_hash)
             versions = self._transmission.versions(self._codec_hash)
             return TransmissionKnowledge(manifest=manifest.to_proto(), versions=list(versions))
@@ -338,11 +348,8 @@ class CloudServicer(CloudBase):
         return await self._published(publish)
 
     async def _published(self, publish: Callable[[], _Response]) -> _Response:
-        try:
+        with disk_errors(self._settings.data_dir):
             response = await asyncio.to_thread(publish)
-        except OSError as error:
-            _log.error("cannot write knowledge to disk", error=str(error))
-            raise UnavailableError("the cloud cannot write to its disk now") from error
         await self._sync_once()
         return response
 
@@ -355,6 +362,7 @@ class CloudServicer(CloudBase):
                 if time.monotonic() - verified > self._settings.verify_every_s:
                     verified = time.monotonic()
                     await self._verify()
+                    await asyncio.to_thread(self._housekeeping.tidy)
                 else:
                     await self._repair.check()
                 await self._sync_once()
@@ -375,7 +383,7 @@ class CloudServicer(CloudBase):
         if self._redis is None:
             return
         try:
-            if changed := await sync_knowledge(self._store, self._redis):
+            if changed := await sync_knowledge(self._store, self._redis, self._settings.mirror_mib):
                 _log.info("knowledge synced to Redis", topics=changed)
             if codecs := await sync_adapters(self._transmission, self._redis):
                 _log.info("transmission knowledge synced to Redis", codecs=codecs)

@@ -68,6 +68,12 @@ KNOWLEDGE_LOADED = Counter(
 )
 REDIS_FAILURES = Counter("dekag_redis_failures", "Calls to Redis that failed.")
 JOBS = Gauge("dekag_jobs", "Distillations that have not ended; unknown without Redis.", ["status"])
+STORE_ITEMS = Gauge("dekag_store_items", "Items in a store of the cloud; MiB if its name says so.", ["store"])
+STORE_LIMIT = Gauge("dekag_store_limit", "Largest number of items in a store of the cloud.", ["store"])
+DISK_FREE_BYTES = Gauge("dekag_disk_free_bytes", "Free space on the disk of the cloud's data folder.")
+REDIS_MEMORY = Gauge(
+    "dekag_redis_memory_bytes", "Memory of Redis, used and at most; no limit counts as 0.", ["of"]
+)
 DISTILLATIONS = Counter("dekag_distillations", "Distillations that have ended.", ["outcome"])
 DISTILL_SECONDS = Histogram(
     "dekag_distill_seconds",

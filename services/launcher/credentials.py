@@ -38,7 +38,7 @@ _HERE = ("localhost", "127.0.0.1", "::1")
 _KNOWLEDGE = "~dekag:knowledge ~dekag:transmission ~dekag:update:*"
 _READS = "+get +hgetall +del"  # a damaged copy is deleted
 _JOBS = (
-    f"{_KNOWLEDGE} ~dekag:lock:* ~dekag:jobs ~dekag:outcome:* ~saq:* &saq:* "
+    f"{_KNOWLEDGE} ~dekag:lock:* ~saq:* &saq:* "
     "+@read +@write +@scripting +@pubsub +@transaction -@dangerous -@admin +info"
 )
 # Redis permissions of each service, besides those that every connection needs. The keys are documented in
