@@ -82,7 +82,7 @@ class JobFolders:
     def is_claimed(self, job: str) -> bool:
         """Whether a process has claimed ``job``."""
         try:
-            lock = (self.work(job) / _LOCK).open("r+")
+            lock = (self.work(job) / _LOCK).open("rb")
         except FileNotFoundError:
             return False
         with lock:

@@ -119,8 +119,9 @@ class CloudServicer(CloudBase):
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
-        self._lease = Lease(self._settings.data_dir)
-        self._housekeeping.tidy()
+        with disk_errors(self._settings.data_dir):
+            self._lease = Lease(self._settings.data_dir)
+            self._housekeeping.tidy()
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
@@ -129,12 +130,9 @@ class CloudServicer(CloudBase):
         self._drift.edge_hash = self._demand.edge_hash = pipeline_hash(profile.edge)
         self._demand.load(profile)
         if profile.adapters is not None:
-            try:
-                adapters = adapters_of(Path(profile.adapters))
+            adapters = adapters_of(Path(profile.adapters))
+            with disk_errors(self._settings.data_dir):
                 publish_adapters(adapters, self._transmission, self._codec_hash, if_new=True)
-            except OSError as error:
-                folder = self._settings.data_dir
-                raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
         self._loop.call_soon_threadsafe(self._loaded.set)
 
     async def parts(self) -> dict[str, str]:
@@ -362,7 +360,7 @@ class CloudServicer(CloudBase):
                 if time.monotonic() - verified > self._settings.verify_every_s:
                     verified = time.monotonic()
                     await self._verify()
-                    await asyncio.to_thread(self._housekeeping.tidy)
+                    await self._tidy()
                 else:
                     await self._repair.check()
                 await self._sync_once()
@@ -371,6 +369,12 @@ class CloudServicer(CloudBase):
                 _log.exception("repair or sync of the knowledge failed")
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
+
+    async def _tidy(self) -> None:
+        try:
+            await asyncio.to_thread(self._housekeeping.tidy)
+        except OSError as error:  # leftovers do no harm
+            _log.warning("the data folder was not tidied", error=str(error))
 
     async def _verify(self) -> None:
         try:
