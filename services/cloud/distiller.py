@@ -41,6 +41,7 @@ from services.common.errors import SettingError, public
 from services.common.process import errors_logged
 from services.common.redis_state import explain
 from services.common.request_context import begin_request, configure_logging
+from services.common.signing import Signer
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
@@ -203,6 +204,7 @@ class Distiller:
     def __init__(self, settings: DistillerSettings) -> None:
         self._settings = settings
         self._store, self._folders = KnowledgeStore(settings.data_dir), JobFolders(settings.data_dir)
+        self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, _DEQUEUE_S + settings.queue_timeout_s)
         self._queue = DistillQueue(self._redis, self._folders)
         self._thread = ModelWorker("distiller", threads=settings.distill_threads)
@@ -337,7 +339,9 @@ class Distiller:
                     version=published.version,
                     seconds=round(seconds, 1),
                 )
-        await _retry_until_redis_up(sync_knowledge, self._store, self._redis, self._settings.mirror_mib)
+        await _retry_until_redis_up(
+            sync_knowledge, self._store, self._redis, self._settings.mirror_mib, self._signer
+        )
         _note_stage("publish", time.perf_counter() - start)
         return Outcome(published.scores, version=published.version)
 

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from dekag.errors import NotFoundError
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+from services.common.signing import Signer
 from services.common.transmission import TRANSMISSION_KEY, TransmissionManifest
 
 LOCK_KEY = "dekag:lock:knowledge"
@@ -28,7 +29,9 @@ REPLACED_TTL_S = 3600  # an edge may have read the manifest just before it was r
 _Manifest = TypeVar("_Manifest", Manifest, TransmissionManifest)
 
 
-async def sync_knowledge(store: KnowledgeStore, redis: Redis, most_mib: int | None = None) -> list[str]:
+async def sync_knowledge(
+    store: KnowledgeStore, redis: Redis, most_mib: int | None = None, signer: Signer | None = None
+) -> list[str]:
     """Syncs the knowledge updates from disk to Redis; returns the topics that changed in Redis.
 
     The catalogue has all topics; files are only those of the latest updates that fit into ``most_mib``
@@ -41,13 +44,14 @@ async def sync_knowledge(store: KnowledgeStore, redis: Redis, most_mib: int | No
         redis.exceptions.RedisError: Redis does not answer.
     """
     most = sys.maxsize if most_mib is None else most_mib * 2**20
-    return await _sync(redis, CATALOGUE_KEY, Manifest.parse, store.topics, store.files, most)
+    return await _sync(redis, CATALOGUE_KEY, Manifest.parse, store.topics, store.files, most, signer)
 
 
-async def sync_adapters(store: TransmissionStore, redis: Redis) -> list[str]:
+async def sync_adapters(store: TransmissionStore, redis: Redis, signer: Signer | None = None) -> list[str]:
     """Syncs the adapters from disk to Redis; returns the hashes of the codecs whose entry changed."""
     most = sys.maxsize  # each codec has one, and a user cannot do without
-    return await _sync(redis, TRANSMISSION_KEY, TransmissionManifest.parse, store.current, store.files, most)
+    parse = TransmissionManifest.parse
+    return await _sync(redis, TRANSMISSION_KEY, parse, store.current, store.files, most, signer)
 
 
 async def _sync(
@@ -57,13 +61,17 @@ async def _sync(
     current: Callable[[], Mapping[str, _Manifest]],
     files_of: Callable[[_Manifest], Mapping[str, bytes]],
     most: int,
+    signer: Signer | None,
 ) -> list[str]:
     async with redis.lock(LOCK_KEY, timeout=LOCK_S, blocking_timeout=LOCK_S):
         if await redis.type(catalogue) not in (b"hash", b"none"):
             await redis.delete(catalogue)  # not written by this project
         texts = await redis.hgetall(catalogue)  # type: ignore[misc]  # typed for both clients at once
         in_redis = {name: parse(text) for name, text in texts.items()}  # names may be any bytes
-        on_disk = {name.encode(): manifest for name, manifest in (await asyncio.to_thread(current)).items()}
+        on_disk = {
+            name.encode(): manifest if signer is None else signer.signed(manifest)
+            for name, manifest in (await asyncio.to_thread(current)).items()
+        }
         copied = _latest(on_disk, most)
         exist = {
             name: bool(await redis.exists(update_key(manifest.content_hash)))

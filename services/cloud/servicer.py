@@ -28,6 +28,7 @@ from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
+from services.common.signing import Signer
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, ShouldContinue
 from services.proto.cloud_pb2 import (
@@ -87,6 +88,7 @@ class CloudServicer(CloudBase):
         self._transmission = TransmissionStore(settings.data_dir)
         self._job_folders, self._housekeeping = JobFolders(settings.data_dir), Housekeeping(settings)
         self._lease: Lease | None = None
+        self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._transmission, self._redis)
         self._closing = False
@@ -238,7 +240,7 @@ class CloudServicer(CloudBase):
         topics = await asyncio.to_thread(self._store.topics)
         running = await self._drift.running() if request.consistency else {}
         return KnowledgeList(
-            knowledge=[manifest.to_proto() for manifest in topics.values()],
+            knowledge=[self._signer.signed(manifest).to_proto() for manifest in topics.values()],
             consistency={topic: score.to_proto() for topic, score in running.items()},
         )
 
@@ -256,7 +258,7 @@ class CloudServicer(CloudBase):
         manifest = self._store.find(check_topic(request.topic), request.content_hash)
         whole = request.files or request.samples
         return Knowledge(
-            manifest=manifest.to_proto(),
+            manifest=self._signer.signed(manifest).to_proto(),
             files=self._store.files(manifest) if request.files else {},
             samples=self._store.samples(manifest) if request.samples else b"",
             versions=[] if whole else self._store.versions(request.topic),
@@ -301,7 +303,7 @@ class CloudServicer(CloudBase):
         base_hash = request.base_hash or self._codec_hash
         manifest = self._transmission.find(base_hash, request.content_hash)
         return TransmissionKnowledge(
-            manifest=manifest.to_proto(),
+            manifest=self._signer.signed(manifest).to_proto(),
             files=self._transmission.files(manifest) if request.files else {},
             versions=[] if request.files else self._transmission.versions(base_hash),
         )
@@ -322,7 +324,9 @@ class CloudServicer(CloudBase):
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
             check_quotas(self._settings, topic)
             manifest = publish_update(update, self._store, edge_hash)
-            return Knowledge(manifest=manifest.to_proto(), versions=list(self._store.versions(topic)))
+            return Knowledge(
+                manifest=self._signer.signed(manifest).to_proto(), versions=list(self._store.versions(topic))
+            )
 
         return await self._published(publish)
 
@@ -341,7 +345,9 @@ class CloudServicer(CloudBase):
             check_quotas(self._settings, None)
             manifest = publish_adapters(knowledge, self._transmission, self._codec_hash)
             versions = self._transmission.versions(self._codec_hash)
-            return TransmissionKnowledge(manifest=manifest.to_proto(), versions=list(versions))
+            return TransmissionKnowledge(
+                manifest=self._signer.signed(manifest).to_proto(), versions=list(versions)
+            )
 
         return await self._published(publish)
 
@@ -387,9 +393,11 @@ class CloudServicer(CloudBase):
         if self._redis is None:
             return
         try:
-            if changed := await sync_knowledge(self._store, self._redis, self._settings.mirror_mib):
+            if changed := await sync_knowledge(
+                self._store, self._redis, self._settings.mirror_mib, self._signer
+            ):
                 _log.info("knowledge synced to Redis", topics=changed)
-            if codecs := await sync_adapters(self._transmission, self._redis):
+            if codecs := await sync_adapters(self._transmission, self._redis, self._signer):
                 _log.info("transmission knowledge synced to Redis", codecs=codecs)
             if restored := await self._jobs.restore():
                 _log.warning("Redis had lost jobs", jobs=restored)

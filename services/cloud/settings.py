@@ -28,6 +28,11 @@ class KnowledgeSettings(ServiceSettings):
     job_keep_s: int = Field(
         DAY_S, ge=60, le=10 * YEAR_S, description="Time that a job remains available after its end, s."
     )
+    signing_key_file: Path | None = Field(
+        None,
+        description="File with the key that signs knowledge, as created by `dekag credentials`; read again "
+        "when it changes.",
+    )
     mirror_mib: int = Field(
         64,
         ge=0,

@@ -265,7 +265,7 @@ class KnowledgeStore:
                 triggers=tuple(info["triggers"]),
                 size_bytes=sum(map(len, sent.values())),
                 scores=_scores(beside),
-                created=time.time(),
+                created=max(time.time(), self._created(topic) + 1e-3),  # also after the clock was set back
                 job=job,
             )
             with versions.staged(manifest, sent, beside) as new:
@@ -276,6 +276,10 @@ class KnowledgeStore:
     def current_version(self, topic: str) -> int:
         """The current version of ``topic``; 0 if there is none."""
         return max(self._versions(topic), default=0)
+
+    def _created(self, topic: str) -> float:
+        """When the latest version of ``topic`` was made, Unix time, s; 0 if there is none."""
+        return max((manifest.created for manifest in self._versions(topic).values()), default=0.0)
 
     def keep_aside(self, job: str, files: Mapping[str, bytes], samples: bytes, topic: str) -> Path:
         """Stores an update that is not published; replaces an earlier one of its topic.

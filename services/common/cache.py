@@ -29,6 +29,7 @@ from services.common import metrics
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
 from services.common.security import redis_options
 from services.common.settings import CommonSettings
+from services.common.signing import Seal
 
 _log = structlog.get_logger()
 _WARN_EVERY_S = 30.0
@@ -82,6 +83,7 @@ class Cache:
 
     def __init__(self, settings: CommonSettings) -> None:
         self._retry_s = settings.redis_retry_s
+        self._seal = Seal(settings.cache_key_file)
         self._asleep_until = self._silent_until = 0.0
         self._redis: Redis | None = None
         self._probe: RedisProbe | None = None
@@ -99,6 +101,11 @@ class Cache:
         """The value under ``key``; None if it does not exist or Redis is unavailable."""
         value = await self._get(key)
         kind = key.removeprefix("dekag:").partition(":")[0]
+        if value is not None and (value := self._seal.open(key, value)) is None:
+            metrics.REJECTED.labels(kind).inc()
+            _log.warning(
+                "a cached value is not used, as it was changed or sealed with another key", kind=kind
+            )
         metrics.CACHE_LOOKUPS.labels(kind, "no" if value is None else "yes").inc()
         return value
 
@@ -120,7 +127,7 @@ class Cache:
         if (redis := self._awake()) is None:
             return
         try:
-            await redis.set(key, value, ex=ttl_s)
+            await redis.set(key, self._seal.seal(key, value), ex=ttl_s)
         except REDIS_ERRORS as error:
             self._sleep(error)
 

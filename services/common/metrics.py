@@ -66,6 +66,9 @@ BATCH_SIZE = Histogram(
 KNOWLEDGE_LOADED = Counter(
     "dekag_knowledge_loaded", "Knowledge updates and adapters fetched into memory.", ["kind"]
 )
+REJECTED = Counter(
+    "dekag_rejected", "Values in Redis that were not used, as their signature or seal is invalid.", ["kind"]
+)
 REDIS_FAILURES = Counter("dekag_redis_failures", "Calls to Redis that failed.")
 JOBS = Gauge("dekag_jobs", "Distillations that have not ended; unknown without Redis.", ["status"])
 STORE_ITEMS = Gauge("dekag_store_items", "Items in a store of the cloud; MiB if its name says so.", ["store"])
