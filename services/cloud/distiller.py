@@ -30,17 +30,18 @@ from services.cloud.jobs import (
     FUNCTION,
     DistillQueue,
     DistillSpec,
-    open_redis,
     redis_probe,
 )
 from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.settings import DistillerSettings
 from services.cloud.version_store import DISK_UNUSABLE, KnowledgeStore, figures, problem
 from services.common import metrics, tracing
+from services.common.certificates import serve_metrics
 from services.common.errors import SettingError, public
 from services.common.process import errors_logged
 from services.common.redis_state import explain
 from services.common.request_context import begin_request, configure_logging
+from services.common.security import open_redis
 from services.common.signing import Signer
 from services.common.worker import ModelWorker
 
@@ -449,7 +450,7 @@ def main() -> None:
         saq.propagate = False
         if not settings.redis_url:
             raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
-        metrics.serve(settings)
+        serve_metrics(settings)
         tracing.configure("distiller", settings.spans_to)
         load_profile(settings.profile, check_models=True)  # rather than find damage in the first job
         distiller = Distiller(settings)

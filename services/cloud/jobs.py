@@ -35,11 +35,11 @@ from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, ExhaustedError, NotFoundError, UnavailableError
 from services.cloud.housekeeping import check_quotas
 from services.cloud.job_folder import JobFolders, is_final
-from services.cloud.settings import CloudSettings, KnowledgeSettings
+from services.cloud.settings import CloudSettings
 from services.cloud.version_store import disk_errors, problem
 from services.common import metrics, tracing
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
-from services.common.security import redis_options
+from services.common.security import open_redis
 from services.proto import cloud_pb2
 
 FUNCTION = "distill"
@@ -138,16 +138,6 @@ class JobState:
         """Returns the message for the API."""
         fields = {name: value for name, value in vars(self).items() if value is not None}
         return cloud_pb2.Job(**fields | {"status": STATUSES[self.status]})
-
-
-def open_redis(settings: KnowledgeSettings, timeout_s: float) -> Redis:
-    """A Redis client for jobs and the catalogue; unlike the cache, it raises errors."""
-    return Redis.from_url(
-        settings.redis_url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        **redis_options(settings),
-    )
 
 
 class DistillQueue(RedisQueue):

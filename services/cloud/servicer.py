@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from grpc import aio
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
@@ -21,13 +22,14 @@ from services.cloud.drift import DriftWatch
 from services.cloud.housekeeping import Housekeeping, Lease, check_quotas
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
-from services.cloud.jobs import Jobs, open_redis
+from services.cloud.jobs import Jobs
 from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk_errors, problem
 from services.common import converters, metrics
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
+from services.common.security import open_redis
 from services.common.signing import Signer
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, ShouldContinue
@@ -403,11 +405,21 @@ class CloudServicer(CloudBase):
                 _log.warning("Redis had lost jobs", jobs=restored)
             for status, jobs in (await self._jobs.unfinished()).items():
                 metrics.JOBS.labels(status).set(jobs)
+            await self._measure_redis(self._redis)
             await self._drift.refresh()
         except (RedisError, OSError, TimeoutError, UnavailableError) as error:
             metrics.REDIS_FAILURES.inc()
             metrics.JOBS.clear()  # the last values are outdated
             _log.debug("knowledge not synced to Redis", error=str(error))
+
+    @staticmethod
+    async def _measure_redis(redis: Redis) -> None:
+        try:
+            memory = await redis.info("memory")
+        except ResponseError:  # its user may not ask
+            return
+        metrics.REDIS_MEMORY.labels("used").set(memory["used_memory"])
+        metrics.REDIS_MEMORY.labels("limit").set(memory.get("maxmemory", 0))
 
     async def _images(self, request: GenerationRequest, formats: list[str]) -> AsyncIterator[GeneratedImage]:
         """The image in each format, from the cache or generated."""

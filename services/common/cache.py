@@ -27,7 +27,7 @@ from redis.exceptions import ResponseError
 from dekag.generation.request import DEFAULT_SAMPLING, GenerationRequest, Sampling
 from services.common import metrics
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
-from services.common.security import redis_options
+from services.common.security import open_redis
 from services.common.settings import CommonSettings
 from services.common.signing import Seal
 
@@ -88,13 +88,7 @@ class Cache:
         self._redis: Redis | None = None
         self._probe: RedisProbe | None = None
         if settings.redis_url:
-            self._redis = Redis.from_url(
-                settings.redis_url,
-                socket_timeout=settings.redis_timeout_s,
-                socket_connect_timeout=settings.redis_timeout_s,
-                retry=Retry(NoBackoff(), 0),
-                **redis_options(settings),
-            )
+            self._redis = open_redis(settings, settings.redis_timeout_s, retry=Retry(NoBackoff(), 0))
             self._probe = RedisProbe(self._redis, report_key(""), deletes=False)
 
     async def get(self, key: str) -> bytes | None:

@@ -13,12 +13,12 @@ import structlog
 from dekag.errors import FileError
 from dekag.files import read_bytes
 from services.common.errors import SettingError
+from services.common.security import file_signature
 
 CHECK_INTERVAL_S = 1.0
 """Longest time until a change is noticed, s."""
 _log = structlog.get_logger()
 _T = TypeVar("_T")
-_Signature = tuple[int, int, int]
 
 
 class WatchedFile(Generic[_T]):
@@ -33,7 +33,7 @@ class WatchedFile(Generic[_T]):
         self._path, self._parse = path, parse
         self._lock = threading.Lock()
         self._values: list[_T] = []  # the valid one, if any
-        self._signature: _Signature | None = None
+        self._signature: tuple[int, int, int] | None = None
         self._checked = 0.0
 
     def get(self) -> _T:
@@ -45,7 +45,7 @@ class WatchedFile(Generic[_T]):
             return self._values[0]
 
     def _read_if_changed(self) -> None:
-        signature = _signature(self._path)
+        signature = file_signature(self._path)
         if self._values and signature == self._signature:
             return
         self._signature = signature
@@ -60,11 +60,3 @@ class WatchedFile(Generic[_T]):
         if self._values:
             _log.info("file read again", file=str(self._path))
         self._values = [value]
-
-
-def _signature(path: Path) -> _Signature | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
