@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx2
@@ -31,6 +32,7 @@ from tests.processes import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 SOON_S = 10.0
+ALONE: dict[str, Any] = {"user_address": "127.0.0.1:1", "cloud_address": "127.0.0.1:1", "redis_url": ""}
 
 
 class Idle(DownlinkServicer):
@@ -99,7 +101,7 @@ async def test_the_gateway_takes_a_new_certificate_and_revokes_a_key(
     folder, file = put(credentials_dir, "gateway", tmp_path / "https"), tmp_path / "api-keys"
     (alice, alices), (_, bobs) = new_key("alice"), new_key("bob")
     file.write_text(f"{alices}\n{bobs}\n")
-    settings = GatewaySettings(redis_url="", https_dir=folder, api_keys_file=file)
+    settings = GatewaySettings(**ALONE, https_dir=folder, api_keys_file=file)
     server = make_server(create_app(settings), port=(port := free_port()))
     serving = asyncio.create_task(server.serve())
 
@@ -148,7 +150,7 @@ async def test_the_end_of_a_certificate_is_announced(tmp_path: Path) -> None:
 async def test_readiness_names_a_certificate_that_has_expired(tmp_path: Path) -> None:
     make_credentials(tmp_path / "new", days=-0.02)  # type: ignore[arg-type]
     folder = put(tmp_path / "new", "gateway", tmp_path / "https")
-    app = create_app(GatewaySettings(redis_url="", https_dir=folder))
+    app = create_app(GatewaySettings(**ALONE, https_dir=folder))
     transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
