@@ -92,16 +92,26 @@ class Certificates:
         return "" if days < 0 else f"the certificate {file} expired {days:.1f} days ago; renew it"
 
     def keep_current(self, context: ssl.SSLContext) -> None:
-        """Loads the files into a server's context, now and after each change that `watch` notices."""
+        """Makes a server's context use the files as they are at each handshake.
 
-        def load() -> None:
-            folder = self._folder
-            context.load_cert_chain(folder / security.CERTIFICATE, folder / security.KEY, password="")
+        Loading new files into a context in use would fail handshakes that are in progress, and keep the last
+        authority; so each change makes another context, to which handshakes are handed over.
+        """
+        latest = [context]
+
+        def renew() -> None:
+            new = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            new.verify_mode, new.options = context.verify_mode, context.options
+            new.load_cert_chain(self._folder / security.CERTIFICATE, self._folder / security.KEY, password="")
             if self._authority:
-                context.load_verify_locations(folder / security.CA)
+                new.load_verify_locations(self._folder / security.CA)
+            latest[0] = new
 
-        load()
-        self._on_change.append(load)
+        def hand_over(connection: ssl.SSLObject, name: str | None, used: ssl.SSLContext) -> None:
+            connection.context = latest[0]
+
+        context.sni_callback = hand_over
+        self._on_change.append(renew)
 
     def watch(self) -> None:
         """Looks at the files every second from now on, in a thread; warns of the end of the certificate."""
