@@ -20,7 +20,9 @@ PAGES = ("results", "docs", "README.md")  # what measuring itself changes
 MISSING = "not measured yet"
 EDITION = 2
 """Raised when world and shipped models are replaced: figures of earlier ones say nothing about them."""
-DECIMALS = dict.fromkeys(("B", "MiB", "images", "inputs", "requests", "faults", "metrics"), 0) | {"s": 1}
+DECIMALS = dict.fromkeys(
+    ("B", "MiB", "images", "inputs", "requests", "faults", "kills", "items", "metrics"), 0
+) | {"s": 1}
 """By unit; 2 for all others."""
 
 LASTING = frozenset(
@@ -34,6 +36,8 @@ LASTING = frozenset(
         "fuzz_5xx",
         "hostile_pictures_tried",
         "hostile_pictures_5xx",
+        "kills_tried",
+        "kills_residue",
         "install_demo_seconds",
         "install_demo_mib",
         "ray_speedup_2_workers",
@@ -224,6 +228,10 @@ FIGURES: dict[str, Figure] = {
         Figure("hostile_pictures_5xx", "Hostile pictures answered with a 5xx status", "inputs", 0, _MOST),
         Figure("hostile_pictures_tried", "Hostile pictures sent to the gateway", "inputs", 1_000),
         Figure("hostile_pictures_5xx", "Hostile pictures answered with a 5xx status", "inputs", 0, _MOST),
+        Figure("kills_tried", "Processes killed while they published or distilled", "kills", 1_000),
+        Figure(
+            "kills_residue", "Left behind, half visible, lost or revived by kills", "items", 0, _MOST
+        ),
         # installing
         Figure(
             "install_demo_seconds",

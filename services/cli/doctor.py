@@ -198,7 +198,7 @@ def redis() -> CheckResult:
             return CheckResult("redis", True, "disabled: DEKAG_REDIS_URL is none")
         options = {"socket_timeout": _NETWORK_S, "socket_connect_timeout": _NETWORK_S}
         with Redis.from_url(settings.redis_url, **options | redis_options(settings)) as client:
-            client.set(key := f"dekag:outcome:trial-{uuid.uuid4().hex}", b"1", ex=5)
+            client.set(key := f"dekag:lock:trial-{uuid.uuid4().hex}", b"1", ex=5)
             client.delete(key)
     except SettingError as error:
         return CheckResult("redis", False, str(error), fix)

@@ -79,12 +79,15 @@ def credentials(
         ),
     ] = None,
     days: Annotated[int, typer.Option(help="Validity of new certificates, days.", min=31, max=3650)] = 365,
+    new_signing_key: Annotated[
+        bool, typer.Option("--new-signing-key", help="Replace the key that signs knowledge updates.")
+    ] = False,
 ) -> None:
     """Create certificates for mutual TLS and Redis users, one folder per service: docs/security.md."""
     from services.launcher.credentials import make_credentials
 
     try:
-        made = make_credentials(folder, names=name or (), days=days)
+        made = make_credentials(folder, names=name or (), days=days, new_signing=new_signing_key)
     except InvalidInputError as error:
         raise typer.BadParameter(str(error), param_hint="--name") from None
     typer.echo(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
 import time
@@ -22,28 +23,26 @@ from opentelemetry.trace import Span, SpanKind
 from redis.exceptions import RedisError
 from saq import Job, Worker
 
-from dekag.errors import DeadlineError, DekagError, MismatchError, NotFoundError
+from dekag.errors import ConflictError, DeadlineError, DekagError, MismatchError, NotFoundError
 from dekag.profile import load_profile
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import (
-    CANCELLED,
     FUNCTION,
-    PUBLISHED,
     DistillQueue,
     DistillSpec,
-    decide,
-    open_redis,
-    outcome,
     redis_probe,
 )
 from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.settings import DistillerSettings
-from services.cloud.version_store import KnowledgeStore, figures, problem
+from services.cloud.version_store import DISK_UNUSABLE, KnowledgeStore, figures, problem
 from services.common import metrics, tracing
+from services.common.certificates import serve_metrics
 from services.common.errors import SettingError, public
 from services.common.process import errors_logged
 from services.common.redis_state import explain
 from services.common.request_context import begin_request, configure_logging
+from services.common.security import open_redis
+from services.common.signing import Signer
 from services.common.worker import ModelWorker
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class Distilled:
 
     Attributes:
         files: by name, the history among them.
-        compared_with: content hash of the update that was current when this one was scored; may be empty.
+        compared_with: the version that was current when this one was scored; 0 if there was none.
     """
 
     info: Mapping[str, Any]
@@ -74,14 +73,14 @@ class Distilled:
     content_hash: str
     files: Mapping[str, bytes]
     samples: bytes
-    compared_with: str
+    compared_with: int
 
 
 @dataclass(frozen=True)
 class _Current:
     """The update of a topic that is current when a job starts, and the file of its history."""
 
-    content_hash: str
+    version: int
     files: Mapping[str, bytes]
     history: Mapping[str, bytes]
 
@@ -163,7 +162,7 @@ class Distillation:
             return None
         self._stage_over(time.perf_counter())
         samples = (self._folder / SAMPLES).read_bytes()
-        compared_with = "" if self._current is None else self._current.content_hash
+        compared_with = 0 if self._current is None else self._current.version
         return Distilled(
             update.info,
             update.history["scores"],
@@ -206,16 +205,13 @@ class Distiller:
     def __init__(self, settings: DistillerSettings) -> None:
         self._settings = settings
         self._store, self._folders = KnowledgeStore(settings.data_dir), JobFolders(settings.data_dir)
+        self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, _DEQUEUE_S + settings.queue_timeout_s)
         self._queue = DistillQueue(self._redis, self._folders)
         self._thread = ModelWorker("distiller", threads=settings.distill_threads)
 
     async def serve(self) -> None:
         """Processes jobs until SIGTERM or SIGINT; a running job is then stopped and queued again."""
-        try:
-            await asyncio.to_thread(self._folders.purge_stale, 2 * self._settings.job_keep_s)
-        except OSError as error:  # leftovers do no harm
-            _log.warning("stale job folders not deleted", error=str(error))
         worker = Worker(
             self._queue,
             [(FUNCTION, self._distill)],
@@ -244,21 +240,49 @@ class Distiller:
             return await self._result(job, spec, span)
 
     async def _result(self, job: Job, spec: DistillSpec, span: Span) -> dict[str, Any]:
+        """The result of the job; while the disk cannot be written, the job waits and keeps what it has."""
+        while True:
+            try:
+                async with self._claim(job):
+                    return await self._attempt(job, spec, span)
+            except Exception as error:
+                if not (reason := await self._disk_problem(error)):
+                    raise
+                _log.warning(f"the job waits: {reason}", error=str(error)[:200])
+            await asyncio.sleep(_RETRY_S)
+
+    async def _attempt(self, job: Job, spec: DistillSpec, span: Span) -> dict[str, Any]:
+        """Works on a job until it has ended; raises errors of the disk, and leaves the job as it is then."""
+        if not await asyncio.to_thread(self._folders.exists, job.key):
+            await asyncio.to_thread(self._folders.delete, job.key)
+            record = await asyncio.to_thread(self._folders.record, job.key)
+            _log.info("the job has ended already", decision=None if record is None else record["decision"])
+            return dict({} if record is None else record.get("result", {}))
+        if reason := await asyncio.to_thread(problem, self._settings.data_dir):
+            raise OSError(errno.ENOSPC, reason)
         try:
-            async with self._claim(job):
-                outcome = await self._publish_once(job, spec)
-                await asyncio.to_thread(self._folders.delete, job.key)
+            outcome = await self._publish_once(job, spec)
+            result = {} if outcome is None else {name: v for name, v in vars(outcome).items() if v}
+            kept_aside = outcome is not None and outcome.kept_aside
         except Exception as error:
+            if await self._disk_problem(error):
+                raise
             if not isinstance(error, DekagError):
                 _log.exception("job failed")
-            metrics.DISTILLATIONS.labels("failed").inc()
             tracing.mark_failed(span, str(error))
-            await asyncio.to_thread(self._folders.delete, job.key)
-            return {"error": str(public(error, job.key))}
-        if outcome is None:  # counted by the cancellation
-            return {}
-        metrics.DISTILLATIONS.labels("kept_aside" if outcome.kept_aside else "finished").inc()
-        return {name: value for name, value in vars(outcome).items() if value}
+            result, kept_aside = {"error": str(public(error, job.key))}, False
+            await asyncio.to_thread(self._folders.decide, job.key, "failed")
+        await asyncio.to_thread(self._folders.end, job.key, result)
+        if result:  # otherwise it was cancelled and is counted by the cancellation
+            ending = "failed" if "error" in result else "kept_aside" if kept_aside else "finished"
+            metrics.DISTILLATIONS.labels(ending).inc()
+        return result
+
+    async def _disk_problem(self, error: Exception) -> str:
+        """Why ``error`` is one of the disk, which a later attempt may not meet; empty if it is not."""
+        if reason := await asyncio.to_thread(problem, self._settings.data_dir):
+            return reason
+        return str(error) if isinstance(error, OSError) and error.errno in DISK_UNUSABLE else ""
 
     @contextlib.asynccontextmanager
     async def _claim(self, job: Job) -> AsyncIterator[None]:
@@ -268,6 +292,9 @@ class Distiller:
                 if claimed:
                     yield
                     return
+            if not await asyncio.to_thread(self._folders.exists, job.key):
+                yield  # it has ended meanwhile
+                return
             with contextlib.suppress(*_REDIS_DOWN, RuntimeError):  # RuntimeError: Redis lost the job
                 await job.refresh()  # picks up the progress that the other process reports
             await self._heartbeat(job, {})
@@ -278,18 +305,16 @@ class Distiller:
 
         An update that is no better than the current one is kept aside, unless the job forces it.
         """
-        published = await asyncio.to_thread(self._store.made_by, spec.topic, job.key)
-        if published is None and await self._heartbeat(job, {}) == CANCELLED:
-            return None
-        start = time.perf_counter()
-        if published is None:
-            distilled, seconds = await self._train(job, spec)
-            while distilled is not None and await asyncio.to_thread(self._replaced, spec, distilled):
-                distilled, seconds = await self._train(job, spec)  # already trained: only scores again
-            keep_s = 2 * self._settings.job_keep_s
-            if distilled is None or not await _retry_until_redis_up(
-                decide, self._redis, job.key, PUBLISHED, keep_s
-            ):
+        published, start = (
+            await asyncio.to_thread(self._store.made_by, spec.topic, job.key),
+            time.perf_counter(),
+        )
+        while published is None:
+            distilled, seconds = await self._train(job, spec)  # what is trained is only scored again
+            if distilled is not None and await asyncio.to_thread(self._replaced, spec, distilled):
+                continue
+            decide = self._folders.decide
+            if distilled is None or not await asyncio.to_thread(decide, job.key, "published"):
                 _log.info("job cancelled", topic=spec.topic)
                 return None
             start = time.perf_counter()
@@ -299,35 +324,38 @@ class Distiller:
                 )
                 _log.warning("knowledge kept aside", topic=spec.topic, why=reason, folder=str(folder))
                 return Outcome(figures(distilled.scores), kept_aside=reason)
-            published = await asyncio.to_thread(
-                self._store.publish,
-                job.key,
-                distilled.info,
-                distilled.content_hash,
-                distilled.files,
-                distilled.samples,
-            )
-            _log.info(
-                "knowledge published",
-                topic=published.topic,
-                version=published.version,
-                seconds=round(seconds, 1),
-            )
-        await _retry_until_redis_up(sync_knowledge, self._store, self._redis)
+            with contextlib.suppress(ConflictError):  # another version was published meanwhile
+                published = await asyncio.to_thread(
+                    self._store.publish,
+                    job.key,
+                    distilled.info,
+                    distilled.content_hash,
+                    distilled.files,
+                    distilled.samples,
+                    after=distilled.compared_with,
+                )
+                _log.info(
+                    "knowledge published",
+                    topic=published.topic,
+                    version=published.version,
+                    seconds=round(seconds, 1),
+                )
+        await _retry_until_redis_up(
+            sync_knowledge, self._store, self._redis, self._settings.mirror_mib, self._signer
+        )
         _note_stage("publish", time.perf_counter() - start)
         return Outcome(published.scores, version=published.version)
 
     def _replaced(self, spec: DistillSpec, distilled: Distilled) -> bool:
         """Whether the current update was replaced since the new one was compared with it."""
-        manifest = self._store.topics().get(spec.topic)
-        return manifest is not None and manifest.content_hash != distilled.compared_with
+        return self._store.current_version(spec.topic) != distilled.compared_with
 
     def _current(self, topic: str) -> _Current | None:
         if (manifest := self._store.topics().get(topic)) is None:
             return None
         with contextlib.suppress(NotFoundError):  # deleted meanwhile
             files, history = self._store.files(manifest), self._store.history(manifest)
-            return _Current(manifest.content_hash, files, history)
+            return _Current(manifest.version, files, history)
         return None
 
     async def _train(self, job: Job, spec: DistillSpec) -> tuple[Distilled | None, float]:
@@ -339,8 +367,9 @@ class Distiller:
         try:
             while not working.done():
                 out_of_time = time.monotonic() >= end
-                if out_of_time or await self._heartbeat(job, attempt.progress) == CANCELLED:
+                if out_of_time or await self._is_cancelled(job):
                     attempt.stop.set()
+                await self._heartbeat(job, attempt.progress)
                 await asyncio.wait({working}, timeout=HEARTBEAT_S)
         except asyncio.CancelledError:  # this process is shutting down: the job is queued again
             attempt.stop.set()
@@ -352,16 +381,20 @@ class Distiller:
             )
         return working.result()
 
-    async def _heartbeat(self, job: Job, progress: Mapping[str, Any]) -> bytes | None:
-        """Reports progress and returns the job's outcome. Without Redis the job continues."""
-        meta = {"started": job.started / 1000, **job.meta, **progress}
+    async def _is_cancelled(self, job: Job) -> bool:
         try:
-            await job.update(meta=meta)
-            return await outcome(self._redis, job.key)
+            record = await asyncio.to_thread(self._folders.record, job.key)
+        except OSError:  # unknown now
+            return False
+        return record is not None and record["decision"] == "cancelled"
+
+    async def _heartbeat(self, job: Job, progress: Mapping[str, Any]) -> None:
+        """Reports progress. Without Redis the job continues."""
+        try:
+            await job.update(meta={"started": job.started / 1000, **job.meta, **progress})
         except _REDIS_DOWN as error:
             metrics.REDIS_FAILURES.inc()
             _log.warning(f"Redis {explain(error)}; the job continues", error=str(error))
-            return None
 
     async def _report_health(self, worker: Worker[Any]) -> None:
         """Touches the health file while jobs can run; logs why they cannot."""
@@ -417,7 +450,7 @@ def main() -> None:
         saq.propagate = False
         if not settings.redis_url:
             raise SettingError("a distiller needs Redis: DEKAG_REDIS_URL is none")
-        metrics.serve(settings)
+        serve_metrics(settings)
         tracing.configure("distiller", settings.spans_to)
         load_profile(settings.profile, check_models=True)  # rather than find damage in the first job
         distiller = Distiller(settings)

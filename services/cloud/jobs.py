@@ -1,12 +1,12 @@
 """Distillation jobs: a SAQ queue in Redis, and the state of each job.
 
-Redis may lose all data: the specification of a job stays on disk until the job has ended
-(``JobFolders.specs``), and the cloud queues the job again from there.
+Which jobs exist and what was decided about them is on disk (``services.cloud.job_folder``); Redis only hands
+them out and holds their progress. If it loses them, the cloud queues them again; if it was restored from a
+backup, the jobs in it that have ended are dropped.
 
 =====================================  =======================================================
 ``saq:*``                              the queue and its jobs, in SAQ's format
-``dekag:jobs``                         sorted set: job id by creation time, Unix s
-``dekag:outcome:{job id}``             "cancelled" or "published"; the first write decides
+``saq:distill:turns``                  sorted set: client by its last turn, which counts up
 ``dekag:lock:jobs``                    held while a job is started
 =====================================  =======================================================
 """
@@ -19,10 +19,10 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import structlog
 from redis.asyncio import Redis
@@ -30,27 +30,37 @@ from saq import Job, Status
 from saq.job import TERMINAL_STATUSES
 from saq.queue.redis import RedisQueue
 
-from dekag.api.limits import JOB_ID, check_topic
+from dekag.api.limits import JOB_ID, check_job_id, check_topic
 from dekag.documents import parse_json
 from dekag.errors import ConflictError, DekagError, ExhaustedError, NotFoundError, UnavailableError
-from services.cloud.job_folder import JobFolders
-from services.cloud.settings import CloudSettings, KnowledgeSettings
-from services.cloud.version_store import problem
+from services.cloud.housekeeping import check_quotas
+from services.cloud.job_folder import JobFolders, is_final
+from services.cloud.settings import CloudSettings
+from services.cloud.version_store import disk_errors, problem
 from services.common import metrics, tracing
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
-from services.common.security import redis_options
+from services.common.security import open_redis
 from services.proto import cloud_pb2
 
 FUNCTION = "distill"
-CANCELLED, PUBLISHED = b"cancelled", b"published"
 _QUEUE = "distill"
-_JOBS_KEY, _LOCK_KEY, _LOCK_S = "dekag:jobs", "dekag:lock:jobs", 10.0
+_LOCK_KEY, _LOCK_S = "dekag:lock:jobs", 10.0
+_CLIENTS = 1000  # whose last turns are remembered
+# KEYS: queued, active; ARGV: id of a job in Redis. Returns whether it was queued.
+_TAKE = """
+if redis.call('lrem', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+redis.call('rpush', KEYS[2], ARGV[1])
+return 1
+"""
 _LISTED = 100
 _FULL_S = 60  # Retry-After when there are too many jobs
 _UNCLAIMED_S = 2.0  # longest time from dequeuing a job to claiming it
+_UNTAKEN_S = 0.2
 _NO_REDIS = "distillation needs Redis, which is turned off (DEKAG_REDIS_URL is none)"
 _MAX_ID_CHARS = 64  # of an id that is looked up or logged
 _NO_JOB = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DekagError)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 _log = structlog.get_logger()
 _STATUSES = {
     Status.NEW: "queued",
@@ -130,16 +140,6 @@ class JobState:
         return cloud_pb2.Job(**fields | {"status": STATUSES[self.status]})
 
 
-def open_redis(settings: KnowledgeSettings, timeout_s: float) -> Redis:
-    """A Redis client for jobs and the catalogue; unlike the cache, it raises errors."""
-    return Redis.from_url(
-        settings.redis_url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        **redis_options(settings),
-    )
-
-
 class DistillQueue(RedisQueue):
     """SAQ's queue with a safer sweep.
 
@@ -169,8 +169,57 @@ class DistillQueue(RedisQueue):
             return None
         return job
 
+    async def dequeue(  # SAQ calls it
+        self,
+        timeout: float = 0.0,  # noqa: ASYNC109
+        poll_interval: float = 0.0,
+    ) -> Job | None:
+        """The next job: clients take turns, and the jobs of each come in their order.
+
+        Args:
+            timeout: longest wait for a job, s; 0 waits without end.
+            poll_interval: has no effect.
+        """
+        # from the head of the list to its head: only waits for a job
+        if not await self.redis.blmove(self._queued, self._queued, math.ceil(timeout), "LEFT", "LEFT"):
+            return None
+        for name, client in await self._in_turn():
+            taken = await self.redis.eval(_TAKE, 2, self._queued, self._active, self.job_id(name))  # type: ignore[misc]
+            if not taken:  # by another distiller
+                continue
+            await self._note_turn(client)
+            if (job := await self._get_job_by_id(self.job_id(name))) is not None:
+                return job
+        await asyncio.sleep(_UNTAKEN_S)  # what is left belongs to no job; the next sweep removes it
+        return None
+
+    async def _in_turn(self) -> list[tuple[str, str]]:
+        """Id and client of the jobs that wait, those first whose client had its last turn the longest ago."""
+        specs, waiting = await asyncio.to_thread(read_specs, self._folders), await self._waiting()
+        key = self.namespace("turns")
+        if await self.redis.type(key) not in (b"zset", b"none"):  # not written by this project
+            await self.redis.delete(key)
+        listed = await self.redis.zrange(key, 0, -1, withscores=True)
+        turns = {member.decode(errors="replace"): turn for member, turn in listed}
+        jobs = []
+        for name in specs.keys() & waiting:
+            client = str(specs[name].get("client", ""))
+            jobs.append((turns.get(client, 0.0), specs[name]["created"], name, client))
+        return [(name, client) for _, _, name, client in sorted(jobs)]
+
+    async def _note_turn(self, client: str) -> None:
+        key = self.namespace("turns")
+        last = await self.redis.zrange(key, -1, -1, withscores=True)
+        await self.redis.zadd(key, {client: (last[0][1] if last else 0.0) + 1})
+        await self.redis.zremrangebyrank(key, 0, -_CLIENTS - 1)
+
+    async def _waiting(self) -> set[str]:
+        """Ids in the list of queued jobs."""
+        listed = await self.redis.lrange(self._queued, 0, -1)  # type: ignore[misc]
+        return {self.job_key_from_id(member.decode(errors="replace")) for member in listed}
+
     async def sweep(self, lock: int = 60, abort: float = 5.0) -> list[str]:
-        """Queues unfinished jobs again whose heartbeat is overdue.
+        """Queues unfinished jobs again whose heartbeat is overdue, and drops jobs that have ended.
 
         A job that was dequeued and is not claimed has certainly lost its distiller; it does not wait for the
         heartbeat. Each job is queued again in one transaction. A queued job that is on no list is queued
@@ -178,13 +227,14 @@ class DistillQueue(RedisQueue):
         """
         swept, suspects = [], set()
         async with self.redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S):
-            names = _job_ids(await self.redis.zrange(_JOBS_KEY, 0, -1))
-            waiting = await self.redis.lrange(self.namespace("queued"), 0, -1)  # type: ignore[misc]
+            names = list(await asyncio.to_thread(read_specs, self._folders))
+            await self._drop_ended(set(names))
+            waiting = await self._waiting()
             for job in await self.jobs(names) if names else []:
                 if job is None or job.status in TERMINAL_STATUSES or not await self._abandoned(job):
                     continue
                 if job.status is Status.QUEUED:
-                    if job.id.encode() in waiting:
+                    if job.key in waiting:
                         continue
                     suspects.add(job.key)
                     if job.key not in self._suspects:  # may have been dequeued a moment ago
@@ -192,11 +242,29 @@ class DistillQueue(RedisQueue):
                 if job.retryable:
                     await self.retry(job, "its distiller died")
                 else:
-                    await self.finish(job, Status.FAILED, error="its distillers died")
-                    metrics.DISTILLATIONS.labels("failed").inc()
+                    error = f"given up after {job.attempts} attempts: the distiller died each time"
+                    if await asyncio.to_thread(self._folders.decide, job.key, "failed"):
+                        metrics.DISTILLATIONS.labels("failed").inc()
+                    await asyncio.to_thread(self._folders.end, job.key, {"error": error})
+                    await self.finish(job, Status.FAILED, error=error)
                 swept.append(job.key)
         self._suspects = suspects
         return swept
+
+    async def _drop_ended(self, unfinished: set[str]) -> None:
+        """Removes jobs that have ended from the lists, as those of a Redis restored from a backup."""
+        queued = await self.redis.lrange(self._queued, 0, -1)  # type: ignore[misc]  # typed for both clients
+        active = await self.redis.lrange(self._active, 0, -1)  # type: ignore[misc]
+        for member in {*queued, *active, *await self.redis.zrange(self._incomplete, 0, -1)}:
+            name = self.job_key_from_id(member.decode(errors="replace"))
+            if name in unfinished or await asyncio.to_thread(_exists, self._folders, name):
+                continue
+            async with self.redis.pipeline(transaction=True) as transaction:
+                transaction.lrem(self._queued, 0, member)
+                transaction.lrem(self._active, 0, member)
+                transaction.zrem(self._incomplete, member)
+                await transaction.execute()
+            _log.warning("dropped a job from the queue that has ended", job=name[:_MAX_ID_CHARS])
 
     async def _abandoned(self, job: Job) -> bool:
         silent_s = _silent_s(job)
@@ -205,10 +273,25 @@ class DistillQueue(RedisQueue):
         return not await asyncio.to_thread(self._folders.is_claimed, job.key)
 
 
-def _job_ids(members: Iterable[bytes]) -> list[str]:
-    """The valid job ids among the members of the sorted set of jobs."""
-    texts = (member.decode("ascii", "replace") for member in members)
-    return [text for text in texts if JOB_ID.fullmatch(text)]
+def read_specs(folders: JobFolders) -> dict[str, dict[str, Any]]:
+    """Specifications of the jobs that have not ended, by id; quarantines damaged ones."""
+    specs: dict[str, dict[str, Any]] = {}
+    for name, text in folders.specs().items():
+        if (saved := _parse_spec(name, text)) is None:
+            folders.quarantine_spec(name)
+        elif not is_final(folders.record(name)):
+            specs[name] = saved
+    return specs
+
+
+def _exists(folders: JobFolders, name: str) -> bool:
+    """Whether there is an unfinished job of that id, also if its specification cannot be read now."""
+    if JOB_ID.fullmatch(name) is None:
+        return False
+    try:
+        return folders.exists(name)
+    except OSError:
+        return True
 
 
 def _check(job: Job) -> None:
@@ -225,7 +308,7 @@ def _check(job: Job) -> None:
             raise TypeError("prompts or triggers")
     if not isinstance(spec.config, dict) or not isinstance(spec.force, bool):
         raise TypeError("config or force")
-    _state(job, None).to_proto()
+    _state(job).to_proto()
     created = job.meta["created"]
     times = _silent_s(job) + job.heartbeat + created
     # bool is a subclass of int, but Redis rejects it as a number
@@ -257,25 +340,9 @@ def _silent_s(job: Job) -> float:
     return time.time() - max(job.queued, job.started, job.touched) / 1000
 
 
-async def outcome(redis: Redis, job: str) -> bytes | None:
-    """CANCELLED or PUBLISHED; None while undecided."""
-    value: bytes | None = await redis.get(_outcome_key(job))
-    return value
-
-
-async def decide(redis: Redis, job: str, choice: bytes, keep_s: int) -> bool:
-    """Sets the job's outcome if it is undecided; returns whether the outcome is ``choice``."""
-    await redis.set(_outcome_key(job), choice, nx=True, ex=keep_s)
-    return await outcome(redis, job) == choice
-
-
 def redis_probe(redis: Redis) -> RedisProbe:
     """A probe for the operations that jobs need."""
-    return RedisProbe(redis, _outcome_key(""), scripts=True)
-
-
-def _outcome_key(job: str) -> str:
-    return f"dekag:outcome:{job}"
+    return RedisProbe(redis, "dekag:lock:", scripts=True)
 
 
 class Jobs:
@@ -319,19 +386,20 @@ class Jobs:
             redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
         ):
             await self._restore(redis, queue)
-            (known,) = await self._jobs(queue, [name]) if name else [None]
-            if known is not None:
-                if {"force": False, **(known.kwargs or {})} != vars(spec):  # older jobs have no force
+            specs = await self._specs()
+            if name and (known := specs.get(name) or await self._on_disk(self._folders.record, name)):
+                if {"force": False, **known["order"]} != vars(spec):  # older jobs have no force
                     raise ConflictError(
                         f"job {name} was started with other parameters; use another idempotency key"
                     )
                 return await self.get(name)
-            for state in await self._recent(redis, queue):
-                if state.topic == spec.topic and not state.over:
+            for other, saved in specs.items():
+                if saved["order"]["topic"] == spec.topic:
                     raise ConflictError(
-                        f"job {state.id} is already distilling topic {spec.topic!r}; wait for it or cancel it"
+                        f"job {other} is already distilling topic {spec.topic!r}; wait for it or cancel it"
                     )
-            await self._check_room(client)
+            self._check_room(specs, client)
+            await self._on_disk(self._check_quotas, spec, specs)
             name = name or uuid.uuid4().hex
             saved = {
                 "order": vars(spec),
@@ -341,19 +409,18 @@ class Jobs:
             }
             if disk_problem := await asyncio.to_thread(problem, self._settings.data_dir):
                 raise UnavailableError(f"the job cannot be saved: {disk_problem}")
-            await asyncio.to_thread(self._folders.save_spec, name, json.dumps(saved))
             try:
+                await self._on_disk(self._folders.save_spec, name, json.dumps(saved))
                 job = await self._enqueue(redis, queue, name, saved)
             except BaseException:  # the client learns that the job was not started
-                self._folders.delete_spec(name)
+                self._folders.delete(name)
                 raise
             if job is None:
                 raise ConflictError(f"job {name} exists already")
-            return _state(job, None)
+            return _state(job)
 
-    async def _check_room(self, client: str) -> None:
+    def _check_room(self, specs: Mapping[str, Mapping[str, Any]], client: str) -> None:
         """ExhaustedError if the client, or all clients together, have as many unfinished jobs as allowed."""
-        specs = await asyncio.to_thread(self._specs)
         own = sum(saved.get("client", "") == client for saved in specs.values())
         for jobs, most, whose in (
             (own, self._settings.max_client_jobs, "of this client "),
@@ -365,6 +432,10 @@ class Jobs:
                     retry_after_s=_FULL_S,
                 )
 
+    def _check_quotas(self, spec: DistillSpec, specs: Mapping[str, Mapping[str, Any]]) -> None:
+        waiting = {str(saved["order"]["topic"]) for saved in specs.values()}
+        check_quotas(self._settings, spec.topic, waiting)
+
     async def restore(self) -> list[str]:
         """Queues jobs again that Redis has lost, from their specifications on disk; returns their ids."""
         async with (
@@ -373,19 +444,12 @@ class Jobs:
         ):
             return await self._restore(redis, queue)
 
-    def _specs(self) -> dict[str, dict[str, Any]]:
-        """Specifications of the jobs that have not ended, by id; quarantines damaged ones."""
-        specs: dict[str, dict[str, Any]] = {}
-        for name, text in self._folders.specs().items():
-            if (saved := _parse_spec(name, text)) is None:
-                self._folders.quarantine_spec(name)
-            else:
-                specs[name] = saved
-        return specs
+    async def _specs(self) -> dict[str, dict[str, Any]]:
+        return await self._on_disk(read_specs, self._folders)
 
     async def _restore(self, redis: Redis, queue: DistillQueue) -> list[str]:
         restored: list[str] = []
-        specs = await asyncio.to_thread(self._specs)
+        specs = await self._specs()
         if not specs:
             return restored
         for (name, saved), job in zip(specs.items(), await queue.jobs(list(specs)), strict=True):
@@ -399,7 +463,7 @@ class Jobs:
     async def _requeue_if_lost(
         self, redis: Redis, queue: DistillQueue, name: str, saved: Mapping[str, Any], job: Job | None
     ) -> bool:
-        """Restores a job that Redis or its job list has lost; returns whether it had.
+        """Restores a job that Redis has lost, or that has ended only there; returns whether it did.
 
         Args:
             redis, queue: where the job belongs.
@@ -407,23 +471,19 @@ class Jobs:
             saved: its specification.
             job: its entry in Redis, if any.
         """
-        over = job is not None and job.status in TERMINAL_STATUSES
-        if over or await outcome(redis, name) == CANCELLED:
-            await asyncio.to_thread(self._folders.delete_spec, name)
+        if job is not None and job.status not in TERMINAL_STATUSES:
             return False
-        if job is not None and await redis.zscore(_JOBS_KEY, name) is not None:
+        # a distiller that has claimed the job rewrites it with its next heartbeat
+        if await asyncio.to_thread(self._folders.is_claimed, name):
             return False
-        if job is not None or await asyncio.to_thread(self._folders.is_claimed, name):
-            # the distiller rewrites the job with its next heartbeat; only the list entry is missing
-            await redis.zadd(_JOBS_KEY, {name: saved["created"]})
-        else:
-            await self._enqueue(redis, queue, name, saved)
+        if job is not None:  # of a Redis that was restored from a backup
+            await redis.delete(job.id)
+        await self._enqueue(redis, queue, name, saved)
         return True
 
     async def _enqueue(
         self, redis: Redis, queue: DistillQueue, name: str, saved: Mapping[str, Any]
     ) -> Job | None:
-        await redis.zadd(_JOBS_KEY, {name: saved["created"]})
         return await queue.enqueue(
             FUNCTION,
             key=name,
@@ -437,15 +497,18 @@ class Jobs:
 
     async def unfinished(self) -> dict[str, int]:
         """Number of jobs that are "queued" and "running"."""
-        async with self._connected() as (_, queue):
-            return {"queued": await queue.count("queued"), "running": await queue.count("active")}
+
+        def count() -> dict[str, int]:
+            claimed = [self._folders.is_claimed(name) for name in read_specs(self._folders)]
+            return {"queued": claimed.count(False), "running": claimed.count(True)}
+
+        return await self._on_disk(count)
 
     async def get(self, name: str) -> JobState:
         """The current state of a job; NotFoundError if the id is unknown or has expired."""
         state = None
-        async with self._connected() as (redis, queue):
-            if len(name) <= _MAX_ID_CHARS:
-                (state,) = await self._states(redis, queue, [name])
+        if JOB_ID.fullmatch(name):  # it is looked up on disk
+            (state,) = await self._states([name])
         if state is None:
             raise NotFoundError(
                 f"there is no job {name[:_MAX_ID_CHARS]!r}; jobs are kept for {self._settings.job_keep_s} s"
@@ -454,25 +517,36 @@ class Jobs:
 
     async def recent(self) -> list[JobState]:
         """At most 100 jobs, newest first."""
-        async with self._connected() as (redis, queue):
-            return await self._recent(redis, queue)
+        unfinished = await self._specs()
+        ended = (await self._on_disk(self._folders.ended))[:_LISTED]
+        names = dict.fromkeys([*unfinished, *ended])
+        states = [state for state in await self._states(list(names)) if state is not None]
+        return sorted(states, key=lambda state: state.created, reverse=True)[:_LISTED]
 
     async def cancel(self, name: str) -> JobState:
-        """Cancels a job, which then publishes nothing; ConflictError if it has already ended."""
-        await self.restore()  # a job that Redis has lost can be cancelled, too
-        state = await self.get(name)
-        async with self._connected() as (redis, queue):
-            # the decision outlives the job, so that a distiller that returns late finds it
-            keep_s = 2 * self._settings.job_keep_s
-            if state.over or not await decide(redis, name, CANCELLED, keep_s):
-                raise ConflictError(f"job {name} is already over or publishing its update")
-            await asyncio.to_thread(self._folders.delete_spec, name)
-            job = await queue.job(name)
-            if job is not None and job.status is Status.QUEUED:
-                await queue.abort(job, "cancelled")
-            (now,) = await self._states(redis, queue, [name])
+        """Cancels a job, which then publishes nothing; ConflictError if it has already ended.
+
+        Works without Redis: what is written to the disk decides.
+        """
+        check_job_id(name)
+        saved, record, claimed = await self._on_disk(self._saved, name)
+        if saved is None and record is None:
+            await self.get(name)  # raises NotFoundError, or knows of one that ended earlier
+        if not await self._on_disk(self._folders.decide, name, "cancelled") or record is not None:
+            raise ConflictError(f"job {name} is already over or publishing its update")
         metrics.DISTILLATIONS.labels("cancelled").inc()  # counted here, since no distiller may ever see it
-        return replace(state, status="cancelled") if now is None else now
+        if not claimed:  # else its distiller deletes the folder
+            await asyncio.to_thread(self._folders.delete, name)
+        job = None
+        with contextlib.suppress(UnavailableError):  # a later sweep drops the job from the queue
+            async with self._connected() as (_, queue):
+                job = await queue.job(name)
+                if job is not None and job.status is Status.QUEUED:
+                    await queue.abort(job, "cancelled")
+        record = await self._on_disk(self._folders.record, name)
+        if record is None:
+            raise NotFoundError(f"there is no job {name!r} any more")
+        return _ended_state(name, record, job)
 
     async def watch(self, name: str) -> AsyncIterator[JobState]:
         """Yields the current state of a job, then each change, until the job has ended."""
@@ -485,40 +559,39 @@ class Jobs:
             else:
                 await asyncio.sleep(self._settings.job_poll_s)
 
-    async def _recent(self, redis: Redis, queue: DistillQueue) -> list[JobState]:
-        listed = await redis.zrevrange(_JOBS_KEY, 0, _LISTED - 1)
-        names = _job_ids(listed)
-        lost = [name for name in await asyncio.to_thread(self._specs) if name not in names]
-        states = [state for state in await self._states(redis, queue, [*names, *lost]) if state is not None]
-        known = {state.id.encode() for state in states}
-        if expired := [name for name in listed if name not in known]:
-            await redis.zrem(_JOBS_KEY, *expired)
-        return sorted(states, key=lambda state: state.created, reverse=True)[:_LISTED]
-
-    async def _jobs(self, queue: DistillQueue, names: Sequence[str]) -> Sequence[Job | None]:
-        """The jobs as Redis knows them; those that it has lost, as they are on disk."""
-        jobs = list(await queue.jobs(names))
-        if None not in jobs:
-            return jobs
-        specs = await asyncio.to_thread(self._specs)
-        for position, name in enumerate(names):
-            if jobs[position] is None and name in specs:
-                jobs[position] = lost = _as_job(name, specs[name])
-                with contextlib.suppress(OSError):  # from the disk: unknown whether the job is claimed
-                    if await asyncio.to_thread(self._folders.is_claimed, name):
-                        lost.status = Status.ACTIVE
-        return jobs
-
-    async def _states(
-        self, redis: Redis, queue: DistillQueue, names: Sequence[str]
-    ) -> Sequence[JobState | None]:
+    async def _states(self, names: Sequence[str]) -> Sequence[JobState | None]:
+        """The states of these jobs: ended jobs as on disk, the progress of the others as Redis knows it."""
         if not names:
             return []
-        jobs = await self._jobs(queue, names)
-        outcomes = await redis.mget(map(_outcome_key, names))
+        on_disk = await self._on_disk(lambda: [self._saved(name) for name in names])
+        in_redis: Sequence[Job | None] = [None] * len(names)
+        try:
+            async with self._connected() as (_, queue):
+                in_redis = await queue.jobs(names)
+        except UnavailableError:
+            if not all(is_final(record) for _, record, _ in on_disk):  # Redis knows their progress
+                raise
         return [
-            None if job is None else _state(job, decided) for job, decided in zip(jobs, outcomes, strict=True)
+            _merged(name, saved, record, claimed, job)
+            for name, (saved, record, claimed), job in zip(names, on_disk, in_redis, strict=True)
         ]
+
+    def _saved(self, name: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None, bool]:
+        """The specification and the record of a job, and whether it is claimed.
+
+        In this order: a specification is only deleted after the record was written.
+        """
+        text = self._folders.spec(name)
+        saved = None if text is None else _parse_spec(name, text)
+        claimed = False
+        with contextlib.suppress(OSError):  # from the disk: unknown whether the job is claimed
+            claimed = saved is not None and self._folders.is_claimed(name)
+        return saved, self._folders.record(name), claimed
+
+    async def _on_disk(self, action: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Result of ``action``, in a thread; an UnavailableError names the data folder if the disk fails."""
+        with disk_errors(self._settings.data_dir):
+            return await asyncio.to_thread(action, *args, **kwargs)
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[tuple[Redis, DistillQueue]]:
@@ -527,21 +600,46 @@ class Jobs:
         try:
             yield self._redis, self._queue
         except REDIS_ERRORS as error:
-            if isinstance(error, OSError) and error.filename is not None:  # from the disk
-                folder = self._settings.data_dir
-                raise UnavailableError(
-                    f"DEKAG_DATA_DIR {folder} cannot be used: {error.strerror or error}"
-                ) from error
             raise UnavailableError(f"distillation needs Redis, which {explain(error)}") from error
 
 
-def _state(job: Job, decided: bytes | None) -> JobState:
+def _merged(
+    name: str,
+    saved: Mapping[str, Any] | None,
+    record: Mapping[str, Any] | None,
+    claimed: bool,
+    job: Job | None,
+) -> JobState | None:
+    """The state of a job from what the disk and Redis know; the disk is right where they differ."""
+    if record is not None and is_final(record):
+        try:
+            return _ended_state(name, record, job)
+        except _NO_JOB as error:
+            _log.warning("invalid record of a job", job=name, error=str(error)[:200])
+    if saved is None:  # ended; of an unfinished job Redis must have been restored from a backup
+        return None if job is None or job.status not in TERMINAL_STATUSES else _state(job)
+    if job is None or job.status in TERMINAL_STATUSES:
+        job = _as_job(name, saved)
+        if claimed:
+            job.status = Status.ACTIVE
+    return _state(job)
+
+
+def _ended_state(name: str, record: Mapping[str, Any], job: Job | None) -> JobState:
+    """The state of a job that has ended: as its record says, with the progress and times that Redis knows."""
+    last = _as_job(name, record) if job is None or job.meta["created"] != record["created"] else job
+    last.status, last.result = Status.COMPLETE, record.get("result")
+    if record["decision"] == "cancelled":
+        last.status, last.result = Status.ABORTED, None
+    last.completed = int(1000 * record["ended"])
+    return _state(last)
+
+
+def _state(job: Job) -> JobState:
     result: dict[str, Any] = job.result or {}
     status, error = _STATUSES[job.status], result.get("error", "")
-    if decided == CANCELLED:
-        status = "cancelled"
-    elif status == "failed":
-        error = f"given up after {job.attempts} attempts: the distiller died each time"
+    if status == "failed":
+        error = job.error or ""
     elif error:
         status = "failed"
     return JobState(

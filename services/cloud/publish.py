@@ -21,6 +21,7 @@ from dekag import plugins
 from dekag.artifacts import INFO, Artifact
 from dekag.documents import read_json
 from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError
+from services.cloud.housekeeping import check_quotas
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
@@ -193,9 +194,12 @@ def _publish_here(folder: Path) -> str:
     settings = CloudSettings.read()
     profile, data_dir = load_profile(settings.profile, check_models=True), settings.data_dir.resolve()
     if _is_update(folder):
+        update = update_of(folder)
+        check_quotas(settings, update.topic)
         store, edge_hash = KnowledgeStore(settings.data_dir), pipeline_hash(profile.edge)
-        update = publish_update(update_of(folder), store, edge_hash)
-        return f"version {update.version} of {update.topic} is current in {data_dir}: {update.content_hash}"
+        manifest = publish_update(update, store, edge_hash)
+        return f"version {manifest.version} of {update.topic} is current in {data_dir}: {update.content_hash}"
+    check_quotas(settings, None)
     transmission = TransmissionStore(settings.data_dir)
     adapters = publish_adapters(adapters_of(folder), transmission, folder_hash(profile.codec))
     return f"version {adapters.version} is current in {data_dir}: {adapters.content_hash}"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 from grpc import aio
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
@@ -18,16 +19,19 @@ from dekag.generation.request import GenerationRequest
 from services.cloud import distill_request
 from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
+from services.cloud.housekeeping import Housekeeping, Lease, check_quotas
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
-from services.cloud.jobs import Jobs, open_redis
+from services.cloud.jobs import Jobs
 from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
-from services.cloud.version_store import KnowledgeStore, TransmissionStore, problem
+from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk_errors, problem
 from services.common import converters, metrics
 from services.common.addresses import listed
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
+from services.common.security import open_redis
+from services.common.signing import Signer
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, ShouldContinue
 from services.proto.cloud_pb2 import (
@@ -85,7 +89,9 @@ class CloudServicer(CloudBase):
         self._settings = settings
         self._store, self._jobs = KnowledgeStore(settings.data_dir), Jobs(settings)
         self._transmission = TransmissionStore(settings.data_dir)
-        self._job_folders = JobFolders(settings.data_dir)
+        self._job_folders, self._housekeeping = JobFolders(settings.data_dir), Housekeeping(settings)
+        self._lease: Lease | None = None
+        self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._transmission, self._redis)
         self._closing = False
@@ -118,6 +124,9 @@ class CloudServicer(CloudBase):
 
         if reason := problem(self._settings.data_dir):
             raise SettingError(reason)
+        with disk_errors(self._settings.data_dir):
+            self._lease = Lease(self._settings.data_dir)
+            self._housekeeping.tidy()
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
@@ -125,15 +134,12 @@ class CloudServicer(CloudBase):
         self._scoring_queue.load(profile.scorer)
         self._drift.edge_hash = self._demand.edge_hash = pipeline_hash(profile.edge)
         self._demand.load(profile)
-        try:
+        topics = listed(self._settings.start_topics)
+        with disk_errors(self._settings.data_dir):
             if profile.adapters is not None:
                 adapters = adapters_of(Path(profile.adapters))
                 publish_adapters(adapters, self._transmission, self._codec_hash, if_new=True)
-            topics = listed(self._settings.start_topics)
             publish_start_topics(topics, profile, self._store, self._drift.edge_hash)
-        except OSError as error:
-            folder = self._settings.data_dir
-            raise SettingError(f"DEKAG_DATA_DIR {folder} cannot be written: {error}") from error
         self._loop.call_soon_threadsafe(self._loaded.set)
 
     async def parts(self) -> dict[str, str]:
@@ -151,6 +157,8 @@ class CloudServicer(CloudBase):
         self._generating.close()
         self._scoring_queue.close()
         await self._cache.close()
+        if self._lease is not None:
+            self._lease.close()
 
     async def Generate(
         self, request: GenerateRequest, context: aio.ServicerContext[GenerateRequest, GeneratedImage]
@@ -237,7 +245,7 @@ class CloudServicer(CloudBase):
         topics = await asyncio.to_thread(self._store.topics)
         running = await self._drift.running() if request.consistency else {}
         return KnowledgeList(
-            knowledge=[manifest.to_proto() for manifest in topics.values()],
+            knowledge=[self._signer.signed(manifest).to_proto() for manifest in topics.values()],
             consistency={topic: score.to_proto() for topic, score in running.items()},
         )
 
@@ -255,7 +263,7 @@ class CloudServicer(CloudBase):
         manifest = self._store.find(check_topic(request.topic), request.content_hash)
         whole = request.files or request.samples
         return Knowledge(
-            manifest=manifest.to_proto(),
+            manifest=self._signer.signed(manifest).to_proto(),
             files=self._store.files(manifest) if request.files else {},
             samples=self._store.samples(manifest) if request.samples else b"",
             versions=[] if whole else self._store.versions(request.topic),
@@ -267,7 +275,9 @@ class CloudServicer(CloudBase):
         context: aio.ServicerContext[DeleteKnowledgeRequest, DeleteKnowledgeResponse],
     ) -> DeleteKnowledgeResponse:
         """Deletes all versions of a topic; edges stop using it with their next request."""
-        await asyncio.to_thread(self._store.delete, check_topic(request.topic))
+        topic = check_topic(request.topic)
+        with disk_errors(self._settings.data_dir):
+            await asyncio.to_thread(self._store.delete, topic)
         await self._sync_once()
         return DeleteKnowledgeResponse()
 
@@ -298,7 +308,7 @@ class CloudServicer(CloudBase):
         base_hash = request.base_hash or self._codec_hash
         manifest = self._transmission.find(base_hash, request.content_hash)
         return TransmissionKnowledge(
-            manifest=manifest.to_proto(),
+            manifest=self._signer.signed(manifest).to_proto(),
             files=self._transmission.files(manifest) if request.files else {},
             versions=[] if request.files else self._transmission.versions(base_hash),
         )
@@ -317,8 +327,11 @@ class CloudServicer(CloudBase):
             update = update_in(dict(request.files))
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
+            check_quotas(self._settings, topic)
             manifest = publish_update(update, self._store, edge_hash)
-            return Knowledge(manifest=manifest.to_proto(), versions=list(self._store.versions(topic)))
+            return Knowledge(
+                manifest=self._signer.signed(manifest).to_proto(), versions=list(self._store.versions(topic))
+            )
 
         return await self._published(publish)
 
@@ -334,18 +347,18 @@ class CloudServicer(CloudBase):
 
             knowledge = adapters_in(dict(request.files))
             try_out(knowledge, self._codec, self._codec_hash)
+            check_quotas(self._settings, None)
             manifest = publish_adapters(knowledge, self._transmission, self._codec_hash)
             versions = self._transmission.versions(self._codec_hash)
-            return TransmissionKnowledge(manifest=manifest.to_proto(), versions=list(versions))
+            return TransmissionKnowledge(
+                manifest=self._signer.signed(manifest).to_proto(), versions=list(versions)
+            )
 
         return await self._published(publish)
 
     async def _published(self, publish: Callable[[], _Response]) -> _Response:
-        try:
+        with disk_errors(self._settings.data_dir):
             response = await asyncio.to_thread(publish)
-        except OSError as error:
-            _log.error("cannot write knowledge to disk", error=str(error))
-            raise UnavailableError("the cloud cannot write to its disk now") from error
         await self._sync_once()
         return response
 
@@ -358,6 +371,7 @@ class CloudServicer(CloudBase):
                 if time.monotonic() - verified > self._settings.verify_every_s:
                     verified = time.monotonic()
                     await self._verify()
+                    await self._tidy()
                 else:
                     await self._repair.check()
                 await self._sync_once()
@@ -366,6 +380,12 @@ class CloudServicer(CloudBase):
                 _log.exception("repair or sync of the knowledge failed")
             if not self._closing:
                 await asyncio.sleep(self._settings.mirror_every_s)
+
+    async def _tidy(self) -> None:
+        try:
+            await asyncio.to_thread(self._housekeeping.tidy)
+        except OSError as error:  # leftovers do no harm
+            _log.warning("the data folder was not tidied", error=str(error))
 
     async def _verify(self) -> None:
         try:
@@ -378,19 +398,31 @@ class CloudServicer(CloudBase):
         if self._redis is None:
             return
         try:
-            if changed := await sync_knowledge(self._store, self._redis):
+            if changed := await sync_knowledge(
+                self._store, self._redis, self._settings.mirror_mib, self._signer
+            ):
                 _log.info("knowledge synced to Redis", topics=changed)
-            if codecs := await sync_adapters(self._transmission, self._redis):
+            if codecs := await sync_adapters(self._transmission, self._redis, self._signer):
                 _log.info("transmission knowledge synced to Redis", codecs=codecs)
             if restored := await self._jobs.restore():
                 _log.warning("Redis had lost jobs", jobs=restored)
             for status, jobs in (await self._jobs.unfinished()).items():
                 metrics.JOBS.labels(status).set(jobs)
+            await self._measure_redis(self._redis)
             await self._drift.refresh()
         except (RedisError, OSError, TimeoutError, UnavailableError) as error:
             metrics.REDIS_FAILURES.inc()
             metrics.JOBS.clear()  # the last values are outdated
             _log.debug("knowledge not synced to Redis", error=str(error))
+
+    @staticmethod
+    async def _measure_redis(redis: Redis) -> None:
+        try:
+            memory = await redis.info("memory")
+        except ResponseError:  # its user may not ask
+            return
+        metrics.REDIS_MEMORY.labels("used").set(memory["used_memory"])
+        metrics.REDIS_MEMORY.labels("limit").set(memory.get("maxmemory", 0))
 
     async def _images(self, request: GenerationRequest, formats: list[str]) -> AsyncIterator[GeneratedImage]:
         """The image in each format, from the cache or generated."""

@@ -42,6 +42,18 @@ class KnowledgeSettings(ServiceSettings):
     job_keep_s: int = Field(
         DAY_S, ge=60, le=10 * YEAR_S, description="Time that a job remains available after its end, s."
     )
+    signing_key_file: Path | None = Field(
+        None,
+        description="File with the key that signs knowledge, as created by `dekag credentials`; read again "
+        "when it changes.",
+    )
+    mirror_mib: int = Field(
+        64,
+        ge=0,
+        le=2**20,
+        description="Upper limit of the knowledge updates that are copied to Redis, MiB: those of the topics "
+        "that changed last. Edges fetch the others from the cloud.",
+    )
     queue_timeout_s: float = Field(
         5.0, gt=0, le=DAY_S, description="Time limit for responses of Redis to job operations, s."
     )
@@ -68,6 +80,36 @@ class CloudSettings(KnowledgeSettings, GeneratorSettings):
     )
     max_client_jobs: int = Field(
         10, ge=1, le=MANY, description="The same for each client: an API key, or an address without keys."
+    )
+    keep_jobs: int = Field(
+        1000, ge=1, le=MANY, description="Upper limit of ended jobs that remain available; the latest stay."
+    )
+    max_topics: int = Field(
+        200,
+        ge=1,
+        le=MANY,
+        description="Upper limit of topics with knowledge; a distillation or publication of a further one "
+        "gets status 429.",
+    )
+    max_knowledge_mib: int = Field(
+        4096,
+        ge=1,
+        le=2**30,
+        description="Upper limit of all versions of all knowledge on the disk, MiB; above it, distillations "
+        "and publications get status 429.",
+    )
+    keep_versions: int = Field(
+        20,
+        ge=2,
+        le=MANY,
+        description="Upper limit of versions that are kept of a topic's knowledge and of a codec's adapters; "
+        "the earliest are deleted first.",
+    )
+    keep_versions_s: int = Field(
+        0,
+        ge=0,
+        le=10 * YEAR_S,
+        description="Age at which versions that are not current are deleted, s; 0 keeps them.",
     )
     mirror_every_s: float = Field(
         2.0, gt=0, le=DAY_S, description="Interval between two synchronisations of all knowledge to Redis, s."

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -24,13 +25,13 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dekag.artifacts import HISTORY
 from dekag.documents import DocumentError, parse_json, read_json
-from dekag.errors import InvalidInputError, NotFoundError
+from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from services.common.knowledge import Manifest, VersionManifest
 from services.common.transmission import TransmissionManifest
 
@@ -76,31 +77,52 @@ class _Versions(Generic[_AnyManifest]):
         """The files of a version by name; FileNotFoundError if it does not exist."""
         return {path.name: path.read_bytes() for path in (self.folder(version) / _FILES).iterdir()}
 
-    def write(
+    @contextlib.contextmanager
+    def staged(
         self, manifest: _AnyManifest, files: Mapping[str, bytes], beside: Mapping[str, bytes] | None = None
-    ) -> Path:
-        """Writes a version to a staging folder, for `commit`; `beside` its files what they do not contain."""
-        new = self._new_in / f".new-{uuid.uuid4().hex}"
-        (new / _FILES).mkdir(parents=True)
-        write_synced(new / _MANIFEST, manifest.model_dump_json(indent=1).encode())
-        for name, data in files.items():
-            write_synced(new / _FILES / name, data)
-        for name, data in (beside or {}).items():
-            write_synced(new / name, data)
-        return new
+    ) -> Iterator[Path]:
+        """A folder with a new version, for `commit`; `beside` its files what they do not contain."""
+        with _staging(self._new_in) as new:
+            (new / _FILES).mkdir()
+            write_synced(new / _MANIFEST, manifest.model_dump_json(indent=1).encode())
+            for name, data in files.items():
+                write_synced(new / _FILES / name, data)
+            for name, data in (beside or {}).items():
+                write_synced(new / name, data)
+            sync_folder(new / _FILES)
+            sync_folder(new)
+            yield new
 
     def commit(self, new: Path, version: int) -> bool:
-        """Renames a staging folder to its version; deletes it and returns False if the version is taken."""
+        """Renames a staging folder to its version; returns False if the version is taken."""
         target = self.folder(version)
         try:
             new.rename(target)
         except OSError as error:
-            shutil.rmtree(new)
             if error.errno not in _LOST_RACE:
                 raise
             return False
         sync_folder(target.parent)
         return True
+
+    def prune(self, manifests: Mapping[int, _AnyManifest], *, keep: int, keep_s: float) -> list[int]:
+        """Deletes earlier versions among ``manifests``, never the current one; returns which.
+
+        Args:
+            manifests: by version.
+            keep: number of versions that are kept at most.
+            keep_s: age at which earlier versions are deleted, s; 0 keeps them.
+        """
+        latest = sorted(manifests, reverse=True)
+        old = [
+            version
+            for position, version in enumerate(latest)
+            if position >= keep
+            or (position > 0 and keep_s and time.time() - manifests[version].created > keep_s)
+        ]
+        for version in old:
+            _delete_folder(self.folder(version), self._new_in)
+        return old
 
     def _numbers(self) -> list[int]:
         return sorted(
@@ -108,6 +130,8 @@ class _Versions(Generic[_AnyManifest]):
         )
 
 
+DISK_UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a disk that is full or read-only."""
 MIN_FREE_MIB = 64
 """Free disk space below which no distillation starts."""
 
@@ -128,6 +152,17 @@ def problem(data_dir: Path) -> str:
     if free_mib < MIN_FREE_MIB:
         return f"the disk of DEKAG_DATA_DIR {data_dir} is nearly full: {free_mib:.0f} MiB are free"
     return ""
+
+
+@contextlib.contextmanager
+def disk_errors(data_dir: Path) -> Iterator[None]:
+    """Turns errors of the disk inside the context into an UnavailableError that names the data folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UnavailableError(
+            problem(data_dir) or f"DEKAG_DATA_DIR {data_dir} cannot be used: {error.strerror or error}"
+        ) from error
 
 
 class KnowledgeStore:
@@ -190,7 +225,14 @@ class KnowledgeStore:
         return next((manifest for manifest in self._versions(topic).values() if manifest.job == job), None)
 
     def publish(
-        self, job: str, info: Mapping[str, Any], content_hash: str, files: Mapping[str, bytes], samples: bytes
+        self,
+        job: str,
+        info: Mapping[str, Any],
+        content_hash: str,
+        files: Mapping[str, bytes],
+        samples: bytes,
+        *,
+        after: int | None = None,
     ) -> Manifest:
         """Publishes the update of ``job`` as the current version of its topic; once for each job.
 
@@ -200,6 +242,10 @@ class KnowledgeStore:
             content_hash: SHA-256 (hex) of the update's content.
             files: by name; the history among them, which says the scores, is kept apart.
             samples: PNG.
+            after: the version that must still be current, 0 for none; whatever is current if left out.
+
+        Raises:
+            ConflictError: another version is current.
         """
         topic = str(info["topic"])
         versions = self._of(topic)
@@ -208,21 +254,32 @@ class KnowledgeStore:
         while True:
             if (earlier := self.made_by(topic, job)) is not None:
                 return earlier
+            number = versions.next()  # first: a version that is published from now on takes this number
+            if after is not None and self.current_version(topic) != after:
+                raise ConflictError(f"version {after} of topic {topic!r} is no longer current")
             manifest = Manifest(
                 topic=topic,
-                version=versions.next(),
+                version=number,
                 content_hash=content_hash,
                 base_hash=info["base_hash"],
                 triggers=tuple(info["triggers"]),
                 size_bytes=sum(map(len, sent.values())),
                 scores=_scores(beside),
-                created=time.time(),
+                created=max(time.time(), self._created(topic) + 1e-3),  # also after the clock was set back
                 job=job,
             )
-            new = versions.write(manifest, sent, beside)
-            versions.root.mkdir(exist_ok=True)
-            if versions.commit(new, manifest.version):
-                return manifest
+            with versions.staged(manifest, sent, beside) as new:
+                versions.root.mkdir(exist_ok=True)
+                if versions.commit(new, manifest.version):
+                    return manifest
+
+    def current_version(self, topic: str) -> int:
+        """The current version of ``topic``; 0 if there is none."""
+        return max(self._versions(topic), default=0)
+
+    def _created(self, topic: str) -> float:
+        """When the latest version of ``topic`` was made, Unix time, s; 0 if there is none."""
+        return max((manifest.created for manifest in self._versions(topic).values()), default=0.0)
 
     def keep_aside(self, job: str, files: Mapping[str, bytes], samples: bytes, topic: str) -> Path:
         """Stores an update that is not published; replaces an earlier one of its topic.
@@ -236,18 +293,16 @@ class KnowledgeStore:
         Returns:
             The folder of the files, which can be published by hand.
         """
-        new, target = self._aside / f".new-{uuid.uuid4().hex}", self._aside / topic
-        (new / _FILES).mkdir(parents=True)
-        write_synced(new / _MANIFEST, json.dumps({"topic": topic, "job": job}).encode())
-        write_synced(new / _SAMPLES, samples)
-        for name, data in files.items():
-            write_synced(new / _FILES / name, data)
-        old = self._aside / f".gone-{uuid.uuid4().hex}"
-        with contextlib.suppress(FileNotFoundError):
-            target.rename(old)
-        new.rename(target)  # only one job of a topic runs at a time
+        target = self._aside / topic
+        with _staging(self._aside) as new:
+            (new / _FILES).mkdir()
+            write_synced(new / _MANIFEST, json.dumps({"topic": topic, "job": job}).encode())
+            write_synced(new / _SAMPLES, samples)
+            for name, data in files.items():
+                write_synced(new / _FILES / name, data)
+            _delete_folder(target, self._aside)
+            new.rename(target)  # only one job of a topic runs at a time
         sync_folder(self._aside)
-        shutil.rmtree(old, ignore_errors=True)
         return target / _FILES
 
     def aside_samples(self, job: str) -> bytes | None:
@@ -261,10 +316,29 @@ class KnowledgeStore:
     def delete(self, topic: str) -> None:
         """Deletes all versions of ``topic``; NotFoundError if there is none."""
         self.versions(topic)
-        old = self._root / f".gone-{uuid.uuid4().hex}"
-        with contextlib.suppress(FileNotFoundError):  # deleted concurrently
-            (self._root / topic).rename(old)
-        shutil.rmtree(old, ignore_errors=True)
+        _delete_folder(self._root / topic, self._root)
+
+    def prune(self, *, keep: int, keep_s: float) -> dict[str, list[int]]:
+        """Deletes earlier versions, see `_Versions.prune`; returns which, by topic."""
+        names = sorted(folder.name for folder in folders_in(self._root))
+        pruned = {
+            name: self._of(name).prune(self._versions(name), keep=keep, keep_s=keep_s) for name in names
+        }
+        return {name: versions for name, versions in pruned.items() if versions}
+
+    def tidy(self, *, keep: int, keep_s: float) -> None:
+        """Deletes what killed processes left behind, and old updates that were set aside or quarantined.
+
+        Args:
+            keep: number of each that are kept at most.
+            keep_s: age at which they are deleted, s.
+        """
+        _sweep_staging(self._root)
+        _sweep_staging(self._aside)
+        damaged = [path for topic in folders_in(self._root) for path in topic.glob(".damaged-*")]
+        for folders, home in ((damaged, self._root), (folders_in(self._aside), self._aside)):
+            for folder in _expired(folders, keep=keep, keep_s=keep_s):
+                _delete_folder(folder, home)
 
     def folders(self) -> list[tuple[str, int, Path]]:
         """Topic, version and folder of all versions, including unreadable ones."""
@@ -293,9 +367,9 @@ class KnowledgeStore:
         """
         versions = self._of(manifest.topic)
         beside = self._beside(manifest, _SAMPLES) | self._beside(manifest, HISTORY)
-        new = versions.write(manifest, files, beside)
-        self.quarantine(manifest.topic, manifest.version)
-        versions.commit(new, manifest.version)
+        with versions.staged(manifest, files, beside) as new:
+            self.quarantine(manifest.topic, manifest.version)
+            versions.commit(new, manifest.version)
 
     def _of(self, topic: str) -> _Versions[Manifest]:
         return _Versions(self._root / topic, Manifest, new_in=self._root)
@@ -379,8 +453,19 @@ class TransmissionStore:
                 scores=figures(knowledge.info.get("scores")),
                 created=time.time(),
             )
-            if self._versions.commit(self._versions.write(manifest, files), manifest.version):
-                return manifest
+            with self._versions.staged(manifest, files) as new:
+                if self._versions.commit(new, manifest.version):
+                    return manifest
+
+    def prune(self, *, keep: int, keep_s: float) -> list[int]:
+        """Deletes earlier versions of each codec's adapters, see `_Versions.prune`; returns which."""
+        codecs = list(self.current())
+        pruned = [self._versions.prune(self.versions(codec), keep=keep, keep_s=keep_s) for codec in codecs]
+        return [version for versions in pruned for version in versions]
+
+    def tidy(self) -> None:
+        """Deletes what killed processes left behind."""
+        _sweep_staging(self._versions.root)
 
 
 def _scores(files: Mapping[str, bytes]) -> dict[str, float]:
@@ -406,6 +491,69 @@ def folders_in(parent: Path) -> list[Path]:
         return [path for path in parent.iterdir() if path.is_dir() and not path.name.startswith(".")]
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+@contextlib.contextmanager
+def _staging(parent: Path) -> Iterator[Path]:
+    """A new folder whose content no reader sees; deleted at the end, unless it was renamed.
+
+    It is locked as long as its process lives, so that `_sweep_staging` knows which were left behind.
+    """
+    new = parent / f".new-{uuid.uuid4().hex}"
+    while True:
+        new.mkdir(parents=True, exist_ok=True)
+        handle = os.open(new, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if new.exists():
+            break
+        os.close(handle)  # swept before it was locked
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        os.close(handle)
+
+
+def _sweep_staging(parent: Path) -> None:
+    """Deletes folders that killed processes left behind while they made or deleted a version."""
+    for folder in parent.glob(".new-*"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+    for folder in parent.glob(".gone-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _delete_folder(folder: Path, parent: Path) -> None:
+    """Deletes a folder, if it exists, so that no reader sees a part of it.
+
+    Args:
+        folder: what to delete.
+        parent: a folder on the same disk that `_sweep_staging` sweeps.
+    """
+    gone = parent / f".gone-{uuid.uuid4().hex}"
+    with contextlib.suppress(FileNotFoundError):  # deleted concurrently
+        folder.rename(gone)
+        sync_folder(folder.parent)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _expired(folders: Sequence[Path], *, keep: int, keep_s: float) -> list[Path]:
+    """The folders beyond the latest ``keep``, and those that were last changed more than so many s ago."""
+    changed = {}
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            changed[folder] = folder.stat().st_mtime
+    latest = sorted(changed, key=lambda folder: changed[folder], reverse=True)
+    return [
+        folder
+        for position, folder in enumerate(latest)
+        if position >= keep or time.time() - changed[folder] > keep_s
+    ]
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -27,8 +27,9 @@ from redis.exceptions import ResponseError
 from dekag.generation.request import DEFAULT_SAMPLING, GenerationRequest, Sampling
 from services.common import metrics
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
-from services.common.security import redis_options
+from services.common.security import open_redis
 from services.common.settings import CommonSettings
+from services.common.signing import Seal
 
 _log = structlog.get_logger()
 _WARN_EVERY_S = 30.0
@@ -82,23 +83,23 @@ class Cache:
 
     def __init__(self, settings: CommonSettings) -> None:
         self._retry_s = settings.redis_retry_s
+        self._seal = Seal(settings.cache_key_file)
         self._asleep_until = self._silent_until = 0.0
         self._redis: Redis | None = None
         self._probe: RedisProbe | None = None
         if settings.redis_url:
-            self._redis = Redis.from_url(
-                settings.redis_url,
-                socket_timeout=settings.redis_timeout_s,
-                socket_connect_timeout=settings.redis_timeout_s,
-                retry=Retry(NoBackoff(), 0),
-                **redis_options(settings),
-            )
+            self._redis = open_redis(settings, settings.redis_timeout_s, retry=Retry(NoBackoff(), 0))
             self._probe = RedisProbe(self._redis, report_key(""), deletes=False)
 
     async def get(self, key: str) -> bytes | None:
         """The value under ``key``; None if it does not exist or Redis is unavailable."""
         value = await self._get(key)
         kind = key.removeprefix("dekag:").partition(":")[0]
+        if value is not None and (value := self._seal.open(key, value)) is None:
+            metrics.REJECTED.labels(kind).inc()
+            _log.warning(
+                "a cached value is not used, as it was changed or sealed with another key", kind=kind
+            )
         metrics.CACHE_LOOKUPS.labels(kind, "no" if value is None else "yes").inc()
         return value
 
@@ -120,7 +121,7 @@ class Cache:
         if (redis := self._awake()) is None:
             return
         try:
-            await redis.set(key, value, ex=ttl_s)
+            await redis.set(key, self._seal.seal(key, value), ex=ttl_s)
         except REDIS_ERRORS as error:
             self._sleep(error)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import AsyncGenerator, Sequence
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import grpc
 from grpc import aio
 
 from services.common import security, tracing
+from services.common.certificates import TLS_DIR, Certificates, certificates_in, channel_credentials
 from services.common.errors import from_rpc
 from services.common.request_context import outgoing_metadata, request_id, time_remaining
 from services.common.settings import CommonSettings
 
+_GRACE_S = 60.0  # for calls on a channel whose certificates were replaced
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
@@ -48,9 +51,85 @@ def open_channel(
     ]
     if retryable:
         options.append(("grpc.service_config", _retry_policy(retryable)))
-    if (credentials := security.channel_credentials(settings.tls_dir)) is not None:
-        return aio.secure_channel(address, credentials, options=options)
-    return aio.insecure_channel(address, options=options)
+    if settings.tls_dir is None:
+        return aio.insecure_channel(address, options=options)
+    return RotatingChannel(address, certificates_in(settings.tls_dir, TLS_DIR), options)
+
+
+class RotatingChannel(aio.Channel):
+    """A channel with mutual TLS that uses the certificates that are in their folder at the time of a call.
+
+    Args:
+        address: host:port.
+        certificates: of this client.
+        options: of the channel.
+    """
+
+    def __init__(
+        self, address: str, certificates: Certificates, options: Sequence[tuple[str, int | str]]
+    ) -> None:
+        self._address, self._certificates, self._options = address, certificates, options
+        self._files = certificates.current()
+        self._channel = self._open()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def current(self) -> aio.Channel:
+        """The channel with the current certificates; calls of the last one end on it."""
+        if (files := self._certificates.current()) is not self._files:
+            last, self._files = self._channel, files
+            self._channel = self._open()
+            closing = asyncio.ensure_future(last.close(_GRACE_S))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        return self._channel
+
+    def _open(self) -> aio.Channel:
+        return aio.secure_channel(self._address, channel_credentials(self._files), options=self._options)
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self, "unary_unary", arguments, options)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self, "unary_stream", arguments, options)
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self, "stream_unary", arguments, options)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> Any:
+        return _Method(self, "stream_stream", arguments, options)
+
+    async def close(self, grace: float | None = None) -> None:
+        await self._channel.close(grace)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
+        return self.current().get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        await self.current().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        await self.current().channel_ready()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+
+class _Method:
+    """A method of a stub on whatever channel is current."""
+
+    def __init__(self, channel: RotatingChannel, kind: str, arguments: Any, options: Any) -> None:
+        self._channel, self._kind, self._arguments, self._options = channel, kind, arguments, options
+        self._on: tuple[aio.Channel, Any] | None = None
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        channel = self._channel.current()
+        if self._on is None or self._on[0] is not channel:
+            self._on = channel, getattr(channel, self._kind)(*self._arguments, **self._options)
+        return self._on[1](*arguments, **options)
 
 
 def _retry_policy(methods: Sequence[tuple[str, str]]) -> str:

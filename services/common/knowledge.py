@@ -29,6 +29,9 @@ class VersionManifest(BaseModel):
     size_bytes: int = Field(ge=0, le=2**63 - 1, description="Total size of its files, bytes.")
     scores: dict[str, FiniteFloat] = Field(description="Scores on held-out data.")
     created: FiniteFloat = Field(description="Unix time, s.")
+    signature: str = Field(
+        "", max_length=200, description="Of the cloud, over all other fields: Ed25519, base64; may be empty."
+    )
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self | None:
@@ -63,4 +66,5 @@ class Manifest(VersionManifest):
             scores=dict(message.scores),
             created=message.created,
             job=message.job,
+            signature=message.signature,
         )

@@ -5,6 +5,7 @@ Each service has its own process and port, so the service is not a label. Import
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -66,8 +67,22 @@ BATCH_SIZE = Histogram(
 KNOWLEDGE_LOADED = Counter(
     "dekag_knowledge_loaded", "Knowledge updates and adapters fetched into memory.", ["kind"]
 )
+REJECTED = Counter(
+    "dekag_rejected", "Values in Redis that were not used, as their signature or seal is invalid.", ["kind"]
+)
 REDIS_FAILURES = Counter("dekag_redis_failures", "Calls to Redis that failed.")
 JOBS = Gauge("dekag_jobs", "Distillations that have not ended; unknown without Redis.", ["status"])
+CERTIFICATE_ENDS = Gauge(
+    "dekag_certificate_ends_timestamp_seconds",
+    "End of the validity of a certificate, Unix time, s.",
+    ["setting"],
+)
+STORE_ITEMS = Gauge("dekag_store_items", "Items in a store of the cloud; MiB if its name says so.", ["store"])
+STORE_LIMIT = Gauge("dekag_store_limit", "Largest number of items in a store of the cloud.", ["store"])
+DISK_FREE_BYTES = Gauge("dekag_disk_free_bytes", "Free space on the disk of the cloud's data folder.")
+REDIS_MEMORY = Gauge(
+    "dekag_redis_memory_bytes", "Memory of Redis, used and at most; no limit counts as 0.", ["of"]
+)
 DISTILLATIONS = Counter("dekag_distillations", "Distillations that have ended.", ["outcome"])
 DISTILL_SECONDS = Histogram(
     "dekag_distill_seconds",
@@ -90,14 +105,17 @@ DRIFTING = Gauge("dekag_drifting", "1 if the recent mean is too far below the fr
 WATCH_DROPPED = Counter("dekag_watch_dropped", "Sampled images that were not compared.", ["reason"])
 
 
-def serve(settings: CommonSettings) -> None:
+def serve(settings: CommonSettings) -> ssl.SSLContext | None:
     """Serves the metrics in a thread if the settings name a port; with mutual TLS if they name credentials.
+
+    Returns:
+        The context of mutual TLS; None without it.
 
     Raises:
         SettingError: the port is in use, or would be exposed beyond loopback without mutual TLS.
     """
     if not settings.metrics_port:
-        return
+        return None
     folder = settings.tls_dir
     security.check_exposure(
         settings,
@@ -116,12 +134,13 @@ def serve(settings: CommonSettings) -> None:
             "client_auth_required": True,
         }
     try:
-        start_http_server(settings.metrics_port, settings.metrics_host, **tls)
+        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, **tls)
     except OSError as error:
         raise SettingError(
             f"DEKAG_METRICS_PORT: port {settings.metrics_port} of {settings.metrics_host} must be free; each "
             f"process needs its own: {error}"
         ) from error
+    return server.socket.context if isinstance(server.socket, ssl.SSLSocket) else None
 
 
 def record_delivery(report: LinkReport, delivery: str, seconds: float) -> None:

@@ -27,6 +27,7 @@ from dekag import plugins
 from dekag.errors import InvalidInputError, NumericalError, UnavailableError
 from services.common import errors, metrics, security, tracing
 from services.common.addresses import join
+from services.common.certificates import TLS_DIR, certificates_in, serve_metrics, server_credentials
 from services.common.errors import SettingError
 from services.common.health import REASON_KEY, check_health
 from services.common.process import errors_logged
@@ -301,7 +302,9 @@ class Server:
             SettingError: the address does not exist, its port is in use, or it would be exposed beyond
                 loopback without mutual TLS.
         """
-        credentials = security.server_credentials(self._settings)
+        folder = self._settings.tls_dir
+        certificates = None if folder is None else certificates_in(folder, TLS_DIR)
+        credentials = None if certificates is None else server_credentials(certificates)
         security.check_exposure(
             self._settings,
             self._settings.host,
@@ -320,6 +323,8 @@ class Server:
             raise SettingError(
                 f"cannot listen on {address}: DEKAG_PORT must be free, DEKAG_HOST an address of this machine"
             ) from error
+        if certificates is not None:
+            certificates.watch()
         await self._server.start()
         return port
 
@@ -374,7 +379,7 @@ def run(
 
     async def serve(settings: _Settings) -> None:
         tracing.configure(name, settings.spans_to)
-        metrics.serve(settings)
+        serve_metrics(settings)
         plugins.load_from_environment()
         for plugin, reason in plugins.broken().items():
             _log.warning("plug-in not loaded", plugin=plugin, error=reason)

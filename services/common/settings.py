@@ -62,6 +62,11 @@ class CommonSettings(BaseSettings):
     redis_password_file: Path | None = Field(
         None, description="File with the password of the user in DEKAG_REDIS_URL."
     )
+    cache_key_file: Path | None = Field(
+        None,
+        description="File with a secret that seals latents, images and reports in Redis, so that changed "
+        "ones are not used; read again when it changes.",
+    )
     redis_timeout_s: float = Field(
         0.25, gt=0, le=DAY_S, description="Time limit for connecting to Redis and for each response, s."
     )

@@ -44,6 +44,7 @@ class TransmissionManifest(VersionManifest):
             size_bytes=message.size_bytes,
             scores=dict(message.scores),
             created=message.created,
+            signature=message.signature,
         )
 
 

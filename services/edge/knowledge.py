@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +13,11 @@ import structlog
 from dekag.api.limits import MAX_KNOWLEDGE
 from dekag.errors import DekagError, MismatchError, NotFoundError, UnavailableError
 from dekag.makd.topics import matching
-from services.common import clients
+from services.common import clients, metrics
 from services.common.artifact_cache import ArtifactCache, CachedResponse, Files
 from services.common.cache import Cache
 from services.common.knowledge import CATALOGUE_KEY, Manifest
+from services.common.signing import TrustedKeys
 from services.proto.cloud_pb2 import (
     ACTION_DISTIL,
     ACTION_FILE,
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from services.edge.settings import EdgeSettings
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
 
+_CHECKED_S = 1.0  # longest time that a key stays trusted after it was removed
 _log = structlog.get_logger()
 
 
@@ -64,6 +67,11 @@ class Knowledge:
         self._cache, self._cloud = cache, cloud
         self._timeout_s = settings.knowledge_timeout_s
         self._asks = settings.demand_policy != "off"
+        self._trusted = TrustedKeys(settings.trusted_keys_file)
+        self._seen: dict[str, float] = {}
+        self._checked_fields: Mapping[bytes, bytes] = {}
+        self._checked: Mapping[str, Manifest] = {}
+        self._checked_until = 0.0
         self._teachable: Mapping[str, Sequence[str]] = {}
         self._updates: ArtifactCache[KnowledgeUpdate] = ArtifactCache(
             "knowledge", "update", _load, cache, capacity=settings.knowledge_capacity
@@ -141,18 +149,38 @@ class Knowledge:
     async def _catalogue(self) -> tuple[Mapping[str, Manifest], bool]:
         """The current manifest of each topic, and whether the list is known to be complete."""
         if fields := await self._cache.get_hash(CATALOGUE_KEY):
+            if fields == self._checked_fields and time.monotonic() < self._checked_until:
+                return self._checked, True
             parsed = {name.decode(errors="replace"): Manifest.parse(text) for name, text in fields.items()}
             known = {
                 name: manifest for name, manifest in parsed.items() if manifest and manifest.topic == name
             }
-            return known, True
+            if all(map(self._accepts, known.values())):
+                self._checked_fields, self._checked = fields, known
+                self._checked_until = time.monotonic() + _CHECKED_S
+                return known, True
+            metrics.REJECTED.labels("knowledge").inc()
+            _log.warning("asking the cloud which knowledge exists, as what Redis says is not signed by it")
         return await self._cached_catalogue.get(), self._cached_catalogue.error is None
 
     async def _query_cloud(self) -> Mapping[str, Manifest]:
         response = await clients.call(
             self._cloud.ListKnowledge, ListKnowledgeRequest(), "cloud", timeout_s=self._timeout_s
         )
-        return {message.topic: Manifest.from_proto(message) for message in response.knowledge}
+        known = {message.topic: Manifest.from_proto(message) for message in response.knowledge}
+        if not all(map(self._trusted.accepts, known.values())):
+            raise MismatchError("the cloud's knowledge is not signed by a trusted key")
+        self._seen = {topic: manifest.created for topic, manifest in known.items()}
+        return known
+
+    def _accepts(self, manifest: Manifest) -> bool:
+        """Whether a manifest in Redis is signed, and no earlier one than has been seen of its topic."""
+        if not self._trusted.accepts(manifest):
+            return False
+        if self._trusted.required and manifest.created < self._seen.get(manifest.topic, 0.0):
+            return False
+        self._seen[manifest.topic] = manifest.created
+        return True
 
     async def _from_cloud(self, manifest: Manifest) -> tuple[Files, int]:
         request = GetKnowledgeRequest(topic=manifest.topic, content_hash=manifest.content_hash, files=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from dekag.api.limits import MAX_KNOWLEDGE
@@ -15,6 +17,11 @@ class EdgeSettings(CodecSettings, GeneratorSettings):
 
     port: int = Field(50053, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
     cloud_address: Address = Field("127.0.0.1:50054", description="host:port of the cloud service.")
+    trusted_keys_file: Path | None = Field(
+        None,
+        description="File with the public keys, one in each line, of which one must have signed the "
+        "knowledge that is used; read again when it changes. Without it, no signature is required.",
+    )
     knowledge_capacity: int = Field(
         8,
         ge=MAX_KNOWLEDGE,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from dekag.errors import MismatchError, NotFoundError, UnavailableError
-from services.common import clients
+from services.common import clients, metrics
 from services.common.artifact_cache import CachedResponse
+from services.common.signing import TrustedKeys
 from services.common.transmission import TRANSMISSION_KEY, CodecCache, TransmissionManifest
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest, TransmissionKnowledge
 
@@ -38,6 +39,7 @@ class EdgeCodecs(CodecCache):
         self._cached_manifest: CachedResponse[TransmissionManifest | None] = CachedResponse(
             self._query_cloud, None, keep_s=self._keep_s, subject="which adapters are current"
         )
+        self._trusted = TrustedKeys(settings.trusted_keys_file)
         self._latest: AlignedCodec | None = None
         self._rejected_hash, self._rejected_until = "", 0.0
 
@@ -80,6 +82,10 @@ class EdgeCodecs(CodecCache):
         """The manifest of the current adapters for this edge's codec; None if there are none."""
         fields = await self._cache.get_hash(TRANSMISSION_KEY)
         manifest = TransmissionManifest.parse(fields.get(self.base.base_hash.encode(), b""))
+        if manifest is not None and not self._trusted.accepts(manifest):
+            metrics.REJECTED.labels("transmission").inc()
+            _log.warning("asking the cloud for the adapters, as those in Redis are not signed by it")
+            manifest = None
         return await self._cached_manifest.get() if manifest is None else manifest
 
     async def _query_cloud(self) -> TransmissionManifest | None:
@@ -90,4 +96,7 @@ class EdgeCodecs(CodecCache):
             )
         except NotFoundError:
             return None
-        return TransmissionManifest.from_proto(response.manifest)
+        manifest = TransmissionManifest.from_proto(response.manifest)
+        if not self._trusted.accepts(manifest):
+            raise MismatchError("the cloud's adapters are not signed by a trusted key")
+        return manifest

@@ -5,7 +5,8 @@ from __future__ import annotations
 import structlog
 
 from dekag import plugins
-from services.common import metrics, tracing
+from services.common import tracing
+from services.common.certificates import serve_metrics
 from services.common.process import errors_logged
 from services.common.request_context import configure_logging
 from services.common.security import check_exposure, exposed_on
@@ -29,7 +30,7 @@ def main() -> None:
             safe=settings.api_keys_file is not None,
             fix="make an API key with `dekag key NAME >> api-keys` and set DEKAG_API_KEYS_FILE=api-keys",
         )
-        metrics.serve(settings)
+        serve_metrics(settings)
         plugins.load_from_environment()
         for plugin, reason in plugins.broken().items():
             _log.warning("plug-in not loaded", plugin=plugin, error=reason)

@@ -20,10 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+import structlog
+
 from dekag.errors import ExhaustedError, FileError, InvalidInputError
 from dekag.files import read_lines
 from services.common import metrics
 from services.common.errors import SettingError
+from services.common.security import file_signature
+from services.common.watched_file import CHECK_INTERVAL_S
 from services.gateway.settings import GatewaySettings
 
 PREFIX = "dekag_"  # lets a scan for secrets recognise a key
@@ -34,6 +38,7 @@ _LINE = re.compile(
 )
 SCOPES = ("draw", "teach", "publish", "admin")
 """What keys may do: request images; start and cancel jobs; publish knowledge; everything, also delete it."""
+_log = structlog.get_logger()
 _MINUTE_S = 60.0
 _BUSY_S = 1  # Retry-After when the concurrency limit is reached
 
@@ -106,16 +111,40 @@ class ApiKeys:
 
     def __init__(self, keys: Sequence[Key], clock: Callable[[], float] = time.monotonic) -> None:
         self._keys, self._clock = tuple(keys), clock
+        self._watched: tuple[Path, GatewaySettings] | None = None
+        self._signature: object = None
+        self._looked = 0.0
         self._used: defaultdict[str, deque[float]] = defaultdict(deque)  # times within the last minute
         self._running: Counter[str] = Counter()
 
     @classmethod
     def read(cls, file: Path, settings: GatewaySettings) -> Self:
-        """The keys in ``file``.
+        """The keys in ``file``, which is read again when it changes; while it is invalid, nothing changes.
 
         Raises:
             SettingError: the file cannot be read, holds no key, or has an invalid line.
         """
+        signature = file_signature(file)
+        keys = cls(cls._in(file, settings))
+        keys._watched, keys._signature, keys._looked = (file, settings), signature, time.monotonic()
+        return keys
+
+    def _read_if_changed(self) -> None:
+        if self._watched is None or time.monotonic() - self._looked < CHECK_INTERVAL_S:
+            return
+        self._looked = time.monotonic()
+        if (signature := file_signature(self._watched[0])) == self._signature:
+            return
+        self._signature = signature
+        try:
+            self._keys = self._in(*self._watched)
+        except SettingError as error:
+            _log.error("the changed API keys are invalid; the last ones remain in use", error=str(error))
+        else:
+            _log.info("API keys read again", keys=len(self._keys))
+
+    @staticmethod
+    def _in(file: Path, settings: GatewaySettings) -> tuple[Key, ...]:
         keys: dict[str, Key] = {}
         try:
             lines = read_lines(file)
@@ -143,13 +172,14 @@ class ApiKeys:
             )
         if not keys:
             raise SettingError(f"{file} holds no API key; `dekag key NAME` prints a line for it")
-        return cls(tuple(keys.values()))
+        return tuple(keys.values())
 
     def find(self, authorization: str | None) -> Key | None:
         """The key in an ``Authorization`` header; None if it is missing or unknown.
 
         Takes the same time for every key, right or wrong.
         """
+        self._read_if_changed()
         scheme, _, shown = (authorization or "").partition(" ")
         shown_hash, found = _hash(shown.strip()), None
         for key in self._keys:

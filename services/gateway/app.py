@@ -33,6 +33,7 @@ from dekag.documents import parse_json
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.addresses import listed
 from services.common.cache import Cache, report_key
+from services.common.certificates import HTTPS_DIR, TLS_DIR, certificates_in
 from services.common.clients import call, open_channel, stream
 from services.common.health import Health, check_health
 from services.common.request_context import request_id
@@ -131,6 +132,11 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         SettingError: the file of API keys is invalid.
     """
     settings = settings or GatewaySettings()
+    certificates = [
+        certificates_in(folder, setting, authority=setting == TLS_DIR)
+        for folder, setting in ((settings.tls_dir, TLS_DIR), (settings.https_dir, HTTPS_DIR))
+        if folder is not None
+    ]
     keys = ApiKeys.read(settings.api_keys_file, settings) if settings.api_keys_file else None
     traffic = UsageTotals()
     admission = Admission(slots=settings.max_in_flight, max_waiting=settings.max_waiting)
@@ -341,9 +347,12 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         )
         checks = {"user": user, "cloud": cloud, "distillation": distillation}
         checks["redis"] = Health("down", f"Redis {redis}") if redis else Health("up")
+        expired = [each.problem for each in certificates if each.problem]
+        if certificates:
+            checks["certificates"] = Health("expired", expired[0]) if expired else Health("valid")
         trusted = keys is None or keys.find(request.headers.get("Authorization")) is not None
         ready = Readiness(
-            ready=user.state == "serving",
+            ready=user.state == "serving" and not expired,
             checks={name: each.state for name, each in checks.items()},
             reasons={name: each.reason for name, each in checks.items() if each.reason and trusted},
         )

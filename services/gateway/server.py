@@ -7,7 +7,9 @@ import contextlib
 import math
 import signal
 import socket
+import ssl
 from collections.abc import Iterator
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -15,7 +17,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import HANDLED_SIGNALS
 
 from services.common import tracing
-from services.common.security import CERTIFICATE, KEY, check_pair
+from services.common.certificates import HTTPS_DIR, certificates_in
+from services.common.security import CERTIFICATE, KEY
 from services.gateway.problems import problem, title
 from services.gateway.settings import GatewaySettings
 
@@ -118,21 +121,25 @@ def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
         SettingError: the HTTPS certificate or its key cannot be read or is invalid.
     """
     settings: GatewaySettings = app.state.settings
+    certificates = None
     if (folder := settings.https_dir) is not None:
-        check_pair(folder, "DEKAG_HTTPS_DIR", authority=False)
-    return _Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port if port is None else port,
-            http=BoundedHttp,
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=math.ceil(settings.grace_s),
-            ssl_certfile=folder and folder / CERTIFICATE,
-            ssl_keyfile=folder and folder / KEY,
-        )
+        certificates = certificates_in(folder, HTTPS_DIR, authority=False)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port if port is None else port,
+        http=BoundedHttp,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(settings.grace_s),
+        ssl_certfile=folder and folder / CERTIFICATE,
+        ssl_keyfile=folder and folder / KEY,
     )
+    if certificates is not None:
+        config.load()
+        certificates.keep_current(cast("ssl.SSLContext", config.ssl))
+        certificates.watch()
+    return _Server(config)

@@ -5,6 +5,9 @@
 ``NAME/ca.crt``          certificate of the authority that a service trusts
 ``NAME/tls.crt``         the service's certificate, for its compose host name and localhost
 ``NAME/tls.key``         key of that certificate
+``cloud/signing.key``    signs knowledge; the distiller has it, too
+``edge/trusted-keys``    public keys whose signatures the edge accepts, the latest first
+``NAME/cache.key``       seals what edge and cloud cache in Redis
 ``NAME/redis.password``  password of the service's Redis user; Redis's own is for its health check
 ``redis/users.acl``      Redis users with their permissions and password hashes
 =======================  ==========================================================================
@@ -28,6 +31,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from dekag.errors import InvalidInputError
 from services.common.security import CA, CERTIFICATE, KEY, secret
+from services.common.signing import CACHE_KEY, SIGNING_KEY, TRUSTED_KEYS, new_signing_key
 
 OPERATOR = "operator"  # for people, and for Prometheus
 NAMES = ("gateway", "user", "channel", "edge", "cloud", "distiller", "redis", OPERATOR)
@@ -38,7 +42,7 @@ _HERE = ("localhost", "127.0.0.1", "::1")
 _KNOWLEDGE = "~dekag:knowledge ~dekag:transmission ~dekag:update:*"
 _READS = "+get +hgetall +del"  # a damaged copy is deleted
 _JOBS = (
-    f"{_KNOWLEDGE} ~dekag:lock:* ~dekag:jobs ~dekag:outcome:* ~saq:* &saq:* "
+    f"{_KNOWLEDGE} ~dekag:lock:* ~saq:* &saq:* "
     "+@read +@write +@scripting +@pubsub +@transaction -@dangerous -@admin +info"
 )
 # Redis permissions of each service, besides those that every connection needs. The keys are documented in
@@ -54,7 +58,9 @@ _CONNECTS = "+ping +select"
 _HEALTH = "~dekag:health +set"  # for Redis's health check, with the password in Redis's folder
 
 
-def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365) -> list[str]:
+def make_credentials(
+    folder: Path, *, names: Sequence[str] = (), days: int = 365, new_signing: bool = False
+) -> list[str]:
     """Creates missing credentials in ``folder`` and renews certificates with less than 30 days left.
 
     Valid credentials are kept, so that a second call changes nothing.
@@ -63,6 +69,8 @@ def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365
         folder: created if missing, readable by its owner only.
         names: further host names and addresses of the gateway, besides its own name and localhost.
         days: validity of a new certificate, days.
+        new_signing: replace the key that signs knowledge; the edge trusts the last key, too, until the next
+            replacement.
 
     Returns:
         The services with a new certificate.
@@ -83,6 +91,7 @@ def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365
         _write(home / KEY, _key_bytes(key))
         _write(home / CERTIFICATE, certificate.public_bytes(serialization.Encoding.PEM))
         made.append(service)
+    _make_keys(folder, new_signing=new_signing)
     users = ["user default off"]
     for user, owner, may in [
         ("health", "redis", _HEALTH),
@@ -95,6 +104,20 @@ def make_credentials(folder: Path, *, names: Sequence[str] = (), days: int = 365
         users.append(f"user {user} on #{password} resetkeys resetchannels -@all {may} {_CONNECTS}")
     _write(folder / "redis" / USERS, "".join(f"{user}\n" for user in users).encode())
     return made
+
+
+def _make_keys(folder: Path, *, new_signing: bool) -> None:
+    """The key that signs knowledge, the edge's trusted keys, and the secrets that seal cached values."""
+    trusted, signing = folder / "edge" / TRUSTED_KEYS, folder / "cloud" / SIGNING_KEY
+    if new_signing or not signing.exists() or not trusted.exists():
+        key, line = new_signing_key()
+        known = trusted.read_text().split() if trusted.exists() else []
+        _write(trusted, "".join(f"{each}\n" for each in (line, *known[:1])).encode())  # before it signs
+        for service in ("distiller", "cloud"):
+            _write(folder / service / SIGNING_KEY, key)
+    for service in ("edge", "cloud"):
+        if not (folder / service / CACHE_KEY).exists():
+            _write(folder / service / CACHE_KEY, secrets.token_urlsafe(32).encode())
 
 
 def _authority(home: Path, days: int) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:

@@ -288,7 +288,7 @@ class Stack:
     def _check_redis(self) -> None:
         """Raises LaunchError unless the Redis in the settings can write and delete."""
         settings = DistillerSettings.read(self._given)
-        key = f"dekag:outcome:trial-{secrets.token_hex(8)}"
+        key = f"dekag:lock:trial-{secrets.token_hex(8)}"
         try:
             options = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0, **redis_options(settings)}
             with Redis.from_url(settings.redis_url, **options) as client:

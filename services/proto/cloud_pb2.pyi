@@ -585,6 +585,7 @@ class KnowledgeManifest(_message.Message):
     SCORES_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     version: _builtins.int
     """counts up for each topic; the highest is current"""
@@ -597,6 +598,8 @@ class KnowledgeManifest(_message.Message):
     """Unix time, s"""
     job: _builtins.str
     """id of the job that made it"""
+    signature: _builtins.str
+    """of the cloud, over all other fields: Ed25519, base64; empty without a signing key"""
     @_builtins.property
     def triggers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -615,10 +618,11 @@ class KnowledgeManifest(_message.Message):
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         created: _builtins.float = ...,
         job: _builtins.str = ...,
+        signature: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "created", b"created", "job", b"job", "scores", b"scores", "size_bytes", b"size_bytes", "topic", b"topic", "triggers", b"triggers", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "created", b"created", "job", b"job", "scores", b"scores", "signature", b"signature", "size_bytes", b"size_bytes", "topic", b"topic", "triggers", b"triggers", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

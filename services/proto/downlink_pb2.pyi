@@ -1059,6 +1059,7 @@ class TransmissionManifest(_message.Message):
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """increasing; the highest version that fits a codec is its current one"""
     content_hash: _builtins.str
@@ -1068,6 +1069,8 @@ class TransmissionManifest(_message.Message):
     size_bytes: _builtins.int
     created: _builtins.float
     """Unix time, s"""
+    signature: _builtins.str
+    """of the cloud, over all other fields: Ed25519, base64; empty without a signing key"""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
     def __init__(
@@ -1079,10 +1082,11 @@ class TransmissionManifest(_message.Message):
         size_bytes: _builtins.int = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         created: _builtins.float = ...,
+        signature: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "created", b"created", "scores", b"scores", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "created", b"created", "scores", b"scores", "signature", b"signature", "size_bytes", b"size_bytes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

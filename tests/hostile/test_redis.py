@@ -29,7 +29,7 @@ ASKED = {
     "semantic": picture(prompt="a neon boat", link=CLEAR),
     "conventional": picture(delivery=downlink_pb2.DELIVERY_CONVENTIONAL, link=CLEAR),
 }
-JOBS = ("dekag:jobs", "dekag:outcome:", "saq:")
+JOBS = ("saq:",)
 """Keys without which there are no distillations; pictures need none of them."""
 
 

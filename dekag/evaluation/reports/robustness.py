@@ -31,6 +31,12 @@ def pictures(results: Path) -> Row:
     return found
 
 
+def kills(results: Path) -> Row:
+    """What ``tests/trust/test_kills.py`` wrote."""
+    found: Row = read_measured(results / "trust" / "kills.json")
+    return found
+
+
 def values(results: Path) -> Mapping[str, str]:
     """The numbers of the page's text, of what was run."""
     found: dict[str, str] = {}
@@ -40,6 +46,8 @@ def values(results: Path) -> Mapping[str, str]:
         found |= _fuzz_values(fuzz(results))
     if (results / "trust" / "pictures.json").exists():
         found |= _picture_values(pictures(results))
+    if (results / "trust" / "kills.json").exists():
+        found |= _kill_values(kills(results))
     if not found:
         raise FileNotFoundError(results / "trust")
     return found
@@ -86,6 +94,37 @@ def _picture_values(found: Row) -> dict[str, str]:
         "pictures_commit": found["commit"],
         "pictures_date": found["date"],
     }
+
+
+_BAD = ("residue", "half_visible", "lost", "wrong")
+
+
+def _kill_values(found: Row) -> dict[str, str]:
+    kinds = found["kinds"].values()
+    return {
+        "kills": f"{sum(kind['kills'] for kind in kinds):,}",
+        "kills_bad": str(sum(len(kind[name]) for kind in kinds for name in _BAD)),
+        "kills_leftovers": f"{sum(kind['leftovers'] for kind in kinds):,}",
+        "kills_minutes": f"{found['seconds'] / 60:.0f} min",
+        "kills_commit": found["commit"],
+        "kills_date": found["date"],
+    }
+
+
+def kills_table(results: Path) -> Lines:
+    """What was found after the kills, by what the processes did."""
+    lines = [
+        [
+            kind,
+            f"{found['kills']:,}",
+            f"{found['leftovers']:,}",
+            f"{found['reads']:,}",
+            *(str(len(found[name])) for name in _BAD),
+        ]
+        for kind, found in kills(results)["kinds"].items()
+    ]
+    header = ["killed while", "kills", "unfinished folders", "versions read"]
+    return table([*header, "residue", "half visible", "lost", "wrong"], lines, words=(0,))
 
 
 def faults_table(results: Path) -> Lines:
@@ -172,6 +211,12 @@ REPORT = Report(
     command="make test-faults test-fuzz",
     values=values,
     partial=True,
-    tables={"faults": faults_table, "wrong": wrong_table, "fuzz": fuzz_table, "pictures": pictures_table},
+    tables={
+        "faults": faults_table,
+        "wrong": wrong_table,
+        "fuzz": fuzz_table,
+        "pictures": pictures_table,
+        "kills": kills_table,
+    },
     plots={"recovery": recovery_plot},
 )

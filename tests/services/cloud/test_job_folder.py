@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import subprocess
 import sys
@@ -45,16 +44,19 @@ async def test_a_claim_is_for_one_process_and_ends_with_it(folders: JobFolders, 
         assert mine
 
 
-async def test_only_old_work_is_tidied_away(folders: JobFolders) -> None:
-    with folders.claimed("job1"):
-        (folders.work("job1") / "checkpoint").write_bytes(b"1")
-    folders.work("job2").mkdir()  # as an order is about to be written
-    folders.purge_stale(60)
-    assert folders.work("job1").exists()
-    assert folders.work("job2").exists()
-    folders.purge_stale(-1)
-    assert not folders.work("job1").exists()
-    assert not folders.work("job2").exists()
+async def test_what_ended_jobs_left_behind_is_tidied_away(folders: JobFolders) -> None:
+    folders.save_spec("cancelled", "{}")
+    assert folders.decide("cancelled", "cancelled")
+    (folders.work("cancelled") / "checkpoint").write_bytes(b"1")  # its distiller was killed
+    folders.work("empty").mkdir()
+    folders.save_spec("damaged", "{")
+    folders.quarantine_spec("damaged")
+    folders.tidy(keep_s=60, keep=10)
+    assert not folders.work("cancelled").exists()
+    assert not folders.work("empty").exists()
+    assert folders.work("damaged").exists(), "people can still look at it"
+    folders.tidy(keep_s=-1, keep=10)
+    assert not folders.work("damaged").exists()
 
 
 async def test_jobs_that_wait_or_run_are_never_tidied_away(folders: JobFolders) -> None:
@@ -62,31 +64,62 @@ async def test_jobs_that_wait_or_run_are_never_tidied_away(folders: JobFolders) 
     week_ago = time.time() - 7 * 86_400
     for path in (folders.work("waiting"), folders.work("waiting") / "order.json"):
         os.utime(path, (week_ago, week_ago))
-    folders.purge_stale(2 * 86_400)
+    folders.tidy(keep_s=-1, keep=1)
     assert folders.specs() == {"waiting": b"{}"}
     with folders.claimed("running"):
-        folders.purge_stale(-1)  # as after a jump of the clock
+        folders.tidy(keep_s=-1, keep=1)  # as after a jump of the clock
         assert folders.work("running").exists()
-    folders.delete_spec("waiting")  # it has ended
-    folders.purge_stale(-1)
+    folders.decide("waiting", "published")
+    folders.tidy(keep_s=-1, keep=1)
+    assert folders.exists("waiting"), "its update is not published yet"
+    folders.end("waiting", {"version": 1})
+    folders.tidy(keep_s=-1, keep=1)
     assert not folders.work("waiting").exists()
     assert not folders.work("running").exists()
 
 
+async def test_the_first_decision_is_final(folders: JobFolders) -> None:
+    folders.save_spec("job", '{"created": 5}')
+    assert folders.record("job") is None
+    assert folders.decide("job", "cancelled")
+    assert not folders.decide("job", "published")
+    assert folders.decide("job", "cancelled")
+    assert not folders.exists("job")
+    folders.end("job", {"version": 1})
+    record = folders.record("job")
+    assert record is not None
+    assert (record["decision"], record["created"]) == ("cancelled", 5)
+    assert "result" not in record
+    assert not folders.decide("unknown", "cancelled")
+    assert folders.ended() == ["job"]
+
+
+async def test_records_are_kept_up_to_a_number_and_an_age(folders: JobFolders, tmp_path: Path) -> None:
+    for number in range(5):
+        folders.save_spec(f"job{number}", "{}")
+        folders.decide(f"job{number}", "published")
+        folders.end(f"job{number}", {})
+        os.utime(tmp_path / "data" / "ended" / f"job{number}.json", (number, number))
+    (tmp_path / "data" / "ended" / ".job9.json").write_text("{")  # of a process that was killed
+    folders.tidy(keep_s=1e12, keep=2)
+    assert folders.ended() == ["job4", "job3"]
+    assert len(list((tmp_path / "data" / "ended").iterdir())) == 2
+    folders.tidy(keep_s=60, keep=2)
+    assert folders.ended() == []
+
+
+async def test_looking_at_a_job_leaves_nothing(folders: JobFolders) -> None:
+    assert not folders.is_claimed("job")
+    assert folders.spec("job") is None
+    assert not folders.work("job").exists()
+
+
 async def test_work_that_cannot_be_looked_at_keeps_nobody_from_tidying(
-    folders: JobFolders, monkeypatch: pytest.MonkeyPatch
+    folders: JobFolders,
 ) -> None:
     for job in ("bad", "old"):
         folders.work(job).mkdir(parents=True)
-        (folders.work(job) / "checkpoint").touch()
-    stat = Path.stat
-
-    def failing(path: Path, **options: bool) -> os.stat_result:
-        if path == folders.work("bad") / "checkpoint":
-            raise OSError(errno.EIO, "of a disk that fails")
-        return stat(path, **options)
-
-    monkeypatch.setattr(Path, "stat", failing)
-    folders.purge_stale(-1)
+    (folders.work("bad") / "lock").mkdir()  # claiming it is an OSError
+    folders.tidy(keep_s=-1, keep=1)
     assert folders.work("bad").is_dir()
     assert not folders.work("old").exists()

@@ -293,7 +293,7 @@ async def test_a_disk_that_cannot_be_written_is_no_internal_error(system: System
     (system.data / "knowledge" / "jewels").write_text("in the way")  # else root may write anywhere
     files = make_update(system.profile, "jewels").to_files()
     problem = is_problem(await system.client.put("/v1/knowledge/jewels", json=uploaded(files)), 503)
-    assert "cannot write to its disk" in problem["detail"]
+    assert f"DEKAG_DATA_DIR {system.data} cannot be used" in problem["detail"]
 
 
 async def test_the_command_says_what_is_wrong_in_one_line(

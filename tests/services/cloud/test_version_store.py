@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from dekag.errors import NotFoundError
+from dekag.errors import ConflictError, NotFoundError
 from services.cloud.redis_mirror import sync_knowledge
 from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings
@@ -18,6 +20,7 @@ from services.cloud.version_store import KnowledgeStore, figures
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
+ROOT = Path(__file__).parents[3]
 HISTORY = b'{"prompts": ["a red boat"], "scores": {"loss": 0.5}}'
 
 
@@ -69,6 +72,95 @@ async def test_workers_that_publish_at_once_get_versions_of_their_own(store: Kno
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(work, range(8))) == list(range(1, 9))
+
+
+async def test_a_writer_whose_basis_was_replaced_is_refused(store: KnowledgeStore) -> None:
+    info = {"topic": "neon", "base_hash": "b" * 64, "triggers": ["neon"]}
+    assert store.publish("job1", info, "a" * 64, {}, b"", after=0).version == 1
+    with pytest.raises(ConflictError, match="version 0 of topic 'neon' is no longer current"):
+        store.publish("job2", info, "c" * 64, {}, b"", after=0)
+    assert store.publish("job2", info, "c" * 64, {}, b"", after=1).version == 2
+    store.delete("neon")
+    with pytest.raises(ConflictError, match="version 2"):
+        store.publish("job3", info, "d" * 64, {}, b"", after=2)
+    assert store.topics() == {}
+
+
+async def test_earlier_versions_are_kept_up_to_a_number_and_an_age(store: KnowledgeStore) -> None:
+    for number in range(5):
+        publish(store, f"job{number}", content="abcde"[number])
+    assert store.prune(keep=3, keep_s=0) == {"neon": [2, 1]}
+    assert list(store.versions("neon")) == [3, 4, 5]
+    assert store.prune(keep=3, keep_s=3600) == {}
+    assert store.prune(keep=3, keep_s=1e-9) == {"neon": [4, 3]}
+    assert store.find("neon").version == 5, "the current one is never deleted"
+    assert publish(store, "job9").version == 6
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from services.cloud.version_store import _staging
+with _staging(Path(sys.argv[1])) as new:
+    (new / "files").mkdir()
+    if sys.argv[2] == "killed":
+        os.kill(os.getpid(), 9)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+async def test_leftovers_of_killed_processes_are_swept_and_no_others(
+    store: KnowledgeStore, tmp_path: Path
+) -> None:
+    root = tmp_path / "data" / "knowledge"
+    publish(store, "job1")
+    command = [sys.executable, "-c", KILLED, str(root)]
+    killed = subprocess.run([*command, "killed"], cwd=ROOT)  # noqa: ASYNC221
+    assert killed.returncode == -9
+    assert len(list(root.glob(".new-*"))) == 1
+    living = subprocess.Popen(  # noqa: ASYNC220
+        [*command, "lives"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert living.stdout is not None
+    assert living.stdout.readline() == "ready\n"
+    (root / ".gone-1").mkdir()
+    store.tidy(keep=10, keep_s=1e9)
+    assert len(list(root.glob(".*"))) == 1, "that of the process that lives"
+    living.communicate("")
+    assert list(root.iterdir()) == [root / "neon"]
+
+
+async def test_what_was_quarantined_or_set_aside_is_kept_up_to_a_number(
+    store: KnowledgeStore, tmp_path: Path
+) -> None:
+    for number in range(3):
+        publish(store, f"job{number}")
+        store.quarantine("neon", 1)
+        store.keep_aside(f"job{number}", {"knowledge.json": b"{}"}, b"PNG", f"topic{number}")
+    data = tmp_path / "data"
+    store.tidy(keep=2, keep_s=1e9)
+    assert len(list((data / "knowledge" / "neon").iterdir())) == 2
+    assert len(list((data / "aside").iterdir())) == 2
+    store.tidy(keep=2, keep_s=-1)
+    assert list((data / "knowledge" / "neon").iterdir()) == list((data / "aside").iterdir()) == []
+
+
+async def test_redis_holds_the_files_of_the_latest_updates_and_names_all(
+    store: KnowledgeStore, redis: Redis
+) -> None:
+    big = "x" * 700_000
+    info = {"base_hash": "b" * 64, "triggers": ["neon"]}
+    for number, topic in enumerate(["first", "second"]):
+        files = {"update.safetensors": big.encode()}
+        store.publish(f"job{number}", {"topic": topic, **info}, "ac"[number] * 64, files, b"PNG")
+    assert await sync_knowledge(store, redis, 1) == ["first", "second"]
+    assert await sync_knowledge(store, redis, 1) == []
+    assert sorted(await redis.hkeys(CATALOGUE_KEY)) == [b"first", b"second"]
+    assert await redis.keys(update_key("*")) == [update_key("c" * 64).encode()]
+    store.delete("second")
+    assert await sync_knowledge(store, redis, 1) == ["first", "second"]
+    assert await redis.hlen(update_key("a" * 64)) == 1
 
 
 async def test_missing_topic_or_version_is_named(store: KnowledgeStore) -> None:

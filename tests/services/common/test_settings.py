@@ -20,6 +20,7 @@ from services.channel.settings import ChannelSettings
 from services.cli import main as cli
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.common import tracing
+from services.common.certificates import TLS_DIR, certificates_in
 from services.common.environment import OTHERS, known, unknown_variables
 from services.common.errors import SettingError
 from services.common.security import (
@@ -28,7 +29,6 @@ from services.common.security import (
     KEY,
     channel_credentials,
     redis_options,
-    server_credentials,
 )
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app
@@ -354,7 +354,7 @@ def test_invalid_tls_folder_names_the_variable(
         (tmp_path / broken).mkdir()
     settings = CommonSettings(tls_dir=tmp_path, redis_url="rediss://h")
     for use in (
-        lambda: server_credentials(settings),
+        lambda: certificates_in(tmp_path, TLS_DIR),
         lambda: channel_credentials(tmp_path),
         lambda: redis_options(settings),
     ):
@@ -369,7 +369,7 @@ def test_a_key_of_another_certificate_is_refused(credentials_dir: Path, tmp_path
     for name, service in ((CA, "edge"), (CERTIFICATE, "edge"), (KEY, "cloud")):
         (tmp_path / name).write_bytes((credentials_dir / service / name).read_bytes())
     with pytest.raises(SettingError, match=r"^DEKAG_TLS_DIR: .*must be a certificate and its key"):
-        server_credentials(CommonSettings(tls_dir=tmp_path))
+        certificates_in(tmp_path, TLS_DIR)
 
 
 def test_folders_of_settings_may_have_any_name(monkeypatch: pytest.MonkeyPatch) -> None:

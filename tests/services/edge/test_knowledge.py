@@ -35,6 +35,7 @@ from services.common import clients, converters
 from services.common.converters import DeliveryRequest
 from services.common.frames import Transmission, collect
 from services.common.knowledge import CATALOGUE_KEY, Manifest, update_key
+from services.common.signing import Signer, new_signing_key
 from services.edge.servicer import EdgeServicer
 from services.edge.settings import EdgeSettings
 from services.proto.cloud_pb2_grpc import add_CloudServicer_to_server
@@ -442,3 +443,67 @@ async def test_an_update_is_published_from_its_folder(
     changed(updates["neon"], base_hash="0" * 64).save(tmp_path / "foreign")
     assert main([str(tmp_path / "foreign")]) == 1
     assert "fits the model 000000000000" in capsys.readouterr().err
+
+
+async def test_who_writes_to_redis_cannot_replace_what_the_edge_draws_with(
+    start: Start,
+    connect: Connect,
+    system: System,
+    updates: dict[str, KnowledgeUpdate],
+    asked: DeliveryRequest,
+    dummy_profile: Path,
+    redis_url: str,
+    tmp_path: Path,
+) -> None:
+    key, line = new_signing_key()
+    (tmp_path / "signing.key").write_bytes(key)
+    (tmp_path / "trusted-keys").write_text(line)
+    (tmp_path / "cache.key").write_bytes(b"s" * 32)
+    models: dict[str, Any] = {"port": 0, "redis_url": redis_url, "profile": str(dummy_profile)}
+    settings = CloudSettings(
+        **models,
+        data_dir=tmp_path / "signed",
+        mirror_every_s=3600,
+        signing_key_file=tmp_path / "signing.key",
+    )
+    address = await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
+    store, signer = KnowledgeStore(settings.data_dir), Signer(settings.signing_key_file)
+    edge = await system.start_edge(
+        cloud_address=address,
+        trusted_keys_file=tmp_path / "trusted-keys",
+        cache_key_file=tmp_path / "cache.key",
+    )
+
+    async def publish(update: KnowledgeUpdate) -> Manifest:
+        manifest = store.publish(uuid.uuid4().hex, update.info, update.content_hash, update.to_files(), b"")
+        await sync_knowledge(store, system.redis, signer=signer)
+        return manifest
+
+    old = await publish(updates["neon"])
+    replayed = await system.redis.hget(CATALOGUE_KEY, "neon")
+    await publish(changed(updates["neon"], guidance_scale=2.0))
+    right = await provide(edge, asked, prompt=NEON)
+    assert used(right) == [("neon", 2)]
+
+    forged = changed(updates["neon"], guidance_scale=9.0)
+    manifest = old.model_copy(update={"content_hash": forged.content_hash, "version": 9})
+    for entry in (manifest.model_dump_json(), signer.signed(old).model_copy(update={"version": 9}), replayed):
+        text = entry.model_dump_json() if isinstance(entry, Manifest) else entry
+        await system.redis.hset(CATALOGUE_KEY, "neon", text or b"")
+        await system.redis.hset(update_key(forged.content_hash), mapping=dict(forged.to_files()))
+        for seed in (asked.seed, 99):
+            got = await provide(edge, asked, prompt=NEON, seed=seed)
+            assert used(got) == [("neon", 2)]
+            if seed == asked.seed:
+                assert latents(got) == latents(right)
+    await sync_knowledge(store, system.redis, signer=signer)
+
+    first = await provide(edge, asked, prompt=NEON, seed=1)
+    assert (await provide(edge, asked, prompt=NEON, seed=1)).report.cached
+    keys = await system.redis.keys("dekag:latent:*")
+    values = [await system.redis.get(each) for each in keys]
+    for name, value in zip(keys, values[1:] + values[:1], strict=True):
+        await system.redis.set(name, value or b"")
+    swapped = await provide(edge, asked, prompt=NEON, seed=1)
+    assert not swapped.report.cached, "swapped latents are noticed"
+    assert latents(swapped) == latents(first)
