@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("tests.services.answers", "tests.hostile.calls", "tests.hostile.rest")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record", action="store_true", help="write results/trust/ and the figures of a whole run"
+    )
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real Redis server, started for this test session."""

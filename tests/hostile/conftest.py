@@ -25,14 +25,6 @@ from tests.hostile.budgets import is_thorough
 from tests.hostile.tally import INPUTS, PICTURES, Tally
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--record",
-        action="store_true",
-        help="write results/trust/ and the figures of a thorough run",
-    )
-
-
 @pytest.hookimpl(trylast=True)  # after Hypothesis has read which profile is wanted
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--record", default=False) and not is_thorough():
