@@ -1,7 +1,7 @@
 """The system that is attacked: real processes with tiny models, as in the secure stack.
 
-The gateway has API keys and HTTPS, the services have mutual TLS, and the proxy of ``deploy/haproxy.cfg`` is in
-front. Attackers come from 127.0.0.2 and above, so that limits for each address tell them from the health
+The gateway has API keys and HTTPS, the services have mutual TLS, and the proxy of ``deploy/haproxy.cfg`` is
+in front. Attackers come from 127.0.0.2 and above, so that limits for each address tell them from the health
 probe at 127.0.0.1. Everything stays on the loopback interface.
 """
 
@@ -115,6 +115,7 @@ class System:
             **os.environ,
             "DEKAG_PORT": str(self.port),
             "DEKAG_GATEWAY_ADDRESS": f"127.0.0.1:{gateway}",
+            "DEKAG_HTTPS_DIR": str(self.credentials / "proxy"),
             "DEKAG_TLS_DIR": str(self.credentials / "proxy"),
         }
         log = (self._folder / "run" / "proxy.log").open("wb")
