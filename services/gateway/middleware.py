@@ -75,8 +75,12 @@ def _head_bytes(scope: Scope) -> int:
 
 def _route(scope: Scope) -> str:
     """Method and path pattern of the route, so that the number of names stays bounded."""
-    route = getattr(scope.get("route"), "path", None)
-    return f"{scope['method']} {route}" if route else "no such route"
+    route, method = scope.get("route"), scope["method"]
+    path = getattr(route, "path", None)
+    if path is None:
+        return "no such route"
+    known = method in (getattr(route, "methods", None) or ("GET",)) or method == "HEAD"
+    return f"{method if known else 'other method'} {path}"
 
 
 class RequestMiddleware:
