@@ -365,7 +365,8 @@ class Server:
         self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
             interceptors=[self._requests],
-            maximum_concurrent_rpcs=2 * (settings.max_requests + MAX_CHECKS + MAX_STREAMS),  # as refused ones count
+            maximum_concurrent_rpcs=2
+            * (settings.max_requests + MAX_CHECKS + MAX_STREAMS),  # as refused ones count
             options=[
                 *security.METADATA_OPTIONS,
                 ("grpc.server_handshake_timeout_ms", round(settings.receive_timeout_s * 1000)),
