@@ -113,6 +113,7 @@ def topic_prompts(
         NotFoundError: no prompts, and neither profile nor sticker world has a topic of that name.
     """
     check_topic(name)
+    check_triggers(triggers)  # topics that come with a profile or the world may have others, such as "and a"
     rng = random.Random(seed)
     kept: dict[str, None] = {}
     if not prompts and topics and (file := topics.get(name)):
@@ -123,7 +124,8 @@ def topic_prompts(
         if any(len(_ALTERNATIVES.findall(prompt)) > MAX_ALTERNATIVES for prompt in checked):
             raise InvalidInputError("prompts", f"of at most {MAX_ALTERNATIVES} alternatives", "more")
         chosen = _checked(triggers or [name], "triggers", MAX_TRIGGERS)
-        check_triggers(chosen)
+        if chosen == [name]:
+            check_triggers(chosen)
 
         def draw() -> str:
             return expanded(rng.choice(checked), rng)
@@ -133,7 +135,6 @@ def topic_prompts(
             raise NotFoundError(f"no topic {name!r} (there are {known}): specify its prompts")
         topic = TOPICS[name]
         chosen = _checked(triggers or topic.triggers, "triggers", MAX_TRIGGERS)
-        check_triggers(chosen)
 
         def draw() -> str:
             return world_prompt(topic, rng)

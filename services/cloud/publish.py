@@ -19,7 +19,6 @@ from dekag import plugins
 from dekag.artifacts import INFO, Artifact
 from dekag.documents import read_json
 from dekag.errors import DekagError, InvalidInputError, MismatchError, NotFoundError
-from dekag.makd.topics import check_triggers
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import Manifest
 from services.common.transmission import TransmissionManifest
@@ -111,14 +110,12 @@ def publish_update(update: KnowledgeUpdate, store: KnowledgeStore, edge_hash: st
 
     Raises:
         MismatchError: it fits another model.
-        InvalidInputError: a trigger consists of common words alone.
     """
     if update.base_hash != edge_hash:
         raise MismatchError(
             f"the knowledge update fits the model {update.base_hash[:12]}, not the profile's edge, "
             f"{edge_hash[:12]}"
         )
-    check_triggers(update.info["triggers"])
     current = store.topics().get(update.topic)
     if current is not None and current.content_hash == update.content_hash:
         return current

@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
+from dekag.makd.topics import check_triggers
 from services.cloud import distill_request
 from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
@@ -349,6 +350,8 @@ class CloudServicer(CloudBase):
             update = update_in(dict(request.files))
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
+            if not request.admin:  # who may publish what ships, with triggers such as "and a"
+                check_triggers(update.info["triggers"])
             manifest = publish_update(update, self._store, edge_hash)
             versions = self._store.versions(topic)
             return Knowledge(manifest=versions[manifest.version].to_proto(), versions=list(versions))

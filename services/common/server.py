@@ -42,7 +42,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CHECK = f"/{HEALTH_NAME}/Check"
 _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 MAX_CHECKS = MAX_STREAMS = 32
-"""Upper limits of simultaneous health checks, and of streams of health and reflection; apart from requests."""
+"""Upper limits of simultaneous health checks, and of streams of health and reflection."""
 MAX_CONNECTIONS = 256
 """Upper limit of connections to a service; each of its clients keeps one."""
 _IDLE_S = 600.0  # longest time that a connection without calls stays open

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -47,6 +48,7 @@ class Tally:
             "commit": current_commit(),
             "date": datetime.now(UTC).date().isoformat(),
             "machine": machine(),
+            "load_average": round(os.getloadavg()[2], 1),
             "seconds": round(time.monotonic() - self._start),
             "tried": len(attacks),
             "worked": worked,
