@@ -174,7 +174,7 @@ class _Traffic:
 
 
 class _RequestInterceptor(aio.ServerInterceptor):
-    """Bounds calls in number and until their message; adds context, span, log line and error status to requests.
+    """Bounds calls in number and in time; adds context, span, log line and error status to requests.
 
     Args:
         name: name of the service.

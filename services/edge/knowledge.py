@@ -79,8 +79,8 @@ class Knowledge:
     async def choose(self, request: DeliveryRequest, base_hash: str) -> Choice:
         """The updates to use for ``request``, or that the cloud sends its image.
 
-        Topics of other API keys do not exist for it. If the prompt selects the topics, those that fit it best are
-        used, and updates that do not fit the model are skipped with a warning. With a
+        Topics of other API keys do not exist for it. If the prompt selects the topics, those that fit it best
+        are used, and updates that do not fit the model are skipped with a warning. With a
         demand policy, the cloud then decides for each topic, unless the request scales their adapters.
 
         Args:

@@ -33,7 +33,7 @@ _LINE = re.compile(
     rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}})?(?::([a-z+]+))?)?)?"
 )
 SCOPES = ("draw", "teach", "publish", "admin")
-"""What keys may do: request images; start and cancel jobs; publish knowledge; everything, to topics of others too."""
+"""What keys may do: request images; start and cancel jobs; publish knowledge; everything, to all topics."""
 _DEFAULT_SCOPES = SCOPES[:3]
 _MINUTE_S = 60.0
 _BUSY_S = 1  # Retry-After when the concurrency limit is reached

@@ -117,7 +117,7 @@ async def _freed(system: System) -> None:
         opened.append(writer)
         sockets.append(sock)
     deadline = time.monotonic() + 20
-    while (held := _established(system.port, "127.0.0.3")) and time.monotonic() < deadline:
+    while (held := _established(system.port, "127.0.0.3")) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.5)
     if held:
         system.fail(f"{held} of {len(opened)} connections are held after 20 s")
@@ -248,15 +248,24 @@ MALFORMED = {
     "no HTTP": (b"\x00\x01\x02" * 100, (0, 400)),
     "HTTP/0.9": (b"GET /\r\n\r\n", (0, 400, 200)),
     "a preface of HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (0, 400, 404, 405)),
-    "CONNECT to another host": (b"CONNECT 127.0.0.1:22 HTTP/1.1\r\n" + _HEAD + b"\r\n", (0, 400, 401, 404, 405, 501)),
+    "CONNECT to another host": (
+        b"CONNECT 127.0.0.1:22 HTTP/1.1\r\n" + _HEAD + b"\r\n",
+        (0, 400, 401, 404, 405, 501),
+    ),
     "TRACE": (b"TRACE / HTTP/1.1\r\n" + _HEAD + b"\r\n", (0, 400, 401, 404, 405, 501)),
-    "an absolute address": (b"GET http://evil.example/v1/knowledge HTTP/1.1\r\n" + _HEAD + b"\r\n", (400, 401, 421)),
+    "an absolute address": (
+        b"GET http://evil.example/v1/knowledge HTTP/1.1\r\n" + _HEAD + b"\r\n",
+        (400, 401, 421),
+    ),
     "two lengths": (
-        b"POST /v1/images/generations HTTP/1.1\r\n" + _HEAD + b"Content-Length: 2\r\nContent-Length: 9\r\n\r\n{}",
+        b"POST /v1/images/generations HTTP/1.1\r\n"
+        + _HEAD
+        + b"Content-Length: 2\r\nContent-Length: 9\r\n\r\n{}",
         (0, 400),
     ),
     "length and chunks": (
-        b"POST /healthz HTTP/1.1\r\n" + _HEAD
+        b"POST /healthz HTTP/1.1\r\n"
+        + _HEAD
         + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /v1/knowledge HTTP/1.1\r\n\r\n",
         (0, 400, 401, 405),
     ),
@@ -269,14 +278,20 @@ MALFORMED = {
         b"POST /v1/images/generations HTTP/1.1\r\n" + _HEAD + b"Content-Length: 4294967296\r\n\r\n",
         (0, 400, 401, 413),
     ),
-    "a header of 64 KB": (b"GET / HTTP/1.1\r\n" + _HEAD + b"X-A: " + b"a" * 65536 + b"\r\n\r\n", (0, 400, 431)),
+    "a header of 64 KB": (
+        b"GET / HTTP/1.1\r\n" + _HEAD + b"X-A: " + b"a" * 65536 + b"\r\n\r\n",
+        (0, 400, 431),
+    ),
     "2000 headers": (b"GET / HTTP/1.1\r\n" + _HEAD + b"A: b\r\n" * 2000 + b"\r\n", (0, 400, 431, 200)),
     "a folded header": (b"GET / HTTP/1.1\r\n" + _HEAD + b"A: b\r\n c\r\n\r\n", (0, 200, 400)),
     "a NUL in a header": (b"GET / HTTP/1.1\r\n" + _HEAD + b"A: b\x00c\r\n\r\n", (0, 200, 400)),
     "no Host": (b"GET /healthz HTTP/1.1\r\n\r\n", (200, 400)),
     "a path outside": (b"GET /web/../../../../etc/passwd HTTP/1.1\r\n" + _HEAD + b"\r\n", (400, 401, 404)),
-    "a path outside, encoded": (b"GET /web/%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\n" + _HEAD + b"\r\n", (400, 401, 404)),
-}  # fmt: skip
+    "a path outside, encoded": (
+        b"GET /web/%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\n" + _HEAD + b"\r\n",
+        (400, 401, 404),
+    ),
+}
 
 
 @attacks("malformed requests", [f"send {name}" for name in MALFORMED])

@@ -94,7 +94,7 @@ class System:
         }
         self._stack = Stack(self._folder / "run", free_ports=True, env=env, grace_s=10)
         self._stack.__enter__()
-        for _ in self._stack.wait_ready(300):
+        for _ in self._stack.wait_ready(600):
             pass
         self.port = self._stack["gateway"].port
         if PROXY.exists():
