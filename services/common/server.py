@@ -241,7 +241,7 @@ class _RequestInterceptor(aio.ServerInterceptor):
     def _received(self, unary: Any, stream: Any, messages: Any = None) -> Any:
         """A handler that passes the message on if it arrives in time.
 
-        gRPC's own handlers of unary requests wait for the message without a limit, before any of our code runs.
+        gRPC's own handlers of unary requests wait for it without a limit, before any of our code runs.
 
         Args:
             unary: handles the message, if it is not to be answered with a stream.

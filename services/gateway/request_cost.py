@@ -1,7 +1,8 @@
 """What a request for images costs, estimated from its fields before anything is computed.
 
 The unit is one image by semantic delivery, of the profile's size and with the model's own steps. The
-estimates are coarse on purpose: they keep a key from asking for much more work than its rate of requests means.
+estimates are coarse on purpose: they keep a key from asking for much more work than its rate of requests
+means.
 """
 
 from __future__ import annotations

@@ -124,8 +124,19 @@ async def _same_time(system: System, name: str) -> None:
         system.fail("alice's picture has changed")
 
 
-@attacks("other keys' jobs", ["cancel it", "look at it", "look at its preview", "watch it", "find it in the list",
-                              "start the same again", "reuse its idempotency key", "teach its topic first"])  # fmt: skip
+@attacks(
+    "other keys' jobs",
+    [
+        "cancel it",
+        "look at it",
+        "look at its preview",
+        "watch it",
+        "find it in the list",
+        "start the same again",
+        "reuse its idempotency key",
+        "teach its topic first",
+    ],
+)
 async def _job(system: System, name: str) -> None:
     topic = unique()
     headers = {"Idempotency-Key": topic}

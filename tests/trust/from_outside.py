@@ -266,7 +266,8 @@ MALFORMED = {
     "length and chunks": (
         b"POST /healthz HTTP/1.1\r\n"
         + _HEAD
-        + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /v1/knowledge HTTP/1.1\r\n\r\n",
+        + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+        + b"GET /v1/knowledge HTTP/1.1\r\n\r\n",
         (0, 400, 401, 405),
     ),
     "chunks of an unknown coding": (
