@@ -16,7 +16,7 @@ FAULTS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install constraints world-assets up demo test test-javascript notebooks test-slow test-install test-compose test-faults test-fuzz \
-  test-pictures test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
+  test-pictures test-trust test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
   install-times FORCE
 
 help: ## list the targets
@@ -69,7 +69,7 @@ loadtest-compose: need-loadtest ## the same with docker-compose.yml, including t
 	DOCKER_HOST="$$host" $(LOCUST) --host "$$scheme://$$address" --compose-project "$$project"
 
 test: need-test ## run the quick tests
-	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz and not install"
+	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz and not install and not trust"
 
 test-javascript: need-test ## test the official JavaScript client of the OpenAI interface; needs npm
 	npm --prefix tests/javascript install
@@ -95,6 +95,9 @@ test-fuzz: need-fuzz ## send thousands of hostile inputs; writes results/trust/f
 
 test-pictures: need-fuzz ## send the hostile pictures among them alone; writes results/trust/pictures.json
 	$(BIN)/python -m pytest tests/hostile/test_pictures.py --hypothesis-profile=thorough --record
+
+test-trust: need-fuzz ## attack a system of real processes; writes results/trust/attacks.json (Debian package haproxy)
+	$(BIN)/python -m pytest tests/trust -m trust --record
 
 test-browser: need-browser ## test the web page in headless Chromium (Debian package chromium)
 	$(BIN)/python -m pytest -m browser

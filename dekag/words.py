@@ -43,6 +43,27 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", once.casefold())
 
 
+_COMMON_TEXT = """
+a an the this that these those some any no every each all both either neither another other such
+i me my mine we us our ours you your yours he him his she her hers it its they them their theirs
+who whom whose which what where when why how there here
+and or but nor so yet if then than as because while although though
+of in on at by for with without from to into onto over under above below between among through during
+before after about against around behind beside beyond near off out up down across along upon within
+is are was were be been being am do does did done has have had having can could will would shall should
+may might must not very too also just only more most much many few little one two three
+"""
+_COMMON = frozenset(_COMMON_TEXT.split())
+"""English words that say nothing of a picture by themselves, and are in most prompts."""
+
+
+def is_common(phrase: str) -> bool:
+    """Whether a phrase consists of common words alone: "the", "of a", a single Latin letter or a digit."""
+    return all(
+        word in _COMMON or (len(word) == 1 and word.isascii() and word.isalnum()) for word in words(phrase)
+    )
+
+
 @lru_cache(4096)
 def words(text: str) -> tuple[str, ...]:
     """The words of `text`, folded, in order; empty if it has neither letter, digit nor symbol."""

@@ -1092,6 +1092,9 @@ class KnowledgeManifest(_Response):
     )
     created: float = Field(description="Unix time of publication, s.", examples=[_CREATED + 60.5])
     job: str = Field(description="Id of the job that made it, or of the upload.", examples=[EXAMPLE_JOB])
+    shared: bool = Field(
+        default=True, description="Whether all API keys use it; false: it belongs to one of them."
+    )
     consistency: RunningConsistency | None = Field(
         default=None, description="Consistency of its images; null until one is compared."
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from dekag.documents import read_yaml
 from dekag.errors import FileError, InvalidInputError, NotFoundError
 from dekag.files import list_folder
 from dekag.stickers import TOPICS, Topic, caption, topic_scene
-from dekag.words import contains_phrase, words
+from dekag.words import contains_phrase, is_common, words
 
 _ALTERNATIVES = re.compile(r"\{([^{}]*)\}")
 
@@ -113,6 +113,7 @@ def topic_prompts(
         NotFoundError: no prompts, and neither profile nor sticker world has a topic of that name.
     """
     check_topic(name)
+    check_triggers(triggers)  # topics that come with a profile or the world may have others, such as "and a"
     rng = random.Random(seed)
     kept: dict[str, None] = {}
     if not prompts and topics and (file := topics.get(name)):
@@ -123,6 +124,8 @@ def topic_prompts(
         if any(len(_ALTERNATIVES.findall(prompt)) > MAX_ALTERNATIVES for prompt in checked):
             raise InvalidInputError("prompts", f"of at most {MAX_ALTERNATIVES} alternatives", "more")
         chosen = _checked(triggers or [name], "triggers", MAX_TRIGGERS)
+        if chosen == [name]:
+            check_triggers(chosen)
 
         def draw() -> str:
             return expanded(rng.choice(checked), rng)
@@ -187,6 +190,45 @@ def matching(prompt: str, triggers: Mapping[str, Sequence[str]]) -> list[str]:
         for name, phrases in triggers.items()
         if any(contains_phrase(prompt_words, words(phrase)) for phrase in phrases)
     )
+
+
+def best_matching(
+    prompt: str, triggers: Mapping[str, Sequence[str]], most: int, *, own: Collection[str] = ()
+) -> list[str]:
+    """Names of the topics whose triggers fit a prompt best, sorted by name.
+
+    A topic fits the better the longer its longest trigger in the prompt is, in words and then in characters.
+    Where topics fit equally well, those in `own` go first, then those with more triggers in the prompt.
+
+    Args:
+        prompt: the prompt.
+        triggers: words or phrases by which a prompt needs a topic, by topic.
+        most: upper limit of the topics.
+        own: topics that are preferred among equals.
+
+    Example:
+        >>> triggers = {"signs": ["neon sign"], "dark": ["night"], "a": ["sign"]}
+        >>> best_matching("a neon sign at night", triggers, 2)
+        ['dark', 'signs']
+    """
+    prompt_words = words(prompt)
+
+    def fit(name: str) -> tuple[int, int, bool, int]:
+        found = [each for each in map(words, triggers[name]) if contains_phrase(prompt_words, each)]
+        longest = max(found, key=lambda each: (len(each), sum(map(len, each))))
+        return len(longest), sum(map(len, longest)), name in own, len(set(found))
+
+    names = matching(prompt, triggers)  # sorted by name, which decides in the end
+    return sorted(sorted(names, key=fit, reverse=True)[:most])
+
+
+def check_triggers(triggers: Sequence[str]) -> None:
+    """Raises InvalidInputError if a trigger consists of common words alone, which nearly every prompt has."""
+    for trigger in triggers:
+        if is_common(trigger):
+            raise InvalidInputError(
+                "triggers", "more than common words, such as 'the', and single letters", trigger
+            )
 
 
 def _checked(values: Sequence[str], field: str, most: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,13 +17,14 @@ from redis.exceptions import RedisError, ResponseError
 from dekag.api.limits import check_job_id, check_knowledge, check_prompt, check_seed, check_topic
 from dekag.errors import InvalidInputError, UnavailableError
 from dekag.generation.request import GenerationRequest
+from dekag.makd.topics import check_triggers
 from services.cloud import distill_request
 from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
 from services.cloud.housekeeping import Housekeeping, Lease, check_quotas
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
-from services.cloud.jobs import Jobs
+from services.cloud.jobs import Jobs, JobState
 from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk_errors, problem
@@ -56,6 +58,7 @@ from services.proto.cloud_pb2 import (
     Preview,
     PublishKnowledgeRequest,
     PublishTransmissionKnowledgeRequest,
+    ShareKnowledgeRequest,
 )
 from services.proto.cloud_pb2 import Jobs as JobsMessage
 from services.proto.cloud_pb2_grpc import CloudServicer as CloudBase
@@ -94,7 +97,7 @@ class CloudServicer(CloudBase):
         self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
         self._repair = Repair(self._store, self._transmission, self._redis)
-        self._closing = False
+        self._closing, self._claiming = False, asyncio.Lock()
         self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
         self._cache = Cache(settings)
         self._scoring_queue = ScoringQueue(settings)
@@ -205,28 +208,48 @@ class CloudServicer(CloudBase):
     ) -> Job:
         """Starts a distillation job."""
         spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
-        if len(request.client) > _MAX_CLIENT_CHARS:
-            raise InvalidInputError("client", f"at most {_MAX_CLIENT_CHARS} characters", request.client)
-        return (await self._jobs.start(spec, check_job_id(request.job_id), request.client)).to_proto()
+        for name in ("client", "owner"):
+            if len(value := getattr(request, name)) > _MAX_CLIENT_CHARS:
+                raise InvalidInputError(name, f"at most {_MAX_CLIENT_CHARS} characters", value)
+        async with self._claiming:
+            await self._claim(spec.topic, request.owner, admin=request.admin)
+            started = await self._jobs.start(spec, check_job_id(request.job_id), request.client)
+        return self._job(started)
+
+    async def _claim(self, topic: str, owner: str, *, admin: bool) -> None:
+        """Makes a new topic the owner's; ConflictError if it is somebody else's."""
+        owners = self._store.owners
+        if await asyncio.to_thread(owners.of, topic) == owner:
+            return
+        exists = topic in await asyncio.to_thread(self._store.topics)
+        if not exists and self._redis is not None:
+            jobs = await self._jobs.recent()  # one of them may still publish the topic
+            exists = any(state.topic == topic and not state.over for state in jobs)
+        await asyncio.to_thread(partial(owners.claim, topic, owner, admin=admin, exists=exists))
+
+    def _job(self, state: JobState) -> Job:
+        message = state.to_proto()
+        message.owner = self._store.owners.of(state.topic)
+        return message
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The current state of a job."""
-        return (await self._jobs.get(request.id)).to_proto()
+        return self._job(await self._jobs.get(request.id))
 
     async def ListJobs(
         self, request: ListJobsRequest, context: aio.ServicerContext[ListJobsRequest, JobsMessage]
     ) -> JobsMessage:
         """The jobs, newest first."""
-        return JobsMessage(jobs=[state.to_proto() for state in await self._jobs.recent()])
+        return JobsMessage(jobs=[self._job(state) for state in await self._jobs.recent()])
 
     async def WatchJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> AsyncIterator[Job]:
         """The current state of a job, then each change."""
         async for state in self._jobs.watch(request.id):
-            yield state.to_proto()
+            yield self._job(state)
 
     async def CancelJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """Cancels a job that has not ended."""
-        return (await self._jobs.cancel(request.id)).to_proto()
+        return self._job(await self._jobs.cancel(request.id))
 
     async def GetPreview(self, request: JobId, context: aio.ServicerContext[JobId, Preview]) -> Preview:
         """The latest preview images of a job."""
@@ -268,6 +291,19 @@ class CloudServicer(CloudBase):
             samples=self._store.samples(manifest) if request.samples else b"",
             versions=[] if whole else self._store.versions(request.topic),
         )
+
+    async def ShareKnowledge(
+        self, request: ShareKnowledgeRequest, context: aio.ServicerContext[ShareKnowledgeRequest, Knowledge]
+    ) -> Knowledge:
+        """Shares a topic with all API keys; edges use it for them from the next request on."""
+        topic = check_topic(request.topic)
+
+        def share() -> Knowledge:
+            self._store.find(topic)  # NotFoundError
+            self._store.owners.share(topic)
+            return self._knowledge(GetKnowledgeRequest(topic=topic))
+
+        return await self._published(share)
 
     async def DeleteKnowledge(
         self,
@@ -328,12 +364,17 @@ class CloudServicer(CloudBase):
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
             check_quotas(self._settings, topic)
+            if not request.admin:  # who may publish what ships, with triggers such as "and a"
+                check_triggers(update.info["triggers"])
             manifest = publish_update(update, self._store, edge_hash)
+            versions = self._store.versions(topic)
             return Knowledge(
-                manifest=self._signer.signed(manifest).to_proto(), versions=list(self._store.versions(topic))
+                manifest=self._signer.signed(versions[manifest.version]).to_proto(), versions=list(versions)
             )
 
-        return await self._published(publish)
+        async with self._claiming:
+            await self._claim(topic, request.owner, admin=request.admin)
+            return await self._published(publish)
 
     async def PublishTransmissionKnowledge(
         self,

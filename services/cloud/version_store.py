@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from dekag.artifacts import HISTORY
 from dekag.documents import DocumentError, parse_json, read_json
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
+from services.cloud.owners import Owners
 from services.common.knowledge import Manifest, VersionManifest
 from services.common.transmission import TransmissionManifest
 
@@ -174,6 +175,7 @@ class KnowledgeStore:
 
     def __init__(self, data_dir: Path) -> None:
         self._root, self._aside = data_dir / "knowledge", data_dir / "aside"
+        self.owners = Owners(data_dir)
 
     def topics(self) -> dict[str, Manifest]:
         """The current manifest of each topic, sorted by topic."""
@@ -385,8 +387,12 @@ class KnowledgeStore:
 
     def _versions(self, topic: str) -> dict[int, Manifest]:
         """Valid manifests of this topic by version."""
-        manifests = self._of(topic).manifests()
-        return {number: manifest for number, manifest in manifests.items() if manifest.topic == topic}
+        manifests, owner = self._of(topic).manifests(), self.owners.of(topic)
+        return {
+            number: manifest.model_copy(update={"owner": owner})
+            for number, manifest in manifests.items()
+            if manifest.topic == topic
+        }
 
 
 class TransmissionStore:

@@ -105,6 +105,7 @@ class DeliveryRequest:
             those of the picture.
         sampling: settings of the denoiser; an adapter scale for semantic delivery only.
         previews: number of the denoiser's predictions to show, 0 to 3; semantic deliveries only.
+        owner: name of the API key whose own topics are used besides shared ones; empty: shared ones only.
     """
 
     prompt: str
@@ -126,6 +127,7 @@ class DeliveryRequest:
     picture: bytes | None = field(default=None, repr=False)
     sampling: Sampling = DEFAULT_SAMPLING
     previews: int = 0
+    owner: str = ""
 
     @property
     def jscc(self) -> bool:
@@ -180,6 +182,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         picture=picture,
         sampling=sampling_from_proto(message.sampling, delivery),
         previews=check_previews(message.previews),
+        owner=message.owner,
     )
 
 
@@ -234,6 +237,7 @@ def request_to_proto(request: DeliveryRequest) -> downlink_pb2.ProvideRequest:
         picture=request.picture,
         sampling=sampling_to_proto(request.sampling),
         previews=request.previews,
+        owner=request.owner,
     )
 
 

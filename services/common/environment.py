@@ -24,6 +24,8 @@ OTHERS: Mapping[str, str] = {
     "DEKAG_REDIS_MAXMEMORY": "docker-compose.yml",
     **{f"DEKAG_{service}_MEMORY": "docker-compose.yml" for service in CONTAINERS},
     "DEKAG_GPUS": "deploy/compose.gpu.yml",
+    "DEKAG_MAX_ADDRESS_CONNECTIONS": "deploy/compose.secure.yml",
+    "DEKAG_GATEWAY_ADDRESS": "deploy/haproxy.cfg",
     "DEKAG_PROMETHEUS_PORT": "deploy/compose.monitoring.yml",
     "DEKAG_GRAFANA_PORT": "deploy/compose.monitoring.yml",
 }

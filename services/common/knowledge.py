@@ -48,6 +48,7 @@ class Manifest(VersionManifest):
     topic: str = Field(description="Name of the topic.")
     triggers: tuple[str, ...] = Field(description="Words or phrases by which a prompt needs it.")
     job: str = Field(description="Id of the job that made it.")
+    owner: str = Field("", description="Name of the API key that it belongs to; empty if it is shared.")
 
     def to_proto(self) -> cloud_pb2.KnowledgeManifest:
         """Returns the message; the inverse of ``from_proto``."""
@@ -67,4 +68,5 @@ class Manifest(VersionManifest):
             created=message.created,
             job=message.job,
             signature=message.signature,
+            owner=message.owner,
         )

@@ -5,10 +5,17 @@ Each service has its own process and port, so the service is not a label. Import
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import ssl
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, make_wsgi_app
 
 from services.common import security
 from services.common.errors import SettingError
@@ -17,6 +24,11 @@ if TYPE_CHECKING:
     from services.common.settings import CommonSettings
     from services.proto.user_pb2 import LinkReport
 
+_HOPS = frozenset(
+    {"cloud-edge", "edge-channel", "channel-channel", "channel-user", "edge-user", "user-gateway"}
+)
+MAX_CONNECTIONS = 64
+"""Upper limit of connections to the metrics port; further ones are closed."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _MINUTES = (1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)  # in seconds
 
@@ -124,23 +136,112 @@ def serve(settings: CommonSettings) -> ssl.SSLContext | None:
         safe=folder is not None,
         fix="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
     )
-    tls: dict[str, Any] = {}
+    tls: ssl.SSLContext | None = None
     if folder is not None:
         security.check_pair(folder, "DEKAG_TLS_DIR")
-        tls = {
-            "certfile": str(folder / security.CERTIFICATE),
-            "keyfile": str(folder / security.KEY),
-            "client_cafile": str(folder / security.CA),
-            "client_auth_required": True,
-        }
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / security.CA)
+        tls.load_cert_chain(folder / security.CERTIFICATE, folder / security.KEY)
+        tls.verify_mode = ssl.CERT_REQUIRED
     try:
-        server, _ = start_http_server(settings.metrics_port, settings.metrics_host, **tls)
+        server = _Server(settings, tls)
     except OSError as error:
         raise SettingError(
             f"DEKAG_METRICS_PORT: port {settings.metrics_port} of {settings.metrics_host} must be free; each "
             f"process needs its own: {error}"
         ) from error
-    return server.socket.context if isinstance(server.socket, ssl.SSLSocket) else None
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return tls
+
+
+class _Handler(WSGIRequestHandler):
+    """Closes a connection that is silent for too long, and logs nothing."""
+
+    def log_message(self, *_: object) -> None: ...
+
+    def handle(self) -> None:
+        if isinstance(self.connection, ssl.SSLSocket):
+            self.connection.do_handshake()  # in this thread, where it keeps nobody else waiting
+        super().handle()
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """Serves the metrics with bounds that prometheus_client's own server does not have.
+
+    Args:
+        settings: address, and the time limit for a request.
+        tls: for mutual TLS, if required.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, settings: CommonSettings, tls: ssl.SSLContext | None) -> None:
+        self._tls, self._places = tls, threading.Semaphore(MAX_CONNECTIONS)
+        host, port = settings.metrics_host.strip("[]"), settings.metrics_port
+        self.address_family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        handler = type("_TimedHandler", (_Handler,), {"timeout": settings.receive_timeout_s})
+        super().__init__((host, port), handler)
+        self.set_app(_guarded(make_wsgi_app(), {settings.metrics_host.lower()}))
+
+    def server_bind(self) -> None:
+        # not WSGIServer's, which asks a name server for the host's name
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+        self.setup_environ()
+
+    def get_request(self) -> tuple[Any, Any]:
+        connection, address = super().get_request()
+        if self._tls is not None:
+            connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._places.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that leave, stay silent or have no certificate are not errors of this service."""
+
+
+def _guarded(app: Callable[..., Iterable[bytes]], hosts: set[str]) -> Callable[..., Iterable[bytes]]:
+    """Refuses requests that a browser sends for a web page, also by DNS rebinding.
+
+    Args:
+        app: what to guard.
+        hosts: names that are served besides addresses, and names without dots, such as those of containers.
+    """
+
+    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if _is_of_a_page(environ, hosts):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"metrics are not served to web pages, nor under names with dots: use the address\n"]
+        return app(environ, start_response)
+
+    return guarded
+
+
+def _is_of_a_page(environ: dict[str, Any], hosts: set[str]) -> bool:
+    if "HTTP_ORIGIN" in environ or environ.get("HTTP_SEC_FETCH_SITE", "none") != "none":
+        return True
+    try:
+        name = (urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or "").lower()
+    except ValueError:
+        return True
+    if name in hosts or not {".", ":"}.intersection(name):  # no public site has a name without a dot
+        return False
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return True
+    return False
 
 
 def record_delivery(report: LinkReport, delivery: str, seconds: float) -> None:
@@ -158,5 +259,5 @@ def record_delivery(report: LinkReport, delivery: str, seconds: float) -> None:
         PSNR_DB.labels(delivery).observe(report.psnr_db)
     if report.HasField("instantaneous_snr_db"):
         SNR_DB.labels(delivery).observe(report.instantaneous_snr_db)
-    for traffic in report.hops:
-        HOP_BYTES.labels(traffic.hop).inc(traffic.sent_bytes)
+    for traffic in report.hops:  # which a peer names
+        HOP_BYTES.labels(traffic.hop if traffic.hop in _HOPS else "other").inc(traffic.sent_bytes)

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import signal
 import time
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -39,7 +40,13 @@ FOLLOW_S = 1.0
 """Polling interval for the health of the next service, and the longest wait for its response, s."""
 _REASON_CHARS = 300
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_CHECK = f"/{HEALTH_NAME}/Check"
 _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
+MAX_CHECKS = MAX_STREAMS = 32
+"""Upper limits of simultaneous health checks, and of streams of health and reflection."""
+MAX_CONNECTIONS = 256
+"""Upper limit of connections to a service; each of its clients keeps one."""
+_IDLE_S = 600.0  # longest time that a connection without calls stays open
 
 
 class Servicer(Protocol):
@@ -168,10 +175,19 @@ class _Traffic:
 
 
 class _RequestInterceptor(aio.ServerInterceptor):
-    """Adds context, span, log line with traffic, and error status to each request."""
+    """Bounds calls in number and in time; adds context, span, log line and error status to requests.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: name of the service.
+        max_requests: upper limit of simultaneous requests, whether their message has arrived or not.
+        receive_timeout_s: time limit for the message of a request, s.
+    """
+
+    def __init__(self, name: str, max_requests: int, receive_timeout_s: float) -> None:
         self._name, self.ready = name, False
+        self._receive_timeout_s = receive_timeout_s
+        self._limits = {"requests": max_requests, "checks": MAX_CHECKS, "streams": MAX_STREAMS}
+        self._calls: Counter[str] = Counter()
 
     async def intercept_service(
         self,
@@ -179,7 +195,19 @@ class _RequestInterceptor(aio.ServerInterceptor):
         details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(details)
-        if handler is None or details.method.startswith(_INFRASTRUCTURE):
+        if handler is None:
+            return handler
+        kind = _kind(details.method)
+        if (calls := self._calls[kind]) >= self._limits[kind]:
+            return _refusing(handler, f"{calls} {kind} are in progress, which is the limit")
+        task = cast("asyncio.Task[Any]", asyncio.current_task())  # of the whole call, message included
+        self._calls[kind] += 1
+        task.add_done_callback(lambda _: self._calls.subtract([kind]))
+        if handler.request_streaming:
+            return handler
+        if kind == "checks":
+            return self._received(handler.unary_unary, None, handler)
+        if kind == "streams":
             return handler
         headers = dict(details.invocation_metadata or ())
         traffic = _Traffic()
@@ -209,9 +237,46 @@ class _RequestInterceptor(aio.ServerInterceptor):
                 async for message in messages:
                     yield serialize(message)
 
-        if handler.unary_stream is not None:
-            return grpc.unary_stream_rpc_method_handler(stream)
-        return grpc.unary_unary_rpc_method_handler(unary)
+        return self._received(unary, stream if handler.unary_stream is not None else None)
+
+    def _received(self, unary: Any, stream: Any, messages: Any = None) -> Any:
+        """A handler that passes the message on if it arrives in time.
+
+        gRPC's own handlers of unary requests wait for it without a limit, before any of our code runs.
+
+        Args:
+            unary: handles the message, if it is not to be answered with a stream.
+            stream: handles the message, if it is.
+            messages: a handler with the serialisers of the messages; None: they are bytes.
+        """
+        convert = {
+            "request_deserializer": messages and messages.request_deserializer,
+            "response_serializer": messages and messages.response_serializer,
+        }
+
+        async def message(requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> Any:
+            try:
+                async with asyncio.timeout(self._receive_timeout_s):
+                    return await anext(requests)
+            except TimeoutError:
+                reason = f"the message did not arrive within {self._receive_timeout_s:g} s"
+                await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+            except StopAsyncIteration:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is missing")
+
+        if stream is None:
+
+            async def to_unary(requests: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+                return await unary(await message(aiter(requests), context), context)
+
+            return grpc.stream_unary_rpc_method_handler(to_unary, **convert)
+
+        async def to_stream(requests: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async with aclosing(stream(await message(aiter(requests), context), context)) as parts:
+                async for part in parts:
+                    yield part
+
+        return grpc.stream_stream_rpc_method_handler(to_stream, **convert)
 
     @asynccontextmanager
     async def _request(
@@ -253,6 +318,29 @@ class _RequestInterceptor(aio.ServerInterceptor):
             )
 
 
+def _kind(method: str) -> str:
+    """What a call counts as: "requests", "checks" of health, or "streams" of health and reflection."""
+    if not method.startswith(_INFRASTRUCTURE):
+        return "requests"
+    return "checks" if method == _CHECK else "streams"
+
+
+def _refusing(handler: Any, reason: str) -> Any:
+    """A handler of the same kind that refuses the call, whose message need not arrive."""
+
+    async def refuse(_: Any, context: aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+
+    async def refuse_stream(_: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+        yield b""
+
+    # takes the messages as a stream, so that it begins before the first
+    if handler.response_streaming:
+        return grpc.stream_stream_rpc_method_handler(refuse_stream)
+    return grpc.stream_unary_rpc_method_handler(refuse)
+
+
 class Server:
     """One servicer on one port.
 
@@ -270,17 +358,24 @@ class Server:
         add: Callable[[_S, aio.Server], None],
         name: str = "service",
     ) -> None:
-        self._settings, self._servicer, self._requests = settings, servicer, _RequestInterceptor(name)
+        self._settings, self._servicer, self._requests = (
+            settings,
+            servicer,
+            _RequestInterceptor(name, settings.max_requests, settings.receive_timeout_s),
+        )
         self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
             interceptors=[self._requests],
-            maximum_concurrent_rpcs=settings.max_requests,
+            maximum_concurrent_rpcs=2
+            * (settings.max_requests + MAX_CHECKS + MAX_STREAMS),  # as refused ones count
             options=[
                 *security.METADATA_OPTIONS,
                 ("grpc.server_handshake_timeout_ms", round(settings.receive_timeout_s * 1000)),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.so_reuseport", 0),
+                ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
+                ("grpc.max_connection_idle_ms", round(_IDLE_S * 1000)),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 2_500),

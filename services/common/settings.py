@@ -92,8 +92,8 @@ class CommonSettings(BaseSettings):
         10.0,
         gt=0,
         le=DAY_S,
-        description="Time limit for a client to send a request to the gateway, or to connect to another "
-        "service, s.",
+        description="Time limit for a client to send a request to the gateway, to take some of its response "
+        "(on Linux), or to connect to another service, s.",
     )
     spans_to: SpansTo = Field(
         "",

@@ -12,7 +12,7 @@ import structlog
 
 from dekag.api.limits import MAX_KNOWLEDGE
 from dekag.errors import DekagError, MismatchError, NotFoundError, UnavailableError
-from dekag.makd.topics import matching
+from dekag.makd.topics import best_matching
 from services.common import clients, metrics
 from services.common.artifact_cache import ArtifactCache, CachedResponse, Files
 from services.common.cache import Cache
@@ -87,7 +87,8 @@ class Knowledge:
     async def choose(self, request: DeliveryRequest, base_hash: str) -> Choice:
         """The updates to use for ``request``, or that the cloud sends its image.
 
-        If the prompt selects the topics, updates that do not fit the model are skipped with a warning. With a
+        Topics of other API keys do not exist for it. If the prompt selects the topics, those that fit it best
+        are used, and updates that do not fit the model are skipped with a warning. With a
         demand policy, the cloud then decides for each topic, unless the request scales their adapters.
 
         Args:
@@ -101,14 +102,21 @@ class Knowledge:
         """
         if request.knowledge == ():
             return Choice([])
-        known, is_complete = await self._catalogue()
+        everything, is_complete = await self._catalogue()
+        known = {name: each for name, each in everything.items() if each.owner in ("", request.owner)}
         if request.knowledge is None:
             triggers = {name: manifest.triggers for name, manifest in known.items()}
+            own = {name for name, manifest in known.items() if manifest.owner}
             # of a file of the cloud, which uses no adapters, their scale would say nothing
             if self._asks and request.sampling.adapter_scale == 1.0:
-                topics = matching(request.prompt, {**self._teachable, **triggers})[:MAX_KNOWLEDGE]
+                candidates = {**self._teachable, **triggers}
+                topics = best_matching(request.prompt, candidates, MAX_KNOWLEDGE, own=own)
                 return await self._decided(topics, known, base_hash) if topics else Choice([])
-            return Choice(_fitting(matching(request.prompt, triggers), known, base_hash)[:MAX_KNOWLEDGE])
+            fitting = {name: each for name, each in triggers.items() if known[name].base_hash == base_hash}
+            topics = best_matching(request.prompt, triggers, len(triggers), own=own)
+            _fitting(topics, known, base_hash)  # says which are skipped
+            topics = best_matching(request.prompt, fitting, MAX_KNOWLEDGE, own=own)
+            return Choice([known[name] for name in topics])
         for name in request.knowledge:
             if name not in known:
                 if not is_complete:

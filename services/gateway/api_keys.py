@@ -1,7 +1,7 @@
 """API keys: who may use the gateway, with limits on the rate and on concurrent requests.
 
 The file of keys has one line a key, ``NAME:SHA256[:REQUESTS_PER_MINUTE[:CONCURRENCY[:SCOPE+SCOPE]]]``; blank
-lines and lines that start with ``#`` are ignored. A key without scopes may do everything. A key has 256
+lines and lines that start with ``#`` are ignored. A key without scopes has all but `admin`. A key has 256
 random bits, so its hash needs no salt.
 """
 
@@ -37,7 +37,8 @@ _LINE = re.compile(
     rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}})?(?::([a-z+]+))?)?)?"
 )
 SCOPES = ("draw", "teach", "publish", "admin")
-"""What keys may do: request images; start and cancel jobs; publish knowledge; everything, also delete it."""
+"""What keys may do: request images; start and cancel jobs; publish knowledge; everything, to all topics."""
+_DEFAULT_SCOPES = SCOPES[:3]
 _log = structlog.get_logger()
 _MINUTE_S = 60.0
 _BUSY_S = 1  # Retry-After when the concurrency limit is reached
@@ -55,7 +56,7 @@ def new_key(
     Args:
         name: of its owner, for the logs.
         requests_per_minute, concurrency: limits of this key; those of the settings if left out.
-        scopes: what it may do, of SCOPES; everything if left out.
+        scopes: what it may do, of SCOPES; all but `admin` if left out.
 
     Raises:
         InvalidInputError: the name or a scope is invalid.
@@ -83,22 +84,27 @@ class Key:
     hash: bytes
     requests_per_minute: int
     concurrency: int
-    scopes: frozenset[str] = frozenset(SCOPES)
+    scopes: frozenset[str] = frozenset(_DEFAULT_SCOPES)
 
     def may(self, scope: str) -> bool:
         """Whether the key has a scope; every key has the empty one, and an admin's has all."""
         return not scope or scope in self.scopes or "admin" in self.scopes
 
 
-def scope_of(method: str, path: str) -> str:
-    """The scope that a request needs; empty if it only reads. What is not listed needs an admin's key."""
+def scopes_of(method: str, path: str) -> Sequence[str]:
+    """Scopes of which a request needs one; the empty one if it only reads.
+
+    What is not listed needs an admin's key, and so do the adapters of the codec, which change all pictures.
+    """
     if method in ("GET", "HEAD", "OPTIONS"):
-        return ""
+        return ("",)
     if method == "POST":
-        return "teach" if path == "/v1/knowledge" else "draw"
-    if method == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/")):
-        return "publish"
-    return "teach" if method == "DELETE" and path.startswith("/v1/jobs/") else "admin"
+        if path.startswith("/v1/knowledge/"):
+            return ("admin",)
+        return ("teach",) if path == "/v1/knowledge" else ("draw",)
+    if path.startswith("/v1/knowledge/"):
+        return {"PUT": ("publish",), "DELETE": ("teach", "publish")}.get(method, ("admin",))
+    return ("teach",) if method == "DELETE" and path.startswith("/v1/jobs/") else ("admin",)
 
 
 class ApiKeys:
@@ -154,7 +160,7 @@ class ApiKeys:
             if line.startswith("#"):
                 continue
             found = _LINE.fullmatch(line)
-            scopes = ((found and found[5]) or "+".join(SCOPES)).split("+")
+            scopes = ((found and found[5]) or "+".join(_DEFAULT_SCOPES)).split("+")
             if unknown := set(scopes) - set(SCOPES):
                 raise SettingError(
                     f"line {number} of {file} names an unknown scope, {min(unknown)!r}: there are "
@@ -198,19 +204,35 @@ class ApiKeys:
         finally:
             self._running[key.name] -= 1
 
+    def charge(self, key: Key, cost: int) -> None:
+        """Counts a request that is in flight as ``cost`` requests, at most as those of a minute.
+
+        Raises:
+            ExhaustedError: fewer are left of this minute.
+        """
+        more = min(cost, key.requests_per_minute) - 1  # one was counted when the request came
+        if more > 0:
+            with metrics.REFUSED.labels("key").count_exceptions(ExhaustedError):
+                self._use(key, more, f"this request counts as {more + 1}, and ")
+
     def _check(self, key: Key) -> None:
         if self._running[key.name] >= key.concurrency:
             raise ExhaustedError(
                 f"this API key has {key.concurrency} requests in flight, which is its limit",
                 retry_after_s=_BUSY_S,
             )
+        self._use(key, 1)
+
+    def _use(self, key: Key, times: int, why: str = "") -> None:
         used, now = self._used[key.name], self._clock()
         while used and now - used[0] >= _MINUTE_S:
             used.popleft()
-        if len(used) >= key.requests_per_minute:
-            wait_s = max(1, math.ceil(used[0] + _MINUTE_S - now))
+        if (over := len(used) + times - key.requests_per_minute) > 0:
+            # as many uses must be older than a minute
+            wait_s = max(1, math.ceil(used[min(over, len(used)) - 1] + _MINUTE_S - now))
             raise ExhaustedError(
-                f"this API key may be used {key.requests_per_minute} times a minute; try again in {wait_s} s",
+                f"{why}this API key may be used {key.requests_per_minute} times a minute; "
+                f"try again in {wait_s} s",
                 retry_after_s=wait_s,
             )
-        used.append(now)
+        used.extend([now] * times)

@@ -48,6 +48,7 @@ from services.gateway.openai import images, models
 from services.gateway.openai.models import with_model
 from services.gateway.openapi_examples import IMAGES_EXAMPLES, PICTURE_EXAMPLES
 from services.gateway.request_body import JsonRoute, form_schema
+from services.gateway.request_cost import images_cost, picture_cost
 from services.gateway.settings import GatewaySettings
 from services.gateway.usage import UsageTotals
 from services.proto import cloud_pb2_grpc, user_pb2_grpc
@@ -139,6 +140,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     ]
     keys = ApiKeys.read(settings.api_keys_file, settings) if settings.api_keys_file else None
     traffic = UsageTotals()
+    size_of_profile = web_ui.profile_size(settings.profile)
     admission = Admission(slots=settings.max_in_flight, max_waiting=settings.max_waiting)
 
     @asynccontextmanager
@@ -213,6 +215,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         last = MAX_SEED + 1 - body.n
         if body.seed is not None and body.seed > last:
             raise InvalidInputError("seed", f"at most {last} when n is {body.n}", body.seed)
+        request.state.charge(images_cost(body, size_of_profile))
         client = request.state.client
         first = body.seed
         if first is None:
@@ -226,7 +229,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             reports: list[LinkReport] = []
             async with admission.slot(client):
                 for seed in range(first, first + body.n):
-                    provide = to_proto(body, seed)
+                    provide = to_proto(body, seed, request.state.owner)
                     received, index = None, 0
                     async for part in _receive(app.state.user, provide):
                         if isinstance(part, ReceivedImage):
@@ -284,6 +287,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         `link_report.picture` says how. In a form, `picture` is a file, and `link`, `seed` and `details` are
         JSON.
         """
+        request.state.charge(picture_cost(body))
         client = request.state.client
         seed = body.seed
         if seed is None:

@@ -39,8 +39,8 @@ from services.proto import cloud_pb2, downlink_pb2, user_pb2
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
-def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
-    """The request for one of the images, the one with this seed."""
+def to_proto(request: ImagesRequest, seed: int, owner: str) -> downlink_pb2.ProvideRequest:
+    """The request for one of the images, the one with this seed, by the key of that name."""
     width, height = parse_size(request.size)
     return downlink_pb2.ProvideRequest(
         prompt=request.prompt,
@@ -54,6 +54,7 @@ def to_proto(request: ImagesRequest, seed: int) -> downlink_pb2.ProvideRequest:
         on_long_prompt=LONG_PROMPTS[request.on_long_prompt],
         sampling=sampling_to_proto(request.sampling),
         previews=request.partial_images if request.stream else 0,
+        owner=owner,
         **_link_fields(request.link),
     )
 

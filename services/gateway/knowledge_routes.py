@@ -27,7 +27,7 @@ from dekag.api.schemas import (
     TopicDemand,
     Transmission,
 )
-from dekag.errors import DekagError, NotFoundError
+from dekag.errors import ConflictError, DekagError, NotFoundError
 from services.common.clients import call, stream
 from services.common.knowledge import NO_KNOWLEDGE
 from services.common.request_context import begin_request, request_id
@@ -46,7 +46,9 @@ from services.proto.cloud_pb2 import (
     ListKnowledgeRequest,
     PublishKnowledgeRequest,
     PublishTransmissionKnowledgeRequest,
+    ShareKnowledgeRequest,
 )
+from services.proto.cloud_pb2 import Job as JobMessage
 from services.proto.downlink_pb2 import GetTransmissionKnowledgeRequest
 
 router = APIRouter(route_class=JsonRoute)
@@ -79,6 +81,7 @@ async def distill(
     """Starts a job that distils a topic; the header `Location` is the path of the job."""
     order = to_distill(body)
     order.client = request.state.client
+    order.owner, order.admin = request.state.owner, request.state.admin
     order.job_id = job_id_for(request.state.client, idempotency_key)
     job = to_model(await call(request.app.state.cloud.Distill, order, "cloud"), Job)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -87,14 +90,18 @@ async def distill(
 
 @router.get("/v1/knowledge", tags=["knowledge"], responses=responses(503))
 async def list_knowledge(request: Request) -> KnowledgeList:
-    """The current version of each topic's knowledge, sorted by topic."""
+    """The current version of each topic's knowledge, sorted by topic.
+
+    With API keys, these are the key's own topics and those that are shared; for admins, all.
+    """
     message = ListKnowledgeRequest(consistency=True)
     answer = await call(request.app.state.cloud.ListKnowledge, message, "cloud")
     running = {name: to_model(each, RunningConsistency) for name, each in answer.consistency.items()}
     return KnowledgeList(
         data=[
-            to_model(each, KnowledgeManifest, consistency=running.get(each.topic))
+            to_model(each, KnowledgeManifest, consistency=running.get(each.topic), shared=not each.owner)
             for each in answer.knowledge
+            if _may_see(request, each.owner)
         ],
         consistency=running.get(NO_KNOWLEDGE),
     )
@@ -103,9 +110,7 @@ async def list_knowledge(request: Request) -> KnowledgeList:
 @router.get("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(404, 422, 503))
 async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
     """The current version of one topic's knowledge, with its scores on held-out prompts."""
-    message = GetKnowledgeRequest(topic=topic, consistency=True)
-    answer = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
-    return _topic(answer)
+    return _topic(await _knowledge(request, GetKnowledgeRequest(topic=topic, consistency=True)))
 
 
 @router.get(
@@ -116,18 +121,29 @@ async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
 )
 async def get_samples(request: Request, topic: _TopicName) -> Response:
     """A PNG with images of held-out prompts; rows: cloud, edge before, edge after."""
-    message = GetKnowledgeRequest(topic=topic, samples=True)
-    answer = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
+    answer = await _knowledge(request, GetKnowledgeRequest(topic=topic, samples=True))
     if not answer.samples:
         raise NotFoundError(f"the knowledge of {topic} was published without pictures")
     return Response(answer.samples, media_type="image/png")
 
 
+@router.post("/v1/knowledge/{topic}/share", tags=["knowledge"], responses=responses(404, 422, 503))
+async def share_knowledge(request: Request, topic: _TopicName) -> Topic:
+    """Lets every API key use a topic that belongs to one of them; only admins may, and can change it then."""
+    message = ShareKnowledgeRequest(topic=topic)
+    return _topic(await call(request.app.state.cloud.ShareKnowledge, message, "cloud"))
+
+
 @router.delete(
-    "/v1/knowledge/{topic}", tags=["knowledge"], status_code=204, responses=responses(404, 422, 503)
+    "/v1/knowledge/{topic}", tags=["knowledge"], status_code=204, responses=responses(404, 409, 422, 503)
 )
 async def delete_knowledge(request: Request, topic: _TopicName) -> None:
-    """Deletes all versions of one topic's knowledge; no later image uses it."""
+    """Deletes all versions of one topic's knowledge; no later image uses it.
+
+    With API keys, a key may delete its own topics, and an admin all.
+    """
+    manifest = (await _knowledge(request, GetKnowledgeRequest(topic=topic))).manifest
+    _check_may_change(request, manifest.owner, f"topic {topic!r}")
     await call(request.app.state.cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=topic), "cloud")
 
 
@@ -144,7 +160,8 @@ async def publish_knowledge(
     Edges apply it from the next request on. Publishing the current version again has no effect. The command
     `dekag publish` uses this operation.
     """
-    message = PublishKnowledgeRequest(topic=topic, files=body.files)
+    state = request.state
+    message = PublishKnowledgeRequest(topic=topic, files=body.files, owner=state.owner, admin=state.admin)
     answer = await call(request.app.state.cloud.PublishKnowledge, message, "cloud")
     return _topic(answer)
 
@@ -188,13 +205,13 @@ async def get_transmission(request: Request) -> Transmission:
 async def list_jobs(request: Request) -> JobList:
     """The latest 100 jobs, newest first."""
     answer = await call(request.app.state.cloud.ListJobs, ListJobsRequest(), "cloud")
-    return JobList(data=[to_model(each, Job) for each in answer.jobs])
+    return JobList(data=[to_model(each, Job) for each in answer.jobs if _may_see(request, each.owner)])
 
 
 @router.get("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 422, 503))
 async def get_job(request: Request, name: _JobName) -> Job:
     """The current state of a job, available until a day after its end."""
-    return to_model(await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud"), Job)
+    return to_model(await _job(request, name), Job)
 
 
 @router.get(
@@ -226,6 +243,7 @@ async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> 
 )
 async def get_preview(request: Request, name: _JobName) -> Response:
     """A PNG with images of held-out prompts during training; rows: cloud, edge in its current state."""
+    await _job(request, name)
     answer = await call(request.app.state.cloud.GetPreview, JobId(id=name), "cloud")
     return Response(answer.png, media_type="image/png")
 
@@ -233,12 +251,52 @@ async def get_preview(request: Request, name: _JobName) -> Response:
 @router.delete("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 409, 422, 503))
 async def cancel_job(request: Request, name: _JobName) -> Job:
     """Cancels a job that has not ended; it publishes nothing."""
+    _check_may_change(request, (await _job(request, name)).owner, f"job {name}")
     return to_model(await call(request.app.state.cloud.CancelJob, JobId(id=name), "cloud"), Job)
+
+
+def _may_see(request: Request, owner: str) -> bool:
+    """Whether the request's API key may see a topic, or a job of it."""
+    return request.state.admin or owner in ("", request.state.owner)
+
+
+def _check_may_change(request: Request, owner: str, what: str) -> None:
+    """ConflictError if a topic, or the topic of a job, is shared and the request's API key is no admin's."""
+    if not request.state.admin and owner != request.state.owner:
+        raise ConflictError(f"{what} is shared, and only admins change it")
+
+
+async def _knowledge(request: Request, message: GetKnowledgeRequest) -> Knowledge:
+    """Knowledge of a topic; that of another API key does not exist."""
+    missing = f"there is no knowledge of topic {message.topic!r}"
+    try:
+        answer: Knowledge = await call(request.app.state.cloud.GetKnowledge, message, "cloud")
+    except NotFoundError:
+        if request.state.admin:
+            raise
+        raise NotFoundError(missing) from None  # the cloud's words name the topics of others
+    if not _may_see(request, answer.manifest.owner):
+        raise NotFoundError(missing)
+    return answer
+
+
+async def _job(request: Request, name: str) -> JobMessage:
+    """A job; one of another API key's topic does not exist."""
+    job: JobMessage = await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud")
+    if not _may_see(request, job.owner):
+        raise NotFoundError(f"there is no job {name!r}")
+    return job
 
 
 def _topic(answer: Knowledge) -> Topic:
     running = to_model(answer.consistency, RunningConsistency) if answer.HasField("consistency") else None
-    return to_model(answer.manifest, Topic, versions=list(answer.versions), consistency=running)
+    return to_model(
+        answer.manifest,
+        Topic,
+        versions=list(answer.versions),
+        consistency=running,
+        shared=not answer.manifest.owner,
+    )
 
 
 async def _until(stopping: asyncio.Event, items: AsyncGenerator[_T, None]) -> AsyncGenerator[_T, None]:

@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import time
 from collections.abc import Mapping
+from functools import partial
 from urllib.parse import urlsplit
 
 import structlog
@@ -18,7 +19,7 @@ from services.common import metrics, tracing
 from services.common.addresses import listed
 from services.common.request_context import begin_request
 from services.gateway import request_body, web_ui
-from services.gateway.api_keys import ApiKeys, scope_of
+from services.gateway.api_keys import ApiKeys, scopes_of
 from services.gateway.openai.errors import absent
 from services.gateway.problems import from_error, problem
 from services.gateway.settings import GatewaySettings
@@ -75,8 +76,12 @@ def _head_bytes(scope: Scope) -> int:
 
 def _route(scope: Scope) -> str:
     """Method and path pattern of the route, so that the number of names stays bounded."""
-    route = getattr(scope.get("route"), "path", None)
-    return f"{scope['method']} {route}" if route else "no such route"
+    route, method = scope.get("route"), scope["method"]
+    path = getattr(route, "path", None)
+    if path is None:
+        return "no such route"
+    known = method in (getattr(route, "methods", None) or ("GET",)) or method == "HEAD"
+    return f"{method if known else 'other method'} {path}"
 
 
 class RequestMiddleware:
@@ -109,7 +114,11 @@ class RequestMiddleware:
         if client_id := _client_request_id(headers):
             ids["client_request_id"] = client_id
         # identifies the client: its address, or the name of its API key where keys are in use
-        scope.setdefault("state", {})["client"] = scope["client"][0] if scope.get("client") else ""
+        client = scope["client"][0] if scope.get("client") else ""
+        # without API keys, everybody may change every topic, and new ones are shared
+        scope.setdefault("state", {}).update(
+            client=client, owner="", admin=self._keys is None, charge=lambda cost: None
+        )
         if scope["path"] in _PROBES:
             await self._answer(scope, receive, send, ids)
             return None
@@ -191,10 +200,12 @@ class RequestMiddleware:
                 detail = "this needs an API key: send it in the header `Authorization: Bearer KEY`"
                 refusal = problem(401, detail, headers={"WWW-Authenticate": "Bearer"})
                 return await refusal(scope, receive, send)
-            state["client"] = key.name
-            if not key.may(needed := scope_of(scope["method"], scope["path"])):
+            charge = partial(self._keys.charge, key)
+            state.update(client=key.name, owner=key.name, admin=key.may("admin"), charge=charge)
+            if not any(map(key.may, needed := scopes_of(scope["method"], scope["path"]))):
                 detail = (
-                    f"this API key may not do that: its line in the file of keys lacks the scope {needed!r}"
+                    "this API key may not do that: its line in the file of keys lacks the scope "
+                    f"{' or '.join(map(repr, needed))}"
                 )
                 return await problem(403, detail)(scope, receive, send)
             async with self._keys.in_flight(key):

@@ -27,7 +27,10 @@ class BoundedHttp(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with limits; by default it waits forever and accepts headers of any size.
 
     A request must be complete ``receive_timeout_s`` after its first byte, or after the connection was opened.
-    Its headers may have up to ``max_header_bytes``. There may be up to ``max_connections``.
+    Its headers may have up to ``max_header_bytes``. There may be up to ``max_connections``. On Linux, the
+    kernel closes a connection whose client takes nothing of a response for ``receive_timeout_s``.
+
+    Limits for each address are those of the proxy, ``deploy/haproxy.cfg``.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn's
@@ -35,6 +38,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._settings: GatewaySettings = self.config.app.state.settings  # type: ignore[union-attr]
         self._in_head, self._head_bytes = True, 0
         self._deadline: asyncio.TimerHandle | None = None
+        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+            timeout_ms = math.ceil(1000 * self._settings.receive_timeout_s)
+            transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, timeout_ms)
         if len(self.connections) > self._settings.max_connections:
             self._refuse(503, "there are too many connections; try again later")
         else:

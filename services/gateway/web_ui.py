@@ -41,6 +41,14 @@ def install(app: FastAPI, profile: str) -> None:
     app.mount(ASSETS_URL, StaticFiles(directory=_FOLDER), name="web")
 
 
+def profile_size(profile: str, default: int = 128) -> int:
+    """Side of a profile's images, pixels; the default if the profile cannot be read here."""
+    try:
+        return load_profile(profile).size
+    except DekagError:
+        return default
+
+
 def example_prompts(profile: str) -> dict[str, list[str]]:
     """The profile's own topics, each with up to `EXAMPLES` of its test prompts, or else from its templates.
 

@@ -34,7 +34,8 @@ from services.common.security import CA, CERTIFICATE, KEY, secret
 from services.common.signing import CACHE_KEY, SIGNING_KEY, TRUSTED_KEYS, new_signing_key
 
 OPERATOR = "operator"  # for people, and for Prometheus
-NAMES = ("gateway", "user", "channel", "edge", "cloud", "distiller", "redis", OPERATOR)
+PROXY = "proxy"  # in front of the gateway
+NAMES = (PROXY, "gateway", "user", "channel", "edge", "cloud", "distiller", "redis", OPERATOR)
 PASSWORD, USERS = "redis.password", "users.acl"
 _CA_DAYS, _RENEW_DAYS = 3650, 30
 _HERE = ("localhost", "127.0.0.1", "::1")
@@ -67,7 +68,7 @@ def make_credentials(
 
     Args:
         folder: created if missing, readable by its owner only.
-        names: further host names and addresses of the gateway, besides its own name and localhost.
+        names: further host names and addresses of gateway and proxy, besides its own name and localhost.
         days: validity of a new certificate, days.
         new_signing: replace the key that signs knowledge; the edge trusts the last key, too, until the next
             replacement.
@@ -82,7 +83,7 @@ def make_credentials(
     made = []
     for service in NAMES:
         home = _private(folder / service)
-        wanted = _alternative_names([service, *_HERE, *(names if service == "gateway" else ())])
+        wanted = _alternative_names([service, *_HERE, *(names if service in ("gateway", PROXY) else ())])
         if _is_good(home, authority, wanted):
             continue
         key = ec.generate_private_key(ec.SECP256R1())

@@ -301,6 +301,8 @@ class DistillRequest(_message.Message):
     SEED_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
     JOB_ID_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ADMIN_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     images: _builtins.int
@@ -318,6 +320,10 @@ class DistillRequest(_message.Message):
     """Id of the job; empty: a new id. If a job with this id and the same request exists, it is returned.
     32 lower-case hexadecimal digits
     """
+    owner: _builtins.str
+    """name of the API key to which a new topic belongs; empty: it is shared"""
+    admin: _builtins.bool
+    """whether the key may change topics of others"""
     client: _builtins.str
     """at most 64 characters: whose job it is; each client may have so many"""
     @_builtins.property
@@ -341,11 +347,13 @@ class DistillRequest(_message.Message):
         seed: _builtins.int | None = ...,
         force: _builtins.bool = ...,
         job_id: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        admin: _builtins.bool = ...,
         client: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "images", b"images", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "client", b"client", "force", b"force", "images", b"images", "job_id", b"job_id", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_images", b"_images", "_rank", b"_rank", "_seed", b"_seed", "_steps", b"_steps", "_tokens", b"_tokens", "admin", b"admin", "client", b"client", "force", b"force", "images", b"images", "job_id", b"job_id", "owner", b"owner", "prompts", b"prompts", "rank", b"rank", "seed", b"seed", "steps", b"steps", "tokens", b"tokens", "topic", b"topic", "triggers", b"triggers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__images: _TypeAlias = _typing.Literal["images"]  # noqa: Y015
     _WhichOneofArgType__images: _TypeAlias = _typing.Literal["_images", b"_images"]  # noqa: Y015
@@ -427,6 +435,7 @@ class Job(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     KEPT_ASIDE_FIELD_NUMBER: _builtins.int
     SCORES_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     topic: _builtins.str
     status: Global___JobStatus.ValueType
@@ -450,6 +459,8 @@ class Job(_message.Message):
     """of the published update; unset if it was kept aside"""
     kept_aside: _builtins.str
     """why the update was not published; empty if it was"""
+    owner: _builtins.str
+    """name of the API key to which the topic belongs; empty if it is shared"""
     @_builtins.property
     def scores(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """of the update on held-out prompts, once the job is finished"""
@@ -471,10 +482,11 @@ class Job(_message.Message):
         version: _builtins.int | None = ...,
         kept_aside: _builtins.str = ...,
         scores: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "_loss", b"_loss", "_started", b"_started", "_version", b"_version", "finished", b"finished", "loss", b"loss", "started", b"started", "version", b"version"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "_loss", b"_loss", "_started", b"_started", "_version", b"_version", "created", b"created", "done", b"done", "error", b"error", "finished", b"finished", "id", b"id", "kept_aside", b"kept_aside", "loss", b"loss", "scores", b"scores", "stage", b"stage", "started", b"started", "status", b"status", "topic", b"topic", "total", b"total", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_finished", b"_finished", "_loss", b"_loss", "_started", b"_started", "_version", b"_version", "created", b"created", "done", b"done", "error", b"error", "finished", b"finished", "id", b"id", "kept_aside", b"kept_aside", "loss", b"loss", "owner", b"owner", "scores", b"scores", "stage", b"stage", "started", b"started", "status", b"status", "topic", b"topic", "total", b"total", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__finished: _TypeAlias = _typing.Literal["finished"]  # noqa: Y015
     _WhichOneofArgType__finished: _TypeAlias = _typing.Literal["_finished", b"_finished"]  # noqa: Y015
@@ -586,6 +598,7 @@ class KnowledgeManifest(_message.Message):
     CREATED_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     version: _builtins.int
     """counts up for each topic; the highest is current"""
@@ -600,6 +613,8 @@ class KnowledgeManifest(_message.Message):
     """id of the job that made it"""
     signature: _builtins.str
     """of the cloud, over all other fields: Ed25519, base64; empty without a signing key"""
+    owner: _builtins.str
+    """name of the API key to which the topic belongs; empty if it is shared"""
     @_builtins.property
     def triggers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -619,10 +634,11 @@ class KnowledgeManifest(_message.Message):
         created: _builtins.float = ...,
         job: _builtins.str = ...,
         signature: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "created", b"created", "job", b"job", "scores", b"scores", "signature", b"signature", "size_bytes", b"size_bytes", "topic", b"topic", "triggers", b"triggers", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_hash", b"base_hash", "content_hash", b"content_hash", "created", b"created", "job", b"job", "owner", b"owner", "scores", b"scores", "signature", b"signature", "size_bytes", b"size_bytes", "topic", b"topic", "triggers", b"triggers", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -793,6 +809,25 @@ class Knowledge(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__consistency) -> _WhichOneofReturnType__consistency | None: ...
 
 Global___Knowledge: _TypeAlias = Knowledge  # noqa: Y015
+
+@_typing.final
+class ShareKnowledgeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOPIC_FIELD_NUMBER: _builtins.int
+    topic: _builtins.str
+    def __init__(
+        self,
+        *,
+        topic: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["topic", b"topic"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShareKnowledgeRequest: _TypeAlias = ShareKnowledgeRequest  # noqa: Y015
 
 @_typing.final
 class DeleteKnowledgeRequest(_message.Message):
@@ -1021,9 +1056,14 @@ class PublishKnowledgeRequest(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     TOPIC_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
+    ADMIN_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """topic of the update"""
+    owner: _builtins.str
+    """as in DistillRequest"""
+    admin: _builtins.bool
     @_builtins.property
     def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]:
         """knowledge.json and safetensors, by name"""
@@ -1032,11 +1072,13 @@ class PublishKnowledgeRequest(_message.Message):
         self,
         *,
         topic: _builtins.str = ...,
+        owner: _builtins.str = ...,
+        admin: _builtins.bool = ...,
         files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin", b"admin", "files", b"files", "owner", b"owner", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -85,6 +85,11 @@ class CloudStub:
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.GetKnowledgeRequest.SerializeToString,
                 response_deserializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
                 _registered_method=True)
+        self.ShareKnowledge = channel.unary_unary(
+                '/dekag.v1.Cloud/ShareKnowledge',
+                request_serializer=dekag_dot_v1_dot_cloud__pb2.ShareKnowledgeRequest.SerializeToString,
+                response_deserializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
+                _registered_method=True)
         self.DeleteKnowledge = channel.unary_unary(
                 '/dekag.v1.Cloud/DeleteKnowledge',
                 request_serializer=dekag_dot_v1_dot_cloud__pb2.DeleteKnowledgeRequest.SerializeToString,
@@ -192,6 +197,13 @@ class CloudServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShareKnowledge(self, request, context):
+        """Shares a topic that belongs to an API key with all keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteKnowledge(self, request, context):
         """Deletes a topic with all its versions.
         """
@@ -286,6 +298,11 @@ def add_CloudServicer_to_server(servicer, server):
             'GetKnowledge': grpc.unary_unary_rpc_method_handler(
                     servicer.GetKnowledge,
                     request_deserializer=dekag_dot_v1_dot_cloud__pb2.GetKnowledgeRequest.FromString,
+                    response_serializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.SerializeToString,
+            ),
+            'ShareKnowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShareKnowledge,
+                    request_deserializer=dekag_dot_v1_dot_cloud__pb2.ShareKnowledgeRequest.FromString,
                     response_serializer=dekag_dot_v1_dot_cloud__pb2.Knowledge.SerializeToString,
             ),
             'DeleteKnowledge': grpc.unary_unary_rpc_method_handler(
@@ -588,6 +605,33 @@ class Cloud:
             target,
             '/dekag.v1.Cloud/GetKnowledge',
             dekag_dot_v1_dot_cloud__pb2.GetKnowledgeRequest.SerializeToString,
+            dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShareKnowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dekag.v1.Cloud/ShareKnowledge',
+            dekag_dot_v1_dot_cloud__pb2.ShareKnowledgeRequest.SerializeToString,
             dekag_dot_v1_dot_cloud__pb2.Knowledge.FromString,
             options,
             channel_credentials,

@@ -56,6 +56,8 @@ class CloudStub:
     """Lists the current version of each topic, sorted by name."""
     GetKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]
     """Returns a version of a topic's knowledge update."""
+    ShareKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.ShareKnowledgeRequest, _cloud_pb2.Knowledge]
+    """Shares a topic that belongs to an API key with all keys."""
     DeleteKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]
     """Deletes a topic with all its versions."""
     Decide: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DecideRequest, _cloud_pb2.Decisions]
@@ -98,6 +100,8 @@ class CloudAsyncStub(CloudStub):
     """Lists the current version of each topic, sorted by name."""
     GetKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.GetKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
     """Returns a version of a topic's knowledge update."""
+    ShareKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.ShareKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
+    """Shares a topic that belongs to an API key with all keys."""
     DeleteKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DeleteKnowledgeRequest, _cloud_pb2.DeleteKnowledgeResponse]  # type: ignore[assignment]
     """Deletes a topic with all its versions."""
     Decide: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DecideRequest, _cloud_pb2.Decisions]  # type: ignore[assignment]
@@ -197,6 +201,14 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.Knowledge, _abc.Awaitable[_cloud_pb2.Knowledge]]:
         """Returns a version of a topic's knowledge update."""
+
+    @_abc_1.abstractmethod
+    def ShareKnowledge(
+        self,
+        request: _cloud_pb2.ShareKnowledgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cloud_pb2.Knowledge, _abc.Awaitable[_cloud_pb2.Knowledge]]:
+        """Shares a topic that belongs to an API key with all keys."""
 
     @_abc_1.abstractmethod
     def DeleteKnowledge(

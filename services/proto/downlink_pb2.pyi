@@ -373,6 +373,7 @@ class ProvideRequest(_message.Message):
     RESTORATION_FIELD_NUMBER: _builtins.int
     PICTURE_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     PREVIEWS_FIELD_NUMBER: _builtins.int
     prompt: _builtins.str
     seed: _builtins.int
@@ -405,6 +406,8 @@ class ProvideRequest(_message.Message):
     sampling and previews are then unset, and the prompt may be empty. Excluded from all traffic counts: the sender has
     it.
     """
+    owner: _builtins.str
+    """Name of the API key that the request came with: its own topics are used besides shared ones. Empty: shared ones only."""
     previews: _builtins.int
     """LatentPreviews to send at most, 0 to 3; semantic deliveries only"""
     @_builtins.property
@@ -438,11 +441,12 @@ class ProvideRequest(_message.Message):
         restoration: Global___Restoration.ValueType = ...,
         picture: _builtins.bytes | None = ...,
         sampling: Global___Sampling | None = ...,
+        owner: _builtins.str = ...,
         previews: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "link", b"link", "picture", b"picture", "sampling", b"sampling", "target_psnr_db", b"target_psnr_db"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "picture", b"picture", "previews", b"previews", "prompt", b"prompt", "restoration", b"restoration", "sampling", b"sampling", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_picture", b"_picture", "_target_psnr_db", b"_target_psnr_db", "cbr", b"cbr", "delivery", b"delivery", "details", b"details", "height", b"height", "image_format", b"image_format", "knowledge", b"knowledge", "link", b"link", "measure", b"measure", "modulation", b"modulation", "on_long_prompt", b"on_long_prompt", "owner", b"owner", "picture", b"picture", "previews", b"previews", "prompt", b"prompt", "restoration", b"restoration", "sampling", b"sampling", "seed", b"seed", "side_information", b"side_information", "target_psnr_db", b"target_psnr_db", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__picture: _TypeAlias = _typing.Literal["picture"]  # noqa: Y015
     _WhichOneofArgType__picture: _TypeAlias = _typing.Literal["_picture", b"_picture"]  # noqa: Y015

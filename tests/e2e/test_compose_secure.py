@@ -20,7 +20,7 @@ from services.launcher.stack import SERVICES, free_port
 pytestmark = pytest.mark.compose
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ("--file", "docker-compose.yml", "--file", "deploy/compose.secure.yml")
-NAMES = ["redis", "distiller", *SERVICES]
+NAMES = ["redis", "distiller", "proxy", *SERVICES]
 USERS_OF_REDIS = ["redis", "gateway", "user", "edge", "cloud", "distiller"]
 PORTS = {name: port for name, (port, _) in SERVICES.items() if name != "gateway"}
 KEY, LINE = new_key("tester")

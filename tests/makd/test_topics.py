@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from dekag.errors import DekagError, FileError, InvalidInputError, NotFoundError
-from dekag.makd.topics import matching, read_topics, topic_prompts
+from dekag.makd.topics import best_matching, matching, read_topics, topic_prompts
 from dekag.stickers import TOPICS
+
+FEW = {"count": 4, "held_out": 1, "seed": 0}
 
 
 @pytest.mark.parametrize("name", TOPICS)
@@ -153,3 +155,27 @@ def test_no_topic_is_left_out_without_a_word(tmp_path: Path) -> None:
     (tmp_path / "glow.yml").write_text("prompts: [a]")
     with pytest.raises(FileError, match=r"glow.yml is not read: .* ends in .yaml"):
         read_topics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("triggers", "own", "chosen"),
+    [
+        ({"a1": ["car"], "a2": ["red"], "z": ["red car"]}, (), ["a1", "z"]),  # longer first, then by name
+        ({"a1": ["car"], "a2": ["red"], "z": ["at sea"]}, ("a1",), ["a1", "z"]),
+        ({"a1": ["car"], "a2": ["sea"], "z": ["car", "red"]}, (), ["a1", "z"]),
+        ({"a": ["boat"], "b": ["car"]}, ("a",), ["b"]),
+    ],
+)
+def test_topics_that_fit_best_are_chosen(
+    triggers: dict[str, list[str]], own: tuple[str, ...], chosen: list[str]
+) -> None:
+    assert best_matching("a red car at sea", triggers, 2, own=own) == chosen
+
+
+@pytest.mark.parametrize("trigger", ["a", "the", "of the", "x", "7", "On A", "and"])
+def test_common_words_alone_are_no_triggers(trigger: str) -> None:
+    with pytest.raises(InvalidInputError, match="triggers must be more than common words"):
+        topic_prompts("glow", prompts=["a {red|blue} {cat|dog} glows"], triggers=["glow", trigger], **FEW)
+    with pytest.raises(InvalidInputError, match="triggers"):
+        topic_prompts("the", prompts=["a {red|blue} {cat|dog} glows"], **FEW)
+    assert topic_prompts("duo", **FEW).triggers, "what comes with the world may have them"

@@ -1,4 +1,4 @@
-"""docs/results-trust.md from results/trust/: what was broken or fuzzed, and what clients saw of it."""
+"""docs/results-trust.md from results/trust/: what was broken, fuzzed or attacked, and the outcome."""
 
 from __future__ import annotations
 
@@ -37,6 +37,12 @@ def kills(results: Path) -> Row:
     return found
 
 
+def attacks(results: Path) -> Row:
+    """What `make test-trust` wrote."""
+    found: Row = read_measured(results / "trust" / "attacks.json")
+    return found
+
+
 def values(results: Path) -> Mapping[str, str]:
     """The numbers of the page's text, of what was run."""
     found: dict[str, str] = {}
@@ -48,6 +54,8 @@ def values(results: Path) -> Mapping[str, str]:
         found |= _picture_values(pictures(results))
     if (results / "trust" / "kills.json").exists():
         found |= _kill_values(kills(results))
+    if (results / "trust" / "attacks.json").exists():
+        found |= _attack_values(attacks(results))
     if not found:
         raise FileNotFoundError(results / "trust")
     return found
@@ -127,6 +135,17 @@ def kills_table(results: Path) -> Lines:
     return table([*header, "residue", "half visible", "lost", "wrong"], lines, words=(0,))
 
 
+def _attack_values(found: Row) -> dict[str, str]:
+    return {
+        "attacks": str(found["tried"]),
+        "attacks_worked": str(found["worked"]),
+        "attacks_slowest_health_s": f"{found['slowest_health_s']:.2f} s",
+        "attacks_load": f"{found['load_average']:.0f}",
+        "attacks_commit": found["commit"],
+        "attacks_date": found["date"],
+    }
+
+
 def faults_table(results: Path) -> Lines:
     """Every fault."""
     lines = []
@@ -174,6 +193,27 @@ def pictures_table(results: Path) -> Lines:
     return _outcomes(pictures(results))
 
 
+def attacks_table(results: Path) -> Lines:
+    """Attacks by kind."""
+    lines = []
+    for kind, tried in attacks(results)["kinds"].items():
+        worked = sum(bool(each["problems"]) for each in tried)
+        slowest_s = max(each["slowest_health_s"] for each in tried)
+        lines.append([kind, str(len(tried)), str(worked), f"{slowest_s:.2f}"])
+    return table(["kind", "tried", "worked", "slowest health check, s"], lines, words=(0,))
+
+
+def worked_table(results: Path) -> Lines:
+    """Attacks that worked, and what they did."""
+    worked = [
+        [f"{kind}: {each['attack']}", _shown(each["problems"])]
+        for kind, tried in attacks(results)["kinds"].items()
+        for each in tried
+        if each["problems"]
+    ]
+    return table(["attack", "what it did"], worked, words=(0, 1)) if worked else ["None."]
+
+
 def _outcomes(found: Row) -> Lines:
     lines = []
     for target, seen in found["targets"].items():
@@ -208,7 +248,7 @@ def recovery_plot(results: Path) -> Any:
 
 REPORT = Report(
     page="results-trust.md",
-    command="make test-faults test-fuzz",
+    command="make test-faults test-fuzz test-trust",
     values=values,
     partial=True,
     tables={
@@ -217,6 +257,8 @@ REPORT = Report(
         "fuzz": fuzz_table,
         "pictures": pictures_table,
         "kills": kills_table,
+        "attacks": attacks_table,
+        "worked": worked_table,
     },
     plots={"recovery": recovery_plot},
 )

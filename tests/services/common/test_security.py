@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -324,6 +325,48 @@ def test_metrics_ask_for_a_certificate(credentials_dir: Path, foreign: Path, clo
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"http://127.0.0.1:{closed_port}/metrics", trust_env=False)
     assert "dekag_request_seconds" in scrape(credentials_dir / "operator"), "those refused do no harm"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "evil.example:9464"},
+        {"Host": "["},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
+def test_metrics_are_not_served_to_web_pages(headers: dict[str, str], closed_port: int) -> None:
+    metrics.serve(CommonSettings(metrics_port=closed_port, port=0))
+    url = f"http://127.0.0.1:{closed_port}/metrics"
+    assert httpx2.get(url, headers=headers, trust_env=False).status_code == 403
+    for host in ("127.0.0.1", "localhost:9464", "cloud:9464", "[::1]:9464"):
+        assert httpx2.get(url, headers={"Host": host}, trust_env=False).status_code == 200
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_silent_connections_keep_nobody_from_the_metrics(
+    tls: bool, credentials_dir: Path, closed_port: int
+) -> None:
+    home = credentials_dir / "edge" if tls else None
+    metrics.serve(CommonSettings(metrics_port=closed_port, port=0, tls_dir=home, receive_timeout_s=0.5))
+    context = ssl.create_default_context(cafile=credentials_dir / "ca" / CA)
+    context.load_cert_chain(credentials_dir / "operator" / CERTIFICATE, credentials_dir / "operator" / KEY)
+    silent = [socket.create_connection(("127.0.0.1", closed_port)) for _ in range(metrics.MAX_CONNECTIONS)]
+    with httpx2.Client(verify=context, trust_env=False) as client:
+        deadline = time.monotonic() + 30
+        while True:  # until the first of them are closed
+            try:
+                answer = client.get(f"{'https' if tls else 'http'}://127.0.0.1:{closed_port}/metrics")
+                break
+            except httpx2.TransportError:
+                assert time.monotonic() < deadline
+    assert "dekag_request_seconds" in answer.text
+    for each in silent:
+        assert each.recv(1) == b""
+        each.close()
 
 
 @pytest.mark.parametrize("missing", [CA, CERTIFICATE, KEY])

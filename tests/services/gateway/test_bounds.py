@@ -20,6 +20,7 @@ from dekag.api.limits import MAX_SEEDS
 from services.common import converters
 from services.common.converters import DeliveryRequest
 from services.common.security import MAX_METADATA_BYTES
+from services.common.server import MAX_STREAMS
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -110,6 +111,25 @@ async def test_receive_timeout_does_not_limit_the_answer() -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         async with gateway(receive_timeout_s=0.1, deadline_s=0.7, user_address=address) as client:
             is_problem(await client.post(PATH, json={"prompt": "a boat"}), 504)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has the option")
+async def test_connections_of_clients_that_do_not_read_are_closed() -> None:
+    async with gateway(receive_timeout_s=0.5, max_connections=2) as client:
+        silent = socket.socket()
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        silent.connect(("127.0.0.1", client.base_url.port))
+        with silent:
+            silent.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+            async with asyncio.timeout(WAIT_S):
+                while (await client.get("/healthz")).status_code == 200:  # its own place is the second one
+                    reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+                    writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    line = await reader.readline()
+                    writer.close()
+                    if b" 200 " in line:  # a third one is let in
+                        return
+                    await asyncio.sleep(0.1)
 
 
 async def test_connections_beyond_the_limit_get_503() -> None:
@@ -217,6 +237,41 @@ async def test_grpc_requests_beyond_the_limit_are_refused(
     servicer.go_on.set()
     for call in calls:
         assert await call.read() == grpc.aio.EOF
+
+
+async def test_watching_health_takes_no_places_of_requests_and_is_bounded(
+    start: Callable[..., Awaitable[str]], connect: Connect, asked: DeliveryRequest
+) -> None:
+    servicer, address = await held(start, max_requests=2)
+    servicer.go_on.set()
+    health = health_pb2_grpc.HealthStub(connect(address))  # type: ignore[attr-defined]
+    watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS)]
+    for watch in watches:
+        assert await watch.read() != grpc.aio.EOF
+    with pytest.raises(grpc.RpcError) as caught:
+        await health.Watch(health_pb2.HealthCheckRequest()).read()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    stub = DownlinkStub(connect(address))
+    assert await stub.Provide(converters.request_to_proto(asked)).read() != grpc.aio.EOF
+    await health.Check(health_pb2.HealthCheckRequest())  # which have a share of their own
+    for watch in watches:
+        watch.cancel()
+
+
+async def test_calls_without_a_message_end_and_free_their_places(
+    start: Callable[..., Awaitable[str]], connect: Connect, asked: DeliveryRequest
+) -> None:
+    servicer, address = await held(start, max_requests=2, receive_timeout_s=0.5)
+    servicer.go_on.set()
+    channel = connect(address)
+    silent = [channel.stream_unary("/dekag.v1.Downlink/Provide")() for _ in range(2)]
+    for call in silent:
+        await call.wait_for_connection()
+    for call in silent:
+        async with asyncio.timeout(WAIT_S):
+            assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    stub = DownlinkStub(channel)
+    assert await stub.Provide(converters.request_to_proto(asked)).read() != grpc.aio.EOF
 
 
 async def test_oversized_grpc_metadata_is_refused(

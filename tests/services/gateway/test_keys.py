@@ -214,14 +214,18 @@ async def test_a_key_may_do_what_its_scopes_say(tmp_path: Path) -> None:
     asks: dict[str, list[tuple[str, str]]] = {
         "draw": [("POST", PATH), *(("POST", f"/v1/{name}") for name in _OF_OPENAI), ("POST", "/v1/pictures")],
         "teach": [("POST", "/v1/knowledge"), ("DELETE", f"/v1/jobs/{'0' * 32}")],
-        "publish": [("PUT", "/v1/knowledge/neon"), ("PUT", "/v1/transmission")],
-        "admin": [("DELETE", "/v1/knowledge/neon"), ("PATCH", "/v1/anything")],
+        "publish": [("PUT", "/v1/knowledge/neon")],
+        "admin": [
+            ("PUT", "/v1/transmission"),
+            ("POST", "/v1/knowledge/neon/share"),
+            ("PATCH", "/v1/anything"),
+        ],
     }
     made = {scope: new_key(scope, scopes=[scope]) for scope in asks}
     made["all"], made["two"] = new_key("all"), new_key("two", concurrency=3, scopes=["draw", "teach"])
     file = tmp_path / "api-keys"
     file.write_text("".join(f"{line}\n" for _, line in made.values()))
-    rights = {name: {name} for name in asks} | {"all": set(asks), "two": {"draw", "teach"}}
+    rights = {name: {name} for name in asks} | {"all": set(asks) - {"admin"}, "two": {"draw", "teach"}}
     rights["admin"] = set(asks)
     async with serving(create_app(GatewaySettings(redis_url="", api_keys_file=file))) as client:
         for name, (key, _) in made.items():
@@ -234,6 +238,9 @@ async def test_a_key_may_do_what_its_scopes_say(tmp_path: Path) -> None:
                     assert refused is (scope not in rights[name]), (name, method, path)
                     if refused:
                         assert repr(scope) in is_problem(answer, 403)["detail"]
+            deleted = await client.delete("/v1/knowledge/neon", headers=shows(key))
+            makes_topics = rights[name] & {"teach", "publish"}
+            assert (deleted.status_code == 403) is not bool(makes_topics), (name, deleted.text)
 
 
 async def test_an_unknown_scope_is_named(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_credentials_are_made_once_and_nobody_else_may_read_them(tmp_path: Path)
     assert "all certificates are valid" in again.output
     assert {file: file.read_bytes() for file in files} == files
     changed = run(cli.app, ["credentials", str(tmp_path / "new")], env={"DEKAG_HOSTNAMES": "other 10.0.0.9"})
-    assert "created certificates for gateway\n" in changed.output
+    assert "created certificates for proxy, gateway\n" in changed.output
     names = certificate(tmp_path / "new" / "gateway").extensions.get_extension_for_class(
         x509.SubjectAlternativeName
     )

@@ -1,0 +1,61 @@
+"""Which API key each topic belongs to: a file ``<data>/owners/<topic>`` with the key's name.
+
+A topic without a file is shared: made without API keys, shipped, or shared by an admin. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from dekag.errors import ConflictError
+
+_MAX_BYTES = 256
+
+
+class Owners:
+    """The owners of topics in the data folder.
+
+    Args:
+        data_dir: created on the first claim.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._folder = data_dir / "owners"
+
+    def of(self, topic: str) -> str:
+        """Name of the key that a topic belongs to; empty if it is shared."""
+        try:
+            return (self._folder / topic).read_bytes()[:_MAX_BYTES].decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def claim(self, topic: str, owner: str, *, admin: bool, exists: bool) -> None:
+        """Makes a new topic that of ``owner``, before anything of it is made. One claim at a time.
+
+        Args:
+            topic: a valid name.
+            owner: name of a key; empty without keys, whose topics are shared.
+            admin: whether the key may change every topic; those of others stay theirs.
+            exists: whether the topic has versions or an unfinished job. Otherwise an owner is left from a
+                topic that was deleted, or from a job that never published.
+
+        Raises:
+            ConflictError: the topic is shared or belongs to another key, and ``owner`` is no admin.
+        """
+        if (known := self.of(topic)) == owner or (exists and admin):
+            return
+        if exists:
+            whose = "belongs to another API key" if known else "is shared, and only admins change it"
+            raise ConflictError(f"topic {topic!r} {whose}; choose another name")
+        if not owner:
+            self.share(topic)
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        new = self._folder / f".new-{uuid.uuid4().hex}"
+        new.write_text(owner)
+        new.replace(self._folder / topic)
+
+    def share(self, topic: str) -> None:
+        """Lets every key use a topic, which only admins can change from then on."""
+        (self._folder / topic).unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""What a request for images costs, estimated from its fields before anything is computed.
+
+The unit is one image by semantic delivery, of the profile's size and with the model's own steps. The
+estimates are coarse on purpose: they keep a key from asking for much more work than its rate of requests
+means.
+"""
+
+from __future__ import annotations
+
+import math
+
+from dekag.api.schemas import ImagesRequest, PictureRequest, parse_size
+
+CONVENTIONAL = 4.0
+"""Of an image by conventional delivery: the cloud draws it, and its file is coded with LDPC."""
+SLOW_CHANNEL, SLOW_DB = 2.0, 6.0
+"""Factor of a conventional delivery below that SNR, dB, where a file takes many times the channel uses."""
+COMPARISON = 4.0
+"""Of a comparison with the cloud's own image, which is drawn for it."""
+USUAL_STEPS = 20
+"""Denoising steps of one unit."""
+PICTURE_BYTES = 2**20
+"""Of a picture of one's own of one unit."""
+
+
+def images_cost(request: ImagesRequest, size: int) -> int:
+    """Estimated cost of a request for images, in units.
+
+    Args:
+        request: validated.
+        size: side of the profile's images, pixels.
+    """
+    width, height = parse_size(request.size)
+    image = _delivery(request.delivery, request.link.snr_db)
+    image *= max(1.0, width * height / size**2)
+    image *= max(1.0, (request.steps or 0) / USUAL_STEPS)
+    if request.consistency:
+        image += COMPARISON
+    return math.ceil(request.n * image)
+
+
+def picture_cost(request: PictureRequest) -> int:
+    """Estimated cost of a request that sends a picture, in units."""
+    return math.ceil(
+        _delivery(request.delivery, request.link.snr_db) * max(1.0, len(request.picture) / PICTURE_BYTES)
+    )
+
+
+def _delivery(delivery: str, snr_db: float) -> float:
+    if delivery != "conventional":
+        return 1.0
+    return CONVENTIONAL * (SLOW_CHANNEL if snr_db < SLOW_DB else 1.0)
