@@ -33,7 +33,7 @@ EVENTS = ("restart", "replace", "kill")
 SERVICES = ("edge", "channel", "user")
 COLUMNS = ("", "runs", "requests", "failed", "median, s", "longest, s")
 _PATH = "/v1/images/generations"
-_LOADED_S = 120.0  # longest wait for a replica to load its models, s
+_LOADED_S = 600.0  # longest wait for a replica to load its models, s
 
 
 def run_upgrade_bench(

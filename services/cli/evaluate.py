@@ -507,6 +507,17 @@ def bench_overload(
     _launch(lambda: run_overload_bench(times=times, seconds=seconds, **_targets(profile)))
 
 
+@bench.command("scale")
+def bench_scale(
+    seconds: Annotated[float, typer.Option(help="Duration of each load, s.", min=1)] = 20.0,
+    rounds: Annotated[int, typer.Option(help="Number of rounds.", min=2)] = 3,
+) -> None:
+    """Measure the throughput of 1, 2 and 4 simulated edges, and compare choices among them."""
+    from services.bench.scale import run_scale_bench
+
+    _launch(lambda: run_scale_bench(seconds=seconds, rounds=rounds))
+
+
 @bench.command("upgrade")
 def bench_upgrade(
     service: Annotated[str, typer.Option(help="Service to upgrade: edge, channel or user.")] = "edge",

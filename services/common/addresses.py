@@ -59,9 +59,9 @@ def _address(text: str) -> str:
 
 def _addresses(text: str) -> str:
     """One ``host:port``, or several with IP addresses of one kind, separated by commas."""
+    if "," not in text:
+        return _address(text)
     each = [_address(name) for name in listed(text)]
-    if len(each) == 1:
-        return each[0]
     try:
         kinds = {ipaddress.ip_address(one.rpartition(":")[0].strip("[]")).version for one in each}
     except ValueError:

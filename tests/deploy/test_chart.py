@@ -219,7 +219,7 @@ def test_knowledge_on_one_node_keeps_distillers_there() -> None:
 
 @pytest.mark.parametrize("exposed", [{"service": {"type": "LoadBalancer"}}, {"ingress": {"enabled": True}}])
 def test_no_gateway_is_exposed_without_keys(exposed: dict[str, Any]) -> None:
-    with pytest.raises(helm.HelmError, match="gateway.apiKeysSecret must name a secret"):
+    with pytest.raises(helm.HelmError, match=r"gateway\.apiKeysSecret must name a secret"):
         rendered({"gateway": exposed})
     keys = {"apiKeysSecret": "keys", "ingress": {"host": "images.example"}}
     merged = {**keys, **exposed, "ingress": {**keys["ingress"], **exposed.get("ingress", {})}}  # type: ignore[dict-item]
