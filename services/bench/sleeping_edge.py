@@ -12,11 +12,17 @@ from collections.abc import AsyncIterator
 
 from grpc import aio
 
+from dekag.errors import NotFoundError
 from services.bench.recorded_downlink import name_of, recording
 from services.common.server import run
 from services.common.worker import ModelWorker
 from services.edge.settings import EdgeSettings
-from services.proto.downlink_pb2 import ProvideRequest, SymbolFrame
+from services.proto.downlink_pb2 import (
+    GetTransmissionKnowledgeRequest,
+    ProvideRequest,
+    SymbolFrame,
+    TransmissionKnowledge,
+)
 from services.proto.downlink_pb2_grpc import DownlinkServicer, add_DownlinkServicer_to_server
 
 CHANNEL_USES = 512
@@ -54,6 +60,14 @@ class SleepingEdge(DownlinkServicer):
             await self._worker.run(time.sleep, self._seconds)
         for frame in self._frames:
             yield frame
+
+    async def GetTransmissionKnowledge(
+        self,
+        request: GetTransmissionKnowledgeRequest,
+        context: aio.ServicerContext[GetTransmissionKnowledgeRequest, TransmissionKnowledge],
+    ) -> TransmissionKnowledge:
+        """Refused: there are no adapters."""
+        raise NotFoundError("an edge that sleeps has no adapters")
 
 
 def main() -> None:
