@@ -30,6 +30,9 @@ LASTING = frozenset(
         "bench_channel_ratio",
         "counters_gap_percent",
         "soak_rss_growth_percent",
+        "scale_2_edges",
+        "scale_4_edges",
+        "upgrade_failed_requests",
         "faults_tried",
         "faults_lost_requests",
         "fuzz_inputs",
@@ -221,7 +224,13 @@ FIGURES: dict[str, Figure] = {
             summary=True,
         ),
         Figure("soak_rss_growth_percent", "Growth of memory in an hour of mixed load", "%", 5, _MOST),
+        Figure("scale_2_edges", "Throughput of two edges, relative to one", "ratio", 1.8),
+        Figure("scale_4_edges", "Throughput of four edges, relative to one", "ratio", 3.2),
         # robustness
+        Figure(
+            "upgrade_failed_requests", "Requests that failed while edges were restarted, replaced or killed",
+            "requests", 0, _MOST,
+        ),
         Figure("faults_tried", "Faults tried under load, one at a time and in pairs", "faults"),
         Figure("faults_lost_requests", "Requests lost silently in these faults", "requests", 0, _MOST),
         Figure("fuzz_inputs", "Hostile inputs tried", "inputs", 10_000),

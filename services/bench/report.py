@@ -13,7 +13,7 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
 from dekag.evaluation.registry import read_figures
 from dekag.evaluation.statistics import mean_ci95
-from services.bench import channel, overload, start, throughput, traffic
+from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
 from services.bench.parts import IMAGES_AT_ONCE
 from services.bench.results_io import read_bench
 
@@ -29,6 +29,9 @@ KEYS = (
     "counters_gap_percent",
     "distill_seconds",
     "soak_rss_growth_percent",
+    "scale_2_edges",
+    "scale_4_edges",
+    "upgrade_failed_requests",
 )
 BENCHES = (
     "chain",
@@ -37,6 +40,8 @@ BENCHES = (
     "channel",
     "start",
     "overload",
+    "scale",
+    "upgrade",
     "traffic",
     "distill",
     "cost",
@@ -188,6 +193,22 @@ def overload_table(results: Path) -> Lines:
     return table(overload.COLUMNS, overload.summary(bench["config"], bench["rows"]))
 
 
+def scale_table(results: Path) -> Lines:
+    """Throughput by number of edges."""
+    return table(scale.COLUMNS, scale.summary(read_bench("scale", results)["rows"]))
+
+
+def choice_table(results: Path) -> Lines:
+    """How a caller chooses among four edges."""
+    return table(scale.CHOICE_COLUMNS, scale.choice_summary(read_bench("scale", results)["rows"]))
+
+
+def upgrade_table(results: Path) -> Lines:
+    """What became of requests while edges were upgraded."""
+    bench = read_bench("upgrade", results)
+    return table(upgrade.COLUMNS, upgrade.summary(bench["config"], bench["rows"]))
+
+
 def traffic_table(results: Path) -> Lines:
     """Backhaul and channel uses against image files of equal quality."""
     rows = read_bench("traffic", results)["rows"]
@@ -321,6 +342,9 @@ LOAD = Report(
         "start": start_table,
         "restoration": restoration_table,
         "overload": overload_table,
+        "scale": scale_table,
+        "choice": choice_table,
+        "upgrade": upgrade_table,
         "traffic": traffic_table,
         "knowledge": knowledge_table,
         "distill": distill_table,

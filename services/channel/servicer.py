@@ -31,8 +31,8 @@ class ChannelServicer(DownlinkServicer):
     """Applies fading and noise to symbols, according to the request's link conditions."""
 
     def __init__(self, settings: ChannelSettings) -> None:
-        self.downstream = clients.open_channel(settings.downlink_address, settings)
-        self._downlink = DownlinkStub(self.downstream)
+        self.downstream = clients.Peer(settings.downlink_address, settings)
+        self._downlink = DownlinkStub(self.downstream.channel)
         self._worker = ModelWorker("channel", threads=1, max_queue=settings.max_queue)
         self._traces = settings.traces
         self._air = settings.air()

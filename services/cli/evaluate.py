@@ -506,6 +506,31 @@ def bench_overload(
     _launch(lambda: run_overload_bench(times=times, seconds=seconds, **_targets(profile)))
 
 
+@bench.command("scale")
+def bench_scale(
+    seconds: Annotated[float, typer.Option(help="Duration of each load, s.", min=1)] = 20.0,
+    rounds: Annotated[int, typer.Option(help="Number of rounds.", min=2)] = 3,
+) -> None:
+    """Measure the throughput of 1, 2 and 4 simulated edges, and compare choices among them."""
+    from services.bench.scale import run_scale_bench
+
+    _launch(lambda: run_scale_bench(seconds=seconds, rounds=rounds))
+
+
+@bench.command("upgrade")
+def bench_upgrade(
+    service: Annotated[str, typer.Option(help="Service to upgrade: edge, channel or user.")] = "edge",
+    rate: Annotated[float, typer.Option(help="Requests per second.", min=0.1, max=100)] = 8.0,
+    runs: Annotated[int, typer.Option(help="Runs of each event.", min=1, max=100)] = 3,
+) -> None:
+    """Count the requests that fail while one of two replicas is restarted, replaced or killed."""
+    from services.bench.upgrade import SERVICES, run_upgrade_bench
+
+    if service not in SERVICES:
+        raise typer.BadParameter(f"must be one of {', '.join(SERVICES)}", param_hint="--service")
+    _launch(lambda: run_upgrade_bench(service=service, rate_hz=rate, runs=runs))
+
+
 @bench.command("soak")
 def bench_soak(
     seconds: Annotated[float, typer.Option(help="Duration, s.", min=60)] = 3600.0,

@@ -57,6 +57,23 @@ def _address(text: str) -> str:
     return f"{host}:{int(port)}"
 
 
+def _addresses(text: str) -> str:
+    """One ``host:port``, or several with IP addresses of one kind, separated by commas."""
+    if "," not in text:
+        return _address(text)
+    each = [_address(name) for name in listed(text)]
+    try:
+        kinds = {ipaddress.ip_address(one.rpartition(":")[0].strip("[]")).version for one in each}
+    except ValueError:
+        kinds = set()
+    if len(kinds) != 1:
+        raise ValueError(
+            "must be one host:port, or a list of IP addresses with ports, all IPv4 or all IPv6, such as "
+            "10.0.0.1:50053,10.0.0.2:50053; a host name stands for all of its addresses"
+        )
+    return ",".join(each)
+
+
 def _hosts(text: str) -> str:
     """Names and addresses separated by commas."""
     for name in filter(None, map(str.strip, text.split(","))):
@@ -147,8 +164,8 @@ Hosts = Annotated[str, AfterValidator(_hosts)]
 """Host names and IP addresses, separated by commas."""
 Origins = Annotated[str, AfterValidator(_origins)]
 """Origins of web pages, separated by commas, or ``*``."""
-Address = Annotated[str, AfterValidator(_address)]
-"""host:port of another service."""
+Address = Annotated[str, AfterValidator(_addresses)]
+"""host:port of another service, or those of its replicas, separated by commas."""
 PublishedOn = Annotated[str, AfterValidator(_published)]
 """A host, `nowhere`, or empty."""
 RedisUrl = Annotated[str, BeforeValidator(_redis_or_none), AfterValidator(_redis_url)]

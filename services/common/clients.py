@@ -13,7 +13,7 @@ from grpc import aio
 
 from services.common import security, tracing
 from services.common.certificates import TLS_DIR, Certificates, certificates_in, channel_credentials
-from services.common.errors import from_rpc
+from services.common.errors import SettingError, from_rpc
 from services.common.request_context import outgoing_metadata, request_id, time_remaining
 from services.common.settings import CommonSettings
 
@@ -21,20 +21,41 @@ _GRACE_S = 60.0  # for calls on a channel whose certificates were replaced
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
+_SIMULTANEOUS = 16
+_MOST_TOKENS = 1_000  # gRPC's limit
+_BALANCING: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}]}
+_HEALTH: dict[str, Any] = {"healthCheckConfig": {"serviceName": ""}}
+# parts of a gRPC service config; decision 28 compares other choices
+
 
 def open_channel(
-    address: str, settings: CommonSettings, *, retryable: Sequence[tuple[str, str]] = ()
+    address: str,
+    settings: CommonSettings,
+    *,
+    retryable: Sequence[tuple[str, str]] = (),
+    simultaneous: int = _SIMULTANEOUS,
+    only_serving: bool = True,
 ) -> aio.Channel:
-    """A channel for the life of the process; it reconnects within about a second.
+    """A channel to all replicas of a service for the life of the process; it reconnects within a second.
 
-    A peer that has been silent for 8 s counts as dead: calls fail immediately until it answers again.
+    Calls go to the replicas in turn, but only to those whose ``grpc.health.v1`` says that they serve. The
+    name is resolved again whenever a connection ends, at most once a second. A replica that has been silent
+    for 8 s counts as dead: calls fail immediately if no other one is left, until it answers again.
 
     Args:
-        address: host:port.
+        address: host:port, where the host stands for all of its addresses, or several with IP addresses,
+            separated by commas.
         settings: limits and credentials.
         retryable: (service, method) of calls that are retried if the peer is unavailable. Only the first
             service of the chain retries, to avoid retry amplification.
+        simultaneous: calls that may be in progress at a time. As many can fail with one connection, and all
+            of them are retried.
+        only_serving: leave out replicas whose health says that they do not serve.
+
+    Raises:
+        SettingError: several addresses with mutual TLS, which needs the name in the certificate.
     """
+    config = _BALANCING | (_HEALTH if only_serving else {}) | _retry_policy(retryable, simultaneous)
     options: list[tuple[str, int | str]] = [
         *security.METADATA_OPTIONS,
         ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -48,19 +69,25 @@ def open_channel(
         ("grpc.min_reconnect_backoff_ms", 1_000),  # timeout of one attempt, including TLS
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.enable_http_proxy", 0),
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),  # else half a minute
+        ("grpc.per_rpc_retry_buffer_size", settings.max_message_bytes),  # larger calls are not retried
+        ("grpc.service_config", json.dumps(config)),
     ]
-    if retryable:
-        options.append(("grpc.service_config", _retry_policy(retryable)))
     if settings.tls_dir is None:
-        return aio.insecure_channel(address, options=options)
-    return RotatingChannel(address, certificates_in(settings.tls_dir, TLS_DIR), options)
+        return aio.insecure_channel(target(address), options=options)
+    if "," in address:
+        raise SettingError(
+            f"{address}: with mutual TLS, a service must have one host name, which its certificate contains; "
+            "the name may have several addresses"
+        )
+    return RotatingChannel(target(address), certificates_in(settings.tls_dir, TLS_DIR), options)
 
 
 class RotatingChannel(aio.Channel):
     """A channel with mutual TLS that uses the certificates that are in their folder at the time of a call.
 
     Args:
-        address: host:port.
+        address: as gRPC takes it.
         certificates: of this client.
         options: of the channel.
     """
@@ -132,8 +159,49 @@ class _Method:
         return self._on[1](*arguments, **options)
 
 
-def _retry_policy(methods: Sequence[tuple[str, str]]) -> str:
-    """gRPC service config: up to 4 attempts within about 3 s; no retries while most calls fail."""
+class Peer:
+    """Another service: all of its replicas.
+
+    Attributes:
+        channel: to those that serve.
+        every: to all of them, to learn why none serves.
+
+    Args:
+        address: see open_channel, as are the other arguments.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        settings: CommonSettings,
+        *,
+        retryable: Sequence[tuple[str, str]] = (),
+        simultaneous: int = _SIMULTANEOUS,
+    ) -> None:
+        self.channel = open_channel(address, settings, retryable=retryable, simultaneous=simultaneous)
+        self.every = open_channel(address, settings, only_serving=False)
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        await self.channel.close()
+        await self.every.close()
+
+
+def target(address: str) -> str:
+    """The name that gRPC resolves for an address of ``open_channel``."""
+    if "," not in address:
+        return f"dns:///{address}"
+    return f"ipv{6 if address.startswith('[') else 4}:{address}"
+
+
+def _retry_policy(methods: Sequence[tuple[str, str]], simultaneous: int) -> dict[str, Any]:
+    """Part of a gRPC service config: up to 4 attempts within about 3 s; no retries while most calls fail.
+
+    gRPC takes a token for each failed attempt, returns 0.1 for each success, and retries while more than half
+    of them are left: enough for all calls of two connections.
+    """
+    if not methods:
+        return {}
     policy = {
         "maxAttempts": 4,
         "initialBackoff": "0.2s",
@@ -142,8 +210,8 @@ def _retry_policy(methods: Sequence[tuple[str, str]]) -> str:
         "retryableStatusCodes": ["UNAVAILABLE"],
     }
     names = [{"service": service, "method": method} for service, method in methods]
-    budget = {"maxTokens": 20, "tokenRatio": 0.1}
-    return json.dumps({"methodConfig": [{"name": names, "retryPolicy": policy}], "retryThrottling": budget})
+    budget = {"maxTokens": min(max(20, 4 * simultaneous), _MOST_TOKENS), "tokenRatio": 0.1}
+    return {"methodConfig": [{"name": names, "retryPolicy": policy}], "retryThrottling": budget}
 
 
 async def call(

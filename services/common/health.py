@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+if TYPE_CHECKING:
+    from services.common.clients import Peer
+
 REASON_KEY = "dekag-reason-bin"
 """Trailing metadata of a response: why the service is unhealthy, in UTF-8."""
+
+
+CHAIN = "chain"
+"""Name of the health of a service together with that of the next one, and so on to the end of the chain.
+
+The health without a name is that of the service alone: its models are loaded, and it is not about to stop.
+"""
 
 
 class Health(NamedTuple):
@@ -19,15 +29,21 @@ class Health(NamedTuple):
     reason: str = ""
 
 
-async def check_health(channel: aio.Channel, peer: str, timeout_s: float, part: str = "") -> Health:
-    """Queries the health of a service.
+async def check_health(peer: Peer, name: str, timeout_s: float, part: str = "") -> Health:
+    """Queries the health of a service: that of a replica that serves, if there is one.
 
     Args:
-        channel: channel to the service.
-        peer: name of the service in the reason.
+        peer: the service.
+        name: its name in the reason.
         timeout_s: longest wait, s.
-        part: part of the service, such as "distillation" of the cloud; empty for the whole.
+        part: `CHAIN`, or a part of the service, such as "distillation" of the cloud; empty for the service
+            alone.
     """
+    health = await _check(peer.channel, name, timeout_s, part)
+    return health if health.state != "unreachable" else await _check(peer.every, name, timeout_s, part)
+
+
+async def _check(channel: aio.Channel, name: str, timeout_s: float, part: str) -> Health:
     check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
     call = check(health_pb2.HealthCheckRequest(service=part), timeout=timeout_s)
     try:
@@ -36,7 +52,9 @@ async def check_health(channel: aio.Channel, peer: str, timeout_s: float, part: 
             return Health("serving")
         reasons = dict(await call.trailing_metadata() or ())
     except grpc.RpcError as error:
+        if part == CHAIN and error.code() is grpc.StatusCode.NOT_FOUND:  # a server that knows only its own
+            return await _check(channel, name, timeout_s, "")
         late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        return Health("unreachable", f"{peer} {'does not answer in time' if late else 'cannot be reached'}")
+        return Health("unreachable", f"{name} {'does not answer in time' if late else 'cannot be reached'}")
     reason = reasons.get(REASON_KEY, b"").decode(errors="replace")
-    return Health("not_serving", reason or f"{peer} is not ready")
+    return Health("not_serving", reason or f"{name} is not ready")

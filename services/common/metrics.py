@@ -38,6 +38,9 @@ REQUEST_SECONDS = Histogram(
     ["request", "status"],
     buckets=_SECONDS,
 )
+RETRIES = Counter(
+    "dekag_retries", "Calls received that gRPC repeats because an earlier attempt failed.", ["request"]
+)
 STAGE_SECONDS = Histogram(
     "dekag_stage_seconds",
     "Duration of a stage without its wait; requests that share a batch each count the whole batch.",

@@ -29,8 +29,9 @@ from dekag.errors import InvalidInputError, NumericalError, UnavailableError
 from services.common import errors, metrics, security, tracing
 from services.common.addresses import join
 from services.common.certificates import TLS_DIR, certificates_in, serve_metrics, server_credentials
+from services.common.clients import Peer
 from services.common.errors import SettingError
-from services.common.health import REASON_KEY, check_health
+from services.common.health import CHAIN, REASON_KEY, check_health
 from services.common.process import errors_logged
 from services.common.request_context import REQUEST_ID_KEY, begin_request, configure_logging
 from services.common.settings import CommonSettings
@@ -39,6 +40,7 @@ _log = structlog.get_logger()
 FOLLOW_S = 1.0
 """Polling interval for the health of the next service, and the longest wait for its response, s."""
 _REASON_CHARS = 300
+_ATTEMPTS_KEY = "grpc-previous-rpc-attempts"  # metadata that gRPC adds to a repeated call
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CHECK = f"/{HEALTH_NAME}/Check"
 _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
@@ -52,9 +54,10 @@ _IDLE_S = 600.0  # longest time that a connection without calls stays open
 class Servicer(Protocol):
     """A gRPC servicer that can be run: constructed on the event loop without models, which ``load`` loads.
 
-    A servicer that depends on another service has an attribute ``downstream``, the channel to it; its health
-    follows that service's. A servicer with parts that can fail on their own has an async method ``parts``,
-    which returns the problem of each part by name, empty if it works. The health of each part can be queried.
+    A servicer that depends on another service has an attribute ``downstream``, that service; the health of
+    its chain follows that service's. A servicer with parts that can fail on their own has an async method
+    ``parts``, which returns the problem of each part by name, empty if it works. The health of each part can
+    be queried.
     """
 
     def load(self) -> None:
@@ -71,7 +74,8 @@ _Settings = TypeVar("_Settings", bound=CommonSettings)
 class _Health(health_aio.HealthServicer):
     """The health service, with the reason if unhealthy; it ends its Watch streams at shutdown.
 
-    Otherwise they would delay the shutdown by the whole grace period.
+    Otherwise they would delay the shutdown by the whole grace period. The other services watch the health
+    without a name, and call only replicas that serve (clients.open_channel).
 
     Args:
         parts: see Servicer.
@@ -94,7 +98,7 @@ class _Health(health_aio.HealthServicer):
         return await super().Check(request, context)
 
     async def set_reason(self, part: str, reason: str) -> None:
-        """Sets why a part is unhealthy, empty if it is healthy; the part "" is the whole service."""
+        """Sets why a part is unhealthy, empty if it is healthy; see health.CHAIN."""
         self.reasons[part] = reason
         await self.set(part, _NOT_SERVING if reason else health_pb2.HealthCheckResponse.SERVING)
 
@@ -111,8 +115,13 @@ class _Health(health_aio.HealthServicer):
             self._watchers.discard(watching)
             watching.cancel()
 
-    async def enter_graceful_shutdown(self) -> None:
-        await super().enter_graceful_shutdown()
+    @property
+    def watched(self) -> bool:
+        """Whether a client follows the health."""
+        return bool(self._watchers)
+
+    def end_watches(self) -> None:
+        """Ends the Watch streams."""
         for watching in self._watchers:
             watching.cancel()
 
@@ -210,6 +219,8 @@ class _RequestInterceptor(aio.ServerInterceptor):
         if kind == "streams":
             return handler
         headers = dict(details.invocation_metadata or ())
+        if _ATTEMPTS_KEY in headers:
+            metrics.RETRIES.labels(f"{self._name}.{details.method.rpartition('/')[2]}").inc()
         traffic = _Traffic()
 
         def deserialize(data: bytes) -> Any:  # here and not in gRPC, so that errors belong to the request
@@ -376,6 +387,7 @@ class Server:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
                 ("grpc.max_connection_idle_ms", round(_IDLE_S * 1000)),
+                ("grpc.max_connection_age_ms", round(settings.connection_age_s * 1000)),
                 ("grpc.keepalive_time_ms", 30_000),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.min_ping_interval_without_data_ms", 2_500),
@@ -407,7 +419,8 @@ class Server:
             safe=credentials is not None,
             fix="set DEKAG_TLS_DIR to a folder made by `dekag credentials`",
         )
-        await self._health.set_reason("", f"{self._name}: still loading its models")
+        for part in ("", CHAIN):
+            await self._health.set_reason(part, f"{self._name}: still loading its models")
         address = join(self._settings.host, self._settings.port)
         try:
             if credentials is None:
@@ -427,28 +440,37 @@ class Server:
         """Loads the models and starts to accept requests."""
         await asyncio.to_thread(self._servicer.load)
         self._requests.ready = True
-        channel: aio.Channel | None = getattr(self._servicer, "downstream", None)
-        if channel is None:
-            await self._health.set_reason("", "")
+        await self._health.set_reason("", "")
+        peer: Peer | None = getattr(self._servicer, "downstream", None)
+        if peer is None:
+            await self._health.set_reason(CHAIN, "")
         else:
-            await self._check_downstream(channel)
-            self._following = asyncio.create_task(self._follow(channel))
+            await self._check_downstream(peer)
+            self._following = asyncio.create_task(self._follow(peer))
 
-    async def _follow(self, channel: aio.Channel) -> None:
+    async def _follow(self, peer: Peer) -> None:
         while True:
             await asyncio.sleep(FOLLOW_S)
-            await self._check_downstream(channel)
+            await self._check_downstream(peer)
 
-    async def _check_downstream(self, channel: aio.Channel) -> None:
-        """Makes this service's health follow that of the service it depends on."""
-        health = await check_health(channel, f"{self._name}: the next service", FOLLOW_S)
-        await self._health.set_reason("", health.reason)
+    async def _check_downstream(self, peer: Peer) -> None:
+        """Makes the health of the chain follow that of the service that this one depends on."""
+        health = await check_health(peer, f"{self._name}: the next service", FOLLOW_S, CHAIN)
+        await self._health.set_reason(CHAIN, health.reason)
 
     async def stop(self) -> None:
-        """Rejects new requests, lets running ones finish for up to ``grace_s``, then closes everything."""
+        """Drains the service, then closes everything.
+
+        Its health says first that it no longer serves. For ``drain_s``, calls that clients sent before they
+        learnt it are still accepted, unless no client follows the health. Then new ones are rejected, and
+        running ones have up to ``grace_s`` to finish.
+        """
         if self._following is not None:
             self._following.cancel()
         await self._health.enter_graceful_shutdown()
+        if self._requests.ready and self._health.watched:
+            await asyncio.sleep(self._settings.drain_s)
+        self._health.end_watches()
         self._reflection.enter_graceful_shutdown()
         await self._server.stop(self._settings.grace_s)
         await self._servicer.close()

@@ -105,6 +105,20 @@ class CommonSettings(BaseSettings):
     grace_s: float = Field(
         30.0, ge=0, le=DAY_S, description="Time limit for requests in progress to finish at shutdown, s."
     )
+    drain_s: float = Field(
+        1.0,
+        ge=0,
+        le=DAY_S,
+        description="Time at shutdown during which a service says that it no longer serves, but still "
+        "accepts requests, so that none of those on the way is lost, s.",
+    )
+    connection_age_s: float = Field(
+        60.0,
+        gt=0,
+        le=DAY_S,
+        description="Age at which a connection from another service is renewed, s. The name of the service "
+        "is then resolved again, so this is how long new replicas wait for their first request at most.",
+    )
 
     @model_validator(mode="after")
     def _has_one_password(self) -> Self:

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Body, Depends, FastAPI, Path, Request
@@ -34,8 +35,8 @@ from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.addresses import listed
 from services.common.cache import Cache, report_key
 from services.common.certificates import HTTPS_DIR, TLS_DIR, certificates_in
-from services.common.clients import call, open_channel, stream
-from services.common.health import Health, check_health
+from services.common.clients import Peer, call, stream
+from services.common.health import CHAIN, Health, check_health
 from services.common.request_context import request_id
 from services.gateway import knowledge_routes, problems, web_ui
 from services.gateway.admission import Admission
@@ -62,6 +63,7 @@ _DOCS_URL = "/docs"
 _JSON_SAFE_SEEDS = 2**53  # random seeds are exact in clients whose integers are doubles
 _RETRYABLE = [
     ("dekag.v1.User", "Receive"),  # the same request gives the same image
+    ("dekag.v1.User", "ReceiveWithPreviews"),  # until its first response
     *(
         ("dekag.v1.Cloud", name)
         for name in (
@@ -143,20 +145,21 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     size_of_profile = web_ui.profile_size(settings.profile)
     admission = Admission(slots=settings.max_in_flight, max_waiting=settings.max_waiting)
 
+    addresses = (settings.user_address, settings.cloud_address)
+    connect = partial(Peer, settings=settings, retryable=_RETRYABLE, simultaneous=settings.max_in_flight)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         cache = app.state.cache = Cache(settings)
         app.state.stopping = asyncio.Event()
-        async with (
-            open_channel(settings.user_address, settings, retryable=_RETRYABLE) as channel,
-            open_channel(settings.cloud_address, settings, retryable=_RETRYABLE) as cloud_channel,
-        ):
-            app.state.user = user_pb2_grpc.UserStub(channel)
-            app.state.user_channel, app.state.cloud_channel = channel, cloud_channel
-            app.state.cloud = cloud_pb2_grpc.CloudStub(cloud_channel)
-            app.state.drift_sampler = DriftSampler(app.state.cloud, settings)
-            yield
-            await app.state.drift_sampler.close()
+        app.state.user_service, app.state.cloud_service = map(connect, addresses)
+        app.state.user = user_pb2_grpc.UserStub(app.state.user_service.channel)
+        app.state.cloud = cloud_pb2_grpc.CloudStub(app.state.cloud_service.channel)
+        app.state.drift_sampler = DriftSampler(app.state.cloud, settings)
+        yield
+        await app.state.drift_sampler.close()
+        await app.state.user_service.close()
+        await app.state.cloud_service.close()
         await cache.close()
 
     app = FastAPIOffline(
@@ -344,9 +347,9 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         """Whether the system can deliver images now. Without a required API key, `reasons` is empty."""
         state, timeout_s = app.state, settings.ready_timeout_s
         user, cloud, distillation, redis = await asyncio.gather(
-            check_health(state.user_channel, "the user service", timeout_s),
-            check_health(state.cloud_channel, "the cloud service", timeout_s),
-            check_health(state.cloud_channel, "the cloud service", timeout_s, "distillation"),
+            check_health(state.user_service, "the user service", timeout_s, CHAIN),
+            check_health(state.cloud_service, "the cloud service", timeout_s),
+            check_health(state.cloud_service, "the cloud service", timeout_s, "distillation"),
             state.cache.problem(),
         )
         checks = {"user": user, "cloud": cloud, "distillation": distillation}
@@ -354,9 +357,11 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         expired = [each.problem for each in certificates if each.problem]
         if certificates:
             checks["certificates"] = Health("expired", expired[0]) if expired else Health("valid")
+        if state.stopping.is_set():
+            checks["gateway"] = Health("stopping", "the gateway is about to stop")
         trusted = keys is None or keys.find(request.headers.get("Authorization")) is not None
         ready = Readiness(
-            ready=user.state == "serving" and not expired,
+            ready=user.state == "serving" and not expired and not state.stopping.is_set(),
             checks={name: each.state for name, each in checks.items()},
             reasons={name: each.reason for name, each in checks.items() if each.reason and trusted},
         )

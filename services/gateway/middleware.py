@@ -144,6 +144,8 @@ class RequestMiddleware:
                 if client_id := ids.get("client_request_id"):
                     headers[CLIENT_ID_HEADER] = client_id
                 headers.update(_HEADERS)
+                if scope["app"].state.stopping.is_set():
+                    headers["Connection"] = "close"  # so that the client's next request goes elsewhere
                 if scope["scheme"] == "https":
                     headers["Strict-Transport-Security"] = "max-age=31536000"
                 headers["Content-Security-Policy"] = self._policies.get(scope["path"], _POLICY)

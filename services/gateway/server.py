@@ -110,8 +110,14 @@ class _Server(uvicorn.Server):
             yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Ends the event streams first, which would delay the shutdown by the whole grace period."""
-        self.config.app.state.stopping.set()  # type: ignore[union-attr]
+        """Drains first: `/readyz` fails, responses end their connections, and requests are still accepted.
+
+        Event streams end, as they would delay the shutdown by the whole grace period.
+        """
+        state = self.config.app.state  # type: ignore[union-attr]
+        state.stopping.set()
+        if not self.force_exit:
+            await asyncio.sleep(state.settings.drain_s)
         await super().shutdown(sockets)
         tracing.close()  # here, because uvicorn then ends the process with the received signal
 

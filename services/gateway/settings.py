@@ -18,6 +18,13 @@ class GatewaySettings(CommonSettings):
     cloud_address: Address = Field(
         "127.0.0.1:50054", description="host:port of the cloud service, for knowledge and jobs."
     )
+    drain_s: float = Field(
+        0.0,
+        ge=0,
+        le=DAY_S,
+        description="Time at shutdown during which `/readyz` fails but requests are still accepted, s; as "
+        "long as a load balancer in front of several gateways takes to notice.",
+    )
     profile: str = Field("stickers", description="Profile whose own topics the web page offers.")
     deadline_s: float = Field(60.0, gt=0, le=3600, description="Time limit of one REST request, s.")
     stream_deadline_s: float = Field(

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -81,6 +81,8 @@ class Child:
     process: subprocess.Popen[bytes]
     check: Callable[[], bool]
     ready: bool = False
+    command: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -95,6 +97,8 @@ class Stack:
         free_ports: use free ports instead of the default ones.
         env: settings for every service; they override the environment of this process.
         grace_s: time for the processes to finish running requests, s.
+        replicas: processes of a service by its name, one if left out; those after the first are named edge-2,
+            edge-3 and so on, and have no metrics.
         redis_url: URL of Redis, with the password if it was started here; empty without Redis.
     """
 
@@ -102,6 +106,7 @@ class Stack:
     free_ports: bool = False
     env: Mapping[str, str] = field(default_factory=dict)
     grace_s: float = 35.0
+    replicas: Mapping[str, int] = field(default_factory=dict)
     children: list[Child] = field(default_factory=list, init=False)
     redis_url: str = field(default="", init=False)
     _handlers: dict[int, Callable[[int, FrameType | None], object] | int | None] = field(
@@ -215,8 +220,12 @@ class Stack:
         }
         env |= {"DEKAG_DATA_DIR": given.get("DEKAG_DATA_DIR", str(self.run_dir / "data"))}
         settings = {}
+        more = {name: [free_port() for _ in range(self.replicas.get(name, 1) - 1)] for name in SERVICES}
         for name, (_, peers) in SERVICES.items():
-            own = {key: f"{HOST}:{ports[peer]}" for key, peer in peers.items()}
+            own = {
+                key: ",".join(f"{HOST}:{port}" for port in (ports[peer], *more[peer]))
+                for key, peer in peers.items()
+            }
             own["DEKAG_PORT"] = str(ports[name])
             if name != "gateway":
                 own["DEKAG_HOST"] = HOST
@@ -232,16 +241,18 @@ class Stack:
         if self.redis_url:
             self._start_distiller(settings["distiller"])
         for name in reversed(list(SERVICES)):
-            target = f"{HOST}:{ports[name]}"
-            if name == "gateway":
-                target = f"{self._scheme}://{self._address(ports[name])}/readyz"
-            self._spawn(
-                name,
-                ports[name],
-                [sys.executable, "-P", "-m", f"services.{name}"],
-                settings[name],
-                lambda target=target: healthy(target, 1.0, given.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
-            )
+            for number, port in enumerate((ports[name], *more[name]), 1):
+                target = f"{HOST}:{port}"
+                if name == "gateway":
+                    target = f"{self._scheme}://{self._address(port)}/readyz"
+                own = {} if number == 1 else {"DEKAG_PORT": str(port), "DEKAG_METRICS_PORT": "0"}
+                self._spawn(
+                    name if number == 1 else f"{name}-{number}",
+                    port,
+                    [sys.executable, "-P", "-m", f"services.{name}"],
+                    settings[name] | own,
+                    lambda target=target: healthy(target, 1.0, given.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
+                )
 
     def _start_distiller(self, env: Mapping[str, str]) -> None:
         alive = Path(env["DEKAG_HEALTH_FILE"])
@@ -316,25 +327,23 @@ class Stack:
         try:
             for old in [log, *_older(log)]:  # from the previous run
                 old.unlink(missing_ok=True)
-            with log.open(
-                "ab"
-            ) as sink:  # whatever writes goes on at the end, wherever that is: see `rotate_log`
-                process = subprocess.Popen(  # noqa: S603 - the command is our own
-                    command,
-                    env=dict(env),
-                    cwd=folder,
-                    stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-                    stdout=sink,
-                    stderr=subprocess.STDOUT,
-                    process_group=0,  # Ctrl-C only reaches this process, which stops the others in order
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-                )
+            process = _popen(
+                command, env, log, folder, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL
+            )
         except OSError as error:
             raise LaunchError(f"{name} cannot be started: {error}") from None
-        self.children.append(Child(name, port, log, process, check))
+        self.children.append(Child(name, port, log, process, check, False, command, env))
         if process.stdin is not None:
             with contextlib.suppress(BrokenPipeError), process.stdin:  # it has ended; detected later
                 process.stdin.write(stdin.encode())
+
+    def start_again(self, name: str) -> None:
+        """Starts a service that has ended, with the same port and settings; `wait_ready` waits for it.
+
+        On Linux it ends with the thread that calls this.
+        """
+        child = self[name]
+        child.process, child.ready = _popen(child.command, child.env, child.log), False
 
     def _port(self, default: int, name: str) -> int:
         if name == "gateway" and (given := self._given.get("DEKAG_PORT")) is not None:
@@ -415,6 +424,26 @@ def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:
             f"{len(METERED)} ports; got {first}"
         )
     return {"DEKAG_METRICS_PORT": str(first + METERED.index(name))}
+
+
+def _popen(
+    command: Sequence[str],
+    env: Mapping[str, str],
+    log: Path,
+    folder: Path | None = None,
+    stdin: int = subprocess.DEVNULL,
+) -> subprocess.Popen[bytes]:
+    with log.open("ab") as sink:  # whatever writes goes on at the end, wherever that is: see `rotate_log`
+        return subprocess.Popen(  # noqa: S603 - the command is our own
+            command,
+            env=dict(env),
+            cwd=folder,
+            stdin=stdin,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            process_group=0,  # Ctrl-C only reaches this process, which stops the others in order
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+        )
 
 
 def rotate_log(log: Path, most_bytes: int = LOG_BYTES, files: int = LOG_FILES) -> None:

@@ -91,8 +91,8 @@ class UserServicer(UserBase):
 
     def __init__(self, settings: UserSettings) -> None:
         self._settings = settings
-        self.downstream = clients.open_channel(settings.downlink_address, settings)
-        self._downlink = DownlinkStub(self.downstream)
+        self.downstream = clients.Peer(settings.downlink_address, settings)
+        self._downlink = DownlinkStub(self.downstream.channel)
         self._cache = Cache(settings)
         self._demodulating = ModelWorker("digital", threads=settings.threads, max_queue=settings.max_queue)
         # two threads, so that the image does not wait for its reference

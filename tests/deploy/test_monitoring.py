@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from scripts.check_dashboard import FOLDER, alerts, panels
 from services.common import metrics
+from services.launcher.credentials import OPERATOR, make_credentials
 from services.launcher.stack import METERED
+from tests.processes import free_port
 
 ROOT = FOLDER.parents[1]
 METRICS = {each._name: each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)}
@@ -74,17 +82,26 @@ def test_panels_say_what_they_show_and_do_not_overlap() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_prometheus_asks_every_service_where_its_metrics_are() -> None:
-    chain, distillers = load("deploy/monitoring/prometheus.yml")["scrape_configs"]
-    (static,), (dns,) = chain["static_configs"], distillers["dns_sd_configs"]
-    asked = [*static["targets"], *(f"{name}:{dns['port']}" for name in dns["names"])]
+CONFIGURATIONS = ("deploy/monitoring/prometheus.yml", "deploy/monitoring/prometheus-secure.yml")
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS)
+def test_prometheus_asks_every_replica_where_its_metrics_are(path: str) -> None:
+    (job,) = load(path)["scrape_configs"]
+    (dns,) = job["dns_sd_configs"]
+    assert sorted(dns["names"]) == sorted(METERED)
     for name in METERED:
-        port = OVER["services"][name]["environment"]["DEKAG_METRICS_PORT"]
-        assert f"{name}:{port}" in asked
+        assert OVER["services"][name]["environment"]["DEKAG_METRICS_PORT"] == dns["port"]
         assert "chain" in BASE["services"][name]["networks"]
         assert BASE["services"][name]["environment"]["DEKAG_METRICS_HOST"] == "0.0.0.0"
-    assert len(asked) == len(METERED)
     assert "chain" in OVER["services"]["prometheus"]["networks"]
+
+
+def test_secure_configuration_differs_only_in_tls() -> None:
+    plain, secure = map(load, CONFIGURATIONS)
+    (job,) = secure["scrape_configs"]
+    assert (job.pop("scheme"), job.pop("tls_config")["server_name"]) == ("https", "localhost")
+    assert secure == plain
 
 
 def test_grafana_finds_prometheus_and_the_dashboard() -> None:
@@ -139,8 +156,80 @@ def test_monitoring_changes_nothing_else_of_the_chain() -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="Prometheus is not here")
 def test_prometheus_takes_its_configuration_and_alerts_when_it_should() -> None:
     for command in (
-        ["check", "config", "deploy/monitoring/prometheus.yml"],
+        ["check", "config", "--syntax-only", *CONFIGURATIONS],  # the credentials are in the container only
+        ["check", "rules", "deploy/monitoring/alerts.yml"],
         ["test", "rules", "tests/deploy/alerts_test.yml"],
     ):
         done = subprocess.run(["promtool", *command], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def running_prometheus(folder: Path, path: str, targets: list[str], credentials: Path) -> Iterator[str]:
+    """URL of a Prometheus with that configuration, whose name `edge` has these addresses."""
+    config = load(path)
+    (job,) = config["scrape_configs"]
+    del job["dns_sd_configs"]
+    # what service discovery would find
+    job["static_configs"] = [{"targets": targets, "labels": {"__meta_dns_name": "edge"}}]
+    config["rule_files"] = [str(FOLDER / "alerts.yml")]
+    config["global"]["scrape_interval"] = "1s"
+    text = yaml.safe_dump(config).replace("/credentials/", f"{credentials}/")
+    (folder / "prometheus.yml").write_text(text)
+    port = free_port()
+    command = [
+        "prometheus", f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]  # fmt: skip
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not here")
+@pytest.mark.parametrize("path", CONFIGURATIONS)
+def test_prometheus_sees_each_of_two_replicas(path: str, tmp_path: Path) -> None:
+    """Two services with metrics, plain or with mutual TLS, and a real Prometheus that asks both."""
+    make_credentials(tmp_path / "credentials")
+    secure = "secure" in path
+    env = os.environ | {"DEKAG_REDIS_URL": "none", "DEKAG_DOWNLINK_ADDRESS": "127.0.0.1:1", "DEKAG_PORT": "0"}
+    if secure:
+        env["DEKAG_TLS_DIR"] = str(tmp_path / "credentials" / "channel")
+    ports = [free_port(), free_port()]
+    replicas = [
+        subprocess.Popen(
+            [sys.executable, "-m", "services.channel"], cwd=ROOT, env=env | {"DEKAG_METRICS_PORT": str(port)}
+        )
+        for port in ports
+    ]
+    targets = [f"127.0.0.1:{port}" for port in ports]
+    try:
+        with running_prometheus(tmp_path, path, targets, tmp_path / "credentials" / "operator") as url:
+            deadline, up = time.monotonic() + 240, {}
+            while len(up) < len(targets) and time.monotonic() < deadline:
+                time.sleep(0.5)
+                with suppress(httpx2.HTTPError):
+                    answer = httpx2.get(f"{url}/api/v1/query", params={"query": "up == 1"}, trust_env=False)
+                    up = {each["metric"]["instance"]: each for each in answer.json()["data"]["result"]}
+            assert sorted(up) == sorted(targets)
+            assert {each["metric"]["service"] for each in up.values()} == {"edge"}
+    finally:
+        for replica in replicas:
+            replica.terminate()
+            replica.wait(60)
+
+
+def test_secure_prometheus_reads_the_credentials_that_are_made_for_it() -> None:
+    both = load("deploy/compose.secure-monitoring.yml")
+    prometheus = both["services"]["prometheus"]
+    (config, _, credentials) = prometheus["volumes"]
+    assert config.split(":")[0].removeprefix("./") in CONFIGURATIONS
+    assert config.split(":")[1] in [each.split(":")[1] for each in OVER["services"]["prometheus"]["volumes"]]
+    volume = credentials.split(":")[0]
+    (made,) = both["services"]["credentials"]["volumes"]
+    assert made.split(":") == [volume, f"/credentials/{OPERATOR}"]
+    assert prometheus["user"].split(":")[0] == BASE["services"]["redis"]["user"].split(":")[0]

@@ -64,7 +64,7 @@ async def connect() -> AsyncIterator[Callable[[str], Any]]:
     channels = []
 
     def open_channel(address: str) -> Any:
-        channels.append(clients.open_channel(address, CommonSettings()))
+        channels.append(clients.open_channel(address, CommonSettings(), only_serving=False))
         return channels[-1]
 
     yield open_channel

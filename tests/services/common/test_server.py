@@ -33,6 +33,7 @@ from services.channel.settings import ChannelSettings
 from services.common import clients, converters, errors
 from services.common.converters import DeliveryRequest
 from services.common.errors import SettingError
+from services.common.health import CHAIN
 from services.common.request_context import begin_request, request_id, time_remaining
 from services.common.server import Server
 from services.common.settings import CommonSettings
@@ -375,7 +376,8 @@ async def test_the_log_says_how_many_bytes_crossed(
 
 
 async def status_of(address: str, connect: Connect) -> str:
-    answer = await health_pb2_grpc.HealthStub(connect(address)).Check(health_pb2.HealthCheckRequest())
+    request = health_pb2.HealthCheckRequest(service=CHAIN)
+    answer = await health_pb2_grpc.HealthStub(connect(address)).Check(request)
     return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 

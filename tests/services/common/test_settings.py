@@ -126,6 +126,9 @@ NO_ADDRESSES = [
     "edge..local:50051",
     f"{'e' * 64}:50051",
     "edge:50051,edge:50052",
+    "10.0.0.1:50051,edge:50052",
+    "10.0.0.1:50051,[::1]:50051",
+    ",",
     "käse.local:50051",
 ]
 
@@ -140,7 +143,16 @@ def test_invalid_address_is_refused_at_start(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["edge:1", "[::1]:50051", "a_b.c-d.:65535", "10.0.0.1:80", "xn--kse-qla.de:1"]
+    "address",
+    [
+        "edge:1",
+        "[::1]:50051",
+        "a_b.c-d.:65535",
+        "10.0.0.1:80",
+        "xn--kse-qla.de:1",
+        "10.0.0.1:1,10.0.0.2:1",
+        "[::1]:1,[::2]:1",
+    ],
 )
 def test_an_address_is_taken_as_it_is(address: str) -> None:
     for kind, name in ADDRESSES:
