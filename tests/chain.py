@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import ssl
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -152,11 +153,16 @@ def data_in(folder: Path) -> Iterator[None]:
         yield
 
 
+_TAKEN: set[Path] = set()
+"""Data folders of clouds that run in this process: each has one cloud."""
+
+
 @asynccontextmanager
 async def starter() -> AsyncIterator[Start]:
     """A function that runs a servicer and returns its address; all are stopped, last first, in the end."""
     torch.set_num_threads(1)
     servers: list[Server] = []
+    folders: set[Path] = set()
 
     async def start(
         servicer: Any, add: Any, settings: CommonSettings | None = None, name: str = "service"
@@ -165,6 +171,9 @@ async def starter() -> AsyncIterator[Start]:
         servers.append(server)
         port = await server.start()
         await server.load()
+        if isinstance(settings, CloudSettings):
+            folders.add(settings.data_dir)
+            _TAKEN.add(settings.data_dir)
         return f"127.0.0.1:{port}"
 
     try:
@@ -172,6 +181,7 @@ async def starter() -> AsyncIterator[Start]:
     finally:
         for server in reversed(servers):
             await server.stop()
+        _TAKEN.difference_update(folders)
 
 
 @dataclass
@@ -190,13 +200,17 @@ async def start_chain(
 ) -> dict[str, str]:
     """Runs cloud, edge, channel and user with ``start``; returns their addresses.
 
-    ``own`` gives settings of one of them by its name.
+    ``own`` gives settings of one of them by its name. If another cloud has the data folder of the
+    environment, this one gets a new one.
     """
 
     def models(name: str) -> dict[str, Any]:
         return {"port": 0, "redis_url": redis_url, "profile": str(profile), **own(name)}
 
     cloud = CloudSettings(**models("cloud"))
+    if cloud.data_dir in _TAKEN and "data_dir" not in own("cloud"):
+        folder = Path(tempfile.mkdtemp(dir=cloud.data_dir.parent))
+        cloud = cloud.model_copy(update={"data_dir": folder})
     found = {"cloud": await start(CloudServicer(cloud), add_CloudServicer_to_server, cloud, "cloud")}
     edge = EdgeSettings(**models("edge"), cloud_address=found["cloud"])
     found["edge"] = await start(EdgeServicer(edge), add_DownlinkServicer_to_server, edge, "edge")

@@ -39,9 +39,9 @@ from services.common import metrics, tracing
 from services.common.certificates import serve_metrics
 from services.common.errors import SettingError, public
 from services.common.process import errors_logged
+from services.common.redis_client import open_redis
 from services.common.redis_state import explain
 from services.common.request_context import begin_request, configure_logging
-from services.common.security import open_redis
 from services.common.signing import Signer
 from services.common.worker import ModelWorker
 

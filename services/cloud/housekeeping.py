@@ -126,7 +126,7 @@ class Housekeeping:
         for store, (items, limit) in stores.items():
             metrics.STORE_ITEMS.labels(store).set(items)
             metrics.STORE_LIMIT.labels(store).set(limit)
-        metrics.DISK_FREE_BYTES.set(shutil.disk_usage(data).free)
+        metrics.DISK_FREE_BYTES.labels("data").set(shutil.disk_usage(data).free)
 
 
 def _bytes_in(*folders: Path) -> int:

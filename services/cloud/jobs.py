@@ -38,8 +38,8 @@ from services.cloud.job_folder import JobFolders, is_final
 from services.cloud.settings import CloudSettings
 from services.cloud.version_store import disk_errors, problem
 from services.common import metrics, tracing
+from services.common.redis_client import open_redis
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
-from services.common.security import open_redis
 from services.proto import cloud_pb2
 
 FUNCTION = "distill"

@@ -27,7 +27,7 @@ class Owners:
         """Name of the key that a topic belongs to; empty if it is shared."""
         try:
             return (self._folder / topic).read_bytes()[:_MAX_BYTES].decode(errors="replace")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ""
 
     def claim(self, topic: str, owner: str, *, admin: bool, exists: bool) -> None:

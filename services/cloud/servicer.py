@@ -32,7 +32,7 @@ from services.common import converters, metrics
 from services.common.addresses import listed
 from services.common.cache import Cache, image_key
 from services.common.errors import SettingError
-from services.common.security import open_redis
+from services.common.redis_client import open_redis
 from services.common.signing import Signer
 from services.common.stages import stage_time
 from services.common.worker import BatchWorker, ShouldContinue
@@ -225,7 +225,8 @@ class CloudServicer(CloudBase):
         if not exists and self._redis is not None:
             jobs = await self._jobs.recent()  # one of them may still publish the topic
             exists = any(state.topic == topic and not state.over for state in jobs)
-        await asyncio.to_thread(partial(owners.claim, topic, owner, admin=admin, exists=exists))
+        with disk_errors(self._settings.data_dir):
+            await asyncio.to_thread(partial(owners.claim, topic, owner, admin=admin, exists=exists))
 
     def _job(self, state: JobState) -> Job:
         message = state.to_proto()

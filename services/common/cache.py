@@ -26,8 +26,8 @@ from redis.exceptions import ResponseError
 
 from dekag.generation.request import DEFAULT_SAMPLING, GenerationRequest, Sampling
 from services.common import metrics
+from services.common.redis_client import open_redis
 from services.common.redis_state import REDIS_ERRORS, RedisProbe, explain
-from services.common.security import open_redis
 from services.common.settings import CommonSettings
 from services.common.signing import Seal
 

@@ -94,7 +94,9 @@ CERTIFICATE_ENDS = Gauge(
 )
 STORE_ITEMS = Gauge("dekag_store_items", "Items in a store of the cloud; MiB if its name says so.", ["store"])
 STORE_LIMIT = Gauge("dekag_store_limit", "Largest number of items in a store of the cloud.", ["store"])
-DISK_FREE_BYTES = Gauge("dekag_disk_free_bytes", "Free space on the disk of the cloud's data folder.")
+DISK_FREE_BYTES = Gauge(  # with a label, as services without a data folder would say 0
+    "dekag_disk_free_bytes", "Free space on the disk of the cloud's data folder.", ["folder"]
+)
 REDIS_MEMORY = Gauge(
     "dekag_redis_memory_bytes", "Memory of Redis, used and at most; no limit counts as 0.", ["of"]
 )

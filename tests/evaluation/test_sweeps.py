@@ -97,7 +97,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         ("{name: [", "line 1: expected the node content"),
         ("{name: a}", "deliveries"),
         ("{name: A B, deliveries: [cala]}", "name"),
-        ("{name: a, deliveries: [magic]}", "unaligned, makd, cala"),
+        ("{name: a, deliveries: [magic]}", "unaligned, unaligned-strong, makd, cala"),
         ("{name: a, deliveries: [cala], topics: [dragons]}", "dragons"),
         ("{name: a, deliveries: [cala], cbr: [1/0]}", "fraction such as 1/96"),
         ("{name: a, deliveries: [cala], cbr: [0.5]}", "cbr.0"),

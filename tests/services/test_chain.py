@@ -365,13 +365,13 @@ async def test_conventional_without_a_cloud_is_unavailable_semantic_is_not(
 
 
 async def test_a_cloud_that_restarts_is_found_again(
-    start: Start, connect: Connect, dummy_profile: Path, closed_port: int
+    start: Start, connect: Connect, dummy_profile: Path, closed_port: int, tmp_path: Path
 ) -> None:
     stub = CloudStub(connect(f"127.0.0.1:{closed_port}"))
     request = GenerateRequest(prompt="an owl", seeds=[1], width=64, height=64, formats=[1])
     with pytest.raises(UnavailableError):
         [a async for a in clients.stream(stub.Generate, request, "cloud")]
-    settings = CloudSettings(port=closed_port, redis_url="", profile=str(dummy_profile))
+    settings = CloudSettings(port=closed_port, redis_url="", profile=str(dummy_profile), data_dir=tmp_path)
     await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
     for _ in range(40):
         try:
@@ -446,9 +446,9 @@ async def test_a_model_that_is_not_finite_is_told_with_seed_stage_and_hash(
 
 
 async def test_a_cloud_that_is_not_finite_is_told_too(
-    start: Start, connect: Connect, dummy_profile: Path
+    start: Start, connect: Connect, dummy_profile: Path, tmp_path: Path
 ) -> None:
-    settings = CloudSettings(port=0, redis_url="", profile=str(dummy_profile))
+    settings = CloudSettings(port=0, redis_url="", profile=str(dummy_profile), data_dir=tmp_path)
     servicer = CloudServicer(settings)
     cloud = CloudStub(connect(await start(servicer, add_CloudServicer_to_server, settings)))
     request = GenerateRequest(prompt="an owl", seeds=[5], width=64, height=64, formats=[2])

@@ -21,7 +21,7 @@ from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
-from tests.chain import Start, ended, serving, start_chain
+from tests.chain import ended, serving, start_chain, starter
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -82,10 +82,11 @@ Run = Callable[..., Awaitable[System]]
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def run(
-    start: Start, quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path
-) -> AsyncIterator[Run]:
-    """Runs a chain with the policy auto and changed settings of the cloud, over one and the same store."""
+async def run(quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path) -> AsyncIterator[Run]:
+    """Runs a chain with the policy auto and changed settings of the cloud, over one and the same store.
+
+    The one before it stops: a data folder has one cloud.
+    """
     own_url = redis_url.removesuffix("/0") + "/1"
     async with AsyncExitStack() as stack:
 
@@ -96,6 +97,8 @@ async def run(
                 policies = {"demand_policy": policy} if name in ("cloud", "edge") else {}
                 return policies | (of_cloud if name == "cloud" else {})
 
+            await stack.aclose()
+            start = await stack.enter_async_context(starter())
             addresses = await start_chain(start, quick_profile, own_url, own)
             gateway = GatewaySettings(
                 user_address=addresses["user"], cloud_address=addresses["cloud"], redis_url=own_url

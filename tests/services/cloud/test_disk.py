@@ -19,7 +19,8 @@ from services.cloud.servicer import CloudServicer
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.cloud.version_store import KnowledgeStore
 from services.common import clients
-from services.common.health import check_health
+from services.common.health import Health, check_health
+from services.common.settings import CommonSettings
 from services.proto import cloud_pb2
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
@@ -166,9 +167,17 @@ async def test_a_job_waits_for_space_and_goes_on(
     assert list((disk.data / "jobs").iterdir()) == []
 
 
+async def distillation_health(address: str) -> Health:
+    peer = clients.Peer(address, CommonSettings())
+    try:
+        return await check_health(peer, "the cloud", 5, "distillation")
+    finally:
+        await peer.close()
+
+
 @pytest.mark.parametrize("fault", ["full", "read-only"])
 async def test_what_cannot_be_stored_is_refused_by_name(
-    address: str, cloud: CloudAsyncStub, connect: Connect, disk: Disk, dummy_profile: Path, fault: str
+    address: str, cloud: CloudAsyncStub, disk: Disk, dummy_profile: Path, fault: str
 ) -> None:
     update = tiny_update(dummy_profile)
     publish = PublishKnowledgeRequest(topic=update.topic, files=update.to_files())
@@ -193,7 +202,7 @@ async def test_what_cannot_be_stored_is_refused_by_name(
             with pytest.raises(UnavailableError) as caught:
                 await call(method, request)
             assert named in str(caught.value), (method, str(caught.value))
-        health = await check_health(connect(address), "the cloud", 5, "distillation")
+        health = await distillation_health(address)
         assert health.state != "serving"
         assert named in health.reason
         assert store.versions(update.topic) == before
@@ -203,7 +212,7 @@ async def test_what_cannot_be_stored_is_refused_by_name(
     finally:
         disk.empty() if fault == "full" else disk.make_writable()
     assert not list((disk.data / "knowledge").glob(".new-*")), "half-written files are removed"
-    assert (await check_health(connect(address), "the cloud", 5, "distillation")).state == "serving"
+    assert (await distillation_health(address)).state == "serving"
     cancelled = await call(cloud.CancelJob, JobId(id=waiting.id))
     assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
     await call(cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=update.topic))

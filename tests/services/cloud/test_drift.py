@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from services.proto.cloud_pb2 import (
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from services.proto.downlink_pb2 import IMAGE_FORMAT_PNG, KnowledgeUse, ProvideRequest
 from services.proto.user_pb2 import LinkReport, ReceivedImage
-from tests.chain import Chain, Start, serving, start_chain
+from tests.chain import Chain, Start, serving, start_chain, starter
 from tests.services.counted import Counted
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -115,15 +115,17 @@ class System:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def start_cloud(
-    start: Start,
     connect: Callable[[str], Any],
     scored_profile: Path,
     own_url: str,
     tmp_path: Path,
-) -> Callable[..., Awaitable[System]]:
-    """Runs a cloud over one and the same store, with changed settings."""
+) -> AsyncIterator[Callable[..., Awaitable[System]]]:
+    """Runs a cloud over one and the same store, with changed settings; the one before it stops."""
+    stack = AsyncExitStack()
 
     async def run(**changes: Any) -> System:
+        await stack.aclose()
+        start = await stack.enter_async_context(starter())
         settings = CloudSettings(
             **{"port": 0, "redis_url": own_url, "profile": str(scored_profile), "data_dir": tmp_path}
             | {"mirror_every_s": 3600, "drift_window": WINDOW, "drift_fall": 0.2}
@@ -132,7 +134,8 @@ async def start_cloud(
         address = await start(CloudServicer(settings), add_CloudServicer_to_server, settings, "cloud")
         return System(CloudStub(connect(address)), KnowledgeStore(tmp_path))
 
-    return run
+    async with stack:
+        yield run
 
 
 @pytest_asyncio.fixture(loop_scope="session")

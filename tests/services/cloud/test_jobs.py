@@ -230,8 +230,8 @@ async def test_concurrent_orders_of_a_topic_queue_one_job(cloud: CloudAsyncStub)
         ("rank", {"topic": "neon", "rank": 0}),
         ("steps", {"topic": "neon", "steps": 2**31}),
         ("images", {"topic": "neon", "images": 1}),
-        ("prompts", {"topic": "mine", "prompts": ["always the same"]}),
-        ("prompts", {"topic": "mine", "prompts": ["!"]}),
+        ("prompts", {"topic": "castle", "prompts": ["always the same"]}),
+        ("prompts", {"topic": "castle", "prompts": ["!"]}),
         ("triggers", {"topic": "neon", "triggers": [""]}),
     ],
 )

@@ -77,9 +77,9 @@ async def test_a_service_and_its_clients_take_new_certificates(tmp_path: Path, c
     server = Server(settings, Idle(), add_DownlinkServicer_to_server)
     address = f"localhost:{await server.start()}"
     await server.load()
-    channel = clients.open_channel(address, settings.model_copy(update={"tls_dir": client_folder}))
+    peer = clients.Peer(address, settings.model_copy(update={"tls_dir": client_folder}))
     try:
-        assert (await check_health(channel, "the edge", 5)).state == "serving"
+        assert (await check_health(peer, "the edge", 5)).state == "serving"
         assert await asyncio.to_thread(accepted, address, credentials_dir)
         assert not await asyncio.to_thread(accepted, address, tmp_path / "new")
         put(tmp_path / "new", "channel", client_folder)
@@ -87,10 +87,10 @@ async def test_a_service_and_its_clients_take_new_certificates(tmp_path: Path, c
         await soon(lambda: accepted(address, tmp_path / "new"))
         assert not await asyncio.to_thread(accepted, address, credentials_dir)
         async with asyncio.timeout(SOON_S):
-            while (await check_health(channel, "the edge", 5)).state != "serving":  # noqa: ASYNC110
+            while (await check_health(peer, "the edge", 5)).state != "serving":  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
     finally:
-        await channel.close()
+        await peer.close()
         await server.stop()
 
 

@@ -56,6 +56,7 @@ def test_a_signature_covers_every_field_and_the_kind(tmp_path: Path) -> None:
         "scores": {},
         "created": 0.0,
         "signature": "",
+        "owner": "alice",
     }
     assert changes.keys() == Manifest.model_fields.keys()
     for name, value in changes.items():

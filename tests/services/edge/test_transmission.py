@@ -45,7 +45,7 @@ from services.proto.downlink_pb2_grpc import DownlinkStub, add_DownlinkServicer_
 from services.proto.user_pb2_grpc import UserStub, add_UserServicer_to_server
 from services.user.servicer import UserServicer
 from services.user.settings import UserSettings
-from tests.chain import adapters
+from tests.chain import adapters, starter
 
 if TYPE_CHECKING:
     from services.proto.downlink_pb2_grpc import DownlinkAsyncStub
@@ -487,13 +487,14 @@ async def test_the_cloud_says_what_is_current(
 
 
 async def test_a_cloud_that_starts_again_keeps_what_is_current(
-    start: Start, profile: Path, newer: TransmissionKnowledge, tmp_path: Path
+    profile: Path, newer: TransmissionKnowledge, tmp_path: Path
 ) -> None:
     store = TransmissionStore(tmp_path)
     for _ in range(2):
         settings = CloudSettings(port=0, redis_url="", profile=str(profile), data_dir=tmp_path)
-        await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
-        store.publish(newer)
+        async with starter() as start:
+            await start(CloudServicer(settings), add_CloudServicer_to_server, settings)
+            store.publish(newer)
     assert [each.content_hash for each in store.versions(newer.base_hash).values()][1:] == [
         newer.content_hash
     ]

@@ -552,7 +552,7 @@ async def test_a_topic_that_is_not_allowed_is_explained(
 
 
 async def test_what_the_cloud_refuses_is_explained_too(client: Client, empty: None) -> None:
-    answer = await client.post("/v1/knowledge", json={"topic": "mine", "prompts": ["one and the same"]})
+    answer = await client.post("/v1/knowledge", json={"topic": "castle", "prompts": ["one and the same"]})
     (error,) = is_problem(answer, 422)["errors"]
     assert error["field"] == "prompts"
     assert (
