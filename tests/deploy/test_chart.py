@@ -221,7 +221,7 @@ def test_knowledge_on_one_node_keeps_distillers_there() -> None:
 def test_no_gateway_is_exposed_without_keys(exposed: dict[str, Any]) -> None:
     with pytest.raises(helm.HelmError, match=r"gateway\.apiKeysSecret must name a secret"):
         rendered({"gateway": exposed})
-    keys = {"apiKeysSecret": "keys", "ingress": {"host": "images.example"}}
+    keys = {"apiKeysSecret": "keys", "ingress": {"host": "images.example"}}  # pragma: allowlist secret
     merged = {**keys, **exposed, "ingress": {**keys["ingress"], **exposed.get("ingress", {})}}  # type: ignore[dict-item]
     found = dict(pods(rendered({"gateway": merged})))
     assert environment(found["gateway"])["DEKAG_API_KEYS_FILE"] == "/keys/api-keys"
