@@ -146,11 +146,12 @@ def test_redis_users_are_limited_to_the_needs_of_their_service(
 
 
 async def test_services_work_with_their_limited_redis_users(
-    guarded: int, credentials_dir: Path, scored_profile: Path
+    guarded: int, credentials_dir: Path, scored_profile: Path, tmp_path: Path
 ) -> None:
     def own(name: str) -> dict[str, Any]:
         url = f"redis://{name}@127.0.0.1:{guarded}/0"
-        return {"redis_url": url, "redis_password_file": credentials_dir / name / PASSWORD}
+        data = {"data_dir": tmp_path} if name in ("cloud", "distiller") else {}
+        return {"redis_url": url, "redis_password_file": credentials_dir / name / PASSWORD, **data}
 
     forget_orders()
     with Redis(port=guarded, username="admin", password="admin", decode_responses=True) as admin:
