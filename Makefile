@@ -96,7 +96,7 @@ test-fuzz: need-fuzz ## send thousands of hostile inputs; writes results/trust/f
 test-pictures: need-fuzz ## send the hostile pictures among them alone; writes results/trust/pictures.json
 	$(BIN)/python -m pytest tests/hostile/test_pictures.py --hypothesis-profile=thorough --record
 
-test-trust: need-fuzz ## attack a system of real processes; writes results/trust/attacks.json (Debian package haproxy)
+test-trust: need-fuzz ## attack a system of real processes; writes attacks.json and kills.json (Debian package haproxy)
 	$(BIN)/python -m pytest tests/trust -m trust --record
 
 test-browser: need-browser ## test the web page in headless Chromium (Debian package chromium)

@@ -120,7 +120,7 @@ def _misfits(profile: Profile) -> Iterator[str]:
         if kind not in allowed:
             yield f"{role}: a {kind}; must be {' or '.join(allowed)}"
     channels = {role: _vae(getattr(profile, role)).get("latent_channels") for role in ("cloud", "edge")}
-    for role, folder in (("codec", profile.codec), ("unaligned_codec", profile.codec_unaligned)):
+    for role, folder in (("codec", profile.codec), ("unaligned_codec", profile.codec_without_alignment)):
         made_for = read_json(Path(folder) / "config.json").get("latent_channels")
         if made_for != channels["edge"]:
             yield f"{role}: made for latents of {made_for} channels; the edge's have {channels['edge']}"

@@ -742,7 +742,7 @@ class SemanticLink:
         if aligned:
             codec = AlignedCodec.load(models.codec, models.adapters)
         else:
-            codec = AlignedCodec.load(models.codec_unaligned)
+            codec = AlignedCodec.load(models.codec_without_alignment)
         return cls(codec, Generator.from_profile(models, "edge"))
 
     @property

@@ -118,7 +118,7 @@ class Profile(BaseModel):
     )
 
     @property
-    def codec_unaligned(self) -> str:
+    def codec_without_alignment(self) -> str:
         """Folder of the codec of unaligned deliveries."""
         return self.unaligned_codec or self.codec
 

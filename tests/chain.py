@@ -167,7 +167,10 @@ async def starter() -> AsyncIterator[Start]:
     async def start(
         servicer: Any, add: Any, settings: CommonSettings | None = None, name: str = "service"
     ) -> str:
-        server = Server(settings or CommonSettings(port=0, redis_url=""), servicer, add, name)
+        own = settings or CommonSettings(port=0, redis_url="")
+        if "drain_s" not in own.model_fields_set:
+            own = own.model_copy(update={"drain_s": 0.0})  # no client would come in that second
+        server = Server(own, servicer, add, name)
         servers.append(server)
         port = await server.start()
         await server.load()

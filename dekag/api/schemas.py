@@ -1190,8 +1190,9 @@ class Readiness(_Response):
     ready: bool = Field(examples=[True])
     checks: dict[str, str] = Field(
         description="user, cloud and distillation: serving, not_serving or unreachable; redis: up if writes "
-        "succeed, else down. The system is ready if user is serving. While this gateway drains, gateway is "
-        "stopping, and the system is not ready.",
+        "succeed, else down; certificates, if any: valid or expired. The system is ready if user is "
+        "serving and no certificate has expired. While this gateway drains, gateway is stopping, and the "
+        "system is not ready.",
         examples=[{"user": "serving", "cloud": "serving", "distillation": "not_serving", "redis": "down"}],
     )
     reasons: dict[str, str] = Field(

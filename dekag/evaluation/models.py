@@ -152,7 +152,7 @@ class ModelBank:
 
     def unaligned_codec(self) -> AdaptedCodec:
         """The codec of unaligned deliveries, which nothing else shares."""
-        return AdaptedCodec(JsccCodec.load(self.profile.codec_unaligned))
+        return AdaptedCodec(JsccCodec.load(self.profile.codec_without_alignment))
 
     def cala(self) -> Cala:
         """CALA as it ships, on a copy of the codec."""

@@ -224,8 +224,8 @@ FIGURES: dict[str, Figure] = {
             summary=True,
         ),
         Figure("soak_rss_growth_percent", "Growth of memory in an hour of mixed load", "%", 5, _MOST),
-        Figure("scale_2_edges", "Throughput of two edges, relative to one", "ratio", 1.8),
-        Figure("scale_4_edges", "Throughput of four edges, relative to one", "ratio", 3.2),
+        Figure("scale_2_edges", "Calls per second with two simulated edges, relative to one", "ratio", 1.8),
+        Figure("scale_4_edges", "Calls per second with four simulated edges, relative to one", "ratio", 3.2),
         # robustness
         Figure(
             "upgrade_failed_requests", "Requests that failed while edges were restarted, replaced or killed",

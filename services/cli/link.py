@@ -135,7 +135,7 @@ def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
     generator = Generator.from_profile(profile, "edge")
     folders = {
         "semantic": (profile.codec, profile.adapters),
-        "semantic-unaligned": (profile.codec_unaligned, None),
+        "semantic-unaligned": (profile.codec_without_alignment, None),
     }
     return {name: SemanticLink(AlignedCodec.load(*folders[name]), generator) for name in semantic}
 

@@ -249,6 +249,7 @@ class Distiller:
                 if not (reason := await self._disk_problem(error)):
                     raise
                 _log.warning(f"the job waits: {reason}", error=str(error)[:200])
+            await self._heartbeat(job, {})  # else another distiller would take it up
             await asyncio.sleep(_RETRY_S)
 
     async def _attempt(self, job: Job, spec: DistillSpec, span: Span) -> dict[str, Any]:

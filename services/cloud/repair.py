@@ -18,9 +18,11 @@ from redis.exceptions import RedisError
 from dekag.errors import DekagError
 from services.cloud.version_store import KnowledgeStore, TransmissionStore
 from services.common.knowledge import CATALOGUE_KEY, Manifest, VersionManifest, update_key
+from services.common.signing import Signer
 
 _log = structlog.get_logger()
 _Signature = tuple[tuple[str, int, int], ...]
+_UNSIGNED = Signer(None)
 
 
 class Repair:
@@ -30,10 +32,17 @@ class Repair:
         store: the updates on disk.
         transmission: the adapters on disk.
         redis: holds a copy of each current version; None without Redis.
+        signer: signed the manifests in Redis; others are not taken for those of damaged versions.
     """
 
-    def __init__(self, store: KnowledgeStore, transmission: TransmissionStore, redis: Redis | None) -> None:
-        self._store, self._transmission, self._redis = store, transmission, redis
+    def __init__(
+        self,
+        store: KnowledgeStore,
+        transmission: TransmissionStore,
+        redis: Redis | None,
+        signer: Signer = _UNSIGNED,
+    ) -> None:
+        self._store, self._transmission, self._redis, self._signer = store, transmission, redis, signer
         self._whole: dict[Path, _Signature] = {}
 
     async def check(self) -> None:
@@ -100,6 +109,8 @@ class Repair:
             if manifest is None:
                 text = await self._redis.hget(CATALOGUE_KEY, topic)  # type: ignore[misc]  # typed for both
                 manifest = None if text is None else Manifest.parse(text)
+                if manifest is not None and self._signer.signed(manifest) != manifest:
+                    return None, None  # not the cloud's, or from before its key was replaced
             if manifest is None or (manifest.topic, manifest.version) != (topic, version):
                 return None, None
             fields = await self._redis.hgetall(update_key(manifest.content_hash))  # type: ignore[misc]

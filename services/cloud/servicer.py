@@ -24,7 +24,7 @@ from services.cloud.drift import DriftWatch
 from services.cloud.housekeeping import Housekeeping, Lease, check_quotas
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
-from services.cloud.jobs import Jobs, JobState
+from services.cloud.jobs import Jobs, JobState, read_specs
 from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk_errors, problem
@@ -96,7 +96,7 @@ class CloudServicer(CloudBase):
         self._lease: Lease | None = None
         self._signer = Signer(settings.signing_key_file)
         self._redis = open_redis(settings, settings.queue_timeout_s) if settings.redis_url else None
-        self._repair = Repair(self._store, self._transmission, self._redis)
+        self._repair = Repair(self._store, self._transmission, self._redis, self._signer)
         self._closing, self._claiming = False, asyncio.Lock()
         self._loop, self._loaded = asyncio.get_running_loop(), asyncio.Event()
         self._cache = Cache(settings)
@@ -222,9 +222,9 @@ class CloudServicer(CloudBase):
         if await asyncio.to_thread(owners.of, topic) == owner:
             return
         exists = topic in await asyncio.to_thread(self._store.topics)
-        if not exists and self._redis is not None:
-            jobs = await self._jobs.recent()  # one of them may still publish the topic
-            exists = any(state.topic == topic and not state.over for state in jobs)
+        if not exists:  # an unfinished job may still publish it
+            specs = await asyncio.to_thread(read_specs, self._job_folders)
+            exists = any(saved["order"]["topic"] == topic for saved in specs.values())
         with disk_errors(self._settings.data_dir):
             await asyncio.to_thread(partial(owners.claim, topic, owner, admin=admin, exists=exists))
 

@@ -22,9 +22,8 @@ from cryptography import x509
 from services.common import metrics, security
 from services.common.errors import SettingError
 from services.common.settings import CommonSettings
+from services.common.watched_file import CHECK_INTERVAL_S
 
-CHECK_INTERVAL_S = 1.0
-"""Shortest time between two looks at the files."""
 TLS_DIR, HTTPS_DIR = "DEKAG_TLS_DIR", "DEKAG_HTTPS_DIR"
 WARN_DAYS = 30.0
 """Days before the end of a certificate from which on the log warns."""
@@ -74,13 +73,14 @@ class Certificates:
             self._checked = time.monotonic()
             if (signature := self._stat()) != self._signature:
                 try:
-                    self._files, self._signature = self._read(), signature
-                except SettingError as error:  # perhaps only half of the files are replaced
-                    _log.warning("changed certificates are not used yet", error=str(error))
-                else:
-                    _log.info("certificates read again", folder=str(self._folder))
+                    files = self._read()
                     for notify in self._on_change:
                         notify()
+                except (SettingError, OSError, ValueError) as error:  # perhaps only half is replaced
+                    _log.warning("changed certificates are not used yet", error=str(error))
+                else:
+                    self._files, self._signature = files, signature
+                    _log.info("certificates read again", folder=str(self._folder))
             self._note()
             return self._files
 
@@ -152,9 +152,14 @@ class Certificates:
 
 
 @functools.cache
-def certificates_in(folder: Path, setting: str, *, authority: bool = True) -> Certificates:
-    """The certificates in a folder, the same object for all who use it; raises what `Certificates` raises."""
-    return Certificates(folder, setting, authority=authority)
+def certificates_in(folder: Path, setting: str) -> Certificates:
+    """The certificates in a folder, the same object for all who use it; raises what `Certificates` raises.
+
+    Args:
+        folder: with tls.crt, tls.key and, for mutual TLS, ca.crt.
+        setting: TLS_DIR for mutual TLS, or HTTPS_DIR.
+    """
+    return Certificates(folder, setting, authority=setting == TLS_DIR)
 
 
 def serve_metrics(settings: CommonSettings) -> None:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from redis.asyncio import Redis
 from redis.asyncio.connection import SSLConnection
 from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError
 
+from services.common.errors import SettingError
 from services.common.security import redis_options, secret
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ class _PasswordFile(CredentialProvider):
         self._user, self._file = user, file
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        password = secret(self._file, "DEKAG_REDIS_PASSWORD_FILE")
+        try:
+            password = secret(self._file, "DEKAG_REDIS_PASSWORD_FILE")
+        except SettingError as error:  # while it is replaced: as if Redis had refused it
+            raise AuthenticationError(str(error)) from error
         return (password,) if self._user is None else (self._user, password)
 
 

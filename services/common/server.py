@@ -44,11 +44,12 @@ _ATTEMPTS_KEY = "grpc-previous-rpc-attempts"  # metadata that gRPC adds to a rep
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CHECK = f"/{HEALTH_NAME}/Check"
 _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
-MAX_CHECKS = MAX_STREAMS = 32
-"""Upper limits of simultaneous health checks, and of streams of health and reflection."""
+_WATCH = f"/{HEALTH_NAME}/Watch"
+MAX_CHECKS = MAX_REFLECTIONS = 32
+"""Upper limits of simultaneous health checks, and of streams of reflection."""
 MAX_CONNECTIONS = 256
-"""Upper limit of connections to a service; each of its clients keeps one."""
-_IDLE_S = 600.0  # longest time that a connection without calls stays open
+"""Upper limit of connections to a service. Each of its clients keeps one or two, and watches its health."""
+_IDLE_S = 600.0  # longest time that a connection without calls stays open, if it may become so old
 
 
 class Servicer(Protocol):
@@ -195,7 +196,12 @@ class _RequestInterceptor(aio.ServerInterceptor):
     def __init__(self, name: str, max_requests: int, receive_timeout_s: float) -> None:
         self._name, self.ready = name, False
         self._receive_timeout_s = receive_timeout_s
-        self._limits = {"requests": max_requests, "checks": MAX_CHECKS, "streams": MAX_STREAMS}
+        self._limits = {
+            "requests": max_requests,
+            "checks": MAX_CHECKS,
+            "watches": MAX_CONNECTIONS,
+            "reflections": MAX_REFLECTIONS,
+        }
         self._calls: Counter[str] = Counter()
 
     async def intercept_service(
@@ -216,7 +222,7 @@ class _RequestInterceptor(aio.ServerInterceptor):
             return handler
         if kind == "checks":
             return self._received(handler.unary_unary, None, handler)
-        if kind == "streams":
+        if kind != "requests":
             return handler
         headers = dict(details.invocation_metadata or ())
         if _ATTEMPTS_KEY in headers:
@@ -330,10 +336,10 @@ class _RequestInterceptor(aio.ServerInterceptor):
 
 
 def _kind(method: str) -> str:
-    """What a call counts as: "requests", "checks" of health, or "streams" of health and reflection."""
+    """What a call counts as: "requests", "checks" and "watches" of health, or "reflections"."""
     if not method.startswith(_INFRASTRUCTURE):
         return "requests"
-    return "checks" if method == _CHECK else "streams"
+    return {_CHECK: "checks", _WATCH: "watches"}.get(method, "reflections")
 
 
 def _refusing(handler: Any, reason: str) -> Any:
@@ -378,7 +384,7 @@ class Server:
         self._server = aio.server(
             interceptors=[self._requests],
             maximum_concurrent_rpcs=2
-            * (settings.max_requests + MAX_CHECKS + MAX_STREAMS),  # as refused ones count
+            * (settings.max_requests + MAX_CHECKS + MAX_CONNECTIONS + MAX_REFLECTIONS),  # refused ones count
             options=[
                 *security.METADATA_OPTIONS,
                 ("grpc.server_handshake_timeout_ms", round(settings.receive_timeout_s * 1000)),

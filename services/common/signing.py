@@ -15,7 +15,7 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,6 +29,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from dekag.errors import FileError
+from dekag.files import read_bytes
+from services.common.errors import SettingError
 from services.common.knowledge import VersionManifest
 from services.common.watched_file import WatchedFile
 
@@ -37,6 +40,21 @@ _SEAL_BYTES = hashlib.sha256().digest_size
 _MIN_SECRET_BYTES = 16
 _MAX_KEYS = 100
 _Manifest = TypeVar("_Manifest", bound=VersionManifest)
+_T = TypeVar("_T")
+
+
+def _watched(file: Path | None, parse: Callable[[bytes], _T]) -> WatchedFile[_T] | None:
+    """A file whose bytes `parse` reads, which raises ValueError with what follows the path in the message."""
+
+    def read(path: Path) -> _T:
+        try:
+            return parse(read_bytes(path))
+        except FileError as error:
+            raise SettingError(str(error)) from error
+        except ValueError as error:
+            raise SettingError(f"{path} {error}") from error
+
+    return None if file is None else WatchedFile(file, read)
 
 
 def new_signing_key() -> tuple[bytes, str]:
@@ -57,9 +75,7 @@ class Signer:
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file = None if file is None else WatchedFile(file, _signing_key)
-        if self._file is not None:
-            self._file.get()
+        self._file = _watched(file, _signing_key)
 
     def signed(self, manifest: _Manifest) -> _Manifest:
         """The manifest with its signature; the same one without a key."""
@@ -80,9 +96,7 @@ class TrustedKeys:
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file = None if file is None else WatchedFile(file, _trusted_keys)
-        if self._file is not None:
-            self._file.get()
+        self._file = _watched(file, _trusted_keys)
 
     @property
     def required(self) -> bool:
@@ -112,9 +126,7 @@ class Seal:
     """
 
     def __init__(self, file: Path | None) -> None:
-        self._file = None if file is None else WatchedFile(file, _secret)
-        if self._file is not None:
-            self._file.get()
+        self._file = _watched(file, _secret)
 
     def seal(self, name: str, value: bytes) -> bytes:
         """The value with its seal, to be stored under that name."""

@@ -1,4 +1,4 @@
-"""Files with keys and certificates that are read again when they change: they rotate without a restart."""
+"""Files with keys that are read again when they change: they rotate without a restart."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from dekag.errors import FileError
-from dekag.files import read_bytes
 from services.common.errors import SettingError
 from services.common.security import file_signature
 
 CHECK_INTERVAL_S = 1.0
-"""Longest time until a change is noticed, s."""
+"""Longest time until a change is noticed by whoever asks for the content, s."""
 _log = structlog.get_logger()
 _T = TypeVar("_T")
 
@@ -26,37 +24,33 @@ class WatchedFile(Generic[_T]):
 
     Args:
         path: the file.
-        parse: makes a value of its bytes; raises ValueError, whose message follows the path.
+        read: makes a value of the file; raises SettingError.
+
+    Raises:
+        SettingError: the file is invalid now.
     """
 
-    def __init__(self, path: Path, parse: Callable[[bytes], _T]) -> None:
-        self._path, self._parse = path, parse
+    def __init__(self, path: Path, read: Callable[[Path], _T]) -> None:
+        self._path, self._read = path, read
         self._lock = threading.Lock()
-        self._values: list[_T] = []  # the valid one, if any
-        self._signature: tuple[int, int, int] | None = None
-        self._checked = 0.0
+        self._signature = self._refused = file_signature(path)
+        self._value, self._checked = read(path), time.monotonic()
 
     def get(self) -> _T:
-        """The current value; SettingError if the file has never been valid."""
+        """The current value."""
         with self._lock:
-            if not self._values or time.monotonic() - self._checked >= CHECK_INTERVAL_S:
+            if time.monotonic() - self._checked >= CHECK_INTERVAL_S:
                 self._checked = time.monotonic()
-                self._read_if_changed()
-            return self._values[0]
+                if (signature := file_signature(self._path)) != self._signature:
+                    self._renew(signature)
+            return self._value
 
-    def _read_if_changed(self) -> None:
-        signature = file_signature(self._path)
-        if self._values and signature == self._signature:
-            return
-        self._signature = signature
+    def _renew(self, signature: tuple[int, int, int] | None) -> None:
         try:
-            value = self._parse(read_bytes(self._path))
-        except (FileError, ValueError) as error:
-            text = str(error) if isinstance(error, FileError) else f"{self._path} {error}"
-            if not self._values:
-                raise SettingError(text) from error
-            _log.error("a changed file is invalid; its last content remains in use", error=text)
-            return
-        if self._values:
+            self._value, self._signature = self._read(self._path), signature
+        except SettingError as error:
+            if signature != self._refused:  # it is tried again, but told once
+                _log.error("a changed file is invalid; its last content remains in use", error=str(error))
+            self._refused = signature
+        else:
             _log.info("file read again", file=str(self._path))
-        self._values = [value]

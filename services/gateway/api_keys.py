@@ -17,17 +17,15 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
-
-import structlog
 
 from dekag.errors import ExhaustedError, FileError, InvalidInputError
 from dekag.files import read_lines
 from services.common import metrics
 from services.common.errors import SettingError
-from services.common.security import file_signature
-from services.common.watched_file import CHECK_INTERVAL_S
+from services.common.watched_file import WatchedFile
 from services.gateway.settings import GatewaySettings
 
 PREFIX = "dekag_"  # lets a scan for secrets recognise a key
@@ -39,7 +37,6 @@ _LINE = re.compile(
 SCOPES = ("draw", "teach", "publish", "admin")
 """What keys may do: request images; start and cancel jobs; publish knowledge; everything, to all topics."""
 _DEFAULT_SCOPES = SCOPES[:3]
-_log = structlog.get_logger()
 _MINUTE_S = 60.0
 _BUSY_S = 1  # Retry-After when the concurrency limit is reached
 
@@ -94,7 +91,8 @@ class Key:
 def scopes_of(method: str, path: str) -> Sequence[str]:
     """Scopes of which a request needs one; the empty one if it only reads.
 
-    What is not listed needs an admin's key, and so do the adapters of the codec, which change all pictures.
+    Below /v1/knowledge and for PUT, PATCH and DELETE, what is not listed needs an admin's key, and so do the
+    adapters of the codec, which change all images.
     """
     if method in ("GET", "HEAD", "OPTIONS"):
         return ("",)
@@ -116,10 +114,8 @@ class ApiKeys:
     """
 
     def __init__(self, keys: Sequence[Key], clock: Callable[[], float] = time.monotonic) -> None:
-        self._keys, self._clock = tuple(keys), clock
-        self._watched: tuple[Path, GatewaySettings] | None = None
-        self._signature: object = None
-        self._looked = 0.0
+        self._current: Callable[[], Sequence[Key]] = lambda: keys
+        self._clock = clock
         self._used: defaultdict[str, deque[float]] = defaultdict(deque)  # times within the last minute
         self._running: Counter[str] = Counter()
 
@@ -130,24 +126,9 @@ class ApiKeys:
         Raises:
             SettingError: the file cannot be read, holds no key, or has an invalid line.
         """
-        signature = file_signature(file)
-        keys = cls(cls._in(file, settings))
-        keys._watched, keys._signature, keys._looked = (file, settings), signature, time.monotonic()
+        keys = cls(())
+        keys._current = WatchedFile(file, partial(cls._in, settings=settings)).get
         return keys
-
-    def _read_if_changed(self) -> None:
-        if self._watched is None or time.monotonic() - self._looked < CHECK_INTERVAL_S:
-            return
-        self._looked = time.monotonic()
-        if (signature := file_signature(self._watched[0])) == self._signature:
-            return
-        self._signature = signature
-        try:
-            self._keys = self._in(*self._watched)
-        except SettingError as error:
-            _log.error("the changed API keys are invalid; the last ones remain in use", error=str(error))
-        else:
-            _log.info("API keys read again", keys=len(self._keys))
 
     @staticmethod
     def _in(file: Path, settings: GatewaySettings) -> tuple[Key, ...]:
@@ -185,10 +166,9 @@ class ApiKeys:
 
         Takes the same time for every key, right or wrong.
         """
-        self._read_if_changed()
         scheme, _, shown = (authorization or "").partition(" ")
         shown_hash, found = _hash(shown.strip()), None
-        for key in self._keys:
+        for key in self._current():
             if hmac.compare_digest(key.hash, shown_hash):
                 found = key
         return found if scheme.lower() == "bearer" else None

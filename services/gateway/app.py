@@ -136,7 +136,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     """
     settings = settings or GatewaySettings()
     certificates = [
-        certificates_in(folder, setting, authority=setting == TLS_DIR)
+        certificates_in(folder, setting)
         for folder, setting in ((settings.tls_dir, TLS_DIR), (settings.https_dir, HTTPS_DIR))
         if folder is not None
     ]

@@ -136,7 +136,7 @@ def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
     certificates = None
     if (folder := settings.https_dir) is not None:
         check_pair(folder, HTTPS_DIR, authority=False)  # also if this process has read other files there
-        certificates = certificates_in(folder, HTTPS_DIR, authority=False)
+        certificates = certificates_in(folder, HTTPS_DIR)
     config = uvicorn.Config(
         app,
         host=settings.host,

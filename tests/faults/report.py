@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from dekag.evaluation.registry import RESULTS, current_commit, record
+from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
-from dekag.evaluation.runner import machine
 from tests.faults.stack import DEADLINE_S
+from tests.runs import header
 
 COMMAND = "make test-faults"
 
@@ -26,11 +25,7 @@ def write_results(rows: Sequence[Mapping[str, Any]], every_s: float, planned: in
         planned: how many faults there are.
     """
     content = {
-        "schema": 1,
-        "command": COMMAND,
-        "commit": current_commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
+        **header(COMMAND),
         "load_average": os.getloadavg()[2],
         "planned": planned,
         "deadline_s": DEADLINE_S,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from grpc import StatusCode
 
-from dekag.evaluation.registry import RESULTS, current_commit, record
+from dekag.evaluation.registry import record
 from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
-from dekag.evaluation.runner import machine
+from tests.runs import write_run
 
 SERVER_FAULTS = frozenset(
     {
@@ -35,22 +33,22 @@ class Kind:
 
     Attributes:
         command: records it.
-        file: in results/trust/.
+        name: of the file in results/trust/.
         tried, faults: figures of the inputs that were tried, and of those that were answered with a 5xx.
         answered_only: whether only inputs to a service count as tried.
     """
 
     command: str
-    file: str
+    name: str
     tried: str
     faults: str
     answered_only: bool = False
 
 
-INPUTS = Kind("make test-fuzz", "fuzz.json", "fuzz_inputs", "fuzz_5xx")
+INPUTS = Kind("make test-fuzz", "fuzz", "fuzz_inputs", "fuzz_5xx")
 PICTURES = Kind(
     "make test-pictures",
-    "pictures.json",
+    "pictures",
     "hostile_pictures_tried",
     "hostile_pictures_5xx",
     answered_only=True,
@@ -88,11 +86,6 @@ class Tally:
     def write(self, kind: Kind) -> None:
         """Writes the counts, two figures, and the pages that show them."""
         content: dict[str, Any] = {
-            "schema": 1,
-            "command": kind.command,
-            "commit": current_commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine(),
             "seconds": round(time.monotonic() - self._start),
             "inputs": self.inputs,
             "answered": self.asked,
@@ -102,9 +95,7 @@ class Tally:
                 for target, counts in sorted(self._seen.items())
             },
         }
-        path = RESULTS / "trust" / kind.file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        write_run(kind.name, kind.command, content)
         tried = self.asked if kind.answered_only else self.inputs
         record(kind.tried, tried, "inputs", command=kind.command, count=tried)
         record(kind.faults, self.faults, "inputs", command=kind.command, count=self.asked)

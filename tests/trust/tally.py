@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from dekag.evaluation.registry import RESULTS, current_commit, record
+from dekag.evaluation.registry import record
 from dekag.evaluation.reports.claims import CLAIMS
 from dekag.evaluation.reports.robustness import REPORT
-from dekag.evaluation.runner import machine
+from tests.runs import write_run
 from tests.trust.attack import Attack
 
 COMMAND = "make test-trust"
@@ -43,11 +41,6 @@ class Tally:
         attacks = [each for kind in self._kinds.values() for each in kind]
         worked = sum(bool(each["problems"]) for each in attacks)
         content = {
-            "schema": 1,
-            "command": COMMAND,
-            "commit": current_commit(),
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": machine(),
             "load_average": round(os.getloadavg()[2], 1),
             "seconds": round(time.monotonic() - self._start),
             "tried": len(attacks),
@@ -55,9 +48,7 @@ class Tally:
             "slowest_health_s": round(self._slowest_health_s, 3),
             "kinds": dict(sorted(self._kinds.items())),
         }
-        path = RESULTS / "trust" / "attacks.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1) + "\n")
+        write_run("attacks", COMMAND, content)
         record("attacks_tried", len(attacks), "attacks", command=COMMAND, count=len(attacks))
         record("attacks_failed", worked, "attacks", command=COMMAND, count=len(attacks))
         CLAIMS.write()

@@ -13,7 +13,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,8 @@ import pytest
 import pytest_asyncio
 
 from dekag.errors import ConflictError
-from dekag.evaluation.registry import RESULTS, current_commit, record
+from dekag.evaluation.registry import record
 from dekag.evaluation.reports.robustness import REPORT
-from dekag.evaluation.runner import machine
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.housekeeping import Housekeeping
 from services.cloud.jobs import OVER
@@ -36,6 +34,7 @@ from services.proto.cloud_pb2 import DistillRequest, Job, JobId
 from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 from tests.chain import starter
 from tests.hostile.artifacts import tiny_update
+from tests.runs import write_run
 from tests.trust.killing import Moments, Reader, Zygote, is_alive, kill, residue
 
 if TYPE_CHECKING:
@@ -71,18 +70,11 @@ def write(found: dict[str, dict[str, Any]], seconds: float) -> None:
         len(kind[name]) for kind in found.values() for name in ("residue", "half_visible", "lost", "wrong")
     )
     content = {
-        "schema": 1,
-        "command": COMMAND,
-        "commit": current_commit(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": machine(),
         "seconds": round(seconds),
         "seed": SEED,
         "kinds": found,
     }
-    path = RESULTS / "trust" / "kills.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_run("kills", COMMAND, content)
     record("kills_tried", tried, "kills", command=COMMAND, count=tried)
     record("kills_residue", left, "items", command=COMMAND, count=tried)
     REPORT.write()

@@ -13,49 +13,18 @@ from dekag.evaluation.pages import Lines, Report, Row, read_measured, table
 RECOVERY_S = 10.0
 
 
-def faults(results: Path) -> Row:
-    """What `make test-faults` wrote."""
-    found: Row = read_measured(results / "trust" / "faults.json")
-    return found
-
-
-def fuzz(results: Path) -> Row:
-    """What `make test-fuzz` wrote."""
-    found: Row = read_measured(results / "trust" / "fuzz.json")
-    return found
-
-
-def pictures(results: Path) -> Row:
-    """What `make test-pictures` wrote."""
-    found: Row = read_measured(results / "trust" / "pictures.json")
-    return found
-
-
-def kills(results: Path) -> Row:
-    """What ``tests/trust/test_kills.py`` wrote."""
-    found: Row = read_measured(results / "trust" / "kills.json")
-    return found
-
-
-def attacks(results: Path) -> Row:
-    """What `make test-trust` wrote."""
-    found: Row = read_measured(results / "trust" / "attacks.json")
+def run_of(results: Path, name: str) -> Row:
+    """What a run wrote: "faults", "fuzz", "pictures", "kills" or "attacks"."""
+    found: Row = read_measured(results / "trust" / f"{name}.json")
     return found
 
 
 def values(results: Path) -> Mapping[str, str]:
     """The numbers of the page's text, of what was run."""
     found: dict[str, str] = {}
-    if (results / "trust" / "faults.json").exists():
-        found |= _fault_values(faults(results))
-    if (results / "trust" / "fuzz.json").exists():
-        found |= _fuzz_values(fuzz(results))
-    if (results / "trust" / "pictures.json").exists():
-        found |= _picture_values(pictures(results))
-    if (results / "trust" / "kills.json").exists():
-        found |= _kill_values(kills(results))
-    if (results / "trust" / "attacks.json").exists():
-        found |= _attack_values(attacks(results))
+    for name, of in _VALUES.items():
+        if (results / "trust" / f"{name}.json").exists():
+            found |= of(run_of(results, name))
     if not found:
         raise FileNotFoundError(results / "trust")
     return found
@@ -129,7 +98,7 @@ def kills_table(results: Path) -> Lines:
             f"{found['reads']:,}",
             *(str(len(found[name])) for name in _BAD),
         ]
-        for kind, found in kills(results)["kinds"].items()
+        for kind, found in run_of(results, "kills")["kinds"].items()
     ]
     header = ["killed while", "kills", "unfinished folders", "versions read"]
     return table([*header, "residue", "half visible", "lost", "wrong"], lines, words=(0,))
@@ -149,7 +118,7 @@ def _attack_values(found: Row) -> dict[str, str]:
 def faults_table(results: Path) -> Lines:
     """Every fault."""
     lines = []
-    for row in faults(results)["rows"]:
+    for row in run_of(results, "faults")["rows"]:
         if "requests" not in row:
             lines.append([row["fault"], "not measured", *[""] * 6])
             continue
@@ -172,7 +141,9 @@ def faults_table(results: Path) -> Lines:
 
 def wrong_table(results: Path) -> Lines:
     """Faults that did not end as they must."""
-    wrong = [[row["fault"], _shown(row["wrong"])] for row in faults(results)["rows"] if row["wrong"]]
+    wrong = [
+        [row["fault"], _shown(row["wrong"])] for row in run_of(results, "faults")["rows"] if row["wrong"]
+    ]
     return table(["fault", "what went wrong"], wrong, words=(0, 1)) if wrong else ["None."]
 
 
@@ -185,18 +156,18 @@ def _shown(wrong: Sequence[str]) -> str:
 
 def fuzz_table(results: Path) -> Lines:
     """Outcomes by target."""
-    return _outcomes(fuzz(results))
+    return _outcomes(run_of(results, "fuzz"))
 
 
 def pictures_table(results: Path) -> Lines:
     """Outcomes of hostile pictures by target."""
-    return _outcomes(pictures(results))
+    return _outcomes(run_of(results, "pictures"))
 
 
 def attacks_table(results: Path) -> Lines:
     """Attacks by kind."""
     lines = []
-    for kind, tried in attacks(results)["kinds"].items():
+    for kind, tried in run_of(results, "attacks")["kinds"].items():
         worked = sum(bool(each["problems"]) for each in tried)
         slowest_s = max(each["slowest_health_s"] for each in tried)
         lines.append([kind, str(len(tried)), str(worked), f"{slowest_s:.2f}"])
@@ -207,7 +178,7 @@ def worked_table(results: Path) -> Lines:
     """Attacks that worked, and what they did."""
     worked = [
         [f"{kind}: {each['attack']}", _shown(each["problems"])]
-        for kind, tried in attacks(results)["kinds"].items()
+        for kind, tried in run_of(results, "attacks")["kinds"].items()
         for each in tried
         if each["problems"]
     ]
@@ -225,7 +196,8 @@ def _outcomes(found: Row) -> Lines:
 def recovery_plot(results: Path) -> Any:
     """Recovery times, sorted, with the slowest named."""
     rows = sorted(
-        (row for row in faults(results)["rows"] if "recovery_s" in row), key=lambda row: row["recovery_s"]
+        (row for row in run_of(results, "faults")["rows"] if "recovery_s" in row),
+        key=lambda row: row["recovery_s"],
     )
     figure, axes = plots.panels(height_in=2.9)
     (axis,) = axes[0]
@@ -245,6 +217,14 @@ def recovery_plot(results: Path) -> Any:
     axis.set_ylabel("recovery, s")
     return figure
 
+
+_VALUES = {
+    "faults": _fault_values,
+    "fuzz": _fuzz_values,
+    "pictures": _picture_values,
+    "kills": _kill_values,
+    "attacks": _attack_values,
+}
 
 REPORT = Report(
     page="results-trust.md",

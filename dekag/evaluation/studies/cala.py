@@ -274,7 +274,7 @@ class CalaStudy:
         bank = trainings.bank
         edge, prompts = bank.edge, told_prompts(edge_prompts(count))
         latents, pixels, seeds = draw_edge_images(edge, count)
-        known = [VERSION, bank.codec_hash, folder_hash(bank.profile.codec_unaligned)]
+        known = [VERSION, bank.codec_hash, folder_hash(bank.profile.codec_without_alignment)]
         known += [bank.adapters.content_hash, edge.model_hash, edge.steps]
         known += [edge.guidance_scale, prompts]
         if (scorer := bank.profile.scorer) is not None:

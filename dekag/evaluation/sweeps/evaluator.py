@@ -72,7 +72,7 @@ def identity(profile_name: str) -> dict[str, str]:
         "cloud": pipeline_hash(profile.cloud),
         "edge": pipeline_hash(profile.edge),
         "codec": folder_hash(profile.codec),
-        "unaligned codec": folder_hash(profile.codec_unaligned),
+        "unaligned codec": folder_hash(profile.codec_without_alignment),
         "sampling": f"{profile.cloud.steps}/{profile.cloud.guidance_scale}"
         f"/{profile.edge.steps}/{profile.edge.guidance_scale}/{profile.size}",
     }

@@ -8,6 +8,9 @@ export function useKey(value) {
   sessionStorage.setItem("dekag-key", value);
 }
 
+/** Whether an API key is in use, which limits the requests of a minute. */
+export const hasKey = () => key !== "";
+
 /** An error response of the gateway, with the invalid fields: [{field, allowed, detail}]. */
 export class Problem extends Error {
   constructor(status, detail, fields = []) {

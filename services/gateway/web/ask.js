@@ -115,7 +115,10 @@ async function send() {
   stage.show(state);
   keep(state, data);
   try {
-    if (both) await deliverEqual(state, data, mine);
+    if (both) await deliverEqual(state, data, mine).catch((error) => {
+      if (mine !== asking) throw error;
+      explain("equal", error.message);
+    });
     await curve.measureAll({
       deliveries, own, signal: mine.signal, now: Number(data.get("snr_db")),
       path: pathOf(own),

@@ -1,14 +1,13 @@
 // Prompts to try, and the world's words to compose one from.
 
 import { find, make } from "./dom.js";
-import { EXAMPLES, partsOf, promptOf, TOPIC_WORDS, WORDS } from "./words.js";
+import { EXAMPLES, partsOf, promptOf, topicsOf, WORDS } from "./words.js";
 
 const prompt = find("#prompt");
 let taught = new Set(); // topics of the edge
 let onPick = () => {};
 
-const unknown = (text) =>
-  Object.entries(TOPIC_WORDS).some(([topic, words]) => words.some((word) => text.includes(word)) && !taught.has(topic));
+const unknown = (text) => topicsOf(text).some((topic) => !taught.has(topic));
 
 function pick(text) {
   prompt.value = text;

@@ -1,4 +1,4 @@
-import { useKey } from "./api.js";
+import { hasKey, useKey } from "./api.js";
 import * as asking from "./ask.js";
 import { find } from "./dom.js";
 import * as full from "./full.js";
@@ -28,5 +28,6 @@ find("#key-form").addEventListener("submit", (event) => {
   useKey(find("#key").value);
   location.reload();
 });
+if (hasKey()) find("#curve-on").checked = false; // its requests are more than a key may send in a minute
 for (const part of [theme, stage, full, path, gallery, asking, traffic]) part.start();
 start();

@@ -36,9 +36,12 @@ export const WORDS = {
   ],
 };
 
+/** The words of a prompt, each between spaces. */
+const spaced = (prompt) => ` ${prompt.toLowerCase().replaceAll(/[^a-z0-9]+/g, " ")} `;
+
 /** The words of each part that `prompt` has. */
 export function partsOf(prompt) {
-  const text = ` ${prompt.toLowerCase().replaceAll(/[^a-z0-9]+/g, " ")} `;
+  const text = spaced(prompt);
   const parts = {};
   for (const [part, words] of Object.entries(WORDS))
     parts[part] = words.find((word) => text.includes(` ${word} `)) ?? null;
@@ -55,6 +58,6 @@ export function promptOf({ colour, subject, place, time, style }) {
 
 /** The topics that `prompt` needs. */
 export function topicsOf(prompt) {
-  const text = ` ${prompt.toLowerCase().replaceAll(/[^a-z0-9]+/g, " ")} `;
+  const text = spaced(prompt);
   return Object.keys(TOPIC_WORDS).filter((topic) => TOPIC_WORDS[topic].some((word) => text.includes(` ${word} `)));
 }

@@ -20,7 +20,7 @@ from dekag.api.limits import MAX_SEEDS
 from services.common import converters
 from services.common.converters import DeliveryRequest
 from services.common.security import MAX_METADATA_BYTES
-from services.common.server import MAX_STREAMS
+from services.common.server import MAX_CONNECTIONS
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -245,7 +245,7 @@ async def test_watching_health_takes_no_places_of_requests_and_is_bounded(
     servicer, address = await held(start, max_requests=2)
     servicer.go_on.set()
     health = health_pb2_grpc.HealthStub(connect(address))  # type: ignore[attr-defined]
-    watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_STREAMS)]
+    watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(MAX_CONNECTIONS)]
     for watch in watches:
         assert await watch.read() != grpc.aio.EOF
     with pytest.raises(grpc.RpcError) as caught:
