@@ -61,7 +61,7 @@ class Certificates:
         self._on_change: list[Callable[[], None]] = []
         self._watched = False
         self._warned = -_WARN_EVERY_S
-        self._signature = self._stat()
+        self._signature = self._refused = self._stat()
         self._files, self._checked = self._read(), time.monotonic()
         self._note()
 
@@ -77,7 +77,9 @@ class Certificates:
                     for notify in self._on_change:
                         notify()
                 except (SettingError, OSError, ValueError) as error:  # perhaps only half is replaced
-                    _log.warning("changed certificates are not used yet", error=str(error))
+                    if signature != self._refused:  # they are tried again, but told once
+                        _log.warning("changed certificates are not used yet", error=str(error))
+                    self._refused = signature
                 else:
                     self._files, self._signature = files, signature
                     _log.info("certificates read again", folder=str(self._folder))
