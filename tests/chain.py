@@ -274,6 +274,13 @@ async def serving_chain(chain: Chain, redis_url: str) -> AsyncIterator[httpx2.As
         yield client
 
 
+async def gone(folder: Path) -> None:
+    """Waits until ``folder`` is deleted, or empty: that follows a moment after a job's last state."""
+    async with asyncio.timeout(60):
+        while folder.exists() and any(folder.iterdir()):  # noqa: ASYNC110, ASYNC240
+            await asyncio.sleep(0.05)
+
+
 async def ended(task: asyncio.Task[None]) -> None:
     """Cancels a task until it ends: redis-py swallows a cancellation now and then."""
     while not task.done():

@@ -40,7 +40,7 @@ from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 
 if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
-from tests.chain import ended
+from tests.chain import ended, gone
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("redis")]
 Start = Callable[..., Awaitable[str]]
@@ -275,7 +275,7 @@ async def test_without_redis_distillation_is_unavailable_and_knowledge_is_not(
     assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
     listed = await clients.call(stub.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")
     assert list(listed.jobs) == [cancelled]
-    assert not JobFolders(data_dir).work("1" * 32).exists()
+    await gone(JobFolders(data_dir).work("1" * 32))
 
 
 async def test_a_job_is_worked_off_and_its_update_published(
@@ -289,7 +289,7 @@ async def test_a_job_is_worked_off_and_its_update_published(
     assert any(state.status == cloud_pb2.JOB_STATUS_RUNNING for state in states)
     assert last.version == 1
     assert last.created <= last.started <= last.finished <= time.time()
-    assert not JobFolders(data_dir).work(job.id).exists()
+    await gone(data_dir / "jobs")
 
     store = KnowledgeStore(data_dir)
     manifest = store.find("neon")
@@ -381,7 +381,7 @@ async def test_a_running_job_is_cancelled_and_publishes_nothing(
     assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
     following = await until(cloud, await distil(cloud, **SMALL), over)
     assert following.version == 1
-    assert not JobFolders(data_dir).work(job.id).exists()
+    await gone(JobFolders(data_dir).work(job.id))
     assert (await get(cloud, job)).status == cloud_pb2.JOB_STATUS_CANCELLED
 
 
@@ -591,9 +591,7 @@ async def test_a_redis_restored_from_a_backup_revives_no_job(
                 await asyncio.sleep(0.05)
         following = await until(cloud, await distil(cloud, "crown", **SMALL), over)
         assert following.status == cloud_pb2.JOB_STATUS_FINISHED
-        async with asyncio.timeout(60):
-            while list((data_dir / "jobs").iterdir()):  # noqa: ASYNC110 - a moment after the job has ended
-                await asyncio.sleep(0.05)
+        await gone(data_dir / "jobs")
     finally:
         await ended(serving)
     store = KnowledgeStore(data_dir)
