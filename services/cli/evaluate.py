@@ -91,6 +91,13 @@ def naming(
 def gka(
     prompts: Annotated[int, typer.Option(help="Number of test prompts per topic.", min=4)] = 16,
     seeds: Annotated[int, typer.Option(help="Number of training seeds.", min=1)] = 3,
+    trainings: Annotated[
+        bool,
+        typer.Option(
+            help="Train MAKD's full form, its baselines and variants of single settings. Without: measure "
+            "only the updates that come with the profile."
+        ),
+    ] = True,
     workers: Processes = 2,
     profile: Profile = "stickers",
 ) -> None:
@@ -100,7 +107,9 @@ def gka(
     """
     from dekag.evaluation.studies.makd import run_gka
 
-    _measure(lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, **_targets(profile)))
+    _measure(
+        lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, train=trainings, **_targets(profile))
+    )
 
 
 @experiment.command("tka")

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank
+from dekag.evaluation.pages import DOCS
 from dekag.evaluation.reports.makd import REPORT, smallest
 from dekag.evaluation.statistics import bootstrap_ci95
 from dekag.evaluation.store import ResultStore
@@ -23,6 +25,7 @@ from dekag.evaluation.studies.makd import (
     MakdStudy,
     Row,
     TopicTraining,
+    measure,
     model_bytes,
     trainings,
     write,
@@ -97,7 +100,7 @@ def test_a_profiles_own_topics_are_evaluated_instead_of_the_worlds(
     for training in trainings(base, 1, topics):
         if training.config == dataclasses.replace(base, method=training.config.method):
             done[training] = study.run(training)
-    measured = MakdResults({topic: study.unaligned(topic) for topic in topics}, done, [])
+    measured = MakdResults({topic: study.unaligned(topic) for topic in topics}, {}, done, [])
     write(measured, base, tmp_path / "results", edge_bytes=10_000_000)
     figures = json.loads((tmp_path / "results" / "headline.json").read_text())
     assert "gka_gain_percent" in figures
@@ -109,6 +112,23 @@ def test_a_profiles_own_topics_are_evaluated_instead_of_the_worlds(
     assert MakdStudy(ModelBank(str(profile)), 2, 3, study.store).key("some cell") != before
 
 
+def test_the_updates_that_ship_are_measured_without_any_training(dummy_profile: Path, tmp_path: Path) -> None:
+    profile = with_own_topics(dummy_profile, tmp_path / "profile")
+    (profile / "knowledge").mkdir()
+    study = MakdStudy(ModelBank(str(profile)), 2, 1, ResultStore(tmp_path))
+    training = TopicTraining("frost", DistillConfig(**study.bank.profile.distill.given()))
+    study.run(training)
+    update = study.update_of(training)
+    update.save(profile / "knowledge" / "frost")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(makd, "train", None)
+        found = study.shipped("frost")
+    assert (found["bytes"], found["content_hash"]) == (update.size_bytes, update.content_hash)
+    assert found["rows"] == study.run(training)["rows"][str(training.config.bits)]
+    with pytest.raises(InvalidInputError, match="has no update of glow"):
+        measure(TINY, profile=str(profile), prompts=2, seeds=1, workers=1, train=False, runs=tmp_path)
+
+
 def _row(consistency: float, index: int) -> Row:
     noise = 0.01 * (index % 2 - 0.5)
     scores = dict.fromkeys(("clip", "dino", "consistency"), consistency + noise)
@@ -117,6 +137,39 @@ def _row(consistency: float, index: int) -> Row:
 
 def _rows(consistency: float) -> list[Row]:
     return [_row(consistency, i) for i in range(4)]
+
+
+def test_figures_are_of_the_updates_that_ship(tmp_path: Path) -> None:
+    ladder = [
+        {"form": "metaword alone", "bytes": 800, "gain": 0.1, "chosen": False},
+        {"form": "rank 1, 2 bits", "bytes": 9000, "gain": 0.2, "chosen": True},
+    ]
+    shipped = {
+        topic: {
+            "topic": topic,
+            "content_hash": "0" * 64,
+            "form": "rank 1, 2 bits",
+            "bytes": 9000 + place,
+            "ladder": ladder,
+            "rows": _rows(0.7),
+        }
+        for place, topic in enumerate(TOPICS)
+    }
+    bounds = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
+    (tmp_path / "gka").mkdir()
+    (tmp_path / "gka" / "trainings.jsonl").write_text("of an earlier run")
+    write(MakdResults(bounds, shipped, {}, []), TINY, tmp_path, edge_bytes=10_000_000)
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["gka_gain_percent"]["value"] == pytest.approx(40, abs=0.1)
+    assert figures["gka_ceiling_share"]["value"] == pytest.approx(50, abs=0.1)
+    assert figures["update_bytes"]["value"] == 9000 + len(TOPICS) - 1
+    assert figures["update_bytes_median"]["value"] == 9000 + (len(TOPICS) - 1) / 2
+    assert "gka_lead_over_best_baseline_percent" not in figures, "no baseline was trained"
+    assert not (tmp_path / "gka" / "trainings.jsonl").exists()
+    page = REPORT.render((DOCS / REPORT.page).read_text(), tmp_path)
+    assert "| metaword alone | 800 | 50 % | 0 of " in page
+    assert "| rank 1, 2 bits | 9,000 | 100 % | " in page
+    assert "`dekag experiment gka`: not measured yet." in page
 
 
 def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
@@ -135,7 +188,7 @@ def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
         {"style": a, "subject": b, "rows": {n: _rows(0.5) for n in ("none", a, b, "both", "ceiling")}}
         for a, b in PAIRS
     ]
-    measured = MakdResults(bounds, done, pairs)
+    measured = MakdResults(bounds, {}, done, pairs)
     write(measured, TINY, tmp_path, edge_bytes=10_000_000)
     figures = json.loads((tmp_path / "headline.json").read_text())
     assert figures["gka_gain_percent"]["value"] == pytest.approx(60, abs=0.1)

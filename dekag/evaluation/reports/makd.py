@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from dekag.evaluation import plots
-from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
-from dekag.evaluation.studies.makd import BASELINES, COMMAND, FOLDER, STUDIES
+from dekag.evaluation.studies.makd import BASELINES, COMMAND, FOLDER, SHIPPED, STUDIES
 from dekag.stickers import TOPICS
 
 NAMES = {
@@ -22,11 +22,10 @@ NAMES = {
     "lora": "LoRA only",
     "lora-equal-bytes": "LoRA only, equal bytes",
     "full": "full fine-tune",
-    "makd": "MAKD",
+    "makd": "MAKD, full form",
+    SHIPPED: "MAKD",
     "ceiling": "upper bound: the cloud itself, another seed",
 }
-FIRST_EDITION = {"blueprint": "style", "stencil": "style", "jewel": "vocabulary"}
-"""Kinds of the topics that only the first edition's world had."""
 ENOUGH = 0.95  # of the whole gain, that the smallest update is to keep
 
 
@@ -39,8 +38,19 @@ def scores(results: Path) -> dict[str, list[Row]]:
 
 
 def trainings(results: Path) -> list[Row]:
-    """Every training."""
+    """Every training; FileNotFoundError if nothing was trained."""
     return read_rows(results / FOLDER / "trainings.jsonl")
+
+
+def updates(results: Path) -> dict[str, Row]:
+    """The updates that ship, by topic; none if any topic has none."""
+    path = results / FOLDER / "updates.jsonl"
+    return {row["topic"]: row for row in read_rows(path)} if path.exists() else {}
+
+
+def main_method(found: Mapping[str, list[Row]]) -> str:
+    """What the figures are of: the updates that ship, or else MAKD as it was trained for the comparison."""
+    return SHIPPED if SHIPPED in found else "makd"
 
 
 def base_config(rows: Sequence[Row]) -> dict[str, Any]:
@@ -61,20 +71,33 @@ def differing(rows: Sequence[Row], **changes: Any) -> list[Row]:
     ]
 
 
-def update_sizes(rows: Sequence[Row], method: str) -> list[int]:
-    """Bytes of a method's updates in the main comparison."""
+def update_sizes(results: Path, method: str) -> list[int]:
+    """Bytes of a method's updates: of those that ship, or in the main comparison; none if it has none."""
+    if method == SHIPPED:
+        return [row["bytes"] for row in updates(results).values()]
+    if method in ("none", "ceiling"):
+        return []
+    rows = trainings(results)
     bits = str(base_config(rows)["bits"])
     return [row["bytes"][bits] for row in differing(rows, method=method, seed=...)]
 
 
 def values(results: Path) -> Mapping[str, str]:
     """How it was measured."""
-    rows, makd = trainings(results), scores(results)["makd"]
+    found = scores(results)
+    ours = found[main_method(found)]
+    names = topics_of(ours)
+    shown = {"prompts": str(len(ours) // len(names)), "topics": str(len(names))}
+    none, oracle = (mean_of(found[name], "consistency") for name in ("none", "ceiling"))
+    shown |= {"none_consistency": f"{none:.2f}", "ceiling_consistency": f"{oracle:.2f}"}
+    shown["our_consistency"] = f"{mean_of(ours, 'consistency'):.2f}"
+    try:
+        rows = trainings(results)
+    except FileNotFoundError:
+        return shown
     base = base_config(rows)
-    topics = {row["topic"] for row in makd}
     return {
-        "prompts": str(len(makd) // len(topics)),
-        "topics": str(len(topics)),
+        **shown,
         "seeds": str(len({row["config"]["seed"] for row in rows})),
         **{name: str(base[name]) for name in ("images", "steps", "batch", "rank", "bits", "tokens")},
         "smallest": f"{smallest(results)['bytes']:,}",
@@ -83,14 +106,15 @@ def values(results: Path) -> Mapping[str, str]:
 
 def methods(results: Path) -> Lines:
     """Every method over all topics."""
-    found, rows = scores(results), trainings(results)
+    found = scores(results)
     lines = []
     for method, own in found.items():
-        sizes = update_sizes(rows, method)
+        sizes = update_sizes(results, method)
         mean, (low, high) = bootstrap_mean([row["consistency"] for row in own])
         lines.append(
             [
-                _bold(method),
+                f"**{NAMES[method]}**" if method == main_method(found) else NAMES[method],
+                f"{np.median(sizes):,.0f}" if sizes else "",
                 f"{max(sizes):,}" if sizes else "",
                 f"{mean_of(own, 'clip'):.3f}",
                 f"{mean_of(own, 'dino'):.3f}",
@@ -99,8 +123,8 @@ def methods(results: Path) -> Lines:
                 f"{100 * mean_of(own, 'probe'):.1f} %",
             ]
         )
-    header = ["method", "bytes", "CLIP", "DINO", "consistency", "95 % interval", "attributes correct"]
-    return table(header, lines)
+    header = ["method", "median bytes", "largest", "CLIP", "DINO", "consistency", "95 % interval"]
+    return table([*header, "attributes correct"], lines)
 
 
 def topics_of(rows: Sequence[Row]) -> list[str]:
@@ -110,7 +134,7 @@ def topics_of(rows: Sequence[Row]) -> list[str]:
 
 def kind_of(topic: str) -> str:
     """What is new about a topic: style, subject, vocabulary or combination."""
-    return TOPICS[topic].kind if topic in TOPICS else FIRST_EDITION[topic]
+    return TOPICS[topic].kind
 
 
 def study_topics(rows: Sequence[Row]) -> list[str]:
@@ -121,20 +145,52 @@ def study_topics(rows: Sequence[Row]) -> list[str]:
 
 def topics(results: Path) -> Lines:
     """Every method on every topic."""
-    found = scores(results)
+    found, shipped = scores(results), updates(results)
     lines = []
-    for name in topics_of(found["makd"]):
-        cells = []
-        for own in found.values():
-            here = [row for row in own if row["topic"] == name]
-            cells.append(f"{mean_of(here, 'consistency'):.3f} ({100 * mean_of(here, 'probe'):.0f} %)")
-        lines.append([name, kind_of(name), *cells])
-    return table(["topic", "kind", *(NAMES[method] for method in found)], lines, words=(0, 1))
+    for name in topics_of(found["none"]):
+        here = {m: [row for row in own if row["topic"] == name] for m, own in found.items()}
+        cells = [
+            f"{mean_of(own, 'consistency'):.3f} ({100 * mean_of(own, 'probe'):.0f} %)"
+            for own in here.values()
+        ]
+        none, ours, oracle = (
+            mean_of(here[m], "consistency") for m in ("none", main_method(found), "ceiling")
+        )
+        form = [shipped[name]["form"], f"{shipped[name]['bytes']:,}"] if shipped else ["", ""]
+        lines.append([name, kind_of(name), *form, *cells, f"{100 * (ours - none) / (oracle - none):.0f} %"])
+    names = (NAMES[method] for method in found)
+    header = ["topic", "kind", "form", "bytes", *names, "part of the gap closed"]
+    return table(header, lines, words=(0, 1, 2))
+
+
+def forms(results: Path) -> Lines:
+    """What each form costs and gives, over the updates that ship; and for how many topics it was chosen."""
+    ladders = [row["ladder"] for row in updates(results).values() if row["ladder"]]
+    if not ladders:
+        raise NotMeasuredError(COMMAND)
+    found: dict[str, list[tuple[int, float, bool]]] = {}
+    for ladder in ladders:
+        best = max(rung["gain"] for rung in ladder)
+        for rung in ladder:
+            kept = rung["gain"] / best
+            found.setdefault(rung["form"], []).append((rung["bytes"], kept, rung["chosen"]))
+    lines = [
+        [
+            form,
+            f"{np.median([size for size, *_ in rungs]):,.0f}",
+            f"{100 * np.mean([kept for _, kept, _ in rungs]):.0f} %",
+            f"{sum(chosen for *_, chosen in rungs)} of {len(rungs)}",
+        ]
+        for form, rungs in sorted(found.items(), key=lambda each: np.median([size for size, *_ in each[1]]))
+    ]
+    return table(["form", "median bytes", "part of the best form's gain", "chosen for"], lines)
 
 
 def losing_topics(results: Path) -> Lines:
-    """The topics on which a baseline of equal or smaller size is as good as MAKD or better."""
+    """The topics on which a baseline of equal or smaller size is as good as MAKD's full form or better."""
     found = scores(results)
+    if "makd" not in found:
+        raise NotMeasuredError(COMMAND)
     lines = []
     for name in topics_of(found["makd"]):
         here = {
@@ -144,7 +200,8 @@ def losing_topics(results: Path) -> Lines:
         ahead = [f"{NAMES[m]} {here[m]:.3f}" for m in BASELINES if here[m] >= here["makd"]]
         if ahead:
             lines.append([name, f"{here['makd']:.3f}", ", ".join(ahead)])
-    return table(["topic", "MAKD", "as good or better"], lines, words=(0, 2)) if lines else ["Nowhere."]
+    header = ["topic", NAMES["makd"], "as good or better"]
+    return table(header, lines, words=(0, 2)) if lines else ["Nowhere."]
 
 
 def study_points(rows: Sequence[Row], setting: str, topic: str) -> list[tuple[Any, float]]:
@@ -246,7 +303,8 @@ def methods_plot(results: Path) -> Any:
         "new words": ("vocabulary",),
     }
     figure, axes = plots.panels(len(kinds), height_in=3.1, sharey=True, sharex=True)
-    colors = [{"makd": plots.OURS, "ceiling": "#000000"}.get(method, plots.BASE) for method in found]
+    special = {main_method(found): plots.OURS, "ceiling": "#000000"}
+    colors = [special.get(method, plots.BASE) for method in found]
     names = [NAMES[method].split(":")[0] for method in found]
     for axis, (title, kind) in zip(axes[0], kinds.items(), strict=True):
         means, intervals = [], []
@@ -280,10 +338,6 @@ def settings_plot(results: Path) -> Any:
     return figure
 
 
-def _bold(method: str) -> str:
-    return f"**{NAMES[method]}**" if method == "makd" else NAMES[method]
-
-
 REPORT = Report(
     page="results-knowledge-updates.md",
     command=COMMAND,
@@ -292,15 +346,18 @@ REPORT = Report(
         "figures": figures_table(
             [
                 "gka_gain_percent", "gka_ceiling_share", "gka_probe_heldout_accuracy",
-                "gka_lead_over_best_baseline_percent", "update_bytes", "update_model_share",
+                "gka_lead_over_best_baseline_percent",
+                "update_bytes", "update_bytes_median", "update_model_share",
             ]
         ),
         "methods": methods,
         "topics": topics,
+        "forms": forms,
         "losing-topics": losing_topics,
         "settings": settings,
         "sizes": sizes,
         "pairs": pairs,
     },
     plots={"methods": methods_plot, "settings": settings_plot},
+    partial=True,
 )  # fmt: skip

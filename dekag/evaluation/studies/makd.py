@@ -1,14 +1,17 @@
 """`dekag experiment gka`: generation-knowledge alignment, MAKD and its baselines.
 
-Every method is trained on the same cloud images for the same steps, for every topic and several training
-seeds, and scored on test prompts that are not in any training data. A profile's own topics are evaluated
-instead of the sticker world's, without the attribute probe and without compositions.
+The updates that come with the profile, each in the smallest form that is good enough, are scored on test
+prompts that are not in any training data. MAKD's full form and the baselines are trained on the same cloud
+images for the same steps, for every topic and several training seeds, and scored on the same prompts. A
+profile's own topics are evaluated instead of the sticker world's, without the attribute probe and without
+compositions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank, model_bank
 from dekag.evaluation.pages import Row, save_images, write_rows
 from dekag.evaluation.prompts import Prompt, world_prompts
@@ -53,6 +57,8 @@ PAIRS = (("neon", "rocket"), ("watercolour", "snail"), ("thermal", "rocket"), ("
 VERSION = 2  # raised when the code changes what a cell comes out as
 
 SCORES = ("clip", "dino", "consistency", "probe")
+SHIPPED = "shipped"
+"""The updates that come with the profile, beside the methods that are trained here."""
 # baselines whose update is as large as MAKD's or smaller, to within one percent
 BASELINES = ("metaword", "lora", "lora-equal-bytes")
 
@@ -144,6 +150,27 @@ class MakdStudy:
         result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
         return result
 
+    def shipped(self, topic: str) -> Row:
+        """The profile's update of a topic: its form, bytes, ladder, and rows of scores."""
+        update = self.bank.update(topic)
+
+        def measure() -> Row:
+            prompts = self.test_prompts(topic)
+            aligned = self.aligned_images([update], prompts)
+            ladder = update.history.get("ladder", [])
+            return {
+                "topic": topic,
+                "content_hash": update.content_hash,
+                "form": next((rung["form"] for rung in ladder if rung["chosen"]), "full"),
+                "bytes": update.size_bytes,
+                "ladder": ladder,
+                "rows": self.score_images(aligned, self.references(topic, prompts), prompts),
+            }
+
+        key = self.key(SHIPPED, topic, update.content_hash)
+        result: Row = self.store.json("cells", key, measure)
+        return result
+
     def run(self, training: TopicTraining) -> Row:
         """Train and score, or read what an earlier run found."""
         key = self.key(training.topic, training.config.as_dict())
@@ -221,7 +248,9 @@ class MakdStudy:
         return images
 
     def update_of(self, training: TopicTraining) -> KnowledgeUpdate:
-        """The update that a cell's training made."""
+        """The profile's update of a topic; if it has none, the one that a cell's training made."""
+        if training.topic in self.bank.taught:
+            return self.bank.update(training.topic)
         folder = self.store.folder("work", self.key(training.topic, training.config.as_dict()), "update")
         return KnowledgeUpdate.load(folder)
 
@@ -258,6 +287,10 @@ def _bounds(topic: str, *, where: Where) -> dict[str, list[Row]]:
     return _study(*where).unaligned(topic)
 
 
+def _shipped(topic: str, *, where: Where) -> Row:
+    return _study(*where).shipped(topic)
+
+
 def _draw(training: TopicTraining, *, where: Where) -> None:
     _study(*where).draw(training)
 
@@ -272,24 +305,44 @@ class MakdResults:
 
     Attributes:
         bounds: topic -> "none" and "ceiling" -> rows.
-        trainings: every training's result.
+        shipped: topic -> the result of the update that comes with the profile; empty if any topic has none.
+        trainings: every training's result; empty if nothing was trained.
         pairs: every composition's result.
     """
 
     bounds: dict[str, dict[str, list[Row]]]
+    shipped: dict[str, Row]
     trainings: dict[TopicTraining, Row]
     pairs: list[Row]
 
 
 def measure(
-    base: DistillConfig, *, profile: str, prompts: int, seeds: int, workers: int, runs: Path = RUNS
+    base: DistillConfig,
+    *,
+    profile: str,
+    prompts: int,
+    seeds: int,
+    workers: int,
+    train: bool = True,
+    runs: Path = RUNS,
 ) -> MakdResults:
-    """Run all cells in `workers` processes; what an earlier run finished is read, not run again."""
-    topics = model_bank(profile).topics
-    todo = trainings(base, seeds, topics)
+    """Run all cells in `workers` processes; what an earlier run finished is read, not run again.
+
+    Raises:
+        InvalidInputError: nothing is to be trained, and the profile does not have an update of every topic.
+    """
+    bank = model_bank(profile)
+    topics = bank.topics
+    untaught = sorted(set(topics) - set(bank.taught))
+    if untaught and not train:
+        raise InvalidInputError("trainings", f"on: {profile} has no update of {', '.join(untaught)}", "off")
+    todo = trainings(base, seeds, topics) if train else []
     where = (profile, prompts, seeds, runs)
     done = run_in_processes(partial(_bounds, where=where), topics, workers)
     bounds = dict(tqdm(done, total=len(topics), desc="references"))
+    taught = [] if untaught else topics
+    scored = run_in_processes(partial(_shipped, where=where), taught, workers)
+    shipped = dict(tqdm(scored, total=len(taught), desc="updates of the profile"))
     # drawn before any training, so that no two workers draw the same images
     shared = [
         training
@@ -307,7 +360,7 @@ def measure(
     study = _study(*where)
     composed = [pair for pair in PAIRS if set(pair) <= set(topics) - set(study.bank.own_topics)]
     pairs = [study.compose(pair, base) for pair in tqdm(composed, desc="compositions")]
-    return MakdResults(bounds, found, pairs)
+    return MakdResults(bounds, shipped, found, pairs)
 
 
 def sample_rows(
@@ -325,7 +378,14 @@ def sample_rows(
 
 
 def run_gka(
-    *, prompts: int, seeds: int, workers: int, profile: str, results: Path = RESULTS, runs: Path = RUNS
+    *,
+    prompts: int,
+    seeds: int,
+    workers: int,
+    profile: str,
+    train: bool = True,
+    results: Path = RESULTS,
+    runs: Path = RUNS,
 ) -> None:
     """Measure what is not measured yet, then write rows, figures and images.
 
@@ -334,17 +394,22 @@ def run_gka(
         seeds: training seeds.
         workers: processes, one thread each.
         profile: the models, which need evaluators.
+        train: whether to train MAKD's full form, the baselines and the studies of single settings; if not,
+            only the updates that come with the profile are measured.
         results: where headline.json is.
         runs: where measurements are kept.
 
     Raises:
         NotFoundError: the profile names no scorer.
-        InvalidInputError: a topic of its own has no prompts left for the test.
+        InvalidInputError: a topic of its own has no prompts left for the test, or nothing is to be trained
+            and a topic has no update.
     """
     bank = model_bank(profile)
     _ = bank.evaluators
     base = DistillConfig(**bank.profile.distill.given())
-    measured = measure(base, profile=profile, prompts=prompts, seeds=seeds, workers=workers, runs=runs)
+    measured = measure(
+        base, profile=profile, prompts=prompts, seeds=seeds, workers=workers, train=train, runs=runs
+    )
     edge_bytes = model_bytes(bank.edge)
     write(measured, base, results, edge_bytes)
     samples = sample_rows(base, profile=profile, prompts=prompts, seeds=seeds, runs=runs)
@@ -360,17 +425,25 @@ def model_bytes(generator: Generator) -> int:
 def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes: int) -> None:
     """Write results/gka/* and the figures of headline.json."""
     folder = results / FOLDER
-    methods = ["none", *(m for m in METHODS if m != "makd"), "makd", "ceiling"]
-    rows = {method: rows_of(measured, method, list(measured.bounds), base) for method in methods}
-    scored = [{"method": method, **row} for method in methods for row in rows[method]]
+    trained = [*(m for m in METHODS if m != "makd"), "makd"] if measured.trainings else []
+    shipped = [SHIPPED] if measured.shipped else []
+    rows = {
+        method: rows_of(measured, method, list(measured.bounds), base)
+        for method in ("none", *trained, *shipped, "ceiling")
+    }
+    scored = [{"method": method, **row} for method in rows for row in rows[method]]
     write_rows(folder / "methods.jsonl", scored)
+    updates = [{**row, "rows": _means(row["rows"])} for row in measured.shipped.values()]
     trainings = [
         {**result, "rows": {bits: _means(scores) for bits, scores in result["rows"].items()}}
         for result in measured.trainings.values()
     ]
-    write_rows(folder / "trainings.jsonl", trainings)
-    write_rows(folder / "compositions.jsonl", measured.pairs)
-    sizes = [
+    for name, found in {"updates": updates, "trainings": trainings, "compositions": measured.pairs}.items():
+        path = folder / f"{name}.jsonl"
+        path.unlink(missing_ok=True)  # nothing of an earlier run stays beside these
+        if found:
+            write_rows(path, found)
+    sizes = [row["bytes"] for row in updates] or [
         result["bytes"][str(base.bits)]
         for training, result in measured.trainings.items()
         if _is_main(training, base, "makd")
@@ -382,8 +455,9 @@ def rows_of(measured: MakdResults, method: str, topics: Sequence[str], base: Dis
     """One row for each topic and test prompt: scores averaged over the training seeds."""
     found: list[Row] = []
     for topic in topics:
-        if method in ("none", "ceiling"):
-            found += [{**row, "topic": topic} for row in measured.bounds[topic][method]]
+        if method in ("none", "ceiling", SHIPPED):
+            once = measured.shipped[topic]["rows"] if method == SHIPPED else measured.bounds[topic][method]
+            found += [{**row, "topic": topic} for row in once]
             continue
         runs = [
             result["rows"][str(base.bits)]
@@ -409,28 +483,32 @@ def _scored(rows: Sequence[Row]) -> list[str]:
 
 
 def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edge_bytes: int) -> None:
-    """The figures of results/headline.json."""
+    """The figures of results/headline.json: of the updates that ship, or else of MAKD as trained here."""
+    ours = SHIPPED if SHIPPED in rows else "makd"
 
     def column(method: str, name: str = "consistency") -> list[float]:
         return [row[name] for row in rows[method]]
 
-    none, makd, oracle = (column(name) for name in ("none", "makd", "ceiling"))
+    none, aligned, oracle = (column(name) for name in ("none", ours, "ceiling"))
 
     def put(
-        key: str, measured: tuple[float, list[float] | None], unit: str = "%", n: int = len(makd)
+        key: str, measured: tuple[float, list[float] | None], unit: str = "%", n: int = len(aligned)
     ) -> None:
         value, ci95 = measured
         record(key, value, unit, command=COMMAND, count=n, ci95=ci95, results=results)
 
-    put("gka_gain_percent", bootstrap_ci95(percent_gain, none, makd))
+    put("gka_gain_percent", bootstrap_ci95(percent_gain, none, aligned))
     fraction = bootstrap_ci95(
-        lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())), none, makd, oracle
+        lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())), none, aligned, oracle
     )
     put("gka_ceiling_share", fraction)
-    if "probe" in _scored(rows["makd"]):
-        probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column("makd", "probe"))
+    if "probe" in _scored(rows[ours]):
+        probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column(ours, "probe"))
         put("gka_probe_heldout_accuracy", probe)
-    best = max(BASELINES, key=lambda method: mean_of(rows[method], "consistency"))
-    put("gka_lead_over_best_baseline_percent", bootstrap_ci95(percent_gain, column(best), makd))
+    if "makd" in rows:  # the full form, as the baselines are
+        best = max(BASELINES, key=lambda method: mean_of(rows[method], "consistency"))
+        lead = bootstrap_ci95(percent_gain, column(best), column("makd"))
+        put("gka_lead_over_best_baseline_percent", lead)
     put("update_bytes", (max(sizes), None), "B", len(sizes))
+    put("update_bytes_median", (statistics.median(sizes), None), "B", len(sizes))
     put("update_model_share", (100 * max(sizes) / edge_bytes, None), "%", len(sizes))
