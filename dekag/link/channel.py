@@ -3,7 +3,8 @@
 Signal power and mean fading power are 1, so the noise power is `no = 10**(-snr_db/10)`, independent of signal
 and fade. In block fading, the gain h_k is that of the block j that contains symbol k (`dekag.link.fading`,
 `dekag.link.trace`); in a tapped delay line, every symbol has its own (`dekag.link.ofdm`); a plug-in
-(`dekag.link.Channel`) may do either. The receiver knows the gains, estimates them, or neither
+(`dekag.link.Channel`) may do either; with several antennas (`dekag.link.mimo`), it has the gain that the
+detector leaves it. The receiver knows the gains, estimates them, or neither
 (`dekag.link.csi`).
 
 Two hops: a channel that receives the output of another one acts as a relay of gain 1. It forwards signal and
@@ -25,10 +26,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from dekag import plugins
 from dekag.errors import InvalidInputError
-from dekag.link import csi, ofdm, trace
+from dekag.link import csi, mimo, ofdm, trace
 from dekag.link.conditions import BLOCKS, BUILT_IN_TRACES, Fading, LinkConditions
 from dekag.link.csi import Estimate
 from dekag.link.fading import block_correlation, block_correlator, rayleigh_gains, rician_gains
+from dekag.link.registry import MIMO
 
 __all__ = [
     "ChannelState",
@@ -255,6 +257,9 @@ def _transmit_one(
     # GenerateFlatFadingChannel(1, J, KroneckerModel(None, C)) and AWGN only draw from Sionna's global
     # generator, which concurrent requests would share; these are their steps with the item's own generator.
     # The gains are always drawn first, so that the noise is the same with and without fading.
+    if conditions.fading in MIMO:
+        received, gains = mimo.send(symbols, conditions, draws.of("mimo"))
+        return received, csi.perfect(gains)
     generator = draws.of("channel")
     independent = complex_normal((BLOCKS, 1), precision="double", device="cpu", generator=generator)
     noise = complex_normal(tuple(symbols.shape), precision="single", device="cpu", generator=generator)

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from dekag import plugins
 from dekag.errors import InvalidInputError
+from dekag.link.registry import MIMO
 
 MIN_SNR_DB, MAX_SNR_DB = -20.0, 40.0
 """Allowed mean SNR, dB."""
@@ -24,10 +25,16 @@ BANDWIDTH_HZ = 10e6
 """Bandwidth that the J sub-bands divide equally, Hz."""
 
 Fading = Literal[
-    "awgn", "rayleigh", "rician", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e", "trace", "rayleigh-magnitude"
-]
+    "awgn", "rayleigh", "rician", "tdl-a", "tdl-b", "tdl-c", "tdl-d", "tdl-e", "trace",
+    "rayleigh-magnitude", "mimo-2x2", "mimo-4x4",
+]  # fmt: skip
 Csi = Literal["perfect", "pilots", "none"]
 EqualizerKind = Literal["mmse", "zf"]
+
+_CSI_OF_FADING: dict[str, tuple[Csi, ...]] = {
+    "rayleigh-magnitude": ("perfect", "none"),  # pilots cannot estimate a gain for each symbol
+    **dict.fromkeys(MIMO, ("perfect",)),  # the detector needs the whole matrix
+}
 
 
 def _known_fading(name: str) -> str:
@@ -77,7 +84,8 @@ class LinkConditions(BaseModel):
         description="awgn: every gain is 1. rayleigh: correlated complex Gaussian block gains. rician: the "
         "same plus a line-of-sight path. tdl-a to tdl-e: the tapped delay lines of 3GPP TR 38.901 over OFDM. "
         "trace: playback of recorded gains or SNRs. rayleigh-magnitude: the real magnitude of a Rayleigh "
-        "gain, drawn anew for each symbol. Any other: a plug-in. The mean power is always 1.",
+        "gain, drawn anew for each symbol. mimo-2x2, mimo-4x4: Rayleigh fading between two or four antennas "
+        "at each end, which send as many symbols at once. Any other: a plug-in. The mean power is always 1.",
         examples=["rayleigh"],
     )
     tau_rms_s: float = Field(
@@ -153,6 +161,16 @@ class LinkConditions(BaseModel):
         if allowed is not None:
             raise PydanticCustomError("trace", "must be {allowed}", {"allowed": allowed})
         return trace
+
+    @field_validator("csi")
+    @classmethod
+    def _csi_goes_with_its_fading(cls, csi: Csi, info: ValidationInfo) -> Csi:
+        fading = info.data.get("fading", "")
+        allowed = _CSI_OF_FADING.get(fading)
+        if allowed is not None and csi not in allowed:
+            told = f"{' or '.join(allowed)} when fading is {fading}"
+            raise PydanticCustomError("csi", "must be {allowed}", {"allowed": told})
+        return csi
 
     @property
     def no(self) -> float:

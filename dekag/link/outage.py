@@ -25,6 +25,7 @@ import torch
 from dekag.documents import parse_json
 from dekag.link.conditions import LinkConditions
 from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding
+from dekag.link.registry import MIMO
 
 Array = npt.NDArray[np.float64]
 
@@ -101,8 +102,8 @@ def powers_db(conditions: LinkConditions) -> Array:
     if conditions.csi == "none":
         return np.full((1, 1), _NOTHING_DB)
     fading = "rayleigh" if conditions.fading == "trace" else conditions.fading
-    # perfectly known gains do not depend on the SNR
-    snr_db = conditions.sender_snr_db if conditions.csi == "pilots" else 0.0
+    # perfectly known gains do not depend on the SNR, but for those behind a detector of several antennas
+    snr_db = conditions.sender_snr_db if conditions.csi == "pilots" or fading in MIMO else 0.0
     return _powers_db(
         LinkConditions(
             snr_db=snr_db,
@@ -111,6 +112,7 @@ def powers_db(conditions: LinkConditions) -> Array:
             rician_k_db=conditions.rician_k_db,
             speed_m_s=conditions.speed_m_s,
             csi=conditions.csi,
+            equalizer=conditions.equalizer,
         )
     )
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from dekag.link.conditions import LinkConditions
 
+MIMO = {"mimo-2x2": 2, "mimo-4x4": 4}
+"""N of the channels with N antennas at each end (`dekag.link.mimo`)."""
+
 
 class Channel(ABC):
     """A kind of fading. Noise, CSI, pilots and equalisation are added by the library.
@@ -102,6 +105,29 @@ class RayleighMagnitude(Channel):
         return 1e-4
 
 
+class Mimo(Channel):
+    """Several antennas at each end (`dekag.link.mimo`); its gains are those behind the detector.
+
+    Unlike the gains of other channels, they depend on the SNR and on the equaliser.
+
+    Args:
+        name: its name.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def gains(
+        self, conditions: LinkConditions, generator: torch.Generator, channel_uses: int
+    ) -> torch.Tensor:
+        import torch
+
+        from dekag.link import mimo
+
+        nothing = torch.zeros(channel_uses, dtype=torch.complex64)
+        return mimo.send(nothing, conditions.model_copy(update={"fading": self.name}), generator)[1]
+
+
 CHANNELS: dict[str, Channel] = {
     each.name: each
     for each in (
@@ -115,6 +141,7 @@ CHANNELS: dict[str, Channel] = {
         _BuiltIn("tdl-e", 22.0),
         _BuiltIn("trace", math.inf),
         RayleighMagnitude(),
+        *map(Mimo, MIMO),
     )
 }
 """Channels by name; plug-ins are added."""

@@ -16,6 +16,7 @@ with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
     from sionna.phy.fec.crc import CRCEncoder
     from sionna.phy.fec.ldpc import LDPC5GDecoder, LDPC5GEncoder
     from sionna.phy.mapping import Demapper, Mapper
+    from sionna.phy.mimo import lmmse_equalizer, zf_equalizer
     from sionna.phy.utils import complex_normal
 
 __all__ = [
@@ -29,6 +30,8 @@ __all__ = [
     "SeededTDL",
     "cir_to_ofdm_channel",
     "complex_normal",
+    "lmmse_equalizer",
+    "zf_equalizer",
 ]
 
 

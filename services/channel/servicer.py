@@ -10,6 +10,7 @@ import torch
 from grpc import aio
 
 from dekag.link.conditions import LinkConditions
+from dekag.link.mimo import channel_uses
 from services.common import clients, converters, tracing
 from services.common.frames import FrameReader, Transmission, channel_state
 from services.common.worker import ModelWorker
@@ -67,7 +68,7 @@ class ChannelServicer(DownlinkServicer):
         _, seconds = await self._worker.run(_apply_channel, transmission, request, self._traces)
         transmission.add_stage("channel.transmit", seconds)
         uses = transmission.header.channel_uses + transmission.states[-1].pilot_uses
-        transmission.report.latency.air_s += self._air.seconds(uses)
+        transmission.report.latency.air_s += self._air.seconds(channel_uses(uses, request.link))
         for frame in transmission.frames():
             yield frame
 

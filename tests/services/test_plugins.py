@@ -126,7 +126,7 @@ async def test_rest_takes_a_plugged_in_name_and_nothing_else(chain: Any, faded: 
             assert status == 422
             (problem,) = body["errors"]
             assert problem["field"] == "link.fading"
-            assert problem["allowed"].endswith("trace, rayleigh-magnitude, nakagami")
+            assert problem["allowed"].endswith("trace, rayleigh-magnitude, mimo-2x2, mimo-4x4, nakagami")
     assert plugins.plugged_in("metric") == {}
 
 
@@ -224,7 +224,7 @@ async def test_a_service_loads_what_its_environment_names(
         here = await collect(clients.stream(chain.channel.Provide, request, "channel"))
         assert torch.equal(there.symbols, here.symbols)
         request.link.custom_fading = OUTLINES
-        with pytest.raises(InvalidInputError, match="trace, rayleigh-magnitude, nakagami"):
+        with pytest.raises(InvalidInputError, match="mimo-2x2, mimo-4x4, nakagami"):
             await collect(clients.stream(stub.Provide, request, "channel"))
     finally:
         process.terminate()

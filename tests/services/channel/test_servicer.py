@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,7 @@ LINKS = [
     {"fading": "tdl-d", "reported_snr_db": 0},
     {"fading": "trace", "trace": "walk", "trace_start_s": 0.3},
     {"fading": "rayleigh", "csi": "none"},
+    {"fading": "mimo-2x2"},
 ]
 
 
@@ -87,11 +89,20 @@ async def test_every_link_is_reported_and_repeats(
     assert report.cbr == (report.channel_uses + report.pilot_uses) / (3 * 128 * 128)
     if delivery == "semantic":
         assert report.decoded
-        assert len(report.gains) == (512 if "tdl" in asked.link.fading else 8)
+        assert len(report.gains) == (512 if asked.link.fading[:4] in ("tdl-", "mimo") else 8)
     assert 0 < len(report.gains) <= 1024
     assert (report.gain_mse is not None) == (asked.link.csi == "pilots")
     if asked.link.csi == "none":
         assert set(report.gains) == {(1.0, 0.0)}
+
+
+async def test_several_antennas_need_less_time_on_the_air(chain: Any, asked: DeliveryRequest) -> None:
+    for fading, streams in (("rayleigh", 1), ("mimo-4x4", 4)):
+        conventional = with_link(asked, {"fading": fading, "snr_db": 5}, delivery="conventional", cbr=0.0)
+        report = (await receive(chain.user, conventional)).report
+        assert report.channel_uses > 1600, "several slots of 800 channel uses, 1 ms each"
+        slots = math.ceil(math.ceil(report.channel_uses / streams) / 800)
+        assert report.latency.air_s == pytest.approx(1e-3 * slots)
 
 
 async def test_pilots_are_counted_in_the_rate(chain: Any, asked: DeliveryRequest) -> None:
