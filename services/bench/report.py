@@ -267,10 +267,13 @@ def cost_table(results: Path) -> Lines:
     for delivery, mean in _costs(results).items():
         psnrs = [row["psnr_db"] for row in rows if row["delivery"] == delivery]
         decoded = [psnr for psnr in psnrs if psnr is not None]
-        cells = [delivery, f"{mean['seconds']:.3f}", f"{mean['backhaul_bytes']:,.0f}"]
+        joules = [row.get("joules") for row in rows if row["delivery"] == delivery]
+        known = [each for each in joules if each is not None]
+        cells = [delivery, f"{mean['seconds']:.3f}", f"{statistics.fmean(known):.1f}" if known else "unknown"]
+        cells += [f"{mean['backhaul_bytes']:,.0f}"]
         cells += [f"{mean['channel_uses']:,.0f}", f"{len(decoded)} of {len(psnrs)}"]
         lines.append([*cells, f"{statistics.fmean(decoded):.1f}" if decoded else ""])
-    return table(["delivery", "s", "backhaul, B", "channel uses", "decoded", "PSNR, dB"], lines)
+    return table(["delivery", "s", "J", "backhaul, B", "channel uses", "decoded", "PSNR, dB"], lines)
 
 
 def throughput_plot(results: Path) -> Any:

@@ -1,0 +1,61 @@
+"""Energy of the processor, as its counters say (RAPL), where the machine has them and lets them be read.
+
+The counters of all processor packages include whatever else runs on the machine, and wrap around.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+POWERCAP = Path("/sys/class/powercap")
+_MICRO = 1e-6
+
+
+@dataclass(frozen=True)
+class _Package:
+    """One processor package: its counter, uJ, and the value at which that wraps around."""
+
+    counter: Path
+    wraps_at: int
+
+
+class EnergyMeter:
+    """Joules since the last reading.
+
+    Args:
+        powercap: where the kernel shows its counters.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from services.bench.energy import EnergyMeter
+        >>> EnergyMeter(Path("/nowhere")).joules() is None
+        True
+    """
+
+    def __init__(self, powercap: Path = POWERCAP) -> None:
+        self._packages = []
+        # intel-rapl:0 is a package, also on AMD; intel-rapl:0:1 is a part of it
+        for folder in sorted(powercap.glob("intel-rapl:*")):
+            if folder.name.count(":") == 1:
+                try:
+                    wraps_at = int((folder / "max_energy_range_uj").read_text())
+                    (folder / "energy_uj").read_text()  # root only, on most systems
+                except (OSError, ValueError):
+                    continue
+                self._packages.append(_Package(folder / "energy_uj", wraps_at))
+        self._last = self._read()
+
+    def joules(self) -> float | None:
+        """Energy since the last call, or since the meter was made; None where there is no counter."""
+        if not self._packages:
+            return None
+        last, self._last = self._last, self._read()
+        used = [
+            (now - then) % package.wraps_at
+            for now, then, package in zip(self._last, last, self._packages, strict=True)
+        ]
+        return _MICRO * sum(used)
+
+    def _read(self) -> list[int]:
+        return [int(package.counter.read_text()) for package in self._packages]
