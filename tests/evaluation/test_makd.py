@@ -203,7 +203,7 @@ def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
     assert (least["rank"], least["bits"], least["bytes"]) == (1, 8, 8000)
     page = REPORT.write(results=tmp_path, into=tmp_path)
     assert page is not None
-    assert "| **MAKD** | 32,000 |" in page.read_text()
+    assert "| **MAKD, full form** | 32,000 | 32,000 |" in page.read_text()
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "results-knowledge-updates-methods.svg", "results-knowledge-updates-settings.svg",
     }  # fmt: skip
