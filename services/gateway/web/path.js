@@ -4,7 +4,7 @@ import { constellation } from "./charts.js";
 import { find, make, number, png } from "./dom.js";
 
 const STEPS = ["cloud", "cloud-edge", "edge", "edge-channel", "channel", "channel-user", "user"];
-const STEP_MS = 260; // of the replay: most hops are too fast to see
+const STEP_MS = 260; // of each hop on the screen: most are too fast to see
 const list = find("#path");
 const part = (name) => find(`[data-node="${name}"], [data-hop="${name}"]`, list);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -105,8 +105,8 @@ export function preview({ step, steps, b64_json: base64 }) {
 
 const chosen = () => radios().find((radio) => radio.checked).value;
 
-/** An image has arrived. The one on display runs through the steps; with `replay` false it shows at once. */
-export function show(next, delivery = chosen(), replay = true) {
+/** An image has arrived. The one on display runs through the steps. */
+export function show(next, delivery = chosen()) {
   state = next;
   for (const radio of radios()) radio.disabled = !next.deliveries.includes(radio.value);
   if (radios().find((radio) => radio.checked).disabled) {
@@ -133,7 +133,7 @@ export function show(next, delivery = chosen(), replay = true) {
       `${number(latency.compute_s, 2)} s of computing (measured), ${milliseconds(latency.air_s)} on the air and ` +
       `${milliseconds(latency.backhaul_s)} between cloud and edge (modelled).`
     : "";
-  if (!replay || still.matches) {
+  if (still.matches) {
     STEPS.forEach(finish);
     find("#clock").textContent = clock;
     return;
