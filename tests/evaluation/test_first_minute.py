@@ -39,7 +39,7 @@ def test_marks_are_counted(tmp_path: Path) -> None:
         ("1,tablet,sends,draws,right,right", "line 2: shown must be one of desktop, phone, live"),
         ("1,phone, ,draws,right,right", "line 2: what_it_does is empty"),
         ("1,phone,sends,draws,right,good", "line 2: mark_alignment must be one of right, partly, wrong"),
-        ("1,phone,sends", "line 2: what_alignment_changes is empty"),
+        ("1,phone,sends", "line 2: mark_does must be one of right"),
     ],
 )
 def test_incomplete_answers_are_named(tmp_path: Path, line: str, problem: str) -> None:
