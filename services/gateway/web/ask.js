@@ -36,8 +36,8 @@ function request(data, delivery, own) {
   const body = { delivery, details: true, link };
   if (!own) body.prompt = data.get("prompt");
   else Object.assign(body, { picture: own, prompt: data.get("prompt").trim() || null });
-  const of = (name) => numeric(data.get(name), name === "seed" ? name : `link.${name}`);
-  body.seed = of("seed");
+  const of = (name) => numeric(data.get(name));
+  body.seed = unrounded(of("seed"), "seed");
   link.tau_rms_s = of("tau_rms_s");
   if (link.fading.startsWith("tdl")) link.speed_m_s = of("speed_m_s");
   if (link.fading === "trace") link.trace = data.get("trace");
@@ -53,35 +53,37 @@ function request(data, delivery, own) {
     if (!own) body.knowledge = data.get("knowledge");
     link.restoration = data.get("restoration");
   }
-  return own ? body : withMore(body, data.get("more"));
+  return withMore(body, data.get("more"), own);
 }
 
 /** A number; anything else is sent unchanged, so that the gateway reports the allowed values. */
-function numeric(text, field) {
-  const value = text.trim() === "" ? NaN : Number(text);
-  if (Number.isInteger(value) && !Number.isSafeInteger(value)) { // it would be rounded without a word
-    const detail = `${field} must be at most ${Number.MAX_SAFE_INTEGER} here; the REST interface and dekag image take more.`;
-    throw new Problem(0, detail, [{ field, detail }]);
-  }
-  return Number.isFinite(value) ? value : text;
+const numeric = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text);
+
+/** A whole number, unless it is so large that it would be rounded here. */
+function unrounded(value, field) {
+  if (!Number.isInteger(value) || Number.isSafeInteger(value)) return value;
+  const detail = `${field} must be at most ${Number.MAX_SAFE_INTEGER} here; the REST interface and dekag image take more.`;
+  throw new Problem(0, detail, [{ field, detail }]);
 }
 
 /** Settings that the form has no control for, as they were written into a file: {link, ...}. */
 function moreOf(text) {
   try {
-    return { link: {}, ...JSON.parse(text || "{}") };
+    const { link, ...rest } = JSON.parse(text || "{}");
+    return { ...rest, link: link ?? {} };
   } catch {
     return { link: {} }; // of a link that was cut off
   }
 }
 
-/** `body` with the settings that the form has no control for. */
-function withMore(body, more) {
+/** `body` with the settings that the form has no control for; a picture of one's own has only those of its link. */
+function withMore(body, more, own) {
   const { link, ...rest } = moreOf(more);
-  const aligned = body.delivery === "semantic";
-  for (const name of ALIGNED_ONLY) if (!aligned) delete rest[name];
-  if (!aligned) delete link.restoration;
-  return { ...body, ...rest, link: { ...body.link, ...link } };
+  if (body.delivery !== "semantic") {
+    for (const name of ALIGNED_ONLY) delete rest[name];
+    delete link.restoration;
+  }
+  return { ...body, ...(own ? {} : rest), link: { ...body.link, ...link } };
 }
 
 /** Sends what the form says; `again` is a file {file, origin} that is made again. */
@@ -199,7 +201,7 @@ function keep({ title, own, images }, data) {
   const href = own ? null : linkOf(form);
   if (href) history.replaceState(null, "", href);
   const { psnr_db } = image.link_report;
-  const said = `${number(Number(data.get("snr_db")))} dB ${data.get("fading")}, seed ${image.seed}` +
+  const said = `${data.get("snr_db")} dB ${data.get("fading")}, seed ${image.seed}` +
     (psnr_db === null ? "" : `, PSNR ${number(psnr_db, 1)} dB`);
   if (image.b64_json) gallery.add({ title, said, href, src: png(image.b64_json) }).catch(() => {});
 }

@@ -1,7 +1,7 @@
 // The way from the cloud to the device: what each hop carried, and how long each service took.
 
 import { constellation } from "./charts.js";
-import { find, make, number, png } from "./dom.js";
+import { exact, find, make, number, png } from "./dom.js";
 
 const STEPS = ["cloud", "cloud-edge", "edge", "edge-channel", "channel", "channel-user", "user"];
 const STEP_MS = 260; // of each hop on the screen: most are too fast to see
@@ -65,7 +65,7 @@ function facts(image, { own, known, images, title }) {
       const points = image.details?.constellation.received;
       screen("channel", points ? constellation(points, "as received") : null);
       const now = report.instantaneous_snr_db;
-      say("channel", `${number(report.snr_db)} dB, ${report.fading}`, now === null ? "" : `now ${number(now, 1)} dB`);
+      say("channel", `${exact(report.snr_db)} dB, ${report.fading}`, now === null ? "" : `now ${number(now, 1)} dB`);
     },
     "channel-user": () => say("channel-user", strong(number(uses)), "faded, with noise"),
     user: () => {

@@ -2,7 +2,7 @@
 
 import { compare, connect } from "./compare.js";
 import { open as enlargePair } from "./full.js";
-import { find, make, number, png } from "./dom.js";
+import { exact, find, make, number, png } from "./dom.js";
 import { topicsOf } from "./words.js";
 
 const hero = find("#hero");
@@ -36,7 +36,7 @@ function pairs({ title, own, images, equal }) {
     ],
     channel: [
       sent(semantic, own ? "your picture" : "as the edge sent it", "semantic", "before the channel"),
-      received(semantic, "as it arrived", "semantic", `after ${fading} at ${number(snr_db)} dB`),
+      received(semantic, "as it arrived", "semantic", semantic ? `after ${fading} at ${exact(snr_db)} dB` : ""),
     ],
     file: [
       received(equal?.image, "file of equal cost", "equal", equal?.width ? `${cost(equal.image)}, ${equal.width}×${equal.height}` : cost(equal?.image)),
