@@ -91,7 +91,7 @@ def naming(
 def first_minute() -> None:
     """Count what viewers understood of the web page in a minute, as marked in results/page/answers.csv.
 
-    results/page/protocol.md says what they are shown and asked, and what the marks mean.
+    results/page/protocol.txt says what they are shown and asked, and what the marks mean.
     """
     from dekag.evaluation.registry import RESULTS
     from dekag.evaluation.studies.first_minute import run_first_minute

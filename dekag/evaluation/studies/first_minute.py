@@ -1,6 +1,6 @@
 """One minute with the web page: what viewers who have never seen it say that it does.
 
-results/page/ holds what they were shown, the questions and the meaning of the marks (protocol.md), and their
+results/page/ holds what they were shown, the questions and the meaning of the marks (protocol.txt), and their
 answers with the marks that somebody else gave (answers.csv).
 """
 
@@ -33,11 +33,11 @@ def read_answers(folder: Path) -> list[Row]:
     """
     path = folder / ANSWERS
     if not path.exists():
-        raise FileError(path, "is missing: see protocol.md beside it")
+        raise FileError(path, "is missing: see protocol.txt beside it")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows:
-        raise FileError(path, "has no answers yet: show the page to somebody, as protocol.md says")
+        raise FileError(path, "has no answers yet: show the page to somebody, as protocol.txt says")
     for number, row in enumerate(rows, 2):
         if row.get("shown") not in SHOWN:
             raise FileError(path, f"line {number}: shown must be one of {', '.join(SHOWN)}")
