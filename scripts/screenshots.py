@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, ViewportSize, expect
 
 from dekag.client import Client
 from services.bench.web_page import WIDE, chromium
@@ -29,7 +29,7 @@ PROMPT, SEED, LINK = (
     {"snr_db": 5, "fading": "rayleigh"},
 )  # what the page opens with
 DELIVERIES = ("semantic", "semantic-unaligned")
-PHONE = {"width": 390, "height": 844}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 PATIENCE_MS = 180_000
 
 

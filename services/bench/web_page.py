@@ -25,10 +25,10 @@ from services.launcher.stack import LaunchError
 from services.launcher.up import await_ready, start_topics
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request
+    from playwright.sync_api import Browser, Page, Request, ViewportSize
 
 COMMAND = "dekag bench web-page"
-WIDE = {"width": 1280, "height": 900}
+WIDE: ViewportSize = {"width": 1280, "height": 900}
 LIGHTHOUSE = "lighthouse@12.2.3"
 CATEGORIES = ("accessibility", "best-practices")
 PATIENCE_MS = 180_000
@@ -99,9 +99,9 @@ def run_web_page_bench(*, openings: int = 10, lighthouse: bool = True, results: 
         with chain("web-page", "stickers", **env) as stack:
             await_ready(stack, console)
             with chromium() as browser:
-                _open(browser, stack.url, whole=True)
+                open_page(browser, stack.url, whole=True)
                 numbers = track(range(openings), "openings", console=console)
-                rows += [{"opening": number, **_open(browser, stack.url)} for number in numbers]
+                rows += [{"opening": number, **open_page(browser, stack.url)} for number in numbers]
             scores = _lighthouse(stack.url) if lighthouse else {}
     config = {"openings": openings, "width": WIDE["width"], **scores}
     write_bench("web-page", config, rows, results)
@@ -119,8 +119,18 @@ def run_web_page_bench(*, openings: int = 10, lighthouse: bool = True, results: 
     return seconds
 
 
-def _open(browser: Browser, url: str, *, whole: bool = False) -> Row:
-    """Opens the page in a new profile, whose cache is empty; waits until it is complete if `whole`."""
+def open_page(browser: Browser, url: str, *, whole: bool = False) -> Row:
+    """Opens the page in a new profile, whose cache is empty.
+
+    Args:
+        browser: to open it with.
+        url: of the gateway.
+        whole: wait until everything that the page shows is measured.
+
+    Returns:
+        `first_image_s`, `load_average`, `kilobytes` of the page's own files without pictures, and
+        `other_hosts`, the number of requests to them.
+    """
     context = browser.new_context(viewport=WIDE)
     try:
         page = context.new_page()

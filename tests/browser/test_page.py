@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
 from dekag.client import Client
-from services.bench.web_page import chromium
+from services.bench.web_page import chromium, open_page
 from services.common.healthcheck import healthy
 from services.gateway.api_keys import new_key
 from services.launcher.stack import Stack, free_port
@@ -129,6 +129,13 @@ def test_it_opens_with_an_image_that_shows_alignment(page: Page) -> None:
     expect(consistency).to_have_text(re.compile(r"^-?[\d.]+ → [\d.]+$"))
     without, with_alignment = map(float, consistency.inner_text().split(" → "))
     assert with_alignment > without + 0.3
+
+
+def test_it_loads_little_and_nothing_from_other_hosts(browser: Browser, stack: Stack) -> None:
+    row = open_page(browser, stack.url)
+    assert 30 < row["kilobytes"] < 300
+    assert row["other_hosts"] == 0
+    assert row["first_image_s"] > 0
 
 
 @at_three_widths
