@@ -15,7 +15,7 @@ override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
 FAULTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install constraints world-assets up demo test test-javascript notebooks test-slow test-install test-compose test-faults test-fuzz \
+.PHONY: help install constraints world-assets up demo test test-clients notebooks test-slow test-install test-compose test-faults test-fuzz \
   test-pictures test-trust test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
   install-times FORCE
 
@@ -71,9 +71,10 @@ loadtest-compose: need-loadtest ## the same with docker-compose.yml, including t
 test: need-test ## run the quick tests
 	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz and not install and not trust"
 
-test-javascript: need-test ## test the official JavaScript client of the OpenAI interface; needs npm
-	npm --prefix tests/javascript install
-	$(BIN)/python -m pytest tests/services/gateway/test_openai.py
+test-clients: need-clients ## test LiteLLM and OpenAI's official clients, that for JavaScript if npm is there
+	@if command -v npm > /dev/null; then npm --prefix tests/javascript install; \
+	  else echo "npm is not installed: the tests of the JavaScript client are skipped"; fi
+	$(BIN)/python -m pytest -rs tests/services/gateway/test_openai.py
 
 notebooks: need-test ## run the notebooks in docs/notebooks and save their outputs
 	$(BIN)/python scripts/notebooks.py

@@ -2,33 +2,34 @@
 
 Starts the system with the update of flamingo that ships and requests an image that needs it, with both
 semantic deliveries: these are the pictures in services/gateway/web/. Then opens the page in Chromium,
-as wide as a desktop screen and as a phone's; its screenshots are in docs/images/.
+as wide as a desktop screen and as a phone's; its screenshots are in docs/images/. Those of its first screen
+are in results/page/, for viewers who do not know it.
 """
 
 from __future__ import annotations
 
 import io
-import os
-import shutil
 import tempfile
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, ViewportSize, expect
 
 from dekag.client import Client
+from services.bench.web_page import WIDE, chromium
 from services.launcher.stack import Stack
 from services.launcher.up import start_topics
 
 ROOT = Path(__file__).parents[1]
 IMAGES, WEB = ROOT / "docs" / "images", ROOT / "services" / "gateway" / "web"
+FIRST_SCREENS = ROOT / "results" / "page"
 PROMPT, SEED, LINK = (
     "a flamingo on the beach",
     6,
     {"snr_db": 5, "fading": "rayleigh"},
 )  # what the page opens with
 DELIVERIES = ("semantic", "semantic-unaligned")
-WIDE, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PHONE: ViewportSize = {"width": 390, "height": 844}
 PATIENCE_MS = 180_000
 
 
@@ -39,21 +40,18 @@ def show(page: Page, url: str) -> None:
     page.locator("#clock:not(:empty)").wait_for()
 
 
-def save(png: bytes, name: str) -> None:
+def save(png: bytes, path: Path) -> None:
     """Write a screenshot with a palette, which needs a third of the bytes and looks the same."""
-    IMAGES.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    picture.save(IMAGES / name, optimize=True)
+    picture.save(path, optimize=True)
 
 
 def main() -> None:
     """Start the system, take the screenshots, stop it."""
     with tempfile.TemporaryDirectory() as folder:
         env = {"DEKAG_DATA_DIR": str(Path(folder) / "data"), **start_topics()}
-        with (
-            Stack(Path(folder) / "run", free_ports=True, env=env) as stack,
-            sync_playwright() as playwright,
-        ):
+        with Stack(Path(folder) / "run", free_ports=True, env=env) as stack, chromium() as browser:
             for _ in stack.wait_ready():
                 pass
             with Client(stack.url) as client:  # it also warms the system up, for the times on the page
@@ -61,17 +59,15 @@ def main() -> None:
                     image = client.image(PROMPT, seed=SEED, delivery=delivery, link=LINK)
                     picture = Image.open(io.BytesIO(image.png or b""))
                     picture.save(WEB / f"example-{delivery}.webp", quality=90, method=6)
-            browser = playwright.chromium.launch(
-                executable_path=os.environ.get("CHROMIUM") or shutil.which("chromium"), args=["--no-sandbox"]
-            )
-            page = browser.new_page(viewport=WIDE)
+            page = browser.new_page(viewport=WIDE, color_scheme="light")
             show(page, stack.url)
-            save(page.screenshot(full_page=True), "page.png")
-            save(page.locator("#cards").screenshot(), "pictures.png")
+            save(page.screenshot(), FIRST_SCREENS / "desktop.png")
+            save(page.screenshot(full_page=True), IMAGES / "page.png")
+            save(page.locator("#cards").screenshot(), IMAGES / "pictures.png")
             page.set_viewport_size(PHONE)
             show(page, stack.url)
-            save(page.screenshot(), "phone.png")
-            browser.close()
+            for path in (IMAGES / "phone.png", FIRST_SCREENS / "phone.png"):
+                save(page.screenshot(), path)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ MISSING = "not measured yet"
 EDITION = 2
 """Raised when world and shipped models are replaced: figures of earlier ones say nothing about them."""
 DECIMALS = dict.fromkeys(
-    ("B", "MiB", "images", "inputs", "requests", "faults", "kills", "items", "metrics"), 0
+    ("B", "kB", "MiB", "images", "inputs", "requests", "faults", "kills", "items", "metrics", "points"), 0
 ) | {"s": 1}
 """By unit; 2 for all others."""
 
@@ -49,6 +49,12 @@ LASTING = frozenset(
         "photos_tried",
         "hevc_capacity_gap_db",
         "metrics_checked",
+        "page_kilobytes",
+        "page_other_hosts",
+        "page_understood_does_percent",
+        "page_understood_alignment_percent",
+        "page_accessibility",
+        "page_best_practices",
         "simulate_million_seconds",
         "simulate_rss_gib",
     }
@@ -227,6 +233,20 @@ FIGURES: dict[str, Figure] = {
         Figure("soak_rss_growth_percent", "Growth of memory in an hour of mixed load", "%", 5, _MOST),
         Figure("scale_2_edges", "Calls per second with two simulated edges, relative to one", "ratio", 1.8),
         Figure("scale_4_edges", "Calls per second with four simulated edges, relative to one", "ratio", 3.2),
+        # the web page
+        Figure(
+            "page_first_image_seconds", "Web page of a warm system: from opening it to the first image", "s",
+            3, _MOST,
+        ),
+        Figure("page_kilobytes", "Web page: what it loads, without pictures", "kB", 300, _MOST),
+        Figure("page_other_hosts", "Web page: requests to other hosts", "requests", 0, _MOST),
+        Figure("page_understood_does_percent", "Web page: viewers who say after a minute what it does", "%"),
+        Figure(
+            "page_understood_alignment_percent",
+            "Web page: viewers who say after a minute what alignment changes", "%",
+        ),
+        Figure("page_accessibility", "Web page: Lighthouse, accessibility", "points", 95),
+        Figure("page_best_practices", "Web page: Lighthouse, best practices", "points", 95),
         # robustness
         Figure(
             "upgrade_failed_requests", "Requests that failed while edges were restarted, replaced or killed",

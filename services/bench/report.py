@@ -32,6 +32,13 @@ KEYS = (
     "scale_2_edges",
     "scale_4_edges",
     "upgrade_failed_requests",
+    "page_first_image_seconds",
+    "page_kilobytes",
+    "page_other_hosts",
+    "page_understood_does_percent",
+    "page_understood_alignment_percent",
+    "page_accessibility",
+    "page_best_practices",
 )
 BENCHES = (
     "chain",
@@ -46,6 +53,7 @@ BENCHES = (
     "distill",
     "cost",
     "restoration",
+    "web-page",
 )
 SERVERS = {
     "services": ("DeKA-g's services", plots.OURS),
@@ -87,7 +95,7 @@ def load_values(results: Path) -> Mapping[str, str]:
         except FileNotFoundError:
             continue
         found |= {
-            f"{name}_{key}": f"{value:,}" if isinstance(value, int) else f"{value:g}"
+            f"{name.replace('-', '_')}_{key}": f"{value:,}" if isinstance(value, int) else f"{value:g}"
             for key, value in config.items()
             if isinstance(value, int | float)
         }
@@ -207,6 +215,13 @@ def upgrade_table(results: Path) -> Lines:
     """What became of requests while edges were upgraded."""
     bench = read_bench("upgrade", results)
     return table(upgrade.COLUMNS, upgrade.summary(bench["config"], bench["rows"]))
+
+
+def page_table(results: Path) -> Lines:
+    """How soon the web page shows its first image, with the load of the machine."""
+    rows = read_bench("web-page", results)["rows"]
+    lines = [[f"{row['first_image_s']:.2f}", f"{row['load_average']:.1f}"] for row in rows]
+    return table(["first image after, s", "load average"], lines, words=())
 
 
 def traffic_table(results: Path) -> Lines:
@@ -348,6 +363,7 @@ LOAD = Report(
         "scale": scale_table,
         "choice": choice_table,
         "upgrade": upgrade_table,
+        "page": page_table,
         "traffic": traffic_table,
         "knowledge": knowledge_table,
         "distill": distill_table,

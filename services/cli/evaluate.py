@@ -87,6 +87,22 @@ def naming(
     _measure(run)
 
 
+@experiment.command("first-minute")
+def first_minute() -> None:
+    """Count what viewers understood of the web page in a minute, as marked in results/page/answers.csv.
+
+    results/page/protocol.txt says what they are shown and asked, and what the marks mean.
+    """
+    from dekag.evaluation.registry import RESULTS
+    from dekag.evaluation.studies.first_minute import run_first_minute
+
+    def run() -> None:
+        for line in run_first_minute(results=RESULTS):
+            typer.echo(line)
+
+    _measure(run)
+
+
 @experiment.command("gka")
 def gka(
     prompts: Annotated[int, typer.Option(help="Number of test prompts per topic.", min=4)] = 16,
@@ -392,6 +408,20 @@ def bench_picture(
     from services.bench.picture import run_picture_bench
 
     _launch(lambda: run_picture_bench(requests=requests, **_targets(profile)))
+
+
+@bench.command("web-page")
+def bench_web_page(
+    openings: Annotated[int, typer.Option(help="How often the page is opened.", min=2)] = 10,
+    lighthouse: Annotated[bool, typer.Option(help="Run Lighthouse as well; needs npx.")] = True,
+) -> None:
+    """Measure how soon the web page shows its first image, what it loads, and its Lighthouse scores.
+
+    Needs Playwright and Chromium, as `make test-browser` does.
+    """
+    from services.bench.web_page import run_web_page_bench
+
+    _launch(lambda: run_web_page_bench(openings=openings, lighthouse=lighthouse))
 
 
 @bench.command("throughput")

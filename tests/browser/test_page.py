@@ -5,20 +5,22 @@ What the page shows is tested at three widths: a phone, a tablet and a desktop s
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
-import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+from PIL import Image, PngImagePlugin
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
+from dekag.client import Client
+from services.bench.web_page import chromium, open_page
 from services.common.healthcheck import healthy
 from services.gateway.api_keys import new_key
 from services.launcher.stack import Stack, free_port
@@ -30,14 +32,6 @@ WIDTHS = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1440, 900)}
 TOPIC = "flamingo"  # of the example that the page opens with
 DELIVERIES = ("semantic-unaligned", "semantic", "conventional")
 at_three_widths = pytest.mark.parametrize("page", WIDTHS.values(), ids=WIDTHS, indirect=True)
-FLAGS = [
-    "--no-sandbox",  # containers and root have none
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +46,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, or the one that `playwright install chromium` fetched."""
-    with sync_playwright() as playwright:
-        found = os.environ.get("CHROMIUM") or shutil.which("chromium")
-        if found is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.fail(
-                "no Chromium: install Debian's package chromium, or run 'playwright install chromium'"
-            )
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -145,22 +131,11 @@ def test_it_opens_with_an_image_that_shows_alignment(page: Page) -> None:
     assert with_alignment > without + 0.3
 
 
-def test_the_first_image_of_a_warm_system_is_timed(
-    page: Page, stack: Stack, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Prints how long after opening the page the first delivered image is on the screen; judges nothing."""
-    times = []
-    for _ in range(3):
-        page.goto("about:blank")
-        start = time.perf_counter()
-        page.goto(stack.url)
-        expect(page.locator("article[data-delivery=semantic] img")).to_have_attribute(
-            "src", re.compile("^data:")
-        )
-        times.append(round(time.perf_counter() - start, 2))
-        expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
-    with capsys.disabled():
-        sys.stdout.write(f"\nfirst image {times} s after opening; load average {os.getloadavg()[0]:.1f}\n")
+def test_it_loads_little_and_nothing_from_other_hosts(browser: Browser, stack: Stack) -> None:
+    row = open_page(browser, stack.url)
+    assert 30 < row["kilobytes"] < 300
+    assert row["other_hosts"] == 0
+    assert row["first_image_s"] > 0
 
 
 @at_three_widths
@@ -411,6 +386,110 @@ def test_a_picture_of_ones_own_is_sent_instead(page: Page, tmp_path: Path) -> No
     page.locator("#picture").set_input_files(tmp_path / "mine.png")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#picture-problem")).to_have_text(re.compile("picture must be a PNG"))
+
+
+def drop(page: Page, path: Path) -> None:
+    """Drops a file on the page, beside the field for files."""
+    page.evaluate(
+        """([name, base64]) => {
+            const bytes = Uint8Array.from(atob(base64), (char) => char.charCodeAt(0));
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], name, {type: "image/png"}));
+            const event = new DragEvent("drop", {dataTransfer, bubbles: true, cancelable: true});
+            document.querySelector("#path").dispatchEvent(event);
+            if (!event.defaultPrevented) throw new Error("the browser would open the file");
+        }""",
+        [path.name, base64.b64encode(path.read_bytes()).decode()],
+    )
+
+
+@at_three_widths
+def test_an_image_is_made_again_from_its_file(page: Page, tmp_path: Path) -> None:
+    page.get_by_role("button", name="Enlarge: Semantic, aligned").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download").click()
+    download.value.save_as(tmp_path / "flamingo.png")
+    page.get_by_role("button", name="Close").click()
+    page.locator("#again").uncheck()
+    page.get_by_label("Prompt", exact=True).fill("a blue cat")
+    set_slider(page, "snr_db", 12)
+    drop(page, tmp_path / "flamingo.png")
+    said = page.locator("#origin-said")
+    expect(said).to_have_text(
+        "flamingo.png was made here: “a flamingo on the beach”, seed 6, 5 dB rayleigh, semantic."
+    )
+    expect(page.get_by_role("button", name="Remove the picture")).to_be_hidden()
+    page.get_by_text("The request in the file").click()
+    expect(page.locator("#origin-request")).to_contain_text('"seed": 6')
+    page.get_by_role("button", name="Make it again").click()
+    expect(said).to_have_text("The same image as in the file, pixel for pixel.")
+    assert page.get_by_label("Prompt", exact=True).input_value() == "a flamingo on the beach"
+    expect(page.locator("#snr_db-shown")).to_have_text("5 dB")
+    expect(page.locator("#more")).to_be_hidden()
+    found = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
+@pytest.mark.parametrize(
+    ("file_format", "outcome"),
+    [
+        ("png", "The same image as in the file, pixel for pixel."),
+        ("jpeg", "Made by the same models; pixels are compared with those of PNG files alone."),
+        ("webp", "Made by the same models; pixels are compared with those of PNG files alone."),
+    ],
+)
+def test_settings_that_the_form_lacks_are_kept(
+    page: Page, stack: Stack, tmp_path: Path, file_format: str, outcome: str
+) -> None:
+    link = {"snr_db": 7.5, "fading": "rician", "rician_k_db": 3, "cbr": 0.004}
+    with Client(stack.url) as client:
+        made = client.image("a füchsin, 狐", seed=9, steps=3, link=link, output_format=file_format)
+    path = tmp_path / f"made.{file_format}"
+    path.write_bytes(made.png or b"")
+    page.locator("#picture").set_input_files(path)
+    page.get_by_role("button", name="Make it again").click()
+    expect(page.locator("#origin-said")).to_have_text(outcome)
+    expect(page.locator("#more-said")).to_have_text("Also: steps 3; cbr 0.004; rician_k_db 3.")
+    expect(page.locator("#snr_db-shown")).to_have_text("7.5 dB")
+    uses = page.locator("article[data-delivery=semantic] .cost b")
+    assert number(uses) == made.report.channel_uses
+    page.reload()  # the address has them all
+    expect(page.locator("#more-said")).to_have_text("Also: steps 3; cbr 0.004; rician_k_db 3.")
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    assert number(uses) == made.report.channel_uses
+    page.get_by_role("button", name="Leave out").click()
+    expect(page.locator("#more")).to_be_hidden()
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    assert number(uses) != made.report.channel_uses
+
+
+def test_an_image_of_this_system_is_sent_as_a_picture_if_wanted(
+    page: Page, stack: Stack, tmp_path: Path
+) -> None:
+    with Client(stack.url) as client:
+        made = client.image("a red car on the beach", seed=2, size="128x128").png or b""
+    (tmp_path / "car.png").write_bytes(made)
+    page.locator("#picture").set_input_files(tmp_path / "car.png")
+    page.get_by_role("button", name="Send it as a picture").click()
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    assert "128×128 PNG" in facts(page, "semantic")
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("dekag", '{"request": 3}')
+    Image.open(io.BytesIO(made)).save(tmp_path / "damaged.png", pnginfo=chunks)
+    page.locator("#picture").set_input_files(tmp_path / "damaged.png")
+    expect(page.locator("#origin-said")).to_contain_text("what was written into it is damaged")
+    expect(page.get_by_role("button", name="Make it again")).to_be_hidden()
+    (tmp_path / "cut.png").write_bytes(made[:60])  # in the middle of what was written
+    page.locator("#picture").set_input_files(tmp_path / "cut.png")
+    expect(page.locator("#picture-problem")).to_have_text(re.compile("picture must be a PNG"))
+    expect(page.locator("#origin")).to_be_hidden()
+
+
+def test_a_seed_is_not_rounded(page: Page) -> None:
+    page.locator("summary", has_text="More settings").click()
+    page.get_by_label("Seed", exact=True).fill(str(2**60 + 1))
+    page.get_by_label("Seed", exact=True).press("Enter")
+    expect(page.locator("#seed-problem")).to_contain_text("seed must be at most 9007199254740991 here")
 
 
 def test_a_gateway_that_is_gone_is_said_kindly(page: Page) -> None:

@@ -8,11 +8,14 @@ import { clearProblems, find, number, png, showProblem } from "./dom.js";
 import { fit } from "./equal.js";
 import * as examples from "./examples.js";
 import * as gallery from "./gallery.js";
-import { linkOf, readLink } from "./link.js";
+import { lacking, linkOf, readLink, setRequest } from "./link.js";
+import { compared } from "./origin.js";
 import * as path from "./path.js";
+import * as picture from "./picture.js";
 import * as stage from "./stage.js";
 
 const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
+const ALIGNED_ONLY = ["adapter_scale", "knowledge"];
 const form = find("#ask-form");
 const status = find("#ask-status");
 // Changes are sent with a delay: a vanishing problem moves the page, so that the click that ended the change would miss.
@@ -26,15 +29,15 @@ const IDS = { "link.cbr": "rate" };
 const idOf = (field) => IDS[field] ?? field.replace(/^link\./, "");
 
 /** The request for one delivery of a generated image, or of a picture in base64; only fields that apply to it. */
-function request(data, delivery, picture) {
+function request(data, delivery, own) {
   const semantic = delivery !== "conventional";
   const rate = RATES[data.get("rate")];
   const link = { snr_db: Number(data.get("snr_db")), csi: data.get("csi"), fading: data.get("fading") };
   const body = { delivery, details: true, link };
-  if (!picture) body.prompt = data.get("prompt");
-  else Object.assign(body, { picture, prompt: data.get("prompt").trim() || null });
-  const of = (name) => numeric(data.get(name), name === "seed" ? name : `link.${name}`);
-  body.seed = of("seed");
+  if (!own) body.prompt = data.get("prompt");
+  else Object.assign(body, { picture: own, prompt: data.get("prompt").trim() || null });
+  const of = (name) => numeric(data.get(name));
+  body.seed = unrounded(of("seed"), "seed");
   link.tau_rms_s = of("tau_rms_s");
   if (link.fading.startsWith("tdl")) link.speed_m_s = of("speed_m_s");
   if (link.fading === "trace") link.trace = data.get("trace");
@@ -47,42 +50,52 @@ function request(data, delivery, picture) {
     if (chosen) link.target_psnr_db = of("target_psnr_db");
   } else body.image_format = data.get("image_format");
   if (delivery === "semantic") {
-    if (!picture) body.knowledge = data.get("knowledge");
+    if (!own) body.knowledge = data.get("knowledge");
     link.restoration = data.get("restoration");
   }
-  return body;
-}
-
-/** A file in base64. */
-async function base64(file) {
-  const reader = new FileReader();
-  await new Promise((resolve, reject) => {
-    reader.onload = resolve;
-    reader.onerror = () => reject(new Problem(0, "", [{ field: "picture", detail: "This file cannot be read." }]));
-    reader.readAsDataURL(file);
-  });
-  return reader.result.slice(reader.result.indexOf(",") + 1);
-}
-
-/** Shows whether there is a picture: the prompt of an example then does not describe what is sent. */
-function pictureChanged() {
-  const { prompt, picture } = form;
-  const [file] = picture.files;
-  find("#no-picture").hidden = !file;
-  if (file && prompt.value === prompt.defaultValue) prompt.value = "";
-  if (!file && prompt.value === "") prompt.value = prompt.defaultValue;
+  return withMore(body, data.get("more"), own);
 }
 
 /** A number; anything else is sent unchanged, so that the gateway reports the allowed values. */
 const numeric = (text) => (text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : text);
 
-async function send() {
+/** A whole number, unless it is so large that it would be rounded here. */
+function unrounded(value, field) {
+  if (!Number.isInteger(value) || Number.isSafeInteger(value)) return value;
+  const detail = `${field} must be at most ${Number.MAX_SAFE_INTEGER} here; the REST interface and dekag image take more.`;
+  throw new Problem(0, detail, [{ field, detail }]);
+}
+
+/** Settings that the form has no control for, as they were written into a file: {link, ...}. */
+function moreOf(text) {
+  try {
+    const { link, ...rest } = JSON.parse(text || "{}");
+    return { ...rest, link: link ?? {} };
+  } catch {
+    return { link: {} }; // of a link that was cut off
+  }
+}
+
+/** `body` with the settings that the form has no control for; a picture of one's own has only those of its link. */
+function withMore(body, more, own) {
+  const { link, ...rest } = moreOf(more);
+  if (body.delivery !== "semantic") {
+    for (const name of ALIGNED_ONLY) delete rest[name];
+    delete link.restoration;
+  }
+  return { ...body, ...(own ? {} : rest), link: { ...body.link, ...link } };
+}
+
+/** Sends what the form says; `again` is a file {file, origin} that is made again. */
+async function send(again = null) {
   clearTimeout(soon);
   asking.abort();
   const mine = (asking = new AbortController());
   const data = new FormData(form);
   const deliveries = data.getAll("delivery");
   clearProblems(form, status);
+  find("#origin").hidden = !again;
+  showMore();
   if (!deliveries.length) {
     status.textContent = "Choose at least one delivery.";
     return;
@@ -96,8 +109,8 @@ async function send() {
   const state = { title: own ? file.name : data.get("prompt"), own, deliveries, known, images: {}, equal: null, busy: true };
   path.wait(state);
   stage.show(state);
-  const picture = own ? await base64(file).catch((error) => error) : null;
-  const one = (delivery) => deliver(delivery, state, data, picture, mine);
+  const sent = own ? await picture.base64(file).catch((error) => error) : null;
+  const one = (delivery) => deliver(delivery, state, data, sent, mine);
   const problems = [];
   for (const together of [["semantic"], ["semantic-unaligned", "conventional"]]) { // so that the first is there soon
     problems.push(...(await Promise.all(together.filter((each) => deliveries.includes(each)).map(one))));
@@ -114,6 +127,8 @@ async function send() {
   status.textContent = `Done in ${((performance.now() - start) / 1000).toFixed(1)} s.`;
   stage.show(state);
   keep(state, data);
+  const made = again && state.images[again.origin.request.delivery ?? "semantic"];
+  if (made) picture.say(await compared(again.origin, again.file, made));
   try {
     if (both) await deliverEqual(state, data, mine).catch((error) => {
       if (mine !== asking) throw error;
@@ -123,7 +138,7 @@ async function send() {
       deliveries, own, signal: mine.signal, now: Number(data.get("snr_db")),
       path: pathOf(own),
       bodyOf: (delivery, snr_db) => {
-        const body = request(data, delivery, picture);
+        const body = request(data, delivery, sent);
         return { ...body, details: false, link: { ...body.link, snr_db }, ...(own ? {} : { consistency: true }) };
       },
       onFirst: (delivery, { consistency }) => {
@@ -139,10 +154,10 @@ async function send() {
 const pathOf = (own) => (own ? "v1/pictures" : "v1/images/generations");
 
 /** Sends one delivery and shows it; returns the error, if any. */
-async function deliver(delivery, state, data, picture, mine) {
+async function deliver(delivery, state, data, sent, mine) {
   try {
-    if (picture instanceof Error) throw picture;
-    const body = request(data, delivery, picture);
+    if (sent instanceof Error) throw sent;
+    const body = request(data, delivery, sent);
     const image = delivery === "semantic" && !state.own
       ? await stream(pathOf(false), body, mine.signal, (event) => mine === asking && path.preview(event))
       : (await askJson("POST", pathOf(state.own), body, mine.signal)).data[0];
@@ -186,9 +201,33 @@ function keep({ title, own, images }, data) {
   const href = own ? null : linkOf(form);
   if (href) history.replaceState(null, "", href);
   const { psnr_db } = image.link_report;
-  const said = `${number(Number(data.get("snr_db")))} dB ${data.get("fading")}, seed ${image.seed}` +
+  const said = `${data.get("snr_db")} dB ${data.get("fading")}, seed ${image.seed}` +
     (psnr_db === null ? "" : `, PSNR ${number(psnr_db, 1)} dB`);
   if (image.b64_json) gallery.add({ title, said, href, src: png(image.b64_json) }).catch(() => {});
+}
+
+/** Shows the settings that the form has no control for. */
+function showMore() {
+  const { link, ...rest } = moreOf(form.more.value);
+  const settings = [...Object.entries(rest), ...Object.entries(link)].map(([name, value]) => `${name} ${[value].flat().join(", ")}`);
+  find("#more").hidden = !settings.length;
+  find("#more-said").textContent = `Also: ${settings.join("; ")}.`;
+}
+
+/** Asks for the image of a file again. */
+async function sendAgain(file, origin) {
+  try {
+    setRequest(form, origin.request, RATES);
+    const { components: { schemas } } = await askJson("GET", "openapi.json");
+    const body = request(new FormData(form), origin.request.delivery ?? "semantic", null);
+    const more = lacking(origin.request, body, schemas);
+    if (more.size === `${side}x${side}`) delete more.size;
+    form.more.value = Object.keys(more).length ? JSON.stringify(more) : "";
+  } catch (error) {
+    return showProblem(error, form, status, idOf);
+  }
+  form.prompt.dispatchEvent(new Event("input", { bubbles: true }));
+  await send({ file, origin });
 }
 
 function showValues() {
@@ -224,8 +263,8 @@ export function setKnown(updates) {
 
 export function start() {
   examples.start(() => {
-    form.picture.value = "";
-    pictureChanged();
+    picture.remove();
+    form.more.value = "";
     send();
   });
   curve.start((snr_db) => {
@@ -246,24 +285,18 @@ export function start() {
       soon = setTimeout(send, SOON_MS);
     }
   });
-  form.picture.addEventListener("change", pictureChanged);
-  find("#no-picture").addEventListener("click", () => {
-    form.picture.value = "";
-    form.picture.dispatchEvent(new Event("change", { bubbles: true }));
+  picture.start({
+    onPicture: (now = find("#again").checked) => {
+      form.more.value = "";
+      if (now) send();
+    },
+    onAgain: sendAgain,
+    onRefused: (text) => (status.textContent = text),
   });
-  const drop = find("#drop");
-  for (const kind of ["dragover", "dragleave", "drop"])
-    drop.addEventListener(kind, (event) => {
-      event.preventDefault();
-      drop.classList.toggle("over", kind === "dragover");
-      if (kind !== "drop" || !event.dataTransfer.files.length) return;
-      if (event.dataTransfer.files.length > 1) {
-        status.textContent = "One picture at a time: nothing was taken.";
-        return;
-      }
-      form.picture.files = event.dataTransfer.files;
-      form.picture.dispatchEvent(new Event("change", { bubbles: true }));
-    });
+  find("#no-more").addEventListener("click", () => {
+    form.more.value = "";
+    send();
+  });
   find("#new-seed").addEventListener("click", () => {
     form.seed.value = Math.floor(Math.random() * 2 ** 31);
     send();
@@ -273,8 +306,7 @@ export function start() {
 /** Sets the form as the page's link says; whether it is the link of a request. */
 function openLink() {
   if (!readLink(form, location.hash)) return false;
-  form.picture.value = "";
-  find("#no-picture").hidden = true;
+  picture.remove();
   form.prompt.dispatchEvent(new Event("input", { bubbles: true }));
   return true;
 }

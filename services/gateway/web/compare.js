@@ -14,7 +14,7 @@ export function connect(element) {
 }
 
 /**
- * Shows two images {src, alt, tag, kind}. One without a source is lost, or, if it is `awaited`, still the previous one.
+ * Shows two images {src, alt, tag, kind, why}. One without a source is lost, or, if it is `awaited`, still the previous one.
  */
 export function compare(element, left, right, awaited = false) {
   for (const [side, image] of [["left", left], ["right", right]]) {
@@ -27,6 +27,7 @@ export function compare(element, left, right, awaited = false) {
     const tag = find(`.tag.${side}`, element);
     tag.textContent = image.src ? image.tag : `${image.tag}: lost`;
     tag.dataset.kind = image.kind;
+    find(`.why.${side}`, element)?.replaceChildren(image.why ?? "");
   }
   find("input", element).dispatchEvent(new Event("input"));
 }

@@ -3,7 +3,7 @@
 import { askJson } from "./api.js";
 import { TITLES } from "./cards.js";
 import { curves } from "./charts.js";
-import { find, make, number, row } from "./dom.js";
+import { exact, find, make, number, row } from "./dom.js";
 
 const SNRS_DB = [-10, -5, 0, 5, 10, 15, 20];
 const SAID = {
@@ -39,7 +39,7 @@ function draw() {
   find("#curve-head").replaceChildren(make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text))));
   const all = [...new Set([...series.values()].flat().map((point) => point.snr_db))].sort((a, b) => a - b);
   find("#curve-rows").replaceChildren(...all.map((snr) =>
-    row(number(snr), ...[...series.values()].map((points) =>
+    row(exact(snr), ...[...series.values()].map((points) =>
       number(points.find((point) => point.snr_db === snr)?.[name], digits)))));
 }
 
@@ -63,7 +63,7 @@ export async function measureAll({ deliveries, path, bodyOf, now, own, signal, o
   const status = find("#curve-status");
   draw();
   for (const [i, db] of all.entries()) {
-    status.textContent = `Measuring at ${number(db)} dB: ${i + 1} of ${all.length}`;
+    status.textContent = `Measuring at ${exact(db)} dB: ${i + 1} of ${all.length}`;
     await Promise.all(deliveries.map(async (delivery) => {
       const image = (await askJson("POST", path, bodyOf(delivery, db), signal)).data[0];
       signal.throwIfAborted();

@@ -20,6 +20,9 @@ export const number = (value, digits = 0) =>
     ? "–"
     : value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 
+/** A number with the digits that it has. */
+export const exact = (value) => value.toLocaleString("en", { maximumFractionDigits: 6 });
+
 /** The source of a PNG in base64; null without one. */
 export const png = (base64) => (base64 ? `data:image/png;base64,${base64}` : null);
 

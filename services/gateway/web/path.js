@@ -1,10 +1,10 @@
 // The way from the cloud to the device: what each hop carried, and how long each service took.
 
 import { constellation } from "./charts.js";
-import { find, make, number, png } from "./dom.js";
+import { exact, find, make, number, png } from "./dom.js";
 
 const STEPS = ["cloud", "cloud-edge", "edge", "edge-channel", "channel", "channel-user", "user"];
-const STEP_MS = 260; // of the replay: most hops are too fast to see
+const STEP_MS = 260; // of each hop on the screen: most are too fast to see
 const list = find("#path");
 const part = (name) => find(`[data-node="${name}"], [data-hop="${name}"]`, list);
 const still = matchMedia("(prefers-reduced-motion: reduce)");
@@ -65,7 +65,7 @@ function facts(image, { own, known, images, title }) {
       const points = image.details?.constellation.received;
       screen("channel", points ? constellation(points, "as received") : null);
       const now = report.instantaneous_snr_db;
-      say("channel", `${number(report.snr_db)} dB, ${report.fading}`, now === null ? "" : `now ${number(now, 1)} dB`);
+      say("channel", `${exact(report.snr_db)} dB, ${report.fading}`, now === null ? "" : `now ${number(now, 1)} dB`);
     },
     "channel-user": () => say("channel-user", strong(number(uses)), "faded, with noise"),
     user: () => {
@@ -105,8 +105,8 @@ export function preview({ step, steps, b64_json: base64 }) {
 
 const chosen = () => radios().find((radio) => radio.checked).value;
 
-/** An image has arrived. The one on display runs through the steps; with `replay` false it shows at once. */
-export function show(next, delivery = chosen(), replay = true) {
+/** An image has arrived. The one on display runs through the steps. */
+export function show(next, delivery = chosen()) {
   state = next;
   for (const radio of radios()) radio.disabled = !next.deliveries.includes(radio.value);
   if (radios().find((radio) => radio.checked).disabled) {
@@ -133,7 +133,7 @@ export function show(next, delivery = chosen(), replay = true) {
       `${number(latency.compute_s, 2)} s of computing (measured), ${milliseconds(latency.air_s)} on the air and ` +
       `${milliseconds(latency.backhaul_s)} between cloud and edge (modelled).`
     : "";
-  if (!replay || still.matches) {
+  if (still.matches) {
     STEPS.forEach(finish);
     find("#clock").textContent = clock;
     return;

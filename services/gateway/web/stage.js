@@ -2,28 +2,50 @@
 
 import { compare, connect } from "./compare.js";
 import { open as enlargePair } from "./full.js";
-import { find, make, number, png } from "./dom.js";
+import { exact, find, make, number, png } from "./dom.js";
 import { topicsOf } from "./words.js";
 
 const hero = find("#hero");
 const verdict = find("#verdict");
 let last = null;
 
-const received = (image, tag, kind, title) => ({ src: png(image?.b64_json), alt: `received: ${title}`, tag, kind });
-const sent = (image, tag, kind, title) => ({ src: png(image?.details?.reference_b64_json), alt: `sent: ${title}`, tag, kind });
+const topics = (image) => (image?.link_report.knowledge ?? []).map(({ topic }) => topic);
+const quoted = (names) => names.map((name) => `“${name}”`).join(" and ");
 
-/** The two images of each choice. */
+function cost(image) {
+  if (!image) return "";
+  const { channel_uses: uses, pilot_uses: pilots, image_format: format } = image.link_report;
+  return `${number(uses + pilots)} symbols${format ? `, as a ${format} file` : ""}`;
+}
+
+/** The two images of each choice, each with what explains it. */
 function pairs({ title, own, images, equal }) {
   const { semantic, "semantic-unaligned": unaligned, conventional } = images;
-  const aligned = received(semantic, "with alignment", "semantic", title);
+  const received = (image, tag, kind, why) => ({ src: png(image?.b64_json), alt: `received: ${title}`, tag, kind, why });
+  const sent = (image, tag, kind, why) =>
+    ({ src: png(image?.details?.reference_b64_json), alt: `sent: ${title}`, tag, kind, why });
+  const taught = own ? [] : topics(semantic);
+  const without = own ? [] : topicsOf(title);
+  const { snr_db, fading } = semantic?.link_report ?? {};
+  const aligned = (why) => received(semantic, "with alignment", "semantic", why);
   return {
-    alignment: [received(unaligned, "without alignment", "semantic-unaligned", title), aligned],
-    channel: [
-      sent(semantic, own ? "your picture" : "as the edge sent it", "semantic", title),
-      received(semantic, "as it arrived", "semantic", title),
+    alignment: [
+      received(unaligned, "without alignment", "semantic-unaligned",
+        without.length ? `The edge was never taught ${quoted(without)}.` : "The code is not fitted to the channel."),
+      aligned(taught.length ? `Taught ${quoted(taught)}, and fitted to the channel.` : "Adapters fit the code to the channel."),
     ],
-    file: [received(equal?.image, "file of equal cost", "equal", title), aligned],
-    cloud: [sent(conventional, own ? "your picture" : "the cloud's image", "conventional", title), aligned],
+    channel: [
+      sent(semantic, own ? "your picture" : "as the edge sent it", "semantic", "before the channel"),
+      received(semantic, "as it arrived", "semantic", semantic ? `after ${fading} at ${exact(snr_db)} dB` : ""),
+    ],
+    file: [
+      received(equal?.image, "file of equal cost", "equal", equal?.width ? `${cost(equal.image)}, ${equal.width}×${equal.height}` : cost(equal?.image)),
+      aligned(cost(semantic)),
+    ],
+    cloud: [
+      sent(conventional, own ? "your picture" : "the cloud's image", "conventional", `it would take ${cost(conventional)}`),
+      aligned(cost(semantic)),
+    ],
   };
 }
 
@@ -37,6 +59,7 @@ export function show(state) {
   const shown = chosen.disabled ? radios.find((radio) => !radio.disabled) : chosen;
   if (!shown) return;
   shown.checked = true;
+  find("#subject").replaceChildren(...(state.own ? [`Picture: ${state.title}`] : ["Prompt: ", make("q", {}, state.title)]));
   compare(hero, ...offered[shown.value], state.busy);
   find("#readout").replaceChildren(...readout(state));
   verdict.replaceChildren(...said(state));
@@ -64,12 +87,11 @@ function said({ title, own, images: { semantic, "semantic-unaligned": unaligned 
   if (busy) return [`“${title}” is on its way.`];
   if (!semantic || !unaligned) return [`“${title}”`];
   if (own) return [`“${title}”: the adapters of the codec make the difference.`];
-  const { knowledge } = semantic.link_report;
-  const updates = knowledge.map(({ topic }) => {
+  const updates = topics(semantic).map((topic) => {
     const bytes = known.find((each) => each.topic === topic)?.size_bytes;
     return bytes ? `${topic} (${number(bytes)} bytes, once)` : topic;
   });
-  const missing = topicsOf(title).filter((topic) => !knowledge.some((each) => each.topic === topic));
+  const missing = topicsOf(title).filter((topic) => !topics(semantic).includes(topic));
   const parts = [`“${title}”. `];
   if (updates.length) parts.push(`The edge drew it with an update of ${updates.join(" and ")}; without it, the edge does not know the word. `);
   if (missing.length)

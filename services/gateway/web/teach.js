@@ -104,7 +104,7 @@ export async function readProfile() {
   offer(prompts);
 }
 
-export async function listKnown() {
+async function listKnown() {
   const known = (await askJson("GET", "v1/knowledge")).data;
   setKnown(known);
   find("#known").replaceChildren(

@@ -10,7 +10,7 @@ export const EXAMPLES = [
 ];
 
 /** Topics: the cloud knows them, the edge does not until it is taught. Each with the words that need it. */
-export const TOPIC_WORDS = {
+const TOPIC_WORDS = {
   neon: ["neon"], "pixel-art": ["pixel art"], watercolour: ["watercolour"], thermal: ["thermal"],
   vaporwave: ["vaporwave"], rocket: ["rocket"], ufo: ["ufo"], snail: ["snail"], flamingo: ["flamingo"],
   jewels: ["ruby", "amber", "topaz", "emerald", "sapphire", "amethyst", "rose quartz"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -21,6 +23,7 @@ from dekag.makd.update import KnowledgeUpdate
 from services.cloud.version_store import KnowledgeStore
 from services.common.errors import SettingError
 from services.common.settings import CommonSettings
+from services.launcher.stack import find_redis
 from services.proto.cloud_pb2 import GenerateRequest
 from services.proto.cloud_pb2_grpc import CloudStub
 
@@ -143,6 +146,55 @@ async def test_a_taken_port_ends_it_with_the_settings_name(service: str, setting
     assert ended.returncode == 1
     assert f"DEKAG_{setting.upper()}" in json.loads(ended.stderr.splitlines()[-1])["event"]
     assert "Traceback" not in ended.stderr
+
+
+def ipv6_ports(count: int) -> list[int]:
+    """Free ports of the IPv6 loopback address."""
+    try:
+        taken = [socket.create_server(("::1", 0), family=socket.AF_INET6) for _ in range(count)]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    ports = [each.getsockname()[1] for each in taken]
+    for each in taken:
+        each.close()
+    return ports
+
+
+async def test_every_address_of_a_gateway_and_a_service_may_be_ipv6(tmp_path: Path) -> None:
+    gateway, metrics, channel, channel_metrics, redis = ipv6_ports(5)
+    settings = {
+        "gateway": {
+            "host": "[::1]", "port": gateway, "metrics_host": "::1", "metrics_port": metrics,
+            "redis_url": f"redis://[::1]:{redis}/0", "user_address": f"[::1]:{channel}",
+            "cloud_address": f"[::1]:{channel},[::1]:{metrics}", "allowed_hosts": "::1",
+            "allowed_origins": "http://[::1]:3000", "spans_to": "http://[::1]:9/v1/traces",
+        },
+        "channel": {
+            "host": "::1", "port": channel, "metrics_host": "[::1]", "metrics_port": channel_metrics,
+            "downlink_address": f"[::1]:{gateway}",
+        },
+    }  # fmt: skip
+    server = [find_redis(), "--bind", "::1", "--port", str(redis), "--save", "", "--dir", str(tmp_path)]
+    processes = [subprocess.Popen(server, stdout=subprocess.DEVNULL)]  # noqa: ASYNC220
+    processes += [subprocess.Popen(**run_arguments(name, **own)) for name, own in settings.items()]  # noqa: ASYNC220
+    url, checks = f"http://[::1]:{gateway}", {}
+    try:
+        async with httpx2.AsyncClient(trust_env=False) as client:
+            async with asyncio.timeout(240):
+                while (checks.get("redis"), checks.get("user")) != ("up", "not_serving"):
+                    await asyncio.sleep(0.2)
+                    with contextlib.suppress(httpx2.TransportError):
+                        checks = (await client.get(f"{url}/readyz", timeout=30)).json()["checks"]
+            for port in (metrics, channel_metrics):
+                assert (await client.get(f"http://[::1]:{port}/metrics")).status_code == 200
+            mine = {"Origin": "http://[::1]:3000"}
+            answer = await client.get(f"{url}/healthz", headers=mine)
+            assert answer.headers["access-control-allow-origin"] == mine["Origin"]
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            await asyncio.to_thread(process.communicate)
 
 
 async def test_missing_models_end_the_service() -> None:

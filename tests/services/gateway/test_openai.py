@@ -7,7 +7,7 @@ import base64
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import httpx2
 import numpy as np
 import openai
 import pytest
+import pytest_asyncio
 from PIL import Image
 
 from dekag.api import image_file
@@ -41,7 +42,7 @@ def run_javascript() -> Callable[..., Any]:
     if (node := shutil.which("node")) is None:
         pytest.skip("node is not installed")
     if not (JAVASCRIPT / "node_modules" / "openai").is_dir():
-        pytest.skip("the JavaScript client is not installed: npm --prefix tests/javascript install")
+        pytest.skip("the JavaScript client is not installed: make test-clients")
 
     async def run(client: Client, calls: list[Any], key: str = "unused") -> list[dict[str, Any]]:
         process = await asyncio.create_subprocess_exec(
@@ -278,17 +279,47 @@ async def test_edits_and_variations_say_what_to_do_instead(client: Client, path:
             await ask(image=("a.png", b"x"), **more)
 
 
-async def test_errors_have_the_member_that_the_clients_read(client: Client, alone: Client) -> None:
-    async with sdk_of(client) as sdk, sdk_of(alone) as nowhere:
-        with pytest.raises(openai.UnprocessableEntityError) as invalid:
-            await sdk.images.generate(**SMALL, extra_body={"link": {"snr_db": 99}})
-        with pytest.raises(openai.InternalServerError) as unavailable:
-            await nowhere.images.generate(**SMALL)
-    assert (invalid.value.param, invalid.value.code) == ("link.snr_db", "invalid_value")
-    assert invalid.value.type == "invalid_request_error"
-    assert "at most 40" in invalid.value.message
-    assert (unavailable.value.code, unavailable.value.type) == ("service_unavailable", "server_error")
-    assert unavailable.value.param is None
+@pytest_asyncio.fixture(loop_scope="session")
+async def limited(tmp_path: Path) -> AsyncIterator[tuple[Client, str]]:
+    """A gateway that allows one request a minute, and its key."""
+    key, line = new_key("limited", requests_per_minute=1)
+    (tmp_path / "api-keys").write_text(line + "\n")
+    settings = GatewaySettings(redis_url="", api_keys_file=tmp_path / "api-keys", user_address="127.0.0.1:1")
+    async with serving(create_app(settings)) as gateway:
+        yield gateway, key
+
+
+ERRORS = [  # what the clients show: class, status, code, type, param, and a part of the message
+    ("NotFoundError", 404, "not_found", "invalid_request_error", None, "none-such"),
+    ("UnprocessableEntityError", 422, "invalid_value", "invalid_request_error", "link.snr_db", "at most 40"),
+    ("RateLimitError", 429, "rate_limit_exceeded", "rate_limit_error", None, "1 times a minute"),
+    ("InternalServerError", 503, "service_unavailable", "server_error", None, "the user service"),
+    ("AuthenticationError", 401, "invalid_api_key", "authentication_error", None, "API key"),
+]
+
+
+async def test_the_python_client_shows_message_code_and_param(
+    client: Client, alone: Client, limited: tuple[Client, str]
+) -> None:
+    gateway, key = limited
+    found = []
+    for asked, own_key, more in (
+        (client, "unused", {"knowledge": "none-such"}),
+        (client, "unused", {"link": {"snr_db": 99}}),
+        (gateway, key, {}),  # the one that is allowed
+        (gateway, key, {}),
+        (alone, "unused", {}),
+        (gateway, "wrong", {}),
+    ):
+        async with sdk_of(asked, own_key) as sdk:
+            with pytest.raises(openai.APIStatusError) as raised:
+                await sdk.images.generate(**SMALL, extra_body=more)
+            found.append(raised.value)
+    del found[2]
+    for error, (*expected, words) in zip(found, ERRORS, strict=True):
+        kind = type(error).__name__
+        assert [kind, error.status_code, error.code, error.type, error.param] == expected
+        assert words in error.message
 
 
 async def test_the_javascript_client(client: Client, run_javascript: Any) -> None:
@@ -310,33 +341,24 @@ async def test_the_javascript_client(client: Client, run_javascript: Any) -> Non
 
 
 async def test_the_javascript_client_shows_message_code_and_param(
-    client: Client, alone: Client, run_javascript: Any, tmp_path: Path
+    client: Client, alone: Client, run_javascript: Any, limited: tuple[Client, str]
 ) -> None:
-    key, line = new_key("javascript", requests_per_minute=1)
-    (tmp_path / "api-keys").write_text(line + "\n")
+    gateway, key = limited
     missing, invalid = await run_javascript(
         client, [SMALL | {"knowledge": "none-such"}, SMALL | {"link": {"snr_db": 99}}]
     )
     (unavailable,) = await run_javascript(alone, [SMALL])
-    settings = GatewaySettings(redis_url="", api_keys_file=tmp_path / "api-keys", user_address="127.0.0.1:1")
-    async with serving(create_app(settings)) as limited:
-        _, exhausted = await run_javascript(limited, [SMALL, SMALL], key)
-        (stranger,) = await run_javascript(limited, [SMALL], "wrong")
+    _, exhausted = await run_javascript(gateway, [SMALL, SMALL], key)
+    (stranger,) = await run_javascript(gateway, [SMALL], "wrong")
     errors = [each["error"] for each in (missing, invalid, exhausted, unavailable, stranger)]
-    assert [(each["kind"], each["status"], each["code"], each["param"]) for each in errors] == [
-        ("NotFoundError", 404, "not_found", None),
-        ("UnprocessableEntityError", 422, "invalid_value", "link.snr_db"),
-        ("RateLimitError", 429, "rate_limit_exceeded", None),
-        ("InternalServerError", 503, "service_unavailable", None),
-        ("AuthenticationError", 401, "invalid_api_key", None),
-    ]
-    words = ["none-such", "link.snr_db must be", "1 times a minute", "the user service", "API key"]
-    assert all(word in each["message"] for word, each in zip(words, errors, strict=True)), errors
+    for error, (*expected, words) in zip(errors, ERRORS, strict=True):
+        assert [error[name] for name in ("kind", "status", "code", "type", "param")] == expected
+        assert words in error["message"]
 
 
 async def test_litellm(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask another host for prices
-    litellm = pytest.importorskip("litellm", reason="LiteLLM is not installed: pip install litellm")
+    litellm = pytest.importorskip("litellm", reason="LiteLLM is not installed: make test-clients")
     options = {"api_base": f"{client.base_url}/v1", "api_key": "unused", "max_retries": 0}
     answer = await litellm.aimage_generation(
         prompt="a fox", model="openai/stickers", n=2, size="64x64", **options
