@@ -78,7 +78,7 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return {name: head(pooled) for name, head in self.heads.items()}
 
     def _reduced(self, images: torch.Tensor) -> torch.Tensor:
-        """Images (batch, 3, h, w) as (batch, 3, sees, sees): where it is possible, by means of whole squares."""
+        """Images (batch, 3, h, w) as (batch, 3, sees, sees), where possible by means of whole squares."""
         side, (height, width) = self.config.sees, images.shape[2:]
         if height == width and width % side == 0:
             return F.avg_pool2d(images, width // side)
