@@ -6,9 +6,9 @@ import torch
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 
-def tiny_encoders() -> tuple[CLIPModel, Dinov2Model]:
+def tiny_encoders(seed: int = 0) -> tuple[CLIPModel, Dinov2Model]:
     """An untrained CLIP and an untrained DINO."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     clip = CLIPModel(
         CLIPConfig(

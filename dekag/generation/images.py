@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import io
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from dekag.errors import InvalidInputError
 
@@ -21,6 +22,7 @@ FileFormat = Literal["webp", "avif", "jpeg", "hevc", "jxl"]
 FILE_FORMATS: tuple[FileFormat, ...] = (*IMAGE_FORMATS, "hevc", "jxl")
 """Formats that can be compared; the last two need the extra `photos`."""
 MAX_SIDE = 4096
+_NOTE = "Comment"
 _FULL_CHROMA_FROM = 40  # quality of HEVC
 UNREADABLE = (
     UnidentifiedImageError,
@@ -34,9 +36,21 @@ UNREADABLE = (
 """Errors of Pillow for damaged files."""
 
 
-def to_png(pixels: Pixels) -> bytes:
-    """Lossless PNG of pixels (height, width, 3) uint8."""
-    return _saved(pixels, "PNG")
+def to_png(pixels: Pixels, note: str = "") -> bytes:
+    """Lossless PNG of pixels (height, width, 3) uint8; `note` is in it for `png_note`."""
+    notes = PngImagePlugin.PngInfo()
+    if note:
+        notes.add_text(_NOTE, note)
+    return _saved(pixels, "PNG", pnginfo=notes)
+
+
+def png_note(path: Path) -> str:
+    """The note that `to_png` put into a file; empty if there is no such file, or no note in it."""
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            return str(image.info.get(_NOTE, ""))
+    except UNREADABLE:
+        return ""
 
 
 def to_webp(pixels: Pixels, quality: int = 75) -> bytes:

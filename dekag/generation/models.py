@@ -129,6 +129,7 @@ class Generator:
         steps: int,
         guidance_scale: float,
         size: int | None = None,
+        formats: tuple[str, ...] = (),
         load_text_encoder: Callable[[], Any] | None = None,
     ) -> None:
         pipeline.set_progress_bar_config(disable=True)
@@ -137,8 +138,10 @@ class Generator:
         self.decoder = decoder
         self.steps = steps
         self.guidance_scale = guidance_scale
+        self._formats = formats
         self._denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
-        self.size = self._denoiser.config.sample_size * decoder.factor if size is None else size
+        self._own_size = int(self._denoiser.config.sample_size * decoder.factor)
+        self.size = self._own_size if size is None else size
         self.reader = PromptReader(pipeline, load_text_encoder)
         self._accepted = accepted = inspect.signature(pipeline.__call__).parameters
         self._extra: dict[str, Any] = {}
@@ -187,10 +190,21 @@ class Generator:
             steps=model.steps,
             guidance_scale=model.guidance_scale,
             size=size,
+            formats=model.formats,
             load_text_encoder=None
             if placed.keep_text_encoder
             else lambda: loading.load_component(model, "text_encoder").to(placed.text_device),
         )
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """What tells its images from its model's usual ones: another size, formats other than float32."""
+        return (*(() if self.size == self._own_size else (f"{self.size} pixels",)), *self._formats)
+
+    @property
+    def identity(self) -> str:
+        """What its image of a request depends on beside the request; the keys of caches contain it."""
+        return "/".join([self.model_hash, str(self.steps), str(self.guidance_scale), *self.departures])
 
     @property
     def device(self) -> torch.device:

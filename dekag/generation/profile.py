@@ -50,6 +50,12 @@ class GeneratorProfile(BaseModel):
     steps: int = Field(gt=0, le=200, description="Denoiser steps per image.")
     guidance_scale: float = Field(ge=1, le=30, description="Classifier-free guidance; 1 is none.")
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The parts that do not compute in float32, with their number formats."""
+        each = {"denoiser": self.dtype, "autoencoder": self.vae_dtype}
+        return tuple(f"{part} {dtype}" for part, dtype in each.items() if dtype != "float32")
+
 
 class HasGenerators(Protocol):
     """A profile, of which only the generators matter."""

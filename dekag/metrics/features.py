@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from dekag.generation.loading import folder_hash
+
 CLIP_SIZE = 64  # input side of the shipped encoders, pixels
 
 
@@ -26,11 +28,19 @@ class ImageScorer:
         dino: a Dinov2Model.
         clip_processor, dino_processor: the models' own image processors. A model without one, such as the
             shipped encoders, reads images that are reduced to its input size, in [-1, 1].
+        model_hash: hash of both models.
     """
 
     def __init__(
-        self, clip: Any, dino: Any, *, clip_processor: Any = None, dino_processor: Any = None
+        self,
+        clip: Any,
+        dino: Any,
+        *,
+        clip_processor: Any = None,
+        dino_processor: Any = None,
+        model_hash: str = "",
     ) -> None:
+        self.model_hash = model_hash
         self.clip = clip.eval()
         self.dino = dino.eval()
         self._clip_processor, self._dino_processor = clip_processor, dino_processor
@@ -50,6 +60,7 @@ class ImageScorer:
             AutoModel.from_pretrained(dino, **single),
             clip_processor=_processor(clip),
             dino_processor=_processor(dino),
+            model_hash=folder_hash(clip) + folder_hash(dino),
         )
 
     @torch.inference_mode()

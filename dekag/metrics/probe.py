@@ -44,8 +44,7 @@ class ResidualBlock(nn.Module):
 class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """A small convolutional classifier with one head for each judged attribute.
 
-    forward: images (batch, 3, h, w) in [-1, 1], h and w multiples of `sees` -> logits by attribute, each
-    (batch, words).
+    forward: images (batch, 3, h, w) in [-1, 1] of any size -> logits by attribute, each (batch, words).
 
     Args:
         width: channels of the first layer.
@@ -74,9 +73,16 @@ class AttributeProbe(ModelMixin, ConfigMixin):  # type: ignore[misc]
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits of every judged attribute."""
-        features = self.body(F.avg_pool2d(images, images.shape[-1] // self.config.sees))
+        features = self.body(self._reduced(images))
         pooled = torch.cat([features.mean(dim=(2, 3)), features.amax(dim=(2, 3))], dim=1)
         return {name: head(pooled) for name, head in self.heads.items()}
+
+    def _reduced(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (batch, 3, h, w) as (batch, 3, sees, sees), where possible by means of whole squares."""
+        side, (height, width) = self.config.sees, images.shape[2:]
+        if height == width and width % side == 0:
+            return F.avg_pool2d(images, width // side)
+        return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)
 
     @torch.inference_mode()
     def read(self, pixels: npt.NDArray[np.uint8]) -> list[dict[str, str]]:

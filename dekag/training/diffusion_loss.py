@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from dekag.errors import MismatchError
+
 MIN_SNR_GAMMA = 5.0
 
 
@@ -15,11 +17,16 @@ class DiffusionLoss:
 
     Args:
         scheduler: a DDPMScheduler that defines the noise schedule and the prediction type.
+
+    Raises:
+        MismatchError: the denoiser predicts something else.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
-        self._predicts_velocity = scheduler.config.prediction_type == "v_prediction"
+        if (predicts := scheduler.config.prediction_type) not in ("epsilon", "v_prediction"):
+            raise MismatchError(f"a denoiser that predicts {predicts!r} cannot be trained: only noise or v")
+        self._predicts_velocity = predicts == "v_prediction"
         self.timesteps = int(scheduler.config.num_train_timesteps)
         signal = scheduler.alphas_cumprod
         snr = signal / (1 - signal)

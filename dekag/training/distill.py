@@ -7,6 +7,7 @@ The baselines use the same code, images and steps.
 from __future__ import annotations
 
 import copy
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from torch import nn
 
 from dekag.errors import MismatchError
 from dekag.generation import autoencoder
-from dekag.generation.images import Pixels, from_bytes, to_png
+from dekag.generation.images import Pixels, from_bytes, png_note, to_png
 from dekag.generation.models import Generator, by_windows
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
@@ -101,24 +102,32 @@ def draw_images(
     on_progress: Callable[[int], None] = lambda _: None,
     should_stop: ShouldStop = lambda: False,
 ) -> np.ndarray:
-    """Images of the cloud, (images, height, width, 3) uint8; those already in `folder` are reused."""
+    """Images of the cloud, (images, height, width, 3) uint8.
+
+    Those in `folder` are reused, unless another prompt, model, size or sampling made them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    missing = [
-        prompt for prompt, seed in zip(prompts, seeds, strict=True) if not (folder / f"{seed}.png").exists()
+    known = [
+        (prompt, folder / f"{seed}.png", _digest(cloud.identity, prompt))
+        for prompt, seed in zip(prompts, seeds, strict=True)
     ]
-    cloud.reader.prepare(missing)
+    missing = {path: prompt for prompt, path, note in known if png_note(path) != note}
+    cloud.reader.prepare(list(missing.values()))
     pixels = []
-    for done, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+    for done, ((prompt, path, note), seed) in enumerate(zip(known, seeds, strict=True)):
         if should_stop():
             raise Stopped
-        path = folder / f"{seed}.png"
-        if not path.exists():
+        if path in missing:
             unfinished = path.with_suffix(f".{os.getpid()}")
-            unfinished.write_bytes(to_png(cloud.image(prompt, seed)))
+            unfinished.write_bytes(to_png(cloud.image(prompt, seed), note))
             unfinished.replace(path)
         pixels.append(from_bytes(path.read_bytes()))
         on_progress(done + 1)
     return np.stack(pixels)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,11 @@ class CloudImages:
 
     pixels: np.ndarray
     model_hash: str
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of the pixels."""
+        return hashlib.sha256(str(self.pixels.shape).encode() + self.pixels.tobytes()).hexdigest()
 
 
 def cloud_images(
@@ -549,7 +563,8 @@ def distill(
         latents[len(learnt) :],
         topic,
         config,
-        folder / "checkpoint",
+        # another edge, or images of another cloud, begin anew
+        folder / "checkpoint" / _digest(edge.identity, drawn.content_hash),
         on_progress=on_progress,
         should_stop=should_stop,
         on_preview=on_preview,

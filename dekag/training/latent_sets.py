@@ -81,6 +81,9 @@ class LatentSetInfo(BaseModel):
 
     format: Literal[1] = 1
     vae_hash: str = Field(description="`autoencoder_hash` of the profile's edge.")
+    formats: tuple[str, ...] = Field(
+        default=(), description="Parts of the edge that did not compute in float32, with their formats."
+    )
     size: int = Field(description="Side of the images, pixels.")
     latent_shape: tuple[int, int, int] = Field(description="Channels, height and width of each latent.")
     count: int
@@ -195,6 +198,7 @@ def latents_of_prompts(
     generator = Generator.from_profile(profile, "edge", placed)
     info = LatentSetInfo(
         vae_hash=autoencoder_hash(edge),
+        formats=edge.formats,
         size=size,
         latent_shape=_latent_shape(generator.decoder, size),
         count=count,
@@ -258,6 +262,7 @@ def latents_of_pictures(
     decoder, size = LatentDecoder.load(profile.edge, placed), size or profile.size
     info = LatentSetInfo(
         vae_hash=decoder.model_hash,
+        formats=profile.edge.formats,
         size=size,
         latent_shape=_latent_shape(decoder, size),
         count=count,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import statistics
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from rich.progress import Progress
 
 from dekag.evaluation.pages import Row, table
 from dekag.evaluation.registry import RESULTS, record
+from services.bench.load import Ask, ask_for_image, closed_loop, many_connections, open_loop, poisson
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
@@ -33,7 +33,6 @@ from services.launcher.up import await_ready
 COMMAND = "dekag bench overload"
 USERS = 16
 FIRST_SEED = 4_000_000
-_PATH = "/v1/images/generations"
 
 
 def run_overload_bench(
@@ -127,56 +126,37 @@ def _memory(stack: Stack) -> float:
 async def _closed(stack: Stack, seconds: float, console: Console) -> list[Row]:
     """What 16 users get who ask for the next image when the last one has come; a warm-up is left out."""
     rows: list[Row] = []
-    source = _RequestSource()
-    async with _client(stack) as client:
-
-        async def user(end: float, into: list[Row], begin: float) -> None:
-            while time.perf_counter() < end:
-                into.append(await source.ask(client, begin))
-
-        for duration, into in ((min(5.0, seconds), []), (seconds, rows)):
-            begin = time.perf_counter()
+    async with many_connections(stack.url) as client:
+        for duration in (min(5.0, seconds), seconds):
             with console.status(f"full load for {duration:g} s"):
-                await asyncio.gather(*(user(begin + duration, into, begin) for _ in range(USERS)))
+                rows = await closed_loop(_new_images(client), USERS, duration)
     return rows
 
 
 async def _open(stack: Stack, rate_hz: float, seconds: float, console: Console) -> list[Row]:
     """What becomes of requests that come at that rate."""
-    rng = random.Random(0)
-    source, pending = _RequestSource(), set()
-    async with _client(stack) as client:
-        begin = time.perf_counter()
-        at_s = 0.0
+    async with many_connections(stack.url) as client:
         with Progress(console=console) as progress:
             task = progress.add_task("overload", total=seconds)
-            while (at_s := at_s + rng.expovariate(rate_hz)) < seconds:
-                await asyncio.sleep(max(0.0, begin + at_s - time.perf_counter()))
-                pending.add(asyncio.create_task(source.ask(client, begin)))
-                progress.update(task, completed=at_s)
-            return list(await asyncio.gather(*pending))
+
+            def shown() -> Iterator[float]:
+                for at_s in poisson(rate_hz, seconds, random.Random(0)):
+                    progress.update(task, completed=at_s)
+                    yield at_s
+
+            return await open_loop(_new_images(client), shown())
 
 
-class _RequestSource:
-    """Requests for images that nobody asked for before."""
-
-    _seeds = count(FIRST_SEED)
-
-    def __init__(self) -> None:
-        self._prompts = prompts_of_the_world()
-
-    async def ask(self, client: httpx2.AsyncClient, begin: float) -> Row:
-        """What became of one, as a row."""
-        seed = next(self._seeds)
-        start = time.perf_counter()
-        body = {"prompt": self._prompts[seed % len(self._prompts)], "seed": seed, "link": LINK}
-        try:
-            status = (await client.post(_PATH, json=body)).status_code
-        except httpx2.HTTPError:
-            status = 0
-        return {"at_s": start - begin, "status": status, "latency_s": time.perf_counter() - start}
+_seeds = count(FIRST_SEED)
 
 
-def _client(stack: Stack) -> httpx2.AsyncClient:
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
-    return httpx2.AsyncClient(base_url=stack.url, timeout=90.0, trust_env=False, limits=limits)
+def _new_images(client: httpx2.AsyncClient) -> Ask[Row]:
+    """Asks for images that nobody asked for before."""
+    prompts = prompts_of_the_world()
+
+    async def ask(begin: float) -> Row:
+        seed = next(_seeds)
+        body = {"prompt": prompts[seed % len(prompts)], "seed": seed, "link": LINK}
+        return await ask_for_image(client, body, begin)
+
+    return ask

@@ -23,6 +23,7 @@ from dekag.evaluation.pages import Row, table
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import mean_ci95
 from services.bench.channel import request_for
+from services.bench.load import closed_loop, open_loop, poisson
 from services.bench.processes import Server, server, start
 from services.bench.results_io import read_bench, write_bench
 from services.bench.sleeping_edge import CACHED, CHANNEL_USES
@@ -179,23 +180,19 @@ def _busiest(before: Sequence[int], after: Sequence[int], edges: int) -> float:
 
 async def _closed(address: str, users: int, seconds: float) -> float:
     """Images per second that so many users get, of whom each asks again when it is answered."""
-    answered, seeds = 0, count()
+    seeds = count()
     begin_request(None, None)
     async with clients.open_channel(address, CommonSettings()) as channel:
         stub = DownlinkStub(channel)
 
-        async def user(end: float) -> None:
-            nonlocal answered
-            while time.perf_counter() < end:
-                async for _ in clients.stream(
-                    stub.Provide, request_for(CHANNEL_USES, next(seeds)), "channel"
-                ):
-                    pass
-                answered += time.perf_counter() < end
+        async def ask(begin: float) -> float:
+            request = request_for(CHANNEL_USES, next(seeds))
+            async for _ in clients.stream(stub.Provide, request, "channel"):
+                pass
+            return time.perf_counter() - begin
 
-        await asyncio.gather(*(user(time.perf_counter() + 1) for _ in range(users)))  # connections open
-        answered = 0
-        await asyncio.gather(*(user(time.perf_counter() + seconds) for _ in range(users)))
+        await closed_loop(ask, users, 1.0)  # connections open
+        answered = sum(end_s < seconds for end_s in await closed_loop(ask, users, seconds))
     if not answered:
         raise LaunchError("no image came; see the logs of the edges")
     return answered / seconds
@@ -258,23 +255,19 @@ async def _open(
     weights = [1 / rank for rank in range(1, TOPICS + 1)]
     begin_request(None, None)
 
-    async def ask(caller: Any) -> float:
+    async def ask(_: float, caller: Any = None) -> float:
         (topic,) = rng.choices(range(TOPICS), weights)
         request = request_for(CHANNEL_USES, rng.randrange(2**31))
         if rng.random() < CACHED_SHARE:
             request.prompt = f"{CACHED} {request.prompt}"
         begin = time.perf_counter()
-        await caller.ask(request, f"topic {topic}")
+        await (caller or rng.choice(callers)).ask(request, f"topic {topic}")
         return time.perf_counter() - begin
 
     try:
         for caller in callers * len(edges):  # connections open
-            await ask(caller)
-        begin, at_s, pending = time.perf_counter(), 0.0, []
-        while (at_s := at_s + rng.expovariate(rate_hz)) < seconds:
-            await asyncio.sleep(max(0.0, begin + at_s - time.perf_counter()))
-            pending.append(asyncio.create_task(ask(rng.choice(callers))))
-        return list(await asyncio.gather(*pending))
+            await ask(0.0, caller)
+        return await open_loop(ask, poisson(rate_hz, seconds, rng))
     finally:
         for caller in callers:
             for channel in caller.channels:

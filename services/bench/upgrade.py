@@ -13,16 +13,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 from rich.console import Console
 
 from dekag.evaluation.pages import Row, table
 from dekag.evaluation.registry import RESULTS, record
+from services.bench.load import ask_for_image, many_connections, open_loop
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError, Stack
@@ -32,7 +32,6 @@ COMMAND = "dekag bench upgrade"
 EVENTS = ("restart", "replace", "kill")
 SERVICES = ("edge", "channel", "user")
 COLUMNS = ("", "runs", "requests", "failed", "median, s", "longest, s")
-_PATH = "/v1/images/generations"
 _LOADED_S = 600.0  # longest wait for a replica to load its models, s
 
 
@@ -191,22 +190,11 @@ def _run(replicas: Replicas, event: str, run: int, rate_hz: float, around_s: flo
 
 async def _load(url: str, rate_hz: float, ended: threading.Event) -> list[Row]:
     """What becomes of requests that come at that rate until the end."""
-    begin, pending = time.perf_counter(), []
 
-    async def ask() -> Row:
-        start = time.perf_counter()
+    async def ask(begin: float) -> Row:
         body = {"prompt": "a red fox in the forest", "seed": next(_seeds)}
-        try:
-            status = (await client.post(_PATH, json=body)).status_code
-        except httpx2.HTTPError:
-            status = 0
-        return {"at_s": start - begin, "status": status, "latency_s": time.perf_counter() - start}
+        return await ask_for_image(client, body, begin)
 
-    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
-    async with httpx2.AsyncClient(base_url=url, timeout=90.0, trust_env=False, limits=limits) as client:
-        for number in count():
-            await asyncio.sleep(max(0.0, begin + number / rate_hz - time.perf_counter()))
-            if ended.is_set():
-                break
-            pending.append(asyncio.create_task(ask()))
-        return list(await asyncio.gather(*pending))
+    async with many_connections(url) as client:
+        until_the_end = takewhile(lambda _: not ended.is_set(), count())
+        return await open_loop(ask, (number / rate_hz for number in until_the_end))

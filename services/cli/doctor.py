@@ -112,7 +112,7 @@ def models() -> CheckResult:
     restore = (
         "git checkout -- models" if in_checkout() else "pip install --force-reinstall --no-deps DEKAG.whl"
     )
-    fix = restore if name == "stickers" else "unset DEKAG_PROFILE"
+    fix = restore if name == "stickers" else f"dekag profile check {_quoted(name)}"
     try:
         profile = load_profile(name, check_models=True)
         found = parts(profile)
@@ -127,8 +127,6 @@ def models() -> CheckResult:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return CheckResult("models", False, f"profile {name} cannot be read: {error}", fix)
     if told:
-        # which says what to download and what to train
-        fix = restore if name == "stickers" else f"dekag profile check {_quoted(name)}"
         return CheckResult("models", False, f"profile {name}: {'; '.join(told)}", fix)
     detail = f"profile {name}: {len(found)} parts, {len(knowledge)} knowledge artifacts"
     return CheckResult("models", True, detail)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dekag.errors import DekagError, InvalidInputError
 from dekag.paths import shipped_sweep
 from services.cli.options import DATA, Bf16, Processes, Profile, Ray, RayWorkers, Threads
 
@@ -60,7 +59,7 @@ def first_image(
             f"must be one of {', '.join(PARTS)}; got {', '.join(unknown)}", param_hint="--only"
         )
     torch.set_num_threads(threads)
-    _measure(lambda: run(count, parts=only or None, **_targets(profile)))
+    run(count, parts=only or None, **_targets(profile))
 
 
 @experiment.command("naming")
@@ -79,12 +78,8 @@ def naming(
     from dekag.evaluation.studies.naming import run_naming
 
     torch.set_num_threads(threads)
-
-    def run() -> None:
-        for line in run_naming(count=count, **_targets(profile)):
-            typer.echo(line)
-
-    _measure(run)
+    for line in run_naming(count=count, **_targets(profile)):
+        typer.echo(line)
 
 
 @experiment.command("first-minute")
@@ -96,11 +91,8 @@ def first_minute() -> None:
     from dekag.evaluation.registry import RESULTS
     from dekag.evaluation.studies.first_minute import run_first_minute
 
-    def run() -> None:
-        for line in run_first_minute(results=RESULTS):
-            typer.echo(line)
-
-    _measure(run)
+    for line in run_first_minute(results=RESULTS):
+        typer.echo(line)
 
 
 @experiment.command("gka")
@@ -123,9 +115,7 @@ def gka(
     """
     from dekag.evaluation.studies.makd import run_gka
 
-    _measure(
-        lambda: run_gka(prompts=prompts, seeds=seeds, workers=workers, train=trainings, **_targets(profile))
-    )
+    run_gka(prompts=prompts, seeds=seeds, workers=workers, train=trainings, **_targets(profile))
 
 
 @experiment.command("tka")
@@ -181,11 +171,7 @@ def tka(
         problem = f"must be one of {', '.join(COMPARABLE)}; got {', '.join(sorted(unknown))}"
         raise typer.BadParameter(problem, param_hint="--method")
     plan = Plan(drawn, bf16, tuple(method or COMPARABLE), curves, seeds, steps)
-    _measure(
-        lambda: run_tka(
-            plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile)
-        )
-    )
+    run_tka(plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile))
 
 
 @experiment.command("restoration")
@@ -200,7 +186,7 @@ def restoration(
     """
     from dekag.evaluation.studies.restoration import run_restoration
 
-    _measure(lambda: run_restoration(count=count, workers=workers, **_targets(profile)))
+    run_restoration(count=count, workers=workers, **_targets(profile))
 
 
 @experiment.command("digital")
@@ -224,11 +210,7 @@ def digital(
         problem = f"must be one of {', '.join(CHANNELS)}; got {', '.join(unknown)}"
         raise typer.BadParameter(problem, param_hint="--channel")
     torch.set_num_threads(threads)
-    _measure(
-        lambda: run_digital(
-            count=count, checks=checks, channels=channel or list(CHANNELS), **_targets(profile)
-        )
-    )
+    run_digital(count=count, checks=checks, channels=channel or list(CHANNELS), **_targets(profile))
 
 
 @experiment.command("photos")
@@ -267,13 +249,9 @@ def photos(
         if pictures.skipped:
             typer.echo(pictures.skipped_note, err=True)
         typer.echo(f"The results of {folder} go to {targets['results']}.")
-
-    def run() -> None:
-        run_photos(folder=pictures, side=side, checks=checks, semantic=semantic, workers=workers, **targets)
-        for line in psnr_tables(targets["results"]):
-            typer.echo(line)
-
-    _measure(run)
+    run_photos(folder=pictures, side=side, checks=checks, semantic=semantic, workers=workers, **targets)
+    for line in psnr_tables(targets["results"]):
+        typer.echo(line)
 
 
 @experiment.command("metrics")
@@ -281,10 +259,7 @@ def metrics() -> None:
     """Compare metrics with their reference implementations on made data; fills docs/metrics.md."""
     from dekag.evaluation.studies.metrics import run_metrics
 
-    def run() -> None:
-        typer.echo(f"{run_metrics()} metrics are equal to their references; docs/metrics.md lists all")
-
-    _measure(run)
+    typer.echo(f"{run_metrics()} metrics are equal to their references; docs/metrics.md lists all")
 
 
 @experiment.command("overall")
@@ -296,7 +271,7 @@ def overall(
     """Compare DeKA-g with its halves and the best digital sender; resumes, fills docs/results-overall.md."""
     from dekag.evaluation.studies.end_to_end import run_overall
 
-    _measure(lambda: run_overall(ray=ray, workers=workers, **_targets(profile)))
+    run_overall(ray=ray, workers=workers, **_targets(profile))
 
 
 def _existing_grid(grid: Path) -> Path:
@@ -331,9 +306,7 @@ def sweep(
     """Evaluate a grid of deliveries, topics, channels, SNRs and rates; resumes, writes tables and plots."""
     from dekag.evaluation.sweeps.command import run_sweep
 
-    _measure(
-        lambda: run_sweep(grid, ray=ray, workers=workers, pictures=pictures, results=results, as_json=as_json)
-    )
+    run_sweep(grid, ray=ray, workers=workers, pictures=pictures, results=results, as_json=as_json)
 
 
 def _existing_city(city: Path) -> Path:
@@ -365,7 +338,7 @@ def simulate(
     """Simulate strategies in a city of many cells and users; resumes, writes tables and plots."""
     from dekag.evaluation.cities.command import run_city
 
-    _measure(lambda: run_city(city, ray=ray, workers=workers, results=results, as_json=as_json))
+    run_city(city, ray=ray, workers=workers, results=results, as_json=as_json)
     if results == Path("results"):
         _fill_pages()
 
@@ -375,7 +348,7 @@ def bench_simulate(city: City = Path("week")) -> None:
     """Measure time and memory of the simulation with up to a million requests."""
     from dekag.evaluation.cities.command import bench_simulate
 
-    _measure(lambda: bench_simulate(city))
+    bench_simulate(city)
 
 
 @bench.command("sweep")
@@ -385,7 +358,7 @@ def bench_sweep(
     """Compare the duration of a sweep: serial, with one Ray worker, with two."""
     from dekag.evaluation.sweeps.command import bench_sweep
 
-    _measure(lambda: bench_sweep(cells))
+    bench_sweep(cells)
 
 
 @bench.command("chain")
@@ -519,7 +492,7 @@ def bench_update_size(
     """Compare the bytes of an update of Stable Diffusion 2.1 with those of photographs, without training."""
     from services.bench.update_size import run_update_size_bench
 
-    _measure(lambda: run_update_size_bench(photos))
+    run_update_size_bench(photos)
 
 
 @bench.command("parts")
@@ -665,15 +638,6 @@ def _targets(profile: str) -> dict[str, Any]:
     return {"profile": profile, "results": folder}
 
 
-def _measure(work: Callable[[], object]) -> None:
-    """Runs a measurement; a DekagError ends it with one line instead of a traceback."""
-    try:
-        work()
-    except DekagError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from None
-
-
 @results.command("quick")
 def quick(
     ray: Ray = None,
@@ -684,7 +648,7 @@ def quick(
     from dekag.evaluation.reports import baseline_models, end_to_end
     from dekag.evaluation.studies.quick import QUICK, run_quick
 
-    _measure(lambda: run_quick(ray=ray, workers=workers, keep=keep))
+    run_quick(ray=ray, workers=workers, keep=keep)
     for report in (baseline_models.REPORT, end_to_end.REPORT):
         report.write(results=QUICK, into=QUICK)
     if keep:
@@ -707,13 +671,10 @@ def book() -> None:
 
 
 def _launch(work: Callable[[], object]) -> None:
-    """Runs a benchmark that starts services; a signal or a DekagError ends it without a traceback."""
+    """Runs a benchmark that starts services; a signal ends it without a traceback."""
     from services.launcher.stack import Stopped
 
     try:
         work()
     except Stopped:
         raise typer.Exit(130) from None
-    except DekagError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from None

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dekag.errors import InvalidInputError
+from dekag.errors import DekagError, InvalidInputError
 from dekag.paths import in_checkout
 
 COMMANDS = {
@@ -77,9 +77,9 @@ class Commands(TyperGroup):
         try:
             with _usage_errors_in_one_line():
                 return super().invoke(ctx)
-        except InvalidInputError as error:
+        except DekagError as error:
             typer.echo(str(error), err=True)
-            raise typer.Exit(2) from None
+            raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from None
         except OSError as error:
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,20 @@ from services.cli.options import DEFAULT_URL, Url
 
 
 def doctor(
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            help="Models to check: a profile under models/, or a folder with a profile.json. Default: "
+            "DEKAG_PROFILE, else stickers."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only the results, as JSON.")] = False,
 ) -> None:
     """Report missing prerequisites and how to fix them; exits with 1 if a required one is missing."""
     from services.cli.doctor import run_doctor
 
+    if profile is not None:
+        os.environ["DEKAG_PROFILE"] = profile
     raise typer.Exit(run_doctor(as_json=as_json))
 
 

@@ -470,7 +470,7 @@ class CloudServicer(CloudBase):
         """The image in each format, from the cache or generated."""
         generator, (width, height) = self._generator, request.size
         read = PromptRead(**vars(generator.reader.read(request.prompt)))
-        keys = {name: image_key(generator.model_hash, request, name) for name in formats}
+        keys = {name: image_key(generator.identity, request, name) for name in formats}
         images = {name: await self._cached(key, width, height) for name, key in keys.items()}
         missing = [name for name, image in images.items() if image is None]
         stages: list[StageTime] = []

@@ -8,7 +8,8 @@
 ``dekag:report:{request_id}``         the report of one delivery as returned by the gateway
 ====================================  ==========================================================
 
-Each sha256 covers everything that the value depends on, including the model hash, so no entry is ever stale.
+Each sha256 covers everything that the value depends on, including weights, sampling and number formats of the
+model, so no entry is ever stale.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def content_key(kind: str, *parts: str | int) -> str:
 
 
 def latent_key(
-    model_hash: str,
+    generator: str,
     prompt: str,
     seed: int,
     width: int,
@@ -53,20 +54,20 @@ def latent_key(
     """Key of the latents that the edge model generates for these arguments.
 
     Args:
-        model_hash: hash of the edge model.
+        generator: `Generator.identity` of the edge.
         prompt, seed, width, height: as in the request.
         updates: content hashes of the knowledge updates in use, in any order.
         sampling: settings of the denoiser.
     """
     updates = sorted(updates)
-    return content_key("latent", _EDITION, model_hash, prompt, seed, width, height, *updates, *sampling.key)
+    return content_key("latent", _EDITION, generator, prompt, seed, width, height, *updates, *sampling.key)
 
 
-def image_key(model_hash: str, request: GenerationRequest, image_format: str) -> str:
-    """Key of the encoded image that the cloud model ``model_hash`` generates for a request."""
+def image_key(generator: str, request: GenerationRequest, image_format: str) -> str:
+    """Key of the encoded image that the cloud with that `Generator.identity` generates for a request."""
     prompt, seed, (width, height) = request.prompt, request.seed, request.size
     sampling = request.sampling.key
-    return content_key("image", _EDITION, model_hash, prompt, seed, width, height, image_format, *sampling)
+    return content_key("image", _EDITION, generator, prompt, seed, width, height, image_format, *sampling)
 
 
 def report_key(request_id: str) -> str:

@@ -492,9 +492,9 @@ class EdgeServicer(DownlinkServicer):
 
     def _key(self, request: DeliveryRequest, knowledge: Sequence[Manifest]) -> str:
         hashes = [manifest.content_hash for manifest in knowledge]
-        model_hash = self._generator.model_hash
+        identity = self._generator.generator.identity
         sides = request.width, request.height
-        return latent_key(model_hash, request.prompt, request.seed, *sides, hashes, request.sampling)
+        return latent_key(identity, request.prompt, request.seed, *sides, hashes, request.sampling)
 
     def _file_key(self, request: DeliveryRequest, model: bytes) -> str:
         """Key of the latents of the cloud's image, in the file format of the request.
@@ -503,10 +503,11 @@ class EdgeServicer(DownlinkServicer):
             request: for the image.
             model: hash of the cloud's model.
         """
-        autoencoder = self._generator.generator.decoder.model_hash
+        autoencoder, cloud = self._generator.decoder.model_hash, self._profile.cloud
+        sampled = (cloud.steps, str(cloud.guidance_scale), *cloud.formats, *self._profile.edge.formats)
         return content_key(
-            "latent", autoencoder, model.hex(), request.image_format, request.prompt, request.seed,
-            request.width, request.height, *request.sampling.key,
+            "latent", autoencoder, model.hex(), *sampled, request.image_format, request.prompt,
+            request.seed, request.width, request.height, *request.sampling.key,
         )  # fmt: skip
 
     async def _cached(self, key: str, shape: tuple[int, int, int]) -> torch.Tensor | None:

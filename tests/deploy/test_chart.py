@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ VARIANTS = ("default", "secure", "gpu", "small")
 VERSION = "1.35"
 CUSTOM = {"Issuer", "Certificate", "ServiceMonitor"}  # kinds whose schemas Kubernetes does not have
 Manifest = dict[str, Any]
+
+
+class ComposeLoader(yaml.SafeLoader):
+    """Reads Compose's own tags as what they are given."""
+
+
+ComposeLoader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
 
 
 def values_of(variant: str) -> dict[str, Any]:
@@ -187,6 +196,31 @@ def test_secure_values_use_certificates_everywhere() -> None:
     (scaler,) = of_kind(manifests, "HorizontalPodAutoscaler").values()
     target = scaler["spec"]["scaleTargetRef"]["name"]
     assert "replicas" not in of_kind(manifests, "Deployment")[target]["spec"]
+
+
+def test_secure_values_draw_as_the_secure_compose_file_does() -> None:
+    compose = yaml.load((CHART.parents[1] / "compose.secure.yml").read_text(), Loader=ComposeLoader)  # noqa: S506 - a safe one
+    for component, pod in pods(rendered(values_of("secure"))):
+        wanted = compose["services"].get(component, {}).get("environment", {}).get("DEKAG_GENERATE_BATCH")
+        assert environment(pod).get("DEKAG_GENERATE_BATCH") == wanted, component
+
+
+def test_redis_starts_again_with_a_renewed_certificate(tmp_path: Path) -> None:
+    (container,) = dict(pods(rendered(values_of("secure"))))["redis"]["containers"]
+    copies = container["command"][-1].split(";")[0]
+    compares = container["livenessProbe"]["exec"]["command"][-1].split("&&")[0]
+
+    def succeeds(command: str) -> bool:
+        command = re.sub(r" (/credentials|/tmp)/", rf" {tmp_path}\1/", command)
+        return subprocess.run(["sh", "-c", command], check=False).returncode == 0
+
+    for folder in ("credentials", "tmp"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "credentials" / "tls.crt").write_text("first")
+    assert succeeds(copies)
+    assert succeeds(compares)
+    (tmp_path / "credentials" / "tls.crt").write_text("renewed")
+    assert not succeeds(compares)
 
 
 def test_every_replica_is_a_target() -> None:

@@ -43,7 +43,7 @@ def test_another_part_is_another_key() -> None:
 
 
 def generator(name: str, steps: int) -> Any:
-    return SimpleNamespace(model_hash=name, steps=steps, guidance_scale=3.0)
+    return SimpleNamespace(model_hash=name, steps=steps, guidance_scale=3.0, departures=())
 
 
 def test_keys_are_those_of_results_that_have_been_measured(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from dekag import plugins
 from dekag.errors import DekagError, FileError, InvalidInputError, NotFoundError
+from dekag.evaluation.models import ModelBank
 from dekag.evaluation.registry import record
 from dekag.evaluation.reports.end_to_end import FILES, REPORT
-from dekag.evaluation.studies import end_to_end, quick
-from dekag.evaluation.studies.digital import Ladder
+from dekag.evaluation.store import ResultStore
+from dekag.evaluation.studies import digital, end_to_end, quick
+from dekag.evaluation.studies.digital import Ladder, image_ladders, mean_image
 from dekag.evaluation.sweeps import command
 from dekag.evaluation.sweeps.command import run
 from dekag.evaluation.sweeps.evaluator import Evaluator, Measurement, as_one, channel_seed, identity
@@ -25,12 +27,14 @@ from dekag.evaluation.sweeps.grid import DELIVERIES, Sweep, grouped, read_sweep
 from dekag.evaluation.sweeps.table import link_name, table
 from dekag.generation.images import to_png
 from dekag.generation.side_information import SideInformation
-from dekag.link import LinkConditions
+from dekag.link import LinkConditions, image_coding
+from dekag.metrics.features import ImageScorer
 from dekag.pipeline import SemanticLink
 from dekag.profile import load_profile
 from dekag.stickers import TOPICS
 from services.cli.main import app
 from tests.chain import with_evaluators, with_reading_codec
+from tests.encoders import tiny_encoders
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +144,61 @@ def test_a_finished_cell_is_read_and_another_model_is_another_cell(
     monkeypatch.setattr(command, "identity", lambda _: {"edge": "another"})
     monkeypatch.setattr(Evaluator, "measure", lambda *_: Measurement({"clip": [1.0]}, 1.0, 0.0, 0, 0.0))
     assert run(grid(profile), runs=tmp_path).measured == 2
+
+
+def changed(profile: str, folder: Path, **changes: Any) -> ModelBank:
+    """The models of a copy of the profile in which something else is said."""
+    shutil.copytree(profile, folder)
+    described = json.loads((folder / "profile.json").read_text())
+    for name, value in changes.items():
+        described[name] = {**described[name], **value} if isinstance(value, dict) else value
+    (folder / "profile.json").write_text(json.dumps(described))
+    return ModelBank(str(folder))
+
+
+def test_images_follow_the_profiles_size_and_are_kept_by_what_made_them(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digital, "_MEAN_IMAGES", 2)
+    store = ResultStore(tmp_path / "store")
+    evaluator = Evaluator(ModelBank(profile), store)
+    first = evaluator.references("neon", 2)
+    mean = mean_image(evaluator.bank.edge, store)
+    assert (first.shape, mean.shape) == ((2, 128, 128, 3), (128, 128, 3))
+
+    small = Evaluator(changed(profile, tmp_path / "small", size=96), store)
+    assert small.references("neon", 2).shape == (2, 96, 96, 3)
+    assert mean_image(small.bank.edge, store).shape == (96, 96, 3)
+    assert small.latents("neon", 2, knowledge=False).shape == (2, 4, 12, 12)
+    fields = {"deliveries": ["unaligned", "digital-webp"], "topics": ["neon"], "snr_db": [20]}
+    points = grid(small.bank.profile_name, **fields, cbr=[1 / 96]).points()
+    uses = {point.delivery.name: small.measure(point).channel_uses for point in points}
+    assert uses["unaligned"] == round(3 * 96 * 96 / 96)
+    assert uses["digital-webp"] <= uses["unaligned"]
+
+    for number, cloud in enumerate(({"steps": 3}, {"vae_dtype": "bfloat16"})):
+        other = Evaluator(changed(profile, tmp_path / str(number), cloud=cloud), store)
+        assert not np.array_equal(other.references("neon", 2), first)
+    coarse = changed(profile, tmp_path / "coarse", edge={"dtype": "bfloat16"})
+    assert not np.array_equal(mean_image(coarse.edge, store), mean)
+    assert np.array_equal(evaluator.references("neon", 2), first)
+
+
+def test_files_are_scored_again_by_other_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_coding, "QUALITIES", (30,))
+    monkeypatch.setattr(image_coding, "SCALES", (100,))
+    for seed, name in enumerate(("one", "other")):
+        for kind, model in zip(("clip", "dino"), tiny_encoders(seed), strict=True):
+            model.save_pretrained(tmp_path / name / kind)
+    one, other = (
+        ImageScorer.load(tmp_path / name / "clip", tmp_path / name / "dino") for name in ("one", "other")
+    )
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    store = ResultStore(tmp_path)
+    scores = [image_ladders(image, each, store)["webp", False].values for each in (one, other, one)]
+    assert np.array_equal(scores[0][:, 0], scores[1][:, 0]), "the same PSNR"
+    assert not np.array_equal(scores[0], scores[1])
+    assert np.array_equal(scores[0], scores[2])
 
 
 def test_a_failed_cell_is_reported_sinks_nothing_and_is_tried_again(profile: str, tmp_path: Path) -> None:

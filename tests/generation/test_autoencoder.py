@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from dekag.generation.autoencoder import decode, encode
-from dekag.generation.models import LatentDecoder
+from dekag.generation.models import LatentDecoder, LatentEncoder
 from dekag.training import distill, latents
 from dekag.training.worlds import STICKERS
 
@@ -47,6 +47,7 @@ def test_every_way_to_latents_and_back_has_the_same_scale(
         torch.testing.assert_close(scaled, (raw - (shift or 0)) * scale)
         torch.testing.assert_close(decode(vae, scaled), vae.decode(raw).sample)
     torch.testing.assert_close(distill.encode(vae, pixels), scaled)
+    torch.testing.assert_close(LatentEncoder(LatentDecoder(vae, "")).encode(pixels), scaled)
     shown = LatentDecoder(vae, "").decode(scaled)
     with torch.inference_mode():
         own = vae.decode(raw).sample.add(1).mul(127.5).clamp(0, 255).round().permute(0, 2, 3, 1).numpy()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from dekag.errors import InvalidInputError, MismatchError
-from dekag.generation.images import from_bytes
+from dekag.generation.images import from_bytes, png_note, to_png
 from dekag.generation.models import Generator
 from dekag.generation.request import GenerationRequest
 from dekag.makd.aligned_generator import AlignedGenerator
@@ -18,7 +19,7 @@ from dekag.makd.config import DistillConfig, Method
 from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
-from dekag.profile import load_profile
+from dekag.profile import Profile, load_profile
 from dekag.stickers import TOPICS
 from dekag.training.diffusion import NOISE_SCHEDULE
 from dekag.training.diffusion_loss import DiffusionLoss
@@ -35,6 +36,7 @@ from dekag.training.distill import (
     train,
     why_no_better,
 )
+from dekag.training.tiny_models import save_dummy_models
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
 
@@ -204,6 +206,43 @@ def test_a_cloud_may_leave_before_the_edge_learns(
     assert update.content_hash == neon.update.content_hash
 
 
+def test_images_of_another_prompt_size_or_sampling_are_not_used_again(
+    cloud: Generator, dummy_profile: Path, tmp_path: Path
+) -> None:
+    models = load_profile(dummy_profile)
+
+    def drawn(profile: Profile, prompt: str) -> np.ndarray:
+        return draw_images(Generator.from_profile(profile, "cloud"), [prompt], [1], tmp_path)[0]
+
+    def files() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    first = drawn(models, "a red boat")
+    made = files()
+    assert np.array_equal(drawn(models, "a red boat"), first)
+    assert files() == made
+    larger = models.model_copy(update={"size": 160})
+    assert drawn(larger, "a red boat").shape == (160, 160, 3)
+    for changed in ({"steps": 3}, {"guidance_scale": 3.0}, {"dtype": "bfloat16"}, {"vae_dtype": "bfloat16"}):
+        other = models.model_copy(update={"cloud": models.cloud.model_copy(update=changed)})
+        assert not np.array_equal(drawn(other, "a red boat"), first), changed
+    assert not np.array_equal(drawn(models, "a green cat"), first)
+    assert np.array_equal(drawn(models, "a red boat"), first)
+    (tmp_path / "1.png").write_bytes(to_png(first))  # of who knows what
+    assert np.array_equal(drawn(models, "a red boat"), first)
+    assert png_note(tmp_path / "1.png")
+
+
+def test_a_distillation_does_not_go_on_from_another_edges_checkpoint(
+    cloud: Generator, dummy_profile: Path, tmp_path: Path, neon: Distilled
+) -> None:
+    other = Generator.from_profile(load_profile(save_dummy_models(tmp_path / "other", seed=1)), "edge")
+    theirs = distill(cloud, other, prompts_of("neon"), TINY, tmp_path / "work")
+    mine = Generator.from_profile(load_profile(dummy_profile), "edge")
+    ours = distill(cloud, mine, prompts_of("neon"), TINY, tmp_path / "work")
+    assert ours.content_hash == neon.update.content_hash != theirs.content_hash
+
+
 def test_an_edge_in_bfloat16_learns_in_float32(
     cloud: Generator, dummy_profile: Path, tmp_path: Path, neon: Distilled
 ) -> None:
@@ -240,6 +279,20 @@ def test_each_trigger_has_a_vector_read_only_by_its_own_prompts(
 def test_full_fine_tune_makes_no_update(cloud: Generator, edge: Generator, tmp_path: Path) -> None:
     with pytest.raises(MismatchError):
         distill(cloud, edge, prompts_of("neon"), dataclasses.replace(TINY, method="full"), tmp_path)
+
+
+def test_a_denoiser_that_predicts_neither_noise_nor_velocity_is_refused() -> None:
+    with pytest.raises(MismatchError, match="predicts 'sample' cannot be trained"):
+        DiffusionLoss(DDPMScheduler(**{**NOISE_SCHEDULE, "prediction_type": "sample"}))
+
+
+def test_velocity_prediction_is_trained_as_such() -> None:
+    """A denoiser that knows the velocity has no loss."""
+    scheduler = DDPMScheduler(**{**NOISE_SCHEDULE, "prediction_type": "v_prediction"})
+    clean, noise, timesteps = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8), torch.tensor([10, 900])
+    signal = scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    velocity = signal**0.5 * noise - (1 - signal) ** 0.5 * clean
+    assert float(DiffusionLoss(scheduler)(clean, noise, timesteps, lambda _: velocity)) < 1e-10
 
 
 def test_noise_prediction_is_trained_as_such() -> None:

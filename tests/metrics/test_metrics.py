@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
 from dekag.metrics.features import ImageScorer
@@ -41,6 +42,18 @@ def test_probe_judges_only_what_the_style_leaves_visible() -> None:
     assert set(colourless) == {"subject", "setting", "style"}
     read = probe.read(pixels)[0]
     assert coloured == {name: read[name] == getattr(scenes[0], name) for name in coloured}
+
+
+def test_probe_reads_images_of_any_size_at_the_side_that_it_was_trained_on() -> None:
+    probe, seen = AttributeProbe(width=8).eval(), []
+    probe.body.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    image = np.random.default_rng(0).integers(0, 256, (1, 128, 128, 3), np.uint8)
+    for height, width in ((128, 128), (96, 96), (32, 32), (192, 192), (256, 256), (64, 160)):
+        pixels = np.asarray(Image.fromarray(image[0]).resize((width, height)))[None]
+        assert set(probe.read(pixels)[0]) == set(probe.words)
+    assert {tuple(each.shape) for each in seen} == {(1, 3, 64, 64)}
+    means = torch.from_numpy(image).float().div(127.5).sub(1).permute(0, 3, 1, 2)
+    assert torch.equal(seen[0], torch.nn.functional.avg_pool2d(means, 2)), "as in training, to the bit"
 
 
 def test_scores_are_cosines() -> None:

@@ -27,7 +27,7 @@ from dekag.makd.topics import topic_prompts
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
 from dekag.training.distill import SAMPLES, distill
-from dekag.training.tiny_models import FOREIGN, save_dummy_models
+from dekag.training.tiny_models import FOREIGN, OTHER_WAY_ROUND, save_dummy_models
 from services.cli.main import app
 from services.cloud import distill_request
 from services.proto.cloud_pb2 import DistillRequest, GenerateRequest
@@ -67,6 +67,31 @@ async def test_services_draw_the_profiles_size_and_refuse_more_than_twice_that(
         assert [Image.open(io.BytesIO(each.image)).size async for each in drawn] == [(SIZE, SIZE)]
 
 
+@pytest.mark.asyncio(loop_scope="session")
+async def test_a_shared_redis_gives_no_images_of_another_sampling(
+    dummy_profile: Path, redis_url: str, own_data: None, tmp_path: Path
+) -> None:
+    """Weights and Redis stay; only what profile.json says changes."""
+    body = {"prompt": "a boat that nobody asked for before", "seed": 1, "image_format": "webp"}
+    images: dict[tuple[str, str], str] = {}
+    for number, said in enumerate(({}, {"steps": 3}, {"guidance_scale": 4.0}, {"vae_dtype": "bfloat16"})):
+        folder = tmp_path / str(number)
+        shutil.copytree(dummy_profile, folder)
+        described = json.loads((folder / "profile.json").read_text())
+        for role in ("cloud", "edge"):
+            described[role] |= said
+        (folder / "profile.json").write_text(json.dumps(described))
+        async with running_chain(folder, redis_url) as chain, serving_chain(chain, redis_url) as client:
+            for delivery in ("semantic", "conventional"):
+                for cached in (False, True):
+                    answer = await client.post("/v1/images/generations", json={**body, "delivery": delivery})
+                    assert answer.status_code == 200, answer.text
+                    image = answer.json()["data"][0]
+                    assert image["link_report"]["cached"] == cached, (said, delivery)
+                images[str(said), delivery] = image["b64_json"]
+    assert len(set(images.values())) == len(images)
+
+
 async def _size(client: httpx2.AsyncClient, **fields: Any) -> tuple[int, int]:
     answer = await client.post("/v1/images/generations", json={"prompt": "a boat", "seed": 1, **fields})
     assert answer.status_code == 200, answer.text
@@ -81,11 +106,22 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_dummy_models(tmp_path_factory.mktemp("foreign"), like=FOREIGN)
 
 
+@pytest.fixture(scope="module")
+def other_way_round(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with the kinds of edge and cloud exchanged."""
+    return save_dummy_models(tmp_path_factory.mktemp("exchanged"), like=OTHER_WAY_ROUND)
+
+
+BOTH = pytest.mark.parametrize("kind", ["foreign", "other_way_round"])
+
+
+@BOTH
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_foreign_profile_goes_through_the_whole_chain(
-    foreign: Path, redis_url: str, own_data: None
+    kind: str, request: pytest.FixtureRequest, redis_url: str, own_data: None
 ) -> None:
-    async with running_chain(foreign, redis_url) as chain, serving_chain(chain, redis_url) as client:
+    folder: Path = request.getfixturevalue(kind)
+    async with running_chain(folder, redis_url) as chain, serving_chain(chain, redis_url) as client:
         for delivery in ("semantic", "semantic-unaligned", "conventional"):
             body = {"prompt": LONG, "seed": 1, "delivery": delivery, "link": {"snr_db": 30, "csi": "pilots"}}
             answer = await client.post("/v1/images/generations", json=body)
@@ -94,7 +130,7 @@ async def test_a_foreign_profile_goes_through_the_whole_chain(
             report = image["link_report"]
             assert base64.b64decode(image["b64_json"])[:4] == b"\x89PNG"
             if delivery != "conventional":
-                assert report["channel_uses"] == round(3 * 256 * 256 / 96)
+                assert report["channel_uses"] == round(3 * FOREIGN.size**2 / 96)
                 assert report["prompt_read"]["edge"]["tokens_at_once"] == 75
 
 
@@ -111,11 +147,15 @@ async def test_an_image_file_too_large_for_the_link_is_refused_with_its_size(
     assert re.search(said, answer.json()["detail"])
 
 
-def test_a_foreign_profile_is_distilled_in_its_own_latents(foreign: Path, tmp_path: Path) -> None:
-    models = load_profile(foreign)
+@BOTH
+def test_a_foreign_profile_is_distilled_in_its_own_latents(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    models = load_profile(request.getfixturevalue(kind))
     cloud, edge = (Generator.from_profile(models, role) for role in ("cloud", "edge"))
-    latents = edge.latents(LONG, 1)
-    assert latents.shape == (1, 16, 32, 32)
+    latents, side = edge.latents(LONG, 1), FOREIGN.size
+    channels = {"foreign": FOREIGN, "other_way_round": OTHER_WAY_ROUND}[kind].edge.latent_channels
+    assert latents.shape == (1, channels, side // 8, side // 8)
     config = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=1, tokens=1)
     prompts = [f"{LONG} {{1|2|3|4|5|6|7|8}}"]
     topic = topic_prompts("glow", prompts=prompts, triggers=["glow"], count=4, held_out=2, seed=0)
@@ -125,7 +165,7 @@ def test_a_foreign_profile_is_distilled_in_its_own_latents(foreign: Path, tmp_pa
     assert not torch.equal(aligned.latents(LONG, 1, updates=[update.content_hash]), latents)
     assert torch.equal(aligned.latents("a boat", 1), edge.latents("a boat", 1))
     with Image.open(tmp_path / SAMPLES) as sheet:
-        assert sheet.size == (2 * 256, 3 * 256)
+        assert sheet.size == (2 * side, 3 * side)
 
 
 def test_an_update_is_distilled_at_the_profiles_size(profile: Path, tmp_path: Path) -> None:

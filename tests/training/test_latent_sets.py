@@ -46,7 +46,7 @@ PROMPTS = [COLOURS, "a fox in the snow"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A profile of 256 pixels, 16 latent channels and scaled latents in bfloat16."""
+    """A profile of 192 pixels, 16 latent channels and scaled latents in bfloat16."""
     return save_dummy_models(tmp_path_factory.mktemp("foreign"), like=FOREIGN)
 
 
@@ -154,7 +154,7 @@ def test_encoded_latents_are_scaled_and_keep_captions(
             alone = encode(vae, to_tensor(pixels[None]))[0]
             assert torch.equal(made.latents[row], alone.half())
             raw = vae.encode(to_tensor(pixels[None]).bfloat16()).latent_dist.mean[0].float()
-            torch.testing.assert_close(alone, raw * FOREIGN.scaling_factor)
+            torch.testing.assert_close(alone, raw * FOREIGN.edge.scaling_factor)
     texts = {row.file: row.text for row in made.info.rows}
     assert len(texts) == MIN_COUNT + 2
     assert {name: text for name, text in texts.items() if text} == {"00.png": "noise"}

@@ -276,7 +276,7 @@ class CalaStudy:
         latents, pixels, seeds = draw_edge_images(edge, count)
         known = [VERSION, bank.codec_hash, folder_hash(bank.profile.codec_without_alignment)]
         known += [bank.adapters.content_hash, edge.model_hash, edge.steps]
-        known += [edge.guidance_scale, prompts]
+        known += [edge.guidance_scale, prompts, *edge.departures]
         if (scorer := bank.profile.scorer) is not None:
             known += [folder_hash(scorer.clip), folder_hash(scorer.dino)]
         return cls(trainings, latents, pixels, seeds, content_key(*known), prompts)

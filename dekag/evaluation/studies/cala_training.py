@@ -135,7 +135,8 @@ class Trainings:
         profile, folder = self.bank.profile, self.plan.drawn
         if folder is None:
             edge = profile.edge
-            key = content_key(pipeline_hash(edge), edge.steps, edge.guidance_scale, profile.size, DRAWN)
+            sampled = edge.steps, edge.guidance_scale, profile.size
+            key = content_key(pipeline_hash(edge), *sampled, DRAWN, *edge.formats)
             folder = self.store.folder("latents", key)
             captions = STICKERS.edge_captions(DRAWN, DRAWN_SEED)
             latents_of_prompts(folder, profile, captions, count=DRAWN, seed=DRAWN_SEED)

@@ -184,7 +184,8 @@ def mean_image(edge: Generator, store: ResultStore) -> Pixels:
             total = total + edge.decoder.decode(edge.latents(caption, seed))[0].astype(np.float64)
         return np.asarray(total / _MEAN_IMAGES)
 
-    key = content_key(VERSION, edge.model_hash, edge.steps, edge.guidance_scale, _MEAN_IMAGES)
+    sampled = edge.steps, edge.guidance_scale
+    key = content_key(VERSION, edge.model_hash, *sampled, _MEAN_IMAGES, *edge.departures)
     return store.array("mean", key, make).round().astype(np.uint8)
 
 
@@ -203,7 +204,8 @@ def image_ladders(
                 made[f"{image_format}/{bare:d}"] = _scored(rungs, image, scorer, bare)
         return made
 
-    key = content_key(VERSION, QUALITIES, SCALES, image.shape, data=image.tobytes())
+    scored_by = [] if scorer is None else [scorer.model_hash]
+    key = content_key(VERSION, QUALITIES, SCALES, image.shape, *scored_by, data=image.tobytes())
     found = {}
     kind = "ladders" if scorer is not None else "ladders-psnr"
     for name, rungs in store.json(kind, key, make).items():

@@ -121,6 +121,7 @@ class MakdStudy:
         """Hash of `parts` and of everything that every result depends on."""
         cloud, edge = self.bank.cloud, self.bank.edge
         known = [VERSION, cloud.model_hash, edge.model_hash, self.prompts, cloud.steps, cloud.guidance_scale]
+        known += [*cloud.departures, *edge.departures]
         if self.bank.own_topics:
             known.append({name: self.test_prompts(name) for name in self.bank.own_topics})
         return content_key(*known, edge.steps, edge.guidance_scale, self.bank.metrics_hash, *parts)

@@ -178,7 +178,7 @@ def measure_semantic(task: tuple[Photograph, float, int], *, profile: str, runs:
         bank.codec_hash,
         bank.profile.adapters and bank.adapters.content_hash,
     )
-    known = (CHANNELS, cbr, SEMANTIC_SNRS_DB, seed, photo.pixels.shape)
+    known = (CHANNELS, cbr, SEMANTIC_SNRS_DB, seed, photo.pixels.shape, *bank.edge.departures)
     key = content_key(VERSION, models, *known, data=photo.pixels.tobytes())
     return ResultStore(runs).array("semantic", key, make)
 

@@ -26,6 +26,7 @@ from dekag.evaluation.runner import run_in_processes, run_serially
 from dekag.evaluation.statistics import bootstrap_mean
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import CHANNELS, RATES
+from dekag.generation.loading import folder_hash
 from dekag.link.conditions import LinkConditions
 from dekag.metrics.image import psnr_db
 from dekag.pipeline import LinkResult, SemanticLink
@@ -165,6 +166,7 @@ class RestorationStudy:
 
         bank, edge = self.bank, self.bank.edge
         known = [VERSION, edge.model_hash, edge.steps, edge.guidance_scale, bank.codec_hash]
+        known += [folder_hash(bank.profile.codec_without_alignment), *edge.departures]
         known += [bank.adapters.content_hash, self.count, self.told(cell.images), asdict(cell)]
         if cell.images == "taught":
             known += [bank.update(topic).content_hash for topic in bank.topics]

@@ -94,6 +94,11 @@ def test_the_doctor_sees_models_that_are_gone_or_damaged(
     shutil.copytree(other / "codec", tmp_path / "codec")
     assert "codec: made for latents of 16 channels; the edge's have 4" in doctor.models().detail
 
+    monkeypatch.setenv("DEKAG_PROFILE", "stickers")
+    named = CliRunner().invoke(app, ["doctor", "--profile", str(tmp_path), "--json"])
+    checks = {each["name"]: each for each in json.loads(named.stdout)["checks"]}
+    assert checks["models"]["detail"].startswith(f"profile {tmp_path}: codec: made for latents of 16")
+
     shipped = Path("models/stickers/cala")
     copy = tmp_path / "cala"
     copy.mkdir()

@@ -321,6 +321,28 @@ def test_an_invalid_command_line_is_refused_in_one_line(
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "profile check",
+        "profile fetch",
+        "train knowledge --profile",
+        "train golden --profile",
+        "experiment first-image --profile",
+        "experiment restoration --profile",
+        "bench parts --profile",
+    ],
+)
+def test_a_profile_that_does_not_exist_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*command.split(), "nowhere"])
+    assert done.exit_code == 1, done.output
+    assert done.stderr.splitlines()[-1] == "no profile 'nowhere': nowhere/profile.json does not exist"
+    assert "Traceback" not in done.output
+
+
 @pytest.mark.parametrize("group", [[], ["train"], ["bench"]])
 def test_a_group_without_a_command_shows_its_help(group: list[str]) -> None:
     done = CliRunner().invoke(app, group)
