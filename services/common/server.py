@@ -26,11 +26,11 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 
 from dekag import plugins
 from dekag.errors import InvalidInputError, NumericalError, UnavailableError
-from services.common import errors, metrics, security, tracing
+from services.common import callers, errors, metrics, security, tracing
 from services.common.addresses import join
 from services.common.certificates import TLS_DIR, certificates_in, serve_metrics, server_credentials
 from services.common.clients import Peer
-from services.common.errors import SettingError
+from services.common.errors import CallerError, SettingError
 from services.common.health import CHAIN, REASON_KEY, check_health
 from services.common.process import errors_logged
 from services.common.request_context import REQUEST_ID_KEY, begin_request, configure_logging
@@ -191,10 +191,13 @@ class _RequestInterceptor(aio.ServerInterceptor):
         name: name of the service.
         max_requests: upper limit of simultaneous requests, whether their message has arrived or not.
         receive_timeout_s: time limit for the message of a request, s.
+        mutual_tls: whether callers show certificates, which decide what they may call.
     """
 
-    def __init__(self, name: str, max_requests: int, receive_timeout_s: float) -> None:
-        self._name, self.ready = name, False
+    def __init__(
+        self, name: str, max_requests: int, receive_timeout_s: float, *, mutual_tls: bool = False
+    ) -> None:
+        self._name, self.ready, self._mutual_tls = name, False, mutual_tls
         self._receive_timeout_s = receive_timeout_s
         self._limits = {
             "requests": max_requests,
@@ -242,6 +245,13 @@ class _RequestInterceptor(aio.ServerInterceptor):
             traffic.sent_bytes += len(data)
             return data
 
+        async def check(context: aio.ServicerContext[Any, Any]) -> None:
+            try:
+                callers.check_call(_common_names(context), self._name, details.method.rpartition("/")[2])
+            except CallerError as error:  # answered and logged like any other refusal
+                async with self._request(details.method, headers, context, traffic):
+                    raise error from None
+
         async def unary(data: bytes, context: aio.ServicerContext[Any, Any]) -> bytes:
             async with self._request(details.method, headers, context, traffic):
                 return serialize(await handler.unary_unary(deserialize(data), context))
@@ -254,9 +264,10 @@ class _RequestInterceptor(aio.ServerInterceptor):
                 async for message in messages:
                     yield serialize(message)
 
-        return self._received(unary, stream if handler.unary_stream is not None else None)
+        streams = handler.unary_stream is not None
+        return self._received(unary, stream if streams else None, check=check if self._mutual_tls else None)
 
-    def _received(self, unary: Any, stream: Any, messages: Any = None) -> Any:
+    def _received(self, unary: Any, stream: Any, messages: Any = None, check: Any = None) -> Any:
         """A handler that passes the message on if it arrives in time.
 
         gRPC's own handlers of unary requests wait for it without a limit, before any of our code runs.
@@ -265,16 +276,19 @@ class _RequestInterceptor(aio.ServerInterceptor):
             unary: handles the message, if it is not to be answered with a stream.
             stream: handles the message, if it is.
             messages: a handler with the serialisers of the messages; None: they are bytes.
+            check: awaited with the context before the message is; refuses callers.
         """
         convert = {
             "request_deserializer": messages and messages.request_deserializer,
             "response_serializer": messages and messages.response_serializer,
         }
 
-        async def message(requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> Any:
+        async def message(requests: AsyncIterable[Any], context: aio.ServicerContext[Any, Any]) -> Any:
+            if check is not None:
+                await check(context)
             try:
                 async with asyncio.timeout(self._receive_timeout_s):
-                    return await anext(requests)
+                    return await anext(aiter(requests))
             except TimeoutError:
                 reason = f"the message did not arrive within {self._receive_timeout_s:g} s"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
@@ -284,12 +298,12 @@ class _RequestInterceptor(aio.ServerInterceptor):
         if stream is None:
 
             async def to_unary(requests: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-                return await unary(await message(aiter(requests), context), context)
+                return await unary(await message(requests, context), context)
 
             return grpc.stream_unary_rpc_method_handler(to_unary, **convert)
 
         async def to_stream(requests: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async with aclosing(stream(await message(aiter(requests), context), context)) as parts:
+            async with aclosing(stream(await message(requests, context), context)) as parts:
                 async for part in parts:
                     yield part
 
@@ -335,6 +349,12 @@ class _RequestInterceptor(aio.ServerInterceptor):
             )
 
 
+def _common_names(context: aio.ServicerContext[Any, Any]) -> frozenset[str]:
+    """The common names in the caller's certificate."""
+    shown = context.auth_context().get("x509_common_name", ())
+    return frozenset(name.decode(errors="replace") for name in shown)
+
+
 def _kind(method: str) -> str:
     """What a call counts as: "requests", "checks" and "watches" of health, or "reflections"."""
     if not method.startswith(_INFRASTRUCTURE):
@@ -378,7 +398,12 @@ class Server:
         self._settings, self._servicer, self._requests = (
             settings,
             servicer,
-            _RequestInterceptor(name, settings.max_requests, settings.receive_timeout_s),
+            _RequestInterceptor(
+                name,
+                settings.max_requests,
+                settings.receive_timeout_s,
+                mutual_tls=settings.tls_dir is not None,
+            ),
         )
         self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
@@ -412,10 +437,11 @@ class Server:
         """Starts to listen, at first only for health and reflection; returns the port.
 
         Raises:
-            SettingError: the address does not exist, its port is in use, or it would be exposed beyond
-                loopback without mutual TLS.
+            SettingError: the address does not exist, its port is in use, it would be exposed beyond loopback
+                without mutual TLS, or the certificate is that of another service.
         """
         folder = self._settings.tls_dir
+        callers.check_own(folder, self._name)
         certificates = None if folder is None else certificates_in(folder, TLS_DIR)
         credentials = None if certificates is None else server_credentials(certificates)
         security.check_exposure(

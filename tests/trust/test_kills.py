@@ -235,7 +235,6 @@ def _wait(moments: Moments, data: Path, unfinished: list[str]) -> None:
     else:
         for _ in range(moments.rng.randint(1, 3)):
             moments.wait_for_change(watched[stage], 15)
-    moments.stages[stage] += 1
 
 
 async def _renew(
