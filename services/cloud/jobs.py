@@ -274,10 +274,16 @@ class DistillQueue(RedisQueue):
 
 
 def read_specs(folders: JobFolders) -> dict[str, dict[str, Any]]:
-    """Specifications of the jobs that have not ended, by id; quarantines damaged ones."""
+    """Specifications of the jobs that have not ended, by id; quarantines damaged ones.
+
+    Those that a newer release has saved stay as they are.
+    """
     specs: dict[str, dict[str, Any]] = {}
     for name, text in folders.specs().items():
         if (saved := _parse_spec(name, text)) is None:
+            if fields := _newer_fields(text):
+                _log.warning("a job of a newer release waits for it", job=name, unknown=fields)
+                continue
             folders.quarantine_spec(name)
         elif not is_final(folders.record(name)):
             specs[name] = saved
@@ -328,6 +334,17 @@ def _parse_spec(name: str, text: bytes) -> dict[str, Any] | None:
         _log.warning("invalid job specification", job=name[:_MAX_ID_CHARS], error=str(error)[:200])
         return None
     return saved
+
+
+def _newer_fields(text: bytes) -> list[str]:
+    """The fields that this release does not know of a saved order that is valid without them."""
+    with contextlib.suppress(*_NO_JOB):
+        saved = parse_json(text, "specification")
+        unknown = saved["order"].keys() - DistillSpec.__dataclass_fields__.keys()
+        order = {name: value for name, value in saved["order"].items() if name not in unknown}
+        _check(_as_job("0" * 32, {**saved, "order": order}))
+        return sorted(unknown)
+    return []
 
 
 def _as_job(name: str, saved: Mapping[str, Any]) -> Job:

@@ -8,7 +8,7 @@ import gc
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
@@ -45,6 +46,8 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CHECK = f"/{HEALTH_NAME}/Check"
 _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 _WATCH = f"/{HEALTH_NAME}/Watch"
+MAX_ARRIVING = 64
+"""Upper limit of calls whose message has not arrived; the oldest makes room for another."""
 MAX_CHECKS = MAX_REFLECTIONS = 32
 """Upper limits of simultaneous health checks, and of streams of reflection."""
 MAX_CONNECTIONS = 256
@@ -189,7 +192,7 @@ class _RequestInterceptor(aio.ServerInterceptor):
 
     Args:
         name: name of the service.
-        max_requests: upper limit of simultaneous requests, whether their message has arrived or not.
+        max_requests: upper limit of simultaneous requests whose message has arrived.
         receive_timeout_s: time limit for the message of a request, s.
         mutual_tls: whether callers show certificates, which decide what they may call.
     """
@@ -206,6 +209,7 @@ class _RequestInterceptor(aio.ServerInterceptor):
             "reflections": MAX_REFLECTIONS,
         }
         self._calls: Counter[str] = Counter()
+        self._arriving: dict[object, asyncio.Timeout] = {}  # by call, the oldest first
 
     async def intercept_service(
         self,
@@ -216,17 +220,10 @@ class _RequestInterceptor(aio.ServerInterceptor):
         if handler is None:
             return handler
         kind = _kind(details.method)
-        if (calls := self._calls[kind]) >= self._limits[kind]:
-            return _refusing(handler, f"{calls} {kind} are in progress, which is the limit")
-        task = cast("asyncio.Task[Any]", asyncio.current_task())  # of the whole call, message included
-        self._calls[kind] += 1
-        task.add_done_callback(lambda _: self._calls.subtract([kind]))
-        if handler.request_streaming:
-            return handler
+        if kind in ("watches", "reflections"):  # which last
+            return _refusing(reason) if (reason := self._admit(kind)) else handler
         if kind == "checks":
-            return self._received(handler.unary_unary, None, handler)
-        if kind != "requests":
-            return handler
+            return self._received(kind, handler.unary_unary, None, handler)
         headers = dict(details.invocation_metadata or ())
         if _ATTEMPTS_KEY in headers:
             metrics.RETRIES.labels(f"{self._name}.{details.method.rpartition('/')[2]}").inc()
@@ -235,10 +232,14 @@ class _RequestInterceptor(aio.ServerInterceptor):
         def deserialize(data: bytes) -> Any:  # here and not in gRPC, so that errors belong to the request
             traffic.received_bytes += len(data)
             try:
-                return handler.request_deserializer(data)
+                message = handler.request_deserializer(data)
             except DecodeError:
                 allowed = f"a valid message for {details.method}"
                 raise InvalidInputError("request", allowed, f"{len(data)} bytes") from None
+            fields: Iterable[Any] = UnknownFieldSet(message)  # type: ignore[assignment]  # the stub lacks it
+            if unknown := sorted({field.field_number for field in fields}):
+                _log.warning("fields of a newer caller are ignored", method=details.method, fields=unknown)
+            return message
 
         def serialize(message: Any) -> bytes:  # here and not in gRPC, so that the log line has its size
             data: bytes = handler.response_serializer(message)
@@ -265,14 +266,43 @@ class _RequestInterceptor(aio.ServerInterceptor):
                     yield serialize(message)
 
         streams = handler.unary_stream is not None
-        return self._received(unary, stream if streams else None, check=check if self._mutual_tls else None)
+        return self._received(
+            kind, unary, stream if streams else None, check=check if self._mutual_tls else None
+        )
 
-    def _received(self, unary: Any, stream: Any, messages: Any = None, check: Any = None) -> Any:
+    def _admit(self, kind: str) -> str:
+        """Counts the current call as one of its kind until it ends; otherwise says why it is refused."""
+        if (calls := self._calls[kind]) >= self._limits[kind]:
+            return f"{calls} {kind} are in progress, which is the limit"
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._calls[kind] += 1
+        task.add_done_callback(lambda _: self._calls.subtract([kind]))
+        return ""
+
+    async def _arrival(self, requests: AsyncIterable[Any]) -> Any:
+        """The message of a call; TimeoutError if it does not arrive in time.
+
+        If more than MAX_ARRIVING calls wait for theirs, the oldest has no more time: clients send a call and
+        its message together, so it is held on purpose, and must not take the place of others.
+        """
+        call = object()
+        try:
+            async with asyncio.timeout(self._receive_timeout_s) as limit:
+                self._arriving[call] = limit
+                if len(self._arriving) > MAX_ARRIVING:
+                    oldest = next(iter(self._arriving))
+                    self._arriving.pop(oldest).reschedule(asyncio.get_running_loop().time())
+                return await anext(aiter(requests))
+        finally:
+            self._arriving.pop(call, None)
+
+    def _received(self, kind: str, unary: Any, stream: Any, messages: Any = None, check: Any = None) -> Any:
         """A handler that passes the message on if it arrives in time.
 
         gRPC's own handlers of unary requests wait for it without a limit, before any of our code runs.
 
         Args:
+            kind: what the call counts as from the arrival of its message on.
             unary: handles the message, if it is not to be answered with a stream.
             stream: handles the message, if it is.
             messages: a handler with the serialisers of the messages; None: they are bytes.
@@ -287,13 +317,15 @@ class _RequestInterceptor(aio.ServerInterceptor):
             if check is not None:
                 await check(context)
             try:
-                async with asyncio.timeout(self._receive_timeout_s):
-                    return await anext(aiter(requests))
+                arrived = await self._arrival(requests)
             except TimeoutError:
-                reason = f"the message did not arrive within {self._receive_timeout_s:g} s"
+                reason = f"the message did not arrive within {self._receive_timeout_s:g} s, or others waited"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
             except StopAsyncIteration:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is missing")
+            if reason := self._admit(kind):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            return arrived
 
         if stream is None:
 
@@ -362,20 +394,14 @@ def _kind(method: str) -> str:
     return {_CHECK: "checks", _WATCH: "watches"}.get(method, "reflections")
 
 
-def _refusing(handler: Any, reason: str) -> Any:
-    """A handler of the same kind that refuses the call, whose message need not arrive."""
-
-    async def refuse(_: Any, context: aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+def _refusing(reason: str) -> Any:
+    """A handler that refuses a call, of which no message need arrive."""
 
     async def refuse_stream(_: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         yield b""
 
-    # takes the messages as a stream, so that it begins before the first
-    if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream)
-    return grpc.stream_unary_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse_stream)
 
 
 class Server:
@@ -408,8 +434,8 @@ class Server:
         self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
             interceptors=[self._requests],
-            maximum_concurrent_rpcs=2
-            * (settings.max_requests + MAX_CHECKS + MAX_CONNECTIONS + MAX_REFLECTIONS),  # refused ones count
+            maximum_concurrent_rpcs=2  # refused ones count, too
+            * (settings.max_requests + MAX_ARRIVING + MAX_CHECKS + MAX_CONNECTIONS + MAX_REFLECTIONS),
             options=[
                 *security.METADATA_OPTIONS,
                 ("grpc.server_handshake_timeout_ms", round(settings.receive_timeout_s * 1000)),
