@@ -62,7 +62,7 @@ def check_own(folder: Path | None, service: str) -> None:
     """
     if folder is None or service not in _CHAIN:
         return
-    security.check_pair(folder, "DEKAG_TLS_DIR")
+    security.server_context(folder, "DEKAG_TLS_DIR")  # says what is wrong
     (content,) = security.read(folder, security.CERTIFICATE, setting="DEKAG_TLS_DIR")
     names = x509.load_pem_x509_certificate(content).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if service not in (shown := [str(name.value) for name in names]):
