@@ -47,7 +47,7 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 """Format of a returned image."""
 ResponseFormat = Literal["b64_json", "url"]
 LongPrompt = Literal["read", "refuse"]
-JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
+JobStatus = Literal["queued", "running", "finished", "failed", "cancelled", "unknown"]
 
 _SIZE = re.compile(r"([1-9]\d{1,3})x([1-9]\d{1,3})")
 _SIZES = (
@@ -411,6 +411,7 @@ _RestorationName = Annotated[str, _listed(Restoration)]
 _FormatName = Annotated[str, _listed(ImageFormat)]
 _CsiName = Annotated[str, _listed(Csi)]
 _EqualizerName = Annotated[str, _listed(EqualizerKind)]
+_JobStatusName = Annotated[str, _listed(JobStatus)]
 
 
 class StageTime(_Response):
@@ -1020,7 +1021,11 @@ class Job(_Response):
 
     id: str = Field(examples=[EXAMPLE_JOB])
     topic: str = Field(examples=["neon"])
-    status: JobStatus = Field(description="The last three values are final.", examples=["running"])
+    status: _JobStatusName = Field(
+        description="Finished, failed and cancelled are final; unknown is a status that only a newer cloud "
+        "service knows.",
+        examples=["running"],
+    )
     stage: str | None = Field(
         description='"generate" (images), "train" (steps) or "score" (images); null before the first stage.',
         examples=["train"],

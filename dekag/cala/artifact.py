@@ -161,6 +161,14 @@ class TransmissionKnowledge(Artifact):
         """Whether knowledge.json states transmission knowledge of this format."""
         return bool(info["format"] == FORMAT and info["kind"] == KIND)
 
+    @classmethod
+    def advice(cls, info: Mapping[str, Any]) -> str:
+        """What to do about transmission knowledge of a later version of this software."""
+        found: object = info["format"]
+        if isinstance(found, int) and found > FORMAT:
+            return f" {found}, newer than {FORMAT}, which is the newest known here: update this software"
+        return ""
+
     def check(self) -> None:
         """Raises one of UNREADABLE unless every part is valid."""
         if not isinstance(self.info["base_hash"], str):

@@ -208,6 +208,8 @@ class KnowledgeUpdate(Artifact):
     def check(self) -> None:
         """Raises ValueError unless every part has the expected type and shape."""
         triggers = self.info["triggers"]
+        if unknown := ", ".join(sorted(self.info.keys() - _INFO)):
+            raise MismatchError(f"{self.label} has entries that are not known here: {unknown[:200]}")
         if self.info.keys() != _INFO:
             raise ValueError("entries")
         if not isinstance(triggers, list) or not 0 < len(triggers) <= MAX_TRIGGERS:

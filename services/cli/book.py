@@ -28,6 +28,7 @@ from dekag.evaluation.reports import (
 from services.bench import real_models_report
 from services.bench import report as serving
 from services.cli import reference
+from services.common.callers import MAY_CALL
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import ServiceDescriptor
@@ -71,6 +72,7 @@ def write_reference(app: typer.Typer) -> None:
     reference.write_cli_page(app)
     reference.write_rest_page(openapi())
     reference.write_grpc_page(grpc_services())
+    reference.write_security_page(MAY_CALL)
 
 
 def openapi() -> dict[str, Any]:

@@ -23,6 +23,7 @@ SETTINGS_PAGE = Path("docs/settings.md")
 CLI_PAGE = Path("docs/cli.md")
 REST_PAGE = Path("docs/rest.md")
 GRPC_PAGE = Path("docs/grpc.md")
+SECURITY_PAGE = Path("docs/security.md")
 REQUESTS = ("ImagesRequest", "PictureRequest", "KnowledgeRequest")
 ANSWERS = ("ImagesResponse", "LinkReport", "Job", "KnowledgeManifest", "Demand", "Transmission", "Problem")
 _EXACT = 2**53  # beyond it a bound in a JSON schema is only nearly what it was
@@ -76,6 +77,17 @@ def write_grpc_page(services: Sequence[tuple[ServiceDescriptor, type]], page: Pa
                 row([f"`{service.name}.{method.name}`", f"`{method.input_type.name}`", answer, _cell(said)])
             )
     fill_page(page, "rpcs", lines)
+
+
+def write_security_page(
+    callers: Mapping[str, Mapping[str, Sequence[str]]], page: Path = SECURITY_PAGE
+) -> None:
+    """Write the table of docs/security.md: what each certificate may call, by the called service."""
+    lines = ["| certificate of | may call | methods |", "|---|---|---|"]
+    for caller, services in callers.items():
+        for service, methods in services.items():
+            lines.append(row([f"`{caller}`", f"`{service}`", ", ".join(f"`{each}`" for each in methods)]))
+    fill_page(page, "callers", lines)
 
 
 def _operations(document: Mapping[str, Any]) -> list[str]:

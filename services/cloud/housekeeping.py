@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from dekag.documents import parse_json
 from dekag.errors import ExhaustedError
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings
@@ -105,6 +106,7 @@ class Housekeeping:
         self._folders.tidy(keep_s=keep_s, keep=settings.keep_jobs)
         self._store.tidy(keep=min(_ASIDE, settings.max_topics), keep_s=max(keep_s, 30 * 86_400))
         self._transmission.tidy()
+        self._store.owners.tidy(topics_in_use(settings.data_dir))
         kept = {"keep": settings.keep_versions, "keep_s": settings.keep_versions_s}
         for topic, versions in self._store.prune(**kept).items():
             _log.info("deleted earlier versions of knowledge", topic=topic, versions=versions)
@@ -120,6 +122,7 @@ class Housekeeping:
             "topics": (len(folders_in(knowledge)), settings.max_topics),
             "knowledge_mib": (_bytes_in(knowledge, transmission) / _MIB, settings.max_knowledge_mib),
             "unfinished_jobs": (len(self._folders.specs()), settings.max_jobs),
+            "owners": (self._store.owners.count(), settings.max_topics),
             "ended_jobs": (len(self._folders.ended()), 2 * settings.keep_jobs),
             "set_aside": (len(folders_in(data / "aside")), 2 * _ASIDE),
         }
@@ -127,6 +130,22 @@ class Housekeeping:
             metrics.STORE_ITEMS.labels(store).set(items)
             metrics.STORE_LIMIT.labels(store).set(limit)
         metrics.DISK_FREE_BYTES.labels("data").set(shutil.disk_usage(data).free)
+
+
+def topics_in_use(data_dir: Path) -> set[str]:
+    """Topics that have versions or an unfinished job."""
+    return {folder.name for folder in folders_in(data_dir / "knowledge")} | waiting_topics(
+        JobFolders(data_dir)
+    )
+
+
+def waiting_topics(folders: JobFolders) -> set[str]:
+    """Topics for which a distillation waits or runs."""
+    found = set()
+    for name, text in folders.specs().items():
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # damaged
+            found.add(str(parse_json(text, f"specification of job {name[:64]}")["order"]["topic"]))
+    return found
 
 
 def _bytes_in(*folders: Path) -> int:

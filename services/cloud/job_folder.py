@@ -26,7 +26,8 @@ import structlog
 
 from dekag.documents import DocumentError, parse_json
 from dekag.errors import NotFoundError
-from services.cloud.version_store import folders_in, sync_folder, write_synced
+from services.cloud.synced_files import sync_folder, write_synced
+from services.cloud.version_store import folders_in
 
 Decision = Literal["cancelled", "published", "failed"]
 """What becomes of a job; "published" also if its update is kept aside as no better."""

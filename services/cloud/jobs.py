@@ -112,6 +112,7 @@ class JobState:
         version: version of the knowledge that it made; None if it was not published.
         kept_aside: why the update was not published; empty if it was.
         scores: scores of the update on held-out prompts, once the job is finished.
+        owner: name of the API key that started it, empty without keys; None of a job of an earlier release.
     """
 
     id: str
@@ -128,6 +129,7 @@ class JobState:
     version: int | None
     kept_aside: str
     scores: Mapping[str, float]
+    owner: str | None = None
 
     @property
     def over(self) -> bool:
@@ -274,10 +276,16 @@ class DistillQueue(RedisQueue):
 
 
 def read_specs(folders: JobFolders) -> dict[str, dict[str, Any]]:
-    """Specifications of the jobs that have not ended, by id; quarantines damaged ones."""
+    """Specifications of the jobs that have not ended, by id; quarantines damaged ones.
+
+    Those that a newer release has saved stay as they are.
+    """
     specs: dict[str, dict[str, Any]] = {}
     for name, text in folders.specs().items():
         if (saved := _parse_spec(name, text)) is None:
+            if fields := _newer_fields(text):
+                _log.warning("a job of a newer release waits for it", job=name, unknown=fields)
+                continue
             folders.quarantine_spec(name)
         elif not is_final(folders.record(name)):
             specs[name] = saved
@@ -314,6 +322,8 @@ def _check(job: Job) -> None:
     # bool is a subclass of int, but Redis rejects it as a number
     if not isinstance(job.retryable, bool) or not math.isfinite(times) or isinstance(created, bool):
         raise ValueError("times")
+    if not isinstance(job.meta.get("owner", ""), str):
+        raise TypeError("owner")
     for key, value in job.meta.get("trace", {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise ValueError("trace")
@@ -330,10 +340,26 @@ def _parse_spec(name: str, text: bytes) -> dict[str, Any] | None:
     return saved
 
 
+def _newer_fields(text: bytes) -> list[str]:
+    """The fields that this release does not know of a saved order that is valid without them."""
+    with contextlib.suppress(*_NO_JOB):
+        saved = parse_json(text, "specification")
+        unknown = saved["order"].keys() - DistillSpec.__dataclass_fields__.keys()
+        order = {name: value for name, value in saved["order"].items() if name not in unknown}
+        _check(_as_job("0" * 32, {**saved, "order": order}))
+        return sorted(unknown)
+    return []
+
+
 def _as_job(name: str, saved: Mapping[str, Any]) -> Job:
     """The job in its initial state."""
-    meta = {"created": saved["created"], "trace": saved["trace"]}
-    return Job(FUNCTION, key=name, kwargs=saved["order"], meta=meta)
+    return Job(FUNCTION, key=name, kwargs=saved["order"], meta=_meta(saved))
+
+
+def _meta(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a job carries besides its order; jobs of earlier releases have no owner."""
+    owner = {"owner": saved["owner"]} if "owner" in saved else {}
+    return {"created": saved["created"], "trace": saved["trace"], **owner}
 
 
 def _silent_s(job: Job) -> float:
@@ -368,13 +394,14 @@ class Jobs:
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def start(self, spec: DistillSpec, name: str = "", client: str = "") -> JobState:
+    async def start(self, spec: DistillSpec, name: str = "", client: str = "", owner: str = "") -> JobState:
         """Queues a job, or returns the job that was queued with this id and the same specification.
 
         Args:
             spec: what to distil.
             name: id of the job; empty for a new one.
-            client: whose job it is.
+            client: whose job it is, for limits and turns.
+            owner: name of the API key that may see and cancel it; empty without keys.
 
         Raises:
             ExhaustedError: too many jobs are unfinished, of this client or in all.
@@ -406,6 +433,7 @@ class Jobs:
                 "created": time.time(),
                 "trace": tracing.outgoing(),
                 "client": client,
+                "owner": owner,
             }
             if disk_problem := await asyncio.to_thread(problem, self._settings.data_dir):
                 raise UnavailableError(f"the job cannot be saved: {disk_problem}")
@@ -492,7 +520,7 @@ class Jobs:
             heartbeat=self._settings.job_heartbeat_s,
             retries=self._settings.job_attempts,
             ttl=self._settings.job_keep_s,
-            meta={"created": saved["created"], "trace": saved["trace"]},
+            meta=_meta(saved),
         )
 
     async def unfinished(self) -> dict[str, int]:
@@ -515,11 +543,29 @@ class Jobs:
             )
         return state
 
-    async def recent(self) -> list[JobState]:
-        """At most 100 jobs, newest first."""
-        unfinished = await self._specs()
-        ended = (await self._on_disk(self._folders.ended))[:_LISTED]
-        names = dict.fromkeys([*unfinished, *ended])
+    async def recent(self, is_seen: Callable[[str, str | None], bool] = lambda *_: True) -> list[JobState]:
+        """At most 100 jobs, newest first.
+
+        Args:
+            is_seen: given topic and owner, says whether a job is among them.
+        """
+
+        def seen(saved: Mapping[str, Any]) -> bool:
+            return is_seen(str(saved["order"]["topic"]), saved.get("owner"))
+
+        def seen_of_ended() -> list[str]:
+            found: list[str] = []
+            for name in self._folders.ended():
+                record = self._folders.record(name)
+                with contextlib.suppress(*_NO_JOB):
+                    if record is not None and seen(record):
+                        found.append(name)
+                if len(found) == _LISTED:
+                    break
+            return found
+
+        unfinished = [name for name, saved in (await self._specs()).items() if seen(saved)]
+        names = dict.fromkeys([*unfinished, *await self._on_disk(seen_of_ended)])
         states = [state for state in await self._states(list(names)) if state is not None]
         return sorted(states, key=lambda state: state.created, reverse=True)[:_LISTED]
 
@@ -657,4 +703,5 @@ def _state(job: Job) -> JobState:
         version=result.get("version"),
         kept_aside=result.get("kept_aside", ""),
         scores=dict(result.get("scores", {})),
+        owner=job.meta.get("owner"),
     )

@@ -5,12 +5,17 @@ A topic without a file is shared: made without API keys, shipped, or shared by a
 
 from __future__ import annotations
 
+import contextlib
+import time
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 
 from dekag.errors import ConflictError
+from services.cloud.synced_files import sync_folder, write_synced
 
 _MAX_BYTES = 256
+_CLAIM_S = 3600.0  # longest time from a claim to the first version or job
 
 
 class Owners:
@@ -53,9 +58,30 @@ class Owners:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         new = self._folder / f".new-{uuid.uuid4().hex}"
-        new.write_text(owner)
+        write_synced(new, owner.encode())
         new.replace(self._folder / topic)
+        sync_folder(self._folder)
 
     def share(self, topic: str) -> None:
         """Lets every key use a topic, which only admins can change from then on."""
-        (self._folder / topic).unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):
+            (self._folder / topic).unlink(missing_ok=True)
+
+    def tidy(self, topics: Collection[str]) -> None:
+        """Deletes the owners of topics that are gone, and what killed processes left behind.
+
+        Args:
+            topics: those that exist, or that an unfinished job may still publish.
+        """
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for file in self._folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    if file.name not in topics and time.time() - file.stat().st_mtime > _CLAIM_S:
+                        file.unlink()
+
+    def count(self) -> int:
+        """Number of topics that belong to keys."""
+        try:
+            return sum(not file.name.startswith(".") for file in self._folder.iterdir())
+        except (FileNotFoundError, NotADirectoryError):
+            return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -21,10 +22,10 @@ from dekag.makd.topics import check_triggers
 from services.cloud import distill_request
 from services.cloud.demand import ACTIONS, BY_FILE, DemandLedger
 from services.cloud.drift import DriftWatch
-from services.cloud.housekeeping import Housekeeping, Lease, check_quotas
+from services.cloud.housekeeping import Housekeeping, Lease, check_quotas, waiting_topics
 from services.cloud.image_scoring import ScoringQueue, received_pixels
 from services.cloud.job_folder import JobFolders
-from services.cloud.jobs import Jobs, JobState, read_specs
+from services.cloud.jobs import Jobs, JobState
 from services.cloud.redis_mirror import sync_adapters, sync_knowledge
 from services.cloud.repair import Repair
 from services.cloud.version_store import KnowledgeStore, TransmissionStore, disk_errors, problem
@@ -211,27 +212,43 @@ class CloudServicer(CloudBase):
         for name in ("client", "owner"):
             if len(value := getattr(request, name)) > _MAX_CLIENT_CHARS:
                 raise InvalidInputError(name, f"at most {_MAX_CLIENT_CHARS} characters", value)
-        async with self._claiming:
-            await self._claim(spec.topic, request.owner, admin=request.admin)
-            started = await self._jobs.start(spec, check_job_id(request.job_id), request.client)
+        async with self._claimed(spec.topic, request.owner, admin=request.admin):
+            job_id = check_job_id(request.job_id)
+            started = await self._jobs.start(spec, job_id, request.client, request.owner)
         return self._job(started)
 
-    async def _claim(self, topic: str, owner: str, *, admin: bool) -> None:
-        """Makes a new topic the owner's; ConflictError if it is somebody else's."""
+    @asynccontextmanager
+    async def _claimed(self, topic: str, owner: str, *, admin: bool) -> AsyncIterator[None]:
+        """Makes a new topic the owner's, unless what is done inside the context fails.
+
+        Raises:
+            ConflictError: it is somebody else's.
+        """
         owners = self._store.owners
-        if await asyncio.to_thread(owners.of, topic) == owner:
-            return
-        exists = topic in await asyncio.to_thread(self._store.topics)
-        if not exists:  # an unfinished job may still publish it
-            specs = await asyncio.to_thread(read_specs, self._job_folders)
-            exists = any(saved["order"]["topic"] == topic for saved in specs.values())
-        with disk_errors(self._settings.data_dir):
-            await asyncio.to_thread(partial(owners.claim, topic, owner, admin=admin, exists=exists))
+        async with self._claiming:
+            if await asyncio.to_thread(owners.of, topic) == owner:
+                yield
+                return
+            exists = topic in await asyncio.to_thread(self._store.topics)
+            # an unfinished job may still publish it
+            exists = exists or topic in await asyncio.to_thread(waiting_topics, self._job_folders)
+            with disk_errors(self._settings.data_dir):
+                await asyncio.to_thread(partial(owners.claim, topic, owner, admin=admin, exists=exists))
+            try:
+                yield
+            except BaseException:
+                if not exists:
+                    owners.share(topic)
+                raise
 
     def _job(self, state: JobState) -> Job:
         message = state.to_proto()
-        message.owner = self._store.owners.of(state.topic)
+        message.owner = self._owner_of_job(state.topic, state.owner)
         return message
+
+    def _owner_of_job(self, topic: str, owner: str | None) -> str:
+        """Who may see and cancel a job; a job of an earlier release belongs to the owner of its topic."""
+        return self._store.owners.of(topic) if owner is None else owner
 
     async def GetJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> Job:
         """The current state of a job."""
@@ -240,8 +257,12 @@ class CloudServicer(CloudBase):
     async def ListJobs(
         self, request: ListJobsRequest, context: aio.ServicerContext[ListJobsRequest, JobsMessage]
     ) -> JobsMessage:
-        """The jobs, newest first."""
-        return JobsMessage(jobs=[self._job(state) for state in await self._jobs.recent()])
+        """The latest 100 jobs, newest first; with an owner, those that this API key may see."""
+
+        def is_seen(topic: str, owner: str | None) -> bool:
+            return not request.HasField("owner") or self._owner_of_job(topic, owner) in ("", request.owner)
+
+        return JobsMessage(jobs=[self._job(state) for state in await self._jobs.recent(is_seen)])
 
     async def WatchJob(self, request: JobId, context: aio.ServicerContext[JobId, Job]) -> AsyncIterator[Job]:
         """The current state of a job, then each change."""
@@ -364,7 +385,7 @@ class CloudServicer(CloudBase):
             update = update_in(dict(request.files))
             if update.topic != topic:
                 raise InvalidInputError("topic", f"that of the update, {update.topic}", topic)
-            check_quotas(self._settings, topic)
+            check_quotas(self._settings, topic, waiting_topics(self._job_folders))
             if not request.admin:  # who may publish what ships, with triggers such as "and a"
                 check_triggers(update.info["triggers"])
             manifest = publish_update(update, self._store, edge_hash)
@@ -373,8 +394,7 @@ class CloudServicer(CloudBase):
                 manifest=self._signer.signed(versions[manifest.version]).to_proto(), versions=list(versions)
             )
 
-        async with self._claiming:
-            await self._claim(topic, request.owner, admin=request.admin)
+        async with self._claimed(topic, request.owner, admin=request.admin):
             return await self._published(publish)
 
     async def PublishTransmissionKnowledge(

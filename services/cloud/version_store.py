@@ -33,6 +33,7 @@ from dekag.artifacts import HISTORY
 from dekag.documents import DocumentError, parse_json, read_json
 from dekag.errors import ConflictError, InvalidInputError, NotFoundError, UnavailableError
 from services.cloud.owners import Owners
+from services.cloud.synced_files import sync_folder, write_synced
 from services.common.knowledge import Manifest, VersionManifest
 from services.common.transmission import TransmissionManifest
 
@@ -560,20 +561,3 @@ def _expired(folders: Sequence[Path], *, keep: int, keep_s: float) -> list[Path]
         for position, folder in enumerate(latest)
         if position >= keep or time.time() - changed[folder] > keep_s
     ]
-
-
-def write_synced(path: Path, data: bytes) -> None:
-    """Writes a file and syncs its content to disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Syncs a folder to disk, so that a rename in it survives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -102,11 +102,8 @@ class Certificates:
         latest = [context]
 
         def renew() -> None:
-            new = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            new.verify_mode, new.options = context.verify_mode, context.options
-            new.load_cert_chain(self._folder / security.CERTIFICATE, self._folder / security.KEY, password="")
-            if self._authority:
-                new.load_verify_locations(self._folder / security.CA)
+            new = security.server_context(self._folder, self._setting, authority=self._authority)
+            new.options = context.options
             latest[0] = new
 
         def hand_over(connection: ssl.SSLObject, name: str | None, used: ssl.SSLContext) -> None:
@@ -132,7 +129,7 @@ class Certificates:
         threading.Thread(target=look, name="certificates", daemon=True).start()
 
     def _read(self) -> _Files:
-        security.check_pair(self._folder, self._setting, authority=self._authority)
+        security.server_context(self._folder, self._setting, authority=self._authority)  # says what is wrong
         *authority, certificate, key = security.read(self._folder, *self._names, setting=self._setting)
         ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
         return _Files(b"".join(authority), certificate, key, ends.timestamp())

@@ -50,6 +50,10 @@ class _Sized(Protocol):
     height: int
 
 
+UNKNOWN = "unknown"
+"""What REST calls a value of an enumeration that only a newer service knows."""
+
+
 def enum_values(enum: Any) -> dict[str, Any]:
     """The values of a protobuf enumeration by the names of REST: DELIVERY_SEMANTIC is "semantic"."""
     return {name: value.number for value in enum.DESCRIPTOR.values if (name := enum_name(value))}

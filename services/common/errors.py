@@ -32,6 +32,10 @@ class SettingError(DekagError):
     """A setting is invalid on this machine; the message says how to fix it."""
 
 
+class CallerError(DekagError):
+    """A service called what its certificate does not allow; a fault of the deployment, not of a request."""
+
+
 class InternalError(DekagError):
     """An unexpected error; the message names the request id, the service's log has the details."""
 
@@ -45,6 +49,7 @@ STATUS: Mapping[type[DekagError], tuple[StatusCode, int]] = {
     MismatchError: (StatusCode.FAILED_PRECONDITION, 409),
     ConflictError: (StatusCode.ABORTED, 409),
     UnavailableError: (StatusCode.UNAVAILABLE, 503),
+    CallerError: (StatusCode.PERMISSION_DENIED, 503),
     DeadlineError: (StatusCode.DEADLINE_EXCEEDED, 504),
     ExhaustedError: (StatusCode.RESOURCE_EXHAUSTED, 429),
     InternalError: (StatusCode.INTERNAL, 500),

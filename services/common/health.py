@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import grpc
@@ -35,17 +36,21 @@ async def check_health(peer: Peer, name: str, timeout_s: float, part: str = "") 
     Args:
         peer: the service.
         name: its name in the reason.
-        timeout_s: longest wait, s.
+        timeout_s: longest wait, s, for all that is asked.
         part: `CHAIN`, or a part of the service, such as "distillation" of the cloud; empty for the service
             alone.
     """
-    health = await _check(peer.channel, name, timeout_s, part)
-    return health if health.state != "unreachable" else await _check(peer.every, name, timeout_s, part)
+    end = time.monotonic() + timeout_s
+    health = await _check(peer.channel, name, end, part)
+    if health.state != "unreachable" or time.monotonic() >= end:
+        return health
+    return await _check(peer.every, name, end, part)
 
 
-async def _check(channel: aio.Channel, name: str, timeout_s: float, part: str) -> Health:
+async def _check(channel: aio.Channel, name: str, end: float, part: str) -> Health:
+    """As `check_health`; ``end`` is on the monotonic clock, s."""
     check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]
-    call = check(health_pb2.HealthCheckRequest(service=part), timeout=timeout_s)
+    call = check(health_pb2.HealthCheckRequest(service=part), timeout=max(end - time.monotonic(), 0))
     try:
         response = await call
         if response.status == health_pb2.HealthCheckResponse.SERVING:
@@ -53,7 +58,7 @@ async def _check(channel: aio.Channel, name: str, timeout_s: float, part: str) -
         reasons = dict(await call.trailing_metadata() or ())
     except grpc.RpcError as error:
         if part == CHAIN and error.code() is grpc.StatusCode.NOT_FOUND:  # a server that knows only its own
-            return await _check(channel, name, timeout_s, "")
+            return await _check(channel, name, end, "")
         late = error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         return Health("unreachable", f"{name} {'does not answer in time' if late else 'cannot be reached'}")
     reason = reasons.get(REASON_KEY, b"").decode(errors="replace")

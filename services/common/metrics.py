@@ -141,12 +141,7 @@ def serve(settings: CommonSettings) -> ssl.SSLContext | None:
         safe=folder is not None,
         fix="set DEKAG_TLS_DIR to a folder that `dekag credentials` makes",
     )
-    tls: ssl.SSLContext | None = None
-    if folder is not None:
-        security.check_pair(folder, "DEKAG_TLS_DIR")
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=folder / security.CA)
-        tls.load_cert_chain(folder / security.CERTIFICATE, folder / security.KEY)
-        tls.verify_mode = ssl.CERT_REQUIRED
+    tls = None if folder is None else security.server_context(folder, "DEKAG_TLS_DIR")
     try:
         server = _Server(settings, tls)
     except OSError as error:

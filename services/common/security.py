@@ -96,20 +96,20 @@ def secret(file: Path, setting: str) -> str:
     return text
 
 
-def check_pair(folder: Path, setting: str, *, authority: bool = True) -> None:
-    """Checks that a folder holds a certificate and its key.
+def server_context(folder: Path, setting: str, *, authority: bool = True) -> ssl.SSLContext:
+    """TLS of a server with the certificate and key in a folder.
 
     Args:
         folder: folder with tls.crt and tls.key.
         setting: variable that names the folder, for the message.
-        authority: whether ca.crt is required, too.
+        authority: whether clients must show a certificate of ca.crt.
 
     Raises:
         SettingError: a file cannot be read or is invalid, or certificate and key do not match.
     """
     names = (CA, CERTIFICATE, KEY) if authority else (CERTIFICATE, KEY)
     read(folder, *names, setting=setting)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         # with an empty password, as an encrypted key would otherwise prompt for one at the terminal
         context.load_cert_chain(folder / CERTIFICATE, folder / KEY, password="")
@@ -123,13 +123,15 @@ def check_pair(folder: Path, setting: str, *, authority: bool = True) -> None:
             context.load_verify_locations(folder / CA)
         except OSError as error:
             raise SettingError(f"{setting}: {folder / CA} must be a certificate in PEM ({error})") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 def channel_credentials(folder: Path | None) -> grpc.ChannelCredentials | None:
     """Credentials of a gRPC client for one use; None without TLS."""
     if folder is None:
         return None
-    check_pair(folder, _TLS_DIR)
+    server_context(folder, _TLS_DIR)  # says what is wrong
     authority, certificate, key = read(folder, CA, CERTIFICATE, KEY, setting=_TLS_DIR)
     return grpc.ssl_channel_credentials(authority, key, certificate)
 
@@ -149,7 +151,7 @@ def redis_options(settings: CommonSettings) -> dict[str, Any]:
     if (file := settings.redis_password_file) is not None:
         options["password"] = secret(file, "DEKAG_REDIS_PASSWORD_FILE")
     if (folder := settings.tls_dir) is not None and settings.redis_url.startswith("rediss://"):
-        check_pair(folder, _TLS_DIR)
+        server_context(folder, _TLS_DIR)  # says what is wrong
         options |= {
             "ssl_ca_certs": str(folder / CA),
             "ssl_certfile": str(folder / CERTIFICATE),

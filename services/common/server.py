@@ -8,7 +8,7 @@ import gc
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, cast
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH_NAME
@@ -26,11 +27,11 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServ
 
 from dekag import plugins
 from dekag.errors import InvalidInputError, NumericalError, UnavailableError
-from services.common import errors, metrics, security, tracing
+from services.common import callers, errors, metrics, security, tracing
 from services.common.addresses import join
 from services.common.certificates import TLS_DIR, certificates_in, serve_metrics, server_credentials
 from services.common.clients import Peer
-from services.common.errors import SettingError
+from services.common.errors import CallerError, SettingError
 from services.common.health import CHAIN, REASON_KEY, check_health
 from services.common.process import errors_logged
 from services.common.request_context import REQUEST_ID_KEY, begin_request, configure_logging
@@ -45,6 +46,8 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _CHECK = f"/{HEALTH_NAME}/Check"
 _INFRASTRUCTURE = (f"/{HEALTH_NAME}/", f"/{reflection.SERVICE_NAME}/")  # need no models and are not logged
 _WATCH = f"/{HEALTH_NAME}/Watch"
+MAX_ARRIVING = 64
+"""Upper limit of calls whose message has not arrived; the oldest makes room for another."""
 MAX_CHECKS = MAX_REFLECTIONS = 32
 """Upper limits of simultaneous health checks, and of streams of reflection."""
 MAX_CONNECTIONS = 256
@@ -189,12 +192,15 @@ class _RequestInterceptor(aio.ServerInterceptor):
 
     Args:
         name: name of the service.
-        max_requests: upper limit of simultaneous requests, whether their message has arrived or not.
+        max_requests: upper limit of simultaneous requests whose message has arrived.
         receive_timeout_s: time limit for the message of a request, s.
+        mutual_tls: whether callers show certificates, which decide what they may call.
     """
 
-    def __init__(self, name: str, max_requests: int, receive_timeout_s: float) -> None:
-        self._name, self.ready = name, False
+    def __init__(
+        self, name: str, max_requests: int, receive_timeout_s: float, *, mutual_tls: bool = False
+    ) -> None:
+        self._name, self.ready, self._mutual_tls = name, False, mutual_tls
         self._receive_timeout_s = receive_timeout_s
         self._limits = {
             "requests": max_requests,
@@ -203,6 +209,7 @@ class _RequestInterceptor(aio.ServerInterceptor):
             "reflections": MAX_REFLECTIONS,
         }
         self._calls: Counter[str] = Counter()
+        self._arriving: dict[object, asyncio.Timeout] = {}  # by call, the oldest first
 
     async def intercept_service(
         self,
@@ -213,17 +220,10 @@ class _RequestInterceptor(aio.ServerInterceptor):
         if handler is None:
             return handler
         kind = _kind(details.method)
-        if (calls := self._calls[kind]) >= self._limits[kind]:
-            return _refusing(handler, f"{calls} {kind} are in progress, which is the limit")
-        task = cast("asyncio.Task[Any]", asyncio.current_task())  # of the whole call, message included
-        self._calls[kind] += 1
-        task.add_done_callback(lambda _: self._calls.subtract([kind]))
-        if handler.request_streaming:
-            return handler
+        if kind in ("watches", "reflections"):  # which last
+            return _refusing(reason) if (reason := self._admit(kind)) else handler
         if kind == "checks":
-            return self._received(handler.unary_unary, None, handler)
-        if kind != "requests":
-            return handler
+            return self._received(kind, handler.unary_unary, None, handler)
         headers = dict(details.invocation_metadata or ())
         if _ATTEMPTS_KEY in headers:
             metrics.RETRIES.labels(f"{self._name}.{details.method.rpartition('/')[2]}").inc()
@@ -232,15 +232,26 @@ class _RequestInterceptor(aio.ServerInterceptor):
         def deserialize(data: bytes) -> Any:  # here and not in gRPC, so that errors belong to the request
             traffic.received_bytes += len(data)
             try:
-                return handler.request_deserializer(data)
+                message = handler.request_deserializer(data)
             except DecodeError:
                 allowed = f"a valid message for {details.method}"
                 raise InvalidInputError("request", allowed, f"{len(data)} bytes") from None
+            fields: Iterable[Any] = UnknownFieldSet(message)  # type: ignore[assignment]  # the stub lacks it
+            if unknown := sorted({field.field_number for field in fields}):
+                _log.warning("fields of a newer caller are ignored", method=details.method, fields=unknown)
+            return message
 
         def serialize(message: Any) -> bytes:  # here and not in gRPC, so that the log line has its size
             data: bytes = handler.response_serializer(message)
             traffic.sent_bytes += len(data)
             return data
+
+        async def check(context: aio.ServicerContext[Any, Any]) -> None:
+            try:
+                callers.check_call(_common_names(context), self._name, details.method.rpartition("/")[2])
+            except CallerError as error:  # answered and logged like any other refusal
+                async with self._request(details.method, headers, context, traffic):
+                    raise error from None
 
         async def unary(data: bytes, context: aio.ServicerContext[Any, Any]) -> bytes:
             async with self._request(details.method, headers, context, traffic):
@@ -254,42 +265,77 @@ class _RequestInterceptor(aio.ServerInterceptor):
                 async for message in messages:
                     yield serialize(message)
 
-        return self._received(unary, stream if handler.unary_stream is not None else None)
+        streams = handler.unary_stream is not None
+        return self._received(
+            kind, unary, stream if streams else None, check=check if self._mutual_tls else None
+        )
 
-    def _received(self, unary: Any, stream: Any, messages: Any = None) -> Any:
+    def _admit(self, kind: str) -> str:
+        """Counts the current call as one of its kind until it ends; otherwise says why it is refused."""
+        if (calls := self._calls[kind]) >= self._limits[kind]:
+            return f"{calls} {kind} are in progress, which is the limit"
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._calls[kind] += 1
+        task.add_done_callback(lambda _: self._calls.subtract([kind]))
+        return ""
+
+    async def _arrival(self, requests: AsyncIterable[Any]) -> Any:
+        """The message of a call; TimeoutError if it does not arrive in time.
+
+        If more than MAX_ARRIVING calls wait for theirs, the oldest has no more time: clients send a call and
+        its message together, so it is held on purpose, and must not take the place of others.
+        """
+        call = object()
+        try:
+            async with asyncio.timeout(self._receive_timeout_s) as limit:
+                self._arriving[call] = limit
+                if len(self._arriving) > MAX_ARRIVING:
+                    oldest = next(iter(self._arriving))
+                    self._arriving.pop(oldest).reschedule(asyncio.get_running_loop().time())
+                return await anext(aiter(requests))
+        finally:
+            self._arriving.pop(call, None)
+
+    def _received(self, kind: str, unary: Any, stream: Any, messages: Any = None, check: Any = None) -> Any:
         """A handler that passes the message on if it arrives in time.
 
         gRPC's own handlers of unary requests wait for it without a limit, before any of our code runs.
 
         Args:
+            kind: what the call counts as from the arrival of its message on.
             unary: handles the message, if it is not to be answered with a stream.
             stream: handles the message, if it is.
             messages: a handler with the serialisers of the messages; None: they are bytes.
+            check: awaited with the context before the message is; refuses callers.
         """
         convert = {
             "request_deserializer": messages and messages.request_deserializer,
             "response_serializer": messages and messages.response_serializer,
         }
 
-        async def message(requests: AsyncIterator[Any], context: aio.ServicerContext[Any, Any]) -> Any:
+        async def message(requests: AsyncIterable[Any], context: aio.ServicerContext[Any, Any]) -> Any:
+            if check is not None:
+                await check(context)
             try:
-                async with asyncio.timeout(self._receive_timeout_s):
-                    return await anext(requests)
+                arrived = await self._arrival(requests)
             except TimeoutError:
-                reason = f"the message did not arrive within {self._receive_timeout_s:g} s"
+                reason = f"the message did not arrive within {self._receive_timeout_s:g} s, or others waited"
                 await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, reason)
             except StopAsyncIteration:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is missing")
+            if reason := self._admit(kind):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+            return arrived
 
         if stream is None:
 
             async def to_unary(requests: Any, context: aio.ServicerContext[Any, Any]) -> Any:
-                return await unary(await message(aiter(requests), context), context)
+                return await unary(await message(requests, context), context)
 
             return grpc.stream_unary_rpc_method_handler(to_unary, **convert)
 
         async def to_stream(requests: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async with aclosing(stream(await message(aiter(requests), context), context)) as parts:
+            async with aclosing(stream(await message(requests, context), context)) as parts:
                 async for part in parts:
                     yield part
 
@@ -335,6 +381,12 @@ class _RequestInterceptor(aio.ServerInterceptor):
             )
 
 
+def _common_names(context: aio.ServicerContext[Any, Any]) -> frozenset[str]:
+    """The common names in the caller's certificate."""
+    shown = context.auth_context().get("x509_common_name", ())
+    return frozenset(name.decode(errors="replace") for name in shown)
+
+
 def _kind(method: str) -> str:
     """What a call counts as: "requests", "checks" and "watches" of health, or "reflections"."""
     if not method.startswith(_INFRASTRUCTURE):
@@ -342,20 +394,14 @@ def _kind(method: str) -> str:
     return {_CHECK: "checks", _WATCH: "watches"}.get(method, "reflections")
 
 
-def _refusing(handler: Any, reason: str) -> Any:
-    """A handler of the same kind that refuses the call, whose message need not arrive."""
-
-    async def refuse(_: Any, context: aio.ServicerContext[Any, Any]) -> None:
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
+def _refusing(reason: str) -> Any:
+    """A handler that refuses a call, of which no message need arrive."""
 
     async def refuse_stream(_: Any, context: aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
         await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
         yield b""
 
-    # takes the messages as a stream, so that it begins before the first
-    if handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler(refuse_stream)
-    return grpc.stream_unary_rpc_method_handler(refuse)
+    return grpc.stream_stream_rpc_method_handler(refuse_stream)
 
 
 class Server:
@@ -378,13 +424,18 @@ class Server:
         self._settings, self._servicer, self._requests = (
             settings,
             servicer,
-            _RequestInterceptor(name, settings.max_requests, settings.receive_timeout_s),
+            _RequestInterceptor(
+                name,
+                settings.max_requests,
+                settings.receive_timeout_s,
+                mutual_tls=settings.tls_dir is not None,
+            ),
         )
         self._name, self._health = name, _Health(getattr(servicer, "parts", None))
         self._server = aio.server(
             interceptors=[self._requests],
-            maximum_concurrent_rpcs=2
-            * (settings.max_requests + MAX_CHECKS + MAX_CONNECTIONS + MAX_REFLECTIONS),  # refused ones count
+            maximum_concurrent_rpcs=2  # refused ones count, too
+            * (settings.max_requests + MAX_ARRIVING + MAX_CHECKS + MAX_CONNECTIONS + MAX_REFLECTIONS),
             options=[
                 *security.METADATA_OPTIONS,
                 ("grpc.server_handshake_timeout_ms", round(settings.receive_timeout_s * 1000)),
@@ -412,10 +463,11 @@ class Server:
         """Starts to listen, at first only for health and reflection; returns the port.
 
         Raises:
-            SettingError: the address does not exist, its port is in use, or it would be exposed beyond
-                loopback without mutual TLS.
+            SettingError: the address does not exist, its port is in use, it would be exposed beyond loopback
+                without mutual TLS, or the certificate is that of another service.
         """
         folder = self._settings.tls_dir
+        callers.check_own(folder, self._name)
         certificates = None if folder is None else certificates_in(folder, TLS_DIR)
         credentials = None if certificates is None else server_credentials(certificates)
         security.check_exposure(

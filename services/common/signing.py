@@ -36,6 +36,12 @@ from services.common.knowledge import VersionManifest
 from services.common.watched_file import WatchedFile
 
 SIGNING_KEY, TRUSTED_KEYS, CACHE_KEY = "signing.key", "trusted-keys", "cache.key"
+SIGNED = {
+    "version", "content_hash", "base_hash", "size_bytes", "scores", "created",
+    "topic", "triggers", "job", "owner",
+}  # fmt: skip
+"""The signed fields of a manifest. A constant, so that cloud and edge agree if one of them is newer and knows
+more fields. A new field that must be signed needs a signature of its own."""
 _SEAL_BYTES = hashlib.sha256().digest_size
 _MIN_SECRET_BYTES = 16
 _MAX_KEYS = 100
@@ -147,8 +153,8 @@ def _seal_of(secret: bytes, name: str, value: bytes) -> bytes:
 
 
 def _content(manifest: VersionManifest) -> bytes:
-    """What is signed: the kind of the manifest, and all of its fields but the signature."""
-    fields: Mapping[str, object] = manifest.model_dump(exclude={"signature"})
+    """What is signed: the kind of the manifest, and its fields in SIGNED."""
+    fields: Mapping[str, object] = manifest.model_dump(include=SIGNED)
     return f"{type(manifest).__name__} ".encode() + json.dumps(fields, sort_keys=True).encode()
 
 

@@ -21,7 +21,8 @@ from services.common.signing import TrustedKeys
 from services.proto.cloud_pb2 import (
     ACTION_DISTIL,
     ACTION_FILE,
-    ACTION_UPDATE,
+    ACTION_UNSPECIFIED,
+    ACTION_WAIT,
     DecideRequest,
     GetKnowledgeRequest,
     ListKnowledgeRequest,
@@ -146,7 +147,9 @@ class Knowledge:
             _log.warning("the cloud does not decide by demand now", topics=list(topics), error=str(error))
             return Choice(_fitting([topic for topic in topics if topic in known], known, base_hash))
         actions = dict(zip(topics, response.actions, strict=False))
-        drawn = [topic for topic in topics if topic in known and actions.get(topic) == ACTION_UPDATE]
+        # an action that only a newer cloud knows becomes what is done without it: use the update
+        others = {ACTION_UNSPECIFIED, ACTION_DISTIL, ACTION_FILE, ACTION_WAIT}
+        drawn = [topic for topic in topics if topic in known and actions.get(topic) not in others]
         return Choice(
             _fitting(drawn, known, base_hash),
             [topic for topic in topics if actions.get(topic) in (ACTION_FILE, ACTION_DISTIL)],

@@ -34,6 +34,7 @@ from dekag.documents import parse_json
 from dekag.errors import InvalidInputError, NotFoundError, UnavailableError
 from services.common.addresses import listed
 from services.common.cache import Cache, report_key
+from services.common.callers import check_own
 from services.common.certificates import HTTPS_DIR, TLS_DIR, certificates_in
 from services.common.clients import Peer, call, stream
 from services.common.health import CHAIN, Health, check_health
@@ -132,9 +133,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         settings: read from the environment if left out.
 
     Raises:
-        SettingError: the file of API keys is invalid.
+        SettingError: the file of API keys is invalid, or the certificate that of another service.
     """
     settings = settings or GatewaySettings()
+    check_own(settings.tls_dir, "gateway")
     certificates = [
         certificates_in(folder, setting)
         for folder, setting in ((settings.tls_dir, TLS_DIR), (settings.https_dir, HTTPS_DIR))

@@ -29,6 +29,7 @@ from services.common.converters import (
     MODULATIONS,
     RESTORATIONS,
     SIDE_INFORMATION,
+    UNKNOWN,
     enum_name,
     link_from_proto,
     link_to_proto,
@@ -95,7 +96,8 @@ def to_model(message: Message, kind: type[_Model], **values: Any) -> _Model:
     """The response model of a message, whose fields have the same names.
 
     Fields that are unset become null, and so do unspecified values of enumerations, numbers that JSON cannot
-    hold and, where the model allows null, empty strings.
+    hold and, where the model allows null, empty strings. Values of enumerations that a newer service added
+    become "unknown"; fields that it added are left out.
 
     Args:
         message: response of a service.
@@ -130,7 +132,8 @@ def _plain(value: Any, field: Any) -> Any:
     if field.message_type is not None:
         return {each.name: _field(value, each) for each in value.DESCRIPTOR.fields}
     if field.enum_type is not None:
-        return enum_name(field.enum_type.values_by_number[value])
+        known = field.enum_type.values_by_number.get(value)
+        return UNKNOWN if known is None else enum_name(known)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

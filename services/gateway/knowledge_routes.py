@@ -203,8 +203,9 @@ async def get_transmission(request: Request) -> Transmission:
 
 @router.get("/v1/jobs", tags=["jobs"], responses=responses(503))
 async def list_jobs(request: Request) -> JobList:
-    """Those of the latest 100 jobs that the API key may see, newest first."""
-    answer = await call(request.app.state.cloud.ListJobs, ListJobsRequest(), "cloud")
+    """The latest 100 jobs that the API key may see, newest first: its own, and those of nobody."""
+    message = ListJobsRequest(owner=None if request.state.admin else request.state.owner)
+    answer = await call(request.app.state.cloud.ListJobs, message, "cloud")
     return JobList(data=[to_model(each, Job) for each in answer.jobs if _may_see(request, each.owner)])
 
 

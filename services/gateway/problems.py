@@ -17,7 +17,7 @@ from starlette.types import Scope
 
 from dekag.api.schemas import FieldProblem, Problem
 from dekag.errors import DekagError, ExhaustedError, InvalidInputError, UnavailableError
-from services.common.errors import http_status, public
+from services.common.errors import CallerError, http_status, public
 from services.common.request_context import request_id
 from services.gateway.openai.errors import error_body
 
@@ -67,7 +67,7 @@ def from_error(error: Exception) -> JSONResponse:
     headers = None
     if isinstance(shown, ExhaustedError):
         headers = {"Retry-After": str(shown.retry_after_s or RETRY_AFTER_S)}
-    elif isinstance(shown, UnavailableError):
+    elif isinstance(shown, UnavailableError | CallerError):
         headers = {"Retry-After": str(RETRY_AFTER_S)}
     return problem(http_status(shown), str(shown), errors=errors, headers=headers)
 

@@ -18,7 +18,7 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from services.common import tracing
 from services.common.certificates import HTTPS_DIR, certificates_in
-from services.common.security import CERTIFICATE, KEY, check_pair
+from services.common.security import CERTIFICATE, KEY, server_context
 from services.gateway.problems import problem, title
 from services.gateway.settings import GatewaySettings
 
@@ -135,7 +135,7 @@ def make_server(app: FastAPI, *, port: int | None = None) -> uvicorn.Server:
     settings: GatewaySettings = app.state.settings
     certificates = None
     if (folder := settings.https_dir) is not None:
-        check_pair(folder, HTTPS_DIR, authority=False)  # also if this process has read other files there
+        server_context(folder, HTTPS_DIR, authority=False)  # also if other files were read there before
         certificates = certificates_in(folder, HTTPS_DIR)
     config = uvicorn.Config(
         app,

@@ -7,7 +7,7 @@
 ``NAME/tls.key``         key of that certificate
 ``cloud/signing.key``    signs knowledge; the distiller has it, too
 ``edge/trusted-keys``    public keys whose signatures the edge accepts, the latest first
-``NAME/cache.key``       seals what edge and cloud cache in Redis
+``NAME/cache.key``       seals what edge, cloud and gateway keep in Redis
 ``NAME/redis.password``  password of the service's Redis user; Redis's own is for its health check
 ``redis/users.acl``      Redis users with their permissions and password hashes
 =======================  ==========================================================================
@@ -116,7 +116,9 @@ def _make_keys(folder: Path, *, new_signing: bool) -> None:
         _write(trusted, "".join(f"{each}\n" for each in (line, *known[:1])).encode())  # before it signs
         for service in ("distiller", "cloud"):
             _write(folder / service / SIGNING_KEY, key)
-    for service in ("edge", "cloud"):
+    elif not (folder / "distiller" / SIGNING_KEY).exists():
+        _write(folder / "distiller" / SIGNING_KEY, signing.read_bytes())
+    for service in ("edge", "cloud", "gateway"):
         if not (folder / service / CACHE_KEY).exists():
             _write(folder / service / CACHE_KEY, secrets.token_urlsafe(32).encode())
 

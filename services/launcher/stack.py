@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
@@ -90,7 +91,8 @@ class Stack:
     """A context manager that starts Redis and the services, and stops them on exit.
 
     Settings come from the environment. DEKAG_HOST and DEKAG_PORT apply to the gateway, as the other services
-    are only reachable from this machine; DEKAG_REDIS_URL names a Redis to use instead of starting one.
+    are only reachable from this machine; DEKAG_REDIS_URL names a Redis to use instead of starting one. If
+    DEKAG_TLS_DIR is the folder that `dekag credentials` made, each service uses its own part of it.
 
     Attributes:
         run_dir: folder for logs and Redis; created if missing.
@@ -232,10 +234,11 @@ class Stack:
             settings[name] = env | own
         alive = given.get("DEKAG_HEALTH_FILE", str(self.run_dir / "distiller.alive"))
         settings["distiller"] = env | {"DEKAG_HEALTH_FILE": alive}
+        settings = {name: each | _credentials(each, name) for name, each in settings.items()}
         _check(settings)  # before the metrics port is used, and before anything starts
         settings = {name: each | _metrics_port(each, name) for name, each in settings.items()}
         _check(settings)
-        self._start_redis()
+        self._start_redis(settings["distiller"])
         for each in settings.values():
             each["DEKAG_REDIS_URL"] = self.redis_url or NO_REDIS
         if self.redis_url:
@@ -251,7 +254,7 @@ class Stack:
                     port,
                     [sys.executable, "-P", "-m", f"services.{name}"],
                     settings[name] | own,
-                    lambda target=target: healthy(target, 1.0, given.get("DEKAG_TLS_DIR")),  # type: ignore[misc]
+                    partial(healthy, target, 1.0, get("DEKAG_TLS_DIR", environment=settings[name])),
                 )
 
     def _start_distiller(self, env: Mapping[str, str]) -> None:
@@ -260,7 +263,7 @@ class Stack:
         command = [sys.executable, "-P", "-m", "services.cloud.distiller"]
         self._spawn("distiller", 0, command, env, lambda: healthy(f"file:{alive}"))
 
-    def _start_redis(self) -> None:
+    def _start_redis(self, env: Mapping[str, str]) -> None:
         """Starts Redis without persistence if it is installed and the settings do not name another one.
 
         It gets a new random password each time, in a configuration over a pipe, as command lines are visible
@@ -270,7 +273,7 @@ class Stack:
         if (named := self._given.get("DEKAG_REDIS_URL")) is not None:
             self.redis_url = "" if named.strip().lower() == NO_REDIS else named
             if self.redis_url:
-                self._check_redis()
+                self._check_redis(env)
             return
         if "DEKAG_REDIS_PASSWORD_FILE" in self._given:
             raise LaunchError(
@@ -296,9 +299,9 @@ class Stack:
 
         self._spawn("redis", port, [program, "-"], dict(os.environ), check, config, self.run_dir)
 
-    def _check_redis(self) -> None:
-        """Raises LaunchError unless the Redis in the settings can write and delete."""
-        settings = DistillerSettings.read(self._given)
+    def _check_redis(self, env: Mapping[str, str]) -> None:
+        """Raises LaunchError unless the distiller, with these settings, can use Redis."""
+        settings = DistillerSettings.read(filled(env))
         key = f"dekag:lock:trial-{secrets.token_hex(8)}"
         try:
             options = {"socket_timeout": 2.0, "socket_connect_timeout": 2.0, **redis_options(settings)}
@@ -412,6 +415,13 @@ def _seconds(text: str, variable: str) -> float:
     if not 0 < seconds <= DAY_S:
         raise LaunchError(f"{variable} must be a time in seconds, above 0, at most {DAY_S}; got {text!r}")
     return seconds
+
+
+def _credentials(env: Mapping[str, str], name: str) -> dict[str, str]:
+    """The service's own part of DEKAG_TLS_DIR, if that is the folder of `dekag credentials`."""
+    folder = get("DEKAG_TLS_DIR", "", env)
+    own = Path(folder) / name
+    return {"DEKAG_TLS_DIR": str(own)} if folder and own.is_dir() else {}
 
 
 def _metrics_port(env: Mapping[str, str], name: str) -> dict[str, str]:

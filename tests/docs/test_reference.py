@@ -17,7 +17,14 @@ import yaml
 from dekag.evaluation.pages import fill_page
 from services.cli.book import grpc_services, openapi, settings_of_services
 from services.cli.main import app
-from services.cli.reference import write_cli_page, write_grpc_page, write_rest_page, write_settings_page
+from services.cli.reference import (
+    write_cli_page,
+    write_grpc_page,
+    write_rest_page,
+    write_security_page,
+    write_settings_page,
+)
+from services.common.callers import MAY_CALL
 
 ROOT = Path(__file__).resolve().parents[2]
 STALE = "run `dekag results book` and commit what it writes"
@@ -32,6 +39,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)\s#]+)")
         ("cli.md", lambda page: write_cli_page(app, page)),
         ("rest.md", lambda page: write_rest_page(openapi(), page)),
         ("grpc.md", lambda page: write_grpc_page(grpc_services(), page)),
+        ("security.md", lambda page: write_security_page(MAY_CALL, page)),
     ],
 )
 def test_a_committed_reference_page_is_what_the_code_says(

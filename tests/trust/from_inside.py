@@ -7,7 +7,7 @@ import contextlib
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grpc
@@ -16,19 +16,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from services.launcher.stack import METERED
+from services.proto import cloud_pb2
 from tests.trust.attack import attacks
-from tests.trust.from_other_keys import unique
-from tests.trust.system import SERVED, System, metrics_context
+from tests.trust.from_other_keys import unchanged
+from tests.trust.from_outside import unique
+from tests.trust.system import ALICES, SERVED, System, metrics_context
 
 STREAMS = 530
 """More than a service takes requests."""
 METHODS = {
-    "user": "/dekag.v1.User/Receive",
-    "channel": "/dekag.v1.Downlink/Provide",
-    "edge": "/dekag.v1.Downlink/Provide",
-    "cloud": "/dekag.v1.Cloud/GetJob",
+    "user": ("gateway", "/dekag.v1.User/Receive"),
+    "channel": ("user", "/dekag.v1.Downlink/Provide"),
+    "edge": ("channel", "/dekag.v1.Downlink/Provide"),
+    "cloud": ("gateway", "/dekag.v1.Cloud/GetJob"),
 }
-
+"""A method of each service, after the one that may call it."""
 
 METHODS_OF_HTTP = (
     "POST", "PUT", "PATCH", "DELETE", "PROPFIND", "PROPPATCH", "MKCOL", "COPY", "MOVE", "LOCK", "UNLOCK",
@@ -37,10 +39,14 @@ METHODS_OF_HTTP = (
 
 
 async def hold(
-    system: System, service: str, open_one: Callable[[aio.Channel], Any], channels: int = 4
+    system: System,
+    service: str,
+    open_one: Callable[[aio.Channel], Any],
+    stolen: str = "operator",
+    channels: int = 4,
 ) -> None:
     """Holds many streams at a service; meanwhile a picture must be drawn."""
-    opened = [system.channel(service) for _ in range(channels)]
+    opened = [system.channel(service, stolen) for _ in range(channels)]
     calls: list[Any] = []
     try:
         for number in range(STREAMS):
@@ -89,13 +95,14 @@ async def _reflect(system: System, name: str) -> None:
 async def _half(system: System, name: str) -> None:
     """What is begun and never sent ends after the time for a request, which is 10 s."""
     service = name.split()[4]
+    caller, method = METHODS[service]
 
     def begin(channel: aio.Channel) -> Any:
-        call = channel.stream_unary(METHODS[service])()
+        call = channel.stream_unary(method)()
         _begin(call.wait_for_connection())
         return call
 
-    await hold(system, service, begin)
+    await hold(system, service, begin, caller)
 
 
 @attacks("connections inside", [f"600 connections to the {service}, with no call" for service in SERVED])
@@ -113,6 +120,44 @@ async def _idle(system: System, name: str) -> None:
     system.expect(await system.draw(), 200, what="a picture")
     for sock in opened:
         sock.close()
+
+
+STOLEN: Mapping[str, tuple[str, str, str]] = {
+    "publish an update": ("cloud", "PublishKnowledge", "edge"),
+    "publish adapters": ("cloud", "PublishTransmissionKnowledge", "user"),
+    "delete a topic": ("cloud", "DeleteKnowledge", "edge"),
+    "share a topic": ("cloud", "ShareKnowledge", "operator"),
+    "start a job": ("cloud", "Distill", "channel"),
+    "cancel a job": ("cloud", "CancelJob", "operator"),
+    "fetch an update": ("cloud", "GetKnowledge", "user"),
+    "generate in the cloud": ("cloud", "Generate", "proxy"),
+    "decide about an update": ("cloud", "Decide", "gateway"),
+    "ask the edge directly": ("edge", "Provide", "user"),
+    "ask the channel directly": ("channel", "Provide", "gateway"),
+    "ask for an image": ("user", "Receive", "redis"),
+}
+"""What is called, and with whose certificate."""
+_SERVICES = {"cloud": "Cloud", "edge": "Downlink", "channel": "Downlink", "user": "User"}
+
+
+@attacks(
+    "calls with another's certificate",
+    [f"{what} with the {stolen}'s" for what, (_, _, stolen) in STOLEN.items()],
+)
+async def _stolen(system: System, name: str) -> None:
+    before = await system.victims_picture()
+    service, method, stolen = STOLEN[name.partition(" with ")[0]]
+    channel = system.channel(service, stolen)
+    message = cloud_pb2.DeleteKnowledgeRequest(topic=ALICES).SerializeToString()
+    call = channel.unary_stream(f"/dekag.v1.{_SERVICES[service]}/{method}")(message, timeout=20)
+    try:
+        await call.read()
+        system.fail("it was answered")
+    except aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+            system.fail(f"it was refused with {error.code().name}")
+    await channel.close()
+    await unchanged(system, before, name)
 
 
 _tasks: set[asyncio.Future[Any]] = set()
@@ -196,7 +241,7 @@ async def _held(system: System, name: str) -> None:
 
 
 @attacks(
-    "labels without bound", ["100 paths", "20 methods", "100 topics drawn", "20 topics made and deleted"]
+    "labels without bound", ["100 paths", "20 methods", "100 unknown topics", "20 topics made and deleted"]
 )
 async def _labels(system: System, name: str) -> None:
     services = ("gateway", "user", "edge", "cloud")
@@ -214,7 +259,7 @@ async def _labels(system: System, name: str) -> None:
             for method in METHODS_OF_HTTP:
                 for path in ("/healthz", "/openapi.json", "/"):
                     await client.request(method, path)
-        elif name == "100 topics drawn":
+        elif name == "100 unknown topics":
             for _ in range(100):
                 await client.post("/v1/images/generations", json={"prompt": "a dog", "knowledge": [unique()]})
     if name.startswith("20"):

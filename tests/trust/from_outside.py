@@ -102,7 +102,6 @@ async def _drip(system: System) -> None:
 async def _freed(system: System) -> None:
     """The connections of those who do not read end by themselves, also when nobody else comes."""
     opened: list[Writer] = []
-    sockets: list[socket.socket] = []
     for _ in range(20):
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -115,7 +114,6 @@ async def _freed(system: System) -> None:
         writer.write(_pipelined(LARGE["scripts of the documentation"]))
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         opened.append(writer)
-        sockets.append(sock)
     deadline = time.monotonic() + 20
     while (held := _established(system.port, "127.0.0.3")) and time.monotonic() < deadline:  # noqa: ASYNC110
         await asyncio.sleep(0.5)
@@ -190,7 +188,8 @@ async def _nothing(_: asyncio.StreamReader, __: Writer) -> None:
 
 
 @attacks(
-    "floods", ["connect and leave, 1500 times", "1500 requests of eight clients", "500 refused pictures"]
+    "floods",
+    ["connect and leave, 1500 times", "1500 requests, eight at a time", "500 refused requests for images"],
 )
 async def _flood(system: System, name: str) -> None:
     if name.startswith("connect"):
@@ -207,9 +206,11 @@ async def _flood(system: System, name: str) -> None:
         ("GET", "/healthz", 1500) if "eight" in name else ("POST", "/v1/images/generations", 500)
     )
     async with system.client() as client:
-        for _ in range(many // 8):
+        for first in range(0, many, 8):
+            together = min(8, many - first)
             answers = await asyncio.gather(
-                *(client.request(method, path, content=b"{}") for _ in range(8)), return_exceptions=True
+                *(client.request(method, path, content=b"{}") for _ in range(together)),
+                return_exceptions=True,
             )
             if all(isinstance(answer, BaseException) for answer in answers):
                 return  # shut out
@@ -315,14 +316,21 @@ async def _report(system: System) -> None:
         system.fail("the report has changed")
 
 
-@attacks(
-    "ids that clients choose", ["choose the request's id", "choose a long id", "choose an id with a line end"]
-)
+IDS = {
+    "the request's id": "a" * 32,
+    "a long id": "a" * 5000,
+    "an id with an encoded line end": "a%0d%0aSet-Cookie: b",
+}
+
+
+@attacks("ids that clients choose", [f"choose {name}" for name in IDS])
 async def _own_id(system: System, name: str) -> None:
-    given = {"long": "a" * 5000, "line": "a%0d%0aSet-Cookie: b"}.get(name.split()[2], "a" * 32)
+    given = IDS[name.removeprefix("choose ")]
     answer = await system.ask("bob", "GET", "/healthz", headers={"X-Request-ID": given})
     if answer.headers.get("x-request-id") == given:
         system.fail("the gateway took it over as its own")
+    if "set-cookie" in answer.headers:
+        system.fail("the gateway answered with a header of the client's")
 
 
 def unique() -> str:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
@@ -137,7 +136,6 @@ class Moments:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.stages: Counter[str] = Counter()
 
     def wait_for_change(self, folders: Sequence[Path], timeout_s: float) -> None:
         """Waits until something appears in or vanishes from one of the folders, and a moment longer."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import os
 import shutil
 import ssl
@@ -22,7 +21,6 @@ from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, Self
 
-import grpc
 import httpx2
 import pytest
 from grpc import aio
@@ -86,7 +84,7 @@ class System:
             "DEKAG_DATA_DIR": str(self._folder / "data"),
             "DEKAG_API_KEYS_FILE": str(self._folder / "api-keys"),
             "DEKAG_HTTPS_DIR": str(self.credentials / "gateway"),
-            "DEKAG_TLS_DIR": str(self.credentials / "gateway"),
+            "DEKAG_TLS_DIR": str(self.credentials),
             "DEKAG_METRICS_PORT": str(self.metrics_ports["gateway"]),
             "DEKAG_GENERATE_BATCH": "1",  # as compose.secure.yml sets it
             "DEKAG_WATCH_SHARE": "0",
@@ -241,10 +239,10 @@ class System:
         finally:
             writer.transport.abort()
 
-    def channel(self, service: str) -> aio.Channel:
-        """A new connection to a service, as somebody who has got hold of a certificate."""
+    def channel(self, service: str, stolen: str = "operator") -> aio.Channel:
+        """A new connection to a service, as somebody who has got hold of another one's certificate."""
         options = [("grpc.use_local_subchannel_pool", 1)]
-        credentials = channel_credentials(self.credentials / "operator")
+        credentials = channel_credentials(self.credentials / stolen)
         assert credentials is not None
         return aio.secure_channel(f"127.0.0.1:{self._stack[service].port}", credentials, options=options)
 
@@ -297,14 +295,6 @@ def metrics_context(system: System) -> ssl.SSLContext:
         system.credentials / "operator" / "tls.crt", system.credentials / "operator" / "tls.key"
     )
     return context
-
-
-async def is_served(stub_call: aio.Call) -> bool:
-    """Whether a call is answered."""
-    with contextlib.suppress(grpc.RpcError):
-        await stub_call
-        return True
-    return False
 
 
 def _free_ports(count: int) -> list[int]:

@@ -41,6 +41,7 @@ from services.proto.cloud_pb2_grpc import CloudStub, add_CloudServicer_to_server
 if TYPE_CHECKING:
     from services.proto.cloud_pb2_grpc import CloudAsyncStub
 from tests.chain import ended, gone
+from tests.hostile.artifacts import tiny_update
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.usefixtures("redis")]
 Start = Callable[..., Awaitable[str]]
@@ -118,6 +119,48 @@ async def test_a_client_cannot_fill_the_queue(
     await order("rocket", "carol")
     with pytest.raises(InvalidInputError, match="client"):
         await order("ufo", "x" * 65)
+
+
+async def test_a_key_sees_its_own_latest_jobs_among_many_of_others(
+    start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
+) -> None:
+    folders = JobFolders(data_dir)
+    names = {f"{number:032x}": "alice" if number < 3 else "bob" for number in range(110)}
+    for created, (name, owner) in enumerate(names.items()):
+        saved = KEPT | {"owner": owner, "created": 1.0 + created}
+        folders.save_spec(name, json.dumps(saved))
+        assert folders.decide(name, "cancelled")
+        folders.end(name, {})
+    settings = CloudSettings(port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir)
+    cloud = CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
+    for owner, count in (("alice", 3), ("bob", 100), ("carol", 0), (None, 100)):
+        request = cloud_pb2.ListJobsRequest(owner=owner)
+        listed = (await clients.call(cloud.ListJobs, request, "cloud")).jobs
+        assert len(listed) == count
+        assert {job.owner for job in listed} <= {owner} or owner is None
+        assert [job.created for job in listed] == sorted((job.created for job in listed), reverse=True)
+
+
+async def test_a_job_belongs_to_who_started_it_and_a_refused_one_claims_no_topic(
+    start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
+) -> None:
+    settings = CloudSettings(
+        port=0, redis_url=redis_url, profile=str(dummy_profile), data_dir=data_dir, max_jobs=1, max_topics=1
+    )
+    cloud = CloudStub(connect(await start(CloudServicer(settings), add_CloudServicer_to_server, settings)))
+    job = await clients.call(cloud.Distill, DistillRequest(topic="snail", owner="alice", **SMALL), "cloud")
+    assert job.owner == "alice"
+    with pytest.raises(ExhaustedError):
+        await clients.call(cloud.Distill, DistillRequest(topic="crown", owner="bob", **SMALL), "cloud")
+    update = tiny_update(dummy_profile)
+    publish = cloud_pb2.PublishKnowledgeRequest(topic="neon", owner="bob", files=update.to_files())
+    with pytest.raises(ExhaustedError, match="1 topics, which is the limit"):
+        await clients.call(cloud.PublishKnowledge, publish, "cloud")
+    assert [file.name for file in (data_dir / "owners").iterdir()] == ["snail"]
+    await clients.call(cloud.CancelJob, JobId(id=job.id), "cloud")
+    again = await clients.call(cloud.Distill, DistillRequest(topic="snail", owner="bob", **SMALL), "cloud")
+    assert again.owner == "bob", "nothing of the topic was left"
+    assert (await clients.call(cloud.GetJob, JobId(id=job.id), "cloud")).owner == "alice"
 
 
 async def test_a_job_that_takes_too_long_fails(cloud: CloudAsyncStub, settings: DistillerSettings) -> None:
@@ -671,7 +714,7 @@ KEPT = {"order": ORDER, "created": 1.7e9, "trace": {}}
         pytest.param("0" * 32, json.dumps(KEPT | {"trace": "x"}).encode(), id="trace of letters"),
         pytest.param("0" * 32, json.dumps(KEPT | {"trace": {"a": 1}}).encode(), id="trace of numbers"),
         pytest.param("0" * 32, json.dumps(KEPT | {"order": None}).encode(), id="no order"),
-        pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"x": 1}}).encode(), id="another order"),
+        pytest.param("0" * 32, json.dumps(KEPT | {"owner": 5}).encode(), id="owner 5"),
         pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"topic": "../x"}}).encode(), id="topic"),
         pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"topic": 5}}).encode(), id="topic 5"),
         pytest.param("0" * 32, json.dumps(KEPT | {"order": ORDER | {"prompts": "a"}}).encode(), id="prompt"),

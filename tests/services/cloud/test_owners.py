@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,17 @@ def test_a_name_without_topic_and_job_is_free_again(tmp_path: Path) -> None:
     assert owners.of("neon") == "bob"
     owners.claim("neon", "", admin=True, exists=False)
     assert owners.of("neon") == "", "topics made without keys are shared"
+
+
+def test_owners_of_topics_that_are_gone_are_deleted_after_a_while(tmp_path: Path) -> None:
+    owners = Owners(tmp_path)
+    owners.tidy(())
+    assert owners.count() == 0
+    for topic in ("kept", "gone", "new"):
+        owners.claim(topic, "alice", admin=False, exists=False)
+    (tmp_path / "owners" / ".new-0").write_text("of a process that was killed")
+    for name in ("kept", "gone", ".new-0"):
+        os.utime(tmp_path / "owners" / name, (1.0, 1.0))
+    owners.tidy({"kept"})
+    assert sorted(file.name for file in (tmp_path / "owners").iterdir()) == ["kept", "new"]
+    assert owners.count() == 2

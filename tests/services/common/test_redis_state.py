@@ -277,4 +277,4 @@ async def test_doctor_and_launcher_try_the_redis_that_is_named(
     assert not wrong.ok
     assert FULL in wrong.detail
     with pytest.raises(launcher.LaunchError, match="DEKAG_REDIS_URL refuses to write"):
-        launcher.Stack(tmp_path, free_ports=True)._start_redis()
+        launcher.Stack(tmp_path, free_ports=True)._start_redis({})

@@ -187,6 +187,7 @@ async def test_every_error_has_its_http_status() -> None:
         "MismatchError": 409,
         "ConflictError": 409,
         "UnavailableError": 503,
+        "CallerError": 503,
         "DeadlineError": 504,
         "ExhaustedError": 429,
         "InternalError": 500,

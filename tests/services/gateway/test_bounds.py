@@ -20,7 +20,7 @@ from dekag.api.limits import MAX_SEEDS
 from services.common import converters
 from services.common.converters import DeliveryRequest
 from services.common.security import MAX_METADATA_BYTES
-from services.common.server import MAX_CONNECTIONS
+from services.common.server import MAX_ARRIVING, MAX_CONNECTIONS
 from services.common.settings import CommonSettings
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
@@ -272,6 +272,28 @@ async def test_calls_without_a_message_end_and_free_their_places(
             assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     stub = DownlinkStub(channel)
     assert await stub.Provide(converters.request_to_proto(asked)).read() != grpc.aio.EOF
+
+
+async def test_calls_without_a_message_keep_nobody_out(
+    start: Callable[..., Awaitable[str]], connect: Connect, asked: DeliveryRequest
+) -> None:
+    servicer, address = await held(start, max_requests=2, receive_timeout_s=600)
+    servicer.go_on.set()
+    channel = connect(address)
+    silent = [channel.stream_unary("/dekag.v1.Downlink/Provide")() for _ in range(MAX_ARRIVING + 5)]
+    for call in silent:
+        await call.wait_for_connection()
+    stub = DownlinkStub(connect(address))
+    for _ in range(3):
+        assert await stub.Provide(converters.request_to_proto(asked)).read() != grpc.aio.EOF
+    health = health_pb2_grpc.HealthStub(connect(address))  # type: ignore[attr-defined]
+    await health.Check(health_pb2.HealthCheckRequest())
+    for call in silent[:5]:  # the oldest made room
+        async with asyncio.timeout(WAIT_S):
+            assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not silent[-1].done()
+    for call in silent:
+        call.cancel()
 
 
 async def test_oversized_grpc_metadata_is_refused(

@@ -10,4 +10,4 @@ class RedisOnly(Stack):
 
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        self._start_redis()
+        self._start_redis(self._given)

@@ -22,6 +22,7 @@ from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
 from services.common.security import CA, CERTIFICATE
 from services.common.settings import CommonSettings
+from services.common.signing import SIGNING_KEY
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.launcher.credentials import NAMES, PASSWORD, USERS, make_credentials
@@ -57,6 +58,10 @@ def test_credentials_are_made_once_and_nobody_else_may_read_them(tmp_path: Path)
     )
     assert names.value.get_values_for_type(x509.DNSName) == ["gateway", "localhost", "other"]
     assert run(cli.app, ["credentials", str(tmp_path / "new"), "--name", "a b"]).exit_code == 2
+    lost = tmp_path / "new" / "distiller" / SIGNING_KEY
+    lost.unlink()
+    assert run(cli.app, ["credentials", str(tmp_path / "new")]).exit_code == 0
+    assert lost.read_bytes() == files[tmp_path / "new" / "cloud" / SIGNING_KEY], "made again, not replaced"
 
 
 def test_a_certificate_is_renewed_before_it_ends_and_its_authority_stays(tmp_path: Path) -> None:

@@ -108,6 +108,16 @@ with RedisOnly(Path(sys.argv[1]), free_ports=True) as stack:
     pytest.fail(log.read_text())
 
 
+@pytest.mark.parametrize("given", ["the folder of all", "that of a service"])
+def test_each_service_uses_its_own_part_of_the_credentials(credentials_dir: Path, given: str) -> None:
+    folder = credentials_dir if given == "the folder of all" else credentials_dir / "edge"
+    own = {name: launcher._credentials({"DEKAG_TLS_DIR": str(folder)}, name) for name in launcher.SERVICES}
+    assert own == {
+        name: {"DEKAG_TLS_DIR": str(folder / name)} if folder == credentials_dir else {}
+        for name in launcher.SERVICES
+    }
+
+
 def test_a_default_port_that_is_taken_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
