@@ -504,7 +504,8 @@ class EdgeServicer(DownlinkServicer):
             model: hash of the cloud's model.
         """
         autoencoder, cloud = self._generator.decoder.model_hash, self._profile.cloud
-        sampled = (cloud.steps, str(cloud.guidance_scale), *cloud.formats, *self._profile.edge.formats)
+        formats = (*cloud.formats, *self._profile.edge.formats)
+        sampled: tuple[str | int, ...] = (cloud.steps, str(cloud.guidance_scale), *formats)
         return content_key(
             "latent", autoencoder, model.hex(), *sampled, request.image_format, request.prompt,
             request.seed, request.width, request.height, *request.sampling.key,
