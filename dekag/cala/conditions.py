@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dekag import plugins
 from dekag.link.conditions import BANDWIDTH_HZ, BLOCKS, LinkConditions
+from dekag.link.mimo import stream_snr_db
 from dekag.link.registry import Channel
 
 Numbers = npt.NDArray[np.float64]
@@ -147,7 +148,7 @@ def condition_vector(
     sender = at == "sender"
     return condition_features(
         cbr=[cbr],
-        snr_db=[conditions.sender_snr_db if sender else conditions.snr_db],
+        snr_db=[stream_snr_db(conditions.sender_snr_db if sender else conditions.snr_db, conditions)],
         los_fraction=[los_power_fraction(conditions)],
         tau_rms_s=[delay_spread_s(conditions)],
         pilots=[conditions.csi == "pilots"],

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dekag.cala.conditions import delay_spread_s, los_power_fraction
 from dekag.errors import MismatchError
 from dekag.link.conditions import LinkConditions
+from dekag.link.mimo import stream_snr_db
 
 CONFIDENCE = 0.8
 """Fraction of images that should meet the target at the chosen rate, if the spread is Gaussian."""
@@ -114,7 +115,7 @@ class QualityModel:
         values = _along(values, self.directs, los_power_fraction(conditions))
         tau_s = max(delay_spread_s(conditions), self.taus_s[0])
         values = _along(values, [math.log10(tau) for tau in self.taus_s], math.log10(tau_s))
-        values = _along(values, self.snrs_db, conditions.sender_snr_db)
+        values = _along(values, self.snrs_db, stream_snr_db(conditions.sender_snr_db, conditions))
         return np.interp(np.log2(cbrs), np.log2(self.cbrs), values)
 
 

@@ -118,7 +118,8 @@ def transmit(
 
     Item i depends, bit for bit, only on its symbols, `conditions[i]`, `seeds[i]` and `hop`, not on the rest
     of the batch. Its fading does not depend on K, SNR or CSI: the same seed gives the same fades at every
-    rate (for longer transmissions, in their first slot), and the same noise with every fading.
+    rate (for longer transmissions, in their first slot), and the same noise with every fading. Only behind
+    the detector of several antennas, gains depend on the SNR, and the noise is another one.
 
     Args:
         symbols: (B, K) complex64, mean power 1.
@@ -258,6 +259,9 @@ def _transmit_one(
     # generator, which concurrent requests would share; these are their steps with the item's own generator.
     # The gains are always drawn first, so that the noise is the same with and without fading.
     if conditions.fading in MIMO:
+        if draws.hop:  # the detector counts on symbols of power 1, without noise
+            allowed = "a kind with one antenna, as the symbols have crossed a channel before"
+            raise InvalidInputError("link.fading", allowed, conditions.fading)
         received, gains = mimo.send(symbols, conditions, draws.of("mimo"))
         return received, csi.perfect(gains)
     generator = draws.of("channel")

@@ -7,8 +7,8 @@ The entries of H fade independently of each other; over the blocks of a transmis
 antenna. The receiver knows H and separates the N symbols by a linear detector of Sionna, LMMSE or ZF.
 
 What the detector returns, x + e with an error of power v, is scaled to sqrt(no / v) (x + e): a symbol with
-gain sqrt(no / v) and noise of power no, as it arrives over one antenna. All that follows, from the equaliser
-to the codec, needs to know no more.
+gain sqrt(no / v) and noise of power no, as it arrives over one antenna. Equaliser, demapper and decoder need
+to know no more; who predicts the quality of a transmission counts with `stream_snr_db`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def send(
     from dekag.link.sionna_blocks import complex_normal, lmmse_equalizer, zf_equalizer
 
     antennas = MIMO[conditions.fading]
-    uses = channel_uses(len(symbols), conditions)
+    uses = uses_on_air(len(symbols), conditions)
     independent = complex_normal(
         (antennas, antennas, BLOCKS, 1), precision="double", device="cpu", generator=generator
     )
@@ -67,6 +67,15 @@ def send(
     return scaled, gains.flatten()[: len(symbols)].to(torch.complex64)
 
 
-def channel_uses(symbols: int, conditions: LinkConditions) -> int:
+def uses_on_air(symbols: int, conditions: LinkConditions) -> int:
     """Channel uses in which so many symbols are sent: as many without spatial multiplexing, else an N-th."""
     return math.ceil(symbols / MIMO.get(conditions.fading, 1))
+
+
+def stream_snr_db(snr_db: float, conditions: LinkConditions) -> float:
+    """Mean SNR of each of the streams, dB, where the mean SNR at an antenna is `snr_db`; equal without MIMO.
+
+    A stream has an N-th of the power. Behind the ZF detector its fading is Rayleigh fading with that mean
+    (Winters, Salz and Gitlin 1994); behind the LMMSE detector it is better.
+    """
+    return snr_db - 10 * math.log10(MIMO.get(conditions.fading, 1))

@@ -112,7 +112,7 @@ def powers_db(conditions: LinkConditions) -> Array:
             rician_k_db=conditions.rician_k_db,
             speed_m_s=conditions.speed_m_s,
             csi=conditions.csi,
-            equalizer=conditions.equalizer,
+            equalizer=conditions.equalizer if fading in MIMO else "mmse",  # no other gains depend on it
         )
     )
 

@@ -35,15 +35,16 @@ class EnergyMeter:
 
     def __init__(self, powercap: Path = POWERCAP) -> None:
         self._packages = []
-        # intel-rapl:0 is a package, also on AMD; intel-rapl:0:1 is a part of it
+        # also on AMD; a package has parts ("core"), and "psys", the platform, contains the packages
         for folder in sorted(powercap.glob("intel-rapl:*")):
-            if folder.name.count(":") == 1:
-                try:
-                    wraps_at = int((folder / "max_energy_range_uj").read_text())
-                    (folder / "energy_uj").read_text()  # root only, on most systems
-                except (OSError, ValueError):
+            try:
+                if not (folder / "name").read_text().startswith("package"):
                     continue
-                self._packages.append(_Package(folder / "energy_uj", wraps_at))
+                wraps_at = int((folder / "max_energy_range_uj").read_text())
+                (folder / "energy_uj").read_text()  # root only, on most systems
+            except (OSError, ValueError):
+                continue
+            self._packages.append(_Package(folder / "energy_uj", wraps_at))
         self._last = self._read()
 
     def joules(self) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from grpc import aio
 
 from dekag.link.conditions import LinkConditions
-from dekag.link.mimo import channel_uses
+from dekag.link.mimo import uses_on_air
 from services.common import clients, converters, tracing
 from services.common.frames import FrameReader, Transmission, channel_state
 from services.common.worker import ModelWorker
@@ -68,7 +68,7 @@ class ChannelServicer(DownlinkServicer):
         _, seconds = await self._worker.run(_apply_channel, transmission, request, self._traces)
         transmission.add_stage("channel.transmit", seconds)
         uses = transmission.header.channel_uses + transmission.states[-1].pilot_uses
-        transmission.report.latency.air_s += self._air.seconds(channel_uses(uses, request.link))
+        transmission.report.latency.air_s += self._air.seconds(uses_on_air(uses, request.link))
         for frame in transmission.frames():
             yield frame
 

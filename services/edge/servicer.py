@@ -504,11 +504,11 @@ class EdgeServicer(DownlinkServicer):
             model: hash of the cloud's model.
         """
         autoencoder, cloud = self._generator.decoder.model_hash, self._profile.cloud
-        formats = (*cloud.formats, *self._profile.edge.formats)
-        sampled: tuple[str | int, ...] = (cloud.steps, str(cloud.guidance_scale), *formats)
+        formats = f"{cloud.formats} {self._profile.edge.formats}"
         return content_key(
-            "latent", autoencoder, model.hex(), *sampled, request.image_format, request.prompt,
-            request.seed, request.width, request.height, *request.sampling.key,
+            "latent", autoencoder, model.hex(), cloud.steps, str(cloud.guidance_scale), formats,
+            request.image_format, request.prompt, request.seed, request.width, request.height,
+            *request.sampling.key,
         )  # fmt: skip
 
     async def _cached(self, key: str, shape: tuple[int, int, int]) -> torch.Tensor | None:

@@ -27,6 +27,7 @@ from dekag.evaluation.studies.makd import (
     TopicTraining,
     measure,
     model_bytes,
+    run_gka,
     trainings,
     write,
 )
@@ -125,8 +126,17 @@ def test_the_updates_that_ship_are_measured_without_any_training(dummy_profile: 
         found = study.shipped("frost")
     assert (found["bytes"], found["content_hash"]) == (update.size_bytes, update.content_hash)
     assert found["rows"] == study.run(training)["rows"][str(training.config.bits)]
+    asked = {"profile": str(profile), "prompts": 2, "seeds": 1, "workers": 1, "train": False}
     with pytest.raises(InvalidInputError, match="has no update of glow"):
-        measure(TINY, profile=str(profile), prompts=2, seeds=1, workers=1, train=False, runs=tmp_path)
+        measure(TINY, **asked, runs=tmp_path)
+    other = dataclasses.replace(training, topic="glow")
+    study.run(other)
+    study.update_of(other).save(profile / "knowledge" / "glow")
+    results = tmp_path / "results"
+    run_gka(**asked, results=results, runs=tmp_path)
+    figures = json.loads((results / "headline.json").read_text())
+    assert "gka_gain_percent" in figures
+    assert not (results / "gka" / "trainings.jsonl").exists(), "nothing was trained"
 
 
 def _row(consistency: float, index: int) -> Row:
@@ -165,11 +175,37 @@ def test_figures_are_of_the_updates_that_ship(tmp_path: Path) -> None:
     assert figures["update_bytes"]["value"] == 9000 + len(TOPICS) - 1
     assert figures["update_bytes_median"]["value"] == 9000 + (len(TOPICS) - 1) / 2
     assert "gka_lead_over_best_baseline_percent" not in figures, "no baseline was trained"
-    assert not (tmp_path / "gka" / "trainings.jsonl").exists()
+    assert not (tmp_path / "gka" / "trainings.jsonl").exists(), "it was of other models or prompts"
     page = REPORT.render((DOCS / REPORT.page).read_text(), tmp_path)
     assert "| metaword alone | 800 | 50 % | 0 of " in page
     assert "| rank 1, 2 bits | 9,000 | 100 % | " in page
     assert "`dekag experiment gka`: not measured yet." in page
+
+
+def test_a_run_without_trainings_keeps_what_was_trained_on_the_same_models_and_prompts(
+    tmp_path: Path,
+) -> None:
+    bounds = {"neon": {"none": _rows(0.5), "ceiling": _rows(0.9)}}
+    training = TopicTraining("neon", TINY)
+    done = {
+        TopicTraining("neon", dataclasses.replace(TINY, method=method)): {
+            "topic": "neon",
+            "config": {**training.config.as_dict(), "method": method},
+            "bytes": {"16": 1000},
+            "rows": {"16": _rows(0.7)},
+        }
+        for method in METHODS
+    }
+    shipped = {"neon": {"topic": "neon", "form": "", "bytes": 900, "ladder": [], "rows": _rows(0.8)}}
+    write(MakdResults(bounds, {}, done, []), TINY, tmp_path, edge_bytes=10_000)
+    trained = (tmp_path / "gka" / "trainings.jsonl").read_text()
+    write(MakdResults(bounds, shipped, {}, []), TINY, tmp_path, edge_bytes=10_000)
+    rows = [json.loads(line) for line in (tmp_path / "gka" / "methods.jsonl").read_text().splitlines()]
+    assert {row["method"] for row in rows} == {"none", *METHODS, "shipped", "ceiling"}
+    assert (tmp_path / "gka" / "trainings.jsonl").read_text() == trained
+    others = {"neon": {"none": _rows(0.4), "ceiling": _rows(0.9)}}
+    write(MakdResults(others, shipped, {}, []), TINY, tmp_path, edge_bytes=10_000)
+    assert not (tmp_path / "gka" / "trainings.jsonl").exists()
 
 
 def test_figures_follow_from_the_rows(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from dekag.cala.conditions import condition_vector
+from dekag.errors import InvalidInputError
 from dekag.link import BLOCKS, LinkConditions
 from dekag.link.channel import block_of_symbol, transmit
 from dekag.link.equalizer import equalize
-from dekag.link.mimo import channel_uses
+from dekag.link.mimo import stream_snr_db, uses_on_air
 from dekag.link.outage import powers_db
 
 ITEMS, SYMBOLS = 1500, 32
@@ -87,8 +89,8 @@ def test_fades_depend_neither_on_the_rate_nor_on_the_batch() -> None:
 def test_an_odd_number_of_symbols_is_filled_up() -> None:
     asked = link("mimo-4x4", snr_db=40, equalizer="zf")
     sent = qpsk()[:200, :13]
-    assert channel_uses(13, asked) == 4
-    assert channel_uses(13, link("rayleigh")) == 13
+    assert uses_on_air(13, asked) == 4
+    assert uses_on_air(13, link("rayleigh")) == 13
     reception = transmit(sent, [asked] * 200, range(200))
     assert reception.symbols.shape == reception.gains.shape == (200, 13)
     error = (equalize(reception, "mmse").symbols - sent).abs().square().mean()
@@ -103,6 +105,23 @@ def test_streams_of_a_block_share_its_fade() -> None:
         own = gains[blocks == block]
         torch.testing.assert_close(own, own[:1].expand_as(own))
     assert len({round(float(gain.real), 4) for gain in gains.flatten()}) == 2 * BLOCKS
+
+
+def test_a_stream_has_its_share_of_the_power() -> None:
+    asked = link("mimo-4x4", snr_db=8, equalizer="zf")
+    assert stream_snr_db(asked.snr_db, asked) == pytest.approx(8 - 6.02, abs=0.01)
+    assert stream_snr_db(8, link("rayleigh")) == 8
+    at_stream, at_antenna = (
+        condition_vector(1 / 96, each, at="sender")
+        for each in (asked, link("rayleigh", snr_db=8 - 10 * math.log10(4), equalizer="zf"))
+    )
+    torch.testing.assert_close(at_stream, at_antenna)
+
+
+def test_a_second_channel_with_several_antennas_is_refused() -> None:
+    sent, asked = qpsk()[:1], link("mimo-2x2")
+    with pytest.raises(InvalidInputError, match=r"link\.fading must be a kind with one antenna"):
+        transmit(sent, [asked], [1], hop=1)
 
 
 @pytest.mark.parametrize("csi", ["pilots", "none"])

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from dekag.evaluation import plots
-from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_rows, table
+from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.registry import MISSING
 from dekag.evaluation.statistics import bootstrap_ci95, percent_gain
+from dekag.evaluation.studies import makd
 from dekag.evaluation.studies.end_to_end import COMMAND, FOLDER, USUAL_QUALITY, per_image
 from dekag.evaluation.sweeps.table import draw_lines
 
@@ -134,25 +135,23 @@ def break_even(results: Path) -> Lines:
 
 
 def smaller_updates(results: Path) -> Lines:
-    """Break-even of the other updates that the study of MAKD trained, against the same files."""
+    """Break-even of every form of the updates that ship, against the same files."""
     webp = {row["topic"]: row["webp_bytes"] for row in read_rows(results / FOLDER / "break-even.jsonl")}
-    tried: dict[str, dict[str, tuple[int, float]]] = {}
-    for each in read_rows(results / "gka" / "trainings.jsonl"):
-        config = each["config"]
-        if config["seed"] != 0 or config["method"] not in ("makd", "metaword") or each["topic"] not in webp:
-            continue
-        for bits, size in each["bytes"].items():
-            name = f"rank {config['rank']}, {config['layers']}, {bits} bits"
-            if config["method"] == "metaword":
-                name = "metaword alone"
-            found = (size, each["rows"][bits]["consistency"])
-            tried.setdefault(name, {}).setdefault(each["topic"], found)
+    path = results / makd.FOLDER / "updates.jsonl"
+    if not path.exists():
+        raise NotMeasuredError(makd.COMMAND)
+    tried: dict[str, list[tuple[int, float, float]]] = {}
+    for each in read_rows(path):
+        if each["topic"] in webp:
+            for rung in each["ladder"]:
+                found = (rung["bytes"], rung["gain"], rung["bytes"] / webp[each["topic"]])
+                tried.setdefault(rung["form"], []).append(found)
     lines = []
-    for name, own in sorted(tried.items(), key=lambda each: np.mean([size for size, _ in each[1].values()])):
-        size, score = np.mean(list(own.values()), axis=0)
-        images = np.mean([size / webp[topic] for topic, (size, _) in own.items()])
-        lines.append([name, str(len(own)), f"{size:,.0f}", f"{score:.3f}", f"{images:.0f}"])
-    return table(["update", "topics", "bytes", "consistency", "images, WebP"], lines)
+    for form, own in sorted(tried.items(), key=lambda each: np.mean([size for size, *_ in each[1]])):
+        size, gain, _ = np.mean(own, axis=0)
+        images = np.median([images for *_, images in own])
+        lines.append([form, f"{size:,.0f}", f"{gain:+.3f}", f"{images:,.0f}"])
+    return table(["form", "bytes", "gain in consistency", "images, WebP"], lines)
 
 
 def _against_snr(results: Path, metric: str, label: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ NAMES = {
     SHIPPED: "MAKD",
     "ceiling": "upper bound: the cloud itself, another seed",
 }
+SETTINGS_PLOT = "Consistency against the rank, the number of cloud images and the number of tokens"
 ENOUGH = 0.95  # of the whole gain, that the smallest update is to keep
 
 
@@ -91,17 +93,9 @@ def values(results: Path) -> Mapping[str, str]:
     none, oracle = (mean_of(found[name], "consistency") for name in ("none", "ceiling"))
     shown |= {"none_consistency": f"{none:.2f}", "ceiling_consistency": f"{oracle:.2f}"}
     shown["our_consistency"] = f"{mean_of(ours, 'consistency'):.2f}"
-    try:
-        rows = trainings(results)
-    except FileNotFoundError:
-        return shown
-    base = base_config(rows)
-    return {
-        **shown,
-        "seeds": str(len({row["config"]["seed"] for row in rows})),
-        **{name: str(base[name]) for name in ("images", "steps", "batch", "rank", "bits", "tokens")},
-        "smallest": f"{smallest(results)['bytes']:,}",
-    }
+    if (results / FOLDER / "trainings.jsonl").exists():
+        shown["smallest"] = f"{smallest(results)['bytes']:,}"
+    return shown
 
 
 def methods(results: Path) -> Lines:
@@ -157,7 +151,8 @@ def topics(results: Path) -> Lines:
             mean_of(here[m], "consistency") for m in ("none", main_method(found), "ceiling")
         )
         form = [shipped[name]["form"], f"{shipped[name]['bytes']:,}"] if shipped else ["", ""]
-        lines.append([name, kind_of(name), *form, *cells, f"{100 * (ours - none) / (oracle - none):.0f} %"])
+        closed = f"{100 * (ours - none) / (oracle - none):.0f} %" if oracle > none else ""
+        lines.append([name, kind_of(name), *form, *cells, closed])
     names = (NAMES[method] for method in found)
     header = ["topic", "kind", "form", "bytes", *names, "part of the gap closed"]
     return table(header, lines, words=(0, 1, 2))
@@ -172,13 +167,13 @@ def forms(results: Path) -> Lines:
     for ladder in ladders:
         best = max(rung["gain"] for rung in ladder)
         for rung in ladder:
-            kept = rung["gain"] / best
+            kept = rung["gain"] / best if best > 0 else math.nan
             found.setdefault(rung["form"], []).append((rung["bytes"], kept, rung["chosen"]))
     lines = [
         [
             form,
             f"{np.median([size for size, *_ in rungs]):,.0f}",
-            f"{100 * np.mean([kept for _, kept, _ in rungs]):.0f} %",
+            f"{100 * np.nanmean([kept for _, kept, _ in rungs]):.0f} %",
             f"{sum(chosen for *_, chosen in rungs)} of {len(rungs)}",
         ]
         for form, rungs in sorted(found.items(), key=lambda each: np.median([size for size, *_ in each[1]]))
@@ -211,6 +206,19 @@ def study_points(rows: Sequence[Row], setting: str, topic: str) -> list[tuple[An
     return sorted((row["config"][setting], row["rows"][bits]["consistency"]) for row in own)
 
 
+def training(results: Path) -> Lines:
+    """How the methods of the comparison were trained."""
+    rows = trainings(results)
+    base, seeds = base_config(rows), len({row["config"]["seed"] for row in rows})
+    said = (
+        f"Every method learns from the same {base['images']} cloud images of a topic, for at most "
+        f"{base['steps']} steps of {base['batch']}. The LoRA has rank {base['rank']} and {base['bits']} bits "
+        f"per number; the metaword has {base['tokens']} tokens, and one more for each of several triggers. "
+        f"There are {seeds} training seeds."
+    )
+    return [said]
+
+
 def settings(results: Path) -> Lines:
     """One setting at a time."""
     rows = trainings(results)
@@ -219,7 +227,8 @@ def settings(results: Path) -> Lines:
         points = [dict(study_points(rows, setting, topic)) for topic in study_topics(rows)]
         shown = [f"{value}: {np.mean([each[value] for each in points]):.3f}" for value in points[0]]
         lines.append([setting, ", ".join(shown)])
-    return table(["setting", "consistency by its value"], lines, words=(0, 1))
+    plot = f"![{SETTINGS_PLOT}](plots/results-knowledge-updates-settings.svg)"
+    return [plot, "", *table(["setting", "consistency by its value"], lines, words=(0, 1))]
 
 
 def sizes_tried(results: Path) -> list[Row]:
@@ -352,6 +361,7 @@ REPORT = Report(
         ),
         "methods": methods,
         "topics": topics,
+        "training": training,
         "forms": forms,
         "losing-topics": losing_topics,
         "settings": settings,

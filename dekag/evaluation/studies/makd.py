@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from dekag.errors import InvalidInputError
 from dekag.evaluation.models import ModelBank, model_bank
-from dekag.evaluation.pages import Row, save_images, write_rows
+from dekag.evaluation.pages import Row, read_rows, save_images, write_rows
 from dekag.evaluation.prompts import Prompt, world_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.runner import run_in_processes
@@ -121,7 +121,8 @@ class MakdStudy:
         """Hash of `parts` and of everything that every result depends on."""
         cloud, edge = self.bank.cloud, self.bank.edge
         known = [VERSION, cloud.model_hash, edge.model_hash, self.prompts, cloud.steps, cloud.guidance_scale]
-        known += [*cloud.departures, *edge.departures]
+        if cloud.departures or edge.departures:
+            known += [cloud.departures, edge.departures]
         if self.bank.own_topics:
             known.append({name: self.test_prompts(name) for name in self.bank.own_topics})
         return content_key(*known, edge.steps, edge.guidance_scale, self.bank.metrics_hash, *parts)
@@ -155,22 +156,20 @@ class MakdStudy:
         """The profile's update of a topic: its form, bytes, ladder, and rows of scores."""
         update = self.bank.update(topic)
 
-        def measure() -> Row:
+        def measure() -> list[Row]:
             prompts = self.test_prompts(topic)
             aligned = self.aligned_images([update], prompts)
-            ladder = update.history.get("ladder", [])
-            return {
-                "topic": topic,
-                "content_hash": update.content_hash,
-                "form": next((rung["form"] for rung in ladder if rung["chosen"]), "full"),
-                "bytes": update.size_bytes,
-                "ladder": ladder,
-                "rows": self.score_images(aligned, self.references(topic, prompts), prompts),
-            }
+            return self.score_images(aligned, self.references(topic, prompts), prompts)
 
-        key = self.key(SHIPPED, topic, update.content_hash)
-        result: Row = self.store.json("cells", key, measure)
-        return result
+        ladder = update.history.get("ladder", [])
+        return {
+            "topic": topic,
+            "content_hash": update.content_hash,
+            "form": next((rung["form"] for rung in ladder if rung["chosen"]), ""),
+            "bytes": update.size_bytes,
+            "ladder": ladder,
+            "rows": self.store.json("cells", self.key(SHIPPED, "rows", topic, update.content_hash), measure),
+        }
 
     def run(self, training: TopicTraining) -> Row:
         """Train and score, or read what an earlier run found."""
@@ -432,24 +431,36 @@ def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes:
         method: rows_of(measured, method, list(measured.bounds), base)
         for method in ("none", *trained, *shipped, "ceiling")
     }
-    scored = [{"method": method, **row} for method in rows for row in rows[method]]
-    write_rows(folder / "methods.jsonl", scored)
+    scored = {method: [{"method": method, **row} for row in own] for method, own in rows.items()}
+    kept = {} if trained else _trained_earlier(folder, scored["none"])
+    scored = {"none": scored.pop("none"), **kept, **scored}
+    write_rows(folder / "methods.jsonl", [row for own in scored.values() for row in own])
     updates = [{**row, "rows": _means(row["rows"])} for row in measured.shipped.values()]
     trainings = [
         {**result, "rows": {bits: _means(scores) for bits, scores in result["rows"].items()}}
         for result in measured.trainings.values()
     ]
     for name, found in {"updates": updates, "trainings": trainings, "compositions": measured.pairs}.items():
-        path = folder / f"{name}.jsonl"
-        path.unlink(missing_ok=True)  # nothing of an earlier run stays beside these
         if found:
-            write_rows(path, found)
+            write_rows(folder / f"{name}.jsonl", found)
+        elif not (name == "trainings" and kept):
+            (folder / f"{name}.jsonl").unlink(missing_ok=True)  # of other models or prompts
     sizes = [row["bytes"] for row in updates] or [
         result["bytes"][str(base.bits)]
         for training, result in measured.trainings.items()
         if _is_main(training, base, "makd")
     ]
     figures(rows, sizes, results, edge_bytes)
+
+
+def _trained_earlier(folder: Path, none: list[Row]) -> dict[str, list[Row]]:
+    """Rows of the methods that an earlier run trained, if it measured the same models on the same prompts."""
+    found: dict[str, list[Row]] = {}
+    path = folder / "methods.jsonl"
+    for row in read_rows(path) if path.exists() else []:
+        found.setdefault(row["method"], []).append(row)
+    same = found.get("none") == none
+    return {method: own for method, own in found.items() if same and method in METHODS}
 
 
 def rows_of(measured: MakdResults, method: str, topics: Sequence[str], base: DistillConfig) -> list[Row]:

@@ -82,7 +82,10 @@ def knowledge(
     folder = out or profile_folder(profile) / "knowledge"
     cloud, edge = Generator.from_profile(models, "cloud"), Generator.from_profile(models, "edge")
     # another model, sampling, setting or prompt has a run of its own: its images and checkpoints do not fit
-    of_models = [each.identity for each in (cloud, edge)]
+    of_models = [
+        (each.model_hash, each.steps, each.guidance_scale, each.size, *each.departures)
+        for each in (cloud, edge)
+    ]
     scorer = None if models.scorer is None else ImageScorer.load(models.scorer.clip, models.scorer.dino)
     for name in topic or own or TOPICS:
         prompts = topic_prompts(name, topics=own, count=config.images, held_out=config.held_out, seed=seed)
