@@ -15,6 +15,7 @@ import * as picture from "./picture.js";
 import * as stage from "./stage.js";
 
 const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
+const ASKED_HERE = ["prompt", "delivery", "details", "stream", "partial_images", "n", "output_format", "response_format"];
 const ALIGNED_ONLY = ["adapter_scale", "knowledge"];
 const form = find("#ask-form");
 const status = find("#ask-status");
@@ -70,6 +71,7 @@ function unrounded(value, field) {
 function moreOf(text) {
   try {
     const { link, ...rest } = JSON.parse(text || "{}");
+    for (const name of ASKED_HERE) delete rest[name]; // a link may have any
     return { ...rest, link: link ?? {} };
   } catch {
     return { link: {} }; // of a link that was cut off
@@ -128,7 +130,10 @@ async function send(again = null) {
   stage.show(state);
   keep(state, data);
   const made = again && state.images[again.origin.request.delivery ?? "semantic"];
-  if (made) picture.say(await compared(again.origin, again.file, made));
+  if (made) {
+    const said = await compared(again.origin, again.file, made).catch(() => "This browser cannot compare it with the file.");
+    if (mine === asking) picture.say(said);
+  }
   try {
     if (both) await deliverEqual(state, data, mine).catch((error) => {
       if (mine !== asking) throw error;

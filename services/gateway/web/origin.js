@@ -5,13 +5,16 @@ const EXIF = "Exif\0\0";
 const COMMENT = "ASCII\0\0\0"; // of EXIF's UserComment
 const [EXIF_FOLDER, USER_COMMENT] = [0x8769, 0x9286];
 
+const MAX_BYTES = 2 ** 25; // a larger file is none of this system's
+
+/** A character for each byte: TextDecoder("latin1") decodes windows-1252. */
 const text = (view, at, length) =>
-  new TextDecoder("latin1").decode(new Uint8Array(view.buffer, at, Math.min(length, view.byteLength - at)));
+  Array.from(new Uint8Array(view.buffer, at, Math.min(length, view.byteLength - at)), (byte) => String.fromCharCode(byte)).join("");
 
 function ofPng(view) {
   for (let at = 8; text(view, at + 4, 4) !== "IDAT"; at += 12 + view.getUint32(at)) {
-    const data = text(view, at + 8, view.getUint32(at));
-    if (text(view, at + 4, 4) === "tEXt" && data.startsWith(KEYWORD)) return data.slice(KEYWORD.length);
+    if (text(view, at + 4, 4) === "tEXt" && text(view, at + 8, KEYWORD.length) === KEYWORD)
+      return text(view, at + 8 + KEYWORD.length, view.getUint32(at) - KEYWORD.length);
   }
   return null;
 }
@@ -48,12 +51,19 @@ function ofExif(view, start) {
 }
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+const isUpdate = (value) => isObject(value) && typeof value.topic === "string" && typeof value.content_hash === "string";
+
+function isOrigin({ request, model_hashes, knowledge }) {
+  const { prompt, link = {} } = request;
+  return typeof prompt === "string" && isObject(link) && isObject(model_hashes) && Array.isArray(knowledge) && knowledge.every(isUpdate);
+}
 
 /**
  * The origin {request, model_hashes, knowledge} of an image file; null if it is a foreign file, and {request: null} if what
  * this system wrote is damaged.
  */
 export async function readOrigin(file) {
+  if (file.size > MAX_BYTES) return null;
   const view = new DataView(await file.arrayBuffer());
   let found = null;
   try {
@@ -66,8 +76,7 @@ export async function readOrigin(file) {
   if (found === null) return null;
   try {
     const origin = JSON.parse(found.replace(/"seed":(\d{16,})/, '"seed":"$1"')); // numbers here hold 53 bits
-    if (typeof origin.request.prompt === "string" && isObject(origin.request.link ?? {}) && isObject(origin.model_hashes) &&
-        Array.isArray(origin.knowledge)) return origin;
+    if (isOrigin(origin)) return origin;
   } catch { /* as below */ }
   return { request: null };
 }

@@ -46,7 +46,7 @@ function show({ file, origin }) {
   find(".buttons", offer).hidden = false;
   find("#ask-again").hidden = find("details", offer).hidden = !request;
   if (!request) return say(`${file.name} is an image of DeKA-g, but what was written into it is damaged.`);
-  const { prompt: text, seed, delivery = "semantic", link: { snr_db, fading } = {} } = request;
+  const { prompt: text, seed, delivery = "semantic", link: { snr_db = 10, fading = "rayleigh" } = {} } = request;
   say(`${file.name} was made here: “${text}”, seed ${seed}, ${snr_db} dB ${fading}, ${delivery}.`);
   find("#origin-request").textContent = JSON.stringify(request, null, 1);
 }
