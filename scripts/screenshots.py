@@ -25,7 +25,7 @@ IMAGES, WEB = ROOT / "docs" / "images", ROOT / "services" / "gateway" / "web"
 FIRST_SCREENS = ROOT / "results" / "page"
 PROMPT, SEED, LINK = (
     "a flamingo on the beach",
-    6,
+    21,
     {"snr_db": 5, "fading": "rayleigh"},
 )  # what the page opens with
 DELIVERIES = ("semantic", "semantic-unaligned")

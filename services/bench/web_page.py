@@ -25,7 +25,7 @@ from services.launcher.stack import LaunchError
 from services.launcher.up import await_ready, start_topics
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request, ViewportSize
+    from playwright.sync_api import Browser, Page, ViewportSize
 
 COMMAND = "dekag bench web-page"
 WIDE: ViewportSize = {"width": 1280, "height": 900}
@@ -135,8 +135,6 @@ def open_page(browser: Browser, url: str, *, whole: bool = False) -> Row:
     try:
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
-        loaded: list[Request] = []
-        page.on("requestfinished", loaded.append)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         load, start = os.getloadavg()[0], time.perf_counter()

@@ -261,7 +261,7 @@ def test_the_gallery_keeps_what_was_asked_with_its_link(page: Page) -> None:
     entries = page.locator("#asked a")
     expect(entries).to_have_count(2)
     assert width_of(entries.first.locator("img")) >= 256
-    expect(entries.first).to_contain_text("12 dB rayleigh, seed 6")
+    expect(entries.first).to_contain_text("12 dB rayleigh, seed 21")
     before = page.locator("article[data-delivery=semantic] img").get_attribute("src")
     entries.nth(1).click()
     expect(page.locator("#snr_db-shown")).to_have_text("5 dB")
@@ -416,11 +416,11 @@ def test_an_image_is_made_again_from_its_file(page: Page, tmp_path: Path) -> Non
     drop(page, tmp_path / "flamingo.png")
     said = page.locator("#origin-said")
     expect(said).to_have_text(
-        "flamingo.png was made here: “a flamingo on the beach”, seed 6, 5 dB rayleigh, semantic."
+        "flamingo.png was made here: “a flamingo on the beach”, seed 21, 5 dB rayleigh, semantic."
     )
     expect(page.get_by_role("button", name="Remove the picture")).to_be_hidden()
     page.get_by_text("The request in the file").click()
-    expect(page.locator("#origin-request")).to_contain_text('"seed": 6')
+    expect(page.locator("#origin-request")).to_contain_text('"seed": 21')
     page.get_by_role("button", name="Make it again").click()
     expect(said).to_have_text("The same image as in the file, pixel for pixel.")
     assert page.get_by_label("Prompt", exact=True).input_value() == "a flamingo on the beach"
