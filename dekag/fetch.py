@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dekag.errors import NotFoundError
+from dekag.generation.loading import INDEX
 from dekag.generation.profile import GeneratorProfile
 from dekag.inventory import model_folder, parts, pipeline_index
 from dekag.profile import Profile
@@ -17,19 +19,22 @@ _STEMS = ("model", "diffusion_pytorch_model")  # of the names of weight files
 def fetch(profile: Profile) -> Iterator[str]:
     """Download what a profile names on a hub and this machine lacks; yields each name before it begins.
 
+    An interrupted download is completed by the next call.
+
     Raises:
-        NotFoundError: a name is not on the hub, or the hub cannot be reached.
+        NotFoundError: a name is not on the hub, does not hold what the profile needs of it, or the hub cannot
+            be reached.
     """
     missing = {(part.source, part.component) for part in parts(profile) if part.folder is None}
     for model in (profile.cloud, profile.edge):
         if any(source == model.path for source, _ in missing) and not Path(model.path).exists():
             yield model.path
             _fetch_pipeline(model)
-        for name, part in model.components.items():
-            if (part.path, name) in missing or (model.path, "") in missing:
-                yield f"{part.path} ({name})"
-                inside = f"{part.subfolder}/" if part.subfolder else ""
-                _download(part.path, part.revision, _patterns(inside, part.variant))
+        for name, other in model.components.items():
+            if (other.path, name) in missing or (model.path, "") in missing:
+                yield f"{other.path} ({name})"
+                inside = f"{other.subfolder}/" if other.subfolder else ""
+                _download(other.path, other.revision, _patterns(inside, other.variant))
         if model.config and model_folder(model.config) is None:
             yield model.config
             _download(model.config, None, ["*.json", "*.txt", "*.model"])
@@ -38,6 +43,18 @@ def fetch(profile: Profile) -> Iterator[str]:
         if (path, "") in missing:
             yield path
             _download(path, None, _patterns("", None))
+    for part in parts(profile):
+        on_a_hub = not Path(part.source).exists() and part.role not in (
+            "codec",
+            "unaligned_codec",
+            "adapters",
+        )
+        if part.folder is None and on_a_hub:
+            what = f"{part.component} " if part.component else ""
+            raise NotFoundError(
+                f"{part.source} is downloaded, but holds no {what}weights as .safetensors files of the "
+                "revision and variant in the profile"
+            )
 
 
 def _patterns(inside: str, variant: str | None) -> list[str]:
@@ -52,7 +69,10 @@ def _patterns(inside: str, variant: str | None) -> list[str]:
 
 def _fetch_pipeline(model: GeneratorProfile) -> None:
     """The base pipeline without the components that come from elsewhere."""
-    _download(model.path, model.revision, ["model_index.json"])
+    _download(model.path, model.revision, [INDEX])
+    home = model_folder(model.path, model.revision)
+    if home is None or not (home / INDEX).is_file():
+        raise NotFoundError(f"{model.path} holds no pipeline: it has no {INDEX}")
     index = pipeline_index(model)
     own = [name for name, pair in index.items() if isinstance(pair, list) and pair[0] is not None]
     folders = [f"{name}/" for name in own if name not in model.components]
@@ -62,6 +82,7 @@ def _fetch_pipeline(model: GeneratorProfile) -> None:
 def _download(path: str, revision: str | None, patterns: list[str]) -> None:
     from huggingface_hub import snapshot_download
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what is not there is told by who needs it
     _reached(path, lambda: snapshot_download(path, revision=revision, allow_patterns=patterns))
 
 

@@ -53,6 +53,7 @@ class Project:
         self._env = os.environ | {
             "DEKAG_MODELS": str(models),
             "DEKAG_PROFILE": "/models/mine",
+            "DEKAG_START_TOPICS": "",
             "DEKAG_GATEWAY_PORT": str(self.port),
             **{f"DEKAG_{name.upper()}_MEMORY": f"{limit}m" for name, limit in LIMITS.items()},
         }
@@ -102,7 +103,7 @@ def test_a_topic_of_the_mounted_profile_is_distilled_and_used(url: str) -> None:
     with Client(url, timeout_s=300) as client:
         *_, job = client.distill("glow", images=4, steps=4, rank=1, force=True)
         assert job.status == "finished", job.error
-        image = client.image("a red cat at sea that glows", seed=1)
+        image = client.image("a red cat at sea with a glow", seed=1)
     assert [each.topic for each in image.report.knowledge] == ["glow"]
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation import autoencoder, loading
 from dekag.generation.loading import load_component, load_pipeline, pipeline_hash
-from dekag.generation.models import Generator, LatentDecoder
+from dekag.generation.models import Generator, LatentDecoder, LatentEncoder
 from dekag.generation.placement import CPU, place
 from dekag.generation.profile import ComponentProfile, GeneratorProfile
+from dekag.generation.restorer import Restorer
 from dekag.makd.batched_lora import BatchedLora
+from dekag.makd.config import DistillConfig
+from dekag.makd.topics import TopicPrompts
 from dekag.profile import Profile, load_profile
+from dekag.training.distill import train
 
 PROMPT = "a red boat on the beach"
 LONG = "a red boat on the beach, and " * 12 + "a cat"
@@ -150,6 +156,34 @@ def test_denoiser_and_autoencoder_meet_no_tensor_of_the_cpu(elsewhere: Generator
     for call, given in ((autoencoder.decode, (1, 4, 8, 8)), (autoencoder.encode, (1, 3, 64, 64))):
         with pytest.raises(NotImplementedError, match="Cannot copy out of meta"):  # on the way back alone
             call(vae, torch.randn(given))
+
+
+ON_THE_WAY_BACK = pytest.raises(NotImplementedError, match="Cannot copy out of meta")
+
+
+def test_restorer_and_encoder_meet_no_tensor_of_the_cpu(elsewhere: Generator) -> None:
+    with ON_THE_WAY_BACK:
+        Restorer(elsewhere).restore(torch.randn(1, 4, 8, 8), LONG, timestep=300)
+    with ON_THE_WAY_BACK:
+        LatentEncoder(elsewhere.decoder).encode(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("method", ["makd", "full"])
+def test_training_steps_meet_no_tensor_of_the_cpu(
+    elsewhere: Generator, method: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held-out prompt has several windows."""
+    monkeypatch.setattr("dekag.training.distill.multiplying", lambda *_: nullcontext())  # not for "meta"
+    pipeline = elsewhere.pipeline
+    pipeline.unet.to(torch.float32)
+    topic = TopicPrompts("glow", (f"{LONG} that glows", "a boat"), (LONG,), ("glow",))
+    config = DistillConfig(images=4, held_out=2, steps=2, batch=2, rank=1, tokens=1, method=method)
+    latents = torch.randn(3, 4, 8, 8)
+    calls: list[torch.device] = []
+    pipeline.unet.register_forward_hook(lambda _, given, said: calls.append(said.sample.device))
+    with ON_THE_WAY_BACK:
+        train(pipeline, latents[:2], latents[2:], topic, config, tmp_path)
+    assert [each.type for each in calls] == ["meta"]
 
 
 def test_adapters_follow_their_layer_to_its_device(elsewhere: Generator) -> None:

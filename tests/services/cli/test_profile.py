@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from dekag.cala.artifact import TransmissionKnowledge
+from dekag.generation.loading import load_pipeline
 from dekag.inventory import parts, problems, processes
 from dekag.profile import load_profile
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
+from tests.generation.original_layout import save_original
 from tests.hub import COMMIT, running_hub
 from tests.services.command_line import dekag
 
@@ -110,6 +115,86 @@ async def test_what_is_missing_is_said_fetched_and_then_complete(dummy_profile: 
         assert failed.returncode == 1
         assert re.search(f"cannot download lab/denoiser: .*{why}", failed.stderr), failed.stderr
         assert "Traceback" not in failed.stderr
+
+
+def named(model: Path, **more: Any) -> dict[str, Any]:
+    """A generator by the name of its folder on the hub."""
+    return {"path": f"lab/{model.name}", "steps": 2, "guidance_scale": 2.0, **more}
+
+
+@pytest.mark.asyncio
+async def test_an_interrupted_download_goes_on_where_it_was(dummy_profile: Path, tmp_path: Path) -> None:
+    shutil.copytree(dummy_profile / "edge", edge := tmp_path / "edge")
+    large = {"weight": torch.randn(7_000_000)}  # more than is written at once
+    save_file(large, edge / "unet" / "diffusion_pytorch_model.safetensors")
+    profile = rewritten(dummy_profile, tmp_path / "mine", edge=named(edge))
+    with running_hub({"lab/edge": edge}, breaks=3) as (address, taken):
+        there = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+        while done.returncode:
+            assert len(taken) < 100
+            assert re.search("cannot download lab/edge: ", done.stderr), done.stderr
+            done = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+    continued = [int(name.rpartition(" ")[2]) for name in taken if "unet" in name and " from byte " in name]
+    assert continued
+    assert min(continued) > 0
+    (file,) = (tmp_path / "hub").rglob("snapshots/*/unet/*.safetensors")
+    assert torch.equal(load_file(file)["weight"], large["weight"])
+
+
+@pytest.mark.asyncio
+async def test_what_a_hub_does_not_hold_is_named(dummy_profile: Path, tmp_path: Path) -> None:
+    pickled, part = tmp_path / "pickled", tmp_path / "part"
+    shutil.copytree(dummy_profile / "edge", pickled)
+    (pickled / "unet" / "diffusion_pytorch_model.safetensors").rename(pickled / "unet" / "model.bin")
+    shutil.copytree(dummy_profile / "cloud" / "transformer", part / "transformer")
+    (part / "transformer" / "README.md").write_text("without the rest")
+    hub = {"lab/edge": dummy_profile / "edge", "lab/pickled": pickled, "lab/part": part}
+    elsewhere = {"unet": {"path": "lab/edge", "subfolder": "unet", "revision": "v9"}}
+    cases: list[tuple[dict[str, Any], str]] = [
+        (named(pickled), "lab/pickled is downloaded, but holds no unet weights as .safetensors files"),
+        (named(part), "lab/part holds no pipeline: it has no model_index.json"),
+        (named(tmp_path / "nothing"), "cannot download lab/nothing: 404"),
+        (named(tmp_path / "edge", revision="v9"), "cannot download lab/edge: 404"),
+        (
+            named(tmp_path / "edge", variant="fp16"),
+            "lab/edge is downloaded, but holds no text_encoder weights",
+        ),
+        (named(tmp_path / "edge", components=elsewhere), "cannot download lab/edge: 404"),
+    ]
+    with running_hub(hub) as (address, _):
+
+        async def fetched(number: int, edge: dict[str, Any]) -> str:
+            cache = {"HF_HUB_CACHE": str(tmp_path / f"hub-{number}"), "HF_HUB_OFFLINE": "0"}
+            profile = rewritten(dummy_profile, tmp_path / str(number), edge=edge)
+            done = await dekag(
+                "profile", "fetch", str(profile), folder=tmp_path, env={"HF_ENDPOINT": address, **cache}
+            )
+            assert done.returncode == 1, (edge, done.stdout)
+            return done.stderr
+
+        told = await asyncio.gather(*(fetched(number, edge) for number, (edge, _) in enumerate(cases)))
+    for stderr, (_, said) in zip(told, cases, strict=True):
+        assert stderr.startswith(said)
+        assert len(stderr.splitlines()) == 1, stderr
+
+
+@pytest.mark.asyncio
+async def test_the_configuration_of_a_checkpoint_in_one_file_is_fetched_without_weights(
+    dummy_profile: Path, tmp_path: Path
+) -> None:
+    save_original(load_pipeline(load_profile(dummy_profile).edge), tmp_path / "all.safetensors")
+    edge = named(tmp_path / "edge", path=str(tmp_path / "all.safetensors"), config="lab/edge")
+    profile = rewritten(dummy_profile, tmp_path / "mine", edge=edge)
+    with running_hub({"lab/edge": dummy_profile / "edge"}) as (address, taken):
+        there = {"HF_ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = await dekag("profile", "fetch", str(profile), folder=tmp_path, env=there)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "lab/edge/model_index.json" in taken
+        assert not [name for name in taken if name.endswith(".safetensors")]
+    offline = {**there, "HF_HUB_OFFLINE": "1"}
+    after = await dekag("profile", "check", str(profile), folder=tmp_path, env=offline)
+    assert (after.returncode, after.stderr) == (0, "")
 
 
 @pytest.mark.asyncio

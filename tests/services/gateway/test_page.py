@@ -168,7 +168,7 @@ async def test_the_opening_example_is_given_to_the_edge() -> None:
     assert topic in controls_prompt()
     assert (Path(load_profile("stickers").knowledge or "") / topic).is_dir()
     compose = (Path(__file__).parents[3] / "docker-compose.yml").read_text()
-    assert f"DEKAG_START_TOPICS: ${{DEKAG_START_TOPICS:-{topic}}}" in compose
+    assert f"DEKAG_START_TOPICS: ${{DEKAG_START_TOPICS-{topic}}}" in compose
 
 
 def _fields(name: str) -> list[str]:
