@@ -18,7 +18,7 @@ FAULTS ?=
 .DEFAULT_GOAL := help
 .PHONY: help install constraints world-assets up demo test test-clients notebooks test-slow test-install test-compose test-faults test-fuzz \
   test-pictures test-trust test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
-  install-times FORCE
+  install-times release FORCE
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -169,6 +169,10 @@ constraints: need-dev ## pin the packages in .venv
 	$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable --exclude dekag | grep -vE "^(nvidia|cuda|triton)" | \
 	  sed -nE 's/^([A-Za-z0-9._-]+==[^+ ]+)(\+.*)?$$/\1/p' | LC_ALL=C sort -f > constraints.txt.new
 	@mv constraints.txt.new constraints.txt
+	$(BIN)/python scripts/hash_requirements.py
+
+release: need-release ## build dist/: wheel, hashed requirements, software bill of materials, licences, checksums
+	$(BIN)/python scripts/release.py
 
 install-times: ## measure `make demo` in a fresh clone: make install-times PYTHONS="python3.11 python3.12"
 	@python="$$(sh scripts/find_python.sh "$(PYTHON)")" && \

@@ -46,14 +46,7 @@ async def hold(
 
     tasks = [asyncio.create_task(one(number)) for number in range(connections)]
     await asyncio.wait(tasks, timeout=seconds)
-    async with system.client("alice", "127.0.0.1") as client:
-        try:
-            answer = await asyncio.wait_for(client.get("/v1/knowledge"), 5)
-            system.expect(answer, 200, what="another client")
-        except (OSError, TimeoutError) as error:
-            system.fail(f"another client was not served: {type(error).__name__}")
-        except Exception as error:
-            system.fail(f"another client was not served: {type(error).__name__}")
+    await asyncio.to_thread(system.check_others)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import shutil
 import ssl
 import subprocess
-import threading
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,7 +52,6 @@ KEYS: Mapping[str, Mapping[str, Any]] = {
     **{f"limited-{i}": {"scopes": ("draw",), "requests_per_minute": 12} for i in range(8)},
 }
 """The keys; alice is the victim, the others attack."""
-_EVERY_S = 0.1
 
 
 class System:
@@ -76,6 +75,7 @@ class System:
         self.update = tiny_update(profile)
         self.adapters = adapters(profile / "codec", 3, quality=QUALITY).to_files()
         self._proxy: subprocess.Popen[bytes] | None = None
+        self._other: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         self.metrics_ports = dict(zip(METERED, _free_ports(len(METERED)), strict=True))
@@ -98,9 +98,21 @@ class System:
         if PROXY.exists():
             self._start_proxy()
         self.redis = Redis.from_url(self._stack.redis_url)
+        authority = str(self.credentials / "gateway" / "ca.crt")
+        self._other = subprocess.Popen(
+            [sys.executable, "-m", "tests.trust.bystander", str(self.port), authority],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._other.stdout is not None
+        assert self._other.stdout.readline() == "ready\n"
         return self
 
     def __exit__(self, *raised: Any) -> None:
+        if self._other is not None:
+            self._other.communicate("", timeout=10)
         if self._proxy is not None:
             self._proxy.terminate()
             self._proxy.wait(10)
@@ -140,37 +152,35 @@ class System:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Checks the health meanwhile, from an address of its own; afterwards the services must be alive."""
+        """A bystander checks the health meanwhile; afterwards the services must be alive."""
         self.problems, self.slowest_health_s = [], 0.0
-        stop = threading.Event()
-        prober = threading.Thread(target=self._probe, args=(stop,))
-        prober.start()
+        self._bystander("watch")
         try:
             yield
         finally:
-            stop.set()
-            prober.join()
+            report = self._bystander("report")
+        self.slowest_health_s = report["slowest_s"]
+        for problem in report["problems"]:
+            self.fail(problem)
         if self.slowest_health_s > HEALTH_S:
             self.fail(f"a health check took {self.slowest_health_s:.1f} s")
         for child in self._stack.children:
             if child.process.poll() is not None:
                 self.fail(f"{child.name} ended")
 
-    def _probe(self, stop: threading.Event) -> None:
-        while True:
-            start = time.monotonic()
-            connection = HTTPSConnection("127.0.0.1", self.port, timeout=5, context=self.tls)
-            try:
-                connection.request("GET", "/healthz", headers={"Connection": "close"})
-                if (status := connection.getresponse().status) != 200:
-                    self.fail(f"a health check was answered with {status}")
-            except (OSError, ValueError) as error:
-                self.fail(f"a health check failed: {type(error).__name__}")
-            finally:
-                connection.close()
-            self.slowest_health_s = max(self.slowest_health_s, time.monotonic() - start)
-            if stop.wait(_EVERY_S):
-                return
+    def check_others(self, path: str = "/v1/knowledge") -> None:
+        """A bystander with alice's key must be served."""
+        status = self._bystander("get", path, self.keys["alice"])
+        if status != 200:
+            self.fail(f"another client was not served: {status}")
+
+    def _bystander(self, *command: str) -> Any:
+        assert self._other is not None
+        assert self._other.stdin is not None
+        assert self._other.stdout is not None
+        self._other.stdin.write(json.dumps(command) + "\n")
+        self._other.stdin.flush()
+        return json.loads(self._other.stdout.readline())
 
     # what an attacker does
 

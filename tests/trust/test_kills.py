@@ -1,7 +1,8 @@
 """Processes of the cloud are killed at random moments while they publish and distil; `make test-trust`.
 
 Nothing half-written may ever be seen, no job may be lost, revived or published twice, and after the next
-start nothing may be left of what was killed. KILLS sets the number of kills, SEED their moments.
+start nothing may be left of what was killed. KILLS sets the number of kills, SEED their moments; MINUTES ends
+the kills of each kind after that time, however many there were.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ pytestmark = [pytest.mark.trust, pytest.mark.asyncio(loop_scope="session")]
 KINDS = {"publishing": 0.8, "distilling": 0.2}
 WANTED = os.environ.get("KILLS", "")
 KILLS = {kind: round(share * int(WANTED or 1000)) for kind, share in KINDS.items()}
-COMMAND = f"{WANTED and f'KILLS={WANTED} '}make test-trust"
+MINUTES = os.environ.get("MINUTES", "")
+COMMAND = f"{WANTED and f'KILLS={WANTED} '}{MINUTES and f'MINUTES={MINUTES} '}make test-trust"
 MAY_END = 10  # processes that end before they are killed; each is an error
 TIDY_EVERY = 50  # kills: a running cloud tidies every minute
 SEED = int(os.environ.get("SEED", "1"))
@@ -81,6 +83,11 @@ def write(found: dict[str, dict[str, Any]], seconds: float) -> None:
     REPORT.write()
 
 
+def more(kills: int, kind: str, start: float) -> bool:
+    """Whether to kill again."""
+    return kills < KILLS[kind] and time.monotonic() - start < 60 * float(MINUTES or "inf")
+
+
 @pytest.fixture(scope="module")
 def zygote(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     with Zygote(dummy_profile, tmp_path_factory.mktemp("killed")) as zygote:
@@ -110,9 +117,9 @@ def _kill_publishing(
     store, moments, store_folder = KnowledgeStore(data), Moments(SEED), data / "knowledge"
     found: dict[str, Any] = {"kills": 0, "lost": [], "wrong": []}
     housekeeping, leftovers = Housekeeping(CloudSettings(data_dir=data)), set[str]()
-    published = 0
+    published, start = 0, time.monotonic()
     with Reader(data) as reader:
-        while found["kills"] < KILLS["publishing"] and len(found["wrong"]) < MAY_END:
+        while more(found["kills"], "publishing", start) and len(found["wrong"]) < MAY_END:
             process = zygote.start("publish", env, [str(folder) for folder in folders] * 500)
             watched = [store_folder, store_folder / update.topic]
             for _ in range(moments.rng.randint(1, 6)):
@@ -188,9 +195,9 @@ async def _kill_distilling(zygote: Zygote, cloud: CloudAsyncStub, settings: Clou
     jobs: dict[str, Job] = {}
     cancelled: set[str] = set()
     found: dict[str, Any] = {"kills": 0}
-    leftovers, by_themselves = set[str](), list[str]()
+    leftovers, by_themselves, start = set[str](), list[str](), time.monotonic()
     with Reader(data) as reader:
-        while found["kills"] < KILLS["distilling"] and len(by_themselves) < MAY_END:
+        while more(found["kills"], "distilling", start) and len(by_themselves) < MAY_END:
             unfinished = await _renew(cloud, jobs, cancelled, moments)
             process = await asyncio.to_thread(zygote.start, "distiller", env)
             await asyncio.to_thread(_wait, moments, data, unfinished)
