@@ -221,6 +221,9 @@ class CloudServicer(CloudBase):
     async def _claimed(self, topic: str, owner: str, *, admin: bool) -> AsyncIterator[None]:
         """Makes a new topic the owner's, unless what is done inside the context fails.
 
+        After a failure or a cancellation, the update may still be published, or a job be queued: then the
+        topic stays the owner's. What is claimed for nothing is given up by housekeeping.
+
         Raises:
             ConflictError: it is somebody else's.
         """
@@ -229,17 +232,19 @@ class CloudServicer(CloudBase):
             if await asyncio.to_thread(owners.of, topic) == owner:
                 yield
                 return
-            exists = topic in await asyncio.to_thread(self._store.topics)
-            # an unfinished job may still publish it
-            exists = exists or topic in await asyncio.to_thread(waiting_topics, self._job_folders)
+            exists = await asyncio.to_thread(self._is_used, topic)
             with disk_errors(self._settings.data_dir):
                 await asyncio.to_thread(partial(owners.claim, topic, owner, admin=admin, exists=exists))
             try:
                 yield
-            except BaseException:
-                if not exists:
+            except Exception:
+                if not (exists or await asyncio.to_thread(self._is_used, topic)):
                     owners.share(topic)
                 raise
+
+    def _is_used(self, topic: str) -> bool:
+        """Whether there is a version of the topic, or an unfinished job that may publish one."""
+        return topic in self._store.topics() or topic in waiting_topics(self._job_folders)
 
     def _job(self, state: JobState) -> Job:
         message = state.to_proto()

@@ -8,14 +8,14 @@ import gc
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, cast
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -179,6 +179,17 @@ class _ServiceNames:
         self.names.append(service)
 
 
+def unknown_fields(message: Message, path: str = "") -> Iterator[str]:
+    """Numbers of the fields that this release does not know, in a message and the messages within it."""
+    fields: Iterable[Any] = UnknownFieldSet(message)  # type: ignore[assignment]  # the stub lacks it
+    for field in fields:
+        yield f"{path}{field.field_number}"
+    for known, value in message.ListFields():
+        if known.message_type is not None and not known.message_type.GetOptions().map_entry:
+            for inner in value if known.is_repeated else [value]:
+                yield from unknown_fields(inner, f"{path}{known.name}.")
+
+
 @dataclass
 class _Traffic:
     """Bytes of the messages of one call, without gRPC's framing and headers."""
@@ -236,8 +247,7 @@ class _RequestInterceptor(aio.ServerInterceptor):
             except DecodeError:
                 allowed = f"a valid message for {details.method}"
                 raise InvalidInputError("request", allowed, f"{len(data)} bytes") from None
-            fields: Iterable[Any] = UnknownFieldSet(message)  # type: ignore[assignment]  # the stub lacks it
-            if unknown := sorted({field.field_number for field in fields}):
+            if unknown := sorted(set(unknown_fields(message))):
                 _log.warning("fields of a newer caller are ignored", method=details.method, fields=unknown)
             return message
 
@@ -290,8 +300,9 @@ class _RequestInterceptor(aio.ServerInterceptor):
             async with asyncio.timeout(self._receive_timeout_s) as limit:
                 self._arriving[call] = limit
                 if len(self._arriving) > MAX_ARRIVING:
-                    oldest = next(iter(self._arriving))
-                    self._arriving.pop(oldest).reschedule(asyncio.get_running_loop().time())
+                    oldest = self._arriving.pop(next(iter(self._arriving)))
+                    if not oldest.expired():
+                        oldest.reschedule(asyncio.get_running_loop().time())
                 return await anext(aiter(requests))
         finally:
             self._arriving.pop(call, None)

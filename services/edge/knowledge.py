@@ -148,7 +148,7 @@ class Knowledge:
             return Choice(_fitting([topic for topic in topics if topic in known], known, base_hash))
         actions = dict(zip(topics, response.actions, strict=False))
         # an action that only a newer cloud knows becomes what is done without it: use the update
-        others = {ACTION_UNSPECIFIED, ACTION_DISTIL, ACTION_FILE, ACTION_WAIT}
+        others = {None, ACTION_UNSPECIFIED, ACTION_DISTIL, ACTION_FILE, ACTION_WAIT}
         drawn = [topic for topic in topics if topic in known and actions.get(topic) not in others]
         return Choice(
             _fitting(drawn, known, base_hash),

@@ -19,7 +19,7 @@ from dekag.errors import MismatchError
 from dekag.makd.update import KnowledgeUpdate
 from services.cloud.job_folder import JobFolders
 from services.cloud.jobs import DistillSpec, read_specs
-from services.common import clients
+from services.common import clients, server
 from services.common.cache import Cache
 from services.common.converters import request_from_proto
 from services.common.knowledge import Manifest
@@ -164,7 +164,16 @@ async def test_a_service_says_which_fields_of_a_newer_caller_it_ignores(cloud: s
             job = await CloudStub(channel).GetJob(newer(cloud_pb2.JobId(id=NAME)))
     assert job.id == NAME
     (warning,) = [each for each in logs if each["event"] == "fields of a newer caller are ignored"]
-    assert (warning["method"], warning["fields"]) == ("/dekag.v1.Cloud/GetJob", [1001])
+    assert (warning["method"], warning["fields"]) == ("/dekag.v1.Cloud/GetJob", ["1001"])
+
+
+def test_unknown_fields_are_found_in_the_messages_of_a_message() -> None:
+    message = newer(ProvideRequest(prompt="neon", knowledge=["neon"]))
+    newer(message.link).snr_db = 3
+    assert sorted(server.unknown_fields(message)) == ["1001", "link.1001"]
+    listed = cloud_pb2.Jobs(jobs=[cloud_pb2.Job(), newer(cloud_pb2.Job())])
+    assert list(server.unknown_fields(listed)) == ["jobs.1001"]
+    assert not list(server.unknown_fields(ProvideRequest(prompt="neon")))
 
 
 @pytest.mark.parametrize("kind", [Manifest, TransmissionManifest])
