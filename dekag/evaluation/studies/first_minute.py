@@ -34,7 +34,7 @@ def read_answers(folder: Path) -> list[Row]:
     path = folder / ANSWERS
     if not path.exists():
         raise FileError(path, "is missing: see protocol.txt beside it")
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise FileError(path, "has no answers yet: show the page to somebody, as protocol.txt says")
