@@ -11,8 +11,7 @@ import * as traffic from "./traffic.js";
 
 async function start() {
   try {
-    await teaching.readProfile(); // before the first request: a profile may have other prompts
-    await teaching.start();
+    await Promise.all([teaching.readProfile(), teaching.start()]); // first: a profile may have other prompts
   } catch (error) {
     find("#teach-status").textContent = error.message;
     if (error.status === 401) {

@@ -67,8 +67,8 @@ export async function readOrigin(file) {
   const view = new DataView(await file.arrayBuffer());
   let found = null;
   try {
-    if (text(view, 0, 8) === "\x89PNG\r\n\x1a\n") found = ofPng(view);
-    else if (text(view, 0, 2) === "\xff\xd8") found = ofJpeg(view);
+    if (text(view, 1, 3) === "PNG") found = ofPng(view);
+    else if (view.getUint16(0) === 0xffd8) found = ofJpeg(view);
     else if (text(view, 0, 4) === "RIFF" && text(view, 8, 4) === "WEBP") found = ofWebp(view);
   } catch (error) {
     if (!(error instanceof RangeError)) throw error; // the file ends early: the gateway says so
