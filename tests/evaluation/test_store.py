@@ -55,6 +55,12 @@ def test_keys_are_those_of_results_that_have_been_measured(tmp_path: Path) -> No
     makd = MakdStudy(bank, 16, 3, store)
     assert makd.key("ends", "neon") == "bfd244e126f70885a3b43e21"
 
+    keys = set()
+    for role in ("cloud", "edge"):
+        coarse = SimpleNamespace(**vars(getattr(bank, role)) | {"departures": ("denoiser bfloat16",)})
+        keys.add(MakdStudy(SimpleNamespace(**vars(bank) | {role: coarse}), 16, 3, store).key("ends", "neon"))  # type: ignore[arg-type]
+    assert len(keys | {makd.key("ends", "neon")}) == 3
+
     grid = {"name": "a", "deliveries": ["deka-g"], "topics": ["neon"], "cbr": ["1/96"]}
     links = [{"fading": "rayleigh", "tau_rms_s": 1e-6}]
     (cell,) = Sweep.model_validate({**grid, "links": links}).points()
