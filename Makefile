@@ -12,7 +12,6 @@ override DURATION := $(if $(strip $(DURATION)),$(DURATION),60s)
 override SHAPE := $(if $(strip $(SHAPE)),$(SHAPE),steady)
 override URL := $(if $(strip $(URL)),$(URL),http://127.0.0.1:8080)
 override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
-GENERATORS ?=
 FAULTS ?=
 
 .DEFAULT_GOAL := help
@@ -41,7 +40,7 @@ up: need-run ## start Redis, the five services and a distiller; Ctrl-C stops the
 	@$(BIN)/dekag up
 
 LOCUST = $(BIN)/locust -f services/bench/loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 \
-  --users "$(USERS)" $(if $(strip $(GENERATORS)),--processes "$(GENERATORS)") --run-time "$(DURATION)" --shape "$(SHAPE)" --report "$(REPORT)"
+  --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --report "$(REPORT)"
 
 loadtest: need-loadtest ## run a load test against a running system: make loadtest USERS=8 DURATION=60s SHAPE=burst
 	@$(LOCUST) --host "$(URL)" --logs .run

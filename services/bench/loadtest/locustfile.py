@@ -2,9 +2,8 @@
 
     locust -f services/bench/loadtest/locustfile.py
 
-What is asked and when is decided in `services.bench.loadtest.scenario`, what comes of it in
-`services.bench.loadtest.report`. Several generators (`--processes`, or `--master` and `--worker` on several
-machines) share the users among them, and send what was answered to the master, which writes one report.
+One process: the users' schedules count on it, and one report is written. What is asked and when is decided in
+`services.bench.loadtest.scenario`, what comes of it in `services.bench.loadtest.report`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import os
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +24,7 @@ import gevent
 from gevent.pool import Group
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.env import Environment
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import LocalRunner
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -58,10 +56,6 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
 DEFAULT_DURATION_S = 60.0
 IDLE_S = 10.0  # at rest services look at Redis every few seconds; rarer checks are a few hundred bytes each
 PATH = "/v1/images/generations"
-ANSWERS, ALL_SENT = "dekag-answers", "dekag-all-sent"
-"""Messages from a generator to the master: answers, and that these were all."""
-ANSWERS_AT_ONCE = 100
-REPORT_TIMEOUT_S = 120.0  # for the answers of all generators: longer than a request may take
 
 
 class Run:
@@ -71,8 +65,7 @@ class Run:
         self.options = options
         self.scenario = _scenario(options)
         self.catalogue = PromptCatalogue(self.scenario)
-        self.indices = count()  # of users
-        self.all_sent: set[str] = set()  # generators that have sent all their answers
+        self.indices = count()
         self.answers: list[Answer] = []
         self.bodies: dict[str, dict[str, Any]] = {}  # of requests, by id
         self.triggers = topic_triggers(read_topics(load_profile(options.topics_of).topics))
@@ -250,11 +243,8 @@ def _add_options(parser: Any) -> None:
 
 
 def _check(environment: Environment, **_: Any) -> None:
-    if isinstance(environment.runner, WorkerRunner) or environment.parsed_options is None:
-        return  # the master has checked what it tells its workers
-    if isinstance(environment.runner, MasterRunner):
-        environment.runner.register_message(ANSWERS, _take_answers)
-        environment.runner.register_message(ALL_SENT, _take_answers)
+    if not isinstance(environment.runner, LocalRunner) or environment.parsed_options is None:
+        raise SystemExit("the load test is one process: leave out --master, --worker and --processes")
     if environment.parsed_options.logs and environment.parsed_options.compose_project:
         raise SystemExit("--compose-project reads the containers' logs: leave out --logs")
     try:
@@ -274,14 +264,6 @@ def _check(environment: Environment, **_: Any) -> None:
 def _begin(environment: Environment, **_: Any) -> None:
     if environment.parsed_options is not None:  # never, of a run from the command line
         _Current.run = run = Run(environment.parsed_options)
-        if isinstance(environment.runner, WorkerRunner):
-            # together, the users of all generators are those of one
-            index, generators = environment.runner.worker_index, environment.parsed_options.expect_workers
-            if index >= generators:
-                logging.error("there are more generators than --expect-workers says, %d", generators)
-                environment.runner.quit()
-            run.indices = count(index, generators)
-            return
         if run.project is not None:
             with contextlib.suppress(*ENGINE_ERRORS, ValueError):  # the report says so
                 run.before = run.project.snapshot()
@@ -291,46 +273,9 @@ def _note_length(**_: Any) -> None:
     _Current.run.load_s = time.monotonic() - _Current.run.start
 
 
-def _take_answers(environment: Environment, msg: Any, **_: Any) -> None:
-    """What a generator has sent."""
-    if msg.type == ALL_SENT:
-        _Current.run.all_sent.add(msg.node_id)
-        return
-    for answer, body in msg.data["rows"]:
-        _Current.run.answers.append(Answer(**{**answer, "needs": tuple(answer["needs"])}))
-        _Current.run.bodies[answer["request_id"]] = body
-
-
-def _send_answers(runner: WorkerRunner) -> None:
-    run = _Current.run
-    rows = [(asdict(answer), run.bodies.get(answer.request_id)) for answer in run.answers]
-    for first in range(0, len(rows), ANSWERS_AT_ONCE):
-        runner.send_message(ANSWERS, {"rows": rows[first : first + ANSWERS_AT_ONCE]})
-    runner.send_message(ALL_SENT)
-
-
-def _await_answers(generators: int) -> int:
-    """Waits until all generators have sent their answers; returns how many have not."""
-    run, started = _Current.run, time.monotonic()
-    while len(run.all_sent) < generators and time.monotonic() - started < REPORT_TIMEOUT_S:
-        gevent.sleep(0.1)
-    return generators - len(run.all_sent)
-
-
 def _report(environment: Environment, **_: Any) -> None:
-    run, console, generators = _Current.run, Console(), 1
+    run, console = _Current.run, Console()
     run.in_flight.join()
-    if isinstance(environment.runner, WorkerRunner):
-        _send_answers(environment.runner)
-        return
-    if isinstance(environment.runner, MasterRunner):
-        generators = run.options.expect_workers
-        if missing := _await_answers(generators):
-            console.print(
-                f"{missing} of {generators} generators sent no answers: there is no report", style="red"
-            )
-            environment.process_exit_code = 1
-            return
     options, folder = run.options, Path(run.options.report)
     log, containers = run.traffic()
     demand = _demand(str(environment.host))
@@ -338,7 +283,6 @@ def _report(environment: Environment, **_: Any) -> None:
         "url": environment.host,
         "shape": options.shape,
         "users": options.num_users,
-        "generators": generators,
         "duration_s": _duration_s(options),
         "rate_hz": options.rate,
         "conventional_share": options.conventional_share,
