@@ -62,7 +62,8 @@ async def test_the_gateway_is_believed_by_its_authority_alone(credentials_dir: P
             run("unknown", f"https://{place}", ""),
             run("none", place, tmp_path / "none.crt"),
         )
-    assert believed == {"HTTP 503 Service Unavailable"}, "which the gateway says, as there is no chain"
+    # which the gateway says, as there is no chain; on a fast machine, more wait for it than may
+    assert believed - {"HTTP 429 Too Many Requests"} == {"HTTP 503 Service Unavailable"}
     assert unknown
     assert not any(error.startswith("HTTP") for error in unknown), unknown
     assert none == set()
