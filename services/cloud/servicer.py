@@ -82,6 +82,12 @@ _log = structlog.get_logger()
 _Response = TypeVar("_Response", Knowledge, TransmissionKnowledge)
 
 
+def _check_client(field: str, name: str) -> None:
+    """Raises InvalidInputError for what is no name of a client or an API key."""
+    if len(name) > _MAX_CLIENT_CHARS or not name.isprintable():
+        raise InvalidInputError(field, f"at most {_MAX_CLIENT_CHARS} printable characters", name)
+
+
 class CloudServicer(CloudBase):
     """Generates images with the cloud model, stores all knowledge and starts distillation jobs.
 
@@ -210,8 +216,7 @@ class CloudServicer(CloudBase):
         """Starts a distillation job."""
         spec = await asyncio.to_thread(distill_request.from_proto, request, self._profile)
         for name in ("client", "owner"):
-            if len(value := getattr(request, name)) > _MAX_CLIENT_CHARS:
-                raise InvalidInputError(name, f"at most {_MAX_CLIENT_CHARS} characters", value)
+            _check_client(name, getattr(request, name))
         async with self._claimed(spec.topic, request.owner, admin=request.admin):
             job_id = check_job_id(request.job_id)
             started = await self._jobs.start(spec, job_id, request.client, request.owner)
@@ -263,6 +268,7 @@ class CloudServicer(CloudBase):
         self, request: ListJobsRequest, context: aio.ServicerContext[ListJobsRequest, JobsMessage]
     ) -> JobsMessage:
         """The latest 100 jobs, newest first; with an owner, those that this API key may see."""
+        _check_client("owner", request.owner)
 
         def is_seen(topic: str, owner: str | None) -> bool:
             return not request.HasField("owner") or self._owner_of_job(topic, owner) in ("", request.owner)

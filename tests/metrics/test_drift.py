@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dekag.metrics.drift import RunningScore
+from dekag.stickers import TOPICS
 from services.cloud.settings import CloudSettings
 from services.gateway.settings import GatewaySettings
 
@@ -76,7 +77,7 @@ def test_the_defaults_tell_a_fall_from_chance() -> None:
     fields = CloudSettings.model_fields
     window, fall = fields["drift_window"].default, fields["drift_fall"].default
     rng, topics = np.random.default_rng(0), measured()
-    assert len(topics) == 8
+    assert len(topics) == len(TOPICS)
     for scores in topics.values():
         for _ in range(5):
             found = RunningScore()

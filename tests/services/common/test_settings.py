@@ -299,6 +299,8 @@ def test_variables_of_opentelemetry_that_hold_nothing_or_nonsense(monkeypatch: p
 @pytest.mark.parametrize("file", COMPOSE)
 def test_compose_files_take_an_empty_variable_for_none(file: str) -> None:
     for given in re.findall(r"\$\{[^}]*\}", (ROOT / file).read_text()):
+        if given.startswith("${DEKAG_START_TOPICS"):
+            continue  # empty is no topic, as another profile needs it
         assert re.fullmatch(r"\$\{\w+:[-?].*\}", given), f"{given}: - without : takes what is empty"
 
 
