@@ -510,7 +510,7 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.locator("#images-problem")).to_have_text(re.compile("images must be an integer of at least"))
     page.get_by_label("Images", exact=True).fill("8")
-    page.get_by_label("Steps", exact=True).fill("2")  # too few to learn anything
+    page.get_by_label("Steps", exact=True).fill("12")
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
     expect(page.locator("#samples figcaption")).to_have_text(re.compile("during training"))
