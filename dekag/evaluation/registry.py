@@ -25,6 +25,15 @@ DECIMALS = dict.fromkeys(
 ) | {"s": 1}
 """By unit; 2 for all others."""
 
+OF_THE_PAGE = (
+    "page_kilobytes",
+    "page_other_hosts",
+    "page_understood_does_percent",
+    "page_understood_alignment_percent",
+    "page_accessibility",
+    "page_best_practices",
+)
+"""Figures of the web page itself, whatever the models draw."""
 LASTING = frozenset(
     {
         "bench_channel_ratio",
@@ -49,12 +58,7 @@ LASTING = frozenset(
         "photos_tried",
         "hevc_capacity_gap_db",
         "metrics_checked",
-        "page_kilobytes",
-        "page_other_hosts",
-        "page_understood_does_percent",
-        "page_understood_alignment_percent",
-        "page_accessibility",
-        "page_best_practices",
+        *OF_THE_PAGE,
         "simulate_million_seconds",
         "simulate_rss_gib",
     }

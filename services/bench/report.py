@@ -11,7 +11,7 @@ import numpy as np
 
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
-from dekag.evaluation.registry import read_figures
+from dekag.evaluation.registry import OF_THE_PAGE, read_figures
 from dekag.evaluation.statistics import mean_ci95
 from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
 from services.bench.parts import IMAGES_AT_ONCE
@@ -33,12 +33,7 @@ KEYS = (
     "scale_4_edges",
     "upgrade_failed_requests",
     "page_first_image_seconds",
-    "page_kilobytes",
-    "page_other_hosts",
-    "page_understood_does_percent",
-    "page_understood_alignment_percent",
-    "page_accessibility",
-    "page_best_practices",
+    *OF_THE_PAGE,
 )
 BENCHES = (
     "chain",

@@ -258,15 +258,21 @@ async def test_watching_health_takes_no_places_of_requests_and_is_bounded(
         watch.cancel()
 
 
+async def without_message(channel: grpc.aio.Channel, count: int) -> list[Any]:
+    """Calls that the server has seen begin, and whose message does not arrive."""
+    silent = [channel.stream_unary("/dekag.v1.Downlink/Provide")() for _ in range(count)]
+    for call in silent:
+        await call.wait_for_connection()
+    return silent
+
+
 async def test_calls_without_a_message_end_and_free_their_places(
     start: Callable[..., Awaitable[str]], connect: Connect, asked: DeliveryRequest
 ) -> None:
     servicer, address = await held(start, max_requests=2, receive_timeout_s=0.5)
     servicer.go_on.set()
     channel = connect(address)
-    silent = [channel.stream_unary("/dekag.v1.Downlink/Provide")() for _ in range(2)]
-    for call in silent:
-        await call.wait_for_connection()
+    silent = await without_message(channel, 2)
     for call in silent:
         async with asyncio.timeout(WAIT_S):
             assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -279,10 +285,7 @@ async def test_calls_without_a_message_keep_nobody_out(
 ) -> None:
     servicer, address = await held(start, max_requests=2, receive_timeout_s=600)
     servicer.go_on.set()
-    channel = connect(address)
-    silent = [channel.stream_unary("/dekag.v1.Downlink/Provide")() for _ in range(MAX_ARRIVING + 5)]
-    for call in silent:
-        await call.wait_for_connection()
+    silent = await without_message(connect(address), MAX_ARRIVING + 5)
     stub = DownlinkStub(connect(address))
     for _ in range(3):
         assert await stub.Provide(converters.request_to_proto(asked)).read() != grpc.aio.EOF
