@@ -106,6 +106,12 @@ def gka(
             "only the updates that come with the profile."
         ),
     ] = True,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Baseline to train; can be repeated. Default: all.")
+    ] = None,
+    studies: Annotated[
+        bool, typer.Option("--studies/--no-studies", help="Also train variants of single settings.")
+    ] = True,
     workers: Processes = 2,
     profile: Profile = "stickers",
 ) -> None:
@@ -113,9 +119,12 @@ def gka(
 
     An interrupted run resumes. Fills docs/results-knowledge-updates.md.
     """
-    from dekag.evaluation.studies.makd import run_gka
+    from dekag.evaluation.studies.makd import Plan, run_gka
+    from dekag.makd.config import METHODS
 
-    run_gka(prompts=prompts, seeds=seeds, workers=workers, train=trainings, **_targets(profile))
+    baselines = tuple(each for each in METHODS if each != "makd")
+    plan = Plan(seeds, trainings, _chosen(method, baselines), studies)
+    run_gka(prompts=prompts, plan=plan, workers=workers, **_targets(profile))
 
 
 @experiment.command("tka")
@@ -167,10 +176,7 @@ def tka(
     from dekag.evaluation.studies.cala import run_tka
     from dekag.evaluation.studies.cala_training import COMPARABLE, Plan
 
-    if unknown := set(method or ()) - set(COMPARABLE):
-        problem = f"must be one of {', '.join(COMPARABLE)}; got {', '.join(sorted(unknown))}"
-        raise typer.BadParameter(problem, param_hint="--method")
-    plan = Plan(drawn, bf16, tuple(method or COMPARABLE), curves, seeds, steps)
+    plan = Plan(drawn, bf16, _chosen(method, COMPARABLE), curves, seeds, steps)
     run_tka(plan=plan, count=count, requests=requests, rounds=rounds, workers=workers, **_targets(profile))
 
 
@@ -622,6 +628,14 @@ def bench_page() -> None:
 
     LOAD.write()
     PERFORMANCE.write()
+
+
+def _chosen(methods: list[str] | None, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    """The baselines of --method: all, if none is given."""
+    if unknown := set(methods or ()) - set(allowed):
+        problem = f"must be one of {', '.join(allowed)}; got {', '.join(sorted(unknown))}"
+        raise typer.BadParameter(problem, param_hint="--method")
+    return tuple(methods or allowed)
 
 
 def _targets(profile: str) -> dict[str, Any]:

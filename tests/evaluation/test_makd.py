@@ -23,6 +23,7 @@ from dekag.evaluation.studies.makd import (
     STUDY_TOPICS,
     MakdResults,
     MakdStudy,
+    Plan,
     Row,
     TopicTraining,
     measure,
@@ -48,11 +49,19 @@ def study(dummy_profile: Path, tmp_path_factory: pytest.TempPathFactory) -> Makd
 
 
 def test_every_method_topic_and_seed_is_a_cell() -> None:
-    found = trainings(TINY, 3, list(TOPICS))
+    found = trainings(TINY, Plan(3), list(TOPICS))
     assert len(found) == len(set(found))
     for topic in TOPICS:
         runs = {(c.config.method, c.config.seed) for c in found if c.topic == topic}
         assert runs >= {(method, seed) for method in METHODS for seed in range(3)}
+
+
+def test_a_smaller_plan_trains_makd_and_the_chosen_baselines_alone() -> None:
+    found = trainings(TINY, Plan(1, methods=("lora",), studies=False), ["neon", "rocket"])
+    assert {(each.topic, each.config.method) for each in found} == {
+        (topic, method) for topic in ("neon", "rocket") for method in ("makd", "lora")
+    }
+    assert trainings(TINY, Plan(1, train=False), ["neon"]) == []
 
 
 def test_finished_cell_is_read_not_run_again(study: MakdStudy) -> None:
@@ -89,16 +98,16 @@ def test_a_profiles_own_topics_are_evaluated_instead_of_the_worlds(
     base = DistillConfig(**study.bank.profile.distill.given())
     topics = study.bank.topics
     assert topics == ["frost", "glow"]
-    assert {training.topic for training in trainings(base, 3, topics)} == set(topics)
+    assert {training.topic for training in trainings(base, Plan(3), topics)} == set(topics)
     for topic in topics:
         learnt = {
             prompt
-            for training in trainings(base, 3, [topic])
+            for training in trainings(base, Plan(3), [topic])
             for prompt in study._distilled(topic, training.config).prompts
         }
         assert not learnt & {text for _, text, _ in study.test_prompts(topic)}
     done = {}
-    for training in trainings(base, 1, topics):
+    for training in trainings(base, Plan(1), topics):
         if training.config == dataclasses.replace(base, method=training.config.method):
             done[training] = study.run(training)
     measured = MakdResults({topic: study.unaligned(topic) for topic in topics}, {}, done, [])
@@ -126,7 +135,7 @@ def test_the_updates_that_ship_are_measured_without_any_training(dummy_profile: 
         found = study.shipped("frost")
     assert (found["bytes"], found["content_hash"]) == (update.size_bytes, update.content_hash)
     assert found["rows"] == study.run(training)["rows"][str(training.config.bits)]
-    asked = {"profile": str(profile), "prompts": 2, "seeds": 1, "workers": 1, "train": False}
+    asked = {"profile": str(profile), "prompts": 2, "plan": Plan(1, train=False), "workers": 1}
     with pytest.raises(InvalidInputError, match="has no update of glow"):
         measure(TINY, **asked, runs=tmp_path)
     other = dataclasses.replace(training, topic="glow")
@@ -208,10 +217,34 @@ def test_a_run_without_trainings_keeps_what_was_trained_on_the_same_models_and_p
     assert not (tmp_path / "gka" / "trainings.jsonl").exists()
 
 
+def test_a_page_of_a_smaller_plan_says_what_was_not_trained(tmp_path: Path) -> None:
+    done = {}
+    for training in trainings(TINY, Plan(1, methods=("lora",), studies=False), list(TOPICS)):
+        bits = BITS if training.config.method == "makd" else (16,)
+        score = 0.8 if training.config.method == "makd" else 0.7
+        done[training] = {
+            "topic": training.topic,
+            "config": training.config.as_dict(),
+            "bytes": {str(b): b * 1000 for b in bits},
+            "rows": {str(b): _rows(score - (0.2 if b <= 4 else 0.0)) for b in bits},
+        }
+    bounds = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
+    write(MakdResults(bounds, {}, done, []), TINY, tmp_path, edge_bytes=10_000_000)
+    figures = json.loads((tmp_path / "headline.json").read_text())
+    assert figures["gka_lead_over_best_baseline_percent"]["value"] == pytest.approx(100 / 7, abs=0.1)
+    page = REPORT.render((DOCS / REPORT.page).read_text(), tmp_path)
+    assert (
+        "There is one training seed. Not trained: metaword only, LoRA only, equal bytes, full fine-tune."
+        in page
+    )
+    assert "| all | 2 | 8 | 8,000 |" in page
+    assert page.count("`dekag experiment gka`: not measured yet.") == 3  # settings, pairs and forms
+
+
 def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
     level = {"metaword": 0.55, "lora": 0.7, "lora-equal-bytes": 0.72, "full": 0.85, "makd": 0.8}
     done = {}
-    for training in trainings(TINY, 2, list(TOPICS)):
+    for training in trainings(TINY, Plan(2), list(TOPICS)):
         bits = BITS if training.config.method == "makd" and training.config.seed == 0 else (16,)
         done[training] = {
             "topic": training.topic,

@@ -15,6 +15,7 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
 from dekag.evaluation.studies.makd import BASELINES, COMMAND, FOLDER, SHIPPED, STUDIES
+from dekag.makd.config import METHODS
 from dekag.stickers import TOPICS
 
 NAMES = {
@@ -184,15 +185,16 @@ def forms(results: Path) -> Lines:
 def losing_topics(results: Path) -> Lines:
     """The topics on which a baseline of equal or smaller size is as good as MAKD's full form or better."""
     found = scores(results)
-    if "makd" not in found:
+    rivals = [method for method in BASELINES if method in found]
+    if not rivals:
         raise NotMeasuredError(COMMAND)
     lines = []
     for name in topics_of(found["makd"]):
         here = {
             method: mean_of([row for row in found[method] if row["topic"] == name], "consistency")
-            for method in ("makd", *BASELINES)
+            for method in ("makd", *rivals)
         }
-        ahead = [f"{NAMES[m]} {here[m]:.3f}" for m in BASELINES if here[m] >= here["makd"]]
+        ahead = [f"{NAMES[m]} {here[m]:.3f}" for m in rivals if here[m] >= here["makd"]]
         if ahead:
             lines.append([name, f"{here['makd']:.3f}", ", ".join(ahead)])
     header = ["topic", NAMES["makd"], "as good or better"]
@@ -214,14 +216,17 @@ def training(results: Path) -> Lines:
         f"Every method learns from the same {base['images']} cloud images of a topic, for at most "
         f"{base['steps']} steps of {base['batch']}. The LoRA has rank {base['rank']} and {base['bits']} bits "
         f"per number; the metaword has {base['tokens']} tokens, and one more for each of several triggers. "
-        f"There are {seeds} training seeds."
+        f"{'There is one training seed.' if seeds == 1 else f'There are {seeds} training seeds.'}"
     )
-    return [said]
+    missing = [NAMES[method] for method in METHODS if not differing(rows, method=method, seed=...)]
+    return [f"{said} Not trained: {', '.join(missing)}." if missing else said]
 
 
 def settings(results: Path) -> Lines:
     """One setting at a time."""
     rows = trainings(results)
+    if not study_topics(rows):
+        raise NotMeasuredError(COMMAND)
     lines = []
     for setting in STUDIES:
         points = [dict(study_points(rows, setting, topic)) for topic in study_topics(rows)]
@@ -235,7 +240,7 @@ def sizes_tried(results: Path) -> list[Row]:
     """Sizes of update, the largest first, with the part of the default update's gain that each keeps."""
     rows = trainings(results)
     base = base_config(rows)
-    studied = study_topics(rows)
+    studied = study_topics(rows) or topics_of(rows)
     none = mean_of([row for row in scores(results)["none"] if row["topic"] in studied], "consistency")
     tried: dict[tuple[str, int, int], list[tuple[int, float]]] = {}
     for row in differing(rows, rank=..., layers=...):
@@ -331,6 +336,8 @@ def methods_plot(results: Path) -> Any:
 def settings_plot(results: Path) -> Any:
     """Consistency against rank, cloud images and metaword tokens."""
     rows = trainings(results)
+    if not study_topics(rows):
+        raise NotMeasuredError(COMMAND)
     shown = {"rank": "rank of the LoRA", "images": "cloud images", "tokens": "tokens of the metaword"}
     figure, axes = plots.panels(len(shown), height_in=2.7, sharey=True)
     for axis, (setting, label) in zip(axes[0], shown.items(), strict=True):

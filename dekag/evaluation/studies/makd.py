@@ -71,13 +71,34 @@ class TopicTraining:
     config: DistillConfig
 
 
-def trainings(base: DistillConfig, seeds: int, topics: Sequence[str]) -> list[TopicTraining]:
+@dataclass(frozen=True)
+class Plan:
+    """What is trained beside the updates that come with the profile, which are measured in any case.
+
+    Attributes:
+        seeds: training seeds.
+        train: whether to train anything.
+        methods: of `METHODS`, on every topic; MAKD's full form is always one.
+        studies: whether to train variants of single settings, on two topics.
+    """
+
+    seeds: int = 3
+    train: bool = True
+    methods: tuple[str, ...] = METHODS
+    studies: bool = True
+
+
+def trainings(base: DistillConfig, plan: Plan, topics: Sequence[str]) -> list[TopicTraining]:
     """All trainings of the experiment, each once, those of one topic together."""
+    if not plan.train:
+        return []
     found: dict[TopicTraining, None] = {}
-    studied = [topic for topic in STUDY_TOPICS if topic in topics] or topics[: len(STUDY_TOPICS)]
-    for topic, seed, method in itertools.product(topics, range(seeds), METHODS):
+    methods = [method for method in METHODS if method in ("makd", *plan.methods)]
+    for topic, seed, method in itertools.product(topics, range(plan.seeds), methods):
         found[TopicTraining(topic, dataclasses.replace(base, method=method, seed=seed))] = None
-    for topic, (name, values) in itertools.product(studied, STUDIES.items()):
+    studied = [topic for topic in STUDY_TOPICS if topic in topics] or topics[: len(STUDY_TOPICS)]
+    studies = STUDIES if plan.studies else {}
+    for topic, (name, values) in itertools.product(studied, studies.items()):
         for value in values:
             found[TopicTraining(topic, dataclasses.replace(base, **{name: value}))] = None
     return list(found)
@@ -321,9 +342,8 @@ def measure(
     *,
     profile: str,
     prompts: int,
-    seeds: int,
+    plan: Plan,
     workers: int,
-    train: bool = True,
     runs: Path = RUNS,
 ) -> MakdResults:
     """Run all cells in `workers` processes; what an earlier run finished is read, not run again.
@@ -334,10 +354,10 @@ def measure(
     bank = model_bank(profile)
     topics = bank.topics
     untaught = sorted(set(topics) - set(bank.taught))
-    if untaught and not train:
+    if untaught and not plan.train:
         raise InvalidInputError("trainings", f"on: {profile} has no update of {', '.join(untaught)}", "off")
-    todo = trainings(base, seeds, topics) if train else []
-    where = (profile, prompts, seeds, runs)
+    todo = trainings(base, plan, topics)
+    where = (profile, prompts, plan.seeds, runs)
     done = run_in_processes(partial(_bounds, where=where), topics, workers)
     bounds = dict(tqdm(done, total=len(topics), desc="references"))
     taught = [] if untaught else topics
@@ -380,10 +400,9 @@ def sample_rows(
 def run_gka(
     *,
     prompts: int,
-    seeds: int,
+    plan: Plan,
     workers: int,
     profile: str,
-    train: bool = True,
     results: Path = RESULTS,
     runs: Path = RUNS,
 ) -> None:
@@ -391,11 +410,9 @@ def run_gka(
 
     Args:
         prompts: test prompts of each topic.
-        seeds: training seeds.
+        plan: what is trained.
         workers: processes, one thread each.
         profile: the models, which need evaluators.
-        train: whether to train MAKD's full form, the baselines and the studies of single settings; if not,
-            only the updates that come with the profile are measured.
         results: where headline.json is.
         runs: where measurements are kept.
 
@@ -407,12 +424,10 @@ def run_gka(
     bank = model_bank(profile)
     _ = bank.evaluators
     base = DistillConfig(**bank.profile.distill.given())
-    measured = measure(
-        base, profile=profile, prompts=prompts, seeds=seeds, workers=workers, train=train, runs=runs
-    )
+    measured = measure(base, profile=profile, prompts=prompts, plan=plan, workers=workers, runs=runs)
     edge_bytes = model_bytes(bank.edge)
     write(measured, base, results, edge_bytes)
-    samples = sample_rows(base, profile=profile, prompts=prompts, seeds=seeds, runs=runs)
+    samples = sample_rows(base, profile=profile, prompts=prompts, seeds=plan.seeds, runs=runs)
     save_images(samples, results / FOLDER, "samples.png", COMMAND)
 
 
@@ -425,7 +440,8 @@ def model_bytes(generator: Generator) -> int:
 def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes: int) -> None:
     """Write results/gka/* and the figures of headline.json."""
     folder = results / FOLDER
-    trained = [*(m for m in METHODS if m != "makd"), "makd"] if measured.trainings else []
+    methods = {training.config.method for training in measured.trainings}
+    trained = sorted(methods, key=lambda method: (method == "makd", METHODS.index(method)))
     shipped = [SHIPPED] if measured.shipped else []
     rows = {
         method: rows_of(measured, method, list(measured.bounds), base)
@@ -517,8 +533,9 @@ def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edg
     if "probe" in _scored(rows[ours]):
         probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column(ours, "probe"))
         put("gka_probe_heldout_accuracy", probe)
-    if "makd" in rows:  # the full form, as the baselines are
-        best = max(BASELINES, key=lambda method: mean_of(rows[method], "consistency"))
+    rivals = [method for method in BASELINES if method in rows]
+    if rivals:  # of MAKD's full form, which is trained as they are
+        best = max(rivals, key=lambda method: mean_of(rows[method], "consistency"))
         lead = bootstrap_ci95(percent_gain, column(best), column("makd"))
         put("gka_lead_over_best_baseline_percent", lead)
     put("update_bytes", (max(sizes), None), "B", len(sizes))
