@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dekag.client import Client
     from dekag.link.conditions import LinkConditions
-    from dekag.pipeline import SemanticLink
+    from dekag.pipeline import PixelLink, SemanticLink
     from dekag.profile import load_profile
 
-__all__ = ["Client", "LinkConditions", "SemanticLink", "load_profile"]
+__all__ = ["Client", "LinkConditions", "PixelLink", "SemanticLink", "load_profile"]
 
 _MODULES = {
     "Client": "dekag.client",
     "LinkConditions": "dekag.link.conditions",
+    "PixelLink": "dekag.pipeline",
     "SemanticLink": "dekag.pipeline",
     "load_profile": "dekag.profile",
 }

@@ -48,6 +48,7 @@ def fetch(profile: Profile) -> Iterator[str]:
             "codec",
             "unaligned_codec",
             "adapters",
+            "pixel_codec",
         )
         if part.folder is None and on_a_hub:
             what = f"{part.component} " if part.component else ""

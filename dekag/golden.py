@@ -23,6 +23,7 @@ from dekag.profile import Profile
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.pixel_codec import PixelCodec
 
 FILE = GOLDEN
 TOLERANCE = 1e-3
@@ -145,12 +146,15 @@ def _of_generation(profile: Profile) -> Iterator[Output]:
 
 def _of_transmission(profile: Profile) -> Iterator[Output]:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.pixel_codec import PixelCodec
 
     if profile.unaligned_codec is not None:
         yield _sent("unaligned codec", AlignedCodec.load(profile.unaligned_codec))
     yield _sent("codec", AlignedCodec.load(profile.codec))
     if profile.adapters is not None:
         yield _sent("adapters", AlignedCodec.load(profile.codec, profile.adapters))
+    if profile.pixel_codec is not None:
+        yield _sent_pixels(PixelCodec.load(profile.pixel_codec))
 
 
 def _sent(name: str, codec: AlignedCodec) -> Output:
@@ -167,6 +171,17 @@ def _sent(name: str, codec: AlignedCodec) -> Output:
     symbols = codec.encode(latents, [uses], condition, modulation="unquantised", text=text)
     decoded = codec.decode(symbols, shape, condition, text=text)
     return Output(name, codec.content_hash or codec.base_hash, _both(symbols, decoded))
+
+
+def _sent_pixels(codec: PixelCodec) -> Output:
+    """Symbols and the decoded picture of a codec of pixels."""
+    from dekag.cala.conditions import CONDITION_FEATURES
+
+    shape = (3, SIDE, SIDE)
+    picture = 2 * torch.rand(1, *shape, generator=torch.Generator().manual_seed(SEED)) - 1
+    condition = torch.linspace(-1, 1, CONDITION_FEATURES)[None]
+    symbols = codec.encode(picture, [codec.max_channel_uses(shape)], condition, modulation="unquantised")
+    return Output("pixel codec", codec.base_hash, _both(symbols, codec.decode(symbols, shape, condition)))
 
 
 def _of_scorer(clip: str, dino: str) -> Iterator[Output]:

@@ -27,7 +27,10 @@ from dekag.generation.loading import (
 from dekag.generation.profile import GeneratorProfile
 from dekag.profile import Profile
 
-ROLES = ("cloud", "edge", "codec", "unaligned_codec", "adapters", "clip", "dino", "probe", "outline")
+ROLES = (
+    "cloud", "edge", "codec", "unaligned_codec", "adapters", "pixel_codec",
+    "clip", "dino", "probe", "outline",
+)  # fmt: skip
 SIZES = {"float32": 4, "bfloat16": 2}
 _WEIGHTS = re.compile(r"[a-z_]+(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+)?\.safetensors")
 _PREFIXES = {
@@ -44,7 +47,7 @@ class Part:
     """A model of a profile, or a component of one.
 
     Attributes:
-        role: "cloud", "edge", "codec", "adapters", "clip", "dino", "probe" or "outline".
+        role: one of ROLES.
         component: of a pipeline: "unet", "transformer", "vae", "text_encoder"; otherwise empty.
         source: the folder or hub name in the profile.
         folder: where its weights are on this machine; None if they are missing.
@@ -79,6 +82,7 @@ def parts(profile: Profile) -> list[Part]:
         "codec": profile.codec,
         "unaligned_codec": profile.unaligned_codec,
         "adapters": profile.adapters,
+        "pixel_codec": profile.pixel_codec,
     }
     if profile.scorer is not None:
         others |= {name: getattr(profile.scorer, name) for name in ("clip", "dino", "probe", "outline")}
@@ -93,7 +97,7 @@ def processes(profile: Profile, found: list[Part], *, restoring: bool = False) -
     """
     held = {role: sum(part.bytes_in_memory for part in found if part.role == role) for role in ROLES}
     vae = sum(part.bytes_in_memory for part in found if (part.role, part.component) == ("edge", "vae"))
-    codec = held["codec"] + held["unaligned_codec"] + held["adapters"]
+    codec = held["codec"] + held["unaligned_codec"] + held["adapters"] + held["pixel_codec"]
     evaluators = held["clip"] + held["dino"]
     return {
         "cloud": held["cloud"] + evaluators,

@@ -25,7 +25,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from dekag.api.limits import PIXEL_STEP, check_seed
-from dekag.errors import InvalidInputError
+from dekag.errors import InvalidInputError, NotFoundError
 from dekag.link.channel import ChannelState, Reception, block_of_symbol, compose_hops, transmit
 from dekag.link.conditions import BUILT_IN_TRACES, MAX_SNR_DB, MIN_SNR_DB, LinkConditions
 from dekag.link.equalizer import equalize
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from dekag.generation.models import Generator, LatentDecoder
     from dekag.link.digital import ModulationAndCoding
     from dekag.pictures import Picture, Tiling
+    from dekag.pixel_codec import PixelCodec
     from dekag.profile import Profile
 
 LatentShape = tuple[int, int, int]
@@ -647,8 +648,8 @@ class ReceivedPicture:
         pilot_uses: channel uses spent on pilots.
         expected_psnr_db: PSNR that the sender expected, dB, if it chose the rate for a target.
         autoencoder_psnr_db: PSNR of what the autoencoder makes of the picture without any channel, dB: no
-            delivery of its latents is better. None if it was sent as a file.
-        file_bytes: size of the file that was sent; None if latents were sent.
+            delivery of its latents is better. None if no latents were sent.
+        file_bytes: size of the file that was sent; None if none was.
     """
 
     pixels: Pixels | None
@@ -927,8 +928,6 @@ class SemanticLink:
             InvalidInputError: names the argument that has another shape or range.
             NumericalError: a value is not finite.
         """
-        from dekag.generation.models import LatentEncoder
-        from dekag.metrics.image import psnr_db
         from dekag.pictures import Picture, Tiling, find_pictures
 
         if restoration not in ("none", "denoiser"):
@@ -936,9 +935,9 @@ class SemanticLink:
         check_seed(seed)
         if not isinstance(picture, Picture):
             picture = find_pictures(picture).pictures[0].read()
-        link, decoder = conditions or LinkConditions(), self.generator.decoder
-        tiling = Tiling.of(picture.width, picture.height, self.generator.size)
-        latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
+        link = conditions or LinkConditions()
+        tiling = Tiling.of(picture.width, picture.height, self._tile_side)
+        latents = self._latents_of(tiling.split(picture.pixels))
         shape = _shape(latents)
         rate = self.sender.tiles_rate(link, shape, tiling, cbr=cbr, target_psnr_db=target_psnr_db)
         text = None if prompt is None else self.side_information(prompt)
@@ -947,16 +946,15 @@ class SemanticLink:
         if restoration == "denoiser":
             parts = zip(received.split(1), tile_receptions(reception, tiling.count), strict=True)
             received = torch.cat([self._restored(one, part, link, prompt or "", seed) for one, part in parts])
-        ideal, pixels = (render_tiles(decoder, each, tiling, seed) for each in (latents, received))
         return ReceivedPicture(
-            pixels,
+            self._rendered(received, tiling, seed),
             picture,
             tiling,
             seed,
             rate.channel_uses,
             sum(reception.pilot_uses),
             rate.expected_psnr_db,
-            psnr_db(ideal, picture.pixels),
+            self._autoencoder_psnr_db(latents, picture, tiling, seed),
         )
 
     def send_tiles(
@@ -1013,9 +1011,103 @@ class SemanticLink:
         timestep = self.receiver.timestep(reception, conditions, source_values=values)
         return Restorer(self.generator).restore(latents, prompt, timestep=timestep, seeds=[seed])
 
+    @property
+    def _tile_side(self) -> int:
+        """The longest side of a picture's tile, pixels."""
+        return self.generator.size
+
+    def _latents_of(self, tiles: Pixels) -> torch.Tensor:
+        """What is sent of tiles (n, height, width, 3) uint8."""
+        from dekag.generation.models import LatentEncoder
+
+        return LatentEncoder(self.generator.decoder).encode(tiles)
+
+    def _rendered(self, latents: torch.Tensor, tiling: Tiling, seed: int) -> Pixels:
+        """The picture (height, width, 3) uint8 of its tiles' latents."""
+        return render_tiles(self.generator.decoder, latents, tiling, seed)
+
+    def _autoencoder_psnr_db(
+        self, latents: torch.Tensor, picture: Picture, tiling: Tiling, seed: int
+    ) -> float | None:
+        """PSNR of a picture without any channel, dB; None if there is no autoencoder."""
+        from dekag.metrics.image import psnr_db
+
+        return psnr_db(self._rendered(latents, tiling, seed), picture.pixels)
+
     def _source_values(self, latent_shape: LatentShape) -> int:
         _, height, width = latent_shape
         return 3 * height * width * self.generator.decoder.factor**2
+
+
+class PixelLink(SemanticLink):
+    """Sender, channel and receiver of pictures as pixels: no autoencoder, no generator, no prompt.
+
+    Example:
+        >>> import numpy as np
+        >>> from dekag import LinkConditions, PixelLink
+        >>> from dekag.pictures import Picture
+        >>> grey = Picture(np.full((100, 300, 3), 128, np.uint8), "PNG")
+        >>> received = PixelLink.load("stickers").picture(grey, LinkConditions(snr_db=10), cbr=1 / 24)
+        >>> received.psnr_db > 25, received.autoencoder_psnr_db is None
+        (True, True)
+
+    Args:
+        codec: of pixels; encodes and decodes.
+        size: the longest side of a tile, pixels.
+    """
+
+    def __init__(self, codec: PixelCodec, size: int) -> None:
+        super().__init__(codec)
+        self._size = size
+
+    @classmethod
+    def load(cls, profile: Profile | Path | str = "stickers", *, aligned: bool = True) -> Self:
+        """The link of a profile's codec of pixels, which knows rate and channel by itself.
+
+        Args:
+            profile: a profile, its name under models/, or its folder.
+            aligned: must be true: there is one codec of pixels.
+
+        Raises:
+            NotFoundError: there is no such profile, or it has no codec of pixels.
+            InvalidInputError: an unaligned one is asked for.
+            MismatchError: a model is damaged.
+        """
+        from dekag.pixel_codec import PixelCodec
+        from dekag.profile import Profile, load_profile
+
+        if not aligned:
+            raise InvalidInputError("aligned", "true: there is one codec of pixels", aligned)
+        models = profile if isinstance(profile, Profile) else load_profile(profile, check_models=True)
+        if models.pixel_codec is None:
+            raise NotFoundError("the profile names no pixel_codec")
+        return cls(PixelCodec.load(models.pixel_codec), models.size)
+
+    @property
+    def _tile_side(self) -> int:
+        return self._size
+
+    def _latents_of(self, tiles: Pixels) -> torch.Tensor:
+        from dekag.pixel_codec import from_pixels
+
+        return from_pixels(tiles)
+
+    def _rendered(self, latents: torch.Tensor, tiling: Tiling, seed: int) -> Pixels:
+        from dekag.pixel_codec import to_pixels
+
+        return tiling.join(to_pixels(latents))
+
+    def _autoencoder_psnr_db(
+        self,
+        latents: torch.Tensor,
+        picture: Picture,
+        tiling: Tiling,
+        seed: int,
+    ) -> None:
+        return None
+
+    def _source_values(self, latent_shape: LatentShape) -> int:
+        return math.prod(latent_shape)
 
 
 def render_tiles(decoder: LatentDecoder, latents: torch.Tensor, tiling: Tiling, seed: int) -> Pixels:

@@ -102,6 +102,10 @@ class Profile(BaseModel):
         default=None,
         description="Folder of the codec's adapters, its transmission knowledge. Default: none.",
     )
+    pixel_codec: str | None = Field(
+        default=None,
+        description="Folder of the codec that sends pictures as pixels, for `dekag link`. Default: none.",
+    )
     knowledge: str | None = Field(
         default=None,
         description="Folder of knowledge updates, one per topic, for sweeps. Default: none.",
@@ -185,7 +189,7 @@ def load_profile(name: str | Path, *, check_models: bool = False) -> Profile:
     scorer = profile.scorer
     return profile.model_copy(
         update={
-            **resolved(profile, "codec", "unaligned_codec", "adapters", "knowledge"),
+            **resolved(profile, "codec", "unaligned_codec", "adapters", "pixel_codec", "knowledge"),
             "topics": profile.topics and str((folder / profile.topics).resolve()),  # never on a hub
             "cloud": generator(profile.cloud),
             "edge": generator(profile.edge),

@@ -82,6 +82,15 @@ def with_adapters(profile: Path, folder: Path, knowledge: TransmissionKnowledge)
     return folder
 
 
+def without_pixel_codec(profile: Path, folder: Path) -> Path:
+    """A copy of a profile without its codec of pixels."""
+    shutil.copytree(profile, folder)
+    described = json.loads((folder / "profile.json").read_text())
+    del described["pixel_codec"]
+    (folder / "profile.json").write_text(json.dumps(described))
+    return folder
+
+
 def with_unaligned_codec(profile: Path, folder: Path) -> Path:
     """A copy of ``profile`` in ``folder`` whose unaligned deliveries have a codec of their own."""
     torch.manual_seed(6)

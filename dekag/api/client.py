@@ -249,7 +249,7 @@ class Client:
             picture: path of a PNG, JPEG, WebP, AVIF, BMP or PPM file, or its contents.
             prompt: what it shows: side information.
             seed: seed of fading and noise.
-            delivery: "semantic", "semantic-unaligned" or "conventional".
+            delivery: "semantic", "semantic-unaligned", "pixels" or "conventional".
             link: the radio link, as for `image`.
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
             details: whether to return the picture before transmission and the constellation as well.

@@ -24,7 +24,7 @@ MAX_SEEDS = 64
 MIN_PIXELS, MAX_PIXELS = 64, 1024
 PIXEL_STEP = 32
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
-MAX_CBR = 1 / 48
+MAX_CBR = 1 / 6
 MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
 MAX_STEPS, MAX_GUIDANCE_SCALE, MAX_ADAPTER_SCALE = 100, 20.0, 2.0
 """Of the sampling of an image; see `dekag.generation.request.Sampling`."""
@@ -79,7 +79,7 @@ def check_size(width: int, height: int, largest: int = MAX_PIXELS) -> tuple[int,
 
 
 def check_cbr(cbr: float) -> float:
-    """A channel bandwidth ratio: above 0, at most 1/48."""
+    """A channel bandwidth ratio: above 0, at most 1/6; a codec of latents sends less."""
     if not 0 < cbr <= MAX_CBR:  # also refuses NaN
         raise InvalidInputError("link.cbr", f"above 0 and at most 1/{1 / MAX_CBR:g}", cbr)
     return cbr

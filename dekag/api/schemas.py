@@ -35,6 +35,8 @@ from dekag.makd.config import RANGES
 from dekag.makd.demand import Action, DemandPolicy
 
 Delivery = Literal["semantic", "semantic-unaligned", "conventional"]
+PictureDelivery = Literal["semantic", "semantic-unaligned", "pixels", "conventional"]
+"""How a picture of one's own is sent."""
 Modulation = Literal["qam4", "qam16", "qam64", "qam256", "unquantised"]
 """Constellations of the codec's symbols."""
 SideInformation = Literal["prompt", "none"]
@@ -404,7 +406,7 @@ def _list_fadings(schema: dict[str, Any]) -> None:
 
 
 _FadingName = Annotated[str, Field(json_schema_extra=_list_fadings)]
-_DeliveryName = Annotated[str, _listed(Delivery)]
+_DeliveryName = Annotated[str, _listed(PictureDelivery)]
 _ModulationName = Annotated[str, _listed(Modulation)]
 _SideInformationName = Annotated[str, _listed(SideInformation)]
 _RestorationName = Annotated[str, _listed(Restoration)]
@@ -520,7 +522,7 @@ class PictureReport(_Response):
     autoencoder_psnr_db: float | None = Field(
         default=None,
         description="PSNR of what the autoencoder makes of the picture without any channel, dB: no semantic "
-        "delivery is better. Semantic deliveries only.",
+        "delivery is better. Deliveries of latents only.",
         examples=[27.1],
     )
     ssim: float | None = Field(
@@ -986,11 +988,11 @@ class PictureRequest(_NullIsAbsent):
         examples=[7],
     )
     link: LinkRequest = Field(default_factory=LinkRequest, description="The radio link.")
-    delivery: Delivery = Field(
+    delivery: PictureDelivery = Field(
         default="semantic",
         description="semantic: latents of the edge's autoencoder, sent with joint source-channel coding. "
-        "semantic-unaligned: the same without adapters. conventional: the picture as a file, sent with LDPC "
-        "and QAM.",
+        "semantic-unaligned: the same without adapters. pixels: the pixels themselves, sent with joint "
+        "source-channel coding. conventional: the picture as a file, sent with LDPC and QAM.",
         examples=["semantic"],
     )
     image_format: ImageFormat = Field(

@@ -22,6 +22,19 @@ def quantize_to_qam(symbols: torch.Tensor, bits_per_symbol: int) -> torch.Tensor
     return torch.view_as_complex((2 * index - (levels - 1)) / scale)
 
 
+def to_symbols(maps: torch.Tensor) -> torch.Tensor:
+    """Maps (batch, 2n, h, w) -> complex symbols (batch, n h w), channel by channel."""
+    batch, channels, height, width = maps.shape
+    pairs = maps.reshape(batch, channels // 2, 2, height * width).transpose(2, 3)
+    return torch.view_as_complex(pairs.contiguous()).flatten(1)
+
+
+def to_maps(symbols: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """The inverse of `to_symbols`: symbols (batch, n h w) -> maps (batch, 2n, h, w)."""
+    pairs = torch.view_as_real(symbols.contiguous()).view(len(symbols), -1, height * width, 2)
+    return pairs.transpose(2, 3).reshape(len(symbols), -1, height, width)
+
+
 def unit_power(symbols: torch.Tensor) -> torch.Tensor:
     """Scale each row of `symbols` (batch, K) to mean power 1."""
     power = torch.view_as_real(symbols).square().sum(-1).mean(-1, keepdim=True)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from dekag import plugins
 from dekag.codec.batch_invariance import Conv2d
-from dekag.codec.constellation import padded_unit_power, quantize_to_qam, unit_power
+from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
 from dekag.codec.text_attention import TextAttention
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 
@@ -236,9 +236,7 @@ class JsccCodec(LatentCodec):
         if not isinstance(channel_uses, int) and len(counts) != len(latents):
             raise InvalidInputError("channel_uses", f"one for each of {len(latents)} images", len(counts))
         values = self.encoder(F.pixel_unshuffle(latents, self.config.fold), text).float()
-        batch, channels, height, width = values.shape
-        pairs = values.reshape(batch, channels // 2, 2, height * width).transpose(2, 3)
-        symbols = torch.view_as_complex(pairs.contiguous()).flatten(1)
+        symbols = to_symbols(values)
         if isinstance(channel_uses, int):
             return unit_power(symbols[:, :channel_uses])
         return padded_unit_power(symbols[:, : max(counts, default=0)], counts)
@@ -316,9 +314,7 @@ class JsccCodec(LatentCodec):
         _, height, width = latent_shape
         height, width = height // self.config.fold, width // self.config.fold
         missing = self.max_channel_uses(latent_shape) - symbols.shape[1]
-        pairs = torch.view_as_real(F.pad(symbols, (0, missing)).contiguous())
-        grid = pairs.view(len(symbols), -1, height * width, 2).transpose(2, 3)
-        values = grid.reshape(len(symbols), -1, height, width)
+        values = to_maps(F.pad(symbols, (0, missing)), height, width)
         return F.pixel_shuffle(self.decoder(values, text).float(), self.config.fold)
 
 

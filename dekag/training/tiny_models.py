@@ -62,7 +62,7 @@ OTHER_WAY_ROUND = replace(
 
 
 def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) -> Path:
-    """Write cloud/, edge/, codec/ and profile.json into `folder`; load with `load_profile(folder)`."""
+    """Write models and profile.json into `folder`, in folders by their roles; for `load_profile(folder)`."""
     from diffusers import (
         AutoencoderKL,
         PixArtSigmaPipeline,
@@ -72,6 +72,7 @@ def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) 
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     from dekag.codec import JsccCodec
+    from dekag.pixel_codec import PixelCodec
     from dekag.training.diffusion import sampler, stable_diffusion
     from dekag.training.text import new_cloud_tokenizer, new_edge_tokenizer
 
@@ -145,12 +146,14 @@ def save_dummy_models(folder: Path, seed: int = 0, like: Dimensions = EMBEDDED) 
         scheduler=scheduler(like.cloud),
     ).save_pretrained(folder / "cloud")
     JsccCodec(latent_channels=like.edge.latent_channels, width=8, blocks=1).save_pretrained(folder / "codec")
+    PixelCodec(width=16, blocks=1, hidden=8).save_pretrained(folder / "pixels")
     sampled = {"steps": 2, "guidance_scale": 2.0, "dtype": like.dtype, "vae_dtype": like.dtype}
     profile = {
         "size": like.size,
         "cloud": {"path": "cloud", **sampled},
         "edge": {"path": "edge", **sampled},
         "codec": "codec",
+        "pixel_codec": "pixels",
     }
     (folder / "profile.json").write_text(json.dumps(profile, indent=2))
     return folder

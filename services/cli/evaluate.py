@@ -234,12 +234,15 @@ def photos(
         int, typer.Option(help="Number of deliveries that are decoded to check the predictions.", min=0)
     ] = 60,
     semantic: Annotated[
-        bool, typer.Option(help="Whether the semantic link is measured beside the file formats.")
+        bool,
+        typer.Option(
+            help="Whether the semantic link is measured beside file formats and the codec of pixels."
+        ),
     ] = True,
     workers: Processes = 2,
     profile: Profile = "stickers",
 ) -> None:
-    """Send photographs by HEVC, JPEG XL, AVIF, WebP and JPEG over LDPC and QAM, and by the semantic link.
+    """Send photographs by HEVC, JPEG XL, AVIF, WebP and JPEG over LDPC and QAM, and by a profile's links.
 
     Prints PSNR by channel, rate and SNR. An interrupted run resumes. Without --folder it fills
     docs/results-photos.md.

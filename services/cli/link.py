@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from dekag.pictures import Picture
     from dekag.pipeline import ReceivedPicture, SemanticLink
 
-DELIVERIES = ("semantic", "semantic-unaligned", "conventional")
+DELIVERIES = ("semantic", "semantic-unaligned", "pixels", "conventional")
+PIXELS = "pixels"
+"""Delivery by the profile's codec of pixels, without an autoencoder."""
+
 ROWS = "link.jsonl"
 """The reports, one line for each picture and delivery, in the folder of the received pictures."""
 
@@ -121,23 +124,31 @@ def run_link(
 
 
 def _links(options: LinkOptions) -> Mapping[str, SemanticLink]:
-    """The links of the semantic deliveries, which share one generator."""
+    """The links of the deliveries that have one; the semantic ones share a generator."""
     from dekag.cala.aligned_codec import AlignedCodec
     from dekag.evaluation.models import load_quietly
     from dekag.generation.models import Generator
-    from dekag.pipeline import SemanticLink
+    from dekag.pipeline import PixelLink, SemanticLink
     from dekag.profile import load_profile
 
-    if not (semantic := [name for name in options.deliveries if name != "conventional"]):
-        return {}
+    links: dict[str, SemanticLink] = {}
+    semantic = [name for name in options.deliveries if name.startswith("semantic")]
+    if not semantic and PIXELS not in options.deliveries:
+        return links
     load_quietly()
     profile = load_profile(options.profile)
+    if PIXELS in options.deliveries:
+        if profile.pixel_codec is None:
+            raise InvalidInputError("--delivery", "another one: the profile names no pixel_codec", PIXELS)
+        links[PIXELS] = PixelLink.load(profile)
+    if not semantic:
+        return links
     generator = Generator.from_profile(profile, "edge")
     folders = {
         "semantic": (profile.codec, profile.adapters),
         "semantic-unaligned": (profile.codec_without_alignment, None),
     }
-    return {name: SemanticLink(AlignedCodec.load(*folders[name]), generator) for name in semantic}
+    return links | {name: SemanticLink(AlignedCodec.load(*folders[name]), generator) for name in semantic}
 
 
 def _sent(

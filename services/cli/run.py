@@ -11,10 +11,11 @@ import typer
 from pydantic import ValidationError
 
 from dekag.api.limits import MAX_STEPS, check_prompt
-from dekag.api.schemas import Delivery, ImageFormat, Restoration
+from dekag.api.schemas import ImageFormat, Restoration
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.makd.config import RANGES, DistillConfig
 from services.cli.extras import UsageError
+from services.cli.link import DELIVERIES as LINK_DELIVERIES
 from services.cli.options import DEFAULT_URL, Force, FreePorts, Profile, RequestSeed, Url, finite
 
 # the link of `demo`, `link` and `image`
@@ -112,7 +113,7 @@ def image(
     cbr: Annotated[
         str | None,
         typer.Option(
-            help="Channel bandwidth ratio: a number, a fraction such as 1/96, or auto; at most 1/48."
+            help="Channel bandwidth ratio: a number, a fraction such as 1/96, or auto; at most 1/6."
         ),
     ] = None,
     target_psnr_db: Annotated[
@@ -252,9 +253,9 @@ def link(
     delivery: Annotated[
         list[str] | None,
         typer.Option(
-            help="Delivery mode: semantic, semantic-unaligned or conventional; can be repeated. Default: "
-            "semantic and conventional.",
-            autocompletion=lambda: list(get_args(Delivery)),
+            help="Delivery mode: semantic, semantic-unaligned, pixels or conventional; can be repeated. "
+            "Default: semantic and conventional.",
+            autocompletion=lambda: list(LINK_DELIVERIES),
         ),
     ] = None,
     prompt: Annotated[
@@ -305,16 +306,15 @@ def link(
         equalizer=equalizer,
     )
     rate, deliveries = _rate(cbr), list(dict.fromkeys(delivery or ["semantic", "conventional"]))
-    if unknown := [name for name in deliveries if name not in get_args(Delivery)]:
-        problem = f"must be of {', '.join(get_args(Delivery))}; got {', '.join(unknown)}"
+    if unknown := [name for name in deliveries if name not in LINK_DELIVERIES]:
+        problem = f"must be of {', '.join(LINK_DELIVERIES)}; got {', '.join(unknown)}"
         raise typer.BadParameter(problem, param_hint="--delivery")
     if (rate == "auto") != (target_psnr_db is not None):
         problem = "is required with --cbr auto" if rate == "auto" else "requires --cbr auto"
         raise typer.BadParameter(problem, param_hint="--target-psnr-db")
-    if rate == "auto" and "semantic-unaligned" in deliveries:
-        raise typer.BadParameter(
-            "auto needs the adapters, which semantic-unaligned lacks", param_hint="--cbr"
-        )
+    for name in ("semantic-unaligned", "pixels"):
+        if rate == "auto" and name in deliveries:
+            raise typer.BadParameter(f"auto needs the adapters, which {name} lacks", param_hint="--cbr")
     if prompt is not None:
         check_prompt(prompt)
     options = LinkOptions(

@@ -88,8 +88,9 @@ class DeliveryRequest:
         prompt: what to draw, 1 to 1000 characters, not blank.
         seed: 0 to 2**63 - 1.
         width, height: pixels, multiples of 32 from 64 to twice the profile's size.
-        delivery: "semantic", "semantic-unaligned" (no knowledge updates and no adapters) or "conventional".
-        cbr: channel uses / (3 * width * height), above 0 and at most 1/48; 0 if conventional, and where the
+        delivery: "semantic", "semantic-unaligned" (no knowledge updates and no adapters), "conventional", or
+            "pixels" (of a picture only).
+        cbr: channel uses / (3 * width * height), above 0 and at most 1/6; 0 if conventional, and where the
             sender is to choose.
         link: the radio conditions.
         measure: whether the receiver is to be judged.
@@ -134,8 +135,13 @@ class DeliveryRequest:
     owner: str = ""
 
     @property
+    def latents(self) -> bool:
+        """Whether latents are sent, and not pixels or an image file."""
+        return self.delivery.startswith("semantic")
+
+    @property
     def jscc(self) -> bool:
-        """Whether the codec carries it, and not an image file."""
+        """Whether a codec carries it, and not an image file."""
         return self.delivery != "conventional"
 
     @property
@@ -163,6 +169,9 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
     knowledge = check_knowledge(message.knowledge)
     target = check_target_psnr_db(message.target_psnr_db) if message.HasField("target_psnr_db") else None
     picture = _picture(message)
+    if delivery == "pixels" and picture is None:
+        others = ", ".join(name for name in DELIVERIES if name != delivery)
+        raise InvalidInputError("delivery", f"one of {others} without a picture", delivery)
     size = message.width, message.height
     if profile is not None and picture is None:
         size = size_from_proto(message, profile)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from dekag.errors import InvalidInputError
 from services.common.artifact_cache import ArtifactCache, Files
 from services.common.knowledge import VersionManifest
 from services.proto.downlink_pb2 import TransmissionKnowledge
@@ -18,6 +19,7 @@ from services.proto.downlink_pb2 import TransmissionManifest as ManifestMessage
 
 if TYPE_CHECKING:
     from dekag.cala.aligned_codec import AlignedCodec
+    from dekag.pixel_codec import PixelCodec
     from dekag.profile import Profile
     from services.common.cache import Cache
     from services.common.settings import CodecSettings
@@ -61,11 +63,13 @@ class CodecCache:
         base: the codec without adapters.
         unaligned: the codec of unaligned deliveries; the same as `base` unless the profile names another.
         own: the codec with the adapters of the profile; None if it has none.
+        pixels: the codec of pixels; None if the profile has none.
     """
 
     base: AlignedCodec
     unaligned: AlignedCodec
     own: AlignedCodec | None
+    pixels: PixelCodec | None
 
     def __init__(
         self,
@@ -83,14 +87,22 @@ class CodecCache:
         """Loads the profile's codecs and adapters from their folders; MismatchError on a mismatch."""
         from dekag.cala.aligned_codec import AlignedCodec
         from dekag.cala.artifact import TransmissionKnowledge
+        from dekag.pixel_codec import PixelCodec
 
         self.unaligned = self.base = AlignedCodec.load(profile.codec, max_batch=self._max_batch)
         if profile.unaligned_codec is not None:
             self.unaligned = AlignedCodec.load(profile.unaligned_codec, max_batch=self._max_batch)
+        self.pixels = None if profile.pixel_codec is None else PixelCodec.load(profile.pixel_codec)
         self.own = None
         if profile.adapters is not None:
             self.own = self.base.with_knowledge(TransmissionKnowledge.load(profile.adapters))
             self._codecs.keep(self.own)
+
+    def of_pixels(self) -> PixelCodec:
+        """The codec of pixels; InvalidInputError if the profile has none."""
+        if self.pixels is None:
+            raise InvalidInputError("delivery", "another one: the profile names no pixel_codec", "pixels")
+        return self.pixels
 
     async def get(self, content_hash: str) -> tuple[AlignedCodec, int]:
         """The codec with those adapters, and the bytes transferred for them, 0 if it was in memory.

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from dekag.makd.aligned_generator import AlignedGenerator
     from dekag.makd.update import KnowledgeUpdate
     from dekag.pictures import Picture, Tiling
+    from dekag.pixel_codec import PixelCodec
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.edge.settings import EdgeSettings
@@ -89,13 +90,13 @@ class _GenerationResult:
 
 @dataclass(frozen=True)
 class _OpenedPicture:
-    """A picture that was read, with its tiles' latents (n, *shape) where those are sent.
+    """A picture that was read, with its tiles' latents or pixels (n, *shape) where those are sent.
 
     Attributes:
         picture: as read.
         png: it as a PNG; empty unless measured.
         tiling: how it is cut.
-        latents: of the tiles; None for a conventional delivery.
+        latents: of the tiles, or their pixels; None for a conventional delivery.
         autoencoder_psnr_db: PSNR of what the autoencoder makes of it, dB; None if not measured.
     """
 
@@ -113,7 +114,7 @@ class _EncodeJob:
     With a tiling, latents (n, *shape) of a picture's tiles.
     """
 
-    codec: AlignedCodec
+    codec: AlignedCodec | PixelCodec
     latents: torch.Tensor
     channel_uses: int
     request: DeliveryRequest
@@ -328,7 +329,7 @@ class EdgeServicer(DownlinkServicer):
     async def _encoded(
         self,
         request: DeliveryRequest,
-        codec: AlignedCodec,
+        codec: AlignedCodec | PixelCodec,
         rate: Rate,
         latents: torch.Tensor,
         tiling: Tiling | None = None,
@@ -358,8 +359,10 @@ class EdgeServicer(DownlinkServicer):
         )
         return Transmission(header, symbols, [], None, report)
 
-    async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec, int]:
+    async def _codec(self, request: DeliveryRequest) -> tuple[AlignedCodec | PixelCodec, int]:
         """The codec for the requested delivery, and the bytes transferred for its adapters."""
+        if request.delivery == "pixels":
+            return self._codecs.of_pixels(), 0
         return await self._codecs.current() if request.delivery == "semantic" else (self._codecs.unaligned, 0)
 
     async def _make(
@@ -521,6 +524,8 @@ class EdgeServicer(DownlinkServicer):
 
     async def _picture(self, request: DeliveryRequest) -> Transmission:
         """The symbols of the picture in the request."""
+        if request.delivery == "pixels":
+            self._codecs.of_pixels()  # refused before the picture is decoded
         opened, opening = await self._autoencoding.run(self._open, request)
         picture, tiling = opened.picture, opened.tiling
         if opened.latents is not None:
@@ -539,7 +544,8 @@ class EdgeServicer(DownlinkServicer):
             transmission = await self._encoded(request, codec, rate, opened.latents, tiling)
             report = transmission.report
             report.hops.add(hop="cloud-edge", sent_bytes=adapters_bytes)
-            report.model_hashes["autoencoder"] = self._generator.generator.decoder.model_hash
+            if request.latents:
+                report.model_hashes["autoencoder"] = self._generator.generator.decoder.model_hash
         else:
             transmission = await self._as_file(request, picture)
             report = transmission.report
@@ -555,17 +561,20 @@ class EdgeServicer(DownlinkServicer):
         return transmission
 
     def _open(self, request: DeliveryRequest) -> _OpenedPicture:
-        """The picture in the request and, for a semantic delivery, its tiles' latents."""
+        """The picture in the request, and what a codec is to send of its tiles."""
         from dekag.generation.images import to_png
         from dekag.generation.models import LatentEncoder
         from dekag.metrics.image import psnr_db
         from dekag.pictures import Tiling, read_picture
+        from dekag.pixel_codec import from_pixels
 
         picture = read_picture(request.picture or b"", max_pixels=MAX_PICTURE_PIXELS)
         tiling = Tiling.of(picture.width, picture.height, self._profile.size)
         png = to_png(picture.pixels) if request.measure else b""
         if not request.jscc:
             return _OpenedPicture(picture, png, tiling)
+        if not request.latents:
+            return _OpenedPicture(picture, png, tiling, from_pixels(tiling.split(picture.pixels)))
         decoder = self._generator.generator.decoder
         latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))
         ceiling = None

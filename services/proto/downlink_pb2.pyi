@@ -34,6 +34,8 @@ class _DeliveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Delivery.Val
     """cloud image -> image file -> LDPC -> QAM symbols"""
     DELIVERY_SEMANTIC_UNALIGNED: _Delivery.ValueType  # 3
     """as semantic, without any knowledge updates and adapters"""
+    DELIVERY_PIXELS: _Delivery.ValueType  # 4
+    """pixels of a picture -> JSCC symbols"""
 
 class Delivery(_Delivery, metaclass=_DeliveryEnumTypeWrapper): ...
 
@@ -44,6 +46,8 @@ DELIVERY_CONVENTIONAL: Delivery.ValueType  # 2
 """cloud image -> image file -> LDPC -> QAM symbols"""
 DELIVERY_SEMANTIC_UNALIGNED: Delivery.ValueType  # 3
 """as semantic, without any knowledge updates and adapters"""
+DELIVERY_PIXELS: Delivery.ValueType  # 4
+"""pixels of a picture -> JSCC symbols"""
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
 
 class _Modulation:

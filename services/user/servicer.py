@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from dekag.generation.models import LatentDecoder
     from dekag.generation.restorer import Restorer
     from dekag.pictures import Tiling
+    from dekag.pixel_codec import PixelCodec
     from dekag.profile import Profile
     from services.common.converters import DeliveryRequest
     from services.user.settings import UserSettings
@@ -73,7 +74,7 @@ class _DecodeJob:
     With a tiling, those of a picture, into latents of its tiles.
     """
 
-    codec: AlignedCodec
+    codec: AlignedCodec | PixelCodec
     reception: Reception
     shape: tuple[int, int, int]
     request: DeliveryRequest
@@ -236,24 +237,32 @@ class UserServicer(UserBase):
             raise FrameError(f"requested {request.delivery} delivery, got {header.delivery}")
         if request.delivery == "conventional":
             return
-        unaligned = request.delivery == "semantic-unaligned"
-        codec = self._codecs.unaligned if unaligned else self._codecs.base
+        codec = self._codec_of(request)
         if header.codec_hash != codec.base_hash:
             raise MismatchError(
                 f"the sender's codec {header.codec_hash[:12]} is not the receiver's {codec.base_hash[:12]}"
             )
-        if header.adapters_hash and unaligned:
+        if header.adapters_hash and request.delivery != "semantic":
             raise FrameError("requested delivery without adapters, got adapters")
-        _, *sides = shape = tuple(header.latent_shape)
+        shape = tuple(header.latent_shape)
         width, height, count = request.width, request.height, 1
         if tiling is not None:
             width, height, count = tiling.tile_width, tiling.tile_height, tiling.count
-        expected = self._sides(width, height)
-        if len(shape) != 3 or shape[0] != codec.base.config.latent_channels or sides != expected:
+        if request.latents:
+            expected = [self._codecs.base.base.config.latent_channels, *self._sides(width, height)]
+        else:
+            expected = [3, height, width]
+        if list(shape) != expected:
             raise MismatchError(f"latents {shape} do not make {width}x{height} pixels here")
         most = codec.max_channel_uses((shape[0], shape[1], shape[2])) * count
         if not count <= header.channel_uses <= most:
             raise FrameError(f"{header.channel_uses} symbols, but the codec sends {count} to {most}")
+
+    def _codec_of(self, request: DeliveryRequest) -> AlignedCodec | PixelCodec:
+        """The codec of a delivery, without adapters."""
+        if request.delivery == "pixels":
+            return self._codecs.of_pixels()
+        return self._codecs.unaligned if request.delivery == "semantic-unaligned" else self._codecs.base
 
     def _sides(self, width: int, height: int) -> list[int]:
         """Height and width of the latents of an image."""
@@ -278,9 +287,8 @@ class UserServicer(UserBase):
     ) -> tuple[torch.Tensor, int]:
         """Received latents (n, *shape), and the bytes transferred for the adapters of their codec."""
         header = transmission.header
-        if request.delivery == "semantic-unaligned":
-            codec, sent_bytes = self._codecs.unaligned, 0
-        else:
+        codec, sent_bytes = self._codec_of(request), 0
+        if request.delivery == "semantic":
             codec, sent_bytes = await self._codecs.get(header.adapters_hash)
         channels, height, width = header.latent_shape
         text = await self._prompts.states(request, codec)
@@ -311,9 +319,12 @@ class UserServicer(UserBase):
         adapters_bytes = 0
         if request.jscc:
             latents, adapters_bytes = await self._latents(transmission, reception, request, tiling)
-            pixels, seconds = await self._rendering.run(self._render, latents, request.seed, tiling)
+            if tiling is not None and not request.latents:
+                pixels, seconds = await self._rendering.run(_joined, latents, tiling)
+            else:
+                pixels, seconds = await self._rendering.run(self._render, latents, request.seed, tiling)
+                transmission.report.model_hashes["decoder"] = self._decoder.model_hash
             transmission.add_stage("user.render", seconds)
-            transmission.report.model_hashes["decoder"] = self._decoder.model_hash
         else:
             pixels, _ = await self._demodulating.run(self._decode_digital, transmission, reception, request)
         if pixels is None:
@@ -464,6 +475,13 @@ def _picture_report(transmission: Transmission, request: DeliveryRequest, tiling
         report.columns, report.rows = tiling.columns, tiling.rows
         report.tile_width, report.tile_height = tiling.tile_width, tiling.tile_height
     return report
+
+
+def _joined(pictures: torch.Tensor, tiling: Tiling) -> Pixels:
+    """The picture (height, width, 3) of the pixels of its tiles."""
+    from dekag.pixel_codec import to_pixels
+
+    return tiling.join(to_pixels(pictures))
 
 
 async def _with_end(work: Awaitable[_Result]) -> tuple[_Result, float]:

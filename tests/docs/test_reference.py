@@ -60,7 +60,7 @@ def test_the_tables_hold_every_field_and_every_command() -> None:
         "hops[].sent_bytes",
     ):
         assert f"| `{name}` |" in rest
-    assert "| `link.cbr` | `1/96` | above 0, at most 1/48 |" in rest
+    assert "| `link.cbr` | `1/96` | above 0, at most 1/6 |" in rest
     assert "## `dekag image`" in commands
     assert "### `dekag train cala`" in commands
     assert "**Commands**" not in commands  # lists whose sentences are cut short

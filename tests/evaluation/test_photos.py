@@ -15,19 +15,26 @@ from dekag.evaluation.photographs import MAX_FILE_SIDE, Photograph, photographs_
 from dekag.evaluation.studies import photos
 from dekag.evaluation.studies.digital import Ladder, conditions_of
 from dekag.evaluation.studies.photos import (
+    CHANNELS,
+    PIXELS,
+    RATES,
+    SEMANTIC,
+    SNRS_OF,
     PhotoSet,
     arithmetic_psnr_db,
     capacity_values,
     enlarged_size,
     hevc_gap,
+    measure,
     measure_ladder,
+    send_pixels,
     send_semantic,
 )
-from dekag.generation.images import MAX_SIDE, Pixels
+from dekag.generation.images import FILE_FORMATS, MAX_SIDE, Pixels
 from dekag.link import LinkConditions
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, find_pictures
-from dekag.pipeline import SemanticLink
+from dekag.pipeline import PixelLink, SemanticLink
 
 
 def picture(width: int = 120, height: int = 100) -> Pixels:
@@ -88,6 +95,32 @@ def test_the_semantic_link_is_that_of_a_users_pictures() -> None:
     (enlarged,) = send_semantic(model_bank("stickers"), photo, conditions[1:], 1 / 24, seed=3)
     assert enlarged.shape == photo.shape
     assert psnr_db(enlarged, photo) > psnr_db(better, photo)
+
+
+def test_the_codec_of_pixels_is_that_of_a_users_pictures() -> None:
+    photo = picture(100, 60)
+    conditions = [LinkConditions(snr_db=snr_db, fading="awgn") for snr_db in (0.0, 20.0)]
+    worse, better = send_pixels(model_bank("stickers"), photo, conditions, 1 / 24, seed=3)
+    sent = PixelLink.load("stickers").picture(Picture(photo, "PNG"), conditions[1], seed=3, cbr=1 / 24)
+    assert np.array_equal(better, sent.pixels)
+    assert psnr_db(worse, photo) < psnr_db(better, photo)
+
+
+def test_links_have_rows_where_they_were_measured() -> None:
+    photo = Photograph("made", "test", picture(), (120, 100))
+    ladder = Ladder([100, 400], [(0, 1), (9, 1)], np.array([[20.0], [30.0]]))
+    known = PhotoSet([photo], {(name, True): [ladder] for name in FILE_FORMATS}, np.array([[12.0]]))
+    links = {
+        link: {cbr: np.full((1, len(CHANNELS), len(SNRS_OF[link])), 25.0) for cbr in RATES}
+        for link in (PIXELS, SEMANTIC)
+    }
+    rows = measure(known, links, checks=0).rows
+    for link, snrs_db in SNRS_OF.items():
+        own = [row for row in rows if row["sender"] == link]
+        assert {row["snr_db"] for row in own} == set(snrs_db)
+        assert len(own) == len(CHANNELS) * len(RATES) * len(snrs_db)
+        assert {row["psnr_db"] for row in own} == {25.0}
+    assert not [row for row in measure(known, {}, checks=0).rows if row["sender"] in SNRS_OF]
 
 
 def test_the_gap_is_what_calibrated_ldpc_and_qam_have() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dekag import LinkConditions, SemanticLink
+from dekag import LinkConditions, PixelLink, SemanticLink
 from dekag.api.limits import MAX_PICTURE_BYTES
 from dekag.errors import InvalidInputError
 from dekag.generation.images import Pixels, from_bytes, to_png
@@ -24,6 +24,7 @@ from services.common.converters import DeliveryRequest
 from services.common.frames import collect
 from services.common.request_context import begin_request
 from services.proto.downlink_pb2 import ProvideRequest, Sampling
+from tests.chain import Chain
 from tests.services.answers import is_problem
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -168,6 +169,41 @@ async def test_omitted_seed_comes_back_and_repeats(client: httpx2.AsyncClient) -
     assert len(seeds) == 1
 
 
+@pytest.mark.parametrize("size", [(128, 128), (200, 60), (7, 3)])
+async def test_pixels_have_the_librarys_bits(
+    chain: Chain, dummy_profile: Path, size: tuple[int, int]
+) -> None:
+    pixels = drawn(*size)
+    received = await receive(chain, asked(pixels, "pixels", cbr=1 / 12))
+    alone = PixelLink.load(dummy_profile).picture(Picture(pixels, "PNG"), LINK, seed=7, cbr=1 / 12)
+    assert np.array_equal(from_bytes(received.png), alone.pixels)
+    report = received.report
+    assert (report.channel_uses, report.psnr_db) == (alone.channel_uses, alone.psnr_db)
+    assert set(report.model_hashes) == {"codec"}
+    assert not report.picture.HasField("autoencoder_psnr_db")
+    assert report.side_information == converters.SIDE_INFORMATION["none"]
+
+
+async def test_images_cannot_be_sent_as_pixels(client: httpx2.AsyncClient, chain: Chain) -> None:
+    answer = await client.post("/v1/images/generations", json={"prompt": "a fox", "delivery": "pixels"})
+    assert [each["field"] for each in is_problem(answer, 422)["errors"]] == ["delivery"]
+    message = converters.request_to_proto(asked(drawn(8, 8), "pixels", cbr=1 / 12))
+    message.ClearField("picture")
+    message.prompt = "a fox"
+    with pytest.raises(InvalidInputError, match="delivery must be one of semantic"):
+        await clients.call(chain.user.Receive, message, "user")
+
+
+async def test_a_picture_as_pixels_over_rest(client: httpx2.AsyncClient) -> None:
+    body = {"picture": encoded(drawn(100, 60)), "delivery": "pixels", "seed": 7, "link": {"cbr": 1 / 24}}
+    (image,) = (await client.post(URL, json=body)).json()["data"]
+    report = image["link_report"]
+    assert (report["delivery"], report["modulation"]) == ("pixels", "qam256")
+    assert report["channel_uses"] == round(3 * 100 * 60 / 24)
+    assert report["picture"]["autoencoder_psnr_db"] is None
+    assert from_bytes(base64.b64decode(image["b64_json"])).shape == (60, 100, 3)
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -179,7 +215,10 @@ async def test_omitted_seed_comes_back_and_repeats(client: httpx2.AsyncClient) -
         ({"size": "128x128"}, "size"),
         ({"knowledge": "none"}, "knowledge"),
         ({"link": {"cbr": 1 / 48}}, "link.cbr"),  # twice what the codec can send
-        ({"delivery": "pixels"}, "delivery"),
+        ({"delivery": "pixels", "link": {"cbr": 0.17}}, "link.cbr"),
+        ({"delivery": "pixels", "link": {"cbr": "auto", "target_psnr_db": 20}}, "link.target_psnr_db"),
+        ({"delivery": "pixels", "link": {"restoration": "denoiser"}}, "link.restoration"),
+        ({"delivery": "radio"}, "delivery"),
         ({"seed": -1}, "seed"),
     ],
 )

@@ -21,6 +21,7 @@ KINDS = {
         "diffusers",
         "",
     ),
+    "pixels": ("Codec of pixels", "joint source-channel codec of pictures as they are", "diffusers", ""),
     "cala": ("CALA adapters", "transmission knowledge: adapters of the codec", "peft", ""),
     "clip": ("CLIP-style encoder", "CLIPModel that scores images", "transformers", "feature-extraction"),
     "dino": ("DINOv2-style encoder", "Dinov2Model that scores images", "transformers", "feature-extraction"),
@@ -56,7 +57,7 @@ def card(folder: Path) -> str:
     if not body:
         return ""
     lines += body
-    lines += ["", "## Limits", "", _LIMITS, ""]
+    lines += ["", "## Limits", "", _LIMITS_OF_PIXELS if folder.name == "pixels" else _LIMITS, ""]
     return "\n".join(lines)
 
 
@@ -64,6 +65,12 @@ _LIMITS = (
     "It knows the simulator's world of stickers, for which it was trained on rendered images, and nothing "
     "else. The renderings contain artwork of Fluent Emoji (MIT licence, see models/NOTICE). It is for "
     "studying the system, not for images of the real world."
+)
+
+
+_LIMITS_OF_PIXELS = (
+    "It was trained on few photographs and for a short time: codecs that were trained for days are better. "
+    "The photographs are from packages of Debian and not part of this repository (see models/NOTICE)."
 )
 
 

@@ -11,7 +11,7 @@ from services.cli.train.autoencoder import decoder, vae, vae_quality
 from services.cli.train.generators import cloud, edge
 from services.cli.train.judges import encoders, outline, probe
 from services.cli.train.knowledge import golden, knowledge
-from services.cli.train.link import cala, codec, latents, restoration
+from services.cli.train.link import cala, codec, latents, pixels, restoration
 
 train = typer.Typer(
     help="Train the models. Every command is seeded and resumes after an interruption.", no_args_is_help=True
@@ -40,6 +40,6 @@ def options(
 
 for command in (
     vae, vae_quality, decoder, probe, outline, encoders, edge, cloud, latents, codec, cala, restoration,
-    knowledge, golden,
+    pixels, knowledge, golden,
 ):  # fmt: skip
     train.command()(command)

@@ -12,7 +12,7 @@ import typer
 
 from dekag.api.limits import MAX_PIXELS, PIXEL_STEP
 from dekag.documents import read_json
-from dekag.errors import FileError, MismatchError
+from dekag.errors import FileError, InvalidInputError, MismatchError
 from dekag.files import check_folder, read_lines
 from services.cli.options import (
     DATA,
@@ -55,6 +55,7 @@ LATENTS = 2000
 CROP = 16
 HELD_OUT = 1000
 FOLD = 4
+HELD_OUT_EVERY = 6
 
 Drawn = Annotated[
     Path | None,
@@ -308,6 +309,59 @@ def codec(
     save_model(model, target, run, quality, seed, earlier_record(start), **more)
     if latents is not None and out is None and not every_rate and models.unaligned_codec is None:
         typer.echo(f'To use it in the profile, add "unaligned_codec": "{name}" to its profile.json.')
+
+
+def pixels(
+    photographs: Annotated[
+        Path,
+        typer.Option(
+            help="Folder of photographs to learn from; every sixth is kept out of training to measure on.",
+            rich_help_panel=DATA,
+        ),
+    ],
+    steps: Steps = 10_000,
+    seed: TrainingSeed = 1,
+    profile: World = "stickers",
+    pictures: Images = SCENES,
+    threads: Threads = 1,
+    workers: Renderers = 2,
+    bf16: Bf16 = False,
+    runs: Runs = RUNS,
+    out: Out = None,
+) -> None:
+    """Train the codec of pixels over random channels: on photographs, the profile's world and textures."""
+    use_threads(threads)
+    from dekag.pictures import find_pictures
+    from dekag.training.data import rendered_scenes
+    from dekag.training.pixels import (
+        delivered_psnr_db,
+        reduced_photographs,
+        squares_of,
+        textures,
+        train_pixels,
+    )
+
+    target = target_folder(out, profile, "pixels")
+    with errors_of("--photographs"):
+        sized = reduced_photographs(find_pictures(photographs))
+        if len(sized) < HELD_OUT_EVERY:
+            raise InvalidInputError(
+                "photographs", f"at least {HELD_OUT_EVERY} that are large enough", len(sized)
+            )
+    held_out = [each[0] for each in sized[::HELD_OUT_EVERY]]
+    training = [one for place, each in enumerate(sized) if place % HELD_OUT_EVERY for one in each]
+    scenes = rendered_scenes(runs / "cache", "train", pictures, world=world_of(profile), workers=workers)
+    sources = [squares_of(training), squares_of(scenes), textures]
+    run = runs / profile / "pixels"
+    model = train_pixels(run, sources, steps=steps, seed=seed, bf16=bf16)
+    quality = {
+        f"psnr_db_of_photographs_at_1/{round(1 / cbr)}_and_{snr_db:g}_db": delivered_psnr_db(
+            model, held_out, cbr, snr_db
+        )
+        for cbr in (1 / 6, 1 / 24, 1 / 96)
+        for snr_db in (0.0, 10.0, 20.0)
+    }
+    save_model(model, target, run, quality, seed)
 
 
 def cala(

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from dekag import LinkConditions, SemanticLink
+from dekag import LinkConditions, PixelLink, SemanticLink
 from services.cli.main import app
+from tests.chain import without_pixel_codec
 
 
 @pytest.fixture
@@ -60,6 +61,36 @@ def test_a_folder_is_sent_and_reported(folder: Path, tmp_path: Path, dummy_profi
     assert (row["seed"], row["psnr_db"], row["ssim"]) == (1, alone.psnr_db, alone.ssim)
 
 
+def test_pixels_are_sent_without_the_autoencoder(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
+    words = (
+        "--profile",
+        dummy_profile,
+        "--output",
+        tmp_path / "out",
+        "--delivery",
+        "pixels",
+        "--cbr",
+        "1/60",
+    )
+    done = link(folder, *words)
+    assert done.exit_code == 0, done.output
+    assert "a.png: 2 tiles of 128x64, padded from 200x60 to 256x64" in done.output
+    assert "limit: PSNR of the autoencoder" not in done.output
+    found = rows(tmp_path / "out")
+    assert [row["autoencoder_psnr_db"] for row in found] == [None, None]
+    alone = PixelLink.load(dummy_profile).picture(folder / "a.png", seed=0, cbr=1 / 60)
+    assert (found[0]["psnr_db"], found[0]["channel_uses"]) == (alone.psnr_db, 600)
+
+
+def test_a_profile_without_a_codec_of_pixels_says_so(
+    folder: Path, tmp_path: Path, dummy_profile: Path
+) -> None:
+    profile = without_pixel_codec(dummy_profile, tmp_path / "profile")
+    done = link(folder, "--profile", profile, "--output", tmp_path / "out", "--delivery", "pixels")
+    assert done.exit_code == 2
+    assert "the profile names no pixel_codec" in done.output
+
+
 def test_json_is_all_of_the_output(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
     done = link(folder / "a.png", "--profile", dummy_profile, "--output", tmp_path / "out", "--json")
     assert done.exit_code == 0
@@ -102,7 +133,8 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
         (["--cbr", "auto"], "--target-psnr-db"),
         (["--cbr", "1/96", "--target-psnr-db", "20"], "--target-psnr-db"),
         (["--cbr", "0"], "cbr must be above 0"),
-        (["--delivery", "pixels"], "must be of semantic"),
+        (["--delivery", "radio"], "must be of semantic"),
+        (["--delivery", "pixels", "--cbr", "auto", "--target-psnr-db", "20"], "which pixels lacks"),
         (["--prompt", " "], "prompt must be"),
         (["--count", "0"], "--count"),
     ],

@@ -167,7 +167,7 @@ async def test_the_openai_client_can_ask(client: Client) -> None:
         ({"prompt": "x", "delivery": "pigeon"}, "delivery", "semantic, semantic-unaligned, conventional"),
         ({"prompt": "x", "image_format": "png"}, "image_format", "webp, avif"),
         ({"prompt": "x", "link": {"snr_db": 41}}, "link.snr_db", "of at least -20.0 and at most 40.0"),
-        ({"prompt": "x", "link": {"cbr": 0}}, "link.cbr", "above 0.0 and at most 0.0208"),
+        ({"prompt": "x", "link": {"cbr": 0}}, "link.cbr", "above 0.0 and at most 0.1666"),
         ({"prompt": "x", "link": {"fading": "fog"}}, "link.fading", "awgn, rayleigh, rician, tdl-a"),
         ({"prompt": "x", "link": {"fading": "trace"}}, "link.trace", "a name when fading is trace"),
         ({"prompt": "x", "link": {"trace": "walk"}}, "link.trace", "left out unless fading is trace"),
