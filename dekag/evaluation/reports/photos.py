@@ -1,8 +1,9 @@
-"""docs/results-photos.md from results/photos/: photographs through every baseline and the semantic link."""
+"""docs/results-photos.md from results/photos/: photographs through every baseline and a profile's links."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from dekag.evaluation.studies.photos import (
     COMMAND,
     CURVE_SNR_DB,
     FOLDER,
+    PIXELS,
     RATES,
     SEMANTIC,
-    SEMANTIC_SNRS_DB,
     SNRS_DB,
+    SNRS_OF,
     HevcGap,
 )
 
@@ -39,6 +41,7 @@ NAMES = {
     "jpeg": "JPEG",
     "hevc-capacity": "HEVC, capacity",
     "avif-capacity": "AVIF, capacity",
+    PIXELS: "codec of pixels",
     SEMANTIC: "semantic",
 }
 """Columns of the tables."""
@@ -50,7 +53,8 @@ COLORS = {
     "webp": plots.FOURTH,
     "jpeg": "#56B4E9",
     "hevc-capacity": plots.BASE,
-    SEMANTIC: plots.OURS,
+    PIXELS: plots.OURS,
+    SEMANTIC: "#000000",
 }
 _SHOWN_RATES = (RATES[0], RATES[2], RATES[4])
 
@@ -74,14 +78,14 @@ def values(results: Path) -> Mapping[str, str]:
     found, gap = cells(results), _gap(results)
     gaps = read_rows(results / FOLDER / "gaps.jsonl")
     best = [max(FORMATS, key=lambda name: cell[name]["psnr_db"]) for cell in found.values()]
-    beside = [cell for cell in found.values() if SEMANTIC in cell]
-    ahead = [cell for cell in beside if cell[SEMANTIC]["psnr_db"] > max(cell[n]["psnr_db"] for n in FORMATS)]
+    beside = [cell for cell in found.values() if PIXELS in cell]
+    ahead = [cell for cell in beside if cell[PIXELS]["psnr_db"] > max(cell[n]["psnr_db"] for n in FORMATS)]
     return {
         "photo_cells": str(len(found)),
         "hevc_best": str(best.count("hevc")),
         "avif_best": str(best.count("avif")),
-        "semantic_cells": str(len(beside)),
-        "semantic_best": str(len(ahead)),
+        "pixels_cells": str(len(beside)),
+        "pixels_best": str(len(ahead)),
         "gap_total": f"{gap.total_db:.2f} dB",
         "gap_code": f"{gap.code_db:.2f} dB",
         "gap_steps": f"{gap.steps_db:.2f} dB",
@@ -104,22 +108,22 @@ def psnr_tables(results: Path) -> Lines:
     return lines[:-1]
 
 
-def crossover(results: Path) -> Lines:
-    """How far the best format is ahead of the semantic link, and the SNR at which it comes to be ahead."""
-    found = cells(results)
-    if not any(SEMANTIC in cell for cell in found.values()):
+def crossover(results: Path, link: str) -> Lines:
+    """How far the best format is ahead of a link, and the SNR at which it comes to be ahead."""
+    found, snrs_db = cells(results), SNRS_OF[link]
+    if not any(link in cell for cell in found.values()):
         raise NotMeasuredError(COMMAND)
     body = []
     for channel in CHANNELS:
         for cbr in RATES:
             leads = []
-            for snr_db in SEMANTIC_SNRS_DB:
+            for snr_db in snrs_db:
                 cell = found[channel, round(cbr, 6), snr_db]
-                leads.append(max(cell[n]["psnr_db"] for n in FORMATS) - cell[SEMANTIC]["psnr_db"])
+                leads.append(max(cell[n]["psnr_db"] for n in FORMATS) - cell[link]["psnr_db"])
             numbers = [f"{lead:+.1f}" for lead in leads]
-            body.append([channel, f"1/{1 / cbr:.0f}", *numbers, crossing_text(SEMANTIC_SNRS_DB, leads)])
-    header = ["channel", "CBR", *(f"{snr:g} dB" for snr in SEMANTIC_SNRS_DB), "crossover"]
-    return table(header, body, words=(0, 1, 5))
+            body.append([channel, f"1/{1 / cbr:.0f}", *numbers, crossing_text(snrs_db, leads)])
+    header = ["channel", "CBR", *(f"{snr:g} dB" for snr in snrs_db), "crossover"]
+    return table(header, body, words=(0, 1, 2 + len(snrs_db)))
 
 
 def crossing_text(snrs_db: tuple[float, ...], leads: list[float]) -> str:
@@ -208,9 +212,11 @@ def snr_plot(results: Path) -> Any:
     found = cells(results)
     figure, axes = plots.panels(3, height_in=3.8, sharey=True)
     for axis, cbr in zip(axes[0], _SHOWN_RATES, strict=True):
-        for sender in ("hevc", "webp", "hevc-capacity", SEMANTIC):
+        for sender in ("hevc", "webp", "hevc-capacity", PIXELS, SEMANTIC):
             own = {snr: found["awgn", round(cbr, 6), snr] for snr in SNRS_DB}
             points = [(snr, cell[sender]["psnr_db"]) for snr, cell in own.items() if sender in cell]
+            if not points:
+                continue
             style = "--" if sender.endswith("capacity") else "-"
             x, y = [point[0] for point in points], [point[1] for point in points]
             plots.line(axis, x, y, NAMES[sender], COLORS[sender], style=style)
@@ -225,7 +231,8 @@ REPORT = Report(
     tables={
         "figures": figures_table(["photos_tried", "hevc_capacity_gap_db"]),
         "psnr": psnr_tables,
-        "crossover": crossover,
+        "crossover-pixels": partial(crossover, link=PIXELS),
+        "crossover-semantic": partial(crossover, link=SEMANTIC),
         "gaps": gaps,
         "decoded": decoded,
         "photographs": photographs,

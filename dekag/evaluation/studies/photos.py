@@ -6,6 +6,7 @@ Each photograph is sent within K channel uses over AWGN and over Rayleigh block 
   bare, over 5G LDPC and QAM with the best modulation and code rate for the mean SNR (as `dekag experiment
   digital`);
 * the same formats as an error-free code at capacity would carry them;
+* the codec of pixels of a profile, in tiles as every picture of a user is sent;
 * the semantic link of a profile, in tiles as every picture of a user is sent. The built-in models were
   trained on drawn images alone. The codec has symbols for a rate of 1/96 at most; for a higher rate the
   photograph is enlarged by sqrt(96 CBR) before it is cut into tiles, and the received one is reduced again.
@@ -41,6 +42,7 @@ from dekag.evaluation.statistics import mean_ci95
 from dekag.evaluation.store import ResultStore, content_key
 from dekag.evaluation.studies.digital import OUTAGES, Choice, Forecast, Ladder, choose, conditions_of
 from dekag.generation.images import FILE_FORMATS, FileFormat, Pixels
+from dekag.generation.loading import folder_hash
 from dekag.generation.models import LatentEncoder
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
 from dekag.link.conditions import LinkConditions
@@ -49,8 +51,8 @@ from dekag.link.image_coding import decode, encode, ladders
 from dekag.link.mcs import INFORMATION_BITS, TABLE
 from dekag.link.outage import codeword_threshold
 from dekag.metrics.image import psnr_db
-from dekag.pictures import PictureFolder, Tiling
-from dekag.pipeline import Rate, SemanticLink, render_tiles
+from dekag.pictures import Picture, PictureFolder, Tiling
+from dekag.pipeline import PixelLink, Rate, SemanticLink, render_tiles
 
 Array = npt.NDArray[np.float64]
 _Task = TypeVar("_Task")
@@ -62,8 +64,10 @@ RUNS = Path("runs/photos")
 CHANNELS = ("awgn", "rayleigh-1us")
 RATES = (1 / 6, 1 / 12, 1 / 24, 1 / 48, 1 / 96)
 SNRS_DB = (0.0, 5.0, 10.0, 15.0, 20.0)
-SEMANTIC_SNRS_DB = (0.0, 10.0, 20.0)
-SEMANTIC = "semantic"
+SEMANTIC, PIXELS = "semantic", "pixels"
+SNRS_OF = {SEMANTIC: (0.0, 10.0, 20.0), PIXELS: SNRS_DB}
+"""The SNRs at which the links of a profile are measured, dB."""
+
 SETTINGS = tuple(
     (quality, scale)
     for scale, highest in (
@@ -163,24 +167,46 @@ def _resized(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
-def measure_semantic(task: tuple[Photograph, float, int], *, profile: str, runs: Path = RUNS) -> Array:
-    """PSNR, dB, of a photograph (with its seed) at a rate over CHANNELS at SEMANTIC_SNRS_DB: (2, 3)."""
-    photo, cbr, seed = task
-    bank = model_bank(profile)
+def send_pixels(
+    bank: ModelBank, pixels: Pixels, conditions: Sequence[LinkConditions], cbr: float, seed: int
+) -> npt.NDArray[np.uint8]:
+    """The photograph as the codec of pixels delivers it; arguments and result as of `send_semantic`."""
+    link, picture = PixelLink.load(bank.profile), Picture(pixels, "photograph")
+    sent = [link.picture(picture, each, seed=seed, cbr=cbr).pixels for each in conditions]
+    return np.stack([each for each in sent if each is not None])
+
+
+_SEND = {SEMANTIC: send_semantic, PIXELS: send_pixels}
+
+
+def measure_link(task: tuple[str, Photograph, float, int], *, profile: str, runs: Path = RUNS) -> Array:
+    """PSNR, dB, of one link: (channels, SNRs), over CHANNELS and at SNRS_OF this link.
+
+    Args:
+        task: the link, a photograph, the rate, and the seed of fading and noise.
+        profile: the models.
+        runs: where measurements are kept.
+    """
+    link, photo, cbr, seed = task
+    bank, snrs_db = model_bank(profile), SNRS_OF[link]
 
     def make() -> Array:
-        conditions = [conditions_of(channel, snr_db) for channel in CHANNELS for snr_db in SEMANTIC_SNRS_DB]
-        found = psnrs_db(send_semantic(bank, photo.pixels, conditions, cbr, seed), photo.pixels)
-        return found.reshape(len(CHANNELS), len(SEMANTIC_SNRS_DB))
+        conditions = [conditions_of(channel, snr_db) for channel in CHANNELS for snr_db in snrs_db]
+        found = psnrs_db(_SEND[link](bank, photo.pixels, conditions, cbr, seed), photo.pixels)
+        return found.reshape(len(CHANNELS), len(snrs_db))
 
     models = (
-        bank.edge.decoder.model_hash,
-        bank.codec_hash,
-        bank.profile.adapters and bank.adapters.content_hash,
+        (folder_hash(bank.profile.pixel_codec or ""),)
+        if link == PIXELS
+        else (
+            bank.edge.decoder.model_hash,
+            bank.codec_hash,
+            bank.profile.adapters and bank.adapters.content_hash,
+        )
     )
-    known = (CHANNELS, cbr, SEMANTIC_SNRS_DB, seed, photo.pixels.shape, *bank.edge.departures)
+    known = (CHANNELS, cbr, snrs_db, seed, photo.pixels.shape, *bank.edge.departures)
     key = content_key(VERSION, models, *known, data=photo.pixels.tobytes())
-    return ResultStore(runs).array("semantic", key, make)
+    return ResultStore(runs).array(link, key, make)
 
 
 def capacity_values(
@@ -273,12 +299,12 @@ class PhotoResults:
     decoded: list[Row]
 
 
-def measure(photos: PhotoSet, semantic: Mapping[float, Array], checks: int) -> PhotoResults:
+def measure(photos: PhotoSet, links: Mapping[str, Mapping[float, Array]], checks: int) -> PhotoResults:
     """Every sender in every cell; HEVC beside the arithmetic; and a sample that is really decoded.
 
     Args:
         photos: with their ladders.
-        semantic: PSNR of the semantic link, dB, (n, channels, SNRs), by rate; empty if it was not measured.
+        links: PSNR of each link that was measured, dB, (n, channels, SNRs), by rate.
         checks: number of deliveries to decode.
     """
     rows: list[Row] = []
@@ -304,9 +330,10 @@ def measure(photos: PhotoSet, semantic: Mapping[float, Array], checks: int) -> P
                 rows.append(_row(cell, f"{name}-capacity", capacity_values(photos, bare, cbr, conditions)))
                 if name == "hevc" and channel == "awgn":
                     gaps.append(_gap_row(photos, cell, cbr, row["psnr_db"]))
-            if cbr in semantic and snr_db in SEMANTIC_SNRS_DB:
-                values = semantic[cbr][:, CHANNELS.index(channel), SEMANTIC_SNRS_DB.index(snr_db)]
-                rows.append(_row(cell, SEMANTIC, values))
+            for link, found in links.items():
+                if snr_db in SNRS_OF[link]:
+                    values = found[cbr][:, CHANNELS.index(channel), SNRS_OF[link].index(snr_db)]
+                    rows.append(_row(cell, link, values))
     return PhotoResults(rows, gaps, check(photos, chosen, checks))
 
 
@@ -389,9 +416,10 @@ def run_photos(
         folder: of the photographs; None: those that installed packages bring.
         side: longer side to which photographs are reduced, pixels.
         checks: deliveries that are really decoded.
-        semantic: whether the semantic link is measured too.
+        semantic: whether the semantic link is measured too; the codec of pixels always is, if the profile
+            has one.
         workers: processes, one thread each.
-        profile: the models of the semantic link.
+        profile: the models of both links.
         results: where headline.json is.
         runs: where measurements are kept.
 
@@ -410,19 +438,21 @@ def run_photos(
         (name, True): [found[i] for i, task in enumerate(tasks) if task[1] == name] for name in FILE_FORMATS
     }
     photos = PhotoSet(photographs, rungs, np.array(grey))
-    # the cheapest first, so that the progress bar does not promise too little
-    sendings = [(each, cbr, seed) for cbr in RATES[::-1] for seed, each in enumerate(photographs)]
-    work = partial(measure_semantic, profile=profile, runs=runs)
-    received = _run(work, sendings, workers, "semantic link") if semantic else []
-    found_by_rate = {
-        cbr: np.stack([each for task, each in zip(sendings, received, strict=True) if task[1] == cbr])
-        for cbr in RATES
-        if received
-    }
-    measured = measure(photos, found_by_rate, checks)
+    bank = model_bank(profile)
+    measured_links = [PIXELS] * (bank.profile.pixel_codec is not None) + [SEMANTIC] * semantic
+    work = partial(measure_link, profile=profile, runs=runs)
+    links: dict[str, dict[float, Array]] = {}
+    for link in measured_links:
+        # the cheapest first, so that the progress bar does not promise too little
+        sendings = [(link, each, cbr, seed) for cbr in RATES[::-1] for seed, each in enumerate(photographs)]
+        received = zip(sendings, _run(work, sendings, workers, link), strict=True)
+        by_rate: dict[float, list[Array]] = {}
+        for (_, _, cbr, _), values in received:
+            by_rate.setdefault(cbr, []).append(values)
+        links[link] = {cbr: np.stack(values) for cbr, values in by_rate.items()}
+    measured = measure(photos, links, checks)
     write(measured, photos, results)
-    bank = model_bank(profile) if semantic else None
-    save_images(strip(photos, bank), results / FOLDER, "strip.webp", COMMAND)
+    save_images(strip(photos, bank, measured_links), results / FOLDER, "strip.webp", COMMAND)
     return measured.rows
 
 
@@ -521,8 +551,8 @@ def source_curves(photos: PhotoSet) -> list[Curve]:
     return curves
 
 
-def strip(photos: PhotoSet, bank: ModelBank | None) -> list[list[Pixels]]:
-    """Photographs as sent, and as delivered over AWGN by HEVC, WebP and the semantic link.
+def strip(photos: PhotoSet, bank: ModelBank, links: Sequence[str]) -> list[list[Pixels]]:
+    """Photographs as sent, and as delivered over AWGN by HEVC, WebP and links of a profile.
 
     At the rates and SNRs of STRIP_CELLS; all in squares of the longer side, with white around.
     """
@@ -543,8 +573,7 @@ def strip(photos: PhotoSet, bank: ModelBank | None) -> list[list[Pixels]]:
                     data = encode(photo.pixels, name, quality, scale=scale, headerless=True)
                     image = decode(data, width, height, headerless=True)
                 row.append(image)
-            if bank is not None:
-                row.append(send_semantic(bank, photo.pixels, [conditions], cbr, index)[0])
+            row += [_SEND[link](bank, photo.pixels, [conditions], cbr, index)[0] for link in links]
             rows.append([_squared(each) for each in row])
     return rows
 
