@@ -61,6 +61,7 @@ LASTING = frozenset(
         *OF_THE_PAGE,
         "simulate_million_seconds",
         "simulate_rss_gib",
+        "simulate_ray_2_workers",
     }
 )
 """Figures that depend on code alone, and stay when the models are replaced."""
@@ -279,6 +280,15 @@ FIGURES: dict[str, Figure] = {
             "simulate_million_seconds", "City: CPU time to simulate a million requests", "s", 300, _MOST,
         ),
         Figure("simulate_rss_gib", "City: memory to simulate a million requests", "GiB", 2, _MOST),
+        Figure("simulate_ray_2_workers", "City: speed of two Ray workers, relative to one", "ratio", 1.7),
+        Figure(
+            "simulate_bytes_gap_percent", "City: bytes to the edges, simulated against real services", "%", 2,
+            _MOST,
+        ),
+        Figure(
+            "simulate_latency_gap_percent", "City: median latency, simulated against real services", "%", 15,
+            _MOST,
+        ),
         # the evaluation itself
         Figure("metrics_checked", "Metrics equal to their reference implementation within 1e-3", "metrics"),
         Figure("results_quick_seconds", "Time of all quick results", "s", 600, _MOST),

@@ -353,11 +353,34 @@ def simulate(
 
 
 @bench.command("simulate")
-def bench_simulate(city: City = Path("week")) -> None:
+def bench_simulate(
+    city: City = Path("week"),
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", help="Compare one and two workers of Ray instead, on all runs of the city."),
+    ] = False,
+) -> None:
     """Measure time and memory of the simulation with up to a million requests."""
-    from dekag.evaluation.cities.command import bench_simulate
+    from dekag.evaluation.cities.command import bench_ray, bench_simulate
 
-    bench_simulate(city)
+    if ray:
+        bench_ray(city)
+    else:
+        bench_simulate(city)
+
+
+@bench.command("simulate-agreement")
+def bench_simulate_agreement(
+    requests: Annotated[int, typer.Option(help="Expected number of requests.", min=10, max=10_000)] = 300,
+    rate: Annotated[
+        float, typer.Option(help="Requests per second, fewer than the machine can serve.", min=0.05, max=100)
+    ] = 1.0,
+    profile: Profile = "stickers",
+) -> None:
+    """Run a small city on real services, simulate it, and compare bytes and latency."""
+    from services.bench.agreement import run_agreement_bench
+
+    _launch(lambda: run_agreement_bench(requests=requests, rate_hz=rate, **_targets(profile)))
 
 
 @bench.command("sweep")

@@ -245,6 +245,17 @@ def test_gpus_are_requested_where_models_use_them() -> None:
             assert gpus
 
 
+def test_edges_need_no_volume_of_knowledge() -> None:
+    """They get updates from Redis or from the cloud; only who writes them mounts the volume."""
+    for name in ("default", "secure", "gpu", "small"):
+        found = dict(pods(rendered(values_of(name))))
+        claims = {
+            component: [each for each in pod["volumes"] if each["name"] == "knowledge"]
+            for component, pod in found.items()
+        }
+        assert {component for component, own in claims.items() if own} == {"cloud", "distiller"}
+
+
 def test_knowledge_on_one_node_keeps_distillers_there() -> None:
     found = dict(pods(rendered(values_of("small"))))
     (term,) = found["distiller"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]

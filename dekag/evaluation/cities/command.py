@@ -12,6 +12,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from dekag.evaluation.cities import tables
 from dekag.evaluation.cities.summary import by_hour, by_topic, names_of, summarise
 from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.registry import RESULTS, current_commit, record
-from dekag.evaluation.runner import WorkerDied, machine, run_on_ray, run_serially
+from dekag.evaluation.runner import LOCAL, WorkerDied, machine, run_on_ray, run_serially
 from dekag.evaluation.store import ResultStore, content_key, write_whole
 from dekag.files import check_folder
 from dekag.simulation.city import City, read_city
@@ -254,6 +255,40 @@ def bench_simulate(
         record("simulate_million_seconds", rows[-1]["cpu_seconds"], "s", **common)
         record("simulate_rss_gib", rows[-1]["rss_gib"], "GiB", **common)
     return rows
+
+
+def bench_ray(path: Path, *, results: Path = RESULTS) -> dict[int, float]:
+    """Seconds of all seeds and strategies of a city on one and two workers of Ray.
+
+    Everything counts: starting Ray, drawing the cities, simulating, and writing results.
+
+    Args:
+        path: the city.
+        results: where headline.json is; the speed of two workers relative to one is recorded as
+            `simulate_ray_2_workers`.
+
+    Raises:
+        DekagError: the two did not simulate the same.
+    """
+    seconds: dict[int, float] = {}
+    rows: list[list[Row]] = []
+    with tempfile.TemporaryDirectory() as name:
+        for workers in (1, 2):
+            own = Path(name, str(workers))
+            start = time.perf_counter()
+            rows.append(
+                run_city(path, ray=LOCAL, workers=workers, results=own / "results", runs=own / "runs")
+            )
+            seconds[workers] = time.perf_counter() - start
+    if rows[0] != rows[1]:
+        raise DekagError("one and two workers did not simulate the same: a policy depends on what ran before")
+    for workers, value in seconds.items():
+        Console().print(f"{len(rows[0])} runs on {workers} of Ray's workers: {value:.1f} s", highlight=False)
+    record(
+        "simulate_ray_2_workers", seconds[1] / seconds[2], "ratio", command=f"{BENCH_COMMAND} --ray",
+        count=len(rows[0]), results=results,
+    )  # fmt: skip
+    return seconds
 
 
 _PROBE = "import sys; from dekag.evaluation.cities.command import probe; probe(sys.argv[1], int(sys.argv[2]))"

@@ -11,6 +11,7 @@ from dekag.evaluation import plots
 from dekag.evaluation.cities.summary import names_of
 from dekag.evaluation.pages import Lines, Row, table
 from dekag.evaluation.statistics import mean_ci95
+from dekag.simulation.simulator import PATHS
 
 COLOURS = (
     plots.BASE, plots.FOURTH, plots.THIRD, plots.SECOND, plots.FIFTH, plots.OURS, "#000000",
@@ -206,3 +207,48 @@ def _interval(values: Sequence[float], decimals: int | None = None) -> str:
         return f"{value:,.{decimals}f}" if decimals is not None else f"{value:,.4g}"
 
     return text(mean) if ci95 is None else f"{text(mean)} ({text(ci95[0])} .. {text(ci95[1])})"
+
+
+BYTES, LATENCY = "bytes between cloud and edges", "median latency, s"
+
+
+def agreement(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """What real services and the simulation came to with the same requests.
+
+    Args:
+        rows: of `dekag bench simulate-agreement`.
+
+    Returns:
+        Pairs, services first, by what is compared.
+    """
+    real, model = ([row for row in rows if row["kind"] == kind] for kind in ("services", "simulation"))
+
+    def both(value: Callable[[Sequence[Row]], Any]) -> tuple[float, float]:
+        return float(value(real)), float(value(model))
+
+    def answered(path: str) -> tuple[float, float]:
+        return both(lambda of: sum(row["path"] == path for row in of))
+
+    return {
+        BYTES: both(lambda of: sum(row["backhaul_bytes"] for row in of)),
+        LATENCY: both(lambda of: np.median([row["latency_s"] for row in of])),
+        "95th percentile of latency, s": both(lambda of: np.percentile([row["latency_s"] for row in of], 95)),
+        "median compute, s": both(lambda of: np.median([row["compute_s"] for row in of])),
+        **{f"answered by: {path}": answered(path) for path in PATHS},
+    }
+
+
+def gap_percent(real: float, model: float) -> float:
+    """How far the simulation is from the services, %; positive: it has more."""
+    return 100 * (model / real - 1)
+
+
+def agreement_table(rows: Sequence[Row]) -> Lines:
+    """The same as a table, without what neither has."""
+    cells = []
+    for what, (real, model) in agreement(rows).items():
+        if real or model:
+            shown = "{:,.3f}" if what.endswith(", s") else "{:,.0f}"
+            gap = f"{gap_percent(real, model):+.1f}" if real else ""
+            cells.append([what, shown.format(real), shown.format(model), gap])
+    return table(["", "services", "simulation", "gap, %"], cells)

@@ -13,7 +13,16 @@ from pydantic_core import PydanticUndefined
 
 from dekag.evaluation import plots
 from dekag.evaluation.cities import tables
-from dekag.evaluation.pages import Lines, Report, Row, figures_table, read_measured, read_rows, table
+from dekag.evaluation.pages import (
+    Lines,
+    NotMeasuredError,
+    Report,
+    Row,
+    figures_table,
+    read_measured,
+    read_rows,
+    table,
+)
 from dekag.simulation.city import City, Strategy
 from dekag.simulation.deliveries import NAME, DeliveryTable
 from dekag.simulation.policies import POLICIES, ROLES
@@ -173,6 +182,18 @@ def cost_table(results: Path) -> Lines:
     return table(["requests", "s", "CPU time, s", "GiB"], lines, words=())
 
 
+def agreement_table(results: Path) -> Lines:
+    """Real services and the simulation of the same small city."""
+    return tables.agreement_table(_agreement(results)["rows"])
+
+
+def _agreement(results: Path) -> Mapping[str, Any]:
+    path = results / FOLDER / "bench-simulate-agreement.json"
+    if not path.exists():
+        raise NotMeasuredError("dekag bench simulate-agreement")
+    return read_measured(path)
+
+
 REPORT = Report(
     page="results-city.md",
     command=COMMAND,
@@ -188,7 +209,9 @@ REPORT = Report(
         "deliveries": deliveries_table,
         "costs": costs_table,
         "cost": cost_table,
-        "figures": figures_table(["simulate_million_seconds", "simulate_rss_gib"]),
+        "agreement": agreement_table,
+        "agreement-figures": figures_table(["simulate_bytes_gap_percent", "simulate_latency_gap_percent"]),
+        "figures": figures_table(["simulate_million_seconds", "simulate_rss_gib", "simulate_ray_2_workers"]),
     },
     values=values,
     plots={

@@ -2,8 +2,10 @@
 
     locust -f services/bench/loadtest/locustfile.py
 
-One process: the users' schedules count on it, and one report is written. What is asked and when is decided in
-`services.bench.loadtest.scenario`, what comes of it in `services.bench.loadtest.report`.
+What is asked and when is decided in `services.bench.loadtest.scenario`, what comes of it in
+`services.bench.loadtest.report`. Several generators (`--processes`, or `--master --expect-workers` and
+`--worker` on several machines) share the users among them. At the end they send their answers to the master,
+which writes one report.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import ssl
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +27,7 @@ import gevent
 from gevent.pool import Group
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.env import Environment
-from locust.runners import LocalRunner
+from locust.runners import MasterRunner, WorkerRunner
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -56,6 +59,10 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
 DEFAULT_DURATION_S = 60.0
 IDLE_S = 10.0  # at rest services look at Redis every few seconds; rarer checks are a few hundred bytes each
 PATH = "/v1/images/generations"
+END, ANSWERS, ALL_SENT = "dekag-end", "dekag-answers", "dekag-all-sent"
+"""Messages: the master tells its generators that the load ends; they send answers, and that that was all."""
+ANSWERS_AT_ONCE = 100  # in a message
+ANSWERS_TIMEOUT_S = 180.0  # for those of all generators; a request takes at most half of it
 
 
 class Run:
@@ -65,7 +72,8 @@ class Run:
         self.options = options
         self.scenario = _scenario(options)
         self.catalogue = PromptCatalogue(self.scenario)
-        self.indices = count()
+        self.indices = count()  # of users
+        self.all_sent: set[str] = set()  # generators that have sent all their answers
         self.answers: list[Answer] = []
         self.bodies: dict[str, dict[str, Any]] = {}  # of requests, by id
         self.triggers = topic_triggers(read_topics(load_profile(options.topics_of).topics))
@@ -243,8 +251,16 @@ def _add_options(parser: Any) -> None:
 
 
 def _check(environment: Environment, **_: Any) -> None:
-    if not isinstance(environment.runner, LocalRunner) or environment.parsed_options is None:
-        raise SystemExit("the load test is one process: leave out --master, --worker and --processes")
+    if environment.parsed_options is None:
+        raise SystemExit("the load test is started from the command line: locust -f locustfile.py")
+    if isinstance(environment.runner, WorkerRunner):
+        environment.runner.register_message(END, _end)
+        return  # the master checks its own options, and tells its workers what they are
+    if isinstance(environment.runner, MasterRunner):
+        if environment.parsed_options.expect_workers < 1:
+            raise SystemExit("--expect-workers: must be the number of generators, at least 1")
+        environment.runner.register_message(ANSWERS, _take_answers)
+        environment.runner.register_message(ALL_SENT, _take_answers)
     if environment.parsed_options.logs and environment.parsed_options.compose_project:
         raise SystemExit("--compose-project reads the containers' logs: leave out --logs")
     try:
@@ -264,6 +280,14 @@ def _check(environment: Environment, **_: Any) -> None:
 def _begin(environment: Environment, **_: Any) -> None:
     if environment.parsed_options is not None:  # never, of a run from the command line
         _Current.run = run = Run(environment.parsed_options)
+        if isinstance(environment.runner, WorkerRunner):
+            # together, the users of all generators are those of one
+            index, generators = environment.runner.worker_index, environment.parsed_options.expect_workers
+            if index >= generators:
+                logging.error("there are more generators than --expect-workers says, %d", generators)
+                environment.runner.quit()
+            run.indices = count(index, generators)
+            return
         if run.project is not None:
             with contextlib.suppress(*ENGINE_ERRORS, ValueError):  # the report says so
                 run.before = run.project.snapshot()
@@ -273,9 +297,55 @@ def _note_length(**_: Any) -> None:
     _Current.run.load_s = time.monotonic() - _Current.run.start
 
 
+def _end(environment: Environment, **_: Any) -> None:
+    """The load ends here, too: Locust's master would only tell once it has no more need of the answers."""
+    if environment.runner is not None:
+        environment.runner.stop()
+
+
+def _take_answers(environment: Environment, msg: Any, **_: Any) -> None:
+    """What a generator has sent."""
+    run = _Current.run
+    if msg.type == ALL_SENT:
+        run.all_sent.add(msg.node_id)
+        return
+    for answer, body in msg.data:
+        run.answers.append(Answer(**{**answer, "needs": tuple(answer["needs"])}))
+        run.bodies[answer["request_id"]] = body
+
+
+def _send_answers(runner: WorkerRunner) -> None:
+    run = _Current.run
+    rows = [(asdict(answer), run.bodies[answer.request_id]) for answer in run.answers]
+    for first in range(0, len(rows), ANSWERS_AT_ONCE):
+        runner.send_message(ANSWERS, rows[first : first + ANSWERS_AT_ONCE])
+    runner.send_message(ALL_SENT)
+
+
+def _await_answers(runner: MasterRunner, generators: int) -> int:
+    """End the load of all generators and wait for their answers; returns how many have not sent all."""
+    run, started = _Current.run, time.monotonic()
+    runner.send_message(END)
+    while len(run.all_sent) < generators and time.monotonic() - started < ANSWERS_TIMEOUT_S:
+        gevent.sleep(0.1)
+    return generators - len(run.all_sent)
+
+
 def _report(environment: Environment, **_: Any) -> None:
-    run, console = _Current.run, Console()
+    run, console, generators = _Current.run, Console(), 1
     run.in_flight.join()
+    if isinstance(environment.runner, WorkerRunner):
+        _send_answers(environment.runner)
+        return
+    if isinstance(environment.runner, MasterRunner):
+        generators = run.options.expect_workers
+        if missing := _await_answers(environment.runner, generators):
+            console.print(
+                f"{missing} of {generators} generators did not send all their answers: there is no report",
+                style="red",
+            )
+            environment.process_exit_code = 1
+            return
     options, folder = run.options, Path(run.options.report)
     log, containers = run.traffic()
     demand = _demand(str(environment.host))
@@ -283,6 +353,7 @@ def _report(environment: Environment, **_: Any) -> None:
         "url": environment.host,
         "shape": options.shape,
         "users": options.num_users,
+        "generators": generators,
         "duration_s": _duration_s(options),
         "rate_hz": options.rate,
         "conventional_share": options.conventional_share,
