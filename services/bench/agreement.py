@@ -1,9 +1,10 @@
 """`dekag bench simulate-agreement`: the same small city on real services and simulated.
 
-Two sites, each with a gateway, a user, a channel and an edge, and one cloud run as processes. Each site caches
-in its own database of one Redis; the cloud has no Redis, so that updates come from it by gRPC and nothing is
-distilled. Half of the new topics have updates from the start; images of the others are requested as files
-(`conventional`). Requests come at the times, from the cells and for the images that the simulation draws.
+Two sites, each with a gateway, a user, a channel and an edge, and one cloud run as processes. Each site
+caches in its own database of one Redis; the cloud has no Redis, so that updates come from it by gRPC and
+nothing is distilled. Half of the new topics have updates from the start; images of the others are requested
+as files (`conventional`). Requests come at the times, from the cells and for the images that the simulation
+draws.
 
 How long each step takes, and how large the files of the city's images are, is measured before, in a separate
 run of the same services with one request at a time. The simulation reads nothing of the run that it is
@@ -60,6 +61,8 @@ KNOWN_TOPICS = 6
 PROMPTS = 12
 """Different prompts of each topic."""
 CBR = 1 / 96
+RATE_HZ = 0.7
+"""Requests per second at which two cores are mostly idle: the simulation has no cores that services share."""
 SEED = 0
 FIRST_SEED = 6_000_000  # of images
 COMPARED = 300
@@ -67,6 +70,7 @@ COMPARED = 300
 LATENTS = 20
 """Of which the time is measured before; half of them need an update."""
 SNR_DB = 10.0  # while it is measured
+TIMEOUT_S = 150.0
 _PATH = "/v1/images/generations"
 _FILE_PATHS = ("file", "cached file", "lost file")
 
@@ -212,7 +216,7 @@ class Images:
 
 
 def run_agreement_bench(
-    *, requests: int = 300, rate_hz: float = 1.0, profile: str = "stickers", results: Path = RESULTS
+    *, requests: int = 300, rate_hz: float = RATE_HZ, profile: str = "stickers", results: Path = RESULTS
 ) -> list[Row]:
     """Run a small city on the services, simulate it, and compare bytes and latency.
 
@@ -252,11 +256,11 @@ def run_agreement_bench(
         return CityStack(place, free_ports=True, env=env)
 
     with begun() as stack:
-        _ready(stack, chosen, console)
+        _ready(stack, chosen, images, console)
         measured = calibrate(stack.urls[0], world, images, console)
     result = simulate(calibrated(world, measured, updates), city.strategies[0])
     with begun() as stack:
-        _ready(stack, chosen, console)
+        _ready(stack, chosen, images, console)
         rows = asyncio.run(_load(stack.urls, world, images, result, console))
     simulated = simulated_rows(result)
     every: list[Row] = [{"kind": "calibration", **measured.row()}, *rows, *simulated]
@@ -276,12 +280,19 @@ def run_agreement_bench(
     return every
 
 
-def _ready(stack: CityStack, updates: Mapping[str, Path], console: Console) -> None:
-    """Wait for the services, and publish the updates."""
+def _ready(stack: CityStack, updates: Mapping[str, Path], images: Images, console: Console) -> None:
+    """Wait for the services, publish the updates, and ask each site for a latent and a file.
+
+    The first ones are slow. They are no images of the city, and need no update.
+    """
     await_ready(stack, console)
-    with Client(stack.urls[0], timeout_s=60) as gateway:
+    with Client(stack.urls[0], timeout_s=TIMEOUT_S) as gateway:
         for path in updates.values():
             gateway.publish(path)
+    for url in stack.urls:
+        with httpx2.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client:
+            for topic in (0, images.first_untaught):
+                _report(client.post(_PATH, json=images.body(topic, -1, SNR_DB)))
 
 
 @dataclass(frozen=True)
@@ -319,17 +330,15 @@ def calibrate(url: str, world: World, images: Images, console: Console) -> Calib
     fresh = int(image.max()) + 1
     if not wanted:  # of a city that is smaller than its topics
         wanted, fresh = {fresh: images.first_untaught}, fresh + 1
-    taught = range(KNOWN_TOPICS, images.first_untaught)
-    # the first one of each topic fetches the update and does not count
-    warm = [images.body(topic, fresh + number, SNR_DB) for number, topic in enumerate([0, *taught[:2]])]
-    topics = [
-        number % KNOWN_TOPICS if number % 2 else taught[number // 2 % len(taught[:2])]
-        for number in range(LATENTS)
-    ]
-    latents = [images.body(topic, fresh + len(warm) + number, SNR_DB) for number, topic in enumerate(topics)]
+    few = list(range(KNOWN_TOPICS, images.first_untaught))[:2]
+    # the first latent of each topic fetches the update and does not count
+    warm = [images.body(topic, fresh + number, SNR_DB) for number, topic in enumerate(few)]
+    fresh += len(warm)
+    topics = [few[n // 2 % len(few)] if n % 2 else n // 2 % KNOWN_TOPICS for n in range(LATENTS)]
+    latents = [images.body(topic, fresh + number, SNR_DB) for number, topic in enumerate(topics)]
     files = [images.body(topic, number, SNR_DB) for number, topic in wanted.items()]
 
-    with httpx2.Client(base_url=url, timeout=150.0, trust_env=False) as client:
+    with httpx2.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client:
 
         def ask(bodies: Sequence[Mapping[str, Any]], what: str) -> list[LinkReport]:
             shown = track(bodies, what, console=console, disable=not console.is_terminal)

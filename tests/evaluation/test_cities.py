@@ -158,3 +158,40 @@ def test_every_field_is_documented() -> None:
         assert field in text
     assert all(line.rstrip(" |").count("|") >= 3 for line in lines[2:])
     assert "`distil-oracle`" in "\n".join(report.policies_table(Path()))
+
+
+def test_processes_of_ray_simulate_the_same(city: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    alone = run(city)
+    shared = run_city(
+        city, results=tmp_path / "ray" / "results", runs=tmp_path / "ray" / "runs", ray="local", workers=2
+    )
+    assert shared == alone
+    folders = (city.parent / "results" / "tiny", tmp_path / "ray" / "results" / "tiny")
+    hours, topics = (
+        [(folder / f"{name}.jsonl").read_text() for folder in folders] for name in ("hours", "topics")
+    )
+    assert hours[0] == hours[1]
+    assert topics[0] == topics[1]
+
+
+@pytest.fixture
+def compared() -> list[dict[str, Any]]:
+    """Four requests: the simulation has 1 % more bytes, and 10 % more latency in the middle."""
+    common = {"path": "latent", "compute_s": 0.2}
+    rows = []
+    for kind, scale, size in (("services", 1.0, 100.0), ("simulation", 1.1, 101.0)):
+        for latency_s in (0.1, 0.5, 0.5, 9.0):
+            latency_s *= scale if latency_s == 0.5 else 1
+            rows.append({"kind": kind, "latency_s": latency_s, "backhaul_bytes": size, **common})
+    return [{"kind": "calibration"}, *rows]
+
+
+def test_gaps_compare_sums_and_medians(compared: list[dict[str, Any]]) -> None:
+    found = tables.agreement(compared)
+    assert found[tables.BYTES] == (400, 404)
+    assert tables.gap_percent(*found[tables.BYTES]) == pytest.approx(1)
+    assert tables.gap_percent(*found[tables.LATENCY]) == pytest.approx(10)
+    lines = tables.agreement_table(compared)
+    assert any(line.startswith("| answered by: latent | 4 | 4 | +0.0") for line in lines)
+    assert not any("lost file" in line for line in lines)

@@ -184,14 +184,10 @@ def cost_table(results: Path) -> Lines:
 
 def agreement_table(results: Path) -> Lines:
     """Real services and the simulation of the same small city."""
-    return tables.agreement_table(_agreement(results)["rows"])
-
-
-def _agreement(results: Path) -> Mapping[str, Any]:
     path = results / FOLDER / "bench-simulate-agreement.json"
     if not path.exists():
         raise NotMeasuredError("dekag bench simulate-agreement")
-    return read_measured(path)
+    return tables.agreement_table(read_measured(path)["rows"])
 
 
 REPORT = Report(

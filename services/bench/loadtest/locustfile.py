@@ -309,7 +309,7 @@ def _take_answers(environment: Environment, msg: Any, **_: Any) -> None:
     if msg.type == ALL_SENT:
         run.all_sent.add(msg.node_id)
         return
-    for answer, body in msg.data:
+    for answer, body in msg.data["rows"]:
         run.answers.append(Answer(**{**answer, "needs": tuple(answer["needs"])}))
         run.bodies[answer["request_id"]] = body
 
@@ -318,7 +318,7 @@ def _send_answers(runner: WorkerRunner) -> None:
     run = _Current.run
     rows = [(asdict(answer), run.bodies[answer.request_id]) for answer in run.answers]
     for first in range(0, len(rows), ANSWERS_AT_ONCE):
-        runner.send_message(ANSWERS, rows[first : first + ANSWERS_AT_ONCE])
+        runner.send_message(ANSWERS, {"rows": rows[first : first + ANSWERS_AT_ONCE]})
     runner.send_message(ALL_SENT)
 
 
