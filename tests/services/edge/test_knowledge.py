@@ -279,6 +279,27 @@ async def test_what_redis_lost_comes_from_the_cloud(
     assert manifest.size_bytes < fetched(found) < manifest.size_bytes + 1000
 
 
+async def test_edges_with_a_redis_of_their_own_share_no_volume_and_get_the_same(
+    system: System, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest, redis_url: str
+) -> None:
+    manifest = await system.publish(updates["neon"])
+    found = []
+    for database in (14, 15):
+        own = redis_url.removesuffix("/0") + f"/{database}"
+        async with Redis.from_url(own) as connection:
+            await connection.flushdb()
+            edge = await system.start_edge(redis_url=own)
+            found.append(await provide(edge, asked, prompt=NEON))
+            again = await provide(edge, asked, prompt=NEON)
+            assert [used(each) for each in (found[-1], again)] == [[("neon", 1)]] * 2
+            assert manifest.size_bytes < fetched(found[-1]) < manifest.size_bytes + 1000
+            assert (again.report.cached, fetched(again)) == (True, 0)
+            assert not await connection.exists(CATALOGUE_KEY, update_key(manifest.content_hash))
+            await connection.flushdb()
+    assert latents(found[0]) == latents(found[1])
+    assert not found[1].report.cached
+
+
 @pytest.mark.parametrize("damage", ["bit", "file", "other", "nonsense"])
 async def test_a_damaged_copy_is_ignored(
     system: System,
