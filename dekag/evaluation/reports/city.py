@@ -206,7 +206,7 @@ REPORT = Report(
         "costs": costs_table,
         "cost": cost_table,
         "agreement": agreement_table,
-        "agreement-figures": figures_table(["simulate_bytes_gap_percent", "simulate_latency_gap_percent"]),
+        "gaps": figures_table(["simulate_bytes_gap_percent", "simulate_latency_gap_percent"]),
         "figures": figures_table(["simulate_million_seconds", "simulate_rss_gib", "simulate_ray_2_workers"]),
     },
     values=values,
