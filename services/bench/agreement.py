@@ -61,7 +61,7 @@ KNOWN_TOPICS = 6
 PROMPTS = 12
 """Different prompts of each topic."""
 CBR = 1 / 96
-RATE_HZ = 0.7
+RATE_HZ = 0.75
 """Requests per second at which two cores are mostly idle: the simulation has no cores that services share."""
 SEED = 0
 FIRST_SEED = 6_000_000  # of images

@@ -374,7 +374,7 @@ def bench_simulate_agreement(
     requests: Annotated[int, typer.Option(help="Expected number of requests.", min=10, max=10_000)] = 300,
     rate: Annotated[
         float, typer.Option(help="Requests per second, fewer than the machine can serve.", min=0.05, max=100)
-    ] = 0.7,
+    ] = 0.75,
     profile: Profile = "stickers",
 ) -> None:
     """Run a small city on real services, simulate it, and compare bytes and latency."""
