@@ -283,7 +283,7 @@ def bench_ray(path: Path, *, results: Path = RESULTS) -> dict[int, float]:
     if rows[0] != rows[1]:
         raise DekagError("one and two workers did not simulate the same: a policy depends on what ran before")
     for workers, value in seconds.items():
-        Console().print(f"{len(rows[0])} runs on {workers} of Ray's workers: {value:.1f} s", highlight=False)
+        Console().print(f"{len(rows[0])} runs, Ray with {workers} worker(s): {value:.1f} s", highlight=False)
     record(
         "simulate_ray_2_workers", seconds[1] / seconds[2], "ratio", command=f"{BENCH_COMMAND} --ray",
         count=len(rows[0]), results=results,
