@@ -28,6 +28,7 @@ from services.launcher.stack import Stack, free_port
 pytestmark = pytest.mark.browser
 
 PATIENCE_MS = 120_000  # for what models must do, on a slow machine
+TEACHING_MS = 900_000  # for a distillation, of which there are few
 WIDTHS = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1440, 900)}
 TOPIC = "flamingo"  # of the example that the page opens with
 DELIVERIES = ("semantic-unaligned", "semantic", "conventional")
@@ -205,17 +206,18 @@ def test_the_form_unfolds_what_is_seldom_changed(page: Page) -> None:
     link = page.locator("#link summary")
     expect(link).to_contain_text("rayleigh, 1/96, auto")
     link.press("Enter")
-    page.get_by_label("Channel", exact=True).select_option("awgn")
+    channel = page.get_by_role("combobox", name="Channel", exact=True)
+    channel.select_option("awgn")
     expect(page.locator("article[data-delivery=semantic]")).to_have_attribute("aria-busy", "true")
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
     link.press("Enter")
-    expect(page.get_by_label("Channel", exact=True)).to_be_hidden()
+    expect(channel).to_be_hidden()
     expect(link).to_contain_text("awgn, 1/96, auto")
     settings = page.locator("#settings summary")
     expect(settings).to_have_text(re.compile("^More settings *$"))
     settings.press("Enter")
     page.get_by_label("Seed", exact=True).fill("3")
-    page.get_by_label("conventional", exact=True).uncheck()
+    page.get_by_role("checkbox", name="conventional").uncheck()
     expect(settings).to_contain_text("semantic-unaligned and semantic, seed 3")
 
 
@@ -605,9 +607,10 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
     page.get_by_label("Publish even if it scores no better").check()  # so few steps may teach it nothing
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
-    expect(page.locator("#samples figcaption")).to_have_text(re.compile("during training"))
-    expect(page.locator("#teach-status")).to_have_text(re.compile("neon: published as version 1"))
-    expect(page.locator("#samples figcaption")).to_have_text(re.compile("the edge before, the edge after"))
+    samples, status = page.locator("#samples figcaption"), page.locator("#teach-status")
+    expect(samples).to_have_text(re.compile("during training"), timeout=TEACHING_MS)
+    expect(status).to_have_text(re.compile("neon: published as version 1"), timeout=TEACHING_MS)
+    expect(samples).to_have_text(re.compile("the edge before, the edge after"))
     expect(page.locator("#known tr")).to_have_count(2)
     expect(page.locator("#knowledge option", has_text="neon")).to_have_count(1)
     send(page)
@@ -615,8 +618,8 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
     assert sent.get_attribute("src") != before
     page.get_by_label("Publish even if it scores no better").uncheck()
     page.get_by_role("button", name="Distil", exact=True).click()  # makes the same update, which is no better
-    expect(page.locator("#teach-status")).to_have_text(
-        re.compile("neon: not published: .*not better than .*even so")
+    expect(status).to_have_text(
+        re.compile("neon: not published: .*not better than .*even so"), timeout=TEACHING_MS
     )
     expect(page.locator("#known tr").filter(has_text="neon").locator("td").first).to_have_text("1")
     page.get_by_role("button", name="Forget neon").click()
