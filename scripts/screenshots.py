@@ -1,9 +1,9 @@
 """Make the example pictures of the web page, and its screenshots: ``python scripts/screenshots.py``.
 
 Starts the system with the update of flamingo that ships and requests an image that needs it, with both
-semantic deliveries: these are the pictures in services/gateway/web/. Then opens the page in Chromium,
-as wide as a desktop screen and as a phone's; its screenshots are in docs/images/. Those of its first screen
-are in results/page/, for viewers who do not know it.
+semantic deliveries and without knowledge: these are the pictures in services/gateway/web/. Then opens the
+page in Chromium, as wide as a desktop screen and as a phone's; its screenshots are in docs/images/. Those of
+its first screen are in results/page/, for viewers who do not know it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ PROMPT, SEED, LINK = (
     21,
     {"snr_db": 5, "fading": "rayleigh"},
 )  # what the page opens with
-DELIVERIES = ("semantic", "semantic-unaligned")
+EXAMPLES = {  # by the ends of the pictures' names: delivery and knowledge
+    "semantic": ("semantic", "auto"),
+    "semantic-unaligned": ("semantic-unaligned", "auto"),
+    "untaught": ("semantic", "none"),
+}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 PATIENCE_MS = 180_000
 
@@ -55,10 +59,10 @@ def main() -> None:
             for _ in stack.wait_ready():
                 pass
             with Client(stack.url) as client:  # it also warms the system up, for the times on the page
-                for delivery in DELIVERIES:
-                    image = client.image(PROMPT, seed=SEED, delivery=delivery, link=LINK)
+                for name, (delivery, knowledge) in EXAMPLES.items():
+                    image = client.image(PROMPT, seed=SEED, delivery=delivery, knowledge=knowledge, link=LINK)
                     picture = Image.open(io.BytesIO(image.png or b""))
-                    picture.save(WEB / f"example-{delivery}.webp", quality=90, method=6)
+                    picture.save(WEB / f"example-{name}.webp", quality=90, method=6)
             page = browser.new_page(viewport=WIDE, color_scheme="light")
             show(page, stack.url)
             save(page.screenshot(), FIRST_SCREENS / "desktop.png")

@@ -28,6 +28,7 @@ from services.launcher.stack import Stack, free_port
 pytestmark = pytest.mark.browser
 
 PATIENCE_MS = 120_000  # for what models must do, on a slow machine
+TEACHING_MS = 900_000  # for a distillation, of which there are few
 WIDTHS = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1440, 900)}
 TOPIC = "flamingo"  # of the example that the page opens with
 DELIVERIES = ("semantic-unaligned", "semantic", "conventional")
@@ -86,6 +87,15 @@ def send(page: Page) -> None:
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
 
 
+def check_with_axe(page: Page) -> None:
+    found = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
+def unfold(page: Page, name: str) -> None:
+    page.locator("#ask-form summary", has_text=name).click()
+
+
 def facts(page: Page, delivery: str) -> str:
     return page.locator(f"article[data-delivery={delivery}]").inner_text()
 
@@ -117,18 +127,102 @@ def until_measured(page: Page) -> None:
 
 @at_three_widths
 def test_it_opens_with_an_image_that_shows_alignment(page: Page) -> None:
-    for side in ("left", "right"):
+    for side in ("left", "middle", "right"):
         img = page.locator(f"#hero img.{side}")
         assert str(img.get_attribute("src")).startswith("data:image/png")
         assert img.evaluate("img => img.naturalWidth") == 256
         assert width_of(img) >= 256
-    expect(page.locator("#hero .tag.left")).to_have_text("without alignment")
-    expect(page.locator("#hero .tag.right")).to_have_text("with alignment")
     expect(page.locator("#verdict")).to_contain_text(re.compile(rf"update of {TOPIC} \([\d,]+ bytes, once\)"))
-    consistency = page.locator("#readout dd").nth(1)
-    expect(consistency).to_have_text(re.compile(r"^-?[\d.]+ → [\d.]+$"))
-    without, with_alignment = map(float, consistency.inner_text().split(" → "))
-    assert with_alignment > without + 0.3
+
+
+def three_values(page: Page, label: str) -> list[float]:
+    """A number of the three images: without alignment, with that of the transmission, with both."""
+    value = page.locator("#readout div", has_text=label).locator("dd")
+    expect(value).to_have_text(re.compile(r"^-?[\d.]+ → -?[\d.]+ → -?[\d.]+$"))
+    return [float(each) for each in value.inner_text().split(" → ")]
+
+
+@at_three_widths
+def test_each_alignment_is_seen_apart_from_the_other(page: Page) -> None:
+    def tags() -> list[str]:
+        return page.locator("#hero .tag:visible").all_inner_texts()
+
+    assert tags() == ["without alignment", "+ transmission alignment", "+ knowledge alignment"]
+    boxes = [page.locator(f"#hero .why.{side}").bounding_box() for side in ("left", "middle", "right")]
+    assert all(box is not None and box["width"] > 60 for box in boxes)
+    without, transmission, both = three_values(page, "PSNR")
+    assert min(transmission, both) > without + 3, "the code makes the difference in noise"
+    without, transmission, both = three_values(page, "consistency")
+    assert both > max(without, transmission) + 0.3, "the drawing makes the difference in content"
+    page.get_by_role("radio", name="Transmission").check()
+    assert tags() == ["without alignment", "+ transmission alignment"]
+    page.get_by_role("radio", name="Knowledge").check()
+    assert tags() == ["+ transmission alignment", "+ knowledge alignment"]
+    page.get_by_role("radio", name="Slider").check()
+    assert tags() == ["+ transmission alignment", "+ knowledge alignment"]
+    page.get_by_role("radio", name="Alignment").check()
+    assert tags() == ["without alignment", "with alignment"]
+    page.get_by_role("radio", name="Side by side").check()
+    assert len(tags()) == 3
+
+
+def test_what_knowledge_does_not_change_is_not_shown_apart(page: Page) -> None:
+    page.get_by_role("button", name="a red car on the beach").click()
+    expect(page.locator("#verdict")).to_contain_text("knowledge alignment changes nothing here")
+    expect(page.locator("#hero .tag:visible")).to_have_text(["without alignment", "with alignment"])
+    for name in ("Transmission", "Knowledge"):
+        expect(page.get_by_role("radio", name=name)).to_be_disabled()
+
+
+@at_three_widths
+def test_the_menu_is_not_cut_off(page: Page) -> None:
+    menu = page.get_by_role("navigation", name="Page")
+    button = page.get_by_role("button", name="Menu")
+    folded = page.viewport_size is not None and page.viewport_size["width"] < 640
+    expect(button).to_be_visible(visible=folded)
+    if folded:
+        expect(menu).to_be_hidden()
+        button.press("Enter")
+        page.keyboard.press("Escape")
+        expect(menu).to_be_hidden()
+        expect(button).to_be_focused()
+        button.click()
+    links = menu.get_by_role("link")
+    expect(links).to_have_text(["Way", "Deliveries", "Quality", "Gallery", "Teach", "Traffic", "REST"])
+    for link in links.all():  # what is at both ends of its text is the link itself
+        assert link.evaluate(
+            "link => { const text = document.createRange(); text.selectNodeContents(link);"
+            "const { left, right, top, bottom } = text.getBoundingClientRect();"
+            "return [left + 1, right - 1].every((x) => "
+            "document.elementFromPoint(x, (top + bottom) / 2) === link); }"
+        ), link.inner_text()
+    check_with_axe(page)
+    menu.get_by_role("link", name="Gallery").click()
+    expect(page.get_by_role("heading", name="What you asked for")).to_be_in_viewport()
+    if folded:
+        expect(menu).to_be_hidden()
+
+
+@at_three_widths
+def test_the_form_unfolds_what_is_seldom_changed(page: Page) -> None:
+    controls = page.locator("#ask-form").locator("input:visible, select:visible")
+    expect(controls).to_have_count(2)  # prompt and SNR
+    link = page.locator("#link summary")
+    expect(link).to_contain_text("rayleigh, 1/96, auto")
+    link.press("Enter")
+    channel = page.get_by_role("combobox", name="Channel", exact=True)
+    channel.select_option("awgn")
+    expect(page.locator("article[data-delivery=semantic]")).to_have_attribute("aria-busy", "true")
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    link.press("Enter")
+    expect(channel).to_be_hidden()
+    expect(link).to_contain_text("awgn, 1/96, auto")
+    settings = page.locator("#settings summary")
+    expect(settings).to_have_text(re.compile("^More settings *$"))
+    settings.press("Enter")
+    page.get_by_label("Seed", exact=True).fill("3")
+    page.get_by_role("checkbox", name="conventional").uncheck()
+    expect(settings).to_contain_text("semantic-unaligned and semantic, seed 3")
 
 
 def test_it_loads_little_and_nothing_from_other_hosts(browser: Browser, stack: Stack) -> None:
@@ -186,6 +280,7 @@ def test_the_way_shows_what_each_hop_carried(page: Page) -> None:
 
 
 def test_the_steps_of_a_new_image_are_shown_as_they_happen(page: Page) -> None:
+    unfold(page, "More settings")
     page.locator("#again").uncheck()
     page.evaluate(
         "() => { window.seen = new Set(); new MutationObserver(() => window.seen.add("
@@ -310,13 +405,20 @@ def test_axe_finds_nothing_and_nothing_scrolls_sideways(page: Page, scheme: str)
     for summary in page.locator("summary:visible").all():
         summary.click()
     page.locator("#clock:not(:empty)").wait_for()
-    found = Axe().run(page).response["violations"]
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    check_with_axe(page)
     width = page.viewport_size["width"] if page.viewport_size else 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for button in page.get_by_role("button").all():
         box = button.bounding_box()
         assert box is None or box["x"] + box["width"] <= width or button.evaluate("b => b.closest('.scroll')")
+
+
+def test_a_card_that_waits_for_its_image_has_a_name(page: Page) -> None:
+    page.route("**/v1/pictures", lambda _: None)  # for the file of equal cost, which does not come
+    page.reload()
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    expect(page.get_by_role("button", name="Enlarge: File of equal cost")).to_be_disabled()
+    check_with_axe(page)
 
 
 def test_details_of_each_delivery(page: Page) -> None:
@@ -344,6 +446,7 @@ def test_more_snr_is_sent_again_at_once_and_better(page: Page) -> None:
 
 
 def test_a_lower_rate_takes_fewer_symbols_and_auto_says_what_it_expects(page: Page) -> None:
+    unfold(page, "Link and knowledge")
     set_slider(page, "rate", 0)
     send(page)
     assert "256 channel uses" in facts(page, "semantic")
@@ -360,7 +463,7 @@ def test_what_is_refused_is_said_beside_the_field(page: Page) -> None:
     expect(prompt).to_be_focused()
     assert prompt.get_attribute("aria-describedby") == "prompt-problem"
     prompt.fill("a blue cat")
-    page.locator("summary", has_text="More settings").click()
+    unfold(page, "More settings")
     page.get_by_label("Seed", exact=True).fill("many")
     page.get_by_label("Seed", exact=True).press("Enter")
     expect(page.locator("#seed-problem")).to_have_text(re.compile("seed must be"))
@@ -413,6 +516,7 @@ def test_an_image_is_made_again_from_its_file(page: Page, tmp_path: Path) -> Non
         page.get_by_role("link", name="Download").click()
     download.value.save_as(tmp_path / "flamingo.png")
     page.get_by_role("button", name="Close").click()
+    unfold(page, "More settings")
     page.locator("#again").uncheck()
     page.get_by_label("Prompt", exact=True).fill("a blue cat")
     set_slider(page, "snr_db", 12)
@@ -429,8 +533,7 @@ def test_an_image_is_made_again_from_its_file(page: Page, tmp_path: Path) -> Non
     assert page.get_by_label("Prompt", exact=True).input_value() == "a flamingo on the beach"
     expect(page.locator("#snr_db-shown")).to_have_text("5 dB")
     expect(page.locator("#more")).to_be_hidden()
-    found = Axe().run(page).response["violations"]
-    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    check_with_axe(page)
 
 
 @pytest.mark.parametrize(
@@ -489,7 +592,7 @@ def test_an_image_of_this_system_is_sent_as_a_picture_if_wanted(
 
 
 def test_a_seed_is_not_rounded(page: Page) -> None:
-    page.locator("summary", has_text="More settings").click()
+    unfold(page, "More settings")
     page.get_by_label("Seed", exact=True).fill(str(2**60 + 1))
     page.get_by_label("Seed", exact=True).press("Enter")
     expect(page.locator("#seed-problem")).to_contain_text("seed must be at most 9007199254740991 here")
@@ -511,20 +614,24 @@ def test_a_topic_is_taught_and_changes_the_picture(page: Page) -> None:
     expect(page.locator("#images-problem")).to_have_text(re.compile("images must be an integer of at least"))
     page.get_by_label("Images", exact=True).fill("8")
     page.get_by_label("Steps", exact=True).fill("12")
+    page.get_by_label("Publish even if it scores no better").check()  # so few steps may teach it nothing
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.get_by_role("button", name="Cancel")).to_be_enabled()
-    expect(page.locator("#samples figcaption")).to_have_text(re.compile("during training"))
-    expect(page.locator("#teach-status")).to_have_text(re.compile("neon: not published: .*even so"))
-    expect(page.locator("#known tr")).to_have_text([re.compile(TOPIC)])
-    page.get_by_label("Publish even if it scores no better").check()
-    page.get_by_role("button", name="Distil", exact=True).click()
-    expect(page.locator("#teach-status")).to_have_text(re.compile("neon: published as version 1"))
-    expect(page.locator("#samples figcaption")).to_have_text(re.compile("the edge before, the edge after"))
+    samples, status = page.locator("#samples figcaption"), page.locator("#teach-status")
+    expect(samples).to_have_text(re.compile("during training"), timeout=TEACHING_MS)
+    expect(status).to_have_text(re.compile("neon: published as version 1"), timeout=TEACHING_MS)
+    expect(samples).to_have_text(re.compile("the edge before, the edge after"))
     expect(page.locator("#known tr")).to_have_count(2)
     expect(page.locator("#knowledge option", has_text="neon")).to_have_count(1)
     send(page)
     assert "generated with neon v1" in facts(page, "semantic")
     assert sent.get_attribute("src") != before
+    page.get_by_label("Publish even if it scores no better").uncheck()
+    page.get_by_role("button", name="Distil", exact=True).click()  # makes the same update, which is no better
+    expect(status).to_have_text(
+        re.compile("neon: not published: .*not better than .*even so"), timeout=TEACHING_MS
+    )
+    expect(page.locator("#known tr").filter(has_text="neon").locator("td").first).to_have_text("1")
     page.get_by_role("button", name="Forget neon").click()
     expect(page.locator("#known tr")).to_have_count(1)
 
@@ -567,7 +674,7 @@ def test_it_works_by_keyboard(page: Page) -> None:
     expect(page.locator("#snr_db-shown")).to_have_text("6 dB")
     page.locator("#pairs input:checked").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#hero .tag.left")).to_have_text("as the edge sent it")
+    expect(page.locator("#hero .tag.right")).to_have_text("+ transmission alignment")
     page.get_by_role("button", name="Enlarge: Conventional").press("Enter")
     page.keyboard.press("Escape")
     page.get_by_label("Prompt", exact=True).press("Enter")

@@ -8,7 +8,7 @@ import { clearProblems, find, number, png, showProblem } from "./dom.js";
 import { fit } from "./equal.js";
 import * as examples from "./examples.js";
 import * as gallery from "./gallery.js";
-import { lacking, linkOf, readLink, setRequest } from "./link.js";
+import { defaultOf, lacking, linkOf, readLink, setRequest } from "./link.js";
 import { compared } from "./origin.js";
 import * as path from "./path.js";
 import * as picture from "./picture.js";
@@ -108,7 +108,7 @@ async function send(again = null) {
   lay(both ? [...deliveries.filter((each) => each !== "conventional"), "equal", "conventional"] : deliveries);
   status.textContent = own ? "Sending…" : "Generating and sending…";
   const start = performance.now();
-  const state = { title: own ? file.name : data.get("prompt"), own, deliveries, known, images: {}, equal: null, busy: true };
+  const state = { title: own ? file.name : data.get("prompt"), own, deliveries, known, images: {}, equal: null, steps: null, busy: true };
   path.wait(state);
   stage.show(state);
   const sent = own ? await picture.base64(file).catch((error) => error) : null;
@@ -118,6 +118,7 @@ async function send(again = null) {
     problems.push(...(await Promise.all(together.filter((each) => deliveries.includes(each)).map(one))));
     if (problems.some(Boolean)) break;
   }
+  if (state.steps && !problems.some(Boolean)) problems.push(await deliverUntaught(state, data, mine));
   if (mine !== asking) return; // replaced by another request
   state.busy = false;
   const problem = problems.find(Boolean);
@@ -168,9 +169,29 @@ async function deliver(delivery, state, data, sent, mine) {
       : (await askJson("POST", pathOf(state.own), body, mine.signal)).data[0];
     if (mine !== asking) return null;
     state.images[delivery] = image;
+    if (delivery === "semantic")
+      state.steps = state.deliveries.includes("semantic-unaligned") && image.link_report.knowledge.length > 0;
     fill(delivery, state.title, image);
     path.show(state, delivery);
     stage.show(state);
+    return null;
+  } catch (error) {
+    return error;
+  }
+}
+
+/** Sends the aligned delivery without knowledge: it differs from each of the others by one of the two alignments. */
+async function deliverUntaught(state, data, mine) {
+  const body = { ...request(data, "semantic", null), knowledge: "none", consistency: true };
+  delete body.adapter_scale;
+  if (body.link.cbr === "auto") { // as many symbols as with knowledge
+    const { cbr, channel_uses: uses, pilot_uses: pilots } = state.images.semantic.link_report;
+    body.link.cbr = (cbr * uses) / (uses + pilots);
+    delete body.link.target_psnr_db;
+  }
+  try {
+    const image = (await askJson("POST", pathOf(false), body, mine.signal)).data[0];
+    if (mine === asking) state.images.untaught = image;
     return null;
   } catch (error) {
     return error;
@@ -243,6 +264,20 @@ function showValues() {
   form.rate.setAttribute("aria-valuetext", said);
   curve.mark(Number(form.snr_db.value));
   form.snr_db.setAttribute("aria-valuetext", `${form.snr_db.value} dB`);
+  find("#link .now").textContent = [form.fading.value, said.split(":")[0], form.knowledge.value].join(", ");
+  find("#settings .now").textContent = changes(find("#settings")).join(", ");
+}
+
+/** What within an element was changed from how the page opens. */
+function changes(element) {
+  const named = [...element.querySelectorAll("[name]")];
+  const boxes = named.filter(({ type }) => type === "checkbox");
+  const chosen = boxes.filter(({ checked }) => checked).map(({ value }) => value);
+  return [
+    ...(chosen.length < boxes.length ? [chosen.join(" and ") || "no delivery"] : []),
+    ...named.filter((control) => !boxes.includes(control) && control.value !== defaultOf(control))
+      .map(({ name, value }) => `${name} ${value}`),
+  ];
 }
 
 /** How many symbols an image of the profile's size takes at a rate, once that size is known. */
@@ -264,6 +299,7 @@ export function setKnown(updates) {
   for (const option of [...knowledge.options].slice(2)) option.remove();
   for (const topic of topics) knowledge.add(new Option(topic, topic));
   knowledge.value = [...knowledge.options].some((option) => option.value === chosen) ? chosen : "auto";
+  showValues();
 }
 
 export function start() {
@@ -304,6 +340,7 @@ export function start() {
   });
   find("#new-seed").addEventListener("click", () => {
     form.seed.value = Math.floor(Math.random() * 2 ** 31);
+    showValues();
     send();
   });
 }

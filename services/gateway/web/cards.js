@@ -28,7 +28,10 @@ export function lay(deliveries) {
       const element = find("#card").content.cloneNode(true).firstElementChild;
       element.dataset.delivery = delivery;
       find("h3", element).textContent = TITLES[delivery];
-      find(".zoom", element).addEventListener("click", () => enlarge(delivery));
+      const zoom = find(".zoom", element);
+      zoom.setAttribute("aria-label", `Enlarge: ${TITLES[delivery]}`);
+      zoom.disabled = true; // until its image is there
+      zoom.addEventListener("click", () => enlarge(delivery));
       find("details", element).hidden = delivery === "equal";
       cards.set(delivery, { element, image: null });
     }
@@ -63,9 +66,7 @@ export function fill(delivery, title, image, { also, psnr, reference } = {}) {
   find(".received", element).classList.toggle("lost", !image.b64_json);
   img.alt = image.b64_json ? `received: ${title}` : "";
   if (image.b64_json) img.src = png(image.b64_json);
-  const zoom = find(".zoom", element);
-  zoom.disabled = !image.b64_json;
-  zoom.setAttribute("aria-label", `Enlarge: ${TITLES[delivery]}`);
+  find(".zoom", element).disabled = !image.b64_json;
   find("figcaption", element).textContent = image.b64_json ? "" : "nothing: decoding failed";
   find(".cost b", element).textContent = number(uses(report));
   find(".facts", element).replaceChildren(...card.facts.map((fact) => make("li", {}, fact)));

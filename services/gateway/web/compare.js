@@ -14,10 +14,14 @@ export function connect(element) {
 }
 
 /**
- * Shows two images {src, alt, tag, kind, why}. One without a source is lost, or, if it is `awaited`, still the previous one.
+ * Shows two images {src, alt, tag, kind, why}, or three side by side. One without a source is lost, or, if it is `awaited`,
+ * still the previous one.
  */
-export function compare(element, left, right, awaited = false) {
-  for (const [side, image] of [["left", left], ["right", right]]) {
+export function compare(element, images, awaited = false) {
+  element.classList.toggle("three", images.length === 3);
+  const sides = images.length === 3 ? ["left", "middle", "right"] : ["left", "right"];
+  for (const [i, image] of images.entries()) {
+    const side = sides[i];
     const img = find(`img.${side}`, element);
     img.classList.toggle("stale", awaited && !image.src);
     img.classList.toggle("lost", !awaited && !image.src);

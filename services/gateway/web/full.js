@@ -8,7 +8,7 @@ const dialog = find("#full");
 /** Opens the dialog with two images as `compare` takes them; the right one can be downloaded. */
 export function open(title, left, right, said = "") {
   find("h2", dialog).textContent = title;
-  compare(find(".compare", dialog), left, right);
+  compare(find(".compare", dialog), [left, right]);
   find(".facts", dialog).textContent = said;
   find("#download").href = right.src;
   dialog.showModal();

@@ -4,7 +4,8 @@ const LEFT_OUT = new Set(["picture", "delivery"]);
 // what the page asks for in its own way
 const OWN = new Set(["delivery", "output_format", "output_compression"]);
 
-const defaultOf = (control) =>
+/** The value of a control as the page opens. */
+export const defaultOf = (control) =>
   control instanceof HTMLSelectElement
     ? [...control.options].find((option) => option.defaultSelected)?.value ?? control.options[0].value
     : control.defaultValue;

@@ -27,6 +27,7 @@ find("#key-form").addEventListener("submit", (event) => {
   useKey(find("#key").value);
   location.reload();
 });
+find("#menu").addEventListener("click", ({ currentTarget }) => currentTarget.hidePopover?.());
 if (hasKey()) find("#curve-on").checked = false; // its requests are more than a key may send in a minute
 for (const part of [theme, stage, full, path, gallery, asking, traffic]) part.start();
 start();

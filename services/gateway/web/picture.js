@@ -24,6 +24,8 @@ export async function base64(file) {
 function changed() {
   const [file] = input.files;
   find("#no-picture").hidden = !file;
+  find("#own .now").textContent = file?.name ?? "";
+  if (file) find("#own").open = true;
   if (file && prompt.value === prompt.defaultValue) prompt.value = "";
   if (!file && prompt.value === "") prompt.value = prompt.defaultValue;
 }
@@ -101,6 +103,7 @@ export function start({ onPicture, onAgain, onRefused }) {
       if (!event.dataTransfer.types.includes("Files")) return; // text, for a field
       event.preventDefault(); // the browser would leave the page for the file
       drop.classList.toggle("over", kind === "dragover");
+      find("#own").open = true;
       if (kind !== "drop" || !event.dataTransfer.files.length) return;
       if (event.dataTransfer.files.length > 1) return onRefused("One picture at a time: nothing was taken.");
       give(event.dataTransfer.files);

@@ -18,22 +18,30 @@ function cost(image) {
   return `${number(uses + pilots)} symbols${format ? `, as a ${format} file` : ""}`;
 }
 
-/** The two images of each choice, each with what explains it. */
-function pairs({ title, own, images, equal }) {
-  const { semantic, "semantic-unaligned": unaligned, conventional } = images;
+/** The two images of each choice, each with what explains it; with `steps`, alignment has the one between them, too. */
+function choices({ title, own, images, equal }, steps) {
+  const { semantic, "semantic-unaligned": unaligned, untaught, conventional } = images;
   const received = (image, tag, kind, why) => ({ src: png(image?.b64_json), alt: `received: ${title}`, tag, kind, why });
   const sent = (image, tag, kind, why) =>
     ({ src: png(image?.details?.reference_b64_json), alt: `sent: ${title}`, tag, kind, why });
   const taught = own ? [] : topics(semantic);
-  const without = own ? [] : topicsOf(title);
+  const unknown = own ? [] : topicsOf(title);
   const { snr_db, fading } = semantic?.link_report ?? {};
   const aligned = (why) => received(semantic, "with alignment", "semantic", why);
+  const neither = received(unaligned, "without alignment", "semantic-unaligned", unknown.length
+    ? `The edge was never taught ${quoted(unknown)}, and its code is not fitted to the channel.`
+    : "The code is not fitted to the channel.");
+  const between = received(untaught, "+ transmission alignment", "untaught",
+    "The same drawing. Only the code differs: it is fitted to the channel.");
+  const both = received(semantic, "+ knowledge alignment", "semantic",
+    `The same code. Only the drawing differs: the edge was taught ${quoted(taught)}.`);
   return {
-    alignment: [
-      received(unaligned, "without alignment", "semantic-unaligned",
-        without.length ? `The edge was never taught ${quoted(without)}.` : "The code is not fitted to the channel."),
-      aligned(taught.length ? `Taught ${quoted(taught)}, and fitted to the channel.` : "Adapters fit the code to the channel."),
+    alignment: steps ? [neither, between, both] : [
+      neither,
+      aligned(taught.length ? `Taught ${quoted(taught)}, and fitted to the channel.` : "Only the code differs: it is fitted to the channel."),
     ],
+    transmission: [neither, between],
+    knowledge: [between, both],
     channel: [
       sent(semantic, own ? "your picture" : "as the edge sent it", "semantic", "before the channel"),
       received(semantic, "as it arrived", "semantic", semantic ? `after ${fading} at ${exact(snr_db)} dB` : ""),
@@ -52,52 +60,63 @@ function pairs({ title, own, images, equal }) {
 /** Shows the images that are there. Once all are, a choice without its two images cannot be chosen. */
 export function show(state) {
   last = state;
-  const offered = pairs(state);
+  const steps = hero.classList.contains("split") && (state.steps ?? hero.classList.contains("three"));
+  const offered = choices(state, steps);
   const radios = [...document.querySelectorAll("#pairs input")];
-  for (const radio of radios) radio.disabled = !state.busy && !offered[radio.value].some((image) => image.src);
+  const lacks = (choice) => // the choices of one alignment need the image between both; others may show that one was lost
+    ["transmission", "knowledge"].includes(choice) ? !state.images.untaught : !offered[choice].some((image) => image.src);
+  for (const radio of radios) radio.disabled = !state.busy && lacks(radio.value);
   const chosen = radios.find((radio) => radio.checked);
   const shown = chosen.disabled ? radios.find((radio) => !radio.disabled) : chosen;
   if (!shown) return;
   shown.checked = true;
   find("#subject").replaceChildren(...(state.own ? [`Picture: ${state.title}`] : ["Prompt: ", make("q", {}, state.title)]));
-  compare(hero, ...offered[shown.value], state.busy);
+  compare(hero, offered[shown.value], state.busy);
   find("#readout").replaceChildren(...readout(state));
   verdict.replaceChildren(...said(state));
 }
 
-/** The numbers of both deliveries: [label, without alignment, with it]. */
-function readout({ images: { semantic, "semantic-unaligned": unaligned } }) {
-  const both = (of, digits) => [unaligned, semantic].map((image) => (image ? number(of(image), digits) : "…")).join(" → ");
-  const report = (semantic ?? unaligned)?.link_report;
+/** What the images cost and how good they are: without alignment, with the first, with both; each in its colour. */
+function readout({ images, steps }) {
+  const kinds = ["semantic-unaligned", ...(steps ? ["untaught"] : []), "semantic"];
+  const each = (of, digits) => {
+    const values = kinds.map((kind) => images[kind] && of(images[kind]));
+    if (values.every((value) => value === undefined || value === null)) return ["–"];
+    return kinds.flatMap((kind, i) => [
+      ...(i ? [" → "] : []),
+      make("span", { "data-kind": kind }, values[i] === undefined ? "…" : number(values[i], digits)),
+    ]);
+  };
+  const report = (images.semantic ?? images["semantic-unaligned"])?.link_report;
   return [
-    ["symbols for each image", report ? number(report.channel_uses + report.pilot_uses) : "…"],
-    ["consistency with the cloud", both((image) => image.consistency?.mean, 2)],
-    ["PSNR, dB", both((image) => image.link_report.psnr_db, 1)],
-  ].map(([label, value]) => make("div", {}, make("dt", {}, label), make("dd", {}, value)));
+    ["symbols for each image", report ? [number(report.channel_uses + report.pilot_uses)] : ["…"]],
+    ["PSNR, dB: transmission", each((image) => image.link_report.psnr_db, 1)],
+    ["consistency with the cloud: content", each((image) => image.consistency?.mean, 2)],
+  ].map(([label, values]) => make("div", {}, make("dt", {}, label), make("dd", {}, ...values)));
 }
 
 /** The shown pair in full size. */
 function enlarge() {
   if (!last) return;
-  const pair = pairs(last)[document.querySelector("#pairs input:checked").value];
+  const pair = choices(last, false)[document.querySelector("#pairs input:checked").value];
   if (pair.every((image) => image.src)) enlargePair(last.title, ...pair);
 }
 
 function said({ title, own, images: { semantic, "semantic-unaligned": unaligned }, known, busy }) {
   if (busy) return [`“${title}” is on its way.`];
   if (!semantic || !unaligned) return [`“${title}”`];
-  if (own) return [`“${title}”: the adapters of the codec make the difference.`];
+  if (own) return [`“${title}”: transmission alignment, the adapters of the codec, makes the difference.`];
   const updates = topics(semantic).map((topic) => {
     const bytes = known.find((each) => each.topic === topic)?.size_bytes;
     return bytes ? `${topic} (${number(bytes)} bytes, once)` : topic;
   });
   const missing = topicsOf(title).filter((topic) => !topics(semantic).includes(topic));
   const parts = [`“${title}”. `];
-  if (updates.length) parts.push(`The edge drew it with an update of ${updates.join(" and ")}; without it, the edge does not know the word. `);
+  if (updates.length) parts.push(`Knowledge alignment is an update of ${updates.join(" and ")}; without it, the edge does not know the word. `);
   if (missing.length)
     parts.push(`The edge has no update of ${missing.join(" and ")} and draws something else. `, make("a", { href: "#teach" }, "Teach it"), ". ");
-  if (!updates.length && !missing.length) parts.push("The edge knew these words already. ");
-  parts.push("The adapters fit the code to the channel.");
+  if (!updates.length && !missing.length) parts.push("The edge knew these words already: knowledge alignment changes nothing here. ");
+  parts.push("Transmission alignment is a set of adapters of the codec, for any prompt.");
   return parts;
 }
 
@@ -108,6 +127,7 @@ export function start() {
     const split = event.target.value === "split";
     hero.classList.toggle("split", split);
     find("input", hero).disabled = split;
+    if (last) show(last);
   });
   find(".enlarge", hero).addEventListener("click", enlarge);
   for (const img of hero.querySelectorAll("img")) img.addEventListener("click", enlarge);
