@@ -144,6 +144,7 @@ def _attack_values(found: Row) -> dict[str, str]:
     return {
         "attacks": str(found["tried"]),
         "attacks_worked": str(found["worked"]),
+        "attacks_again": str(sum(each["tries"] > 1 for kind in found["kinds"].values() for each in kind)),
         "attacks_slowest_health_s": f"{found['slowest_health_s']:.2f} s",
         "attacks_load": f"{found['load_average']:.0f}",
         "attacks_commit": found["commit"],
