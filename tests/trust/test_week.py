@@ -43,6 +43,7 @@ COMMAND = f"{MINUTES and f'MINUTES={MINUTES} '}make test-week"
 TIMES = 100
 """Steps of the clock, and readings of memory and stores."""
 IMAGES_HZ, REFUSED_HZ, VERSIONS_HZ, ADAPTERS_HZ = 2.0, 5.0, 1.0, 0.1
+LATER = (429, 503)
 CLIENTS = ("alice", "bob", "carol")
 SMALL = {
     "prompts": ["a {red|blue|green|white} {cat|dog|cow|hen} {in the snow|at sea|at night}"],
@@ -69,7 +70,7 @@ class Week:
 
     def __init__(self, stack: Stack, folder: Path, profile: Path, seconds: float, cloud_metrics: int) -> None:
         self._stack, self._folder, self._seconds = stack, folder, seconds
-        self._settings = CloudSettings(data_dir=folder / "data")
+        self._settings = CloudSettings.read(stack["cloud"].env)
         self._cloud_metrics = cloud_metrics
         self._redis = Redis.from_url(stack.redis_url)
         self._update, self._codec = tiny_update(profile), profile / "codec"
@@ -216,14 +217,14 @@ class Week:
         info = {**self._update.info, "topic": topic, "triggers": [topic], "guidance_scale": 1 + number / 1e6}
         files = KnowledgeUpdate.new(info, self._update.metaword, self._update.lora, bits=16).to_files()
         answer = await self._ask(client, "PUT", f"/v1/knowledge/{topic}", json={"files": _encoded(files)})
-        if answer.status_code == 429:
+        if answer.status_code == 429 and "DEKAG_MAX_TOPICS" in answer.text:
             known = (await self._ask("admin", "GET", "/v1/knowledge")).json()["data"]
-            for each in self._rng.sample(known, 10):
+            for each in self._rng.sample(known, min(10, len(known))):
                 await self._ask("admin", "DELETE", f"/v1/knowledge/{each['topic']}")
                 self.counts["deleted topics"] += 1
         elif answer.status_code == 200:
             self.counts["versions"] += 1
-        else:
+        elif answer.status_code not in LATER:
             self._fail(f"a version was answered with {answer.status_code}: {answer.text[:200]}")
 
     def _topic(self, client: str) -> str:
@@ -237,14 +238,14 @@ class Week:
         answer = await self._ask("admin", "PUT", "/v1/transmission", json={"files": _encoded(files)})
         if answer.status_code == 200:
             self.counts["adapters"] += 1
-        else:
+        elif answer.status_code not in LATER:
             self._fail(f"adapters were answered with {answer.status_code}: {answer.text[:200]}")
 
     async def _teach(self, client: str) -> None:
         """A job, now and then cancelled; it must end."""
         order = {"topic": self._topic(client), **SMALL}
         answer = await self._ask(client, "POST", "/v1/knowledge", json=order)
-        if answer.status_code == 429:  # there are as many topics as there may be, until some are deleted
+        if answer.status_code in LATER:  # there are as many topics as there may be, until some are deleted
             return None
         if answer.status_code != 202:
             return self._fail(f"a job was answered with {answer.status_code}: {answer.text[:200]}")
