@@ -14,10 +14,11 @@ override URL := $(if $(strip $(URL)),$(URL),http://127.0.0.1:8080)
 override GENERATORS := $(if $(strip $(GENERATORS)),$(GENERATORS),1)
 override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
 FAULTS ?=
+MINUTES ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help install constraints world-assets up demo test test-clients notebooks test-slow test-install test-compose test-faults test-fuzz \
-  test-pictures test-trust test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
+  test-pictures test-trust test-week test-browser lint audit format proto docs docs-serve down clean results results-quick bench loadtest loadtest-compose \
   install-times release FORCE
 
 help: ## list the targets
@@ -99,8 +100,11 @@ test-fuzz: need-fuzz ## send thousands of hostile inputs; writes results/trust/f
 test-pictures: need-fuzz ## send the hostile pictures among them alone; writes results/trust/pictures.json
 	$(BIN)/python -m pytest tests/hostile/test_pictures.py --hypothesis-profile=thorough --record
 
-test-trust: need-fuzz ## attack a system of real processes; writes attacks.json and kills.json (Debian package haproxy)
+test-trust: need-fuzz ## attack a system of real processes, kill them, let a week pass; writes results/trust/ (Debian package haproxy)
 	$(BIN)/python -m pytest tests/trust -m trust --record
+
+test-week: need-fuzz ## let a week pass in an hour, or in so many minutes; writes results/trust/week.json: make test-week MINUTES=60
+	MINUTES="$(MINUTES)" $(BIN)/python -m pytest tests/trust/test_week.py -m trust --record
 
 test-browser: need-browser ## test the web page in headless Chromium (Debian package chromium)
 	$(BIN)/python -m pytest -m browser

@@ -39,6 +39,7 @@ LASTING = frozenset(
         "bench_channel_ratio",
         "counters_gap_percent",
         "soak_rss_growth_percent",
+        "soak_week_growth_percent",
         "scale_2_edges",
         "scale_4_edges",
         "upgrade_failed_requests",
@@ -268,6 +269,9 @@ FIGURES: dict[str, Figure] = {
         Figure("kills_tried", "Processes killed while they published or distilled", "kills", 1_000),
         Figure(
             "kills_residue", "Left behind, half visible, lost or revived by kills", "items", 0, _MOST
+        ),
+        Figure(
+            "soak_week_growth_percent", "Growth of memory in a week on a shifted clock", "%", 5, _MOST
         ),
         # installing
         Figure(

@@ -275,19 +275,24 @@ class DistillQueue(RedisQueue):
         return not await asyncio.to_thread(self._folders.is_claimed, job.key)
 
 
-def read_specs(folders: JobFolders) -> dict[str, dict[str, Any]]:
+def read_specs(folders: JobFolders, *, newer: bool = False) -> dict[str, dict[str, Any]]:
     """Specifications of the jobs that have not ended, by id; quarantines damaged ones.
 
     Those that a newer release has saved stay as they are.
+
+    Args:
+        folders: of all jobs.
+        newer: return those of a newer release too, which only it can run.
     """
     specs: dict[str, dict[str, Any]] = {}
     for name, text in folders.specs().items():
         if (saved := _parse_spec(name, text)) is None:
-            if fields := _newer_fields(text):
-                _log.warning("a job of a newer release waits for it", job=name, unknown=fields)
+            if (saved := _parse_newer_spec(name, text)) is None:
+                folders.quarantine_spec(name)
                 continue
-            folders.quarantine_spec(name)
-        elif not is_final(folders.record(name)):
+            if not newer:
+                continue
+        if not is_final(folders.record(name)):
             specs[name] = saved
     return specs
 
@@ -340,15 +345,17 @@ def _parse_spec(name: str, text: bytes) -> dict[str, Any] | None:
     return saved
 
 
-def _newer_fields(text: bytes) -> list[str]:
-    """The fields that this release does not know of a saved order that is valid without them."""
+def _parse_newer_spec(name: str, text: bytes) -> dict[str, Any] | None:
+    """A specification with fields that this release does not know; None if it is invalid without them."""
     with contextlib.suppress(*_NO_JOB):
-        saved = parse_json(text, "specification")
+        saved: dict[str, Any] = parse_json(text, "specification")
         unknown = saved["order"].keys() - DistillSpec.__dataclass_fields__.keys()
-        order = {name: value for name, value in saved["order"].items() if name not in unknown}
-        _check(_as_job("0" * 32, {**saved, "order": order}))
-        return sorted(unknown)
-    return []
+        order = {field: value for field, value in saved["order"].items() if field not in unknown}
+        _check(_as_job(name, {**saved, "order": order}))
+        if unknown:
+            _log.warning("a job of a newer release waits for it", job=name, unknown=sorted(unknown))
+            return saved
+    return None
 
 
 def _as_job(name: str, saved: Mapping[str, Any]) -> Job:
@@ -413,7 +420,7 @@ class Jobs:
             redis.lock(_LOCK_KEY, _LOCK_S, blocking_timeout=_LOCK_S),
         ):
             await self._restore(redis, queue)
-            specs = await self._specs()
+            specs = await self._specs(newer=True)
             if name and (known := specs.get(name) or await self._on_disk(self._folders.record, name)):
                 if {"force": False, **known["order"]} != vars(spec):  # older jobs have no force
                     raise ConflictError(
@@ -472,8 +479,8 @@ class Jobs:
         ):
             return await self._restore(redis, queue)
 
-    async def _specs(self) -> dict[str, dict[str, Any]]:
-        return await self._on_disk(read_specs, self._folders)
+    async def _specs(self, *, newer: bool = False) -> dict[str, dict[str, Any]]:
+        return await self._on_disk(read_specs, self._folders, newer=newer)
 
     async def _restore(self, redis: Redis, queue: DistillQueue) -> list[str]:
         restored: list[str] = []
@@ -527,7 +534,8 @@ class Jobs:
         """Number of jobs that are "queued" and "running"."""
 
         def count() -> dict[str, int]:
-            claimed = [self._folders.is_claimed(name) for name in read_specs(self._folders)]
+            specs = read_specs(self._folders, newer=True)
+            claimed = [self._folders.is_claimed(name) for name in specs]
             return {"queued": claimed.count(False), "running": claimed.count(True)}
 
         return await self._on_disk(count)

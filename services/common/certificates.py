@@ -190,8 +190,3 @@ def server_credentials(certificates: Certificates) -> grpc.ServerCredentials:
         fetch,  # type: ignore[arg-type]  # may return None, which the stubs do not know
         require_client_authentication=True,
     )
-
-
-def channel_credentials(files: _Files) -> grpc.ChannelCredentials:
-    """Credentials of a gRPC client."""
-    return grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)

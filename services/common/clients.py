@@ -12,7 +12,7 @@ import grpc
 from grpc import aio
 
 from services.common import security, tracing
-from services.common.certificates import TLS_DIR, Certificates, certificates_in, channel_credentials
+from services.common.certificates import TLS_DIR, Certificates, certificates_in
 from services.common.errors import SettingError, from_rpc
 from services.common.request_context import outgoing_metadata, request_id, time_remaining
 from services.common.settings import CommonSettings
@@ -111,7 +111,9 @@ class RotatingChannel(aio.Channel):
         return self._channel
 
     def _open(self) -> aio.Channel:
-        return aio.secure_channel(self._address, channel_credentials(self._files), options=self._options)
+        files = self._files
+        credentials = grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
+        return aio.secure_channel(self._address, credentials, options=self._options)
 
     def unary_unary(self, *arguments: Any, **options: Any) -> Any:
         return _Method(self, "unary_unary", arguments, options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,49 +15,31 @@ import httpx2
 import pytest
 
 from dekag.client import Client
-from services.launcher.stack import SERVICES, free_port
+from services.launcher.stack import SERVICES
+from tests.e2e.compose import ROOT, Project
 
 pytestmark = pytest.mark.compose
-ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "dekag-test"
 NAMES = ["redis", "distiller", *SERVICES]
 WRITERS = {"cloud", "distiller"}  # of the volume of knowledge
 
 
-def compose(*arguments: str, port: int = 0, check: bool = True) -> str:
-    done = subprocess.run(
-        ["docker", "compose", "--project-name", PROJECT, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"DEKAG_GATEWAY_PORT": str(port)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=check,
-    )
-    return done.stdout
+@pytest.fixture(scope="module")
+def project() -> Project:
+    return Project(PROJECT)
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(project: Project) -> Iterator[str]:
     """The running chain's gateway."""
-    if shutil.which("docker") is None:
-        pytest.fail("docker is not here")
-    port = free_port()
-    try:
-        compose("up", "--build", "--wait", "--wait-timeout", "600", port=port)
-        yield f"http://127.0.0.1:{port}"
-    except subprocess.CalledProcessError:
-        compose("logs", "--tail", "20", check=False)
-        raise
-    finally:
-        compose("down", "--volumes", "--remove-orphans", "--timeout", "40", check=False)
+    with project.running():
+        yield f"http://127.0.0.1:{project.port}"
 
 
 @pytest.fixture(scope="module")
-def containers(url: str) -> dict[str, dict[str, Any]]:
+def containers(url: str, project: Project) -> dict[str, dict[str, Any]]:
     """What the engine says of each container, by service."""
-    ids = compose("ps", "--quiet").split()
-    described = json.loads(subprocess.check_output(["docker", "inspect", *ids]))
-    return {each["Config"]["Labels"]["com.docker.compose.service"]: each for each in described}
+    return project.containers()
 
 
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
@@ -88,14 +69,14 @@ def test_a_topic_is_distilled_and_used(url: str) -> None:
     with Client(url) as client:
         image = client.image("a red car, neon style", seed=1)
     assert [each.topic for each in image.report.knowledge] == ["neon"]
-    compose("restart", "redis", port=int(url.rsplit(":", 1)[1]))
+    project("restart", "redis")
     with Client(url) as client:
         image = client.image("a red car, neon style", seed=2)
     assert [each.topic for each in image.report.knowledge] == ["neon"]
     assert call("DELETE", "/v1/knowledge/neon").status_code == 204
 
 
-def test_containers_count_what_a_load_test_sends(url: str, tmp_path: Path) -> None:
+def test_containers_count_what_a_load_test_sends(url: str, project: Project, tmp_path: Path) -> None:
     make = ["make", "INSTALL=true", f"BIN={Path(sys.executable).parent}", "loadtest-compose"]
     subprocess.run(
         [*make, "USERS=4", "DURATION=10s", "SHAPE=steady", f"REPORT={tmp_path}"],
@@ -114,16 +95,14 @@ def test_containers_count_what_a_load_test_sends(url: str, tmp_path: Path) -> No
         assert row["counted_bytes"] >= row["messages_bytes"], row
     assert 0 < counted["counters_gap_percent"] < 5, counted
     assert "as the containers counted it" in (tmp_path / "report.md").read_text()
-    assert len(compose("ps", "--quiet", "--status", "running").split()) == len(NAMES)
+    assert len(project("ps", "--quiet", "--status", "running").split()) == len(NAMES)
 
 
-def test_monitoring_fits_the_chain_and_needs_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = ["--file", "docker-compose.yml", "--file", "deploy/compose.monitoring.yml"]
-    monkeypatch.setenv("GRAFANA_PASSWORD", "")
-    with pytest.raises(subprocess.CalledProcessError):
-        compose(*both, "config", "--quiet")
-    monkeypatch.setenv("GRAFANA_PASSWORD", "secret")
-    assert set(compose(*both, "config", "--services").split()) == {*NAMES, "prometheus", "grafana"}
+def test_monitoring_fits_the_chain_and_needs_a_password(project: Project) -> None:
+    both = ("docker-compose.yml", "deploy/compose.monitoring.yml")
+    assert project.run("config", "--quiet", files=both, GRAFANA_PASSWORD="").returncode != 0
+    services = project("config", "--services", files=both, GRAFANA_PASSWORD="secret")
+    assert set(services.split()) == {*NAMES, "prometheus", "grafana"}
 
 
 def test_only_the_gateway_is_published_and_only_here(containers: dict[str, dict[str, Any]]) -> None:
@@ -145,14 +124,14 @@ def test_containers_are_restricted(containers: dict[str, dict[str, Any]]) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_process_is_root_and_nothing_can_be_written(url: str, name: str) -> None:
-    status = compose("exec", "-T", name, "cat", "/proc/1/status")
+def test_no_process_is_root_and_nothing_can_be_written(url: str, project: Project, name: str) -> None:
+    status = project("exec", "-T", name, "cat", "/proc/1/status")
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     assert "0" not in fields["Uid"].split()
     assert int(fields["CapEff"], 16) == 0
     for folder in ("/", "/app", "/usr"):
         script = f"touch {folder}/probe 2>/dev/null && echo written || echo refused"
-        assert compose("exec", "-T", name, "sh", "-c", script).strip() == "refused"
+        assert project("exec", "-T", name, "sh", "-c", script).strip() == "refused"
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "gateway"])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +17,14 @@ from dekag.profile import load_profile
 from dekag.training.tiny_models import FOREIGN, save_dummy_models
 from services.cloud.settings import CloudSettings, DistillerSettings
 from services.edge.settings import EdgeSettings
-from services.launcher.stack import free_port
 from services.user.settings import UserSettings
 from tests.chain import with_topics
+from tests.e2e.compose import Project
 
 pytestmark = pytest.mark.compose
-ROOT = Path(__file__).resolve().parents[2]
-PROJECT = "dekag-test-profile"
 LIMITS = {"cloud": 2000, "edge": 1800, "user": 1600, "distiller": 2200}  # MiB
 READERS = {*LIMITS, "gateway"}  # of the models
-GPU = ("--file", "docker-compose.yml", "--file", "deploy/compose.gpu.yml")
+GPU = ("docker-compose.yml", "deploy/compose.gpu.yml")
 
 
 @pytest.fixture(scope="module")
@@ -45,44 +40,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Project:
-    """The project of these tests, with these models."""
-
-    def __init__(self, models: Path) -> None:
-        self.port = free_port()
-        self._env = os.environ | {
-            "DEKAG_MODELS": str(models),
-            "DEKAG_PROFILE": "/models/mine",
-            "DEKAG_START_TOPICS": "",
-            "DEKAG_GATEWAY_PORT": str(self.port),
-            **{f"DEKAG_{name.upper()}_MEMORY": f"{limit}m" for name, limit in LIMITS.items()},
-        }
-
-    def __call__(self, *arguments: str, check: bool = True, env: dict[str, str] | None = None) -> str:
-        command = ["docker", "compose", "--project-name", PROJECT, *arguments]
-        return subprocess.run(
-            command, cwd=ROOT, env=self._env | (env or {}), stdout=subprocess.PIPE, text=True, check=check
-        ).stdout
-
-
 @pytest.fixture(scope="module")
 def project(models: Path) -> Project:
-    if shutil.which("docker") is None:
-        pytest.fail("docker is not here")
-    return Project(models)
+    limits = {f"DEKAG_{name.upper()}_MEMORY": f"{limit}m" for name, limit in LIMITS.items()}
+    mine = {"DEKAG_MODELS": str(models), "DEKAG_PROFILE": "/models/mine", "DEKAG_START_TOPICS": ""}
+    return Project("dekag-test-profile", mine | limits)
 
 
 @pytest.fixture(scope="module")
 def url(project: Project) -> Iterator[str]:
     """The running chain's gateway."""
-    try:
-        project("up", "--build", "--wait", "--wait-timeout", "600")
+    with project.running():
         yield f"http://127.0.0.1:{project.port}"
-    except subprocess.CalledProcessError:
-        project("logs", "--tail", "20", check=False)
-        raise
-    finally:
-        project("down", "--volumes", "--remove-orphans", "--timeout", "40", check=False)
 
 
 @pytest.mark.parametrize("delivery", ["semantic", "conventional"])
@@ -110,9 +79,7 @@ def test_a_topic_of_the_mounted_profile_is_distilled_and_used(url: str) -> None:
 def test_models_are_read_only_and_memory_limits_are_those_of_the_variables(
     url: str, project: Project
 ) -> None:
-    ids = project("ps", "--quiet").split()
-    described = json.loads(subprocess.check_output(["docker", "inspect", *ids]))
-    found = {each["Config"]["Labels"]["com.docker.compose.service"]: each for each in described}
+    found = project.containers()
     for name, limit in LIMITS.items():
         assert found[name]["HostConfig"]["Memory"] == limit * 2**20, name
         assert not found[name]["State"]["OOMKilled"], name
@@ -123,7 +90,7 @@ def test_models_are_read_only_and_memory_limits_are_those_of_the_variables(
 
 def test_the_gpu_file_reserves_devices_and_follows_the_variables(project: Project) -> None:
     def configured(**env: str) -> dict[str, Any]:
-        described = json.loads(project(*GPU, "config", "--format", "json", env=env))
+        described = json.loads(project("config", "--format", "json", files=GPU, **env))
         services: dict[str, Any] = described["services"]
         return services
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import pytest
 
 from dekag.client import Client, UnauthorizedError
 from services.gateway.api_keys import new_key
-from services.launcher.stack import SERVICES, free_port
+from services.launcher.stack import SERVICES
+from tests.e2e.compose import Project
 
 pytestmark = pytest.mark.compose
-ROOT = Path(__file__).resolve().parents[2]
-FILES = ("--file", "docker-compose.yml", "--file", "deploy/compose.secure.yml")
+FILES = ("docker-compose.yml", "deploy/compose.secure.yml")
 NAMES = ["redis", "distiller", "proxy", *SERVICES]
 USERS_OF_REDIS = ["redis", "gateway", "user", "edge", "cloud", "distiller"]
 PORTS = {name: port for name, (port, _) in SERVICES.items() if name != "gateway"}
@@ -29,49 +25,14 @@ REDIS_CLI = (
 )
 
 
-class Project:
-    """The project of the tests, with the override unless it says otherwise."""
-
-    def __init__(self, keys_file: Path) -> None:
-        self.port = free_port()
-        self._env = os.environ | {
-            "DEKAG_GATEWAY_PORT": str(self.port),
-            "DEKAG_API_KEYS_FILE": str(keys_file),
-            "DEKAG_HOSTNAMES": "box.example.org",
-        }
-
-    def __call__(
-        self, *arguments: str, files: tuple[str, ...] = FILES, **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["docker", "compose", "--project-name", "dekag-test-secure", *files, *arguments],
-            cwd=ROOT,
-            env=self._env | env,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def sh(self, service: str, script: str) -> subprocess.CompletedProcess[str]:
-        """Runs a script in a container that runs."""
-        return self("exec", "-T", service, "sh", "-c", script)
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The chain with everything on, running."""
-    if shutil.which("docker") is None:
-        pytest.fail("docker is not here")
     keys = tmp_path_factory.mktemp("keys") / "api-keys"
     keys.write_text(LINE)
-    project = Project(keys)
-    try:
-        started = project("up", "--build", "--wait", "--wait-timeout", "600")
-        if started.returncode != 0:
-            pytest.fail(f"{started.stderr[-3000:]}\n{project('logs', '--tail', '20').stdout}")
+    env = {"DEKAG_API_KEYS_FILE": str(keys), "DEKAG_HOSTNAMES": "box.example.org"}
+    with Project("dekag-test-secure", env, FILES).running() as project:
         yield project
-    finally:
-        project("down", "--volumes", "--remove-orphans", "--timeout", "40")
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +47,6 @@ def ca_file(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(project: Project) -> str:
     """Of the gateway."""
     return f"https://127.0.0.1:{project.port}"
-
-
-def inspected(project: Project) -> list[dict[str, Any]]:
-    ids = project("ps", "--all", "--quiet").stdout.split()
-    described: list[dict[str, Any]] = json.loads(subprocess.check_output(["docker", "inspect", *ids]))
-    return described
 
 
 def test_a_picture_needs_a_key(url: str, ca_file: Path) -> None:
@@ -146,17 +101,13 @@ def test_nothing_secret_is_in_environments_command_lines_and_logs(project: Proje
     secrets = [project.sh(name, "cat /credentials/redis.password").stdout for name in USERS_OF_REDIS]
     assert all(len(secret) > 40 for secret in secrets)
     assert len(set(secrets)) == len(secrets)
-    for shown in (json.dumps(inspected(project)), project("logs").stdout):
+    for shown in (json.dumps(project.containers()), project("logs")):
         assert "gateway" in shown
         assert [secret for secret in (*secrets, KEY) if secret in shown] == []
 
 
 def test_what_makes_the_credentials_may_do_little(project: Project) -> None:
-    (made,) = (
-        each
-        for each in inspected(project)
-        if each["Config"]["Labels"]["com.docker.compose.service"] == "credentials"
-    )
+    made = project.containers()["credentials"]
     host = made["HostConfig"]
     assert made["State"]["ExitCode"] == 0
     assert host["NetworkMode"] == "none"
@@ -166,21 +117,18 @@ def test_what_makes_the_credentials_may_do_little(project: Project) -> None:
 
 
 def test_credentials_stay_when_it_is_started_again(project: Project) -> None:
-    again = project("run", "--rm", "-T", "credentials")
-    assert again.returncode == 0, again.stderr
-    assert "all certificates are valid" in again.stdout
+    assert "all certificates are valid" in project("run", "--rm", "-T", "credentials")
 
 
 def test_without_keys_it_does_not_start_on_another_address(project: Project) -> None:
-    plain = ("--file", "docker-compose.yml")
     run = ("run", "--rm", "--no-deps", "-T", "gateway", "services.gateway")
-    ended = project(*run, files=plain, DEKAG_GATEWAY_BIND="0.0.0.0")
+    ended = project.run(*run, files=("docker-compose.yml",), DEKAG_GATEWAY_BIND="0.0.0.0")
     assert ended.returncode == 1
     assert "dekag key" in ended.stdout + ended.stderr
 
 
 def test_a_key_is_made_in_a_container(project: Project) -> None:
-    made = project("run", "--rm", "--no-deps", "-T", "gateway", "services.cli", "key", "bob")
+    made = project.run("run", "--rm", "--no-deps", "-T", "gateway", "services.cli", "key", "bob")
     assert made.stdout.startswith("bob:")
     assert "dekag_" not in made.stdout
     assert "dekag_" in made.stderr

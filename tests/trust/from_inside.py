@@ -18,12 +18,15 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from services.launcher.stack import METERED
 from services.proto import cloud_pb2
 from tests.trust.attack import attacks
+from tests.trust.bystander import LIMIT_S
 from tests.trust.from_other_keys import unchanged
 from tests.trust.from_outside import unique
 from tests.trust.system import ALICES, SERVED, System, metrics_context
 
 STREAMS = 530
 """More than a service takes requests."""
+OPENING_S = 5.0
+"""Longest wait until the streams that a service takes have begun, s: after 10 s it may end the first ones."""
 METHODS = {
     "user": ("gateway", "/dekag.v1.User/Receive"),
     "channel": ("user", "/dekag.v1.Downlink/Provide"),
@@ -52,6 +55,7 @@ async def hold(
         for number in range(STREAMS):
             with contextlib.suppress(grpc.RpcError):
                 calls.append(open_one(opened[number % channels]))
+        await asyncio.wait([_begin(call.wait_for_connection()) for call in calls], timeout=OPENING_S)
         await asyncio.sleep(2)
         system.forget()
         answer = await system.draw()
@@ -60,7 +64,7 @@ async def hold(
         checked = system.channel(service)
         check = health_pb2_grpc.HealthStub(checked).Check  # type: ignore[attr-defined]
         try:
-            await check(health_pb2.HealthCheckRequest(), timeout=2)
+            await check(health_pb2.HealthCheckRequest(), timeout=LIMIT_S)
         except grpc.RpcError as error:
             system.fail(f"the health of {service}: {error.code().name}")  # type: ignore[attr-defined]
         await checked.close()
@@ -149,7 +153,7 @@ async def _stolen(system: System, name: str) -> None:
     service, method, stolen = STOLEN[name.partition(" with ")[0]]
     channel = system.channel(service, stolen)
     message = cloud_pb2.DeleteKnowledgeRequest(topic=ALICES).SerializeToString()
-    call = channel.unary_stream(f"/dekag.v1.{_SERVICES[service]}/{method}")(message, timeout=20)
+    call = channel.unary_stream(f"/dekag.v1.{_SERVICES[service]}/{method}")(message, timeout=60)
     try:
         await call.read()
         system.fail("it was answered")
@@ -163,8 +167,8 @@ async def _stolen(system: System, name: str) -> None:
 _tasks: set[asyncio.Future[Any]] = set()
 
 
-def _begin(work: Any) -> None:
-    """Lets something run that nobody awaits, and whose failure nobody minds."""
+def _begin(work: Any) -> asyncio.Future[Any]:
+    """Lets something run whose failure nobody minds."""
     task = asyncio.ensure_future(work)
     _tasks.add(task)
 
@@ -174,6 +178,7 @@ def _begin(work: Any) -> None:
             task.exception()
 
     task.add_done_callback(done)
+    return task
 
 
 async def scrape(system: System, service: str, **headers: str) -> tuple[int, str]:
@@ -184,7 +189,7 @@ async def scrape(system: System, service: str, **headers: str) -> tuple[int, str
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(url, headers=given)
         try:
-            with urllib.request.urlopen(request, timeout=5, context=metrics_context(system)) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=LIMIT_S, context=metrics_context(system)) as answer:  # noqa: S310
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, ""
@@ -247,7 +252,10 @@ async def _labels(system: System, name: str) -> None:
     services = ("gateway", "user", "edge", "cloud")
 
     async def series() -> int:
-        return sum([(await scrape(system, each))[1].count("\ndekag_") for each in services])
+        found = [await scrape(system, each) for each in services]
+        if any(status != 200 for status, _ in found):
+            system.fail("metrics were not served")
+        return sum(text.count("\ndekag_") for _, text in found)
 
     await system.draw()  # so that the usual ones are there
     before = await series()

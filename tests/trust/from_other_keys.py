@@ -165,10 +165,10 @@ async def _job(system: System, name: str) -> None:
     else:
         ends = {"look at it": "", "look at its preview": "/preview", "watch it": "/events"}
         system.expect(await system.ask("bob", "GET", path + ends[name]), *REFUSED, what=name)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 300
     while (state := (await system.ask("alice", "GET", path)).json()).get("status") not in _OVER:
         if time.monotonic() > deadline:
-            return system.fail(f"alice's job is {state.get('status', state)} after 180 s")
+            return system.fail(f"alice's job is {state.get('status', state)} after 300 s")
         await asyncio.sleep(0.3)
     if name == "publish its topic before it ends":  # whose topic it is was decided when bob published it
         owner = (await system.ask("bob", "GET", f"/v1/knowledge/{topic}")).status_code == 200
@@ -275,7 +275,7 @@ async def _costly(system: System, name: str) -> None:
     """A key that may send 12 requests a minute must not send 12 of the costliest."""
     number = list(COSTLY).index(name.removeprefix("ask for "))
     body = {"prompt": "a dog", **COSTLY[name.removeprefix("ask for ")]}
-    accepted = 0
+    accepted, start = 0, time.monotonic()
     async with system.client(f"limited-{number}") as client:
         for seed in range(7):
             answer = await client.post("/v1/images/generations", json={**body, "seed": 100 * seed})
@@ -284,7 +284,7 @@ async def _costly(system: System, name: str) -> None:
             if answer.status_code >= 400:
                 return system.fail(f"answered with {answer.status_code}: {answer.text[:200]}")
             accepted += 1
-    if accepted > 4:
+    if accepted > 4 * (1 + (time.monotonic() - start) // 60):  # what it may send is counted by the minute
         system.fail(f"{accepted} costly requests were accepted like cheap ones")
     return None
 

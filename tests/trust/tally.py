@@ -25,14 +25,15 @@ class Tally:
         self._kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._slowest_health_s = 0.0
 
-    def note(self, attack: Attack, problems: Sequence[str], slowest_health_s: float) -> None:
-        """An attack was tried; it has worked if there are problems."""
+    def note(self, attack: Attack, problems: Sequence[str], slowest_health_s: float, tries: int) -> None:
+        """An attack was tried so many times; it has worked if there were problems the last time."""
         self._slowest_health_s = max(self._slowest_health_s, slowest_health_s)
         self._kinds[attack.kind].append(
             {
                 "attack": attack.name,
                 "slowest_health_s": round(slowest_health_s, 3),
                 "problems": list(problems),
+                "tries": tries,
             }
         )
 

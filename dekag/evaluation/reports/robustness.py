@@ -14,7 +14,7 @@ RECOVERY_S = 10.0
 
 
 def run_of(results: Path, name: str) -> Row:
-    """What a run wrote: "faults", "fuzz", "pictures", "kills" or "attacks"."""
+    """What a run wrote: "faults", "fuzz", "pictures", "kills", "week" or "attacks"."""
     found: Row = read_measured(results / "trust" / f"{name}.json")
     return found
 
@@ -104,10 +104,47 @@ def kills_table(results: Path) -> Lines:
     return table([*header, "residue", "half visible", "lost", "wrong"], lines, words=(0,))
 
 
+def _week_values(found: Row) -> dict[str, str]:
+    counts = found["counts"]
+    jobs = [counts.get(f"jobs, {status}", 0) for status in ("finished", "cancelled")]
+    return {
+        "week_minutes": f"{found['seconds'] / 60:.0f} min",
+        "week_speed": f"{found['speed']:,.0f}",
+        "week_images": f"{counts['images']:,}",
+        "week_jobs": f"{sum(jobs):,}",
+        "week_cancelled": f"{jobs[1]:,}",
+        "week_versions": f"{counts['versions']:,}",
+        "week_adapters": f"{counts['adapters']:,}",
+        "week_keys": f"{counts['keys']:,}",
+        "week_refused": f"{counts['refused requests']:,}",
+        "week_full": str(len(_full(found))),
+        "week_problems": str(len(found["problems"])),
+        "week_files": f"{found['growth_percent']['files']:+.1f} %",
+        "week_load": f"{found['load_average']:.0f}",
+        "week_commit": found["commit"],
+        "week_date": found["date"],
+    }
+
+
+def _full(found: Row) -> Lines:
+    """Stores that hold more than they may at the end."""
+    return [name for name, store in found["stores"].items() if store["end"] > store["quota"]]
+
+
+def week_table(results: Path) -> Lines:
+    """How full each store was at the start, at most and at the end of the week, and its quota."""
+    lines = [
+        [name, *(f"{store[each]:,g}" for each in ("quota", "start", "most", "end"))]
+        for name, store in run_of(results, "week")["stores"].items()
+    ]
+    return table(["store", "quota", "start", "most", "end"], lines, words=(0,))
+
+
 def _attack_values(found: Row) -> dict[str, str]:
     return {
         "attacks": str(found["tried"]),
         "attacks_worked": str(found["worked"]),
+        "attacks_again": str(sum(each["tries"] > 1 for kind in found["kinds"].values() for each in kind)),
         "attacks_slowest_health_s": f"{found['slowest_health_s']:.2f} s",
         "attacks_load": f"{found['load_average']:.0f}",
         "attacks_commit": found["commit"],
@@ -223,6 +260,7 @@ _VALUES = {
     "fuzz": _fuzz_values,
     "pictures": _picture_values,
     "kills": _kill_values,
+    "week": _week_values,
     "attacks": _attack_values,
 }
 
@@ -237,6 +275,7 @@ REPORT = Report(
         "fuzz": fuzz_table,
         "pictures": pictures_table,
         "kills": kills_table,
+        "week": week_table,
         "attacks": attacks_table,
         "worked": worked_table,
     },

@@ -121,6 +121,32 @@ async def test_a_client_cannot_fill_the_queue(
         await order("ufo", "x" * 65)
 
 
+async def test_jobs_of_a_newer_release_count_as_unfinished(
+    start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
+) -> None:
+    order = {**KEPT["order"], "topic": "snail", "later": 1}
+    JobFolders(data_dir).save_spec("1" * 32, json.dumps({**KEPT, "order": order, "client": "alice"}))
+    given = {"port": 0, "redis_url": redis_url, "profile": str(dummy_profile), "data_dir": data_dir}
+    for limits, client, refusal in (
+        ({"max_client_jobs": 1}, "alice", "1 jobs of this client wait or run"),
+        ({"max_jobs": 1}, "bob", "1 jobs wait or run"),
+        ({"max_topics": 1}, "bob", "1 topics, which is the limit"),
+    ):
+        servicer = CloudServicer(CloudSettings(**given, **limits))
+        request = DistillRequest(topic="crown", client=client, **SMALL)
+        cloud = CloudStub(
+            connect(await start(servicer, add_CloudServicer_to_server, CloudSettings(**given, **limits)))
+        )
+        with pytest.raises(ExhaustedError, match=refusal):
+            await clients.call(cloud.Distill, request, "cloud")
+        assert await servicer._jobs.unfinished() == {"queued": 1, "running": 0}
+        if "max_topics" in limits:
+            request.topic = "snail"
+            with pytest.raises(ConflictError, match="already distilling topic 'snail'"):
+                await clients.call(cloud.Distill, request, "cloud")
+        await servicer.close()
+
+
 async def test_a_key_sees_its_own_latest_jobs_among_many_of_others(
     start: Start, connect: Connect, dummy_profile: Path, redis_url: str, data_dir: Path
 ) -> None:
