@@ -928,7 +928,7 @@ class SemanticLink:
             InvalidInputError: names the argument that has another shape or range.
             NumericalError: a value is not finite.
         """
-        from dekag.pictures import Picture, Tiling, find_pictures
+        from dekag.pictures import Picture, find_pictures
 
         if restoration not in ("none", "denoiser"):
             raise InvalidInputError("restoration", "none or denoiser", restoration)
@@ -936,7 +936,7 @@ class SemanticLink:
         if not isinstance(picture, Picture):
             picture = find_pictures(picture).pictures[0].read()
         link = conditions or LinkConditions()
-        tiling = Tiling.of(picture.width, picture.height, self._tile_side)
+        tiling = self._tiling(picture)
         latents = self._latents_of(tiling.split(picture.pixels))
         shape = _shape(latents)
         rate = self.sender.tiles_rate(link, shape, tiling, cbr=cbr, target_psnr_db=target_psnr_db)
@@ -1011,10 +1011,11 @@ class SemanticLink:
         timestep = self.receiver.timestep(reception, conditions, source_values=values)
         return Restorer(self.generator).restore(latents, prompt, timestep=timestep, seeds=[seed])
 
-    @property
-    def _tile_side(self) -> int:
-        """The longest side of a picture's tile, pixels."""
-        return self.generator.size
+    def _tiling(self, picture: Picture) -> Tiling:
+        """How a picture is cut."""
+        from dekag.pictures import Tiling
+
+        return Tiling.of(picture.width, picture.height, self.generator.size)
 
     def _latents_of(self, tiles: Pixels) -> torch.Tensor:
         """What is sent of tiles (n, height, width, 3) uint8."""
@@ -1053,12 +1054,10 @@ class PixelLink(SemanticLink):
 
     Args:
         codec: of pixels; encodes and decodes.
-        size: the longest side of a tile, pixels.
     """
 
-    def __init__(self, codec: PixelCodec, size: int) -> None:
+    def __init__(self, codec: PixelCodec) -> None:
         super().__init__(codec)
-        self._size = size
 
     @classmethod
     def load(cls, profile: Profile | Path | str = "stickers", *, aligned: bool = True) -> Self:
@@ -1081,11 +1080,12 @@ class PixelLink(SemanticLink):
         models = profile if isinstance(profile, Profile) else load_profile(profile, check_models=True)
         if models.pixel_codec is None:
             raise NotFoundError("the profile names no pixel_codec")
-        return cls(PixelCodec.load(models.pixel_codec), models.size)
+        return cls(PixelCodec.load(models.pixel_codec))
 
-    @property
-    def _tile_side(self) -> int:
-        return self._size
+    def _tiling(self, picture: Picture) -> Tiling:
+        from dekag.pictures import Tiling
+
+        return Tiling.of_pixels(picture.width, picture.height)
 
     def _latents_of(self, tiles: Pixels) -> torch.Tensor:
         from dekag.pixel_codec import from_pixels

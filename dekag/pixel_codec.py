@@ -3,7 +3,7 @@
 A convolutional network at both ends, as in DeepJSCC (Bourtsoulatze, Burth Kurka and Gündüz 2019), that knows
 rate and channel as in ADJSCC (Xu et al. 2022): scales and shifts of its features are functions of the
 condition. Layers and sizes are our choice. As in the codec of latents, any prefix of its symbols is a valid
-transmission, and symbols are points of a constellation that suits the SNR.
+transmission. As in these works, symbols are any complex numbers, not points of a constellation.
 """
 
 from __future__ import annotations
@@ -20,17 +20,15 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from dekag.cala.conditions import CONDITION_FEATURES, RATE_CENTRES, rate_and_snr_db
+from dekag.api.limits import CELL
+from dekag.cala.conditions import CONDITION_FEATURES, RATE_CENTRES
 from dekag.codec.batch_invariance import Conv2d
-from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols
-from dekag.codec.jscc import BITS_PER_SYMBOL, MODULATIONS, Modulation, modulation_for
+from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
+from dekag.codec.jscc import BITS_PER_SYMBOL, MODULATIONS, Modulation
 from dekag.errors import InvalidInputError
 from dekag.generation.loading import folder_hash
 
 PixelShape = tuple[int, int, int]
-CELL = 8
-"""Pixels for each position of the symbols, along each side; sides of pictures are multiples of it."""
-
 OCTAVES = 4
 """The rates of the training span so many factors of two below the highest one."""
 
@@ -166,8 +164,8 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return codec
 
     def modulation_at(self, snr_db: float) -> Modulation:
-        """The constellation that is used where none is asked for, at a reported SNR in dB."""
-        return modulation_for(snr_db)
+        """The constellation that is used where none is asked for: none at any SNR."""
+        return "unquantised"
 
     def max_channel_uses(self, shape: PixelShape) -> int:
         """The most symbols that a picture of (3, height, width) can be sent with."""
@@ -177,7 +175,7 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def features(
         self, pictures: torch.Tensor, channel_uses: Sequence[int], condition: torch.Tensor
     ) -> torch.Tensor:
-        """Symbols before quantisation: (batch, 3, h, w) -> (batch, K) complex64, zero-padded, mean power 1.
+        """Pictures (batch, 3, h, w) -> symbols (batch, K) complex64, mean power 1 each, zero-padded.
 
         Args:
             pictures: (batch, 3, h, w) in [-1, 1].
@@ -197,16 +195,6 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 raise InvalidInputError("channel_uses", f"between 1 and {most}", count)
         values = self.encoder(pictures, _known(channel_uses, most, condition)).float()
         return padded_unit_power(to_symbols(values)[:, : max(channel_uses)], channel_uses)
-
-    def quantize(
-        self, features: torch.Tensor, channel_uses: Sequence[int], modulations: Sequence[Modulation]
-    ) -> torch.Tensor:
-        """Features (batch, K) as points of each row's constellation, scaled to mean power 1."""
-        rows = [
-            row if name == "unquantised" else quantize_to_qam(row, BITS_PER_SYMBOL[name])
-            for row, name in zip(features, modulations, strict=True)
-        ]
-        return padded_unit_power(torch.stack(rows), channel_uses)
 
     def reconstruct(
         self,
@@ -245,7 +233,7 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             latents: the pictures, in [-1, 1].
             channel_uses: of each picture.
             condition: (batch, C), `condition_vector(..., at="sender")` of each.
-            modulation: the constellation; default: by the condition's SNR.
+            modulation: a constellation whose nearest points are sent; default: none.
             text: ignored.
 
         Raises:
@@ -257,8 +245,9 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             raise InvalidInputError("channel_uses and condition", f"{len(latents)} each", len(channel_uses))
         rows = []
         for picture, count, known in zip(latents.split(1), channel_uses, condition.split(1), strict=True):
-            chosen = modulation or modulation_for(float(rate_and_snr_db(known)[1]))
-            symbols = self.quantize(self.features(picture, [count], known), [count], [chosen])
+            symbols = self.features(picture, [count], known)
+            if modulation is not None and modulation != "unquantised":
+                symbols = unit_power(quantize_to_qam(symbols, BITS_PER_SYMBOL[modulation]))
             rows.append(F.pad(symbols, (0, max(channel_uses) - count)))
         return torch.cat(rows)
 

@@ -23,6 +23,7 @@ MAX_SEEDS = 64
 """Images per request to the cloud."""
 MIN_PIXELS, MAX_PIXELS = 64, 1024
 PIXEL_STEP = 32
+CELL, PIXELS_TILE = 8, 512  # of the codec of pixels: sides are multiples of, and at most of a tile, pixels
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
 MAX_CBR = 1 / 6
 MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0

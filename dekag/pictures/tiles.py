@@ -1,8 +1,9 @@
 """A picture of any size as tiles of a size that autoencoder and codec take. Imports no torch.
 
 The picture is cut into the fewest columns and rows of at most the profile's size, all tiles of one size, a
-multiple of 32 pixels. What is missing at the right and at the bottom is filled by repeating the last column
-and row; the receiver cuts it off again. Nothing is resized.
+multiple of 32 pixels; for a codec of pixels, of at most 512 pixels, a multiple of 8. What is missing at the
+right and at the bottom is filled by repeating the last column and row; the receiver cuts it off again.
+Nothing is resized.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from dekag.api.limits import PIXEL_STEP
+from dekag.api.limits import CELL, PIXEL_STEP, PIXELS_TILE
 from dekag.generation.images import Pixels
 
 
@@ -42,15 +43,21 @@ class Tiling:
     tile_height: int
 
     @classmethod
-    def of(cls, width: int, height: int, size: int) -> Self:
+    def of(cls, width: int, height: int, size: int, step: int = PIXEL_STEP) -> Self:
         """The tiling of a picture.
 
         Args:
             width, height: of the picture, pixels, at least 1.
-            size: largest side of a tile, a multiple of 32.
+            size: largest side of a tile, a multiple of `step`.
+            step: sides of tiles are multiples of it, pixels.
         """
         columns, rows = -(-width // size), -(-height // size)
-        return cls(width, height, columns, rows, _side(width, columns), _side(height, rows))
+        return cls(width, height, columns, rows, _side(width, columns, step), _side(height, rows, step))
+
+    @classmethod
+    def of_pixels(cls, width: int, height: int) -> Self:
+        """The tiling of a picture for a codec of pixels, which takes larger tiles than an autoencoder."""
+        return cls.of(width, height, PIXELS_TILE, CELL)
 
     @property
     def count(self) -> int:
@@ -96,6 +103,6 @@ class Tiling:
         return f"{text}, padded from {self.width}x{self.height} to {width}x{height}"
 
 
-def _side(pixels: int, parts: int) -> int:
-    """The side of each of some equal parts that together cover so many pixels."""
-    return -(-pixels // (parts * PIXEL_STEP)) * PIXEL_STEP
+def _side(pixels: int, parts: int, step: int) -> int:
+    """The side, a multiple of `step`, of each of some equal parts that together cover so many pixels."""
+    return -(-pixels // (parts * step)) * step

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from dekag.codec.jscc import modulation_for
+from dekag.api.limits import CELL
 from dekag.link.conditions import LinkConditions
 from dekag.link.interleaver import interleaver
 from dekag.link.training_channel import draw_channels, pass_through
 from dekag.pictures import PictureFolder
 from dekag.pipeline import SemanticLink
-from dekag.pixel_codec import CELL, OCTAVES, PixelCodec
-from dekag.training.cala import COMMITMENT, ERROR_FLOOR, draw_conditions
+from dekag.pixel_codec import OCTAVES, PixelCodec
+from dekag.training.cala import ERROR_FLOOR, draw_conditions
 from dekag.training.codec import END_SHARE
 from dekag.training.loop import TrainingRun
 from dekag.training.muon import Muon
@@ -117,13 +117,13 @@ def train_pixels(
     learning_rate: float = LEARNING_RATE,
     bf16: bool = False,
     show: bool = True,
-    codec: PixelCodec | None = None,
+    start: PixelCodec | None = None,
 ) -> PixelCodec:
     """Train on squares of several sources, in equal parts, resuming from `folder`; the averaged codec.
 
     Channels are drawn as for adapters (`draw_conditions`), rates log-uniformly over OCTAVES factors of two,
     with END_SHARE of the squares at each end. The loss is the mean logarithm of each square's squared error,
-    as errors differ by condition, with the straight-through gradient for quantisation.
+    as errors differ by condition.
 
     Args:
         folder: folder of the checkpoints.
@@ -134,10 +134,10 @@ def train_pixels(
         learning_rate: peak learning rate.
         bf16: run the convolutions in bfloat16.
         show: show a progress bar.
-        codec: go on from a copy of this codec; default: a new one.
+        start: go on from a copy of this codec; default: from random weights.
     """
     torch.manual_seed(seed)
-    model = copy.deepcopy(codec) if codec is not None else PixelCodec()
+    model = copy.deepcopy(start) if start is not None else PixelCodec()
     model.requires_grad_(True).train().to(memory_format=torch.channels_last)
     matrices = [p for p in model.parameters() if p.ndim in (2, 4)]
     others = [p for p in model.parameters() if p.ndim not in (2, 4)]
@@ -179,15 +179,12 @@ def loss_of(
     )
     known = conditions.features()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        features = codec.features(clean, uses, known)
-    modulations = [modulation_for(snr_db) for snr_db in conditions.snr_db.tolist()]
-    symbols = codec.quantize(features.detach(), uses, modulations)
-    straight = features + (symbols - features).detach()
-    unsent = torch.arange(straight.shape[1])
+        symbols = codec.features(clean, uses, known)
+    unsent = torch.arange(symbols.shape[1])
     order = torch.stack([torch.cat([interleaver(each), unsent[each:]]) for each in uses])
     equalised = pass_through(
         channels,
-        straight.gather(1, order),
+        symbols.gather(1, order),
         torch.tensor(uses),
         generator,
         zero_forcing=conditions.zero_forcing,
@@ -195,11 +192,7 @@ def loss_of(
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         received = codec.reconstruct(equalised, shape, uses, conditions.features(channels.block_snr_db))
     error = ((received - clean) / 2).square().mean(dim=(1, 2, 3))
-    commitment = (features - symbols).abs().square().mean()
-    return {
-        "loss": (error + ERROR_FLOOR).log().mean() + COMMITMENT * commitment,
-        "psnr_db": -10 * error.log10().mean(),
-    }
+    return {"loss": (error + ERROR_FLOOR).log().mean(), "psnr_db": -10 * error.log10().mean()}
 
 
 def delivered_psnr_db(codec: PixelCodec, pictures: Sequence[Pixels], cbr: float, snr_db: float) -> float:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumValueDescriptor
 
     from dekag.link.digital import ModulationAndCoding
+    from dekag.pictures import Tiling
     from dekag.profile import Profile
 
 
@@ -148,6 +149,19 @@ class DeliveryRequest:
     def source_values(self) -> int:
         """3 * width * height: the denominator of the channel bandwidth ratio."""
         return 3 * self.width * self.height
+
+
+def tiling_of(request: DeliveryRequest, width: int, height: int, size: int) -> Tiling:
+    """How the picture of a request is cut: the same at both ends.
+
+    Args:
+        request: for the picture.
+        width, height: of the picture, pixels.
+        size: of the profile's images, pixels.
+    """
+    from dekag.pictures import Tiling
+
+    return Tiling.of_pixels(width, height) if request.delivery == "pixels" else Tiling.of(width, height, size)
 
 
 def size_from_proto(message: _Sized, profile: Profile) -> tuple[int, int]:

@@ -565,11 +565,11 @@ class EdgeServicer(DownlinkServicer):
         from dekag.generation.images import to_png
         from dekag.generation.models import LatentEncoder
         from dekag.metrics.image import psnr_db
-        from dekag.pictures import Tiling, read_picture
+        from dekag.pictures import read_picture
         from dekag.pixel_codec import from_pixels
 
         picture = read_picture(request.picture or b"", max_pixels=MAX_PICTURE_PIXELS)
-        tiling = Tiling.of(picture.width, picture.height, self._profile.size)
+        tiling = converters.tiling_of(request, picture.width, picture.height, self._profile.size)
         png = to_png(picture.pixels) if request.measure else b""
         if not request.jscc:
             return _OpenedPicture(picture, png, tiling)

@@ -218,8 +218,6 @@ class UserServicer(UserBase):
         self, transmission: Transmission, request: DeliveryRequest
     ) -> tuple[DeliveryRequest, Tiling | None]:
         """The request with the size of its picture, and how that is cut; unchanged and None without one."""
-        from dekag.pictures import Tiling
-
         header = transmission.header
         if (request.picture is not None) != header.HasField("picture"):
             raise FrameError(f"a header {'with' if request.picture is None else 'without'} a picture's size")
@@ -229,7 +227,7 @@ class UserServicer(UserBase):
         if not 0 < width * height <= MAX_PICTURE_PIXELS:
             raise FrameError(f"a picture of {width}x{height} pixels")
         sized = replace(request, width=width, height=height)
-        return sized, Tiling.of(width, height, self._profile.size)
+        return sized, converters.tiling_of(request, width, height, self._profile.size)
 
     def _check(self, transmission: Transmission, request: DeliveryRequest, tiling: Tiling | None) -> None:
         header = transmission.header

@@ -198,7 +198,7 @@ async def test_a_picture_as_pixels_over_rest(client: httpx2.AsyncClient) -> None
     body = {"picture": encoded(drawn(100, 60)), "delivery": "pixels", "seed": 7, "link": {"cbr": 1 / 24}}
     (image,) = (await client.post(URL, json=body)).json()["data"]
     report = image["link_report"]
-    assert (report["delivery"], report["modulation"]) == ("pixels", "qam256")
+    assert (report["delivery"], report["modulation"]) == ("pixels", "unquantised")
     assert report["channel_uses"] == round(3 * 100 * 60 / 24)
     assert report["picture"]["autoencoder_psnr_db"] is None
     assert from_bytes(base64.b64decode(image["b64_json"])).shape == (60, 100, 3)

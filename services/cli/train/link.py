@@ -323,6 +323,13 @@ def pixels(
     seed: TrainingSeed = 1,
     profile: World = "stickers",
     pictures: Images = SCENES,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of a codec of pixels to go on from, for --steps more. Default: random weights.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
     threads: Threads = 1,
     workers: Renderers = 2,
     bf16: Bf16 = False,
@@ -332,6 +339,7 @@ def pixels(
     """Train the codec of pixels over random channels: on photographs, the profile's world and textures."""
     use_threads(threads)
     from dekag.pictures import find_pictures
+    from dekag.pixel_codec import PixelCodec
     from dekag.training.data import rendered_scenes
     from dekag.training.pixels import (
         delivered_psnr_db,
@@ -353,7 +361,11 @@ def pixels(
     scenes = rendered_scenes(runs / "cache", "train", pictures, world=world_of(profile), workers=workers)
     sources = [squares_of(training), squares_of(scenes), textures]
     run = runs / profile / "pixels"
-    model = train_pixels(run, sources, steps=steps, seed=seed, bf16=bf16)
+    before = None
+    if start is not None:
+        before = PixelCodec.load(start)
+        run = run.with_name(f"pixels-{before.base_hash[:12]}")  # not to go on with another training
+    model = train_pixels(run, sources, steps=steps, seed=seed, bf16=bf16, start=before)
     quality = {
         f"psnr_db_of_photographs_at_1/{round(1 / cbr)}_and_{snr_db:g}_db": delivered_psnr_db(
             model, held_out, cbr, snr_db
@@ -361,7 +373,7 @@ def pixels(
         for cbr in (1 / 6, 1 / 24, 1 / 96)
         for snr_db in (0.0, 10.0, 20.0)
     }
-    save_model(model, target, run, quality, seed)
+    save_model(model, target, run, quality, seed, earlier_record(start))
 
 
 def cala(

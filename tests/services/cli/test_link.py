@@ -74,7 +74,7 @@ def test_pixels_are_sent_without_the_autoencoder(folder: Path, tmp_path: Path, d
     )
     done = link(folder, *words)
     assert done.exit_code == 0, done.output
-    assert "a.png: 2 tiles of 128x64, padded from 200x60 to 256x64" in done.output
+    assert "a.png: 1 tile of 200x64, padded from 200x60 to 200x64" in done.output
     assert "limit: PSNR of the autoencoder" not in done.output
     found = rows(tmp_path / "out")
     assert [row["autoencoder_psnr_db"] for row in found] == [None, None]
