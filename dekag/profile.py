@@ -104,7 +104,7 @@ class Profile(BaseModel):
     )
     pixel_codec: str | None = Field(
         default=None,
-        description="Folder of the codec that sends pictures as pixels, for `dekag link`. Default: none.",
+        description="Folder of the codec that sends pictures as pixels. Default: none.",
     )
     knowledge: str | None = Field(
         default=None,

@@ -23,9 +23,11 @@ MAX_SEEDS = 64
 """Images per request to the cloud."""
 MIN_PIXELS, MAX_PIXELS = 64, 1024
 PIXEL_STEP = 32
-CELL, PIXELS_TILE = 8, 512  # of the codec of pixels: sides are multiples of, and at most of a tile, pixels
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
+CELL, PIXELS_TILE = 8, 512
+"""Of the codec of pixels: what sides are multiples of, and the longest side of a tile, pixels."""
 MAX_CBR = 1 / 6
+"""Of the codec of pixels; a codec of latents sends less."""
 MIN_TARGET_PSNR_DB, MAX_TARGET_PSNR_DB = 5.0, 60.0
 MAX_STEPS, MAX_GUIDANCE_SCALE, MAX_ADAPTER_SCALE = 100, 20.0, 2.0
 """Of the sampling of an image; see `dekag.generation.request.Sampling`."""

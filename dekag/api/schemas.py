@@ -166,7 +166,8 @@ class LinkRequest(_NullIsAbsent, LinkConditions):
         Annotated[float, Field(gt=0.0, le=limits.MAX_CBR)] | Literal["auto"], BeforeValidator(_check_cbr)
     ] = Field(
         default=1 / 96,
-        description="Channel bandwidth ratio, channel uses / (3 * width * height); semantic deliveries only. "
+        description="Channel bandwidth ratio, channel uses / (3 * width * height); not of conventional "
+        "delivery. A codec of latents sends at most at its own highest rate, the shipped one at 1/96. "
         '"auto": the smallest that is expected to reach target_psnr_db at the SNR reported to the sender; '
         'delivery "semantic" only.',
         examples=[1 / 96, "auto"],
@@ -633,7 +634,7 @@ class LinkReport(_Response):
     )
     modulation: _ModulationName | None = Field(
         default=None,
-        description="Constellation of the symbols; semantic deliveries only.",
+        description="Constellation of the symbols; not of conventional delivery.",
         examples=["qam64"],
     )
     side_information: _SideInformationName | None = Field(

@@ -11,7 +11,7 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 """Steps of this fraction of a circle spread points more evenly than any other (Weyl's sequence)."""
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)  # up to a megabyte each
 def interleaver(count: int) -> torch.Tensor:
     """(count,) int64: which symbol is sent at each place; its own inverse is `argsort`.
 

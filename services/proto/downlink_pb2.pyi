@@ -388,11 +388,11 @@ class ProvideRequest(_message.Message):
     """pixels"""
     delivery: Global___Delivery.ValueType
     cbr: _builtins.float
-    """channel uses / (3 * width * height); semantic deliveries only; unset with target_psnr_db"""
+    """channel uses / (3 * width * height); not conventional; unset with target_psnr_db"""
     measure: _builtins.bool
     """also send a Reference, so that the receiver can be evaluated"""
     modulation: Global___Modulation.ValueType
-    """semantic deliveries only; unspecified: by the reported SNR, or as trained"""
+    """not conventional; unspecified: by the reported SNR, or as trained"""
     target_psnr_db: _builtins.float
     """dB; the sender uses the smallest rate that it expects to reach this PSNR at the reported SNR. DELIVERY_SEMANTIC
     only.
@@ -810,7 +810,7 @@ class TransmissionReport(_message.Message):
     cached: _builtins.bool
     """whether the latent or the image came from a cache"""
     modulation: Global___Modulation.ValueType
-    """semantic deliveries only"""
+    """not conventional"""
     side_information: Global___SideInformation.ValueType
     """semantic deliveries only"""
     expected_psnr_db: _builtins.float

@@ -331,7 +331,7 @@ class LinkReport(_message.Message):
     pilot_uses: _builtins.int
     """Channel uses spent on pilots, over all hops."""
     modulation: _downlink_pb2.Modulation.ValueType
-    """Constellation of the symbols; semantic deliveries only."""
+    """Constellation of the symbols; not of conventional delivery."""
     side_information: _downlink_pb2.SideInformation.ValueType
     """What the codec knew besides the symbols: prompt, or none if it reads no prompts or was not to. Semantic deliveries
     only.

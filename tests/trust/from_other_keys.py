@@ -277,7 +277,7 @@ async def _costly(system: System, name: str) -> None:
     body = {"prompt": "a dog", **COSTLY[name.removeprefix("ask for ")]}
     accepted, start = 0, time.monotonic()
     async with system.client(f"limited-{number}") as client:
-        for seed in range(7):
+        for seed in range(13):
             answer = await client.post("/v1/images/generations", json={**body, "seed": 100 * seed})
             if answer.status_code == 429:
                 break

@@ -13,6 +13,7 @@ import re
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from redis import Redis
@@ -32,7 +33,7 @@ _STORE = re.compile(r'^dekag_store_(items|limit)\{store="(\w+)"\} (\S+)$', re.MU
 def shift(data: Path, redis: Redis, seconds: float) -> None:
     """Makes what is stored in the data folder and in Redis older by so many seconds."""
     for top in data.iterdir():
-        for path in () if top.name in _DATED_BY_CONTENT else (top, *top.rglob("*")):
+        for path in () if top.name in _DATED_BY_CONTENT else _inside(top):
             with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                 stat, nanoseconds = path.stat(), round(seconds * 1e9)
                 os.utime(path, ns=(stat.st_atime_ns - nanoseconds, stat.st_mtime_ns - nanoseconds))
@@ -45,6 +46,11 @@ def shift(data: Path, redis: Redis, seconds: float) -> None:
         if left_ms > 0:  # else it is kept for good, or gone
             writing.pexpire(key, max(1, round(left_ms - 1000 * seconds)))
     writing.execute()
+
+
+def _inside(top: Path) -> list[Path]:
+    """A path and all below it; what is deleted meanwhile may be among them."""
+    return [top, *(Path(folder, name) for folder, *names in os.walk(top) for name in chain(*names))]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tests.chain import QUALITY, adapters
 
 pytestmark = pytest.mark.trust
 ROOT = Path(__file__).resolve().parents[2]
-LAST_RELEASE = "e886d6ba2e4c0d01fd347418ac8df23306902003"
+LAST_RELEASE = "e886d6ba"
 """Tag or commit of the last release."""
 MIXTURES: Mapping[str, tuple[str, ...]] = {
     "gateway": ("gateway",),

@@ -327,5 +327,5 @@ def test_week(dummy_profile: Path, tmp_path: Path, request: pytest.FixtureReques
         REPORT.write()
     assert not week.problems
     assert not over, "above the quota"
-    assert week.counts["jobs, finished"]
-    assert week.counts["images"]
+    for what in ("jobs, finished", "images", "versions", "adapters", "refused requests"):
+        assert week.counts[what], f"no {what}"

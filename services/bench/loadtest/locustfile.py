@@ -80,7 +80,7 @@ class Run:
         self.in_flight = Group()  # outlives the users, so that a shape can take them away at once
         self.start = time.monotonic()
         self.load_s = 0.0
-        self.project = ComposeProject(options.compose_project) if options.compose_project else None
+        self.project: ComposeProject | None = None  # of the process that writes the report
         self.before: Snapshot | None = None
 
     def traffic(self) -> tuple[list[str] | None, dict[str, Any] | None]:
@@ -288,7 +288,8 @@ def _begin(environment: Environment, **_: Any) -> None:
                 environment.runner.quit()
             run.indices = count(index, generators)
             return
-        if run.project is not None:
+        if environment.parsed_options.compose_project:
+            run.project = ComposeProject(environment.parsed_options.compose_project)
             with contextlib.suppress(*ENGINE_ERRORS, ValueError):  # the report says so
                 run.before = run.project.snapshot()
 
@@ -314,7 +315,9 @@ def _take_answers(environment: Environment, msg: Any, **_: Any) -> None:
         run.bodies[answer["request_id"]] = body
 
 
-def _send_answers(runner: WorkerRunner) -> None:
+def _send_answers(runner: WorkerRunner, generators: int) -> None:
+    if runner.worker_index >= generators:  # one too many, which has no part in the report
+        return
     run = _Current.run
     rows = [(asdict(answer), run.bodies[answer.request_id]) for answer in run.answers]
     for first in range(0, len(rows), ANSWERS_AT_ONCE):
@@ -335,7 +338,7 @@ def _report(environment: Environment, **_: Any) -> None:
     run, console, generators = _Current.run, Console(), 1
     run.in_flight.join()
     if isinstance(environment.runner, WorkerRunner):
-        _send_answers(environment.runner)
+        _send_answers(environment.runner, run.options.expect_workers)
         return
     if isinstance(environment.runner, MasterRunner):
         generators = run.options.expect_workers

@@ -118,7 +118,7 @@ async function send(again = null) {
     problems.push(...(await Promise.all(together.filter((each) => deliveries.includes(each)).map(one))));
     if (problems.some(Boolean)) break;
   }
-  if (state.steps && !problems.some(Boolean)) problems.push(await deliverUntaught(state, data, mine));
+  if (state.steps && !problems.some(Boolean)) await deliverUntaught(state, data, mine);
   if (mine !== asking) return; // replaced by another request
   state.busy = false;
   const problem = problems.find(Boolean);
@@ -180,10 +180,14 @@ async function deliver(delivery, state, data, sent, mine) {
   }
 }
 
-/** Sends the aligned delivery without knowledge: it differs from each of the others by one of the two alignments. */
+/**
+ * Sends the aligned delivery without knowledge: it differs from each of the others by one of the two alignments. Without it,
+ * for whatever reason, the others are shown as a pair.
+ */
 async function deliverUntaught(state, data, mine) {
   const body = { ...request(data, "semantic", null), knowledge: "none", consistency: true };
   delete body.adapter_scale;
+  body.link.restoration = "none"; // which an image drawn with an update never gets
   if (body.link.cbr === "auto") { // as many symbols as with knowledge
     const { cbr, channel_uses: uses, pilot_uses: pilots } = state.images.semantic.link_report;
     body.link.cbr = (cbr * uses) / (uses + pilots);
@@ -192,9 +196,8 @@ async function deliverUntaught(state, data, mine) {
   try {
     const image = (await askJson("POST", pathOf(false), body, mine.signal)).data[0];
     if (mine === asking) state.images.untaught = image;
-    return null;
-  } catch (error) {
-    return error;
+  } catch {
+    state.steps = false;
   }
 }
 

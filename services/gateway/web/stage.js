@@ -60,7 +60,7 @@ function choices({ title, own, images, equal }, steps) {
 /** Shows the images that are there. Once all are, a choice without its two images cannot be chosen. */
 export function show(state) {
   last = state;
-  const steps = hero.classList.contains("split") && (state.steps ?? hero.classList.contains("three"));
+  const steps = hero.classList.contains("split") && (state.steps ?? (state.busy && hero.classList.contains("three")));
   const offered = choices(state, steps);
   const radios = [...document.querySelectorAll("#pairs input")];
   const lacks = (choice) => // the choices of one alignment need the image between both; others may show that one was lost

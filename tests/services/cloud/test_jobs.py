@@ -144,6 +144,11 @@ async def test_jobs_of_a_newer_release_count_as_unfinished(
             request.topic = "snail"
             with pytest.raises(ConflictError, match="already distilling topic 'snail'"):
                 await clients.call(cloud.Distill, request, "cloud")
+            (listed,) = (await clients.call(cloud.ListJobs, cloud_pb2.ListJobsRequest(), "cloud")).jobs
+            assert (listed.id, listed.topic) == ("1" * 32, "snail")
+            cancelled = await clients.call(cloud.CancelJob, JobId(id="1" * 32), "cloud")
+            assert cancelled.status == cloud_pb2.JOB_STATUS_CANCELLED
+            assert await servicer._jobs.unfinished() == {"queued": 0, "running": 0}
         await servicer.close()
 
 
