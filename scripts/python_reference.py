@@ -16,7 +16,7 @@ from dekag import pipeline
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/python.md"
 COMMAND = "python scripts/python_reference.py"
-INTERFACE = (dekag.SemanticLink, dekag.LinkConditions, dekag.load_profile, dekag.Client)
+INTERFACE = (dekag.SemanticLink, dekag.PixelLink, dekag.LinkConditions, dekag.load_profile, dekag.Client)
 PARTS = (
     pipeline.ReceivedImage,
     pipeline.ReceivedPicture,

@@ -89,7 +89,7 @@ def test_the_doctor_sees_models_that_are_gone_or_damaged(
         assert f"{part}: no weights of {part} on this machine" in found.detail
     assert found.fix == f"dekag profile check {tmp_path}"
     other = save_dummy_models(tmp_path / "other", like=FOREIGN)
-    for role in ("cloud", "edge"):
+    for role in ("cloud", "edge", "pixels"):
         shutil.copytree(dummy_profile / role, tmp_path / role)
     shutil.copytree(other / "codec", tmp_path / "codec")
     assert "codec: made for latents of 16 channels; the edge's have 4" in doctor.models().detail

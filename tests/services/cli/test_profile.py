@@ -31,7 +31,8 @@ def rewritten(source: Path, folder: Path, **changed: Any) -> Path:
     said = json.loads((source / "profile.json").read_text())
     for name in ("cloud", "edge"):
         said[name]["path"] = str(source / said[name]["path"])
-    said["codec"] = str(source / said["codec"])
+    for name in ("codec", "pixel_codec"):
+        said[name] = str(source / said[name])
     (folder / "profile.json").write_text(json.dumps({**said, **changed}))
     return folder
 

@@ -75,7 +75,7 @@ def test_unset_size_and_link_take_defaults() -> None:
         ("link.modulation", {"modulation": 6}),
         ("link.side_information", {"side_information": 3}),
         ("link.cbr", {"cbr": -0.01}),
-        ("link.cbr", {"cbr": 0.021}),
+        ("link.cbr", {"cbr": 0.167}),
         ("link.cbr", {"cbr": float("nan")}),
         ("link.cbr", {"cbr": float("inf")}),
         ("link.fading", {"link": LinkMessage(snr_db=10)}),
