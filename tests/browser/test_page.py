@@ -169,9 +169,19 @@ def test_each_alignment_is_seen_apart_from_the_other(page: Page) -> None:
 def test_what_knowledge_does_not_change_is_not_shown_apart(page: Page) -> None:
     page.get_by_role("button", name="a red car on the beach").click()
     expect(page.locator("#verdict")).to_contain_text("knowledge alignment changes nothing here")
-    expect(page.locator("#hero .tag:visible")).to_have_text(["without alignment", "with alignment"])
+    expect(page.locator("#hero .tag:visible")).to_have_text(["without alignment", "+ transmission alignment"])
     for name in ("Transmission", "Knowledge"):
         expect(page.get_by_role("radio", name=name)).to_be_disabled()
+
+
+def test_a_word_without_an_update_is_said_and_can_be_taught(page: Page) -> None:
+    page.get_by_role("button", name="a snail in the meadow").click()
+    expect(page.locator("#verdict")).to_contain_text("has no update of snail and draws something else")
+    expect(page.locator("#hero .tag:visible")).to_have_text(["without alignment", "+ transmission alignment"])
+    why = page.locator("#hero .why.right")
+    expect(why).to_contain_text("Without an update of “snail”, the edge draws something else")
+    page.get_by_role("link", name="Teach it").click()
+    expect(page.get_by_label("Topic", exact=True)).to_have_value("snail")
 
 
 @at_three_widths

@@ -27,7 +27,11 @@ function choices({ title, own, images, equal }, steps) {
   const taught = own ? [] : topics(semantic);
   const unknown = own ? [] : topicsOf(title);
   const { snr_db, fading } = semantic?.link_report ?? {};
-  const aligned = (why) => received(semantic, "with alignment", "semantic", why);
+  // without an update, only the transmission is aligned; the drawing of a word that needs one stays another
+  const alone = semantic && !taught.length;
+  const aligned = (why) =>
+    received(semantic, alone ? "+ transmission alignment" : "with alignment", alone ? "untaught" : "semantic", why);
+  const lacking = unknown.length ? ` Without an update of ${quoted(unknown)}, the edge draws something else.` : "";
   const neither = received(unaligned, "without alignment", "semantic-unaligned", unknown.length
     ? `The edge was never taught ${quoted(unknown)}, and its code is not fitted to the channel.`
     : "The code is not fitted to the channel.");
@@ -38,7 +42,7 @@ function choices({ title, own, images, equal }, steps) {
   return {
     alignment: steps ? [neither, between, both] : [
       neither,
-      aligned(taught.length ? `Taught ${quoted(taught)}, and fitted to the channel.` : "Only the code differs: it is fitted to the channel."),
+      aligned(taught.length ? `Taught ${quoted(taught)}, and fitted to the channel.` : `Only the code differs: it is fitted to the channel.${lacking}`),
     ],
     transmission: [neither, between],
     knowledge: [between, both],
@@ -114,10 +118,17 @@ function said({ title, own, images: { semantic, "semantic-unaligned": unaligned 
   const parts = [`“${title}”. `];
   if (updates.length) parts.push(`Knowledge alignment is an update of ${updates.join(" and ")}; without it, the edge does not know the word. `);
   if (missing.length)
-    parts.push(`The edge has no update of ${missing.join(" and ")} and draws something else. `, make("a", { href: "#teach" }, "Teach it"), ". ");
+    parts.push(`The edge has no update of ${missing.join(" and ")} and draws something else. `, teachLink(missing[0]), ". ");
   if (!updates.length && !missing.length) parts.push("The edge knew these words already: knowledge alignment changes nothing here. ");
   parts.push("Transmission alignment is a set of adapters of the codec, for any prompt.");
   return parts;
+}
+
+/** The link to the form that teaches, with this topic in it. */
+function teachLink(topic) {
+  const link = make("a", { href: "#teach" }, "Teach it");
+  link.addEventListener("click", () => (find("#topic").value = topic));
+  return link;
 }
 
 export function start() {
