@@ -20,7 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import nn
 from torch.nn import functional as F
 
-from dekag.api.limits import CELL
+from dekag.api.limits import PIXEL_CODEC_STEP as STEP
 from dekag.cala.conditions import CONDITION_FEATURES, RATE_CENTRES
 from dekag.codec.batch_invariance import Conv2d
 from dekag.codec.constellation import padded_unit_power, quantize_to_qam, to_maps, to_symbols, unit_power
@@ -59,9 +59,9 @@ class Modulated(nn.Module):
 
 
 class Tower(nn.Module):
-    """Encoder or decoder: blocks at one position per CELL pixels between two outer parts, and a linear map.
+    """Encoder or decoder: blocks at one position per STEP pixels between two outer parts, and a linear map.
 
-    The linear map of squares of CELL x CELL pixels soon becomes as good as a transform code; without it, high
+    The linear map of squares of STEP x STEP pixels soon becomes as good as a transform code; without it, high
     rates learn slowly.
     """
 
@@ -74,7 +74,7 @@ class Tower(nn.Module):
         self.blocks = nn.ModuleList(Modulated(width, hidden) for _ in range(blocks))
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Maps and condition features (batch, _CONDITION) -> maps."""
+        """Maps (batch, c, h, w) of one end and conditions (batch, _CONDITION) -> maps of the other end."""
         inner, known = self.before(x), self.condition(condition)
         for block in self.blocks:
             inner = block(inner, known)
@@ -134,7 +134,7 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             blocks,
             hidden,
             nn.Sequential(nn.GELU(), Conv2d(width, 2 * symbol_channels, 3, padding=1)),
-            nn.Sequential(nn.PixelUnshuffle(CELL), Conv2d(3 * CELL**2, 2 * symbol_channels, 1)),
+            nn.Sequential(nn.PixelUnshuffle(STEP), Conv2d(3 * STEP**2, 2 * symbol_channels, 1)),
         )
         self.decoder = Tower(
             Conv2d(2 * symbol_channels, width, 3, padding=1),
@@ -152,7 +152,7 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
                 Conv2d(outer, 4 * 3, 3, padding=1),
                 nn.PixelShuffle(2),
             ),
-            nn.Sequential(Conv2d(2 * symbol_channels, 3 * CELL**2, 1), nn.PixelShuffle(CELL)),
+            nn.Sequential(Conv2d(2 * symbol_channels, 3 * STEP**2, 1), nn.PixelShuffle(STEP)),
         )
 
     @classmethod
@@ -170,7 +170,7 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def max_channel_uses(self, shape: PixelShape) -> int:
         """The most symbols that a picture of (3, height, width) can be sent with."""
         _, height, width = shape
-        return int(self.config.symbol_channels) * (height // CELL) * (width // CELL)
+        return int(self.config.symbol_channels) * (height // STEP) * (width // STEP)
 
     def features(
         self, pictures: torch.Tensor, channel_uses: Sequence[int], condition: torch.Tensor
@@ -183,12 +183,12 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
             condition: (batch, C), `condition_vector(..., at="sender")` of each.
 
         Raises:
-            InvalidInputError: a number is not within 1..max_channel_uses, or a side is no multiple of CELL.
+            InvalidInputError: a number is not within 1..max_channel_uses, or a side is no multiple of STEP.
         """
         _, _, height, width = pictures.shape
         for name, side in (("height", height), ("width", width)):
-            if not side or side % CELL:
-                raise InvalidInputError(name, f"a multiple of {CELL}, pixels", side)
+            if not side or side % STEP:
+                raise InvalidInputError(name, f"a multiple of {STEP}, pixels", side)
         most = self.max_channel_uses((3, height, width))
         for count in channel_uses:
             if not 1 <= count <= most:
@@ -213,7 +213,11 @@ class PixelCodec(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """
         _, height, width = shape
         most = self.max_channel_uses(shape)
-        maps = to_maps(F.pad(symbols, (0, most - symbols.shape[1])), height // CELL, width // CELL)
+        maps = to_maps(
+            F.pad(symbols, (0, most - symbols.shape[1])),
+            height // STEP,
+            width // STEP,
+        )
         pictures: torch.Tensor = self.decoder(maps, _known(channel_uses, most, condition)).float()
         return pictures
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
+
+LOCUST = [sys.executable, "-m", "locust", "-f", "services/bench/loadtest/locustfile.py", "--headless"]
+"""A load test, to be run in the repository's root."""
 
 
 def free_port() -> int:

@@ -24,7 +24,7 @@ MAX_SEEDS = 64
 MIN_PIXELS, MAX_PIXELS = 64, 1024
 PIXEL_STEP = 32
 """Width and height are multiples of it: the cloud's transformer splits the 8x latent into 4x4 patches."""
-CELL, PIXELS_TILE = 8, 512
+PIXEL_CODEC_STEP, PIXEL_CODEC_TILE = 8, 512
 """Of the codec of pixels: what sides are multiples of, and the longest side of a tile, pixels."""
 MAX_CBR = 1 / 6
 """Of the codec of pixels; a codec of latents sends less."""

@@ -32,6 +32,7 @@ from dekag.makd.update import KnowledgeUpdate
 from dekag.metrics.features import ImageScorer
 from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
+from dekag.pipeline import PixelLink
 from dekag.profile import Profile, ScorerProfile, load_profile
 from dekag.stickers import TOPICS
 from dekag.training.distill import draw_images
@@ -91,6 +92,11 @@ class ModelBank:
         if not codec.text_width:
             return None
         return [None if each is None else self.side_information.states(each) for each in prompts]
+
+    @cached_property
+    def pixel_link(self) -> PixelLink:
+        """Sends pictures as pixels; NotFoundError if the profile has no codec of pixels."""
+        return PixelLink.load(self.profile)
 
     @cached_property
     def scorer(self) -> ImageScorer:

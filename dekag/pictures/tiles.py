@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from dekag.api.limits import CELL, PIXEL_STEP, PIXELS_TILE
+from dekag.api.limits import PIXEL_CODEC_STEP, PIXEL_CODEC_TILE, PIXEL_STEP
 from dekag.generation.images import Pixels
 
 
@@ -57,7 +57,7 @@ class Tiling:
     @classmethod
     def of_pixels(cls, width: int, height: int) -> Self:
         """The tiling of a picture for a codec of pixels, which takes larger tiles than an autoencoder."""
-        return cls.of(width, height, PIXELS_TILE, CELL)
+        return cls.of(width, height, PIXEL_CODEC_TILE, PIXEL_CODEC_STEP)
 
     @property
     def count(self) -> int:

@@ -22,7 +22,7 @@ from dekag.codec import JsccCodec, Modulation
 from dekag.errors import InvalidInputError
 from dekag.link.conditions import Fading, LinkConditions
 from dekag.link.interleaver import interleaver
-from dekag.link.training_channel import draw_channels, pass_through
+from dekag.link.training_channel import RandomChannels, draw_channels, pass_through
 from dekag.pipeline import SemanticLink, Text
 from dekag.training.data import CELL, picked, psnr_db
 from dekag.training.examples import Examples, draw_mixed
@@ -63,6 +63,17 @@ class ConditionBatch:
     def channel_uses(self, source_values: int) -> list[int]:
         """Number of symbols of each row, for images of `source_values` values."""
         return [max(1, round(cbr * source_values)) for cbr in self.cbr.tolist()]
+
+    def channels(self, generator: torch.Generator) -> RandomChannels:
+        """Random channels with these conditions, one for each row."""
+        return draw_channels(
+            self.snr_db,
+            self.los_fraction,
+            self.tau_rms_s,
+            generator,
+            pilots=self.pilots,
+            no_csi=self.no_csi,
+        )
 
     def features(self, blocks_db: torch.Tensor | None = None) -> torch.Tensor:
         """Condition vectors (batch, C); for the receiver, give the SNR of its blocks (batch, J), dB."""
@@ -180,21 +191,14 @@ def send(
     """
     shape = (clean.shape[1], clean.shape[2], clean.shape[3])
     counts = conditions.channel_uses(source_values(clean))
-    channels = draw_channels(
-        conditions.snr_db,
-        conditions.los_fraction,
-        conditions.tau_rms_s,
-        generator,
-        pilots=conditions.pilots,
-        no_csi=conditions.no_csi,
-    )
+    channels = conditions.channels(generator)
     codec, known = adapted.codec, conditions.features()
     precision = torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext()
     with precision, adapted.with_condition("encoder", known, text):
         features = codec.features(clean, counts, text=text)
     symbols = codec.quantize(features.detach(), channel_uses=counts, modulation=adapted.modulations(known))
     straight = features + (symbols - features).detach()
-    order = _sending_order(counts, straight.shape[1]) if codec.interleaved else None
+    order = sending_order(counts, straight.shape[1]) if codec.interleaved else None
     equalised = pass_through(
         channels,
         straight if order is None else straight.gather(1, order),
@@ -210,7 +214,7 @@ def send(
     return Sent(received, (features - symbols).abs().square().mean())
 
 
-def _sending_order(counts: Sequence[int], length: int) -> torch.Tensor:
+def sending_order(counts: Sequence[int], length: int) -> torch.Tensor:
     """(batch, length) int64: which symbol each row sends at each place; those that it does not send stay."""
     unsent = torch.arange(length)
     return torch.stack([torch.cat([interleaver(count), unsent[count:]]) for count in counts])

@@ -17,14 +17,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from dekag.api.limits import CELL
+from dekag.api.limits import PIXEL_CODEC_STEP
 from dekag.link.conditions import LinkConditions
-from dekag.link.interleaver import interleaver
-from dekag.link.training_channel import draw_channels, pass_through
+from dekag.link.training_channel import pass_through
 from dekag.pictures import PictureFolder
 from dekag.pipeline import SemanticLink
-from dekag.pixel_codec import OCTAVES, PixelCodec
-from dekag.training.cala import ERROR_FLOOR, draw_conditions
+from dekag.pixel_codec import OCTAVES, PixelCodec, from_pixels
+from dekag.training.cala import ERROR_FLOOR, draw_conditions, sending_order
 from dekag.training.codec import END_SHARE
 from dekag.training.loop import TrainingRun
 from dekag.training.muon import Muon
@@ -74,11 +73,10 @@ def squares_of(pictures: Sequence[Pixels] | Pixels, side: int = SIDE) -> Squares
             top, left = (
                 int(torch.randint(size - side + 1, (1,), generator=generator)) for size in picture.shape[:2]
             )
-            square = torch.from_numpy(np.array(picture[top : top + side, left : left + side]))
-            if torch.rand(1, generator=generator) < 0.5:
-                square = square.flip(1)
-            squares.append(square.permute(2, 0, 1))
-        return torch.stack(squares).float() / 127.5 - 1
+            square = picture[top : top + side, left : left + side]
+            mirrored = torch.rand(1, generator=generator) < 0.5
+            squares.append(square[:, ::-1] if mirrored else square)
+        return from_pixels(np.stack(squares))
 
     return draw
 
@@ -169,19 +167,11 @@ def loss_of(
     octaves = OCTAVES * ((uniform - END_SHARE) / (1 - 2 * END_SHARE)).clamp(0, 1)
     uses = (most * 2.0**-octaves).round().int().clamp(1, most).tolist()
     conditions = replace(draw_conditions(count, generator), cbr=torch.tensor(uses) / clean[0].numel())
-    channels = draw_channels(
-        conditions.snr_db,
-        conditions.los_fraction,
-        conditions.tau_rms_s,
-        generator,
-        pilots=conditions.pilots,
-        no_csi=conditions.no_csi,
-    )
+    channels = conditions.channels(generator)
     known = conditions.features()
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         symbols = codec.features(clean, uses, known)
-    unsent = torch.arange(symbols.shape[1])
-    order = torch.stack([torch.cat([interleaver(each), unsent[each:]]) for each in uses])
+    order = sending_order(uses, symbols.shape[1])
     equalised = pass_through(
         channels,
         symbols.gather(1, order),
@@ -196,12 +186,12 @@ def loss_of(
 
 
 def delivered_psnr_db(codec: PixelCodec, pictures: Sequence[Pixels], cbr: float, snr_db: float) -> float:
-    """Mean PSNR, dB, of pictures (height, width, 3) over AWGN; cut to multiples of CELL."""
+    """Mean PSNR, dB, of pictures (height, width, 3) over AWGN; cut to multiples of PIXEL_CODEC_STEP."""
     link, conditions = SemanticLink(codec), LinkConditions(snr_db=snr_db, fading="awgn")
     found = []
     for seed, pixels in enumerate(pictures):
-        height, width = (side - side % CELL for side in pixels.shape[:2])
-        sent = torch.from_numpy(pixels[:height, :width]).permute(2, 0, 1)[None].float() / 127.5 - 1
+        height, width = (side - side % PIXEL_CODEC_STEP for side in pixels.shape[:2])
+        sent = from_pixels(pixels[None, :height, :width])
         uses = round(cbr * sent.numel())
         result = link.send(sent, [conditions], [seed], source_values=sent.numel(), channel_uses=uses)
         error = ((result.latents.clamp(-1, 1) - sent) / 2).square().mean()

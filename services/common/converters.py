@@ -136,7 +136,7 @@ class DeliveryRequest:
     owner: str = ""
 
     @property
-    def latents(self) -> bool:
+    def sends_latents(self) -> bool:
         """Whether latents are sent, and not pixels or an image file."""
         return self.delivery.startswith("semantic")
 

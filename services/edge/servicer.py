@@ -544,7 +544,7 @@ class EdgeServicer(DownlinkServicer):
             transmission = await self._encoded(request, codec, rate, opened.latents, tiling)
             report = transmission.report
             report.hops.add(hop="cloud-edge", sent_bytes=adapters_bytes)
-            if request.latents:
+            if request.sends_latents:
                 report.model_hashes["autoencoder"] = self._generator.generator.decoder.model_hash
         else:
             transmission = await self._as_file(request, picture)
@@ -573,7 +573,7 @@ class EdgeServicer(DownlinkServicer):
         png = to_png(picture.pixels) if request.measure else b""
         if not request.jscc:
             return _OpenedPicture(picture, png, tiling)
-        if not request.latents:
+        if not request.sends_latents:
             return _OpenedPicture(picture, png, tiling, from_pixels(tiling.split(picture.pixels)))
         decoder = self._generator.generator.decoder
         latents = LatentEncoder(decoder).encode(tiling.split(picture.pixels))

@@ -246,7 +246,7 @@ class UserServicer(UserBase):
         width, height, count = request.width, request.height, 1
         if tiling is not None:
             width, height, count = tiling.tile_width, tiling.tile_height, tiling.count
-        if request.latents:
+        if request.sends_latents:
             expected = [self._codecs.base.base.config.latent_channels, *self._sides(width, height)]
         else:
             expected = [3, height, width]
@@ -317,7 +317,7 @@ class UserServicer(UserBase):
         adapters_bytes = 0
         if request.jscc:
             latents, adapters_bytes = await self._latents(transmission, reception, request, tiling)
-            if tiling is not None and not request.latents:
+            if tiling is not None and not request.sends_latents:
                 pixels, seconds = await self._rendering.run(_joined, latents, tiling)
             else:
                 pixels, seconds = await self._rendering.run(self._render, latents, request.seed, tiling)

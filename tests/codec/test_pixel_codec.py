@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dekag import LinkConditions, PixelLink
-from dekag.api.limits import CELL
+from dekag.api.limits import PIXEL_CODEC_STEP
 from dekag.cala.conditions import condition_vector
 from dekag.codec.constellation import to_maps, to_symbols
 from dekag.errors import InvalidInputError, NotFoundError
@@ -50,7 +50,7 @@ def test_symbols_and_maps_are_inverse() -> None:
     assert torch.equal(symbols[:, 0], torch.complex(maps[:, 0, 0, 0], maps[:, 1, 0, 0]))
 
 
-@pytest.mark.parametrize("uses", [1, 17, 4 * (SIDE // CELL) ** 2])
+@pytest.mark.parametrize("uses", [1, 17, 4 * (SIDE // PIXEL_CODEC_STEP) ** 2])
 @pytest.mark.parametrize("modulation", [None, "qam4", "qam256"])
 def test_symbols_have_mean_power_one_and_lie_where_they_may(
     uses: int, modulation: Literal["qam4", "qam256"] | None

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dekag.client import Client
 from services.launcher.stack import METERED, SERVICES, LaunchError, Stack, free_ports
+from tests.processes import LOCUST
 
 ROOT = Path(__file__).resolve().parents[2]
 SPANS = {
@@ -116,17 +117,8 @@ def test_one_request_id_is_in_the_log_of_every_service(stack: Stack) -> None:
 def test_a_load_test_reports_the_traffic_that_the_services_counted(stack: Stack, tmp_path: Path) -> None:
     options = ["--users", "2", "--run-time", "3", "--shape", "burst", "--rate", "1", "--seed", "1"]
     options += ["--conventional-share", "0.5", "--report", str(tmp_path), "--logs", str(stack.run_dir)]
-    command = [
-        sys.executable,
-        "-m",
-        "locust",
-        "-f",
-        "services/bench/loadtest/locustfile.py",
-        "--headless",
-        "--only-summary",
-    ]
     done = subprocess.run(
-        [*command, "--host", stack.url, *options],
+        [*LOCUST, "--only-summary", "--host", stack.url, *options],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,

@@ -52,7 +52,7 @@ from dekag.link.mcs import INFORMATION_BITS, TABLE
 from dekag.link.outage import codeword_threshold
 from dekag.metrics.image import psnr_db
 from dekag.pictures import Picture, PictureFolder, Tiling
-from dekag.pipeline import PixelLink, Rate, SemanticLink, render_tiles
+from dekag.pipeline import Rate, SemanticLink, render_tiles
 
 Array = npt.NDArray[np.float64]
 _Task = TypeVar("_Task")
@@ -171,8 +171,8 @@ def send_pixels(
     bank: ModelBank, pixels: Pixels, conditions: Sequence[LinkConditions], cbr: float, seed: int
 ) -> npt.NDArray[np.uint8]:
     """The photograph as the codec of pixels delivers it; arguments and result as of `send_semantic`."""
-    link, picture = PixelLink.load(bank.profile), Picture(pixels, "photograph")
-    sent = [link.picture(picture, each, seed=seed, cbr=cbr).pixels for each in conditions]
+    picture = Picture(pixels, "photograph")
+    sent = [bank.pixel_link.picture(picture, each, seed=seed, cbr=cbr).pixels for each in conditions]
     return np.stack([each for each in sent if each is not None])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.launcher.stack import free_port
 from tests.chain import serving
+from tests.processes import LOCUST
 from tests.services.command_line import environment
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
@@ -25,18 +25,10 @@ async def test_two_generators_ask_what_one_would_and_write_one_report(tmp_path: 
     settings = GatewaySettings(user_address="127.0.0.1:1", cloud_address="127.0.0.1:1", redis_url="")
 
     async def run(url: str, folder: Path, *more: str) -> tuple[dict[str, object], list[dict[str, object]]]:
-        command = [
-            sys.executable,
-            "-m",
-            "locust",
-            "-f",
-            "services/bench/loadtest/locustfile.py",
-            "--headless",
-        ]
         options = ["--users", str(USERS), "--run-time", "8", "--rate", "1", "--host", url]
         done = await asyncio.to_thread(
             subprocess.run,
-            [*command, *options, "--report", str(folder), *more],
+            [*LOCUST, *options, "--report", str(folder), *more],
             cwd=ROOT,
             env=environment(),
             capture_output=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.chain import serving
+from tests.processes import LOCUST
 from tests.services.command_line import environment
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
@@ -33,18 +33,10 @@ async def test_the_gateway_is_believed_by_its_authority_alone(credentials_dir: P
     )
 
     async def run(name: str, host: str, ca_file: object) -> tuple[str, set[str]]:
-        command = [
-            sys.executable,
-            "-m",
-            "locust",
-            "-f",
-            "services/bench/loadtest/locustfile.py",
-            "--headless",
-        ]
         options = ["--users", "2", "--run-time", "2", "--rate", "3", "--host", host, "--report"]
         done = await asyncio.to_thread(
             subprocess.run,
-            [*command, *options, str(tmp_path / name)],
+            [*LOCUST, *options, str(tmp_path / name)],
             cwd=ROOT,
             env={**environment(), "DEKAG_API_KEY": key, "DEKAG_CA_FILE": str(ca_file)},
             capture_output=True,
