@@ -1,6 +1,6 @@
 """The web page in a real headless Chromium, in front of the real system; run by `make test-browser`.
 
-What the page shows is tested at three widths: a phone, a tablet and a desktop screen.
+Everything is tested at three widths: a phone, a tablet and a desktop screen.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect
 
 from dekag.client import Client
 from services.bench.web_page import chromium, open_page
@@ -29,10 +30,13 @@ pytestmark = pytest.mark.browser
 
 PATIENCE_MS = 120_000  # for what models must do, on a slow machine
 TEACHING_MS = 900_000  # for a distillation, of which there are few
-WIDTHS = {"phone": (360, 740), "tablet": (768, 1024), "desktop": (1440, 900)}
+SCREENS: dict[str, ViewportSize] = {
+    "phone": {"width": 360, "height": 740},
+    "tablet": {"width": 768, "height": 1024},
+    "desktop": {"width": 1440, "height": 900},
+}
 TOPIC = "flamingo"  # of the example that the page opens with
 DELIVERIES = ("semantic-unaligned", "semantic", "conventional")
-at_three_widths = pytest.mark.parametrize("page", WIDTHS.values(), ids=WIDTHS, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +55,18 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+@pytest.fixture(params=SCREENS.values(), ids=SCREENS)
+def screen(request: pytest.FixtureRequest) -> ViewportSize:
+    return cast(ViewportSize, request.param)
+
+
 @pytest.fixture
-def page(browser: Browser, stack: Stack, request: pytest.FixtureRequest) -> Iterator[Page]:
+def page(browser: Browser, stack: Stack, screen: ViewportSize) -> Iterator[Page]:
     """The page with its example delivered.
 
     Nothing may go wrong in its scripts, and nothing may be asked of another host.
     """
-    width, height = getattr(request, "param", (1200, 900))
-    context = browser.new_context(viewport={"width": width, "height": height})
+    context = browser.new_context(viewport=screen)
     context.set_default_timeout(PATIENCE_MS)
     expect.set_options(timeout=PATIENCE_MS)
     page = context.new_page()
@@ -125,7 +133,6 @@ def until_measured(page: Page) -> None:
     expect(page.locator("#curve-status")).to_have_text(re.compile("^Measured at"))
 
 
-@at_three_widths
 def test_it_opens_with_an_image_that_shows_alignment(page: Page) -> None:
     for side in ("left", "middle", "right"):
         img = page.locator(f"#hero img.{side}")
@@ -142,7 +149,6 @@ def three_values(page: Page, label: str) -> list[float]:
     return [float(each) for each in value.inner_text().split(" → ")]
 
 
-@at_three_widths
 def test_each_alignment_is_seen_apart_from_the_other(page: Page) -> None:
     def tags() -> list[str]:
         return page.locator("#hero .tag:visible").all_inner_texts()
@@ -184,11 +190,10 @@ def test_a_word_without_an_update_is_said_and_can_be_taught(page: Page) -> None:
     expect(page.get_by_label("Topic", exact=True)).to_have_value("snail")
 
 
-@at_three_widths
-def test_the_menu_is_not_cut_off(page: Page) -> None:
+def test_the_menu_is_not_cut_off(page: Page, screen: ViewportSize) -> None:
     menu = page.get_by_role("navigation", name="Page")
     button = page.get_by_role("button", name="Menu")
-    folded = page.viewport_size is not None and page.viewport_size["width"] < 640
+    folded = screen["width"] < 640
     expect(button).to_be_visible(visible=folded)
     if folded:
         expect(menu).to_be_hidden()
@@ -213,7 +218,6 @@ def test_the_menu_is_not_cut_off(page: Page) -> None:
         expect(menu).to_be_hidden()
 
 
-@at_three_widths
 def test_the_form_unfolds_what_is_seldom_changed(page: Page) -> None:
     controls = page.locator("#ask-form").locator("input:visible, select:visible")
     expect(controls).to_have_count(2)  # prompt and SNR
@@ -242,7 +246,6 @@ def test_it_loads_little_and_nothing_from_other_hosts(browser: Browser, stack: S
     assert row["first_image_s"] > 0
 
 
-@at_three_widths
 def test_two_images_are_compared_by_a_slider_and_in_full_size(page: Page) -> None:
     page.get_by_role("radio", name="Slider").check()
     slider = page.locator("#hero input")
@@ -267,7 +270,6 @@ def test_two_images_are_compared_by_a_slider_and_in_full_size(page: Page) -> Non
     expect(dialog).to_be_hidden()
 
 
-@at_three_widths
 def test_the_way_shows_what_each_hop_carried(page: Page) -> None:
     def said(step: str) -> Locator:
         return page.locator(f"#path [data-node='{step}'], #path [data-hop='{step}']")
@@ -302,7 +304,6 @@ def test_the_steps_of_a_new_image_are_shown_as_they_happen(page: Page) -> None:
     assert any(re.search(r"step \d of 6", text) for text in page.evaluate("() => [...window.seen]"))
 
 
-@at_three_widths
 def test_all_deliveries_are_compared_at_equal_channel_uses(page: Page) -> None:
     expect(page.locator("article")).to_have_count(4)
     expect(page.locator("article[data-delivery=equal] .facts")).to_contain_text(
@@ -321,7 +322,6 @@ def test_all_deliveries_are_compared_at_equal_channel_uses(page: Page) -> None:
     expect(page.locator("#saving")).to_contain_text("times the channel uses")
 
 
-@at_three_widths
 def test_quality_against_snr_is_measured_for_this_image(page: Page) -> None:
     until_measured(page)
     page.get_by_text("As a table").click()
@@ -342,7 +342,6 @@ def test_quality_against_snr_is_measured_for_this_image(page: Page) -> None:
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
 
 
-@at_three_widths
 def test_examples_and_the_worlds_words_are_clicked(page: Page) -> None:
     prompt = page.get_by_label("Prompt", exact=True)
     page.get_by_role("button", name="a rocket in the desert").click()
@@ -362,7 +361,6 @@ def test_examples_and_the_worlds_words_are_clicked(page: Page) -> None:
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
 
 
-@at_three_widths
 def test_the_gallery_keeps_what_was_asked_with_its_link(page: Page) -> None:
     set_slider(page, "snr_db", 12)
     send(page)
@@ -385,7 +383,6 @@ def test_the_gallery_keeps_what_was_asked_with_its_link(page: Page) -> None:
     expect(entries).to_have_count(0)
 
 
-@at_three_widths
 def test_colours_follow_the_system_or_the_choice(page: Page) -> None:
     def paper() -> str:
         return str(page.evaluate("() => getComputedStyle(document.documentElement).backgroundColor"))
@@ -407,16 +404,17 @@ def test_colours_follow_the_system_or_the_choice(page: Page) -> None:
     assert paper() == light
 
 
-@at_three_widths
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_and_nothing_scrolls_sideways(page: Page, scheme: str) -> None:
+def test_axe_finds_nothing_and_nothing_scrolls_sideways(
+    page: Page, screen: ViewportSize, scheme: str
+) -> None:
     page.emulate_media(color_scheme="dark" if scheme == "dark" else "light")
     until_measured(page)
     for summary in page.locator("summary:visible").all():
         summary.click()
     page.locator("#clock:not(:empty)").wait_for()
     check_with_axe(page)
-    width = page.viewport_size["width"] if page.viewport_size else 0
+    width = screen["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for button in page.get_by_role("button").all():
         box = button.bounding_box()
@@ -519,7 +517,6 @@ def drop(page: Page, path: Path) -> None:
     )
 
 
-@at_three_widths
 def test_an_image_is_made_again_from_its_file(page: Page, tmp_path: Path) -> None:
     page.get_by_role("button", name="Enlarge: Semantic, aligned").click()
     with page.expect_download() as download:
@@ -654,14 +651,16 @@ def test_a_distillation_is_cancelled(page: Page) -> None:
     expect(page.locator("#teach-status")).to_have_text(re.compile("cancelled; nothing was published"))
 
 
-def test_a_gateway_that_asks_for_a_key_is_given_one(browser: Browser, tmp_path: Path) -> None:
+def test_a_gateway_that_asks_for_a_key_is_given_one(
+    browser: Browser, screen: ViewportSize, tmp_path: Path
+) -> None:
     key, line = new_key("reader")
     (tmp_path / "keys").write_text(line)
     port = free_port()
     env = {"DEKAG_PORT": str(port), "DEKAG_REDIS_URL": "none", "DEKAG_API_KEYS_FILE": str(tmp_path / "keys")}
     gateway = subprocess.Popen([sys.executable, "-m", "services.gateway"], env=os.environ | env)
     try:
-        page = browser.new_page()
+        page = browser.new_page(viewport=screen)
         while not healthy(f"http://127.0.0.1:{port}/healthz"):
             assert gateway.poll() is None
         page.goto(f"http://127.0.0.1:{port}")

@@ -49,7 +49,7 @@ function facts(image, { own, known, images, title }) {
   return {
     cloud: () => {
       screen("cloud", own || !(file || updates.length) ? null : cloud, `the cloud's image: ${title}`);
-      say("cloud", file ? "draws the image" : updates.length ? "taught the edge" : "not needed", file ? took(report, "cloud") || "from its cache" : "");
+      say("cloud", file ? "draws the image" : updates.length ? "taught the edge" : "sends nothing", file ? took(report, "cloud") || "from its cache" : "");
     },
     "cloud-edge": () =>
       once

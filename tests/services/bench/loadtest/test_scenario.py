@@ -26,6 +26,8 @@ from services.bench.loadtest.scenario import (
 )
 from tests.chain import with_topics
 
+ROOT = Path(__file__).resolve().parents[4]
+
 
 def arrivals(scenario: Scenario, index: int, count: int) -> list[Arrival]:
     return list(islice(UserProfile(scenario, PromptCatalogue(scenario), index).arrivals(), count))
@@ -55,6 +57,14 @@ def test_some_prompts_need_a_topic_and_the_others_none() -> None:
     assert len(found) == 400
     assert {tuple(topics) for topics in found} == {(), *((name,) for name in scenario.topics)}
     assert abs(sum(map(bool, found)) / 400 - scenario.topic_share) < 0.1
+
+
+def test_the_documentation_names_prompts_and_topics() -> None:
+    page = (ROOT / "docs/loadtest.md").read_text()
+    scenario = Scenario()
+    *most, last = scenario.topics
+    assert f"{scenario.prompts} captions" in page
+    assert f"({', '.join(most)} or {last})" in page
 
 
 def test_a_profiles_own_topics_are_asked_for(dummy_profile: Path, tmp_path: Path) -> None:
