@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from dekag.artifacts import UNREADABLE
 from dekag.cala.artifact import TransmissionKnowledge
-from dekag.cala.conditions import CONDITION_FEATURES
+from dekag.cala.conditions import CONDITION_FEATURES, rate_and_snr_db
 from dekag.cala.methods import AdaptedCodec, attached
-from dekag.codec import LatentCodec, Modulation
+from dekag.codec import JsccCodec, LatentCodec, Modulation
 from dekag.codec.batch_invariance import safe_batch
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.loading import folder_hash
@@ -32,7 +32,7 @@ class AlignedCodec:
         base: the codec without knowledge.
         codec: the codec that runs: a copy with the knowledge attached, or `base` itself.
         base_hash: hash of the codec's folder.
-        knowledge: the transmission knowledge, None without any; conditions then have no effect.
+        knowledge: the transmission knowledge. Without any, None, conditions choose the constellation alone.
         content_hash: of the knowledge, empty without any; what sender and receiver must agree on besides
             base_hash.
         quality: the expected PSNR at each rate; None if it was not measured.
@@ -85,7 +85,7 @@ class AlignedCodec:
 
     def modulation_at(self, snr_db: float) -> Modulation:
         """The constellation that is used where none is asked for, at a reported SNR in dB."""
-        return self.base.modulation if self._adapted is None else self._adapted.modulation_at(snr_db)
+        return (self.base if self._adapted is None else self._adapted).modulation_at(snr_db)
 
     def max_channel_uses(self, latent_shape: LatentShape) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
@@ -189,6 +189,11 @@ class AlignedCodec:
         text: torch.Tensor | None,
     ) -> torch.Tensor:
         if self._adapted is None:
+            if modulation is None and isinstance(self.base, JsccCodec):
+                snrs_db = rate_and_snr_db(condition)[1].tolist()
+                chosen = [self.base.modulation_at(snr_db) for snr_db in snrs_db]
+                symbols: torch.Tensor = self.base.encode(latents, channel_uses, modulation=chosen, text=text)
+                return symbols
             return self.base.encode(latents, channel_uses, modulation=modulation, **_given(text))
         return self._adapted.encode(latents, channel_uses, condition, modulation=modulation, text=text)
 

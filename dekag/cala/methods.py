@@ -23,7 +23,7 @@ from dekag.cala.config import CalaConfig
 from dekag.cala.rate import QualityModel
 from dekag.cala.restoration import RestorationTable
 from dekag.codec import JsccCodec, LatentCodec, Modulation
-from dekag.codec.jscc import PromptedLayer, modulation_for, with_text, without_text
+from dekag.codec.jscc import PromptedLayer, with_text, without_text
 from dekag.errors import InvalidInputError, MismatchError
 
 
@@ -133,9 +133,7 @@ class AdaptedCodec(nn.Module):
 
     def modulation_at(self, snr_db: float) -> Modulation:
         """The constellation that is used where none is asked for, at a reported SNR in dB."""
-        if self.codec.config.get("adaptive_modulation"):
-            return modulation_for(snr_db)
-        chosen: Modulation = self.codec.modulation
+        chosen: Modulation = self.codec.modulation_at(snr_db)
         return chosen
 
     def modulations(self, condition: torch.Tensor) -> list[Modulation]:

@@ -139,6 +139,10 @@ class LatentCodec(ModelMixin, ConfigMixin, ABC):  # type: ignore[misc]
         codec.eval()
         return codec
 
+    def modulation_at(self, snr_db: float) -> Modulation:
+        """The constellation that is used where none is asked for, at a reported SNR in dB."""
+        return self.modulation
+
     @abstractmethod
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""
@@ -182,7 +186,7 @@ class JsccCodec(LatentCodec):
             multiples of it. With 4, the layers run at a quarter of the positions.
         text_width: width of a prompt's states; 0 if prompts are not read.
         interleaved: whether symbols are sent interleaved.
-        adaptive_modulation: whether adapted codecs choose the constellation by `modulation_for`.
+        adaptive_modulation: whether the constellation follows the reported SNR, by `modulation_for`.
     """
 
     name = "jscc"
@@ -207,6 +211,10 @@ class JsccCodec(LatentCodec):
         folded, symbols = latent_channels * fold**2, 2 * self._symbols_a_position
         self.encoder = Stack(folded, width, blocks, symbols, text_width)
         self.decoder = Stack(symbols, width, blocks, folded, text_width)
+
+    def modulation_at(self, snr_db: float) -> Modulation:
+        """The constellation that is used where none is asked for, at a reported SNR in dB."""
+        return modulation_for(snr_db) if self.config.adaptive_modulation else self.modulation
 
     def max_channel_uses(self, latent_shape: tuple[int, int, int]) -> int:
         """The most symbols that a latent of (channels, height, width) can be sent with."""

@@ -3,52 +3,88 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
+from scipy.stats import t as student_t
 
 RESAMPLES = 2000
+POSITIVE = (0.0, math.inf)
+"""What times, bytes and their ratios can be."""
+PERCENT = (0.0, 100.0)
 
 
-def mean_ci95(values: Sequence[float]) -> tuple[float, list[float] | None]:
-    """Mean of independent `values` and its 95 % confidence interval (normal approximation).
+def mean_ci95(
+    values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, list[float] | None]:
+    """Mean of independent `values` and its 95 % confidence interval, Student's t.
 
-    The interval goes no further than the values do, so that it stays within what the quantity can be: a share
-    never comes out above 1, a time never below 0. None of fewer than two values, which tell nothing of it.
+    There is none of fewer than two values, which tell nothing of it.
+
+    Args:
+        values: at least one.
+        within: what the quantity can be, such as 0 to 1; the interval goes no further.
+
+    Example:
+        >>> from dekag.evaluation.statistics import mean_ci95
+        >>> mean, (low, high) = mean_ci95([2.0, 4.0])
+        >>> mean, round(low, 2), round(high, 2)
+        (3.0, -9.71, 15.71)
     """
     count = len(values)
     mean = min(max(math.fsum(values) / count, min(values)), max(values))  # whatever rounding does
     if count < 2:
         return mean, None
     variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    half = 1.96 * math.sqrt(variance / count)
-    return mean, [max(mean - half, min(values)), min(mean + half, max(values))]
+    half = float(student_t.ppf(0.975, count - 1)) * math.sqrt(variance / count)
+    return mean, [max(mean - half, within[0]), min(mean + half, within[1])]
 
 
 def bootstrap_ci95(
-    statistic: Callable[..., float], *columns: Sequence[float], seed: int = 0
+    statistic: Callable[..., float],
+    *columns: Sequence[float],
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
 ) -> tuple[float, list[float]]:
     """`statistic` of paired columns (n,) and its 95 % interval over resampled rows (percentile bootstrap).
 
     The interval holds the value. Draws of which the statistic is not finite, as of a ratio whose denominator
     is 0, are left out.
+
+    Args:
+        statistic: of the columns.
+        columns: numbers of each row.
+        groups: of each row, in place of which groups are resampled: rows of a group, such as the requests
+            for one image or the prompts of one topic, are not independent of each other.
+        seed: of the resampling.
     """
     table = np.asarray(columns, dtype=float)
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(range(table.shape[1]) if groups is None else groups):
+        members.setdefault(group, []).append(row)
+    rows = [np.array(each) for each in members.values()]
     rng = np.random.default_rng(seed)
+
+    def resampled() -> npt.NDArray[np.int64]:
+        drawn = rng.integers(len(rows), size=len(rows))
+        return drawn if groups is None else np.concatenate([rows[each] for each in drawn])
+
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        value, count = float(statistic(*table)), table.shape[1]
-        draws = np.array([statistic(*table[:, rng.integers(count, size=count)]) for _ in range(RESAMPLES)])
+        value = float(statistic(*table))
+        draws = np.array([statistic(*table[:, resampled()]) for _ in range(RESAMPLES)])
     finite = draws[np.isfinite(draws)]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (value, value)
     return value, [min(float(low), value), max(float(high), value)]
 
 
-def bootstrap_mean(values: Sequence[float]) -> tuple[float, list[float]]:
-    """Mean and its bootstrapped 95 % interval."""
-    return bootstrap_ci95(lambda each: float(each.mean()), values)
+def bootstrap_mean(
+    values: Sequence[float], groups: Sequence[Hashable] | None = None
+) -> tuple[float, list[float]]:
+    """Mean and its bootstrapped 95 % interval, over resampled `groups` of values if they are given."""
+    return bootstrap_ci95(lambda each: float(each.mean()), values, groups=groups)
 
 
 def bootstrap_trainings(values: npt.NDArray[np.float64]) -> tuple[float, list[float]]:

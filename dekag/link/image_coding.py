@@ -92,7 +92,7 @@ def decode(data: bytes, width: int, height: int, *, headerless: bool = False) ->
 def ladders(
     pixels: Pixels, image_format: FileFormat, settings: Sequence[tuple[int, int]] | None = None
 ) -> tuple[list[EncodedImage], list[EncodedImage]]:
-    """The Pareto frontiers over qualities and scales, for whole files and for headerless ones.
+    """The Pareto frontiers of `candidates` in size and PSNR, for whole files and for headerless ones.
 
     Each is sorted by ascending size and PSNR.
 
@@ -100,6 +100,20 @@ def ladders(
         pixels: (height, width, 3) uint8.
         image_format: of FILE_FORMATS.
         settings: qualities and scales to try; all of QUALITIES and SCALES if left out.
+    """
+    whole, headerless = candidates(pixels, image_format, settings)
+    return frontier(whole), frontier(headerless)
+
+
+def candidates(
+    pixels: Pixels, image_format: FileFormat, settings: Sequence[tuple[int, int]] | None = None
+) -> tuple[list[EncodedImage], list[EncodedImage]]:
+    """An image at every quality and scale, as whole files and as headerless ones, which show the same.
+
+    Args:
+        pixels: (height, width, 3) uint8.
+        image_format: of FILE_FORMATS.
+        settings: qualities and scales; all of QUALITIES and SCALES if left out.
     """
     whole, headerless = [], []
     for quality, scale in itertools.product(QUALITIES, SCALES) if settings is None else settings:
@@ -110,13 +124,13 @@ def ladders(
             data = _strip_header(first.data, image_format, first.quality, scale)
         whole.append(first)
         headerless.append(replace(first, data=data))  # decodes to exactly the same image
-    return frontier(whole), frontier(headerless)
+    return whole, headerless
 
 
-def frontier(candidates: Sequence[EncodedImage]) -> list[EncodedImage]:
-    """The candidates that no other beats in PSNR at the same or a smaller size, sorted by size."""
+def frontier(images: Sequence[EncodedImage]) -> list[EncodedImage]:
+    """The images that no other beats in PSNR at the same or a smaller size, sorted by size."""
     best: list[EncodedImage] = []
-    for each in sorted(candidates, key=lambda c: (len(c.data), -c.psnr_db)):
+    for each in sorted(images, key=lambda c: (len(c.data), -c.psnr_db)):
         if not best or each.psnr_db > best[-1].psnr_db:
             best.append(each)
     return best

@@ -52,8 +52,8 @@ class DistillConfig:
         metaword_learning_rate: peak learning rate of the metaword.
         full_learning_rate: peak learning rate of the full fine-tune.
         prompt_dropout: fraction of a batch trained without its prompt, for classifier-free guidance.
-        guidance_scale: classifier-free guidance for images with the update; less than the edge's own, since
-            the training images are already guided.
+        guidance_scale: classifier-free guidance for images with the update. Above 1, each step calls the
+            denoiser twice.
         check_every: steps between checks of the held-out loss.
         patience: checks without a better held-out loss after which training stops.
         keep: fraction of the best form's gain in consistency, on held-out prompts, that a smaller form of

@@ -132,7 +132,10 @@ class Edges(_Section):
     )
     update_storage_mb: float = Field(50.0, ge=0, le=1e9, description="Storage for updates at an edge, MB.")
     file_cache_mb: float = Field(
-        50.0, ge=0, le=1e9, description="Cache for image files at an edge, MB; latents have another as large."
+        50.0,
+        ge=0,
+        le=1e9,
+        description="Cache of an edge for latents and, in strategies with a file cache, for image files, MB.",
     )
     latent_bytes: int = Field(8_192, ge=1, le=10**9, description="Size of a cached latent, bytes.")
 

@@ -27,6 +27,7 @@ from dekag.paths import RESULTS
 CITY, NAME = "city", "deliveries"
 SHIPPED_TABLE = RESULTS / CITY / f"bench-{NAME}.json"
 Array = npt.NDArray[np.float64]
+KINDS = ("known", "taught", "untaught")
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,13 @@ class DeliveryTable:
         file_bytes: (F,) sizes of files, bytes, sorted.
         request_bytes: bytes that a file takes on the backhaul beyond its own size.
         update_bytes: (U,) sizes of knowledge updates, bytes, sorted.
-        consistency: consistency with the cloud's image by kind: "known", "taught", "untaught", "file".
-        seconds: compute time by stage, s: "edge.generate", "edge.encode", "edge.modulate",
-            "cloud.generate", "user.latent" (decode and render), "user.file", "distil"; each includes what the
-            service does around it, such as serialising messages.
+        consistency: (S, R) consistency of a received image with the cloud's, by what the edge knew of its
+            topic: KINDS.
+        file_consistency: that of a decoded file.
+        seconds: compute time by stage, s: "edge.generate" (without an update), "edge.generate_taught" (with
+            one), "edge.encode", "edge.modulate", "cloud.generate", "user.latent" (decode and render),
+            "user.file", "distil"; each includes what the service does around it, such as serialising
+            messages.
         source: what wrote the table: command, commit, date, machine, config.
     """
 
@@ -63,7 +67,8 @@ class DeliveryTable:
     file_bytes: Array
     request_bytes: float
     update_bytes: Array
-    consistency: Mapping[str, float]
+    consistency: Mapping[str, Array]
+    file_consistency: float
     seconds: Mapping[str, float]
     source: Mapping[str, Any]
 
@@ -99,12 +104,11 @@ class DeliveryTable:
         sizes = {row["prompt"]: row["file_bytes"] for row in files}
         overhead = [row["backhaul_bytes"] - row["file_bytes"] for row in files]
         decoded_psnr = [row["psnr_db"] for row in files if row["decoded"]]
-        kinds = {
-            "known": [row for row in semantic if row["topic"] == "known"],
-            "taught": [row for row in semantic if row["topic"] != "known" and row["taught"]],
-            "untaught": [row for row in semantic if not row["taught"]],
-            "file": files,
-        }
+
+        def kind_of(row: Mapping[str, Any]) -> str:
+            if row["topic"] == "known":
+                return "known"
+            return "taught" if row["taught"] else "untaught"
 
         cpu = {row["phase"]: row for row in rows if row["kind"] == "cpu"}
 
@@ -117,8 +121,12 @@ class DeliveryTable:
             needed = own["user.decode"] + own["user.render"]
             return float(per_request(phase, "user") * needed / sum(own.values()))
 
-        def cell_of(statistic: Any, name: str) -> Array:
-            return np.array([[statistic([row[name] for row in cell]) for cell in line] for line in cells])
+        def cell_of(statistic: Any, name: str, kinds: Sequence[str] = KINDS) -> Array:
+            values = [
+                [statistic([row[name] for row in cell if kind_of(row) in kinds]) for cell in line]
+                for line in cells
+            ]
+            return np.array(values)
 
         return cls(
             snrs_db=np.array(snrs, float),
@@ -132,12 +140,14 @@ class DeliveryTable:
             file_bytes=np.sort(np.array(list(sizes.values()), float)),
             request_bytes=float(np.median(overhead)),
             update_bytes=np.sort(np.array([row["bytes"] for row in rows if row["kind"] == "update"], float)),
-            consistency={
-                kind: float(np.mean([row["consistency"] for row in own if row["consistency"] is not None]))
-                for kind, own in kinds.items()
-            },
+            consistency={kind: cell_of(np.mean, "consistency", [kind]) for kind in KINDS},
+            file_consistency=float(
+                np.mean([row["consistency"] for row in files if row["consistency"] is not None])
+            ),
             seconds={
                 "edge.generate": per_request("latent", "edge") - per_request("cached latent", "edge"),
+                "edge.generate_taught": per_request("taught latent", "edge")
+                - per_request("cached latent", "edge"),
                 "edge.encode": per_request("cached latent", "edge"),
                 "edge.modulate": per_request("cached file", "edge"),
                 "cloud.generate": per_request("file", "cloud"),
@@ -153,12 +163,19 @@ class DeliveryTable:
 
         Between the SNRs of the grid it is linear; beyond them it stays as it is at the end.
         """
-        mean, spread = np.empty(len(snr_db)), np.empty(len(snr_db))
+        return self._at(self.psnr_db, snr_db, rate), self._at(self.psnr_spread_db, snr_db, rate)
+
+    def semantic_consistency(self, kind: str, snr_db: Array, rate: npt.NDArray[np.intp]) -> Array:
+        """(n,) consistency of images of a kind of KINDS at SNRs (n,), dB, and indices of rates (n,)."""
+        return self._at(self.consistency[kind], snr_db, rate)
+
+    def _at(self, grid: Array, snr_db: Array, rate: npt.NDArray[np.intp]) -> Array:
+        """A grid (S, R) at SNRs (n,), dB, and indices of rates (n,)."""
+        values = np.empty(len(snr_db))
         for index in range(len(self.cbrs)):
             own = rate == index
-            mean[own] = np.interp(snr_db[own], self.snrs_db, self.psnr_db[:, index])
-            spread[own] = np.interp(snr_db[own], self.snrs_db, self.psnr_spread_db[:, index])
-        return mean, spread
+            values[own] = np.interp(snr_db[own], self.snrs_db, grid[:, index])
+        return values
 
     def file_uses(self, snr_db: Array) -> Array:
         """(n,) channel uses of a file of mean size at SNRs (n,), dB."""

@@ -27,7 +27,7 @@ import simpy
 
 from dekag.link.timing import AirTime
 from dekag.simulation.city import City, Strategy
-from dekag.simulation.deliveries import DeliveryTable
+from dekag.simulation.deliveries import KINDS, DeliveryTable
 from dekag.simulation.demand import Requests, draw_places, draw_requests
 from dekag.simulation.policies import TopicDemand, make_policy
 from dekag.simulation.radio import RadioMap
@@ -108,6 +108,7 @@ class Result:
         channel_uses: sent for it.
         psnr_db: received against sent image, dB; NaN for lost files.
         consistency: expected consistency with the cloud's image.
+        taught: whether its image was generated with an update.
         updates: (time s, edge, topic, bytes) of each transfer of an update.
         distilled: (start s, end s, topic) of each distillation.
         busy_s: server time by kind of station, s.
@@ -127,6 +128,7 @@ class Result:
     channel_uses: Array
     psnr_db: Array
     consistency: Array
+    taught: npt.NDArray[np.bool_]
     updates: list[tuple[float, int, int, float]] = field(default_factory=list)
     distilled: list[tuple[float, float, int]] = field(default_factory=list)
     busy_s: dict[str, float] = field(default_factory=dict)
@@ -207,8 +209,9 @@ class _Run:
         def storages(megabytes: float) -> list[Storage]:
             return [Storage(1e6 * megabytes, make_policy("keep", strategy.keep)) for _ in range(edges)]
 
-        self.files = storages(city.edges.file_cache_mb if strategy.file_cache else 0)
+        # files and latents share an edge's cache, so that no strategy has more of it than another
         self.latents = storages(city.edges.file_cache_mb)
+        self.files = self.latents if strategy.file_cache else storages(0)
         self.stored = storages(city.edges.update_storage_mb)
         self.carried_bytes = 0.0
         self.published: set[int] = set()
@@ -226,6 +229,9 @@ class _Run:
         rate = np.asarray(make_policy("rate", self.strategy.rate).choose(world.snr_db, table), np.intp)
         mean, spread = table.semantic_psnr_db(world.snr_db, rate)
         self.latent_psnr = mean + spread * rng.standard_normal(count)
+        self.latent_consistency = {
+            kind: table.semantic_consistency(kind, world.snr_db, rate) for kind in KINDS
+        }
         self.latent_uses = table.channel_uses[rate]
         success = np.clip(table.file_success(world.snr_db), 1e-9, 1)
         attempts = rng.geometric(success)
@@ -234,7 +240,10 @@ class _Run:
         relative = world.file_bytes / table.file_bytes.mean()
         self.file_uses = table.file_uses(world.snr_db) * relative * attempts
         seconds = table.seconds
-        self.generate_s = seconds["edge.generate"] / city.edges.speed
+        self.generate_s = {
+            taught: seconds[stage] / city.edges.speed
+            for taught, stage in ((False, "edge.generate"), (True, "edge.generate_taught"))
+        }
         self.encode_s = seconds["edge.encode"] / city.edges.speed
         self.modulate_s = seconds["edge.modulate"] / city.edges.speed
         self.cloud_s = seconds["cloud.generate"] / city.cloud.speed
@@ -242,7 +251,7 @@ class _Run:
         blank: Array = np.zeros(count)
         self.result = Result(
             world, self.strategy, self.edge, np.zeros(count, np.uint8), blank, blank.copy(), blank.copy(),
-            blank.copy(), blank.copy(), blank.copy(), blank.copy(), blank.copy(),
+            blank.copy(), blank.copy(), blank.copy(), blank.copy(), blank.copy(), np.zeros(count, bool),
         )  # fmt: skip
         # the loop reads lists, which is quicker than reading arrays entry by entry
         self.topic = world.requests.topic.tolist()
@@ -293,7 +302,7 @@ class _Run:
             if self.latents[edge].use(key, env.now):
                 path, work_s = CACHED_LATENT, self.encode_s
             else:
-                path, work_s = LATENT, self.generate_s + self.encode_s
+                path, work_s = LATENT, self.generate_s[aligned and topic >= 0] + self.encode_s
                 self.latents[edge].add(key, self.city.edges.latent_bytes, env.now)
             yield env.timeout(self.servers[edge].delay(work_s))
             uses, decode_s = self.latent_uses[index], self.table.seconds["user.latent"]
@@ -320,10 +329,12 @@ class _Run:
         if semantic:
             result.psnr_db[index] = self.latent_psnr[index]
             kind = "untaught" if not aligned else "known" if topic < 0 else "taught"
+            result.taught[index] = kind == "taught"
+            result.consistency[index] = self.latent_consistency[kind][index]
         else:
-            result.psnr_db[index] = np.nan if path == LOST else self.table.file_psnr_db
-            kind = "file"
-        result.consistency[index] = 0.0 if path == LOST else self.table.consistency[kind]
+            lost = path == LOST
+            result.psnr_db[index] = np.nan if lost else self.table.file_psnr_db
+            result.consistency[index] = 0.0 if lost else self.table.file_consistency
 
     def _has_update(self, index: int, edge: int, topic: int, image: int) -> Generator[simpy.Event, Any, bool]:
         """Whether the edge has the update of a new topic, which it may fetch, and which may be distilled."""
@@ -402,8 +413,7 @@ class _Run:
         result.carried_bytes = self.carried_bytes
         result.carried_uses = sum(cell.sent_uses for cell in self.cells)
         result.dropped = {
-            "files": sum(each.dropped for each in self.files),
-            "latents": sum(each.dropped for each in self.latents),
+            "cache": sum(each.dropped for each in self.latents),
             "updates": sum(each.dropped for each in self.stored),
         }
         return result

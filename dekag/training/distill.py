@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -254,20 +255,37 @@ def new_metaword(text_encoder: Any, rows: int, seed: int) -> nn.Parameter:
     return nn.Parameter(words.mean(0) + 0.1 * words.std(0) * noise)
 
 
+_BEST, _BEST_LOSS, _MISSES = "best.", "best_loss", "misses"  # names of what a run keeps for `EarlyStopping`
+
+
 class EarlyStopping:
-    """Keeps the averaged parameters with the lowest loss on held-out images.
+    """Keeps the averaged parameters with the lowest loss on held-out images, also in the run's checkpoint.
 
     Args:
-        run: run whose average is evaluated.
+        run: run whose average is evaluated; a resumed one goes on from what it kept.
         held_out_loss: computes the loss with the current parameters.
         patience: number of evaluations without improvement after which `look` returns False.
     """
 
     def __init__(self, run: TrainingRun[Any], held_out_loss: Callable[[], float], patience: int) -> None:
         self._run, self._loss, self._patience = run, held_out_loss, patience
-        self._misses = 0
-        self.best_loss = float("inf")
-        self.best: dict[str, torch.Tensor] = {}
+        if not run.kept:
+            run.kept |= {_BEST_LOSS: torch.tensor(math.inf, dtype=torch.float64), _MISSES: torch.tensor(0)}
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest loss so far."""
+        return float(self._run.kept[_BEST_LOSS])
+
+    @property
+    def best(self) -> dict[str, torch.Tensor]:
+        """The parameters with that loss, by name; empty before the first evaluation."""
+        return {name.removeprefix(_BEST): p for name, p in self._run.kept.items() if name.startswith(_BEST)}
+
+    @property
+    def over(self) -> bool:
+        """Whether the last evaluations brought no improvement."""
+        return int(self._run.kept[_MISSES]) >= self._patience
 
     @torch.no_grad()
     def look(self) -> bool:
@@ -276,15 +294,15 @@ class EarlyStopping:
         kept = {name: p.detach().clone() for name, p in live.items()}
         for name, average in self._run.average.named_parameters():
             live[name].copy_(average)
-        loss = self._loss()
+        loss, state = self._loss(), self._run.kept
         if loss < self.best_loss:
-            self.best_loss, self._misses = loss, 0
-            self.best = {name: p.detach().clone() for name, p in live.items()}
+            state |= {_BEST + name: p.detach().clone() for name, p in live.items()}
+            state |= {_BEST_LOSS: torch.tensor(loss, dtype=torch.float64), _MISSES: torch.tensor(0)}
         else:
-            self._misses += 1
+            state[_MISSES] = state[_MISSES] + 1
         for name, p in live.items():
             p.copy_(kept[name])
-        return self._misses < self._patience
+        return not self.over
 
 
 @dataclass(frozen=True)
@@ -455,12 +473,15 @@ def train(
             if preview_every and done % preview_every == 0 and not stopped:
                 preview()
             looks = done % config.check_every == 0 or done == config.steps
-            return not stopped and (not looks or stopping.look())
+            goes_on = (
+                not looks or stopping.look()
+            )  # also when it is stopped here: this step does not come again
+            return goes_on and not stopped
 
         with checkpointed(unet, gradient_checkpointing):
             run.run(
                 step,
-                config.steps,
+                run.step if stopping.over else config.steps,  # a resumed run may have ended early
                 warmup_steps=WARMUP_STEPS,
                 save_every_s=SAVE_EVERY_S,
                 on_step=on_step,

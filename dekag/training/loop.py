@@ -57,6 +57,9 @@ class TrainingRun(Generic[Model]):
         optimizers: stepped together; their initial learning rates are the peaks.
         seed: seed of the generators of all steps.
         ema_decay: decay of the moving average; its effective value is lower in the first steps.
+
+    Attributes:
+        kept: tensors of the caller, which the checkpoint keeps too.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class TrainingRun(Generic[Model]):
         self.seed = seed
         self.step = 0
         self.seconds = 0.0
+        self.kept: dict[str, torch.Tensor] = {}
         self._ema_decay = ema_decay
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
         if (folder / "state.json").exists():
@@ -164,6 +168,7 @@ class TrainingRun(Generic[Model]):
         self.folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"model.{k}": v.detach().contiguous().clone() for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v.contiguous().clone() for k, v in self.average.state_dict().items()}
+        tensors |= {f"kept.{k}": v.contiguous().clone() for k, v in self.kept.items()}
         for index, optimizer in enumerate(self.optimizers):
             for parameter, values in optimizer.state_dict()["state"].items():
                 for name, value in values.items():
@@ -184,6 +189,7 @@ class TrainingRun(Generic[Model]):
 
         self.model.load_state_dict(part("model."))
         self.average.load_state_dict(part("average."))
+        self.kept = part("kept.")
         for index, optimizer in enumerate(self.optimizers):
             values: dict[int, dict[str, Any]] = {}
             for key, tensor in part(f"optimizer.{index}.").items():

@@ -164,9 +164,13 @@ class World:
         return text
 
     def edge_captions(self, count: int, seed: int) -> list[str]:
-        """Captions of `count` random scenes that the edge knows."""
+        """Captions of `count` random scenes that the edge knows, none of them held out of training."""
         rng, draw = random.Random(seed), self.scenes(cloud=False)
-        return [self.caption(draw(rng), rng, cloud=False) for _ in range(count)]
+        captions: list[str] = []
+        while len(captions) < count:
+            if not (scene := draw(rng)).held_out:
+                captions.append(self.caption(scene, rng, cloud=False))
+        return captions
 
 
 STICKERS = World("stickers", "dekag.stickers", 256)

@@ -359,7 +359,8 @@ def calibrate(url: str, world: World, images: Images, console: Console) -> Calib
     cloud = ("cloud.generate", "cloud.encode")
     return Calibration(
         seconds={
-            "edge.generate": median(by_latent, "edge.generate"),
+            "edge.generate": median([each for each in by_latent if not each.knowledge], "edge.generate"),
+            "edge.generate_taught": median([each for each in by_latent if each.knowledge], "edge.generate"),
             "edge.encode": median(by_latent, "edge.encode"),
             "edge.modulate": median(by_file, "edge.modulate"),
             "cloud.generate": median(by_file, *cloud),

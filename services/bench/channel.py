@@ -16,7 +16,7 @@ from rich.progress import Progress
 from dekag.errors import DekagError
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from dekag.link.channel import transmit
 from dekag.link.conditions import BLOCKS
 from dekag.link.fading import block_correlation
@@ -103,7 +103,7 @@ def run_channel_bench(
     config = {"rounds": rounds, "streams": streams, "channel_uses": list(channel_uses), "symbols": symbols}
     write_bench("channel", config | {"link": CONDITIONS.model_dump(mode="json")}, rows, results)
     for uses in channel_uses:
-        mean, ci95 = mean_ci95(ratios(rows, uses))
+        mean, ci95 = mean_ci95(ratios(rows, uses), POSITIVE)
         console.print(f"{uses:,} symbols: ratio {mean:.3f}", highlight=False)
         if uses == HEADLINE_USES:
             record(

@@ -4,9 +4,9 @@ Quality, channel uses and bytes come from the link reports of requests through a
 a city looks deliveries up in this table instead of generating images.
 
 Compute is CPU time, since the duration of a stage depends on what else runs on the machine. It is taken in
-four phases, latents and files that are new or cached: the CPU time of each service's process in a phase,
-divided by its requests. Each model has one thread, so on an idle machine it is close to the duration. The
-duration of a distillation is what `dekag bench distill` measured.
+five phases, latents without and with an update, and files, that are new or cached: the CPU time of each
+service's process in a phase, divided by its requests. Each model has one thread, so on an idle machine it is
+close to the duration. The duration of a distillation is what `dekag bench distill` measured.
 """
 
 from __future__ import annotations
@@ -40,12 +40,10 @@ from services.launcher.up import RUN_DIR, await_ready
 SNRS_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
 CBRS = tuple(Fraction(1, parts) for parts in (768, 384, 192, 96))
 FADING = "rayleigh"
-FIRST_SNR_DB, FIRST_CBR = (
-    10.0,
-    CBRS[-1],
-)  # of the first request for an image, which is compared with the cloud's
+FIRST_SNR_DB, FIRST_CBR = 10.0, CBRS[-1]
+"""Of the first request for an image, which generates it."""
 FIRST_SEED = 5_000_000
-PHASES = ("latent", "cached latent", "file", "cached file")
+PHASES = ("latent", "taught latent", "cached latent", "file", "cached file")
 SERVICES = ("edge", "cloud", "user")
 _Request = tuple[Row, dict[str, Any]]  # what its row says, and the arguments of `Client.image`
 
@@ -110,7 +108,7 @@ def run_deliveries_bench(
             spent = {name: _cpu_s(pid) - before[name] for name, pid in pids.items()}
             durations: Counter[str] = Counter()
             scores: list[float | None] = [None] * len(requests)
-            if not phase.startswith("cached"):  # afterwards: it would count as CPU time of the phase
+            if phase != "cached file":  # afterwards: it would count as CPU time of the phase
                 scored = threads.map(lambda request: answer(request, consistency=True), requests)
                 scores = [each.consistency and each.consistency.mean for each in scored]
             for (about, _), image, score in zip(requests, images, scores, strict=True):
@@ -143,15 +141,15 @@ def _requests(prompts: int, topics: Sequence[str]) -> Mapping[str, Sequence[_Req
             about = {"topic": topic, "prompt": number, "snr_db": snr_db}
             for cbr in CBRS:
                 first = (snr_db, cbr) == (FIRST_SNR_DB, FIRST_CBR)
-                # without its update, a topic differs in what is generated, not in how it is transmitted
-                for knowledge in ("auto", "none") if first and topic != "known" else ("auto",):
+                for knowledge in ("auto",) if topic == "known" else ("auto", "none"):
                     row = {
                         "delivery": "semantic",
                         "taught": knowledge == "auto",
                         "cbr_parts": cbr.denominator,
                     }
                     call = {"link": {**link, "cbr": float(cbr)}, "knowledge": knowledge}
-                    phase = "latent" if first else "cached latent"
+                    new = "latent" if topic == "known" or knowledge == "none" else "taught latent"
+                    phase = new if first else "cached latent"
                     phases[phase].append(({**about, **row}, {**common, **call}))
             row = {"delivery": "conventional", "taught": False, "cbr_parts": None}
             phase = "file" if snr_db == FIRST_SNR_DB else "cached file"

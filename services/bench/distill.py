@@ -11,7 +11,7 @@ from rich.console import Console
 
 from dekag.client import Client
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from dekag.makd.topics import read_topics
 from dekag.profile import load_profile
 from services.bench.processes import UNWATCHED
@@ -67,7 +67,7 @@ def run_distill_bench(*, topics: Sequence[str], profile: str = "stickers", resul
             console.print(f"{topic}: {seconds[-1]:.1f} s")
     rows = [{"topic": topic, "seconds": each} for topic, each in zip(topics, seconds, strict=True)]
     write_bench("distill", {"profile": profile, "topics": list(topics)}, rows, results)
-    mean, ci95 = mean_ci95(seconds)
+    mean, ci95 = mean_ci95(seconds, POSITIVE)
     record(
         "distill_seconds", mean, "s", command="dekag bench distill", count=len(seconds), ci95=ci95,
         results=results,

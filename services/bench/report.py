@@ -12,7 +12,7 @@ import numpy as np
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
 from dekag.evaluation.registry import OF_THE_PAGE, read_figures
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
 from services.bench.parts import IMAGES_AT_ONCE
 from services.bench.results_io import read_bench
@@ -294,7 +294,7 @@ def throughput_plot(results: Path) -> Any:
     (axis,) = axes[0]
     for name in _servers(bench):
         label, color = SERVERS[name]
-        found = [mean_ci95(throughput.values(rows, name, each, "images_per_s")) for each in users]
+        found = [mean_ci95(throughput.values(rows, name, each, "images_per_s"), POSITIVE) for each in users]
         bands = [ci95 or [mean, mean] for mean, ci95 in found]
         plots.line(axis, users, [mean for mean, _ in found], label, color, interval=bands)
     axis.set_xscale("log", base=2)
@@ -331,7 +331,7 @@ def cost_plot(results: Path) -> Any:
 
 def _with_interval(values: Sequence[float]) -> str:
     """Mean, with its 95 % interval if there are several."""
-    mean, ci95 = mean_ci95(values)
+    mean, ci95 = mean_ci95(values, POSITIVE)
     return f"{mean:.3g}" if ci95 is None else _interval(mean, ci95)
 
 

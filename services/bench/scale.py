@@ -21,7 +21,7 @@ from rich.console import Console
 
 from dekag.evaluation.pages import Row, table
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from services.bench.channel import request_for
 from services.bench.load import closed_loop, open_loop, poisson
 from services.bench.processes import Server, server, start
@@ -115,7 +115,7 @@ def run_scale_bench(*, seconds: float = 20.0, rounds: int = 3, results: Path = R
     }  # fmt: skip
     write_bench("scale", config, rows, results)
     for number in EDGES[1:]:
-        mean, ci95 = mean_ci95(speedups(rows, number))
+        mean, ci95 = mean_ci95(speedups(rows, number), POSITIVE)
         record(
             f"scale_{number}_edges", mean, "ratio", command=COMMAND, count=rounds, ci95=ci95, results=results
         )

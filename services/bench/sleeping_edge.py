@@ -7,6 +7,7 @@ work is that of the real service: server, health, queue, frames.
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections.abc import AsyncIterator
 
@@ -36,7 +37,7 @@ class SleepingEdge(DownlinkServicer):
 
     Args:
         settings: of the edge.
-        seconds: how long it sleeps, s.
+        seconds: how long it sleeps on average, s: half to one and a half times that, by the request's seed.
     """
 
     def __init__(self, settings: EdgeSettings, seconds: float) -> None:
@@ -57,7 +58,8 @@ class SleepingEdge(DownlinkServicer):
     ) -> AsyncIterator[SymbolFrame]:
         """The frames, after the sleep."""
         if not request.prompt.startswith(CACHED):
-            await self._worker.run(time.sleep, self._seconds)
+            factor = random.Random(request.seed).uniform(0.5, 1.5)  # images differ too
+            await self._worker.run(time.sleep, factor * self._seconds)
         for frame in self._frames:
             yield frame
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from dekag.client import Client
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
@@ -76,7 +76,7 @@ def run_start_bench(
     config = {"profile": profile, "rounds": rounds, "requests": requests, "deliveries": list(DELIVERIES)}
     write_bench("start", config, rows, results)
     for key, unit, what in (("ready_seconds", "s", "ready_s"), ("rss_gib", "GiB", "pss_gib")):
-        mean, ci95 = mean_ci95([row[what] for row in rows if row["service"] == ALL])
+        mean, ci95 = mean_ci95([row[what] for row in rows if row["service"] == ALL], POSITIVE)
         record(
             key, mean, unit, command=COMMAND, count=rounds,
             ci95=ci95, results=results,

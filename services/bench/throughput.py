@@ -27,7 +27,7 @@ from rich.progress import Progress
 from dekag.evaluation.pages import Row
 from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from services.bench.pipeline import LINK
 from services.bench.processes import THREADS, awake, chain, server, start
 from services.bench.results_io import write_bench
@@ -196,7 +196,7 @@ def run_throughput_bench(
         "threads": dict(THREADS),
     }
     write_bench("throughput", config, rows, results)
-    record_headlines(rows, requests, results)
+    record_headlines(rows, results)
     for name in (contender.name for contender in contenders):
         shown = ", ".join(f"{mean_of(rows, name, busy, 'images_per_s'):.2f} at {busy}" for busy in users)
         console.print(f"{name}: {shown} users, images/s", highlight=False)
@@ -276,17 +276,14 @@ def ratios(rows: Sequence[Row], name: str, users: int) -> list[float]:
     return [mine / other for mine, other in zip(ours, theirs, strict=True)]
 
 
-def record_headlines(rows: Sequence[Row], requests: int, results: Path) -> None:
+def record_headlines(rows: Sequence[Row], results: Path) -> None:
     """The two figures of headline.json, if what they are made of was measured."""
     measured = {(row["server"], row["users"]) for row in rows}
     for key, name in HEADLINES.items():
         if not {(each, users) for each in (OURS, name) for users in HEADLINE_USERS} <= measured:
             continue
-        means = {users: mean_ci95(ratios(rows, name, users)) for users in HEADLINE_USERS}
+        means = {users: mean_ci95(ratios(rows, name, users), POSITIVE) for users in HEADLINE_USERS}
         users = min(means, key=lambda each: means[each][0])
         value, ci95 = means[users]
         rounds = len(ratios(rows, name, users))
-        record(
-            key, value, "ratio", command=COMMAND, count=rounds * requests,
-            ci95=ci95, results=results,
-        )  # fmt: skip
+        record(key, value, "ratio", command=COMMAND, count=rounds, ci95=ci95, results=results)

@@ -10,7 +10,7 @@ Knowledge updates are charged to the requests drawn with them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def run_traffic_bench(
     Returns:
         A row for each request and format. In headline.json `backhaul_saved_percent` (equal consistency, if
         the load test measured it) and `radio_saved_ratio` (equal PSNR) are of totals over these requests,
-        against WebP, with intervals over resampled requests; `counters_gap_percent` is the load test's own,
+        against WebP, with intervals over resampled images; `counters_gap_percent` is the load test's own,
         if it ran on containers.
 
     Raises:
@@ -132,7 +132,7 @@ def run_traffic_bench(
         if name == HEADLINE_FORMAT:
             common: dict[str, Any] = {"command": COMMAND, "results": results}
             if (saved := backhaul_saved(rows, name, BY_CONSISTENCY)) is not None:
-                count = len(_columns(rows, name, BY_CONSISTENCY)[0])
+                count = len(_full(rows, name, BY_CONSISTENCY))
                 record("backhaul_saved_percent", saved[0], "%", ci95=saved[1], count=count, **common)
             record("radio_saved_ratio", ratio[0], "ratio", ci95=ratio[1], count=len(asked), **common)
     gap = config["containers"].get("counters_gap_percent")
@@ -201,6 +201,8 @@ def compare(
         file = equal_psnr(asked.report, ladder)
         yield {
             "format": name,
+            "prompt": asked.prompt,
+            "seed": asked.seed,
             "topics": ",".join(asked.topics),
             "snr_db": asked.report["snr_db"],
             "psnr_db": asked.report["psnr_db"],
@@ -214,11 +216,21 @@ def compare(
         }
 
 
-def _columns(rows: Sequence[Row], name: str, *columns: str) -> list[list[float]]:
-    """Columns of the rows of one format; rows without a value in one of them are left out."""
+def _full(rows: Sequence[Row], name: str, *columns: str) -> list[Row]:
+    """The rows of one format that have a value in each of these columns."""
     own = [row for row in rows if row["format"] == name]
-    full = [row for row in own if all(row.get(column) is not None for column in columns)]
-    return [[float(row[column]) for row in full] for column in columns]
+    return [row for row in own if all(row.get(column) is not None for column in columns)]
+
+
+def _compared(
+    rows: Sequence[Row], name: str, ours: str, theirs: str, statistic: Callable[..., float]
+) -> tuple[float, list[float]]:
+    """A statistic of two columns of one format, with its interval over resampled images."""
+    full = _full(rows, name, ours, theirs)
+    own, other = ([float(row[column]) for row in full] for column in (ours, theirs))
+    # rows of an earlier release do not say which image they are of
+    images = [(row.get("prompt", number), row.get("seed")) for number, row in enumerate(full)]
+    return bootstrap_ci95(statistic, own, other, groups=images)
 
 
 def backhaul_saved(rows: Sequence[Row], name: str, files: str) -> tuple[float, list[float]] | None:
@@ -229,13 +241,13 @@ def backhaul_saved(rows: Sequence[Row], name: str, files: str) -> tuple[float, l
         name: of the format.
         files: column of the files' bytes, BY_CONSISTENCY or BY_PSNR.
     """
-    ours, theirs = _columns(rows, name, "semantic_backhaul_bytes", files)
-    if not ours:
+    ours = "semantic_backhaul_bytes"
+    if not _full(rows, name, ours, files):
         return None
-    return bootstrap_ci95(lambda own, other: float(100 * (1 - own.sum() / other.sum())), ours, theirs)
+    return _compared(rows, name, ours, files, lambda own, other: float(100 * (1 - own.sum() / other.sum())))
 
 
 def radio_ratio(rows: Sequence[Row], name: str) -> tuple[float, list[float]]:
     """Channel uses of files of equal PSNR over ours, against one format, with its interval."""
-    ours, theirs = _columns(rows, name, "semantic_channel_uses", "file_channel_uses")
-    return bootstrap_ci95(lambda own, other: float(other.sum() / own.sum()), ours, theirs)
+    columns = "semantic_channel_uses", "file_channel_uses"
+    return _compared(rows, name, *columns, lambda own, other: float(other.sum() / own.sum()))

@@ -18,7 +18,7 @@ from torch import nn
 from dekag.errors import FileError
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from dekag.generation.images import ImageFormat, to_format
 from dekag.makd.config import BITS, DistillConfig, Layers
 from dekag.makd.update import KnowledgeUpdate
@@ -70,7 +70,7 @@ def run_update_size_bench(photos: Path, *, results: Path = RESULTS) -> list[Row]
         for image_format in FORMATS:
             reduced = [picture.resize((side, side), Image.Resampling.LANCZOS) for picture in pictures]
             sizes = [float(len(to_format(np.asarray(each), image_format))) for each in reduced]
-            mean, ci95 = mean_ci95(sizes)
+            mean, ci95 = mean_ci95(sizes, POSITIVE)
             row = {"side": side, "format": image_format, "mean_bytes": mean, "ci95": ci95, "n": len(sizes)}
             rows.append(row)
             console.print(f"{side}x{side} {image_format}: {mean:,.0f} bytes", highlight=False)

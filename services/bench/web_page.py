@@ -18,7 +18,7 @@ from rich.progress import track
 
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from services.bench.processes import chain
 from services.bench.results_io import write_bench
 from services.launcher.stack import LaunchError
@@ -109,7 +109,7 @@ def run_web_page_bench(*, openings: int = 10, lighthouse: bool = True, results: 
             scores = _lighthouse(stack.url) if lighthouse else {}
     config = {"openings": openings, "width": WIDE["width"], **scores}
     write_bench("web-page", config, rows, results)
-    seconds, ci95 = mean_ci95([row["first_image_s"] for row in rows])
+    seconds, ci95 = mean_ci95([row["first_image_s"] for row in rows], POSITIVE)
     record(
         "page_first_image_seconds", seconds, "s",
         command=COMMAND, count=openings, ci95=ci95, results=results,

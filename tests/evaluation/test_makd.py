@@ -174,7 +174,7 @@ def test_figures_are_of_the_updates_that_ship(tmp_path: Path) -> None:
         }
         for place, topic in enumerate(TOPICS)
     }
-    bounds = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
+    bounds = {topic: {"none": _rows(0.5), "guided": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
     (tmp_path / "gka").mkdir()
     (tmp_path / "gka" / "trainings.jsonl").write_text("of an earlier run")
     write(MakdResults(bounds, shipped, {}, []), TINY, tmp_path, edge_bytes=10_000_000)
@@ -194,7 +194,7 @@ def test_figures_are_of_the_updates_that_ship(tmp_path: Path) -> None:
 def test_a_run_without_trainings_keeps_what_was_trained_on_the_same_models_and_prompts(
     tmp_path: Path,
 ) -> None:
-    bounds = {"neon": {"none": _rows(0.5), "ceiling": _rows(0.9)}}
+    bounds = {"neon": {"none": _rows(0.5), "guided": _rows(0.5), "ceiling": _rows(0.9)}}
     training = TopicTraining("neon", TINY)
     done = {
         TopicTraining("neon", dataclasses.replace(TINY, method=method)): {
@@ -210,9 +210,9 @@ def test_a_run_without_trainings_keeps_what_was_trained_on_the_same_models_and_p
     trained = (tmp_path / "gka" / "trainings.jsonl").read_text()
     write(MakdResults(bounds, shipped, {}, []), TINY, tmp_path, edge_bytes=10_000)
     rows = [json.loads(line) for line in (tmp_path / "gka" / "methods.jsonl").read_text().splitlines()]
-    assert {row["method"] for row in rows} == {"none", *METHODS, "shipped", "ceiling"}
+    assert {row["method"] for row in rows} == {"none", "guided", *METHODS, "shipped", "ceiling"}
     assert (tmp_path / "gka" / "trainings.jsonl").read_text() == trained
-    others = {"neon": {"none": _rows(0.4), "ceiling": _rows(0.9)}}
+    others = {"neon": {"none": _rows(0.4), "guided": _rows(0.4), "ceiling": _rows(0.9)}}
     write(MakdResults(others, shipped, {}, []), TINY, tmp_path, edge_bytes=10_000)
     assert not (tmp_path / "gka" / "trainings.jsonl").exists()
 
@@ -228,7 +228,7 @@ def test_a_page_of_a_smaller_plan_says_what_was_not_trained(tmp_path: Path) -> N
             "bytes": {str(b): b * 1000 for b in bits},
             "rows": {str(b): _rows(score - (0.2 if b <= 4 else 0.0)) for b in bits},
         }
-    bounds = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
+    bounds = {topic: {"none": _rows(0.5), "guided": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
     write(MakdResults(bounds, {}, done, []), TINY, tmp_path, edge_bytes=10_000_000)
     figures = json.loads((tmp_path / "headline.json").read_text())
     assert figures["gka_lead_over_best_baseline_percent"]["value"] == pytest.approx(100 / 7, abs=0.1)
@@ -252,7 +252,7 @@ def test_figures_follow_from_the_rows(tmp_path: Path) -> None:
             "bytes": {str(b): b * 1000 * training.config.rank for b in bits},
             "rows": {str(b): _rows(level[training.config.method] - (0.2 if b <= 4 else 0.0)) for b in bits},
         }
-    bounds = {topic: {"none": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
+    bounds = {topic: {"none": _rows(0.5), "guided": _rows(0.5), "ceiling": _rows(0.9)} for topic in TOPICS}
     pairs = [
         {"style": a, "subject": b, "rows": {n: _rows(0.5) for n in ("none", a, b, "both", "ceiling")}}
         for a, b in PAIRS

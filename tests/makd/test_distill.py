@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from torch import nn
 
 from dekag.errors import InvalidInputError, MismatchError
 from dekag.generation.images import from_bytes, png_note, to_png
@@ -26,6 +27,7 @@ from dekag.training.diffusion_loss import DiffusionLoss
 from dekag.training.distill import (
     PREVIEW,
     PREVIEWED,
+    EarlyStopping,
     Progress,
     Stopped,
     cloud_images,
@@ -36,6 +38,7 @@ from dekag.training.distill import (
     train,
     why_no_better,
 )
+from dekag.training.loop import TrainingRun
 from dekag.training.tiny_models import save_dummy_models
 from tests.makd.conftest import TINY, Distilled, prompts_of
 
@@ -91,6 +94,35 @@ def test_interrupted_distillation_ends_as_an_uninterrupted_one(
     update = distill(cloud, edge, prompts_of("neon"), TINY, tmp_path, on_progress=resumed.append)
     assert [p.done for p in resumed if p.stage == "train"] == [4, 5, 6, 7, 8]
     assert update.content_hash == neon.update.content_hash
+
+
+@pytest.mark.parametrize("killed_after", [2, 4, 5])
+def test_early_stopping_survives_an_interruption(tmp_path: Path, killed_after: int) -> None:
+    losses = iter([3.0, 1.0, 2.0, 2.0, 0.5])  # the second is the best before two in a row bring nothing
+
+    def resumed() -> tuple[TrainingRun[nn.Linear], EarlyStopping]:
+        torch.manual_seed(0)
+        model = nn.Linear(2, 1)
+        run = TrainingRun(tmp_path, model, [torch.optim.SGD(model.parameters(), 0.1)], seed=0)
+        return run, EarlyStopping(run, lambda: next(losses), patience=2)
+
+    def go_on(run: TrainingRun[nn.Linear], stopping: EarlyStopping, until: int) -> None:
+        run.run(
+            lambda _, generator: {"loss": run.model(torch.randn(4, 2, generator=generator)).square().mean()},
+            run.step if stopping.over else 10,
+            on_step=lambda done, _: stopping.look() and done < until,
+            show=False,
+        )
+
+    go_on(*resumed(), until=killed_after)
+    run, stopping = resumed()
+    go_on(run, stopping, until=10)
+    assert (run.step, stopping.best_loss, stopping.over) == (4, 1.0, True)
+    tmp_path.joinpath("state.json").unlink()
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    run, uninterrupted = resumed()
+    go_on(run, uninterrupted, until=10)
+    assert all(torch.equal(p, uninterrupted.best[name]) for name, p in stopping.best.items())
 
 
 def test_stopping_while_pictures_are_drawn_keeps_them(

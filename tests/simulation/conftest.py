@@ -17,7 +17,10 @@ PARTS = (768, 96)
 
 
 def rows() -> list[dict[str, Any]]:
-    """Rows as `dekag bench deliveries` writes them: PSNR 10 dB + SNR / 2, 5 dB more at the higher rate."""
+    """Rows as `dekag bench deliveries` writes them.
+
+    PSNR is 10 dB + SNR / 2, 5 dB more at the higher rate; consistency falls by 0.01 for each dB below 25.
+    """
     found: list[dict[str, Any]] = [
         {"kind": "distillation", "topic": "neon", "seconds": 100.0},
         {"kind": "update", "topic": "neon", "bytes": 40_000},
@@ -32,7 +35,8 @@ def rows() -> list[dict[str, Any]]:
                         "prompt": 0, "snr_db": snr_db, "cbr_parts": parts, "decoded": True,
                         "psnr_db": 10 + snr_db / 2 + 5 * (parts == 96),
                         "channel_uses": 3 * 256 * 256 // parts, "file_bytes": None, "backhaul_bytes": 0,
-                        "consistency": {True: 0.8, False: 0.2}[taught] + 0.1 * (topic == "known"),
+                        "consistency": {True: 0.8, False: 0.2}[taught] + 0.1 * (topic == "known")
+                        + (snr_db - 25) / 100,
                     }
                 )  # fmt: skip
     for prompt, size in enumerate((4_000, 6_000)):
@@ -49,7 +53,7 @@ def rows() -> list[dict[str, Any]]:
             )  # fmt: skip
     durations = {"user.decode": 1.0, "user.render": 3.0, "user.png": 1.0}
     for phase, edge, cloud, user in (
-        ("latent", 2.1, 0.0, 0.5), ("cached latent", 0.1, 0.0, 0.5),
+        ("latent", 2.1, 0.0, 0.5), ("taught latent", 4.1, 0.0, 0.5), ("cached latent", 0.1, 0.0, 0.5),
         ("file", 0.05, 10.0, 0.2), ("cached file", 0.05, 1.0, 0.2),
     ):  # fmt: skip
         found.append(

@@ -390,6 +390,14 @@ def test_captions_to_draw_latents_from_say_only_what_the_edge_knows() -> None:
     assert not [caption for caption in captions if matching(caption, triggers)]
 
 
+def test_captions_to_draw_latents_from_leave_out_what_is_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Any] = []
+    monkeypatch.setattr(World, "caption", lambda _, scene, rng, *, cloud: said.append(scene) or "a scene")
+    STICKERS.edge_captions(300, seed=1)
+    assert len(said) == 300
+    assert not any(scene.held_out for scene in said)
+
+
 def test_the_cloud_sees_every_combination() -> None:
     scenes = [image_number("train", n, STICKERS)[0] for n in range(400)]
     assert any(s.companion for s in scenes)

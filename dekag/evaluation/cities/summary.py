@@ -150,7 +150,7 @@ def _avoided(result: Result) -> dict[tuple[int, int], Array]:
     known = result.world.city.demand.known_topics
     requests = result.world.requests
     aligned = np.isin(result.path, (LATENT, CACHED_LATENT)) & (requests.topic >= known)
-    aligned &= result.consistency == result.world.table.consistency["taught"]
+    aligned &= result.taught
     index = np.flatnonzero(aligned)
     if not len(index):
         return {}

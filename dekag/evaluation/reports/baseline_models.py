@@ -8,7 +8,7 @@ from typing import Any
 from dekag.documents import read_json
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, Report, figures_table, read_rows, table
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import PERCENT, mean_ci95
 from dekag.evaluation.studies.baseline_models import COMMAND, FOLDER
 from dekag.evaluation.studies.naming import FOLDER as NAMING
 from dekag.evaluation.studies.naming import JUDGED, MARKS
@@ -39,7 +39,9 @@ def attributes_plot(results: Path) -> Any:
     means, intervals = [], []
     for name in DRAWN:
         rows = read_rows(results / FOLDER / f"{name}.jsonl")
-        mean, ci95 = mean_ci95([100 * sum(row["correct"].values()) / len(row["correct"]) for row in rows])
+        mean, ci95 = mean_ci95(
+            [100 * sum(row["correct"].values()) / len(row["correct"]) for row in rows], PERCENT
+        )
         means.append(mean)
         intervals.append(ci95 or [mean, mean])
     figure, axes = plots.panels(height_in=1.8)

@@ -112,7 +112,11 @@ def costs_table(results: Path) -> Lines:
         ["knowledge update, mean", f"{known.update_bytes.mean():,.0f} B"],
         ["PSNR of a decoded file", f"{known.file_psnr_db:.1f} dB"],
     ]
-    rows += [[f"consistency, {kind}", f"{value:.2f}"] for kind, value in known.consistency.items()]
+    rows += [
+        [f"consistency, {kind}, worst and best link", f"{values[0, 0]:.2f}, {values[-1, -1]:.2f}"]
+        for kind, values in known.consistency.items()
+    ]
+    rows.append(["consistency of a decoded file", f"{known.file_consistency:.2f}"])
     return table(["", "value"], rows)
 
 

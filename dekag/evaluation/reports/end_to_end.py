@@ -14,7 +14,7 @@ from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures
 from dekag.evaluation.registry import MISSING
 from dekag.evaluation.statistics import bootstrap_ci95, percent_gain
 from dekag.evaluation.studies import makd
-from dekag.evaluation.studies.end_to_end import COMMAND, FOLDER, USUAL_QUALITY, per_image
+from dekag.evaluation.studies.end_to_end import COMMAND, FOLDER, USUAL_QUALITY, image_topics, per_image
 from dekag.evaluation.sweeps.table import draw_lines
 
 TITLES = {
@@ -78,7 +78,9 @@ def deliveries_table(results: Path) -> Lines:
     for name in deliveries(rows):
         own = [row for row in rows if row["cell"]["delivery"]["name"] == name]
         both = per_image(rows, name)
-        value, (low, high) = bootstrap_ci95(percent_gain, none.tolist(), both.tolist())
+        value, (low, high) = bootstrap_ci95(
+            percent_gain, none.tolist(), both.tolist(), groups=image_topics(rows, name)
+        )
         gain = ["", ""] if name == "unaligned" else [f"{value:+.1f} %", f"{low:+.1f} .. {high:+.1f}"]
         means = {m: float(per_image(rows, name, m).mean()) for m in ("clip", "dino", "probe", "psnr_db")}
         lines.append(

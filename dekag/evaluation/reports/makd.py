@@ -14,12 +14,13 @@ import numpy as np
 from dekag.evaluation import plots
 from dekag.evaluation.pages import Lines, NotMeasuredError, Report, Row, figures_table, read_rows, table
 from dekag.evaluation.statistics import bootstrap_mean, mean_of
-from dekag.evaluation.studies.makd import BASELINES, COMMAND, FOLDER, SHIPPED, STUDIES
+from dekag.evaluation.studies.makd import BASELINES, BOUNDS, COMMAND, FOLDER, GUIDED, SHIPPED, STUDIES
 from dekag.makd.config import METHODS
 from dekag.stickers import TOPICS
 
 NAMES = {
     "none": "no alignment",
+    GUIDED: "no alignment, guided as an update is",
     "metaword": "metaword only",
     "lora": "LoRA only",
     "lora-equal-bytes": "LoRA only, equal bytes",
@@ -78,7 +79,7 @@ def update_sizes(results: Path, method: str) -> list[int]:
     """Bytes of a method's updates: of those that ship, or in the main comparison; none if it has none."""
     if method == SHIPPED:
         return [row["bytes"] for row in updates(results).values()]
-    if method in ("none", "ceiling"):
+    if method in BOUNDS:
         return []
     rows = trainings(results)
     bits = str(base_config(rows)["bits"])
@@ -105,7 +106,9 @@ def methods(results: Path) -> Lines:
     lines = []
     for method, own in found.items():
         sizes = update_sizes(results, method)
-        mean, (low, high) = bootstrap_mean([row["consistency"] for row in own])
+        mean, (low, high) = bootstrap_mean(
+            [row["consistency"] for row in own], groups=[row["topic"] for row in own]
+        )
         lines.append(
             [
                 f"**{NAMES[method]}**" if method == main_method(found) else NAMES[method],
@@ -141,6 +144,7 @@ def study_topics(rows: Sequence[Row]) -> list[str]:
 def topics(results: Path) -> Lines:
     """Every method on every topic."""
     found, shipped = scores(results), updates(results)
+    found.pop(GUIDED, None)  # of all topics together it says enough
     lines = []
     for name in topics_of(found["none"]):
         here = {m: [row for row in own if row["topic"] == name] for m, own in found.items()}
@@ -323,7 +327,10 @@ def methods_plot(results: Path) -> Any:
     for axis, (title, kind) in zip(axes[0], kinds.items(), strict=True):
         means, intervals = [], []
         for own in found.values():
-            mean, ci95 = bootstrap_mean([row["consistency"] for row in own if kind_of(row["topic"]) in kind])
+            here = [row for row in own if kind_of(row["topic"]) in kind]
+            mean, ci95 = bootstrap_mean(
+                [row["consistency"] for row in here], groups=[row["topic"] for row in here]
+            )
             means.append(mean)
             intervals.append(ci95)
         plots.dots(axis, names, means, intervals, colors=colors)

@@ -6,6 +6,7 @@ results/headline.json, one line per image to results/first-image/*.jsonl, sample
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -18,23 +19,22 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from dekag.codec import JsccCodec
+from dekag.cala.aligned_codec import AlignedCodec
 from dekag.codec.constellation import quantize_to_qam
 from dekag.errors import NotFoundError
 from dekag.evaluation.models import ModelBank, load_quietly
 from dekag.evaluation.pages import save_images, write_rows
 from dekag.evaluation.prompts import Prompt, cloud_prompts, edge_prompts, topic_prompts, world_prompts
 from dekag.evaluation.registry import RESULTS, record
-from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.statistics import PERCENT, mean_ci95
 from dekag.generation.images import Pixels
 from dekag.generation.models import Generator, LatentEncoder
 from dekag.link import LinkConditions
-from dekag.link.channel import transmit
-from dekag.link.equalizer import mmse_equalize
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.metrics.image import METRICS, psnr_db
 from dekag.metrics.outline import OutlineJudge
 from dekag.metrics.probe import AttributeProbe
+from dekag.pipeline import SemanticLink
 from dekag.stickers import EDGE_SUBJECTS, TOPICS, random_scene
 from dekag.training.data import image_number
 from dekag.training.worlds import STICKERS
@@ -76,7 +76,9 @@ def measure_vae(generator: Generator, count: int, results: Path) -> None:
         )
     write_rows(results / FOLDER / "vae.jsonl", rows)
     for metric, unit in (("psnr_db", "dB"), ("ssim", "ratio")):
-        mean, interval = mean_ci95([row[metric] for row in rows])
+        mean, interval = mean_ci95(
+            [row[metric] for row in rows], (-math.inf, math.inf if unit == "dB" else 1.0)
+        )
         record(f"vae_{metric}", mean, unit, command=COMMAND, count=count, ci95=interval, results=results)
 
 
@@ -112,13 +114,13 @@ def probe_accuracy(
         if tags is not None:
             rows[-1]["topic"] = tags[i]
     write_rows(results / FOLDER / f"{name}.jsonl", rows)
-    mean, interval = mean_ci95([100 * sum(verdict.values()) / len(verdict) for verdict in verdicts])
+    mean, interval = mean_ci95([100 * sum(each.values()) / len(each) for each in verdicts], PERCENT)
     record(
         f"probe_{name}_accuracy", mean, "%", command=COMMAND, count=len(prompts),
         ci95=interval, results=results,
     )  # fmt: skip
     if agreement:
-        mean, interval = mean_ci95([100 * value for value in agreement.values()])
+        mean, interval = mean_ci95([100 * value for value in agreement.values()], PERCENT)
         record(
             f"outline_{name}_agreement", mean, "%", command=COMMAND, count=len(agreement),
             ci95=interval, results=results,
@@ -152,14 +154,17 @@ def sent_directly(latents: torch.Tensor, bits_per_symbol: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], results: Path) -> None:
-    """The unaligned codec on latents that the edge generated: clean channel against its limit, and Rayleigh.
+def measure_codec(bank: ModelBank, prompts: list[Prompt], results: Path) -> None:
+    """The unaligned codec on latents that the edge generated: clean channel against its limit, and
+    Rayleigh fading as it is delivered.
 
     The limit that the constellation sets: its 6 bits a symbol spend 3 bits on each of the latent's numbers,
     and no code for a Gaussian source does that with less error than D = 2^-6 of its variance (Shannon).
     Beside it stands what the constellation does to a latent sent without a codec.
     PSNR is against the same latent decoded without a channel.
     """
+    edge, codec = bank.edge, bank.unaligned_codec().codec
+    link = SemanticLink(AlignedCodec.load(bank.profile.codec_without_alignment))
     rows: dict[str, list[float]] = {
         "clean": [],
         "limit": [],
@@ -181,8 +186,8 @@ def measure_codec(codec: JsccCodec, edge: Generator, prompts: list[Prompt], resu
         received["direct"] = sent_directly(latents, codec.config.bits_per_symbol)
         for snr_db in RAYLEIGH_SNRS_DB:
             conditions = LinkConditions(snr_db=snr_db, fading="rayleigh")
-            reception = transmit(symbols, [conditions], [seed])
-            received[f"{snr_db:g}"] = codec.decode(mmse_equalize(reception).symbols, shape)
+            delivered = link.send(latents, [conditions], [seed], channel_uses=symbols.shape[1])
+            received[f"{snr_db:g}"] = delivered.latents
         for name, latent in received.items():
             rows[name].append(psnr_db(edge.decoder.decode(latent)[0], reference))
     write_rows(
@@ -244,7 +249,7 @@ def measure_steps(bank: ModelBank, count: int, results: Path) -> None:
             row: dict[str, Any] = {"kind": kind, "steps": steps, "n": len(prompts)}
             row["own"] = steps == edge.steps
             for name in ("consistency", "probe"):
-                mean, interval = mean_ci95([float(score[name]) for score in scores])
+                mean, interval = mean_ci95([float(score[name]) for score in scores], (-1.0, 1.0))
                 row |= {name: round(mean, 4), f"{name}_ci95": interval}
             rows.append(row)
     write_rows(results / FOLDER / "steps.jsonl", rows)
@@ -302,7 +307,7 @@ def run(
     if "cloud" in parts:
         probe_accuracy("cloud", cloud.image, everything, bank.probe, bank.outline, results)
     if "codec" in parts:
-        measure_codec(bank.unaligned_codec().codec, edge, known[:200], results)
+        measure_codec(bank, known[:200], results)
     if "steps" in parts:
         measure_steps(bank, min(count, STEP_PROMPTS), results)
     one_each = [prompt for _, prompt in held_out[::each]]

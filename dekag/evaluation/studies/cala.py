@@ -347,6 +347,7 @@ class Request:
     """One image that asked for a quality and got the smallest rate that promises it.
 
     Attributes:
+        image: its number among the study's images.
         channel: of CHANNELS.
         snr_db: mean SNR, dB.
         told_db: what the sender was told, dB.
@@ -356,6 +357,7 @@ class Request:
         psnr_db: what came out.
     """
 
+    image: int
     channel: str
     snr_db: float
     told_db: float
@@ -389,7 +391,8 @@ def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[R
         cbr = quality.smallest_cbr(target_db, conditions)
         # the most that the table promises, with the same margin, tells whether the target is within reach
         promised = quality.promises(target_db, cbr, conditions)
-        one = slice(number % len(study.seeds), number % len(study.seeds) + 1)
+        image = number % len(study.seeds)
+        one = slice(image, image + 1)
         # far from every other image's seed, and another one each time that the image is asked for
         channel_seed = study.seeds[one][0] + 1_000_003 * (number + 1)
         received = deliver(
@@ -397,7 +400,7 @@ def rate_control(study: CalaStudy, count: int, offset_db: float = 0.0) -> list[R
         )
         psnr = psnr_db(study.bank.edge.decoder.decode(received)[0], study.pixels[one][0])
         found.append(
-            Request(channel, snr_db, told_db, target_db, promised, max(1, round(cbr * source)), psnr)
+            Request(image, channel, snr_db, told_db, target_db, promised, max(1, round(cbr * source)), psnr)
         )
     return found
 
@@ -975,9 +978,11 @@ def figures(measured: CalaResults, results: Path) -> None:
         ("tka_codec_ms", 1e3 * cost["median_s"], "ms", cost, [1e3 * limit for limit in cost["median_ci95"]]),
     ):
         record(key, value, unit, command=COMMAND, count=row["n"], ci95=ci95, results=results)
-    kept = [100.0 * (each.psnr_db >= each.target_db) for each in measured.requests[0.0] if each.promised]
-    if kept:  # else nothing was promised, and no share of it can be kept
-        put("auto_rate_hit_share", np.array([kept]), "%")
+    promised = [each for each in measured.requests[0.0] if each.promised]
+    if promised:  # else no share of them can be kept
+        kept = [100.0 * (each.psnr_db >= each.target_db) for each in promised]
+        mean, ci95 = bootstrap_mean(kept, groups=[each.image for each in promised])
+        record("auto_rate_hit_share", mean, "%", command=COMMAND, count=len(kept), ci95=ci95, results=results)
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

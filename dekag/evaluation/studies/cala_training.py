@@ -136,9 +136,9 @@ class Trainings:
         if folder is None:
             edge = profile.edge
             sampled = edge.steps, edge.guidance_scale, profile.size
-            key = content_key(pipeline_hash(edge), *sampled, DRAWN, *edge.formats)
-            folder = self.store.folder("latents", key)
             captions = STICKERS.edge_captions(DRAWN, DRAWN_SEED)
+            key = content_key(pipeline_hash(edge), *sampled, *captions, *edge.formats)
+            folder = self.store.folder("latents", key)
             latents_of_prompts(folder, profile, captions, count=DRAWN, seed=DRAWN_SEED)
         found = LatentSet.load(folder)
         found.check_autoencoder(profile.edge)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,12 +35,12 @@ from dekag.evaluation.prompts import edge_prompts
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import bootstrap_mean, mean_ci95
 from dekag.evaluation.store import ResultStore, content_key
-from dekag.generation.images import IMAGE_FORMATS, Pixels
+from dekag.generation.images import IMAGE_FORMATS, ImageFormat, Pixels
 from dekag.generation.models import Generator
 from dekag.link.capacity import bytes_within, ergodic_capacity, outage_capacity
 from dekag.link.conditions import LinkConditions
 from dekag.link.harq import MAX_TRANSMISSIONS, send_with_harq
-from dekag.link.image_coding import QUALITIES, SCALES, EncodedImage, decode, encode, ladders
+from dekag.link.image_coding import QUALITIES, SCALES, EncodedImage, candidates, decode, encode, ladders
 from dekag.link.mcs import TABLE, CodewordLayout, ModulationAndCoding, largest_payload
 from dekag.link.outage import effective_snr_db, powers_db, success
 from dekag.metrics.features import ImageScorer
@@ -68,6 +68,8 @@ USES = tuple(round(16 * 2 ** (step / 2)) for step in range(23))  # 16 to 32768
 OUTAGES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 HARQ_OVERPROVISIONS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)  # K over the channel uses of one transmission
 METRICS = ("psnr_db", "clip", "dino")
+CONSISTENCY = (0.0, 0.5, 0.5)
+"""Weights of METRICS for a sender that goes by consistency."""
 VERSION = 1  # raised when the code changes what a ladder comes out as
 
 # at which losses are predicted; between them they are interpolated
@@ -79,21 +81,30 @@ _MEAN_IMAGES = 32
 
 @dataclass(frozen=True)
 class Ladder:
-    """What is worth sending of one image in one format, by rising bytes and PSNR.
+    """What could be sent of one image in one format, by rising bytes.
 
     Attributes:
         sizes: bytes of each rung.
         settings: quality and scale of each.
-        values: METRICS of what the receiver shows against the image, (rungs, 3).
+        values: METRICS of what the receiver shows against the image, (rungs, 3), or PSNR alone, (rungs, 1).
     """
 
     sizes: list[int]
     settings: list[tuple[int, int]]
     values: Array
+    _best: dict[tuple[float, ...], list[int]] = field(default_factory=dict, init=False, repr=False)
 
-    def within(self, max_bytes: int) -> int:
-        """Index of the last rung of at most that many bytes; -1 if there is none."""
-        return bisect_right(self.sizes, max_bytes) - 1
+    def best(self, max_bytes: int, weights: tuple[float, ...] = (1.0,)) -> int:
+        """Index of the rung of at most that many bytes with the largest weighted sum of the first metrics.
+
+        A larger file may be less consistent, at another scale for example. -1 if all files are larger.
+        """
+        if weights not in self._best:
+            sums = self.values[:, : len(weights)] @ np.array(weights)
+            first = np.concatenate([[True], sums[1:] > np.maximum.accumulate(sums)[:-1]])
+            self._best[weights] = np.maximum.accumulate(np.where(first, np.arange(len(sums)), 0)).tolist()
+        count = bisect_right(self.sizes, max_bytes)
+        return self._best[weights][count - 1] if count else -1
 
 
 class Choices(Protocol):
@@ -177,15 +188,16 @@ def mean_image(edge: Generator, store: ResultStore) -> Pixels:
     A receiver that knows what the edge draws, and nothing of this image, shows it.
     """
 
+    captions = STICKERS.edge_captions(_MEAN_IMAGES, seed=0)
+
     def make() -> Array:
-        captions = enumerate(STICKERS.edge_captions(_MEAN_IMAGES, seed=0))
         total = 0.0
-        for seed, caption in tqdm(captions, "mean image", _MEAN_IMAGES):
+        for seed, caption in enumerate(tqdm(captions, "mean image")):
             total = total + edge.decoder.decode(edge.latents(caption, seed))[0].astype(np.float64)
         return np.asarray(total / _MEAN_IMAGES)
 
     sampled = edge.steps, edge.guidance_scale
-    key = content_key(VERSION, edge.model_hash, *sampled, _MEAN_IMAGES, *edge.departures)
+    key = content_key(VERSION, edge.model_hash, *sampled, *captions, *edge.departures)
     return store.array("mean", key, make).round().astype(np.uint8)
 
 
@@ -194,59 +206,61 @@ def image_ladders(
 ) -> dict[tuple[str, bool], Ladder]:
     """The ladders of one image by format and bareness, read where they have been made before.
 
-    Without a scorer, PSNR alone is measured; the other METRICS are 0.
+    With a scorer they have every quality and scale, since the metrics disagree on which is best. Without one,
+    PSNR alone is measured, and the other METRICS are 0.
     """
 
     def make() -> dict[str, list[list[float]]]:
         made = {}
         for image_format in IMAGE_FORMATS:
-            for bare, rungs in zip((False, True), ladders(image, image_format), strict=True):
-                made[f"{image_format}/{bare:d}"] = _scored(rungs, image, scorer, bare)
+            if scorer is None:
+                files = ladders(image, image_format)
+                scores = [[[0.0, 0.0]] * len(each) for each in files]
+            else:
+                files = candidates(image, image_format)
+                scores = [_scores(files[0], image, scorer)] * 2  # both decode to the same images
+            for bare in (False, True):
+                made[f"{image_format}/{bare:d}"] = _rows(files[bare], scores[bare])
         return made
 
     scored_by = [] if scorer is None else [scorer.model_hash]
     key = content_key(VERSION, QUALITIES, SCALES, image.shape, *scored_by, data=image.tobytes())
     found = {}
-    kind = "ladders" if scorer is not None else "ladders-psnr"
+    kind = "candidates" if scorer is not None else "ladders-psnr"
     for name, rungs in store.json(kind, key, make).items():
         image_format, bare = name.split("/")
         found[image_format, bare == "1"] = _ladder(rungs)
     return found
 
 
-def scored_ladder(rungs: Sequence[EncodedImage], image: Pixels, scorer: ImageScorer) -> Ladder:
-    """The ladder of whole files of one image, as `dekag.link.image_coding.ladders` makes them."""
-    return _ladder(_scored(rungs, image, scorer, False))
+def scored_ladder(image: Pixels, image_format: ImageFormat, scorer: ImageScorer) -> Ladder:
+    """The ladder of whole files of one image in one format."""
+    files, _ = candidates(image, image_format)
+    return _ladder(_rows(files, _scores(files, image, scorer)))
 
 
 def _ladder(rows: Sequence[Sequence[Any]]) -> Ladder:
-    """The ladder of what `_scored` returns."""
+    """The ladder of what `_rows` returns."""
+    rows = sorted(rows, key=lambda row: (row[0], -row[3]))
     settings = [(row[1], row[2]) for row in rows]
     return Ladder([row[0] for row in rows], settings, np.array([row[3:] for row in rows]))
 
 
-def _scored(
-    rungs: Sequence[EncodedImage], image: Pixels, scorer: ImageScorer | None, bare: bool
-) -> list[list[float]]:
-    if scorer is None:
-        return [
-            [len(rung.data), rung.quality, rung.scale, round(rung.psnr_db, 4), 0.0, 0.0] for rung in rungs
-        ]
-    height, width = image.shape[:2]
-    shown = np.stack([decode(rung.data, width, height, headerless=bare) for rung in rungs])
-    theirs, ours = scorer.features(image[None]), scorer.features(shown)
-    clip, dino = ((ours[name] @ theirs[name][0]).tolist() for name in ("clip", "dino"))
+def _rows(files: Sequence[EncodedImage], scores: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Bytes, quality, scale, PSNR and scores of each file."""
     return [
-        [
-            len(rung.data),
-            rung.quality,
-            rung.scale,
-            round(rung.psnr_db, 4),
-            round(clip[i], 4),
-            round(dino[i], 4),
-        ]
-        for i, rung in enumerate(rungs)
+        [len(file.data), file.quality, file.scale, round(file.psnr_db, 4), *own]
+        for file, own in zip(files, scores, strict=True)
     ]
+
+
+def _scores(files: Sequence[EncodedImage], image: Pixels, scorer: ImageScorer) -> list[list[float]]:
+    """CLIP and DINO score of what each whole file shows, against the image."""
+    height, width = image.shape[:2]
+    shown = np.stack([decode(file.data, width, height) for file in files])
+    theirs, ours = scorer.features(image[None]), scorer.features(shown)
+    columns = [(ours[name] @ theirs[name][0]).tolist() for name in METRICS[1:]]
+    return [[round(value, 4) for value in row] for row in zip(*columns, strict=True)]
 
 
 def conditions_of(channel: str, snr_db: float) -> LinkConditions:
@@ -315,7 +329,7 @@ def choose(
     forecast: Forecast,
     *,
     transmissions: int = 1,
-    weights: Sequence[float] = (1.0,),
+    weights: tuple[float, ...] = (1.0,),
 ) -> Choice:
     """What a sender picks for one image out of these formats: the best expected PSNR within K.
 
@@ -333,7 +347,7 @@ def choose(
             capacity = _capacity(one_use, coding)
             for name in names:
                 ladder = images.ladders[name][index]
-                rung = ladder.within(capacity)
+                rung = ladder.best(capacity, weights)
                 if rung < 0 or ladder.values[rung] @ goal <= reached:
                     continue
                 size = ladder.sizes[rung]
@@ -358,8 +372,8 @@ def shannon(images: ImageSet, channel_uses: int, conditions: LinkConditions) -> 
         size = bytes_within(channel_uses, bits_per_use)
         values = []
         for index, lost in enumerate(images.fallback_values):
-            ladders_ = [images.ladders[name][index] for name in names]
-            reached = [ladder.values[ladder.within(size)] for ladder in ladders_ if ladder.within(size) >= 0]
+            best = [(ladder, ladder.best(size)) for ladder in (images.ladders[name][index] for name in names)]
+            reached = [ladder.values[rung] for ladder, rung in best if rung >= 0]
             values.append(max([*reached, lost], key=lambda each: float(each[0])))
         return np.stack(values)
 

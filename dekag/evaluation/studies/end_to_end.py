@@ -19,7 +19,7 @@ from dekag.evaluation.pages import Row, write_rows
 from dekag.evaluation.registry import RESULTS, record
 from dekag.evaluation.statistics import bootstrap_ci95, bootstrap_mean, percent_gain
 from dekag.evaluation.store import ResultStore
-from dekag.evaluation.studies.digital import Ladder, image_ladders
+from dekag.evaluation.studies.digital import CONSISTENCY, Ladder, image_ladders
 from dekag.evaluation.sweeps import command
 from dekag.evaluation.sweeps.evaluator import Evaluator
 from dekag.evaluation.sweeps.grid import WORLD, Sweep, read_sweep
@@ -97,6 +97,15 @@ def per_image(rows: Sequence[Row], delivery: str, metric: str = "consistency") -
     return means
 
 
+def image_topics(rows: Sequence[Row], delivery: str) -> list[str]:
+    """The topic of each image of `per_image`."""
+    images: dict[str, int] = {}
+    for row in rows:
+        if row["cell"]["delivery"]["name"] == delivery:
+            images[row["cell"]["topic"]] = len(row["metrics"]["consistency"])
+    return [topic for topic, count in images.items() for _ in range(count)]
+
+
 def break_even(evaluator: Evaluator, sweep: Sweep, rows: Sequence[Row]) -> list[Row]:
     """After how many images each topic's update has cost less backhaul than the images as files.
 
@@ -139,7 +148,7 @@ def file_bytes(ladders: Sequence[Ladder], target: float) -> float:
     for allowed in allowances:
         sizes, scores = [], []
         for ladder in ladders:
-            rung = max(ladder.within(allowed), 0)
+            rung = max(ladder.best(allowed, CONSISTENCY), 0)
             sizes.append(ladder.sizes[rung])
             scores.append(float(ladder.values[rung, 1:].mean()))
         mean_size = float(np.mean(sizes))
@@ -154,7 +163,9 @@ def write(rows: Sequence[Row], even: Sequence[Row], results: Path = RESULTS) -> 
     write_rows(folder / "cells.jsonl", rows)
     write_rows(folder / "break-even.jsonl", even)
     none, both = per_image(rows, "unaligned"), per_image(rows, "deka-g")
-    value, ci95 = bootstrap_ci95(percent_gain, none.tolist(), both.tolist())
+    value, ci95 = bootstrap_ci95(
+        percent_gain, none.tolist(), both.tolist(), groups=image_topics(rows, "deka-g")
+    )
     record("overall_gain_percent", value, "%", command=COMMAND, count=len(both), ci95=ci95, results=results)
     images = [row["webp_images"] for row in even]
     mean, ci95 = bootstrap_mean(images)

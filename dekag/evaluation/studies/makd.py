@@ -59,6 +59,9 @@ VERSION = 2  # raised when the code changes what a cell comes out as
 SCORES = ("clip", "dino", "consistency", "probe")
 SHIPPED = "shipped"
 """The updates that come with the profile, beside the methods that are trained here."""
+GUIDED = "guided"
+BOUNDS = ("none", GUIDED, "ceiling")
+"""Methods without an update."""
 # baselines whose update is as large as MAKD's or smaller, to within one percent
 BASELINES = ("metaword", "lora", "lora-equal-bytes")
 
@@ -160,7 +163,11 @@ class MakdStudy:
         return self.bank.score_images(np.stack(images), references, prompts)
 
     def unaligned(self, topic: str) -> dict[str, list[Row]]:
-        """Rows of "none", the edge as it is, and of the oracle, "ceiling": the cloud with another seed."""
+        """Rows of what no update takes part in, by method of BOUNDS.
+
+        "none" is the edge as it is, GUIDED the edge at the guidance scale that updates are drawn with, and
+        "ceiling" the cloud with another seed.
+        """
 
         def measure() -> dict[str, list[Row]]:
             prompts = self.test_prompts(topic)
@@ -170,8 +177,17 @@ class MakdStudy:
             bounds = {"none": plain, "ceiling": again}
             return {name: self.score_images(images, references, prompts) for name, images in bounds.items()}
 
+        scale = DistillConfig(**self.bank.profile.distill.given()).guidance_scale
+
+        def measure_guided() -> list[Row]:
+            prompts, edge = self.test_prompts(topic), self.bank.edge
+            drawn = [edge.latents(prompt, seed, guidance_scale=scale) for _, prompt, seed in prompts]
+            images = [edge.decoder.decode(latents)[0] for latents in drawn]
+            return self.score_images(images, self.references(topic, prompts), prompts)
+
         result: dict[str, list[Row]] = self.store.json("cells", self.key("ends", topic), measure)
-        return result
+        guided = self.store.json("cells", self.key(GUIDED, topic, scale), measure_guided)
+        return {**result, GUIDED: guided}
 
     def shipped(self, topic: str) -> Row:
         """The profile's update of a topic: its form, bytes, ladder, and rows of scores."""
@@ -325,7 +341,7 @@ class MakdResults:
     """Everything that the experiment measured.
 
     Attributes:
-        bounds: topic -> "none" and "ceiling" -> rows.
+        bounds: topic -> method of BOUNDS -> rows.
         shipped: topic -> the result of the update that comes with the profile; empty if any topic has none.
         trainings: every training's result; empty if nothing was trained.
         pairs: every composition's result.
@@ -445,11 +461,11 @@ def write(measured: MakdResults, base: DistillConfig, results: Path, edge_bytes:
     shipped = [SHIPPED] if measured.shipped else []
     rows = {
         method: rows_of(measured, method, list(measured.bounds), base)
-        for method in ("none", *trained, *shipped, "ceiling")
+        for method in ("none", GUIDED, *trained, *shipped, "ceiling")
     }
     scored = {method: [{"method": method, **row} for row in own] for method, own in rows.items()}
     kept = {} if trained else _trained_earlier(folder, scored["none"])
-    scored = {"none": scored.pop("none"), **kept, **scored}
+    scored = {name: scored.pop(name) for name in ("none", GUIDED)} | kept | scored
     write_rows(folder / "methods.jsonl", [row for own in scored.values() for row in own])
     updates = [{**row, "rows": _means(row["rows"])} for row in measured.shipped.values()]
     trainings = [
@@ -483,7 +499,7 @@ def rows_of(measured: MakdResults, method: str, topics: Sequence[str], base: Dis
     """One row for each topic and test prompt: scores averaged over the training seeds."""
     found: list[Row] = []
     for topic in topics:
-        if method in ("none", "ceiling", SHIPPED):
+        if method in (*BOUNDS, SHIPPED):
             once = measured.shipped[topic]["rows"] if method == SHIPPED else measured.bounds[topic][method]
             found += [{**row, "topic": topic} for row in once]
             continue
@@ -518,6 +534,7 @@ def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edg
         return [row[name] for row in rows[method]]
 
     none, aligned, oracle = (column(name) for name in ("none", ours, "ceiling"))
+    by_topic = [row["topic"] for row in rows[ours]]
 
     def put(
         key: str, measured: tuple[float, list[float] | None], unit: str = "%", n: int = len(aligned)
@@ -525,18 +542,20 @@ def figures(rows: dict[str, list[Row]], sizes: Sequence[int], results: Path, edg
         value, ci95 = measured
         record(key, value, unit, command=COMMAND, count=n, ci95=ci95, results=results)
 
-    put("gka_gain_percent", bootstrap_ci95(percent_gain, none, aligned))
+    put("gka_gain_percent", bootstrap_ci95(percent_gain, none, aligned, groups=by_topic))
     fraction = bootstrap_ci95(
-        lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())), none, aligned, oracle
-    )
+        lambda n, m, c: 100 * float((m.mean() - n.mean()) / (c.mean() - n.mean())),
+        none, aligned, oracle, groups=by_topic,
+    )  # fmt: skip
     put("gka_ceiling_share", fraction)
     if "probe" in _scored(rows[ours]):
-        probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column(ours, "probe"))
+        probe = bootstrap_ci95(lambda p: 100 * float(p.mean()), column(ours, "probe"), groups=by_topic)
         put("gka_probe_heldout_accuracy", probe)
     rivals = [method for method in BASELINES if method in rows]
     if rivals:  # of MAKD's full form, which is trained as they are
         best = max(rivals, key=lambda method: mean_of(rows[method], "consistency"))
-        lead = bootstrap_ci95(percent_gain, column(best), column("makd"))
+        trained = [row["topic"] for row in rows["makd"]]
+        lead = bootstrap_ci95(percent_gain, column(best), column("makd"), groups=trained)
         put("gka_lead_over_best_baseline_percent", lead)
     put("update_bytes", (max(sizes), None), "B", len(sizes))
     put("update_bytes_median", (statistics.median(sizes), None), "B", len(sizes))

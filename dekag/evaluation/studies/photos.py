@@ -225,7 +225,7 @@ def capacity_values(
             reached = [lost]
             for name in names:
                 ladder = photos.ladders[name][index]
-                rung = ladder.within(size)
+                rung = ladder.best(size)
                 reached += [ladder.values[rung]] if rung >= 0 else []
             values.append(max(reached, key=lambda each: float(each[0])))
         return np.stack(values)[:, 0]
@@ -280,7 +280,7 @@ def hevc_gap() -> HevcGap:
 
 def arithmetic_psnr_db(ladder: Ladder, grey_db: float, channel_uses: int, snr_db: float) -> float:
     """PSNR, dB, of the best file within the bytes of `HevcGap`; that of grey if none is as small."""
-    rung = ladder.within(bytes_within(channel_uses, hevc_gap().bits_per_use(snr_db)))
+    rung = ladder.best(bytes_within(channel_uses, hevc_gap().bits_per_use(snr_db)))
     return float(ladder.values[rung, 0]) if rung >= 0 else grey_db
 
 

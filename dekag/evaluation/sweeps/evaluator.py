@@ -34,6 +34,7 @@ from dekag.evaluation.models import ModelBank
 from dekag.evaluation.prompts import Prompt, edge_prompts
 from dekag.evaluation.store import ResultStore
 from dekag.evaluation.studies.digital import (
+    CONSISTENCY,
     Forecast,
     ImageSet,
     choose,
@@ -58,7 +59,6 @@ Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.uint8]
 VERSION = 1  # raised when the code changes what a point comes out as
 _MANY = 10  # pictures of a point, from which on their progress is shown
-CONSISTENCY = (0.0, 0.5, 0.5)  # weights of PSNR, CLIP- and DINO-score in what a digital sender goes by
 
 
 def identity(profile_name: str) -> dict[str, str]:

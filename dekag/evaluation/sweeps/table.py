@@ -13,6 +13,7 @@ from dekag.evaluation import plots
 from dekag.evaluation.pages import Row
 from dekag.evaluation.pages import table as markdown
 from dekag.evaluation.statistics import mean_ci95
+from dekag.evaluation.sweeps.grid import REFERENCE_METRICS
 from dekag.link.conditions import LinkConditions
 
 COLOURS = (plots.OURS, plots.SECOND, plots.THIRD, plots.FOURTH, plots.FIFTH, plots.BASE, "#000000")
@@ -26,6 +27,9 @@ def link_name(link: dict[str, Any]) -> str:
         words.append(f"{1e9 * link['tau_rms_s']:g} ns")
     others = [name for name in usual if name not in ("fading", "snr_db", "tau_rms_s")]
     return ", ".join(words + [f"{name} {link[name]}" for name in others if link[name] != usual[name]])
+
+
+_SHARES = {*REFERENCE_METRICS, "ssim", "ms_ssim"}  # at most 1
 
 
 def values_of(rows: Sequence[Row], metric: str) -> npt.NDArray[np.float64]:
@@ -59,12 +63,20 @@ def _mean(values: npt.NDArray[np.float64]) -> str:
     return "-" if np.isnan(values).all() else f"{np.nanmean(values):.3f}"
 
 
-def _band(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Mean of those that have a value, with the limits of its 95 % interval; nan without any."""
-    there = values[~np.isnan(values)].tolist()
-    if not there:
+def _band(rows: Sequence[Row], metric: str) -> tuple[float, float, float]:
+    """Mean over the images that have a value, with the limits of its 95 % interval; nan without any.
+
+    Rows of one topic send the same images, which count once, with the mean of their values.
+    """
+    images: dict[tuple[str, int], list[float]] = {}
+    for row in rows:
+        for number, value in enumerate(row["metrics"][metric]):
+            if value is not None and not math.isnan(value):
+                images.setdefault((row["cell"]["topic"], number), []).append(value)
+    if not images:
         return math.nan, math.nan, math.nan
-    mean, interval = mean_ci95(there)
+    most = 1.0 if metric in _SHARES else math.inf
+    mean, interval = mean_ci95([sum(own) / len(own) for own in images.values()], (-math.inf, most))
     low, high = interval or (mean, mean)
     return mean, low, high
 
@@ -86,8 +98,7 @@ def draw_lines(axis: Any, rows: Sequence[Row], metric: str, styles: dict[str, tu
         if not points:
             continue
         snrs_db = sorted(points)
-        values = [values_of(points[snr], metric) for snr in snrs_db]
-        means, lows, highs = zip(*map(_band, values), strict=True)
+        means, lows, highs = zip(*(_band(points[snr], metric) for snr in snrs_db), strict=True)
         plots.line(axis, snrs_db, means, label, color, interval=list(zip(lows, highs, strict=True)))
 
 

@@ -39,7 +39,7 @@ class ImageFiles:
 
     Attributes:
         pixels: (height, width, 3) uint8, of the image itself.
-        ladders: by format, whole files by rising bytes and PSNR.
+        ladders: by format, whole files by rising bytes.
         usual_bytes: of the file that a conventional delivery sends, WebP of quality 75.
         usual_consistency: of that file with the image itself; None without encoders.
     """
@@ -92,15 +92,14 @@ def image_files(
         for image, pixels in zip(part, cloud.decoder.decode(latents), strict=True):
             by_format = {}
             for name in formats:
+                if scorer is not None:
+                    by_format[name] = scored_ladder(pixels, name, scorer)
+                    continue
                 rungs, _ = ladders(pixels, name)
-                by_format[name] = (
-                    scored_ladder(rungs, pixels, scorer)
-                    if scorer is not None
-                    else Ladder(
-                        [len(rung.data) for rung in rungs],
-                        [(rung.quality, rung.scale) for rung in rungs],
-                        np.array([[rung.psnr_db] for rung in rungs]),
-                    )
+                by_format[name] = Ladder(
+                    [len(rung.data) for rung in rungs],
+                    [(rung.quality, rung.scale) for rung in rungs],
+                    np.array([[rung.psnr_db] for rung in rungs]),
                 )
             usual = to_webp(pixels)
             score = None
@@ -115,7 +114,7 @@ def equal_psnr(report: Mapping[str, Any], ladder: Ladder) -> EqualFile:
     """The smallest file of at least the PSNR of a link report, delivered over the same link."""
     psnrs = ladder.values[:, 0]
     enough = np.flatnonzero(psnrs >= report["psnr_db"])
-    rung = int(enough[0]) if len(enough) else len(psnrs) - 1
+    rung = int(enough[0]) if len(enough) else int(psnrs.argmax())
     link, size = DigitalLink(), ladder.sizes[rung]
     # null: of no matter to that kind of fading
     given = {name: report[name] for name in LINK_FIELDS if report[name] is not None}
