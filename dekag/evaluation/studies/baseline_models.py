@@ -164,7 +164,7 @@ def measure_codec(bank: ModelBank, prompts: list[Prompt], results: Path) -> None
     PSNR is against the same latent decoded without a channel.
     """
     edge, codec = bank.edge, bank.unaligned_codec().codec
-    link = SemanticLink(AlignedCodec.load(bank.profile.codec_without_alignment))
+    link = SemanticLink(AlignedCodec.load(bank.profile.codec_without_alignment), edge)
     rows: dict[str, list[float]] = {
         "clean": [],
         "limit": [],
