@@ -74,10 +74,10 @@ loadtest-compose: need-loadtest ## the same with docker-compose.yml, including t
 test: need-test ## run the quick tests
 	$(BIN)/python -m pytest --timeout 300 -m "not slow and not compose and not browser and not faults and not fuzz and not install and not trust"
 
-test-clients: need-clients ## test LiteLLM and OpenAI's official clients, that for JavaScript if npm is there
+test-clients: need-clients ## test with LiteLLM, OpenAI's official clients (for JavaScript if npm is there), W&B and MLflow
 	@if command -v npm > /dev/null; then npm --prefix tests/javascript install; \
 	  else echo "npm is not installed: the tests of the JavaScript client are skipped"; fi
-	$(BIN)/python -m pytest -rs tests/services/gateway/test_openai.py
+	$(BIN)/python -m pytest -rs tests/services/gateway/test_openai.py tests/training/test_log.py
 
 notebooks: need-test ## run the notebooks in docs/notebooks and save their outputs
 	$(BIN)/python scripts/notebooks.py
