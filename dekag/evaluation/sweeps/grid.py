@@ -49,6 +49,8 @@ DIGITAL = {
 }
 """Digital deliveries and the formats that their sender picks from."""
 
+DIGITAL_VERSION = 2  # raised when the code changes what a digital sender picks
+
 Codec = Literal[
     "unaligned",
     "base",
@@ -191,6 +193,8 @@ class EvaluationPoint(BaseModel):
         known = self.model_dump(mode="json")
         if self.pictures is not None:
             known["pictures"] = self.pictures.content_hash  # wherever they are
+        if self.delivery.codec in DIGITAL:
+            known["digital"] = DIGITAL_VERSION
         return content_key(identity, known, sort_keys=True)
 
 
