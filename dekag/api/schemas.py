@@ -1161,7 +1161,7 @@ class Demand(_Response):
     policy: DemandPolicy = Field(
         description="The setting DEKAG_DEMAND_POLICY; off: nothing is counted.", examples=["auto"]
     )
-    data: list[TopicDemand] = Field(description="Topics requested so far, by name.")
+    data: list[TopicDemand] = Field(description="Topics requested so far that the API key may see, by name.")
     budget_bytes: int | None = Field(
         description="Bytes, cloud to edge, that the policy may spend in a period; null: no limit.",
         examples=[None],

@@ -101,7 +101,7 @@ async def list_knowledge(request: Request) -> KnowledgeList:
         data=[
             to_model(each, KnowledgeManifest, consistency=running.get(each.topic), shared=not each.owner)
             for each in answer.knowledge
-            if _may_see(request, each.owner)
+            if may_see(request, each.owner)
         ],
         consistency=running.get(NO_KNOWLEDGE),
     )
@@ -170,10 +170,12 @@ async def publish_knowledge(
 async def get_demand(request: Request) -> Demand:
     """The demand for each topic requested so far, and what the demand policy decides for its next request.
 
-    It counts requests with `knowledge` auto whose prompt needs a topic.
+    It counts requests with `knowledge` auto whose prompt needs a topic. With API keys, the topics are the
+    key's own and those that are shared; for admins, all.
     """
     answer = await call(request.app.state.cloud.ListDemand, ListDemandRequest(), "cloud")
-    return to_model(answer, Demand, data=[to_model(each, TopicDemand) for each in answer.demand])
+    seen = [each for each in answer.demand if may_see(request, each.owner)]
+    return to_model(answer, Demand, data=[to_model(each, TopicDemand) for each in seen])
 
 
 @router.put("/v1/transmission", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, 429, 503))
@@ -206,7 +208,7 @@ async def list_jobs(request: Request) -> JobList:
     """The latest 100 jobs that the API key may see, newest first: its own, and those of nobody."""
     message = ListJobsRequest(owner=None if request.state.admin else request.state.owner)
     answer = await call(request.app.state.cloud.ListJobs, message, "cloud")
-    return JobList(data=[to_model(each, Job) for each in answer.jobs if _may_see(request, each.owner)])
+    return JobList(data=[to_model(each, Job) for each in answer.jobs if may_see(request, each.owner)])
 
 
 @router.get("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 422, 503))
@@ -256,7 +258,7 @@ async def cancel_job(request: Request, name: _JobName) -> Job:
     return to_model(await call(request.app.state.cloud.CancelJob, JobId(id=name), "cloud"), Job)
 
 
-def _may_see(request: Request, owner: str) -> bool:
+def may_see(request: Request, owner: str) -> bool:
     """Whether the request's API key may see a topic, or a job of it."""
     return request.state.admin or owner in ("", request.state.owner)
 
@@ -276,7 +278,7 @@ async def _knowledge(request: Request, message: GetKnowledgeRequest) -> Knowledg
         if request.state.admin:
             raise
         raise NotFoundError(missing) from None  # the cloud's words name the topics of others
-    if not _may_see(request, answer.manifest.owner):
+    if not may_see(request, answer.manifest.owner):
         raise NotFoundError(missing)
     return answer
 
@@ -284,7 +286,7 @@ async def _knowledge(request: Request, message: GetKnowledgeRequest) -> Knowledg
 async def _job(request: Request, name: str) -> JobMessage:
     """A job; one of another API key's topic does not exist."""
     job: JobMessage = await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud")
-    if not _may_see(request, job.owner):
+    if not may_see(request, job.owner):
         raise NotFoundError(f"there is no job {name!r}")
     return job
 

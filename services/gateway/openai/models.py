@@ -11,6 +11,7 @@ from dekag.api.limits import check_topic
 from dekag.api.schemas import ImagesRequest, Model, ModelList
 from dekag.errors import InvalidInputError, NotFoundError
 from services.common.clients import call
+from services.gateway.knowledge_routes import may_see
 from services.gateway.problems import responses
 from services.gateway.request_body import JsonRoute
 from services.proto.cloud_pb2 import ListKnowledgeRequest
@@ -21,10 +22,17 @@ _STARTED = int(time.time())
 
 @router.get("/v1/models", responses=responses(503))
 async def list_models(request: Request) -> ModelList:
-    """The profile, and its topics with knowledge; each can be the `model` of a request for images."""
+    """The profile, and its topics with knowledge; each can be the `model` of a request for images.
+
+    With API keys, these are the key's own topics and those that are shared; for admins, all.
+    """
     profile = request.app.state.settings.profile
     known = await call(request.app.state.cloud.ListKnowledge, ListKnowledgeRequest(), "cloud")
-    topics = [Model(id=f"{profile}/{each.topic}", created=int(each.created)) for each in known.knowledge]
+    topics = [
+        Model(id=f"{profile}/{each.topic}", created=int(each.created))
+        for each in known.knowledge
+        if may_see(request, each.owner)
+    ]
     return ModelList(data=[Model(id=profile, created=_STARTED), *topics])
 
 
