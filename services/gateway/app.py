@@ -267,7 +267,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             return [part async for part in deliver() if isinstance(part, ImageData)]
 
         if body.stream:
-            parts = events()
+            parts = images.run_ahead(events())
             if (begun := await _unless_gone(request, anext(parts))) is None:
                 raise UnavailableError("the client hung up")
             return images.event_stream(begun, parts)

@@ -224,10 +224,21 @@ class RequestMiddleware:
         if self._held[kind] == (limit := _LARGE_BODIES[kind]):
             raise ExhaustedError(f"{limit} {kind} are in progress, which is the limit")
         self._held[kind] += 1
+        held = True
+
+        def let_go() -> None:
+            nonlocal held
+            self._held[kind] -= held
+            held = False
+
+        async def send_freed(message: Message) -> None:
+            let_go()  # the response of a request does not count: its client may read it slowly
+            await send(message)
+
         try:
-            return await self._serve(scope, await self._body(scope, receive, self._largest[kind]), send)
+            return await self._serve(scope, await self._body(scope, receive, self._largest[kind]), send_freed)
         finally:
-            self._held[kind] -= 1
+            let_go()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application; HEAD runs as GET, and its response ends after the headers."""

@@ -26,7 +26,13 @@ class GatewaySettings(CommonSettings):
         "long as a load balancer in front of several gateways takes to notice.",
     )
     profile: str = Field("stickers", description="Profile whose own topics the web page offers.")
-    deadline_s: float = Field(60.0, gt=0, le=3600, description="Time limit of one REST request, s.")
+    deadline_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Time limit of one REST request, s. A client has the same time again, and 1 s for each "
+        "16 KiB, to take the part of a response that waits for it; then its connection is closed.",
+    )
     stream_deadline_s: float = Field(
         3600.0,
         gt=0,

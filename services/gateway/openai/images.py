@@ -7,6 +7,7 @@ import base64
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from typing import TypeVar
 
 import structlog
 from fastapi.responses import StreamingResponse
@@ -33,6 +34,7 @@ from services.proto.user_pb2 import PreviewImage, ReceivedImage
 
 EVENT_STREAM = "text/event-stream"
 _log = structlog.get_logger()
+_Event = TypeVar("_Event", bound=BaseModel)
 
 
 async def to_image(
@@ -129,6 +131,32 @@ def completed_event(image: ImageData, body: ImagesRequest, size: str | None, mod
     )
 
 
+async def run_ahead(events: AsyncGenerator[_Event, None]) -> AsyncGenerator[_Event, None]:
+    """``events``, computed as fast as they can be, however slowly they are read.
+
+    So what is held while they are computed does not wait for a slow client. Those of one request are few:
+    at most `limits.MAX_IMAGES` images, each with `limits.MAX_PREVIEWS` previews.
+    """
+    ready: asyncio.Queue[_Event | None] = asyncio.Queue()
+
+    async def compute() -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    ready.put_nowait(event)
+        finally:
+            ready.put_nowait(None)
+
+    computing = asyncio.create_task(compute())
+    try:
+        while (event := await ready.get()) is not None:
+            yield event
+        await computing  # raises what ended it
+    finally:
+        computing.cancel()
+        await asyncio.gather(computing, return_exceptions=True)
+
+
 def event_stream(first: BaseModel, events: AsyncGenerator[BaseModel, None]) -> StreamingResponse:
     """The response that streams events, the first of which is there already.
 
@@ -136,8 +164,8 @@ def event_stream(first: BaseModel, events: AsyncGenerator[BaseModel, None]) -> S
     """
 
     async def lines() -> AsyncIterator[str]:
-        yield _event(first)
         async with aclosing(events):
+            yield _event(first)
             try:
                 async for event in events:
                     yield _event(event)
