@@ -56,11 +56,15 @@ def with_model(body: ImagesRequest, profile: str) -> tuple[ImagesRequest, str]:
         profile: name of the profile, whose name precedes that of a topic.
 
     Raises:
-        InvalidInputError: the name of the topic is invalid, or `knowledge` names other topics.
+        InvalidInputError: the name of the topic is invalid, the delivery uses no knowledge, or `knowledge`
+            names other topics.
     """
     own, _, topic = (body.model or "").partition("/")
     if own != profile or not topic:
         return body, profile
+    if body.delivery != "semantic":
+        allowed = f"{profile} unless delivery is semantic, which alone uses knowledge updates"
+        raise InvalidInputError("model", allowed, body.model)
     try:
         check_topic(topic)
     except InvalidInputError as error:

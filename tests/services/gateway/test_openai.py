@@ -191,6 +191,24 @@ async def test_models_are_the_profile_and_its_topics(client: Client, chain: Any)
     assert refused.value.code == "not_found"
 
 
+@pytest.mark.parametrize("delivery", ["conventional", "semantic-unaligned"])
+async def test_deliveries_without_knowledge_take_no_topics(client: Client, delivery: str) -> None:
+    body = SMALL | {"seed": 1, "delivery": delivery}
+    for field, value in (("model", "stickers/neon"), ("knowledge", "neon"), ("knowledge", ["neon", "snail"])):
+        (error,) = is_problem(await client.post(PATH, json=body | {field: value}), 422)["errors"]
+        assert error["field"] == field
+        assert "unless delivery is semantic" in error["allowed"]
+    for allowed in (
+        {"knowledge": "auto"},
+        {"knowledge": "none"},
+        {"model": "stickers"},
+        {"model": "dall-e-3"},
+    ):
+        answer = await client.post(PATH, json=body | allowed)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["data"][0]["link_report"]["knowledge"] == []
+
+
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/v1/models/stickers", "/v1/models/stickers/"])
 async def test_models_with_a_slash_and_by_head(client: Client, path: str) -> None:
     assert (await client.get(path)).status_code == 200
