@@ -59,8 +59,8 @@ def with_model(body: ImagesRequest, profile: str) -> tuple[ImagesRequest, str]:
         InvalidInputError: the name of the topic is invalid, the delivery uses no knowledge, or `knowledge`
             names other topics.
     """
-    own, _, topic = (body.model or "").partition("/")
-    if own != profile or not topic:
+    topic = (body.model or "").removeprefix(f"{profile}/")  # a profile may be a folder, with slashes
+    if topic in ("", body.model):
         return body, profile
     if body.delivery != "semantic":
         allowed = f"{profile} unless delivery is semantic, which alone uses knowledge updates"

@@ -191,6 +191,22 @@ async def test_models_are_the_profile_and_its_topics(client: Client, chain: Any)
     assert refused.value.code == "not_found"
 
 
+async def test_a_folder_is_the_name_of_its_models(chain: Any, dummy_profile: Path) -> None:
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"],
+        cloud_address=chain.addresses["cloud"],
+        redis_url="",
+        profile=str(dummy_profile),
+    )
+    async with serving(create_app(settings)) as gateway, sdk_of(gateway) as sdk:
+        (first, *_) = [model async for model in sdk.models.list()]
+        assert first.id == str(dummy_profile)
+        assert (await sdk.models.retrieve(first.id)).id == first.id
+        assert (await sdk.images.generate(**SMALL, model=first.id)).model == first.id
+        with pytest.raises(openai.NotFoundError, match="none-such"):
+            await sdk.images.generate(**SMALL, model=f"{first.id}/none-such")
+
+
 @pytest.mark.parametrize("delivery", ["conventional", "semantic-unaligned"])
 async def test_deliveries_without_knowledge_take_no_topics(client: Client, delivery: str) -> None:
     body = SMALL | {"seed": 1, "delivery": delivery}
