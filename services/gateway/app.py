@@ -74,7 +74,8 @@ _RETRYABLE = [
     ),
 ]  # fmt: skip
 _STREAMED: dict[str, Any] = {
-    "description": "The images; with `stream`, events until the last image is completed.",
+    "description": "The images; with `stream`, events until the last image is completed, or until an event "
+    "`error` with the member `error` of a problem.",
     "content": {
         images.EVENT_STREAM: {
             "schema": {
@@ -188,6 +189,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             expose_headers=["X-Request-ID", "X-Client-Request-ID", "Retry-After", "Location"],
         )
     problems.install(app, keys=keys is not None)
+    images.document_events(app)
     app.include_router(knowledge_routes.router)
     app.include_router(models.router)
 

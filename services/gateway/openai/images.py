@@ -7,11 +7,13 @@ import base64
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
+from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from dekag.api import image_file
 from dekag.api.schemas import (
@@ -129,6 +131,24 @@ def completed_event(image: ImageData, body: ImagesRequest, size: str | None, mod
         model=model,
         usage=usage([image.link_report]),
     )
+
+
+def document_events(app: FastAPI) -> None:
+    """Adds the events of a stream to the OpenAPI document of ``app``: no route has them as its model."""
+    make_openapi = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make_openapi()
+        kinds: list[tuple[type[BaseModel], Literal["serialization"]]] = [
+            (PartialImageEvent, "serialization"),
+            (CompletedEvent, "serialization"),
+        ]
+        _, events = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
+        for name, schema in events["$defs"].items():
+            document["components"]["schemas"].setdefault(name, schema)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def run_ahead(events: AsyncGenerator[_Event, None]) -> AsyncGenerator[_Event, None]:
