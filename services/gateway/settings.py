@@ -89,7 +89,11 @@ class GatewaySettings(CommonSettings):
         16 * 1024, ge=1024, le=2**20, description="Largest request line and headers accepted, bytes."
     )
     max_body_bytes: int = Field(
-        64 * 1024, ge=1024, le=2**30, description="Largest request body accepted, bytes."
+        64 * 1024,
+        ge=1024,
+        le=2**30,
+        description="Largest request body accepted, bytes. Bodies with "
+        "knowledge, pictures or a topic to distil have limits of their own.",
     )
     max_upload_bytes: int = Field(
         8 * 2**20,
