@@ -194,7 +194,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     app.include_router(models.router)
 
     async def keep(reports: list[LinkReport]) -> None:
-        """Keeps the reports of a request's images for `/v1/reports`."""
+        """Keeps the reports of a request's images so far for `/v1/reports`."""
         kept = Reports(request_id=request_id.get(), created=int(time.time()), link_reports=reports)
         await app.state.cache.set(
             report_key(kept.request_id), kept.model_dump_json().encode(), settings.report_ttl_s
@@ -231,7 +231,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         size = None if body.size == "auto" else body.size
 
         async def deliver() -> AsyncGenerator[ImageData | PartialImageEvent, None]:
-            """Each image after its previews; their reports are kept in the end."""
+            """Each image after its previews; its report is kept before it leaves."""
             nonlocal size
             reports: list[LinkReport] = []
             async with admission.slot(client):
@@ -252,10 +252,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
                     image = await images.to_image(received, body, compared)
                     traffic.add(image.link_report)
                     reports.append(image.link_report)
+                    await keep(reports)
                     app.state.drift_sampler.submit(provide, received)
                     size = size_of(received.png) if received.png else size
                     yield image
-            await keep(reports)
 
         async def events() -> AsyncGenerator[BaseModel, None]:
             async with aclosing(deliver()) as parts:

@@ -154,10 +154,23 @@ async def test_an_error_before_and_during_a_stream(client: Client, monkeypatch: 
     async with sdk_of(client) as sdk:
         stream = await sdk.images.generate(prompt="a fox", stream=True, extra_body=body)
         events = aiter(stream)
-        assert (await anext(events)).type == "image_generation.completed"
+        first = await anext(events)
+        assert first.type == "image_generation.completed"
         with pytest.raises(openai.APIError, match="the user service cannot be reached") as raised:
             await anext(events)
     assert (raised.value.code, raised.value.type) == ("service_unavailable", "server_error")
+    kept = await client.get(f"/v1/reports/{first.link_report['request_id']}")
+    assert kept.json()["link_reports"] == [first.link_report], "of the image that was delivered"
+
+
+async def test_the_report_of_an_image_is_kept_before_a_client_sees_it(client: Client) -> None:
+    body = SMALL | {"stream": True, "seed": 5, "n": 2}
+    async with client.stream("POST", PATH, json=body) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                report = json.loads(line.removeprefix("data: "))["link_report"]
+                kept = (await client.get(f"/v1/reports/{report['request_id']}")).json()["link_reports"]
+                assert report in kept
 
 
 async def test_a_client_that_leaves_a_stream_frees_its_slot(client: Client, chain: Any) -> None:
