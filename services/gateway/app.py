@@ -204,7 +204,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         "/v1/images/generations",
         tags=["images"],
         response_model=ImagesResponse,
-        responses={200: _STREAMED, **problems.responses(400, 404, 409, 413, 415, 422, 429, 503, 504)},
+        responses={200: _STREAMED, **problems.responses(400, 404, 409, 413, 415, 422, *problems.CALL)},
     )
     async def generate(
         request: Request,
@@ -280,7 +280,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @app.post(
         "/v1/pictures",
         tags=["images"],
-        responses=problems.responses(400, 409, 413, 415, 422, 429, 503, 504),
+        responses=problems.responses(400, 409, 413, 415, 422, *problems.CALL),
         openapi_extra=form_schema(PictureRequest),
     )
     async def send_picture(

@@ -12,7 +12,7 @@ from dekag.api.schemas import ImagesRequest, Model, ModelList
 from dekag.errors import InvalidInputError, NotFoundError
 from services.common.clients import call
 from services.gateway.knowledge_routes import may_see
-from services.gateway.problems import responses
+from services.gateway.problems import CALL, responses
 from services.gateway.request_body import JsonRoute
 from services.proto.cloud_pb2 import ListKnowledgeRequest
 
@@ -20,7 +20,7 @@ router = APIRouter(route_class=JsonRoute, tags=["models"])
 _STARTED = int(time.time())
 
 
-@router.get("/v1/models", responses=responses(503))
+@router.get("/v1/models", responses=responses(*CALL))
 async def list_models(request: Request) -> ModelList:
     """The profile, and its topics with knowledge; each can be the `model` of a request for images.
 
@@ -36,7 +36,7 @@ async def list_models(request: Request) -> ModelList:
     return ModelList(data=[Model(id=profile, created=_STARTED), *topics])
 
 
-@router.get("/v1/models/{model:path}", responses=responses(404, 422, 503))
+@router.get("/v1/models/{model:path}", responses=responses(404, 422, *CALL))
 async def get_model(
     request: Request,
     model: Annotated[str, Path(max_length=200, description="Id of the model.", examples=["stickers/neon"])],

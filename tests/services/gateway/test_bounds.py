@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import pickle
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -117,6 +118,23 @@ async def test_receive_timeout_does_not_limit_the_answer() -> None:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         async with gateway(receive_timeout_s=0.1, deadline_s=0.7, user_address=address) as client:
             is_problem(await client.post(PATH, json={"prompt": "a boat"}), 504)
+
+
+async def test_every_operation_says_what_a_slow_service_makes_of_it() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=99) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with gateway(deadline_s=0.3, user_address=address, cloud_address=address) as client:
+            slow = set()
+            for path, operations in (await client.get("/openapi.json")).json()["paths"].items():
+                for method, operation in operations.items():
+                    url, body = re.sub(r"{\w+}", "x", path), {}
+                    if "requestBody" in operation and path.startswith("/v1/"):
+                        examples = operation["requestBody"]["content"]["application/json"]["examples"]
+                        body = {"json": next(iter(examples.values()))["value"]}
+                    status = str((await client.request(method, url, **body)).status_code)
+                    assert status in operation["responses"], (method, path, status)
+                    slow |= {path} if status == "504" else set()
+            assert len(slow) > 10
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has the option")
