@@ -340,7 +340,7 @@ class ImagesRequest(_NullIsAbsent):
         json_schema_extra={"default": "auto"},
         description="Topics whose knowledge updates the edge applies: a name, or a list of up to "
         f'{limits.MAX_KNOWLEDGE}; "auto": those that the prompt needs; "none": none. '
-        "Semantic delivery only.",
+        "Only semantic delivery uses updates, so no other one may name topics.",
         examples=["auto", ["neon"]],
     )
 
@@ -367,8 +367,9 @@ class ImagesRequest(_NullIsAbsent):
     model: str | None = Field(
         default=None,
         max_length=200,
-        description="PROFILE, or PROFILE/TOPIC for that topic's knowledge, as listed at /v1/models; other "
-        "names are ignored, as there is one profile. `model` of the response names what answered.",
+        description="PROFILE, or PROFILE/TOPIC for that topic's knowledge, as listed at /v1/models; only "
+        "semantic delivery uses knowledge. Other names are ignored, as there is one profile. `model` of the "
+        "response names what answered.",
         examples=["stickers"],
     )
     background: Literal["auto", "opaque"] = Field(
@@ -1161,7 +1162,7 @@ class Demand(_Response):
     policy: DemandPolicy = Field(
         description="The setting DEKAG_DEMAND_POLICY; off: nothing is counted.", examples=["auto"]
     )
-    data: list[TopicDemand] = Field(description="Topics requested so far, by name.")
+    data: list[TopicDemand] = Field(description="Topics requested so far that the API key may see, by name.")
     budget_bytes: int | None = Field(
         description="Bytes, cloud to edge, that the policy may spend in a period; null: no limit.",
         examples=[None],

@@ -48,20 +48,18 @@ def key(
     requests_per_minute: Annotated[
         int | None,
         typer.Option(
-            help="Limit of requests per minute. Default: DEKAG_KEY_REQUESTS_PER_MINUTE of the gateway.", min=1
+            help="Limit of requests per minute. Default: DEKAG_KEY_REQUESTS_PER_MINUTE of the gateway."
         ),
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option(
-            help="Limit of simultaneous requests. Default: DEKAG_KEY_CONCURRENCY of the gateway.", min=1
-        ),
+        typer.Option(help="Limit of simultaneous requests. Default: DEKAG_KEY_CONCURRENCY of the gateway."),
     ] = None,
     scope: Annotated[
         list[str] | None,
         typer.Option(
             help="What the key may do besides reading: draw, teach, publish or admin; can be repeated. "
-            "Default: everything."
+            "Default: all of these but admin."
         ),
     ] = None,
 ) -> None:
@@ -73,7 +71,7 @@ def key(
             name, requests_per_minute=requests_per_minute, concurrency=concurrency, scopes=scope or ()
         )
     except InvalidInputError as error:
-        hint = "NAME" if error.field == "name" else "--scope"
+        hint = "NAME" if error.field == "name" else f"--{error.field.replace('_', '-')}"
         raise typer.BadParameter(str(error), param_hint=hint) from None
     typer.echo(f"The key, shown only once:\n{made}\nThe line for DEKAG_API_KEYS_FILE:", err=True)
     typer.echo(line)

@@ -141,7 +141,7 @@ class DemandLedger:
             await self._save(counted)
 
     async def messages(self) -> cloud_pb2.DemandList:
-        """The demand for each topic requested so far, and what its next request gets."""
+        """The demand for each topic that exists and was requested so far, and what its next request gets."""
         await self._restore()
         settings, period = self._settings, self._now()
         known, teachable = await asyncio.to_thread(self._topics)
@@ -152,7 +152,10 @@ class DemandLedger:
             period_s=settings.demand_period_s,
             period_ends=period.began + settings.demand_period_s if period.began else None,
         )
-        for topic in sorted(self._states):
+        # whose a deleted topic was is not known for long, so its name is not shown either
+        topics = sorted(topic for topic in self._states if topic in known or topic in teachable)
+        owners = await asyncio.to_thread(lambda: [self._store.owners.of(topic) for topic in topics])
+        for topic, owner in zip(topics, owners, strict=True):
             state = self._current(topic, known)
             decision = self._decide(topic, state, known, teachable)
             found.demand.add(
@@ -167,6 +170,7 @@ class DemandLedger:
                 action=ACTIONS[decision.action],
                 reason=decision.reason,
                 job=state.job,
+                owner=owner,
             )
         return found
 

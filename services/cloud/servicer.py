@@ -362,7 +362,7 @@ class CloudServicer(CloudBase):
     async def ListDemand(
         self, request: ListDemandRequest, context: aio.ServicerContext[ListDemandRequest, DemandList]
     ) -> DemandList:
-        """The demand for each topic requested so far, and what its next request gets."""
+        """The demand for each topic that exists and was requested so far, and what its next request gets."""
         return await self._demand.messages()
 
     async def GetTransmissionKnowledge(

@@ -6,6 +6,7 @@ Imports no torch, so that the gateway can use it. Errors name fields as REST wri
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -180,7 +181,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         InvalidInputError: names the first field that is outside what is allowed.
     """
     delivery = _name_of(DELIVERIES, message.delivery, "delivery")
-    knowledge = check_knowledge(message.knowledge)
+    knowledge = _knowledge(message.knowledge, delivery)
     target = check_target_psnr_db(message.target_psnr_db) if message.HasField("target_psnr_db") else None
     picture = _picture(message)
     if delivery == "pixels" and picture is None:
@@ -199,7 +200,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),
         measure=message.measure,
         details=message.measure and message.details,
-        knowledge=() if delivery == "semantic-unaligned" else knowledge,
+        knowledge=knowledge,
         modulation=_modulation(message.modulation),
         side_information=_side_information(message.side_information),
         restoration=_restoration(message.restoration, delivery),
@@ -419,6 +420,15 @@ def seeds(message: cloud_pb2.GenerateRequest) -> list[int]:
     if not 0 < len(message.seeds) <= MAX_SEEDS:
         raise InvalidInputError("seeds", f"1 to {MAX_SEEDS} seeds", f"{len(message.seeds)} seeds")
     return [check_seed(value) for value in message.seeds]
+
+
+def _knowledge(names: Sequence[str], delivery: str) -> tuple[str, ...] | None:
+    """``DeliveryRequest.knowledge``; InvalidInputError if topics are named for a delivery that uses none."""
+    knowledge = check_knowledge(names)
+    if knowledge and delivery != "semantic":
+        allowed = '"auto" or "none" unless delivery is semantic, which alone uses knowledge updates'
+        raise InvalidInputError("knowledge", allowed, ", ".join(names))
+    return () if delivery == "semantic-unaligned" else knowledge
 
 
 def _rate(value: float, target: float | None, delivery: str) -> float:

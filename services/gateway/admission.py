@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from dekag.errors import ExhaustedError
+from dekag.errors import DeadlineError, ExhaustedError
 from services.common import metrics
 from services.common.request_context import time_remaining
 
@@ -46,6 +46,7 @@ class Admission:
 
         Raises:
             ExhaustedError: the queue is full, or the expected wait exceeds the request's deadline.
+            DeadlineError: the wait exceeded it.
         """
         with metrics.REFUSED.labels("gateway").count_exceptions(ExhaustedError):
             self._check(client)
@@ -86,6 +87,13 @@ class Admission:
             self._free -= 1
             return
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(time_remaining()):
+                await self._wait(client, waiter)
+        except TimeoutError:
+            raise DeadlineError("the request exceeded its deadline while it waited for others") from None
+
+    async def _wait(self, client: str, waiter: asyncio.Future[None]) -> None:
         self._queues.setdefault(client, deque()).append(waiter)
         try:
             with metrics.WAITING.labels("gateway").track_inprogress():

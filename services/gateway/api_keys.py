@@ -25,15 +25,15 @@ from dekag.errors import ExhaustedError, FileError, InvalidInputError
 from dekag.files import read_lines
 from services.common import metrics
 from services.common.errors import SettingError
+from services.common.settings import MANY
 from services.common.watched_file import WatchedFile
 from services.gateway.settings import GatewaySettings
 
 PREFIX = "dekag_"  # lets a scan for secrets recognise a key
 MAX_NAME_CHARS = 32
 _NAME = re.compile(rf"[A-Za-z0-9._-]{{1,{MAX_NAME_CHARS}}}")
-_LINE = re.compile(
-    rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::([1-9]\d{{0,5}})?(?::([1-9]\d{{0,5}})?(?::([a-z+]+))?)?)?"
-)
+_LIMIT = rf"[1-9][0-9]{{0,{len(str(MANY)) - 1}}}"
+_LINE = re.compile(rf"({_NAME.pattern}):([0-9a-f]{{64}})(?::({_LIMIT})?(?::({_LIMIT})?(?::([a-z+]+))?)?)?")
 SCOPES = ("draw", "teach", "publish", "admin")
 """What keys may do: request images; start and cancel jobs; publish knowledge; everything, to all topics."""
 _DEFAULT_SCOPES = SCOPES[:3]
@@ -52,14 +52,17 @@ def new_key(
 
     Args:
         name: of its owner, for the logs.
-        requests_per_minute, concurrency: limits of this key; those of the settings if left out.
+        requests_per_minute, concurrency: limits of this key, up to MANY; those of the settings if left out.
         scopes: what it may do, of SCOPES; all but `admin` if left out.
 
     Raises:
-        InvalidInputError: the name or a scope is invalid.
+        InvalidInputError: the name, a limit or a scope is invalid.
     """
     if _NAME.fullmatch(name) is None:
         raise InvalidInputError("name", f"1 to {MAX_NAME_CHARS} letters, digits, '.', '_' and '-'", name)
+    for limit, value in (("requests_per_minute", requests_per_minute), ("concurrency", concurrency)):
+        if value is not None and not 1 <= value <= MANY:
+            raise InvalidInputError(limit, f"between 1 and {MANY}", value)
     for scope in scopes:
         if scope not in SCOPES:
             raise InvalidInputError("scope", f"one of {', '.join(SCOPES)}", scope)
@@ -146,6 +149,10 @@ class ApiKeys:
                 raise SettingError(
                     f"line {number} of {file} names an unknown scope, {min(unknown)!r}: there are "
                     f"{', '.join(SCOPES)}"
+                )
+            if found and max(int(found[3] or 1), int(found[4] or 1)) > MANY:
+                raise SettingError(
+                    f"line {number} of {file} has a limit above {MANY}; `dekag key NAME` prints such lines"
                 )
             if found is None or found[1] in keys:  # not shown: it may hold a key
                 why = "repeats the name of another key" if found else "does not describe a key"

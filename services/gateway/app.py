@@ -74,7 +74,8 @@ _RETRYABLE = [
     ),
 ]  # fmt: skip
 _STREAMED: dict[str, Any] = {
-    "description": "The images; with `stream`, events until the last image is completed.",
+    "description": "The images; with `stream`, events until the last image is completed, or until an event "
+    "`error` with the member `error` of a problem.",
     "content": {
         images.EVENT_STREAM: {
             "schema": {
@@ -188,11 +189,12 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             expose_headers=["X-Request-ID", "X-Client-Request-ID", "Retry-After", "Location"],
         )
     problems.install(app, keys=keys is not None)
+    images.document_events(app)
     app.include_router(knowledge_routes.router)
     app.include_router(models.router)
 
     async def keep(reports: list[LinkReport]) -> None:
-        """Keeps the reports of a request's images for `/v1/reports`."""
+        """Keeps the reports of a request's images so far for `/v1/reports`."""
         kept = Reports(request_id=request_id.get(), created=int(time.time()), link_reports=reports)
         await app.state.cache.set(
             report_key(kept.request_id), kept.model_dump_json().encode(), settings.report_ttl_s
@@ -202,7 +204,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         "/v1/images/generations",
         tags=["images"],
         response_model=ImagesResponse,
-        responses={200: _STREAMED, **problems.responses(400, 404, 409, 413, 415, 422, 429, 503, 504)},
+        responses={200: _STREAMED, **problems.responses(400, 404, 409, 413, 415, 422, *problems.CALL)},
     )
     async def generate(
         request: Request,
@@ -229,7 +231,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         size = None if body.size == "auto" else body.size
 
         async def deliver() -> AsyncGenerator[ImageData | PartialImageEvent, None]:
-            """Each image after its previews; their reports are kept in the end."""
+            """Each image after its previews; its report is kept before it leaves."""
             nonlocal size
             reports: list[LinkReport] = []
             async with admission.slot(client):
@@ -250,10 +252,10 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
                     image = await images.to_image(received, body, compared)
                     traffic.add(image.link_report)
                     reports.append(image.link_report)
+                    await keep(reports)
                     app.state.drift_sampler.submit(provide, received)
                     size = size_of(received.png) if received.png else size
                     yield image
-            await keep(reports)
 
         async def events() -> AsyncGenerator[BaseModel, None]:
             async with aclosing(deliver()) as parts:
@@ -267,7 +269,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             return [part async for part in deliver() if isinstance(part, ImageData)]
 
         if body.stream:
-            parts = events()
+            parts = images.run_ahead(events())
             if (begun := await _unless_gone(request, anext(parts))) is None:
                 raise UnavailableError("the client hung up")
             return images.event_stream(begun, parts)
@@ -278,7 +280,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
     @app.post(
         "/v1/pictures",
         tags=["images"],
-        responses=problems.responses(400, 409, 413, 415, 422, 429, 503, 504),
+        responses=problems.responses(400, 409, 413, 415, 422, *problems.CALL),
         openapi_extra=form_schema(PictureRequest),
     )
     async def send_picture(

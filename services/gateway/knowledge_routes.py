@@ -34,7 +34,7 @@ from services.common.request_context import begin_request, request_id
 from services.gateway.converters import to_distill, to_model
 from services.gateway.idempotency import IdempotencyKey, job_id_for
 from services.gateway.openapi_examples import KNOWLEDGE_EXAMPLES, PUBLISH_EXAMPLES
-from services.gateway.problems import responses
+from services.gateway.problems import CALL, responses
 from services.gateway.request_body import JsonRoute
 from services.proto.cloud_pb2 import (
     DeleteKnowledgeRequest,
@@ -70,7 +70,7 @@ _JobName = Annotated[str, Path(max_length=64, description="Id of the job.", exam
     "/v1/knowledge",
     tags=["knowledge"],
     status_code=202,
-    responses=responses(400, 404, 409, 413, 415, 422, 429, 503),
+    responses=responses(400, 404, 409, 413, 415, 422, *CALL),
 )
 async def distill(
     request: Request,
@@ -88,7 +88,7 @@ async def distill(
     return job
 
 
-@router.get("/v1/knowledge", tags=["knowledge"], responses=responses(503))
+@router.get("/v1/knowledge", tags=["knowledge"], responses=responses(*CALL))
 async def list_knowledge(request: Request) -> KnowledgeList:
     """The current version of each topic's knowledge, sorted by topic.
 
@@ -101,13 +101,13 @@ async def list_knowledge(request: Request) -> KnowledgeList:
         data=[
             to_model(each, KnowledgeManifest, consistency=running.get(each.topic), shared=not each.owner)
             for each in answer.knowledge
-            if _may_see(request, each.owner)
+            if may_see(request, each.owner)
         ],
         consistency=running.get(NO_KNOWLEDGE),
     )
 
 
-@router.get("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(404, 422, 503))
+@router.get("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(404, 422, *CALL))
 async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
     """The current version of one topic's knowledge, with its scores on held-out prompts."""
     return _topic(await _knowledge(request, GetKnowledgeRequest(topic=topic, consistency=True)))
@@ -117,7 +117,7 @@ async def get_knowledge(request: Request, topic: _TopicName) -> Topic:
     "/v1/knowledge/{topic}/samples",
     tags=["knowledge"],
     response_class=Response,
-    responses={**responses(404, 422, 503), 200: {"content": {"image/png": {}}}},
+    responses={**responses(404, 422, *CALL), 200: {"content": {"image/png": {}}}},
 )
 async def get_samples(request: Request, topic: _TopicName) -> Response:
     """A PNG with images of held-out prompts; rows: cloud, edge before, edge after."""
@@ -127,7 +127,9 @@ async def get_samples(request: Request, topic: _TopicName) -> Response:
     return Response(answer.samples, media_type="image/png")
 
 
-@router.post("/v1/knowledge/{topic}/share", tags=["knowledge"], responses=responses(404, 422, 503))
+@router.post(
+    "/v1/knowledge/{topic}/share", tags=["knowledge"], responses=responses(400, 404, 413, 415, 422, *CALL)
+)
 async def share_knowledge(request: Request, topic: _TopicName) -> Topic:
     """Lets every API key use a topic that belongs to one of them; only admins may, and can change it then."""
     message = ShareKnowledgeRequest(topic=topic)
@@ -135,7 +137,7 @@ async def share_knowledge(request: Request, topic: _TopicName) -> Topic:
 
 
 @router.delete(
-    "/v1/knowledge/{topic}", tags=["knowledge"], status_code=204, responses=responses(404, 409, 422, 503)
+    "/v1/knowledge/{topic}", tags=["knowledge"], status_code=204, responses=responses(404, 409, 422, *CALL)
 )
 async def delete_knowledge(request: Request, topic: _TopicName) -> None:
     """Deletes all versions of one topic's knowledge; no later image uses it.
@@ -147,9 +149,7 @@ async def delete_knowledge(request: Request, topic: _TopicName) -> None:
     await call(request.app.state.cloud.DeleteKnowledge, DeleteKnowledgeRequest(topic=topic), "cloud")
 
 
-@router.put(
-    "/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, 429, 503)
-)
+@router.put("/v1/knowledge/{topic}", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, *CALL))
 async def publish_knowledge(
     request: Request,
     topic: _TopicName,
@@ -166,17 +166,19 @@ async def publish_knowledge(
     return _topic(answer)
 
 
-@router.get("/v1/demand", tags=["knowledge"], responses=responses(503))
+@router.get("/v1/demand", tags=["knowledge"], responses=responses(*CALL))
 async def get_demand(request: Request) -> Demand:
     """The demand for each topic requested so far, and what the demand policy decides for its next request.
 
-    It counts requests with `knowledge` auto whose prompt needs a topic.
+    It counts requests with `knowledge` auto whose prompt needs a topic. With API keys, the topics are the
+    key's own and those that are shared; for admins, all.
     """
     answer = await call(request.app.state.cloud.ListDemand, ListDemandRequest(), "cloud")
-    return to_model(answer, Demand, data=[to_model(each, TopicDemand) for each in answer.demand])
+    seen = [each for each in answer.demand if may_see(request, each.owner)]
+    return to_model(answer, Demand, data=[to_model(each, TopicDemand) for each in seen])
 
 
-@router.put("/v1/transmission", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, 429, 503))
+@router.put("/v1/transmission", tags=["knowledge"], responses=responses(400, 409, 413, 415, 422, *CALL))
 async def publish_transmission(
     request: Request, body: Annotated[PublishRequest, Body(openapi_examples=PUBLISH_EXAMPLES)]
 ) -> Transmission:
@@ -190,7 +192,7 @@ async def publish_transmission(
     return to_model(answer.manifest, Transmission, versions=list(answer.versions))
 
 
-@router.get("/v1/transmission", tags=["knowledge"], responses=responses(404, 503))
+@router.get("/v1/transmission", tags=["knowledge"], responses=responses(404, *CALL))
 async def get_transmission(request: Request) -> Transmission:
     """The current transmission knowledge, the codec's adapters; 404 if the codec has no adapters.
 
@@ -201,15 +203,15 @@ async def get_transmission(request: Request) -> Transmission:
     return to_model(answer.manifest, Transmission, versions=list(answer.versions))
 
 
-@router.get("/v1/jobs", tags=["jobs"], responses=responses(503))
+@router.get("/v1/jobs", tags=["jobs"], responses=responses(*CALL))
 async def list_jobs(request: Request) -> JobList:
     """The latest 100 jobs that the API key may see, newest first: its own, and those of nobody."""
     message = ListJobsRequest(owner=None if request.state.admin else request.state.owner)
     answer = await call(request.app.state.cloud.ListJobs, message, "cloud")
-    return JobList(data=[to_model(each, Job) for each in answer.jobs if _may_see(request, each.owner)])
+    return JobList(data=[to_model(each, Job) for each in answer.jobs if may_see(request, each.owner)])
 
 
-@router.get("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 422, 503))
+@router.get("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 422, *CALL))
 async def get_job(request: Request, name: _JobName) -> Job:
     """The current state of a job, available until a day after its end."""
     return to_model(await _job(request, name), Job)
@@ -219,7 +221,7 @@ async def get_job(request: Request, name: _JobName) -> Job:
     "/v1/jobs/{name}/events",
     tags=["jobs"],
     response_class=EventSourceResponse,
-    responses=responses(404, 422, 503),
+    responses=responses(404, 422, *CALL),
 )
 async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> AsyncIterable[Job]:
     """The state of a job, now and after each change, as Server-Sent Events; the last one is final.
@@ -240,7 +242,7 @@ async def watch_job(request: Request, job: Annotated[Job, Depends(get_job)]) -> 
     "/v1/jobs/{name}/preview",
     tags=["jobs"],
     response_class=Response,
-    responses={**responses(404, 422, 503), 200: {"content": {"image/png": {}}}},
+    responses={**responses(404, 422, *CALL), 200: {"content": {"image/png": {}}}},
 )
 async def get_preview(request: Request, name: _JobName) -> Response:
     """A PNG with images of held-out prompts during training; rows: cloud, edge in its current state."""
@@ -249,14 +251,14 @@ async def get_preview(request: Request, name: _JobName) -> Response:
     return Response(answer.png, media_type="image/png")
 
 
-@router.delete("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 409, 422, 503))
+@router.delete("/v1/jobs/{name}", tags=["jobs"], responses=responses(404, 409, 422, *CALL))
 async def cancel_job(request: Request, name: _JobName) -> Job:
     """Cancels a job that has not ended; it publishes nothing."""
     _check_may_change(request, (await _job(request, name)).owner, f"job {name}")
     return to_model(await call(request.app.state.cloud.CancelJob, JobId(id=name), "cloud"), Job)
 
 
-def _may_see(request: Request, owner: str) -> bool:
+def may_see(request: Request, owner: str) -> bool:
     """Whether the request's API key may see a topic, or a job of it."""
     return request.state.admin or owner in ("", request.state.owner)
 
@@ -276,7 +278,7 @@ async def _knowledge(request: Request, message: GetKnowledgeRequest) -> Knowledg
         if request.state.admin:
             raise
         raise NotFoundError(missing) from None  # the cloud's words name the topics of others
-    if not _may_see(request, answer.manifest.owner):
+    if not may_see(request, answer.manifest.owner):
         raise NotFoundError(missing)
     return answer
 
@@ -284,7 +286,7 @@ async def _knowledge(request: Request, message: GetKnowledgeRequest) -> Knowledg
 async def _job(request: Request, name: str) -> JobMessage:
     """A job; one of another API key's topic does not exist."""
     job: JobMessage = await call(request.app.state.cloud.GetJob, JobId(id=name), "cloud")
-    if not _may_see(request, job.owner):
+    if not may_see(request, job.owner):
         raise NotFoundError(f"there is no job {name!r}")
     return job
 

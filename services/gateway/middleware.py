@@ -13,7 +13,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dekag.api.limits import MAX_PICTURE_BYTES, REQUEST_ID
+from dekag.api.limits import MAX_PICTURE_BYTES, MAX_PROMPT_CHARS, MAX_PROMPTS, MAX_TRIGGERS, REQUEST_ID
 from dekag.errors import ExhaustedError
 from services.common import metrics, tracing
 from services.common.addresses import listed
@@ -48,8 +48,10 @@ _OPEN = _PROBES | {web_ui.URL, "/docs", "/openapi.json"}
 _REPLACED = (b"content-type", b"content-length", b"content-encoding", b"transfer-encoding")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 _PICTURES_PATH = "/v1/pictures"
-_LARGE_BODIES = {"uploads": 2, "pictures": 4}  # at a time: they are held in memory
+_ORDERS = "orders of distillations"
+_LARGE_BODIES = {"uploads": 2, "pictures": 4, _ORDERS: 2}  # at a time: they are held in memory
 _ENVELOPE_BYTES = 64 * 1024  # of JSON around uploaded files, and of a gRPC message around them
+_TEXT_BYTES = 12 * MAX_PROMPT_CHARS + 32  # of a prompt in JSON: two \uXXXX a character, quotes and indent
 _OPEN_FOLDERS = (f"{web_ui.ASSETS_URL}/", "/docs-assets/")
 _log = structlog.get_logger()
 
@@ -102,6 +104,8 @@ class RequestMiddleware:
             "uploads": min(settings.max_upload_bytes, most), "pictures": min(MAX_PICTURE_BYTES, most)
         }  # fmt: skip
         self._largest = {kind: size * 4 // 3 + _ENVELOPE_BYTES for kind, size in largest.items()}  # in base64
+        order = (MAX_PROMPTS + MAX_TRIGGERS) * _TEXT_BYTES + _ENVELOPE_BYTES
+        self._largest[_ORDERS] = max(order, settings.max_body_bytes)
         self._policies = {docs_url: _DOCS_POLICY, web_ui.URL: _PAGE_POLICY}
         self._hosts = {name.lower() for name in listed(settings.allowed_hosts)}
 
@@ -224,10 +228,21 @@ class RequestMiddleware:
         if self._held[kind] == (limit := _LARGE_BODIES[kind]):
             raise ExhaustedError(f"{limit} {kind} are in progress, which is the limit")
         self._held[kind] += 1
+        held = True
+
+        def let_go() -> None:
+            nonlocal held
+            self._held[kind] -= held
+            held = False
+
+        async def send_freed(message: Message) -> None:
+            let_go()  # the response of a request does not count: its client may read it slowly
+            await send(message)
+
         try:
-            return await self._serve(scope, await self._body(scope, receive, self._largest[kind]), send)
+            return await self._serve(scope, await self._body(scope, receive, self._largest[kind]), send_freed)
         finally:
-            self._held[kind] -= 1
+            let_go()
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application; HEAD runs as GET, and its response ends after the headers."""
@@ -309,8 +324,10 @@ class RequestMiddleware:
 
 
 def _large_body(scope: Scope) -> str | None:
-    """What a request carries that may be larger than other bodies: "uploads" of knowledge, or "pictures"."""
+    """What a request carries that may be larger than other bodies, of _LARGE_BODIES."""
     method, path = scope["method"], scope["path"]
+    if method == "POST" and path == "/v1/knowledge":
+        return _ORDERS
     if method == "PUT" and (path == "/v1/transmission" or path.startswith("/v1/knowledge/")):
         return "uploads"
     return "pictures" if method == "POST" and path == _PICTURES_PATH else None

@@ -23,6 +23,8 @@ from services.gateway.openai.errors import error_body
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+CALL = (429, 503, 504)
+"""Statuses of an operation that calls another service: it may be busy, away or slow."""
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 # Names of RFC 9110, which Python has since 3.13: the type of a problem must not depend on the Python version
@@ -80,6 +82,11 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _NO_KEY = {
     "description": "The API key is missing or unknown.",
     "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+}
+
+_TOO_MANY = {
+    **_NO_KEY,
+    "description": "The API key has reached a limit; `Retry-After` says when to come back.",
 }
 
 _NO_SCOPE = {**_NO_KEY, "description": "The API key lacks the scope for this."}
@@ -192,6 +199,7 @@ def install(app: FastAPI, *, keys: bool) -> None:
                 if keys and path.startswith("/v1/"):
                     operation["security"] = [{"key": []}]
                     operation["responses"]["401"] = _NO_KEY
+                    operation["responses"].setdefault("429", _TOO_MANY)
                 for response in operation["responses"].values():
                     content = response.get("content", {})
                     if (

@@ -15,7 +15,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
-from starlette.datastructures import Headers, UploadFile
+from starlette.datastructures import FormData, Headers, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -128,9 +128,30 @@ async def form_as_json(headers: Headers, body: bytes) -> bytes:
 
 
 class _InMemoryParser(MultiPartParser):
-    """A parser that writes nothing to disk: the body is in memory already."""
+    """A parser that writes nothing to disk, as the body is in memory, and loses or misreads no field."""
 
     spool_max_size = 2**30
+    _ended = False
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode(self._charset)
+            except UnicodeDecodeError:  # which the framework would read in another encoding
+                name = self._current_part.field_name[:80]
+                raise MultiPartException(f"{name!r} is not text in {self._charset}") from None
+        super().on_part_end()
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        form = await super().parse()
+        if not self._ended:  # its last part is not among the others
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("it ends before its closing boundary")
+        return form
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes, None]:

@@ -22,13 +22,18 @@ from services.common.security import CERTIFICATE, KEY, server_context
 from services.gateway.problems import problem, title
 from services.gateway.settings import GatewaySettings
 
+SLOWEST_READER = 16 * 1024
+"""Bytes of a response that a client must take in a second, beyond the deadline of a request."""
+
 
 class BoundedHttp(HttpToolsProtocol):
     """uvicorn's HTTP/1.1 protocol with limits; by default it waits forever and accepts headers of any size.
 
     A request must be complete ``receive_timeout_s`` after its first byte, or after the connection was opened.
     Its headers may have up to ``max_header_bytes``. There may be up to ``max_connections``. On Linux, the
-    kernel closes a connection whose client takes nothing of a response for ``receive_timeout_s``.
+    kernel closes a connection whose client takes nothing of a response for ``receive_timeout_s``. A client
+    that takes a little now and then has ``deadline_s`` for what it has not taken, and a second for each
+    ``SLOWEST_READER`` bytes.
 
     Limits for each address are those of the proxy, ``deploy/haproxy.cfg``.
     """
@@ -38,6 +43,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._settings: GatewaySettings = self.config.app.state.settings  # type: ignore[union-attr]
         self._in_head, self._head_bytes = True, 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
             timeout_ms = math.ceil(1000 * self._settings.receive_timeout_s)
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, option, timeout_ms)
@@ -48,7 +54,17 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        self._clear_unread()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        seconds = self._settings.deadline_s + self.transport.get_write_buffer_size() / SLOWEST_READER
+        self._unread = self.loop.call_later(seconds, self.transport.abort)  # close() would wait on
+
+    def resume_writing(self) -> None:
+        self._clear_unread()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -78,6 +94,11 @@ class BoundedHttp(HttpToolsProtocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    def _clear_unread(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _out_of_time(self) -> None:
         seconds = self._settings.receive_timeout_s

@@ -26,7 +26,13 @@ class GatewaySettings(CommonSettings):
         "long as a load balancer in front of several gateways takes to notice.",
     )
     profile: str = Field("stickers", description="Profile whose own topics the web page offers.")
-    deadline_s: float = Field(60.0, gt=0, le=3600, description="Time limit of one REST request, s.")
+    deadline_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Time limit of one REST request, s. A client has the same time again, and 1 s for each "
+        "16 KiB, to take the part of a response that waits for it; then its connection is closed.",
+    )
     stream_deadline_s: float = Field(
         3600.0,
         gt=0,
@@ -83,7 +89,11 @@ class GatewaySettings(CommonSettings):
         16 * 1024, ge=1024, le=2**20, description="Largest request line and headers accepted, bytes."
     )
     max_body_bytes: int = Field(
-        64 * 1024, ge=1024, le=2**30, description="Largest request body accepted, bytes."
+        64 * 1024,
+        ge=1024,
+        le=2**30,
+        description="Largest request body accepted, bytes. Bodies with "
+        "knowledge, pictures or a topic to distil have limits of their own.",
     )
     max_upload_bytes: int = Field(
         8 * 2**20,

@@ -948,6 +948,7 @@ class TopicDemand(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     JOB_FIELD_NUMBER: _builtins.int
+    OWNER_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     requests: _builtins.int
     files: _builtins.int
@@ -967,6 +968,8 @@ class TopicDemand(_message.Message):
     """of the action, a sentence"""
     job: _builtins.str
     """id of the distillation that the demand started last; empty if none"""
+    owner: _builtins.str
+    """name of the API key whose topic it is; empty if it is shared"""
     def __init__(
         self,
         *,
@@ -981,10 +984,11 @@ class TopicDemand(_message.Message):
         action: Global___Action.ValueType = ...,
         reason: _builtins.str = ...,
         job: _builtins.str = ...,
+        owner: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "file_bytes", b"file_bytes", "files", b"files", "has_update", b"has_update", "job", b"job", "next_file_bytes", b"next_file_bytes", "reason", b"reason", "requests", b"requests", "sent", b"sent", "topic", b"topic", "update_bytes", b"update_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "file_bytes", b"file_bytes", "files", b"files", "has_update", b"has_update", "job", b"job", "next_file_bytes", b"next_file_bytes", "owner", b"owner", "reason", b"reason", "requests", b"requests", "sent", b"sent", "topic", b"topic", "update_bytes", b"update_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

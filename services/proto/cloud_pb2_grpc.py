@@ -219,7 +219,7 @@ class CloudServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDemand(self, request, context):
-        """Lists the demand for each topic requested so far, and what its next request gets.
+        """Lists the demand for each topic that exists and was requested so far, and what its next request gets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -63,7 +63,7 @@ class CloudStub:
     Decide: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.DecideRequest, _cloud_pb2.Decisions]
     """Counts a request whose prompt needs these topics, and decides by the demand policy what it gets."""
     ListDemand: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.ListDemandRequest, _cloud_pb2.DemandList]
-    """Lists the demand for each topic requested so far, and what its next request gets."""
+    """Lists the demand for each topic that exists and was requested so far, and what its next request gets."""
     PublishKnowledge: _grpc.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]
     """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model."""
     GetTransmissionKnowledge: _grpc.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]
@@ -107,7 +107,7 @@ class CloudAsyncStub(CloudStub):
     Decide: _aio.UnaryUnaryMultiCallable[_cloud_pb2.DecideRequest, _cloud_pb2.Decisions]  # type: ignore[assignment]
     """Counts a request whose prompt needs these topics, and decides by the demand policy what it gets."""
     ListDemand: _aio.UnaryUnaryMultiCallable[_cloud_pb2.ListDemandRequest, _cloud_pb2.DemandList]  # type: ignore[assignment]
-    """Lists the demand for each topic requested so far, and what its next request gets."""
+    """Lists the demand for each topic that exists and was requested so far, and what its next request gets."""
     PublishKnowledge: _aio.UnaryUnaryMultiCallable[_cloud_pb2.PublishKnowledgeRequest, _cloud_pb2.Knowledge]  # type: ignore[assignment]
     """Publishes an update as the current version of its topic. Its hashes are verified, and it must fit the edge's model."""
     GetTransmissionKnowledge: _aio.UnaryUnaryMultiCallable[_downlink_pb2.GetTransmissionKnowledgeRequest, _downlink_pb2.TransmissionKnowledge]  # type: ignore[assignment]
@@ -232,7 +232,7 @@ class CloudServicer(metaclass=_abc_1.ABCMeta):
         request: _cloud_pb2.ListDemandRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_cloud_pb2.DemandList, _abc.Awaitable[_cloud_pb2.DemandList]]:
-        """Lists the demand for each topic requested so far, and what its next request gets."""
+        """Lists the demand for each topic that exists and was requested so far, and what its next request gets."""
 
     @_abc_1.abstractmethod
     def PublishKnowledge(

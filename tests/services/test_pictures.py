@@ -246,6 +246,33 @@ async def test_a_form_that_is_wrong_is_refused(
     assert said in is_problem(answer, 400)["detail"]
 
 
+async def test_a_form_that_is_cut_off_is_refused(client: httpx2.AsyncClient) -> None:
+    fields = {"picture": to_png(drawn(8, 8)), "seed": b"7", "delivery": b"conventional"}
+    file = {"picture": '; filename="a.png"'}
+    parts = [
+        b'--end\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+        % (name.encode(), file.get(name, "").encode(), value)
+        for name, value in fields.items()
+    ]
+    whole = b"".join(parts) + b"--end--"
+    headers = {"Content-Type": "multipart/form-data; boundary=end"}
+    for rest in (b"", b"\r\n", b"\r\nnothing"):
+        answer = await client.post(URL, content=whole + rest, headers=headers)
+        assert answer.json()["data"][0]["link_report"]["delivery"] == "conventional", answer.text
+    cuts = [1, 2, 3, 6, 8, 12, 20, 40, len(parts[2]) + 6, len(parts[2]) + 8, len(whole) - 60, len(whole) - 5]
+    for cut in cuts:
+        problem = is_problem(await client.post(URL, content=whole[:-cut], headers=headers), 400)
+        assert "ends before its closing boundary" in problem["detail"], cut
+
+
+async def test_a_form_whose_text_is_in_another_encoding_is_refused(client: httpx2.AsyncClient) -> None:
+    parts = [
+        ("picture", ("a.png", to_png(drawn(8, 8)), "image/png")),
+        ("prompt", (None, "caf\xe9".encode("latin-1"))),
+    ]
+    assert "'prompt' is not text in utf-8" in is_problem(await client.post(URL, files=parts), 400)["detail"]
+
+
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}])
 async def test_pages_of_other_hosts_cannot_send_forms(
     client: httpx2.AsyncClient, headers: dict[str, str]

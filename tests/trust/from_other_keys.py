@@ -79,9 +79,9 @@ async def _topic(system: System, name: str) -> None:
     elif name == "draw with it":
         answer = await system.draw("bob", knowledge=[ALICES])
     elif name == "find it in the list":
-        answer = await system.ask("bob", "GET", "/v1/knowledge")
-        if ALICES in answer.text:
-            system.fail("it is in the list")
+        for listing in ("/v1/knowledge", "/v1/models", "/v1/demand"):
+            if ALICES in (await system.ask("bob", "GET", listing)).text:
+                system.fail(f"it is in the list {listing}")
         return
     else:
         answer = await system.ask("bob", "GET", path + ("/samples" if "samples" in name else ""))

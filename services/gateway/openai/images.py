@@ -7,10 +7,13 @@ import base64
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
+from typing import Any, Literal, TypeVar
 
 import structlog
+from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from dekag.api import image_file
 from dekag.api.schemas import (
@@ -33,6 +36,7 @@ from services.proto.user_pb2 import PreviewImage, ReceivedImage
 
 EVENT_STREAM = "text/event-stream"
 _log = structlog.get_logger()
+_Event = TypeVar("_Event", bound=BaseModel)
 
 
 async def to_image(
@@ -129,6 +133,50 @@ def completed_event(image: ImageData, body: ImagesRequest, size: str | None, mod
     )
 
 
+def document_events(app: FastAPI) -> None:
+    """Adds the events of a stream to the OpenAPI document of ``app``: no route has them as its model."""
+    make_openapi = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = make_openapi()
+        kinds: list[tuple[type[BaseModel], Literal["serialization"]]] = [
+            (PartialImageEvent, "serialization"),
+            (CompletedEvent, "serialization"),
+        ]
+        _, events = models_json_schema(kinds, ref_template="#/components/schemas/{model}")
+        for name, schema in events["$defs"].items():
+            document["components"]["schemas"].setdefault(name, schema)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+async def run_ahead(events: AsyncGenerator[_Event, None]) -> AsyncGenerator[_Event, None]:
+    """``events``, computed as fast as they can be, however slowly they are read.
+
+    So what is held while they are computed does not wait for a slow client. Those of one request are few:
+    at most `limits.MAX_IMAGES` images, each with `limits.MAX_PREVIEWS` previews.
+    """
+    ready: asyncio.Queue[_Event | None] = asyncio.Queue()
+
+    async def compute() -> None:
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    ready.put_nowait(event)
+        finally:
+            ready.put_nowait(None)
+
+    computing = asyncio.create_task(compute())
+    try:
+        while (event := await ready.get()) is not None:
+            yield event
+        await computing  # raises what ended it
+    finally:
+        computing.cancel()
+        await asyncio.gather(computing, return_exceptions=True)
+
+
 def event_stream(first: BaseModel, events: AsyncGenerator[BaseModel, None]) -> StreamingResponse:
     """The response that streams events, the first of which is there already.
 
@@ -136,8 +184,8 @@ def event_stream(first: BaseModel, events: AsyncGenerator[BaseModel, None]) -> S
     """
 
     async def lines() -> AsyncIterator[str]:
-        yield _event(first)
         async with aclosing(events):
+            yield _event(first)
             try:
                 async for event in events:
                     yield _event(event)

@@ -11,7 +11,8 @@ from dekag.api.limits import check_topic
 from dekag.api.schemas import ImagesRequest, Model, ModelList
 from dekag.errors import InvalidInputError, NotFoundError
 from services.common.clients import call
-from services.gateway.problems import responses
+from services.gateway.knowledge_routes import may_see
+from services.gateway.problems import CALL, responses
 from services.gateway.request_body import JsonRoute
 from services.proto.cloud_pb2 import ListKnowledgeRequest
 
@@ -19,16 +20,23 @@ router = APIRouter(route_class=JsonRoute, tags=["models"])
 _STARTED = int(time.time())
 
 
-@router.get("/v1/models", responses=responses(503))
+@router.get("/v1/models", responses=responses(*CALL))
 async def list_models(request: Request) -> ModelList:
-    """The profile, and its topics with knowledge; each can be the `model` of a request for images."""
+    """The profile, and its topics with knowledge; each can be the `model` of a request for images.
+
+    With API keys, these are the key's own topics and those that are shared; for admins, all.
+    """
     profile = request.app.state.settings.profile
     known = await call(request.app.state.cloud.ListKnowledge, ListKnowledgeRequest(), "cloud")
-    topics = [Model(id=f"{profile}/{each.topic}", created=int(each.created)) for each in known.knowledge]
+    topics = [
+        Model(id=f"{profile}/{each.topic}", created=int(each.created))
+        for each in known.knowledge
+        if may_see(request, each.owner)
+    ]
     return ModelList(data=[Model(id=profile, created=_STARTED), *topics])
 
 
-@router.get("/v1/models/{model:path}", responses=responses(404, 422, 503))
+@router.get("/v1/models/{model:path}", responses=responses(404, 422, *CALL))
 async def get_model(
     request: Request,
     model: Annotated[str, Path(max_length=200, description="Id of the model.", examples=["stickers/neon"])],
@@ -48,11 +56,15 @@ def with_model(body: ImagesRequest, profile: str) -> tuple[ImagesRequest, str]:
         profile: name of the profile, whose name precedes that of a topic.
 
     Raises:
-        InvalidInputError: the name of the topic is invalid, or `knowledge` names other topics.
+        InvalidInputError: the name of the topic is invalid, the delivery uses no knowledge, or `knowledge`
+            names other topics.
     """
-    own, _, topic = (body.model or "").partition("/")
-    if own != profile or not topic:
+    topic = (body.model or "").removeprefix(f"{profile}/")  # a profile may be a folder, with slashes
+    if topic in ("", body.model):
         return body, profile
+    if body.delivery != "semantic":
+        allowed = f"{profile} unless delivery is semantic, which alone uses knowledge updates"
+        raise InvalidInputError("model", allowed, body.model)
     try:
         check_topic(topic)
     except InvalidInputError as error:

@@ -19,9 +19,11 @@ from structlog.testing import capture_logs
 from services.cloud.demand import BUDGET_KEY, DEMAND_KEY, TopicState
 from services.cloud.distiller import Distiller
 from services.cloud.settings import DistillerSettings
+from services.gateway.api_keys import new_key
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from tests.chain import ended, serving, start_chain, starter
+from tests.services.cloud.test_publish import make_update, uploaded
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -90,7 +92,7 @@ async def run(quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path)
     own_url = redis_url.removesuffix("/0") + "/1"
     async with AsyncExitStack() as stack:
 
-        async def begin(policy: str = "auto", **changes: Any) -> System:
+        async def begin(policy: str = "auto", keys: Path | None = None, **changes: Any) -> System:
             of_cloud = {"data_dir": tmp_path / "data", "mirror_every_s": 0.2} | changes
 
             def own(name: str) -> dict[str, Any]:
@@ -101,7 +103,10 @@ async def run(quick_profile: Path, redis: Redis, redis_url: str, tmp_path: Path)
             start = await stack.enter_async_context(starter())
             addresses = await start_chain(start, quick_profile, own_url, own)
             gateway = GatewaySettings(
-                user_address=addresses["user"], cloud_address=addresses["cloud"], redis_url=own_url
+                user_address=addresses["user"],
+                cloud_address=addresses["cloud"],
+                redis_url=own_url,
+                api_keys_file=keys,
             )
             return System(await stack.enter_async_context(serving(create_app(gateway))))
 
@@ -255,3 +260,37 @@ async def test_a_request_that_names_its_knowledge_is_not_decided(run: Run) -> No
     system = await run()
     assert (await system.image(knowledge="none"))["link_report"]["source"] == "edge"
     assert (await system.demand())["data"] == {}
+
+
+async def test_a_key_sees_neither_demand_nor_models_of_topics_of_others(
+    run: Run, quick_profile: Path, tmp_path: Path
+) -> None:
+    scopes = {"alice": [], "bob": [], "root": ["admin"]}
+    made = {name: new_key(name, scopes=its) for name, its in scopes.items()}
+    (tmp_path / "api-keys").write_text("".join(f"{line}\n" for _, line in made.values()))
+    system = await run("always", keys=tmp_path / "api-keys")
+
+    async def topics(name: str) -> set[str]:
+        system.client.headers["Authorization"] = f"Bearer {made[name][0]}"
+        return set((await system.demand())["data"])
+
+    assert await topics("alice") == set()
+    update = uploaded(make_update(quick_profile, "saffron").to_files())
+    assert (await system.client.put("/v1/knowledge/saffron", json=update)).status_code == 200
+    await system.image("a saffron boat, neon style")
+    seen = {name: await topics(name) for name in made}
+    assert seen == {"alice": {"neon", "saffron"}, "bob": {"neon"}, "root": {"neon", "saffron"}}
+    for name in ("saffron", "none-such"):
+        system.client.headers["Authorization"] = f"Bearer {made['bob'][0]}"
+        models = await system.client.get("/v1/models")
+        assert [each["id"] for each in models.json()["data"]] == ["stickers"]
+        assert (await system.client.get(f"/v1/models/stickers/{name}")).status_code == 404
+    for name in ("alice", "root"):
+        system.client.headers["Authorization"] = f"Bearer {made[name][0]}"
+        models = await system.client.get("/v1/models")
+        assert [each["id"] for each in models.json()["data"]] == ["stickers", "stickers/saffron"]
+        assert (await system.client.get("/v1/models/stickers/saffron")).status_code == 200
+    await topics("alice")
+    assert (await system.client.delete("/v1/knowledge/saffron")).status_code == 204
+    (tmp_path / "data" / "owners" / "saffron").unlink()  # as housekeeping does in the end
+    assert {name: await topics(name) for name in made} == {name: {"neon"} for name in made}

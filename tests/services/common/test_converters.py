@@ -33,7 +33,7 @@ def test_request_round_trip(asked: DeliveryRequest) -> None:
     assert converters.request_from_proto(converters.request_to_proto(conventional), PROFILE) == conventional
     chosen = replace(asked, cbr=0.0, target_psnr_db=20.5, modulation="qam256", side_information="none")
     assert converters.request_from_proto(converters.request_to_proto(chosen), PROFILE) == chosen
-    unaligned = replace(asked, delivery="semantic-unaligned", knowledge=("neon",))
+    unaligned = replace(asked, delivery="semantic-unaligned", knowledge=None)
     found = converters.request_from_proto(converters.request_to_proto(unaligned), PROFILE)
     assert found == replace(unaligned, knowledge=()), "it goes without any"
 
@@ -64,6 +64,8 @@ def test_unset_size_and_link_take_defaults() -> None:
         ("size", {"width": 2**32 - 1}),
         ("delivery", {"delivery": 0}),
         ("delivery", {"delivery": 77}),
+        ("knowledge", {"knowledge": ("neon",), "delivery": "DELIVERY_CONVENTIONAL"}),
+        ("knowledge", {"knowledge": ("neon", "snail"), "delivery": "DELIVERY_SEMANTIC_UNALIGNED"}),
         ("image_format", {"image_format": 1}),
         ("image_format", {"image_format": 77}),
         ("link.cbr", {"cbr": 0.0}),
@@ -104,7 +106,10 @@ def test_unset_size_and_link_take_defaults() -> None:
 def test_hostile_request_names_the_field(asked: DeliveryRequest, field: str, changes: dict[str, Any]) -> None:
     message = converters.request_to_proto(asked)
     for name, value in changes.items():
-        message.link.CopyFrom(value) if name == "link" else setattr(message, name, value)
+        if name == "knowledge":
+            message.knowledge.extend(value)
+        else:
+            message.link.CopyFrom(value) if name == "link" else setattr(message, name, value)
     with pytest.raises(InvalidInputError) as caught:
         converters.request_from_proto(message, PROFILE)
     assert caught.value.field == field

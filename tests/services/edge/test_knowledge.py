@@ -406,12 +406,12 @@ async def test_manifest_with_numbers_out_of_range_is_ignored(
     assert found in ([], [("neon", 1)]), "nor is one under another topic's name; or the cloud has mended it"
 
 
-async def test_conventional_delivery_ignores_knowledge(
+async def test_conventional_delivery_uses_no_knowledge(
     system: System, updates: dict[str, KnowledgeUpdate], asked: DeliveryRequest
 ) -> None:
     await system.publish(updates["neon"])
     edge = await system.start_edge()
-    found = await provide(edge, asked, prompt=NEON, delivery="conventional", cbr=0.0, knowledge=("neon",))
+    found = await provide(edge, asked, prompt=NEON, delivery="conventional", cbr=0.0)
     assert used(found) == []
 
 

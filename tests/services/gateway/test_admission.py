@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from dekag.errors import ExhaustedError
+from dekag.errors import DeadlineError, ExhaustedError
 from services.common.request_context import begin_request
 from services.gateway.admission import Admission
 
@@ -53,6 +53,18 @@ async def crowd(slots: int, max_waiting: int) -> AsyncIterator[Crowd]:
     async with AsyncExitStack() as stack:  # nobody has kept a slot
         for _ in range(slots):
             await asyncio.wait_for(stack.enter_async_context(found.admission.slot("after")), 1)
+
+
+async def test_a_wait_ends_at_the_deadline_of_its_request() -> None:
+    async with crowd(1, 1) as here:
+        await here.ask("a", "alice")
+        begin_request(None, 0.05)
+        with pytest.raises(DeadlineError):
+            async with asyncio.timeout(10), here.admission.slot("bob"):
+                pass
+        assert here.admission.waiting == 0
+        begin_request(None, None)
+        await here.go("a")
 
 
 async def test_one_client_may_fill_all_slots_and_the_queue() -> None:

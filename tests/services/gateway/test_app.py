@@ -18,6 +18,7 @@ from PIL import Image
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
+from dekag.api import limits
 from dekag.training.distill import PREVIEW
 from services.cloud.job_folder import JobFolders
 from services.cloud.settings import CloudSettings
@@ -549,6 +550,21 @@ async def test_a_topic_that_is_not_allowed_is_explained(
     (error,) = is_problem(await alone.post("/v1/knowledge", json=body), 422)["errors"]
     assert error["field"] == field
     assert allowed in error["allowed"]
+
+
+async def test_a_topic_may_have_all_prompts_and_triggers_that_are_allowed(
+    client: Client, empty: None
+) -> None:
+    texts = [
+        f"{number:03} " + "\U00020000" * (limits.MAX_PROMPT_CHARS - 4) for number in range(limits.MAX_PROMPTS)
+    ]
+    body = {"topic": "vast", "prompts": texts, "triggers": texts[: limits.MAX_TRIGGERS], **SMALL}
+    headers = {"Content-Type": "application/json"}
+    content = json.dumps(body, indent=2)  # with two \\uXXXX for each character
+    answer = await client.post("/v1/knowledge", content=content, headers=headers)
+    assert answer.status_code == 202, answer.text
+    assert (await client.delete(f"/v1/jobs/{answer.json()['id']}")).status_code == 200
+    is_problem(await client.post("/v1/knowledge", content=content + " " * 10**6, headers=headers), 413)
 
 
 async def test_what_the_cloud_refuses_is_explained_too(client: Client, empty: None) -> None:

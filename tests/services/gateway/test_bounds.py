@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import io
+import json
 import pickle
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import grpc
 import httpx2
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from PIL import Image
+from structlog.testing import capture_logs
 
 from dekag.api.limits import MAX_SEEDS
 from services.common import converters
@@ -22,6 +28,7 @@ from services.common.converters import DeliveryRequest
 from services.common.security import MAX_METADATA_BYTES
 from services.common.server import MAX_ARRIVING, MAX_CONNECTIONS
 from services.common.settings import CommonSettings
+from services.gateway import server
 from services.gateway.app import create_app
 from services.gateway.settings import GatewaySettings
 from services.proto.cloud_pb2 import DistillRequest, GenerateRequest, GetKnowledgeRequest, JobId
@@ -113,6 +120,23 @@ async def test_receive_timeout_does_not_limit_the_answer() -> None:
             is_problem(await client.post(PATH, json={"prompt": "a boat"}), 504)
 
 
+async def test_every_operation_says_what_a_slow_service_makes_of_it() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=99) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        async with gateway(deadline_s=0.3, user_address=address, cloud_address=address) as client:
+            slow = set()
+            for path, operations in (await client.get("/openapi.json")).json()["paths"].items():
+                for method, operation in operations.items():
+                    url, body = re.sub(r"{\w+}", "x", path), {}
+                    if "requestBody" in operation and path.startswith("/v1/"):
+                        examples = operation["requestBody"]["content"]["application/json"]["examples"]
+                        body = {"json": next(iter(examples.values()))["value"]}
+                    status = str((await client.request(method, url, **body)).status_code)
+                    assert status in operation["responses"], (method, path, status)
+                    slow |= {path} if status == "504" else set()
+            assert len(slow) > 10
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux has the option")
 async def test_connections_of_clients_that_do_not_read_are_closed() -> None:
     async with gateway(receive_timeout_s=0.5, max_connections=2) as client:
@@ -130,6 +154,87 @@ async def test_connections_of_clients_that_do_not_read_are_closed() -> None:
                     if b" 200 " in line:  # a third one is let in
                         return
                     await asyncio.sleep(0.1)
+
+
+@pytest.fixture
+def small_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes little of a response that its client does not read; otherwise, megabytes."""
+    made = server.BoundedHttp.connection_made
+
+    def connection_made(self: server.BoundedHttp, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        made(self, transport)
+
+    monkeypatch.setattr(server.BoundedHttp, "connection_made", connection_made)
+
+
+@contextmanager
+def unread(
+    client: httpx2.AsyncClient, *requests: dict[str, Any], path: str = PATH
+) -> Iterator[socket.socket]:
+    """A connection with these POST requests, whose client has small buffers and has read nothing yet."""
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", client.base_url.port))
+        for body in map(json.dumps, requests):
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            slow.sendall((head + body).encode())
+        slow.setblocking(False)
+        yield slow
+
+
+async def test_a_reader_that_takes_a_little_now_and_then_is_cut_off(
+    small_buffers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SLOWEST_READER", 2**20)
+    async with gateway(deadline_s=0.5) as client:
+        with unread(client) as slow:
+            slow.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+
+            async def read_slowly() -> None:
+                while await asyncio.get_running_loop().sock_recv(slow, 100):  # noqa: ASYNC110 - it is slow
+                    await asyncio.sleep(0.01)
+
+            await asyncio.wait_for(read_slowly(), WAIT_S)  # the end of the connection
+        assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_a_slow_reader_of_a_stream_keeps_no_slot(small_buffers: None, chain: Any) -> None:
+    addresses = {f"{name}_address": chain.addresses[name] for name in ("user", "cloud")}
+    stream = {"prompt": "a slow boat", "size": "256x256", "n": 6, "seed": 1, "stream": True, "details": True}
+    limits = {"max_in_flight": 1, "max_waiting": 1, "deadline_s": 15, "receive_timeout_s": 60}
+    async with gateway(**addresses, **limits) as client:
+        with unread(client, stream) as slow:
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(WAIT_S):
+                assert (await loop.sock_recv(slow, 17)).startswith(b"HTTP/1.1 200 OK")
+            asking = asyncio.create_task(client.post(PATH, json={"prompt": "a fast boat", "size": "64x64"}))
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=0.2)
+                assert await loop.sock_recv(slow, 1000), "slow, but not silent"
+            assert asking.result().status_code == 200
+
+
+async def test_slow_readers_keep_no_places_of_pictures(small_buffers: None, chain: Any) -> None:
+    png = io.BytesIO()
+    Image.effect_noise((128, 128), 90).convert("RGB").save(png, "png")
+    body = {"picture": base64.b64encode(png.getvalue()).decode(), "seed": 1, "details": True}
+    address = chain.addresses["user"]
+    async with gateway(user_address=address, receive_timeout_s=60) as client, AsyncExitStack() as stack:
+        with capture_logs() as logs:
+
+            def answered() -> int:
+                return sum(line.get("path") == "/v1/pictures" for line in logs)
+
+            for _ in range(4):
+                stack.enter_context(unread(client, *[body] * 4, path="/v1/pictures"))
+            count = -1
+            async with asyncio.timeout(WAIT_S):
+                while answered() != count or not count:  # until each waits for its reader
+                    count = answered()
+                    await asyncio.sleep(2)
+        assert count < 4 * 4
+        assert (await client.post("/v1/pictures", json=body)).status_code == 200
 
 
 async def test_connections_beyond_the_limit_get_503() -> None:

@@ -326,6 +326,7 @@ async def test_openapi_document_says_that_keys_are_needed(
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert ("security" in operation) == ("401" in operation["responses"]) == path.startswith("/v1/")
+            assert "429" in operation["responses"] or not path.startswith("/v1/")
     assert "securitySchemes" not in (await client.get("/openapi.json")).json()["components"]
 
 
@@ -340,6 +341,9 @@ async def test_openapi_document_says_that_keys_are_needed(
         (f"{LINE}:0", "line 1"),
         (f"{LINE}:5:0", "line 1"),
         (f"{LINE}:x", "line 1"),
+        (f"{LINE}:1000001", "line 1 of .* has a limit above 1000000"),
+        (f"{LINE}:5:9999999", "line 1 of .* has a limit above 1000000"),
+        (f"{LINE}:{'9' * 5000}", "line 1"),
         (LINE.replace("alice", "al ice"), "line 1"),
         (LINE[:-1], "line 1"),
     ],
@@ -418,6 +422,18 @@ async def test_the_command_prints_a_key_once_and_its_line(tmp_path: Path) -> Non
     found = ApiKeys.read(tmp_path / "api-keys", GatewaySettings()).find(f"Bearer {key}")
     assert found is not None
     assert (found.name, found.requests_per_minute) == ("carol", 9)
+    most = CliRunner().invoke(cli.app, ["key", "dave", "--requests-per-minute", "1000000"])
+    (tmp_path / "api-keys").write_text(most.stdout)
+    (key,) = re.findall(r"^dekag_\S{43}$", most.stderr, re.MULTILINE)
+    found = ApiKeys.read(tmp_path / "api-keys", GatewaySettings()).find(f"Bearer {key}")
+    assert found is not None
+    assert found.requests_per_minute == 1_000_000
+    for option in ("--requests-per-minute", "--concurrency"):
+        for value in ("0", "1000001"):
+            refused = CliRunner().invoke(cli.app, ["key", "dave", option, value])
+            assert refused.exit_code == 2
+            assert f"{option}: " in re.sub(r"\W*\n\W*", " ", refused.output)
+            assert "between 1 and 1000000" in re.sub(r"\W*\n\W*", " ", refused.output)
     again = CliRunner().invoke(cli.app, ["key", "carol"])
     assert again.stdout != made.stdout
     assert CliRunner().invoke(cli.app, ["key", "car/ol"]).exit_code == 2

@@ -154,10 +154,23 @@ async def test_an_error_before_and_during_a_stream(client: Client, monkeypatch: 
     async with sdk_of(client) as sdk:
         stream = await sdk.images.generate(prompt="a fox", stream=True, extra_body=body)
         events = aiter(stream)
-        assert (await anext(events)).type == "image_generation.completed"
+        first = await anext(events)
+        assert first.type == "image_generation.completed"
         with pytest.raises(openai.APIError, match="the user service cannot be reached") as raised:
             await anext(events)
     assert (raised.value.code, raised.value.type) == ("service_unavailable", "server_error")
+    kept = await client.get(f"/v1/reports/{first.link_report['request_id']}")
+    assert kept.json()["link_reports"] == [first.link_report], "of the image that was delivered"
+
+
+async def test_the_report_of_an_image_is_kept_before_a_client_sees_it(client: Client) -> None:
+    body = SMALL | {"stream": True, "seed": 5, "n": 2}
+    async with client.stream("POST", PATH, json=body) as answer:
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                report = json.loads(line.removeprefix("data: "))["link_report"]
+                kept = (await client.get(f"/v1/reports/{report['request_id']}")).json()["link_reports"]
+                assert report in kept
 
 
 async def test_a_client_that_leaves_a_stream_frees_its_slot(client: Client, chain: Any) -> None:
@@ -189,6 +202,40 @@ async def test_models_are_the_profile_and_its_topics(client: Client, chain: Any)
             await sdk.images.generate(**SMALL, model="stickers/none-such")
     assert "none-such" in refused.value.message
     assert refused.value.code == "not_found"
+
+
+async def test_a_folder_is_the_name_of_its_models(chain: Any, dummy_profile: Path) -> None:
+    settings = GatewaySettings(
+        user_address=chain.addresses["user"],
+        cloud_address=chain.addresses["cloud"],
+        redis_url="",
+        profile=str(dummy_profile),
+    )
+    async with serving(create_app(settings)) as gateway, sdk_of(gateway) as sdk:
+        (first, *_) = [model async for model in sdk.models.list()]
+        assert first.id == str(dummy_profile)
+        assert (await sdk.models.retrieve(first.id)).id == first.id
+        assert (await sdk.images.generate(**SMALL, model=first.id)).model == first.id
+        with pytest.raises(openai.NotFoundError, match="none-such"):
+            await sdk.images.generate(**SMALL, model=f"{first.id}/none-such")
+
+
+@pytest.mark.parametrize("delivery", ["conventional", "semantic-unaligned"])
+async def test_deliveries_without_knowledge_take_no_topics(client: Client, delivery: str) -> None:
+    body = SMALL | {"seed": 1, "delivery": delivery}
+    for field, value in (("model", "stickers/neon"), ("knowledge", "neon"), ("knowledge", ["neon", "snail"])):
+        (error,) = is_problem(await client.post(PATH, json=body | {field: value}), 422)["errors"]
+        assert error["field"] == field
+        assert "unless delivery is semantic" in error["allowed"]
+    for allowed in (
+        {"knowledge": "auto"},
+        {"knowledge": "none"},
+        {"model": "stickers"},
+        {"model": "dall-e-3"},
+    ):
+        answer = await client.post(PATH, json=body | allowed)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["data"][0]["link_report"]["knowledge"] == []
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/", "/v1/models/stickers", "/v1/models/stickers/"])

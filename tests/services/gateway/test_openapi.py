@@ -49,6 +49,22 @@ def operations(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, 
             yield f"{method.upper()} {path}", operation
 
 
+def references(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        node = list(node.values())
+    if isinstance(node, list):
+        for each in node:
+            yield from references(each)
+
+
+def test_every_reference_has_a_target(document: dict[str, Any]) -> None:
+    targets = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    events = {f"#/components/schemas/{kind}" for kind in ("PartialImageEvent", "CompletedEvent")}
+    assert events <= set(references(document)) <= targets
+
+
 def test_every_field_has_an_example(document: dict[str, Any]) -> None:
     bare = [
         f"{model}.{name}"
