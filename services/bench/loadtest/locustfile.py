@@ -266,6 +266,7 @@ def _check(environment: Environment, **_: Any) -> None:
     try:
         check_folder(environment.parsed_options.report)  # now, and not when all has been measured
         _trusted()
+        authorization()
         if environment.host is not None:
             environment.host = gateway_url(
                 environment.host, scheme="https" if os.environ.get(CA_FILE) else "http"
