@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rich.console import Console
-
 from dekag.artifacts import INFO
 from dekag.client import Client
+from dekag.console import plain_console
 from dekag.documents import read_json
 from dekag.errors import DekagError
 from dekag.files import check_folder
@@ -55,7 +54,7 @@ def run_demo(
     Returns:
         The exit status: 1 if the services did not start or refused the request, 130 after a signal.
     """
-    console = Console()
+    console = plain_console()
     check_folder(output)  # before the images are generated
     try:
         # DEKAG_PORT and DEKAG_HOST are for `dekag up`, which may run at the same time
@@ -68,9 +67,7 @@ def run_demo(
             for update in updates_for(prompt):
                 gateway.publish(update)
                 size = KnowledgeUpdate.load(update).size_bytes
-                console.print(
-                    f"The edge gets the shipped update of {update.name}: {size:,} B, once", highlight=False
-                )
+                console.print(f"The edge gets the shipped update of {update.name}: {size:,} B, once")
             images = {}
             for delivery in DELIVERIES:
                 with console.status(f"{delivery} delivery at {link.snr_db:g} dB"):
@@ -80,11 +77,11 @@ def run_demo(
     except Stopped:
         return 130
     except DekagError as error:
-        console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", markup=False, soft_wrap=True)
+        console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", soft_wrap=True)
         return 1
-    console.print(f'\n"{prompt}", seed {seed}\n', markup=False, highlight=False)
+    console.print(f'\n"{prompt}", seed {seed}\n')
     console.print(report_table(images))
     folder = Path(output)
     written = write_images(images, folder)
-    console.print(f"\nImages: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    console.print(f"\nImages: {', '.join(map(str, written))}", soft_wrap=True)
     return 0

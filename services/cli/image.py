@@ -9,9 +9,11 @@ from typing import Any
 import regex
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from dekag.api import image_file
 from dekag.client import Client, Image, UnreachableError
+from dekag.console import plain_console
 from dekag.errors import DekagError, MismatchError
 from dekag.files import check_folder
 from dekag.words import folded
@@ -43,7 +45,7 @@ def run_image(
     Returns:
         The exit status: 2 if a different request would succeed, 1 if there is no image for another reason.
     """
-    out, err = Console(), Console(stderr=True)
+    out, err = plain_console(), plain_console(stderr=True)
     if output is not None and "output_format" not in request:
         request = {**request, "output_format": image_file.FORMATS.get(output.suffix.lower(), "png")}
     path = output or Path(default_name(request["prompt"], request["seed"], request.get("output_format")))
@@ -51,7 +53,7 @@ def run_image(
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output sets another path", 2)
     try:
-        with err.status(f"requesting an image from {url}"), Client(url) as client:
+        with err.status(Text(f"requesting an image from {url}")), Client(url) as client:
             image = client.image(**request)
             accept(image)
     except UnreachableError as error:
@@ -68,9 +70,7 @@ def run_image(
                 note = (
                     f"The {side} read the prompt of {read.tokens} tokens in windows of {read.tokens_at_once}"
                 )
-                out.print(
-                    f"{note}; --on-long-prompt refuse rejects such prompts.", highlight=False, soft_wrap=True
-                )
+                out.print(f"{note}; --on-long-prompt refuse rejects such prompts.", soft_wrap=True)
     if (png := image.png) is None:
         return _fail(err, "The delivery did not decode: there is no image", 1)
     try:
@@ -81,7 +81,7 @@ def run_image(
         return _fail(err, f"{path} cannot be written: {error.strerror}", 1)
     if as_json:
         return 0
-    out.print(f"Seed {report.seed}: {path}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"Seed {report.seed}: {path}", soft_wrap=True)
     return 0
 
 
@@ -124,5 +124,5 @@ def default_name(prompt: str, seed: int, file_format: str | None = None) -> str:
 
 
 def _fail(console: Console, text: str, status: int) -> int:
-    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style="red", soft_wrap=True)
     return status

@@ -61,6 +61,21 @@ def test_a_folder_is_sent_and_reported(folder: Path, tmp_path: Path, dummy_profi
     assert (row["seed"], row["psnr_db"], row["ssim"]) == (1, alone.psnr_db, alone.ssim)
 
 
+@pytest.mark.parametrize("name", ["holiday [final].jpg", "a[/b].png", "[red]x.png", "a :car: at night.png"])
+def test_names_of_pictures_are_shown_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "photos" / name
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "teal").save(path)
+    done = link(tmp_path / "photos", "--output", tmp_path / "out [3]", "--delivery", "conventional")
+    assert done.exit_code == 0, done.output
+    (row,) = (line for line in done.output.splitlines() if "│ conventional │" in line)
+    assert f"│ {name} " in row
+    assert str(tmp_path / "out [3]") in done.output
+
+
 def test_pixels_are_sent_without_the_autoencoder(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
     words = (
         "--profile",
