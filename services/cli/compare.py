@@ -39,6 +39,8 @@ def compare(
     if metric not in curves.METRICS:
         raise InvalidInputError("--metric", f"one of {', '.join(curves.METRICS)}", metric)
     if plot is not None:
+        if plot.suffix.lower() != ".svg":
+            raise InvalidInputError("--plot", "a file ending in .svg", plot)
         check_folder(plot.parent)
     mine, others = curves.read_curve(ours), [curves.read_curve(each) for each in theirs]
     found = [curves.compare(mine, each, metric) for each in others]

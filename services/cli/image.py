@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import regex
 import typer
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.text import Text
 from dekag.api import image_file
 from dekag.client import Client, Image, UnreachableError
 from dekag.console import plain_console
-from dekag.errors import DekagError, MismatchError
+from dekag.errors import DekagError, InvalidInputError, MismatchError
 from dekag.files import check_folder
 from dekag.words import folded
 from services.cli.report import exit_status, report_table
@@ -46,8 +47,8 @@ def run_image(
         The exit status: 2 if a different request would succeed, 1 if there is no image for another reason.
     """
     out, err = plain_console(), plain_console(stderr=True)
-    if output is not None and "output_format" not in request:
-        request = {**request, "output_format": image_file.FORMATS.get(output.suffix.lower(), "png")}
+    if output is not None:
+        request = {**request, "output_format": _format_for(output, request.get("output_format"))}
     path = output or Path(default_name(request["prompt"], request["seed"], request.get("output_format")))
     check_folder(path.parent)  # before the image is generated
     if path.exists() and not force:
@@ -92,7 +93,8 @@ def run_again(
 
     Args:
         made: file of the image.
-        output: by default, the name of the file with "-again", in the current folder.
+        output: by default, the name of the file with "-again", in the current folder; the format is that of
+            the image in the file, and a suffix of another one is refused.
         url, force, as_json: as in `run_image`.
 
     Returns:
@@ -100,7 +102,12 @@ def run_again(
     """
     origin = image_file.read_provenance(made)
     before = image_file.pixels(made.read_bytes(), made)
-    output = output or Path(f"{made.stem}-again{made.suffix}")
+    if output is None:
+        file_format = origin.request.get("output_format", "png")
+        suffix = (
+            made.suffix if image_file.FORMATS.get(made.suffix.lower()) == file_format else f".{file_format}"
+        )
+        output = Path(f"{made.stem}-again{suffix}")
 
     def accept(image: Image) -> None:
         origin.check(image.report)
@@ -115,6 +122,24 @@ def run_again(
             )
 
     return run_image(origin.request, url=url, output=output, force=force, as_json=as_json, accept=accept)
+
+
+def _format_for(output: Path, made: str | None) -> str:
+    """The format that a file's suffix sets, or that of an image that is made again; "png" without either.
+
+    Raises:
+        InvalidInputError: the suffix is that of a format that the file would not have.
+    """
+    suffix = output.suffix.lower()
+    file_format = image_file.FORMATS.get(suffix)
+    if file_format is None and suffix not in PIL.Image.registered_extensions():
+        return made or "png"
+    if file_format is None or made not in (None, file_format):
+        formats = [made] if made else ["png", "jpeg", "webp"]
+        suffixes = [each for each, kind in image_file.FORMATS.items() if kind in formats]
+        reason = f": the image is made again as a {made.upper()}" if made else ""
+        raise InvalidInputError("--output", f"a file ending in {' or '.join(suffixes)}{reason}", output)
+    return file_format
 
 
 def default_name(prompt: str, seed: int, file_format: str | None = None) -> str:

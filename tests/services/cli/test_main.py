@@ -77,6 +77,29 @@ async def test_an_image_is_made_again_from_its_file(gateway_url: str, tmp_path: 
 
 
 @pytest.mark.asyncio(loop_scope="session")
+async def test_the_name_of_a_file_says_its_format(gateway_url: str, tmp_path: Path) -> None:
+    again = ["image", "--from", "boat.jpg", "--url", gateway_url]
+    first = ["image", "a boat", "--size", "64x64", "--url", gateway_url]
+    assert (await dekag(*first, "--output", "boat.png", folder=tmp_path)).returncode == 0
+    (tmp_path / "boat.png").rename(tmp_path / "boat.jpg")
+    done = await dekag(*again, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(names(tmp_path)) == ["boat-again.png", "boat.jpg"]
+    for command, output, allowed in (
+        (again, "new.jpg", ".png: the image is made again as a PNG"),
+        (again, "new.gif", ".png: the image is made again as a PNG"),
+        (first, "new.gif", ".png or .jpg or .jpeg or .webp"),
+    ):
+        done = await dekag(*command, "--output", output, folder=tmp_path)
+        assert done.returncode == 2
+        assert f"--output must be a file ending in {allowed}" in done.stderr
+    assert sorted(names(tmp_path)) == ["boat-again.png", "boat.jpg"]
+    done = await dekag(*first, "--output", "boat.tmp", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "boat.tmp").format == "PNG"
+
+
+@pytest.mark.asyncio(loop_scope="session")
 async def test_an_image_of_other_models_or_pixels_is_not_made_again(gateway_url: str, tmp_path: Path) -> None:
     made = tmp_path / "boat.png"
     first = ["image", "a boat", "--size", "64x64", "--output", "boat.png", "--url", gateway_url]
@@ -305,6 +328,7 @@ def test_where_nothing_can_be_written_is_said_in_one_line(
         ),
         (["train", "vae", "--steps", "1"], "dekag train vae: Invalid value for '--steps'"),
         (["train", "vae", "--profile", "sketches"], "must be one of stickers"),
+        (["compare", "kodak/vtm", "kodak/vtm", "--plot", "x.png"], "--plot must be a file ending in .svg"),
         (["sweep", "no-such-grid"], "there is no file and no shipped sweep 'no-such-grid'"),
         (["--no-such-option"], "dekag: No such option: --no-such-option"),
         (["no-such-command"], "dekag: No such command 'no-such-command'"),
