@@ -18,7 +18,8 @@ from dekag.console import plain_console
 from dekag.errors import DekagError, FileError, NotFoundError
 from dekag.files import check_folder, read_lines
 from dekag.makd.topics import topic_prompts
-from services.cli.report import exit_status, write_images
+from services.cli.extras import exit_status
+from services.cli.report import write_images
 
 SNR_DB = 30.0  # high, so that differences come from the knowledge, not from the radio link
 IMAGE_SEED = 7

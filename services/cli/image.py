@@ -18,7 +18,8 @@ from dekag.console import plain_console
 from dekag.errors import DekagError, InvalidInputError, MismatchError
 from dekag.files import check_folder
 from dekag.words import folded
-from services.cli.report import exit_status, report_table
+from services.cli.extras import exit_status
+from services.cli.report import report_table
 
 _NAME_CHARS = 48
 
@@ -98,7 +99,7 @@ def run_again(
         url, force, as_json: as in `run_image`.
 
     Returns:
-        The exit status: 1 as well if the models or the pixels differ; nothing is saved then.
+        The exit status: 2 as well if the models or the pixels differ; nothing is saved then.
     """
     origin = image_file.read_provenance(made)
     before = image_file.pixels(made.read_bytes(), made)

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from dekag.api.limits import check_seed
 from dekag.console import plain_console
 from dekag.errors import DekagError, InvalidInputError
 from dekag.files import check_folder
@@ -88,6 +89,11 @@ def run_link(
             "--output", f"a folder without {ROWS}, or --force given to write into it", output
         )
     folder = find_pictures(path, count=options.count)
+    check_seed(options.seed + len(folder.pictures) - 1)
+    if options.conditions.trace is not None:
+        from dekag.link import trace
+
+        trace.load(options.conditions.trace)
     if folder.skipped:
         err.print(folder.skipped_note, soft_wrap=True)
     with err.status("loading the models"):
