@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dekag.api.client import Client, DistillOptions
 from dekag.evaluation.pages import fill_page
 from services.cli.book import grpc_services, openapi, settings_of_services
 from services.cli.main import app
@@ -49,6 +51,19 @@ def test_a_committed_reference_page_is_what_the_code_says(
     (tmp_path / page).write_text(committed)
     write(tmp_path / page)
     assert (tmp_path / page).read_text() == committed, STALE
+
+
+def test_the_page_of_clients_lists_every_method_with_its_arguments() -> None:
+    text = (ROOT / "docs" / "clients.md").read_text()
+    described = dict(re.findall(r"`(\w+)\(([^)]*)\)`", text[text.index("| method |") :]))
+    for name, method in inspect.getmembers(Client, inspect.isfunction):
+        if name.startswith("_") or name == "close":
+            continue
+        arguments = [each for each in inspect.signature(method).parameters if each not in ("self", "config")]
+        listed = [each.strip(" =") for each in described[name].split(",")] if described[name] else []
+        if name == "distill":
+            arguments += DistillOptions.__annotations__
+        assert listed == arguments or (name == "start" and listed == ["topic", "..."]), name
 
 
 def test_the_tables_hold_every_field_and_every_command() -> None:
