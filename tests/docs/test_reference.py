@@ -66,6 +66,17 @@ def test_the_page_of_clients_lists_every_method_with_its_arguments() -> None:
         assert listed == arguments or (name == "start" and listed == ["topic", "..."]), name
 
 
+def test_the_tutorial_names_what_the_web_page_shows() -> None:
+    tutorial = (ROOT / "docs" / "getting-started.md").read_text()
+    web = ROOT / "services" / "gateway" / "web"
+    page = " ".join(" ".join(path.read_text() for path in web.glob("*.[hj][ts]*")).split())
+    named = re.findall(r"(?<!\*)\*([^*\n]+(?:\n[^*\n]+)?)\*(?!\*)", tutorial)
+    assert len(named) > 8
+    assert [name for name in named if " ".join(name.split()) not in page] == []
+    cards = re.findall(r'^  "?[a-z-]+"?: "([^"]+)",$', (web / "cards.js").read_text(), re.MULTILINE)
+    assert re.findall(r"^\* \*\*(.+?)\*\*", tutorial, re.MULTILINE) == cards
+
+
 def test_the_tables_hold_every_field_and_every_command() -> None:
     rest, commands = ((ROOT / "docs" / name).read_text() for name in ("rest.md", "cli.md"))
     for name in (
