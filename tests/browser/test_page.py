@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, PngImagePlugin
@@ -500,6 +501,19 @@ def test_a_picture_of_ones_own_is_sent_instead(page: Page, tmp_path: Path) -> No
     page.locator("#picture").set_input_files(tmp_path / "mine.png")
     page.get_by_role("button", name="Send", exact=True).click()
     expect(page.locator("#picture-problem")).to_have_text(re.compile("picture must be a PNG"))
+
+
+def test_pictures_of_ones_own_do_not_move_the_break_even(page: Page, stack: Stack, tmp_path: Path) -> None:
+    Image.new("RGB", (128, 128), "teal").save(tmp_path / "mine.png")
+    page.locator("#picture").set_input_files(tmp_path / "mine.png")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("")
+    send(page)
+    until_measured(page)  # nothing else is sent from now on
+    traffic = httpx2.get(f"{stack.url}/v1/traffic", trust_env=False).json()
+    assert traffic["deliveries"]["semantic"]["images"] > traffic["backhaul"][-1]["images"]
+    chart = page.locator("#traffic-chart svg").last
+    bytes_instead = traffic["saved"]["backhaul_bytes_instead"]
+    expect(chart).to_have_attribute("aria-label", re.compile(f" {bytes_instead} with a file for each image$"))
 
 
 def drop(page: Page, path: Path) -> None:

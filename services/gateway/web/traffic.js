@@ -35,7 +35,7 @@ async function look() {
     `${number(saved.backhaul_bytes_spent)} bytes, knowledge updates included, instead of ${number(saved.backhaul_bytes_instead)}.`;
   history.push({ spent: saved.channel_uses_spent, instead: saved.channel_uses_instead });
   if (history.length > SHOWN) history.shift();
-  const each = saved.backhaul_bytes_instead / deliveries.semantic.images;
+  const each = saved.backhaul_bytes_instead / points.at(-1).images; // both of generated images alone
   const even = crossing(points, each);
   find("#break-even").textContent = even
     ? `Break-even: from image ${number(even)} on, semantic delivery has taken no more bytes than files.`
