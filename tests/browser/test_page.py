@@ -343,6 +343,24 @@ def test_quality_against_snr_is_measured_for_this_image(page: Page) -> None:
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
 
 
+def test_a_curve_of_equal_values_is_drawn(page: Page) -> None:
+    drawn = page.evaluate(
+        """async () => {
+            const { curves } = await import("/web/charts.js");
+            const points = [{ x: 0, y: 38.2 }, { x: 5, y: 38.2 }];
+            const lines = [{ delivery: "semantic", title: "Semantic", points }];
+            const axes = { width: 600, from: -10, to: 20, now: 5, unit: "PSNR, dB", range: null };
+            return curves(lines, axes).outerHTML;
+        }"""
+    )
+    assert "NaN" not in drawn
+    assert "Infinity" not in drawn
+    heights = re.findall(r'<circle[^>]* cy="([\d.]+)"', drawn)
+    assert len(heights) == 2
+    assert len(set(heights)) == 1
+    assert drawn.count('class="axis"') > 3
+
+
 def test_examples_and_the_worlds_words_are_clicked(page: Page) -> None:
     prompt = page.get_by_label("Prompt", exact=True)
     page.get_by_role("button", name="a rocket in the desert").click()

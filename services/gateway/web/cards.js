@@ -145,7 +145,7 @@ function described(picture) {
 }
 
 function times(stages) {
-  const most = Math.max(...stages.map((stage) => stage.seconds));
+  const most = Math.max(...stages.map((stage) => stage.seconds)) || 1;
   return stages.flatMap((stage) => {
     const length = make("span", { class: "length" });
     length.style.width = `${(100 * stage.seconds) / most}%`;
