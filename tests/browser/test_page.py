@@ -697,7 +697,11 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(
             assert gateway.poll() is None
         page.goto(f"http://127.0.0.1:{port}")
         expect(page.locator("#teach-status")).to_have_text(re.compile("needs an API key"))
-        page.get_by_label("API key of this gateway").fill(key)
+        page.get_by_label("API key of this gateway").fill("schlüssel")
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.locator("#key-problem")).to_contain_text("key must be printable ASCII characters")
+        expect(page.get_by_label("API key of this gateway")).to_be_focused()
+        page.get_by_label("API key of this gateway").fill(f"\u200b{key} \u200b")
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud service cannot be reached"))
         expect(page.locator("#key-form")).to_be_hidden()
