@@ -19,7 +19,7 @@ import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
 
 from dekag.client import Client
 from services.bench.web_page import chromium, open_page
@@ -679,6 +679,27 @@ def test_a_distillation_is_cancelled(page: Page) -> None:
     page.get_by_label("Topic", exact=True).fill("vaporwave")
     page.get_by_role("button", name="Distil", exact=True).click()
     expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud generates images, [1-9]"))
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#teach-status")).to_have_text(re.compile("cancelled; nothing was published"))
+
+
+def test_a_distillation_is_followed_after_its_connection_broke(page: Page) -> None:
+    broken: list[str] = []
+
+    def break_off(route: Route) -> None:
+        broken.append(route.request.url)
+        if len(broken) == 1:
+            route.abort()
+        elif len(broken) == 2:
+            route.fulfill(status=503, json={"detail": "a service is away"})
+        else:
+            route.continue_()
+
+    page.route("**/v1/jobs/*/events", break_off)
+    page.get_by_label("Topic", exact=True).fill("thermal")
+    page.get_by_role("button", name="Distil", exact=True).click()
+    expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud generates images, [1-9]"))
+    assert len(broken) == 3
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#teach-status")).to_have_text(re.compile("cancelled; nothing was published"))
 

@@ -57,7 +57,10 @@ export async function follow(path, onEvent, { method = "GET", body, signal } = {
   const reader = (await ask(method, path, body, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      throw new Problem(0, "The connection to the gateway broke off.");
+    });
     if (done) return;
     const events = (text + value).replaceAll("\r\n", "\n").split("\n\n");
     text = events.pop();
