@@ -323,6 +323,19 @@ def test_all_deliveries_are_compared_at_equal_channel_uses(page: Page) -> None:
     expect(page.locator("#saving")).to_contain_text("times the channel uses")
 
 
+def test_what_is_said_of_a_file_goes_with_the_file(page: Page) -> None:
+    saving = page.locator("#saving")
+    expect(saving).to_contain_text("times the channel uses")
+    unfold(page, "More settings")
+    page.get_by_role("checkbox", name="conventional").uncheck()
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    expect(saving).to_have_text("")
+    expect(page.locator("#costs tr")).to_have_count(2)
+    page.get_by_role("checkbox", name="conventional").check()
+    expect(saving).to_contain_text("times the channel uses")
+
+
 def test_quality_against_snr_is_measured_for_this_image(page: Page) -> None:
     until_measured(page)
     page.get_by_text("As a table").click()
