@@ -621,6 +621,28 @@ def test_settings_that_the_form_lacks_are_kept(
     assert number(uses) != made.report.channel_uses
 
 
+def test_line_breaks_of_a_prompt_are_kept_until_it_is_changed(
+    page: Page, stack: Stack, tmp_path: Path
+) -> None:
+    with Client(stack.url) as client:
+        made = client.image("a red car\non the beach,\r\npastel style", seed=9).png or b""
+    (tmp_path / "car.png").write_bytes(made)
+    page.locator("#picture").set_input_files(tmp_path / "car.png")
+    page.get_by_role("button", name="Make it again").click()
+    expect(page.locator("#origin-said")).to_have_text("The same image as in the file, pixel for pixel.")
+    expect(page.locator("#more-said")).to_have_text("Also: line breaks of the prompt.")
+    prompt = page.get_by_label("Prompt", exact=True)
+    expect(prompt).to_have_value("a red caron the beach,pastel style")
+    image = page.locator("article[data-delivery=semantic] img")
+    shown = str(image.get_attribute("src"))
+    page.reload()  # the address has them
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    expect(image).to_have_attribute("src", shown)
+    prompt.fill("a red car on the beach, pastel style")
+    send(page)
+    expect(page.locator("#more")).to_be_hidden()
+
+
 def test_an_image_of_this_system_is_sent_as_a_picture_if_wanted(
     page: Page, stack: Stack, tmp_path: Path
 ) -> None:

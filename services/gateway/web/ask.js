@@ -15,7 +15,7 @@ import * as picture from "./picture.js";
 import * as stage from "./stage.js";
 
 const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
-const ASKED_HERE = ["prompt", "delivery", "details", "stream", "partial_images", "n", "output_format", "response_format"];
+const ASKED_HERE = ["delivery", "details", "stream", "partial_images", "n", "output_format", "response_format"];
 const ALIGNED_ONLY = ["adapter_scale", "knowledge"];
 const form = find("#ask-form");
 const status = find("#ask-status");
@@ -67,11 +67,18 @@ function unrounded(value, field) {
   throw new Problem(0, detail, [{ field, detail }]);
 }
 
-/** Settings that the form has no control for, as they were written into a file: {link, ...}. */
+/** What the field for the prompt makes of a text. */
+const inOneLine = (text) => String(text ?? "").replaceAll(/[\r\n]/g, "");
+
+/**
+ * Settings that the form has no control for, as they were written into a file: {link, ...}. With them is a prompt with
+ * line breaks, which its field drops, as long as the field has the rest of it.
+ */
 function moreOf(text) {
   try {
     const { link, ...rest } = JSON.parse(text || "{}");
     for (const name of ASKED_HERE) delete rest[name]; // a link may have any
+    if (inOneLine(rest.prompt) !== form.prompt.value) delete rest.prompt;
     return { ...rest, link: link ?? {} };
   } catch {
     return { link: {} }; // of a link that was cut off
@@ -238,7 +245,8 @@ function keep({ title, own, images }, data) {
 /** Shows the settings that the form has no control for. */
 function showMore() {
   const { link, ...rest } = moreOf(form.more.value);
-  const settings = [...Object.entries(rest), ...Object.entries(link)].map(([name, value]) => `${name} ${[value].flat().join(", ")}`);
+  const settings = [...Object.entries(rest), ...Object.entries(link)].map(([name, value]) =>
+    name === "prompt" ? "line breaks of the prompt" : `${name} ${[value].flat().join(", ")}`);
   find("#more").hidden = !settings.length;
   find("#more-said").textContent = `Also: ${settings.join("; ")}.`;
 }
