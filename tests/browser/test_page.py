@@ -767,6 +767,27 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(
         gateway.wait(60)
 
 
+def test_with_a_key_the_page_asks_for_little_by_itself(page: Page) -> None:
+    interval = "async () => (await import('/web/traffic.js')).everyMs()"
+    assert page.evaluate(interval) == 3_000
+    page.evaluate("sessionStorage.setItem('dekag-key', 'any')")
+    pictures: list[str] = []
+    page.on("request", lambda each: pictures.append(each.url) if each.url.endswith("/v1/pictures") else None)
+    page.reload()
+    assert page.evaluate(interval) == 30_000
+    card = page.locator("article[data-delivery=equal]")
+    expect(card).to_contain_text("four or five conventional deliveries")
+    expect(page.get_by_role("radio", name="Equal cost")).to_be_disabled()
+    expect(page.locator("article[data-delivery=semantic]")).to_contain_text("consistency with the cloud")
+    assert pictures == []
+    check_with_axe(page)
+    card.get_by_role("button", name="Search for it").click()
+    expect(card.locator(".facts")).to_contain_text(re.compile(r"reduced to \d+×\d+"))
+    assert 4 <= len(pictures) <= 5
+    expect(page.get_by_role("radio", name="Equal cost")).to_be_enabled()
+    expect(card.get_by_role("button", name="Search for it")).to_have_count(0)
+
+
 def test_it_works_by_keyboard(page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the images")).to_be_focused()

@@ -98,6 +98,21 @@ export function explain(delivery, text) {
   total();
 }
 
+/** Offers on a card, with a reason, to ask for its image; `action` is called once. */
+export function offer(delivery, reason, label, action) {
+  explain(delivery, reason);
+  const element = cards.get(delivery)?.element;
+  if (!element) return;
+  const button = make("button", { type: "button", class: "plain" }, label);
+  button.addEventListener("click", () => {
+    button.remove();
+    element.classList.add("busy");
+    element.setAttribute("aria-busy", "true");
+    action();
+  });
+  find("figcaption", element).append(" ", button);
+}
+
 /** Adds the consistency with the cloud's image to an image that is shown. */
 export function addConsistency(delivery, consistency) {
   const card = cards.get(delivery);
