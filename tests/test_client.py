@@ -143,6 +143,59 @@ async def test_unreachable_gateway_is_told_from_one_that_is_not_ready(closed_por
         client.jobs()
 
 
+@pytest.mark.parametrize(
+    ("request_", "field", "allowed"),
+    [
+        (lambda c: c.image("a", link={"snr_db": float("nan")}), "link.snr_db", "a finite number"),
+        (lambda c: c.image("a", guidance_scale=float("inf")), "guidance_scale", "a finite number"),
+        (lambda c: c.image("caf\udce9"), "prompt", "unpaired surrogates"),
+        (lambda c: c.image("a", link={"fading": {"awgn"}}), "link.fading", "a list or mapping"),
+        (lambda c: c.start("neon", prompts=["a", "caf\udce9"]), "prompts", "unpaired surrogates"),
+        (lambda c: c.picture(b"", prompt="caf\udce9"), "prompt", "unpaired surrogates"),
+        (lambda c: c.job("\udce9"), "job_id", "unpaired surrogates"),
+        (lambda c: c.samples("\udce9"), "topic", "unpaired surrogates"),
+        (lambda c: list(c.watch("\udce9")), "job_id", "unpaired surrogates"),
+    ],
+)
+async def test_what_cannot_be_sent_is_refused_with_its_field(
+    closed_port: int, request_: Callable[[Client], object], field: str, allowed: str
+) -> None:
+    with Client(f"http://127.0.0.1:{closed_port}") as client, pytest.raises(InvalidInputError) as caught:
+        request_(client)
+    assert caught.value.field == field
+    assert allowed in caught.value.allowed
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"retries": -1}, "retries"),
+        ({"retries": 1.5}, "retries"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": float("nan")}, "timeout_s"),
+        ({"timeout_s": float("inf")}, "timeout_s"),
+        ({"api_key": "clé"}, "api_key"),
+        ({"api_key": "two words"}, "api_key"),
+        ({"api_key": "two\nlines"}, "api_key"),
+        ({"url": "http://box/caf\udce9"}, "url"),
+        ({"url": "http://box/\x7f"}, "url"),
+    ],
+)
+async def test_an_argument_of_the_client_that_is_out_of_range_is_named(
+    options: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Client(**options)
+    assert caught.value.field == field
+
+
+async def test_a_key_of_the_environment_is_checked_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEKAG_API_KEY", "geheimer-schlüssel")
+    with pytest.raises(InvalidInputError, match="DEKAG_API_KEY must be printable ASCII") as caught:
+        Client()
+    assert "geheim" not in str(caught.value)
+
+
 async def test_foreign_server_is_named() -> None:
     with (
         answering((404, {}, b"<html>")) as (url, _),
@@ -250,6 +303,20 @@ async def test_a_response_that_is_not_a_gateways_is_refused(body: bytes) -> None
         pytest.raises(DekagError, match=f"{url}/v1/jobs is no gateway"),
     ):
         client.jobs()
+
+
+async def test_other_responses_that_are_not_a_gateways_are_refused() -> None:
+    no_image = b'{"created": 1, "data": []}'
+    with (
+        answering(
+            (200, {}, no_image), (200, {"Content-Encoding": "gzip"}, b"plain"), (200, {}, b"data: {}\n\n")
+        ) as (url, came),
+        Client(url) as client,
+    ):
+        for request in (lambda: client.image("x"), client.jobs, lambda: list(client.watch("j"))):
+            with pytest.raises(DekagError, match="is no gateway"):
+                request()
+        assert len(came) == 3
 
 
 ALLOWED = {

@@ -21,7 +21,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from dekag.api.limits import MAX_PICTURE_BYTES
+from dekag.api.limits import MAX_PICTURE_BYTES, WHOLE_TEXT
 from dekag.api.schemas import (
     Consistency,
     Constellation,
@@ -57,8 +57,11 @@ API_KEY, CA_FILE = "DEKAG_API_KEY", "DEKAG_CA_FILE"
 _EVENT_TIMEOUT_S = 60.0  # the gateway sends something every 15 s
 _RECONNECTS, _RECONNECT_S = 30, 1.0
 _LONGEST_WAIT_S = 60  # a longer wait than this is not attempted
+_LONGEST_TIMEOUT_S = 24 * 60 * 60
 _INFO = "knowledge.json"  # as dekag.artifacts, which needs safetensors, names it
 _MAX_KNOWLEDGE_BYTES = 2**28  # the gateway has a smaller limit
+_NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f\\%\ud800-\udfff]")
+_SENDABLE = f"{WHOLE_TEXT}, a finite number, or a list or mapping of these"
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -118,7 +121,8 @@ class Client:
 
     Every method raises a DekagError on failure: InvalidInputError with the field and its allowed values,
     NotFoundError, ConflictError, ExhaustedError (too many requests), UnavailableError, DeadlineError,
-    UnauthorizedError, UnreachableError if nothing responds, or DekagError itself for any other rejection.
+    UnauthorizedError, UnreachableError if nothing responds, or DekagError itself for any other rejection and
+    for answers that are not a gateway's.
 
     Example:
         >>> from dekag import Client
@@ -129,15 +133,17 @@ class Client:
 
     Args:
         url: URL of the gateway, in any form that `gateway_url` accepts.
-        timeout_s: time limit of a response, s.
+        timeout_s: time limit of a response, s; above 0, at most a day.
         retries: how often to repeat a request that is rejected with status 429 or 503 and Retry-After, each
-            time after the interval in Retry-After.
+            time after the interval in Retry-After, unless that exceeds 60 s; at least 0. `watch` and
+            `distill` reconnect to the events of a job without it.
         api_key: API key, if the gateway requires one; default: the environment variable ``DEKAG_API_KEY``.
         ca_file: certificate of the authority that issued the gateway's certificate, if this machine does not
             trust it already; default: the environment variable ``DEKAG_CA_FILE``.
 
     Raises:
-        InvalidInputError: ``url`` is not the URL of a gateway.
+        InvalidInputError: ``url`` is not the URL of a gateway, or another argument is out of range.
+        FileError: ``ca_file`` contains no certificate.
     """
 
     def __init__(
@@ -149,6 +155,10 @@ class Client:
         api_key: str | None = None,
         ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
+        if not 0 < timeout_s <= _LONGEST_TIMEOUT_S:  # also refuses NaN
+            raise InvalidInputError("timeout_s", f"above 0 and at most {_LONGEST_TIMEOUT_S} s", timeout_s)
+        if not isinstance(retries, int) or retries < 0:
+            raise InvalidInputError("retries", "an integer of at least 0", retries)
         authority = ca_file or os.environ.get(CA_FILE, "").strip()
         self.url, self._retries = gateway_url(url, scheme="https" if authority else "http"), retries
         # trust_env=False: proxies of the environment are not meant for a system on this machine
@@ -230,7 +240,7 @@ class Client:
             "output_format": output_format,
             "output_compression": output_compression,
         }
-        return _only_image(self._ask(ImagesResponse, "POST", "/v1/images/generations", _given(request)))
+        return self._image("/v1/images/generations", _given(request))
 
     def picture(
         self,
@@ -265,11 +275,11 @@ class Client:
             "image_format": image_format,
             "details": details,
         }
-        return _only_image(self._ask(ImagesResponse, "POST", "/v1/pictures", _given(request)))
+        return self._image("/v1/pictures", _given(request))
 
     def reports(self, request_id: str) -> list[LinkReport]:
         """The link reports of an earlier request, in the order of its images; kept for an hour."""
-        return self._ask(Reports, "GET", f"/v1/reports/{_segment(request_id)}").link_reports
+        return self._ask(Reports, "GET", f"/v1/reports/{_segment('request_id', request_id)}").link_reports
 
     def knowledge(self) -> list[KnowledgeManifest]:
         """The current knowledge of each topic, in order of the topics' names."""
@@ -281,11 +291,11 @@ class Client:
 
     def samples(self, topic: str) -> bytes:
         """A PNG with images of held-out prompts; rows: cloud, edge before, edge after."""
-        return self._send("GET", f"/v1/knowledge/{_segment(topic)}/samples").content
+        return self._send("GET", f"/v1/knowledge/{_segment('topic', topic)}/samples").content
 
     def forget(self, topic: str) -> None:
         """Deletes all versions of the topic's knowledge; no later image uses it."""
-        self._send("DELETE", f"/v1/knowledge/{_segment(topic)}")
+        self._send("DELETE", f"/v1/knowledge/{_segment('topic', topic)}")
 
     def transmission(self) -> Transmission:
         """The current transmission knowledge; NotFoundError if the codec has no adapters."""
@@ -305,7 +315,7 @@ class Client:
         request = {"files": {name: base64.b64encode(data).decode() for name, data in files.items()}}
         if topic is None:
             return self._ask(Transmission, "PUT", "/v1/transmission", request)
-        return self._ask(Topic, "PUT", f"/v1/knowledge/{_segment(topic)}", request)
+        return self._ask(Topic, "PUT", f"/v1/knowledge/{_segment('topic', topic)}", request)
 
     def distill(
         self,
@@ -341,25 +351,25 @@ class Client:
 
     def watch(self, job_id: str) -> Iterator[Job]:
         """The state of the job, now and after each change until it ends; reconnects if needed."""
-        path = f"/v1/jobs/{_segment(job_id)}/events"
+        path = f"/v1/jobs/{_segment('job_id', job_id)}/events"
         for _ in range(_RECONNECTS):
             try:
                 with self._http.stream("GET", path, timeout=_EVENT_TIMEOUT_S) as answer:
                     _check(answer)
                     for line in answer.iter_lines():
                         if line.startswith("data:"):
-                            job = Job.model_validate_json(line.removeprefix("data:"))
+                            job = _read(Job, line.removeprefix("data:"), answer)
                             yield job
                             if job.over:
                                 return
-            except (httpx2.TransportError, UnavailableError):
+            except (httpx2.RequestError, UnavailableError):
                 pass
             time.sleep(_RECONNECT_S)
         raise UnavailableError(f"the system went away; job {job_id} may go on when it is back")
 
     def job(self, job_id: str) -> Job:
         """The current state of the job."""
-        return self._ask(Job, "GET", f"/v1/jobs/{_segment(job_id)}")
+        return self._ask(Job, "GET", f"/v1/jobs/{_segment('job_id', job_id)}")
 
     def jobs(self) -> list[Job]:
         """The latest jobs, newest first."""
@@ -367,25 +377,43 @@ class Client:
 
     def cancel(self, job_id: str) -> Job:
         """Cancels a job that has not ended; it publishes nothing."""
-        return self._ask(Job, "DELETE", f"/v1/jobs/{_segment(job_id)}")
+        return self._ask(Job, "DELETE", f"/v1/jobs/{_segment('job_id', job_id)}")
 
     def _ask(
         self, kind: type[_Model], method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> _Model:
         response = self._send(method, path, body)
+        return _read(kind, response.content, response)
+
+    def _image(self, path: str, body: Mapping[str, Any]) -> Image:
+        """The image of a response with one."""
+        response = self._send("POST", path, body)
         try:
-            return kind.model_validate_json(response.content)
-        except ValidationError:
-            raise DekagError(f"{response.url} is no gateway") from None
+            (image,) = _read(ImagesResponse, response.content, response).data
+            shown = image.details
+            return Image(
+                png=None if image.b64_json is None else base64.b64decode(image.b64_json),
+                seed=image.seed,
+                report=image.link_report,
+                consistency=image.consistency,
+                reference=None if shown is None else base64.b64decode(shown.reference_b64_json),
+                constellation=None if shown is None else shown.constellation,
+            )
+        except ValueError:  # no image or several, or no base64
+            raise _foreign(response) from None
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx2.Response:
+        content = None if body is None else _to_json(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
         for left in range(self._retries, -1, -1):
             try:
-                answer = self._http.request(method, path, json=body)
+                answer = self._http.request(method, path, content=content, headers=headers)
             except httpx2.ReadTimeout as error:
                 raise DeadlineError(f"no answer from {self.url} in time") from error
             except httpx2.TransportError as error:
                 raise UnreachableError(f"no system answers at {self.url} ({error})") from error
+            except httpx2.RequestError as error:
+                raise DekagError(f"{self.url} is no gateway ({error})") from error
             wait_s = _retry_after_s(answer)
             if (
                 left == 0
@@ -396,20 +424,6 @@ class Client:
                 break
             time.sleep(wait_s)
         return _check(answer)
-
-
-def _only_image(response: ImagesResponse) -> Image:
-    """The image of a response with one."""
-    (image,) = response.data
-    shown = image.details
-    return Image(
-        png=None if image.b64_json is None else base64.b64decode(image.b64_json),
-        seed=image.seed,
-        report=image.link_report,
-        consistency=image.consistency,
-        reference=None if shown is None else base64.b64decode(shown.reference_b64_json),
-        constellation=None if shown is None else shown.constellation,
-    )
 
 
 def gateway_url(url: str, *, scheme: Literal["http", "https"] = "http") -> str:
@@ -434,7 +448,7 @@ def gateway_url(url: str, *, scheme: Literal["http", "https"] = "http") -> str:
         host = (parts.hostname or "").encode("idna" if not parts.netloc.startswith("[") else "ascii")
     except (ValueError, UnicodeError):
         raise InvalidInputError("url", allowed, url) from None
-    strange = parts.query or parts.fragment or port == 0 or re.search(r"[\x00-\x20\\\\%]", text)
+    strange = _NOT_IN_A_URL.search(text) or parts.query or parts.fragment or port == 0
     if parts.scheme not in ("http", "https") or not host or strange:
         raise InvalidInputError("url", allowed, url)
     path = re.sub(r"/v1/*$", "", parts.path, flags=re.IGNORECASE).rstrip("/")
@@ -462,8 +476,15 @@ def _topic_of(info: Path, files: Mapping[str, bytes]) -> str | None:
 
 
 def authorization(api_key: str | None = None) -> dict[str, str]:
-    """The header with the API key, by default that of the environment; empty without a key."""
+    """The header with the API key, by default that of the environment; empty without a key.
+
+    Raises:
+        InvalidInputError: a key of the gateway cannot have these characters; the message does not show them.
+    """
     key = (api_key or os.environ.get(API_KEY, "")).strip()
+    if re.fullmatch("[!-~]*", key) is None:
+        name = "api_key" if api_key else API_KEY
+        raise InvalidInputError(name, "printable ASCII characters without spaces", "a key with others")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -480,9 +501,46 @@ def _given(fields: Mapping[str, _T | None]) -> dict[str, _T]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _segment(name: str) -> str:
-    """``name`` as one segment of a path."""
-    return quote(name, safe="")
+def _segment(field: str, name: str) -> str:
+    """``name`` as one segment of a path; InvalidInputError if it is no text."""
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError:
+        raise InvalidInputError(field, WHOLE_TEXT, name) from None
+
+
+def _to_json(body: Mapping[str, Any]) -> bytes:
+    """The body of a request; InvalidInputError names the field that JSON cannot express."""
+    if (content := _encoded(body)) is not None:
+        return content
+    fields: dict[str, Any] = {}
+    for name, value in body.items():
+        if isinstance(value, Mapping):
+            fields |= {f"{name}.{key}": each for key, each in value.items()}
+        fields[name] = value
+    field, got = next(((name, each) for name, each in fields.items() if _encoded(each) is None), ("body", ""))
+    allowed = {float: "a finite number", str: WHOLE_TEXT}.get(type(got), _SENDABLE)
+    raise InvalidInputError(field, allowed, got)
+
+
+def _encoded(value: object) -> bytes | None:
+    """A value as JSON; None if it has none."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        return None
+
+
+def _read(kind: type[_Model], text: str | bytes, answer: httpx2.Response) -> _Model:
+    """What a gateway answered; DekagError if it was something else."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError:
+        raise _foreign(answer) from None
+
+
+def _foreign(answer: httpx2.Response) -> DekagError:
+    return DekagError(f"{answer.url} is no gateway")
 
 
 def _retry_after_s(answer: httpx2.Response) -> int | None:

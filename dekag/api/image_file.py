@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dekag.api import limits
@@ -31,6 +31,8 @@ FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 _SIGNATURE_AND_HEADER = 8 + 25  # bytes of a PNG before the chunks that may be added
 _COMMENT = b"ASCII\0\0\0"  # of EXIF's UserComment
 _MAX_BYTES = 64 * 2**20
+# what Pillow raises for files that are damaged, or no images
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 # what differs between requests for the same image
 _NOT_KEPT = {
     "n", "model", "user", "safety_identifier", "quality", "style", "moderation", "complexity", "background",
@@ -134,7 +136,10 @@ def read_provenance(path: Path) -> Provenance:
     with _opened(read_bytes(path, max_bytes=_MAX_BYTES), path) as image:
         text = image.info.get(KEYWORD)
         if text is None:
-            comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            try:
+                comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+            except _DAMAGED as error:
+                raise FileError(path, f"is damaged, or has damaged metadata: {error}") from None
             if isinstance(comment, bytes) and comment.startswith(_COMMENT):
                 text = comment.removeprefix(_COMMENT).decode("ascii", "replace")
     if not isinstance(text, str):
@@ -169,14 +174,14 @@ def pixels(file: bytes, name: Path | str) -> npt.NDArray[np.uint8]:
             raise FileError(name, f"has more than {limits.MAX_PIXELS} pixels on a side")
         try:
             return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except _DAMAGED as error:
             raise FileError(name, f"is damaged: {error}") from None
 
 
 def _opened(file: bytes, name: Path | str) -> Image.Image:
     try:
         return Image.open(io.BytesIO(file), formats=("PNG", "JPEG", "WEBP"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except _DAMAGED:
         raise FileError(name, "is no PNG, JPEG or WebP") from None
 
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 from dekag.errors import InvalidInputError
 
 _Number = TypeVar("_Number", int, float)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 MAX_PROMPT_CHARS = 1000
 MAX_IMAGES = 10
@@ -58,9 +59,14 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 IDEMPOTENCY_KEY = re.compile(r"[!-~]{1,200}")
 
+WHOLE_TEXT = "text without unpaired surrogates"
+"""What every text must be; Python reads bytes of the command line that are not UTF-8 as such surrogates."""
+
 
 def check_prompt(prompt: str) -> str:
     """A prompt: 1 to 1000 characters, not only white space."""
+    if _SURROGATE.search(prompt):
+        raise InvalidInputError("prompt", WHOLE_TEXT, prompt)
     if not prompt.strip() or len(prompt) > MAX_PROMPT_CHARS:
         raise InvalidInputError("prompt", f"1 to {MAX_PROMPT_CHARS} characters, not blank", prompt)
     return prompt
@@ -98,6 +104,8 @@ def check_target_psnr_db(psnr_db: float) -> float:
 
 def check_negative_prompt(prompt: str) -> str:
     """A negative prompt: at most 1000 characters, or none."""
+    if _SURROGATE.search(prompt):
+        raise InvalidInputError("negative_prompt", WHOLE_TEXT, prompt)
     if len(prompt) > MAX_PROMPT_CHARS:
         raise InvalidInputError("negative_prompt", f"at most {MAX_PROMPT_CHARS} characters", prompt)
     return prompt

@@ -9,9 +9,8 @@ import re
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from dekag.client import Client
+from dekag.console import plain_console
 from dekag.evaluation.pages import Row
 from dekag.evaluation.registry import RESULTS
 from dekag.generation.images import from_bytes
@@ -44,17 +43,17 @@ def run_full_size_bench(
     """
     from dekag.training.full_size_models import save_full_size_models
 
-    console = Console()
+    console = plain_console()
     folder = (models or RUN_DIR / "bench" / "full-size-models").resolve()
     if not (folder / "profile.json").exists():
-        console.print(f"writing models to {folder}", highlight=False)
+        console.print(f"writing models to {folder}")
         save_full_size_models(folder)
     limits = {"DEKAG_DEADLINE_S": f"{DEADLINE_S:g}", "DEKAG_GRADIENT_CHECKPOINTING": "true"}
     rows: list[Row] = []
 
     def note(row: Row) -> None:
         rows.append(row)
-        console.print(", ".join(f"{name} {value}" for name, value in row.items()), highlight=False)
+        console.print(", ".join(f"{name} {value}" for name, value in row.items()))
 
     start = time.perf_counter()
     with (

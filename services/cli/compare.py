@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from dekag.console import plain_console
 from dekag.errors import InvalidInputError
 from dekag.files import check_folder
 
@@ -39,6 +39,8 @@ def compare(
     if metric not in curves.METRICS:
         raise InvalidInputError("--metric", f"one of {', '.join(curves.METRICS)}", metric)
     if plot is not None:
+        if plot.suffix.lower() != ".svg":
+            raise InvalidInputError("--plot", "a file ending in .svg", plot)
         check_folder(plot.parent)
     mine, others = curves.read_curve(ours), [curves.read_curve(each) for each in theirs]
     found = [curves.compare(mine, each, metric) for each in others]
@@ -67,13 +69,13 @@ def compare(
             f"{100 * result.overlap:.0f} %",
             "published" if each.source else "measured",
         )
-    console = Console()
+    console = plain_console()
     console.print(table)
     for each in others:
         if each.source:
             typer.echo(f"{each.name}: {each.source}")
     if plot is not None:
-        console.print(f"Plot: {plot}")
+        console.print(f"Plot: {plot}", soft_wrap=True)
 
 
 def _signed(value: float | None) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rich.console import Console
-
+from dekag.api.limits import check_prompt, check_seed
 from dekag.artifacts import INFO
 from dekag.client import Client
+from dekag.console import plain_console
 from dekag.documents import read_json
 from dekag.errors import DekagError
 from dekag.files import check_folder
@@ -20,6 +20,7 @@ from dekag.link import LinkConditions
 from dekag.makd.topics import matching
 from dekag.makd.update import KnowledgeUpdate
 from dekag.profile import load_profile
+from services.cli.extras import exit_status
 from services.cli.report import report_table, write_images
 from services.common.environment import get
 from services.launcher.stack import HOST, Stack, Stopped
@@ -53,10 +54,17 @@ def run_demo(
         output: folder for an image per decoded delivery, and ``side-by-side.png``.
 
     Returns:
-        The exit status: 1 if the services did not start or refused the request, 130 after a signal.
+        The exit status: 2 if a different request would succeed, 1 if the services did not start or failed,
+        130 after a signal.
+
+    Raises:
+        DekagError: prompt, seed, output or profile cannot be used; nothing was started.
     """
-    console = Console()
-    check_folder(output)  # before the images are generated
+    console = plain_console()
+    check_prompt(prompt)
+    check_seed(seed)
+    check_folder(output)
+    updates = updates_for(prompt)
     try:
         # DEKAG_PORT and DEKAG_HOST are for `dekag up`, which may run at the same time
         own = {"DEKAG_PORT": "0", "DEKAG_HOST": HOST}
@@ -65,12 +73,10 @@ def run_demo(
             Client(stack.url) as gateway,
         ):
             await_ready(stack, console)
-            for update in updates_for(prompt):
+            for update in updates:
                 gateway.publish(update)
                 size = KnowledgeUpdate.load(update).size_bytes
-                console.print(
-                    f"The edge gets the shipped update of {update.name}: {size:,} B, once", highlight=False
-                )
+                console.print(f"The edge gets the shipped update of {update.name}: {size:,} B, once")
             images = {}
             for delivery in DELIVERIES:
                 with console.status(f"{delivery} delivery at {link.snr_db:g} dB"):
@@ -80,11 +86,11 @@ def run_demo(
     except Stopped:
         return 130
     except DekagError as error:
-        console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", markup=False, soft_wrap=True)
-        return 1
-    console.print(f'\n"{prompt}", seed {seed}\n', markup=False, highlight=False)
+        console.print(f"{error}\nLogs: {RUN_DIR / 'demo'}", style="red", soft_wrap=True)
+        return exit_status(error)
+    console.print(f'\n"{prompt}", seed {seed}\n')
     console.print(report_table(images))
     folder = Path(output)
     written = write_images(images, folder)
-    console.print(f"\nImages: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    console.print(f"\nImages: {', '.join(map(str, written))}", soft_wrap=True)
     return 0

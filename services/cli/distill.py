@@ -14,10 +14,12 @@ from rich.table import Table
 
 from dekag.api.limits import MAX_PROMPT_CHARS, MAX_PROMPTS
 from dekag.client import Client, Job, Knowledge, UnreachableError
+from dekag.console import plain_console
 from dekag.errors import DekagError, FileError, NotFoundError
 from dekag.files import check_folder, read_lines
 from dekag.makd.topics import topic_prompts
-from services.cli.report import exit_status, write_images
+from services.cli.extras import exit_status
+from services.cli.report import write_images
 
 SNR_DB = 30.0  # high, so that differences come from the knowledge, not from the radio link
 IMAGE_SEED = 7
@@ -62,8 +64,8 @@ def run_distill(
         The exit status: 2 if a different request would succeed, 1 if the system is not running, the job fails
         or its update is kept aside, 130 after Ctrl-C.
     """
-    err = Console(stderr=True)
-    console = err if as_json else Console()
+    err = plain_console(stderr=True)
+    console = err if as_json else plain_console()
     prompts = list(prompts)
     check_folder(output)  # before the distillation
     try:
@@ -89,15 +91,15 @@ def run_distill(
             written = [samples, *_before_and_after(client, topic, prompts, output, console)]
     except UnreachableError as error:
         text = f"{error}: start it with `dekag up`"
-        err.print(text, style="red", markup=False, soft_wrap=True)
+        err.print(text, style="red", soft_wrap=True)
         return 1
     except DekagError as error:
-        err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(str(error), style="red", soft_wrap=True)
         return exit_status(error)
     if as_json:
         typer.echo(json.dumps({**update.model_dump(), "pictures": [str(path) for path in written]}))
         return 0
-    console.print(f"\nImages: {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    console.print(f"\nImages: {', '.join(map(str, written))}", soft_wrap=True)
     return 0
 
 
@@ -110,7 +112,7 @@ def _follow(client: Client, job: Job, console: Console) -> Job:
         TimeElapsedColumn(),
         TextColumn("{task.fields[loss]}"),
     )
-    console.print(f"Distilling {job.topic} as job {job.id}. Ctrl-C cancels it.", highlight=False)
+    console.print(f"Distilling {job.topic} as job {job.id}. Ctrl-C cancels it.")
     with Progress(*columns, console=console) as progress:
         bars = {}
         for state in client.watch(job.id):
@@ -128,9 +130,9 @@ def _follow(client: Client, job: Job, console: Console) -> Job:
 def _cancel(client: Client, job: Job, console: Console) -> int:
     try:
         client.cancel(job.id)
-        console.print(f"Cancelled job {job.id}.", highlight=False)
+        console.print(f"Cancelled job {job.id}.")
     except DekagError as error:
-        console.print(f"Job {job.id} could not be cancelled: {error}", style="red", markup=False)
+        console.print(f"Job {job.id} could not be cancelled: {error}", style="red")
     return 130
 
 
@@ -147,7 +149,7 @@ def _before_and_after(
     for name, knowledge in (("before", "none"), ("after", topic)):
         with console.status(f"requesting the image {name} the distillation"):
             images[name] = client.image(held_out[0], seed=IMAGE_SEED, knowledge=knowledge, link=link)
-    console.print(f'"{held_out[0]}"', markup=False, highlight=False)
+    console.print(f'"{held_out[0]}"')
     return write_images(images, output)
 
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dekag.console import plain_console
 from dekag.documents import read_json
 from dekag.paths import in_checkout
 from services.cli.extras import install
@@ -371,7 +372,7 @@ def run_doctor(*, as_json: bool = False, checks: Sequence[Check] = CHECKS) -> in
         The exit status: 1 if a required check failed.
     """
     findings: list[CheckResult] = []
-    with Console(stderr=True).status("checking") as status:
+    with plain_console(stderr=True).status("checking") as status:
         for finding in examine(checks):
             findings.append(finding)
             status.update(f"checked {finding.name}")
@@ -379,18 +380,19 @@ def run_doctor(*, as_json: bool = False, checks: Sequence[Check] = CHECKS) -> in
     if as_json:
         typer.echo(json.dumps({"ok": not missing, "checks": [asdict(finding) for finding in findings]}))
     else:
-        _show(findings, Console())
+        _show(findings, plain_console())
     return 1 if missing else 0
+
+
+_STYLES = {"ok": "green", "missing": "red", "optional": "yellow"}
 
 
 def _show(findings: Sequence[CheckResult], console: Console) -> None:
     table = Table("check", "state", "result", box=None, header_style="dim")
     table.columns[-1].overflow = "fold"  # so that paths are not cut off
     for finding in findings:
-        state = (
-            "[green]ok[/]" if finding.ok else "[red]missing[/]" if finding.needed else "[yellow]optional[/]"
-        )
-        table.add_row(finding.name, state, Text(finding.detail))
+        state = "ok" if finding.ok else "missing" if finding.needed else "optional"
+        table.add_row(finding.name, Text(state, _STYLES[state]), finding.detail)
     console.print(table)
     # below the table, because its columns would wrap commands that users copy
     titles = {True: "Required:", False: "Optional:"}
@@ -399,9 +401,9 @@ def _show(findings: Sequence[CheckResult], console: Console) -> None:
             console.print(f"\n{title}", style="bold")
             for fix, name in fixes.items():
                 line = f"  {name + ':':<18} {fix}"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                console.print(line, soft_wrap=True)
     if all(finding.ok for finding in findings if finding.needed):
-        console.print("\nEverything required is present. `dekag up` starts the system.", highlight=False)
+        console.print("\nEverything required is present. `dekag up` starts the system.")
 
 
 def _requirements(extra: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Errors of the command line, one line each: invalid options, missing extras, unusable files."""
+"""Errors of the command line, one line each, and the exit status after them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from dekag.errors import DekagError, InvalidInputError
+from dekag.errors import (
+    ConflictError,
+    DekagError,
+    ExhaustedError,
+    InvalidInputError,
+    MismatchError,
+    NotFoundError,
+)
 from dekag.paths import in_checkout
 
 COMMANDS = {
@@ -79,7 +86,7 @@ class Commands(TyperGroup):
                 return super().invoke(ctx)
         except DekagError as error:
             typer.echo(str(error), err=True)
-            raise typer.Exit(2 if isinstance(error, InvalidInputError) else 1) from None
+            raise typer.Exit(exit_status(error)) from None
         except OSError as error:
             if error.filename is None or isinstance(error, BrokenPipeError):
                 raise
@@ -114,6 +121,21 @@ def _one_line(error: Any) -> str:
     if None not in bounds:
         message += f" (allowed: {bounds[0]} to {bounds[1]})"
     return f"{command}: {message}. Options: {command} --help"
+
+
+def exit_status(error: DekagError) -> int:
+    """Exit status after ``error``: 2 if a different option or request would succeed, otherwise 1."""
+    from dekag.client import UnauthorizedError
+
+    refusals = (
+        InvalidInputError,
+        NotFoundError,
+        MismatchError,
+        ConflictError,
+        ExhaustedError,
+        UnauthorizedError,
+    )
+    return 2 if isinstance(error, refusals) else 1
 
 
 def advice(command: str, module: str) -> str:

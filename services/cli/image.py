@@ -6,16 +6,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import regex
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from dekag.api import image_file
 from dekag.client import Client, Image, UnreachableError
-from dekag.errors import DekagError, MismatchError
+from dekag.console import plain_console
+from dekag.errors import DekagError, InvalidInputError, MismatchError
 from dekag.files import check_folder
 from dekag.words import folded
-from services.cli.report import exit_status, report_table
+from services.cli.extras import exit_status
+from services.cli.report import report_table
 
 _NAME_CHARS = 48
 
@@ -43,15 +47,15 @@ def run_image(
     Returns:
         The exit status: 2 if a different request would succeed, 1 if there is no image for another reason.
     """
-    out, err = Console(), Console(stderr=True)
-    if output is not None and "output_format" not in request:
-        request = {**request, "output_format": image_file.FORMATS.get(output.suffix.lower(), "png")}
+    out, err = plain_console(), plain_console(stderr=True)
+    if output is not None:
+        request = {**request, "output_format": _format_for(output, request.get("output_format"))}
     path = output or Path(default_name(request["prompt"], request["seed"], request.get("output_format")))
     check_folder(path.parent)  # before the image is generated
     if path.exists() and not force:
         return _fail(err, f"{path} exists already; --force overwrites it, --output sets another path", 2)
     try:
-        with err.status(f"requesting an image from {url}"), Client(url) as client:
+        with err.status(Text(f"requesting an image from {url}")), Client(url) as client:
             image = client.image(**request)
             accept(image)
     except UnreachableError as error:
@@ -68,9 +72,7 @@ def run_image(
                 note = (
                     f"The {side} read the prompt of {read.tokens} tokens in windows of {read.tokens_at_once}"
                 )
-                out.print(
-                    f"{note}; --on-long-prompt refuse rejects such prompts.", highlight=False, soft_wrap=True
-                )
+                out.print(f"{note}; --on-long-prompt refuse rejects such prompts.", soft_wrap=True)
     if (png := image.png) is None:
         return _fail(err, "The delivery did not decode: there is no image", 1)
     try:
@@ -81,7 +83,7 @@ def run_image(
         return _fail(err, f"{path} cannot be written: {error.strerror}", 1)
     if as_json:
         return 0
-    out.print(f"Seed {report.seed}: {path}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"Seed {report.seed}: {path}", soft_wrap=True)
     return 0
 
 
@@ -92,15 +94,21 @@ def run_again(
 
     Args:
         made: file of the image.
-        output: by default, the name of the file with "-again", in the current folder.
+        output: by default, the name of the file with "-again", in the current folder; the format is that of
+            the image in the file, and a suffix of another one is refused.
         url, force, as_json: as in `run_image`.
 
     Returns:
-        The exit status: 1 as well if the models or the pixels differ; nothing is saved then.
+        The exit status: 2 as well if the models or the pixels differ; nothing is saved then.
     """
     origin = image_file.read_provenance(made)
     before = image_file.pixels(made.read_bytes(), made)
-    output = output or Path(f"{made.stem}-again{made.suffix}")
+    if output is None:
+        file_format = origin.request.get("output_format", "png")
+        suffix = (
+            made.suffix if image_file.FORMATS.get(made.suffix.lower()) == file_format else f".{file_format}"
+        )
+        output = Path(f"{made.stem}-again{suffix}")
 
     def accept(image: Image) -> None:
         origin.check(image.report)
@@ -117,6 +125,24 @@ def run_again(
     return run_image(origin.request, url=url, output=output, force=force, as_json=as_json, accept=accept)
 
 
+def _format_for(output: Path, made: str | None) -> str:
+    """The format that a file's suffix sets, or that of an image that is made again; "png" without either.
+
+    Raises:
+        InvalidInputError: the suffix is that of a format that the file would not have.
+    """
+    suffix = output.suffix.lower()
+    file_format = image_file.FORMATS.get(suffix)
+    if file_format is None and suffix not in PIL.Image.registered_extensions():
+        return made or "png"
+    if file_format is None or made not in (None, file_format):
+        formats = [made] if made else ["png", "jpeg", "webp"]
+        suffixes = [each for each, kind in image_file.FORMATS.items() if kind in formats]
+        reason = f": the image is made again as a {made.upper()}" if made else ""
+        raise InvalidInputError("--output", f"a file ending in {' or '.join(suffixes)}{reason}", output)
+    return file_format
+
+
 def default_name(prompt: str, seed: int, file_format: str | None = None) -> str:
     """File name for a prompt and a seed: ``a-red-car-7.png``."""
     words = regex.sub(r"[^\p{L}\p{M}\p{N}]+", "-", folded(prompt))[:_NAME_CHARS].strip("-")
@@ -124,5 +150,5 @@ def default_name(prompt: str, seed: int, file_format: str | None = None) -> str:
 
 
 def _fail(console: Console, text: str, status: int) -> int:
-    console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(text, style="red", soft_wrap=True)
     return status

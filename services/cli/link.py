@@ -10,9 +10,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from dekag.api.limits import check_seed
+from dekag.console import plain_console
 from dekag.errors import DekagError, InvalidInputError
 from dekag.files import check_folder
 from dekag.link import LinkConditions
@@ -80,15 +82,20 @@ def run_link(
     Raises:
         InvalidInputError: nothing can be sent as asked; names the option.
     """
-    out, err = Console(), Console(stderr=True)
+    out, err = plain_console(), plain_console(stderr=True)
     check_folder(output)
     if (output / ROWS).exists() and not force:
         raise InvalidInputError(
             "--output", f"a folder without {ROWS}, or --force given to write into it", output
         )
     folder = find_pictures(path, count=options.count)
+    check_seed(options.seed + len(folder.pictures) - 1)
+    if options.conditions.trace is not None:
+        from dekag.link import trace
+
+        trace.load(options.conditions.trace)
     if folder.skipped:
-        err.print(folder.skipped_note, markup=False, highlight=False, soft_wrap=True)
+        err.print(folder.skipped_note, soft_wrap=True)
     with err.status("loading the models"):
         links = _links(options)
     rows: list[Row] = []
@@ -96,13 +103,13 @@ def run_link(
     output.mkdir(parents=True, exist_ok=True)
     with (output / ROWS).open("w") as file:
         for number, each in enumerate(folder.pictures, 1):
-            with err.status(f"{each.name}: {number} of {len(folder.pictures)}"):
+            with err.status(Text(f"{each.name}: {number} of {len(folder.pictures)}")):
                 try:
                     picture = each.read()
                     sent = list(_sent(each, picture, links, options, options.seed + number - 1))
                 except DekagError as error:
                     failed += 1
-                    err.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+                    err.print(str(error), style="red", soft_wrap=True)
                     continue
             for delivery, received in sent:
                 row = {**_row(each, delivery, received), **_saved(each, delivery, received, output)}
@@ -112,14 +119,14 @@ def run_link(
                     typer.echo(json.dumps(row))
     if not as_json and rows:
         for note in _notes(rows):
-            out.print(note, markup=False, highlight=False, soft_wrap=True)
+            out.print(note, soft_wrap=True)
         out.print(_table(rows))
         if any(row["autoencoder_psnr_db"] is not None for row in rows):
-            out.print("limit: PSNR of the autoencoder alone, without any channel.", highlight=False)
-        out.print(f"Received pictures and {ROWS}: {output}", markup=False, highlight=False, soft_wrap=True)
+            out.print("limit: PSNR of the autoencoder alone, without any channel.")
+        out.print(f"Received pictures and {ROWS}: {output}", soft_wrap=True)
     if failed:
         note = f"Not sent: {failed} of {len(folder.pictures)}."
-        err.print(note, style="red", markup=False, highlight=False)
+        err.print(note, style="red")
     return 1 if failed else 0
 
 

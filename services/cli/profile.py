@@ -17,9 +17,9 @@ _MIB = 2**20
 def check(name: Name = "stickers") -> None:
     """Show what a profile consists of, its memory and what is missing; exits with 1 if it cannot run."""
     import torch
-    from rich.console import Console
     from rich.table import Table
 
+    from dekag.console import plain_console
     from dekag.generation.placement import describe, devices
     from dekag.inventory import parts, problems, processes
     from dekag.profile import load_profile, profile_folder
@@ -44,7 +44,7 @@ def check(name: Name = "stickers") -> None:
             _short(part.source, profile_folder(name)),
         )
     typer.echo(f"profile {name}: images of {loaded.size}x{loaded.size} pixels\n")
-    Console().print(table)
+    plain_console().print(table)
     if all(part.folder for part in found):
         held = ", ".join(f"{who} {size / _MIB:,.0f} MiB" for who, size in processes(loaded, found).items())
         restoring = processes(loaded, found, restoring=True)["user"] / _MIB

@@ -9,7 +9,7 @@ import typer
 
 from dekag.client import Client, Knowledge, UnreachableError
 from dekag.errors import DekagError
-from services.cli.report import exit_status
+from services.cli.extras import exit_status
 
 
 def run_publish(folders: Sequence[Path], *, url: str) -> int:

@@ -1,4 +1,4 @@
-"""Output of the commands that request images: tables, files, exit status."""
+"""Output of the commands that request images: tables and files."""
 
 from __future__ import annotations
 
@@ -10,29 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
 from dekag import client
-from dekag.client import LinkReport, UnauthorizedError
-from dekag.errors import (
-    ConflictError,
-    ExhaustedError,
-    InvalidInputError,
-    MismatchError,
-    NotFoundError,
-)
+from dekag.client import LinkReport
 
 _TILE, _LABEL, _GAP = 384, 52, 16  # pixels
-
-
-def exit_status(error: Exception) -> int:
-    """Exit status after ``error``: 2 if a different request would succeed, otherwise 1."""
-    refusals = (
-        InvalidInputError,
-        NotFoundError,
-        MismatchError,
-        ConflictError,
-        ExhaustedError,
-        UnauthorizedError,
-    )
-    return 2 if isinstance(error, refusals) else 1
 
 
 def write_images(images: Mapping[str, client.Image], folder: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import typer
 from pydantic import ValidationError
 
-from dekag.api.limits import MAX_STEPS, check_prompt
+from dekag.api.limits import MAX_STEPS, check_cbr, check_prompt, check_target_psnr_db
 from dekag.api.schemas import ImageFormat, Restoration
 from dekag.link.conditions import Csi, EqualizerKind, Fading, LinkConditions
 from dekag.makd.config import RANGES, DistillConfig
@@ -315,6 +315,10 @@ def link(
     for name in ("semantic-unaligned", "pixels"):
         if rate == "auto" and name in deliveries:
             raise typer.BadParameter(f"auto needs the adapters, which {name} lacks", param_hint="--cbr")
+    if isinstance(rate, float):
+        check_cbr(rate)
+    if target_psnr_db is not None:
+        check_target_psnr_db(target_psnr_db)
     if prompt is not None:
         check_prompt(prompt)
     options = LinkOptions(

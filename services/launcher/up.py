@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from dekag.console import plain_console
 from services.common.environment import get
 from services.launcher.stack import Child, LaunchError, Stack, Stopped, find_redis
 
@@ -20,17 +21,17 @@ START_TOPICS = "DEKAG_START_TOPICS"
 
 def run_up(*, free_ports: bool = False) -> int:
     """Starts the chain, reports when it is ready, and stops it on a signal; returns the exit status."""
-    console = Console()
+    console = plain_console()
     stack = Stack(RUN_DIR.resolve(), free_ports=free_ports, env=start_topics())
     try:
         with stack:
             await_ready(stack, console)
-            console.print(f"\nReady: open [bold]{stack.url}[/] in a browser. Ctrl-C stops it. Or:\n")
+            url = (stack.url, "bold")
+            console.print(Text.assemble("\nReady: open ", url, " in a browser. Ctrl-C stops it. Or:\n"))
             console.print(
                 f'dekag image "a red car on the beach, pastel style" --url {stack.url}\n\n'
                 f"curl -s {stack.url}/v1/images/generations -H 'Content-Type: application/json' \\\n"
                 """  -d '{"prompt": "a red car on the beach, pastel style", "link": {"snr_db": 10}}'""",
-                highlight=False,
                 soft_wrap=True,
             )
             stack.watch()
@@ -38,7 +39,7 @@ def run_up(*, free_ports: bool = False) -> int:
         console.print("Stopped.")
         return 0
     except LaunchError as error:
-        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(str(error), style="red", soft_wrap=True)
     return 1
 
 
@@ -64,7 +65,7 @@ def await_ready(stack: Stack, console: Console) -> None:
 def _status(children: list[Child]) -> Table:
     table = Table("service", "port", "state", "log", box=None, header_style="dim")
     for child in reversed(children):
-        state = "[green]ready[/]" if child.ready else "[yellow]starting[/]"
+        state = Text("ready", "green") if child.ready else Text("starting", "yellow")
         log = child.log.relative_to(Path.cwd()) if child.log.is_relative_to(Path.cwd()) else child.log
-        table.add_row(child.name, str(child.port or "-"), state, Text(str(log)))
+        table.add_row(child.name, str(child.port or "-"), state, str(log))
     return table

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import httpx2
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image, PngImagePlugin
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, ViewportSize, expect
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Route, ViewportSize, expect
 
 from dekag.client import Client
 from services.bench.web_page import chromium, open_page
@@ -322,6 +323,19 @@ def test_all_deliveries_are_compared_at_equal_channel_uses(page: Page) -> None:
     expect(page.locator("#saving")).to_contain_text("times the channel uses")
 
 
+def test_what_is_said_of_a_file_goes_with_the_file(page: Page) -> None:
+    saving = page.locator("#saving")
+    expect(saving).to_contain_text("times the channel uses")
+    unfold(page, "More settings")
+    page.get_by_role("checkbox", name="conventional").uncheck()
+    expect(page.locator("article")).to_have_count(2)
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    expect(saving).to_have_text("")
+    expect(page.locator("#costs tr")).to_have_count(2)
+    page.get_by_role("checkbox", name="conventional").check()
+    expect(saving).to_contain_text("times the channel uses")
+
+
 def test_quality_against_snr_is_measured_for_this_image(page: Page) -> None:
     until_measured(page)
     page.get_by_text("As a table").click()
@@ -340,6 +354,24 @@ def test_quality_against_snr_is_measured_for_this_image(page: Page) -> None:
     chart.click(position={"x": box["width"] * 0.8, "y": box["height"] / 2})
     expect(page.locator("#snr_db-shown")).not_to_have_text("5 dB")
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+
+
+def test_a_curve_of_equal_values_is_drawn(page: Page) -> None:
+    drawn = page.evaluate(
+        """async () => {
+            const { curves } = await import("/web/charts.js");
+            const points = [{ x: 0, y: 38.2 }, { x: 5, y: 38.2 }];
+            const lines = [{ delivery: "semantic", title: "Semantic", points }];
+            const axes = { width: 600, from: -10, to: 20, now: 5, unit: "PSNR, dB", range: null };
+            return curves(lines, axes).outerHTML;
+        }"""
+    )
+    assert "NaN" not in drawn
+    assert "Infinity" not in drawn
+    heights = re.findall(r'<circle[^>]* cy="([\d.]+)"', drawn)
+    assert len(heights) == 2
+    assert len(set(heights)) == 1
+    assert drawn.count('class="axis"') > 3
 
 
 def test_examples_and_the_worlds_words_are_clicked(page: Page) -> None:
@@ -502,6 +534,19 @@ def test_a_picture_of_ones_own_is_sent_instead(page: Page, tmp_path: Path) -> No
     expect(page.locator("#picture-problem")).to_have_text(re.compile("picture must be a PNG"))
 
 
+def test_pictures_of_ones_own_do_not_move_the_break_even(page: Page, stack: Stack, tmp_path: Path) -> None:
+    Image.new("RGB", (128, 128), "teal").save(tmp_path / "mine.png")
+    page.locator("#picture").set_input_files(tmp_path / "mine.png")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("")
+    send(page)
+    until_measured(page)  # nothing else is sent from now on
+    traffic = httpx2.get(f"{stack.url}/v1/traffic", trust_env=False).json()
+    assert traffic["deliveries"]["semantic"]["images"] > traffic["backhaul"][-1]["images"]
+    chart = page.locator("#traffic-chart svg").last
+    bytes_instead = traffic["saved"]["backhaul_bytes_instead"]
+    expect(chart).to_have_attribute("aria-label", re.compile(f" {bytes_instead} with a file for each image$"))
+
+
 def drop(page: Page, path: Path) -> None:
     """Drops a file on the page, beside the field for files."""
     page.evaluate(
@@ -574,6 +619,28 @@ def test_settings_that_the_form_lacks_are_kept(
     expect(page.locator("#more")).to_be_hidden()
     expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
     assert number(uses) != made.report.channel_uses
+
+
+def test_line_breaks_of_a_prompt_are_kept_until_it_is_changed(
+    page: Page, stack: Stack, tmp_path: Path
+) -> None:
+    with Client(stack.url) as client:
+        made = client.image("a red car\non the beach,\r\npastel style", seed=9).png or b""
+    (tmp_path / "car.png").write_bytes(made)
+    page.locator("#picture").set_input_files(tmp_path / "car.png")
+    page.get_by_role("button", name="Make it again").click()
+    expect(page.locator("#origin-said")).to_have_text("The same image as in the file, pixel for pixel.")
+    expect(page.locator("#more-said")).to_have_text("Also: line breaks of the prompt.")
+    prompt = page.get_by_label("Prompt", exact=True)
+    expect(prompt).to_have_value("a red caron the beach,pastel style")
+    image = page.locator("article[data-delivery=semantic] img")
+    shown = str(image.get_attribute("src"))
+    page.reload()  # the address has them
+    expect(page.locator("#ask-status")).to_have_text(re.compile("^Done"))
+    expect(image).to_have_attribute("src", shown)
+    prompt.fill("a red car on the beach, pastel style")
+    send(page)
+    expect(page.locator("#more")).to_be_hidden()
 
 
 def test_an_image_of_this_system_is_sent_as_a_picture_if_wanted(
@@ -651,6 +718,27 @@ def test_a_distillation_is_cancelled(page: Page) -> None:
     expect(page.locator("#teach-status")).to_have_text(re.compile("cancelled; nothing was published"))
 
 
+def test_a_distillation_is_followed_after_its_connection_broke(page: Page) -> None:
+    broken: list[str] = []
+
+    def break_off(route: Route) -> None:
+        broken.append(route.request.url)
+        if len(broken) == 1:
+            route.abort()
+        elif len(broken) == 2:
+            route.fulfill(status=503, json={"detail": "a service is away"})
+        else:
+            route.continue_()
+
+    page.route("**/v1/jobs/*/events", break_off)
+    page.get_by_label("Topic", exact=True).fill("thermal")
+    page.get_by_role("button", name="Distil", exact=True).click()
+    expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud generates images, [1-9]"))
+    assert len(broken) == 3
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#teach-status")).to_have_text(re.compile("cancelled; nothing was published"))
+
+
 def test_a_gateway_that_asks_for_a_key_is_given_one(
     browser: Browser, screen: ViewportSize, tmp_path: Path
 ) -> None:
@@ -665,7 +753,11 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(
             assert gateway.poll() is None
         page.goto(f"http://127.0.0.1:{port}")
         expect(page.locator("#teach-status")).to_have_text(re.compile("needs an API key"))
-        page.get_by_label("API key of this gateway").fill(key)
+        page.get_by_label("API key of this gateway").fill("schlüssel")
+        page.get_by_role("button", name="Use this key").click()
+        expect(page.locator("#key-problem")).to_contain_text("key must be printable ASCII characters")
+        expect(page.get_by_label("API key of this gateway")).to_be_focused()
+        page.get_by_label("API key of this gateway").fill(f"\u200b{key} \u200b")
         page.get_by_role("button", name="Use this key").click()
         expect(page.locator("#teach-status")).to_have_text(re.compile("the cloud service cannot be reached"))
         expect(page.locator("#key-form")).to_be_hidden()
@@ -673,6 +765,27 @@ def test_a_gateway_that_asks_for_a_key_is_given_one(
     finally:
         gateway.terminate()
         gateway.wait(60)
+
+
+def test_with_a_key_the_page_asks_for_little_by_itself(page: Page) -> None:
+    interval = "async () => (await import('/web/traffic.js')).everyMs()"
+    assert page.evaluate(interval) == 3_000
+    page.evaluate("sessionStorage.setItem('dekag-key', 'any')")
+    pictures: list[str] = []
+    page.on("request", lambda each: pictures.append(each.url) if each.url.endswith("/v1/pictures") else None)
+    page.reload()
+    assert page.evaluate(interval) == 30_000
+    card = page.locator("article[data-delivery=equal]")
+    expect(card).to_contain_text("four or five conventional deliveries")
+    expect(page.get_by_role("radio", name="Equal cost")).to_be_disabled()
+    expect(page.locator("article[data-delivery=semantic]")).to_contain_text("consistency with the cloud")
+    assert pictures == []
+    check_with_axe(page)
+    card.get_by_role("button", name="Search for it").click()
+    expect(card.locator(".facts")).to_contain_text(re.compile(r"reduced to \d+×\d+"))
+    assert 4 <= len(pictures) <= 5
+    expect(page.get_by_role("radio", name="Equal cost")).to_be_enabled()
+    expect(card.get_by_role("button", name="Search for it")).to_have_count(0)
 
 
 def test_it_works_by_keyboard(page: Page) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dekag.api.client import Client, DistillOptions
 from dekag.evaluation.pages import fill_page
 from services.cli.book import grpc_services, openapi, settings_of_services
 from services.cli.main import app
@@ -49,6 +51,30 @@ def test_a_committed_reference_page_is_what_the_code_says(
     (tmp_path / page).write_text(committed)
     write(tmp_path / page)
     assert (tmp_path / page).read_text() == committed, STALE
+
+
+def test_the_page_of_clients_lists_every_method_with_its_arguments() -> None:
+    text = (ROOT / "docs" / "clients.md").read_text()
+    described = dict(re.findall(r"`(\w+)\(([^)]*)\)`", text[text.index("| method |") :]))
+    for name, method in inspect.getmembers(Client, inspect.isfunction):
+        if name.startswith("_") or name == "close":
+            continue
+        arguments = [each for each in inspect.signature(method).parameters if each not in ("self", "config")]
+        listed = [each.strip(" =") for each in described[name].split(",")] if described[name] else []
+        if name == "distill":
+            arguments += DistillOptions.__annotations__
+        assert listed == arguments or (name == "start" and listed == ["topic", "..."]), name
+
+
+def test_the_tutorial_names_what_the_web_page_shows() -> None:
+    tutorial = (ROOT / "docs" / "getting-started.md").read_text()
+    web = ROOT / "services" / "gateway" / "web"
+    page = " ".join(" ".join(path.read_text() for path in web.glob("*.[hj][ts]*")).split())
+    named = re.findall(r"(?<!\*)\*([^*\n]+(?:\n[^*\n]+)?)\*(?!\*)", tutorial)
+    assert len(named) > 8
+    assert [name for name in named if " ".join(name.split()) not in page] == []
+    cards = re.findall(r'^  "?[a-z-]+"?: "([^"]+)",$', (web / "cards.js").read_text(), re.MULTILINE)
+    assert re.findall(r"^\* \*\*(.+?)\*\*", tutorial, re.MULTILINE) == cards
 
 
 def test_the_tables_hold_every_field_and_every_command() -> None:

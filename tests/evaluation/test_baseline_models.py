@@ -70,7 +70,7 @@ def test_a_profile_without_a_probe_is_measured_as_far_as_it_can_be(
     figures = json.loads(Path("runs/foreign/results/headline.json").read_text())
     assert set(figures) == {key for key in KEYS if not key.startswith(("probe", "outline"))}
     refused = CliRunner().invoke(app, [*command, "--only", "edge"])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "the profile foreign names no scorer.probe" in refused.stderr
 
 

@@ -215,7 +215,7 @@ def test_measuring_finds_models_grids_and_figures(whole: Installed, empty: Path)
     assert "no shipped sweep" in done.stderr
 
     done = whole.run(whole.dekag, "experiment", "first-image", "--count", "8", "--only", "vae", folder=empty)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no artwork at" in done.stderr
     assert "Traceback" not in done.stderr
     done = whole.run(whole.dekag, "experiment", "first-image", "--count", "8", "--only", "edge", folder=empty)

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from tqdm import tqdm
 
 from dekag import plugins, simulation
+from dekag.console import plain_console
 from dekag.documents import read_json
 from dekag.errors import DekagError
 from dekag.evaluation import plots
@@ -122,13 +122,14 @@ def run_city(
         read_json(places[task]) | {"variant": task.variant} for task in tasks if places[task].exists()
     ]
     rows = [each["run"] | {"variant": each["variant"]} for each in finished]
-    console = Console(stderr=as_json)
+    console = plain_console(stderr=as_json)
     if rows:
         write_folder(folder, city, rows, finished)
-        console.print(f"{len(todo) - len(failed)} runs simulated, {len(tasks) - len(todo)} read -> {folder}")
+        said = f"{len(todo) - len(failed)} runs simulated, {len(tasks) - len(todo)} read -> {folder}"
+        console.print(said, soft_wrap=True)
         if not as_json:
             shown = tables.summary_table([row for row in rows if not row["variant"]])
-            console.print("\n".join(shown), highlight=False, soft_wrap=True)
+            console.print("\n".join(shown), soft_wrap=True)
     if as_json:
         problems = [
             {"variant": task.variant, "seed": task.seed, "strategy": _name(task), "error": why}
@@ -137,7 +138,7 @@ def run_city(
         typer.echo(json.dumps({"runs": rows, "failed": problems, "folder": str(folder)}))
     if failed:
         for task, why in failed:
-            console.print(f"failed: seed {task.seed}, {_name(task)}: {why}", markup=False, style="red")
+            console.print(f"failed: seed {task.seed}, {_name(task)}: {why}", style="red", soft_wrap=True)
         raise DekagError(f"{len(failed)} of {len(tasks)} runs failed; run again to retry")
     return rows
 
@@ -243,10 +244,9 @@ def bench_simulate(
         if done.returncode:
             raise DekagError(f"the simulation of {count} requests failed: {done.stderr[-500:]}")
         rows.append(json.loads(done.stdout.splitlines()[-1]))
-        Console().print(
+        plain_console().print(
             f"{count:,} requests: {rows[-1]['seconds']:.1f} s, CPU time {rows[-1]['cpu_seconds']:.1f} s, "
             f"{rows[-1]['rss_gib']:.2f} GiB",
-            highlight=False,
         )
     about = {"command": BENCH_COMMAND, "commit": current_commit(), "machine": machine(), "rows": rows}
     write_whole(results / "city" / "bench-simulate.json", (json.dumps(about, indent=1) + "\n").encode())
@@ -283,7 +283,7 @@ def bench_ray(path: Path, *, results: Path = RESULTS) -> dict[int, float]:
     if rows[0] != rows[1]:
         raise DekagError("one and two workers did not simulate the same: a policy depends on what ran before")
     for workers, value in seconds.items():
-        Console().print(f"{len(rows[0])} runs, Ray with {workers} worker(s): {value:.1f} s", highlight=False)
+        plain_console().print(f"{len(rows[0])} runs, Ray with {workers} worker(s): {value:.1f} s")
     record(
         "simulate_ray_2_workers", seconds[1] / seconds[2], "ratio", command=f"{BENCH_COMMAND} --ray",
         count=len(rows[0]), results=results,

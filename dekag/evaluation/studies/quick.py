@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from dekag import paths
+from dekag.console import plain_console
 from dekag.errors import NotFoundError
 from dekag.evaluation.registry import FIGURES, read_figures, record
 from dekag.evaluation.studies import baseline_models
@@ -73,12 +73,12 @@ def _run(ray: str | None, workers: int | None, folder: Path, sweep: Path, images
             artwork(next(iter(SUBJECT_BY_NAME.values())).code)
     except NotFoundError as error:
         parts.remove("vae")
-        Console().print(f"The autoencoder is not measured: {error}", highlight=False)
+        plain_console().print(f"The autoencoder is not measured: {error}", soft_wrap=True)
     baseline_models.run(images, parts=parts, results=folder)
     run_overall(sweep=sweep, ray=ray, workers=workers, results=folder, runs=runs)
     seconds = time.perf_counter() - start
     show(folder)
-    Console().print(f"{seconds:.0f} s -> {folder}")
+    plain_console().print(f"{seconds:.0f} s -> {folder}", soft_wrap=True)
     return seconds
 
 
@@ -91,4 +91,4 @@ def show(folder: Path, committed: Path = paths.RESULTS) -> None:
         there = ("", "") if known is None else (f"{known['value']:.4g}", str(known["n"]))
         name = FIGURES[key].name if key in FIGURES else key
         table.add_row(name, f"{figure['value']:.4g}", str(figure["n"]), *there, figure["unit"])
-    Console().print(table)
+    plain_console().print(table)

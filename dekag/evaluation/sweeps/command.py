@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
 from tqdm import tqdm
 
+from dekag.console import plain_console
 from dekag.documents import read_json
 from dekag.errors import DekagError
 from dekag.evaluation.models import model_bank
@@ -173,20 +173,20 @@ def run_sweep(
     check_folder(folder)  # now, and not when all has been measured
     outcome = run(sweep, ray=ray, workers=workers)
     read = len(outcome.rows) - outcome.measured
-    console = Console(stderr=as_json)
+    console = plain_console(stderr=as_json)
     if outcome.rows:
         write_rows(folder / "cells.jsonl", outcome.rows)
         (folder / "table.md").write_text("\n".join(table(outcome.rows)) + "\n")
         for metric in sweep.metrics:
             write_plot(metric_plot(outcome.rows, metric), folder / f"{metric}.svg")
-        console.print(f"{outcome.measured} points measured, {read} read -> {folder}")
+        console.print(f"{outcome.measured} points measured, {read} read -> {folder}", soft_wrap=True)
     if as_json:
         failed = [{"cell": described(point), "error": why} for point, why in outcome.failed]
         summary = {"measured": outcome.measured, "read": read, "failed": failed, "folder": str(folder)}
         typer.echo(json.dumps(summary))
     if outcome.failed:
         for point, why in outcome.failed:
-            console.print(f"[red]failed[/red]: {described(point)}: {why}")
+            console.print(f"failed: {described(point)}: {why}", style="red", soft_wrap=True)
         raise DekagError(f"{len(outcome.failed)} of {len(sweep.points())} points failed; run again to retry")
 
 
@@ -226,8 +226,8 @@ def bench_sweep(points: int, results: Path = RESULTS) -> dict[str, float]:
                 path.unlink()
     overhead = (seconds["1 worker"] - seconds["serial"]) / count
     for what, value in seconds.items():
-        Console().print(f"{what}: {value:.1f} s, {1000 * value / count:.0f} ms a point")
-    Console().print(f"Ray's overhead: {1000 * overhead:.0f} ms a point, its start included")
+        plain_console().print(f"{what}: {value:.1f} s, {1000 * value / count:.0f} ms a point")
+    plain_console().print(f"Ray's overhead: {1000 * overhead:.0f} ms a point, its start included")
     speed_up = seconds["1 worker"] / seconds["2 workers"]
     record("ray_speedup_2_workers", speed_up, "ratio", command=BENCH_COMMAND, count=count, results=results)
     return seconds

@@ -28,10 +28,10 @@ from gevent.pool import Group
 from locust import FastHttpUser, LoadTestShape, events, task
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
-from rich.console import Console
 from rich.markdown import Markdown
 
 from dekag.client import CA_FILE, Client, authorization, gateway_url, trusting
+from dekag.console import plain_console
 from dekag.errors import DekagError
 from dekag.files import check_folder
 from dekag.makd.topics import matching, read_topics, topic_triggers
@@ -266,6 +266,7 @@ def _check(environment: Environment, **_: Any) -> None:
     try:
         check_folder(environment.parsed_options.report)  # now, and not when all has been measured
         _trusted()
+        authorization()
         if environment.host is not None:
             environment.host = gateway_url(
                 environment.host, scheme="https" if os.environ.get(CA_FILE) else "http"
@@ -335,7 +336,7 @@ def _await_answers(runner: MasterRunner, generators: int) -> int:
 
 
 def _report(environment: Environment, **_: Any) -> None:
-    run, console, generators = _Current.run, Console(), 1
+    run, console, generators = _Current.run, plain_console(), 1
     run.in_flight.join()
     if isinstance(environment.runner, WorkerRunner):
         _send_answers(environment.runner, run.options.expect_workers)
@@ -382,7 +383,7 @@ def _report(environment: Environment, **_: Any) -> None:
     console.print(Markdown("\n".join(summary)))
     if not any(answer.error is None for answer in run.answers):
         environment.process_exit_code = 1
-    console.print(f"Report: {folder / 'report.md'}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {folder / 'report.md'}", soft_wrap=True)
 
 
 def _updates(url: str) -> dict[str, int]:

@@ -1,11 +1,18 @@
 // The gateway's REST interface: JSON in and out, problems as exceptions.
 
-let key = sessionStorage.getItem("dekag-key") ?? "";
+const isKey = (text) => /^[!-~]+$/.test(text); // fetch throws for a header with other characters
+const kept = sessionStorage.getItem("dekag-key") ?? "";
+let key = isKey(kept) ? kept : "";
 
-/** Uses this API key from now on, until the tab is closed. */
+/** Uses this API key from now on, until the tab is closed; throws a Problem if it cannot be one. */
 export function useKey(value) {
-  key = value;
-  sessionStorage.setItem("dekag-key", value);
+  const text = value.replaceAll(/[\s\u200b-\u200d\u2060\ufeff]/g, ""); // which are pasted along
+  if (!isKey(text)) {
+    const detail = "key must be printable ASCII characters, as dekag key shows them.";
+    throw new Problem(0, detail, [{ field: "key", detail }]);
+  }
+  key = text;
+  sessionStorage.setItem("dekag-key", text);
 }
 
 /** Whether an API key is in use, which limits the requests of a minute. */
@@ -50,7 +57,10 @@ export async function follow(path, onEvent, { method = "GET", body, signal } = {
   const reader = (await ask(method, path, body, signal)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { done, value } = await reader.read();
+    const { done, value } = await reader.read().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      throw new Problem(0, "The connection to the gateway broke off.");
+    });
     if (done) return;
     const events = (text + value).replaceAll("\r\n", "\n").split("\n\n");
     text = events.pop();

@@ -1,8 +1,8 @@
 // The form that requests an image, or sends a picture: one request for each delivery, the same image over the same
 // channel; then the file of equal cost, and the curve of quality against SNR.
 
-import { askJson, Problem, stream } from "./api.js";
-import { addConsistency, explain, fill, lay } from "./cards.js";
+import { askJson, hasKey, Problem, stream } from "./api.js";
+import { addConsistency, explain, fill, lay, offer } from "./cards.js";
 import * as curve from "./curve.js";
 import { clearProblems, find, number, png, showProblem } from "./dom.js";
 import { fit } from "./equal.js";
@@ -15,7 +15,8 @@ import * as picture from "./picture.js";
 import * as stage from "./stage.js";
 
 const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
-const ASKED_HERE = ["prompt", "delivery", "details", "stream", "partial_images", "n", "output_format", "response_format"];
+const ASKED_HERE = ["delivery", "details", "stream", "partial_images", "n", "output_format", "response_format"];
+const SEARCH_COSTS = "Finding it takes four or five conventional deliveries; each counts as several requests of your key.";
 const ALIGNED_ONLY = ["adapter_scale", "knowledge"];
 const form = find("#ask-form");
 const status = find("#ask-status");
@@ -67,11 +68,18 @@ function unrounded(value, field) {
   throw new Problem(0, detail, [{ field, detail }]);
 }
 
-/** Settings that the form has no control for, as they were written into a file: {link, ...}. */
+/** What the field for the prompt makes of a text. */
+const inOneLine = (text) => String(text ?? "").replaceAll(/[\r\n]/g, "");
+
+/**
+ * Settings that the form has no control for, as they were written into a file: {link, ...}. With them is a prompt with
+ * line breaks, which its field drops, as long as the field has the rest of it.
+ */
 function moreOf(text) {
   try {
     const { link, ...rest } = JSON.parse(text || "{}");
     for (const name of ASKED_HERE) delete rest[name]; // a link may have any
+    if (inOneLine(rest.prompt) !== form.prompt.value) delete rest.prompt;
     return { ...rest, link: link ?? {} };
   } catch {
     return { link: {} }; // of a link that was cut off
@@ -108,7 +116,7 @@ async function send(again = null) {
   lay(both ? [...deliveries.filter((each) => each !== "conventional"), "equal", "conventional"] : deliveries);
   status.textContent = own ? "Sending…" : "Generating and sending…";
   const start = performance.now();
-  const state = { title: own ? file.name : data.get("prompt"), own, deliveries, known, images: {}, equal: null, steps: null, busy: true };
+  const state = { title: own ? file.name : data.get("prompt"), own, deliveries, known, images: {}, equal: hasKey() ? "not searched" : null, steps: null, busy: true };
   path.wait(state);
   stage.show(state);
   const sent = own ? await picture.base64(file).catch((error) => error) : null;
@@ -136,10 +144,12 @@ async function send(again = null) {
     if (mine === asking) picture.say(said);
   }
   try {
-    if (both) await deliverEqual(state, data, mine).catch((error) => {
-      if (mine !== asking) throw error;
-      explain("equal", error.message);
+    const search = () => deliverEqual(state, data, mine).catch((error) => {
+      if (mine === asking) explain("equal", error.message);
     });
+    if (both && hasKey()) offer("equal", SEARCH_COSTS, "Search for it", search);
+    else if (both) await search();
+    mine.signal.throwIfAborted();
     await curve.measureAll({
       deliveries, own, signal: mine.signal, now: Number(data.get("snr_db")),
       path: pathOf(own),
@@ -238,7 +248,8 @@ function keep({ title, own, images }, data) {
 /** Shows the settings that the form has no control for. */
 function showMore() {
   const { link, ...rest } = moreOf(form.more.value);
-  const settings = [...Object.entries(rest), ...Object.entries(link)].map(([name, value]) => `${name} ${[value].flat().join(", ")}`);
+  const settings = [...Object.entries(rest), ...Object.entries(link)].map(([name, value]) =>
+    name === "prompt" ? "line breaks of the prompt" : `${name} ${[value].flat().join(", ")}`);
   find("#more").hidden = !settings.length;
   find("#more-said").textContent = `Also: ${settings.join("; ")}.`;
 }

@@ -11,6 +11,7 @@ export const TITLES = {
   conventional: "Conventional",
 };
 
+const INTRODUCTION = find("#saving").textContent; // of four deliveries
 const cards = new Map(); // delivery -> {element, image, shown}
 const seconds = (report) => report.stages.reduce((sum, stage) => sum + stage.seconds, 0);
 const hop = (report, name) => report.hops.find((each) => each.hop === name)?.sent_bytes ?? 0;
@@ -40,6 +41,7 @@ export function lay(deliveries) {
     element.setAttribute("aria-busy", "true");
     find("#cards").append(element);
   }
+  total();
 }
 
 /**
@@ -96,6 +98,21 @@ export function explain(delivery, text) {
   total();
 }
 
+/** Offers on a card, with a reason, to ask for its image; `action` is called once. */
+export function offer(delivery, reason, label, action) {
+  explain(delivery, reason);
+  const element = cards.get(delivery)?.element;
+  if (!element) return;
+  const button = make("button", { type: "button", class: "plain" }, label);
+  button.addEventListener("click", () => {
+    button.remove();
+    element.classList.add("busy");
+    element.setAttribute("aria-busy", "true");
+    action();
+  });
+  find("figcaption", element).append(" ", button);
+}
+
 /** Adds the consistency with the cloud's image to an image that is shown. */
 export function addConsistency(delivery, consistency) {
   const card = cards.get(delivery);
@@ -145,7 +162,7 @@ function described(picture) {
 }
 
 function times(stages) {
-  const most = Math.max(...stages.map((stage) => stage.seconds));
+  const most = Math.max(...stages.map((stage) => stage.seconds)) || 1;
   return stages.flatMap((stage) => {
     const length = make("span", { class: "length" });
     length.style.width = `${(100 * stage.seconds) / most}%`;
@@ -161,7 +178,10 @@ function total() {
       row(TITLES[delivery], number(uses(report)), number(consistency?.mean, 2),
         psnr_db === null ? "not decoded" : `${number(psnr_db, 1)} dB`, number(delivery === "equal" ? report.coding.payload_bytes : hop(report, "cloud-edge")), number(seconds(report), 2))));
   const [ours, theirs] = ["semantic", "conventional"].map((delivery) => cards.get(delivery));
-  if (!ours?.image || !theirs?.image) return;
+  if (!ours?.image || !theirs?.image) {
+    find("#saving").textContent = cards.size === Object.keys(TITLES).length ? INTRODUCTION : "";
+    return;
+  }
   const times = number(uses(theirs.image.link_report) / uses(ours.image.link_report), 1);
   const said = theirs.psnr_db === null
     ? "its decoding failed"

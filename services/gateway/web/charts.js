@@ -56,8 +56,9 @@ function figure(chart, legend) {
   return element;
 }
 
-/** Evenly spaced round numbers from at most `low` to at least `high`. */
+/** Evenly spaced round numbers from at most `low` to at least `high`; around both, if they are equal. */
 function ticks(low, high, most) {
+  if (low === high) return ticks(low - 1, high + 1, most);
   const rough = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((each) => each >= rough);

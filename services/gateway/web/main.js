@@ -1,6 +1,6 @@
 import { hasKey, useKey } from "./api.js";
 import * as asking from "./ask.js";
-import { find } from "./dom.js";
+import { clearProblems, find, showProblem } from "./dom.js";
 import * as full from "./full.js";
 import * as gallery from "./gallery.js";
 import * as path from "./path.js";
@@ -24,7 +24,13 @@ async function start() {
 
 find("#key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(find("#key").value);
+  const [form, status] = [find("#key-form"), find("#key-status")];
+  clearProblems(form, status);
+  try {
+    useKey(find("#key").value);
+  } catch (error) {
+    return showProblem(error, form, status);
+  }
   location.reload();
 });
 find("#menu").addEventListener("click", ({ currentTarget }) => currentTarget.hidePopover?.());

@@ -68,7 +68,8 @@ export function show(state) {
   const offered = choices(state, steps);
   const radios = [...document.querySelectorAll("#pairs input")];
   const lacks = (choice) => // the choices of one alignment need the image between both; others may show that one was lost
-    ["transmission", "knowledge"].includes(choice) ? !state.images.untaught : !offered[choice].some((image) => image.src);
+    ["transmission", "knowledge"].includes(choice) ? !state.images.untaught
+      : !offered[choice].some((image) => image.src) || (choice === "file" && state.equal === "not searched");
   for (const radio of radios) radio.disabled = !state.busy && lacks(radio.value);
   const chosen = radios.find((radio) => radio.checked);
   const shown = chosen.disabled ? radios.find((radio) => !radio.disabled) : chosen;

@@ -1,6 +1,6 @@
 // Distillation: start it, follow it, show samples; and the table of the edge's topics.
 
-import { ask, askJson, follow, pictureUrl } from "./api.js";
+import { ask, askJson, follow, pictureUrl, Problem } from "./api.js";
 import { setKnown, setSize } from "./ask.js";
 import { clearProblems, find, make, number, row, showProblem } from "./dom.js";
 import { offer } from "./examples.js";
@@ -32,7 +32,7 @@ async function watch(started) {
   let preview = 0;
   try {
     for (let tries = 0; tries < 30 && !over(job); tries++) {
-      if (tries) await new Promise((done) => setTimeout(done, 1000)); // a stream may end early and is requested again
+      if (tries) await new Promise((done) => setTimeout(done, 1000)); // a stream may end early, or break off
       await follow(`v1/jobs/${job.id}/events`, (state) => {
         job = state;
         showJob();
@@ -40,8 +40,11 @@ async function watch(started) {
           preview = performance.now();
           showSamples(`v1/jobs/${job.id}/preview`, LIVE);
         }
+      }).catch((error) => {
+        if (!(error instanceof Problem && [0, 503].includes(error.status))) throw error;
       });
     }
+    if (!over(job)) throw new Problem(0, `The gateway does not respond; job ${job.id} may go on when it is back.`);
   } finally {
     setBusy(false);
   }

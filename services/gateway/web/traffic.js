@@ -1,6 +1,6 @@
 // Cost of all requests to this gateway so far, and the cost of the same requests with conventional delivery.
 
-import { askJson } from "./api.js";
+import { askJson, hasKey } from "./api.js";
 import { TITLES } from "./cards.js";
 import { backhaul, crossing, totals } from "./charts.js";
 import { find, number, row } from "./dom.js";
@@ -12,7 +12,8 @@ const ACTIONS = {
   wait: "drawn without an update",
 };
 
-const EVERY_MS = 3000;
+/** Interval between two looks, of two requests each, ms: few of those that a key may send in a minute. */
+export const everyMs = () => (hasKey() ? 30_000 : 3_000);
 const SHOWN = 300; // points of the curves
 const history = [];
 
@@ -35,7 +36,7 @@ async function look() {
     `${number(saved.backhaul_bytes_spent)} bytes, knowledge updates included, instead of ${number(saved.backhaul_bytes_instead)}.`;
   history.push({ spent: saved.channel_uses_spent, instead: saved.channel_uses_instead });
   if (history.length > SHOWN) history.shift();
-  const each = saved.backhaul_bytes_instead / deliveries.semantic.images;
+  const each = saved.backhaul_bytes_instead / points.at(-1).images; // both of generated images alone
   const even = crossing(points, each);
   find("#break-even").textContent = even
     ? `Break-even: from image ${number(even)} on, semantic delivery has taken no more bytes than files.`
@@ -60,6 +61,6 @@ export async function start() {
       await look().catch((error) => (find("#saved").textContent = error.message));
       await lookAtDemand().catch((error) => (find("#demand-policy").textContent = error.message));
     }
-    await new Promise((done) => setTimeout(done, EVERY_MS));
+    await new Promise((done) => setTimeout(done, everyMs()));
   }
 }

@@ -61,6 +61,21 @@ def test_a_folder_is_sent_and_reported(folder: Path, tmp_path: Path, dummy_profi
     assert (row["seed"], row["psnr_db"], row["ssim"]) == (1, alone.psnr_db, alone.ssim)
 
 
+@pytest.mark.parametrize("name", ["holiday [final].jpg", "a[/b].png", "[red]x.png", "a :car: at night.png"])
+def test_names_of_pictures_are_shown_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    path = tmp_path / "photos" / name
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "teal").save(path)
+    done = link(tmp_path / "photos", "--output", tmp_path / "out [3]", "--delivery", "conventional")
+    assert done.exit_code == 0, done.output
+    (row,) = (line for line in done.output.splitlines() if "│ conventional │" in line)
+    assert f"│ {name} " in row
+    assert str(tmp_path / "out [3]") in done.output
+
+
 def test_pixels_are_sent_without_the_autoencoder(folder: Path, tmp_path: Path, dummy_profile: Path) -> None:
     words = (
         "--profile",
@@ -135,7 +150,11 @@ def test_earlier_results_are_kept_unless_forced(folder: Path, tmp_path: Path, du
         (["--cbr", "0"], "cbr must be above 0"),
         (["--delivery", "radio"], "must be of semantic"),
         (["--delivery", "pixels", "--cbr", "auto", "--target-psnr-db", "20"], "which pixels lacks"),
+        (["--cbr", "0.5"], "cbr must be above 0 and at most 1/6"),
+        (["--cbr", "auto", "--target-psnr-db", "99"], "target_psnr_db must be between 5 and 60 dB"),
         (["--prompt", " "], "prompt must be"),
+        (["--seed", str(2**63 - 1)], "seed must be between 0 and 2**63 - 1"),  # that of the second picture
+        (["--fading", "trace", "--trace", "hike"], "link.trace must be one of drive, walk"),
         (["--count", "0"], "--count"),
     ],
 )
@@ -143,12 +162,15 @@ def test_options_out_of_range_are_named(
     folder: Path, tmp_path: Path, dummy_profile: Path, words: list[str], said: str
 ) -> None:
     done = link(folder, "--profile", dummy_profile, "--output", tmp_path / "out", *words)
-    assert done.exit_code != 0
+    assert done.exit_code == 2, done.output
     assert said in done.output
-    assert "Traceback" not in done.output
+    assert "Not sent" not in done.output
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_what_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
     done = link(tmp_path / "nowhere")
     assert done.exit_code == 2
     assert "does not exist" in done.output
+    done = link(folder, "--profile", tmp_path / "typo", "--output", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "no profile" in done.output

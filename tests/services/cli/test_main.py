@@ -18,7 +18,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dekag.api import image_file
-from dekag.client import Client, gateway_url
+from dekag.client import Client, UnauthorizedError, gateway_url
+from dekag.errors import DekagError, NotFoundError, UnavailableError
 from services.cli.distill import read_prompts
 from services.cli.image import default_name
 from services.cli.main import app
@@ -74,6 +75,29 @@ async def test_an_image_is_made_again_from_its_file(gateway_url: str, tmp_path: 
     again = await dekag("image", "--from", f"boat.{suffix}", "--url", gateway_url, folder=tmp_path)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / f"boat-again.{suffix}").read_bytes() == (tmp_path / f"boat.{suffix}").read_bytes()
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_name_of_a_file_says_its_format(gateway_url: str, tmp_path: Path) -> None:
+    again = ["image", "--from", "boat.jpg", "--url", gateway_url]
+    first = ["image", "a boat", "--size", "64x64", "--url", gateway_url]
+    assert (await dekag(*first, "--output", "boat.png", folder=tmp_path)).returncode == 0
+    (tmp_path / "boat.png").rename(tmp_path / "boat.jpg")
+    done = await dekag(*again, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(names(tmp_path)) == ["boat-again.png", "boat.jpg"]
+    for command, output, allowed in (
+        (again, "new.jpg", ".png: the image is made again as a PNG"),
+        (again, "new.gif", ".png: the image is made again as a PNG"),
+        (first, "new.gif", ".png or .jpg or .jpeg or .webp"),
+    ):
+        done = await dekag(*command, "--output", output, folder=tmp_path)
+        assert done.returncode == 2
+        assert f"--output must be a file ending in {allowed}" in done.stderr
+    assert sorted(names(tmp_path)) == ["boat-again.png", "boat.jpg"]
+    done = await dekag(*first, "--output", "boat.tmp", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert Image.open(tmp_path / "boat.tmp").format == "PNG"
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -305,6 +329,9 @@ def test_where_nothing_can_be_written_is_said_in_one_line(
         ),
         (["train", "vae", "--steps", "1"], "dekag train vae: Invalid value for '--steps'"),
         (["train", "vae", "--profile", "sketches"], "must be one of stickers"),
+        (["demo", "--prompt", " "], "prompt must be 1 to 1000 characters, not blank"),
+        (["demo", "--seed", str(2**63)], "seed must be between 0 and 2**63 - 1"),
+        (["compare", "kodak/vtm", "kodak/vtm", "--plot", "x.png"], "--plot must be a file ending in .svg"),
         (["sweep", "no-such-grid"], "there is no file and no shipped sweep 'no-such-grid'"),
         (["--no-such-option"], "dekag: No such option: --no-such-option"),
         (["no-such-command"], "dekag: No such command 'no-such-command'"),
@@ -338,9 +365,32 @@ def test_a_profile_that_does_not_exist_is_told_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [*command.split(), "nowhere"])
-    assert done.exit_code == 1, done.output
+    assert done.exit_code == 2, done.output
     assert done.stderr.splitlines()[-1] == "no profile 'nowhere': nowhere/profile.json does not exist"
     assert "Traceback" not in done.output
+
+
+def test_a_demo_of_no_profile_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DEKAG_PROFILE", "nowhere")
+    done = CliRunner().invoke(app, ["demo"])
+    assert done.exit_code == 2
+    assert done.stderr.splitlines()[-1] == "no profile 'nowhere': nowhere/profile.json does not exist"
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(NotFoundError("x"), 2), (UnauthorizedError("x"), 2), (UnavailableError("x"), 1), (DekagError("x"), 1)],
+)
+def test_the_exit_status_is_2_where_another_request_would_succeed(
+    monkeypatch: pytest.MonkeyPatch, error: DekagError, status: int
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("services.cli.publish.run_publish", fails)
+    assert CliRunner().invoke(app, ["publish", "."]).exit_code == status
 
 
 @pytest.mark.parametrize("group", [[], ["train"], ["bench"]])
