@@ -167,25 +167,23 @@ async def test_what_cannot_be_sent_is_refused_with_its_field(
 
 
 @pytest.mark.parametrize(
-    ("options", "field"),
+    ("field", "value"),
     [
-        ({"retries": -1}, "retries"),
-        ({"retries": 1.5}, "retries"),
-        ({"timeout_s": 0}, "timeout_s"),
-        ({"timeout_s": float("nan")}, "timeout_s"),
-        ({"timeout_s": float("inf")}, "timeout_s"),
-        ({"api_key": "clé"}, "api_key"),
-        ({"api_key": "two words"}, "api_key"),
-        ({"api_key": "two\nlines"}, "api_key"),
-        ({"url": "http://box/caf\udce9"}, "url"),
-        ({"url": "http://box/\x7f"}, "url"),
+        ("retries", -1),
+        ("retries", 1.5),
+        ("timeout_s", 0),
+        ("timeout_s", float("nan")),
+        ("timeout_s", float("inf")),
+        ("api_key", "clé"),
+        ("api_key", "two words"),
+        ("api_key", "two\nlines"),
+        ("url", "http://box/caf\udce9"),
+        ("url", "http://box/\x7f"),
     ],
 )
-async def test_an_argument_of_the_client_that_is_out_of_range_is_named(
-    options: dict[str, Any], field: str
-) -> None:
+async def test_an_argument_of_the_client_that_is_out_of_range_is_named(field: str, value: Any) -> None:
     with pytest.raises(InvalidInputError) as caught:
-        Client(**options)
+        Client(**{field: value})
     assert caught.value.field == field
 
 
