@@ -222,8 +222,10 @@ def fabricated(study: CalaStudy) -> CalaResults:
     flat = np.zeros((12, 8))
     unseen = {"a": (flat, flat + 0.5), "b": (flat, flat + 0.25), "-7.5 dB, awgn": (flat, flat + 9)}
     requests = [
-        Request("awgn", 10, 10, 20, promised, 100, psnr)
-        for promised, psnr in ((True, 21.0), (True, 22.0), (True, 19.0), (True, 20.0), (False, 1.0))
+        Request(number % 2, "awgn", 10, 10, 20, promised, 100, psnr)
+        for number, (promised, psnr) in enumerate(
+            ((True, 21.0), (True, 22.0), (True, 19.0), (True, 20.0), (False, 1.0))
+        )
     ]
     own = np.stack([flat + 25, flat + 26])
     told = dict(zip(PROMPTS, (25.0, 24.5, 24.0, 24.75), strict=True))
