@@ -185,7 +185,10 @@ async def test_readiness_reports_and_jobs_say_what_redis_really_answered(
     async with system(dummy_profile, port, data_dir) as client:
 
         async def found() -> tuple[dict[str, str], dict[str, str]]:
-            answer = (await client.get("/readyz")).json()
+            for _ in range(5):  # on a busy machine, a health check may take longer than its limit
+                answer = (await client.get("/readyz")).json()
+                if answer["checks"]["cloud"] == "serving":
+                    break
             return answer["checks"], answer["reasons"]
 
         well = {"user": "unreachable", "cloud": "serving", "distillation": "serving", "redis": "up"}
