@@ -159,6 +159,10 @@ FIGURES: dict[str, Figure] = {
             "digital_channel_use_ratio", "Channel uses for CALA's PSNR: best digital sender over CALA",
             "ratio",
         ),
+        Figure(
+            "digital_ahead_from_db", "SNR from which on the best digital sender is ahead of CALA, CBR 1/96",
+            "dB",
+        ),
         Figure("photos_tried", "Photographs sent through every baseline", "images", 12),
         Figure(
             "hevc_capacity_gap_db",

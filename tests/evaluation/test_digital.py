@@ -21,6 +21,7 @@ from dekag.evaluation.studies.digital import (
     check,
     choose,
     conditions_of,
+    digital_ahead_from_db,
     load_image_set,
     measure,
     needed_uses,
@@ -105,6 +106,20 @@ def test_the_forecast_knows_that_combining_helps() -> None:
     awgn = Forecast(conditions_of("awgn", 0.0)).arrives(digital.TABLE[4], 100)
     assert awgn[0] < 0.2
     assert awgn[1] > 0.9
+
+
+def test_the_crossover_is_where_the_mean_lead_ends() -> None:
+    def rows(*leads_db: float) -> list[dict[str, float]]:
+        low = [{"cbr": 0.001, "snr_db": snr, "lead_db": -9.0} for snr in (0.0, 10.0, 20.0)]
+        pairs = zip((0.0, 10.0, 20.0), leads_db, strict=True)
+        return low + [
+            {"cbr": 0.01, "snr_db": snr, "lead_db": lead + off} for snr, lead in pairs for off in (-1.0, 1.0)
+        ]
+
+    assert digital_ahead_from_db(rows(3.0, 1.0, -1.0)) == pytest.approx(15.0)
+    assert digital_ahead_from_db(rows(-3.0, 1.0, -3.0)) == pytest.approx(12.5)
+    assert digital_ahead_from_db(rows(3.0, -1.0, 1.0)) is None
+    assert digital_ahead_from_db(rows(-3.0, -1.0, -1.0)) == 0.0
 
 
 def test_equal_quality_needs_more_uses_the_higher_it_is(images: ImageSet) -> None:

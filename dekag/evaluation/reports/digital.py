@@ -193,7 +193,7 @@ REPORT = Report(
     command=COMMAND,
     values=values,
     tables={
-        "figures": figures_table(["digital_lead_db", "digital_channel_use_ratio"]),
+        "figures": figures_table(["digital_lead_db", "digital_channel_use_ratio", "digital_ahead_from_db"]),
         "leads": leads_table,
         "psnr": psnr_tables,
         "failures": failures,

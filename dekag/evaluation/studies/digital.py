@@ -582,10 +582,11 @@ def run_digital(
 
 
 def write(measured: DigitalResults, semantic: Semantic, results: Path = RESULTS) -> None:
-    """Write results/digital/* and the two figures of headline.json, over all cells that can be compared."""
+    """Write results/digital/* and the figures of headline.json, over all cells that can be compared."""
     folder = results / FOLDER
     write_rows(folder / "rivals.jsonl", measured.rows)
-    write_rows(folder / "leads.jsonl", leads(measured, semantic))
+    rows = leads(measured, semantic)
+    write_rows(folder / "leads.jsonl", rows)
     write_rows(folder / "decoded.jsonl", measured.checks)
     keys = [key for key in measured.best if key in semantic]
     if not keys:
@@ -598,6 +599,33 @@ def write(measured: DigitalResults, semantic: Semantic, results: Path = RESULTS)
     ratios = [min(_ratio(measured, key), limit) for key, limit in zip(keys, most, strict=True)]
     ratio = math.exp(float(np.mean(np.log(ratios))))
     record("digital_channel_use_ratio", ratio, "ratio", command=COMMAND, count=len(keys), results=results)
+    ahead = digital_ahead_from_db(rows)
+    if ahead is not None:
+        record("digital_ahead_from_db", ahead, "dB", command=COMMAND, count=len(lead), results=results)
+
+
+def digital_ahead_from_db(rows: Sequence[Row]) -> float | None:
+    """SNR from which on the digital sender is ahead at the highest rate, dB, in the mean over the channels.
+
+    Between the SNRs of the grid the lead is linear. None if it is behind at the highest SNR.
+
+    Args:
+        rows: of `leads`.
+    """
+    by_snr: dict[float, list[float]] = {}
+    for row in rows:
+        if row["cbr"] == max(each["cbr"] for each in rows):
+            by_snr.setdefault(row["snr_db"], []).append(row["lead_db"])
+    mean_lead_db = {snr_db: float(np.mean(by_snr[snr_db])) for snr_db in sorted(by_snr, reverse=True)}
+    above: float | None = None
+    for snr_db, lead_db in mean_lead_db.items():
+        if lead_db >= 0:
+            if above is None:
+                return None
+            share = lead_db / (lead_db - mean_lead_db[above])
+            return snr_db + share * (above - snr_db)
+        above = snr_db
+    return above
 
 
 def leads(measured: DigitalResults, semantic: Semantic) -> list[Row]:
