@@ -54,7 +54,7 @@ def test_redis_is_used(url: str) -> None:
     assert httpx2.get(f"{url}/readyz", trust_env=False).json()["checks"]["redis"] == "up"
 
 
-def test_a_topic_is_distilled_and_used(url: str) -> None:
+def test_a_topic_is_distilled_and_used(url: str, project: Project) -> None:
     def call(method: str, path: str, **arguments: Any) -> httpx2.Response:
         return httpx2.request(method, url + path, timeout=60, trust_env=False, **arguments)
 
