@@ -19,6 +19,17 @@ FILES = ("docker-compose.yml", "deploy/compose.secure.yml")
 NAMES = ["redis", "distiller", "proxy", *SERVICES]
 USERS_OF_REDIS = ["redis", "gateway", "user", "edge", "cloud", "distiller"]
 PORTS = {name: port for name, (port, _) in SERVICES.items() if name != "gateway"}
+OWN = {
+    "redis": {"users.acl", "redis.password"},
+    "proxy": set(),
+    "gateway": {"redis.password", "cache.key"},
+    "user": {"redis.password"},
+    "channel": set(),
+    "edge": {"redis.password", "cache.key", "trusted-keys"},
+    "cloud": {"redis.password", "cache.key", "signing.key"},
+    "distiller": {"redis.password", "signing.key"},
+}
+"""What each service has besides its certificate."""
 KEY, LINE = new_key("tester")
 REDIS_CLI = (
     "redis-cli -e --tls --cacert /credentials/ca.crt --cert /credentials/tls.crt --key /credentials/tls.key"
@@ -92,8 +103,7 @@ def test_redis_requires_password_and_certificate(project: Project) -> None:
 def test_a_service_sees_its_own_credentials_only(project: Project) -> None:
     for name in NAMES:
         found = set(project.sh(name, "ls /credentials").stdout.split())
-        own = {"redis": {"users.acl", "redis.password"}, "channel": set()}.get(name, {"redis.password"})
-        assert found == {"ca.crt", "tls.crt", "tls.key"} | own
+        assert found == {"ca.crt", "tls.crt", "tls.key"} | OWN[name], name
         assert project.sh(name, "touch /credentials/x").returncode != 0
 
 
