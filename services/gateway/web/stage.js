@@ -96,7 +96,7 @@ function readout({ images, steps }) {
   return [
     ["symbols for each image", report ? [number(report.channel_uses + report.pilot_uses)] : ["…"]],
     ["PSNR against the image that was sent, dB", each((image) => image.link_report.psnr_db, 1)],
-    ["consistency with the cloud's image (1: the same)", each((image) => image.consistency?.mean, 2)],
+    ["consistency with the cloud's image (1: same)", each((image) => image.consistency?.mean, 2)],
   ].map(([label, values]) => make("div", {}, make("dt", {}, label), make("dd", {}, ...values)));
 }
 
