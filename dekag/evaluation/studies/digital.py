@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,9 +101,12 @@ class Ladder:
         A larger file may be less consistent, at another scale for example. -1 if all files are larger.
         """
         if weights not in self._best:
-            sums = self.values[:, : len(weights)] @ np.array(weights)
-            first = np.concatenate([[True], sums[1:] > np.maximum.accumulate(sums)[:-1]])
-            self._best[weights] = np.maximum.accumulate(np.where(first, np.arange(len(sums)), 0)).tolist()
+            sums = (self.values[:, : len(weights)] @ np.array(weights)).tolist()
+
+            def better(best: int, rung: int) -> int:
+                return rung if sums[rung] > sums[best] else best
+
+            self._best[weights] = list(accumulate(range(len(sums)), better))
         count = bisect_right(self.sizes, max_bytes)
         return self._best[weights][count - 1] if count else -1
 
@@ -612,20 +616,20 @@ def digital_ahead_from_db(rows: Sequence[Row]) -> float | None:
     Args:
         rows: of `leads`.
     """
+    highest = max(row["cbr"] for row in rows)
     by_snr: dict[float, list[float]] = {}
     for row in rows:
-        if row["cbr"] == max(each["cbr"] for each in rows):
+        if row["cbr"] == highest:
             by_snr.setdefault(row["snr_db"], []).append(row["lead_db"])
-    mean_lead_db = {snr_db: float(np.mean(by_snr[snr_db])) for snr_db in sorted(by_snr, reverse=True)}
-    above: float | None = None
-    for snr_db, lead_db in mean_lead_db.items():
-        if lead_db >= 0:
-            if above is None:
-                return None
-            share = lead_db / (lead_db - mean_lead_db[above])
-            return snr_db + share * (above - snr_db)
-        above = snr_db
-    return above
+    snrs_db = sorted(by_snr)
+    leads_db = [float(np.mean(by_snr[snr_db])) for snr_db in snrs_db]
+    if leads_db[-1] >= 0:
+        return None
+    last = max((i for i, lead_db in enumerate(leads_db) if lead_db >= 0), default=None)
+    if last is None:
+        return snrs_db[0]
+    share = leads_db[last] / (leads_db[last] - leads_db[last + 1])
+    return float(snrs_db[last] + share * (snrs_db[last + 1] - snrs_db[last]))
 
 
 def leads(measured: DigitalResults, semantic: Semantic) -> list[Row]:
