@@ -228,8 +228,7 @@ def _compared(
     """A statistic of two columns of one format, with its interval over resampled images."""
     full = _full(rows, name, ours, theirs)
     own, other = ([float(row[column]) for row in full] for column in (ours, theirs))
-    # rows of an earlier release do not say which image they are of
-    images = [(row.get("prompt", number), row.get("seed")) for number, row in enumerate(full)]
+    images = [(row["prompt"], row["seed"]) for row in full]
     return bootstrap_ci95(statistic, own, other, groups=images)
 
 

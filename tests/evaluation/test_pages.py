@@ -162,7 +162,6 @@ UNMEASURED = {
     "install_demo_seconds", "install_demo_mib",  # takes an index of packages that is quick enough
     # take an idle machine
     "attacks_tried", "attacks_failed", "soak_week_growth_percent",
-    "backhaul_saved_percent",  # at equal consistency, which no load test has been compared at
 }  # fmt: skip
 
 
