@@ -12,6 +12,7 @@ override DURATION := $(if $(strip $(DURATION)),$(DURATION),60s)
 override SHAPE := $(if $(strip $(SHAPE)),$(SHAPE),steady)
 override URL := $(if $(strip $(URL)),$(URL),http://127.0.0.1:8080)
 override GENERATORS := $(if $(strip $(GENERATORS)),$(GENERATORS),1)
+override MEASURE := $(if $(strip $(MEASURE)),$(MEASURE),yes)
 override REPORT := $(if $(strip $(REPORT)),$(REPORT),loadtest-out)
 FAULTS ?=
 MINUTES ?=
@@ -42,10 +43,10 @@ up: need-run ## start Redis, the five services and a distiller; Ctrl-C stops the
 	@$(BIN)/dekag up
 
 LOCUST = $(BIN)/locust -f services/bench/loadtest/locustfile.py --headless --only-summary --exit-code-on-error 0 \
-  --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --report "$(REPORT)" \
+  --users "$(USERS)" --run-time "$(DURATION)" --shape "$(SHAPE)" --measure "$(MEASURE)" --report "$(REPORT)" \
   $(if $(filter-out 1,$(GENERATORS)),--processes "$(GENERATORS)")
 
-loadtest: need-loadtest ## run a load test against a running system: make loadtest USERS=8 DURATION=60s SHAPE=burst GENERATORS=2
+loadtest: need-loadtest ## run a load test against a running system: make loadtest USERS=8 DURATION=60s SHAPE=burst GENERATORS=2 MEASURE=no
 	@$(LOCUST) --host "$(URL)" --logs .run
 
 # A running stack is used as it is; otherwise it is started for this run only. Locust takes the engine from

@@ -193,6 +193,7 @@ class Client:
         knowledge: str | Sequence[str] | None = None,
         image_format: str | None = None,
         consistency: bool | None = None,
+        measure: bool | None = None,
         details: bool | None = None,
         on_long_prompt: str | None = None,
         steps: int | None = None,
@@ -213,6 +214,7 @@ class Client:
             knowledge: "auto", "none", a topic or a list of topics.
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
             consistency: whether to compare the image with the cloud's image.
+            measure: whether to measure the image against the sent one; without, ``report.psnr_db`` is None.
             details: whether to return the image before transmission and the constellation as well.
             on_long_prompt: "read" or "refuse": handling of a prompt that exceeds the model's window.
             steps: number of denoising steps.
@@ -231,6 +233,7 @@ class Client:
             "knowledge": knowledge if knowledge is None or isinstance(knowledge, str) else list(knowledge),
             "image_format": image_format,
             "consistency": consistency,
+            "measure": measure,
             "details": details,
             "on_long_prompt": on_long_prompt,
             "steps": steps,
@@ -251,6 +254,7 @@ class Client:
         delivery: str | None = None,
         link: Mapping[str, Any] | None = None,
         image_format: str | None = None,
+        measure: bool | None = None,
         details: bool | None = None,
     ) -> Image:
         """Sends a picture of your own; omitted arguments have the defaults of the gateway.
@@ -262,6 +266,7 @@ class Client:
             delivery: "semantic", "semantic-unaligned", "pixels" or "conventional".
             link: the radio link, as for `image`.
             image_format: "webp", "avif" or "jpeg"; conventional delivery only.
+            measure: whether to measure the picture against the sent one; without, ``report.psnr_db`` is None.
             details: whether to return the picture before transmission and the constellation as well.
         """
         if not isinstance(picture, bytes):
@@ -273,6 +278,7 @@ class Client:
             "delivery": delivery,
             "link": None if link is None else dict(link),
             "image_format": image_format,
+            "measure": measure,
             "details": details,
         }
         return self._image("/v1/pictures", _given(request))

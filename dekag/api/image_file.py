@@ -36,7 +36,7 @@ _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.Deco
 # what differs between requests for the same image
 _NOT_KEPT = {
     "n", "model", "user", "safety_identifier", "quality", "style", "moderation", "complexity", "background",
-    "response_format", "stream", "partial_images", "consistency", "details", "metadata",
+    "response_format", "stream", "partial_images", "consistency", "measure", "details", "metadata",
 }  # fmt: skip
 
 

@@ -131,6 +131,14 @@ def check_previews(count: int) -> int:
     return _within("partial_images", count, 0, MAX_PREVIEWS)
 
 
+def check_details(details: bool, measure: bool) -> bool:
+    """Whether details are requested: only if quality is measured."""
+    if details and not measure:
+        allowed = "false when measure is false, as they contain the image that quality is measured against"
+        raise InvalidInputError("details", allowed, details)
+    return details
+
+
 def _within(field: str, value: _Number, low: float, high: float) -> _Number:
     """The value; InvalidInputError if it is not within `low`..`high`, which NaN never is."""
     if not low <= value <= high:

@@ -126,6 +126,13 @@ def _check_cbr(value: Any) -> float | Literal["auto"]:
     raise PydanticCustomError("cbr", "must be {allowed}", {"allowed": allowed})
 
 
+def _check_details(details: bool, info: ValidationInfo) -> bool:
+    try:
+        return limits.check_details(details, info.data.get("measure", True))  # absent if it is itself invalid
+    except InvalidInputError as error:
+        raise PydanticCustomError("details", "must be {allowed}", {"allowed": error.allowed}) from None
+
+
 class _NullIsAbsent(BaseModel):
     """A request in which null counts as omitting an optional field, as some clients send it."""
 
@@ -357,10 +364,18 @@ class ImagesRequest(_NullIsAbsent):
         "which the cloud generates for this purpose.",
         examples=[True],
     )
-    details: bool = Field(
+    measure: bool = Field(
+        default=True,
+        description="Whether to measure the quality of each image against the sent one. Otherwise the sent "
+        "image is neither transferred nor decoded for this purpose, which saves computing time, and psnr_db "
+        "is null and scores are empty. The received image is the same. The drift watch still measures its "
+        "sample (DEKAG_WATCH_SHARE), without reporting it here.",
+        examples=[True],
+    )
+    details: Annotated[bool, AfterValidator(_check_details)] = Field(
         default=False,
         description="Whether to return the image before transmission and the constellation of each image as "
-        "well.",
+        "well; requires measure.",
         examples=[True],
     )
 
@@ -524,12 +539,13 @@ class PictureReport(_Response):
     autoencoder_psnr_db: float | None = Field(
         default=None,
         description="PSNR of what the autoencoder makes of the picture without any channel, dB: no semantic "
-        "delivery is better. Deliveries of latents only.",
+        "delivery is better. Deliveries of latents only; null if not measured.",
         examples=[27.1],
     )
     ssim: float | None = Field(
         default=None,
-        description="SSIM of the received picture; null if it was not decoded or has a side below 11 pixels.",
+        description="SSIM of the received picture; null if it was not decoded or not measured, or has a side "
+        "below 11 pixels.",
         examples=[0.62],
     )
 
@@ -596,12 +612,14 @@ class LinkReport(_Response):
         examples=[{"edge": {"tokens": 9, "tokens_read": 9, "tokens_at_once": 38}}],
     )
     psnr_db: float | None = Field(
-        description="PSNR of the received image against the sent one, dB; null if not decoded.",
+        description="PSNR of the received image against the sent one, dB; null if not decoded or not "
+        "measured.",
         examples=[24.8],
     )
     scores: dict[str, float | None] = Field(
         default_factory=dict,
-        description="Scores of plug-in metrics, received image against the sent one; null: not finite.",
+        description="Scores of plug-in metrics, received image against the sent one; null: not finite. Empty "
+        "if not measured.",
         examples=[{"my-metric": 0.93}],
     )
     stages: list[StageTime] = Field(
@@ -1000,9 +1018,18 @@ class PictureRequest(_NullIsAbsent):
     image_format: ImageFormat = Field(
         default="webp", description="Format of the file; conventional delivery only.", examples=["webp"]
     )
-    details: bool = Field(
+    measure: bool = Field(
+        default=True,
+        description="Whether to measure the quality of the received picture against the sent one. Otherwise "
+        "the sent picture is neither transferred nor decoded for this purpose, which saves computing time; "
+        "psnr_db, picture.ssim and picture.autoencoder_psnr_db are null and scores are empty. The received "
+        "picture is the same.",
+        examples=[True],
+    )
+    details: Annotated[bool, AfterValidator(_check_details)] = Field(
         default=False,
-        description="Whether to return the picture before transmission and the constellation as well.",
+        description="Whether to return the picture before transmission and the constellation as well; "
+        "requires measure.",
         examples=[True],
     )
 

@@ -96,7 +96,9 @@ def run_traffic_bench(
     chosen = set(list(dict.fromkeys((each.prompt, each.seed) for each in asked))[:images])
     asked = [each for each in asked if (each.prompt, each.seed) in chosen]
     if not asked:
-        raise MismatchError(f"{report}: no semantic request was answered and measured")
+        raise MismatchError(
+            f"{report}: no semantic request was answered and measured; with --measure no, none is measured"
+        )
     files = image_files(
         sorted(chosen),
         profile,

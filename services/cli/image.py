@@ -88,12 +88,19 @@ def run_image(
 
 
 def run_again(
-    made: Path, *, url: str, output: Path | None = None, force: bool = False, as_json: bool = False
+    made: Path,
+    *,
+    url: str,
+    measure: bool | None = None,
+    output: Path | None = None,
+    force: bool = False,
+    as_json: bool = False,
 ) -> int:
     """Makes an image again, as `run_image`, from what its file says of it.
 
     Args:
         made: file of the image.
+        measure: whether to measure it against the sent image; None: the server's default.
         output: by default, the name of the file with "-again", in the current folder; the format is that of
             the image in the file, and a suffix of another one is refused.
         url, force, as_json: as in `run_image`.
@@ -122,7 +129,8 @@ def run_again(
                 "been edited, or made on another kind of processor"
             )
 
-    return run_image(origin.request, url=url, output=output, force=force, as_json=as_json, accept=accept)
+    request = origin.request | ({} if measure is None else {"measure": measure})
+    return run_image(request, url=url, output=output, force=force, as_json=as_json, accept=accept)
 
 
 def _format_for(output: Path, made: str | None) -> str:

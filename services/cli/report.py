@@ -33,14 +33,17 @@ def write_images(images: Mapping[str, client.Image], folder: Path) -> list[Path]
             written.append(path)
             picture = Image.open(io.BytesIO(image.png)).convert("RGB")
             sheet.paste(picture.resize((_TILE, _TILE), Image.Resampling.LANCZOS), (left, _GAP))
-        label = f"{delivery} at {report.snr_db:g} dB\n{report.channel_uses} channel uses, {_psnr(report)}"
+        quality = f"PSNR {_psnr(report)}" if report.decoded else "no image"
+        label = f"{delivery} at {report.snr_db:g} dB\n{report.channel_uses} channel uses, {quality}"
         draw.multiline_text((left, _GAP + _TILE + 6), label, "black", font)
     sheet.save(path := folder / "side-by-side.png")
     return [*written, path]
 
 
 def _psnr(report: LinkReport) -> str:
-    return "no image" if report.psnr_db is None else f"PSNR {report.psnr_db:.1f} dB"
+    if report.decoded and report.psnr_db is None:
+        return "not measured"
+    return _or_dash(report.psnr_db, "dB")
 
 
 def report_table(images: Mapping[str, client.Image]) -> Table:
@@ -53,7 +56,7 @@ def report_table(images: Mapping[str, client.Image]) -> Table:
             "fading": report.fading,
             "mean SNR": f"{report.snr_db:g} dB",
             "SNR incl. fading": _or_dash(report.instantaneous_snr_db, "dB"),
-            "PSNR": _or_dash(report.psnr_db, "dB"),
+            "PSNR": _psnr(report),
             "channel uses": f"{report.channel_uses:,}",
             "pilots": f"{report.pilot_uses:,}",
             "CBR": f"1/{1 / report.cbr:.1f}",

@@ -157,6 +157,14 @@ def image(
         float | None,
         typer.Option(help="Factor of the adapters of knowledge updates; 0: none.", callback=finite),
     ] = None,
+    measure: Annotated[
+        bool | None,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Whether to measure the image against the sent one; --no-measure saves computing time "
+            "of the server.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -178,12 +186,14 @@ def image(
     from services.cli.image import run_again, run_image
 
     if made is not None:
-        kept = {"made", "output", "force", "as_json", "url"}
+        kept = {"made", "measure", "output", "force", "as_json", "url"}
         for name, value in context.params.items():
             if name not in kept and value not in (None, [], ()):
                 option = name if name == "prompt" else f"--{name.replace('_', '-')}"
                 raise UsageError(f"--from takes the whole request from the file; leave out {option}")
-        raise typer.Exit(run_again(made, url=url, output=output, force=force, as_json=as_json))
+        raise typer.Exit(
+            run_again(made, url=url, measure=measure, output=output, force=force, as_json=as_json)
+        )
     if prompt is None:
         raise UsageError("Missing argument 'prompt': text that describes the image, or --from FILE")
     link = {
@@ -205,6 +215,7 @@ def image(
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "adapter_scale": adapter_scale,
+        "measure": measure,
         "link": {name: value for name, value in link.items() if value is not None},
     }
     raise typer.Exit(

@@ -19,6 +19,7 @@ from dekag.api.limits import (
     MAX_SEEDS,
     check_adapter_scale,
     check_cbr,
+    check_details,
     check_guidance_scale,
     check_knowledge,
     check_negative_prompt,
@@ -95,8 +96,8 @@ class DeliveryRequest:
         cbr: channel uses / (3 * width * height), above 0 and at most 1/6; 0 if conventional, and where the
             sender is to choose.
         link: the radio conditions.
-        measure: whether the receiver is to be judged.
-        details: whether the receiver shows what it was judged by, and its constellation; with `measure` only.
+        measure: whether the sender also sends what the quality is measured against.
+        details: whether the receiver returns that and its constellation; with `measure` only.
         knowledge: topics whose updates draw the latent, 1 to 4; () for none; None for those that the prompt
             needs. Semantic delivery only.
         modulation: where the codec's symbols may lie; None: the sender chooses. Not conventional.
@@ -199,7 +200,7 @@ def request_from_proto(message: downlink_pb2.ProvideRequest, profile: Profile | 
         cbr=_rate(message.cbr, target, delivery),
         link=link_from_proto(message.link) if message.HasField("link") else LinkConditions(),
         measure=message.measure,
-        details=message.measure and message.details,
+        details=check_details(message.details, message.measure),
         knowledge=knowledge,
         modulation=_modulation(message.modulation),
         side_information=_side_information(message.side_information),

@@ -237,6 +237,7 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
             async with admission.slot(client):
                 for seed in range(first, first + body.n):
                     provide = to_proto(body, seed, request.state.owner)
+                    provide.measure |= app.state.drift_sampler.chooses(provide)
                     received, index = None, 0
                     async for part in _receive(app.state.user, provide):
                         if isinstance(part, ReceivedImage):
@@ -291,8 +292,8 @@ def create_app(settings: GatewaySettings | None = None) -> FastAPI:
         """Sends a picture of your own over the link; as JSON with the file in base64, or as a form.
 
         A picture of another size than the profile's images is cut into tiles or padded, never resized:
-        `link_report.picture` says how. In a form, `picture` is a file, and `link`, `seed` and `details` are
-        JSON.
+        `link_report.picture` says how. In a form, `picture` is a file, and `link`, `seed`, `measure` and
+        `details` are JSON.
         """
         request.state.charge(picture_cost(body))
         client = request.state.client

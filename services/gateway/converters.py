@@ -49,6 +49,7 @@ def to_proto(request: ImagesRequest, seed: int, owner: str) -> downlink_pb2.Prov
         width=width,
         height=height,
         delivery=DELIVERIES[request.delivery],
+        measure=request.measure,
         details=request.details,
         knowledge=request.knowledge,
         image_format=FORMATS[request.image_format],
@@ -68,6 +69,7 @@ def picture_to_proto(request: PictureRequest, seed: int) -> downlink_pb2.Provide
         prompt=request.prompt or "",
         seed=seed,
         delivery=DELIVERIES[request.delivery],
+        measure=request.measure,
         details=request.details,
         image_format=FORMATS[request.image_format],
         **_link_fields(request.link),
@@ -75,11 +77,10 @@ def picture_to_proto(request: PictureRequest, seed: int) -> downlink_pb2.Provide
 
 
 def _link_fields(link: LinkRequest) -> dict[str, Any]:
-    """The fields of a ProvideRequest that a requested link sets; its quality is always measured."""
+    """The fields of a ProvideRequest that a requested link sets."""
     return {
         "cbr": 0.0 if link.cbr == "auto" else link.cbr,
         "link": link_to_proto(link),
-        "measure": True,
         "modulation": MODULATIONS.get(link.modulation, 0),  # auto: none of them
         "side_information": SIDE_INFORMATION[link.side_information],
         "restoration": RESTORATIONS[link.restoration],
@@ -137,15 +138,20 @@ def _plain(value: Any, field: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def to_report(report: user_pb2.LinkReport, request_id: str) -> LinkReport:
-    """The link report as REST returns it."""
+def to_report(report: user_pb2.LinkReport, request_id: str, *, measured: bool = True) -> LinkReport:
+    """The link report as REST returns it.
+
+    Args:
+        report: of the user service.
+        request_id: of the REST request.
+        measured: whether it asked for the quality; the gateway itself may have asked for it otherwise.
+    """
     try:
         link = link_from_proto(report.link)
     except InvalidInputError as error:  # the fault of the user service, not of the request
         raise ValueError(f"link report: {error}") from error
-    return to_model(
-        report, LinkReport, request_id=request_id, gains=_points(report.gains), **link.model_dump()
-    )
+    values = link.model_dump() | ({} if measured else {"psnr_db": None, "scores": {}})
+    return to_model(report, LinkReport, request_id=request_id, gains=_points(report.gains), **values)
 
 
 def to_details(received: user_pb2.ReceivedImage) -> Details | None:

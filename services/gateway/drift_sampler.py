@@ -80,8 +80,9 @@ class DriftSampler:
     """Compares a sample of the images; responses neither wait for it nor fail with it.
 
     Only images that show the state of the knowledge are eligible: semantic deliveries that may use
-    knowledge and that the link has not degraded too much. An image counts once for each version of the
-    knowledge, however often it is requested: a client that repeats one could make any topic seem to drift.
+    knowledge and that the link has not degraded too much. For the latter, the quality of images in the sample
+    is always measured. An image counts once for each version of the knowledge, however often it is requested:
+    a client that repeats one could make any topic seem to drift.
 
     Args:
         cloud: compares the images.
@@ -93,6 +94,15 @@ class DriftSampler:
         self._comparing: set[asyncio.Task[None]] = set()
         self._compared: OrderedDict[bytes, None] = OrderedDict()  # the latest last
 
+    def chooses(self, request: ProvideRequest) -> bool:
+        """Whether the image of a request, part of the current REST request, is in the sample."""
+        return (
+            request.delivery == DELIVERY_SEMANTIC
+            and list(request.knowledge) != [NO_KNOWLEDGE]
+            and not request.HasField("sampling")  # other settings than those that the knowledge was made for
+            and in_sample(request_id.get(), request.seed, self._settings.watch_share)
+        )
+
     def submit(self, request: ProvideRequest, received: ReceivedImage) -> None:
         """Starts a comparison if the image is in the sample and few enough are running.
 
@@ -100,9 +110,7 @@ class DriftSampler:
             request: the request for the image, part of the current REST request.
             received: its result.
         """
-        if not self._is_eligible(request, received):
-            return
-        if not in_sample(request_id.get(), request.seed, self._settings.watch_share):
+        if not self.chooses(request) or not self._is_eligible(received):
             return
         if len(self._comparing) >= AT_ONCE:
             metrics.WATCH_DROPPED.labels("busy").inc()
@@ -132,12 +140,9 @@ class DriftSampler:
             self._compared.popitem(last=False)
         return True
 
-    def _is_eligible(self, request: ProvideRequest, received: ReceivedImage) -> bool:
+    def _is_eligible(self, received: ReceivedImage) -> bool:
         return (
-            request.delivery == DELIVERY_SEMANTIC
-            and list(request.knowledge) != [NO_KNOWLEDGE]
-            and received.report.source != "cloud"
-            and not request.HasField("sampling")  # other settings than those that the knowledge was made for
+            received.report.source != "cloud"
             # the receiver's denoiser does not know the topic, so what it changes says nothing of the edge
             and received.report.restoration != RESTORATION_DENOISER
             and received.report.psnr_db >= self._settings.watch_min_psnr_db

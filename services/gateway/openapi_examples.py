@@ -36,6 +36,14 @@ IMAGES_EXAMPLES: dict[str, Example] = {
             "link": {"snr_db": 15, "cbr": "auto", "target_psnr_db": 24},
         },
     },
+    "serving": {
+        "summary": "An image whose quality is not measured, which saves computing time",
+        "value": {
+            "prompt": "a red car on the beach, pastel style",
+            "measure": False,
+            "link": {"snr_db": 10, "fading": "rayleigh"},
+        },
+    },
     "moving": {
         "summary": "Two images for a moving receiver that estimates the channel from pilots",
         "value": {
@@ -59,6 +67,10 @@ PICTURE_EXAMPLES: dict[str, Example] = {
     "conventional": {
         "summary": "The same as a file",
         "value": {"picture": _FOUR_PIXELS, "seed": 7, "delivery": "conventional", "link": {"snr_db": 10}},
+    },
+    "serving": {
+        "summary": "The same without measuring the quality, which saves computing time",
+        "value": {"picture": _FOUR_PIXELS, "measure": False, "link": {"snr_db": 10}},
     },
 }
 

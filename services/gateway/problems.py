@@ -120,6 +120,7 @@ class _Schema:
         if "maxItems" in node:
             return f"a list of at most {node['maxItems']}"
         kinds = {"object": "an object", "integer": kind, "string": "a string", "array": "a list"}
+        kinds["boolean"] = "true or false"
         return kinds.get(node.get("type", ""), "a value")
 
     def at(self, location: Sequence[int | str]) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ _GZIP, _ZLIB, _RAW = 31, 15, -15  # formats, as numbered by zlib
 _MAX_MEMBERS = 16  # of one gzip file; each costs a copy of the rest
 _CHARSETS = ("utf-8", "utf8", "us-ascii")
 _FORM = "multipart/form-data"
-_JSON_FIELDS = ("details", "link", "seed")  # of a form; all others are text
+_JSON_FIELDS = ("details", "link", "measure", "seed")  # of a form; all others are text
 _MAX_FIELDS, _MAX_FIELD_BYTES = 16, 64 * 1024  # of a form, without its file
 
 
@@ -92,7 +92,7 @@ def is_form(headers: Headers) -> bool:
 
 
 async def form_as_json(headers: Headers, body: bytes) -> bytes:
-    """The JSON object that a form says: files in base64, `details`, `link` and `seed` as the JSON they hold.
+    """The JSON object that a form says: files in base64, and fields that are no text as the JSON they hold.
 
     Raises:
         BodyError: it comes from a browser, where pages of other hosts can send forms without a CORS

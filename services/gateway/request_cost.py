@@ -15,6 +15,8 @@ CONVENTIONAL = 4.0
 """Of an image by conventional delivery: the cloud draws it, and its file is coded with LDPC."""
 SLOW_CHANNEL, SLOW_DB = 2.0, 6.0
 """Factor of a conventional delivery below that SNR, dB, where a file takes many times the channel uses."""
+MEASUREMENT = 0.25
+"""Part of one unit: the latent is decoded as sent, too, to measure the received image against it."""
 COMPARISON = 4.0
 """Of a comparison with the cloud's own image, which is drawn for it."""
 USUAL_STEPS = 20
@@ -32,8 +34,9 @@ def images_cost(request: ImagesRequest, size: int) -> int:
     """
     width, height = parse_size(request.size)
     image = _delivery(request.delivery, request.link.snr_db)
-    image *= max(1.0, width * height / size**2)
     image *= max(1.0, (request.steps or 0) / USUAL_STEPS)
+    image -= _unmeasured(request)
+    image *= max(1.0, width * height / size**2)
     if request.consistency:
         image += COMPARISON
     return math.ceil(request.n * image)
@@ -41,9 +44,13 @@ def images_cost(request: ImagesRequest, size: int) -> int:
 
 def picture_cost(request: PictureRequest) -> int:
     """Estimated cost of a request that sends a picture, in units."""
-    return math.ceil(
-        _delivery(request.delivery, request.link.snr_db) * max(1.0, len(request.picture) / PICTURE_BYTES)
-    )
+    picture = _delivery(request.delivery, request.link.snr_db) - _unmeasured(request)
+    return math.ceil(picture * max(1.0, len(request.picture) / PICTURE_BYTES))
+
+
+def _unmeasured(request: ImagesRequest | PictureRequest) -> float:
+    """What a request saves that leaves out the measurement: nothing unless it sends latents."""
+    return 0.0 if request.measure or not request.delivery.startswith("semantic") else MEASUREMENT
 
 
 def _delivery(delivery: str, snr_db: float) -> float:

@@ -323,7 +323,7 @@ class LinkReport(_message.Message):
     instantaneous_snr_db: _builtins.float
     """Mean |h_j|^2 / no of this transmission, dB; unset over an ideal channel."""
     psnr_db: _builtins.float
-    """PSNR of the received image against the sent one, dB; unset if not decoded."""
+    """PSNR of the received image against the sent one, dB; unset if not decoded or not measured."""
     cached: _builtins.bool
     """Whether the latent or the image came from a cache."""
     image_format: _downlink_pb2.ImageFormat.ValueType

@@ -40,6 +40,7 @@ class Quality:
             request id.
         received_consistency: of the images that arrived, by request id.
         usual_consistency: of files of quality 75 with the image itself, on average; None if unknown.
+        psnr_db: of the images that arrived, against those that the edge sent, by request id.
         missing: why nothing was measured; empty if it was.
     """
 
@@ -48,6 +49,7 @@ class Quality:
     equal_psnr_uses: Mapping[str, tuple[int, int]]
     received_consistency: Mapping[str, float] = field(default_factory=dict)
     usual_consistency: float | None = None
+    psnr_db: Mapping[str, float] = field(default_factory=dict)
     missing: str = ""
 
 
@@ -108,7 +110,7 @@ def compared(
         "radio_saved_percent": _saved(sum(ours for ours, _ in radio), sum(theirs for _, theirs in radio)),
         "radio_compared": len(radio),
         "radio_psnr_db": _measured(
-            [each.report["psnr_db"] for each in own if each.request_id in quality.equal_psnr_uses]
+            [quality.psnr_db[each.request_id] for each in own if each.request_id in quality.equal_psnr_uses]
         )["mean"],
         "quality_missing": quality.missing,
         "files": files,

@@ -210,6 +210,7 @@ def _scenario(options: argparse.Namespace) -> Scenario:
         conventional_share=options.conventional_share,
         trace=options.trace,
         templates=own_templates(options.topics_of),
+        measure=options.measure == "yes",
     )
 
 
@@ -235,6 +236,12 @@ def _add_options(parser: Any) -> None:
         help="Profile whose own topics are asked for, if it has some.",
     )
     group.add_argument("--seed", type=int, default=usual.seed, help="Seeds what is asked and when.")
+    group.add_argument(
+        "--measure",
+        choices=("yes", "no"),
+        default="yes",
+        help="Whether the system measures the quality of each image; no: the load is serving alone.",
+    )
     group.add_argument(
         "--quality-images",
         type=int,
@@ -363,6 +370,7 @@ def _report(environment: Environment, **_: Any) -> None:
         "conventional_share": options.conventional_share,
         "trace": options.trace,
         "topics_of": options.topics_of,
+        "measure": options.measure,
         "seed": options.seed,
     }
     url = str(environment.host)

@@ -57,11 +57,14 @@ def measured_quality(
         return Quality({}, {}, {}, missing="the edge drew no image" if most else "it was not asked for")
     received: dict[str, float] = {}
     references: dict[str, bytes] = {}
+    psnrs: dict[str, float] = {}
     try:
         with Client(url, timeout_s=90) as client:
             for answer in track(chosen, "quality", console=console):
                 body = dict(bodies[answer.request_id]) | {"knowledge": answer.topics or "none"}
-                image = client.image(**body, consistency=True, details=True)
+                image = client.image(**body | {"consistency": True, "measure": True, "details": True})
+                if image.report.psnr_db is not None:
+                    psnrs[answer.request_id] = image.report.psnr_db
                 if image.consistency is not None:
                     received[answer.request_id] = image.consistency.mean
                 if image.reference is not None:
@@ -88,13 +91,15 @@ def measured_quality(
     uses = {
         each.request_id: (
             each.channel_uses,
-            equal_psnr(each.report, files[each.image].ladders["webp"]).channel_uses,
+            equal_psnr(
+                {**each.report, "psnr_db": psnrs[each.request_id]}, files[each.image].ladders["webp"]
+            ).channel_uses,
         )
         for each in chosen
-        if each.report["psnr_db"] is not None
+        if each.request_id in psnrs
     }
     usual = [each.usual_consistency for each in files.values() if each.usual_consistency is not None]
-    return Quality(sent, sizes, uses, received, float(np.mean(usual)) if usual else None)
+    return Quality(sent, sizes, uses, received, float(np.mean(usual)) if usual else None, psnrs)
 
 
 def _scores(images: Mapping[str, bytes], references: Mapping[str, Pixels], profile: str) -> dict[str, float]:

@@ -371,7 +371,7 @@ def _page(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Lines:
         "Demand policies": _policies(figures["backhaul"], figures["demand"]),
         "Time per stage": _stages(figures["deliveries"]),
         "Traffic, as the link reports count it": _traffic(figures["deliveries"]),
-        "Savings against `conventional`": _savings_table(figures),
+        "Savings against `conventional`": _savings_table(settings, figures),
         "Knowledge updates": _updates(figures["knowledge"]),
         "Traffic, as the services counted it": _services(figures["services"]),
     }
@@ -553,7 +553,7 @@ def _traffic(deliveries: Mapping[str, Any]) -> Lines:
     return table(["delivery", "what", "in all", "per request"], rows, words=(0, 1))
 
 
-def _savings_table(figures: Mapping[str, Any]) -> Lines:
+def _savings_table(settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Lines:
     savings = figures["savings"]
     rows = []
     for label, name in (("backhaul, bytes", "backhaul_bytes"), ("channel uses with pilots", "channel_uses")):
@@ -564,8 +564,11 @@ def _savings_table(figures: Mapping[str, Any]) -> Lines:
     rows.append(
         ["PSNR of all that decoded, dB", *("-" if psnr is None else f"{psnr:.1f}" for psnr in psnrs), ""]
     )
+    lines = [f"{savings['questions']} requests were answered both ways. Means over prompts; quality differs."]
+    if settings.get("measure") == "no":
+        lines.append("The PSNR of the deliveries was not measured: the load test ran with `--measure no`.")
     return [
-        f"{savings['questions']} requests were answered both ways. Means over prompts; quality differs.",
+        *lines,
         "",
         *table(["", "semantic", "conventional", "saved"], rows),
     ]

@@ -42,6 +42,7 @@ class Scenario:
             meet any of them with each arrival.
         trace: name of a shipped trace; each moving user starts somewhere in it and it repeats.
         cbrs: channel bandwidth ratios of semantic deliveries.
+        measure: whether the quality of the images is measured.
 
     Raises:
         ValueError: a share or a rate is out of range.
@@ -61,6 +62,7 @@ class Scenario:
     moving_share: float = 0.5
     trace: str = "drive"
     cbrs: tuple[float, ...] = (1 / 96, 1 / 192, 1 / 384)
+    measure: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.conventional_share <= 0.5:
@@ -168,6 +170,8 @@ class UserProfile:
                 "delivery": "semantic",
                 "link": {"snr_db": self.snr_db(at_s), "cbr": rng.choice(scenario.cbrs)},
             }
+            if not scenario.measure:
+                body["measure"] = False
             last = Arrival(at_s, f"{self._index}-{count}", body)
             count += 1
             yield last

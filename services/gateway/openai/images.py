@@ -49,7 +49,7 @@ async def to_image(
         body: the request.
         consistency: its scores, if requested.
     """
-    report = to_report(received.report, request_id.get())
+    report = to_report(received.report, request_id.get(), measured=body.measure)
     file = None
     if report.decoded:
         metadata = image_file.provenance(body, report, received.png) if body.metadata else None

@@ -15,7 +15,7 @@ import * as picture from "./picture.js";
 import * as stage from "./stage.js";
 
 const RATES = [1 / 768, 1 / 384, 1 / 192, 1 / 96, "auto"];
-const ASKED_HERE = ["delivery", "details", "stream", "partial_images", "n", "output_format", "response_format"];
+const ASKED_HERE = ["delivery", "measure", "details", "stream", "partial_images", "n", "output_format", "response_format"];
 const SEARCH_COSTS = "Finding it takes four or five conventional deliveries; each counts as several requests of your key.";
 const ALIGNED_ONLY = ["adapter_scale", "knowledge"];
 const form = find("#ask-form");

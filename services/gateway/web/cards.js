@@ -17,6 +17,12 @@ const seconds = (report) => report.stages.reduce((sum, stage) => sum + stage.sec
 const hop = (report, name) => report.hops.find((each) => each.hop === name)?.sent_bytes ?? 0;
 const uses = (report) => report.channel_uses + report.pilot_uses;
 
+/** The PSNR of a report, or of a copy of its image, in words; or why there is none. */
+export function psnrSaid({ decoded, psnr_db: own }, psnr_db = own) {
+  if (psnr_db !== null) return `PSNR ${number(psnr_db, 1)} dB`;
+  return decoded ? "PSNR not measured" : "not decoded";
+}
+
 /** Shows a card for each of these deliveries, in this order, and removes all others. */
 export function lay(deliveries) {
   for (const [delivery, { element }] of cards)
@@ -135,7 +141,7 @@ function enlarge(delivery) {
 function facts({ consistency, link_report: report }, psnr_db, also) {
   const knowledge = report.knowledge.map((each) => `${each.topic} v${each.version}`).join(", ");
   return [
-    psnr_db === null ? "not decoded" : `PSNR ${number(psnr_db, 1)} dB`,
+    psnrSaid(report, psnr_db),
     consistency ? `consistency with the cloud ${number(consistency.mean, 2)}` : "",
     report.instantaneous_snr_db === null ? "" : `SNR with fading ${number(report.instantaneous_snr_db, 1)} dB`,
     report.expected_psnr_db === null ? "" : `expected ${number(report.expected_psnr_db, 1)} dB`,
@@ -176,15 +182,17 @@ function total() {
   find("#costs").replaceChildren(
     ...rows.map(([delivery, { image: { consistency, link_report: report }, psnr_db }]) =>
       row(TITLES[delivery], number(uses(report)), number(consistency?.mean, 2),
-        psnr_db === null ? "not decoded" : `${number(psnr_db, 1)} dB`, number(delivery === "equal" ? report.coding.payload_bytes : hop(report, "cloud-edge")), number(seconds(report), 2))));
+        psnrSaid(report, psnr_db).replace("PSNR ", ""), number(delivery === "equal" ? report.coding.payload_bytes : hop(report, "cloud-edge")), number(seconds(report), 2))));
   const [ours, theirs] = ["semantic", "conventional"].map((delivery) => cards.get(delivery));
   if (!ours?.image || !theirs?.image) {
     find("#saving").textContent = cards.size === Object.keys(TITLES).length ? INTRODUCTION : "";
     return;
   }
   const times = number(uses(theirs.image.link_report) / uses(ours.image.link_report), 1);
-  const said = theirs.psnr_db === null
+  const said = !theirs.image.link_report.decoded
     ? "its decoding failed"
+    : theirs.psnr_db === null || ours.psnr_db === null
+    ? "their PSNR was not measured"
     : `its PSNR is ${number(theirs.psnr_db, 1)} dB instead of ${number(ours.psnr_db, 1)} dB`;
   find("#saving").textContent =
     `The whole ${theirs.image.link_report.image_format} file takes ${times} times the channel uses of the latent; ${said}. ` +

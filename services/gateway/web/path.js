@@ -1,5 +1,6 @@
 // The way from the cloud to the device: what each hop carried, and how long each service took.
 
+import { psnrSaid } from "./cards.js";
 import { constellation } from "./charts.js";
 import { exact, find, make, number, png } from "./dom.js";
 
@@ -45,7 +46,7 @@ function facts(image, { own, known, images, title }) {
   const uses = report.channel_uses + report.pilot_uses;
   const air = report.latency ? `${milliseconds(report.latency.air_s)} on the air` : "";
   const cloud = png(images.conventional?.details?.reference_b64_json);
-  const decoded = report.psnr_db === null ? "not decoded" : `PSNR ${number(report.psnr_db, 1)} dB`;
+  const quality = psnrSaid(report);
   return {
     cloud: () => {
       screen("cloud", own || !(file || updates.length) ? null : cloud, `the cloud's image: ${title}`);
@@ -70,7 +71,7 @@ function facts(image, { own, known, images, title }) {
     "channel-user": () => say("channel-user", strong(number(uses)), "faded, with noise"),
     user: () => {
       screen("user", png(image.b64_json), `received: ${title}`);
-      say("user", strong(decoded), `decoded in ${took(report, "user")}`);
+      say("user", strong(quality), `decoded in ${took(report, "user")}`);
     },
   };
 }

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import pytest
 
-from dekag.api.schemas import ImagesRequest
+from dekag.api.schemas import ImagesRequest, PictureRequest
 from dekag.errors import ExhaustedError
 from services.gateway.api_keys import ApiKeys, Key
-from services.gateway.request_cost import images_cost
+from services.gateway.request_cost import PICTURE_BYTES, images_cost, picture_cost
 
 
 @pytest.mark.parametrize(
@@ -23,10 +24,28 @@ from services.gateway.request_cost import images_cost
         ({"size": "128x128"}, 1),
         ({"steps": 100}, 5),
         ({"consistency": True}, 5),
+        ({"measure": False}, 1),
+        ({"measure": False, "n": 8}, 6),
+        ({"measure": False, "n": 4, "steps": 100}, 19),
+        ({"measure": False, "n": 2, "delivery": "conventional", "link": {"snr_db": 20}}, 8),
     ],
 )
 def test_costs(fields: dict[str, Any], cost: int) -> None:
     assert images_cost(ImagesRequest(prompt="a dog", **fields), 256) == cost
+
+
+@pytest.mark.parametrize(
+    ("fields", "cost"),
+    [
+        ({}, 4),
+        ({"measure": False}, 3),
+        ({"measure": False, "delivery": "pixels"}, 4),
+        ({"measure": False, "delivery": "conventional"}, 16),
+    ],
+)
+def test_costs_of_a_picture(fields: dict[str, Any], cost: int) -> None:
+    picture = base64.b64encode(bytes(4 * PICTURE_BYTES)).decode()
+    assert picture_cost(PictureRequest.model_validate({"picture": picture, **fields})) == cost
 
 
 async def test_costly_requests_use_up_the_limit_of_a_key() -> None:

@@ -21,6 +21,7 @@ SCORED = Quality(
     {"load-1-semantic": (100, 300), "load-3-semantic": (100, 500)},
     {"load-1-semantic": 0.8},
     0.97,
+    {"load-1-semantic": 21.0, "load-3-semantic": 19.0},
 )
 
 

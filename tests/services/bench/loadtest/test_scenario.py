@@ -41,6 +41,12 @@ def test_everything_follows_from_the_seed() -> None:
     assert PromptCatalogue(scenario).prompts != PromptCatalogue(Scenario(seed=4)).prompts
 
 
+def test_a_load_of_serving_alone_leaves_out_the_measurement_and_changes_nothing_else() -> None:
+    measured, alone = (arrivals(Scenario(seed=3, measure=measure), 1, 50) for measure in (True, False))
+    assert [each.body for each in alone] == [each.body | {"measure": False} for each in measured]
+    assert not any("measure" in each.body for each in measured)
+
+
 def test_popular_prompts_are_asked_for_as_zipf_says() -> None:
     catalogue, rng, draws = PromptCatalogue(Scenario(prompts=50)), random.Random(0), 20_000
     drawn = Counter(catalogue.draw(rng) for _ in range(draws))
