@@ -367,9 +367,9 @@ class ImagesRequest(_NullIsAbsent):
     measure: bool = Field(
         default=True,
         description="Whether to measure the quality of each image against the sent one. Otherwise the sent "
-        "image is neither transferred nor decoded for this purpose, which saves computing time, and psnr_db "
-        "is null and scores are empty. The received image is the same. The drift watch still measures its "
-        "sample (DEKAG_WATCH_SHARE), without reporting it here.",
+        "image is neither transferred nor decoded for this purpose, which saves computing time of semantic "
+        "deliveries; psnr_db is null and scores are empty. The received image is the same. The drift watch "
+        "measures its sample (DEKAG_WATCH_SHARE) all the same, for itself.",
         examples=[True],
     )
     details: Annotated[bool, AfterValidator(_check_details)] = Field(
