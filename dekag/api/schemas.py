@@ -372,7 +372,7 @@ class ImagesRequest(_NullIsAbsent):
         "measures its sample (DEKAG_WATCH_SHARE) all the same, for itself.",
         examples=[True],
     )
-    details: Annotated[bool, AfterValidator(_check_details)] = Field(
+    details: bool = Field(
         default=False,
         description="Whether to return the image before transmission and the constellation of each image as "
         "well; requires measure.",
@@ -400,6 +400,8 @@ class ImagesRequest(_NullIsAbsent):
     )
     style: str | None = Field(default=None, max_length=50, description="Ignored.", examples=["vivid"])
     user: str | None = Field(default=None, max_length=200, description="Ignored.", examples=["user-1"])
+
+    _details_need_measure = field_validator("details")(_check_details)
 
     @property
     def sampling(self) -> Sampling:
@@ -1026,12 +1028,14 @@ class PictureRequest(_NullIsAbsent):
         "picture is the same.",
         examples=[True],
     )
-    details: Annotated[bool, AfterValidator(_check_details)] = Field(
+    details: bool = Field(
         default=False,
         description="Whether to return the picture before transmission and the constellation as well; "
         "requires measure.",
         examples=[True],
     )
+
+    _details_need_measure = field_validator("details")(_check_details)
 
 
 class PublishRequest(BaseModel):

@@ -621,6 +621,41 @@ def test_settings_that_the_form_lacks_are_kept(
     assert number(uses) != made.report.channel_uses
 
 
+def test_a_report_without_psnr_says_so_and_a_file_made_without_is_measured(
+    page: Page, stack: Stack, tmp_path: Path
+) -> None:
+    with Client(stack.url) as client:
+        made = client.image("a blue cat", seed=9, measure=False)
+    assert made.report.psnr_db is None
+    (tmp_path / "cat.png").write_bytes(made.png or b"")
+    page.locator("#picture").set_input_files(tmp_path / "cat.png")
+    page.get_by_role("button", name="Make it again").click()
+    expect(page.locator("#origin-said")).to_have_text("The same image as in the file, pixel for pixel.")
+    assert psnr_db(page, "semantic") > 0
+    said = page.evaluate(
+        """async (report) => {
+            const { psnrSaid } = await import("/web/cards.js");
+            return [{}, { decoded: false }, { psnr_db: 20 }].map((more) => psnrSaid({ ...report, ...more }));
+        }""",
+        made.report.model_dump(),
+    )
+    assert said == ["PSNR not measured", "not decoded", "PSNR 20.0 dB"]
+
+    def unmeasured(route: Route) -> None:
+        body = route.request.post_data_json
+        route.continue_(post_data={**body, "measure": False, "details": False})
+
+    unfold(page, "More settings")
+    page.locator("#again").uncheck()
+    for name in ("semantic-unaligned", "conventional"):
+        page.locator(f"input[name=delivery][value={name}]").uncheck()
+    page.route("**/v1/images/generations", unmeasured)
+    send(page)
+    assert "PSNR not measured" in facts(page, "semantic")
+    expect(page.locator("#costs")).to_contain_text("not measured")
+    expect(page.locator("#path [data-node='user']")).to_contain_text("PSNR not measured")
+
+
 def test_line_breaks_of_a_prompt_are_kept_until_it_is_changed(
     page: Page, stack: Stack, tmp_path: Path
 ) -> None:
