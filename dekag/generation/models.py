@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,10 @@ from dekag.generation.autoencoder import decode, encode
 from dekag.generation.placement import ON_CPU, Placement
 from dekag.generation.profile import GeneratorProfile, HasGenerators, Role
 from dekag.generation.prompts import PromptReader
+from dekag.generation.traced_denoiser import TracedDenoiser, python_counts
 from dekag.numerics import check_finite
 
+_Key = TypeVar("_Key", int, tuple[Any, ...])
 OnStep = Callable[[int, torch.Tensor], None]
 """Called after each denoising step with its number, from 1, and the latents that the denoiser predicts."""
 
@@ -97,20 +100,19 @@ class LatentEncoder:
         return latents
 
 
-def by_windows(counts: Sequence[int], draw: Callable[[Sequence[int], int], torch.Tensor]) -> torch.Tensor:
-    """Calls `draw` for groups of prompts with the same number of windows; returns rows in the given order.
-
-    With padding instead, long prompts in a batch would change the bits of short ones.
+def by_group(keys: Sequence[_Key], draw: Callable[[Sequence[int], _Key], torch.Tensor]) -> torch.Tensor:
+    """Calls `draw` for each group of requests with the same key; returns rows in the given order.
 
     Args:
-        counts: number of windows of each prompt.
-        draw: called with the positions of the prompts in a group, and with their number of windows.
+        keys: one for each request, which can be sorted. One of them is the prompt's number of windows: with
+            padding instead, long prompts in a batch would change the bits of short ones.
+        draw: called with the positions of the requests in a group, and with their key.
     """
     rows: dict[int, torch.Tensor] = {}
-    for count in sorted(set(counts)):
-        which = [i for i, each in enumerate(counts) if each == count]
-        rows |= zip(which, draw(which, count).split(1), strict=True)
-    return torch.cat([rows[i] for i in range(len(counts))])
+    for key in sorted(set(keys)):
+        which = [i for i, each in enumerate(keys) if each == key]
+        rows |= zip(which, draw(which, key).split(1), strict=True)
+    return torch.cat([rows[i] for i in range(len(keys))])
 
 
 class Generator:
@@ -140,6 +142,7 @@ class Generator:
         self.guidance_scale = guidance_scale
         self._formats = formats
         self._denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+        self._traced: TracedDenoiser | None = None
         self._own_size = int(self._denoiser.config.sample_size * decoder.factor)
         self.size = self._own_size if size is None else size
         self.reader = PromptReader(pipeline, load_text_encoder)
@@ -210,6 +213,15 @@ class Generator:
     def device(self) -> torch.device:
         """The device of the denoiser."""
         return placement.device_and_dtype(self._denoiser)[0]
+
+    def trace(self) -> None:
+        """Draw from now on by a trace of the denoiser, if that is faster; the bits stay the same.
+
+        It takes as long as ten images of the embedded models, so it pays in a service. The denoiser must stay
+        as it is: layers that are added later are not in the trace.
+        """
+        if python_counts(self._denoiser):
+            self._traced = TracedDenoiser(self._denoiser)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of an image with that size in pixels."""
@@ -300,7 +312,7 @@ class Generator:
             said = self.reader.states([read[i] for i in which], negative_prompt)
             return self._draw(None, some, **common, **said)
 
-        return by_windows([len(windows) for windows in read], draw)
+        return by_group([len(windows) for windows in read], draw)
 
     def _draw(
         self,
@@ -320,19 +332,20 @@ class Generator:
         if prompts is None and self.reader.masked:
             states = {"negative_prompt": None, **states}
         watched = should_continue is not None or on_step is not None
-        latents: torch.Tensor = self.pipeline(
-            prompt=None if prompts is None else list(prompts),
-            num_inference_steps=self.steps if steps is None else steps,
-            guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
-            latents=self.for_denoiser(self._noise(seeds, width, height)),
-            width=width,
-            height=height,
-            output_type="latent",
-            return_dict=False,
-            **self._extra,
-            **(self._step_callback(should_continue, on_step) if watched else {}),
-            **states,
-        )[0]
+        with self._traced.in_use() if self._traced is not None else nullcontext():
+            latents: torch.Tensor = self.pipeline(
+                prompt=None if prompts is None else list(prompts),
+                num_inference_steps=self.steps if steps is None else steps,
+                guidance_scale=self.guidance_scale if guidance_scale is None else guidance_scale,
+                latents=self.for_denoiser(self._noise(seeds, width, height)),
+                width=width,
+                height=height,
+                output_type="latent",
+                return_dict=False,
+                **self._extra,
+                **(self._step_callback(should_continue, on_step) if watched else {}),
+                **states,
+            )[0]
         latents = latents.to("cpu", torch.float32)
         check_finite(latents, "generate", seeds=seeds, model_hash=self.model_hash)
         return latents

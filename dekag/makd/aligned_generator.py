@@ -12,9 +12,10 @@ import torch
 
 from dekag.errors import InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.images import Pixels
-from dekag.generation.models import Generator, OnStep, by_windows
+from dekag.generation.models import Generator, OnStep, by_group
 from dekag.generation.prompts import PromptReader, Window
 from dekag.generation.request import DEFAULT_SAMPLING, GenerationRequest, Sampling
+from dekag.generation.traced_denoiser import python_counts
 from dekag.makd.batched_lora import BatchedLora
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import KnowledgeUpdate
@@ -34,7 +35,9 @@ class AlignedGenerator:
         self.latent_shape = generator.latent_shape
         self._capacity = capacity
         self._updates: OrderedDict[str, KnowledgeUpdate] = OrderedDict()
-        self._adapters = BatchedLora(generator.pipeline.unet)
+        # with a small denoiser, a batch for each update is faster than one batch with other layers
+        self._merge = python_counts(generator.pipeline.unet)
+        self._adapters = BatchedLora(generator.pipeline.unet, merge=self._merge)
 
     def has(self, content_hash: str) -> bool:
         """Whether the update with that hash is loaded."""
@@ -140,15 +143,19 @@ class AlignedGenerator:
         spoken = [_PromptMetawords(row, self._width) for row in active]
         windows = [self.windows(prompt, row) for prompt, row in zip(prompts, active, strict=True)]
 
-        def draw(which: Sequence[int], _: int) -> torch.Tensor:
-            adapters = [[u.content_hash for u in active[i] if u.lora] for i in which]
-            with self._adapters.active(adapters, sampling.adapter_scale):
+        adapters = [tuple(u.content_hash for u in row if u.lora) for row in active]
+
+        def draw(which: Sequence[int], _: tuple[Any, ...]) -> torch.Tensor:
+            with self._adapters.active([adapters[i] for i in which], sampling.adapter_scale):
                 states = self._states(
                     [windows[i] for i in which], [spoken[i].vectors for i in which], sampling.negative_prompt
                 )
                 return self.generator.batch(None, [seeds[i] for i in which], **common, **states)
 
-        return by_windows([len(each) for each in windows], draw)
+        together = [
+            (len(each), *(own if self._merge else ())) for each, own in zip(windows, adapters, strict=True)
+        ]
+        return by_group(together, draw)
 
     def windows(self, prompt: str, updates: Sequence[KnowledgeUpdate]) -> tuple[Window, ...]:
         """The windows of `prompt` with these updates, which need not be loaded; thread-safe."""

@@ -1,13 +1,16 @@
-"""Batched LoRA: applies different low-rank adapters to each row of a batch.
+"""Low-rank adapters (LoRA) of a denoiser, different ones for each row of a batch.
 
-PEFT runs the adapters of a layer one after another, each on its rows. Here, the factors of all adapters of a
-batch are stacked into one pair of matrices, and a mask selects the ranks of each row: two products per layer
-for any number of topics in the batch.
+Where all rows of a batch have the same adapters, they can be merged: added to the weights for as long as the
+batch takes. That costs a product of the factors, and nothing for each step of the sampler.
+
+Otherwise, PEFT runs the adapters of a layer one after another, each on its rows. Here, the factors of all
+adapters of a batch are stacked into one pair of matrices, and a mask selects the ranks of each row: two
+products per layer for any number of topics in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,10 +27,12 @@ class BatchedLora:
     """Adapters for the linear layers and convolutions of a denoiser, which is unchanged outside `active`.
 
     Args:
-        denoiser: its layers have forward hooks while adapters are active.
+        denoiser: its layers have other weights, or forward hooks, while adapters are active.
+        merge: whether adapters are merged into the weights if all rows have the same.
     """
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, denoiser: nn.Module, *, merge: bool = False) -> None:
+        self._merge = merge
         self._layers = {
             name: module
             for name, module in denoiser.named_modules()
@@ -72,17 +77,38 @@ class BatchedLora:
         """
         names = sorted({name for row in rows for name in row})
         chosen = [(self._loaded[name], [name in row for row in rows]) for name in names]
-        hooks = []
-        for layer in {layer: None for factors, _ in chosen for layer in factors}:
-            here = [(factors[layer], selected) for factors, selected in chosen if layer in factors]
-            selected = torch.tensor([selected for _, selected in here])
-            stacked = _Stacked([pair for pair, _ in here], selected, scale)
-            hooks.append(self._layers[layer].register_forward_hook(stacked))
+        restores = []
         try:
+            for name in {name: None for factors, _ in chosen for name in factors}:
+                layer = self._layers[name]
+                pairs = [factors[name] for factors, _ in chosen if name in factors]
+                selected = torch.tensor([which for factors, which in chosen if name in factors])
+                if self._merge and selected.all():
+                    restores.append(_merged(layer, pairs, scale))
+                else:
+                    stacked = _Stacked(pairs, selected, scale)
+                    restores.append(layer.register_forward_hook(stacked).remove)
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            for restore in restores:
+                restore()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _merged(
+    layer: nn.Module, factors: Sequence[tuple[torch.Tensor, torch.Tensor]], scale: float
+) -> Callable[[], None]:
+    """Adds adapters to the weights of a layer; returns what takes them away, to the bit."""
+    weight: Any = layer.weight
+    before: torch.Tensor = weight.data
+    a, b = torch.cat([each for each, _ in factors]), torch.cat([each for _, each in factors], dim=1)
+    weight.data = before + scale * (b.flatten(1) @ a.flatten(1)).view_as(before)
+
+    def restore() -> None:
+        weight.data = before
+
+    return restore
 
 
 class _Stacked:

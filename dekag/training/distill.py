@@ -25,7 +25,7 @@ from torch import nn
 from dekag.errors import MismatchError
 from dekag.generation import autoencoder
 from dekag.generation.images import Pixels, from_bytes, png_note, to_png
-from dekag.generation.models import Generator, by_windows
+from dekag.generation.models import Generator, by_group
 from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
@@ -573,7 +573,7 @@ def distill(
                 negative_prompt_embeds=unsaid.expand_as(states),
             )
 
-        shown = by_windows([len(each) for each in prompts], draw)
+        shown = by_group([len(each) for each in prompts], draw)
         unfinished = folder / f"unfinished-{PREVIEW}"
         save_sheet([list(images[first:last]), list(edge.decoder.decode(shown))], unfinished)
         unfinished.replace(folder / PREVIEW)

@@ -140,6 +140,7 @@ class CloudServicer(CloudBase):
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         placed = self._settings.placement(keep_text_encoder=self._settings.keep_text_encoder)
         self._generator = Generator.from_profile(profile, "cloud", placed)
+        self._generator.trace()
         self._codec, self._codec_hash = profile.codec, folder_hash(profile.codec)
         self._scoring_queue.load(profile.scorer)
         self._drift.edge_hash = self._demand.edge_hash = pipeline_hash(profile.edge)

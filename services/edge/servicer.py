@@ -228,6 +228,7 @@ class EdgeServicer(DownlinkServicer):
 
         self._profile = profile = load_profile(self._settings.profile, check_models=True)
         generator = Generator.from_profile(profile, "edge", self._settings.placement())
+        generator.trace()
         self._generator = AlignedGenerator(generator, capacity=self._settings.knowledge_capacity)
         self._codecs.load(profile)
         self._prompts.load(profile, self._codecs)

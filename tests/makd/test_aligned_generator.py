@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import torch
 from dekag.errors import DeadlineError, InvalidInputError, MismatchError, NotFoundError
 from dekag.generation.models import Generator
 from dekag.generation.request import GenerationRequest
+from dekag.generation.traced_denoiser import TracedDenoiser
 from dekag.makd.aligned_generator import AlignedGenerator
+from dekag.makd.batched_lora import BatchedLora
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
 from dekag.profile import load_profile
@@ -114,6 +117,39 @@ def test_rows_of_a_batch_meet_their_own_updates(
     torch.testing.assert_close(aligned.batch(plain), expected, rtol=0, atol=1e-4)
     with pytest.raises(InvalidInputError, match="guidance"):
         aligned.batch([*plain, drawings[0]])
+
+
+def test_merged_updates_act_as_stacked_ones(edge: Generator, neon: Distilled, snail: KnowledgeUpdate) -> None:
+    """Also with fewer layers than another update, with a scale, and in a traced denoiser."""
+    unet = copy.deepcopy(edge.pipeline.unet)
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    half = dict(list(snail.lora.items())[: len(snail.lora) // 4 * 2])
+    given = (torch.randn(3, 4, 16, 16), torch.tensor(3), torch.randn(3, 77, unet.config.cross_attention_dim))
+    said = {}
+    for merge in (True, False):
+        adapters = BatchedLora(unet, merge=merge)
+        adapters.add("neon", neon.update.lora)
+        adapters.add("snail", half)
+        traced = TracedDenoiser(unet)
+        with torch.inference_mode(), adapters.active([["neon", "snail"]] * 3, scale=0.7):
+            said[merge] = unet(*given).sample
+            if merge:
+                with traced.in_use():
+                    assert torch.equal(unet(*given).sample, said[merge])
+        assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
+    torch.testing.assert_close(said[True], said[False], rtol=0, atol=1e-5)
+    with torch.inference_mode():
+        assert (said[True] - unet(*given).sample).abs().max() > 1e-3
+
+
+def test_weights_are_as_before_when_drawing_fails(edge: Generator, neon: Distilled) -> None:
+    unet = copy.deepcopy(edge.pipeline.unet)
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    adapters = BatchedLora(unet, merge=True)
+    adapters.add("neon", neon.update.lora)
+    with pytest.raises(DeadlineError), adapters.active([["neon"]]):
+        raise DeadlineError("the image is no longer needed")
+    assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
 
 
 def test_an_update_acts_as_diffusers_and_peft_have_it(

@@ -1,0 +1,117 @@
+"""A U-Net without the cost of Python: TorchScript's trace of its operations.
+
+A small denoiser on a CPU spends two fifths of its time in Python, between operations that take microseconds.
+The trace runs the same operations, in the same order and with the same bits, from C++. `torch.export` and
+`torch.compile` are its successors: the first runs its graph in Python, the second needs a compiler on the
+user's machine (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel, UNet2DConditionOutput
+
+from dekag.generation.placement import device_and_dtype
+
+MAX_PARAMETERS = 50_000_000
+"""A larger denoiser spends its time within its operations."""
+
+
+def python_counts(denoiser: Any) -> bool:
+    """Whether Python is a large part of a denoiser's time: a small U-Net in float32 on the CPU."""
+    if not isinstance(denoiser, UNet2DConditionModel) or hasattr(denoiser, "_hf_hook"):
+        return False
+    numbers = sum(each.numel() for each in denoiser.parameters())
+    return numbers <= MAX_PARAMETERS and device_and_dtype(denoiser) == (torch.device("cpu"), torch.float32)
+
+
+class TracedDenoiser:
+    """The trace of a denoiser for which `python_counts`, for every batch size, image size and prompt length.
+
+    It uses the denoiser's own weights: a change of their `data` is a change of both. The denoiser itself
+    computes where it would take other branches: with sides that it cannot halve as often as it wants, with
+    other arguments, and with gradients.
+
+    Example:
+        >>> traced = TracedDenoiser(pipeline.unet)  # doctest: +SKIP
+        >>> with traced.in_use():
+        ...     pipeline(prompt="a red fox", num_inference_steps=6)
+
+    Raises:
+        ValueError: the trace does not compute what the denoiser computes.
+    """
+
+    def __init__(self, denoiser: UNet2DConditionModel) -> None:
+        self._denoiser, self._plain = denoiser, denoiser.forward
+        self._unit = 2 ** int(denoiser.num_upsamplers)
+        self._states_width = int(denoiser.config.cross_attention_dim)
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated, and warns of branches in Python
+            self._trace = torch.jit.trace(_Positional(denoiser), self._example(2, 4, 4), check_trace=False)
+        other = self._example(1, 2, 3)
+        with torch.inference_mode():
+            expected = self._plain(*other, return_dict=False)[0]
+            if not torch.equal(self._forward(*other, return_dict=False)[0], expected):
+                raise ValueError("the trace of the denoiser computes something else")
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside the context, a call of the denoiser runs the trace."""
+        self._denoiser.forward = self._forward
+        try:
+            yield
+        finally:
+            del self._denoiser.forward
+
+    def _forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        *,
+        return_dict: bool = True,
+        **others: Any,
+    ) -> Any:
+        if not self._fits(sample, timestep, others):
+            return self._plain(sample, timestep, encoder_hidden_states, return_dict=return_dict, **others)
+        # without TorchScript's own optimisation, which takes a second for each new shape and gains nothing
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            found: torch.Tensor = self._trace(sample, timestep, encoder_hidden_states)
+        return UNet2DConditionOutput(sample=found) if return_dict else (found,)
+
+    def _fits(self, sample: torch.Tensor, timestep: Any, others: dict[str, Any]) -> bool:
+        """Whether the trace took the same branches for such arguments."""
+        return (
+            not torch.is_grad_enabled()
+            and sample.dtype == torch.float32
+            and all(side % self._unit == 0 for side in sample.shape[2:])
+            and isinstance(timestep, torch.Tensor)
+            and (timestep.ndim, timestep.dtype) == (0, torch.int64)
+            and not any(each is not None for each in others.values())
+        )
+
+    def _example(self, rows: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Arguments for that many rows, with sides in the least unit that the denoiser can halve."""
+        noise = torch.Generator().manual_seed(0)
+        channels = int(self._denoiser.config.in_channels)
+        latents = torch.randn(rows, channels, self._unit * height, self._unit * width, generator=noise)
+        states = torch.randn(rows, 7 * rows, self._states_width, generator=noise)
+        return latents, torch.tensor(500), states
+
+
+class _Positional(torch.nn.Module):
+    """The denoiser with a tensor for each argument, and one as its result."""
+
+    def __init__(self, denoiser: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """Noise, data or velocity, as the denoiser predicts."""
+        found: torch.Tensor = self.denoiser(sample, timestep, states, return_dict=False)[0]
+        return found

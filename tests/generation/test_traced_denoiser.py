@@ -1,0 +1,159 @@
+"""A traced denoiser draws with the bits of the plain one, whatever is asked, and with changed weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dekag.generation.models import Generator
+from dekag.generation.traced_denoiser import MAX_PARAMETERS, TracedDenoiser, python_counts
+from dekag.profile import load_profile
+from dekag.training.tiny_models import save_dummy_models
+
+PROMPT = "a red boat on the beach"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_dummy_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def plain(models: Path) -> Generator:
+    return Generator.from_profile(load_profile(models), "edge")
+
+
+@pytest.fixture(scope="module")
+def traced(models: Path) -> Generator:
+    generator = Generator.from_profile(load_profile(models), "edge")
+    generator.trace()
+    return generator
+
+
+@contextmanager
+def counted(denoiser: Any) -> Iterator[list[str]]:
+    """Notes each time that Python computes the denoiser's first convolution; the trace does not."""
+    calls: list[str] = []
+    hook = denoiser.conv_in.register_forward_hook(lambda *_: calls.append("python"))
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "size"),
+    [
+        ([PROMPT], (128, 128)),
+        ([PROMPT], (64, 96)),
+        ([PROMPT, "a cat", "two dogs at night"], (128, 128)),
+        ([PROMPT * 30], (128, 128)),
+        ([PROMPT * 30, "a cat"], (192, 64)),
+    ],
+)
+def test_the_trace_gives_the_same_bits(
+    plain: Generator, traced: Generator, prompts: list[str], size: tuple[int, int]
+) -> None:
+    seeds = list(range(len(prompts)))
+    asked: dict[str, Any] = {"width": size[0], "height": size[1]}
+    with counted(traced.pipeline.unet) as calls:
+        ours = traced.batch(prompts, seeds, **asked)
+    assert torch.equal(ours, plain.batch(prompts, seeds, **asked))
+    assert calls == []
+
+
+@pytest.mark.parametrize("asked", [{"guidance_scale": 1.0}, {"guidance_scale": 4.0}, {"steps": 3}])
+def test_guidance_steps_and_negative_prompts_give_the_same_bits(
+    plain: Generator, traced: Generator, asked: dict[str, Any]
+) -> None:
+    asked = {**asked, "negative_prompt": "rain"}
+    assert torch.equal(traced.batch([PROMPT], [1], **asked), plain.batch([PROMPT], [1], **asked))
+
+
+def test_sides_that_the_denoiser_cannot_halve_are_drawn_without_the_trace(
+    plain: Generator, traced: Generator
+) -> None:
+    with counted(traced.pipeline.unet) as calls:
+        ours = traced.latents(PROMPT, 1, width=136, height=128)
+    assert torch.equal(ours, plain.latents(PROMPT, 1, width=136, height=128))
+    assert calls
+
+
+def test_the_denoiser_is_plain_outside(traced: Generator) -> None:
+    unet = traced.pipeline.unet
+    assert "forward" not in vars(unet)
+    x, states = torch.randn(1, 4, 16, 16), torch.randn(1, 7, unet.config.cross_attention_dim)
+    with counted(unet) as calls:
+        unet(x, torch.tensor(3), encoder_hidden_states=states)
+    assert calls
+    copied = copy.deepcopy(unet)
+    copied.conv_in.weight.data.zero_()
+    assert unet.conv_in.weight.any()
+
+
+def test_changed_weights_change_both(plain: Generator) -> None:
+    unet = copy.deepcopy(plain.pipeline.unet)
+    traced = TracedDenoiser(unet)
+    given = (torch.randn(1, 4, 16, 16), torch.tensor(3), torch.randn(1, 7, unet.config.cross_attention_dim))
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.inference_mode():
+            with traced.in_use():
+                ours = unet(*given).sample
+            return ours, unet(*given).sample
+
+    before = both()
+    weight = unet.conv_out.weight
+    weight.data = weight.data * 2
+    after = both()
+    for ours, plainly in (before, after):
+        assert torch.equal(ours, plainly)
+    assert not torch.equal(before[0], after[0])
+
+
+def test_gradients_and_unknown_arguments_are_the_plain_denoisers(plain: Generator) -> None:
+    unet = copy.deepcopy(plain.pipeline.unet)
+    traced = TracedDenoiser(unet)
+    states = torch.randn(1, 7, unet.config.cross_attention_dim)
+    x = torch.randn(1, 4, 16, 16, requires_grad=True)
+    with traced.in_use(), counted(unet) as calls:
+        unet(x, torch.tensor(3), encoder_hidden_states=states).sample.sum().backward()
+        assert x.grad is not None
+        with torch.no_grad():
+            unet(x, torch.tensor(3), states, cross_attention_kwargs={"scale": 1.0})
+            unet(x, 3, encoder_hidden_states=states)
+            unet(x, torch.tensor([3]), encoder_hidden_states=states)
+        assert len(calls) == 4
+        with torch.no_grad():
+            unet(x, torch.tensor(3), encoder_hidden_states=states)
+        assert len(calls) == 4
+
+
+def test_a_trace_that_computes_something_else_is_refused(plain: Generator) -> None:
+    unet = copy.deepcopy(plain.pipeline.unet)
+    unet.conv_in.register_forward_hook(lambda _, given, said: said + len(given[0]))  # traced as a constant
+    with pytest.raises(ValueError, match="something else"):
+        TracedDenoiser(unet)
+
+
+def test_only_small_denoisers_on_the_cpu_in_float32_are_traced(
+    models: Path, plain: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud = Generator.from_profile(load_profile(models), "cloud")
+    before = cloud.latents(PROMPT, 1)
+    cloud.trace()  # a transformer
+    assert torch.equal(cloud.latents(PROMPT, 1), before)
+    unet = copy.deepcopy(plain.pipeline.unet)
+    assert python_counts(unet)
+    assert not python_counts(cloud.pipeline.transformer)
+    assert not python_counts(copy.deepcopy(unet).to(torch.bfloat16))
+    assert not python_counts(copy.deepcopy(unet).to("meta"))
+    monkeypatch.setattr("dekag.generation.traced_denoiser.MAX_PARAMETERS", 10)
+    assert MAX_PARAMETERS > 10
+    assert not python_counts(unet)
