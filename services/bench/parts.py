@@ -29,6 +29,7 @@ from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.prompts import PromptReader
 from dekag.generation.request import GenerationRequest
+from dekag.generation.traced_denoiser import TracedDenoiser, python_counts
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.metaword import encode_prompts
 from dekag.makd.update import PREFIX, KnowledgeUpdate
@@ -116,6 +117,7 @@ def _network_parts(edge: Generator) -> Iterator[Part]:
     channels, height, width = edge.latent_shape(edge.size, edge.size)
     states = torch.randn(1, pipeline.tokenizer.model_max_length, unet.config.cross_attention_dim)
     timestep = torch.tensor(500)
+    traced = TracedDenoiser(unet) if python_counts(unet) else None
 
     def inference(work: Callable[[], object]) -> Callable[[], object]:
         return torch.inference_mode()(work)
@@ -128,14 +130,10 @@ def _network_parts(edge: Generator) -> Iterator[Part]:
     )
     for rows in ROWS:
         x, read = torch.randn(rows, channels, height, width), states.expand(rows, -1, -1).contiguous()
-        yield Part(
-            "denoiser", "as it is", rows,
-            inference(lambda x=x, read=read: unet(x, timestep, encoder_hidden_states=read)),  # type: ignore[misc]
-        )  # fmt: skip
-    x, read = torch.randn(2, channels, height, width), states.expand(2, -1, -1).clone()
-    with torch.no_grad():
-        traced = torch.jit.freeze(torch.jit.trace(_Denoiser(unet), (x, timestep, read)).eval())
-    yield Part("denoiser", "traced and frozen", 2, torch.no_grad()(lambda: traced(x, timestep, read)))
+        call = inference(lambda x=x, read=read: unet(x, timestep, encoder_hidden_states=read))  # type: ignore[misc]
+        yield Part("denoiser", "as it is", rows, call)
+        if traced is not None:
+            yield Part("denoiser", "traced", rows, traced.in_use()(call))
     latents = torch.randn(4, channels, height, width)
     for variant, (vae, cast) in _decoders(edge).items():
         for images in (1, 4):
@@ -143,19 +141,6 @@ def _network_parts(edge: Generator) -> Iterator[Part]:
                 "decoder", variant, images,
                 inference(lambda vae=vae, cast=cast, n=images: _decoded(vae, cast, latents[:n])),  # type: ignore[misc]
             )  # fmt: skip
-
-
-class _Denoiser(torch.nn.Module):
-    """The denoiser with what it reads as plain arguments, as tracing wants it."""
-
-    def __init__(self, unet: Any) -> None:
-        super().__init__()
-        self.unet = unet.eval()
-
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """What the denoiser makes of latents (n, c, h, w)."""
-        noise: torch.Tensor = self.unet(x, timestep, encoder_hidden_states=states, return_dict=False)[0]
-        return noise
 
 
 def _decoders(edge: Generator) -> dict[str, tuple[Any, bool]]:
@@ -191,7 +176,8 @@ def _decoder_errors(edge: Generator) -> list[Row]:
 
 
 def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
-    """ImageSet drawn whole: of the base model, of one topic, and each of a topic of its own."""
+    """Images drawn as the services draw them: by the base model, of one topic, and of four topics."""
+    edge.trace()
     aligned = AlignedGenerator(edge)
     for images in IMAGES_AT_ONCE:
         drawings = [GenerationRequest(PROMPT, seed, edge.size, edge.size) for seed in range(images)]

@@ -373,7 +373,7 @@ LOAD = Report(
 
 ALONE = {  # what is shown of the parts of one image, in the order of the chain
     ("text", "prompt and empty prompt"): "text encoder",
-    ("denoiser", "as it is"): "denoiser, one call",
+    ("denoiser", "traced"): "denoiser, one call",
     ("drawing", "no update"): "drawing an image, whole",
     ("drawing", "one topic"): "drawing an image with a topic's update",
     ("codec", "encode"): "codec: encoding",
@@ -401,7 +401,7 @@ def _of(times: Sequence[Row], part: str, variant: str, images: int | None = None
 def performance_values(results: Path) -> Mapping[str, str]:
     """What the tables do not say."""
     bench, times = read_bench("parts", results), _times(results)
-    (traced,), (plain,) = (_of(times, "denoiser", each, 2) for each in ("traced and frozen", "as it is"))
+    (traced,), (plain,) = (_of(times, "denoiser", each, 1) for each in ("traced", "as it is"))
     return {
         "traced_ms": f"{traced['ms']:.1f} ms",
         "plain_ms": f"{plain['ms']:.1f} ms",
@@ -419,12 +419,13 @@ def alone_table(results: Path) -> Lines:
 
 
 def rows_table(results: Path) -> Lines:
-    """The denoiser by rows that share a call."""
+    """The denoiser by rows that share a call, as diffusers runs it and traced."""
+    plain, traced = (_of(_times(results), "denoiser", each) for each in ("as it is", "traced"))
     lines = [
-        [str(row["pictures"]), f"{row['ms']:.1f}", f"{row['ms_each']:.1f}"]
-        for row in _of(_times(results), "denoiser", "as it is")
+        [str(ours["pictures"]), *(f"{ms:.1f}" for ms in (ours["ms"], theirs["ms"], theirs["ms_each"]))]
+        for ours, theirs in zip(plain, traced, strict=True)
     ]
-    return table(["rows", "ms", "ms a row"], lines, words=())
+    return table(["rows", "ms", "ms, traced", "ms a row, traced"], lines, words=())
 
 
 def drawings_table(results: Path) -> Lines:
@@ -462,8 +463,7 @@ def parts_plot(results: Path) -> Any:
         name: row["ms"]
         for what, name in ALONE.items()
         for row in _of(times, *what, images=1)
-        if what
-        not in {("drawing", "one topic"), ("denoiser", "as it is"), ("text", "prompt and empty prompt")}
+        if what not in {("drawing", "one topic"), ("denoiser", "traced"), ("text", "prompt and empty prompt")}
     }
     figure, axes = plots.panels(height_in=3.0)
     plots.dots(axes[0, 0], list(found), list(found.values()), text="{:.1f} ms")
