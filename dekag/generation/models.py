@@ -44,7 +44,7 @@ class LatentDecoder:
         Raises:
             NotFoundError: it is not on this machine.
         """
-        vae = loading.load_component(model, "vae").to(placed.device)
+        vae = loading.load_component(placed.formatted(model), "vae").to(placed.device)
         return cls(vae, loading.autoencoder_hash(model))
 
     @property
@@ -185,6 +185,7 @@ class Generator:
 
     @classmethod
     def _of(cls, model: GeneratorProfile, size: int | None, placed: Placement) -> Self:
+        model = placed.formatted(model)
         pipeline = loading.load_pipeline(model, placed)
         return cls(
             pipeline,

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 import torch
 
 from dekag.errors import InvalidInputError
+from dekag.generation.profile import GeneratorProfile
 
 _log = structlog.get_logger()
 CPU = torch.device("cpu")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+VaeDtype = Literal["", "float32", "bfloat16"]
 DEVICES = "auto, cpu, cuda, cuda:N or mps"
 
 
@@ -33,19 +35,30 @@ class Placement:
             saves the device's memory and costs time.
         keep_text_encoder: whether the text encoder stays in memory. If not, it is loaded for prompts whose
             states are not known yet, and dropped afterwards.
+        vae_dtype: number format of the autoencoder; empty: the model's own.
     """
 
     device: torch.device = CPU
     text_device: torch.device = CPU
     offload: bool = False
     keep_text_encoder: bool = True
+    vae_dtype: VaeDtype = ""
+
+    def formatted(self, model: GeneratorProfile) -> GeneratorProfile:
+        """The model with the number format that its autoencoder has here."""
+        return model.model_copy(update={"vae_dtype": self.vae_dtype}) if self.vae_dtype else model
 
 
 ON_CPU = Placement()
 
 
 def place(
-    device: str = "cpu", *, text_device: str = "", offload: bool = False, keep_text_encoder: bool = True
+    device: str = "cpu",
+    *,
+    text_device: str = "",
+    offload: bool = False,
+    keep_text_encoder: bool = True,
+    vae_dtype: VaeDtype = "",
 ) -> Placement:
     """The placement with these names of devices, each of which must be there.
 
@@ -58,7 +71,7 @@ def place(
         device: "cpu", "cuda", "cuda:N", "mps", or "auto": CUDA, else MPS, else the CPU; the choice is logged.
         text_device: the same for the text encoder; empty: as `device`.
         offload: as in `Placement`; requires a CUDA device.
-        keep_text_encoder: as in `Placement`.
+        keep_text_encoder, vae_dtype: as in `Placement`.
 
     Raises:
         InvalidInputError: a device does not exist on this machine, or offload has none to move parts to.
@@ -67,7 +80,7 @@ def place(
     if offload and main.type != "cuda":
         raise InvalidInputError("offload", "used with a CUDA device", str(main))
     text = _device("text_device", text_device) if text_device else main
-    return Placement(main, text, offload, keep_text_encoder)
+    return Placement(main, text, offload, keep_text_encoder, vae_dtype)
 
 
 def _device(field: str, name: str) -> torch.device:

@@ -202,6 +202,12 @@ class ServiceSettings(CommonSettings):
         description="Keep the cloud's text encoder in memory. If false, it is loaded for new prompts and "
         "dropped afterwards; the states of 256 prompts are kept.",
     )
+    vae_dtype: Literal["", "float32", "bfloat16"] = Field(
+        "",
+        description="Number format of the autoencoder: float32, or bfloat16, which takes half the time on a "
+        "processor with AVX-512 BF16 or AMX and changes few pixels by more than a level. Empty: as the "
+        "profile says.",
+    )
     max_queue: int = Field(
         64,
         ge=1,
@@ -225,6 +231,7 @@ class ServiceSettings(CommonSettings):
                 text_device=self.text_device,
                 offload=self.offload,
                 keep_text_encoder=keep_text_encoder,
+                vae_dtype=self.vae_dtype,
             )
         except InvalidInputError as error:
             raise SettingError(f"{PREFIX}{str(error).replace(error.field, error.field.upper(), 1)}") from None

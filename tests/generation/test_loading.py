@@ -186,6 +186,25 @@ def test_training_steps_meet_no_tensor_of_the_cpu(
     assert [each.type for each in calls] == ["meta"]
 
 
+def test_the_autoencoder_can_have_another_format_than_its_profile_says(profile: Profile) -> None:
+    placed = place(vae_dtype="bfloat16")
+    plain, coarse = Generator.from_profile(profile, "edge"), Generator.from_profile(profile, "edge", placed)
+    latents = plain.latents("a boat", 1)
+    assert torch.equal(coarse.latents("a boat", 1), latents), "drawing is as before"
+    assert coarse.model_hash == plain.model_hash
+    assert coarse.identity != plain.identity, "the keys of caches differ"
+    for decoder in (coarse.decoder, LatentDecoder.load(profile.edge, placed)):
+        assert {each.dtype for each in decoder.vae.parameters()} == {torch.bfloat16}
+        difference = decoder.decode(latents).astype(int) - plain.decoder.decode(latents)
+        assert 0 < np.abs(difference).mean() < 0.5
+    back = Generator.from_profile(
+        profile.model_copy(update={"edge": placed.formatted(profile.edge)}),
+        "edge",
+        place(vae_dtype="float32"),
+    )
+    assert back.identity == plain.identity
+
+
 def test_adapters_follow_their_layer_to_its_device(elsewhere: Generator) -> None:
     unet = elsewhere.pipeline.unet
     layers = {name: each for name, each in unet.named_modules() if name.endswith(("to_q", "conv1"))}

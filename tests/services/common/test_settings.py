@@ -418,3 +418,10 @@ def test_a_device_that_is_not_there_is_named_by_its_variable(given: dict[str, An
     with pytest.raises(SettingError) as caught:
         UserSettings(**given).placement()
     assert said in str(caught.value)
+
+
+def test_the_format_of_the_autoencoder_is_a_setting_of_the_machine() -> None:
+    assert UserSettings.read({"DEKAG_VAE_DTYPE": "bfloat16"}).placement().vae_dtype == "bfloat16"
+    assert UserSettings.read({"DEKAG_VAE_DTYPE": " "}).placement().vae_dtype == ""
+    with pytest.raises(SettingError, match=r"DEKAG_VAE_DTYPE: Input should be .*'bfloat16'"):
+        UserSettings.read({"DEKAG_VAE_DTYPE": "float16"})
