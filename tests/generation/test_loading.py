@@ -196,7 +196,7 @@ def test_the_autoencoder_can_have_another_format_than_its_profile_says(profile: 
     for decoder in (coarse.decoder, LatentDecoder.load(profile.edge, placed)):
         assert {each.dtype for each in decoder.vae.parameters()} == {torch.bfloat16}
         difference = decoder.decode(latents).astype(int) - plain.decoder.decode(latents)
-        assert 0 < np.abs(difference).mean() < 0.5
+        assert 0 < np.abs(difference).mean() < 2  # levels; an untrained autoencoder magnifies rounding
     back = Generator.from_profile(
         profile.model_copy(update={"edge": placed.formatted(profile.edge)}),
         "edge",
