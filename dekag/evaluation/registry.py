@@ -224,6 +224,10 @@ FIGURES: dict[str, Figure] = {
             "bench_channel_ratio", "Channel service: symbols per second, relative to bare Sionna", "ratio",
             0.85, summary=True,
         ),
+        Figure(
+            "bench_topics_ratio", "Drawing of eight images of four topics, relative to none, same guidance",
+            "ratio", 1.2, _MOST,
+        ),
         Figure("ready_seconds", "Time from start until all services are ready, files cached", "s", 15, _MOST),
         Figure("rss_gib", "Resident memory of all services (PSS)", "GiB", 3, _MOST),
         Figure(

@@ -12,9 +12,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -23,12 +22,13 @@ from rich.progress import track
 
 from dekag.cala.aligned_codec import AlignedCodec
 from dekag.evaluation.pages import Row
-from dekag.evaluation.registry import RESULTS
+from dekag.evaluation.registry import RESULTS, record
+from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from dekag.generation.autoencoder import decode
 from dekag.generation.images import to_png
 from dekag.generation.models import Generator
 from dekag.generation.prompts import PromptReader
-from dekag.generation.request import GenerationRequest
+from dekag.generation.request import GenerationRequest, Sampling
 from dekag.generation.traced_denoiser import TracedDenoiser, python_counts
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.metaword import encode_prompts
@@ -46,12 +46,13 @@ from services.proto.downlink_pb2_grpc import DownlinkStub
 
 ROWS = (1, 2, 4, 8, 12, 16)  # of the denoiser; with guidance an image is two
 IMAGES_AT_ONCE = (1, 2, 4, 6, 8)  # drawn at once
+COMMAND = "dekag bench parts"
+GUIDED, FOUR_TOPICS = "no update, with guidance", "four topics"
 TOPICS = ("neon", "jewels", "rocket", "vaporwave")
 PROMPT = "a large red car in the middle of the beach, pastel style"
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """Something that is timed.
 
     Attributes:
@@ -76,7 +77,9 @@ def run_parts_bench(*, repeats: int = 9, profile: str = "stickers", results: Pat
         results: the rows are written into its folder load/.
 
     Returns:
-        Rows of kind "time": median `ms` of each part, and per image.
+        Rows of kind "time": median `ms` of each part, and per image. In headline.json, `bench_topics_ratio`
+        is the time of a batch of eight images of four topics, relative to eight images without an update at
+        the same guidance.
     """
     console = Console()
     torch.set_num_threads(1)
@@ -94,6 +97,21 @@ def run_parts_bench(*, repeats: int = 9, profile: str = "stickers", results: Pat
         _timed(part.part, part.variant, part.images, statistics.median(seconds[index]))
         for index, part in enumerate(parts)
     ]
+    topics, plain = (
+        [each for index, part in enumerate(parts) if part[:3] == (*name, 8) for each in seconds[index]]
+        for name in (("drawing", FOUR_TOPICS), ("drawing", GUIDED))
+    )
+    if topics:
+        value, ci95 = mean_ci95([ours / theirs for ours, theirs in zip(topics, plain, strict=True)], POSITIVE)
+        record(
+            "bench_topics_ratio",
+            value,
+            "ratio",
+            ci95=ci95,
+            count=len(topics),
+            command=COMMAND,
+            results=results,
+        )
     rows.append(_timed("hop of gRPC", "512 symbols in three messages", 1, _hop_s(repeats, console)))
     rows += _decoder_errors(edge)
     config = {"profile": profile, "repeats": repeats, "threads": 1}
@@ -187,9 +205,15 @@ def _drawing_parts(edge: Generator, models: Profile) -> Iterator[Part]:
         return
     for update in updates:
         aligned.add(update)
+    guided = Sampling(guidance_scale=updates[0].guidance_scale)
+    for images in IMAGES_AT_ONCE:
+        drawings = [
+            GenerationRequest(PROMPT, seed, edge.size, edge.size, sampling=guided) for seed in range(images)
+        ]
+        yield Part("drawing", GUIDED, images, lambda d=drawings: aligned.batch(d))  # type: ignore[misc]
     theirs = _PeftGenerator(Generator.from_profile(models, "edge"), updates)
     for images in IMAGES_AT_ONCE:
-        for variant, of in (("one topic", updates[:1]), ("four topics", updates))[: len(updates)]:
+        for variant, of in (("one topic", updates[:1]), (FOUR_TOPICS, updates))[: len(updates)]:
             chosen = [of[index % len(of)] for index in range(images)]
             drawings = [
                 GenerationRequest(PROMPT, i, edge.size, edge.size, (each.content_hash,))

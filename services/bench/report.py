@@ -14,7 +14,7 @@ from dekag.evaluation.pages import Lines, Report, Row, figures_table, table
 from dekag.evaluation.registry import OF_THE_PAGE, read_figures
 from dekag.evaluation.statistics import POSITIVE, mean_ci95
 from services.bench import channel, overload, scale, start, throughput, traffic, upgrade
-from services.bench.parts import IMAGES_AT_ONCE
+from services.bench.parts import FOUR_TOPICS, GUIDED, IMAGES_AT_ONCE
 from services.bench.results_io import read_bench
 
 KEYS = (
@@ -23,6 +23,7 @@ KEYS = (
     "bench_fastapi_ratio",
     "bench_cached_ratio",
     "bench_channel_ratio",
+    "bench_topics_ratio",
     "ready_seconds",
     "rss_gib",
     "overload_p50_ratio",
@@ -433,17 +434,18 @@ def drawings_table(results: Path) -> Lines:
     times = _times(results)
     names = (
         "no update",
+        GUIDED,
         "one topic",
         "one topic, PEFT's layers",
-        "four topics",
-        "four topics, PEFT's layers",
+        FOUR_TOPICS,
+        f"{FOUR_TOPICS}, PEFT's layers",
     )
     lines = []
     for images in IMAGES_AT_ONCE:
         found = [_of(times, "drawing", name, images) for name in names]
         lines.append([str(images), *(f"{each[0]['ms_each']:.0f}" if each else "" for each in found)])
-    header = ["images at once", "no update", "one topic", "the same, PEFT", "four topics", "the same, PEFT"]
-    return table(header, lines, words=())
+    header = ["images at once", "no update", "with guidance", "one topic", "the same, PEFT", "four topics"]
+    return table([*header, "the same, PEFT"], lines, words=())
 
 
 def decoders_table(results: Path) -> Lines:
