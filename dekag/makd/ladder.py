@@ -1,15 +1,20 @@
 """Smaller forms of a trained update, and which of them does the job.
 
-What a training makes is the full form. A smaller one has no LoRA at all, or only the strongest components of
-each layer (a truncated singular value decomposition of B @ A, made after training), or fewer bits.
+What a training makes is the full form. A smaller one has no LoRA at all, or only the components of B @ A that
+change most (singular value decompositions, made after training), or fewer bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 import torch
+from torch import nn
+
+from dekag.generation.models import Generator
 
 
 @dataclass(frozen=True)
@@ -17,19 +22,19 @@ class Form:
     """A form of an update.
 
     Attributes:
-        rank: components of each layer that are kept at most; 0: no LoRA.
+        rank: size of what is kept of the LoRA, as the rank that all layers would have; 0: no LoRA.
         bits: as in `DistillConfig`.
     """
 
-    rank: int
+    rank: float
     bits: int
 
     def __str__(self) -> str:
-        return f"rank {self.rank}, {self.bits} bits" if self.rank else "metaword alone"
+        return f"rank {self.rank:g}, {self.bits} bits" if self.rank else "metaword alone"
 
 
 METAWORD_ALONE = Form(0, 16)
-SMALLER = (Form(1, 2), Form(1, 3), Form(2, 2), Form(2, 3), Form(3, 3))
+SMALLER = (Form(0.5, 3), Form(1, 2), Form(1, 3), Form(2, 2), Form(2, 3), Form(3, 3))
 """Forms that are tried, where the full one has as high a rank and as many bits, or more."""
 
 
@@ -38,8 +43,8 @@ def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
 
     Example:
         >>> from dekag.makd.ladder import smaller_forms
-        >>> [str(form) for form in smaller_forms(2, 4, metaword=True)]
-        ['metaword alone', 'rank 1, 2 bits', 'rank 1, 3 bits', 'rank 2, 2 bits', 'rank 2, 3 bits']
+        >>> [str(form) for form in smaller_forms(1, 4, metaword=True)]
+        ['metaword alone', 'rank 0.5, 3 bits', 'rank 1, 2 bits', 'rank 1, 3 bits']
 
     Args:
         rank: of the trained LoRA.
@@ -52,35 +57,91 @@ def smaller_forms(rank: int, bits: int, *, metaword: bool) -> tuple[Form, ...]:
     return tuple(dict.fromkeys([METAWORD_ALONE, *found] if metaword else found))
 
 
-def truncated(lora: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-    """The factors of at most that rank whose products are closest to those of `lora`; none at a rank of 0.
+def layer_gains(edge: Generator, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, float]:
+    """How much of a layer's output changes if a number of its weights does, by layer, while images are drawn.
+
+    It is the mean square of the inputs over the sum of mean squares of the outputs: `gain * (B @ A) ** 2`,
+    summed over all weights, is the change that an update makes, relative to the output, if inputs are
+    uncorrelated.
+
+    Args:
+        edge: draws the images; must not be traced.
+        prompts, seeds: of the images; two are enough.
+    """
+    found: dict[str, list[float]] = {}
+
+    def observe(name: str) -> Any:
+        def hook(_: nn.Module, given: tuple[torch.Tensor, ...], said: torch.Tensor) -> None:
+            outputs = said.shape[1] if said.ndim == 4 else said.shape[-1]
+            change = given[0].float().square().mean() / (outputs * said.float().square().mean() + 1e-12)
+            found.setdefault(name, []).append(float(change))
+
+        return hook
+
+    layers = edge.pipeline.unet.named_modules()
+    hooks = [
+        layer.register_forward_hook(observe(name))
+        for name, layer in layers
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    try:
+        edge.batch(list(prompts), list(seeds))
+    finally:
+        for each in hooks:
+            each.remove()
+    return {name: fmean(changes) for name, changes in found.items()}
+
+
+def strongest(
+    lora: Mapping[str, torch.Tensor], rank: float, gains: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """The components of a LoRA that change the outputs of their layers most, for each number that they take.
+
+    Layers keep different numbers of components, and some none: many are hardly changed by an update.
 
     Example:
         >>> import torch
-        >>> from dekag.makd.ladder import truncated
+        >>> from dekag.makd.ladder import strongest
         >>> lora = {"a.lora_A.weight": torch.randn(5, 8), "a.lora_B.weight": torch.randn(6, 5)}
-        >>> truncated(lora, 1)["a.lora_B.weight"].shape
+        >>> strongest(lora, 1, {"a": 1.0})["a.lora_B.weight"].shape
         torch.Size([6, 1])
 
     Args:
         lora: "<layer>.lora_A.weight" (rank, in) or (rank, in, k, k), "<layer>.lora_B.weight" (out, rank) or
             (out, rank, 1, 1).
-        rank: components to keep.
+        rank: what is kept takes no more numbers than so many components of every layer would.
+        gains: of each layer, from `layer_gains`.
     """
-    found: dict[str, torch.Tensor] = {}
-    for name, a in lora.items():
-        if not rank or not name.endswith(".lora_A.weight"):
+    factors, components = {}, []
+    left = 0.0
+    for key, a in lora.items():
+        if not key.endswith(".lora_A.weight"):
             continue
-        other = name.replace(".lora_A.", ".lora_B.")
-        b = lora[other]
+        layer = key.removesuffix(".lora_A.weight")
+        b = lora[f"{layer}.lora_B.weight"]
         # of the small factors: the product may have millions of numbers, but has no higher rank
-        left, left_inner = torch.linalg.qr(b.double().flatten(1))
-        right, right_inner = torch.linalg.qr(a.double().flatten(1).T)
+        left_side, left_inner = torch.linalg.qr(b.double().flatten(1))
+        right_side, right_inner = torch.linalg.qr(a.double().flatten(1).T)
         inner_left, strengths, inner_right = torch.linalg.svd(left_inner @ right_inner.T)
-        kept = min(rank, len(strengths))
-        roots = strengths[:kept].sqrt()
-        found[name] = (roots[:, None] * (inner_right[:kept] @ right.T)).reshape(kept, *a.shape[1:]).float()
-        found[other] = (left @ inner_left[:, :kept] * roots).reshape(b.shape[0], kept, *b.shape[2:]).float()
+        roots = strengths.sqrt()
+        down = (roots[:, None] * (inner_right[: len(roots)] @ right_side.T)).reshape(-1, *a.shape[1:])
+        up = (left_side @ inner_left[:, : len(roots)] * roots).reshape(b.shape[0], -1, *b.shape[2:])
+        factors[layer] = (down.float(), up.float())
+        numbers = a[0].numel() + b.shape[0]
+        left += rank * numbers
+        components += [
+            (float(strength**2) * gains[layer] / numbers, layer, numbers) for strength in strengths
+        ]
+    kept: dict[str, int] = dict.fromkeys(factors, 0)
+    for _, layer, numbers in sorted(components, key=lambda each: -each[0]):  # a layer's are in their order
+        if numbers <= left:
+            kept[layer] += 1
+            left -= numbers
+    found: dict[str, torch.Tensor] = {}
+    for layer, (down, up) in factors.items():
+        if kept[layer]:
+            found[f"{layer}.lora_A.weight"] = down[: kept[layer]]
+            found[f"{layer}.lora_B.weight"] = up[:, : kept[layer]].contiguous()
     return found
 
 

@@ -30,7 +30,15 @@ from dekag.generation.placement import device_and_dtype
 from dekag.generation.prompts import PromptReader, Window
 from dekag.makd.aligned_generator import AlignedGenerator
 from dekag.makd.config import DistillConfig
-from dekag.makd.ladder import METAWORD_ALONE, Form, Rung, smaller_forms, smallest_enough, truncated
+from dekag.makd.ladder import (
+    METAWORD_ALONE,
+    Form,
+    Rung,
+    layer_gains,
+    smaller_forms,
+    smallest_enough,
+    strongest,
+)
 from dekag.makd.metaword import encode_prompts, token_rows, trigger_words
 from dekag.makd.quantization import CODED_SHARE
 from dekag.makd.topics import TopicPrompts
@@ -597,8 +605,10 @@ def distill(
     full = Form(config.rank, config.bits) if trained.lora else METAWORD_ALONE
     made = {full: update}
     if scorer is not None and trained.lora and config.method == "makd":
+        gains = layer_gains(edge, kept[:2], seeds[len(learnt) :][:2])
         for form in smaller_forms(config.rank, config.bits, metaword=bool(len(trained.metaword))):
-            made[form] = new_update(drawn.model_hash, edge, topic, config, trained, form)
+            lora = strongest(trained.lora, form.rank, gains)
+            made[form] = new_update(drawn.model_hash, edge, topic, config, trained, lora=lora, bits=form.bits)
     scored = list(zip(kept, seeds[len(learnt) :], strict=True))[:SCORED]
     drawn_with: dict[str, tuple[KnowledgeUpdate, ...]] = {"before": ()}
     if current is not None and current.base_hash == edge.model_hash:
@@ -686,9 +696,11 @@ def new_update(
     topic: TopicPrompts,
     config: DistillConfig,
     trained: Trained,
-    form: Form | None = None,
+    *,
+    lora: Mapping[str, torch.Tensor] | None = None,
+    bits: int | None = None,
 ) -> KnowledgeUpdate:
-    """The update made of `trained`, with its history; in a smaller form if one is given."""
+    """The update made of `trained`, with its history; in a smaller form with another LoRA or fewer bits."""
     info = {
         "topic": topic.name,
         "triggers": list(topic.triggers),
@@ -713,7 +725,11 @@ def new_update(
         if len(vectors)
         else {}
     )
-    lora, bits = trained.lora, config.bits
-    if form is not None:
-        lora, bits = truncated(lora, form.rank), form.bits
-    return KnowledgeUpdate.new(info, vectors[: config.tokens], lora, words=words, bits=bits, history=history)
+    return KnowledgeUpdate.new(
+        info,
+        vectors[: config.tokens],
+        trained.lora if lora is None else lora,
+        words=words,
+        bits=config.bits if bits is None else bits,
+        history=history,
+    )

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dekag.generation.models import Generator
 from dekag.makd.aligned_generator import AlignedGenerator
-from dekag.makd.ladder import Form, Rung, smaller_forms, smallest_enough, truncated
+from dekag.makd.ladder import Form, Rung, layer_gains, smaller_forms, smallest_enough, strongest
 from dekag.metrics.features import ImageScorer
 from dekag.training.distill import distill
 from tests.makd.conftest import TINY, prompts_of
@@ -24,28 +25,93 @@ def test_forms_are_smaller_than_the_full_one() -> None:
     assert Form(0, 16) not in smaller_forms(5, 4, metaword=False), "nothing would be left"
     assert all(form.rank <= 1 for form in smaller_forms(1, 4, metaword=True))
     assert smaller_forms(1, 2, metaword=True) == (Form(0, 16),)
+    assert Form(0.5, 3) in smaller_forms(1, 4, metaword=True)
     assert {Form(1, 3), Form(2, 3)} <= set(smaller_forms(5, 3, metaword=True)), "of as many bits"
 
 
-@pytest.mark.parametrize("kernel", [(), (3, 3)])
-def test_a_truncated_product_is_the_closest_of_its_rank(kernel: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
+def _product(lora: dict[str, torch.Tensor], layer: str) -> torch.Tensor:
+    return lora[f"{layer}.lora_B.weight"].flatten(1) @ lora[f"{layer}.lora_A.weight"].flatten(1)
+
+
+def _numbers(lora: dict[str, torch.Tensor]) -> int:
+    return sum(each.numel() for each in lora.values())
+
+
+def _lora(
+    layer: str, into: int, out: int, rank: int, kernel: tuple[int, ...] = ()
+) -> dict[str, torch.Tensor]:
     ones = (1,) * len(kernel)
-    lora = {"a.lora_A.weight": torch.randn(5, 8, *kernel), "a.lora_B.weight": torch.randn(6, 5, *ones)}
+    return {
+        f"{layer}.lora_A.weight": torch.randn(rank, into, *kernel),
+        f"{layer}.lora_B.weight": torch.randn(out, rank, *ones),
+    }
 
-    def product(factors: dict[str, torch.Tensor]) -> torch.Tensor:
-        return factors["a.lora_B.weight"].flatten(1) @ factors["a.lora_A.weight"].flatten(1)
 
-    whole = product(lora)
+@pytest.mark.parametrize("kernel", [(), (3, 3)])
+def test_what_is_kept_of_a_layer_is_the_closest_of_its_rank(kernel: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    lora = _lora("a", 8, 6, 5, kernel)
+    whole = _product(lora, "a")
     strengths = torch.linalg.svdvals(whole)
     for rank in (1, 2, 4):
-        small = truncated(lora, rank)
+        small = strongest(lora, rank, {"a": 1.0})
         assert small["a.lora_A.weight"].shape == (rank, 8, *kernel)
-        assert small["a.lora_B.weight"].shape == (6, rank, *ones)
-        error = (whole - product(small)).square().sum()
+        assert small["a.lora_B.weight"].shape == (6, rank, *(1 for _ in kernel))
+        error = (whole - _product(small, "a")).square().sum()
         torch.testing.assert_close(error, strengths[rank:].square().sum(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(product(truncated(lora, 9)), whole, rtol=1e-4, atol=1e-4)
-    assert truncated(lora, 0) == {}
+    torch.testing.assert_close(_product(strongest(lora, 9, {"a": 1.0}), "a"), whole, rtol=1e-4, atol=1e-4)
+    assert strongest(lora, 0, {"a": 1.0}) == {}
+
+
+@pytest.mark.parametrize("rank", [0.5, 1, 1.7, 3])
+def test_layers_share_the_numbers_by_what_they_change(rank: float) -> None:
+    torch.manual_seed(1)
+    lora = _lora("a", 8, 6, 5) | _lora("b", 4, 12, 5, (3, 3)) | _lora("c", 8, 6, 5)
+    gains = {"a": 1.0, "b": 1.0, "c": 1e-6}
+    small = strongest(lora, rank, gains)
+    assert _numbers(small) <= rank * _numbers(lora) / 5
+
+    def change(kept: dict[str, torch.Tensor]) -> float:
+        layers = [each for each in gains if f"{each}.lora_A.weight" in kept]
+        return sum(gains[each] * float(_product(kept, each).square().sum()) for each in layers)
+
+    if rank >= 1:
+        equally = {
+            name: each for layer in gains
+            for name, each in strongest(
+                {key: value for key, value in lora.items() if key.startswith(layer)}, int(rank), gains
+            ).items()
+        }  # fmt: skip
+        assert change(small) > change(equally)
+    kept = {layer: len(small.get(f"{layer}.lora_A.weight", ())) for layer in gains}
+    assert kept["a"] >= kept["c"]
+
+
+def test_the_gain_of_a_layer_is_the_change_of_its_output(edge: Generator) -> None:
+    """Weights changed at random, one layer at a time, while an image is drawn."""
+    unet = edge.pipeline.unet
+    gains = layer_gains(edge, ["a red boat"], [1])
+    layers = {name: each for name, each in unet.named_modules() if name in gains}
+    assert {name for name in layers if "attn2" in name or "conv" in name}
+    assert not any(each._forward_hooks for each in layers.values())
+    torch.manual_seed(0)
+    for name in ("conv_in", next(name for name in layers if name.endswith("attn2.to_k"))):
+        layer, seen = layers[name], []
+        hook = layer.register_forward_hook(lambda _, given, said, seen=seen: seen.append((given[0], said)))
+        edge.latents("a red boat", 1)
+        hook.remove()
+        change = torch.randn_like(layer.weight)
+        relative = []
+        for given, said in seen:
+            with torch.no_grad():
+                moved = (
+                    F.linear(given, change)
+                    if isinstance(layer, torch.nn.Linear)
+                    else F.conv2d(given, change, None, layer.stride, layer.padding)
+                )
+                relative.append(float(moved.square().mean() / said.square().mean()))
+        expected = gains[name] * float(change.square().sum())
+        assert expected == pytest.approx(sum(relative) / len(relative), rel=0.5)
 
 
 def test_the_smallest_that_keeps_enough_is_chosen() -> None:
